@@ -25,7 +25,7 @@ from bench.calls import Call
 from bench.report import Options, Rows
 from shared import rpc
 from shared.api import metrics
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, ModelConfig, ProcessPrompt, process_prompt
 from shared.api.method import Nothing
 from shared.context import new_request_id
@@ -58,12 +58,12 @@ class Echo(IdleService):
 
 class Stream(IdleService):
     @rpc.serves(process_prompt)
-    async def process(self, request: ProcessPrompt, stream: rpc.StreamCall[Chunk]) -> Generation:
+    async def process(self, request: ProcessPrompt, stream: rpc.StreamCall[Chunk]) -> GenerationEnd:
         count = request.model_config.max_tokens or 0
         chunk = Chunk("tok", (1,))
         for _ in range(count):
             await stream.send(chunk)
-        return Generation(FinishReason.LENGTH, Usage(0, count))
+        return GenerationEnd(FinishReason.LENGTH, Usage(0, count))
 
 
 async def _serve(url: str, metrics_key: str, worker_key: str, bootstrap: str, *rivals: str) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import embedding, inference
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.method import End, Item, Request
 from shared.protocol.directory import ResumeOrigin
 from shared.timing.backoff import Backoff
@@ -209,7 +209,7 @@ class FailoverState(Generic[Request, Item, End]):
         self._waiting_since, self._waits = None, 0
 
 
-class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Generation]):
+class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, GenerationEnd]):
     """Tracks a prompt. A single answer with token ids can resume; several answers, or one without ids, can't."""
 
     def __init__(self, prompt: inference.ProcessPrompt) -> None:
@@ -284,14 +284,14 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
     def waiting_notice(self, why: str) -> inference.Chunk:
         return inference.Chunk("", (), waiting=why)
 
-    def has_wrong_counts(self, end: Generation, requirements: WorkerRequirements) -> bool:
+    def has_wrong_counts(self, end: GenerationEnd, requirements: WorkerRequirements) -> bool:
         claimed, received = end.usage, self._tokens - self._tokens_before
         # The worker counts only its own tokens.
         return is_wrong(claimed.completion_tokens, received, self._answers) or any(
             is_impossible(requirements, tokens) for tokens in (claimed.prompt_tokens, self._prompt_tokens or 0)
         )
 
-    def with_total_usage(self, end: Generation) -> Generation:
+    def with_total_usage(self, end: GenerationEnd) -> GenerationEnd:
         if not self._resumed:
             return end
         prompt_tokens = end.usage.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens
@@ -300,9 +300,11 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
 
     def on_failure(
         self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0, others_lost: bool = False
-    ) -> RetryOnWorker | Ended[Generation] | GivenUp:
+    ) -> RetryOnWorker | Ended[GenerationEnd] | GivenUp:
         if self._finish is not None:
-            return Ended(Generation(self._finish, Usage(self._prompt_tokens or 0, self._tokens, reasoning_tokens=self._reasoning_tokens)))
+            return Ended(
+                GenerationEnd(self._finish, Usage(self._prompt_tokens or 0, self._tokens, reasoning_tokens=self._reasoning_tokens))
+            )
         return super().on_failure(node, error, lost_workers=lost_workers, others_lost=others_lost)
 
     def final_error(self, error: errors.AimeshError) -> errors.AimeshError:

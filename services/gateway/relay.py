@@ -31,7 +31,7 @@ from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors, spans
 from shared.api import embedding, inference
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.method import End, Item, Request, StreamMethod
 from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcClient, RpcReply
@@ -43,7 +43,7 @@ from shared.types import NodeId
 #: Fail over if a live worker sends nothing for this long in a started answer.
 STALL_SECONDS = 15.0
 
-AnswerItem = inference.PromptAccepted | inference.Chunk | Generation
+AnswerItem = inference.PromptAccepted | inference.Chunk | GenerationEnd
 Embedding = inference.PromptAccepted | embedding.Vectors | embedding.Embedded
 ModerationItem = inference.PromptAccepted | inference.ModerationNotice | inference.Moderated
 ConversionItem = inference.PromptAccepted | inference.ConvertedPart | inference.Converted
@@ -91,7 +91,7 @@ class Relay:
     def generate(
         self, prompt: inference.ProcessPrompt, requirements: WorkerRequirements, seconds: float, *, on_claim: OnClaim = _ignore
     ) -> AsyncGenerator[AnswerItem]:
-        """Yield PromptAccepted, chunks, and finally the Generation with the counts of the whole answer. Raises the last worker's error,
+        """Yield PromptAccepted, chunks, and finally the GenerationEnd with the counts of the whole answer. Raises the last worker's error,
         WorkerLost if a part was delivered, or Poison if two engines crashed. ``on_claim`` gets each worker that is asked. Close it with
         ``aclose``."""
         state = AnswerFailover(prompt)

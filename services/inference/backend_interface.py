@@ -9,7 +9,7 @@ from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
 from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, Conversion, ModelStatus, Moderate, Moderated
 from shared.types import LoadPurpose, ModelName
 
@@ -113,7 +113,7 @@ class Backend(ABC):
         """Return the status of every configured model, failed ones included. Never blocks."""
 
     @abstractmethod
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         """Run one of its models. Raises BadRequest, Overloaded (queue full), Unavailable (not loaded) or ModelCrashed.
         Cancelling the task stops the generation within one step; ``max_tokens`` bounds what it may buffer."""
 

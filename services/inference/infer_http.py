@@ -15,7 +15,7 @@ from services.inference.backend_interface import CollectedChunks, Sink, Uncounte
 from shared import context, errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, GivenInput, Vectors
-from shared.api.generation import ChatMessage, Generation, MaxTokens, ReasoningEffort, Sampling, Seed, Temperature, TopK, TopP, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, MaxTokens, ReasoningEffort, Sampling, Seed, Temperature, TopK, TopP, Usage
 from shared.api.inference import Chunk
 from shared.api.method import field_name
 from shared.node import http_server, lifecycle
@@ -29,7 +29,7 @@ MAX_BODY_BYTES = 1024 * 1024
 DEADLINE_SECONDS = 300.0
 
 Outcome = TypeVar("Outcome")
-GenerateCall = Callable[[ModelName, str | tuple[ChatMessage, ...], Sampling, Sink], Awaitable[Generation]]
+GenerateCall = Callable[[ModelName, str | tuple[ChatMessage, ...], Sampling, Sink], Awaitable[GenerationEnd]]
 EmbedCall = Callable[[embedding.Embed, VectorSink], Awaitable[Embedded]]
 
 
@@ -173,7 +173,7 @@ class InferHttp:
             await events.write(msgspec.json.encode(InferAnswer("", generation.finish_reason, _usage(generation.usage))))
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    def _run(self, body: WorkerInferBody, sink: Sink) -> Awaitable[Generation]:
+    def _run(self, body: WorkerInferBody, sink: Sink) -> Awaitable[GenerationEnd]:
         return self._generate(body.model, body.words(), body.sampling(), sink)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from services.inference import jobs
 from services.inference.backend_interface import Sink, UncountedSink
 from shared import errors
-from shared.api.generation import ChatMessage, Generation, Sampling
+from shared.api.generation import ChatMessage, GenerationEnd, Sampling
 from shared.api.inference import Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
 from shared.types import ModelName
 
@@ -30,7 +30,7 @@ CATEGORIES = {
 }
 _VERDICT = Sampling(temperature=0.0, max_tokens=VERDICT_TOKENS)
 
-Generate = Callable[[ModelName, tuple[ChatMessage, ...], Sampling, Sink, jobs.JobOrigin], Awaitable[Generation]]
+Generate = Callable[[ModelName, tuple[ChatMessage, ...], Sampling, Sink, jobs.JobOrigin], Awaitable[GenerationEnd]]
 
 
 class _VerdictSink(UncountedSink):

@@ -24,7 +24,7 @@ import msgspec
 from services.inference.backend_interface import Sink
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Receipt, SignedReceipt
 from shared.identity import node_keys, private_file
 from shared.stores import file_lock, replica_files
@@ -87,7 +87,7 @@ class RequestMeter:
             self._uncredited.append(tokens)
             self._count_credits()
 
-    def finished(self, generation: Generation) -> None:
+    def finished(self, generation: GenerationEnd) -> None:
         self._finish = generation.finish_reason.value
         self._prompt_tokens = generation.usage.prompt_tokens
         # Backends without token ids report a count.

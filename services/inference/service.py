@@ -23,7 +23,7 @@ from shared import errors, spans
 from shared.api import embedding, inference
 from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
-from shared.api.generation import ChatMessage, Generation, Sampling, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, Sampling, Usage
 from shared.api.inference import Chunk, Conversion, Converted, ConvertedPart, ModelStatus, Moderate, Moderated, ModerationNotice
 from shared.api.method import Nothing
 from shared.api.node import FIRST_MODEL
@@ -109,7 +109,7 @@ class InferenceService:
         return infer_http.InferHttp(self.generate, self.run_embedding, self._settings.service_token)
 
     @serves(inference.process_prompt)
-    async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> Generation:
+    async def process_prompt(self, request: inference.ProcessPrompt, stream: StreamCall[Chunk]) -> GenerationEnd:
         origin = jobs.JobOrigin(
             request=str(request.request_id),
             salt=request.salt,
@@ -216,7 +216,7 @@ class InferenceService:
         requested: Sampling,
         sink: Sink,
         origin: jobs.JobOrigin = jobs.NO_ORIGIN,
-    ) -> Generation:
+    ) -> GenerationEnd:
         """Run a prompt from the mesh or from HTTP. Raises UnknownModel and BadRequest, and what the backend raises."""
         status = self._status(model)
         # The backend, the metrics and the log don't know aliases.
@@ -296,7 +296,7 @@ def _attributes(job: jobs.GenerationJob, backend: str) -> dict[str, spans.Value]
     }
 
 
-def _outcome(generation: Generation) -> dict[str, spans.Value]:
+def _outcome(generation: GenerationEnd) -> dict[str, spans.Value]:
     return {
         "gen_ai.usage.input_tokens": generation.usage.prompt_tokens,
         "gen_ai.usage.output_tokens": generation.usage.completion_tokens,

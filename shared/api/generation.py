@@ -238,7 +238,7 @@ class Usage(Body, frozen=True, omit_defaults=False):
         return self.prompt_tokens + self.completion_tokens
 
 
-class Generation(Body, frozen=True, omit_defaults=False):
+class GenerationEnd(Body, frozen=True, omit_defaults=False):
     #: Of the first answer.
     finish_reason: FinishReason
     usage: Usage

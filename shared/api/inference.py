@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared.api.generation import MAX_PROMPT_BYTES, Generation, Messages, Sampling, ToolCall, ToolCallPart, Tools
+from shared.api.generation import MAX_PROMPT_BYTES, GenerationEnd, Messages, Sampling, ToolCall, ToolCallPart, Tools
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.config_documents import ModerationFormat
 from shared.errors import Problem
@@ -337,7 +337,7 @@ process_prompt = StreamMethod(
     "inference.processPrompt",
     ProcessPrompt,
     item=Chunk,
-    end=Generation,
+    end=GenerationEnd,
     callers={Role.GATEWAY},
     accepted=PromptAccepted,
     takes_long_requests=True,

@@ -18,7 +18,7 @@ from services.inference.backend_interface import Sink
 from services.inference.backends import echo
 from services.inference.jobs import GenerationJob
 from shared import errors
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 
 #: Crashes the engine.
 POISON = "POISON"
@@ -37,7 +37,7 @@ ATTEMPTS_FILE = "CHAOS_ATTEMPTS_FILE"
 
 
 class FaultyEcho(echo.EchoBackend):
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         match job.messages[-1].content.partition(" ")[0]:
             case word if word == POISON:
                 _count()

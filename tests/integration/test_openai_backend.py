@@ -13,7 +13,7 @@ from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
 from shared.api.embedding import Embed, Embedded
-from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, Generation, ToolCall, Usage
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, GenerationEnd, ToolCall, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason, ModelName
 from tests import stacks
@@ -55,7 +55,7 @@ async def test_an_answer_comes_in_pieces_with_exact_counts(
     end = await backend.generate(asked.job("three small words", model="house/echo", **sampling), reader)  # type: ignore[arg-type]
     assert reader.text == text
     assert len(reader.chunks) > 1
-    assert end == Generation(reason, Usage(3, 3 if "words" in text or "stop" in sampling else 2))
+    assert end == GenerationEnd(reason, Usage(3, 3 if "words" in text or "stop" in sampling else 2))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from services.inference.jobs import JobOrigin
 from services.inference.models import memory
 from services.inference.models.catalog import Catalog, CatalogEntry
 from shared.api import inference
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.types import ModelName
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import FakeWorker
@@ -69,7 +69,7 @@ class RealWorker(FakeWorker):
         super().__init__()
         self._backend = backend
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         checked = jobs.check_prompt(
             prompt.model_config.model,
             prompt.prompt,
@@ -87,7 +87,7 @@ class RealWorker(FakeWorker):
             async def send(self, item: inference.Chunk) -> None:
                 await chunks.put(item)
 
-        async def generate() -> Generation:
+        async def generate() -> GenerationEnd:
             try:
                 return await self._backend.generate(checked, Reader())
             finally:

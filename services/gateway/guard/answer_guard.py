@@ -7,7 +7,7 @@ import msgspec
 from services.gateway.call_parts import CallParts
 from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json, guard_whole
-from shared.api.generation import Generation, ToolCall
+from shared.api.generation import GenerationEnd, ToolCall
 from shared.api.inference import Chunk
 from shared.config_documents import GuardKind
 from shared.types import FinishReason
@@ -83,7 +83,7 @@ class AnswerGuard:
         return calls
 
 
-def filtered(generation: Generation, refused: Collection[int]) -> Generation:
+def filtered(generation: GenerationEnd, refused: Collection[int]) -> GenerationEnd:
     """Return the end as the caller sees it, if these answers were refused."""
     if not refused:
         return generation

@@ -19,7 +19,7 @@ from services.gateway.idempotency.cache_keys import CacheQuestion, CacheUse
 from services.gateway.idempotency.sealed_values import SealedValues
 from services.gateway.relay import AnswerItem
 from shared import errors
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, PromptAccepted
 from shared.stores.cache import Cache
 from shared.telemetry import Metrics
@@ -42,7 +42,7 @@ class AnswerOrigin(StrEnum):
 
 class _CachedAnswer(msgspec.Struct, frozen=True, array_like=True):
     chunks: tuple[Chunk, ...]
-    generation: Generation
+    generation: GenerationEnd
 
 
 _decoder = msgspec.msgpack.Decoder(_CachedAnswer)
@@ -83,7 +83,7 @@ class ResponseCache:
     async def answer(
         self, question: CacheQuestion, generate: Generate, *, use: CacheUse, seconds: float, set_origin: Callable[[AnswerOrigin], None]
     ) -> AsyncGenerator[AnswerItem]:
-        """Yield PromptAccepted, chunks, and finally the Generation. Call ``set_origin`` before the first item. ``use`` must not be empty.
+        """Yield PromptAccepted, chunks, and finally the end. Call ``set_origin`` before the first item. ``use`` must not be empty.
 
         Raises what ``generate`` raises. Close it with ``aclose``: an answer without other readers then ends.
         """
@@ -113,8 +113,8 @@ class ResponseCache:
         self._counted.labels(result=origin.value).inc()
         set_origin(origin)
 
-    def _join(self, run_id: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, Generation] | None":
-        run: AnswerRun[PromptAccepted, Chunk, Generation] | None = self._runs.find(run_id)
+    def _join(self, run_id: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, GenerationEnd] | None":
+        run: AnswerRun[PromptAccepted, Chunk, GenerationEnd] | None = self._runs.find(run_id)
         # A run that is near its deadline could fail with an error that isn't this request's.
         if run is None or run.ends_at - self._bounds.start_seconds - self._clock() < seconds / 2:
             return None
@@ -125,9 +125,9 @@ class ResponseCache:
 
     def _start(
         self, question: CacheQuestion, name: str, run_id: AnswerRunId, generate: Generate
-    ) -> "AnswerRun[PromptAccepted, Chunk, Generation]":
-        async def produce(run: "AnswerRun[PromptAccepted, Chunk, Generation]") -> Generation:
-            generation: Generation | None = None
+    ) -> "AnswerRun[PromptAccepted, Chunk, GenerationEnd]":
+        async def produce(run: "AnswerRun[PromptAccepted, Chunk, GenerationEnd]") -> GenerationEnd:
+            generation: GenerationEnd | None = None
             async with aclosing(generate(self._bounds.most_seconds)) as answers:
                 async for item in answers:
                     match item:
@@ -135,7 +135,7 @@ class ResponseCache:
                             run.set_head(item)
                         case Chunk():
                             await run.add(item)
-                        case Generation():
+                        case GenerationEnd():
                             generation = item
             if generation is None:
                 raise errors.LinkLost("the answer ended without its end marker", hint="retry the request")
@@ -154,7 +154,7 @@ class ResponseCache:
         except msgspec.MsgspecError:  # of another version
             return None
 
-    async def _keep(self, question: CacheQuestion, name: str, chunks: tuple[Chunk, ...] | None, generation: Generation) -> None:
+    async def _keep(self, question: CacheQuestion, name: str, chunks: tuple[Chunk, ...] | None, generation: GenerationEnd) -> None:
         if chunks is None or FinishReason.CANCELLED in {generation.finish_reason, *generation.finish_reasons}:
             return
         values = {name: msgspec.msgpack.encode(_CachedAnswer(chunks, generation))}
@@ -162,7 +162,7 @@ class ResponseCache:
         await self._values.keep(question.tenant, values, seconds=seconds)
 
 
-async def _follow(reader: "AnswerRunReader[PromptAccepted, Chunk, Generation]") -> AsyncGenerator[AnswerItem]:
+async def _follow(reader: "AnswerRunReader[PromptAccepted, Chunk, GenerationEnd]") -> AsyncGenerator[AnswerItem]:
     with reader:
         accepted: PromptAccepted | None = None
         async for number, chunk in reader:

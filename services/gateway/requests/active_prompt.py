@@ -16,7 +16,7 @@ from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest
 from shared import errors
 from shared.api import gateway, inference
 from shared.api.gateway import InferenceResult
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason
 
@@ -35,7 +35,7 @@ class ActivePrompt(ActiveAnswer):
         self._calls = admitted.calls
         self._prompt_tokens = 0
         self._tokens = self._reasoning_tokens = 0
-        self._generation: Generation | None = None
+        self._generation: GenerationEnd | None = None
         self._wanted_answers = admitted.answers
         #: Bytes of the delivered text, thoughts and tool calls that came without token ids.
         self._bytes = 0
@@ -75,7 +75,7 @@ class ActivePrompt(ActiveAnswer):
             if isinstance(answer, inference.PromptAccepted):
                 self._prompt_tokens = answer.prompt_tokens
                 continue
-            if isinstance(answer, Generation):
+            if isinstance(answer, GenerationEnd):
                 self._take_end(answer)
                 if self._moderation is not None:
                     await self._moderate_answer(self._moderation)
@@ -116,10 +116,10 @@ class ActivePrompt(ActiveAnswer):
         shown = guard.read(chunk)
         self.delivered.guard_seconds += time.perf_counter() - began
         if self._is_refused:
-            self._finish(answer_guard.filtered(Generation(FinishReason.CONTENT_FILTER, self.usage()), guard.refused))
+            self._finish(answer_guard.filtered(GenerationEnd(FinishReason.CONTENT_FILTER, self.usage()), guard.refused))
         return shown
 
-    def _take_end(self, generation: Generation) -> None:
+    def _take_end(self, generation: GenerationEnd) -> None:
         self._prompt_tokens = generation.usage.prompt_tokens
         reasons = generation.finish_reasons or (generation.finish_reason,)
         for answer in sorted(self._open_calls):
@@ -131,7 +131,7 @@ class ActivePrompt(ActiveAnswer):
             generation = answer_guard.filtered(generation, self._guard.refused)
         self._finish(generation)
 
-    def _finish(self, generation: Generation) -> None:
+    def _finish(self, generation: GenerationEnd) -> None:
         self._generation, self.delivered.complete = generation, True
         self.delivered.answers = max(1, len(generation.finish_reasons))
 

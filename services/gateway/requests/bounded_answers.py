@@ -11,7 +11,7 @@ from contextlib import aclosing
 from services.gateway import call_parts
 from services.gateway.relay import AnswerItem
 from services.gateway.request_validation import BYTES_IN_A_TOKEN
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.timing.bounded_waits import DeadlineWaits
 from shared.types import FinishReason
@@ -88,13 +88,13 @@ class AnswerBounds:
             self._finished[chunk.answer] = chunk.finish
         return True
 
-    def cut_off(self) -> Generation:
+    def cut_off(self) -> GenerationEnd:
         """Return the end of an answer that ends here."""
         reasons = tuple(self._finished.get(answer, FinishReason.LENGTH) for answer in range(self._answers))
         # Without token ids, a chunk has at least one token.
         tokens = self._tokens if self._has_ids else self._pieces
         usage = Usage(self._prompt_tokens, tokens, reasoning_tokens=self._reasoning_tokens)
-        return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
+        return GenerationEnd(reasons[0], usage, reasons if self._answers > 1 else ())
 
 
 class _Steps:

@@ -18,7 +18,7 @@ from services.inference.jobs import GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
-from shared.api.generation import MAX_TOKEN_ID, Generation, Usage
+from shared.api.generation import MAX_TOKEN_ID, GenerationEnd, Usage
 from shared.api.inference import TOKEN_BYTES, Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.types import FinishReason, ModelName
 
@@ -63,7 +63,7 @@ class EchoBackend(Backend):
     def expected_wait_seconds(self) -> float:
         return self._limits.expected_wait_seconds()
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         self._limits.enter()
         self._watcher.load_changed()
         started = time.monotonic()
@@ -74,7 +74,7 @@ class EchoBackend(Backend):
             self._limits.leave(time.monotonic() - started)
             self._watcher.load_changed()
 
-    async def _echo(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def _echo(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         """Repeat `<think> … </think>` as thoughts."""
         prompt_tokens = sum(len(_WORDS.findall(message.content)) for message in job.messages)
         words = _WORDS.findall(job.messages[-1].content.strip())
@@ -97,7 +97,7 @@ class EchoBackend(Backend):
             await sink.send(Chunk(text, (token_id(word),), finish=reason, reasoning=reasoning))
             if reason is not None:
                 usage = Usage(prompt_tokens, count - replayed, reasoning_tokens=sum(thoughts[replayed:count]))
-                return Generation(reason, usage, stop_sequence=stops.found)
+                return GenerationEnd(reason, usage, stop_sequence=stops.found)
         raise AssertionError("the prompt has at least one word, and max_tokens is at least 1")
 
     async def embed(self, job: Embed, sink: VectorSink) -> Embedded:

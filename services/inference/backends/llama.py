@@ -27,7 +27,7 @@ from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api import generation
 from shared.api.embedding import Embed, Embedded, Vectors
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
 from shared.telemetry import logs
 from shared.types import Ability, LoadPurpose, ModelName
@@ -90,14 +90,14 @@ class LlamaBackend(Backend):
     def expected_wait_seconds(self) -> float:
         return max((cached.limits.expected_wait_seconds() for cached in self._cache.all()), default=0.0)
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         cached = self._cache.get(job.model)
         entry, chat = cached.entry, cached.chat
         job = replace(job, adapter=cached.adapter_number(job.model)).with_defaults(
             temperature=entry.temperature, top_p=entry.top_p, repeat_penalty=entry.repeat_penalty
         )
 
-        async def work(engine: SupervisedEngine) -> Generation:
+        async def work(engine: SupervisedEngine) -> GenerationEnd:
             if job.delivered and job.numerics != _numerics(cached):
                 raise errors.UnknownModel(
                     f"this worker's {job.model} computes other tokens than the worker that began the answer", hint="ask another worker"

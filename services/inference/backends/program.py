@@ -22,7 +22,7 @@ from services.inference.supervision.engine_supervisor import SupervisedEngine
 from services.inference.upstreams import Upstream
 from shared import errors
 from shared.api.embedding import Embed, Embedded
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import ModelState
 
 #: How often the program is looked at; `ServerWatch` asks its health.
@@ -46,7 +46,7 @@ class ProgramEngine(SupervisedEngine):
         self._queue = queue
         self._server: RemoteBackend | None = None
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         server = self._ready_server()
         return await server.generate(replace(job, model=server.models()[0].model_id), sink)
 

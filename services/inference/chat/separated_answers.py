@@ -17,7 +17,7 @@ from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.stop_sequences import StopSequences
 from services.inference.engine import sequence
 from services.inference.jobs import GenerationJob
-from shared.api.generation import Generation, ToolCall, ToolCallPart
+from shared.api.generation import GenerationEnd, ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenLogprob
 from shared.types import FinishReason
 
@@ -203,7 +203,7 @@ class SeparatedAnswers:
         if answer.finish is not None and not is_last:
             raise AnswerStopped
 
-    def complete(self, generation: Generation) -> Generation:
+    def complete(self, generation: GenerationEnd) -> GenerationEnd:
         """Return the result of the engine with the counts and reasons of what was sent."""
         reasons = tuple(answer.finish or FinishReason.STOP for answer in self._answers)
         usage = msgspec.structs.replace(
@@ -213,7 +213,9 @@ class SeparatedAnswers:
         )
         stopped_by = self._answers[0].stopped_by
         # A template has its own ones.
-        return Generation(reasons[0], usage, reasons if len(reasons) > 1 else (), stopped_by if stopped_by in self._asked_stops else None)
+        return GenerationEnd(
+            reasons[0], usage, reasons if len(reasons) > 1 else (), stopped_by if stopped_by in self._asked_stops else None
+        )
 
     async def _separated(self, answer: _SeparatedAnswer, text: str, *, last: bool) -> tuple[SeparatedPiece, ...]:
         if self._client is None or answer.separator is None:

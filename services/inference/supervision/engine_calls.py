@@ -13,7 +13,7 @@ from services.inference.backend_interface import AnswersEnded, AnswerStopped, Si
 from services.inference.engine import engine_messages
 from shared import errors
 from shared.api.embedding import Embedded, Vectors
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason
 
@@ -116,7 +116,7 @@ class GenerationCall(EngineCall):
         self._cached_tokens = 0
         self._finished: dict[int, FinishReason] = {}
 
-    async def pass_on(self, sink: Sink) -> Generation:
+    async def pass_on(self, sink: Sink) -> GenerationEnd:
         """Send the answers to ``sink``, until it needs no more. Raises the engine's refusal, or ModelCrashed."""
         with suppress(AnswersEnded):
             while not self._is_read:
@@ -134,7 +134,7 @@ class GenerationCall(EngineCall):
                         self._cancel(report.answer)
         reasons = tuple(self._finished.get(answer, FinishReason.STOP) for answer in range(self._answers))
         usage = Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
-        return Generation(reasons[0], usage, reasons if self._answers > 1 else ())
+        return GenerationEnd(reasons[0], usage, reasons if self._answers > 1 else ())
 
     def _ends(self, report: Report) -> int:
         if isinstance(report, engine_messages.GenerationAccepted):

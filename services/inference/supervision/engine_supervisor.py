@@ -30,7 +30,7 @@ from services.inference.supervision import engine_calls, poison_requests
 from services.inference.supervision.poison_requests import PoisonRequests, RequestSuspicion
 from shared import errors
 from shared.api.embedding import Embed, Embedded
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import ModelState
 from shared.telemetry import logs
 from shared.timing import restart_policy
@@ -153,7 +153,7 @@ class SupervisedEngine:
                     self._watcher.restarting(self._model)
                     await asyncio.sleep(seconds)
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         """Raises Unavailable if no engine runs, ModelCrashed if it dies meanwhile, Poison if the request crashed two engines, and
         BadRequest. A request that crashed one engine waits until this one is idle."""
         # 12 MiB of images take 40 ms.

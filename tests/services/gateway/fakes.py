@@ -64,7 +64,7 @@ from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
 from shared.api.gateway import KeyBudget, ServedModel
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Converted, Moderated, Receipt
 from shared.api.ledger import MICRO, Account, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
@@ -170,7 +170,7 @@ class FakeWorker:
     is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     left_early: int = 0
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         for position, word in enumerate(self.words):
             if self.fails_with is not None and position == self.fails_after:
                 raise self.fails_with
@@ -178,7 +178,7 @@ class FakeWorker:
                 self.is_hanging.set()
                 await asyncio.Event().wait()
             yield inference.Chunk(word, (position + 1,))
-        yield Generation(FinishReason.STOP, Usage(self.prompt_tokens, len(self.words)))
+        yield GenerationEnd(FinishReason.STOP, Usage(self.prompt_tokens, len(self.words)))
 
 
 class _Answer:
@@ -188,7 +188,7 @@ class _Answer:
         self,
         items: AsyncIterator[Any],
         accepted: inference.PromptAccepted | None = None,
-        ends: tuple[type, ...] = (Generation, Embedded, Moderated, Converted),
+        ends: tuple[type, ...] = (GenerationEnd, Embedded, Moderated, Converted),
     ) -> None:
         self._items = items
         self._ends = ends

@@ -15,7 +15,7 @@ from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
-from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import PromptAccepted
 from shared.protocol import directory
 from shared.protocol.directory import WorkerLoad
@@ -41,7 +41,9 @@ class RelayHarness:
         """Return the answer's text, with a period for its end."""
         async with aclosing(self.relay.generate(PROMPT, WISH, seconds=10)) as answers:
             items = [answer async for answer in answers]
-        return "".join("." if isinstance(answer, Generation) else answer.text for answer in items if not isinstance(answer, PromptAccepted))
+        return "".join(
+            "." if isinstance(answer, GenerationEnd) else answer.text for answer in items if not isinstance(answer, PromptAccepted)
+        )
 
 
 @pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])
@@ -73,7 +75,7 @@ async def test_a_request_that_crashed_two_engines_gets_no_third() -> None:
 
 async def test_another_worker_is_tried_if_one_fails_to_load_the_model() -> None:
     class Loading(FakeWorker):
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
             yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
             raise errors.Unavailable("no memory")
 
@@ -130,7 +132,7 @@ class Dying(FakeWorker):
         self._harness_of, self._number, self._after = harness_of, number, after
         self._error = error or errors.LinkLost("gone")
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         for position in range(self._after):
             yield inference.Chunk("x", (position + 1,))
         (harness,) = self._harness_of
@@ -175,7 +177,7 @@ class Twin(FakeWorker):
         super().__init__()
         self._harness_of, self._number = harness_of, number
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         (harness,) = self._harness_of
         entry = harness.directory.find(node_id(self._number))
         assert entry is not None
@@ -256,9 +258,9 @@ class MiscountingWorker(FakeWorker):
         super().__init__(words=("x",) * 10)
         self._usage = Usage(prompt, claims)
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         async for item in super().run(prompt):
-            yield Generation(FinishReason.STOP, self._usage) if isinstance(item, Generation) else item
+            yield GenerationEnd(FinishReason.STOP, self._usage) if isinstance(item, GenerationEnd) else item
 
 
 @pytest.mark.parametrize("claims", [12, 100, -1, 2**63])

@@ -15,7 +15,7 @@ from services.inference.backends.remote.remote_backend import RemoteBackend
 from shared import context, errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import ModelState
 from shared.config_documents import RouteDocument, TargetDocument
 from shared.protocol.directory import WorkerLoad
@@ -37,7 +37,7 @@ class UpstreamWorker(FakeWorker):
 
     backend: RemoteBackend
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         reader = Reader()
         end = await self.backend.generate(job("hi", model=prompt.model_config.model), reader)
         yield inference.Chunk(reader.text, ())

@@ -19,7 +19,7 @@ from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation, Tool, ToolCallPart, Usage
+from shared.api.generation import GenerationEnd, Tool, ToolCallPart, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.context import new_request_id
 from shared.protocol.directory import Announcement, ModelOffer, WorkerLoad
@@ -47,7 +47,7 @@ class Teller(FakeWorker):
     #: It loads the model for the first request, and announces then what it computes with.
     is_unloaded: bool = False
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | GenerationEnd]:
         held = WORDS[len(prompt.delivered) - 1] if prompt.delivered else ""
         for position in range(len(prompt.delivered), len(WORDS)):
             self._fall(position)
@@ -56,7 +56,7 @@ class Teller(FakeWorker):
             finish = FinishReason.LENGTH if last else None
             yield Chunk(text, () if self.is_opaque else (position + 1,), finish=finish)
         self._fall(BEFORE_THE_END)
-        yield Generation(FinishReason.LENGTH, Usage(self.prompt_tokens, len(WORDS) - len(prompt.delivered), 2))
+        yield GenerationEnd(FinishReason.LENGTH, Usage(self.prompt_tokens, len(WORDS) - len(prompt.delivered), 2))
 
     def _fall(self, position: int) -> None:
         if self.falls and self.falls[0][0] == position:
@@ -86,7 +86,7 @@ class ResumingHarness:
 
     async def collect(
         self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
-    ) -> tuple[list[PromptAccepted], str, list[int], Generation | None]:
+    ) -> tuple[list[PromptAccepted], str, list[int], GenerationEnd | None]:
         """Collect the answer, or raise what the relay raises; ``received`` has what arrived before."""
         self.received: list[Any] = []
         requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10, placement=ANYWHERE)
@@ -99,7 +99,7 @@ class ResumingHarness:
             [one for one in self.received if isinstance(one, PromptAccepted)],
             "".join(chunk.text for chunk in chunks),
             [token for chunk in chunks for token in chunk.token_ids],
-            end if isinstance(end, Generation) else None,
+            end if isinstance(end, GenerationEnd) else None,
         )
 
 
@@ -126,7 +126,7 @@ async def test_another_worker_resumes_after_the_last_token(position: int, kind: 
     accepted, text, tokens, end = await harness.collect()
     assert (accepted, text, tokens) == WHOLE
     # The prompt tokens are those that the first worker counted, and every token counts once.
-    assert end == Generation(FinishReason.LENGTH, Usage(7, len(WORDS), 2))
+    assert end == GenerationEnd(FinishReason.LENGTH, Usage(7, len(WORDS), 2))
     assert second.received[0].delivered == tuple(range(1, position + 1))
     assert second.received[0].model_config.seed == first.received[0].model_config.seed
     assert harness.counted == {("resumption", "answered"): 1}
@@ -139,7 +139,7 @@ async def test_thoughts_and_calls_are_neither_lost_nor_doubled(position: int, se
     *_, end = await harness.collect(make_prompt(tools=(Tool("look_up"),)))
     chunks = [one for one in harness.received if isinstance(one, Chunk)]
     assert thinking.read(chunks) == (thinking.THOUGHTS, thinking.TEXT, thinking.CALLS)
-    assert end == Generation(FinishReason.STOP, Usage(7, 7, reasoning_tokens=2))
+    assert end == GenerationEnd(FinishReason.STOP, Usage(7, 7, reasoning_tokens=2))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_wrong_parts_of_calls_are_refused(parts: tuple[ToolCallPart, ...]) -> No
 async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:
     second = Teller()
     harness = ResumingHarness(Teller(falls=[lost(BEFORE_THE_END)]), second)
-    assert await harness.collect() == (*WHOLE, Generation(FinishReason.LENGTH, Usage(7, len(WORDS))))
+    assert await harness.collect() == (*WHOLE, GenerationEnd(FinishReason.LENGTH, Usage(7, len(WORDS))))
     assert not second.received
 
 
@@ -338,10 +338,10 @@ ILLEGAL = [
 @pytest.mark.parametrize("chunks", ILLEGAL)
 async def test_invalid_chunks_never_reach_the_caller(chunks: list[Chunk]) -> None:
     class MiscountingWorker(FakeWorker):
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | GenerationEnd]:
             for chunk in chunks:
                 yield chunk
-            yield Generation(FinishReason.STOP, Usage(7, 2))
+            yield GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
     harness = ResumingHarness(MiscountingWorker())
     with pytest.raises((errors.ProtocolViolation, errors.WorkerLost)):

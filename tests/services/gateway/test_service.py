@@ -21,7 +21,7 @@ from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api import audit, auth, configuration, gateway, inference, ledger, usage_report
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
-from shared.api.generation import Generation, Tool, Usage
+from shared.api.generation import GenerationEnd, Tool, Usage
 from shared.api.method import Nothing
 from shared.node import Node, NodeSettings
 from shared.node.client_node import ClientNode
@@ -119,7 +119,7 @@ class StandInWorker(StandIn):
         node.offer(models=(ModelOffer(ModelName("smollm2"), 2048),), load=WorkerLoad(slots=4))
 
     @serves(inference.process_prompt)
-    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
+    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> GenerationEnd:
         self.ran += 1
         try:
             for chunk in self.chunks:
@@ -130,7 +130,9 @@ class StandInWorker(StandIn):
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return Generation(FinishReason.STOP, Usage(5, len(self.chunks), reasoning_tokens=sum(bool(one.reasoning) for one in self.chunks)))
+        return GenerationEnd(
+            FinishReason.STOP, Usage(5, len(self.chunks), reasoning_tokens=sum(bool(one.reasoning) for one in self.chunks))
+        )
 
 
 class GatewayMesh:

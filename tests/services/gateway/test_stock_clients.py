@@ -18,7 +18,7 @@ from shared import errors
 from shared.access_table import Permission
 from shared.api import auth, inference
 from shared.api.auth import Principal
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.identity import credentials
 from shared.node import Node
 from shared.protocol.directory import ModelOffer, WorkerLoad
@@ -75,7 +75,7 @@ class Worker(StandIn):
         node.offer(models=(ModelOffer(ModelName("smollm2"), 8192),), load=WorkerLoad(slots=4))
 
     @serves(inference.process_prompt)
-    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
+    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> GenerationEnd:
         self.ran += 1
         self.running += 1
         prompt = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content
@@ -90,7 +90,7 @@ class Worker(StandIn):
             raise
         finally:
             self.running -= 1
-        return Generation(FinishReason.STOP, Usage(5, count))
+        return GenerationEnd(FinishReason.STOP, Usage(5, count))
 
     @serves(inference.list_available_models)
     async def models(self, _request: inference.ListAvailableModels, _call: RpcCall) -> inference.AvailableModels:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from services.gateway.call_parts import CallParts
 from shared import errors
-from shared.api.generation import Generation, ToolCall, ToolCallPart, Usage
+from shared.api.generation import GenerationEnd, ToolCall, ToolCallPart, Usage
 from shared.api.inference import Chunk, ProcessPrompt
 from shared.types import FinishReason
 from tests.services.gateway.fakes import FakeWorker
@@ -33,7 +33,7 @@ class Thinks(FakeWorker):
     falls: list[int] = field(default_factory=list)
     chunks: tuple[Chunk, ...] = ANSWER
 
-    async def run(self, prompt: ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
+    async def run(self, prompt: ProcessPrompt) -> AsyncIterator[Chunk | GenerationEnd]:
         chunks = self.chunks if prompt.model_config.tools else self.chunks[:3]
         for position, chunk in enumerate(chunks):
             if position >= len(prompt.delivered):
@@ -41,7 +41,7 @@ class Thinks(FakeWorker):
                     raise errors.LinkLost(f"lost before token {self.falls.pop(0)}")
                 yield chunk
         thoughts = max(0, 2 - len(prompt.delivered))
-        yield Generation(FinishReason.STOP, Usage(7, len(chunks) - len(prompt.delivered), reasoning_tokens=thoughts))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, len(chunks) - len(prompt.delivered), reasoning_tokens=thoughts))
 
 
 def read(chunks: Iterable[Chunk]) -> tuple[str, str, tuple[ToolCall, ...]]:

@@ -17,7 +17,7 @@ from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api import embedding, inference
-from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, Generation, Sampling, Usage
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, GenerationEnd, Sampling, Usage
 from shared.api.inference import Chunk, Moderate, Moderated, ModerationNotice, ModerationVerdict
 from shared.config_documents import ModerationFormat
 from shared.context import new_request_id
@@ -103,12 +103,12 @@ async def test_a_chat_model_is_asked_for_one_verdict_after_the_other() -> None:
 
     async def generate(
         model: ModelName, messages: tuple[ChatMessage, ...], sampling: Sampling, sink: Sink, origin: jobs.JobOrigin
-    ) -> Generation:
+    ) -> GenerationEnd:
         asked.append((messages[0].content, sampling, origin.request))
         await sink.send(Chunk("", (), waiting="loading"))
         for piece in ("un", "safe\n", "S1") if messages[0].content == "hurt" else ("safe",):
             await sink.send(Chunk(piece, (1,)))
-        return Generation(FinishReason.STOP, Usage(200, 3))
+        return GenerationEnd(FinishReason.STOP, Usage(200, 3))
 
     async def send(notice: ModerationNotice) -> None:
         notices.append(notice)

@@ -18,7 +18,7 @@ import pytest
 from services.inference.receipts import ReceiptKeeper
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, Receipt
 from shared.context import new_request_id
 from shared.identity import node_keys
@@ -28,7 +28,7 @@ from tests.services.inference.standins import Reader, until
 
 KEY = node_keys.NodeKey(node_keys.new_seed())
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-STOP = Generation(FinishReason.STOP, Usage(7, 2))
+STOP = GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
 
 def read(receipts: ReceiptKeeper, request_id: RequestId) -> Receipt | None:

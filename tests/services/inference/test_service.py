@@ -20,7 +20,7 @@ from shared import errors
 from shared.api import inference
 from shared.api import node as node_api
 from shared.api.embedding import Embed, Embedded
-from shared.api.generation import ChatMessage, Generation, ImagePart, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, ImagePart, Usage
 from shared.api.inference import ModelState, ModelStatus
 from shared.context import new_request_id
 from shared.node.lifecycle import background
@@ -55,7 +55,7 @@ def request(prompt: str | tuple[ChatMessage, ...], **config: Any) -> inference.P
     return inference.ProcessPrompt(prompt, inference.ModelConfig(**{"model": ECHO, **config}), new_request_id())
 
 
-async def run(service: InferenceService, prompt: inference.ProcessPrompt) -> tuple[Reader, Generation]:
+async def run(service: InferenceService, prompt: inference.ProcessPrompt) -> tuple[Reader, GenerationEnd]:
     reader = Reader()
     return reader, await service.process_prompt(prompt, cast("StreamCall[inference.Chunk]", reader))
 
@@ -66,7 +66,7 @@ CALL = cast("RpcCall", None)
 async def test_prompt_streams_its_tokens_and_ends_with_the_usage(service: InferenceService) -> None:
     reader, end = await run(service, request("one two"))
     assert [chunk.text for chunk in reader.chunks] == ["one", " two"]
-    assert end == Generation(FinishReason.STOP, Usage(2, 2))
+    assert end == GenerationEnd(FinishReason.STOP, Usage(2, 2))
 
 
 async def test_usage_is_the_number_of_token_ids(service: InferenceService) -> None:
@@ -154,7 +154,7 @@ class FixedBackend(Backend):
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         raise NotImplementedError
 
 
@@ -239,13 +239,13 @@ class Elsewhere(Backend):
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         self.called += 1
         for text in ("", "one two", " three"):
             await sink.send(inference.Chunk(text, ()))
         if self._counted is None:
             raise errors.Unavailable("it closed the answer before its end")
-        return Generation(FinishReason.STOP, Usage(5, self._counted))
+        return GenerationEnd(FinishReason.STOP, Usage(5, self._counted))
 
 
 async def test_answers_without_token_ids_use_the_servers_count(node: Node) -> None:
@@ -312,7 +312,7 @@ class Restarting(Backend):
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         raise NotImplementedError
 
 
@@ -343,9 +343,9 @@ class OnDisk(Backend):
     def expected_wait_seconds(self) -> float:
         return 0.0
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         self.called.append(f"generate {job.model}")
-        return Generation(FinishReason.STOP, Usage(1, 0))
+        return GenerationEnd(FinishReason.STOP, Usage(1, 0))
 
     async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         self.called.append(f"embed {job.model}")

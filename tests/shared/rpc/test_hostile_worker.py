@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.node.lifecycle import background
 from shared.protocol import wire
 from shared.protocol.wire import Accepted, Call, Cancel, Credit, End, Error, Frame, Goaway, Hello, Item, Piece, Ping, Pong, Reply
@@ -26,7 +26,7 @@ SEQUENCES = tiers.volume(50_000)
 AT_ONCE = 250
 
 CHUNK = bodies.encode(inference.Chunk("word", (1,)))
-END = bodies.encode(Generation(FinishReason.STOP, Usage(1, 1)))
+END = bodies.encode(GenerationEnd(FinishReason.STOP, Usage(1, 1)))
 PROBLEM = errors.ModelCrashed("it broke").to_problem()
 #: Valid bodies, ones that break the contract, text that is not UTF-8, and one as long as a frame may be.
 BODIES = (CHUNK, CHUNK, END, b"", b"\xc1", b"\x92\xa4\xff\xfe\xfd\xfc\x90", bytes(wire.MAX_BODY_BYTES))
@@ -186,7 +186,7 @@ async def test_a_stream_yields_valid_chunks_and_one_end_or_one_error() -> None:
             try:
                 async for chunk in answer:
                     assert isinstance(chunk, inference.Chunk)
-                assert isinstance(answer.end, Generation)
+                assert isinstance(answer.end, GenerationEnd)
                 outcomes["whole"] += 1
             except errors.AimeshError as error:
                 outcomes[errors.code_of(error)] += 1

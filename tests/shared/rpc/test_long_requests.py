@@ -12,7 +12,7 @@ from shared import errors, rpc
 from shared.api import gateway, inference
 from shared.api.auth import Principal
 from shared.api.gateway import Check
-from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, Generation, ImagePart, Usage
+from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, GenerationEnd, ImagePart, Usage
 from shared.api.method import Body
 from shared.node.client_node import ClientNode
 from shared.node.member import Node, Service
@@ -86,7 +86,7 @@ class Worker(_Service):
     role: ClassVar[Role] = Role.WORKER
 
     @rpc.serves(inference.process_prompt)
-    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
+    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> GenerationEnd:
         sizes = [len(image.data) for message in request.prompt if isinstance(message, ChatMessage) for image in message.images]
         self.running += 1
         try:
@@ -94,7 +94,7 @@ class Worker(_Service):
             await self.may_end.wait()
         finally:
             self.running -= 1
-        return Generation(FinishReason.STOP, Usage(1, 1))
+        return GenerationEnd(FinishReason.STOP, Usage(1, 1))
 
 
 class Gateway(_Service):

@@ -15,7 +15,7 @@ from shared import context, errors, rpc
 from shared.api import auth, gateway, inference, metrics
 from shared.api import node as node_api
 from shared.api.gateway import Check
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.method import Nothing
 from shared.node.client_node import ClientSettings, client
 from shared.node.member import Node
@@ -104,7 +104,7 @@ class Worker(_Service):
     role: ClassVar[Role] = Role.WORKER
 
     @rpc.serves(inference.process_prompt)
-    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
+    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> GenerationEnd:
         self.seen.append(context.current.get())
         count = request.model_config.max_tokens or 0
         stream.accept(None if request.prompt == "silent" else inference.PromptAccepted(42))
@@ -115,7 +115,7 @@ class Worker(_Service):
             await self.hang()
         if request.prompt == "crash":
             raise errors.ModelCrashed("the engine died")
-        return Generation(FinishReason.STOP, Usage(1, count))
+        return GenerationEnd(FinishReason.STOP, Usage(1, count))
 
 
 class Gateway(_Service):
@@ -272,7 +272,7 @@ async def test_a_stream_arrives_in_order_and_ends() -> None:
                 answer.end  # noqa: B018
             ids = [chunk.token_ids[0] async for chunk in answer]
         assert ids == list(range(5000))
-        assert answer.end == Generation(FinishReason.STOP, Usage(1, 5000))
+        assert answer.end == GenerationEnd(FinishReason.STOP, Usage(1, 5000))
 
 
 @pytest.mark.parametrize(("text", "accepted"), [("tok", inference.PromptAccepted(42)), ("silent", None)])

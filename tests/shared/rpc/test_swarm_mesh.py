@@ -15,7 +15,7 @@ from shared import errors, rpc
 from shared.api import auth, inference
 from shared.api import node as node_api
 from shared.api.gateway import Check
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.identity import node_keys
 from shared.node import membership_file
 from shared.node.client_node import ClientNode
@@ -82,7 +82,7 @@ class Worker(_Service):
     role: ClassVar[Role] = Role.WORKER
 
     @rpc.serves(inference.process_prompt)
-    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> Generation:
+    async def process(self, request: inference.ProcessPrompt, stream: rpc.StreamCall[inference.Chunk]) -> GenerationEnd:
         for number in range(request.model_config.max_tokens or 0):
             await stream.send(inference.Chunk(str(request.prompt), (number,)))
         if request.prompt == "hang":
@@ -92,7 +92,7 @@ class Worker(_Service):
             except asyncio.CancelledError:
                 self.cancelled.set()
                 raise
-        return Generation(FinishReason.STOP, Usage(1, request.model_config.max_tokens or 0))
+        return GenerationEnd(FinishReason.STOP, Usage(1, request.model_config.max_tokens or 0))
 
 
 def usable(node: RunningNode | ClientNode, role: Role) -> list[DirectoryEntry]:

@@ -30,7 +30,7 @@ from services.inference.models.catalog import RemoteModel
 from services.inference.upstreams import Upstream
 from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk
 from shared.node import lifecycle
 from shared.types import FinishReason
@@ -67,7 +67,7 @@ class RegisteredService(ModelServer):
         await self.server.get(HEALTH_PATH, bytes, "")
         return tuple(ModelListing(name, self.entry.name, context_tokens=self.entry.context_tokens) for name in self.entry.names)
 
-    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> GenerationEnd:
         max_tokens = job.parameters.max_tokens or LONGEST_ANSWER_TOKENS
         body = prompt_body(self.entry.name, job)
         with self.models.counted(job):
@@ -80,7 +80,7 @@ class RegisteredService(ModelServer):
             estimated = min(max_tokens, -(-len(answer.text.encode()) // _BYTES_PER_TOKEN))
             usage = msgspec.structs.replace(usage, completion_tokens=estimated)
         used, _ = token_counts.settle(usage, job, pieces=bool(answer.text), thoughts=0, sent_bytes=len(body), max_tokens=max_tokens)
-        return Generation(answer.finish_reason, used)
+        return GenerationEnd(answer.finish_reason, used)
 
     async def embed(self, job: Embed, sink: VectorSink, attempts: int) -> Embedded:
         """Ask for one vector after another, because a registry does not say whether a service takes several texts."""

@@ -20,7 +20,7 @@ from services.inference.backends.remote.remote_server import ModelServer
 from services.inference.jobs import GenerationJob
 from shared import errors
 from shared.api.embedding import Embed, Embedded
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, ModelState, ModelStatus, Moderate, Moderated
 from shared.telemetry import logs
 from shared.types import Ability, ModelName
@@ -88,7 +88,7 @@ class _AnswerProgress(_Progress[Chunk]):
             return True
         return self._is_whole and server.continues(self.job, digest, is_text=self._is_text)
 
-    def total(self, end: Generation) -> Generation:
+    def total(self, end: GenerationEnd) -> GenerationEnd:
         """Count what all servers sent."""
         usage = msgspec.structs.replace(end.usage, completion_tokens=len(self._ids), reasoning_tokens=self._thoughts)
         return msgspec.structs.replace(end, usage=usage) if self._ids and self._is_whole else end
@@ -120,7 +120,7 @@ class RemoteBackend(Backend):
                 waits[model] = min(seconds, waits.get(model, seconds))
         return max(waits.values(), default=0.0)
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         progress = _AnswerProgress(sink, job)
         end = await self._ask(job.model, lambda one, attempts: one.generate(progress.job, progress, attempts), progress)
         return progress.total(end)

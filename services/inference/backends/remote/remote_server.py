@@ -37,7 +37,7 @@ from services.inference.jobs import GenerationJob
 from services.inference.upstreams import Dialect
 from shared import errors
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
-from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import Chunk, Moderate, Moderated
 from shared.node import lifecycle
 from shared.telemetry import logs
@@ -111,7 +111,7 @@ class ModelServer(ABC):
         return False
 
     @abstractmethod
-    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation: ...
+    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> GenerationEnd: ...
 
     @abstractmethod
     async def embed(self, job: Embed, sink: VectorSink, attempts: int) -> Embedded: ...
@@ -142,7 +142,7 @@ class RemoteServer(ModelServer):
             return False
         return api.suits(job) and (is_text or not self.tokens.thinks[listed.own_name])
 
-    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> GenerationEnd:
         max_tokens = (job.parameters.max_tokens or LONGEST_ANSWER_TOKENS) - len(job.delivered)
         listed = self.models.listing(job.model)
         # The server alone knows the tokens of an image.
@@ -158,7 +158,7 @@ class RemoteServer(ModelServer):
             else:
                 plan = await self._plan(api, job, chat, partial(self._ask, attempts), counted.listed.context_tokens)
             if max_tokens < 1:
-                return Generation(FinishReason.LENGTH, Usage(len(plan.prompt), 0))
+                return GenerationEnd(FinishReason.LENGTH, Usage(len(plan.prompt), 0))
             try:
                 await self._pass_on(plan, sink, attempts)
             except errors.Unavailable as error:
@@ -180,7 +180,7 @@ class RemoteServer(ModelServer):
         if recounted:
             log.warning("usage_recounted", server=self.server.source.name, model=job.model, fields=recounted)
         stop = next((stop for stop in job.requested.stop if stop == answers.stopped_by), None)
-        return Generation(reasons[0], used, reasons if len(reasons) > 1 else (), stop)
+        return GenerationEnd(reasons[0], used, reasons if len(reasons) > 1 else (), stop)
 
     def _plan_chat(self, job: GenerationJob, chat: JsonObject, prompt: TokenIds = (), *, has_ids: bool = False) -> _AnswerPlan:
         answers = self.api.chat_assembly(job.requested.n or 1, remote_models.draw_call_id, call_parts=job.call_parts, has_ids=has_ids)

@@ -18,7 +18,7 @@ from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.types import FinishReason, MicroCredits, ModelName, RequestId, UserId
 from tests import tiers
 from tests.services.gateway.billing.test_random_money import Gateway, Stub, running_gateway
@@ -42,7 +42,7 @@ class LongStub(Stub):
         self.rng = rng
         self.length = 0
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         written, most = 0, min(self.length, prompt.model_config.max_tokens or 0)
         while written < most:
             count = min(self.rng.randint(1, 300), most - written)
@@ -50,7 +50,7 @@ class LongStub(Stub):
             self.sent[prompt.request_id] = written
             yield inference.Chunk("a" * count, tuple(range(count)))
         reason = FinishReason.STOP if most == self.length else FinishReason.LENGTH
-        yield Generation(reason, Usage(PROMPT, written))
+        yield GenerationEnd(reason, Usage(PROMPT, written))
 
 
 async def walk(gateway: Gateway, stub: LongStub, rng: random.Random) -> None:

@@ -22,7 +22,7 @@ from services.gateway.store import GatewayStore
 from shared import context, errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Receipt
 from shared.config_documents import RouteDocument, TargetDocument, UpstreamPriceDocument
 from shared.node import lifecycle
@@ -50,7 +50,7 @@ class Stub(FakeWorker):
         #: Tokens sent, by request.
         self.sent: dict[RequestId, int] = {}
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         self.asked_micro += 1_000
         async for item in super().run(prompt):
             if isinstance(item, inference.Chunk):

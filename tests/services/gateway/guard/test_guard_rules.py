@@ -10,13 +10,13 @@ from services.gateway.guard import answer_guard, guard_rules
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_rules import Guardrails, GuardScan
 from services.gateway.guard.guarded_text import GuardMatches, guard_json, guard_whole
-from shared.api.generation import Generation, ToolCall, Usage
+from shared.api.generation import GenerationEnd, ToolCall, Usage
 from shared.api.inference import Chunk
 from shared.config_documents import GuardAction, GuardDocument, GuardKind
 from shared.types import FinishReason
 
 CARD = "4111 1111 1111 1111"
-DONE = Generation(FinishReason.STOP, Usage(1, 1))
+DONE = GenerationEnd(FinishReason.STOP, Usage(1, 1))
 
 
 def guard(*levels: dict[str, Any]) -> Guardrails:

@@ -20,7 +20,7 @@ from services.gateway.limits import tiers as tiers_of_users
 from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.node import program
 from shared.protocol.request_memory import RequestMemory
 from shared.types import Ability, TenantId, Tier
@@ -295,7 +295,7 @@ async def test_a_body_is_held_until_its_answer_ends(service: RunningService, htt
     held: list[int] = []
 
     class Looks(FakeWorker):
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
             held.append(service.memory.held_bytes)
             async for item in super().run(prompt):
                 yield item

@@ -28,7 +28,7 @@ from shared import access_table, context, errors
 from shared.access_table import AccessRule
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, Rest
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.context import new_request_id
 from shared.types import FinishReason, RequestId
 from tests.services.gateway import fakes
@@ -130,11 +130,11 @@ class Slow(FakeWorker):
         super().__init__()
         self.gates = (asyncio.Event(), asyncio.Event())
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         for word, gate in zip(("one", "two"), self.gates, strict=True):
             await gate.wait()
             yield inference.Chunk(word, (1,))
-        yield Generation(FinishReason.STOP, Usage(7, 2))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
 
 class Reader:
@@ -215,7 +215,7 @@ async def test_an_unstreamed_answer_gets_no_heartbeats(running_service: RunningS
 
 
 class Failing(Slow):
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         await self.gates[0].wait()
         raise errors.DeadlineExceeded("late")
         yield
@@ -442,7 +442,7 @@ async def test_a_client_that_stops_reading_cancels_its_generation(running_servic
     worker, ended = Slow(), asyncio.Event()
     run = worker.run
 
-    async def seen(prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def seen(prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         try:
             async for each in run(prompt):
                 yield each

@@ -8,7 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, ProcessPrompt
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
@@ -161,7 +161,7 @@ class HangsAt(FakeWorker):
 
     number = 1
 
-    async def run(self, prompt: ProcessPrompt) -> AsyncIterator[Chunk | Generation]:
+    async def run(self, prompt: ProcessPrompt) -> AsyncIterator[Chunk | GenerationEnd]:
         self.hangs_after = 1 if len(self.received) == self.number else None
         async for item in super().run(prompt):
             yield item

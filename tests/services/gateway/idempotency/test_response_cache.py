@@ -18,7 +18,7 @@ from services.gateway.idempotency.sealed_values import VALKEY_SECONDS
 from services.gateway.limits import circuit_breaker
 from services.gateway.relay import AnswerItem
 from shared import errors
-from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import Chunk, ModelConfig, PromptAccepted
 from shared.stores.cache import Cache
 from shared.telemetry import Metrics
@@ -31,7 +31,7 @@ from tests.stopwatch import HANG_SECONDS
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 SECRET = "s" * 16
 USE = CacheUse(read=True, write=True)
-END = Generation(FinishReason.STOP, Usage(7, 3))
+END = GenerationEnd(FinishReason.STOP, Usage(7, 3))
 
 
 class Worker:
@@ -187,7 +187,7 @@ async def test_an_error_reaches_all_readers_and_is_not_cached(place: Place) -> N
 
 async def test_an_answer_canceled_on_the_worker_is_not_cached(place: Place, client: Any) -> None:
     worker = Worker()
-    worker.end = Generation(FinishReason.CANCELLED, Usage(7, 3))
+    worker.end = GenerationEnd(FinishReason.CANCELLED, Usage(7, 3))
     await place.ask(worker)
     assert answers_in(client) == []
 

@@ -15,7 +15,7 @@ from services.gateway.http_api import http_call
 from services.gateway.requests import image_admission
 from shared.api import generation, inference
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, Generation, ImageDetail, ImagePart, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, ImageDetail, ImagePart, Usage
 from shared.protocol.request_memory import RequestMemory
 from shared.types import Ability, FinishReason
 from tests.services.gateway import fakes
@@ -311,10 +311,10 @@ async def test_an_image_is_held_while_a_request_under_a_key_runs(http: httpx.Asy
     held: list[int] = []
 
     class Looks(FakeWorker):
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
             held.append(running_service.memory.held_bytes)
             yield inference.Chunk("a", (1,))
-            yield Generation(FinishReason.STOP, Usage(7, 1))
+            yield GenerationEnd(FinishReason.STOP, Usage(7, 1))
 
     running_service.add_worker(1, Looks(), "smollm2", abilities=SEES)
     for _ in range(2):

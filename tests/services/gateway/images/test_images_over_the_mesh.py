@@ -11,7 +11,7 @@ from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api import gateway, inference
 from shared.api.gateway import InferenceRequest, ProcessInferenceRequest
-from shared.api.generation import ChatMessage, Generation, ImagePart, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, ImagePart, Usage
 from shared.node.member import Node
 from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import StreamCall, serves
@@ -35,7 +35,7 @@ class SeeingWorker(StandIn):
         node.offer(models=(ModelOffer(ModelName("smollm2"), 32_768, abilities=("images",)),), load=WorkerLoad(slots=4))
 
     @serves(inference.process_prompt)
-    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> Generation:
+    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> GenerationEnd:
         SeeingWorker.asked += 1
         if SeeingWorker.asked == 1:
             raise errors.Unavailable("the engine is gone")
@@ -44,7 +44,7 @@ class SeeingWorker(StandIn):
         [image] = message.images
         stream.accept(inference.PromptAccepted(777))
         await stream.send(inference.Chunk(f"{message.content}{image.at} {hashlib.sha256(image.data).hexdigest()}", (0,)))
-        return Generation(FinishReason.STOP, Usage(777, 1))
+        return GenerationEnd(FinishReason.STOP, Usage(777, 1))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from services.gateway.http_api.tolerant_json import Ignored
 from services.gateway.openai_api import anthropic_request
 from shared import errors
 from shared.api import inference
-from shared.api.generation import ChatMessage, Generation, ToolCall, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
@@ -30,12 +30,12 @@ TEXT = {"type": "text", "text": "s"}
 class Calls(FakeWorker):
     """A worker that generates two pieces of text and two tool calls."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         self.received.append(prompt)
         yield inference.Chunk("Let me", (5,))
         yield inference.Chunk(" see.", (6,))
         yield inference.Chunk("", (7,), tool_calls=(ToolCall("c1", "look_up", '{"what":"x"}'), ToolCall("c2", "count", "{}")))
-        yield Generation(FinishReason.STOP, Usage(7, 3, 2))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 3, 2))
 
 
 @pytest.fixture
@@ -175,9 +175,9 @@ async def test_the_budget_is_an_effort(
 
 async def test_an_answer_cut_off_has_its_reason(http: httpx.AsyncClient, running_service: RunningService) -> None:
     class Long(FakeWorker):
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
             yield inference.Chunk("a", (1,))
-            yield Generation(FinishReason.LENGTH, Usage(7, 1))
+            yield GenerationEnd(FinishReason.LENGTH, Usage(7, 1))
 
     running_service.add_worker(1, Long(), "smollm2")
     assert (await post(http)).json()["stop_reason"] == "max_tokens"
@@ -187,9 +187,9 @@ async def test_a_stop_sequence_is_named(http: httpx.AsyncClient, running_service
     class Stops(FakeWorker):
         called = False
 
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
             yield inference.Chunk("a", (1,), tool_calls=(ToolCall("c1", "look_up", "{}"),) if self.called else ())
-            yield Generation(FinishReason.STOP, Usage(7, 1), stop_sequence="END")
+            yield GenerationEnd(FinishReason.STOP, Usage(7, 1), stop_sequence="END")
 
     worker = Stops()
     running_service.add_worker(1, worker, "smollm2")

@@ -9,7 +9,7 @@ import pytest
 
 from shared import errors
 from shared.api import inference
-from shared.api.generation import ChatMessage, Generation, ReasoningEffort, ToolCall, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, ReasoningEffort, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import TOKEN, FakeWorker, RunningService
@@ -182,10 +182,10 @@ async def test_the_client_assembles_thoughts_and_calls_of_a_response(client: ope
 class Calls(FakeWorker):
     """A worker that generates a word and a tool call."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         yield inference.Chunk("Let me see.", (5,))
         yield inference.Chunk("", (6,), tool_calls=(ToolCall("c1", "look_up", "{}"),))
-        yield Generation(FinishReason.STOP, Usage(7, 2))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
 
 async def test_an_access_token_works_like_a_key(client: openai.AsyncOpenAI) -> None:

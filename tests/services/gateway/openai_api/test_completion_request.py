@@ -10,7 +10,7 @@ from openai.types import Completion
 
 from shared import errors
 from shared.api import inference
-from shared.api.generation import MAX_PROMPT_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, Generation, OutputFormat, Usage
+from shared.api.generation import MAX_PROMPT_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, GenerationEnd, OutputFormat, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
@@ -155,7 +155,7 @@ async def test_a_prompt_that_fails_during_the_stream_ends_it_with_the_error(
     http: httpx.AsyncClient, running_service: RunningService
 ) -> None:
     class FailsOnTwo(FakeWorker):
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
             if prompt.prompt[0].content == "Two":  # type: ignore[union-attr]
                 raise errors.DeadlineExceeded("late")
             async for item in super().run(prompt):
@@ -181,13 +181,13 @@ async def test_echo_repeats_the_prompt_once_at_the_start(
 class Likely(FakeWorker):
     """A worker that generates two answers of two tokens, with log probabilities."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         for word in ("ab", "c"):
             for answer in (0, 1):
                 drawn = inference.TokenChance(1, word.encode(), -0.5)
                 other = inference.TokenChance(2, b"z", -1.5)
                 yield inference.Chunk(word, (1,), answer, (inference.TokenLogprob(drawn, (drawn, other)),))
-        yield Generation(FinishReason.LENGTH, Usage(7, 4), (FinishReason.LENGTH, FinishReason.STOP))
+        yield GenerationEnd(FinishReason.LENGTH, Usage(7, 4), (FinishReason.LENGTH, FinishReason.STOP))
 
 
 async def test_log_probabilities_use_the_legacy_format(http: httpx.AsyncClient, running_service: RunningService) -> None:

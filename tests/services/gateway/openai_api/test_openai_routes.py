@@ -12,7 +12,7 @@ import pytest
 from services.gateway import request_validation
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation, ToolCall, Usage
+from shared.api.generation import GenerationEnd, ToolCall, Usage
 from shared.types import FinishReason, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import USER, FakeWorker, RunningService, node_id
@@ -158,12 +158,12 @@ async def test_users_have_different_and_stable_salts(http: httpx.AsyncClient, ru
 class Caller(FakeWorker):
     """A worker that generates two answers, a tool call and a word, both with log probabilities."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         drawn = inference.TokenChance(5, "é".encode()[:1], -0.5)
         yield inference.Chunk("", (5,), 0, (inference.TokenLogprob(drawn, (drawn,)),))
         yield inference.Chunk("", (6,), 0, (), (ToolCall("c1", "look_up", '{"what": "x"}'),))
         yield inference.Chunk("Hi", (7,), 1, (inference.TokenLogprob(inference.TokenChance(7, b"Hi", -1.5)),))
-        yield Generation(FinishReason.STOP, Usage(7, 3), (FinishReason.STOP, FinishReason.LENGTH))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 3), (FinishReason.STOP, FinishReason.LENGTH))
 
 
 async def test_calls_log_probabilities_and_several_answers(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -197,7 +197,7 @@ async def test_a_stream_of_calls_and_several_answers(http: httpx.AsyncClient, ru
 class Loading(FakeWorker):
     """A worker that first reports that it is loading the model."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         yield inference.Chunk("", (), waiting="loading smollm2: 40 %")
         async for item in super().run(prompt):
             yield item
@@ -252,10 +252,10 @@ async def test_calls_and_results_of_functions_reach_the_worker(http: httpx.Async
     assert (config.parallel_tool_calls, [tool.name for tool in config.tools]) == (False, ["look_up"])
 
 
-async def _calls_twice(_prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+async def _calls_twice(_prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
     for identity in ("c1", "c2"):
         yield inference.Chunk("", (5,), tool_calls=(ToolCall(identity, "look_up", "{}"),))
-    yield Generation(FinishReason.STOP, Usage(7, 2))
+    yield GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
 
 async def test_models_list_the_default_first(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -441,11 +441,11 @@ async def test_a_wrong_parameter_is_a_400_that_names_it(
 class OneCall(FakeWorker):
     """A worker that generates a word and a tool call, with log probabilities."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         drawn = inference.TokenChance(5, b"Well", -0.5)
         yield inference.Chunk("Well", (5,), 0, (inference.TokenLogprob(drawn, (drawn,)),))
         yield inference.Chunk("", (6,), 0, (), (ToolCall("c1", "look_up", '{"what": "x"}'),))
-        yield Generation(FinishReason.STOP, Usage(7, 2))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
 
 WELL = {"token": "Well", "logprob": -0.5, "bytes": list(b"Well")}

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from shared import errors
 from shared.api import inference
-from shared.api.generation import ChatMessage, FormatKind, Generation, ToolCall, Usage
+from shared.api.generation import ChatMessage, FormatKind, GenerationEnd, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
@@ -89,10 +89,10 @@ async def test_the_events_of_a_text_answer(http: httpx.AsyncClient) -> None:
 class Calls(FakeWorker):
     """A worker that generates a word and two tool calls."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         yield inference.Chunk("Let me see.", (5,))
         yield inference.Chunk("", (6,), tool_calls=(ToolCall("c1", "look_up", '{"what": "x"}'), ToolCall("c2", "look_up", "{}")))
-        yield Generation(FinishReason.STOP, Usage(7, 2))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
 
 @pytest.mark.parametrize(("parallel", "ids"), [(True, ["c1", "c2"]), (False, ["c1"])])
@@ -114,9 +114,9 @@ async def test_calls_are_separate_items(http: httpx.AsyncClient, running_service
 
 async def test_a_truncated_answer_is_incomplete(http: httpx.AsyncClient, running_service: RunningService) -> None:
     class Cut(FakeWorker):
-        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
             yield inference.Chunk("Hel", (5,))
-            yield Generation(FinishReason.LENGTH, Usage(7, 1))
+            yield GenerationEnd(FinishReason.LENGTH, Usage(7, 1))
 
     running_service.add_worker(1, Cut(), "smollm2")
     plain, (*_, last) = await respond(http, max_output_tokens=1), await streamed(http, max_output_tokens=1)

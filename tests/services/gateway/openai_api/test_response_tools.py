@@ -17,7 +17,7 @@ from services.gateway.openai_api.response_tools import CustomInput
 from services.gateway.request_validation import BadField
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, Generation, ImageDetail, ImagePart, ToolCall, ToolCallPart, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, ImageDetail, ImagePart, ToolCall, ToolCallPart, Usage
 from shared.types import FinishReason
 from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.openai_api.test_response_request import TOOL, http, respond, running_service, streamed
@@ -132,12 +132,12 @@ class Caller(FakeWorker):
 
     parts = ('{"in', 'put":', ' "a \\', "n\\u00e", "9\\ud83d\\ude", '00"', "}")
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         yield inference.Chunk("", (5,), call_parts=(ToolCallPart(0, '{"a": 1}', "c1", "agents__spawn"),))
         yield inference.Chunk("", (6,), call_parts=(ToolCallPart(1, "", "c2", "agents__patch"),))
         for part in self.parts:
             yield inference.Chunk("", (7,), call_parts=(ToolCallPart(1, part),))
-        yield Generation(FinishReason.STOP, Usage(7, 9))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 9))
 
 
 async def test_calls_come_back_under_the_callers_names(http: httpx.AsyncClient, running_service: RunningService) -> None:
@@ -186,11 +186,11 @@ def test_a_line_end_that_is_not_escaped_is_text() -> None:
 
 
 class Thinker(FakeWorker):
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         for thought in ("Hm", " so."):
             yield inference.Chunk("", (5,), reasoning=thought)
         yield inference.Chunk("Yes.", (6,))
-        yield Generation(FinishReason.STOP, Usage(7, 3))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 3))
 
 
 async def test_thoughts_are_their_summary_if_one_is_asked_for(http: httpx.AsyncClient, running_service: RunningService) -> None:

@@ -19,7 +19,7 @@ from services.gateway.request_validation import MAX_PROMPT_BYTES
 from services.gateway.scheduling.policies import Policies
 from shared import errors
 from shared.api import auth, gateway, inference
-from shared.api.generation import ChatMessage, Generation, ToolCall, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, ToolCall, Usage
 from shared.config_documents import PolicyDocument
 from shared.stores.cache import Cache
 from shared.types import FinishReason, UserId
@@ -37,13 +37,13 @@ NO_ITEMS = PolicyDocument(external=("*",), store_items=False)
 class Agent(FakeWorker):
     """A worker that thinks, speaks and calls a function of a namespace and a custom tool."""
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         self.received.append(prompt)
         yield inference.Chunk("", (5,), reasoning="Hm.")
         yield inference.Chunk("A CANARY", (6,))
         calls = (ToolCall("c1", "agents__spawn", '{"a": 1}'), ToolCall("c2", "agents__patch", '{"input": "x"}'))
         yield inference.Chunk("", (7,), tool_calls=calls)
-        yield Generation(FinishReason.STOP, Usage(7, 3))
+        yield GenerationEnd(FinishReason.STOP, Usage(7, 3))
 
 
 ANSWER = ChatMessage(

@@ -18,7 +18,7 @@ from services.gateway.requests.deduplicated_inference import DeduplicatedInferen
 from shared import context
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, RequestStatus
 from tests.services.gateway import fakes
@@ -62,7 +62,7 @@ def test_a_chunk_beyond_a_refused_step_is_not_counted() -> None:
     assert bounds.take(tokens(96, reasoning="so"))
     assert not bounds.take(tokens(1))
     assert bounds.take(Chunk("held back", ())), "the text of tokens that were counted"
-    assert bounds.cut_off() == Generation(LENGTH, Usage(7, 4096, reasoning_tokens=96))
+    assert bounds.cut_off() == GenerationEnd(LENGTH, Usage(7, 4096, reasoning_tokens=96))
 
 
 def test_a_part_of_a_step_is_the_last_one() -> None:
@@ -82,7 +82,7 @@ def test_several_answers_share_what_is_held_and_only_unfinished_ones_are_cut_off
     bounds.record_extension(100)
     assert bounds.take(tokens(5, 1, finish=STOP))
     assert not bounds.take(tokens(16, 2))
-    assert bounds.cut_off() == Generation(LENGTH, Usage(0, 285), (LENGTH, STOP, LENGTH))
+    assert bounds.cut_off() == GenerationEnd(LENGTH, Usage(0, 285), (LENGTH, STOP, LENGTH))
 
 
 def test_an_answer_without_ids_is_held_by_its_bytes_and_billed_by_its_pieces() -> None:
@@ -146,14 +146,14 @@ class LongWorker(FakeWorker):
         self.goes_on = asyncio.Event()
         self.written = 0
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         most = prompt.model_config.max_tokens or 0
         for position in range(min(self.length, most)):
             if position == self.waits_after:
                 await self.goes_on.wait()
             self.written += 1
             yield inference.Chunk("a", (position + 1,))
-        yield Generation(STOP if self.length <= most else LENGTH, Usage(self.prompt_tokens, min(self.length, most)))
+        yield GenerationEnd(STOP if self.length <= most else LENGTH, Usage(self.prompt_tokens, min(self.length, most)))
 
 
 class LongService:
@@ -376,11 +376,11 @@ async def test_only_an_answer_with_a_deadline_is_cut_off(seconds_left: Callable[
     async def items() -> AsyncGenerator[AnswerItem]:
         for _ in range(3):
             yield tokens(1)
-        yield Generation(STOP, Usage(1, 3))
+        yield GenerationEnd(STOP, Usage(1, 3))
 
     def extend(_wanted: int) -> asyncio.Task[int]:
         raise AssertionError("there is nothing to extend")
 
     answers = bounded_answers.bounded(items(), AnswerBounds(held=5, most=5, answers=1), extend, seconds_left=seconds_left)
     *chunks, end = [item async for item in answers]
-    assert (len(chunks), end) == (length, Generation(LENGTH, Usage(0, 1)) if length == 1 else Generation(STOP, Usage(1, 3)))
+    assert (len(chunks), end) == (length, GenerationEnd(LENGTH, Usage(0, 1)) if length == 1 else GenerationEnd(STOP, Usage(1, 3)))

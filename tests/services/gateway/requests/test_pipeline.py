@@ -15,7 +15,7 @@ from shared import context, errors
 from shared.api import events, inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.types import FinishReason, ModelName, RequestStatus, Role, TenantId, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY_ID, OWNER, PERSON, USER, FakeWorker, RunningService
@@ -150,10 +150,10 @@ async def test_a_deadline_is_a_timeout_even_if_it_arrives_as_a_cancellation(runn
 
 
 class MiscountingWorker(FakeWorker):
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         async for item in super().run(prompt):
             # Few enough that a text of this length could have them.
-            yield msgspec.structs.replace(item, usage=Usage(10**12, 50)) if isinstance(item, Generation) else item
+            yield msgspec.structs.replace(item, usage=Usage(10**12, 50)) if isinstance(item, GenerationEnd) else item
 
 
 async def test_output_is_counted_by_token_ids_and_not_by_the_workers_claim(running_service: RunningService) -> None:

@@ -12,7 +12,7 @@ from services.gateway.billing.reservations import InsufficientCredits
 from shared import errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.ledger import ModelPrice
 from shared.protocol.directory import WorkerLoad
 from shared.types import FinishReason, MicroCredits, RequestStatus
@@ -118,7 +118,7 @@ class Slots(FakeWorker):
         self.works: list[asyncio.Event] = []
         self.asked = 0
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         self.asked += 1
         async with self.free:
             self.works.append(done := asyncio.Event())
@@ -157,14 +157,14 @@ class Upstream(FakeWorker):
 
     prompt_tokens = 0
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | Generation]:
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         for position, word in enumerate(self.words):
             if position == self.fails_after:
                 raise errors.LinkLost("gone")
             yield inference.Chunk(word, (), finish=FinishReason.STOP if word == self.words[-1] else None)
         if self.fails_after == len(self.words):
             raise errors.LinkLost("gone")
-        yield Generation(FinishReason.STOP, Usage(5, 3))
+        yield GenerationEnd(FinishReason.STOP, Usage(5, 3))
 
 
 @pytest.mark.parametrize(

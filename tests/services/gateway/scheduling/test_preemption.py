@@ -20,7 +20,7 @@ from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.context import new_request_id
 from shared.protocol.directory import Announcement, ModelOffer, WorkerLoad
@@ -52,10 +52,10 @@ class Reply:
 
     def __init__(self, worker: Worker, prompt: inference.ProcessPrompt) -> None:
         self._worker, self._prompt = worker, prompt
-        self._items: asyncio.Queue[Chunk | Generation | errors.AimeshError] = asyncio.Queue()
+        self._items: asyncio.Queue[Chunk | GenerationEnd | errors.AimeshError] = asyncio.Queue()
         self._task = asyncio.get_running_loop().create_task(self._generate())
         self.accepted: PromptAccepted | None = None
-        self.end: Generation
+        self.end: GenerationEnd
 
     async def _generate(self) -> None:
         most = self._prompt.model_config.max_tokens
@@ -67,7 +67,7 @@ class Reply:
                 await asyncio.sleep(TOKEN_SECONDS)
                 finish = FinishReason.LENGTH if position == most - 1 else None
                 self._items.put_nowait(Chunk(f" {position}", (position,), finish=finish))
-            self._items.put_nowait(Generation(FinishReason.LENGTH, Usage(7, most - len(self._prompt.delivered))))
+            self._items.put_nowait(GenerationEnd(FinishReason.LENGTH, Usage(7, most - len(self._prompt.delivered))))
         finally:
             self._worker.free_slot()
 
@@ -79,7 +79,7 @@ class Reply:
         self._task.cancel()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        while not isinstance(item := await self._items.get(), Generation):
+        while not isinstance(item := await self._items.get(), GenerationEnd):
             if isinstance(item, errors.AimeshError):
                 raise item
             yield item
@@ -151,7 +151,7 @@ class Pool:
                         answer.tokens += item.token_ids
                         if answer.first_seconds is None:
                             answer.first_seconds = self.clock() - asked_at
-                    elif isinstance(item, Generation):
+                    elif isinstance(item, GenerationEnd):
                         answer.usage = item.usage
         except errors.AimeshError as error:
             answer.error = error

@@ -6,7 +6,7 @@ import pytest
 
 from services.inference.backends import echo
 from shared import errors
-from shared.api.generation import ChatMessage, Generation, Usage
+from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.types import FinishReason
 from tests.services.inference.standins import Reader, Watch, job
 
@@ -18,7 +18,7 @@ async def test_echo_repeats_the_prompt_word_by_word() -> None:
     assert reader.accepted
     assert [chunk.text for chunk in reader.chunks] == ["one", " two", "\nthree"]
     assert reader.token_ids == [echo.token_id(word) for word in ("one", " two", "\nthree")]
-    assert end == Generation(FinishReason.STOP, Usage(3, 3))
+    assert end == GenerationEnd(FinishReason.STOP, Usage(3, 3))
 
 
 async def test_echo_repeats_the_last_message_of_a_chat() -> None:
@@ -46,7 +46,7 @@ async def test_max_tokens_ends_the_answer() -> None:
     async with echo.opened(0, 32, Watch()) as backend:
         end = await backend.generate(job("a b c d", max_tokens=2), reader)
     assert reader.text == "a b"
-    assert end == Generation(FinishReason.LENGTH, Usage(4, 2))
+    assert end == GenerationEnd(FinishReason.LENGTH, Usage(4, 2))
 
 
 async def test_stop_sequence_across_two_words_ends_the_answer() -> None:
@@ -54,7 +54,7 @@ async def test_stop_sequence_across_two_words_ends_the_answer() -> None:
     async with echo.opened(0, 32, Watch()) as backend:
         end = await backend.generate(job("a b c d", stop=("b c",)), reader)
     assert reader.text == "a "
-    assert end == Generation(FinishReason.STOP, Usage(4, 3), stop_sequence="b c")
+    assert end == GenerationEnd(FinishReason.STOP, Usage(4, 3), stop_sequence="b c")
 
 
 async def test_held_back_text_is_sent_at_the_end() -> None:

@@ -24,7 +24,7 @@ from services.inference.jobs import GenerationJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
 from shared import errors
-from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, ToolCall, ToolChoice
+from shared.api.generation import ChatMessage, FormatKind, GenerationEnd, OutputFormat, Tool, ToolCall, ToolChoice
 from shared.api.inference import MAX_CONVERTED_BYTES, Chunk, Detokenize, ModelState, RenderChat, Tokenize
 from shared.model_folder import PACKAGED_MODEL
 from shared.types import Ability, FinishReason, ModelName
@@ -58,12 +58,12 @@ async def until_ready(backend: LlamaBackend) -> None:
     await until(lambda: backend.models()[0].state is ModelState.READY)
 
 
-async def generate(backend: LlamaBackend, prompt_job: GenerationJob) -> tuple[Reader, Generation]:
+async def generate(backend: LlamaBackend, prompt_job: GenerationJob) -> tuple[Reader, GenerationEnd]:
     reader = Reader()
     return reader, await backend.generate(prompt_job, reader)
 
 
-async def begun(backend: LlamaBackend, tasks: asyncio.TaskGroup, prompt_job: GenerationJob) -> "asyncio.Task[Generation]":
+async def begun(backend: LlamaBackend, tasks: asyncio.TaskGroup, prompt_job: GenerationJob) -> "asyncio.Task[GenerationEnd]":
     """Start a generation, and wait for its first token."""
     reader = Reader()
     task = tasks.create_task(backend.generate(prompt_job, reader))

@@ -25,7 +25,7 @@ from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, ModelState
 from shared.timing.backoff import Backoff
 from shared.types import FinishReason, ModelName
@@ -35,7 +35,7 @@ from tests.services.inference.vector_reader import VectorReader, texts_for
 
 A, B, C = ModelName("a"), ModelName("b"), ModelName("c")
 OPTIONS = engine_messages.LoadCommand("", 1, 1, 1, -1)
-GENERATION = Generation(FinishReason.STOP, Usage(1, 1))
+GENERATION = GenerationEnd(FinishReason.STOP, Usage(1, 1))
 
 
 class FakeEngine:
@@ -78,7 +78,7 @@ class FakeEngine:
         self.become(ModelState.FAILED, detail)
         self._over.set()
 
-    async def generate(self, job: GenerationJob, sink: Sink) -> Generation:
+    async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         self.answered += 1
         self._site.jobs.append(job)
         await self._site.may_answer.wait()

@@ -16,7 +16,7 @@ from services.inference.engine import engine_messages
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
 from shared import errors
-from shared.api.generation import Generation, ReasoningEffort, Tool, ToolChoice
+from shared.api.generation import GenerationEnd, ReasoningEffort, Tool, ToolChoice
 from shared.types import FinishReason, ModelName
 from tests.services.inference.standins import Reader, Watch, job
 
@@ -62,7 +62,7 @@ async def backend(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lla
         yield opened
 
 
-async def answer(backend: LlamaBackend, delivered: tuple[int, ...] = (), **sampling: object) -> tuple[Reader, Generation]:
+async def answer(backend: LlamaBackend, delivered: tuple[int, ...] = (), **sampling: object) -> tuple[Reader, GenerationEnd]:
     reader = Reader()
     asked = replace(job("What is the weather in Rome?", model=NAME, temperature=0, **sampling), delivered=delivered, request="r")
     numerics = backend.models()[0].numerics

@@ -13,7 +13,7 @@ from services.inference.chat.chat_client import ChatClient
 from services.inference.chat.chat_messages import OpenTemplate, RenderedPrompt, Trigger
 from services.inference.chat.separated_answers import SeparatedAnswers
 from shared import errors
-from shared.api.generation import Generation, ToolCall, ToolCallPart, Usage
+from shared.api.generation import GenerationEnd, ToolCall, ToolCallPart, Usage
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 from tests import tiers
@@ -55,7 +55,7 @@ async def send(
     call_parts: bool = True,
     lost_at: str = "",
     **sampling: object,
-) -> tuple[list[Chunk], Generation, list[None]]:
+) -> tuple[list[Chunk], GenerationEnd, list[None]]:
     reader, failures, client = Reader(), [], FakeClient(lost_at)
     asked = job(logit_bias={}, **sampling)
     asked = replace(asked, delivered=(1,) * len(delivered), request="request", call_parts=call_parts)
@@ -72,7 +72,7 @@ async def send(
             await answers.send(Chunk(piece, tokens, 0, tuple(TokenLogprob(TokenChance(token, b"", -1.0)) for token in tokens)))
             at += len(piece)
         await answers.send(Chunk("", (), finish=finish))
-    end = answers.complete(Generation(LENGTH, Usage(3, 999, 1)))
+    end = answers.complete(GenerationEnd(LENGTH, Usage(3, 999, 1)))
     assert end.usage.completion_tokens == len(reader.token_ids)
     assert end.finish_reason == reader.chunks[-1].finish
     assert all(len(chunk.token_ids) == len(chunk.logprobs) for chunk in reader.chunks)
@@ -185,7 +185,7 @@ async def test_answers_of_one_request_are_independent() -> None:
     await answers.send(Chunk("Yes", (2,), 1, finish=STOP))
     with pytest.raises(AnswersEnded, match=r"^$"):
         await answers.send(Chunk(f"{ENOUGH}No", (3,), 0, finish=LENGTH))
-    end = answers.complete(Generation(STOP, Usage(1, 0)))
+    end = answers.complete(GenerationEnd(STOP, Usage(1, 0)))
     assert end.finish_reasons == (LENGTH, STOP)
     assert [(chunk.answer, chunk.reasoning, chunk.text) for chunk in reader.chunks] == [(0, "Hm", ""), (1, "", "Yes"), (0, "", "No")]
     assert (end.usage.completion_tokens, end.usage.reasoning_tokens) == (3, 1)

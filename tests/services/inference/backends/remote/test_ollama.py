@@ -11,7 +11,7 @@ from services.inference.backends.remote import ollama
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.upstreams import Upstream
 from shared import errors
-from shared.api.generation import Generation, Tool, ToolCall, Usage
+from shared.api.generation import GenerationEnd, Tool, ToolCall, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason
 from tests.services.inference import asked
@@ -49,7 +49,7 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
         end = await backend.generate(asked.job("hi", model="smollm2", max_tokens=5, temperature=0.0, stop=("x",), seed=2**31 + 9), reader)
     assert [(status.model_id, status.digest) for status in statuses] == [("smollm2", DIGEST), ("qwen3:8b", DIGEST), ("x", "")]
     assert reader.text == "Hello"
-    assert end == Generation(FinishReason.LENGTH, Usage(12, 2))
+    assert end == GenerationEnd(FinishReason.LENGTH, Usage(12, 2))
     assert server.asked == [
         {
             "model": "smollm2:latest",
@@ -173,7 +173,7 @@ async def test_usage_is_believed_or_recounted(counts: dict[str, Any], expected: 
     with asked.logged() as logged:
         async with asking(answer) as (_, backend):
             end = await backend.generate(job("three small words"), Reader())
-    assert end == Generation(FinishReason.STOP, expected)
+    assert end == GenerationEnd(FinishReason.STOP, expected)
     assert [fields["fields"] for event, fields in logged if event == "usage_recounted"] == recounted
 
 

@@ -14,7 +14,7 @@ from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.engine.sampling import Parameters
 from services.inference.upstreams import Dialect, Key, Upstream
 from shared import errors
-from shared.api.generation import FormatKind, Generation, OutputFormat, Tool, ToolCall, Usage
+from shared.api.generation import FormatKind, GenerationEnd, OutputFormat, Tool, ToolCall, Usage
 from shared.api.inference import ModelState, ModelStatus
 from shared.types import FinishReason
 from tests.services.inference import asked
@@ -63,7 +63,7 @@ async def test_it_serves_what_the_server_has_and_streams_an_answer() -> None:
         await until(lambda: backend.models()[0].state is ModelState.READY)
         end = await backend.generate(asked.job("hi", model="gpt-x", max_tokens=5, seed=3), reader)
     assert (reader.accepted, reader.prompt_tokens, reader.text, reader.token_ids) == (True, None, "Hello", [])
-    assert end == Generation(FinishReason.STOP, Usage(7, 2))
+    assert end == GenerationEnd(FinishReason.STOP, Usage(7, 2))
     assert server.asked == [
         {
             "model": "gpt-x",
@@ -103,7 +103,7 @@ async def test_a_server_is_not_told_a_bound_that_the_caller_has_not_named(fields
         await until(lambda: backend.models()[0].state is ModelState.READY)
         end = await backend.generate(replace(asked.job("hi", model="gpt-x", max_tokens=32_768), **fields), Reader())
         assert "max_tokens" not in server.asked[0]
-        assert end == Generation(FinishReason.STOP, Usage(7, 2))
+        assert end == GenerationEnd(FinishReason.STOP, Usage(7, 2))
 
 
 async def test_the_models_of_an_external_server_name_their_provider() -> None:
@@ -253,7 +253,7 @@ async def test_usage_is_believed_or_recounted(usage: object, expected: Usage, re
     with asked.logged() as logged:
         async with asking(Answer(events(*bodies, mark=mark))) as (_, backend):
             end = await backend.generate(job("three small words", model="gpt-x", max_tokens=5), Reader())
-    assert end == Generation(FinishReason.LENGTH, expected)
+    assert end == GenerationEnd(FinishReason.LENGTH, expected)
     assert [fields["fields"] for event, fields in logged if event == "usage_recounted"] == recounted
 
 
@@ -262,7 +262,7 @@ async def test_a_complete_answer_does_not_wait_for_a_server_that_keeps_the_line(
     finished = events({"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}, mark=False)
     async with asking(Answer(finished, hang=True)) as (_, backend):
         end = await backend.generate(job("hi", model="gpt-x"), Reader())
-    assert end == Generation(FinishReason.STOP, Usage(1, 1))
+    assert end == GenerationEnd(FinishReason.STOP, Usage(1, 1))
 
 
 async def test_tools_formats_log_probabilities_and_several_answers() -> None:
@@ -284,7 +284,7 @@ async def test_tools_formats_log_probabilities_and_several_answers() -> None:
         (0, "", (ToolCall("c1", "weather", '{"city":"Bern"}'),)),
     ]
     assert [logprob.drawn.piece for logprob in reader.chunks[0].logprobs] == [b"b"]
-    assert end == Generation(FinishReason.STOP, Usage(7, 5), (FinishReason.STOP, FinishReason.LENGTH))
+    assert end == GenerationEnd(FinishReason.STOP, Usage(7, 5), (FinishReason.STOP, FinishReason.LENGTH))
     sent = server.asked[0]
     assert (sent["n"], sent["logprobs"], sent["top_k"], sent["response_format"]) == (2, True, 5, {"type": "json_object"})
 

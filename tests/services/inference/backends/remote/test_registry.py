@@ -14,7 +14,7 @@ from services.inference.backends.remote.event_stream import BadStream
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.models.catalog import RemoteModel
 from shared import errors
-from shared.api.generation import ChatMessage, FormatKind, Generation, OutputFormat, Tool, Usage
+from shared.api.generation import ChatMessage, FormatKind, GenerationEnd, OutputFormat, Tool, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason, ModelName
 from tests.services.inference import asked
@@ -56,7 +56,7 @@ async def test_a_prompt_and_its_answer() -> None:
         await backend.generate(job(talk), Reader())
         assert server.asked[1]["payload"]["messages"] == [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
     assert (reader.accepted, reader.text, reader.token_ids) == (True, "Hello you", [])
-    assert end == Generation(FinishReason.LENGTH, Usage(5, 3))
+    assert end == GenerationEnd(FinishReason.LENGTH, Usage(5, 3))
 
 
 async def test_an_open_ended_answer_has_no_limit() -> None:
@@ -83,7 +83,7 @@ async def test_a_service_may_have_a_port_and_require_a_token(tmp_path: Path) -> 
 async def test_a_service_without_counts_is_counted_by_bytes() -> None:
     async with asking(whole({"text": "x" * 21})) as (_, backend):
         end = await backend.generate(job("four words are here"), Reader())
-        assert end == Generation(FinishReason.STOP, Usage(4, 6))
+        assert end == GenerationEnd(FinishReason.STOP, Usage(4, 6))
         short = await backend.generate(job(max_tokens=2), Reader())
         assert short.usage.completion_tokens == 2, "no more than was asked for"
     async with asking(whole({"text": "x" * 21, "usage": {"prompt_tokens": -1, "completion_tokens": 99}})) as (_, backend):

@@ -15,7 +15,7 @@ from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.upstreams import Upstream
 from shared import errors
-from shared.api.generation import FormatKind, Generation, OutputFormat, ReasoningEffort, Tool, Usage
+from shared.api.generation import FormatKind, GenerationEnd, OutputFormat, ReasoningEffort, Tool, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 from tests import tiers
@@ -29,7 +29,7 @@ ANSWER = "Grüezi 🙃, hm"
 IDS = ids_of(ANSWER)
 #: The whole rendered prompt; a token is a byte.
 PROMPT_TOKENS = len("<user>hi<assistant>")
-WHOLE = Generation(FinishReason.STOP, Usage(PROMPT_TOKENS, len(IDS)))
+WHOLE = GenerationEnd(FinishReason.STOP, Usage(PROMPT_TOKENS, len(IDS)))
 DIGEST = "ab" * 32
 
 
@@ -75,7 +75,7 @@ async def test_counts_are_exact(kind: str) -> None:
         assert await backend.generate(asked(), reader) == WHOLE
         assert (reader.text, reader.token_ids, reader.prompt_tokens) == (ANSWER, IDS, PROMPT_TOKENS)
         short = Reader()
-        assert await backend.generate(asked(max_tokens=3), short) == Generation(
+        assert await backend.generate(asked(max_tokens=3), short) == GenerationEnd(
             FinishReason.LENGTH, Usage(PROMPT_TOKENS, 2 if kind == "llama_cpp" else 3)
         )
         assert short.text == "Gr"
@@ -124,7 +124,7 @@ async def test_a_server_that_dies_behind_the_last_token_leaves_nothing_to_write(
     async with worker(TokenServer(kind, "abcdefg", dies_after=limit), TokenServer(kind, "abcdefg")) as backend:
         reader = Reader()
         end = await backend.generate(asked(max_tokens=limit), reader)
-        assert (reader.text, end) == ("abcde", Generation(FinishReason.LENGTH, Usage(PROMPT_TOKENS, limit)))
+        assert (reader.text, end) == ("abcde", GenerationEnd(FinishReason.LENGTH, Usage(PROMPT_TOKENS, limit)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ from services.inference.jobs import GenerationJob
 from services.inference.models import catalog, memory, model_discovery
 from services.inference.upstreams import Upstream
 from shared import model_folder
-from shared.api.generation import Generation
+from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 from tests.services.inference.standins import Reader, Watch, job, until
@@ -85,7 +85,7 @@ async def test_an_answer_survives_the_death_of_its_server(prompt: str, after: in
         assert replace_cached(end) == replace_cached(expected)
 
 
-def replace_cached(end: Generation) -> Generation:
+def replace_cached(end: GenerationEnd) -> GenerationEnd:
     return msgspec.structs.replace(end, usage=msgspec.structs.replace(end.usage, cached_tokens=0))
 
 

@@ -15,7 +15,7 @@ from services.inference.backends.remote.remote_models import UpstreamLoad
 from services.inference.upstreams import Dialect, Upstream
 from shared import errors
 from shared.api.embedding import Embedded
-from shared.api.generation import Generation, Usage
+from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason, ModelName
 from tests.services.inference.fake_http import Answer, FakeServer, serving
@@ -33,7 +33,7 @@ HELLO = Answer(
         "data: [DONE]\n\n",
     ]
 )
-GOOD = Generation(FinishReason.STOP, Usage(1, 1))
+GOOD = GenerationEnd(FinishReason.STOP, Usage(1, 1))
 HANGS = Answer([], silent=True, hang=True)
 
 
