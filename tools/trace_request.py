@@ -1,10 +1,12 @@
 """Count what one streamed prompt runs in the gateway: our own functions, and their files.
 
     python -m tools.trace_request [--all]
+    python -m tools.trace_request --plain
 
 It starts a stack and a second, traced gateway, and warms it up with a few prompts. Then it counts what one more prompt runs, from the
 socket to the row in PostgreSQL. The first figure includes the gateway's periodic work during that second; the second figure leaves out
-every function that also runs while the gateway is idle.
+every function that also runs while the gateway is idle. With --plain, it counts all calls of Python functions, libraries too: of one plain
+request, and of each chunk of a stream, as what a long answer has more than a short one.
 """
 
 import argparse
@@ -16,7 +18,9 @@ import runpy
 import signal
 import sys
 import tempfile
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -28,7 +32,11 @@ MOST_SECONDS = 30.0
 #: Long enough to see the periodic work of an idle gateway: the longest period, of listening to PostgreSQL, takes 15 s.
 IDLE_SECONDS = 18.0
 
-#: File and function, as "services/gateway/requests/pipeline.py" and "Pipeline.run".
+#: For --plain.
+PLAIN_REQUESTS, SHORT, LONG = 40, 20, 220
+LIBRARIES = "libraries"
+
+#: File and function, as "services/gateway/requests/pipeline.py" and "Pipeline.run"; for calls of libraries, LIBRARIES twice.
 Calls = collections.Counter[tuple[str, str]]
 
 
@@ -46,9 +54,11 @@ def serve(module: str, report: Path) -> None:
 
     def stop(_signal: int, _frame: object) -> None:
         sys.setprofile(None)
-        found = [[_place(code), code.co_qualname, calls] for code, calls in seen.items() if _place(code)]
+        found = Calls()
+        for code, calls in seen.items():
+            found[(_place(code), code.co_qualname) if _place(code) else (LIBRARIES, LIBRARIES)] += calls
         part = report.with_suffix(".part")
-        part.write_text(json.dumps(found), encoding="utf-8")
+        part.write_text(json.dumps([[*function, calls] for function, calls in found.items()]), encoding="utf-8")
         part.rename(report)
 
     signal.signal(signal.SIGUSR1, start)
@@ -66,8 +76,12 @@ def _place(code: CodeType) -> str:
     return inside.as_posix() if inside.parts[0] in PARTS else ""
 
 
-async def trace() -> tuple[Calls, Calls]:
-    """Return what ran during the prompt, and while the gateway was idle."""
+Count = Callable[[Awaitable[None]], Awaitable[Calls]]
+
+
+@asynccontextmanager
+async def traced_gateway(**settings: str) -> AsyncIterator[tuple[httpx.AsyncClient, Count]]:
+    """Start a stack and a traced gateway, and warm it up. Yields its client, and what counts the calls of some work."""
     # Imported here because the traced service does not need them.
     from tests import replicas, stacks  # noqa: PLC0415
 
@@ -75,7 +89,7 @@ async def trace() -> tuple[Calls, Calls]:
         report = Path(folder, "calls.json")
         words = ("-m", "tools.trace_request", "--serve", "services.gateway", "--report", str(report))
         async with (
-            stacks.stack(INFERENCE_BACKEND="echo") as stack,
+            stacks.stack(INFERENCE_BACKEND="echo", **settings) as stack,
             replicas.replica(stack, "gateway", folder=Path(folder), words=words) as gateway,
         ):
             await gateway.ready()
@@ -83,13 +97,33 @@ async def trace() -> tuple[Calls, Calls]:
             async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False, timeout=MOST_SECONDS) as http:
                 for _ in range(5):
                     await _send_prompt(http)
-                idle = await _count(gateway.process.pid, report, _wait())
-                busy = await _count(gateway.process.pid, report, _send_prompt(http))
-    return busy, idle
+                yield http, partial(_count, gateway.process.pid, report)
 
 
-async def _send_prompt(http: httpx.AsyncClient) -> None:
-    body = {"messages": [{"role": "user", "content": "one two three"}], "stream": True, "max_tokens": 8}
+async def trace() -> tuple[Calls, Calls]:
+    """Return what ran during the prompt, and while the gateway was idle."""
+    async with traced_gateway() as (http, count):
+        idle = await count(_wait())
+        return await count(_send_prompt(http)), idle
+
+
+async def count_calls() -> tuple[Calls, Calls]:
+    """Return the calls of PLAIN_REQUESTS plain requests, and of LONG - SHORT chunks."""
+    # So slow that each token is a chunk of its own.
+    async with traced_gateway(ECHO_TOKEN_MS="10") as (http, count):  # noqa: S106 - milliseconds
+
+        async def plain() -> None:
+            for _ in range(PLAIN_REQUESTS):
+                answer = await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "one"}], "max_tokens": 1})
+                answer.raise_for_status()
+            await asyncio.sleep(0.5)
+
+        short, long = [await count(_send_prompt(http, "one " * words, words)) for words in (SHORT, LONG)]
+        return await count(plain()), long - short
+
+
+async def _send_prompt(http: httpx.AsyncClient, prompt: str = "one two three", most: int = 8) -> None:
+    body = {"messages": [{"role": "user", "content": prompt}], "stream": True, "max_tokens": most}
     async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
         answer.raise_for_status()
         text = b"".join([part async for part in answer.aiter_bytes()])
@@ -122,6 +156,7 @@ def _read(report: Path) -> Calls | None:
 
 
 def summary(calls: Calls) -> str:
+    calls = Calls({function: number for function, number in calls.items() if function[0] != LIBRARIES})
     files = {place for place, _ in calls}
     gateway = sum(place.startswith("services/gateway") for place in files)
     return f"{len(calls)} functions in {len(files)} files, {gateway} of them in the gateway; {sum(calls.values())} calls"
@@ -138,11 +173,20 @@ def list_all(calls: Calls) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="list every file and function")
+    parser.add_argument("--plain", action="store_true", help="count the calls of one plain request and of one chunk, libraries too")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve, arguments.report)
+        return
+    if arguments.plain:
+        plain, chunks = asyncio.run(count_calls())
+        for what, calls, times in (("plain request", plain, PLAIN_REQUESTS), ("chunk of a stream", chunks, LONG - SHORT)):
+            ours = sum(number for (place, _), number in calls.items() if place != LIBRARIES)
+            print(f"each {what}: {sum(calls.values()) / times:.1f} calls, {ours / times:.1f} of them ours")
+        if arguments.all:
+            list_all(chunks)
         return
     busy, idle = asyncio.run(trace())
     alone = collections.Counter({function: calls for function, calls in busy.items() if function not in idle})
