@@ -129,7 +129,6 @@ def test_images_share_the_base_and_the_packages_and_are_small(engine: DockerEngi
     for target, found in layers.items():
         assert found[: len(shared)] == shared, target
     assert image_builds.bytes_above(engine, images["aimesh"], stand_ins.PYTHON) <= 0.9 * AUTH_BEFORE
-    assert layers["web"][:-1] == layers["aimesh"]
     assert image_builds.bytes_above(engine, images["web"], images["aimesh"]) <= INDEX
 
 
@@ -148,4 +147,7 @@ def test_a_second_build_after_a_change_of_one_line_is_quick(
     began = time.monotonic()
     image_builds.build(engine, target, "aimesh-changed", wheel, checkout)
     assert time.monotonic() - began < 20
+    if target == "web":
+        before, after = (image_builds.ids_of_layers(engine, tag) for tag in (images[target], "aimesh-changed"))
+        assert before[:-2] == after[:-2], "the code and our own packages are the last two layers"
     engine.docker("rmi", "aimesh-changed")
