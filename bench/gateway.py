@@ -1,7 +1,8 @@
 """The gateway's speed and size with its whole pipeline: keys, limits and ledger, with real PostgreSQL, Valkey and NATS.
 
 first_token  what gateway and mesh add to the time to first token, at 100 requests a second of 50 tenants
-rates        requests a second against LiteLLM's proxy in front of the same instant upstream, and of one hot tenant alone
+rates        requests a second against LiteLLM's proxy and SMG in front of the same instant upstream, and of one hot tenant alone
+relay        the tokens that one core of the gateway relays, of 256 streams of 100 tokens a second
 crowd        1,000 streams at once and their memory, and 2,000 of which half must be rejected
 flood        5,000 requests of one tenant at once, and their effect on ten others
 rpc          calls and streams at /rpc against the same ones at /api and /v1
@@ -98,7 +99,7 @@ async def _measure_first_token(rows: Rows, _shared: None, options: Options) -> N
 
 
 LEVELS = (1, 16, 64)
-RIVAL = "LiteLLM"
+RIVAL, ROUTER = "LiteLLM", "SMG"
 
 
 class Form(NamedTuple):
@@ -118,12 +119,18 @@ FORMS = (Form("plain", 2, stream=False, wanted=10.0), Form("streams of 20", 20, 
 
 
 async def _measure_rates(rows: Rows, _shared: None, options: Options) -> None:
-    async with tenants.upstream() as upstream, tenants.opened(**tenants.served_by(upstream)) as stack, rivals.litellm(upstream) as proxy:
+    async with (
+        tenants.upstream() as upstream,
+        tenants.opened(**tenants.served_by(upstream)) as stack,
+        rivals.litellm(upstream) as proxy,
+        rivals.smg(upstream) as router,
+    ):
         for form in FORMS:
             contenders: dict[str, Callable[[int], Turn]] = {
                 "aimesh": partial(form.turn, stack.port, stack.keys, tenants.MODEL),
                 "aimesh, echo worker": partial(form.turn, stack.port, stack.keys, "echo"),
                 RIVAL: partial(form.turn, proxy.port, (rivals.LITELLM_KEY,), tenants.MODEL),
+                ROUTER: partial(form.turn, router.port, ("none",), tenants.MODEL),
             }
             turns = {(name, level): turn(level) for level in LEVELS for name, turn in contenders.items()}
             direct = form.turn(upstream, ("none",), tenants.MODEL, 1)
@@ -138,6 +145,8 @@ def _compare(rows: Rows, form: Form, figures: Mapping[tuple[str, int], Mapping[s
         for level in LEVELS:
             claim, at_least = f"{name}, {form.what}, {level} at once", form.wanted if level > 1 else None
             rows.paired(claim, figures[name, level]["rate"], "req/s", RIVAL, figures[RIVAL, level]["rate"], at_least=at_least)
+            if level > 1:
+                rows.paired(claim, figures[name, level]["rate"], "req/s", ROUTER, figures[ROUTER, level]["rate"])
     added = {
         name: [took - direct for took, direct in zip(figures[name, 1]["p50"], figures["upstream", 1]["p50"], strict=True)]
         for name, level in figures
@@ -145,6 +154,19 @@ def _compare(rows: Rows, form: Form, figures: Mapping[tuple[str, int], Mapping[s
     }
     for name in ("aimesh", "aimesh, echo worker"):
         rows.paired(f"{name}, {form.what}: added at 1 at once", added[name], "ms", RIVAL, added[RIVAL])
+
+
+RELAYED, RELAYED_WORDS, RELAYED_MS = 256, 200, 10
+
+
+async def _measure_relay(rows: Rows, _shared: None, options: Options) -> None:
+    async with tenants.opened(ECHO_TOKEN_MS=RELAYED_MS) as stack:
+        requests = tenants.chats(stack.keys, "echo", "tok " * RELAYED_WORDS, RELAYED_WORDS, stream=True)
+        turn = Turn(stack.port, requests, RELAYED, {"gateway": stack.pids["gateway"]})
+        figures = await tenants.take_turns({"relay": turn}, options)
+    spent = statistics.median(figures["relay"]["gateway"])
+    rows.alone(f"{RELAYED} streams, 100 tokens/s each: relayed", statistics.median(figures["relay"]["tokens"]), "tokens/s")
+    rows.alone("  by a second of the gateway's processor", RELAYED_WORDS / spent * 1e6, "tokens/s")
 
 
 CROWD, CROWD_WORDS, TOKEN_MS = 1_000, 100, 100.0
@@ -417,13 +439,15 @@ def _prepare(options: Options) -> str:
     if "rates" not in options.only:
         return ""
     rivals.ensure_litellm()
-    return rivals.litellm_version()
+    rivals.ensure_smg()
+    return ", ".join(map(rivals.version_of, (rivals.LITELLM_LOCK, rivals.SMG_LOCK)))
 
 
 if __name__ == "__main__":
     parts: dict[str, report.Part] = {
         "first_token": _measure_first_token,
         "rates": _measure_rates,
+        "relay": _measure_relay,
         "crowd": _measure_crowd,
         "flood": _measure_flood,
         "rpc": _measure_rpc,

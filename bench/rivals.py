@@ -41,6 +41,7 @@ OPTIONS = (
 
 #: litellm[proxy] 1.109.1, with the newest versions of two packages: certifi, and the migrations of its database mode.
 LITELLM_LOCK = setup_steps.LOCKS / "litellm.lock"
+SMG_LOCK = setup_steps.LOCKS / "smg.lock"
 LITELLM_KEY = "sk-bench-0123456789"
 LITELLM_CONFIG = f"""\
 model_list:
@@ -150,9 +151,9 @@ class Proxy(NamedTuple):
     pid: int
 
 
-def litellm_version() -> str:
-    """Return the version in the lock."""
-    return next(line.split()[0] for line in LITELLM_LOCK.read_text(encoding="utf-8").splitlines() if line.startswith("litellm=="))
+def version_of(lock: Path) -> str:
+    """Return the name and version of a lock's rival."""
+    return next(line.split()[0] for line in lock.read_text(encoding="utf-8").splitlines() if line.startswith(f"{lock.stem}=="))
 
 
 def ensure_litellm() -> Path:
@@ -187,6 +188,27 @@ async def litellm(upstream_port: int) -> AsyncIterator[Proxy]:
         # Its imports take 10 s and more on a busy machine.
         async with program(words, port, "/health/liveliness", 90.0, env=environment, cwd=folder) as pid:
             yield Proxy(port, pid)
+
+
+def ensure_smg() -> Path:
+    """Return the `smg` command, from the cache or installed now. Raises SetupFailed."""
+
+    def install(pip: Sequence[str]) -> None:
+        setup_steps.run("installing SMG", *pip, "--require-hashes", "-r", str(SMG_LOCK))
+
+    return ensure_environment(cache_folder() / "smg", SMG_LOCK, install).with_name("smg")
+
+
+@asynccontextmanager
+async def smg(upstream_port: int) -> AsyncIterator[Proxy]:
+    """Run SMG, a router in Rust, in front of the upstream's model. It checks no key and keeps no books."""
+    port, metrics_port = free_port(), free_port()
+    worker = ("--worker-urls", f"http://127.0.0.1:{upstream_port}", "--policy", "round_robin", "--log-level", "error")
+    metrics = ("--prometheus-host", "127.0.0.1", "--prometheus-port", metrics_port)
+    words = (ensure_smg(), "launch", "--host", "127.0.0.1", "--port", port, *worker, *metrics)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    async with program(words, port, "/v1/models", 60.0, env=environment) as pid:
+        yield Proxy(port, pid)
 
 
 if __name__ == "__main__":
