@@ -12,7 +12,7 @@ from typing import TypeVar
 from bench import http_load, openai_upstream, processes, report
 from bench.http_load import Load, Outcome, Pace, Steady
 from bench.report import Options
-from services.gateway.limits import tiers
+from shared.limits import BY_NAME
 from shared.types import Credential
 from tests import people, stacks
 from tests.chaos import streams
@@ -29,7 +29,7 @@ TENANTS = 50
 UNREACHED = {
     # Cached answers would not be measured.
     "RESPONSE_CACHE": "off",
-    "TIER_FREE": ",".join([*(f"{name}=1000000000" for name in tiers.LIMITS), "credits=unlimited"]),
+    "TIER_FREE": ",".join([*(f"{name}=1000000000" for name in BY_NAME), "credits=unlimited"]),
     "DEFAULT_RATE_LIMIT": "1000000000",
     "PREMIUM_RATE_LIMIT": "1000000000",
 }

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from shared import limits
 from shared.types import Tier
 
 MAX_ROUTES = 500
@@ -282,25 +283,17 @@ class PolicyDocument(Document, frozen=True):
     guard: GuardDocument | None = None
 
 
+@limits.fields(Limit | None)
 class PlanDocument(Document, frozen=True):
     """The limits of a tier. A missing number is the tier's built-in default."""
 
-    requests_per_hour: Limit | None = None
-    requests_per_minute: Limit | None = None
-    tokens_per_minute: Limit | None = None
-    #: Concurrent requests of one user.
-    concurrency: Limit | None = None
     #: Per month.
     credits: Credits | None = None
 
 
+@limits.fields(Limit | None)
 class ModelLimitDocument(Document, frozen=True):
     """The limits of a public model over all its callers. A missing number is no limit."""
-
-    requests_per_hour: Limit | None = None
-    requests_per_minute: Limit | None = None
-    tokens_per_minute: Limit | None = None
-    concurrency: Limit | None = None
 
 
 class DefaultModelDocument(Document, frozen=True):

@@ -94,12 +94,17 @@ def plain(kind: object) -> object:
 
 
 def fields(kind: type[msgspec.Struct], shapes: Shapes) -> list[Field]:
-    hints = typing.get_type_hints(kind)
-    meanings = comments(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    meanings = {name: _description(hint) for name, hint in hints.items()} | comments(kind)
     return [
-        Field(field.encode_name, shapes.show(hints[field.name]), _default(field), meanings.get(field.name, ""))
+        Field(field.encode_name, shapes.show(hints[field.name]), _default(field), meanings[field.name])
         for field in msgspec.structs.fields(kind)
     ]
+
+
+def _description(hint: object) -> str:
+    found = (each.description for each in getattr(hint, "__metadata__", ()) if isinstance(each, msgspec.Meta))
+    return next(filter(None, found), "")
 
 
 def _default(field: msgspec.structs.FieldInfo) -> str:

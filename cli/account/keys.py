@@ -1,7 +1,7 @@
 """`aicli keys`: create, list, rename, rotate and revoke API keys, and scan for leaked ones."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,7 +13,7 @@ from cli import value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import api, errors
+from shared import api, errors, limits
 from shared.amounts import written
 from shared.types import Credential, ModelName
 
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
     OptionValue = int | str | bool | tuple[str, ...] | None
 
-#: The range of auth's columns.
-_LIMIT = click.IntRange(1, 2**31 - 1)
+
+def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add an option for each limit."""
+    for kind in reversed(limits.LIMITS):
+        flag, number = f"--{kind.name.replace('_', '-')}", click.IntRange(1, limits.MAX_OF_KEY)
+        command = click.option(flag, type=number, help=f"Maximum {kind.words}{kind.about}.")(command)
+    return command
 
 
 @click.group()
@@ -35,10 +40,7 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--requests-per-hour", type=_LIMIT, help="Maximum requests per hour.")
-@click.option("--requests-per-minute", type=_LIMIT, help="Maximum requests per minute.")
-@click.option("--tokens-per-minute", type=_LIMIT, help="Maximum tokens per minute, input and output combined.")
-@click.option("--concurrency", type=_LIMIT, help="Maximum concurrent requests.")
+@_limit_options
 @click.option(
     "--budget",
     "budget_micro",
@@ -83,8 +85,8 @@ def _request(name: str, options: "dict[str, OptionValue]") -> "GenerateApiKey":
     models = tuple(ModelName(model) for model in values.pop("models"))
     bounds = api.auth.KeyBounds(values.pop("scopes"), models, values.pop("networks"))
     days, all_rights = values.pop("days"), values.pop("all_rights")
-    limits = msgspec.structs.replace(api.auth.ApiKeyLimits(), **values)
-    return api.auth.GenerateApiKey(name=name, limits=limits, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
+    of_key = msgspec.structs.replace(api.auth.ApiKeyLimits(), **values)
+    return api.auth.GenerateApiKey(name=name, limits=of_key, kind=kind, bounds=bounds, days=days, all_rights=all_rights)
 
 
 def _expiry(key: "ApiKey") -> str:
@@ -243,12 +245,6 @@ def _bounds(key: "ApiKey") -> Iterator[str]:
     yield from (f"from {network}" for network in key.bounds.networks)
 
 
-def _in_words(limits: "ApiKeyLimits") -> Iterator[str]:
-    shown = {
-        "{}/h": limits.requests_per_hour,
-        "{}/min": limits.requests_per_minute,
-        "{} tokens/min": limits.tokens_per_minute,
-        "{} concurrent": limits.concurrency,
-        "{}": None if limits.budget_micro is None else printing.counted(written(limits.budget_micro), "credit"),
-    }
-    return (text.format(value) for text, value in shown.items() if value is not None)
+def _in_words(of_key: "ApiKeyLimits") -> list[str]:
+    budget = of_key.budget_micro
+    return [*limits.in_words(of_key), *([] if budget is None else [printing.counted(written(budget), "credit")])]

@@ -9,7 +9,7 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, printing, watching
 from cli.output.printing import TableColumn
-from shared import api
+from shared import api, limits
 from shared.amounts import written
 
 if TYPE_CHECKING:
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from shared.api.gateway import LimitState, UserQuota
     from shared.api.usage_report import UserUsage
 
-_KINDS = {
-    "requests_per_hour": "requests per hour",
-    "requests_per_minute": "requests per minute",
-    "tokens_per_minute": "tokens per minute",
-    "concurrency": "concurrent requests",
-}
 _SOURCES = {"default": "tier default", "key": "the key itself"}
 _SCOPES = {"user": "account", "key": "this key", "model": "model"}
 
@@ -113,7 +107,7 @@ def _show_left(left: "UserQuota") -> None:
         return
     click.echo()
     columns: list[TableColumn[LimitState]] = [
-        TableColumn("LIMIT", lambda state: _KINDS.get(state.kind, state.kind)),
+        TableColumn("LIMIT", lambda state: limits.words(state.kind)),
         TableColumn("OF", lambda state: " ".join((_SCOPES.get(state.scope, state.scope), state.name)).rstrip()),
         TableColumn("USED", lambda state: f"{state.limit - state.remaining} of {state.limit}"),
         TableColumn("SET BY", lambda state: _SOURCES.get(state.source, state.source) or "–", rank=3),

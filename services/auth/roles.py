@@ -16,10 +16,12 @@ from services.auth import name_rules
 from shared import access_table, amounts, errors
 from shared.access_table import Permission
 from shared.api.auth import KEY_DAYS, TEST_KEY_DAYS, ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind, Principal
-from shared.types import UserId, UserRole
+from shared.limits import BY_NAME
+from shared.types import MicroCredits, UserId, UserRole
 
 #: For test keys.
 TEST_REQUESTS_PER_HOUR = 60
+_TEST_LIMIT = BY_NAME["requests_per_hour"]
 _TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.READ_USAGE})
 #: For test keys from before keys had default scopes.
 _FORMER_TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS})
@@ -29,14 +31,7 @@ USUAL_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.R
 _ADMINS_EVERYDAY = access_table.ROLES[UserRole.DEVELOPER] | access_table.ROLES[UserRole.NODE_OWNER]
 _LONGEST_DAYS = 3650
 
-#: Each limit of a key, and the largest value that its column can store.
-_MOST = {
-    "requests_per_hour": 2**31 - 1,
-    "requests_per_minute": 2**31 - 1,
-    "tokens_per_minute": 2**31 - 1,
-    "concurrency": 2**31 - 1,
-    "budget_micro": 2**63 - 1,
-}
+_MAX_BUDGET_MICRO = MicroCredits(2**63 - 1)
 
 _LOG_IN_HINT = "log in with the password"
 _Network = IPv4Network | IPv6Network
@@ -98,13 +93,9 @@ def scopes_of_key(kind: KeyKind, owner: UserRole, stored: Iterable[str]) -> tupl
 
 def check_limits_of_new_key(caller: Principal, limits: ApiKeyLimits) -> None:
     """A limited key creates none: with several of them its limit would be meaningless. Also raises BadRequest."""
-    for name, most in _MOST.items():
-        requested: int | None = getattr(limits, name)
-        if requested is not None and not 1 <= requested <= most:
-            allowed = f"{name}: a whole number from 1 to {most}"
-            if name == "budget_micro":
-                allowed = f"budget: from {amounts.written(1)} to {amounts.written(most)} credits"
-            raise errors.BadRequest(allowed, hint="leave it out to use the tier's limit")
+    if limits.budget_micro is not None and not 1 <= limits.budget_micro <= _MAX_BUDGET_MICRO:
+        allowed = f"budget: from {amounts.written(1)} to {amounts.written(_MAX_BUDGET_MICRO)} credits"
+        raise errors.BadRequest(allowed, hint="leave it out to use the tier's limit")
     if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with its own limit cannot create keys", hint=_LOG_IN_HINT)
 
@@ -171,10 +162,10 @@ def _not_granted(caller: Principal, wanted: frozenset[Permission]) -> list[Permi
 def _limits_of_kind(kind: KeyKind, limits: ApiKeyLimits) -> ApiKeyLimits:
     if kind is not KeyKind.TEST:
         return limits
-    requested = limits.requests_per_hour
+    requested = _TEST_LIMIT.of(limits)
     if requested is not None and requested > TEST_REQUESTS_PER_HOUR:
-        raise errors.BadRequest(f"requests_per_hour: a test key has at most {TEST_REQUESTS_PER_HOUR}", hint="create a live key for more")
-    return msgspec.structs.replace(limits, requests_per_hour=requested or TEST_REQUESTS_PER_HOUR)
+        raise errors.BadRequest(f"{_TEST_LIMIT.name}: a test key has at most {TEST_REQUESTS_PER_HOUR}", hint="create a live key for more")
+    return msgspec.structs.replace(limits, **{_TEST_LIMIT.name: requested or TEST_REQUESTS_PER_HOUR})
 
 
 def _end_of_new_key(caller: Principal, request: GenerateApiKey, now: datetime) -> datetime | None:

@@ -25,6 +25,7 @@ from shared.config_documents import (
     UpstreamPriceDocument,
     is_pattern,
 )
+from shared.limits import BY_NAME
 from shared.types import ModelName, TenantId, Tier
 
 #: Kind and name of a document.
@@ -120,4 +121,4 @@ def plan_document(plan: TierPlan) -> PlanDocument:
 
 
 def limit_document(plan: TierPlan) -> ModelLimitDocument:
-    return ModelLimitDocument(**{name: number for name in tiers.LIMITS if (number := getattr(plan, name)) is not None})
+    return ModelLimitDocument(**{name: number for name in BY_NAME if (number := getattr(plan, name)) is not None})

@@ -19,6 +19,7 @@ from shared.api.generation import MAX_IMAGES
 from shared.api.ledger import MICRO
 from shared.config import Port, Variable
 from shared.config_documents import Provider
+from shared.limits import BY_NAME
 from shared.node.settings import READ_URL, Migrate, ReadLagSeconds, list_settings
 from shared.rpc import RpcCall, serves
 from shared.stores import replica_files
@@ -248,7 +249,7 @@ class GatewaySettingsRpc:
     async def list_tiers(self, request: api.ListTiers, call: RpcCall) -> api.Tiers:
         return api.Tiers(
             tuple(
-                api.TierTerms(tier, **{name: getattr(plan, name) for name in tiers.LIMITS}, monthly_micro=plan.monthly_micro)
+                api.TierTerms(tier, **{name: getattr(plan, name) for name in BY_NAME}, monthly_micro=plan.monthly_micro)
                 for tier, plan in self._read_plans().items()
             )
         )

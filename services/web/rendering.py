@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from services.web.alert_banner import AlertBanner
 from services.web.charts import usage_chart
-from shared import errors
+from shared import errors, limits
 from shared.api.auth import ApiKeyLimits, User
 from shared.types import UserRole
 
@@ -152,7 +152,7 @@ class Renderer:
             "sentence": _sentence,
             "in_code": in_code,
         }
-        environment.globals["static"] = files.address
+        environment.globals |= {"static": files.address, "limit_kinds": limits.LIMITS}
         for name in environment.list_templates():
             # Compile now, so that a broken template fails at startup.
             environment.get_template(name)
@@ -162,16 +162,10 @@ class Renderer:
         return self._environment.get_template(template).render(frame=frame, view=view).encode()
 
 
-def _limits(limits: ApiKeyLimits) -> str:
-    numbers = {
-        "{} / h": limits.requests_per_hour,
-        "{} / min": limits.requests_per_minute,
-        "{} tokens / min": limits.tokens_per_minute,
-        "{} concurrent": limits.concurrency,
-    }
-    words = [text.format(usage_chart.number(value)) for text, value in numbers.items() if value is not None]
-    if limits.budget_micro is not None:
-        words.append(f"{usage_chart.exact(limits.budget_micro)} credits")
+def _limits(of_key: ApiKeyLimits) -> str:
+    words = limits.in_words(of_key)
+    if of_key.budget_micro is not None:
+        words.append(f"{usage_chart.exact(of_key.budget_micro)} credits")
     return ", ".join(words)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from shared import limits
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing, StreamMethod
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
 
@@ -132,14 +133,10 @@ class LogoutUser(Body, frozen=True):
     session_token: str
 
 
+@limits.fields(limits.OfKey | None)
 class ApiKeyLimits(Body, frozen=True, omit_defaults=False):
     """Limits of one key, in addition to its user's. None means no extra limit. The tightest limit applies."""
 
-    requests_per_hour: int | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    #: Concurrent requests.
-    concurrency: int | None = None
     #: What all its requests may cost in total.
     budget_micro: MicroCredits | None = None
 

@@ -4,6 +4,7 @@ from datetime import datetime
 
 import msgspec
 
+from shared import limits
 from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method, Nothing
 from shared.types import MicroCredits, Tier
 
@@ -29,14 +30,11 @@ class ListTiers(Body, frozen=True):
     pass
 
 
+@limits.fields(int | None, after="tier")
 class TierTerms(Body, frozen=True, omit_defaults=False):
     """A tier's limits; None is unlimited."""
 
     tier: Tier
-    requests_per_hour: int | None = None
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    concurrency: int | None = None
     #: Credits included each month.
     monthly_micro: MicroCredits | None = None
 

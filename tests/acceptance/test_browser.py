@@ -62,7 +62,7 @@ async def test_a_key_from_creation_to_revocation(stack: RunningStack, watch: Wat
     await ann.sees("“<b>laptop</b> & co” is ready.")
     await page.click("nav a", "API keys")
     assert await ann.shown_key() is None
-    await ann.sees("7 / h")
+    await ann.sees("7/h")
 
     async with stack.http(key) as http:
         assert (await http.get("/v1/models")).status_code == 200

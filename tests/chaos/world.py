@@ -21,9 +21,9 @@ from pathlib import Path
 
 import asyncpg
 
-from services.gateway.limits import tiers
 from shared import errors
 from shared.api import gateway
+from shared.limits import BY_NAME
 from tests import people, stacks, stopwatch
 from tests.chaos import clients, faulty_worker, history, invariants, ledger
 from tests.chaos.clients import Clients
@@ -38,7 +38,7 @@ WORKERS = 3
 SLOTS, QUEUE = 64, 16
 TOKEN_MS = 50
 #: Every limit is counted but never reached.
-UNREACHED = ",".join([*(f"{name}=1000000000" for name in tiers.LIMITS), "credits=unlimited"])
+UNREACHED = ",".join([*(f"{name}=1000000000" for name in BY_NAME), "credits=unlimited"])
 START_SECONDS = 20.0
 #: A call is in the books within this time after its end, unless its gateway died.
 REST_SECONDS = 15.0

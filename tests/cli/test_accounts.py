@@ -173,7 +173,12 @@ def test_keys_create_with_limits(running_service: Shell) -> None:
     assert running_service("keys", "create", "ci", *limits).exit_code == 0
     assert running_service("keys", "create", "ci", "--budget", ".000001").exit_code == 0
     assert [entry.request for entry in running_service.mesh.calls] == [
-        auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(1, 2, 3, 4, MicroCredits(2_500_000))),
+        auth.GenerateApiKey(
+            name="ci",
+            limits=auth.ApiKeyLimits(
+                requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget_micro=MicroCredits(2_500_000)
+            ),
+        ),
         auth.GenerateApiKey(name="ci", limits=auth.ApiKeyLimits(budget_micro=MicroCredits(1))),
     ]
 
@@ -204,9 +209,9 @@ def test_keys_list(running_service: Shell) -> None:
     rows = json.loads(running_service("keys", "list", "--json").stdout)
     assert [row["name"] for row in rows] == ["laptop", "other"]
     assert running_service("keys", "list").stdout.splitlines()[1].startswith("laptop")
-    limits = auth.ApiKeyLimits(1000, None, 500, 2, MicroCredits(2_500_000))
+    limits = auth.ApiKeyLimits(requests_per_hour=1000, tokens_per_minute=500, concurrency=2, budget_micro=MicroCredits(2_500_000))
     running_service.mesh.answer(auth.list_api_keys, auth.ApiKeys((msgspec.structs.replace(key(1, "tight", KEY), limits=limits),)))
-    assert "  1000/h, 500 tokens/min, 2 concurrent, 2.5 credits  " in running_service("keys", "list").stdout
+    assert "  1,000/h, 500 tokens/min, 2 concurrent, 2.5 credits  " in running_service("keys", "list").stdout
     assert json.loads(running_service("keys", "list", "--json").stdout)[0]["limits"]["budget_micro"] == 2_500_000
 
 

@@ -9,26 +9,20 @@ from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.request_validation import BadField
-from shared import amounts
+from shared import amounts, limits
 from shared.api import auth
 from shared.rpc import RpcClient
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
 
-#: The range of auth's columns.
-Limit = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 Days = Annotated[int, msgspec.Meta(ge=0, le=3650)]
 
 
+@limits.fields(limits.OfKey | None, after="user_id")
 class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A new key. Omitted limits aren't set on the key; the account's limits apply in any case."""
 
     name: str = "default"
     user_id: UserId | None = None
-    requests_per_hour: Limit | None = None
-    requests_per_minute: Limit | None = None
-    tokens_per_minute: Limit | None = None
-    #: Concurrent requests.
-    concurrency: Limit | None = None
     #: In credits, over all requests of the key; use a string for more than 15 digits.
     budget: str | int | float | None = None
     #: live, test or adm.
@@ -45,6 +39,7 @@ class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     days: Days | None = None
 
 
+@limits.fields(int | None, after="created_at", default=msgspec.NODEFAULT)
 class ApiKeyView(msgspec.Struct, frozen=True, omit_defaults=True):
     id: KeyId
     user_id: UserId
@@ -52,10 +47,6 @@ class ApiKeyView(msgspec.Struct, frozen=True, omit_defaults=True):
     preview: str
     is_active: bool
     created_at: datetime
-    requests_per_hour: int | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    concurrency: int | None
     #: In credits; a string, to keep it exact.
     budget: str | None
     kind: auth.KeyKind
@@ -89,11 +80,9 @@ class ApiKeyAnswer(msgspec.Struct, frozen=True):
 
 def to_key_request(body: ApiKeyBody) -> auth.GenerateApiKey:
     """Convert the body. Raises BadField for an invalid budget; auth checks the limits."""
-    limits = auth.ApiKeyLimits(
-        body.requests_per_hour, body.requests_per_minute, body.tokens_per_minute, body.concurrency, _micro(body.budget)
-    )
+    of_key = auth.ApiKeyLimits(**{kind.name: kind.of(body) for kind in limits.LIMITS}, budget_micro=_micro(body.budget))
     bounds = auth.KeyBounds(body.scopes, body.models, body.networks)
-    return auth.GenerateApiKey(body.name, body.user_id, limits, body.kind, bounds, body.days, body.all_rights)
+    return auth.GenerateApiKey(body.name, body.user_id, of_key, body.kind, bounds, body.days, body.all_rights)
 
 
 def to_key_view(key: auth.ApiKey) -> ApiKeyView:

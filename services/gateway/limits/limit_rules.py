@@ -12,6 +12,7 @@ from services.gateway.limits.tiers import TierPlan
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
+from shared.limits import BY_NAME, LIMITS
 from shared.types import ModelName, RequestId, Tier
 
 #: Gateways that count alone may together admit this multiple of the limit, so that an uneven distribution of calls doesn't cause
@@ -147,19 +148,12 @@ def model_limits(model: ModelName, models: Mapping[ModelName, TierPlan]) -> tupl
 
 
 def _scope_limits(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) -> tuple[RequestLimit, ...]:
-    most = {
-        LimitKind.REQUESTS_PER_HOUR: plan.requests_per_hour,
-        LimitKind.REQUESTS_PER_MINUTE: plan.requests_per_minute,
-        LimitKind.TOKENS_PER_MINUTE: plan.tokens_per_minute,
-        LimitKind.CONCURRENCY: plan.concurrency,
-    }
     name = owner if scope is LimitScope.MODEL else ""
+    source_of = plan.source_of if isinstance(plan, TierPlan) else lambda _: "key"
     return tuple(
-        RequestLimit(
-            scope, kind, f"{_PREFIX}{scope}:{owner}:{kind}", number, name, plan.source_of(kind) if isinstance(plan, TierPlan) else "key"
-        )
-        for kind, number in most.items()
-        if number is not None
+        RequestLimit(scope, LimitKind(kind.name), f"{_PREFIX}{scope}:{owner}:{kind.name}", number, name, source_of(kind.name))
+        for kind in LIMITS
+        if (number := kind.of(plan)) is not None
     )
 
 
@@ -199,12 +193,7 @@ def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> Tightes
 
 def _describe(limit: RequestLimit, tier: Tier) -> str:
     owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[limit.scope]
-    unit = {
-        LimitKind.REQUESTS_PER_HOUR: "requests per hour",
-        LimitKind.REQUESTS_PER_MINUTE: "requests per minute",
-        LimitKind.TOKENS_PER_MINUTE: "tokens per minute",
-        LimitKind.CONCURRENCY: "concurrent requests",
-    }[limit.kind]
+    unit = BY_NAME[limit.kind].words
     if limit.shared_most in (None, limit.most):
         return f"{owner} limit of {limit.most} {unit}"
     return f"{owner} limit of {limit.shared_most} {unit} (this gateway's share: {limit.most})"

@@ -4,28 +4,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared import limits
 from shared.api.ledger import MICRO
 from shared.types import MicroCredits, ModelName, Tier
 
 #: The numbers of a tier, by their names in the settings.
-NUMBERS = ("requests_per_hour", "requests_per_minute", "tokens_per_minute", "concurrency", "credits")
-#: The numbers of a model, which has no account and so no credits.
-LIMITS = NUMBERS[:-1]
+NUMBERS = (*limits.BY_NAME, "credits")
 #: The setting's value for no limit.
 UNLIMITED = "unlimited"
 
 
 @dataclass(frozen=True, slots=True)
+@limits.fields(int | None)
 class TierPlan:
     """The limits and credits of a tier or model; None means no limit."""
 
-    requests_per_hour: int | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    #: Concurrent requests of one user.
-    concurrency: int | None
-    #: Credits per month.
-    credits: int | None
+    #: Credits per month. A model has no account and so no credits.
+    credits: int | None = None
     #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     #: The credits, in the ledger's unit.
@@ -39,16 +34,16 @@ class TierPlan:
         return self.sources.get(name, "default")
 
 
+#: Enterprise is negotiated with each customer.
+_CREDITS = {Tier.FREE: 100_000, Tier.PRO: 1_000_000}
 DEFAULTS = {
-    Tier.FREE: TierPlan(100, 10, None, 10, 100_000),
-    Tier.PRO: TierPlan(1_000, 100, None, 100, 1_000_000),
-    # Negotiated with each customer.
-    Tier.ENTERPRISE: TierPlan(None, None, None, None, None),
+    tier: replace(TierPlan(credits=_CREDITS.get(tier)), **{kind.name: kind.defaults.get(tier) for kind in limits.LIMITS})  # type: ignore[arg-type]
+    for tier in Tier
 }
 
 
 #: For models without settings.
-NO_LIMITS = TierPlan(None, None, None, None, None)
+NO_LIMITS = TierPlan()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +58,9 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
     unless the tier's own ``numbers`` set one."""
     if requests_per_hour is None:
         return plan
-    sources = {**plan.sources, "requests_per_hour": setting}
-    minute = plan.requests_per_minute if "requests_per_minute" in numbers else None
-    return replace(plan, requests_per_hour=requests_per_hour, requests_per_minute=minute, sources=sources)
+    changes: dict[str, int | None] = {"requests_per_hour": requests_per_hour}
+    dropped = {name: None for name in ("requests_per_minute",) if name not in numbers}
+    return replace(with_numbers(plan, changes, setting), **dropped)  # type: ignore[arg-type]
 
 
 def plan_of(plans: Mapping[Tier, TierPlan], tier: Tier, *, shares_limits: bool) -> TierPlan:
@@ -104,10 +99,10 @@ def of_models(numbers: Mapping[str, str]) -> dict[ModelName, TierPlan]:
     mistakes: list[str] = []
     for model, model_numbers in by_model.items():
         if not model:
-            mistakes.append(f"{', '.join(model_numbers)}: write model.{LIMITS[0]}=number")
+            mistakes.append(f"{', '.join(model_numbers)}: write model.{limits.LIMITS[0].name}=number")
             continue
         try:
-            plans[model] = changed(NO_LIMITS, model_numbers, LIMITS, setting="MODEL_LIMITS")
+            plans[model] = changed(NO_LIMITS, model_numbers, tuple(limits.BY_NAME), setting="MODEL_LIMITS")
         except ValueError as error:
             mistakes.append(f"{model}: {error}")
     if mistakes:

@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from services.web.http import forms
-from shared import amounts, errors
+from shared import amounts, errors, limits
 from shared.access_table import ROLES, Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
@@ -135,13 +135,10 @@ SCOPES: Mapping[str, Permission] = {
 }
 
 
+@limits.fields(str, after="name", default="")
 class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
-    #: Limits; empty means the tier default.
-    requests_per_hour: str = ""
-    requests_per_minute: str = ""
-    tokens_per_minute: str = ""
-    concurrency: str = ""
+    #: As the limits: empty means the tier default.
     budget: str = ""
     use: KeyUse = KeyUse.USUAL
     #: Empty for the default lifetime, 0 for no expiry.
@@ -161,7 +158,7 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def has_limits(self) -> bool:
-        return any((self.requests_per_hour, self.requests_per_minute, self.tokens_per_minute, self.concurrency, self.budget))
+        return bool(self.budget) or any(kind.of(self) for kind in limits.LIMITS)
 
     @property
     def has_bounds(self) -> bool:
@@ -182,13 +179,8 @@ def read_request(form: NewKeyForm) -> GenerateApiKey:
 
 def read_limits(form: NewKeyForm) -> ApiKeyLimits:
     """Return the optional limits of a new key. Raises BadRequest."""
-    return ApiKeyLimits(
-        requests_per_hour=forms.read_limit(form.requests_per_hour, "requests per hour"),
-        requests_per_minute=forms.read_limit(form.requests_per_minute, "requests per minute"),
-        tokens_per_minute=forms.read_limit(form.tokens_per_minute, "tokens per minute"),
-        concurrency=forms.read_limit(form.concurrency, "concurrent requests"),
-        budget_micro=_read_budget(form.budget),
-    )
+    numbers = {kind.name: forms.read_limit(getattr(form, kind.name), kind.words) for kind in limits.LIMITS}
+    return msgspec.structs.replace(ApiKeyLimits(budget_micro=_read_budget(form.budget)), **numbers)
 
 
 def scopes_of(role: UserRole) -> Mapping[str, Permission]:

@@ -1,23 +1,17 @@
 """Describe the remaining quota and credits for the overview. Pure."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC
 
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING
+from shared import limits as shared_limits
 from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
 from shared.api.ledger import Account
 
 #: A meter warns at this percentage or less.
 _LOW = 10
-_MINUTE, _HOUR = 60, 3600
-_KINDS = {
-    "requests_per_hour": "Requests per hour",
-    "requests_per_minute": "Requests per minute",
-    "tokens_per_minute": "Tokens per minute",
-    "concurrency": "Concurrent requests",
-}
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _WHOSE = {"key": " (key)", "model": " (model)"}
 
 
@@ -57,7 +51,7 @@ class HourlyQuotaView:
 
 def limits(quota: UserQuota) -> tuple[LimitView, ...]:
     """Return the limits; empty for a tier without limits."""
-    return tuple(_line(state) for state in _states(quota))
+    return tuple(_line(state) for state in quota.limits)
 
 
 def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's word
@@ -79,20 +73,12 @@ def hourly(answer: UserQuota) -> HourlyQuotaView:
     )
 
 
-def _states(quota: UserQuota) -> Iterable[LimitState]:
-    if quota.limits or quota.limit_per_hour >= NO_LIMIT:
-        return quota.limits
-    # An older gateway reports only this limit.
-    return (LimitState("user", "requests_per_hour", quota.limit_per_hour, quota.remaining, _HOUR if quota.used_this_hour else 0.0),)
-
-
 def _line(state: LimitState) -> LimitView:
     remaining = max(0, state.remaining)
     percent = min(100, 100 * remaining // state.limit) if state.limit else 0
     return LimitView(
         id=":".join(filter(None, (state.scope, state.kind, state.name))),
-        label=_KINDS.get(state.kind, state.kind.replace("_", " ").capitalize())
-        + (f" ({state.name})" if state.name else _WHOSE.get(state.scope, "")),
+        label=shared_limits.words(state.kind).capitalize() + (f" ({state.name})" if state.name else _WHOSE.get(state.scope, "")),
         left=usage_chart.number(remaining),
         limit=usage_chart.number(state.limit),
         percent=str(percent),
@@ -110,5 +96,7 @@ def _renewal(state: LimitState, remaining: int) -> str:
     seconds = max(1, round(state.resets_in_seconds))
     if seconds < _MINUTE:
         return f"Resets in {seconds} s"
-    # The hour is counted in minutes, so the last one can end a little later.
-    return f"Resets in {min(60, -(-seconds // _MINUTE))} min"
+    # A window is counted in buckets, so the last one can end a little later.
+    if seconds <= _HOUR + _MINUTE:
+        return f"Resets in {min(60, -(-seconds // _MINUTE))} min"
+    return f"Resets in {-(-seconds // _HOUR)} h" if seconds <= 2 * _DAY else f"Resets in {-(-seconds // _DAY)} days"

@@ -22,7 +22,9 @@ from tests.cases import case
 from tests.servers import PostgresServer, ValkeyServer
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD, Surroundings, fields_of
 
-LIMITS = auth.ApiKeyLimits(50, 5, 10_000, 2, MicroCredits(2_500_000))
+LIMITS = auth.ApiKeyLimits(
+    requests_per_hour=50, requests_per_minute=5, tokens_per_minute=10_000, concurrency=2, budget_micro=MicroCredits(2_500_000)
+)
 
 
 async def test_register_login_key_and_back(world: Surroundings) -> None:

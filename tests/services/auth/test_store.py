@@ -138,7 +138,7 @@ async def test_the_owner_of_a_key(store: AccountTables) -> None:
 
 
 async def test_a_key_stores_each_of_its_limits(store: AccountTables) -> None:
-    limits = ApiKeyLimits(1, 2, 3, 4, MicroCredits(10**18))
+    limits = ApiKeyLimits(requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget_micro=MicroCredits(10**18))
     key = await add_key(store, await add_user(store), limits=limits)
     owned = await store.find_owner_of_key("k")
     assert owned is not None

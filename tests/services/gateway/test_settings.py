@@ -19,20 +19,28 @@ def load(**more: str) -> GatewaySettings:
 
 def test_the_old_variables_set_hourly_limits_and_tiers_override_them() -> None:
     plans = load(DEFAULT_RATE_LIMIT="9", PREMIUM_RATE_LIMIT="90", TIER_PRO="requests_per_hour=unlimited,tokens_per_minute=5000").plans()
-    assert plans[Tier.FREE] == TierPlan(9, None, None, 10, 100_000)
-    assert plans[Tier.PRO] == TierPlan(None, None, 5000, 100, 1_000_000)
-    assert plans[Tier.ENTERPRISE] == TierPlan(None, None, None, None, None)
+    assert plans[Tier.FREE] == TierPlan(requests_per_hour=9, concurrency=10, credits=100_000)
+    assert plans[Tier.PRO] == TierPlan(tokens_per_minute=5000, concurrency=100, credits=1_000_000)
+    assert plans[Tier.ENTERPRISE] == TierPlan()
 
 
 def test_an_old_variable_disables_the_minute_limit_unless_its_tier_sets_one() -> None:
-    assert load().plans()[Tier.FREE] == TierPlan(100, 10, None, 10, 100_000)
-    assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(100, 10, None, 3, 100_000)
-    assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == TierPlan(5000, None, None, 10, 100_000)
-    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(5000, None, None, 3, 100_000)
-    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == TierPlan(5000, 7, None, 10, 100_000)
+    assert load().plans()[Tier.FREE] == TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, credits=100_000)
+    assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(
+        requests_per_hour=100, requests_per_minute=10, concurrency=3, credits=100_000
+    )
+    assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == TierPlan(requests_per_hour=5000, concurrency=10, credits=100_000)
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(
+        requests_per_hour=5000, concurrency=3, credits=100_000
+    )
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == TierPlan(
+        requests_per_hour=5000, requests_per_minute=7, concurrency=10, credits=100_000
+    )
     # An empty variable counts as unset, because Compose passes it that way.
-    assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == TierPlan(1000, 100, None, 100, 1_000_000)
-    assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == TierPlan(1000, None, None, 100, 1_000_000)
+    assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == TierPlan(
+        requests_per_hour=1000, requests_per_minute=100, concurrency=100, credits=1_000_000
+    )
+    assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == TierPlan(requests_per_hour=1000, concurrency=100, credits=1_000_000)
 
 
 def test_each_limit_names_its_setting() -> None:
@@ -45,7 +53,7 @@ def test_each_limit_names_its_setting() -> None:
 
 def test_limits_of_a_model() -> None:
     loaded = load(MODEL_LIMITS="smollm2.requests_per_minute=600,smollm2.concurrency=32")
-    assert loaded.model_plans() == {ModelName("smollm2"): TierPlan(None, 600, None, 32, None)}
+    assert loaded.model_plans() == {ModelName("smollm2"): TierPlan(requests_per_minute=600, concurrency=32)}
     assert load().model_plans() == {}
 
 

@@ -230,7 +230,9 @@ class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts):
         user = self._user(credential)
         limit = LIMITS[user.tier]
         resets_at = NOW + timedelta(minutes=41, seconds=20)
-        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, resets_at, self.limits, self.account)
+        hour = gateway.LimitState("user", "requests_per_hour", limit, limit - self.used, 2480.0)
+        limits = self.limits or ((hour,) if limit < gateway.NO_LIMIT else ())
+        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, resets_at, limits, self.account)
 
     def _list_models(self, _request: gateway.ListModels, _: Credential | None) -> gateway.ServedModels:
         models = (gateway.ServedModel(ModelName("smollm2"), self.workers, 2048),) if self.workers else ()

@@ -139,7 +139,7 @@ async def test_a_test_key_runs_models_for_thirty_days_and_does_nothing_else(seed
             await seeded_db.key(person.login, kind=KeyKind.TEST, **changed)
     with pytest.raises(errors.NotAllowed, match="kind test"):
         await seeded_db.key(person.login, kind=KeyKind.TEST, bounds=KeyBounds(("key:write",)))
-    tighter = await seeded_db.key(person.login, kind=KeyKind.TEST, limits=ApiKeyLimits(5, budget_micro=None), days=1)
+    tighter = await seeded_db.key(person.login, kind=KeyKind.TEST, limits=ApiKeyLimits(requests_per_hour=5), days=1)
     assert tighter.key.limits.requests_per_hour == 5
 
 

@@ -18,7 +18,13 @@ def read(text: str) -> auth.GenerateApiKey:
 
 def test_every_limit_reaches_auth() -> None:
     body = {"name": "ci", "requests_per_hour": 1, "requestsPerMinute": 2, "tokensPerMinute": 3, "concurrency": 4, "budget": "2.5"}
-    assert read(json.dumps(body)) == auth.GenerateApiKey("ci", None, auth.ApiKeyLimits(1, 2, 3, 4, MicroCredits(2_500_000)))
+    assert read(json.dumps(body)) == auth.GenerateApiKey(
+        "ci",
+        None,
+        auth.ApiKeyLimits(
+            requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget_micro=MicroCredits(2_500_000)
+        ),
+    )
     assert read("{}") == auth.GenerateApiKey()
 
 
@@ -53,7 +59,7 @@ def test_an_invalid_limit_names_its_field(field: str, sent: str) -> None:
 
 def test_the_answer_has_flat_limits_and_the_budget_in_credits() -> None:
     at = datetime(2026, 1, 2, tzinfo=UTC)
-    limits = auth.ApiKeyLimits(1, None, 3, 4, MicroCredits(2_500_000))
+    limits = auth.ApiKeyLimits(requests_per_hour=1, tokens_per_minute=3, concurrency=4, budget_micro=MicroCredits(2_500_000))
     created = auth.CreatedApiKey(Credential("aip_live_x"), auth.ApiKey(KEY_ID, USER, "ci", "aip…x", True, at, limits=limits))
     answer = rest_accounts.ApiKeyAnswer(created.api_key, rest_accounts.to_key_view(created.key))
     assert answer.api_key == "aip_live_x"

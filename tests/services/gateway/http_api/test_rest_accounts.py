@@ -24,7 +24,7 @@ ADA = auth.User(USER, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_act
 SESSION = auth.LoginSession(Credential("a.b.c"), 600, "s" * 43, ADA, step=auth.Step.ENTER_CODE, team_id=None, theme="dark")
 API_KEY = auth.ApiKey(
     KEY_ID, USER, "ci", "aip_live_abc…wxyz", is_active=True, created_at=AT, kind=auth.KeyKind.TEST,
-    limits=auth.ApiKeyLimits(60, None, None, 2, MicroCredits(2_500_000)),
+    limits=auth.ApiKeyLimits(requests_per_hour=60, concurrency=2, budget_micro=MicroCredits(2_500_000)),
     bounds=auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",)), expires_at=AT,
 )  # fmt: skip
 
@@ -212,7 +212,7 @@ async def test_a_key_is_created_with_all_its_limits_for_the_caller(
     answer = await http.post("/api/auth/api-keys", json=body, headers=bearer(TOKEN))
     assert (answer.status_code, answer.json()) == (201, {"api_key": KEY, "key": SHOWN_KEY})
     assert answer.headers["cache-control"] == "no-store"
-    limits = auth.ApiKeyLimits(60, None, None, 2, MicroCredits(2_500_000))
+    limits = auth.ApiKeyLimits(requests_per_hour=60, concurrency=2, budget_micro=MicroCredits(2_500_000))
     bounds = auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",))
     expected = auth.GenerateApiKey("ci", UserId(other), limits, auth.KeyKind.TEST, bounds, 7)
     assert api_client.only == (expected, TOKEN)

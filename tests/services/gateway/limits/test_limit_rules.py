@@ -63,14 +63,14 @@ def test_limits_of_a_caller(caller: Principal, plan: TierPlan, expected: list[tu
 
 
 def test_a_models_limits_apply_to_every_caller() -> None:
-    models = {MODEL: TierPlan(None, 600, None, 32, None)}
+    models = {MODEL: TierPlan(requests_per_minute=600, concurrency=32)}
     limits = limit_rules.model_limits(MODEL, models)
     assert [(limit.scope, limit.kind, limit.most) for limit in limits] == [(LimitScope.MODEL, MINUTE, 600), (LimitScope.MODEL, AT_ONCE, 32)]
     assert limit_rules.model_limits(ModelName("other"), models) == ()
 
 
 def test_all_counters_are_distinct_and_on_one_cluster_node() -> None:
-    everything = TierPlan(1, 1, 1, 1, 1)
+    everything = TierPlan(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1, credits=1)
     limits = [
         *limit_rules.caller_limits(principal(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1), everything),
         *limit_rules.model_limits(MODEL, {MODEL: everything}),

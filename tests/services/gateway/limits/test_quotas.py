@@ -131,7 +131,7 @@ async def test_a_request_that_is_counted_here_is_extended_here(counters: FakeCou
 
 
 async def test_a_refusal_names_the_limit_and_the_wait(counters: FakeCounters) -> None:
-    api_client = ApiClient(counters, TierPlan(100, 10, None, None, None))
+    api_client = ApiClient(counters, TierPlan(requests_per_hour=100, requests_per_minute=10))
     usage = [await api_client.spend() for _ in range(10)]
     assert usage[-1].tightest.requests is not None
     assert (usage[-1].tightest.requests.kind, usage[-1].tightest.requests.remaining) == (LimitKind.REQUESTS_PER_MINUTE, 0)
@@ -141,7 +141,9 @@ async def test_a_refusal_names_the_limit_and_the_wait(counters: FakeCounters) ->
 
 
 async def test_the_tightest_of_user_key_and_model_applies(counters: FakeCounters) -> None:
-    api_client = ApiClient(counters, TierPlan(100, None, None, 5, None), models={MODEL: replace(tiers.NO_LIMITS, concurrency=3)})
+    api_client = ApiClient(
+        counters, TierPlan(requests_per_hour=100, concurrency=5), models={MODEL: replace(tiers.NO_LIMITS, concurrency=3)}
+    )
     of_key = replace_key(ADA, ApiKeyLimits(concurrency=2))
     await api_client.spend(of_key)
     await api_client.spend(of_key)
@@ -393,7 +395,7 @@ async def test_a_slow_call_opens_the_breaker_unless_others_are_answered(others_a
 @asynccontextmanager
 async def watched_quotas(valkey_url: str, counters: Callable[[Cache], Any]) -> AsyncIterator[ApiClient]:
     async with Cache.open(valkey_url) as cache:
-        api_client = ApiClient(counters(cache), TierPlan(100, None, None, 1000, None))
+        api_client = ApiClient(counters(cache), TierPlan(requests_per_hour=100, concurrency=1000))
         await api_client.quotas.connect()
         async with api_client.watched():
             yield api_client

@@ -8,19 +8,22 @@ FREE = tiers.DEFAULTS[Tier.FREE]
 
 
 def test_the_defaults_match_the_documentation() -> None:
-    assert TierPlan(100, 10, None, 10, 100_000) == FREE
-    assert tiers.DEFAULTS[Tier.PRO] == TierPlan(1_000, 100, None, 100, 1_000_000)
+    assert TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, credits=100_000) == FREE
+    assert tiers.DEFAULTS[Tier.PRO] == TierPlan(requests_per_hour=1_000, requests_per_minute=100, concurrency=100, credits=1_000_000)
     assert tiers.DEFAULTS[Tier.ENTERPRISE] == tiers.NO_LIMITS
 
 
 def test_a_setting_overrides_its_default_and_the_rest_stays() -> None:
     changed = tiers.changed(FREE, {"requests_per_minute": "unlimited", "tokens_per_minute": "9000", "credits": "0"})
-    assert changed == TierPlan(100, None, 9000, 10, 0)
+    assert changed == TierPlan(requests_per_hour=100, tokens_per_minute=9000, concurrency=10, credits=0)
 
 
 def test_limits_of_models_whose_names_have_dots() -> None:
     plans = tiers.of_models({"qwen2.5.concurrency": "3", "qwen2.5.requests_per_minute": "8", "smollm2.tokens_per_minute": "7"})
-    assert plans == {ModelName("qwen2.5"): TierPlan(None, 8, None, 3, None), ModelName("smollm2"): TierPlan(None, None, 7, None, None)}
+    assert plans == {
+        ModelName("qwen2.5"): TierPlan(requests_per_minute=8, concurrency=3),
+        ModelName("smollm2"): TierPlan(tokens_per_minute=7),
+    }
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ async def test_new_key_is_shown_once(alice: Browser) -> None:
     listed = await alice.get("/api-keys")
     assert key not in listed.text
     assert "laptop" in listed.text
-    assert ">20 / h, 3 / min, 4,000 tokens / min, 2 concurrent, 1,234.5 credits<" in listed.text
+    assert ">20/h, 3/min, 4,000 tokens/min, 2 concurrent, 1,234.5 credits<" in listed.text
     assert "<details open>" not in listed.text
 
 

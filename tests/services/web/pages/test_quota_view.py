@@ -39,11 +39,6 @@ def test_unknown_kind_of_limit_is_shown_by_its_name() -> None:
     assert line.label == "Images per day"
 
 
-def test_older_gateway_shows_the_hourly_limit() -> None:
-    (line,) = quota_view.limits(quota())
-    assert (line.label, line.left, line.limit) == ("Requests per hour", "60", "100")
-
-
 def test_without_limits_there_are_no_meters() -> None:
     assert quota_view.limits(quota(per_hour=gateway.NO_LIMIT)) == ()
 

@@ -36,7 +36,10 @@ async def test_page_works_without_the_gateway_and_auth_settings(root: Browser, m
 
 
 async def test_tiers_and_settings_are_shown_with_changed_ones_first(root: Browser, mesh: AdminMesh) -> None:
-    mesh.tiers = (TierTerms(Tier.FREE, 100, 10, None, 10, MicroCredits(2_500_000)), TierTerms(Tier.ENTERPRISE))
+    mesh.tiers = (
+        TierTerms(Tier.FREE, requests_per_hour=100, requests_per_minute=10, concurrency=10, monthly_micro=MicroCredits(2_500_000)),
+        TierTerms(Tier.ENTERPRISE),
+    )
     mesh.settings = (
         ShownSetting("AUDIT_DAYS", "365", "365", "days that acts are kept"),
         ShownSetting("REQUEST_LOG_DAYS", "7", "90", "days that rows are kept"),
