@@ -2,7 +2,7 @@
 
 PostgreSQL runs with its defaults (every commit reaches the disk); the gateway's own stores and recorder use a role with row-level security.
 A request is a reservation, and then its row and settlement by the recorder, as in the gateway. The rival does the least possible: one
-committed INSERT of a row for each request. The reserve statement is also compared with itself without its check of the site's lease.
+committed INSERT of a row for each request.
 """
 
 import asyncio
@@ -105,34 +105,6 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
 
                 await _measure_rates(rows, ours, plain, options.seconds / ROUNDS)
             await _measure_own_time(rows)
-            async with asyncpg.create_pool(url, min_size=1, max_size=1, server_settings={"search_path": "gateway"}) as pool:
-                await _measure_site_lease(rows, ledger, pool, options.seconds / ROUNDS)
-
-
-async def _measure_site_lease(rows: Rows, ledger: LedgerStore, pool: asyncpg.Pool, seconds: float) -> None:
-    """Compare the reserve statement with and without its lease check, for a database that has no lease and for a database that has."""
-    tenants = itertools.cycle([UserId(uuid4()) for _ in range(TENANTS)])
-    with_check = await pool.fetchval("SELECT pg_get_functiondef('site_may_reserve'::regproc)")
-    without_check = "CREATE OR REPLACE FUNCTION site_may_reserve() RETURNS boolean LANGUAGE sql AS 'SELECT true'"
-    lease = "INSERT INTO site_lease (term, site, state, changed_at) VALUES (1, 'here', 'active', now())"
-    strict = lease.replace("changed_at)", "changed_at, ends_at)").replace("now())", "now(), now() + interval '1 hour')")
-    kinds = {
-        "without": (without_check, ""),
-        "no lease": (with_check, ""),
-        "a lease": (with_check, lease),
-        "a strict lease": (with_check, strict),
-    }
-
-    async def rate(function: str, row: str) -> float:
-        await pool.execute(f"{function}; DELETE FROM site_lease; {row}")
-        return (await calls.for_seconds(reserve, 4, seconds / 2))[0]
-
-    async def reserve() -> None:
-        await ledger.reserve([reservation_of(RequestId(uuid4()), next(tenants))], gateway=GATEWAY, lease_seconds=90)
-
-    rates = await report.take_turns({name: partial(rate, *kind) for name, kind in kinds.items()}, 4 * ROUNDS)
-    for name in ("no lease", "a lease", "a strict lease"):
-        rows.paired(f"reserve, site check, {name}", rates[name], "requests/s", "without the check", rates["without"], at_least=0.97)
 
 
 async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> None:

@@ -241,7 +241,6 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.listPrices": _KNOWN,
     "gateway.revertRequest": _ADMIN_FRESH,
     "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),
-    "gateway.setSiteLease": _NODE,
     # --- workers, metrics and every node: no user involved
     "inference.processPrompt": _NODE,
     "inference.embed": _NODE,

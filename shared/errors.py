@@ -271,14 +271,6 @@ class ModelCrashed(PeerError, code="model_crashed"):
     """The engine process crashed during the generation. The worker restarts it."""
 
 
-class SiteReplaced(PeerError, code="site_replaced"):
-    """Another site has taken over. The message names it and its address. Send the request there."""
-
-
-class SiteSuspended(PeerError, code="site_suspended"):
-    """The site can't reach its backup store, so another site may have taken over. It answers again when it reaches the store."""
-
-
 class WorkerLost(PeerError, code="worker_lost"):
     """The worker was lost in the middle of its answer and no other could continue. Only what was delivered is billed."""
 

@@ -77,15 +77,7 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
         str | None,
         Variable("BACKUP_DATABASE_URL", "your own PostgreSQL (15 or newer) as a role with REPLICATION, to copy it", secret=True),
     ] = None
-    site_name: Annotated[str | None, Variable("SITE_NAME", "name of this site, for backups and failover; by default the host name")] = None
-    site_lease: Annotated[
-        Literal["advisory", "strict"],
-        Variable("SITE_LEASE", "strict: a site that cannot reach BACKUP_TO for 45 s stops serving, so that another one can take over"),
-    ] = "advisory"
-    promote_command: Annotated[
-        str | None,
-        Variable("PROMOTE_COMMAND", "program that `aicli stack promote` runs to change DNS or a load balancer; it gets JSON on its input"),
-    ] = None
+    site_name: Annotated[str | None, Variable("SITE_NAME", "name of this site, for backups; by default the host name")] = None
     aws_access_key_id: Annotated[
         str | None, Variable("AWS_ACCESS_KEY_ID", "for s3://, like the next ones; by default the machine's identity", secret=True)
     ] = None
@@ -356,7 +348,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         GATEWAY_DATABASE_READ_URL
         GATEWAY_SERVICE_PORT REQUEST_LOG_DAYS DEFAULT_RATE_LIMIT PREMIUM_RATE_LIMIT TIER_FREE TIER_PRO TIER_ENTERPRISE MODEL_LIMITS
         LIMITER_WITHOUT_VALKEY PRICE_PER_INPUT_TOKEN PRICE_PER_OUTPUT_TOKEN ROUTING_POLICY EXTERNAL_PROVIDERS QUEUE_SECONDS QUEUE_MOST
-        CORS_ORIGINS RESPONSE_CACHE RESPONSE_CACHE_SECONDS RESPONSE_CACHE_MEGABYTES QUEUE_PER_USER MODEL_ALIASES DEFAULT_MODEL SITE_TERM
+        CORS_ORIGINS RESPONSE_CACHE RESPONSE_CACHE_SECONDS RESPONSE_CACHE_MEGABYTES QUEUE_PER_USER MODEL_ALIASES DEFAULT_MODEL
         IMAGE_MAX_COUNT IMAGE_MAX_BYTES STORED_ITEMS_MEGABYTES
     """,
     ("inference",): """

@@ -86,7 +86,7 @@ class StackHome:
 
     @property
     def gathered_log(self) -> Path:
-        """Its files from the store, until a restore or a takeover has put them in place."""
+        """Its files from the store, until a restore has put them in place."""
         return self.run / "recovery_log"
 
     @property

@@ -22,8 +22,7 @@ from shared import errors
 from stack import control, probes, process_keeper, processes, secret_files, settings, stack_plan, watchdog
 from stack import logs as log_files
 from stack import stack_home as homes
-from stack.recovery import upgrade
-from stack.recovery.sites import replaced
+from stack.recovery import site_term, upgrade
 from stack.servers import postgres, valkey
 from stack.servers.postgres import Postgres
 from stack.servers.program import Program
@@ -209,11 +208,11 @@ def main() -> int:
     home = homes.locate(os.environ)
     _keep_lock()
     try:
-        replaced.ensure_not_replaced(home)
+        site_term.ensure_not_replaced(home)
         recorded = settings.read_recorded(home)
         chosen = settings.load(recorded)
         planned = stack_plan.make(home, chosen, recorded, os.environ)
-        replaced.ensure_database_is_there(home, planned.postgres)
+        postgres.ensure_not_lost(planned.postgres, home.own_site)
         if planned.postgres is not None:
             postgres.prepare(planned.postgres)
         if planned.valkey is not None:

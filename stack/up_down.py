@@ -14,9 +14,9 @@ from shared import addresses, config, errors
 from stack import control, initialization, logs, ports, probes, processes, settings, stack_plan
 from stack import stack_home as homes
 from stack.control import ControlAnswer
-from stack.recovery import upgrade
-from stack.recovery.sites import replaced
+from stack.recovery import site_term, upgrade
 from stack.recovery.upgrade import RestorePoint
+from stack.servers import postgres
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
 
@@ -71,7 +71,7 @@ async def up(
     Raises AimeshError, after printing the end of the log that explains it."""
     if sys.platform != "linux":
         raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
-    replaced.ensure_not_replaced(home)
+    site_term.ensure_not_replaced(home)
     if not (home.run.is_dir() and processes.has_supervisor(home)):
         _require_disk(home.root)
     made = initialization.ensure(home, environment, folder)
@@ -90,7 +90,7 @@ async def up(
         running = None
     log_ends = logs.ends(home.logs)
     if running is None:
-        replaced.ensure_database_is_there(home, planned.postgres)
+        postgres.ensure_not_lost(planned.postgres, home.own_site)
         _launch(home, made.settings)
         report(f"starting {', '.join(program.name for program in planned.programs)}")
     elif await _runs_already(running, planned):

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -286,6 +287,14 @@ class PostgresServer(Server):
         finally:
             await ours.close()
             await theirs.close()
+
+    async def replayed_until(self) -> datetime:
+        """Return the time of the last commit that this standby has."""
+        connection = await asyncpg.connect(self.url())
+        try:
+            return await connection.fetchval("SELECT pg_last_xact_replay_timestamp()")
+        finally:
+            await connection.close()
 
     async def promote(self) -> None:
         """Make this standby writable."""

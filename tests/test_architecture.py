@@ -34,7 +34,6 @@ CATCH_ALL = {
 READS_ENVIRONMENT = {
     "shared/node": "node.run loads the settings of a service, once",
     "cli": "a person's shell is the CLI's settings",
-    "services/auth/nodes/ended_site.py": "a program that `aicli stack promote` starts with the address of a database and nothing else",
     "stack": "the supervisor hands its own environment on to its children",
     "tools": "set-up, before there is a program",
     "shared/stores/recovery_check.py": "loads the settings of the programs that check a restored database, once",

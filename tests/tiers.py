@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NIGHTLY = {
     "chaos": "faults in a whole stack under load; make test has one of each kind",
     "drill": "accidents of the disaster runbook, with the time until people are served again",
-    "recovery": "backups, restores and standby sites in every state; `make test` makes, restores, verifies and promotes one",
+    "recovery": "backups and restores in every state; `make test` makes, restores and verifies one",
     "stacks": "other whole stacks than the one of `make test`: replicas, proxies, Compose, other servers; and details of that one",
     "nat": "machines behind NATs of several kinds",
     "outages": "alerts and pages while a machine is away",

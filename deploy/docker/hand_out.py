@@ -98,7 +98,6 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
                 "ticket": ticket(home, Role.GATEWAY),
                 "database_url": database_url(home, "gateway"),
                 "redis_url": redis_url,
-                "site_term": settings.read_recorded(home).get("SITE_TERM", "").encode(),
                 **{name: secret(home, name) for name in ("prompt_hash_secret", "web_hop_secret")},
             },
         ),

@@ -81,7 +81,6 @@ from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.worker_records import WorkerPresence, WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from services.gateway.settings import GatewaySettings, GatewaySettingsRpc
-from services.gateway.site_lease import SiteGate
 from services.gateway.store import GatewayStore
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
@@ -129,7 +128,6 @@ class RequestRules:
     """What decides which requests may run, and on which workers."""
 
     live: LiveConfiguration
-    site: SiteGate
     pools: PoolsFile
     quarantine: Quarantine
 
@@ -242,7 +240,6 @@ class GatewayService:
             tasks=self._node.tasks,
             read_guardrails=self._live.guardrails_at,
             metrics=self._node.metrics,
-            while_open=self._rules.site.while_open,
         )
 
     def _serve_others(self) -> None:
@@ -254,7 +251,6 @@ class GatewayService:
             HttpOverRpc(self._http),
             ModelOrders(node.rpc, node.directory, live, audit_reporting),
             PullOrders(node.rpc, node.directory, audit_reporting),
-            self._rules.site,
             self._items,
             self._reports,
             self._business,
@@ -326,9 +322,7 @@ class GatewayService:
         detail = "" if auth_is_available else "no auth service on the mesh; start it with `aicli stack restart auth`"
         async with asyncio.TaskGroup() as tasks:
             database, cache = tasks.create_task(self._stores.requests.checks()), tasks.create_task(self._stores.cache.check())
-        closed = self._rules.site.find_refusal()
-        site = Check("site", closed is None, "" if closed is None else closed.message)
-        return *database.result(), cache.result(), Check("auth", auth_is_available, detail), site, await self._records.recorder.check()
+        return *database.result(), cache.result(), Check("auth", auth_is_available, detail), await self._records.recorder.check()
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
@@ -354,13 +348,11 @@ class GatewayService:
             quotas=self._quotas,
             refused=RefusedRequests(self._records.recorder, self._quotas, self._node.metrics, self._records.ledger.database_clock.now),
             on_refusal=self.audit_reporting.report_refusal,
-            ensure_open=self._rules.site.ensure_open,
             cors=CorsPolicy(self._settings.cors_origins),
         )
         return HttpApp(all_routes, access, self._node.metrics, memory=self._node.dispatcher.memory, images=images, traces=self._node.traces)
 
     async def _identify(self, credential: Credential | None) -> auth.Principal:
-        await self._rules.site.ensure_open()
         return await self._callers.identify(credential)
 
     def _on_refusal(self, method: str, _caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
@@ -550,12 +542,10 @@ def _database(settings: GatewaySettings, node: Node, cache: Cache) -> "AbstractA
 @asynccontextmanager
 async def _rules(settings: GatewaySettings, node: Node, stores: GatewayStores) -> AsyncIterator[RequestRules]:
     live, pools = LiveConfiguration(stores.config), PoolsFile(settings.pools_file)
-    site, *_ = await asyncio.gather(
-        SiteGate.start(stores.database, settings.site_term, node.tasks), live.start(settings), asyncio.to_thread(detectors.load)
-    )
+    await asyncio.gather(live.start(settings), asyncio.to_thread(detectors.load))
     quarantine = Quarantine(QuarantineStore(stores.database), node.metrics.wrong_counts)
     async with quarantine.running():
-        yield RequestRules(live, site, pools, quarantine)
+        yield RequestRules(live, pools, quarantine)
 
 
 @asynccontextmanager

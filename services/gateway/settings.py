@@ -116,11 +116,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     default_model: Annotated[
         str | None, Variable("DEFAULT_MODEL", f"the model for requests that name none; by default the first served one{_SEEDS}")
     ] = None
-    site_term: Annotated[
-        int,
-        Meta(ge=0),
-        Variable("SITE_TERM", "the term that this site owns, written by `aicli stack restore` and `promote`; 0: that of the database"),
-    ] = 0
     journal_file: Annotated[
         Path | None,
         Variable(

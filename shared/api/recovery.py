@@ -14,8 +14,6 @@ from shared.types import Role
 MOST_BACKUPS = 100
 #: An agent that has not reported for so long is down: it does every 10 s.
 AGENT_GONE_SECONDS = 120
-#: Sites that have owned the mesh, and standbys.
-MOST_SITES = 50
 
 _Name = Annotated[str, Meta(min_length=1, max_length=200)]
 _Text = Annotated[str, Meta(max_length=1000)]
@@ -23,15 +21,6 @@ _Seconds = Annotated[float, Meta(ge=0)]
 _Count = Annotated[int, Meta(ge=0)]
 _Term = Annotated[int, Meta(ge=1)]
 _Moment = Annotated[datetime, Meta(tz=True)]
-
-
-class SiteLeaseMode(StrEnum):
-    """What a site does while it cannot reach the store."""
-
-    #: It continues.
-    ADVISORY = "advisory"
-    #: It stops when its lease ends.
-    STRICT = "strict"
 
 
 class BackupEntry(Body, frozen=True, kw_only=True):
@@ -61,22 +50,11 @@ class RestoreTest(Body, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class SiteTerm(Body, frozen=True, kw_only=True):
-    """A site that owns the mesh in this term, or owned it."""
+    """The site that owns the mesh in this term."""
 
     site: _Name
     term: _Term
     at: _Moment
-    #: Where its pages are.
-    url: _Text = ""
-
-
-class StandbySite(Body, frozen=True, kw_only=True):
-    """A site that can take over."""
-
-    site: _Name
-    seen_at: _Moment
-    #: How old its database was then.
-    lag_seconds: _Seconds
 
 
 class BackupReport(Body, frozen=True, kw_only=True):
@@ -104,9 +82,6 @@ class BackupReport(Body, frozen=True, kw_only=True):
     last_test: RestoreTest | None = None
     #: The site with a higher term, which owns the mesh now.
     replaced_by: SiteTerm | None = None
-    sites: Annotated[tuple[SiteTerm, ...], Meta(max_length=MOST_SITES)] = ()
-    standbys: Annotated[tuple[StandbySite, ...], Meta(max_length=MOST_SITES)] = ()
-    lease: SiteLeaseMode = SiteLeaseMode.ADVISORY
 
 
 class ReportBackup(Body, frozen=True):
@@ -139,48 +114,6 @@ class Backups(Body, frozen=True, kw_only=True, omit_defaults=False):
 
 report_backup = Method("auth.reportBackup", ReportBackup, Nothing, callers={Role.BACKUP})
 get_backups = Method("auth.getBackups", GetBackups, Backups, callers=PEOPLE)
-
-
-SiteName = Annotated[str, Meta(min_length=1, max_length=64)]
-
-
-class SiteLeaseState(StrEnum):
-    ACTIVE = "active"
-    #: Another site may have taken over: the store can't be reached.
-    SUSPENDED = "suspended"
-    #: Another site has taken over. Final for this term.
-    ENDED = "ended"
-
-
-class SetSiteLease(Body, frozen=True, kw_only=True):
-    """Say whether the gateways of this site may run requests. Refused for an older term, and after the end of this one."""
-
-    term: Annotated[int, Meta(ge=1)]
-    site: SiteName
-    state: SiteLeaseState
-    #: How long the site stays active; None for no limit.
-    seconds: Annotated[float, Meta(le=3600)] | None = None
-    #: When the seconds begin: ``now`` of an earlier reply, so that a late message extends nothing. Without it, or if the clock was set back
-    #: since, nothing changes: the reply is for the next call.
-    since: datetime | None = None
-    replaced_by: SiteName | None = None
-    replaced_url: Annotated[str, Meta(max_length=2048)] | None = None
-
-
-class SiteLease(Body, frozen=True, kw_only=True):
-    term: int
-    site: str
-    #: SUSPENDED also if the time of an active one is over.
-    state: SiteLeaseState
-    changed_at: datetime
-    #: PostgreSQL's clock.
-    now: datetime
-    ends_at: datetime | None = None
-    replaced_by: str | None = None
-    replaced_url: str | None = None
-
-
-set_site_lease = Method("gateway.setSiteLease", SetSiteLease, SiteLease, callers={Role.BACKUP})
 
 
 _AGENT = {Role.BACKUP}

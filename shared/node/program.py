@@ -38,8 +38,8 @@ _log = logs.get()
 
 
 def run(service: type[Service], settings_kind: type[Any]) -> None:
-    """Run ``service`` until SIGTERM or SIGINT. Exits with 1 and one line if it cannot start, with 2 if its settings are invalid or its site
-    was replaced, with 6 if it is a worker that was revoked."""
+    """Run ``service`` until SIGTERM or SIGINT. Exits with 1 and one line if it cannot start, with 2 if its settings are
+    invalid, with 6 if it is a worker that was revoked."""
     # A child that was taken over, such as an engine, could otherwise read keys and prompts in /proc.
     processes.seal()
     try:
@@ -54,7 +54,7 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_live(service, settings))
-    except* (errors.BadSettings, errors.SiteReplaced) as group:
+    except* errors.BadSettings as group:
         sys.exit(_print_error(errors.first_of(group), 2))
     except* errors.NodeRevoked as group:
         sys.exit(_print_error(errors.first_of(group), REVOKED_STATUS))

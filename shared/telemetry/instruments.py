@@ -174,10 +174,6 @@ RECOVERY_LOG_STORE_BEHIND = gauge(
     "How long the store has lacked lines of the recovery log; 0 if it has all",
     unit="seconds",
 )
-STANDBY_LAG = gauge(
-    "ai_platform_standby_lag_seconds", "How old the database of a standby site is, as far as the store shows", ("site",), unit="seconds"
-)
-SITE_TERM = gauge("ai_platform_site_term", "The term of this site; the site with the highest term owns the mesh", ("site",))
 
 # --- gateway ---------------------------------------------------------------------------------------------------------
 

@@ -159,8 +159,6 @@ class Metrics:
     wal_slot_bytes = _LazyMetric(Gauge, instruments.WAL_SLOT_BYTES)
     wal_slot_most = _LazyMetric(Gauge, instruments.WAL_SLOT_MOST)
     recovery_log_store_behind = _LazyMetric(Gauge, instruments.RECOVERY_LOG_STORE_BEHIND)
-    standby_lag = _LazyMetric(Gauge, instruments.STANDBY_LAG)
-    site_term = _LazyMetric(Gauge, instruments.SITE_TERM)
     ratelimit_decisions = _LazyMetric(Counter, instruments.RATE_LIMIT_DECISIONS)
     refused_requests = _LazyMetric(Counter, instruments.REFUSED_REQUESTS)
     ignored_fields = _LazyMetric(Counter, instruments.IGNORED_FIELDS)

@@ -1,9 +1,8 @@
-"""The commands `aicli stack restore`, `verify`, `standby` and `promote`. Each imports what it needs when it runs."""
+"""The commands `aicli stack restore` and `verify`. Each imports what it needs when it runs."""
 
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +18,6 @@ from stack import stack_home
 if TYPE_CHECKING:
     from stack.recovery.restoring.restore import RestoreReport
     from stack.recovery.restoring.verify import VerifiedBackup
-    from stack.recovery.takeover.promotion import PromoteReport
 
 _DONE_IN_PART = 3
 _MOMENTS = (
@@ -98,7 +96,11 @@ def _show(report: "RestoreReport", root: Path) -> None:
         click.echo(
             f"  database      as of {report.reached_at:%Y-%m-%d %H:%M:%S} UTC; {report.lost_seconds or 0:.0f} s of commits are missing"
         )
-    _show_logs(report, "to be applied at the start")
+    click.echo(f"  recovery log  {printing.counted(report.log_lines_replayed, 'line')} to be applied at the start")
+    if report.lost_rows:
+        click.echo(f"  audit log     {printing.counted(report.lost_rows, 'row')} lost")
+    if report.log_lines_unusable:
+        click.echo(f"  not applied   {printing.counted(report.log_lines_unusable, 'line')} of the recovery log, after a gap")
     if report.strict is not None:
         click.echo(f"  ended         {report.strict.revoked_keys} keys, {report.strict.disabled_users} accounts")
     if report.settle_journals:
@@ -107,14 +109,6 @@ def _show(report: "RestoreReport", root: Path) -> None:
         click.echo(f"  old home      {report.old_home}")
     if not report.is_complete:
         click.echo("  incomplete    the write-ahead log ends before what the store had reported")
-
-
-def _show_logs(report: "RestoreReport | PromoteReport", when: str) -> None:
-    click.echo(f"  recovery log  {printing.counted(report.log_lines_replayed, 'line')} {when}")
-    if report.lost_rows:
-        click.echo(f"  audit log     {printing.counted(report.lost_rows, 'row')} lost")
-    if report.log_lines_unusable:
-        click.echo(f"  not applied   {printing.counted(report.log_lines_unusable, 'line')} of the recovery log, after a gap")
 
 
 @click.command()
@@ -201,60 +195,4 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-@click.command()
-@click.option("--from", "address", metavar="URL", required=True, help=_STORE_HELP)
-@click.option("--identity", required=True, type=click.Path(path_type=Path), help="The file that `aicli stack backup keygen` wrote.")
-@click.option("--replace", is_flag=True, help="Move the current home aside first; it isn't deleted.")
-def standby(address: str, identity: Path, replace: bool) -> None:
-    """Keep a copy of another site's database, ready for `aicli stack promote`.
-
-    Runs until it is stopped: use your service manager. It opens no port and starts no service. SITE_NAME and other settings of this site
-    come from the environment.
-    """
-    from stack.recovery.restoring import restore
-    from stack.recovery.takeover import standby as standbys
-
-    home = stack_home.locate(os.environ)
-    address = restore.find_store(home, address, os.environ)
-
-    async def follow(shown: standbys.StandbyOutput) -> None:
-        me = asyncio.current_task()
-        assert me is not None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, me.cancel)
-        await standbys.run(home, address, identity, replaces=replace, environment=os.environ, shown=shown)
-
-    with contextlib.suppress(asyncio.CancelledError), _progress() as progress:
-        asyncio.run(follow(standbys.StandbyOutput(progress, _say)))
-
-
-@click.command()
-@click.option("--old-site-is-off", is_flag=True, help="Don't wait for the other site: you have made sure that it doesn't run.")
-@print_format.output_options("Print a JSON object.")
-@click.pass_context
-def promote(context: click.Context, /, *, old_site_is_off: bool, as_json: bool) -> None:
-    """Make this standby the site that owns the mesh, and start its services.
-
-    If it is interrupted, run the same command again. Exits with 2 if it refuses, and with 3 if only PROMOTE_COMMAND failed.
-    """
-    from stack.recovery.takeover import promotion
-
-    def show(step: promotion.PromoteStep) -> None:
-        _say(f"{step.seconds:6.1f} s  {step.what}")
-
-    home = stack_home.locate(os.environ)
-    report = asyncio.run(promotion.promote(home, os.environ, Path.cwd(), old_site_is_off=old_site_is_off, show=show))
-    if as_json:
-        printing.show_json(printing.plain(report))
-    else:
-        click.echo(f"{report.site} owns the mesh in term {report.term}: {report.url}")
-        if report.reached_at is not None:
-            click.echo(f"  database      as of {report.reached_at:%Y-%m-%d %H:%M:%S} UTC")
-        _show_logs(report, "applied")
-        if report.command_error:
-            click.echo(f"  left to do    PROMOTE_COMMAND {report.command_error}; point your address here, or run this command again")
-    if report.command_error or report.log_lines_unusable:
-        context.exit(_DONE_IN_PART)
-
-
-COMMANDS = (restore, verify, standby, promote)
+COMMANDS = (restore, verify)

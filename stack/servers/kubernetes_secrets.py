@@ -67,7 +67,7 @@ def files_of(home: StackHome, mesh: MeshName, urls: Mapping[str, str]) -> Iterat
     aicli = {"node.nk": home.key("client").read_bytes(), "profile.toml": profile.render(client).encode()}
     hop, worker = read("web_hop_secret", "metrics_token"), place(Role.WORKER) | read("service_token") | {"hf_token": b""}
     yield "auth", "gateway", place(Role.AUTH) | redis | {_OF_AUTH[name]: secret for name, secret in read(*_OF_AUTH).items()}
-    yield "gateway", "gateway", place(Role.GATEWAY) | redis | read("prompt_hash_secret") | {"site_term": b""} | hop
+    yield "gateway", "gateway", place(Role.GATEWAY) | redis | read("prompt_hash_secret") | hop
     yield "web", "gateway", place(Role.WEB) | read("web_secret") | hop
     yield "router", "gateway", worker
     yield "worker", "models", worker

@@ -37,8 +37,6 @@ NOT_FROM_DOTENV = {
     ),
     *("BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE", "METRICS_TOKEN", "MODEL_STORE"),
     *("DATA_KEY_OLD", "OIDC_CLIENT_SECRET", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE"),
-    # A restore writes the term, and init distributes it; `aicli stack promote` is not for containers.
-    *("SITE_TERM", "PROMOTE_COMMAND"),
 }
 
 
@@ -322,11 +320,11 @@ def test_the_backup_agent_gets_every_setting_of_backups_and_secrets_as_files() -
     given = {name if name in known else name.removesuffix("_FILE") for name in environment}
     assert given - known.keys() - {"SWARM_CLIENTS"} == {"AIMESH_HOME"}
     backups = {setting.variable.name for setting in config.settings_of(BackupSettings)}
-    assert backups - given == {"PROMOTE_COMMAND"}
+    assert backups <= given
     assert {name for name in given if known.get(name) and name in environment} == set()
     # init records the settings for the commands, with the paths of the agent's container.
     recorded = compose_file.environment_of("init")
-    assert backups - recorded.keys() == {"PROMOTE_COMMAND"}
+    assert backups <= recorded.keys()
     assert environment["AIMESH_HOME"] == recorded["AIMESH_HOME"] == "/state"
     assert recorded["AUDIT_ANCHOR_FILE"].startswith("/state/recovery_log/")
     assert "recovery-data:/state/recovery_log:ro" in SERVICES["backup"]["volumes"]

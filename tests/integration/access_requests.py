@@ -205,7 +205,6 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
     "gateway.dropStoredItems": lambda: gateway.DropStoredItems(NO_TEAM),
     # Changes nothing: the gateway only reads its clock.
-    "gateway.setSiteLease": lambda: recovery.SetSiteLease(term=1, site="site", state=recovery.SiteLeaseState.ACTIVE, seconds=1),
     "gateway.getUsageReport": _report,
     "auth.countNewAccounts": lambda: business.CountNewAccounts(date(2026, 3, 1), date(2026, 3, 2)),
     "gateway.getBusinessReport": lambda: business.GetBusinessReport(date(2026, 3, 1), date(2026, 3, 2)),

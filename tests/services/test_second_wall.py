@@ -53,7 +53,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "entry_keys": "ids of transfers alone, so that none is made twice",
             "recovery_log": "ids and digests",
             "database_restores": "of the house",
-            "site_lease": "of the house",
+            "site_lease": "of the house, until migrate --post",
         },
     ),
 }

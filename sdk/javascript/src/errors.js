@@ -135,8 +135,6 @@ const ROWS = {
   overloaded: [Overloaded, true],
   peer_failed: [Unavailable, true],
   protocol_violation: [Unavailable, false],
-  site_replaced: [Unavailable, true],
-  site_suspended: [Unavailable, true],
   unavailable: [Unavailable, true],
   worker_lost: [Unavailable, true],
   deadline_exceeded: [DeadlineExceeded, true],

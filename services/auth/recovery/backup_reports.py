@@ -53,24 +53,20 @@ class BackupReports:
 
 
 def export(stored: StoredReport, metrics: Metrics) -> None:
-    """Set the gauges. Those with a site are cleared first, because a site may have been removed."""
+    """Set the gauges. The one with a site is cleared first, because a restore may have changed the site."""
     report = stored.report
     backups = () if report is None else report.backups
     metrics.backup_report_age.set(stored.age_of(stored.reported_at))
     metrics.backup_age.set(stored.age_of(max((each.at for each in backups), default=None)))
     metrics.backup_verified_age.set(stored.age_of(max((each.verified_at for each in backups if each.verified_at), default=None)))
-    for gauge in (metrics.wal_lag, metrics.standby_lag, metrics.site_term):
-        gauge.clear()
+    metrics.wal_lag.clear()
     if report is None:
         return
     metrics.wal_slot_bytes.set(report.wal_slot_bytes)
     metrics.wal_slot_most.set(report.wal_slot_most_bytes)
     metrics.recovery_log_store_behind.set(report.log_behind_seconds)
     metrics.backup_store_failing.set(0 if report.store_failing_since is None else stored.age_of(report.store_failing_since))
-    metrics.site_term.labels(report.site).set(report.term)
     if report.wal_lag_seconds is not None:
         metrics.wal_lag.labels(report.site).set(report.wal_lag_seconds)
     if report.last_test is not None:
         metrics.backup_test_ok.set(report.last_test.ok)
-    for standby in report.standbys:
-        metrics.standby_lag.labels(standby.site).set(standby.lag_seconds + stored.age_of(standby.seen_at))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from operator import attrgetter
 
-from services.gateway import site_lease
 from services.gateway.billing import request_record
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner, LedgerCheckpoint
@@ -49,20 +48,16 @@ class LedgerStore:
     async def reserve(
         self, requests: Sequence[ReservationRequest], *, gateway: NodeId, lease_seconds: float
     ) -> list[GrantedReservation | InsufficientCredits]:
-        """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated. Raises SiteReplaced and
-        SiteSuspended, whatever this process knows: that is what stops a gateway that was paused for an hour."""
+        """Reserve in one transaction; answer in order. An existing reservation is kept and reported as repeated."""
         columns = zip(*(_columns(reservation) for reservation in requests), strict=True)
         holds = [(each.request_id, hold.route, hold.target, hold.micro, hold.ceiling_micro) for each in requests for hold in each.holds]
         held = zip(*holds, strict=True) if holds else ((),) * 5
         rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, *held, deadline_seconds=2)
-        if requests and not rows:
-            raise await site_lease.read_refusal(self._database)
         answers = {row["request_id"]: _answer(row) for row in rows}
         return [answers[reservation.request_id] for reservation in requests]
 
     async def extend_holds(self, extensions: Sequence[HoldExtension]) -> list[ExtendedHold]:
-        """Raise what running requests hold, in one transaction; answer in order. Safe to repeat. If the site's lease is over, no request
-        is open."""
+        """Raise what running requests hold, in one transaction; answer in order. Safe to repeat."""
         columns = zip(*(_extension_columns(extension) for extension in extensions), strict=True)
         rows = await self._database.rows("extend_holds", *columns, deadline_seconds=2)
         answers = {row["request_id"]: ExtendedHold(row["granted_tokens"], row["is_over_ceiling"]) for row in rows}

@@ -7,7 +7,7 @@ Routes are one table (``service``), and each names the credential it needs. The 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -89,10 +89,6 @@ class HttpRoute:
         object.__setattr__(self, "runs_a_model", self.runs_a_model or self.streams)
 
 
-async def _stay_open() -> None:
-    """Do nothing: without a site, no rules apply."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAccess:
     """Decides who may call, and from where."""
@@ -102,8 +98,6 @@ class HttpAccess:
     #: None keeps no record of them.
     refused: RefusedRequests | None = None
     on_refusal: OnRefusal = lambda *_what: None
-    #: See ``SiteGate.ensure_open``.
-    ensure_open: Callable[[], Awaitable[object]] = _stay_open
     cors: CorsPolicy = CorsPolicy()  # noqa: RUF009 - frozen
 
 
@@ -229,8 +223,6 @@ class HttpApp:
 
     async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
         access = route.access
-        if access.who is Audience.PERSON or route.body is not None:
-            await self._access.ensure_open()
         is_anonymous = Role.CLIENT in access.unless and call.credential is None
         if access.who is Audience.PERSON and not is_anonymous:
             with tracing.span("auth.check"):

@@ -125,10 +125,9 @@ FROM usage_stats
 WHERE tenant_id = $1;
 
 -- name: reserve
--- Reserve the maximum cost of requests, and hold it at targets with a ceiling; granted_tokens is NULL if the credits are too low. No rows
--- if the site's lease is over.
+-- Reserve the maximum cost of requests, and hold it at targets with a ceiling; granted_tokens is NULL if the credits are too low.
 WITH reserved AS MATERIALIZED (
-    SELECT * FROM reserve_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) WHERE (SELECT site_may_reserve())
+    SELECT * FROM reserve_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 ),
 holds AS (
     -- Of all reservations at once, because it locks the spending of all targets after all accounts.
@@ -148,8 +147,7 @@ over_ceiling AS MATERIALIZED (
 SELECT reserved.*, coalesce(over_ceiling.targets, '{}') AS over_ceiling FROM reserved LEFT JOIN over_ceiling USING (request_id);
 
 -- name: extend_holds
--- Raise what running requests hold, as far as their credits cover it; granted_tokens is NULL if a request is not open. No rows if the site's
--- lease is over.
+-- Raise what running requests hold, as far as their credits cover it; granted_tokens is NULL if a request is not open.
 WITH wanted AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $8::boolean[], $9::bigint[],
@@ -158,7 +156,6 @@ WITH wanted AS (
         request_id, owner, max_tokens, least_more, answers, micro_per_million, monthly_micro, is_bounded, key_budget_micro,
         target, target_micro, target_ceiling
     )
-    WHERE (SELECT site_may_reserve())
     -- As in reserve.
     ORDER BY owner, request_id
 ),

@@ -234,16 +234,14 @@ class Pipeline:
         failure: errors.AimeshError | None = None
         status, is_taken_over = RequestStatus.ERROR, False
         try:
-            # Inside, so that a request that ends with its site gets its row, too.
             with tracing.span("inference", {REQUEST_ID: str(running.request_id)}):
-                async with self._admission.while_open():
-                    admitted = await admit()
-                    first, *others = admitted.calls
-                    # Now, because the headers of the answer name the route.
-                    running.attempts.try_target(first.target)
-                    one, several = partial(start, admitted, first, seconds), partial(self._first_to_answer, admitted, start, seconds)
-                    running.answer = answer = new_answer(running, admitted, several if others else one)
-                    yield answer
+                admitted = await admit()
+                first, *others = admitted.calls
+                # Now, because the headers of the answer name the route.
+                running.attempts.try_target(first.target)
+                one, several = partial(start, admitted, first, seconds), partial(self._first_to_answer, admitted, start, seconds)
+                running.answer = answer = new_answer(running, admitted, several if others else one)
+                yield answer
             status = RequestStatus.SUCCESS if running.delivered.complete else RequestStatus.CANCELLED
         except errors.AimeshError as error:
             failure = error

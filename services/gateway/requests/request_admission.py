@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
@@ -63,8 +62,6 @@ class RequestAdmission:
     #: See ``LiveConfiguration.guardrails_at``.
     read_guardrails: Callable[[int, Principal], Awaitable[Guardrails]]
     metrics: Metrics
-    #: See ``SiteGate.while_open``.
-    while_open: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
 
     async def admit_prompt(
         self,

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from shared import config, errors
-from shared.api.recovery import MOST_SITES, ReportBackup, StandbySite, follow_auth_log, follow_gateway_log, report_backup
+from shared.api.recovery import ReportBackup, follow_auth_log, follow_gateway_log, report_backup
 from shared.node.client_node import ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.settings import NodeSettings
@@ -27,10 +27,10 @@ from shared.stores import file_lock
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
 from shared.types import Role
+from stack import control, processes, settings, stack_plan
 from stack import logs as log_files
-from stack import processes, settings, stack_plan
 from stack import stack_home as homes
-from stack.recovery import backup_place, catalog, layout, sealing
+from stack.recovery import backup_place, catalog, layout, sealing, site_term
 from stack.recovery.agent import agent_report, agent_schedule, base_backup, pruning, recovery_log_copy
 from stack.recovery.agent.recovery_log_copy import FileCopy, RecoveryLogCopy
 from stack.recovery.agent.source_database import SourceDatabase, SourcePosition
@@ -41,18 +41,15 @@ from stack.recovery.layout import RestoreTests
 from stack.recovery.restoring import restore_plan
 from stack.recovery.restoring.recovered_database import RestoreSource
 from stack.recovery.restoring.restore_plan import RecoveryWindow
-from stack.recovery.sites import site_keeper, site_terms
-from stack.recovery.sites.site_keeper import SiteKeeper
-from stack.recovery.sites.site_terms import SiteRecord
+from stack.recovery.site_term import SiteRecord
 from stack.recovery.store_retries import retry
-from stack.recovery.takeover import standby_plan
-from stack.recovery.takeover.standby_plan import StandbyRecord
 from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 
 _REPORT_SECONDS = 10.0
 _FILES_SECONDS = 30.0
-_STANDBY_SECONDS = 10.0
+#: How often the term is compared with the store's, and how long that may take.
+_TERM_SECONDS = 10.0
 #: How often the store is read to decide what is due.
 _LOOK_SECONDS = 300.0
 _BACKOFF = Backoff(first_seconds=1.0, longest_seconds=3600.0)
@@ -81,7 +78,9 @@ class Agent:
         self._place = place
         self._source = source
         self._node = node
-        self._site = SiteKeeper(place, own)
+        self._own = own
+        #: Final.
+        self._replaced_by: SiteRecord | None = None
         self._shipping = None if source is None else WalShipping(place, source, term=own.term)
         self._copies = [RecoveryLogCopy(place, method, own.term) for method in (follow_auth_log, follow_gateway_log)]
         recorded = settings.read_recorded(place.home)
@@ -92,11 +91,10 @@ class Agent:
         ]
         #: None while the mesh can't be reached.
         self._rpc: RpcClient | None = None
-        self._has_joined = asyncio.Event()
         self._catalog: StoreCatalog | None = None
         self._window: RecoveryWindow | None = None
         self._failing_since: datetime | None = None
-        self._standbys: tuple[StandbySite, ...] = ()
+        self._store_error = ""
         #: Log is missing since the last backup.
         self._has_gap = False
         self._is_due = asyncio.Event()
@@ -106,14 +104,13 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         async with background() as tasks:
-            await self._check_site()
+            await self._check_term()
             if self._shipping is not None:
                 self._write(tasks, self._ship(self._shipping))
             self._write(tasks, _repeat(_LOOK_SECONDS, self._maintain, "a backup", soon=self._is_due, longest=_RETRY_SECONDS))
             self._write(tasks, _repeat(_LOOK_SECONDS, self._test, "a restore test"))
             self._write(tasks, _repeat(_FILES_SECONDS, self._copy_files, "copying the audit anchors"))
-            self._write(tasks, _repeat(_STANDBY_SECONDS, self._find_standbys, "looking for standbys"))
-            tasks.create_task(_repeat(site_terms.CHECK_SECONDS, self._check_site, "the site's lease", soon=self._has_joined))
+            tasks.create_task(_repeat(_TERM_SECONDS, self._check_term, "comparing the term"))
             tasks.create_task(_repeat(_REPORT_SECONDS, self._report, "the report"))
             tasks.create_task(self._join_mesh())
             await stop.wait()
@@ -121,10 +118,10 @@ class Agent:
 
     async def back_up_once(self) -> None:
         """Make a backup if one is due, while no service runs: the log that it needs is shipped meanwhile. Raises AimeshError."""
-        await self._check_site()
-        if self._site.problem:
-            raise errors.Unavailable(self._site.problem)
-        if self._site.state.replaced_by is not None:
+        await self._check_term()
+        if self._store_error:
+            raise errors.Unavailable(self._store_error)
+        if self._replaced_by is not None:
             raise errors.BadSettings("another site has taken over")
         async with background() as tasks:
             if self._shipping is not None:
@@ -137,7 +134,7 @@ class Agent:
         self._end_writers()
 
     def _end_writers(self) -> None:
-        if self._site.state.replaced_by is not None:
+        if self._replaced_by is not None:
             for writer in self._writers:
                 writer.cancel()
 
@@ -145,8 +142,7 @@ class Agent:
         """Store what came last, as far as that is possible now."""
         with contextlib.suppress(errors.AimeshError, TimeoutError):
             async with asyncio.timeout(_LAST_SECONDS):
-                await self._site.acknowledge()
-                if self._site.state.replaced_by is not None:
+                if self._replaced_by is not None:
                     return
                 await self._copy_files()
                 if self._shipping is not None:
@@ -173,41 +169,41 @@ class Agent:
         async def stay() -> None:
             async with client(joining) as me, background() as tasks:
                 self._rpc = me.rpc
-                self._has_joined.set()
                 for copy in self._copies:
                     self._write(tasks, copy.run(me.rpc))
                 await asyncio.Event().wait()
 
         await _repeat(0, stay, "joining the mesh")
 
-    async def _check_site(self) -> None:
-        await self._site.check(self._rpc)
-        self._end_writers()
-        is_failing = bool(self._site.problem)
-        self._failing_since = (self._failing_since or self._now()) if is_failing else None
-
-    async def _find_standbys(self) -> None:
-        """Read what standbys say. The clock is the store's: an old record makes the lag grow."""
-        store, found = self._place.store, []
-        async for each in store.list(site_terms.FOLDER):
-            if standby_plan.is_record(each.name):
-                record = await catalog.get_signed(store, self._place.mesh, each.name, StandbyRecord)
-                if record.until is not None:
-                    lag = max(0.0, (each.changed_at - record.until).total_seconds())
-                    found.append(StandbySite(site=record.site, seen_at=each.changed_at, lag_seconds=lag))
-        self._standbys = tuple(found[:MOST_SITES])
+    async def _check_term(self) -> None:
+        """If another home has taken over, stop this one: the store and the mesh are the other one's."""
+        self._store_error, highest = "", None
+        try:
+            async with asyncio.timeout(_TERM_SECONDS):
+                highest = await site_term.find_highest(self._place.store, self._place.mesh)
+        except TimeoutError:
+            self._store_error = f"the store did not answer in {_TERM_SECONDS:.0f} s"
+        except errors.AimeshError as error:
+            self._store_error = error.message
+        self._failing_since = (self._failing_since or self._now()) if self._store_error else None
+        if self._replaced_by is None and highest is not None and highest.replaces(self._own):
+            self._replaced_by = highest
+            _log.error("another site has taken over", site=highest.site, term=highest.term)
+            self._end_writers()
+        if self._replaced_by is not None:
+            await asyncio.to_thread(site_term.record_replaced, self._place.home, self._replaced_by)
+            await control.send(self._place.home.control_socket, control.Stop())
 
     async def _report(self) -> None:
         if self._rpc is None:
             return
-        report = agent_report.describe(self._catalog, self._window, self._site.state, self._site.known.values())
+        report = agent_report.describe(self._catalog, self._window, self._own, self._replaced_by)
         report = msgspec.structs.replace(
             report,
-            standbys=self._standbys,
             to=self._place.settings.backup_to or "",
             log_behind_seconds=max(copy.behind_seconds for copy in self._copies),
             store_failing_since=self._failing_since,
-            store_error=self._site.problem[:_MOST_TEXT],
+            store_error=self._store_error[:_MOST_TEXT],
         )
         if (shipping := self._shipping) is not None:
             report = msgspec.structs.replace(
@@ -226,7 +222,7 @@ class Agent:
 
     async def _maintain(self) -> None:
         """Make a backup and copy the program logs if they are due."""
-        place, term = self._place, self._site.state.own.term
+        place, term = self._place, self._own.term
         found = await self._read_store()
         if self._source is None:
             timeline = found.backups[-1].timeline if found.backups else 0
@@ -376,8 +372,7 @@ async def _open(home: StackHome, backup: BackupSettings, node: NodeSettings) -> 
     source = SourceDatabase(backup.backup_database_url, home.run) if backup.streams_database and backup.backup_database_url else None
     if source is not None:
         place = await place.with_system((await patiently(source.identity)).system)
-    url = stack_plan.public_url("gateway", settings.load(settings.read_recorded(home)))
-    own = await retry(lambda: site_keeper.ensure_term(place, url), None, report)
+    own = await retry(lambda: site_term.ensure_own(place), None, report)
     return Agent(place, source, own, node)
 
 

@@ -24,12 +24,11 @@ from shared.stores import file_lock
 from shared.stores.objects import ObjectMissing, ObjectStore, StoredObject
 from shared.telemetry.version import version
 from stack import settings
-from stack.recovery import layout, sealing
+from stack.recovery import layout, sealing, site_term
 from stack.recovery.agent import backup_files, recovery_log_copy
 from stack.recovery.agent.source_database import SourceDatabase, SourceIdentity, SourceProgram
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import DATA, FILES, SECRETS, BackupManifest, BackupName, BackupPart, DatabaseFacts, Segment
-from stack.recovery.sites import site_keeper
 from stack.recovery.store_retries import retry
 
 #: Without a byte for so long, a backup has failed. Counting rows before it has its own bound.
@@ -78,7 +77,7 @@ async def make(
     thread."""
     refusal = errors.BadSettings("this stack is making a backup right now", hint="wait until it is done: aicli stack backups")
     async with file_lock.hold(place.home.base_backup, patience_seconds=patience_seconds, refusal=refusal):
-        term = await retry(lambda: site_keeper.read_term(place))
+        term = (await retry(lambda: site_term.read_confirmed(place))).term
         await retry(lambda: _remove_leftovers(place.store, term))
         at = datetime.now(UTC) if source is None else (await source.position()).at
         name = await retry(lambda: _find_name(place.store, at, term))

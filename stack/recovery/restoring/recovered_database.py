@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NoReturn, cast
+from typing import BinaryIO, cast
 from urllib.parse import quote
 
 import asyncpg
@@ -307,7 +307,7 @@ async def recovered(folder: Path, plan: RestorePlan, progress: Progress, *, is_d
     the end of PostgreSQL's log.
     """
     data = folder / "data"
-    await asyncio.to_thread(prepare, data, "recovery.signal")
+    await asyncio.to_thread(prepare, data)
     with tempfile.TemporaryDirectory(prefix="aimesh-", ignore_cleanup_errors=True) as sockets:  # short: its path has 107 bytes at most
         server = RecoveringServer(folder, Path(sockets), len(plan.segments), progress, is_durable=is_durable)
         try:
@@ -367,12 +367,6 @@ class RecoveringServer:
                 stderr=log,
                 preexec_fn=processes.dies_with_parent(signal.SIGINT, os.getpid()),
             )
-
-    async def until_ended(self) -> NoReturn:
-        """For a standby, which never opens. Raises Unavailable with the end of PostgreSQL's log."""
-        assert self._process is not None
-        await self._process.wait()
-        raise await asyncio.to_thread(self._failure)
 
     async def until_open(self) -> None:
         assert self._process is not None
@@ -458,8 +452,7 @@ def _target_settings(plan: RestorePlan) -> dict[str, str]:
     return chosen
 
 
-def prepare(data: Path, signal_file: str) -> None:
-    """``recovery.signal`` or ``standby.signal``."""
+def prepare(data: Path) -> None:
     data.chmod(0o700)
-    (data / signal_file).touch(mode=0o600)
+    (data / "recovery.signal").touch(mode=0o600)
     (data / "postmaster.pid").unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,15 +24,14 @@ from shared.identity import node_keys
 from shared.stores import file_lock, objects
 from shared.types import MeshName, NodeId
 from stack import processes, secret_files, settings, stack_home
-from stack.recovery import catalog, layout, sealing, upgrade
+from stack.recovery import catalog, layout, sealing, site_term, upgrade
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import BackupManifest, RestoreRefused, Segment
 from stack.recovery.restoring import recovered_database, restore_plan, restored_log
 from stack.recovery.restoring.recovered_database import Progress, RecoveredDatabase, RestoreSource, WalEnd
 from stack.recovery.restoring.restore_plan import LATEST, RestorePlan, RestoreTarget
 from stack.recovery.restoring.restored_log import LogFacts
-from stack.recovery.sites import site_claim
-from stack.recovery.sites.site_terms import SiteRecord
+from stack.recovery.site_term import SiteRecord
 from stack.recovery.upgrade import RestorePoint
 from stack.stack_home import StackHome
 
@@ -156,7 +156,7 @@ def _put_back(home: StackHome, work: Path) -> None:
     if now is not None and now.record is not None and home.root.is_dir():
         # The term may be taken already: this home could not start without it.
         home.run.mkdir(mode=0o700, exist_ok=True)
-        site_claim.save(home, now.record)
+        stack_home.write_struct(home.own_site, now.record)
     shutil.rmtree(work)
 
 
@@ -280,10 +280,15 @@ class _Restore:
             reachable = (await source.segment(plan.segments[-1], plan.backup.segment_size)).until
             if plan.target.at is None or plan.target.at >= reachable:
                 raise restore_plan.refusal_of_gap(plan, reachable)
-        alive, state = await site_claim.find_last_sign(source.store, plan.backup), found.state
+        state, highest = found.state, await site_term.find_highest(source.store, source.mesh)
+        if highest is not None and highest.term < plan.backup.term:
+            raise RestoreRefused(
+                f"the backup is of term {plan.backup.term}, and the store knows {highest.term}",
+                hint="terms were deleted; check who can write to the store",
+            )
         return RestoreProgress(
             request=self._request, state=RestoreState.CHECKED, started_at=datetime.now(UTC), plan=plan,
-            alive_until=alive if state is None else max(alive, state.until), end_lsn=0 if state is None else state.lsn,
+            alive_until=plan.backup.finished_at if state is None else state.until, end_lsn=0 if state is None else state.lsn,
             audit_rows=0 if state is None else state.audit_rows,
         )  # fmt: skip
 
@@ -332,17 +337,16 @@ class _Restore:
         self.now = msgspec.structs.replace(self.now, reached_at=reached, log=log, strict=strict, is_complete=is_complete)
 
     async def _take_over(self, source: RestoreSource) -> None:
-        # Its files are not in their place yet.
-        own, work = str(self._home.root), str(self._work.root)
-        recorded = {name: value.replace(own, work) for name, value in settings.read_recorded(self._work).items()}
         if self.now.record is None:
             # Saved before it is written, so that the same restore knows its own term again.
-            record = await site_claim.plan_record(source.store, source.mesh, recorded, self.now.plan.backup.term)
-            self._save(self.now.state, record=record)
+            highest = await site_term.find_highest(source.store, source.mesh)
+            site = settings.read_recorded(self._work).get("SITE_NAME") or socket.gethostname()
+            term = max(self.now.plan.backup.term, 0 if highest is None else highest.term) + 1
+            self._save(self.now.state, record=site_term.new_record(term, site))
         assert self.now.record is not None
         key = node_keys.load(self._work.secrets / secret_files.RECOVERY_KEY)
-        await site_claim.take(source.store, source.mesh, key, self.now.record)
-        site_claim.save(self._work, self.now.record)
+        await site_term.take(source.store, source.mesh, key, self.now.record)
+        stack_home.write_struct(self._work.own_site, self.now.record)
         restored_log.place(self._work, self._home, self.now.record.term, self.now.log)
         await restored_log.cut(source, key, self.now.record.term, self.now.log)
 

@@ -432,9 +432,9 @@ async def test_a_full_disk_of_the_journal_makes_this_gateway_not_ready(mesh: Gat
 
 
 async def test_with_migrate_off_it_refuses_to_start_on_an_older_schema(mesh: GatewayMesh) -> None:
-    await mesh.rows("DELETE FROM gateway.migrations WHERE number = 26")
+    await mesh.rows("DELETE FROM gateway.migrations WHERE number = 27")
     settings = msgspec.structs.replace(mesh.settings, migrate="off")
-    with pytest.raises(errors.BadSettings, match=r"too old for this version: 0026_pre_site_lease\.sql has not run, and MIGRATE=off"):
+    with pytest.raises(errors.BadSettings, match=r"too old for this version: 0027_pre_hold_extensions\.sql has not run, and MIGRATE=off"):
         async with GatewayService.open(settings, mesh.nodes["gateway"].node):
             pass
 

@@ -19,7 +19,7 @@ from stack.recovery import backup_place, sealing
 from stack.recovery.agent.source_database import SourceDatabase
 from stack.recovery.agent.wal_shipping import WalShipping
 from stack.recovery.backup_place import BackupPlace
-from stack.recovery.sites.site_terms import SiteRecord
+from stack.recovery.site_term import SiteRecord
 from stack.servers import postgres
 from stack.settings import BackupSettings
 from stack.stack_home import StackHome

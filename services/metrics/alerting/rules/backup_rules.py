@@ -25,7 +25,6 @@ BACKUP_OLD_SECONDS = 26 * HOUR
 VERIFY_OLD_SECONDS = 9 * DAY
 STORE_FAILING_SECONDS = 20
 #: The objective for lost data (RPO).
-STANDBY_BEHIND_SECONDS = 5 * MINUTE
 
 _rule = partial(AlertRule, board=DashboardName.SECURITY, unit=AlertUnit.SECONDS)
 _WAL_LAG = highest(Selector(instruments.WAL_LAG))
@@ -95,18 +94,10 @@ RULES = (
         unit=AlertUnit.SHARE,
     ),
     _rule(
-        name="site_lease_at_risk",
+        name="backup_store_failing",
         severity=Severity.CRITICAL,
         when=at_least(highest(Selector(instruments.BACKUP_STORE_FAILING)), STORE_FAILING_SECONDS),
         summary="The backup agent cannot use the store",
-        description="With SITE_LEASE=strict, this site refuses requests when its lease of 45 s ends. With advisory, it continues without"
-        " backups.",
-    ),
-    _rule(
-        name="standby_behind",
-        severity=Severity.WARNING,
-        when=above(highest(Selector(instruments.STANDBY_LAG), "site"), STANDBY_BEHIND_SECONDS),
-        summary="The standby {site} is over 5 minutes behind",
-        description="If it took over now, it would first have to catch up from the store.",
+        description="Requests are still answered, but nothing is backed up.",
     ),
 )

@@ -1,4 +1,4 @@
-"""Show the backups, the sites and what the backup agent last reported. Nothing can be changed here: restoring stays in the CLI."""
+"""Show the backups and what the backup agent last reported. Nothing can be changed here: restoring stays in the CLI."""
 
 from dataclasses import dataclass
 
@@ -29,17 +29,6 @@ class BackupRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SiteRow:
-    site: str
-    role: str
-    term: str = ""
-    #: Since when it owns the mesh, or when a standby was last seen.
-    at: str
-    url: str = ""
-    lag: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class BackupsPage:
     #: False without backups: the page says how to turn them on.
     is_on: bool = True
@@ -51,7 +40,6 @@ class BackupsPage:
     lag: str = NOTHING
     test: tuple[str, str] | None = None
     backups: tuple[BackupRow, ...] = ()
-    sites: tuple[SiteRow, ...] = ()
 
 
 def describe(found: Backups) -> BackupsPage:
@@ -72,7 +60,6 @@ def describe(found: Backups) -> BackupsPage:
         lag=NOTHING if report.wal_lag_seconds is None else _short(report.wal_lag_seconds),
         test=None if report.last_test is None else ("OK" if report.last_test.ok else "Failed", time_texts.moment(report.last_test.at)),
         backups=tuple(map(_backup, report.backups)),
-        sites=tuple(_sites(report)),
     )
 
 
@@ -106,20 +93,6 @@ def _backup(entry: BackupEntry) -> BackupRow:
         took=_short(entry.seconds),
         verified="" if entry.verified_at is None else time_texts.moment(entry.verified_at),
     )
-
-
-def _sites(report: BackupReport) -> list[SiteRow]:
-    """The highest term first, then the standbys."""
-    terms = sorted({each.term: each for each in (*report.sites, *filter(None, [report.replaced_by]))}.items(), reverse=True)
-    owners = [
-        SiteRow(site=each.site, role="Former" if place else "Active", term=str(term), at=time_texts.moment(each.at), url=each.url)
-        for place, (term, each) in enumerate(terms)
-    ]
-    standbys = [
-        SiteRow(site=each.site, role="Standby", at=time_texts.moment(each.seen_at), lag=_short(each.lag_seconds))
-        for each in report.standbys
-    ]
-    return owners + standbys
 
 
 @get("/admin/backups")

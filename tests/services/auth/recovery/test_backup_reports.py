@@ -15,7 +15,7 @@ from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import recovery
-from shared.api.recovery import BackupEntry, BackupReport, BackupState, RestoreTest, StandbySite
+from shared.api.recovery import BackupEntry, BackupReport, BackupState, RestoreTest
 from shared.telemetry import Metrics
 from shared.types import NodeId, Peer, Role
 from tests.cases import case
@@ -27,7 +27,6 @@ GAUGES = (
     "backup_report_age_seconds", "backup_age_seconds", "backup_verified_age_seconds", "backup_test_ok", "backup_store_failing_seconds",
     "wal_slot_bytes", "wal_slot_most_bytes", "recovery_log_store_behind_seconds",
 )  # fmt: skip
-OF_A_SITE = ("wal_lag_seconds", "site_term", "standby_lag_seconds")
 
 
 def entry(hours_ago: float, *, verified: float | None = None) -> BackupEntry:
@@ -89,7 +88,6 @@ async def test_every_replica_shows_and_exports_the_newest_report(replicas: tuple
         assert found.age_seconds is not None
         assert 0 <= found.age_seconds < 60
         await measure(world)
-        assert value(world.metrics, "site_term", "here") == 2
         assert value(world.metrics, "backup_missing") == 0
     assert value(first.metrics, "backup_age_seconds") == pytest.approx(value(second.metrics, "backup_age_seconds"), abs=60)
 
@@ -103,7 +101,7 @@ async def test_before_the_first_report_ages_count_from_the_start(replicas: tuple
             age = value(world.metrics, gauge)
             assert age is not None, gauge
             assert 0 <= age < 60, gauge
-        assert exported(world.metrics).isdisjoint((*GAUGES[3:], *OF_A_SITE))
+        assert exported(world.metrics).isdisjoint((*GAUGES[3:], "wal_lag_seconds"))
         found = await world.administer(recovery.get_backups, recovery.GetBackups())
         assert (found.report, found.reported_at) == (None, None)
         assert found.age_seconds is not None, "doctor says that the agent has never reported"
@@ -121,7 +119,7 @@ async def test_without_backups_there_are_no_gauges_and_no_report(settings: AuthS
         assert await world.administer(recovery.get_backups, recovery.GetBackups()) == recovery.Backups(state=state)
         async with asyncio.timeout(10):
             await reports_of(world).run()
-        assert exported(world.metrics).isdisjoint((*GAUGES, *OF_A_SITE))
+        assert exported(world.metrics).isdisjoint((*GAUGES, "wal_lag_seconds"))
         assert value(world.metrics, "backup_missing") == (state is BackupState.MISSING)
 
 
@@ -146,9 +144,9 @@ def test_a_report_with_bad_input_is_refused() -> None:
     assert msgspec.convert(good, recovery.ReportBackup).report.backups == (entry(1),)
     a_backup = good["report"]["backups"][0]
     for wrong in (
-        {"site": ""}, {"site": "s" * 201}, {"term": 0}, {"to": "t" * 1001}, {"walLagSeconds": -1}, {"walSlotBytes": -1}, {"lease": "loose"},
+        {"site": ""}, {"site": "s" * 201}, {"term": 0}, {"to": "t" * 1001}, {"walLagSeconds": -1}, {"walSlotBytes": -1},
         {"storeFailingSince": "2026-11-25T12:00:00"}, {"backups": [a_backup] * 101}, {"backups": [a_backup | {"sizeBytes": -1}]},
-        {"lastTest": {"ok": True}}, {"standbys": [{"site": "b", "seenAt": "yesterday", "lagSeconds": 1}]},
+        {"lastTest": {"ok": True}}, {"replacedBy": {"site": "b", "term": 0, "at": "2026-11-25T12:00:00Z"}},
     ):  # fmt: skip
         with case(wrong), pytest.raises(msgspec.ValidationError):
             msgspec.convert({"report": good["report"] | wrong}, recovery.ReportBackup)
@@ -173,17 +171,14 @@ def test_gauges_of_a_report() -> None:
         wal_lag_seconds=7.5, wal_slot_bytes=10, wal_slot_most_bytes=100, log_behind_seconds=4.0,
         store_failing_since=NOW - timedelta(seconds=25), last_test=RestoreTest(at=NOW, ok=False, seconds=9, why="a digest differs"),
         backups=(entry(2), entry(26, verified=25), entry(50, verified=1)),
-        standbys=(StandbySite(site="far", seen_at=NOW - timedelta(seconds=40), lag_seconds=30),),
     )  # fmt: skip
     stored = StoredReport(since=NOW - timedelta(days=9), now=NOW, reported_at=NOW - timedelta(seconds=5), report=full)
     export(stored, metrics)
     assert [value(metrics, gauge) for gauge in GAUGES] == [5, 2 * 3600, 3600, 0, 25, 10, 100, 4]
-    assert [value(metrics, "wal_lag_seconds", "here"), value(metrics, "site_term", "here")] == [7.5, 3]
-    assert value(metrics, "standby_lag_seconds", "far") == 70
-    # After a promotion, the next report is from another site, so its lag is unknown. The agent's clock is ahead.
+    assert value(metrics, "wal_lag_seconds", "here") == 7.5
+    # After a restore, the next report is from another site, so its lag is unknown. The agent's clock is ahead.
     later = report(site="far", term=4, backups=(entry(-1),))
     export(StoredReport(since=NOW, now=NOW, reported_at=NOW, report=later), metrics)
-    assert [value(metrics, name, "here") for name in OF_A_SITE] == [None] * 3
-    assert (value(metrics, "site_term", "far"), value(metrics, "wal_lag_seconds", "far")) == (4, None)
-    assert (value(metrics, "standby_lag_seconds", "far"), value(metrics, "backup_store_failing_seconds")) == (None, 0)
+    assert [value(metrics, "wal_lag_seconds", site) for site in ("here", "far")] == [None, None]
+    assert value(metrics, "backup_store_failing_seconds") == 0
     assert value(metrics, "backup_age_seconds") == 0

@@ -172,15 +172,3 @@ async def test_receipts_of_a_lost_gateway_bill_up_to_what_it_had_extended(books:
     assert {row.id: row.completion_tokens for row in rows if row is not None} == {request: 1000, another: 500}
     assert await books.account(ada) == (2000, 0, 0)
     assert (await books.report()).findings == ()
-
-
-async def test_a_replaced_site_extends_nothing(books: Books) -> None:
-    ada, request = new_owner(), new_request()
-    await books.reserve(ada, request=request)
-    lease = "INSERT INTO gateway.site_lease (term, site, state, changed_at) VALUES (1, 'a', 'ended', now())"
-    try:
-        await books.execute(lease)
-        assert await extend(books, ada, request, 1000) == ExtendedHold(None)
-    finally:
-        await books.execute("DELETE FROM gateway.site_lease")
-    assert await extend(books, ada, request, 1000) == ExtendedHold(1000)

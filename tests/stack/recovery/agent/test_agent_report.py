@@ -4,24 +4,21 @@ from datetime import timedelta
 
 import msgspec
 
-from shared.api.recovery import MOST_BACKUPS, BackupEntry, BackupReport, RestoreTest, SiteLeaseMode
+from shared.api.recovery import MOST_BACKUPS, BackupEntry, BackupReport, RestoreTest
 from stack.recovery.agent import agent_report
 from stack.recovery.catalog import StoreCatalog
 from stack.recovery.layout import BackupPart
 from stack.recovery.restoring.restore_plan import RecoveryWindow
-from stack.recovery.sites.site_terms import SiteRecord, SiteState
+from stack.recovery.site_term import SiteRecord
 from tests.stack.recovery.catalogs import backup, catalog, moment, passed
 
-OWN = SiteRecord(term=1, site="here", at=moment(0), url="http://here", nonce="a")
-OTHER = SiteRecord(term=2, site="there", at=moment(9), url="http://there", nonce="b")
-
-
-SITE = SiteState(own=OWN, mode=SiteLeaseMode.STRICT)
+OWN = SiteRecord(term=1, site="here", at=moment(0), nonce="a")
+OTHER = SiteRecord(term=2, site="there", at=moment(9), nonce="b")
 WINDOW = RecoveryWindow(moment(1), moment(5), ())
 
 
-def describe(found: StoreCatalog | None, site: SiteState = SITE, *more: SiteRecord) -> BackupReport:
-    return checked(agent_report.describe(found, None if found is None else WINDOW, site, [*more, OWN]))
+def describe(found: StoreCatalog | None, replaced_by: SiteRecord | None = None) -> BackupReport:
+    return checked(agent_report.describe(found, None if found is None else WINDOW, OWN, replaced_by))
 
 
 def checked(report: BackupReport) -> BackupReport:
@@ -39,7 +36,7 @@ def test_everything_that_is_known_is_reported() -> None:
     assert report.backups == (entry,)
     assert (report.recoverable_from, report.recoverable_until) == (moment(1), moment(5))
     assert report.last_test == RestoreTest(at=moment(2), ok=True, seconds=1, why="")
-    assert (report.site, report.term, report.lease, report.replaced_by) == ("here", 1, SiteLeaseMode.STRICT, None)
+    assert (report.site, report.term, report.replaced_by) == ("here", 1, None)
 
 
 def test_a_report_can_be_made_before_the_store_was_read() -> None:
@@ -57,8 +54,6 @@ def test_a_report_is_bounded_and_begins_with_the_newest() -> None:
 
 
 def test_a_replaced_site_says_by_whom() -> None:
-    replaced = SiteState(own=OWN, mode=SiteLeaseMode.ADVISORY, replaced_by=OTHER)
-    report = describe(catalog([]), replaced, OTHER)
+    report = describe(catalog([]), OTHER)
     assert report.replaced_by is not None
-    assert (report.replaced_by.site, report.replaced_by.term, report.replaced_by.url) == ("there", 2, "http://there")
-    assert [site.term for site in report.sites] == [1, 2]
+    assert (report.replaced_by.site, report.replaced_by.term) == ("there", 2)

@@ -19,16 +19,13 @@ from shared.identity.node_keys import NodeKey
 from shared.node.settings import NodeSettings
 from shared.stores.objects import StoreUnavailable
 from shared.timing.backoff import Backoff
-from stack import secret_files
-from stack.recovery import catalog, layout, sealing
+from stack import control, secret_files
+from stack.recovery import catalog, layout, sealing, site_term
 from stack.recovery.agent import agent_schedule, backup_agent, base_backup, recovery_log_copy
 from stack.recovery.agent.backup_agent import Agent
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.layout import BackupManifest, LogPart, RestoreTests
-from stack.recovery.sites import site_keeper, site_terms
-from stack.recovery.sites.site_terms import SiteRecord
-from stack.recovery.takeover import standby_plan
-from stack.recovery.takeover.standby_plan import StandbyRecord
+from stack.recovery.site_term import SiteRecord
 from tests.stack.recovery.catalogs import SEGMENT, backup, moment, passed
 from tests.stack.recovery.places import brittle, make_home, make_place, open_object
 
@@ -249,7 +246,7 @@ async def test_a_report_says_since_when_the_store_fails(place: BackupPlace, sour
     running._rpc = mesh  # type: ignore[assignment]
     for is_away in (False, True, True, False):
         brittle(place).is_away = is_away
-        await running._check_site()
+        await running._check_term()
         await running._report()
     since = [report.store_failing_since for report in mesh.reports]
     assert since[0] is since[3] is None
@@ -264,7 +261,7 @@ async def test_a_report_says_since_when_the_store_fails(place: BackupPlace, sour
 
 async def take_over(place: BackupPlace) -> None:
     record = SiteRecord(term=2, site="there", at=moment(1), nonce="b")
-    await place.store.put(site_terms.record_name(2), layout.sign(site_terms.record_name(2), record, place.key))
+    await place.store.put(site_term.record_name(2), layout.sign(site_term.record_name(2), record, place.key))
 
 
 @contextlib.asynccontextmanager
@@ -272,7 +269,7 @@ async def running(place: BackupPlace) -> AsyncIterator[Agent]:
     """The whole agent of a stack whose provider copies the database. No node answers on the mesh."""
     node = NodeSettings(node_key_file=place.home.key("backup"), nats_url="nats://127.0.0.1:1")
     node.node_key_file.write_bytes(node_keys.new_seed())
-    found, stop = Agent(place, None, await site_keeper.ensure_term(place, ""), node), asyncio.Event()
+    found, stop = Agent(place, None, await site_term.ensure_own(place), node), asyncio.Event()
     task = asyncio.create_task(found.run(stop))
     yield found
     stop.set()
@@ -281,7 +278,7 @@ async def running(place: BackupPlace) -> AsyncIterator[Agent]:
 
 
 async def test_a_replaced_site_writes_no_backup_from_its_start(place: BackupPlace, backups: Backups) -> None:
-    await site_keeper.ensure_term(place, "")
+    await site_term.ensure_own(place)
     await take_over(place)
     async with running(place) as found, asyncio.timeout(5):
         while not (found._writers and all(writer.done() for writer in found._writers)):  # noqa: ASYNC110 - no event is set
@@ -297,9 +294,29 @@ async def test_a_site_that_is_replaced_writes_nothing_from_then_on(place: Backup
                 await asyncio.sleep(0.005)
         assert not any(writer.done() for writer in found._writers)
         await take_over(place)
-        await found._check_site()
+        await found._check_term()
         await asyncio.wait(found._writers, timeout=1)
         assert all(writer.cancelled() for writer in found._writers)
+
+
+async def test_a_replaced_site_stops_its_stack_and_does_not_start_again(place: BackupPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    orders: list[tuple[Path, control.Order]] = []
+
+    async def send(socket: Path, order: control.Order) -> None:
+        orders.append((socket, order))
+
+    monkeypatch.setattr(control, "send", send)
+    found = Agent(place, None, await site_term.ensure_own(place), NodeSettings(node_key_file=place.home.key("backup")))
+    await found._check_term()
+    site_term.ensure_not_replaced(place.home)
+    assert orders == []
+    await take_over(place)
+    await found._check_term()
+    assert orders == [(place.home.control_socket, control.Stop())]
+    with pytest.raises(errors.BadSettings, match="replaced by there"):
+        site_term.ensure_not_replaced(place.home)
+    with pytest.raises(errors.BadSettings, match="another site has taken over"):
+        await found.back_up_once()
 
 
 # --- the loop
@@ -383,20 +400,3 @@ async def test_a_second_agent_of_the_same_home_is_refused(
 
 def test_a_day_is_over_only_in_utc() -> None:
     assert agent_schedule.day_to_copy(moment(0) - timedelta(seconds=1)) == date(2026, 10, 30)
-
-
-# --- standbys
-
-
-async def test_what_standbys_say_is_reported_with_its_age(place: BackupPlace, source: Source) -> None:
-    running = make_agent(place, source)
-    now = datetime.now(UTC)
-    for site, until in (("there", now - timedelta(seconds=40)), ("new", None), ("ahead", now + timedelta(hours=1))):
-        name = standby_plan.record_name(site)
-        await place.store.put(name, layout.sign(name, StandbyRecord(site=site, until=until, lsn=1), place.key))
-    await place.store.put("site/2.lease", b"another kind")
-    await running._find_standbys()
-    found = {each.site: round(each.lag_seconds) for each in running._standbys}
-    assert found.keys() == {"there", "ahead"}, "one that has nothing yet has no age"
-    assert 40 <= found["there"] <= 60
-    assert found["ahead"] == 0

@@ -21,13 +21,12 @@ from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
 from shared.stores import file_lock
 from shared.stores.objects import StoredObject, StoreUnavailable
-from stack import settings, stack_plan
+from stack import settings, stack_home, stack_plan
 from stack.recovery import backup_place, catalog, layout, sealing, store_retries
 from stack.recovery.agent import base_backup, recovery_log_copy, wal_shipping
 from stack.recovery.layout import BackupManifest, LogPart
 from stack.recovery.sealing import DamagedObject, WrongIdentity
-from stack.recovery.sites import site_claim
-from stack.recovery.sites.site_terms import SiteRecord
+from stack.recovery.site_term import SiteRecord
 from tests import stacks, tiers
 from tests.servers import PostgresServer
 from tests.stack.recovery import copied_database
@@ -184,14 +183,12 @@ async def test_command_waits_for_the_agents_backup_and_then_reads_the_term(copie
             record = SiteRecord(term=2, site=taken_by, at=datetime.now(UTC), nonce="2")
             await copied.place.store.put("site/2.json", layout.sign("site/2.json", record, copied.place.key))
             if taken_by == "here":
-                site_claim.save(copied.home, record)
+                stack_home.write_struct(copied.home.own_site, record)
     async with copied.shipping():
         _, said = await asyncio.wait_for(process.communicate(), 60)
     made = [(each.label, each.term) for each in (await catalog.read(copied.place.store, copied.place.mesh)).backups]
     assert made == ([] if taken_by == "there" else [("second", 1 if taken_by is None else 2)])
-    assert (process.returncode, b"another site has taken over (term 2, and this one has 1)" in said) == (
-        (2, True) if not made else (0, False)
-    )
+    assert (process.returncode, b"there has taken over (term 2, and this one has 1)" in said) == ((2, True) if not made else (0, False))
 
 
 async def opens(pid: int, file: Path) -> bool:

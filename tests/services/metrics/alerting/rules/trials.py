@@ -334,8 +334,7 @@ BACKUPS = (
     _of_the_report("wal_lag", instruments.WAL_LAG, 2, 300, 301, threshold="1m"),
     _trial("wal_slot_filling", _slot, Course(3, 3, 3), 51, 50),
     _of_the_report("recovery_log_behind", instruments.RECOVERY_LOG_STORE_BEHIND, 0, 61, 60, copy="store"),
-    _of_the_report("site_lease_at_risk", instruments.BACKUP_STORE_FAILING, 0, 20, 19),
-    _of_the_report("standby_behind", instruments.STANDBY_LAG, 40, 301, 300),
+    _of_the_report("backup_store_failing", instruments.BACKUP_STORE_FAILING, 0, 20, 19),
 )
 
 # --- machines -------------------------------------------------------------------------------------------------------

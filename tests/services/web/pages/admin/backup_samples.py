@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState, RestoreTest, SiteTerm, StandbySite
+from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState, RestoreTest
 from tests.services.web.fake_mesh import NOW
 
 NEWEST = BackupEntry(name="20261125T023000Z-3", at=NOW - timedelta(hours=9), label="before <1.4>", size_bytes=1_800_000_000, seconds=95.0)
@@ -21,11 +21,6 @@ REPORT = BackupReport(
     wal_lag_seconds=4.0,
     backups=(NEWEST, VERIFIED),
     last_test=RestoreTest(at=NOW - timedelta(hours=20), ok=True, seconds=240.0),
-    sites=(
-        SiteTerm(site="old", term=2, at=NOW - timedelta(days=90)),
-        SiteTerm(site="north", term=3, at=NOW - timedelta(days=30), url="https://north.example"),
-    ),
-    standbys=(StandbySite(site="south", seen_at=NOW - timedelta(seconds=30), lag_seconds=150.0),),
 )
 
 

@@ -1,1 +1,0 @@
-"""Which site owns the mesh: terms, leases, and what a replaced site does."""

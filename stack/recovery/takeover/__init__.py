@@ -1,1 +1,0 @@
-"""A second site: follows the store, and takes the mesh over."""
