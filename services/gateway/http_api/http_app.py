@@ -18,7 +18,7 @@ from services.gateway.http_api import body_load, http_call, http_errors
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.images import image_strings
-from services.gateway.limits.limit_rules import LimitKind, RequestLimit
+from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import Quotas
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.refused_requests import RefusedRequests
@@ -371,7 +371,7 @@ class PerTenantConcurrency:
 
     def begin(self, limits: Sequence[RequestLimit]) -> Sequence[RequestLimit]:
         """Count a request against its caller's ``limits``. Pass the result to ``end``. Raises Limited."""
-        counted = [limit for limit in limits if limit.kind is LimitKind.CONCURRENCY]
+        counted = [limit for limit in limits if limit.kind.counter == "slots"]
         for limit in counted:
             if self._here[limit.counter] >= limit.most + SLACK:
                 raise errors.Limited(

@@ -1,4 +1,4 @@
-"""Defines the limits that a request counts against, and finds the tightest. Pure; ``admit_request.lua`` counts."""
+"""Defines the limits that a request counts against, and finds the tightest. Pure; ``counters.lua`` counts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ from services.gateway.limits.tiers import TierPlan
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
-from shared.limits import BY_NAME, LIMITS
+from shared.limits import BY_NAME, LIMITS, LimitKind
 from shared.types import ModelName, RequestId, Tier
 
 #: Gateways that count alone may together admit this multiple of the limit, so that an uneven distribution of calls doesn't cause
@@ -22,8 +22,11 @@ _GENEROSITY = 1.2
 # One hash tag for all counters keeps them on one node of a Redis cluster: a call over several nodes would not be atomic, and a model's
 # counter belongs to all users. The price is that one node counts everything, at about 50 microseconds per call.
 _PREFIX = "gateway:{limits}:"
-#: Each minute, so that a client in a loop does not fill the request log.
+#: So that a client in a loop does not fill the request log.
+_REFUSED_ROWS = LimitKind("refused_rows", "rate", "request", 60)
 MAX_REFUSED_ROWS = 10
+#: Of ``getUserQuota``.
+_HOUR = BY_NAME["requests_per_hour"]
 
 
 #: Attribute that carries the remaining limits on any error.
@@ -39,19 +42,6 @@ class LimitScope(StrEnum):
     USER = "user"
     KEY = "key"
     MODEL = "model"
-
-
-class LimitKind(StrEnum):
-    """What a limit counts; the Lua scripts use the same words."""
-
-    REQUESTS_PER_HOUR = "requests_per_hour"
-    REQUESTS_PER_MINUTE = "requests_per_minute"
-    TOKENS_PER_MINUTE = "tokens_per_minute"
-    CONCURRENCY = "concurrency"
-
-
-#: Limits whose unused part is returned when a request ends.
-HELD = (LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +89,7 @@ class LimitReached(errors.Limited):
 
     def __init__(self, limits: Sequence[RequestLimit], counts: Sequence[Count], tier: Tier) -> None:
         limit, count = max(zip(limits, counts, strict=True), key=lambda pair: pair[1].retry_after_seconds)
-        reached = "reached" if limit.kind is LimitKind.CONCURRENCY else "used up"
+        reached = "reached" if limit.kind.counter == "slots" else "used up"
         super().__init__(
             f"{_describe(limit, tier)} is {reached}",
             hint="wait, or ask an administrator for a higher limit",
@@ -151,7 +141,7 @@ def _scope_limits(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) 
     name = owner if scope is LimitScope.MODEL else ""
     source_of = plan.source_of if isinstance(plan, TierPlan) else lambda _: "key"
     return tuple(
-        RequestLimit(scope, LimitKind(kind.name), f"{_PREFIX}{scope}:{owner}:{kind.name}", number, name, source_of(kind.name))
+        RequestLimit(scope, kind, f"{_PREFIX}{scope}:{owner}:{kind.name}", number, name, source_of(kind.name))
         for kind in LIMITS
         if (number := kind.of(plan)) is not None
     )
@@ -160,7 +150,7 @@ def _scope_limits(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) 
 def refused_rows(principal: Principal) -> RequestLimit:
     """Return the limit of the rows that refused requests of one key, or of a user's logins, leave in the request log."""
     owner = principal.key_id or principal.user_id
-    return RequestLimit(LimitScope.KEY, LimitKind.REQUESTS_PER_MINUTE, f"{_PREFIX}refused:{owner}", MAX_REFUSED_ROWS)
+    return RequestLimit(LimitScope.KEY, _REFUSED_ROWS, f"{_PREFIX}refused:{owner}", MAX_REFUSED_ROWS)
 
 
 def hold(request_id: RequestId | str) -> str:
@@ -168,9 +158,40 @@ def hold(request_id: RequestId | str) -> str:
     return f"{_PREFIX}request:{request_id}"
 
 
+def cost(kind: LimitKind, *, tokens: int, images: int) -> int:
+    """Return what a request costs of a limit."""
+    match kind.cost:
+        case "request":
+            return 1
+        case "token":
+            return tokens
+        case "image":
+            return images
+
+
 def most_tokens(limits: Iterable[RequestLimit]) -> int | None:
     """Return the largest number of tokens that a request can ever reserve; None if unlimited."""
-    return min((limit.most for limit in limits if limit.kind is LimitKind.TOKENS_PER_MINUTE), default=None)
+    return min((limit.most for limit in limits if limit.kind.cost == "token"), default=None)
+
+
+def within(limits: Iterable[RequestLimit], cost: Literal["token", "image"], number: int) -> int:
+    """Return the number, or as much of it as each of the limits has at most."""
+    return min((limit.most for limit in limits if limit.kind.cost == cost and limit.most < number), default=number)
+
+
+def ensure_fits(limits: Sequence[RequestLimit], *, tokens: int, images: int) -> None:
+    """Raise TokensTooLarge or BadRequest for a request that is larger than a whole limit."""
+    too_small = [limit for limit in limits if limit.kind.cost != "request" and cost(limit.kind, tokens=tokens, images=images) > limit.most]
+    if not too_small:
+        return
+    limit = min(too_small, key=lambda each: each.most)
+    most = f"the limit is {limit.most} {limit.kind.words}"
+    if limit.kind.cost == "image":
+        raise errors.BadRequest(f"the request has {images} images, but {most}", hint="leave some out, or ask an administrator for more")
+    raise errors.TokensTooLarge(
+        f"the prompt and max_tokens add up to {tokens} tokens, but {most}",
+        hint="lower max_tokens, shorten the prompt, or ask an administrator for a higher limit",
+    )
 
 
 def states(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> tuple[LimitState, ...]:
@@ -178,31 +199,25 @@ def states(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> tuple[Lim
 
 
 def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> TightestLimit:
-    requests: LimitState | None = None
-    tokens: LimitState | None = None
+    found: dict[str, LimitState] = {}
     for limit, count in zip(limits, counts, strict=True):
-        if limit.kind is LimitKind.CONCURRENCY:
-            continue
-        found = _state(limit, count)
-        if limit.kind is LimitKind.TOKENS_PER_MINUTE:
-            tokens = found if tokens is None or found.remaining < tokens.remaining else tokens
-        else:
-            requests = found if requests is None or found.remaining < requests.remaining else requests
-    return TightestLimit(requests, tokens)
+        if limit.kind.header is not None:
+            state = _state(limit, count)
+            found[limit.kind.header] = min(found.get(limit.kind.header, state), state, key=lambda each: each.remaining)
+    return TightestLimit(**found)
 
 
 def _describe(limit: RequestLimit, tier: Tier) -> str:
     owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[limit.scope]
-    unit = BY_NAME[limit.kind].words
     if limit.shared_most in (None, limit.most):
-        return f"{owner} limit of {limit.most} {unit}"
-    return f"{owner} limit of {limit.shared_most} {unit} (this gateway's share: {limit.most})"
+        return f"{owner} limit of {limit.most} {limit.kind.words}"
+    return f"{owner} limit of {limit.shared_most} {limit.kind.words} (this gateway's share: {limit.most})"
 
 
 def hourly(found: Sequence[LimitState]) -> LimitState:
     """Return the caller's tightest hourly limit; NO_LIMIT if there is none."""
-    hours = [state for state in found if state.kind == LimitKind.REQUESTS_PER_HOUR and state.scope != LimitScope.MODEL]
-    nothing = LimitState(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, NO_LIMIT, NO_LIMIT, 0)
+    hours = [state for state in found if state.kind == _HOUR.name and state.scope != LimitScope.MODEL]
+    nothing = LimitState(LimitScope.USER, _HOUR.name, NO_LIMIT, NO_LIMIT, 0)
     return min(hours, key=lambda state: state.remaining, default=nothing)
 
 
@@ -226,4 +241,4 @@ def shares(limits: Iterable[RequestLimit], gateways: int) -> tuple[RequestLimit,
 
 def _state(limit: RequestLimit, count: Count) -> LimitState:
     left = max(0, min(limit.most, count.left))
-    return LimitState(limit.scope, limit.kind, limit.most, left, count.resets_in_seconds, limit.name, limit.source)
+    return LimitState(limit.scope, limit.kind.name, limit.most, left, count.resets_in_seconds, limit.name, limit.source)

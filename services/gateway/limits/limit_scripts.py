@@ -1,4 +1,4 @@
-"""Counts limits with four Lua scripts, in Valkey or in this process. Only this module knows their arguments."""
+"""Counts limits with Lua scripts, in Valkey or in this process. Only this module knows their arguments."""
 
 import math
 import time
@@ -20,7 +20,7 @@ from shared.types import RequestId
 ANSWER_SECONDS = 0.25
 #: Lease of a concurrency slot without an extension, as in ``admit_request.lua``.
 SLOT_SECONDS = 30.0
-_ADMIT, _SETTLE, _EXTEND, _EXTEND_TOKENS = "admit_request", "settle_request", "extend_slots", "extend_tokens"
+_SCRIPTS = _ADMIT, _SETTLE, _EXTEND, _EXTEND_TOKENS = "admit_request", "settle_request", "extend_slots", "extend_tokens"
 
 Argument = str | int | float | bytes
 
@@ -31,29 +31,37 @@ class LimitScripts:
 
     def __init__(self, counters: "Cache | LocalCounters") -> None:
         self._counters = counters
-        for name in (_ADMIT, _SETTLE, _EXTEND, _EXTEND_TOKENS):
-            counters.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"), urgent=True)
+        head, *scripts = (Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8") for name in ("counters", *_SCRIPTS))
+        for name, script in zip(_SCRIPTS, scripts, strict=True):
+            counters.script(name, head + script, urgent=True)
 
     async def connect(self) -> None:
         """Connect in advance, because connecting may take longer than 250 ms. Raises Unavailable after a second or two."""
         await self._counters.connect()
 
     async def read(self, found: Sequence[RequestLimit], *, tokens: int, now: float | None = None) -> LimitVerdict:
-        args = [_time(now), 0, tokens, "", 0, *_numbers(found)]
+        args = [_time(now), 0, "", 0, *_arguments(found, tokens=tokens)]
         # The script needs a key for the hold, but doesn't use it here.
         return await self._ask(limit_rules.hold("none"), found, args)
 
     async def admit(
-        self, found: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, lease_seconds: float, now: float | None = None
+        self,
+        found: Sequence[RequestLimit],
+        request_id: RequestId,
+        *,
+        tokens: int,
+        images: int = 0,
+        lease_seconds: float,
+        now: float | None = None,
     ) -> LimitVerdict:
         written = str(request_id)
-        args = [_time(now), 1, tokens, written, lease_seconds, *_numbers(found)]
+        args = [_time(now), 1, written, lease_seconds, *_arguments(found, tokens=tokens, images=images)]
         return await self._ask(limit_rules.hold(written), found, args)
 
     async def settle(self, held: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, now: float | None = None) -> bool:
         written = str(request_id)
         keys = [limit_rules.hold(written), *(limit.counter for limit in held)]
-        args = [_time(now), tokens, written, *_numbers(held)]
+        args = [_time(now), tokens, written, *_arguments(held)]
         return bool(await self._counters.run(_SETTLE, keys, args, seconds=ANSWER_SECONDS))
 
     async def extend(self, slots: Sequence[ConcurrencySlot], *, now: float | None = None) -> None:
@@ -64,7 +72,7 @@ class LimitScripts:
     async def extend_tokens(self, held: Sequence[RequestLimit], request_id: RequestId, *, tokens: int, now: float | None = None) -> bool:
         """Reserve so many tokens in all; return whether the token limits ``held`` have them. Safe to repeat."""
         keys = [limit_rules.hold(f"{request_id}"), *(limit.counter for limit in held)]
-        args: list[Argument] = [_time(now), tokens, *(limit.most for limit in held)]
+        args = [_time(now), tokens, *_arguments(held)]
         return bool(await self._counters.run(_EXTEND_TOKENS, keys, args, seconds=ANSWER_SECONDS))
 
     async def _ask(self, hold: str, found: Sequence[RequestLimit], args: Sequence[Argument]) -> LimitVerdict:
@@ -78,8 +86,19 @@ def _time(now: float | None) -> str:
     return "" if now is None else repr(now)
 
 
-def _numbers(found: Sequence[RequestLimit]) -> list[Argument]:
-    return [part for limit in found for part in (limit.kind.value, limit.most)]
+def _arguments(found: Sequence[RequestLimit], *, tokens: int = 0, images: int = 0) -> list[Argument]:
+    """Return the five arguments of each limit, as ``counters.lua`` reads them."""
+    return [
+        part
+        for limit in found
+        for part in (
+            limit.kind.counter,
+            limit.kind.seconds,
+            limit.most,
+            limit_rules.cost(limit.kind, tokens=tokens, images=images),
+            int(limit.kind.is_held),
+        )
+    ]
 
 
 #: A counter takes 0.3 KB, or 4 KB after a busy hour. The least recently used ones are dropped.
@@ -155,13 +174,16 @@ class LocalCounters:
     def _hgetall(self, key: str) -> Any:
         return self._lua.table_from([str(part) for pair in self._find(key, {}).items() for part in pair])
 
+    def _hget(self, key: str, name: int) -> Any:
+        return self._find(key, {}).get(str(name))
+
     def _hincrby(self, key: str, name: int, more: int) -> None:
         counts = self._find_or_make(key, {})
         counts[str(name)] = counts.get(str(name), 0) + more
 
     def _hdel(self, key: str, *names: str) -> None:
         for name in names:
-            del self._find(key)[name]
+            del self._find(key)[str(name)]
 
     def _zadd(self, key: str, score: str, member: str) -> None:
         self._find_or_make(key, {})[member] = float(score)

@@ -16,7 +16,6 @@ from services.gateway.limits.limit_rules import (
     ConcurrencySlot,
     Count,
     CountedRequest,
-    LimitKind,
     LimitReached,
     LimitScope,
     LimitUsage,
@@ -30,6 +29,7 @@ from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import NO_LIMIT, LimitState
+from shared.limits import LimitKind
 from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.types import ModelName, RequestId, Tier
@@ -49,7 +49,7 @@ _MOST_UNSETTLED = 1_000
 #: About 200 bytes each. Without its entry, the next body of a caller is read before it is refused.
 _MOST_USED_UP = 10_000
 #: The probe writes, because a read-only Valkey is of no use.
-_PROBE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, limit_rules.hold("probe"), NO_LIMIT)
+_PROBE = RequestLimit(LimitScope.USER, LimitKind("probe", "slots", "request"), limit_rules.hold("probe"), NO_LIMIT)
 _PROBE_LEASE_SECONDS = 1.0
 
 T = TypeVar("T")
@@ -92,23 +92,25 @@ class Quotas:
         self._needs_watch = asyncio.Event()
         self._degraded.set(0)
 
-    async def spend(self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, seconds: float) -> LimitUsage:
+    async def spend(
+        self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, images: int = 0, seconds: float
+    ) -> LimitUsage:
         """Count a request of at most ``tokens`` and ``seconds`` against the limits ``found``. Pass the result to ``settle``. Raises
-        LimitReached or TokensTooLarge without counting; Unavailable if Valkey is down and the setting is "closed"."""
-        most = limit_rules.most_tokens(found)
-        if most is not None and tokens > most:
+        LimitReached, or for what can never fit TokensTooLarge or BadRequest, without counting; Unavailable if Valkey is down and the
+        setting is "closed"."""
+        try:
+            limit_rules.ensure_fits(found, tokens=tokens, images=images)
+        except errors.BadRequest:
             self._refused.inc()
-            raise errors.TokensTooLarge(
-                f"the prompt and max_tokens add up to {tokens} tokens, but the limit is {most} tokens per minute",
-                hint="lower max_tokens, shorten the prompt, or ask an administrator for a higher limit",
-            )
+            raise
         if not found:
             self._admitted.inc()
             return LimitUsage(CountedRequest.NOWHERE, request_id, (), limit_rules.TightestLimit())
         lease_seconds = seconds + _LEASE_SLACK_SECONDS
-        held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
+        held = tuple(limit for limit in found if limit.kind.is_held)
+        admit = partial(self._valkey.admit, found, request_id, tokens=tokens, images=images, lease_seconds=lease_seconds)
         try:
-            verdict = await self._ask(partial(self._valkey.admit, found, request_id, tokens=tokens, lease_seconds=lease_seconds))
+            verdict = await self._ask(admit)
         except asyncio.CancelledError:
             # Valkey may have counted it, so settle it.
             self._settle_later(LimitUsage(CountedRequest.VALKEY, request_id, held, TightestLimit()), 0)
@@ -119,9 +121,8 @@ class Quotas:
             case "degrade":
                 found = limit_rules.shares(found, self._gateways())
                 # A request larger than this gateway's share uses all of it, because other gateways may be idle.
-                least = limit_rules.most_tokens(found)
-                tokens = tokens if least is None else min(tokens, least)
-                verdict = await self._local.admit(found, request_id, tokens=tokens, lease_seconds=lease_seconds)
+                tokens, images = limit_rules.within(found, "token", tokens), limit_rules.within(found, "image", images)
+                verdict = await self._local.admit(found, request_id, tokens=tokens, images=images, lease_seconds=lease_seconds)
                 return self._admit(CountedRequest.HERE, request_id, found, verdict, tier, lease_seconds=lease_seconds)
             case "open":
                 self._uncounted.inc()
@@ -145,7 +146,7 @@ class Quotas:
         ``spend``."""
         if limit_rules.attached_limits(error) is not None:
             return
-        found = [limit for limit in self.limits(principal) if limit.kind is LimitKind.REQUESTS_PER_MINUTE]
+        found = [limit for limit in self.limits(principal) if (limit.kind.counter, limit.kind.cost) == ("rate", "request")]
         try:
             usage = await self.spend(found, RequestId(uuid4()), tier=principal.tier, tokens=0, seconds=0)
         except LimitReached as reached:
@@ -169,7 +170,7 @@ class Quotas:
     async def extend(self, usage: LimitUsage, *, tokens: int) -> bool:
         """Count the running request with so many tokens in all; return whether its limits have them. Safe to repeat. While Valkey is down,
         a request that it has counted is refused only if the setting is "closed"; ``settle`` counts what it used."""
-        held = tuple(limit for limit in usage.held if limit.kind is LimitKind.TOKENS_PER_MINUTE)
+        held = tuple(limit for limit in usage.held if limit.kind.counter != "slots")
         if not held or usage.counted is CountedRequest.NOWHERE:
             return True
         if usage.counted is CountedRequest.HERE:
@@ -261,9 +262,9 @@ class Quotas:
             self._refused.inc()
             raise LimitReached(found, verdict.counts, tier)
         self._admitted.inc()
-        held = tuple(limit for limit in found if limit.kind in limit_rules.HELD)
+        held = tuple(limit for limit in found if limit.kind.is_held)
         usage = LimitUsage(counted, request_id, held, limit_rules.tightest(found, verdict.counts))
-        if any(limit.kind is LimitKind.CONCURRENCY for limit in held):
+        if any(limit.kind.counter == "slots" for limit in held):
             self._slots[request_id] = usage, self._clock() + lease_seconds
         return usage
 
@@ -318,4 +319,4 @@ class Quotas:
 
 
 def _slots_of(running: Iterable[LimitUsage]) -> list[ConcurrencySlot]:
-    return [(limit.counter, usage.request_id) for usage in running for limit in usage.held if limit.kind is LimitKind.CONCURRENCY]
+    return [(limit.counter, usage.request_id) for usage in running for limit in usage.held if limit.kind.counter == "slots"]

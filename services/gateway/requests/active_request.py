@@ -47,6 +47,8 @@ class AdmissionRecord(msgspec.Struct):
     #: The largest size of the prompt that is believed, and an estimate.
     most_prompt_tokens: int = 0
     likely_prompt_tokens: int = 0
+    #: In the prompt.
+    images: int = 0
     #: The context of each model that may serve it, in tokens; 0 if unknown.
     contexts: Mapping[ModelName, int] = msgspec.field(default_factory=dict)
     #: Its caller's policy has guardrails.

@@ -95,6 +95,7 @@ class RequestAdmission:
                 admitted = await _guard_prompt(record, admitted, guard, moderation)
         answers = request.n or 1
         record.most_prompt_tokens, record.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
+        record.images = sum(len(message.images) for message in admitted.messages)
         record.prompt_hash = request_validation.fingerprint(admitted.messages, secret)
         record.begins_conversation = "assistant" not in map(_role_of, admitted.messages)
         facts = _prompt_facts(running, principal, request, admitted)
@@ -239,7 +240,7 @@ class RequestAdmission:
         try:
             with tracing.span("ratelimit.acquire"):
                 running.admission.limit_usage = await self.quotas.spend(
-                    limits, running.request_id, tier=principal.tier, tokens=tokens, seconds=seconds
+                    limits, running.request_id, tier=principal.tier, tokens=tokens, images=running.admission.images, seconds=seconds
                 )
         except LimitReached as error:
             labels = {"scope": error.scope, "tier": principal.tier, "model": first.model}
@@ -273,7 +274,7 @@ def _prompt_facts(running: ActiveRequest, principal: Principal, request: Inferen
         wants_answer=True,
         has_tools=bool(request.tools),
         has_format=request.format is not None,
-        has_images=any(message.images for message in admitted.messages),
+        has_images=running.admission.images > 0,
         tier=principal.tier,
         key_name=principal.key_name,
         organization=principal.tenant_id,

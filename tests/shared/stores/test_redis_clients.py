@@ -16,20 +16,21 @@ import pytest
 from services.auth.recovery.restored_access import SESSION_KEYS
 from services.auth.sessions.failed_logins import FailedLogins
 from services.auth.sessions.session_store import SessionStore, StoredLogin, StoredLoginLink
-from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.limit_rules import LimitScope, RequestLimit
 from services.gateway.limits.limit_scripts import LimitScripts
 from shared import errors
 from shared.stores import redis_clients
 from shared.stores.cache import Cache
 from shared.types import RequestId, UserId
 from tests import tiers
+from tests.services.gateway.limits.kinds import HOUR
 from tests.valkey_groups import Cluster, Watched, cluster, until, watched
 
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
 KINDS = ("count", "set", "get", "append")
 #: The specification's limit for a failover; the servers here need a second or two of it.
 FAILOVER_SECONDS = 10
-LIMIT = RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, "gateway:{limits}:u:1:requests_per_hour", 40)
+LIMIT = RequestLimit(LimitScope.USER, HOUR, "gateway:{limits}:u:1:requests_per_hour", 40)
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import pytest
 
 from services.gateway.http_api import http_app
 from services.gateway.http_api.http_app import PerTenantConcurrency
-from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.limit_rules import LimitScope, RequestLimit
 from shared import errors
+from tests.services.gateway.limits.kinds import HOUR, SLOTS
 
-MINE = RequestLimit(LimitScope.USER, LimitKind.CONCURRENCY, "user:me", 4)
-OF_KEY = RequestLimit(LimitScope.KEY, LimitKind.CONCURRENCY, "key:mine", 1)
-HOURLY = RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_HOUR, "user:me", 0)
+MINE = RequestLimit(LimitScope.USER, SLOTS, "user:me", 4)
+OF_KEY = RequestLimit(LimitScope.KEY, SLOTS, "key:mine", 1)
+HOURLY = RequestLimit(LimitScope.USER, HOUR, "user:me", 0)
 
 
 def test_excess_requests_are_refused_until_some_have_ended() -> None:

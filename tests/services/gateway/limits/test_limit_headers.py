@@ -7,16 +7,17 @@ import pytest
 
 from services.gateway.billing.reservations import InsufficientCredits
 from services.gateway.http_api import http_errors, response_formats
-from services.gateway.limits.limit_rules import Count, LimitKind, LimitReached, LimitScope, RequestLimit, TightestLimit
+from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope, RequestLimit, TightestLimit
 from shared import errors
 from shared.api.gateway import LimitState
 from shared.types import Tier
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, problem
+from tests.services.gateway.limits import kinds
 
-REQUESTS = LimitState(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, 10, 0, 59.2)
-TOKENS = LimitState(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, 90_000, 85_904, 2.731)
+REQUESTS = LimitState(LimitScope.USER, kinds.MINUTE.name, 10, 0, 59.2)
+TOKENS = LimitState(LimitScope.KEY, kinds.TOKENS.name, 90_000, 85_904, 2.731)
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,8 @@ def test_both_limits_are_in_the_headers_and_none_without_limits() -> None:
 
 def test_a_refusal_has_a_retry_time_in_milliseconds() -> None:
     limits = [
-        RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, "requests", 10),
-        RequestLimit(LimitScope.KEY, LimitKind.TOKENS_PER_MINUTE, "tokens", 90_000),
+        RequestLimit(LimitScope.USER, kinds.MINUTE, "requests", 10),
+        RequestLimit(LimitScope.KEY, kinds.TOKENS, "tokens", 90_000),
     ]
     counts = [Count(0, 5.2001, 59.2), Count(85_904, 0, 2.731)]
     headers = dict(http_errors.headers(LimitReached(limits, counts, Tier.FREE)))
@@ -52,7 +53,7 @@ def test_a_refusal_has_a_retry_time_in_milliseconds() -> None:
 
 
 def test_limits_credits_and_overload_have_different_errors() -> None:
-    refused = LimitReached([RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, "requests", 10)], [Count(0, 5.2, 59.2)], Tier.FREE)
+    refused = LimitReached([RequestLimit(LimitScope.USER, kinds.MINUTE, "requests", 10)], [Count(0, 5.2, 59.2)], Tier.FREE)
     statuses = [
         http_errors.status(error) for error in (refused, errors.BudgetExhausted("x"), errors.Overloaded("x"), errors.TokensTooLarge("x"))
     ]

@@ -4,13 +4,14 @@ import msgspec
 import pytest
 
 from services.gateway.limits import limit_rules, tiers
-from services.gateway.limits.limit_rules import Count, LimitKind, LimitReached, LimitScope, RequestLimit, TightestLimit
+from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope, RequestLimit, TightestLimit
 from services.gateway.limits.tiers import TierPlan
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
+from shared.limits import LimitKind
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
+from tests.services.gateway.limits.kinds import HOUR, MINUTE, SLOTS, TOKENS
 
-HOUR, MINUTE, TOKENS, AT_ONCE = LimitKind
 FREE = TierPlan(requests_per_hour=100, requests_per_minute=10, tokens_per_minute=None, concurrency=10, credits=100_000)
 MODEL = ModelName("smollm2")
 USER_HOUR = RequestLimit(LimitScope.USER, HOUR, "u", 100)
@@ -45,7 +46,7 @@ def test_an_organisation_that_shares_limits_has_no_credits_of_its_own() -> None:
         pytest.param(
             principal(),
             FREE,
-            [(LimitScope.USER, HOUR, 100), (LimitScope.USER, MINUTE, 10), (LimitScope.USER, AT_ONCE, 10)],
+            [(LimitScope.USER, HOUR, 100), (LimitScope.USER, MINUTE, 10), (LimitScope.USER, SLOTS, 10)],
             id="a user has the limits of the tier",
         ),
         pytest.param(principal(), tiers.NO_LIMITS, [], id="a user without limits is not counted"),
@@ -65,7 +66,7 @@ def test_limits_of_a_caller(caller: Principal, plan: TierPlan, expected: list[tu
 def test_a_models_limits_apply_to_every_caller() -> None:
     models = {MODEL: TierPlan(requests_per_minute=600, concurrency=32)}
     limits = limit_rules.model_limits(MODEL, models)
-    assert [(limit.scope, limit.kind, limit.most) for limit in limits] == [(LimitScope.MODEL, MINUTE, 600), (LimitScope.MODEL, AT_ONCE, 32)]
+    assert [(limit.scope, limit.kind, limit.most) for limit in limits] == [(LimitScope.MODEL, MINUTE, 600), (LimitScope.MODEL, SLOTS, 32)]
     assert limit_rules.model_limits(ModelName("other"), models) == ()
 
 
@@ -82,8 +83,12 @@ def test_all_counters_are_distinct_and_on_one_cluster_node() -> None:
 def test_the_tightest_limit_of_a_kind_has_the_least_left() -> None:
     limits = [USER_HOUR, KEY_HOUR, USER_TOKENS]
     tight = limit_rules.tightest(limits, [Count(5, 0, 7), Count(7, 0, 9), Count(400, 0, 36)])
-    assert tight == TightestLimit(LimitState(LimitScope.USER, HOUR, 100, 5, 7), LimitState(LimitScope.USER, TOKENS, 1000, 400, 36))
-    assert limit_rules.tightest(limits[:2], [Count(50, 0, 7), Count(7, 0, 9)]) == TightestLimit(LimitState(LimitScope.KEY, HOUR, 10, 7, 9))
+    assert tight == TightestLimit(
+        LimitState(LimitScope.USER, HOUR.name, 100, 5, 7), LimitState(LimitScope.USER, TOKENS.name, 1000, 400, 36)
+    )
+    assert limit_rules.tightest(limits[:2], [Count(50, 0, 7), Count(7, 0, 9)]) == TightestLimit(
+        LimitState(LimitScope.KEY, HOUR.name, 10, 7, 9)
+    )
     assert limit_rules.tightest([], []) == TightestLimit()
 
 
@@ -93,7 +98,7 @@ def test_a_refusal_has_the_longest_wait() -> None:
     assert refused.message == "this key's limit of 10 requests per hour is used up"
     tightest = limit_rules.attached_limits(refused)
     assert tightest is not None
-    assert tightest.tokens == LimitState(LimitScope.USER, TOKENS, 1000, 3, 1)
+    assert tightest.tokens == LimitState(LimitScope.USER, TOKENS.name, 1000, 3, 1)
 
 
 def test_a_lowered_limit_leaves_zero_and_not_less() -> None:
@@ -111,15 +116,18 @@ def test_gateways_that_count_alone_share_a_limit(most: int, gateways: int, expec
 
 
 def test_a_refusal_by_a_share_names_the_whole_limit() -> None:
-    (share,) = limit_rules.shares([RequestLimit(LimitScope.KEY, LimitKind.CONCURRENCY, "k", 2)], 3)
+    (share,) = limit_rules.shares([RequestLimit(LimitScope.KEY, SLOTS, "k", 2)], 3)
     error = limit_rules.LimitReached([share], [Count(0, 1, 1)], Tier.FREE)
     assert error.message == "this key's limit of 2 concurrent requests (this gateway's share: 1) is reached"
 
 
 def test_an_unlimited_caller_gets_a_number_out_of_reach() -> None:
     assert limit_rules.hourly([]).remaining == NO_LIMIT
-    tight = LimitState(LimitScope.KEY, HOUR, 10, 3, 0)
-    assert limit_rules.hourly([LimitState(LimitScope.USER, HOUR, 100, 50, 0), tight, LimitState(LimitScope.USER, TOKENS, 9, 0, 0)]) == tight
+    tight = LimitState(LimitScope.KEY, HOUR.name, 10, 3, 0)
+    assert (
+        limit_rules.hourly([LimitState(LimitScope.USER, HOUR.name, 100, 50, 0), tight, LimitState(LimitScope.USER, TOKENS.name, 9, 0, 0)])
+        == tight
+    )
 
 
 def test_the_largest_request_that_fits_the_limits() -> None:

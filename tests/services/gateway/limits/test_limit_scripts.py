@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.gateway.limits import limit_rules
-from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.limit_rules import LimitScope, RequestLimit
 from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, LocalCounters
 from shared import errors
+from shared.limits import LIMITS, LimitKind
 from shared.stores.cache import Cache
 from shared.types import RequestId
+from tests.services.gateway.limits.kinds import HOUR, IMAGES_OF_MONTH, MINUTE, SLOTS, TOKENS, TOKENS_OF_DAY
 from tests.services.gateway.limits.patient_counters import PatientCounters
 
 NOW = 1_790_000_000.25
@@ -32,7 +34,12 @@ def request() -> RequestId:
 
 #: Steps of the clock in seconds: mostly a little, sometimes past a minute or a window, rarely backwards.
 steps = st.one_of(
-    st.floats(0, 0.5), st.floats(0, 5), st.floats(0, 90), st.floats(3000, 4000), st.floats(-200, 0), st.sampled_from([60.0, 3600.0, 3660.0])
+    st.floats(0, 0.5),
+    st.floats(0, 5),
+    st.floats(0, 90),
+    st.floats(3000, 4000),
+    st.floats(-200, 0),
+    st.sampled_from([60.0, 3600.0, 3660.0, 86_400.0, 87_840.0]),
 )
 admits = st.tuples(st.just("admit"), steps, st.integers(0, 60), st.floats(100, 1000))
 reads = st.tuples(st.just("read"), steps, st.integers(0, 60), st.just(0.0))
@@ -43,10 +50,12 @@ raises = st.tuples(st.just("raise"), steps, st.integers(0, 200), st.integers(0, 
 moves = st.lists(st.one_of(admits, admits, settles, reads, extends, raises), max_size=40)
 sets_of_limits = st.lists(
     st.one_of(
-        st.tuples(st.just(LimitKind.REQUESTS_PER_HOUR), st.integers(1, 8)),
-        st.tuples(st.just(LimitKind.REQUESTS_PER_MINUTE), st.integers(1, 13)),
-        st.tuples(st.just(LimitKind.TOKENS_PER_MINUTE), st.one_of(st.integers(60, 200), st.just(1_000_003))),
-        st.tuples(st.just(LimitKind.CONCURRENCY), st.integers(1, 4)),
+        st.tuples(st.just(HOUR), st.integers(1, 8)),
+        st.tuples(st.just(MINUTE), st.integers(1, 13)),
+        st.tuples(st.just(TOKENS), st.one_of(st.integers(60, 200), st.just(1_000_003))),
+        st.tuples(st.just(SLOTS), st.integers(1, 4)),
+        st.tuples(st.just(TOKENS_OF_DAY), st.integers(60, 300)),
+        st.tuples(st.just(IMAGES_OF_MONTH), st.integers(60, 300)),
     ),
     min_size=1,
     max_size=6,
@@ -61,7 +70,7 @@ def test_local_counters_give_the_same_answers_as_valkey(
     async def play() -> None:
         local, now = LimitScripts(LocalCounters()), NOW
         limits = [limit(kind, most) for kind, most in numbers]
-        held = [rule for rule in limits if rule.kind in limit_rules.HELD]
+        held = [rule for rule in limits if rule.kind.is_held]
         request_ids = [request()]
         async with Cache.open(valkey_url) as cache:
             valkey = LimitScripts(PatientCounters(cache))
@@ -73,20 +82,21 @@ def test_local_counters_give_the_same_answers_as_valkey(
                     assert await valkey.settle(held, mine, tokens=tokens, now=now) == expected
                 elif move == "extend":
                     mine = request_ids[-1 - int(more) % len(request_ids)]
-                    slots = [(rule.counter, mine) for rule in held if rule.kind is LimitKind.CONCURRENCY]
+                    slots = [(rule.counter, mine) for rule in held if rule.kind is SLOTS]
                     await local.extend(slots, now=now)
                     await valkey.extend(slots, now=now)
                 elif move == "raise":
                     mine = request_ids[-1 - int(more) % len(request_ids)]
-                    of_tokens = [rule for rule in held if rule.kind is LimitKind.TOKENS_PER_MINUTE]
+                    of_tokens = [rule for rule in held if rule.kind is not SLOTS]
                     fits = await local.extend_tokens(of_tokens, mine, tokens=tokens, now=now)
                     assert await valkey.extend_tokens(of_tokens, mine, tokens=tokens, now=now) == fits
                 elif move == "read":
                     assert await valkey.read(limits, tokens=tokens, now=now) == await local.read(limits, tokens=tokens, now=now)
                 else:
                     request_ids.append(request())
-                    wanted = await local.admit(limits, request_ids[-1], tokens=tokens, lease_seconds=more, now=now)
-                    assert await valkey.admit(limits, request_ids[-1], tokens=tokens, lease_seconds=more, now=now) == wanted
+                    size = {"tokens": tokens, "images": tokens % 7}
+                    wanted = await local.admit(limits, request_ids[-1], **size, lease_seconds=more, now=now)
+                    assert await valkey.admit(limits, request_ids[-1], **size, lease_seconds=more, now=now) == wanted
 
     asyncio.run(play())
 
@@ -108,18 +118,16 @@ async def ask(
     return (await valkey.admit(limits, request(), tokens=tokens, lease_seconds=lease_seconds, now=now)).admitted
 
 
-@pytest.mark.parametrize(
-    "kind", [LimitKind.REQUESTS_PER_HOUR, LimitKind.REQUESTS_PER_MINUTE, LimitKind.TOKENS_PER_MINUTE, LimitKind.CONCURRENCY]
-)
+@pytest.mark.parametrize("kind", [HOUR, MINUTE, TOKENS, SLOTS])
 async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_limits: LimitScripts, kind: LimitKind) -> None:
-    rule = limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
+    rule = limit(kind, 1000 if kind is TOKENS else 100)
     # The clock is stopped; otherwise a limit per minute would admit more during the calls.
     answers = await asyncio.gather(*(ask(valkey_limits, rule, tokens=10, now=NOW) for _ in range(400)))
     assert sum(answers) == 100
 
 
 async def test_the_servers_clock_works_too(valkey_limits: LimitScripts) -> None:
-    hour, minute = limit(LimitKind.REQUESTS_PER_HOUR, 100), limit(LimitKind.REQUESTS_PER_MINUTE, 7)
+    hour, minute = limit(HOUR, 100), limit(MINUTE, 7)
     assert sum(await asyncio.gather(*(ask(valkey_limits, hour) for _ in range(400)))) == 100
     # Another request becomes possible every 8.6 s.
     assert sum(await asyncio.gather(*(ask(valkey_limits, minute) for _ in range(40)))) == 7
@@ -127,8 +135,8 @@ async def test_the_servers_clock_works_too(valkey_limits: LimitScripts) -> None:
 
 @pytest.mark.parametrize("position", [0, 1, 3])
 async def test_a_request_counts_against_all_limits_or_none(valkey_limits: LimitScripts, position: int) -> None:
-    tight = limit(LimitKind.CONCURRENCY, 2)
-    others = [limit(LimitKind.REQUESTS_PER_HOUR, 50), limit(LimitKind.REQUESTS_PER_MINUTE, 50), limit(LimitKind.TOKENS_PER_MINUTE, 500)]
+    tight = limit(SLOTS, 2)
+    others = [limit(HOUR, 50), limit(MINUTE, 50), limit(TOKENS, 500)]
     limits = [*others[:position], tight, *others[position:]]
     assert [await ask(valkey_limits, *limits, now=NOW) for _ in range(5)] == [True, True, False, False, False]
     counts = (await valkey_limits.read(others, tokens=0, now=NOW)).counts
@@ -138,7 +146,7 @@ async def test_a_request_counts_against_all_limits_or_none(valkey_limits: LimitS
 async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
     rng = random.Random(7)
     let_in: list[float] = []
-    now, rule = 5_000_000.0, limit(LimitKind.REQUESTS_PER_HOUR, 20)
+    now, rule = 5_000_000.0, limit(HOUR, 20)
     for _ in range(1500):
         now += rng.expovariate(1 / 40)
         verdict = await valkey_limits.admit([rule], request(), tokens=0, lease_seconds=1, now=now)
@@ -155,7 +163,7 @@ async def test_no_hour_exceeds_the_limit(valkey_limits: LimitScripts) -> None:
 
 @pytest.mark.parametrize(("most", "tokens"), [(10, 1), (7, 1), (100, 30), (90_000, 4096)])
 async def test_the_wait_is_exact_to_a_millisecond(valkey_limits: LimitScripts, most: int, tokens: int) -> None:
-    rule = limit(LimitKind.TOKENS_PER_MINUTE, most)
+    rule = limit(TOKENS, most)
     while (verdict := await valkey_limits.admit([rule], request(), tokens=tokens, lease_seconds=1, now=NOW)).admitted:
         pass
     wait = verdict.counts[0].retry_after_seconds
@@ -164,7 +172,7 @@ async def test_the_wait_is_exact_to_a_millisecond(valkey_limits: LimitScripts, m
 
 
 async def test_unused_tokens_are_returned_once(valkey_limits: LimitScripts) -> None:
-    rule, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    rule, mine = limit(TOKENS, 1000), request()
     await valkey_limits.admit([rule], mine, tokens=900, lease_seconds=LEASE_SECONDS, now=NOW)
     await ask(valkey_limits, rule, tokens=100, now=NOW)
     assert not await ask(valkey_limits, rule, tokens=1, now=NOW)
@@ -175,8 +183,36 @@ async def test_unused_tokens_are_returned_once(valkey_limits: LimitScripts) -> N
     assert not await valkey_limits.settle([rule], request(), tokens=0, now=NOW)
 
 
+async def test_tokens_of_a_window_are_counted_where_the_request_began(valkey_limits: LimitScripts) -> None:
+    rule, mine, day = limit(TOKENS_OF_DAY, 1000), request(), 86_400
+
+    async def left(after: float) -> int:
+        return (await valkey_limits.read([rule], tokens=0, now=NOW + after)).counts[0].left
+
+    await valkey_limits.admit([rule], mine, tokens=100, lease_seconds=2 * day, now=NOW)
+    assert await valkey_limits.extend_tokens([rule], mine, tokens=900, now=NOW + day / 2)
+    assert not await valkey_limits.extend_tokens([rule], mine, tokens=1001, now=NOW + day / 2)
+    assert await left(day / 2) == 100
+    assert await valkey_limits.settle([rule], mine, tokens=400, now=NOW + day / 2)
+    assert [await left(after) for after in (day / 2, day, day * 61 / 60 + 1440)] == [600, 600, 1000]
+    owing = request()
+    await valkey_limits.admit([rule], owing, tokens=0, lease_seconds=60, now=NOW + 2 * day)
+    assert await valkey_limits.settle([rule], owing, tokens=300, now=NOW + 2 * day)
+    assert await left(2 * day) == 700
+
+
+async def test_a_request_without_images_costs_none_of_a_limit_of_images(valkey_limits: LimitScripts) -> None:
+    rule = limit(IMAGES_OF_MONTH, 3)
+    sizes = (2, 2, 1, 1, 0)
+    verdicts = [await valkey_limits.admit([rule], request(), tokens=9, images=each, lease_seconds=1, now=NOW) for each in sizes]
+    assert [verdict.admitted for verdict in verdicts] == [True, False, True, False, True]
+    wait = verdicts[1].counts[0].retry_after_seconds
+    assert 30 * 86_400 < wait <= 30 * 86_400 * 61 / 60
+    assert (await valkey_limits.admit([rule], request(), tokens=9, images=3, lease_seconds=1, now=NOW + wait)).admitted
+
+
 async def test_tokens_restored_by_time_are_not_returned_again(valkey_limits: LimitScripts) -> None:
-    rule, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    rule, mine = limit(TOKENS, 1000), request()
     await valkey_limits.admit([rule], mine, tokens=1000, lease_seconds=LEASE_SECONDS, now=NOW)
     # A minute later everything is available again, and another request uses it.
     await ask(valkey_limits, rule, tokens=1000, now=NOW + 60)
@@ -185,14 +221,14 @@ async def test_tokens_restored_by_time_are_not_returned_again(valkey_limits: Lim
 
 
 async def test_more_tokens_than_reserved_are_owed(valkey_limits: LimitScripts) -> None:
-    rule, mine = limit(LimitKind.TOKENS_PER_MINUTE, 1000), request()
+    rule, mine = limit(TOKENS, 1000), request()
     await valkey_limits.admit([rule], mine, tokens=100, lease_seconds=LEASE_SECONDS, now=NOW)
     await valkey_limits.settle([rule], mine, tokens=400, now=NOW)
     assert (await valkey_limits.read([rule], tokens=0, now=NOW)).counts[0].left == 600
 
 
 async def test_a_slot_is_freed_when_its_lease_expires(valkey_limits: LimitScripts) -> None:
-    rule, alive = limit(LimitKind.CONCURRENCY, 20), request()
+    rule, alive = limit(SLOTS, 20), request()
     await valkey_limits.admit([rule], alive, tokens=0, lease_seconds=500, now=NOW)
     assert sum([await ask(valkey_limits, rule, lease_seconds=5, now=NOW) for _ in range(100)]) == 19
     assert not await ask(valkey_limits, rule, now=NOW + 4.99)
@@ -203,7 +239,7 @@ async def test_a_slot_is_freed_when_its_lease_expires(valkey_limits: LimitScript
 
 async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valkey_limits: LimitScripts) -> None:
     """A killed gateway once locked users out for 312 s."""
-    rule, killed, alive = limit(LimitKind.CONCURRENCY, 2), request(), request()
+    rule, killed, alive = limit(SLOTS, 2), request(), request()
     for mine in (killed, alive):
         assert (await valkey_limits.admit([rule], mine, tokens=0, lease_seconds=310, now=NOW)).admitted
     await valkey_limits.extend([(rule.counter, alive)], now=NOW + 20)
@@ -213,7 +249,7 @@ async def test_a_slot_of_a_killed_gateway_is_free_after_30_s_but_not_before(valk
 
 
 async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: LimitScripts) -> None:
-    minute, tokens = limit(LimitKind.REQUESTS_PER_MINUTE, 10), limit(LimitKind.TOKENS_PER_MINUTE, 100)
+    minute, tokens = limit(MINUTE, 10), limit(TOKENS, 100)
     for _ in range(3):
         assert await ask(valkey_limits, minute, tokens, now=NOW)
     verdict = await valkey_limits.read([minute, tokens], tokens=10, now=NOW - 86_400)
@@ -223,7 +259,7 @@ async def test_a_clock_that_steps_back_costs_a_minute_at_most(valkey_limits: Lim
 
 
 async def test_a_lowered_limit_applies_immediately(valkey_limits: LimitScripts) -> None:
-    hour = limit(LimitKind.REQUESTS_PER_HOUR, 10)
+    hour = limit(HOUR, 10)
     for _ in range(5):
         await ask(valkey_limits, hour, now=NOW)
     lower = RequestLimit(hour.scope, hour.kind, hour.counter, 3)
@@ -232,27 +268,27 @@ async def test_a_lowered_limit_applies_immediately(valkey_limits: LimitScripts) 
 
 
 async def test_every_key_expires(cache: Cache, valkey_limits: LimitScripts) -> None:
-    limits = [limit(kind, 100) for kind in LimitKind]
+    limits = [limit(kind, 100) for kind in LIMITS]
     mine = request()
     await valkey_limits.admit(limits, mine, tokens=10, lease_seconds=30)
     cache.script("ttl", "return redis.call('PTTL', KEYS[1])")
     seconds = {rule.kind: await cache.run("ttl", [rule.counter], []) / 1000 for rule in limits}
-    assert 3600 < seconds[LimitKind.REQUESTS_PER_HOUR] <= 3720
-    assert 60 < seconds[LimitKind.REQUESTS_PER_MINUTE] <= 61
-    assert 60 < seconds[LimitKind.TOKENS_PER_MINUTE] <= 66
-    assert 30 < seconds[LimitKind.CONCURRENCY] <= 90
+    assert 3600 < seconds[HOUR] <= 3720
+    assert 60 < seconds[MINUTE] <= 61
+    assert 60 < seconds[TOKENS] <= 66
+    assert 30 < seconds[SLOTS] <= 90
     assert 0 < await cache.run("ttl", [limit_rules.hold(mine)], []) <= 30_000
     # A shorter lease doesn't cut a longer one short.
     await valkey_limits.admit(limits, request(), tokens=10, lease_seconds=1)
     assert await cache.run("ttl", [limits[-1].counter], []) > 61_000
-    await valkey_limits.settle([rule for rule in limits if rule.kind in limit_rules.HELD], mine, tokens=0)
+    await valkey_limits.settle([rule for rule in limits if rule.kind.is_held], mine, tokens=0)
     assert await cache.run("ttl", [limit_rules.hold(mine)], []) == -2
 
 
 async def test_without_valkey_it_raises_unavailable() -> None:
     async with Cache.open("unix:///nowhere/valkey.sock") as nowhere:
         with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
-            await LimitScripts(nowhere).read([limit(LimitKind.CONCURRENCY, 1)], tokens=0)
+            await LimitScripts(nowhere).read([limit(SLOTS, 1)], tokens=0)
 
 
 def test_a_hold_is_on_the_cluster_node_of_the_counters() -> None:

@@ -5,9 +5,11 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.limits.limit_rules import LimitKind, LimitScope, RequestLimit
+from services.gateway.limits.limit_rules import LimitScope, RequestLimit
 from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, LocalCounters
+from shared.limits import LIMITS, LimitKind
 from shared.types import RequestId
+from tests.services.gateway.limits.kinds import HOUR, MINUTE, SLOTS, TOKENS
 
 
 class LocalLimits:
@@ -32,14 +34,14 @@ def limit(kind: LimitKind, most: int) -> RequestLimit:
     return RequestLimit(LimitScope.USER, kind, f"counter of {kind}", most)
 
 
-@pytest.mark.parametrize("kind", LimitKind)
+@pytest.mark.parametrize("kind", LIMITS)
 async def test_exactly_as_many_requests_as_the_limit_are_admitted(kind: LimitKind) -> None:
-    local, rule = LocalLimits(), limit(kind, 1000 if kind is LimitKind.TOKENS_PER_MINUTE else 100)
+    local, rule = LocalLimits(), limit(kind, 1000 if kind is TOKENS else 100)
     assert sum([await local.ask(rule) is not None for _ in range(200)]) == 100
 
 
 async def test_unused_tokens_are_returned_once() -> None:
-    local, rule = LocalLimits(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    local, rule = LocalLimits(), limit(TOKENS, 1000)
     mine = await local.ask(rule, tokens=500)
     assert mine
     assert await local.ask(rule, tokens=500)
@@ -50,8 +52,8 @@ async def test_unused_tokens_are_returned_once() -> None:
 async def test_a_running_request_reserves_more_tokens_once_and_returns_them_all() -> None:
     local, rule, model = (
         LocalLimits(),
-        limit(LimitKind.TOKENS_PER_MINUTE, 1000),
-        replace(limit(LimitKind.TOKENS_PER_MINUTE, 700), counter="m"),
+        limit(TOKENS, 1000),
+        replace(limit(TOKENS, 700), counter="m"),
     )
     mine = await local.ask(rule, model, tokens=100)
     assert mine
@@ -68,7 +70,7 @@ async def test_a_running_request_reserves_more_tokens_once_and_returns_them_all(
 
 
 async def test_time_restores_extended_tokens_too() -> None:
-    local, rule = LocalLimits(), limit(LimitKind.TOKENS_PER_MINUTE, 600)
+    local, rule = LocalLimits(), limit(TOKENS, 600)
     mine = await local.ask(rule, tokens=600, lease_seconds=20)
     assert mine
     assert not await local.limits.extend_tokens([rule], mine, tokens=700)
@@ -81,7 +83,7 @@ async def test_time_restores_extended_tokens_too() -> None:
 
 
 async def test_a_reservation_ends_with_its_lease() -> None:
-    local, rule = LocalLimits(), limit(LimitKind.TOKENS_PER_MINUTE, 1000)
+    local, rule = LocalLimits(), limit(TOKENS, 1000)
     mine = await local.ask(rule, tokens=500, lease_seconds=20)
     assert mine
     local.now += 21
@@ -89,7 +91,7 @@ async def test_a_reservation_ends_with_its_lease() -> None:
 
 
 async def test_a_slot_is_free_after_half_a_minute_without_an_extension() -> None:
-    local, rule = LocalLimits(), limit(LimitKind.CONCURRENCY, 2)
+    local, rule = LocalLimits(), limit(SLOTS, 2)
     killed, alive = await local.ask(rule), await local.ask(rule)
     assert killed
     assert alive
@@ -101,17 +103,17 @@ async def test_a_slot_is_free_after_half_a_minute_without_an_extension() -> None
 
 
 async def test_the_least_recently_used_counters_are_dropped() -> None:
-    local, kept = LocalLimits(most=100), limit(LimitKind.REQUESTS_PER_HOUR, 1001)
+    local, kept = LocalLimits(most=100), limit(HOUR, 1001)
     assert await local.ask(kept)
     for number in range(1000):
-        await local.ask(RequestLimit(LimitScope.USER, LimitKind.REQUESTS_PER_MINUTE, f"c{number}", 10), kept)
+        await local.ask(RequestLimit(LimitScope.USER, MINUTE, f"c{number}", 10), kept)
     assert len(local.counters._entries) == 100
     assert await local.left(kept) == 0
 
 
 async def test_looking_keeps_nothing() -> None:
     local = LocalLimits()
-    for kind in LimitKind:
+    for kind in LIMITS:
         assert await local.left(limit(kind, 100)) == 100
     assert not local.counters._entries
 

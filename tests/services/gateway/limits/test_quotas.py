@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from services.gateway.limits import limit_rules, quotas, tiers
-from services.gateway.limits.limit_rules import CountedRequest, LimitKind, LimitReached, LimitUsage, WithoutValkey
+from services.gateway.limits.limit_rules import CountedRequest, LimitReached, LimitUsage, WithoutValkey
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument
 from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, Quotas
 from services.gateway.limits.tiers import LimitRules, TierPlan
@@ -25,6 +25,7 @@ from shared.telemetry import Metrics
 from shared.types import KeyId, ModelName, RequestId, Tier, UserId, UserRole
 from tests.servers import ValkeyServer
 from tests.services.gateway.fake_counters import FakeCounters
+from tests.services.gateway.limits.kinds import MINUTE, SLOTS, TOKENS
 from tests.services.gateway.limits.patient_counters import PatientCounters
 from tests.services.gateway.limits.refusing_valkey import refusing
 from tests.services.gateway.log_lines import Lines
@@ -134,7 +135,7 @@ async def test_a_refusal_names_the_limit_and_the_wait(counters: FakeCounters) ->
     api_client = ApiClient(counters, TierPlan(requests_per_hour=100, requests_per_minute=10))
     usage = [await api_client.spend() for _ in range(10)]
     assert usage[-1].tightest.requests is not None
-    assert (usage[-1].tightest.requests.kind, usage[-1].tightest.requests.remaining) == (LimitKind.REQUESTS_PER_MINUTE, 0)
+    assert (usage[-1].tightest.requests.kind, usage[-1].tightest.requests.remaining) == (MINUTE.name, 0)
     with pytest.raises(LimitReached, match="the free tier's limit of 10 requests per minute is used up") as refused:
         await api_client.spend()
     assert refused.value.retry_after_seconds == pytest.approx(6, abs=0.01)
@@ -276,8 +277,8 @@ async def test_unused_tokens_are_returned_once(counters: FakeCounters, away: boo
         await api_client.quotas.settle(usage, tokens=100)
     left = {one.kind: one.remaining for one in await api_client.quotas.read(ADA)}
     # Degraded mode uses the real clock, so some tokens may have been restored meanwhile.
-    assert left[LimitKind.CONCURRENCY] == 1
-    assert left[LimitKind.TOKENS_PER_MINUTE] == 900 if not away else 900 <= left[LimitKind.TOKENS_PER_MINUTE] <= 1000
+    assert left[SLOTS.name] == 1
+    assert left[TOKENS.name] == 900 if not away else 900 <= left[TOKENS.name] <= 1000
 
 
 # --- Valkey is down -----------------------------------------------------------------------------------------------------
