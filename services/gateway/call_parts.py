@@ -88,10 +88,6 @@ def pieces_of(chunk: Chunk) -> tuple[ToolCall | ToolCallPart, ...]:
     return (*chunk.tool_calls, *chunk.call_parts)
 
 
-def bytes_of(chunk: Chunk) -> int:
-    return len("".join((chunk.text, chunk.reasoning, *(call.name + call.arguments for call in pieces_of(chunk)))).encode())
-
-
 def _is_json(text: str) -> bool:
     try:
         msgspec.json.decode(text, type=msgspec.Raw)

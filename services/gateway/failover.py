@@ -11,6 +11,7 @@ from typing import Generic
 
 import msgspec
 
+from services.gateway import tally
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import embedding, inference
@@ -218,9 +219,9 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         self._answers = config.n or 1
         self._most_tokens = None if config.max_tokens is None else config.max_tokens * self._answers
         self._delivered: list[int] = []
-        self._tokens = self._reasoning_tokens = self._characters = 0
-        #: Tokens delivered by earlier workers.
-        self._tokens_before = self._reasoning_tokens_before = 0
+        #: The answer so far, and up to the current worker.
+        self._at = self._before = tally.NOTHING
+        self._characters = 0
         #: How many calls each answer has begun.
         self._calls: Counter[int] = Counter()
         self._prompt_tokens: int | None = None
@@ -243,11 +244,11 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
 
     @property
     def delivered_tokens(self) -> int:
-        return self._tokens
+        return self._at.ids
 
     def record_attempt(self, digest: str) -> None:
         super().record_attempt(digest)
-        self._tokens_before, self._reasoning_tokens_before = self._tokens, self._reasoning_tokens
+        self._before = self._at
         if self.began:
             self._resumed = True
             self.request = msgspec.structs.replace(self.request, delivered=tuple(self._delivered), numerics=self._numerics)
@@ -262,14 +263,14 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
 
     @property
     def processed_tokens(self) -> tuple[int, int] | None:
-        return None if self._prompt_tokens is None else (self._prompt_tokens, self._tokens - self._tokens_before)
+        return None if self._prompt_tokens is None else (self._prompt_tokens, self._at.ids - self._before.ids)
 
     def record_item(self, item: inference.Chunk) -> bool:
         if item.waiting:
             return not self.began
-        self._characters += self._check(item)
-        self._tokens += len(item.token_ids)
-        self._reasoning_tokens += len(item.token_ids) if item.reasoning else 0
+        before, at = self._at, tally.count(self._at, item)
+        self._characters += self._check(item, at.ids)
+        self._at = at
         for part in item.call_parts:
             self._calls[item.answer] = max(self._calls[item.answer], part.index + 1)
         if self._answers == 1:
@@ -277,7 +278,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             # The end of an answer may bring text without a token, so decide on all tokens so far.
             self._has_ids = self._has_ids and (bool(self._delivered) or item.finish is not None)
             self._finish = item.finish
-        if not self._has_delivered and (item.text or item.reasoning or item.token_ids or item.tool_calls or item.call_parts):
+        if not self._has_delivered and (at.pieces > before.pieces or at.ids > before.ids):
             self._mark_delivered()
         return True
 
@@ -285,7 +286,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         return inference.Chunk("", (), waiting=why)
 
     def has_wrong_counts(self, end: GenerationEnd, requirements: WorkerRequirements) -> bool:
-        claimed, received = end.usage, self._tokens - self._tokens_before
+        claimed, received = end.usage, self._at.ids - self._before.ids
         # The worker counts only its own tokens.
         return is_wrong(claimed.completion_tokens, received, self._answers) or any(
             is_impossible(requirements, tokens) for tokens in (claimed.prompt_tokens, self._prompt_tokens or 0)
@@ -295,16 +296,15 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
         if not self._resumed:
             return end
         prompt_tokens = end.usage.prompt_tokens if self._prompt_tokens is None else self._prompt_tokens
-        reasoning_tokens = self._reasoning_tokens_before + end.usage.reasoning_tokens
-        return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._tokens, end.usage.cached_tokens, reasoning_tokens))
+        reasoning_tokens = self._before.thoughts + end.usage.reasoning_tokens
+        return msgspec.structs.replace(end, usage=Usage(prompt_tokens, self._at.ids, end.usage.cached_tokens, reasoning_tokens))
 
     def on_failure(
         self, node: NodeId, error: errors.AimeshError, *, lost_workers: int = 0, others_lost: bool = False
     ) -> RetryOnWorker | Ended[GenerationEnd] | GivenUp:
         if self._finish is not None:
-            return Ended(
-                GenerationEnd(self._finish, Usage(self._prompt_tokens or 0, self._tokens, reasoning_tokens=self._reasoning_tokens))
-            )
+            usage = Usage(self._prompt_tokens or 0, self._at.ids, reasoning_tokens=self._at.thoughts)
+            return Ended(GenerationEnd(self._finish, usage))
         return super().on_failure(node, error, lost_workers=lost_workers, others_lost=others_lost)
 
     def final_error(self, error: errors.AimeshError) -> errors.AimeshError:
@@ -316,8 +316,8 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             retry_after_seconds=1.0,
         )
 
-    def _check(self, chunk: inference.Chunk) -> int:
-        """Return its number of characters. Raises ProtocolViolation."""
+    def _check(self, chunk: inference.Chunk, tokens: int) -> int:
+        """Return its number of characters; with it, the answer has so many tokens. Raises ProtocolViolation."""
         if self._finish is not None:
             raise errors.ProtocolViolation("the worker continued after the end of its answer")
         if not 0 <= chunk.answer < self._answers:
@@ -331,7 +331,7 @@ class AnswerFailover(FailoverState[inference.ProcessPrompt, inference.Chunk, Gen
             raise errors.ProtocolViolation(f"the worker sent {new} characters in one chunk")
         if self._most_tokens is None:
             return new
-        tokens, characters = self._tokens + len(chunk.token_ids), self._characters + new
+        characters = self._characters + new
         if tokens > self._most_tokens or characters > MOST_CHUNK_CHARACTERS + self._most_tokens * MOST_TOKEN_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent more than the requested {self._most_tokens} tokens")
         return new

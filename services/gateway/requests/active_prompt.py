@@ -4,8 +4,9 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from services.gateway import request_validation
-from services.gateway.call_parts import bytes_of
+import msgspec
+
+from services.gateway import request_validation, tally
 from services.gateway.guard import answer_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
@@ -13,6 +14,7 @@ from services.gateway.guard.moderation import Moderation
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.relay import AnswerItem
 from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, RequestLabels, milliseconds
+from services.gateway.tally import Tally
 from shared import errors
 from shared.api import gateway, inference
 from shared.api.gateway import InferenceResult
@@ -21,8 +23,6 @@ from shared.api.inference import Chunk
 from shared.types import FinishReason
 
 LABELS: RequestLabels = gateway.process_inference_request.name.partition(".")[2], "chat"
-#: Allowed tokens without text (tool calls, end marks) if a backend reports no token ids.
-_UNSEEN_TOKENS = 64
 
 
 class ActivePrompt(ActiveAnswer):
@@ -33,12 +33,8 @@ class ActivePrompt(ActiveAnswer):
     def __init__(self, request: ActiveRequest, admitted: AdmittedRequest[inference.ProcessPrompt], open_answers: OpenAnswers) -> None:
         super().__init__(request, admitted, open_answers)
         self._calls = admitted.calls
-        self._prompt_tokens = 0
-        self._tokens = self._reasoning_tokens = 0
         self._generation: GenerationEnd | None = None
         self._wanted_answers = admitted.answers
-        #: Bytes of the delivered text, thoughts and tool calls that came without token ids.
-        self._bytes = 0
         #: Answers that have parts of calls, and no end yet.
         self._open_calls: set[int] = set()
         self._guard = admitted.guard
@@ -73,7 +69,7 @@ class ActivePrompt(ActiveAnswer):
             if self.delivered.first_item_at is None and not (isinstance(answer, Chunk) and answer.waiting):
                 self.delivered.first_item_at = self._clock()
             if isinstance(answer, inference.PromptAccepted):
-                self._prompt_tokens = answer.prompt_tokens
+                self.delivered.at = Tally(answer.prompt_tokens)
                 continue
             if isinstance(answer, GenerationEnd):
                 self._take_end(answer)
@@ -92,16 +88,10 @@ class ActivePrompt(ActiveAnswer):
 
     def _take(self, chunk: Chunk) -> Chunk | None:
         """Return what the reader gets; None for nothing."""
-        has_text = bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts)
-        if chunk.token_ids:
-            self._tokens += len(chunk.token_ids)
-            self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
-        else:
-            self._bytes += bytes_of(chunk)
-        if has_text:
-            self.delivered.chunks += 1
-            if self.delivered.first_text_seconds is None:
-                self.delivered.first_text_seconds = self._clock() - self._began
+        delivered = self.delivered
+        delivered.at = tally.count(delivered.at, chunk)
+        if delivered.first_text_seconds is None and delivered.at.pieces:
+            delivered.first_text_seconds = self._clock() - self._began
         if chunk.call_parts:
             self._open_calls.add(chunk.answer)
         shown = chunk if self._guard is None else self._guarded(chunk, self._guard)
@@ -120,7 +110,7 @@ class ActivePrompt(ActiveAnswer):
         return shown
 
     def _take_end(self, generation: GenerationEnd) -> None:
-        self._prompt_tokens = generation.usage.prompt_tokens
+        self.delivered.at = msgspec.structs.replace(self.delivered.at, prompt=generation.usage.prompt_tokens)
         reasons = generation.finish_reasons or (generation.finish_reason,)
         for answer in sorted(self._open_calls):
             chunk = Chunk("", (), answer=answer, finish=reasons[answer] if answer < len(reasons) else reasons[0])
@@ -156,25 +146,22 @@ class ActivePrompt(ActiveAnswer):
 
     @property
     def has_prompt_count(self) -> bool:
-        return self._prompt_tokens > 0
+        return self.delivered.at.prompt > 0
 
     def _least_prompt_tokens(self) -> int:
         # The targets get the same prompt.
         return request_validation.count_words(self._calls[0].call.prompt) if self._calls else 0
 
     def usage(self) -> Usage:
-        """Count output by the received token ids rather than the worker's claim."""
+        at = self.delivered.at
         # Don't trust a claim above the bound. Without token ids, the prompt is counted at the end of the answer, if it comes.
-        claimed_prompt = self._prompt_tokens if self.has_prompt_count else self._least_prompt_tokens()
+        claimed_prompt = at.prompt if self.has_prompt_count else self._least_prompt_tokens()
         prompt_tokens = min(claimed_prompt, self.admission.most_prompt_tokens)
-        if self._generation is None:
-            # Without token ids, a chunk has at least one token.
-            return Usage(prompt_tokens, self._tokens or self.delivered.chunks, reasoning_tokens=self._reasoning_tokens)
-        claimed = self._generation.usage
-        # Backends without token ids (HTTP APIs) leave only the worker's claim, or none if the end marker is lost. A token has at least one
-        # byte of text, apart from the few that mark calls and ends.
-        most = self.admission.held.max_tokens * self._wanted_answers
-        completion = self._tokens or min(max(claimed.completion_tokens, 0) or self.delivered.chunks, self._bytes + _UNSEEN_TOKENS, most)
+        claimed = Usage(0, 0, reasoning_tokens=at.thoughts) if self._generation is None else self._generation.usage
+        # A hit doesn't use what is held for this request: its worker had the limit of an equal one.
+        limit = self._calls[0].call.model_config.max_tokens if self.cached else None
+        most = (limit or self.admission.held.max_tokens) * self._wanted_answers
+        completion = tally.billed(at, claimed.completion_tokens, most)
         reasoning = min(max(claimed.reasoning_tokens, 0), completion)
         return Usage(prompt_tokens, completion, min(max(claimed.cached_tokens, 0), prompt_tokens), reasoning)
 

@@ -13,17 +13,19 @@ from uuid import UUID
 
 import msgspec
 
+from services.gateway.billing import request_record
 from services.gateway.billing.ledger import HeldCredits
-from services.gateway.billing.request_record import NO_TOTALS, RequestTotals, RouteUse
+from services.gateway.billing.request_record import NO_TOTALS, RequestTotals, ReservationState, RouteUse
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_counts import GuardCount, GuardPlace
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
 from services.gateway.limits.limit_rules import CountedRequest, LimitUsage, TightestLimit
 from services.gateway.requests.target_choice import TargetAttempts, TargetCall, TargetChoice
+from services.gateway.tally import NOTHING, Tally
 from shared import context
 from shared.api.generation import Usage
-from shared.types import ModelName, RequestId
+from shared.types import ModelName, RequestId, RequestStatus
 
 Call = TypeVar("Call")
 #: What metrics call a kind of request: its method, the same for all APIs, and its operation, as in OpenTelemetry.
@@ -76,8 +78,8 @@ class DeliveredAnswer(msgspec.Struct):
     first_item_at: float | None = None
     #: From the start of the request to the first text; None if none was delivered.
     first_text_seconds: float | None = None
-    #: Number of chunks with text.
-    chunks: int = 0
+    #: Of a prompt.
+    at: Tally = NOTHING
     #: Number of answers that the worker has reported.
     answers: int = 1
     #: How long guardrails took.
@@ -133,7 +135,7 @@ class ActiveRequest:
     def seconds_so_far(self) -> float:
         return self.clock() - self.began
 
-    def end(self) -> None:
+    def end(self, status: RequestStatus) -> None:
         """Fix what was delivered, and what it costs."""
         now, answer = self.clock(), self.answer
         response_time_ms = milliseconds(now - self.began)
@@ -145,7 +147,7 @@ class ActiveRequest:
         has_delivered = delivered.complete or usage.completion_tokens > 0
         cost = saved = avoided = NO_TOTALS.cost_micro
         price = None if target is None else admission.held.prices.get(target.model)
-        if price is not None and has_delivered:
+        if price is not None and request_record.reservation_of(status, usage) is ReservationState.SETTLED:
             if not delivered.cached:
                 # Waiting in the queue is free. A request that joined another's answer has no worker: count from its first item.
                 joined = 0.0 if claims or delivered.first_item_at is None else now - delivered.first_item_at

@@ -8,9 +8,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from services.gateway import call_parts
+from services.gateway import tally
 from services.gateway.relay import AnswerItem
-from services.gateway.request_validation import BYTES_IN_A_TOKEN
+from services.gateway.tally import Tally
 from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, PromptAccepted
 from shared.timing.bounded_waits import DeadlineWaits
@@ -30,8 +30,7 @@ Extend = Callable[[int], asyncio.Task[int]]
 class AnswerBounds:
     """Counts what was delivered against what is held. Pure.
 
-    An answer without token ids is counted by its bytes, which gives more tokens than most texts have; for its last step by its pieces,
-    which have at least a token.
+    An answer without token ids is counted by its weight; for its last step by its pieces, which have at least a token.
     """
 
     def __init__(self, *, held: int, most: int, answers: int, is_open_ended: bool = True) -> None:
@@ -40,13 +39,8 @@ class AnswerBounds:
         self._held, self._most, self._answers = held, most, answers
         self._step = max(held, _LEAST_STEP)
         self._is_refused = False
-        self._tokens = self._reasoning_tokens = self._pieces = self._prompt_tokens = 0
-        self._has_ids = False
+        self.at = tally.NOTHING
         self._finished: dict[int, FinishReason] = {}
-
-    @property
-    def has_delivered(self) -> bool:
-        return self._tokens > 0
 
     @property
     def wanted(self) -> int:
@@ -60,7 +54,7 @@ class AnswerBounds:
     @property
     def needs_step(self) -> bool:
         """Return whether it is time to ask for the next step."""
-        return self._tokens >= (self._held - self._step // _LEAD_SHARE) * self._answers and self.can_grow
+        return (self.at.ids or self.at.weight) >= (self._held - self._step // _LEAD_SHARE) * self._answers and self.can_grow
 
     @property
     def can_grow(self) -> bool:
@@ -72,18 +66,14 @@ class AnswerBounds:
         self._held = max(self._held, held)
 
     def record_acceptance(self, prompt_tokens: int) -> None:
-        self._prompt_tokens = prompt_tokens
+        self.at = Tally(prompt_tokens)
 
     def take(self, chunk: Chunk) -> bool:
         """Count the chunk; return False, and count nothing, if it doesn't fit."""
-        self._has_ids = self._has_ids or bool(chunk.token_ids)
-        tokens = len(chunk.token_ids) if self._has_ids else -(-call_parts.bytes_of(chunk) // BYTES_IN_A_TOKEN)
-        counted = self._tokens + tokens if self._has_ids or not self._is_last else self._pieces + (tokens > 0)
-        if self._is_open_ended and counted > self._held * self._answers:
+        at = tally.count(self.at, chunk)
+        if self._is_open_ended and (at.ids or (at.pieces if self._is_last else at.weight)) > self._held * self._answers:
             return False
-        self._tokens += tokens
-        self._reasoning_tokens += len(chunk.token_ids) if chunk.reasoning else 0
-        self._pieces += tokens > 0
+        self.at = at
         if chunk.finish is not None:
             self._finished[chunk.answer] = chunk.finish
         return True
@@ -91,9 +81,7 @@ class AnswerBounds:
     def cut_off(self) -> GenerationEnd:
         """Return the end of an answer that ends here."""
         reasons = tuple(self._finished.get(answer, FinishReason.LENGTH) for answer in range(self._answers))
-        # Without token ids, a chunk has at least one token.
-        tokens = self._tokens if self._has_ids else self._pieces
-        usage = Usage(self._prompt_tokens, tokens, reasoning_tokens=self._reasoning_tokens)
+        usage = Usage(self.at.prompt, tally.billed(self.at, 0, self._held * self._answers), reasoning_tokens=self.at.thoughts)
         return GenerationEnd(reasons[0], usage, reasons if self._answers > 1 else ())
 
 
@@ -142,7 +130,7 @@ async def bounded(
         async with aclosing(answers):
             while True:
                 try:
-                    if waits is None or not bounds.has_delivered:
+                    if waits is None or not (bounds.at.ids or bounds.at.pieces):
                         item = await anext(answers, None)
                     else:
                         with waits:

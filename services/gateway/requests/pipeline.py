@@ -262,7 +262,7 @@ class Pipeline:
                     await answer.answers.aclose()
             finally:
                 # No await between here and `add`: the row is queued even if this task is canceled.
-                running.end()
+                running.end(status)
                 del self._observers.running[running]
                 written = None
                 if not is_taken_over:
@@ -439,7 +439,7 @@ class Pipeline:
             output_tokens=row.completion_tokens,
             reasoning_tokens=running.totals.usage.reasoning_tokens,
             at_once=delivered.answers,
-            chunks=delivered.chunks,
+            chunks=delivered.at.pieces,
             error=row.error_code or "",
         )
         self._answers_ended.ended(measured, asked=bool(running.admission.held.prices) and not row.cached)

@@ -17,13 +17,24 @@ from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.policies import Policies
 from shared import context, errors
+from shared.api import inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
+from shared.api.generation import GenerationEnd, Usage
 from shared.config_documents import PolicyDocument, RouteDocument, Sticky, TargetDocument
 from shared.stores.cache import Cache
-from shared.types import ModelName, UserId
+from shared.types import FinishReason, ModelName, UserId
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, OWNER, RunningService
+from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
+
+
+class Upstream(FakeWorker):
+    """A server that sends no token ids."""
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
+        for word in self.words:
+            yield inference.Chunk(word, (), finish=FinishReason.STOP if word == self.words[-1] else None)
+        yield GenerationEnd(FinishReason.STOP, Usage(7, len(self.words)))
 
 
 class Asker:
@@ -65,6 +76,15 @@ async def test_a_cache_hit_has_a_row_that_says_so(asker: Asker) -> None:
     assert computed.usage == hit.usage
     assert [row.cached for row in asker.running_service.store.rows.values()] == [False, True]
     assert asker.runs == 1
+
+
+async def test_a_hit_has_all_tokens_of_an_answer_that_took_several_steps(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was cut to the first step of its own request, which a hit does not use."""
+    monkeypatch.setattr("services.gateway.requests.request_admission.STEP_TOKENS", 2)
+    asker.running_service.add_worker(1, Upstream(words=tuple("abcde")), "smollm2", open_ended=True)
+    (_, computed), (_, hit) = await asker.ask(), await asker.ask()
+    assert (computed.cached, hit.cached) == (False, True)
+    assert computed.usage.completion_tokens == hit.usage.completion_tokens == 5
 
 
 @pytest.mark.parametrize(

@@ -196,3 +196,21 @@ async def test_a_canceled_answer_without_ids_pays_a_lower_bound_of_its_prompt(ru
     row = running_service.store.only_row
     assert (row.status, row.prompt_tokens, row.completion_tokens) == ("cancelled", 4, 1)
     assert row.cost_micro == 1 * 4 + 2 * 1
+
+
+async def test_an_answer_without_ids_never_costs_more_than_is_held(running_service: RunningService) -> None:
+    running_service.add_worker(1, Upstream(prompt_tokens=0, words=("a", "b", "c", "d"), fails_after=3), "smollm2")
+    with pytest.raises(errors.WorkerLost):
+        await ask(running_service, max_tokens=2)
+    assert (running_service.store.only_row.status, running_service.store.only_row.completion_tokens) == ("error", 2)
+
+
+async def test_an_empty_answer_whose_caller_can_not_take_it_is_free(running_service: RunningService) -> None:
+    """Its reservation was released, but its row had a cost."""
+    running_service.worker.words = ()
+    with pytest.raises(errors.TooLarge):
+        async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
+            assert [item async for item in running] == []
+            raise errors.TooLarge("for this API")
+    row = running_service.store.only_row
+    assert (row.status, row.prompt_tokens, row.cost_micro, row.reservation) == ("rejected", 7, 0, ReservationState.RELEASED)
