@@ -43,14 +43,6 @@ async def many_at_once(call: Call, at_once: int, each: int) -> float:
     return at_once * each / await keep_running(call, at_once, lambda: next(left, None) is not None)
 
 
-async def spent_us(call: Call, at_once: int, each: int) -> float:
-    """Return the microseconds of this process's processor time for one call, after a first one."""
-    await call()
-    start = time.process_time()
-    await many_at_once(call, at_once, each)
-    return 1e6 * (time.process_time() - start) / (at_once * each)
-
-
 async def for_seconds(call: Call, at_once: int, seconds: float) -> tuple[float, list[float]]:
     """Return the calls a second, and the seconds that each took."""
     took: list[float] = []

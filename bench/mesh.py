@@ -1,14 +1,11 @@
 """The mesh's own cost: a 100-byte call and a stream between two processes.
 
-calls    against bare nats-py and grpc.aio, over the same NATS server or over loopback TCP
-clients  processor time of a request and its reply in the caller's process: our NATS client against nats-py
+calls    against grpc.aio over loopback TCP
 swarm    over Hyperswarm against NATS; the nodes have certificates and meet on a DHT on loopback
 
 All servers run in one other process, with uvloop. Rounds alternate, because the speed of shared cores drifts.
 """
 
-import asyncio
-import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,11 +14,8 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import grpc
-import nats
-from nats.aio.msg import Msg
 
 from bench import calls, nodes, processes, report
-from bench.calls import Call
 from bench.report import Options, Rows
 from shared import rpc
 from shared.api import metrics
@@ -29,11 +23,7 @@ from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, ModelConfig, ProcessPrompt, process_prompt
 from shared.api.method import Nothing
 from shared.context import new_request_id
-from shared.identity import node_keys
-from shared.node.lifecycle import background
 from shared.node.member import Node, member
-from shared.transports.nats.nats_client import NatsClient
-from shared.transports.nats.nats_protocol import NatsMessage
 from shared.types import FinishReason, ModelName, Role
 from tests.swarmnet import swarmnet
 from tests.testnet import IdleService, free_port, until
@@ -41,8 +31,6 @@ from tests.testnet import IdleService, free_port, until
 BODY = b"x" * 100
 IN_FLIGHT, EACH = 32, 250
 STREAM_ITEMS, SWARM_STREAM_ITEMS = 300_000, 100_000
-#: Of a NATS client.
-CLIENT_CALLS, CLIENT_IN_FLIGHT = 4_000, (1, 16)
 MEET_SECONDS = 10.0
 
 
@@ -66,52 +54,47 @@ class Stream(IdleService):
         return GenerationEnd(FinishReason.LENGTH, Usage(0, count))
 
 
-async def _serve(url: str, metrics_key: str, worker_key: str, bootstrap: str, *rivals: str) -> None:
+async def _serve(url: str, metrics_key: str, worker_key: str, bootstrap: str, *grpc_port: str) -> None:
     async with AsyncExitStack() as opened:
         for service, key in ((Echo(), metrics_key), (Stream(), worker_key)):
             node = await opened.enter_async_context(member(nodes.settings_of(url, key, bootstrap), service.role))
             await node.serve(service)
-        # The servers end when nothing refers to them.
-        _kept = await _serve_rivals(*rivals) if rivals else None
+        # A server ends when nothing refers to it.
+        _kept = [await _serve_grpc(port) for port in grpc_port]
         await processes.serve_until_stdin_ends()
 
 
-async def _serve_rivals(plain_url: str, grpc_port: str) -> tuple[object, object]:
-    async def respond(message: Msg) -> None:
-        await message.respond(message.data)
-
+async def _serve_grpc(port: str) -> grpc.aio.Server:
     async def echo(request: bytes, context: object) -> bytes:
         return request
 
-    plain, server = await nats.connect(plain_url), grpc.aio.server()
-    await plain.subscribe("plain", cb=respond)
+    server = grpc.aio.server()
     handler = grpc.method_handlers_generic_handler("e", {"Echo": grpc.unary_unary_rpc_method_handler(echo)})
     server.add_generic_rpc_handlers((handler,))
-    server.add_insecure_port(f"127.0.0.1:{grpc_port}")
+    server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
-    return plain, server
+    return server
 
 
 class Served(NamedTuple):
     """The other process, and a node that can call it."""
 
     node: Node
-    plain_url: str
     grpc_port: int
 
 
 @asynccontextmanager
 async def _served(_options: Options) -> AsyncIterator[Served]:
     grpc_port = free_port()
-    with nodes.nats_server() as (plain_url, _), nodes.nats_server(Role.METRICS, Role.WORKER, Role.GATEWAY) as (url, (*served, own)):
+    with nodes.nats_server(Role.METRICS, Role.WORKER, Role.GATEWAY) as (url, (*served, own)):
         async with (
-            processes.serving("mesh", url, *served, "", plain_url, grpc_port),
+            processes.serving("mesh", url, *served, "", grpc_port),
             member(nodes.settings_of(url, own), Role.GATEWAY) as node,
         ):
-            yield Served(node, plain_url, grpc_port)
+            yield Served(node, grpc_port)
 
 
-async def _figures_of_calls(call: Call) -> dict[str, float]:
+async def _figures_of_calls(call: calls.Call) -> dict[str, float]:
     took = await calls.one_by_one(call)
     p50, p99 = (report.percentile(took, share) for share in (0.5, 0.99))
     return {"p50": p50, "p99": p99, "rate": await calls.many_at_once(call, IN_FLIGHT, EACH)}
@@ -130,50 +113,16 @@ async def _figures_of_mesh(node: Node, items: int) -> dict[str, float]:
 
 
 async def _measure_calls(rows: Rows, served: Served, options: Options) -> None:
-    async with await nats.connect(served.plain_url) as plain, grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
         ways: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
             "mesh": partial(_figures_of_mesh, served.node, STREAM_ITEMS),
-            "nats-py": partial(_figures_of_calls, partial(plain.request, "plain", BODY)),
             "grpc.aio": partial(_figures_of_calls, partial(channel.unary_unary("/e/Echo"), BODY)),
         }
-        mesh, nats_py, grpc_aio = report.by_name(await report.take_turns(ways, options.rounds)).values()
-    rows.paired("unary 100 B, p50", mesh["p50"], "us", "nats-py", nats_py["p50"], at_most=1.0)
-    rows.paired("unary 100 B, p99", mesh["p99"], "us", "nats-py", nats_py["p99"])
-    rows.paired("unary, 32 in flight", mesh["rate"], "calls/s", "grpc.aio", grpc_aio["rate"], at_least=6)
-    rows.paired("unary, 32 in flight", mesh["rate"], "calls/s", "nats-py", nats_py["rate"], at_least=1.4)
+        mesh, grpc_aio = report.by_name(await report.take_turns(ways, options.rounds)).values()
+    rows.paired("unary 100 B, p50", mesh["p50"], "us", "grpc.aio", grpc_aio["p50"])
+    rows.paired("unary 100 B, p99", mesh["p99"], "us", "grpc.aio", grpc_aio["p99"])
+    rows.paired("unary, 32 in flight", mesh["rate"], "calls/s", "grpc.aio", grpc_aio["rate"], at_least=4)
     rows.alone("stream, credit on", statistics.median(mesh["stream"]), "items/s", at_least=220_000)
-
-
-async def _measure_clients(rows: Rows, served: Served, options: Options) -> None:
-    client = NatsClient(served.plain_url, node_keys.NodeKey(node_keys.new_seed()), name="bench")
-    await client.connect(deadline_seconds=10)
-    async with background() as tasks, await nats.connect(served.plain_url) as theirs:
-        tasks.create_task(client.run())
-        clients: dict[str, Call] = {"ours": _requests_of(client), "nats-py": lambda: theirs.request("plain", BODY, timeout=10)}
-        for count in CLIENT_IN_FLIGHT:
-            ways = {name: partial(calls.spent_us, call, count, CLIENT_CALLS // count) for name, call in clients.items()}
-            spent = await report.take_turns(ways, options.rounds)
-            rows.paired(f"processor time of a call, {count} in flight", spent["ours"], "us", "nats-py", spent["nats-py"])
-        await client.close()
-
-
-def _requests_of(client: NatsClient) -> Call:
-    waiting: dict[bytes, asyncio.Future[bytes]] = {}
-    numbers, loop = itertools.count(), asyncio.get_running_loop()
-
-    def arrived(message: NatsMessage) -> None:
-        waiting.pop(message.subject).set_result(message.payload)
-
-    client.subscribe("_INBOX.bench.*", arrived)
-
-    async def request() -> object:
-        reply = f"_INBOX.bench.{next(numbers)}"
-        future = waiting[reply.encode()] = loop.create_future()
-        client.publish("plain", BODY, reply=reply)
-        async with asyncio.timeout(10):
-            return await future
-
-    return request
 
 
 async def _measure_swarm(rows: Rows, _served: Served, options: Options) -> None:
@@ -200,5 +149,5 @@ async def _measure_swarm(rows: Rows, _served: Served, options: Options) -> None:
 
 
 if __name__ == "__main__":
-    parts: dict[str, report.Part] = {"calls": _measure_calls, "clients": _measure_clients, "swarm": _measure_swarm}
+    parts: dict[str, report.Part] = {"calls": _measure_calls, "swarm": _measure_swarm}
     report.run(__doc__, parts, limits=(900.0, 300.0), setting=_served, serve=_serve, rounds=(5, 3))

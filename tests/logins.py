@@ -12,7 +12,7 @@ from shared.identity import node_keys
 from shared.node.lifecycle import background
 from shared.protocol import topics
 from shared.transports.nats.nats_client import NatsClient
-from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import NatsMessage
 from stack.stack_home import StackHome
 from tests.testnet import MESH
 
@@ -31,7 +31,6 @@ async def answered(home: StackHome, url: str, trust: LoginTrust) -> AsyncIterato
             jwt = issuer.grant(request.user_nkey, login.node, ACCOUNT, rights, now=now, until=login.until)
         said = issuer.answer(request.user_nkey, request.server_id.id, now=now, jwt=jwt, error="" if jwt else "no")
         client.publish(message.reply.decode(), said)
-        client.flush_writes()
 
     client.subscribe(CALLOUTS, answer, queue="auth")
     await client.connect(deadline_seconds=30)

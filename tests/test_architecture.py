@@ -27,7 +27,7 @@ CATCH_ALL = {
     "shared/rpc/serving.py": "the RPC dispatcher",
     "services/gateway/http_api/http_app.py": "the dispatcher of HTTP requests",
     "shared/node": "the task supervisor",
-    "shared/transports/nats/server_connection.py": "the dispatcher of NATS messages: a callback that raises must not cost the connection",
+    "shared/transports/nats/nats_client.py": "the dispatcher of NATS messages: a callback that raises must not cost the connection",
     "cli/main.py": "the CLI main",
 }
 #: The only places that read the environment; other code gets its settings as arguments.

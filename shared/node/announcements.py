@@ -14,7 +14,7 @@ from shared.protocol.duplicate_keys import DuplicateKeys, process_name
 from shared.protocol.wire import Announce
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
-from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import NatsMessage
 from shared.transports.swarm_link import SwarmLink
 from shared.types import SERVICE_ROLES, NodeId, Role
 

@@ -10,7 +10,7 @@ from shared.api import events
 from shared.api.events import Event
 from shared.protocol import topics
 from shared.transports.link import LocalNode
-from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import NatsMessage
 from shared.transports.nats_link import NatsTransport
 
 #: Above this the oldest are dropped: events are only hints.

@@ -34,7 +34,7 @@ from shared.timing.bounded_waits import wait_until_set
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
 from shared.transports.nats.login import NatsFiles, NatsLoginRefused
-from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import NatsMessage
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import STARTING, MeetingTopics, SwarmTransport
 from shared.types import AuthorityId, MeshName, NodeId, Peer, Role

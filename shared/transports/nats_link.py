@@ -16,11 +16,11 @@ from shared import errors
 from shared.identity import login_tokens, node_keys
 from shared.identity.trust import Trust
 from shared.protocol import topics, wire
-from shared.protocol.wire import Frame, Hello, Item
+from shared.protocol.wire import Frame, Hello
 from shared.transports.link import HELLO_SECONDS, SILENCE_SECONDS, TICK_SECONDS, Link, LocalNode
 from shared.transports.nats.login import NatsFiles, NatsLoginRefused
 from shared.transports.nats.nats_client import NatsClient
-from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import NatsMessage
 from shared.types import SERVICE_ROLES, NodeId, Peer
 
 #: Links without a HELLO. Unauthenticated peers cannot get this far, so this only bounds our own mistakes.
@@ -74,11 +74,7 @@ class NatsLink(Link):
         self._transport.wake_writer(self)
 
     def _write_now(self) -> None:
-        # The peer works on calls and replies while we continue. Items are small and many, so they are joined further.
-        is_last_an_item = type(self._unsent[-1]) is Item
         self._transport.write_link(self)
-        if not is_last_an_item:
-            self._transport.nats.flush_writes()
 
     def _forget(self, why: errors.AimeshError) -> None:
         if not self.opened.done():
@@ -231,7 +227,7 @@ class NatsTransport:
 
     def _write_soon(self) -> None:
         """Write after this tick, so that its frames share a write."""
-        if not self._write_is_due:
+        if self._dirty and not self._write_is_due:
             self._write_is_due = True
             self._loop.call_soon(self._write)
 
@@ -241,7 +237,6 @@ class NatsTransport:
         while self._dirty and self.connected and not self.nats.is_full:
             link, _ = self._dirty.popleft()
             self.write_link(link)
-        self.nats.flush_writes()  # waiting for another turn would only add delay
 
     def write_link(self, link: NatsLink) -> None:
         if self.nats.is_full or not self.connected:
@@ -279,7 +274,7 @@ class NatsTransport:
         self.on_connection(connected)
 
     def _on_refused(self, words: str) -> None:
-        if "subscription" in words.lower() and topics.inbox(self.me.mesh, self.me.role, self.me.node) in words:
+        if "subscription" in words and topics.inbox(self.me.mesh, self.me.role, self.me.node).lower() in words:
             self._refusal = words
         self.on_refused(words)
 

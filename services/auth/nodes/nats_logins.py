@@ -30,7 +30,7 @@ from shared.protocol import topics
 from shared.stores.cache import Cache
 from shared.telemetry import logs
 from shared.transports.nats.nats_client import NatsClient
-from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import NatsMessage
 from shared.types import NodeId, Role
 
 #: The account of the mesh's nodes in the server's configuration.
@@ -284,7 +284,6 @@ class NatsLogins:
             self._node.metrics.nats_logins.labels(role="", result="refused").inc()
             self._note(request, decision.reason)
         self._callouts.publish(reply, body)
-        self._callouts.flush_writes()
 
     def _note(self, request: LoginRequest, reason: str) -> None:
         refusal = LoginRefusal(request.node[:64], request.address[:64], reason[:200], datetime.now(UTC))
@@ -323,7 +322,6 @@ class NatsLogins:
     def _request_connections(self, server: str, which: Mapping[str, str | int], *, inbox: str = "") -> None:
         question = {"auth": True, "acc": ACCOUNT, "limit": _PAGE, **which}
         self._system.publish(f"$SYS.REQ.SERVER.{server}.CONNZ", _encode(question), reply=inbox or self._inbox)
-        self._system.flush_writes()
 
     def _end_connection(self, connection: ConnectionId) -> None:
         self._system.publish(f"$SYS.REQ.SERVER.{connection.server}.KICK", _encode({"cid": connection.number}), reply=self._inbox)
@@ -340,7 +338,6 @@ class NatsLogins:
             self._connections.close(node, connection)
         else:
             self._report(node, connection, event.client.start)
-            self._system.flush_writes()
 
     def _on_subscriptions(self, message: NatsMessage) -> None:
         found = _decode_connections(message.payload).data
@@ -361,7 +358,6 @@ class NatsLogins:
         if role is not None and subscriptions > topics.MAX_SUBSCRIPTIONS[role]:
             _log.warning("ended a connection with too many subscriptions", node_id=node, role=role, subscriptions=subscriptions)
             self._end_connection(connection)
-            self._system.flush_writes()
 
     def _on_connections(self, message: NatsMessage) -> None:
         try:
@@ -377,7 +373,6 @@ class NatsLogins:
                 self._report(node, connection, each.start)
         if found.offset + len(found.connections) < found.total and found.connections:
             self._request_connections(found.server_id, {"offset": found.offset + len(found.connections)})
-        self._system.flush_writes()
 
 
 def _changed_at(path: Path | None) -> int:

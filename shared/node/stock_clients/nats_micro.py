@@ -22,9 +22,8 @@ from shared.node.stock_clients import stock_calls
 from shared.node.stock_clients.stock_calls import MAX_ANSWER_BYTES, MAX_STREAMS, CallLimits, StockCall
 from shared.protocol import topics
 from shared.rpc.serving import AnyMethod, Dispatcher, Handler
-from shared.transports.nats import nats_protocol
 from shared.transports.nats.nats_client import NatsClient
-from shared.transports.nats.nats_protocol import NatsMessage
+from shared.transports.nats.server_connection import NatsMessage
 from shared.transports.nats_link import NatsTransport
 from shared.types import NodeId, Peer, Role
 
@@ -140,7 +139,7 @@ class Micro:
 
     async def _answer(self, message: NatsMessage, handler: Handler) -> None:
         name = handler.method.name.partition(".")[2]
-        headers = nats_protocol.decode_headers(message.headers)
+        headers = _read_headers(message.headers)
         is_json = headers.get("content-type", "").partition(";")[0].strip() == _JSON
         token, trace = headers.get("authorization", "").removeprefix("Bearer ").strip(), headers.get("traceparent", "")
         started = time.monotonic_ns()
@@ -232,6 +231,12 @@ class _Inbox:
 
     def credited_items(self, call_id: int) -> int:
         return self._sent
+
+
+def _read_headers(block: bytes) -> dict[str, str]:
+    """Return the headers with lowercase names. The last of several values counts."""
+    lines = (line.partition(":") for line in block.decode(errors="replace").split("\r\n")[1:])
+    return {name.strip().lower(): value.strip() for name, colon, value in lines if colon}
 
 
 def _has_inbox(message: NatsMessage) -> bool:

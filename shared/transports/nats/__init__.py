@@ -1,1 +1,1 @@
-"""A small NATS client: core messages, headers, several kinds of login, reconnect. See docs/decisions/0003-own-nats-client.md."""
+"""NATS by nats-py: core messages, headers, several kinds of login, a new connection after each loss. See docs/decisions/0003-nats-py.md."""

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from shared import errors
 from shared.identity import base64url, login_tokens, node_keys
-from shared.transports.nats.nats_protocol import Info
 from shared.transports.nats.servers import ServerAddress
 
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\s+(\S+)\s+-{3,}END NATS USER JWT-{3,}")
@@ -41,33 +40,27 @@ class NatsLogin:
     ) -> None:
         """``token`` returns what the node sends beside its key, for the server's nonce: see ``shared.identity.login_tokens``. Raises
         BadSettings for unusable files, and for credentials that would be ignored."""
+        self.token = token
+        #: Of the credentials file, if there is one; its key signs then.
+        self.jwt: str | None = None
         self._key = key
-        self._token = token
-        self._creds = None if files.creds is None else _read_creds(files.creds)
-        if self._creds is not None and any(server.has_credentials for server in servers):
+        if files.creds is not None:
+            self.jwt, self._key = _read_creds(files.creds)
+        if self.jwt is not None and any(server.has_credentials for server in servers):
             raise errors.BadSettings("NATS_URL has a password or token, and NATS_CREDS_FILE is set", hint="use only one of them")
         if (files.cert is None) != (files.key is None):
             raise errors.BadSettings("NATS_CERT_FILE and NATS_KEY_FILE go together", hint="set both, or neither")
         if files.cert is not None and not all(server.tls for server in servers):
             raise errors.BadSettings("NATS_CERT_FILE requires TLS", hint="use tls:// in NATS_URL")
-        self._context = _trusting(files)
+        #: None for the public CAs.
+        self.context = _trusting(files)
 
-    def tls_context(self) -> ssl.SSLContext:
-        # Loading the public CAs takes 20 ms, so it waits until a server wants TLS.
-        self._context = self._context or ssl.create_default_context()
-        return self._context
+    @property
+    def node(self) -> str:
+        return self._key.id
 
-    def options(self, info: Info, server: ServerAddress) -> dict[str, str]:
-        """Return the credentials for CONNECT."""
-        if self._creds is not None:
-            jwt, key = self._creds
-            return {"jwt": jwt, "sig": _signature(key, info)}
-        if server.user:
-            return {"user": server.user, "pass": server.password}
-        if server.token:
-            return {"auth_token": server.token}
-        token = self._token(info.nonce)
-        return {"nkey": self._key.id, "sig": _signature(self._key, info), **({"auth_token": token} if token else {})}
+    def sign(self, nonce: str) -> bytes:
+        return base64url.encode(self._key.sign_bare(nonce.encode())).encode()
 
     def explain(self, error: Exception | None, servers: tuple[ServerAddress, ...]) -> errors.Unavailable:
         """Return why there is no connection, and what to do."""
@@ -94,17 +87,13 @@ class NatsLogin:
         return errors.Unavailable(f"no NATS server answers at {where}", hint="start it, or set NATS_URL", retry_after_seconds=1)
 
     def _refused(self, servers: tuple[ServerAddress, ...]) -> tuple[str, str]:
-        if self._creds is not None:
+        if self.jwt is not None:
             return "the credentials of NATS_CREDS_FILE", "ask the NATS server's operator for a new credentials file"
         if any(server.user for server in servers):
             return "the user and password of NATS_URL", "correct NATS_URL"
         if any(server.token for server in servers):
             return "the token of NATS_URL", "correct NATS_URL"
         return "this node's key", "an administrator sees the reason with `aicli admin nodes refusals`"
-
-
-def _signature(key: node_keys.NodeKey, info: Info) -> str:
-    return base64url.encode(key.sign_bare(info.nonce.encode()))
 
 
 def _read_creds(path: Path) -> tuple[str, node_keys.NodeKey]:
@@ -128,7 +117,6 @@ def _read_creds(path: Path) -> tuple[str, node_keys.NodeKey]:
 
 
 def _trusting(files: NatsFiles) -> ssl.SSLContext | None:
-    """Return None to use the public CAs."""
     if files.ca is None and files.cert is None:
         return None
     try:

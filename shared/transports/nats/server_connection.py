@@ -1,236 +1,226 @@
-"""One TCP connection to a NATS server: the login, PINGs in both directions, the server's messages, and the move to another server."""
+"""One connection to one NATS server, by nats-py. It is never reused: ``NatsClient`` opens the next one."""
 
 import asyncio
-from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.aio.transport import TcpTransport
 
 from shared import errors
-from shared.timing.joined_writes import JoinedWrites
-from shared.transports.nats import nats_protocol
 from shared.transports.nats.login import NatsLogin
-from shared.transports.nats.nats_protocol import Info, NatsMessage, NatsParser, NatsPing, NatsPong, Operation, ServerError
 from shared.transports.nats.servers import ServerAddress
 
-#: A server that has not answered our PING for so long is considered lost.
-SILENCE_SECONDS = 10.0
-HIGH_WATER_BYTES = 1024 * 1024
+#: A server that has not answered so many PINGs, one a second, or has taken nothing for as many seconds, is considered lost.
+MOST_PINGS = 10
+#: What is written beyond this waits in nats-py. It is the default high-water mark of asyncio.
+_SOCKET_BYTES = 64 * 1024
+_CLOSE_SECONDS = 1.0
 
-#: Publishes of one loop turn are joined up to this size and sent at once beyond it, so that both ends and the server work at the same
-#: time. With 64 KiB, streams lost a quarter of their rate; below 2 KiB, waking the other side costs more than it gains.
-MOST_HELD_BYTES = 4096
+_T = TypeVar("_T")
 
 
-class SessionOwner(Protocol):
-    """What a session reports to. Called on the event loop; must not wait."""
+class NatsMessage(NamedTuple):
+    """A published message. A tuple, for speed."""
+
+    sid: int
+    subject: bytes
+    reply: bytes
+    headers: bytes
+    payload: bytes
+
+
+class ConnectionOwner(Protocol):
+    """What a connection reports to, on the event loop. Must not wait or raise."""
 
     def message_arrived(self, message: NatsMessage) -> None: ...
 
-    def callback_failed(self, error: Exception) -> None:
-        """A callback for a message raised. The connection stays open."""
-        ...
+    def operation_refused(self, words: str) -> None: ...
 
-    def request_refused(self, words: str) -> None:
-        """The server refused one operation. The connection stays open."""
-        ...
+    def server_changed(self, connection: "ServerConnection") -> None: ...
 
-    def server_changed(self, session: "NatsSession") -> None:
-        """The server sent another INFO: other servers, another limit, or that it is about to close."""
-        ...
+    def room_made(self) -> None: ...
 
-    def room_made(self) -> None:
-        """The socket has room again after ``is_full``."""
-        ...
-
-    def session_ended(self, session: "NatsSession") -> None:
-        """Called once for every session that was connected, logged in or not."""
-        ...
+    def connection_ended(self, connection: "ServerConnection") -> None: ...
 
 
-class NatsSession(asyncio.Protocol):
-    def __init__(self, owner: SessionOwner, server: ServerAddress) -> None:
-        self.server = server
-        self._owner = owner
-        self._loop = asyncio.get_running_loop()
-        self._parser = NatsParser()
-        self._transport: asyncio.Transport | None = None
-        self._writes: JoinedWrites | None = None
-        self._greeting: asyncio.Future[Info] = self._loop.create_future()
-        self._pongs: list[asyncio.Future[None]] = []
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._aborted = False
-        self._received_at = self._loop.time()
-        #: Why it ended, in the server's words if possible; None while it is open.
-        self.problem: Exception | None = None
-        self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
-        self.is_full = False
-        self.is_encrypted = False
-        #: Whether we have sent our login.
-        self.has_asked = False
-        self.info = Info(max_payload=0)
+class ServerSocket(TcpTransport):
+    """nats-py's transport, which also knows when the last byte came, waits for no lost server, and sends no login unencrypted to a
+    tls:// server."""
 
-    async def open(self, login: NatsLogin, name: str) -> None:
-        """Connect and log in. If it raises or is canceled, nothing stays open."""
-        try:
-            transport, _ = await self._loop.create_connection(lambda: self, self.server.host, self.server.port)
-            self.info = await self._greeting
-            if self.server.tls or self.info.tls_required:
-                context = login.tls_context()
-                self._transport = await self._loop.start_tls(transport, self, context, server_hostname=self.server.certified_name)
-                self.is_encrypted = True
-            assert self._transport is not None
-            self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
-            self._writes = JoinedWrites(self._transport, MOST_HELD_BYTES)
-            self.write(nats_protocol.connect(name=name, version="0.1.0", credentials=login.options(self.info, self.server)))
-            self.has_asked = True
-            await self.ping()
-            if self._ended.done() or self._transport.is_closing():
-                raise self._why_ended(None)
-        except BaseException:
-            self.abort()
-            raise
+    def __init__(self, server: ServerAddress, room_made: Callable[[], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._server = server
+        self._room_made = room_made
+        self.heard_at = asyncio.get_running_loop().time()
 
-    async def ping(self) -> None:
-        """Make a round trip, after which the server has processed all earlier writes. Raises the reason if the connection ends instead."""
-        if self._transport is None or self._transport.is_closing():
-            raise self._why_ended(None)
-        await self._send_ping()
+    def __bool__(self) -> bool:
+        return True  # or nats-py would make its own
 
     @property
-    def silent_seconds(self) -> float:
-        """Return how long ago the server's last byte came."""
-        return self._loop.time() - self._received_at
+    def is_encrypted(self) -> bool:
+        return self._io_writer is not None and self._io_writer.get_extra_info("ssl_object") is not None
 
-    def check(self) -> None:
-        """End the connection if the server has been silent; otherwise send a PING."""
-        if self.silent_seconds > SILENCE_SECONDS:
-            self.problem = ConnectionResetError(f"the NATS server has been silent for {SILENCE_SECONDS:.0f} s")
-            self.abort()
-        else:
-            self._send_ping()
+    def write(self, payload: bytes) -> None:
+        if self._server.tls and not self.is_encrypted:
+            raise errors.Unavailable(
+                f"the NATS server at {self._server} offers no TLS", hint="use nats:// in NATS_URL, or enable TLS there"
+            )
+        self.writelines([payload])
 
-    def write(self, data: bytes) -> None:
-        if self._writes is not None:
-            self._writes.write(data)
+    def writelines(self, payload: list[bytes]) -> None:
+        if self._io_writer is not None and not self._io_writer.is_closing():  # uvloop's transports raise
+            self._io_writer.write(b"".join(payload))
 
-    def flush_writes(self) -> None:
-        if self._writes is not None:
-            self._writes.flush()
-
-    def abort(self) -> None:
-        """Drop the connection, even while it is being made. Safe to call twice."""
-        self._aborted = True
-        if self._transport is not None:
-            self._transport.abort()
-
-    async def close(self) -> None:
-        """Send what is buffered, then close."""
-        if self._transport is not None:
-            if self._writes is not None:
-                self._writes.flush()
-            self._transport.close()
-            await asyncio.wait({self._ended}, timeout=1)
-        self.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
-        if self._aborted:
-            self._transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._received_at = self._loop.time()
-        try:
-            operations = self._parser.feed(data)
-        except errors.ProtocolViolation as error:
-            self.problem = error
-            self.abort()
-            return
-        self.process(operations)
-
-    def process(self, operations: Iterable[Operation]) -> None:
-        """Pass messages to ``deliver`` in order, and handle the rest."""
-        deliver = self.deliver
-        for operation in operations:
+    async def drain(self) -> None:
+        if self._io_writer is not None and self._io_writer.transport.get_write_buffer_size() > _SOCKET_BYTES:
             try:
-                if type(operation) is NatsMessage:
-                    deliver(operation)
-                else:
-                    self._control(operation)
-            except Exception as error:  # one bad message must not end the connection
-                self._owner.callback_failed(error)
+                async with asyncio.timeout(MOST_PINGS):
+                    await super().drain()  # type: ignore[no-untyped-call]
+            except (OSError, TimeoutError):
+                self.cut()
+        self._room_made()
 
-    def pause_writing(self) -> None:
-        self.is_full = True
+    async def read(self, buffer_size: int) -> bytes:
+        data: bytes = await super().read(buffer_size)
+        self.heard_at = asyncio.get_running_loop().time()
+        return data
 
-    def resume_writing(self) -> None:
-        self.is_full = False
-        self._owner.room_made()
+    async def wait_closed(self) -> None:
+        with suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await super().wait_closed()  # type: ignore[no-untyped-call]
+        self.cut()
 
-    def connection_lost(self, error: Exception | None) -> None:
-        self.problem = problem = self._why_ended(error)
-        waiting: list[asyncio.Future[Any]] = [self._greeting, *self._pongs]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(problem)
-                future.exception()  # mark as retrieved
-        self._pongs.clear()
-        if not self._ended.done():
-            self._ended.set_result(None)
-        self._owner.session_ended(self)
-
-    def _control(self, operation: Operation) -> None:
-        if isinstance(operation, NatsPing):
-            self.write(b"PONG\r\n")
-        elif isinstance(operation, NatsPong):
-            if self._pongs and not (first := self._pongs.pop(0)).done():
-                first.set_result(None)
-        elif isinstance(operation, Info):
-            self.info = operation
-            if self._greeting.done():
-                self._owner.server_changed(self)
-            else:
-                self._greeting.set_result(operation)
-        elif isinstance(operation, ServerError):
-            if operation.is_fatal:
-                self.problem = errors.NotAllowed(f"the NATS server says: {operation.text}")
-            else:
-                self._owner.request_refused(operation.text)
-
-    def _send_ping(self) -> asyncio.Future[None]:
-        """Send a PING and queue its future: a PONG answers the oldest PING."""
-        pong: asyncio.Future[None] = self._loop.create_future()
-        self._pongs.append(pong)
-        self.write(b"PING\r\n")
-        return pong
-
-    def _why_ended(self, error: Exception | None) -> Exception:
-        return self.problem or error or ConnectionResetError("the NATS server closed the connection")
+    def cut(self) -> None:
+        """Drop the connection. nats-py's tasks end by themselves then."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
 
 
-class Handover:
-    """Moves from one server to another without losing or repeating messages, while both connections are subscribed.
+class ServerConnection(Client):
+    def __init__(self, owner: ConnectionOwner, server: ServerAddress) -> None:
+        super().__init__()
+        self.server = server
+        self.socket = self._transport = ServerSocket(server, owner.room_made)
+        self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
+        #: Lame duck mode: the server is about to close its connections.
+        self.is_leaving = False
+        #: Whether we have answered the server's nonce.
+        self.has_signed = False
+        self._owner = owner
+        self._nonce = ""
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._theirs: dict[int, Subscription] = {}
+        #: The owner's number of each subscription, by nats-py's.
+        self._numbers: dict[int, int] = {}
 
-    Delivers messages of the old connection at once and holds those of the new one. At the end it returns the held messages that the old
-    connection did not deliver."""
+    async def open(self, login: NatsLogin, name: str) -> None:
+        """Connect and log in. If it raises or is canceled, nothing stays open. The caller needs a deadline."""
 
-    def __init__(self, deliver: Callable[[NatsMessage], None]) -> None:
-        self._deliver = deliver
-        self._delivered: Counter[NatsMessage] = Counter()
-        self._held: list[NatsMessage] = []
+        def sign(nonce: str) -> bytes:
+            self.has_signed, self._nonce = True, nonce
+            return login.sign(nonce)
 
-    def from_old(self, message: NatsMessage) -> None:
-        self._delivered[message] += 1
-        self._deliver(message)
+        server, jwt = self.server, login.jwt
+        self._public_nkey = login.node  # nats-py takes only a seed, and needs another package for it
+        signs = not server.has_credentials
+        try:
+            await self.connect(
+                str(server), name=name, allow_reconnect=False, connect_timeout=60, ping_interval=1, max_outstanding_pings=MOST_PINGS,
+                # So nothing waits in nats-py, see _at_once; the bounds are ``NatsClient.is_full`` and ``max_payload``.
+                pending_size=0, flusher_queue_size=0,
+                error_cb=self._note_error, closed_cb=self._end, lame_duck_mode_cb=self._leave, discovered_server_cb=self._learn,
+                tls=login.context, tls_hostname=server.certified_name,
+                user=server.user or None, password=server.password if server.user else None,
+                token=(lambda: login.token(self._nonce)) if signs and jwt is None else server.token or None,
+                signature_cb=sign if signs else None, user_jwt_cb=None if jwt is None else jwt.encode,
+            )  # fmt: skip
+            if not self.is_connected:
+                raise self.problem
+        except BaseException as error:
+            self.socket.cut()
+            if isinstance(error, nats.errors.Error):
+                raise self.problem from error
+            raise
 
-    def from_new(self, message: NatsMessage) -> None:
-        self._held.append(message)
+    @property
+    def problem(self) -> Exception:
+        """Return why it ended: NotAllowed with the server's words, or that it was lost."""
+        error = self.last_error
+        words = str(error).removeprefix("nats: ").strip().strip("'")
+        if isinstance(error, nats.errors.AuthorizationError) or (type(error) is nats.errors.Error and "expecting INFO" not in words):
+            return errors.NotAllowed(f"the NATS server says: {words}")
+        return ConnectionResetError("the NATS server closed the connection")
 
-    def remaining(self) -> list[NatsMessage]:
-        """Return what is left to deliver, once the old connection is drained."""
-        left = []
-        for message in self._held:
-            if self._delivered[message]:
-                self._delivered[message] -= 1
-            else:
-                left.append(message)
-        return left
+    async def round_trip(self) -> None:
+        """After this the server has processed what was sent before. Raises the reason if the connection ends instead."""
+        pong: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self.is_connected:
+            await self._flush_pending(force_flush=True)  # nats-py writes a PING before what waits
+            await self._send_ping(pong)
+            await asyncio.wait({pong, self._over}, return_when=asyncio.FIRST_COMPLETED)
+        if not pong.done():
+            raise self.problem
+
+    def send(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
+        _at_once(self.publish(subject, payload, reply, headers))
+
+    def add(self, number: int, subject: str, queue: str) -> None:
+        if self.is_connected:
+            self._theirs[number] = found = _at_once(self.subscribe(subject, queue))
+            self._numbers[found._id] = number
+
+    def remove(self, number: int) -> None:
+        if (found := self._theirs.pop(number, None)) is not None:
+            del self._numbers[found._id]
+            if self.is_connected:
+                _at_once(found.unsubscribe())
+
+    async def drain_messages(self) -> None:
+        """Unsubscribe, and wait until all messages of before are delivered."""
+        for found in self._theirs.values():
+            if self.is_connected:
+                _at_once(found.unsubscribe())
+        await self.round_trip()
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        """Deliver in the order of arrival and read nothing meanwhile. nats-py would have a queue and a task for each subscription."""
+        if (number := self._numbers.get(sid)) is not None:
+            self.deliver(NatsMessage(number, subject, reply, headers or b"", data))
+
+    async def _note_error(self, error: Exception) -> None:
+        if self._status in (Client.DISCONNECTED, Client.CONNECTING):
+            raise error  # or nats-py would try the same server again, and hide why
+
+    async def _process_err(self, err_msg: str) -> None:
+        words = err_msg.strip("'")
+        if words.startswith(("permissions violation", "maximum subscriptions exceeded")):
+            self._owner.operation_refused(words)  # the server keeps the connection; nats-py would close it for the second
+        else:
+            await super()._process_err(err_msg)
+
+    async def _learn(self) -> None:
+        self._owner.server_changed(self)
+
+    async def _leave(self) -> None:
+        self.is_leaving = True
+        self._owner.server_changed(self)
+
+    async def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
+        self._owner.connection_ended(self)
+
+
+def _at_once(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine of nats-py that does not wait, so that callers need no task."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast("_T", done.value)
+    work.close()
+    raise RuntimeError("nats-py waits where it did not")

@@ -64,11 +64,9 @@ class ServerList:
         found = [_beside(by, url, tls) for _, url in zip(range(_MAX_LEARNED), connect_urls, strict=False)]
         self._learned = tuple(address for address in found if address is not None)
 
-    def in_random_order(self, *, without: ServerAddress | None = None) -> list[ServerAddress]:
+    def in_random_order(self) -> list[ServerAddress]:
         """Return every server once."""
         places = {(server.host, server.port): server for server in (*self._learned, *self.configured)}
-        if without is not None:
-            places.pop((without.host, without.port), None)
         return random.sample(list(places.values()), len(places))
 
 

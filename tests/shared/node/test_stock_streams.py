@@ -182,7 +182,7 @@ async def test_a_stream_that_loses_its_nats_connection_fails(stock: Stock) -> No
     client = stock.running.node.node_transports.nats.nats
     async with stock.stream(request_body("large")) as replies:
         await replies.next_msg(SECONDS)
-        client._session.abort()
+        client._connection.socket.cut()
         await until(lambda: stock.service.failed == ["link_lost"], seconds=SECONDS)
 
 
@@ -190,7 +190,7 @@ async def test_a_stream_does_not_continue_after_a_reconnect(stock: Stock) -> Non
     client = stock.running.node.node_transports.nats.nats
     async with stock.stream(request_body("paused")) as replies:
         await replies.next_msg(SECONDS)
-        client._session.abort()
+        client._connection.socket.cut()
         await until(lambda: client.reconnects == 1, seconds=SECONDS)
         stock.service.may_go_on.set()
         failed = await replies.next_msg(SECONDS)

@@ -304,14 +304,14 @@ async def test_a_renewed_certificate_moves_the_connection_without_a_gap(mesh: Me
     worker = await mesh.join("one")
     nats = worker.node.node_transports.nats
     assert nats is not None
-    before = nats.nats._session
+    before = nats.nats._connection
     losses: list[bool] = []
     nats.nats.on_connection = losses.append
     reply = await worker.node.rpc.call(membership.renew_certificate, membership.RenewCertificate())
     ca = node_keys.load_authority(mesh.home.secrets / "mesh_ca.nk")
     later = certificates.issue(ca, Subject(worker.node.id, Role.WORKER), time.time() + 5)
     worker.node.renewal.take(msgspec.structs.replace(reply, certificate=later))
-    await until(lambda: nats.nats._session is not before)
+    await until(lambda: nats.nats._connection is not before)
     assert (losses, nats.connected) == ([], True)
 
 
