@@ -224,8 +224,7 @@ class AccountTables(AuthTables):
         terms, bounds = key.terms, key.terms.bounds
         row = await transaction.row(
             "add_key", uuid4(), key.user_id, key.team_id, key.mark.key_hash, key.name, key.mark.preview, terms.kind.value,
-            bounds.scopes, bounds.models, bounds.networks, terms.expires_at, *msgspec.structs.astuple(terms.limits), MOST_ACTIVE_KEYS,
-            key.made_by,
+            bounds.scopes, bounds.models, bounds.networks, terms.expires_at, _written(terms.limits), MOST_ACTIVE_KEYS, key.made_by,
         )  # fmt: skip
         if row is None:
             where = "" if key.team_id is None else " here, or you are no longer a member of this organization"
@@ -375,7 +374,13 @@ def _key(row: database.DatabaseRow) -> ApiKey:
 
 
 def _limits(row: database.DatabaseRow) -> ApiKeyLimits:
-    return ApiKeyLimits(**{name: row[name] for name in ApiKeyLimits.__struct_fields__})
+    found = msgspec.json.decode(row["limits"], type=dict[str, int])
+    # A newer version may know more kinds.
+    return msgspec.structs.replace(ApiKeyLimits(), **{name: found[name] for name in ApiKeyLimits.__struct_fields__ if name in found})
+
+
+def _written(limits: ApiKeyLimits) -> str:
+    return msgspec.json.encode({name: number for name, number in msgspec.structs.asdict(limits).items() if number is not None}).decode()
 
 
 def _bounds(row: database.DatabaseRow) -> KeyBounds:

@@ -117,7 +117,9 @@ class DecidedKeys:
         self.next_secret = (await api_client.mesh.rpc.call(auth.rotate_api_key, request, credential=session)).api_key
         # No method changes the limits of a key.
         async with stack.database("auth") as database:
-            await database.execute("UPDATE api_keys SET requests_per_hour = 3, budget_micro = 5 WHERE id = $1", self.tightened.key.id)
+            await database.execute(
+                "UPDATE api_keys SET limits = $2 WHERE id = $1", self.tightened.key.id, '{"requests_per_hour": 3, "budget_micro": 5}'
+            )
             await database.execute("UPDATE api_keys SET models = '{small}' WHERE id = $1", self.narrowed.key.id)
 
     async def check(self, stack: RunningStack, api_client: ApiClient) -> None:

@@ -1,21 +1,18 @@
 -- Queries for users name the tenant and run bound to it: row-level security is the second line of defense.
 
 -- name: add_key
--- Add a key; no row if the user has $17 active ones, or is not a member of the organization.
+-- Add a key; no row if the user has $13 active ones, or is not a member of the organization.
 INSERT INTO api_keys (
-    id, user_id, team_id, key_hash, name, preview, kind, scopes, models, networks, expires_at,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro, made_by
+    id, user_id, team_id, key_hash, name, preview, kind, scopes, models, networks, expires_at, limits, made_by
 )
-SELECT $1, $2::uuid, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $18
-WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $17
+SELECT $1, $2::uuid, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, $12, $14
+WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $13
     AND ($3 IS NULL OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $3 AND user_id = $2))
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
 
 -- name: find_key_of_tenant
 -- A key of tenant $2 that user $3 may see: their own, or any of an organization that they own.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
 FROM api_keys
 WHERE id = $1 AND tenant_id = $2 AND (
     user_id = $3 OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $2 AND user_id = $3 AND role = 'owner')
@@ -23,22 +20,19 @@ WHERE id = $1 AND tenant_id = $2 AND (
 
 -- name: find_key_by_id
 -- A key of any tenant: for administrators.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
 FROM api_keys
 WHERE id = $1;
 
 -- name: list_keys_named
 -- A user's active keys with this name in tenant $1.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
 FROM api_keys
 WHERE tenant_id = $1 AND user_id = $2 AND name = $3 AND is_active;
 
 -- name: list_keys_of_tenant
 -- The keys of tenant $1 that user $2 may see, newest first, including revoked ones.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
 FROM api_keys
 WHERE tenant_id = $1 AND (
     user_id = $2 OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $1 AND user_id = $2 AND role = 'owner')
@@ -48,8 +42,7 @@ LIMIT 1000;
 
 -- name: list_keys_of_user
 -- All keys of a user, including those of organizations, newest first: for administrators.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
 FROM api_keys
 WHERE user_id = $1
 ORDER BY created_at DESC, id
@@ -58,8 +51,7 @@ LIMIT 1000;
 -- name: revoke_key
 -- Revoke a key; no row if it has ended already.
 UPDATE api_keys SET is_active = false WHERE id = $1 AND tenant_id = $2 AND is_active
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
 
 -- name: list_keys_made_by
 -- The active keys that key $1 created, that those created, and so on. A key that has ended may have created others.
@@ -68,8 +60,7 @@ WITH RECURSIVE made AS (
     UNION
     SELECT api_keys.id FROM api_keys JOIN made ON api_keys.made_by = made.id
 )
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
 FROM api_keys
 WHERE id IN (SELECT id FROM made) AND is_active
 ORDER BY created_at, id
@@ -78,8 +69,7 @@ LIMIT 1000;
 -- name: rename_key
 -- Rename a key; no row if it has ended.
 UPDATE api_keys SET name = $3 WHERE id = $1 AND tenant_id = $2 AND is_active
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
 
 -- name: end_former_secrets
 -- Limit the key's former secrets to the overlap of $2 seconds.
@@ -96,15 +86,14 @@ FOR UPDATE;
 -- name: replace_secret
 -- Replace the key's secret.
 UPDATE api_keys SET key_hash = $3, preview = $4 WHERE id = $1 AND tenant_id = $2
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
-    requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
 
 -- name: find_owner_of_key
 -- The key with this hash, current or rotated, with its owner and organization. A key of an organization is valid while its owner is a
 -- member.
 SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.team_id, api_keys.kind, api_keys.scopes, api_keys.models,
     api_keys.networks, api_keys.expires_at, found.good_until,
-    api_keys.requests_per_hour, api_keys.requests_per_minute, api_keys.tokens_per_minute, api_keys.concurrency, api_keys.budget_micro,
+    api_keys.limits,
     api_keys.is_active AND (api_keys.team_id IS NULL OR organisation_members.user_id IS NOT NULL) AS key_is_active,
     users.id, users.username, users.role, users.is_active,
     coalesce(founders.subscription_tier, organisations.subscription_tier, users.subscription_tier) AS subscription_tier,

@@ -165,9 +165,9 @@ SELECT row_to_json(found)::text AS written FROM (
 
 -- name: export_keys
 -- Without hashes of their secrets.
-SELECT row_to_json(found)::text AS written FROM (
+SELECT (to_jsonb(found) - 'limits' || found.limits)::text AS written FROM (
     SELECT id, name, preview, kind, is_active, created_at, last_used_at, expires_at, revoked_at, team_id AS organisation_id,
-        scopes, models, networks, requests_per_hour, requests_per_minute, tokens_per_minute, concurrency, budget_micro
+        scopes, models, networks, limits
     FROM api_keys
     WHERE user_id = $1
     ORDER BY created_at, id

@@ -20,21 +20,13 @@ WHERE api_keys.id = line.subject::uuid;
 UPDATE api_keys SET
     is_active = api_keys.is_active AND key_bounds(api_keys) = line.bounds,
     expires_at = least(api_keys.expires_at, line.expires_at),
-    requests_per_hour = least(api_keys.requests_per_hour, line.requests_per_hour),
-    requests_per_minute = least(api_keys.requests_per_minute, line.requests_per_minute),
-    tokens_per_minute = least(api_keys.tokens_per_minute, line.tokens_per_minute),
-    concurrency = least(api_keys.concurrency, line.concurrency),
-    budget_micro = least(api_keys.budget_micro, line.budget_micro)
+    limits = tightest_limits(api_keys.limits, line.limits)
 FROM (
     SELECT
         subject::uuid AS id,
         (array_agg(details::jsonb ->> 'bounds' ORDER BY number DESC))[1] AS bounds,
         min((details::jsonb ->> 'expires_at')::timestamptz) AS expires_at,
-        min((details::jsonb ->> 'requests_per_hour')::integer) AS requests_per_hour,
-        min((details::jsonb ->> 'requests_per_minute')::integer) AS requests_per_minute,
-        min((details::jsonb ->> 'tokens_per_minute')::integer) AS tokens_per_minute,
-        min((details::jsonb ->> 'concurrency')::integer) AS concurrency,
-        min((details::jsonb ->> 'budget_micro')::bigint) AS budget_micro
+        tightest(details::jsonb - 'bounds' - 'expires_at') AS limits
     FROM unnest($1::text [], $2::text [], $3::timestamptz []) WITH ORDINALITY AS given (subject, details, at, number)
     GROUP BY subject
 ) AS line

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,7 @@ from services.auth.store import MOST_ACTIVE_KEYS, AccountTables, NewKey, opened
 from shared import errors
 from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, User
 from shared.node import lifecycle
+from shared.stores import migrations
 from shared.stores.database import Database
 from shared.types import MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 from tests.cases import case
@@ -263,10 +265,7 @@ async def test_changes_made_by_hand_are_announced(store: AccountTables, postgres
 
 
 ANNOUNCED = (
-    "UPDATE auth.api_keys SET requests_per_hour = 5",
-    "UPDATE auth.api_keys SET requests_per_minute = 5",
-    "UPDATE auth.api_keys SET tokens_per_minute = 5",
-    "UPDATE auth.api_keys SET concurrency = 5",
+    "UPDATE auth.api_keys SET limits = '{\"concurrency\": 5}'",
     "UPDATE auth.api_keys SET budget_micro = 5",
     "UPDATE auth.api_keys SET scopes = '{model:read}'",
     "UPDATE auth.api_keys SET models = '{llama}'",
@@ -279,6 +278,40 @@ ANNOUNCED = (
     "UPDATE auth.users SET role = 'admin'",
     "UPDATE auth.users SET is_active = false",
 )
+
+
+async def test_columns_and_document_of_the_limits_stay_in_step_until_the_columns_go(store: AccountTables, postgres_url: str) -> None:
+    """A version before the document reads and writes the columns, also while this one runs."""
+    user = await add_user(store)
+    new = await add_key(store, user, limits=ApiKeyLimits(requests_per_hour=7, budget_micro=MicroCredits(5)))
+    columns = "SELECT requests_per_hour, concurrency, budget_micro FROM auth.api_keys WHERE id = $1"
+    connection = await asyncpg.connect(postgres_url)
+    try:
+        assert tuple(await connection.fetchrow(columns, new.id)) == (7, None, 5)
+        newer = 'UPDATE auth.api_keys SET limits = limits || \'{"of_a_newer_version": 3, "concurrency": 2}\''
+        await connection.execute(newer)
+        assert tuple(await connection.fetchrow(columns, new.id)) == (7, 2, 5)
+        await connection.execute("UPDATE auth.api_keys SET requests_per_hour = 4, concurrency = NULL")
+        limits = await connection.fetchval("SELECT limits FROM auth.api_keys WHERE id = $1", new.id)
+        assert json.loads(limits) == {"requests_per_hour": 4, "budget_micro": 5, "of_a_newer_version": 3}
+        (details,) = await connection.fetchrow("SELECT details FROM auth.recovery_log WHERE kind = 'key.tightened' ORDER BY number DESC")
+        assert json.loads(details).items() >= json.loads(limits).items()
+        await connection.execute("SET search_path TO auth")
+        known = migrations.read(Path(services.auth.__file__).parent / "migrations")
+        assert await migrations.run(connection, "auth", known, post=True) == ["0024_post_key_limit_columns.sql"]
+    finally:
+        await connection.close()
+    listed = {key.id: key.limits for key in await store.list_keys_of_user(user.id)}
+    assert listed == {new.id: ApiKeyLimits(requests_per_hour=4, budget_micro=MicroCredits(5))}
+    later = ApiKeyLimits(concurrency=9)
+    assert (await add_key(store, user, key_hash="later", limits=later)).limits == later
+
+
+@pytest.mark.parametrize("limits", ["[]", '{"concurrency": 0}', '{"concurrency": "5"}', '{"concurrency": {}}', '{"concurrency": null}'])
+async def test_what_is_no_limit_is_not_stored(store: AccountTables, postgres_url: str, limits: str) -> None:
+    await add_key(store, await add_user(store))
+    with pytest.raises(asyncpg.PostgresError):
+        await by_hand.run(postgres_url, f"UPDATE auth.api_keys SET limits = '{limits}'")
 
 
 async def test_emptying_the_tables_means_forget_everything(store: AccountTables, postgres_url: str) -> None:

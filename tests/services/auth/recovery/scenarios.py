@@ -80,8 +80,8 @@ class TightenedKey(WithKey):
     """Limits are changed in psql, because no method changes them."""
 
     async def restrict(self, world: Surroundings, stored: RestorableAuth) -> None:
-        await stored.execute(f"UPDATE api_keys SET requests_per_hour = 3 WHERE id = '{self.key.id}'")
-        await stored.execute(f"UPDATE api_keys SET requests_per_hour = 9, budget_micro = 5 WHERE id = '{self.key.id}'")
+        await stored.execute(f"UPDATE api_keys SET limits = '{{\"requests_per_hour\": 3}}' WHERE id = '{self.key.id}'")
+        await stored.execute(f"UPDATE api_keys SET limits = '{{\"requests_per_hour\": 9, \"budget_micro\": 5}}' WHERE id = '{self.key.id}'")
 
     async def works(self, world: Surroundings, stored: RestorableAuth) -> bool:
         principal = await world.ask(auth.validate_api_key, auth.ValidateApiKey(self.secret))

@@ -13,8 +13,8 @@ NEW_EPOCH = "INSERT INTO signing_keys VALUES ('c', 'x', 's', 1, now(), now(), NU
 SEED = f"""
 INSERT INTO users (id, username, email, password_hash, role) VALUES
     ('{ANN}', 'ann', 'ann@example.com', 'h', 'developer'), ('{BOB}', 'bob', 'bob@example.com', NULL, 'user');
-INSERT INTO api_keys (id, user_id, key_hash, name, preview, requests_per_hour) VALUES
-    ('{KEY}', '{ANN}', 'k1', 'laptop', 'p', 10), ('{OTHER}', '{ANN}', 'k0', 'ended', 'p', 10);
+INSERT INTO api_keys (id, user_id, key_hash, name, preview, limits) VALUES
+    ('{KEY}', '{ANN}', 'k1', 'laptop', 'p', '{{"requests_per_hour": 10}}'), ('{OTHER}', '{ANN}', 'k0', 'ended', 'p', '{{}}');
 UPDATE api_keys SET is_active = false WHERE id = '{OTHER}';
 INSERT INTO former_key_hashes VALUES ('k_', '{KEY}', now() + interval '1 day'), ('k__', '{KEY}', now() - interval '1 day');
 INSERT INTO organisations (id, name) VALUES ('{ORG}', 'org');
@@ -32,6 +32,7 @@ INSERT INTO tickets (id, public_key, role, owner, labels, needs_approval, uses, 
     ('t0', 'p0', 'worker', '{ANN}', '{{}}', false, 3, now() - interval '1 day');
 INSERT INTO signing_keys VALUES ('a', 'x', 's', 0, now(), now(), NULL), ('b', 'x', 's', 0, now(), now(), NULL);
 """
+SET_LIMIT = """UPDATE api_keys SET limits = limits || jsonb_build_object('{}', {}) WHERE name = 'laptop'"""
 #: Begins a transaction whose changes are not recorded.
 OFF = "BEGIN; SELECT set_config('aimesh.recovery_log', 'off', true); "
 
@@ -56,8 +57,9 @@ async def lines(connection: asyncpg.Connection, after: int = 0) -> list[tuple[st
 RECORDED = [
     ("UPDATE api_keys SET is_active = false WHERE name = 'laptop'", "key.revoked", KEY, {}),
     (OFF + "DELETE FROM former_key_hashes; COMMIT; DELETE FROM api_keys WHERE name = 'laptop'", "key.revoked", KEY, {}),
-    ("UPDATE api_keys SET requests_per_hour = 9 WHERE name = 'laptop'", "key.tightened", KEY, {"requests_per_hour": 9}),
-    ("UPDATE api_keys SET budget_micro = 5 WHERE name = 'laptop'", "key.tightened", KEY, {"budget_micro": 5, "requests_per_hour": 10}),
+    (SET_LIMIT.format("requests_per_hour", 9), "key.tightened", KEY, {"requests_per_hour": 9}),
+    (SET_LIMIT.format("budget_micro", 5), "key.tightened", KEY, {"budget_micro": 5, "requests_per_hour": 10}),
+    (SET_LIMIT.format("of_a_newer_version", 5), "key.tightened", KEY, {"of_a_newer_version": 5, "requests_per_hour": 10}),
     ("UPDATE api_keys SET models = '{m}' WHERE name = 'laptop'", "key.tightened", KEY, {"requests_per_hour": 10}),
     ("UPDATE former_key_hashes SET good_until = now()", "key.secret_ended", KEY, {"hash": "k_"}),
     ("DELETE FROM former_key_hashes", "key.secret_ended", KEY, {"hash": "k_"}),
@@ -99,7 +101,9 @@ async def test_what_makes_the_platform_stricter_is_recorded_once(
     "statement",
     [
         "UPDATE api_keys SET is_active = false, key_hash = 'ended' WHERE name = 'ended'",
-        "UPDATE api_keys SET name = 'x', last_used_at = now(), requests_per_hour = 11 WHERE name = 'laptop'",
+        "UPDATE api_keys SET name = 'x', last_used_at = now() WHERE name = 'laptop'",
+        SET_LIMIT.format("requests_per_hour", 11),
+        "UPDATE api_keys SET limits = '{}' WHERE name = 'laptop'",
         "DELETE FROM former_key_hashes WHERE good_until < now()",
         "UPDATE users SET role = 'admin', subscription_tier = 'pro', erase_at = now() WHERE username = 'ann'",
         "UPDATE users SET password_hash = 'first' WHERE username = 'bob'",
