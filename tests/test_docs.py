@@ -260,21 +260,6 @@ def test_a_wrong_command_would_be_found(line: str) -> None:
     assert unknown_in(Shown("here", (), tuple(line.split())))
 
 
-def test_the_tiers_are_described_as_they_are() -> None:
-    page = (ROOT / "docs/howto/costs.md").read_text(encoding="utf-8")
-    described = [[cell.strip() for cell in row.strip("|").split("|")] for row in re.findall(r"^\|.*\|$", page, re.MULTILINE)]
-    for name, words in (
-        ("requests_per_hour", "requests in any hour"),
-        ("requests_per_minute", "requests a minute"),
-        ("tokens_per_minute", "tokens a minute"),
-        ("concurrency", "requests at once"),
-        ("credits", "credits a month"),
-    ):
-        (row,) = (row for row in described if row[0] == words)
-        numbers = [getattr(tiers.DEFAULTS[tier], name) for tier in Tier]
-        assert [word.replace(",", "") for word in row[1:]] == ["no limit" if n is None else str(n) for n in numbers], words
-
-
 def walk_throughs() -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
     """Each walk-through of CONTRIBUTING.md: its heading, and its files with the names that they must hold."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Walk-throughs")[2]

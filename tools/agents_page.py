@@ -25,10 +25,8 @@ def write() -> None:
 
 def render() -> str:
     """Return the page with today's lines."""
-    before, _, rest = (FOLDER / PAGE).read_text(encoding="utf-8").partition(_START)
-    after = rest.partition(_END)[2]
     parts = "\n".join(part for setup in agent_setups.load() for part in _sections(agent_setups.fill(setup, _EXAMPLE)))
-    return f"{before}{_START}\n\n{parts}\n{_END}{after}"
+    return generated.with_part(FOLDER / PAGE, _START, f"\n{parts}\n", _END)
 
 
 def _sections(setup: AgentSetup) -> Iterator[str]:

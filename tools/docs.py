@@ -1,5 +1,5 @@
-"""Write everything that is generated: docs/reference/, the lines of docs/howto/agents.md, Prometheus rules, the synchronous Python client,
-the values table and schema of the Helm chart.
+"""Write everything that is generated: docs/reference/, parts of docs/howto and of the SDKs, Prometheus rules, the synchronous Python
+client, the values table and schema of the Helm chart.
 
 python -m tools.docs            writes all files
 python -m tools.docs --check    changes nothing; exits 1 with a diff if a file is out of date
@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 
-from tools import agents_page, alerts, chart, generated, guard_quality, reference, sync_client
+from tools import agents_page, alerts, chart, generated, guard_quality, limits, reference, sync_client
 
 FOLDER = generated.ROOT / "docs" / "reference"
 NOTICE = "<!-- Generated from the code by `python -m tools.docs`. Changes made here are lost. -->\n\n"
@@ -38,12 +38,13 @@ def _files() -> dict[str, str]:
 
 
 def drift() -> dict[str, str]:
-    return generated.drift(FOLDER, _files()) | agents_page.drift() | alerts.drift() | sync_client.drift() | chart.drift()
+    return generated.drift(FOLDER, _files()) | agents_page.drift() | limits.drift() | alerts.drift() | sync_client.drift() | chart.drift()
 
 
 def write() -> None:
     generated.write(FOLDER, _files())
     agents_page.write()
+    limits.write()
     alerts.write()
     sync_client.write()
     chart.write()

@@ -32,5 +32,11 @@ def write(folder: Path, wanted: Mapping[str, str], *, obsolete: str = "") -> Non
         (folder / name).write_text(text, encoding="utf-8")
 
 
+def with_part(path: Path, start: str, part: str, end: str) -> str:
+    """Return the file with another text between the lines ``start`` and ``end``."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(f"{start}\n")
+    return f"{before}{start}\n{part}{end}{rest.partition(end)[2]}"
+
+
 def _obsolete(folder: Path, wanted: Mapping[str, str], pattern: str) -> list[Path]:
     return [path for path in folder.glob(pattern) if path.name not in wanted] if pattern else []

@@ -230,11 +230,15 @@ export interface Usage {
   days: UsageDay[]
 }
 
+// Generated from shared/limits.py by `python -m tools.docs`.
+export type LimitKind = 'requests_per_hour' | 'requests_per_minute' | 'tokens_per_minute' | 'concurrency'
+// End of the generated part.
+
 export interface QuotaLimit {
   /** `user` or `key`. */
   scope: string
-  /** `requests_per_hour`, `requests_per_minute`, `tokens_per_minute` or `concurrency`. */
-  kind: string
+  /** A newer platform may know more kinds. */
+  kind: LimitKind | (string & {})
   limit: number
   remaining: number
   /** Seconds until the limit is fully available again. */

@@ -218,7 +218,7 @@ class GetUserQuota(Body, frozen=True):
 class LimitState(Body, frozen=True, omit_defaults=False):
     #: user, key or model.
     scope: str
-    #: requests_per_hour, requests_per_minute, tokens_per_minute or concurrency.
+    #: A limit of a plan, such as requests_per_hour.
     kind: str
     limit: int
     remaining: int

@@ -42,7 +42,7 @@ class LimitAnswer(msgspec.Struct, frozen=True):
 
     #: user or key.
     scope: str
-    #: requests_per_hour, requests_per_minute, tokens_per_minute or concurrency.
+    #: A limit of a plan, such as requests_per_hour.
     kind: str
     limit: int
     remaining: int

@@ -21,6 +21,7 @@ from services.gateway.openai_api import chat_format as openai_answers
 from services.gateway.openai_api import openai_embeddings
 from services.gateway.openai_api.openai_embeddings import EmbeddingBody, EmbeddingList, EmbeddingObject, EmbeddingUsage
 from shared.api.gateway import ServedModel
+from shared.limits import BY_NAME
 from shared.types import FinishReason, KeyId, ModelName, RequestId, Tier, UserId, UserRole
 
 
@@ -162,7 +163,9 @@ def test_user_login_and_key() -> None:
         "tokens_per_minute": None, "concurrency": 2, "budget": "0.5",
     }  # fmt: skip
     made = calls.create_key("laptop", {}).read(read({"api_key": "aip_live_hidden", "key": key}))
-    assert made == answers.NewApiKey("aip_live_hidden", answers.ApiKey(str(KEY), "laptop", "aip_live_…abcd", NOW, 1, None, None, 2, "0.5"))
+    limits = dict.fromkeys(BY_NAME) | {"requests_per_hour": 1, "concurrency": 2}
+    shown = answers.ApiKey(id=str(KEY), name="laptop", preview="aip_live_…abcd", created_at=NOW, budget="0.5", **limits)
+    assert made == answers.NewApiKey("aip_live_hidden", shown)
     assert "hidden" not in repr(session) + repr(made)
 
 

@@ -6,11 +6,13 @@ Every ``read_…`` raises ProtocolError for a field that is missing or of anothe
 import base64
 import binascii
 import struct
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 
+from aimesh import limits
 from aimesh.errors import ProtocolError
 from aimesh.json_fields import JsonFields
+from aimesh.limits import ShownLimits
 
 _FLOAT_BYTES = 4
 
@@ -131,7 +133,7 @@ class Limit:
 
     #: user, key or model.
     scope: str
-    #: requests_per_hour, requests_per_minute, tokens_per_minute or concurrency.
+    #: A field of ``KeyLimits`` such as requests_per_hour; a newer platform may know more.
     kind: str
     limit: int
     remaining: int
@@ -210,17 +212,13 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKey:
+class ApiKey(ShownLimits):
     """A key without its secret."""
 
     id: str
     name: str
     preview: str
     created_at: datetime
-    requests_per_hour: int | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    concurrency: int | None
     #: In credits, exact; None if the key has no budget.
     budget: str | None
 
@@ -349,10 +347,7 @@ def read_new_key(found: JsonFields) -> NewApiKey:
         name=key.text("name"),
         preview=key.text("preview"),
         created_at=key.moment("created_at"),
-        requests_per_hour=key.maybe_integer("requests_per_hour"),
-        requests_per_minute=key.maybe_integer("requests_per_minute"),
-        tokens_per_minute=key.maybe_integer("tokens_per_minute"),
-        concurrency=key.maybe_integer("concurrency"),
+        **asdict(limits.read(key)),
         budget=key.maybe_text("budget"),
     )
     return NewApiKey(found.text("api_key"), shown)

@@ -10,6 +10,7 @@ from aimesh import answers
 from aimesh.answers import Answer, Embeddings, Model, NewApiKey, Quota, Session, UsageReport, User
 from aimesh.errors import BadRequest
 from aimesh.json_fields import JsonFields
+from aimesh.limits import NewKeyLimits
 
 T = TypeVar("T")
 
@@ -71,14 +72,9 @@ class Options(TypedDict, total=False):
     chat_template_kwargs: JsonObject | None
 
 
-class KeyLimits(TypedDict, total=False):
+class KeyLimits(NewKeyLimits, total=False):
     """Limits of one key, tighter than the account's."""
 
-    requests_per_hour: int | None
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    #: Requests that run at the same time.
-    concurrency: int | None
     #: What all requests of the key may cost, in credits; a string if it has more than 15 digits.
     budget: str | float | None
 

@@ -1,0 +1,66 @@
+"""Write the kinds of limits into the SDKs and docs/howto/costs.md.  `python -m tools.docs` runs it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from services.gateway.limits import tiers
+from shared.limits import LIMITS
+from shared.types import Tier
+from tools import generated
+
+_COSTS = generated.ROOT / "docs/howto/costs.md"
+_JAVASCRIPT = generated.ROOT / "sdk/javascript/index.d.ts"
+_PYTHON = generated.ROOT / "sdk/python/src/aimesh/limits.py"
+_NOTICE, _END = "Generated from shared/limits.py by `python -m tools.docs`.", "End of the generated part."
+
+_MODULE = f'''# {_NOTICE} Changes made here are lost.
+"""The limits of API keys."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+from aimesh.json_fields import JsonFields
+
+
+class NewKeyLimits(TypedDict, total=False):
+    """Limits of one key, tighter than the account's."""
+
+{{fields}}
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownLimits:
+    """None for what the key does not limit."""
+
+{{fields}}
+
+def read(key: JsonFields) -> ShownLimits:
+    return ShownLimits(
+{{found}}    )
+'''
+
+
+def drift() -> dict[str, str]:
+    return {name: text for path, page in _pages() for name, text in generated.drift(path.parent, {path.name: page}).items()}
+
+
+def write() -> None:
+    for path, page in _pages():
+        generated.write(path.parent, {path.name: page})
+
+
+def _pages() -> Iterator[tuple[Path, str]]:
+    table = "\n".join(_table())
+    yield _COSTS, generated.with_part(_COSTS, f"<!-- {_NOTICE} -->", f"\n{table}\n\n", f"<!-- {_END} -->")
+    types = f"export type LimitKind = {' | '.join(repr(kind.name) for kind in LIMITS)}\n"
+    yield _JAVASCRIPT, generated.with_part(_JAVASCRIPT, f"// {_NOTICE}", types, f"// {_END}")
+    fields = "".join(f"    #: {kind.label}{kind.about}.\n    {kind.name}: int | None\n" for kind in LIMITS)
+    found = "".join(f'        {kind.name}=key.maybe_integer("{kind.name}"),\n' for kind in LIMITS)
+    yield _PYTHON, _MODULE.format(fields=fields, found=found)
+
+
+def _table() -> Iterator[str]:
+    yield f"| | {' | '.join(Tier)} |"
+    yield f"|---|{'---|' * len(Tier)}"
+    rows = {kind.label: [kind.defaults.get(tier) for tier in Tier] for kind in LIMITS}
+    for label, numbers in (rows | {"Credits per month": [tiers.DEFAULTS[tier].credits for tier in Tier]}).items():
+        yield f"| {label} | {' | '.join('no limit' if number is None else f'{number:,}' for number in numbers)} |"
