@@ -152,17 +152,11 @@ async def _beside(stack: RunningStack, service: str, folder: Path, name: str, se
     """Return the supervisor's environment for a worker, or beside a stack of another release, without what two processes can't share."""
     home = stack.place
     recorded = stack_settings.read_recorded(home)
-    if not home.enrollment.exists():
-        recorded = {**recorded, "NATS_AUTH": "users"}
     found = stack_plan.service_environment(home, stack_settings.load(recorded), recorded, service)
     if "JOIN_TICKET_FILE" in settings:
         key_file = folder / f"{name}.nk"
-    elif home.enrollment.exists():
-        key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
     else:
-        # A stack of the previous release: its NATS server has a static list, which only that release writes.
-        added = await stack.aicli("stack", "add-node", name, ROLES[service], "--json")
-        key_file = Path(added.json()["key_file"])
+        key_file = await asyncio.to_thread(nats_server.add_node, home, MESH, name, ROLES[service])
     own = {
         "auth": {"AUDIT_ANCHOR_FILE": "", "RECOVERY_LOG_DIR": ""},
         "gateway": {"RECOVERY_LOG_DIR": ""},

@@ -97,9 +97,7 @@ async def test_the_new_release_takes_over_the_data_of_the_old_one(previous: Rele
         assert done.status == 0, done.err
         new = RunningStack(old.home, old.environment)
         try:
-            said = (await new.up()).err
-            assert "wrote restore point before-" in said
-            assert "backup is off" in said
+            await new.up()
             async with new.http(ann.key.secret) as http:
                 assert (await asking.chat(http, "after")).text == "after"
             await count_rows(new, ann, 2)
