@@ -56,9 +56,6 @@ class Sources:
             return last
         try:
             answer = await fetch()
-        except errors.WrongRole as error:
-            # A service of an earlier version, during an upgrade.
-            return last.missed(error)
         except (errors.NotAuthenticated, errors.NotAllowed):
             raise
         except errors.AimeshError as error:

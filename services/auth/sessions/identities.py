@@ -217,7 +217,7 @@ class Identities:
             self.count_refusal("bad_token")
             raise
         session = await self._sessions.find(claims.sid)
-        if session is None or session.user_id != claims.sub or claims.tid not in (None, session.tenant_id):
+        if session is None or session.user_id != claims.sub or claims.tid != session.tenant_id:
             raise self.session_over()
         return session
 

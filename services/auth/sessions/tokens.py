@@ -47,10 +47,10 @@ class AccessTokenClaims(msgspec.Struct, frozen=True, kw_only=True):
     aud: str
     sub: UserId
     sid: str
-    #: The tenant that is charged: an organization, or the user. None in tokens from older versions of auth.
-    tid: TenantId | None = None
+    #: The tenant that is charged: an organization, or the user.
+    tid: TenantId
     #: Scopes of `shared.access_table`, separated by spaces (RFC 9068 §2.2.3).
-    scope: str = ""
+    scope: str
     jti: str
     iat: int
     nbf: int

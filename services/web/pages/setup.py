@@ -64,11 +64,7 @@ async def find_checklist(page_request: PageRequest) -> Checklist | None:
     """Return the checklist for the overview; None if it is done or dismissed, for other users, and while auth is down."""
     if not page_request.is_administrator:
         return None
-    try:
-        facts = await page_request.fetch(api.get_setup, api.GetSetup())
-    except errors.CallerError:
-        # An auth service of the last release doesn't know it yet.
-        return None
+    facts = await page_request.fetch(api.get_setup, api.GetSetup())
     if facts is None or facts.is_dismissed:
         return None
     found = await _read(page_request, facts)

@@ -90,13 +90,6 @@ def test_no_answer_at_all_fails_with_the_reason(shell: Shell) -> None:
         assert "answers" in done.stderr
 
 
-def test_older_service_does_not_end_the_command(watching: Shell) -> None:
-    watching.mesh.answer(metrics.get_system_health, errors.WrongRole("a client may not call metrics.getSystemHealth"))
-    done = watching("top")
-    assert done.exit_code == 0
-    assert "the health: unknown – a client may not call metrics.getSystemHealth" in done.stdout
-
-
 def test_too_many_nodes_for_one_response_lose_only_their_loads(watching: Shell) -> None:
     def few(request: GetHistory) -> History:
         if "node" in request.by:
