@@ -44,7 +44,7 @@ MOST_PROMPT_TOKENS = 4 * 1024 * 1024
 _REFUSALS = (errors.NotReachable, errors.Draining, errors.Overloaded, errors.Unavailable, errors.UnknownMethod)
 #: A worker that fails like this is often back in a moment. The other refusals name a retry time.
 _MAY_BE_BACK = (errors.LinkLost, errors.NotReachable, errors.Draining)
-#: Another worker may succeed. An older worker raises UnknownMethod. DeadlineExceeded is not included, because no time is left.
+#: Another worker may succeed, also one of another version after UnknownMethod. DeadlineExceeded is not included, because no time is left.
 _RETRYABLE = (*_REFUSALS, errors.LinkLost, errors.ModelCrashed, errors.ProtocolViolation)
 #: The worker can't resume an answer: it can't read the earlier tokens or has no room for them.
 _CANNOT_RESUME = (errors.BadRequest, errors.TooLarge, errors.UnknownModel)

@@ -36,7 +36,6 @@ from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Sampling
 from shared.api.inference import ModerationVerdict
-from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs, tracing
 from shared.types import ModelName, Role
 
@@ -108,7 +107,6 @@ class RequestAdmission:
         record.contexts = {model: routing.max_context(model, workers) for model in models}
         request_validation.ensure_fits(admitted, record.contexts.values())
         most = _most_max_tokens(record.contexts.values())
-        is_open_ended = request.max_tokens is None and _know_open_ends(models, workers)
         if request.max_tokens is None:
             contexts = routing.contexts(models[0], workers)
             max_tokens = _first_step(limit_rules.most_tokens(limits), contexts, record.likely_prompt_tokens, answers)
@@ -129,7 +127,7 @@ class RequestAdmission:
         bounds = _bounds(record, choice, seconds, max_tokens, answers)
         held = await self._reserve(running, principal, limits, choice.requirements(requirements), bounds)
         choice = choice.affordable(held)
-        is_open_ended = is_open_ended and not held.clamped
+        is_open_ended = request.max_tokens is None and not held.clamped
         # See ``bounded_answers`` for more than is held.
         limit = most if is_open_ended else held.max_tokens
         sampling = dict(zip(_SAMPLED, _sampling_of(request), strict=True)) | {"max_tokens": limit}
@@ -322,11 +320,6 @@ def _most_max_tokens(contexts: Collection[int]) -> int:
     """Return the longest answer that any worker could give; the worker lowers it to what its context leaves."""
     # 0 is a context of unknown size.
     return min(MAX_ANSWER_TOKENS, max((tokens or MAX_ANSWER_TOKENS for tokens in contexts), default=MAX_ANSWER_TOKENS))
-
-
-def _know_open_ends(models: Sequence[ModelName], workers: Sequence[DirectoryEntry]) -> bool:
-    """Return whether all workers know ``ProcessPrompt.open_ended``. Older ones pass a max_tokens on that servers may refuse."""
-    return all(offer.open_ended for worker in workers for offer in worker.announcement.models if offer.ready and offer.name in models)
 
 
 def _first_step(limit: int | None, contexts: Sequence[int], likely_prompt_tokens: int, answers: int) -> int:

@@ -26,13 +26,13 @@ MOST_UNREPORTED = 1_000
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 #: Tenant, kind, and whether it resumes an answer.
-WaitingKey = tuple[TenantId, QueuedKind | None, bool]
+WaitingKey = tuple[TenantId, QueuedKind, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class _QueuedTicket:
     tenant: TenantId
-    kind: QueuedKind | None
+    kind: QueuedKind
     cost: float
     number: int
     urgent: bool
@@ -69,7 +69,7 @@ class FairQueue(Generic[Ticket]):
         """Return the tenant's waiting requests without urgent ones."""
         return len(self._waiting.get(tenant, ()))
 
-    def has_waiting(self, tenant: TenantId, kind: QueuedKind | None) -> bool:
+    def has_waiting(self, tenant: TenantId, kind: QueuedKind) -> bool:
         """Return whether a non-urgent request of this kind waits at this gateway."""
         waiting = (self._queued[ticket] for ticket in self._waiting.get(tenant, ()))
         return any(queued.is_local and queued.kind == kind for queued in waiting)
@@ -86,7 +86,7 @@ class FairQueue(Generic[Ticket]):
     # --- facts --------------------------------------------------------------------------------------------------------
 
     def enter(
-        self, tenant: TenantId, ticket: Ticket, cost: float, *, urgent: bool = False, is_local: bool = True, kind: QueuedKind | None = None
+        self, tenant: TenantId, ticket: Ticket, cost: float, *, kind: QueuedKind, urgent: bool = False, is_local: bool = True
     ) -> None:
         """Add a request, even if a slot is free. ``urgent`` requests resume an answer and come first. Requests that wait at another
         gateway are ordered, too, but not ``is_local``. A tenant's requests of one ``kind`` may run on the same workers."""

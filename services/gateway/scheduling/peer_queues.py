@@ -12,7 +12,6 @@ from typing import Protocol
 import msgspec
 
 from services.gateway.scheduling.fair_queue import ModelQueue, WaitingKey
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import QueuedKind, WorkerRequirements
 from shared import errors
 from shared.types import ModelName, NodeId, TenantId
@@ -32,11 +31,10 @@ _UNKNOWN_TOKENS = 1_000_000
 class PeerWaiting(msgspec.Struct, array_like=True, frozen=True):
     #: Here and below: see ``WorkerRequirements.limited_as``.
     tenant: TenantId
-    ordinary: int = 0
+    ordinary: int
     #: Requests that resume a started answer.
-    urgent: int = 0
-    #: None from gateways of earlier versions.
-    kind: QueuedKind | None = None
+    urgent: int
+    kind: QueuedKind
 
 
 class Charge(msgspec.Struct, array_like=True, frozen=True):
@@ -116,7 +114,7 @@ class PeerTicket:
     gateway: str
     requirements: WorkerRequirements
     #: As reported.
-    kind: QueuedKind | None
+    kind: QueuedKind
     urgent: bool
 
 
@@ -280,9 +278,9 @@ class PeerQueues:
         tickets = tickets_by_key.setdefault(key, deque())
         while len(tickets) > max(0, count):
             self._model_queue.queue.leave(tickets.popleft())
-        asking, placement = (tenant, ANYWHERE) if kind is None else (kind.tenant, kind.placement)
-        origin = None if kind is None else kind.origin
-        requirements = WorkerRequirements(self._model, asking, tenant, 0, _UNKNOWN_TOKENS, placement=placement, origin=origin)
+        requirements = WorkerRequirements(
+            self._model, kind.tenant, tenant, 0, _UNKNOWN_TOKENS, placement=kind.placement, origin=kind.origin
+        )
         while len(tickets) < min(count, _MOST_WAITING):
             ticket = PeerTicket(gateway, requirements, kind, urgent)
             tickets.append(ticket)

@@ -33,7 +33,7 @@ LONGEST_EJECTION_SECONDS = 300.0
 #: After this time without an ejection, the next one lasts EJECTION_SECONDS again.
 FORGIVEN_SECONDS = 300.0
 
-#: Errors that indicate a faulty worker; being full, draining or older does not.
+#: Errors that indicate a faulty worker; being full, draining or of another version does not.
 _FAULTS = (errors.LinkLost, errors.NotReachable, errors.ModelCrashed, errors.Unavailable, errors.ProtocolViolation, errors.DeadlineExceeded)
 
 

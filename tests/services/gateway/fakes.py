@@ -120,7 +120,6 @@ def announcement(
     only_moderates: bool = False,
     context_tokens: int = 2048,
     provider: str = "",
-    open_ended: bool = False,
     abilities: tuple[str, ...] = (),
     **more: Any,
 ) -> Announcement:
@@ -131,7 +130,6 @@ def announcement(
             only_embeds=only_embeds,
             provider=provider,
             only_moderates=only_moderates,
-            open_ended=open_ended,
             abilities=abilities,
         )
         for name in models

@@ -96,7 +96,7 @@ async def test_after_a_long_walk_nothing_is_held_and_the_books_balance(plain_url
     async with running_gateway(plain_url) as gateway:
         stub = LongStub(rng)
         gateway.stubs["long"] = stub
-        gateway.service.add_worker(40, stub, "long", context_tokens=131_072, open_ended=True)
+        gateway.service.add_worker(40, stub, "long", context_tokens=131_072)
         for _ in range(rounds):
             await walk(gateway, stub, rng)
         await gateway.settle_dead_requests()

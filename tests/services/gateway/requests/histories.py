@@ -485,7 +485,7 @@ class Teller:
         service = self._service
         service.directory, service.rpc = fakes.FakeDirectory(), fakes.FakeRpc()
         for number in range(told.workers):
-            made = fakes.announcement(number, *MODELS, context_tokens=CONTEXT, open_ended=True)
+            made = fakes.announcement(number, *MODELS, context_tokens=CONTEXT)
             offers = [msgspec.structs.replace(offer, digest="d" * 64 if told.has_digests else "") for offer in made.models]
             if told.is_upstream:
                 offers[1] = msgspec.structs.replace(offers[1], provider="acme")

@@ -186,7 +186,7 @@ class LongService:
 async def long() -> AsyncIterator[LongService]:
     async with fakes.running_service() as service:
         worker = LongWorker()
-        service.add_worker(1, worker, "smollm2", context_tokens=CONTEXT, open_ended=True)
+        service.add_worker(1, worker, "smollm2", context_tokens=CONTEXT)
         yield LongService(service, worker)
 
 
@@ -217,7 +217,7 @@ async def test_an_answer_is_at_most_32768_tokens_long(long: LongService) -> None
 
 
 async def test_the_context_bounds_an_answer_without_max_tokens(long: LongService) -> None:
-    long.service.add_worker(1, long.worker, "smollm2", context_tokens=6000, open_ended=True)
+    long.service.add_worker(1, long.worker, "smollm2", context_tokens=6000)
     long.worker.length = 40_000
     length, result = await long.ask()
     assert (length, result.finish_reason, long.extended) == (6000, LENGTH, [6000])
@@ -225,21 +225,13 @@ async def test_the_context_bounds_an_answer_without_max_tokens(long: LongService
 
 async def test_a_server_with_a_small_or_unknown_context_is_not_told_our_bound(long: LongService) -> None:
     """OpenAI's API refuses a max_tokens above the model's own limit, and vLLM refuses more than the context has left after the prompt."""
-    long.service.add_worker(1, long.worker, "smollm2", context_tokens=0, open_ended=True)
+    long.service.add_worker(1, long.worker, "smollm2", context_tokens=0)
     long.worker.length = 10_000
     assert (await long.ask())[0] == 10_000
     await long.ask(max_tokens=5)
     long.service.books.most_tokens = 5
     await long.ask()
     assert [prompt.open_ended for prompt in long.worker.received] == [True, False, False]
-
-
-async def test_a_worker_of_the_release_before_gets_no_more_than_one_step(long: LongService) -> None:
-    long.service.add_worker(1, long.worker, "smollm2", context_tokens=CONTEXT)
-    long.worker.length = 10_000
-    length, result = await long.ask()
-    assert (length, result.finish_reason, long.extended) == (4096, LENGTH, [])
-    assert not long.worker.received[0].open_ended
 
 
 async def test_a_refused_step_ends_the_answer_with_length_and_an_exact_bill(long: LongService) -> None:

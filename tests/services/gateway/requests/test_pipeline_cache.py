@@ -81,7 +81,7 @@ async def test_a_cache_hit_has_a_row_that_says_so(asker: Asker) -> None:
 async def test_a_hit_has_all_tokens_of_an_answer_that_took_several_steps(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was cut to the first step of its own request, which a hit does not use."""
     monkeypatch.setattr("services.gateway.requests.request_admission.STEP_TOKENS", 2)
-    asker.running_service.add_worker(1, Upstream(words=tuple("abcde")), "smollm2", open_ended=True)
+    asker.running_service.add_worker(1, Upstream(words=tuple("abcde")), "smollm2")
     (_, computed), (_, hit) = await asker.ask(), await asker.ask()
     assert (computed.cached, hit.cached) == (False, True)
     assert computed.usage.completion_tokens == hit.usage.completion_tokens == 5

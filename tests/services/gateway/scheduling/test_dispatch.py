@@ -321,7 +321,7 @@ async def test_oldest_wait_and_refusals_are_measured_for_autoscaling() -> None:
         harness.worker(1)
         for _ in range(2):  # one runs, and the worker queues one
             await harness.ask()
-        harness.dispatch.apply_report(QueueReport("other", M, (PeerWaiting(tenant(2), 1, 0),)))
+        harness.dispatch.apply_report(QueueReport("other", M, (PeerWaiting(tenant(2), 1, 0, requirements(2).kind),)))
         now += 3
         assert harness.dispatch.oldest_wait(M) == 0, "another gateway's request is measured there"
         harness.dispatch.forget_peers()

@@ -8,15 +8,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.gateway.scheduling import fair_queue
 from services.gateway.scheduling.fair_queue import FairQueue
+from services.gateway.scheduling.policies import ANYWHERE
+from services.gateway.scheduling.routing import QueuedKind
 from shared.types import UserId
 
 A, B, C = (UserId(UUID(int=number)) for number in range(3))
+KIND = QueuedKind(A, ANYWHERE)
 
 
 def filled(*tickets: tuple[UserId, str], cost: float = 10) -> FairQueue[str]:
     queue: FairQueue[str] = FairQueue()
     for tenant, ticket in tickets:
-        queue.enter(tenant, ticket, cost)
+        queue.enter(tenant, ticket, cost, kind=KIND)
     return queue
 
 
@@ -29,7 +32,7 @@ def take(queue: FairQueue[str]) -> str:
 def test_one_request_of_another_tenant_is_next_although_500_wait() -> None:
     queue = filled(*((A, f"a{number}") for number in range(500)))
     assert take(queue) == "a0"
-    queue.enter(B, "b0", 10)
+    queue.enter(B, "b0", 10, kind=KIND)
     assert [take(queue), take(queue), take(queue)] == ["b0", "a1", "a2"]
 
 
@@ -38,7 +41,7 @@ def test_an_idle_tenant_earns_no_credit() -> None:
     for _ in range(10):
         take(queue)
     for number in range(10):
-        queue.enter(B, f"b{number}", 10)
+        queue.enter(B, f"b{number}", 10, kind=KIND)
     taken = [take(queue) for _ in range(10)]
     assert sum(ticket[0] == "b" for ticket in taken) == 5
 
@@ -46,11 +49,11 @@ def test_an_idle_tenant_earns_no_credit() -> None:
 def test_a_tenant_served_alone_is_not_punished_when_another_arrives() -> None:
     queue: FairQueue[str] = FairQueue()
     for number in range(100):
-        queue.enter(A, f"early{number}", 1000)
+        queue.enter(A, f"early{number}", 1000, kind=KIND)
         take(queue)
     for number in range(4):
-        queue.enter(B, f"b{number}", 10)
-        queue.enter(A, f"a{number}", 10)
+        queue.enter(B, f"b{number}", 10, kind=KIND)
+        queue.enter(A, f"a{number}", 10, kind=KIND)
     assert sorted(take(queue)[0] for _ in range(4)) == ["a", "a", "b", "b"]
 
 
@@ -63,7 +66,7 @@ def test_the_actual_cost_decides_the_next_turn() -> None:
 
 def test_resumed_answers_come_first() -> None:
     queue = filled((A, "a0"), (B, "b0"))
-    queue.enter(A, "goes on", 10, urgent=True)
+    queue.enter(A, "goes on", 10, urgent=True, kind=KIND)
     assert queue.order()[0] == "goes on"
     assert take(queue) == "goes on"
 
@@ -84,16 +87,16 @@ def test_the_predicted_order_is_the_actual_order() -> None:
 
 def test_a_newcomers_position_counts_turns_not_requests() -> None:
     queue = filled(*((A, f"a{number}") for number in range(50)))
-    queue.enter(B, "b0", 10)
+    queue.enter(B, "b0", 10, kind=KIND)
     assert queue.position_of_last(B) == 2
     assert queue.position_of_last(A) == 51
 
 
 def test_counters_are_bounded() -> None:
     queue: FairQueue[int] = FairQueue()
-    queue.enter(C, -1, 1)
+    queue.enter(C, -1, 1, kind=KIND)
     for number in range(fair_queue.MAX_TENANTS + 10):
-        queue.enter(UserId(UUID(int=number + 100)), number, 1)
+        queue.enter(UserId(UUID(int=number + 100)), number, 1, kind=KIND)
         queue.dequeue(number, 1)
     assert len(queue._counters) <= fair_queue.MAX_TENANTS
     assert len(queue._had_turn) <= fair_queue.MAX_TENANTS
@@ -102,20 +105,20 @@ def test_counters_are_bounded() -> None:
 
 def test_a_waiting_tenants_counter_is_never_dropped() -> None:
     queue: FairQueue[int] = FairQueue()
-    queue.enter(C, -1, 1)
+    queue.enter(C, -1, 1, kind=KIND)
     queue.dequeue(-1, 1_000_000)
-    queue.enter(C, -2, 1)
+    queue.enter(C, -2, 1, kind=KIND)
     for number in range(fair_queue.MAX_TENANTS + 10):
         queue.correct(UserId(UUID(int=number + 100)), 1)
     assert queue.counter_of(C) == 1_000_000
-    queue.enter(A, 1, 1)
+    queue.enter(A, 1, 1, kind=KIND)
     queue.correct(A, -queue.counter_of(A))
     assert next(queue.turns()) == 1, "the tokens that C received count"
 
 
 def test_nothing_is_left_of_finished_requests() -> None:
     queue = filled((A, "a0"), (A, "a1"), (B, "b0"))
-    queue.enter(C, "c0", 10, urgent=True)
+    queue.enter(C, "c0", 10, urgent=True, kind=KIND)
     queue.leave("a1")
     queue.leave("c0")
     while queue:
@@ -151,7 +154,7 @@ class Turns(RuleBasedStateMachine):
     def enter(self, tenant: int, cost: int) -> None:
         self.number += 1
         user = UserId(UUID(int=tenant))
-        self.queue.enter(user, self.number, cost)
+        self.queue.enter(user, self.number, cost, kind=KIND)
         self.waiting[self.number] = (user, cost)
         self._watch()
 

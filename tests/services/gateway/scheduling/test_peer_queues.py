@@ -13,11 +13,13 @@ from services.gateway.scheduling.peer_queues import (
     QueuedRequest,
     QueueReport,
 )
+from services.gateway.scheduling.policies import ANYWHERE
+from services.gateway.scheduling.routing import QueuedKind
 from shared.types import ModelName, TenantId
 from tests.services.gateway.fakes import node_id
 
 MODEL, ADA, WORKER = ModelName("m"), TenantId(UUID(int=1)), node_id(1)
-ONE_WAITS = QueueReport("a", MODEL, (PeerWaiting(ADA, 1),), whole=True)
+ONE_WAITS = QueueReport("a", MODEL, (PeerWaiting(ADA, 1, 0, QueuedKind(ADA, ANYWHERE)),), whole=True)
 
 
 class Gateway:

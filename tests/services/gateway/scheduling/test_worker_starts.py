@@ -146,7 +146,7 @@ async def test_a_pool_that_is_given_up_refuses_its_requests_with_the_reason() ->
 
 async def test_each_gateway_holds_its_own_requests_within_one_bound() -> None:
     async with dispatch_harness(POOL, queue_most=3) as harness:
-        harness.dispatch.apply_report(QueueReport("0", M, (PeerWaiting(tenant(9), 2),), whole=True))
+        harness.dispatch.apply_report(QueueReport("0", M, (PeerWaiting(tenant(9), 2, 0, requirements(9).kind),), whole=True))
         assert (harness.depth(), oldest(harness)) == (0, 0), "the other gateway counts them"
         assert (await harness.ask()).error is None
         assert isinstance((await harness.ask()).error, errors.Overloaded)
