@@ -27,10 +27,6 @@ class KvMode(StrEnum):
     EXACT = "exact"
     SHARED = "shared"
 
-    @classmethod
-    def _missing_(cls, value: object) -> "KvMode | None":
-        return cls.SHARED if value == "fast" else None  # the name of releases up to 0.2
-
 
 class KvType(StrEnum):
     """The format of the KV cache: q8_0 halves the memory at the cost of a little quality, q4_0 quarters it at the cost of more."""

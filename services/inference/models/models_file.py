@@ -203,10 +203,7 @@ FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "keep_alive": ("keep_alive_seconds", lambda value: quantities.parse_seconds(_text(value))),
     "pin": ("pinned", _one_of(_FLAG)),
     "preload": ("preload", _one_of(_FLAG)),
-    "kv_mode": (
-        "kv_mode",
-        lambda value: KvMode.SHARED if _text(value) == "fast" else _one_of({mode.value: mode for mode in KvMode})(value),
-    ),
+    "kv_mode": ("kv_mode", _one_of({mode.value: mode for mode in KvMode})),
     "kv_type": ("kv_type", _kv_types),
     "speculation": ("speculates", _one_of({"auto": True, "off": False})),
     "for": ("purpose", _one_of({purpose.value: purpose for purpose in LoadPurpose})),

@@ -22,7 +22,6 @@ from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, MetricsTextFormat, NodeView, SystemHealth
 from shared.protocol import directory
 from shared.telemetry import instruments
-from shared.telemetry.version import version
 from shared.types import SERVICE_NAMES, NodeId, Role
 
 NODE_DEADLINE_SECONDS = 2.0
@@ -200,14 +199,10 @@ class MeshSurvey:
         )
 
     def replicas(self) -> list[NodeId]:
-        """Return the live replicas that may lead, sorted by id: of the oldest version, because replicas before 0.2 all evaluate the alerts
-        themselves, and with a database, if one has it."""
+        """Return the live replicas that may lead, sorted by id: those with a database, if one has it."""
         others = [one.announcement for one in self._node.directory.entries(Role.METRICS) if one.alive and not one.announcement.leaving]
-        versions = {self._node.id: version(), **{one.node: one.version for one in others}}
-        oldest = min(map(_ordered, versions.values()))
-        candidates = sorted(node for node, found in versions.items() if _ordered(found) == oldest)
         settings = {self._node.id: self._node.shared_settings, **{one.node: one.settings for one in others}}
-        return [node for node in candidates if "DATABASE_URL" in settings[node]] or candidates
+        return sorted(node for node in settings if "DATABASE_URL" in settings[node]) or sorted(settings)
 
     def _known(self) -> list[directory.DirectoryEntry]:
         """Return the nodes to ask, and the missing workers. Metrics services may not call each other."""
@@ -222,11 +217,6 @@ class MeshSurvey:
         async with asyncio.TaskGroup() as tasks:
             calls = [tasks.create_task(call(entry)) for entry in self._known() if entry.alive]
         return [task.result() for task in calls]
-
-
-def _ordered(found: str) -> tuple[int, ...]:
-    """Parse a version, so that 0.10.0 is newer than 0.9.1."""
-    return tuple(int(part) for part in found.split(".") if part.isdecimal())
 
 
 def _source(read: node_api.NodeMetrics, role: Role, node: NodeId, *, trusted: bool = False) -> prometheus_merge.MetricSource:

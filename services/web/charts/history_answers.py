@@ -102,12 +102,9 @@ class HistoryAnswers:
         """Return one series per machine, or per GPU of a machine. Several nodes on a machine report the same figures."""
         found = self._lines(question, history_queries.OF_MACHINE[question])
         lines = [line for line in found if line.labels.get("node", "").startswith(self.node)]
-        # Nodes of an older version, and older history, do not name the machine.
-        machine_of = {line.labels.get("node", ""): line.labels["machine"] for line in lines if line.labels.get("machine")}
         grouped: dict[tuple[str, str], list[HistoryLine]] = {}
         for line in lines:
-            node = line.labels.get("node", "")
-            machine = machine_of.get(node) or node or line.labels.get("service", "")
+            machine = line.labels.get("machine") or line.labels.get("node") or line.labels.get("service", "")
             grouped.setdefault((machine, line.labels.get("gpu", "")), []).append(line)
         merge = history_view.least if question is HistoryQuery.DISK else history_view.averaged
         labels = self._machine_labels({machine: lines for (machine, _), lines in grouped.items()})

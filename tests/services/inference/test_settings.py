@@ -25,10 +25,6 @@ def test_models_are_pairs() -> None:
     assert load(MODELS="a=/x/a.gguf, b=/x/b.gguf").models == {"a": "/x/a.gguf", "b": "/x/b.gguf"}
 
 
-def test_former_name_of_a_mode_is_accepted() -> None:
-    assert load(ENGINE_KV_MODE="fast").kv_mode is load(ENGINE_KV_MODE="shared").kv_mode is KvMode.SHARED
-
-
 def test_model_options() -> None:
     settings = load(MODEL_MEMORY="12GiB", MODEL_KEEP_ALIVE="5m", ENGINE_SLOTS="7", GPU_LAYERS="2", ENGINE_CONTEXT_TOKENS="512")
     assert settings.model_memory_bytes == 12 * 2**30

@@ -79,7 +79,6 @@ def adapter(name: str, file: Path, scale: float = 1.0) -> CatalogAdapter:
             {"adapters": (adapter("a:sql", FOLDER / "sql.gguf", 0.5), adapter("a:law-2", Path("/l.gguf")))},
             id="adapters",
         ),
-        pytest.param("kv_mode: fast", {"kv_mode": KvMode.SHARED}, id="the former name of a mode"),
         pytest.param("device: 1", {"device": 1}, id="one GPU"),
         pytest.param("tensor_split: [3, 1.5]", {"tensor_split": (3.0, 1.5)}, id="shares of two GPUs"),
         pytest.param(

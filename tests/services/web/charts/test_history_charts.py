@@ -236,13 +236,6 @@ def test_worker_cannot_change_the_figures_of_a_machine_that_runs_our_services() 
     assert [(each.label, each.latest) for each in chart(drawn(found_machines(*lines)), "cpu").lines] == [("box", "40 %")]
 
 
-def test_older_history_joins_the_line_of_its_machine() -> None:
-    old, new = cpu([0.2] * 60 + [None] * 60), on_machine("rig-ffffff", [None] * 60 + [0.4] * 60, A)
-    (only,) = chart(drawn(found_machines(old, new)), "cpu").lines
-    assert (only.label, only.lowest, only.highest) == ("rig", "20 %", "40 %")
-    assert "" not in only.points.split(",")
-
-
 def test_free_disk_space_is_that_of_the_fullest_disk() -> None:
     lines = [on_machine("box-0a1b2c", free, node, "gateway", HistoryQuery.DISK) for free, node in ((9e9, A), (2e9, B))]
     assert [each.latest for each in chart(drawn(found_machines(*lines)), "disk").lines] == ["2 GB"]
