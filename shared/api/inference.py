@@ -215,7 +215,7 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     rests: bool = False
     #: Where its server is, as the file of upstreams says.
     region: str = ""
-    #: What it can do besides answering text with text; empty from an older worker.
+    #: What it can do besides answering text with text.
     abilities: tuple[str, ...] = ()
     #: The model whose adapter this is; they share slots.
     parent: ModelName | None = None

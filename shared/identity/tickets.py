@@ -67,9 +67,7 @@ def new(
 
 
 def render(ticket: Ticket) -> str:
-    fields = msgspec.structs.astuple(ticket)
-    # Older releases read only so many fields.
-    body = _encode(fields if ticket.model or ticket.accept_models is not None else fields[:-2] if ticket.nats else fields[:-3])
+    body = _encode(ticket)
     return PREFIX + base64url.encode(body + _checksum(body))
 
 

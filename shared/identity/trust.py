@@ -113,8 +113,6 @@ class Trust:
             self.certificate,
             self.number,
             self.delegation,
-            wire.MAX_CALLS,
-            max_request_bytes=wire.MAX_REQUEST_BYTES,
         )
         return msgspec.structs.replace(unsigned, signature=self.me.sign("hello", wire.hello_text(unsigned, to, link_id)))
 

@@ -80,9 +80,9 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     rests: bool = False
     #: Where its server is, for people.
     region: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    #: Its worker knows ``ProcessPrompt.open_ended``.
+    #: Always true.
     open_ended: bool = False
-    #: ``Ability`` or newer ones; empty from an older worker.
+    #: ``Ability`` or newer ones.
     abilities: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=32)] = ()
     #: Its name is that of a model, a colon and that of an adapter.
     is_adapter: bool = False
@@ -123,7 +123,7 @@ class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):
     running: int = 0
     queued: int = 0
     expected_wait_seconds: float = 0.0
-    #: How many calls of each model may wait; more are refused. Older workers don't announce it.
+    #: How many calls of each model may wait; more are refused.
     queue: int = DEFAULT_QUEUE
     #: Memory for models, of a worker that has none; 0 for others.
     free_bytes: int = 0
@@ -154,7 +154,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     instance: str = ""
     #: Processes that must stop because an older one uses the same key, as ``<node>/<instance>``. See ``duplicate_keys``.
     contested: tuple[str, ...] = ()
-    #: By the node's clock; older versions do not send it.
+    #: By the node's clock. None in the directory, where it alone would be a change.
     made_at: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
     pulls: tuple[ModelPull, ...] = ()
     #: Names of the settings that it has and that every replica of its service needs; see ``config.Variable.on_all_replicas``.
@@ -248,7 +248,7 @@ class Directory:
         samples = () if before is None else before.clock_samples
         if announcement.made_at is not None:
             samples = (*samples[1 - _CLOCK_SAMPLES :], (announcement.made_at - self._now()).total_seconds())
-        announcement = msgspec.structs.replace(announcement, made_at=None)  # it alone is no change
+        announcement = msgspec.structs.replace(announcement, made_at=None)
         if announcement.leaving:
             # The last announcement of a replaced process may arrive after its successor's first announcement.
             if before is None or before.announcement.started_at == announcement.started_at:

@@ -60,7 +60,7 @@ class DuplicateKeys:
         processes = self._nodes.setdefault(node, {})
         self._nodes.move_to_end(node)
         self._forget_processes(node, processes, now)
-        instance = instance_of(announcement)
+        instance = announcement.instance
         if announcement.leaving:
             self._drop(node, processes, instance)
             return False
@@ -74,7 +74,7 @@ class DuplicateKeys:
         return any(found)
 
     def _compare(self, node: NodeId, processes: dict[str, _KeyProcess], announcement: Announcement, other: str, now: float) -> bool:
-        instance = instance_of(announcement)
+        instance = announcement.instance
         process, another = processes[instance], processes[other]
         may_be_late = announcement.made_at is not None and announcement.made_at < another.started_at
         if now - another.first_at < (LATE_SECONDS if may_be_late else OVERLAP_SECONDS):
@@ -115,11 +115,6 @@ class DuplicateKeys:
 def process_name(node: NodeId, instance: str) -> str:
     """Return a name that includes the node, which transports verify. The instance alone is public and chosen by its sender."""
     return f"{node}/{instance}"
-
-
-def instance_of(announcement: Announcement) -> str:
-    """Return the instance id. Older versions send none, so their start time is used."""
-    return announcement.instance or announcement.started_at.isoformat()
 
 
 #: More links within this time than restarts or outages explain. Each node is reported at most once per QUIET_SECONDS.

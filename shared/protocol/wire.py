@@ -22,8 +22,6 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_REQUEST_BYTES = 17 * 1024 * 1024
 #: Concurrent calls per side on one link. The smaller number of both HELLOs applies.
 MAX_CALLS = 4096
-#: For peers that do not say: older versions refuse more.
-MAX_CALLS_UNSAID = 256
 #: Longer deadlines are reduced to this.
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 #: Per write. NATS has `max_payload: 2MB`, and 256 KiB take about 2 ms on a gigabit line.
@@ -48,11 +46,11 @@ class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
     #: The certified key's delegation to ``node``, if several processes share a profile; empty if both are the same key.
     delegation: bytes = b""
     #: How many of the receiver's calls the sender runs at once. The link uses the smaller number of both HELLOs.
-    max_calls: int = MAX_CALLS_UNSAID
+    max_calls: int = MAX_CALLS
     #: The process, as in announcements. Over NATS, two processes with one key both get every message of this link.
     instance: str = ""
-    #: The longest request that the sender takes, for methods that allow one. Older peers take a message.
-    max_request_bytes: int = MAX_MESSAGE_BYTES
+    #: The longest request that the sender takes, for methods that allow one. The same for all.
+    max_request_bytes: int = MAX_REQUEST_BYTES
 
 
 class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):
@@ -122,8 +120,8 @@ class Credit(msgspec.Struct, array_like=True, tag=10, frozen=True):
     id: int
     items: int
     bytes: int
-    #: Since the last CREDIT. Older peers send 0.
-    taken_items: int = 0
+    #: Since the last CREDIT.
+    taken_items: int
 
 
 class Ping(msgspec.Struct, array_like=True, tag=11, frozen=True):

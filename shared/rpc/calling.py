@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Generic
@@ -11,9 +11,6 @@ from typing import Any, Generic
 import msgspec
 
 from shared import context, errors
-from shared.api.gateway import ProcessInferenceRequest
-from shared.api.generation import ChatMessage
-from shared.api.inference import ProcessPrompt
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.protocol import wire
 from shared.rpc import bodies
@@ -266,22 +263,8 @@ def _too_late(method: str) -> errors.DeadlineExceeded:
     return errors.DeadlineExceeded(f"{method} did not answer in time", hint="try again, or give it longer")
 
 
-def _has_images(request: object) -> bool:
-    messages: Sequence[object] = ()
-    if isinstance(request, ProcessInferenceRequest):
-        messages = request.request.messages
-    elif isinstance(request, ProcessPrompt):
-        messages = request.prompt
-    # Senders don't check types, so a message may be anything.
-    return any(isinstance(message, ChatMessage) and message.images for message in messages)
-
-
 def _frame(connection: RpcConnection, method: AnyMethod, request: object, until: float, credential: Credential | None) -> wire.Call:
     """Return the connection's next call."""
-    if connection.link.max_request_bytes <= wire.MAX_MESSAGE_BYTES and _has_images(request):
-        # It would ignore them.
-        node = f"{connection.peer.role} {connection.peer.node[:8]}"
-        raise errors.BadRequest(f"{node} is too old for images", hint="upgrade it, or leave them out")
     body = bodies.encode(request)
     if len(body) > (most_bytes := most_request_bytes(method)):
         raise errors.TooLarge(f"the request is {len(body)} bytes, the limit is {most_bytes}", hint="send less at once")

@@ -96,14 +96,9 @@ class RpcConnection:
         return self._calls.next_id()
 
     def ask(self, call: Call, waiter: Waiter, *, streaming: bool) -> None:
-        """Send a call with ``next_id``. Raises LinkLost, Overloaded if the link has too many calls, or TooLarge for an older peer."""
+        """Send a call with ``next_id``. Raises LinkLost, or Overloaded if the link has too many calls."""
         if self.link.closed is not None:
             raise self.link.closed
-        if len(call.body) > self.link.max_request_bytes:
-            raise errors.TooLarge(
-                f"the request is {len(call.body)} bytes, but {self.peer.role} {self.peer.node[:8]} takes {self.link.max_request_bytes}",
-                hint="upgrade that node, or send less at once",
-            )
         frames = self._calls.ask(call, streaming=streaming)
         self._waiters[call.id] = waiter
         self._send_all(frames)

@@ -55,9 +55,7 @@ class Link:
         self.dialled = dialled
         self.round_trip_seconds: float | None = None
         #: Concurrent calls per side. Set by the HELLOs, before the layer above gets the link.
-        self.max_calls = wire.MAX_CALLS_UNSAID
-        #: The longest request that the peer takes. Set like ``max_calls``.
-        self.max_request_bytes = wire.MAX_MESSAGE_BYTES
+        self.max_calls = wire.MAX_CALLS
         self.on_frames: Callable[[list[Frame]], None] = lambda frames: None
         self.on_closed: Callable[[errors.AimeshError], None] = lambda why: None
         #: Returns the number of our revocation list, for every PONG; and receives the peer's number.
@@ -115,7 +113,6 @@ class Link:
     def agree(self, hello: Hello) -> None:
         """Apply the peer's first valid HELLO."""
         self.max_calls = max(1, min(wire.MAX_CALLS, hello.max_calls))
-        self.max_request_bytes = max(wire.MAX_MESSAGE_BYTES, min(wire.MAX_REQUEST_BYTES, hello.max_request_bytes))
 
     def take_writes(self, most_bytes: int = wire.MAX_WRITE_BYTES) -> list[list[Frame]]:
         """Return what is queued, split into writes of about ``most_bytes``. Frames are never split."""

@@ -45,8 +45,8 @@ class _Reset(msgspec.Struct, array_like=True, tag=1, frozen=True):
 
     link: int
     why: str
-    #: The error code; empty from older nodes.
-    code: str = ""
+    #: The error code; empty without an error.
+    code: str
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -211,17 +211,7 @@ class NatsTransport:
     def _hello(self, link: NatsLink) -> Hello:
         me = self.me
         sent_at = time.time_ns() // 1_000_000
-        unsigned = Hello(
-            wire.VERSION,
-            me.role,
-            me.node,
-            sent_at,
-            me.software,
-            b"",
-            max_calls=wire.MAX_CALLS,
-            instance=me.instance,
-            max_request_bytes=wire.MAX_REQUEST_BYTES,
-        )
+        unsigned = Hello(wire.VERSION, me.role, me.node, sent_at, me.software, b"", instance=me.instance)
         signature = me.key.sign("hello", wire.hello_text(unsigned, link.peer.node, link.id))
         return msgspec.structs.replace(unsigned, signature=signature)
 

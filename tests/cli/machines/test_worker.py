@@ -116,7 +116,7 @@ def test_joined_worker_uses_its_folder_and_the_users_display_options() -> None:
 @pytest.mark.parametrize(
     ("model", "accepts", "outside", "expected"),
     [
-        pytest.param("", None, {}, {}, id="an older ticket"),
+        pytest.param("", None, {}, {}, id="neither"),
         pytest.param("hf:a/b", True, {}, {"MODELS_PULL": "hf:a/b"}, id="a source"),
         pytest.param("/srv/m.gguf", False, {}, {"MODELS": "m=/srv/m.gguf"}, id="a file"),
         pytest.param("hf:a/b", None, {"MODELS": "x=/x"}, {"MODELS": "x=/x"}, id="the owner's own models"),

@@ -296,7 +296,7 @@ def test_long_items_for_stalled_readers_end_only_their_own_call() -> None:
 
 
 def test_no_more_calls_are_sent_than_the_link_allows() -> None:
-    asking = Calls(dialled=True, max_calls=wire.MAX_CALLS_UNSAID)
+    asking = Calls(dialled=True, max_calls=256)
     for _ in range(256):
         ask(asking)
     with pytest.raises(errors.Overloaded, match="256 of our calls"):
@@ -346,7 +346,7 @@ def test_excess_calls_of_a_peer_are_refused_one_by_one() -> None:
         pytest.param(True, Reply(1, b""), id="a reply for a stream"),
         pytest.param(False, Piece(1, b"", False), id="a piece of nothing"),
         pytest.param(False, Cancel(1), id="a cancel of our own call"),
-        pytest.param(False, Credit(1, 1, 1), id="credit for our own call"),
+        pytest.param(False, Credit(1, 1, 1, 0), id="credit for our own call"),
         pytest.param(False, Reply(3, b""), id="a reply to a call that was never made"),
         pytest.param(False, Cancel(2), id="a cancel of a call that was never made"),
         pytest.param(False, Call(3, "a.b", 1, b""), id="a call with a number of ours"),
@@ -367,7 +367,7 @@ def test_credit_never_shrinks_a_window() -> None:
     asking, answering = pair()
     call_id, frames = ask(asking, streaming=True)
     give(answering, frames)
-    give(answering, [Credit(call_id, -(2**40), -(2**40))])
+    give(answering, [Credit(call_id, -(2**40), -(2**40), 0)])
     assert answering.item(call_id, b"")
 
 

@@ -160,15 +160,6 @@ def test_an_instance_of_any_length_keeps_the_announcement_within_its_limit() -> 
     assert seen.younger == ()
 
 
-def test_processes_of_an_older_version_are_told_apart_by_their_start() -> None:
-    seen = DuplicateKeys()
-    old = Announcement(Role.WORKER, NODE, "1", datetime(2026, 1, 1, tzinfo=UTC))
-    for turn in range(20):
-        seen.record_announcement(old, 2.0 * turn)
-        seen.record_announcement(make_announcement("younger"), 2.0 * turn + 1)
-    assert seen.younger == (process_name(NODE, "younger"),)
-
-
 def test_a_process_that_left_or_is_silent_is_no_longer_reported() -> None:
     for end in (make_announcement("younger", leaving=True), None):
         seen = DuplicateKeys()

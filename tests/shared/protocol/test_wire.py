@@ -63,13 +63,6 @@ def test_an_independent_msgpack_library_reads_and_writes_the_same(frame: Frame, 
     assert wire.decode(msgpack.packb([plain])) == [frame]
 
 
-def test_a_hello_of_an_older_version_means_256_calls_and_no_long_requests() -> None:
-    older = [1, 1, "worker", KEY.id, 1_700_000_000_000, "aimesh/0.1.0", b"", b"certificate", 7, b""]
-    [hello] = wire.decode(msgpack.packb([older]))
-    assert isinstance(hello, Hello)
-    assert (hello.max_calls, hello.max_request_bytes) == (256, wire.MAX_MESSAGE_BYTES)
-
-
 def test_the_signed_text_of_hello_never_changes() -> None:
     """A change here locks out every older node. Certificates are further fields; this text stays as it is."""
     text = wire.hello_text(HELLO, NodeId("UPEER"), 42)

@@ -95,7 +95,7 @@ MAKERS: tuple[Callable[[Dice], Frame], ...] = (
     lambda dice: End(dice.number, dice.body, dice.more),
     lambda dice: Error(dice.number, PROBLEM),
     lambda dice: Piece(dice.number, dice.body, dice.more),
-    lambda dice: Credit(dice.number, dice.credit, dice.credit),
+    lambda dice: Credit(dice.number, dice.credit, dice.credit, dice.credit),
     lambda dice: Cancel(dice.number),
     lambda dice: Call(dice.rng.choice((2, 4, 6, dice.number)), dice.rng.choice(METHODS), 60_000, dice.body, dice.more),
     lambda dice: Call(dice.rng.choice((2, 4)), "auth.loginUser", dice.rng.choice((0, -1, 1 << 62)), b""),

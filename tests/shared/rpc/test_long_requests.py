@@ -251,48 +251,6 @@ async def test_a_caller_that_sends_a_long_request_for_another_method_anyway_gets
             await anext(answer)
 
 
-async def test_a_peer_of_an_older_version_takes_no_long_request_and_the_caller_gets_one_clear_error() -> None:
-    async with testnet() as net:
-        worker, door = await net.start(Worker), await net.start(Gateway)
-        transport = worker.node.node_transports.nats
-        assert transport is not None
-        say_hello = transport._hello
-        older = {"max_request_bytes": wire.MAX_MESSAGE_BYTES}  # the decoder's default
-        transport._hello = lambda link: msgspec.structs.replace(say_hello(link), **older)  # type: ignore[method-assign]
-        with pytest.raises(errors.BadRequest, match=r"worker .* is too old for images") as refused:
-            async with door.node.rpc.stream(inference.process_prompt, prompt(2 * MIB)):
-                pass
-        assert "upgrade" in refused.value.hint
-        long = inference.ProcessPrompt("x" * 2 * MIB, inference.ModelConfig(model=ModelName("m")), REQUEST_ID)
-        with pytest.raises(errors.TooLarge, match="takes 1048576") as refused:
-            async with door.node.rpc.stream(inference.process_prompt, long):
-                pass
-        assert isinstance(worker.service, Worker)
-        worker.service.may_end.set()
-        short = msgspec.structs.replace(long, prompt="hi")
-        async with door.node.rpc.stream(inference.process_prompt, short) as answer:
-            assert [chunk.text async for chunk in answer] == ["0"], "the link has survived it"
-
-
-async def test_a_gateway_of_an_older_version_gets_no_images_because_it_would_ignore_them() -> None:
-    async with testnet() as net:
-        door, caller = await net.start(Gateway), await net.client()
-        transport = door.node.node_transports.nats
-        assert transport is not None
-        say_hello = transport._hello
-        older = {"max_request_bytes": wire.MAX_MESSAGE_BYTES}
-        transport._hello = lambda link: msgspec.structs.replace(say_hello(link), **older)  # type: ignore[method-assign]
-        with pytest.raises(errors.BadRequest, match="too old for images"):
-            async with caller.rpc.stream(gateway.process_inference_request, _request(chat(10))):
-                pass
-        async with caller.rpc.stream(gateway.process_inference_request, _request((ChatMessage("user", "hi"),))) as answer:
-            assert [chunk.text async for chunk in answer] == ["seen"]
-
-
-def _request(messages: tuple[ChatMessage, ...]) -> gateway.ProcessInferenceRequest:
-    return gateway.ProcessInferenceRequest(gateway.InferenceRequest(messages=messages))
-
-
 async def test_a_caller_that_stops_sending_loses_its_place(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
     worker, door = await net.start(Worker), await net.start(Gateway)
     monkeypatch.setattr("shared.rpc.connection.PIECE_SECONDS", 0.3)

@@ -371,14 +371,13 @@ async def test_unread_replies_on_a_link_use_at_most_16_mib_and_block_no_other_ca
             assert running.service.sent < 500 * 100, "nobody was held back"
 
 
-async def test_a_peer_that_names_no_call_limit_gets_256() -> None:
+async def test_a_peer_that_takes_256_calls_gets_no_more() -> None:
     async with testnet() as net:
         running = await net.start(Auth)
         transport = running.node.node_transports.nats
         assert transport is not None
         say_hello = transport._hello
-        # Versions before this field send none; the decoder then uses this default.
-        transport._hello = lambda link: msgspec.structs.replace(say_hello(link), max_calls=wire.MAX_CALLS_UNSAID)  # type: ignore[method-assign]
+        transport._hello = lambda link: msgspec.structs.replace(say_hello(link), max_calls=256)  # type: ignore[method-assign]
         caller = await net.client()
         await caller.rpc.call(auth.login_user, login("ada"))
         asked = [asyncio.create_task(caller.rpc.call(auth.login_user, login("hang"), deadline_seconds=60)) for _ in range(300)]
