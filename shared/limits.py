@@ -56,6 +56,11 @@ LIMITS = (
     LimitKind("requests_per_hour", "window", "request", 3600, header="requests", defaults={Tier.FREE: 100, Tier.PRO: 1_000}),
     LimitKind("requests_per_minute", "rate", "request", 60, header="requests", defaults={Tier.FREE: 10, Tier.PRO: 100}),
     LimitKind("tokens_per_minute", "rate", "token", 60, is_held=True, header="tokens", about=", input and output combined"),
+    LimitKind("tokens_per_day", "window", "token", 86_400, is_held=True, header="tokens", about=", input and output combined"),
+    LimitKind(
+        "tokens_per_month", "window", "token", 30 * 86_400, is_held=True, header="tokens", about=" of 30 days, input and output combined"
+    ),
+    LimitKind("images_per_day", "window", "image", 86_400, about=", in prompts"),
     LimitKind("concurrency", "slots", "request", is_held=True, defaults={Tier.FREE: 10, Tier.PRO: 100}),
 )
 BY_NAME: Mapping[str, LimitKind] = {kind.name: kind for kind in LIMITS}

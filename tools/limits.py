@@ -51,7 +51,7 @@ def write() -> None:
 def _pages() -> Iterator[tuple[Path, str]]:
     table = "\n".join(_table())
     yield _COSTS, generated.with_part(_COSTS, f"<!-- {_NOTICE} -->", f"\n{table}\n\n", f"<!-- {_END} -->")
-    types = f"export type LimitKind = {' | '.join(repr(kind.name) for kind in LIMITS)}\n"
+    types = "export type LimitKind =\n" + "".join(f"  | '{kind.name}'\n" for kind in LIMITS)
     yield _JAVASCRIPT, generated.with_part(_JAVASCRIPT, f"// {_NOTICE}", types, f"// {_END}")
     fields = "".join(f"    #: {kind.label}{kind.about}.\n    {kind.name}: int | None\n" for kind in LIMITS)
     found = "".join(f'        {kind.name}=key.maybe_integer("{kind.name}"),\n' for kind in LIMITS)

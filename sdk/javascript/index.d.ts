@@ -231,7 +231,14 @@ export interface Usage {
 }
 
 // Generated from shared/limits.py by `python -m tools.docs`.
-export type LimitKind = 'requests_per_hour' | 'requests_per_minute' | 'tokens_per_minute' | 'concurrency'
+export type LimitKind =
+  | 'requests_per_hour'
+  | 'requests_per_minute'
+  | 'tokens_per_minute'
+  | 'tokens_per_day'
+  | 'tokens_per_month'
+  | 'images_per_day'
+  | 'concurrency'
 // End of the generated part.
 
 export interface QuotaLimit {

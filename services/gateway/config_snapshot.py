@@ -115,9 +115,12 @@ def tier_plan(base: TierPlan, document: PlanDocument | ModelLimitDocument, sourc
     return tiers.with_numbers(base, numbers, source)
 
 
-def plan_document(plan: TierPlan) -> PlanDocument:
-    """Return a document that states every number of the plan."""
-    return PlanDocument(**{name: UNLIMITED if (number := getattr(plan, name)) is None else number for name in tiers.NUMBERS})
+def plan_document(tier: Tier, plan: TierPlan) -> PlanDocument:
+    """Return a document that states the plan's numbers, without those that have no limit by default either: gateways that don't know a new
+    kind of limit refuse a document that names it."""
+    numbers = {name: getattr(plan, name) for name in tiers.NUMBERS}
+    stated = {name: number for name, number in numbers.items() if number is not None or getattr(tiers.DEFAULTS[tier], name) is not None}
+    return PlanDocument(**{name: UNLIMITED if number is None else number for name, number in stated.items()})
 
 
 def limit_document(plan: TierPlan) -> ModelLimitDocument:

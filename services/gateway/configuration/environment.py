@@ -56,7 +56,7 @@ def read_documents(settings: GatewaySettings) -> dict[DocumentKey, Document]:
         (ConfigKind.ROUTE, alias): RouteDocument(targets=(TargetDocument(name=_TARGET, model=model),))
         for alias, model in settings.model_aliases.items()
     }
-    documents |= {(ConfigKind.PLAN, tier.value): config_snapshot.plan_document(plan) for tier, plan in settings.plans().items()}
+    documents |= {(ConfigKind.PLAN, tier.value): config_snapshot.plan_document(tier, plan) for tier, plan in settings.plans().items()}
     documents |= {(ConfigKind.MODEL_LIMIT, model): config_snapshot.limit_document(plan) for model, plan in settings.model_plans().items()}
     if settings.default_model:
         documents[ConfigKind.DEFAULT_MODEL, DEFAULT_MODEL] = DefaultModelDocument(model=settings.default_model)

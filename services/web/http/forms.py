@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from shared import errors
+from shared.limits import MAX_OF_KEY
 
 F = TypeVar("F", bound=msgspec.Struct)
 Word = TypeVar("Word", bound=StrEnum)
@@ -130,6 +131,6 @@ def read_limit(text: str, what: str) -> int | None:
     text = text.strip()
     if not text:
         return None
-    if not (number := find_number(text)):
-        raise errors.BadRequest(f"{what} must be a whole number of at least 1", hint="leave it empty for the tier default")
+    if not (number := find_number(text, most_digits=10)) or number > MAX_OF_KEY:
+        raise errors.BadRequest(f"{what} must be a whole number from 1 to {MAX_OF_KEY:,}", hint="leave it empty for the tier default")
     return number

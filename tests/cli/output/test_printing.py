@@ -10,6 +10,7 @@ import pytest
 from cli.output import printing
 from cli.output.printing import TableColumn
 from shared.api.auth import ApiKey
+from shared.limits import BY_NAME
 from shared.types import KeyId, UserId
 
 KEY = ApiKey(
@@ -31,13 +32,7 @@ def test_json_has_every_field_under_its_python_name() -> None:
         "is_active": True,
         "created_at": "2026-01-02T03:04:05Z",
         "last_used_at": None,
-        "limits": {
-            "requests_per_hour": None,
-            "requests_per_minute": None,
-            "tokens_per_minute": None,
-            "concurrency": None,
-            "budget_micro": None,
-        },
+        "limits": dict.fromkeys((*BY_NAME, "budget_micro")),
         "kind": "live",
         "bounds": {"scopes": [], "models": [], "networks": []},
         "expires_at": None,

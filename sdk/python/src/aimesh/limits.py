@@ -16,6 +16,12 @@ class NewKeyLimits(TypedDict, total=False):
     requests_per_minute: int | None
     #: Tokens per minute, input and output combined.
     tokens_per_minute: int | None
+    #: Tokens per day, input and output combined.
+    tokens_per_day: int | None
+    #: Tokens per month of 30 days, input and output combined.
+    tokens_per_month: int | None
+    #: Images per day, in prompts.
+    images_per_day: int | None
     #: Concurrent requests.
     concurrency: int | None
 
@@ -30,6 +36,12 @@ class ShownLimits:
     requests_per_minute: int | None
     #: Tokens per minute, input and output combined.
     tokens_per_minute: int | None
+    #: Tokens per day, input and output combined.
+    tokens_per_day: int | None
+    #: Tokens per month of 30 days, input and output combined.
+    tokens_per_month: int | None
+    #: Images per day, in prompts.
+    images_per_day: int | None
     #: Concurrent requests.
     concurrency: int | None
 
@@ -39,5 +51,8 @@ def read(key: JsonFields) -> ShownLimits:
         requests_per_hour=key.maybe_integer("requests_per_hour"),
         requests_per_minute=key.maybe_integer("requests_per_minute"),
         tokens_per_minute=key.maybe_integer("tokens_per_minute"),
+        tokens_per_day=key.maybe_integer("tokens_per_day"),
+        tokens_per_month=key.maybe_integer("tokens_per_month"),
+        images_per_day=key.maybe_integer("images_per_day"),
         concurrency=key.maybe_integer("concurrency"),
     )

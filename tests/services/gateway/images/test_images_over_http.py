@@ -6,18 +6,21 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
 from services.gateway.http_api import http_call
+from services.gateway.limits import tiers
+from services.gateway.limits.tiers import LimitRules
 from services.gateway.requests import image_admission
 from shared.api import generation, inference
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, GenerationEnd, ImageDetail, ImagePart, Usage
 from shared.protocol.request_memory import RequestMemory
-from shared.types import Ability, FinishReason
+from shared.types import Ability, FinishReason, Tier
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 from tests.services.gateway.images.pictures import gif, jpeg, png, webp
@@ -93,6 +96,27 @@ async def test_responses_and_messages_take_images_too(http: httpx.AsyncClient, r
     assert prompts[0] == prompts[1]
     assert isinstance(prompts[0], tuple)
     assert prompts[0][0].images[0].data == png()
+
+
+async def test_images_count_against_a_limit_of_images(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    plan = replace(tiers.NO_LIMITS, images_per_day=3, tokens_per_day=100_000)
+    running_service.config = replace(running_service.config, limits=LimitRules({Tier.FREE: plan}))
+    images = [part(url(png())) for _ in range(4)]
+    assert (await ask(http, text("a"), *images[:2])).status_code == 200
+    refused = await ask(http, text("a"), *images[:2])
+    assert (refused.status_code, refused.json()["error"]["message"].partition(" is ")[0]) == (
+        429,
+        "the free tier's limit of 3 images per day",
+    )
+    assert int(refused.headers["retry-after"]) > 86_000
+    too_many = await ask(http, text("a"), *images)
+    assert (too_many.status_code, "4 images, but the limit is 3 images per day" in too_many.text) == (400, True)
+    answer = await ask(http, text("no image"))
+    assert answer.status_code == 200
+    assert answer.headers["x-ratelimit-limit-tokens"] == "100000"
+    left = {each["kind"]: each["limit"] - each["remaining"] for each in (await http.get("/api/quota")).json()["limits"]}
+    assert left["images_per_day"] == 2
+    assert 0 < left["tokens_per_day"] < 1_000, "what was reserved is returned"
 
 
 async def test_codex_asks_for_an_image_as_it_is(http: httpx.AsyncClient, running_service: RunningService) -> None:

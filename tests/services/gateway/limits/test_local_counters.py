@@ -5,6 +5,7 @@ from uuid import uuid4
 
 import pytest
 
+from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import LimitScope, RequestLimit
 from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, LocalCounters
 from shared.limits import LIMITS, LimitKind
@@ -20,10 +21,10 @@ class LocalLimits:
         self.counters = LocalCounters(lambda: self.now, most=most)
         self.limits = LimitScripts(self.counters)
 
-    async def ask(self, *limits: RequestLimit, tokens: int = 10, lease_seconds: float = 600.0) -> RequestId | None:
+    async def ask(self, *limits: RequestLimit, tokens: int = 10, images: int = 0, lease_seconds: float = 600.0) -> RequestId | None:
         """Return the request's id if it was admitted."""
         request_id = RequestId(uuid4())
-        verdict = await self.limits.admit(limits, request_id, tokens=tokens, lease_seconds=lease_seconds)
+        verdict = await self.limits.admit(limits, request_id, tokens=tokens, images=images, lease_seconds=lease_seconds)
         return request_id if verdict.admitted else None
 
     async def left(self, rule: RequestLimit) -> int:
@@ -36,8 +37,9 @@ def limit(kind: LimitKind, most: int) -> RequestLimit:
 
 @pytest.mark.parametrize("kind", LIMITS)
 async def test_exactly_as_many_requests_as_the_limit_are_admitted(kind: LimitKind) -> None:
-    local, rule = LocalLimits(), limit(kind, 1000 if kind is TOKENS else 100)
-    assert sum([await local.ask(rule) is not None for _ in range(200)]) == 100
+    local, cost = LocalLimits(), limit_rules.cost(kind, tokens=10, images=3)
+    rule = limit(kind, 100 * cost)
+    assert sum([await local.ask(rule, images=3) is not None for _ in range(200)]) == 100
 
 
 async def test_unused_tokens_are_returned_once() -> None:

@@ -66,7 +66,7 @@ def test_active_keys_come_first_newest_first() -> None:
 
 
 def test_limits_of_a_key() -> None:
-    form = NewKeyForm("laptop", "1", " 2 ", "3", "4", ".5")
+    form = NewKeyForm("laptop", requests_per_hour="1", requests_per_minute=" 2 ", tokens_per_minute="3", concurrency="4", budget=".5")
     assert key_view.read_limits(form) == ApiKeyLimits(
         requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget_micro=MicroCredits(500_000)
     )
