@@ -262,7 +262,6 @@ METHODS: Mapping[str, AccessRule] = {
     "metrics.getMetrics": _NODE,
     "metrics.getSystemHealth": _person(Permission.EVERYTHING, unless={Role.GATEWAY, Role.WEB, Role.OPERATOR}),
     "metrics.listAlerts": _WATCHING,
-    "metrics.acknowledgeAlert": _WATCHING,
     "metrics.silenceAlerts": _WATCHING,
     "metrics.endSilence": _WATCHING,
     "metrics.getTrace": _WATCHING,

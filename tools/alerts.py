@@ -1,135 +1,105 @@
-"""Generate the alert rules for Prometheus and their reference page.  `python -m tools.docs` runs it."""
+"""Generate the reference page of the alerts, and the frame of each runbook, from the rule files.  `python -m tools.docs` runs it."""
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import yaml
 
-from services.metrics.alerting.rules import all_rules, objectives, promql
-from services.metrics.alerting.rules.alert_rule import AlertRule
+from services.metrics.alerting import rules, thresholds
+from services.metrics.alerting.rules import AlertRule
 from tools import generated
 
-FOLDER = generated.ROOT / "deploy" / "prometheus" / "rules"
-NOTICE = "# Generated from services/metrics/alerting/rules by `python -m tools.docs`. Changes made here are lost.\n"
-#: Expressions stay on one line, so that they can be searched and copied.
-_ONE_LINE = 100_000
+FOLDER = generated.ROOT / "docs" / "runbooks"
+RULES = generated.ROOT / "deploy" / "prometheus" / "rules"
 
-PAGE_HEAD = """# Objectives and alerts
+_PAGE = """# Objectives and alerts
 
-The service level objectives, and the alerts for them. Prometheus reads the rules from `deploy/prometheus/rules/*.rules.yml`. The
-[runbooks](../runbooks/README.md) explain how to run Prometheus and Alertmanager, and have a page for each alert.
+The service level objectives, and the alerts for them. Prometheus reads the rules from `deploy/prometheus/rules/*.rules.yml`, which are
+written by hand. The [runbooks](../runbooks/README.md) explain how to run Prometheus and Alertmanager, and have a page for each alert.
 
 ## Objectives
 
 Over 30 days. Every admitted request that did not succeed counts as an error, unless the caller canceled it. Requests rejected by a limit
-were not admitted. If there were fewer than {least} requests in the long window, no alert fires.
+were not admitted. If there were fewer than 50 requests in the long window, no alert fires.
 
-"""
+| objective | error budget | alert |
+|---|---|---|
+| 99.9 % of admitted requests succeed, without an error or a timeout | 0.1 % | `availability_burn` |
+| 99.95 % of admitted requests to each model succeed, without an error or a timeout | 0.05 % | `model_availability_burn` |
+| 95 % of answers start within 2.5 s, including queueing | 5 % | `first_token_burn` |
 
-BURNS_HEAD = """
 An alert fires when the error budget burns too fast: at a burn rate of 1 it lasts exactly 30 days. It fires while both windows exceed the
-rate, so it ends soon after the problem does.
+rate, so it ends soon after the problem does (SRE workbook, chapter 5, table 5-8).
 
-"""
+| speed | long window | short window | severity |
+|---|---|---|---|
+| 14.4 | 1h | 5m | page |
+| 6 | 6h | 30m | page |
+| 3 | 1d | 2h | ticket |
+| 1 | 3d | 6h | ticket |
 
-ALERTS_HEAD = """
 ## Alerts
 
 Severities: *page* wakes someone up, *critical* needs action within an hour, *warning* today, *ticket* this week. *for* is how long the
-condition holds before the alert fires.
+condition holds before the alert fires. Without Prometheus, the metrics service itself watches {built_in}.
 
 """
 
-RECORDED_HEAD = """
+_RECORDED = """
 ## Recorded series
 
-Prometheus computes these series for the objectives, for each window.
+Prometheus computes these series for the objectives.
 
+| series | expression |
+|---|---|
 """
-
-
-def rule_files() -> dict[str, str]:
-    files = {"recorded": _file("recorded", [{"record": one.name, "expr": promql.recorded(one)} for one in all_rules.RECORDINGS])}
-    files |= {group: _file(group, [_alert(rule) for rule in members]) for group, members in all_rules.GROUPS.items()}
-    return {f"{name}.rules.yml": text for name, text in files.items()}
-
-
-def annotation(text: str, own: Mapping[str, str]) -> str:
-    """Convert `{label}` to Prometheus' syntax. Labels that the rule itself sets are unknown there, so insert their values."""
-    return re.sub(r"\{(\w+)\}", lambda found: own.get(found[1], f"{{{{ $labels.{found[1]} }}}}"), text)
-
-
-def _file(group: str, members: list[dict[str, object]]) -> str:
-    return NOTICE + yaml.safe_dump({"groups": [{"name": group, "rules": members}]}, sort_keys=False, width=_ONE_LINE)
-
-
-def _alert(rule: AlertRule) -> dict[str, object]:
-    return {
-        "alert": rule.name,
-        "expr": promql.render(rule.when),
-        **({"for": promql.duration(rule.hold_seconds)} if rule.hold_seconds else {}),
-        "labels": {"severity": rule.severity.value, **dict(rule.labels)},
-        "annotations": {
-            "summary": annotation(rule.summary, dict(rule.labels)),
-            "description": annotation(rule.description, dict(rule.labels)),
-            "runbook_url": rule.runbook,
-            "dashboard": rule.board.value,
-        },
-    }
-
-
-# --- docs/reference/alerts.md ---------------------------------------------------------------------------------------
 
 
 def page() -> str:
     """Return the reference page, in Markdown."""
-    head = PAGE_HEAD.format(least=objectives.LEAST_REQUESTS)
-    return head + _objectives() + BURNS_HEAD + _burns() + ALERTS_HEAD + _alerts() + RECORDED_HEAD + _recorded()
-
-
-def _objectives() -> str:
-    lines = ["| objective | error budget | alert |", "|---|---|---|"]
-    lines += [f"| {one.statement} | {promql.number(one.allowed * 100)} % | {_runbook(one.name)} |" for one in objectives.OBJECTIVES]
-    return "\n".join(lines) + "\n"
-
-
-def _burns() -> str:
-    lines = ["| speed | long window | short window | severity |", "|---|---|---|---|"]
-    lines += [
-        f"| {promql.number(burn.rate)} | {promql.duration(burn.long_seconds)} | {promql.duration(burn.short_seconds)} | {burn.severity} |"
-        for burn in objectives.BURNS
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _alerts() -> str:
+    found = rules.load()
     lines = ["| alert | severity | for | what it says | condition |", "|---|---|---|---|---|"]
-    for rule in all_rules.ALL:
-        held = promql.duration(rule.hold_seconds) if rule.hold_seconds else "–"
-        condition = promql.render(rule.when).replace("|", "\\|")
-        lines.append(f"| {_runbook(rule.name)} | {rule.severity} | {held} | {rule.summary} | `{condition}` |")
+    for rule in found:
+        link = f"[{rule.name}](../runbooks/{rule.name}.md)"
+        lines.append(f"| {link} | {rule.severity} | {rule.hold or '–'} | {_shown(rule)} | `{_cell(rule.expression)}` |")
+    recorded = yaml.safe_load((RULES / "recorded.rules.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    series = "".join(f"| `{one['record']}` | `{_cell(one['expr'])}` |\n" for one in recorded)
+    return _PAGE.replace("{built_in}", _built_in()) + "\n".join(lines) + "\n" + _RECORDED + series
+
+
+def _built_in() -> str:
+    names = [f"`{name}`" for name in thresholds.FORMATS]
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _shown(rule: AlertRule) -> str:
+    return re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"{\1}", rule.summary)
+
+
+def _cell(expression: str) -> str:
+    return expression.replace("|", "\\|")
+
+
+def runbooks() -> dict[str, str]:
+    """Return the runbooks with their frames: what stands between the heading and the first section."""
+    found = {}
+    for name, members in itertools.groupby(sorted(rules.load(), key=lambda rule: rule.name), key=lambda rule: rule.name):
+        path = FOLDER / f"{name}.md"
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        found[path.name] = f"# {name}\n\n{_frame(members)}\n{text[text.index('## ') :]}"
+    return found
+
+
+def _frame(members: Iterable[AlertRule]) -> str:
+    lines = ["| severity | for | condition | board |", "|---|---|---|---|"]
+    lines += [f"| {rule.severity} | {rule.hold or '–'} | `{_cell(rule.expression)}` | {rule.board} |" for rule in members]
     return "\n".join(lines) + "\n"
-
-
-def _recorded() -> str:
-    lines = []
-    for objective in objectives.OBJECTIVES:
-        windows = ", ".join(f"`{promql.duration(seconds)}`" for seconds in objectives.windows_of(objective))
-        shown = promql.recorded(objective.bad_ratio(300)).replace("5m", "…")
-        lines.append(f"- `ai_platform:{objective.recorded_as}_rate…` for {windows}: `{shown}`")
-    return "\n".join(lines) + "\n"
-
-
-def _runbook(name: str) -> str:
-    return f"[{name}](../runbooks/{name}.md)"
-
-
-# --- the files ------------------------------------------------------------------------------------------------------
 
 
 def drift() -> dict[str, str]:
-    return generated.drift(FOLDER, rule_files(), obsolete="*.yml")
+    return generated.drift(FOLDER, runbooks())
 
 
 def write() -> None:
-    generated.write(FOLDER, rule_files(), obsolete="*.rules.yml")
+    generated.write(FOLDER, runbooks())

@@ -1,4 +1,4 @@
-"""`aicli alerts`: list, acknowledge and silence alerts."""
+"""`aicli alerts`: list and silence alerts."""
 
 import re
 from datetime import timedelta
@@ -44,7 +44,7 @@ def _read_labels(context: click.Context, parameter: click.Parameter, values: tup
 @click.pass_context
 @click.pass_obj
 def alerts(here: CliContext, context: click.Context, /, *, as_json: bool) -> None:
-    """List, acknowledge and silence alerts. Admins only."""
+    """List and silence alerts. Admins only."""
     if context.invoked_subcommand is None:
         _list(here, everything=False, as_json=as_json)
 
@@ -97,16 +97,6 @@ def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
 
 
 @alerts.command()
-@click.argument("alert_id", metavar="ID")
-@print_format.output_options("Print the alert as a JSON object.")
-@click.pass_obj
-def ack(here: CliContext, /, *, alert_id: str, as_json: bool) -> None:
-    """Acknowledge an alert."""
-    seen = here.call(api.alerts.acknowledge_alert, api.alerts.AcknowledgeAlert(alert_id))
-    printing.show_message(seen, f"{seen.name}: {seen.seen_by} acknowledged it", as_json=as_json)
-
-
-@alerts.command()
 @click.argument("name", metavar="[ALERT]", default="")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, default="2h", show_default=True, help="Duration, such as 30m or 7d.")
 @click.option("--label", "--labels", "labels", callback=_read_labels, metavar="KEY=VALUE,…", multiple=True, help=_LABELS_HELP)
@@ -135,6 +125,4 @@ def unsilence(here: CliContext, /, *, silence_id: str) -> None:
 def _state(alert: "Alert") -> str:
     if alert.state != "firing":
         return alert.state
-    if alert.silenced:
-        return "firing, silenced"
-    return f"firing, acknowledged by {alert.seen_by}" if alert.seen_by else "firing"
+    return "firing, silenced" if alert.silenced else "firing"

@@ -32,7 +32,6 @@ class FiringAlert(msgspec.Struct, frozen=True):
     severity: str
     seconds: float
     summary: str
-    seen_by: str
     silenced: bool
     #: Labels that distinguish it from others of its name, unless the summary has them.
     labels: dict[str, str] = {}
@@ -128,7 +127,6 @@ def _firing(readings: MeshReadings, at: datetime) -> tuple[FiringAlert, ...]:
             severity=alert.severity,
             seconds=_seconds(at - alert.since),
             summary=alert.summary,
-            seen_by=alert.seen_by,
             silenced=alert.silenced,
             labels={label: value for label, value in alert.labels.items() if value not in alert.summary},
         )

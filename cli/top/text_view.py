@@ -164,7 +164,7 @@ def _folded(text: str, width: int | None) -> list[str]:
 
 
 def _alert(alert: FiringAlert) -> Line:
-    after = "; silenced" if alert.silenced else f"; acknowledged by {alert.seen_by}" if alert.seen_by else ""
+    after = "; silenced" if alert.silenced else ""
     style = _SEVERITIES.get(alert.severity, "")
     where = "".join(f" {label}={value}" for label, value in alert.labels.items())
     text = f" {alert.name}, {printing.duration(alert.seconds)}: {alert.summary}{where}{after}"

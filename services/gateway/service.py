@@ -289,7 +289,7 @@ class GatewayService:
             self.audit_reporting.run(),
             background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, metrics),
             background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, self._stores.checkpoints.close_days, metrics),
-            background_jobs.repeat(UpkeepJob.ROLL, 600, self._business.roll, metrics),
+            background_jobs.repeat(UpkeepJob.ROLL, 600, partial(self._business.roll, metrics), metrics),
             background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, metrics),
             background_jobs.repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics),
         ):

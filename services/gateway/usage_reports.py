@@ -13,7 +13,7 @@ from shared.api.business import BusinessGrouping, GetBusinessReport
 from shared.api.method import Nothing
 from shared.api.usage_report import Bucket, GetUsageReport, LoggedRequests, UsageBucket, UsageSum, UsageSummary
 from shared.rpc import RpcCall, StreamCall, serves
-from shared.telemetry import logs
+from shared.telemetry import Metrics, logs
 from shared.types import RequestId, TenantId
 
 _STEP = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), Bucket.DAY: timedelta(days=1)}
@@ -119,12 +119,13 @@ class BusinessReports:
         check_period(request)
         return await self._store.report(request)
 
-    async def roll(self) -> None:
-        """Sum up everything that is over. Raises Unavailable."""
+    async def roll(self, metrics: Metrics) -> None:
+        """Sum up everything that is over, and compare its cost with the usual. Raises Unavailable."""
         await self._store.open_days()
         while (day := await self._store.roll_one()) is not None:
             _report_log.info("usage day summed up", day=day.isoformat())
         await self._store.close_days(self._days)
+        metrics.cost_of_usual.set(await self._store.compare_cost())
 
 
 def check_period(query: GetBusinessReport) -> None:

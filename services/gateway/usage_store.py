@@ -140,6 +140,11 @@ class DaysStore:
             await transaction.run("end_piece", piece["day"], piece["until"], piece["is_last"])
         return piece
 
+    async def compare_cost(self) -> float:
+        """Return what the alert cost_anomaly watches; 0 until something is usual."""
+        found: float = await self._database.value("compare_cost", deadline_seconds=_REPORT_SECONDS)
+        return found
+
     async def close_days(self, days: int) -> None:
         """Freeze days whose rows may be deleted after ``days``: they are never summed up again."""
         await self._database.run("close_days", days)

@@ -107,54 +107,18 @@ FROM (
 ) AS of_node
 GROUP BY 1;
 
--- name: list_alarms
--- List the leader's alerts, and those of replicas before 0.2 that still evaluate rules.
-SELECT id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed FROM alarms
-WHERE node = 'leader' OR ended IS NOT NULL OR held_at > $1
-ORDER BY node = 'leader' DESC, held_at DESC
-LIMIT $2;
-
--- name: write_alarms
--- Write alerts of the leader; a repetition changes nothing. Acknowledgements are written by `acknowledge`.
-INSERT INTO alarms (node, id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
-SELECT 'leader', id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, string_to_array(owed, ',')
-FROM unnest(
-    $1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::double precision[], $7::boolean[],
-    $8::timestamptz[], $9::text[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::text[]
-) AS row (id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
-ON CONFLICT (node, id, since) DO UPDATE
-SET value = excluded.value, firing = excluded.firing, ended = excluded.ended, told = excluded.told, held_at = excluded.held_at,
-    owed = excluded.owed;
-
--- name: keep_alarms
--- Delete all alerts except these of the leader.
-DELETE FROM alarms WHERE node <> 'leader' OR (id, since) NOT IN (SELECT * FROM unnest($1::text[], $2::timestamptz[]));
-
--- name: acknowledge
--- Acknowledge a firing alert in the leader's row, which is created if only a replica before 0.2 has one.
-INSERT INTO alarms (node, id, since, rule, severity, labels, value, firing, ended, seen_by, seen_at, told, held_at, owed)
-SELECT 'leader', id, since, rule, severity, labels, value, firing, ended, $2, $3, told, held_at, owed FROM alarms
-WHERE id = $1 AND ended IS NULL
-ORDER BY node = 'leader' DESC, held_at DESC LIMIT 1
-ON CONFLICT (node, id, since) DO UPDATE SET seen_by = excluded.seen_by, seen_at = excluded.seen_at
-WHERE alarms.seen_at IS NULL OR alarms.seen_at < excluded.seen_at;
-
 -- name: list_silences
--- List silences until their time is over, including ended ones.
-SELECT id, until, ended, said FROM silences WHERE until > $1 ORDER BY ended, until DESC LIMIT $2;
+-- List silences that are in effect.
+SELECT id, until, said FROM silences WHERE NOT ended AND until > $1 ORDER BY until DESC LIMIT $2;
 
--- name: write_silences
--- Add silences. Existing ones stay as they are, because another replica may have ended them.
-INSERT INTO silences (id, until, said) SELECT * FROM unnest($1::text[], $2::timestamptz[], $3::text[])
-ON CONFLICT DO NOTHING;
+-- name: add_silence
+-- Add a silence, and delete those whose time is over.
+WITH over AS (DELETE FROM silences WHERE until < now())
+INSERT INTO silences (id, until, said) VALUES ($1, $2, $3);
 
--- name: end_silences
--- End silences. Their rows stay until $2, so that every replica notices.
-UPDATE silences SET ended = true, until = least(until, $2) WHERE id = ANY($1::text[]);
-
--- name: delete_old_silences
--- Delete silences whose time is over.
-DELETE FROM silences WHERE until < $1;
+-- name: end_silence
+-- End a silence.
+DELETE FROM silences WHERE id = $1;
 
 -- name: read_state
 -- Read a value that the leader has saved.

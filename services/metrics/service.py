@@ -2,20 +2,23 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
+from services.metrics.alerting import channels
 from services.metrics.alerting.alerting_module import AlertingModule
-from services.metrics.alerting.worker_attendance import WorkerAttendance
+from services.metrics.collection.attendance_duty import AttendanceDuty
 from services.metrics.collection.event_counters import EventCounters
 from services.metrics.collection.log_and_trace_collectors import LogCollector, TraceCollector
 from services.metrics.collection.mesh_survey import MeshSurvey
 from services.metrics.collection.recorded_metrics import RecordedMetricSet
 from services.metrics.collection.recording_rpc import RecordingRpc
+from services.metrics.collection.worker_attendance import WorkerAttendance
 from services.metrics.export import otlp_outbox
 from services.metrics.export.otlp_outbox import OtlpOutboxes
 from services.metrics.history.history_module import HistoryModule
+from services.metrics.leader import Leader
 from services.metrics.scaling.scaling_http import ScalingHttp
 from services.metrics.scaling.scaling_module import ScalingModule
 from services.metrics.settings import MetricsSettings
@@ -61,9 +64,15 @@ class MetricsService:
         self._outboxes: OtlpOutboxes | None = None
         self._history = HistoryModule(settings, self.metrics_text, DatabaseMetrics(node.metrics))
         self._scaling = ScalingModule(settings, node, lambda: self._survey.latest)
-        self._alerting = AlertingModule(
-            settings, node.id, self.metrics_text, attendance, replicas=self._survey.replicas, duty=self._scaling
+        self._alerting = AlertingModule(channels.open_channels(settings), self._families, has_database=settings.database_url is not None)
+        self._leader = Leader(
+            node.id,
+            self._survey.replicas,
+            [AttendanceDuty(attendance), self._alerting, self._scaling],
+            url=settings.database_url,
+            migrate=settings.migrate == "on",
         )
+        self._alerting.on_change = self._leader.changed.set
         self._audit = AuditReporting(node.rpc)
 
     @classmethod
@@ -90,7 +99,8 @@ class MetricsService:
         node.dispatcher.add(traces)
         node.dispatcher.add(self._history)
         node.tasks.create_task(self._history.run(), name="history")
-        node.dispatcher.add(self._alerting.watch)
+        node.tasks.create_task(self._leader.run(), name="leader")
+        node.dispatcher.add(self._alerting)
         node.tasks.create_task(self._alerting.run(), name="alerts")
         node.dispatcher.add(self._scaling)
         node.tasks.create_task(self._scaling.run(), name="scaling")
@@ -102,7 +112,8 @@ class MetricsService:
 
     async def checks(self) -> tuple[Check, ...]:
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        return (*await self._history.checks(), self._recording.check(), *exported, *await self._alerting.checks(), *self._scaling.checks())
+        leading = (*self._leader.checks(), *self._alerting.checks(), *self._scaling.checks())
+        return (*await self._history.checks(), self._recording.check(), *exported, *leading)
 
     def asgi(self) -> http_server.App:
         """Return the endpoint for autoscalers. The node itself serves /metrics."""
@@ -111,6 +122,10 @@ class MetricsService:
     async def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
         """Return the metrics of the whole mesh, which this node serves at /metrics."""
         return (await self._survey.metrics.get()).text(form)
+
+    async def _families(self, names: Set[str]) -> str:
+        """Return the text of these families for the whole mesh."""
+        return (await self._survey.metrics.get()).text_of(names)
 
     @serves(api.get_metrics)
     async def get_metrics(self, request: api.GetMetrics, call: RpcCall) -> api.MetricsText:

@@ -12,7 +12,7 @@ from shared.config import Port, Variable
 from shared.mail import letters
 from shared.node.settings import READ_URL, Migrate, ReadLagSeconds
 
-#: The mail queue can hold an hour of emails to this many addresses while the mail server is down.
+#: Each address gets an email of its own.
 MOST_MAILED = 5
 
 

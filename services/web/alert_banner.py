@@ -1,4 +1,4 @@
-"""Build the banner that administrators see while severe alerts are unacknowledged, and refresh it in the background.
+"""Build the banner that administrators see while severe alerts fire that nobody has silenced, and refresh it in the background.
 
 Pages read the cached banner, so a slow or missing metrics service never delays them. The poller asks at most once every few seconds in
 total, and only while an administrator uses the pages. It is the only owner of this cache in the process.
@@ -40,7 +40,7 @@ NOTHING = AlertBanner()
 def of(listed: Iterable[Alert]) -> AlertBanner:
     """Return the banner for these alerts, sorted by severity."""
     bad = [alert for alert in listed if alert.severity in _SHOWN_SEVERITIES and alert.state == "firing"]
-    left = [alert for alert in bad if not alert.seen_by and not alert.silenced]
+    left = [alert for alert in bad if not alert.silenced]
     if not left:
         return NOTHING
     # Show identical summaries of several nodes once.

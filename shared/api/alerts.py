@@ -1,4 +1,4 @@
-"""metrics: alerts, acknowledgements and silences."""
+"""metrics: alerts and silences."""
 
 from datetime import datetime
 
@@ -12,7 +12,7 @@ class ListAlerts(Body, frozen=True):
 
 
 class Alert(Body, frozen=True, omit_defaults=False):
-    #: For `acknowledgeAlert`. Stays the same while the alert lasts.
+    #: Stays the same while the alert lasts.
     id: str
     name: str
     #: page, critical, warning or ticket.
@@ -27,8 +27,6 @@ class Alert(Body, frozen=True, omit_defaults=False):
     description: str
     #: The URL of the runbook.
     runbook: str
-    #: Who acknowledged it; empty for nobody.
-    seen_by: str
     #: Nobody is notified.
     silenced: bool
     #: The value with its unit; empty if it adds nothing.
@@ -53,10 +51,6 @@ class Alerts(Body, frozen=True, omit_defaults=False):
     as_of: datetime | None = None
 
 
-class AcknowledgeAlert(Body, frozen=True):
-    id: str
-
-
 class SilenceAlerts(Body, frozen=True):
     seconds: float
     #: The alert's name; empty for all alerts.
@@ -71,6 +65,5 @@ class EndSilence(Body, frozen=True):
 
 
 list_alerts = Method("metrics.listAlerts", ListAlerts, Alerts, callers=PEOPLE_OR_GATEWAY)
-acknowledge_alert = Method("metrics.acknowledgeAlert", AcknowledgeAlert, Alert, callers=PEOPLE_OR_GATEWAY)
 silence_alerts = Method("metrics.silenceAlerts", SilenceAlerts, Silence, callers=PEOPLE_OR_GATEWAY)
 end_silence = Method("metrics.endSilence", EndSilence, Nothing, callers=PEOPLE_OR_GATEWAY)

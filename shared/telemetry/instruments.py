@@ -215,6 +215,10 @@ INTER_TOKEN_SECONDS = histogram(
     buckets=OUTPUT_TOKEN_SECONDS,
 )
 COST = counter("ai_platform_cost_micro_total", "Cost of completed requests in micro-credits: a million is one credit", ("model",))
+COST_OF_USUAL = gauge(
+    "ai_platform_cost_of_usual_ratio",
+    "Cost of this or the last UTC day, if that was higher, as a multiple of the mean of the seven days before it; 0 until it is known",
+)
 LEDGER_RESERVE_SECONDS = histogram(
     "ai_platform_ledger_reserve_seconds",
     "Time that PostgreSQL took to reserve the maximum cost of a request",

@@ -32,8 +32,8 @@ from stack import processes
 from tests import otlp_receiver
 from tests.chaos import streams
 from tests.chaos.streams import Told
+from tests.deploy import debian
 from tests.people import ApiClient, Person
-from tests.services.metrics.alerting.rules import debian
 from tests.stacks import MESH, RunningStack, total, until
 from tests.testnet import free_port
 

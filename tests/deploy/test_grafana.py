@@ -2,35 +2,19 @@
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import promql_parser
 import pytest
 import yaml
 
-from services.metrics.alerting.rules import all_rules
+from services.metrics.alerting import rules
 from shared.telemetry import instruments
-from shared.telemetry.instrument import Instrument, InstrumentKind
 from tests.deploy.grafana_boards import BOARDS, GRAFANA, SERVICE_LEVEL
+from tests.deploy.promql import LABELS, selectors
 
 SOURCES = {kind: {"type": kind, "uid": f"${{{kind}_datasource}}"} for kind in ("prometheus", "loki")}
 #: What values of metrics are, in Grafana's words.
 UNITS = {"s", "bytes", "Bps", "percentunit", "reqps", "ops", "short", "watt", "celsius", "bool_yes_no"}
-#: Labels that the metrics service and Prometheus add to every series.
-EVERYWHERE = {"service", "node", "job", "instance", "le"}
-RECORDED = {recording.name for recording in all_rules.RECORDINGS}
-#: Labels of Prometheus's own series of alerts.
-ALERTS = {"alertname", "alertstate", "severity"}
-
-
-def names_of(instrument: Instrument) -> set[str]:
-    if instrument.kind is InstrumentKind.HISTOGRAM:
-        return {instrument.name + suffix for suffix in ("_bucket", "_sum", "_count")}
-    return {instrument.name}
-
-
-LABELS = {name: {*one.labels, *EVERYWHERE} for one in instruments.ALL for name in names_of(one)}
-LABELS |= {name: {*EVERYWHERE, "model"} for name in RECORDED} | {"ALERTS": ALERTS}
 
 
 def queries() -> Iterator[tuple[str, str, str, str]]:
@@ -42,18 +26,6 @@ def queries() -> Iterator[tuple[str, str, str, str]]:
 
 
 QUERIES = tuple(queries())
-
-
-def selectors(node: Any) -> Iterator[Any]:
-    """Yield every vector selector of a parsed expression."""
-    if isinstance(node, promql_parser.VectorSelector):
-        yield node
-    for part in ("expr", "lhs", "rhs", "vector_selector", "param"):
-        inner = getattr(node, part, None)
-        if inner is not None and not isinstance(inner, (str, int, float)):
-            yield from selectors(inner)
-    for inner in getattr(node, "args", None) or ():
-        yield from selectors(inner)
 
 
 @pytest.mark.parametrize(("board", "panel", "expression"), [query[:3] for query in QUERIES], ids=lambda value: value[:60])
@@ -124,7 +96,7 @@ def test_a_board_is_whole(board: str) -> None:
 
 
 def test_there_is_a_board_for_every_alert() -> None:
-    assert {rule.board for rule in all_rules.ALL} <= set(BOARDS)
+    assert {rule.board for rule in rules.load()} <= set(BOARDS)
 
 
 def test_a_chart_leads_to_its_traces_and_a_trace_to_its_logs_and_back() -> None:

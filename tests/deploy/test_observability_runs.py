@@ -10,11 +10,10 @@ import httpx
 import pytest
 import yaml
 
-from services.metrics.alerting.rules import all_rules
-from tests.deploy import compose_file, containers
+from services.metrics.alerting import rules
+from tests.deploy import compose_file, containers, debian
 from tests.deploy.observers import SERVICES, file_at, option
-from tests.services.metrics.alerting.rules import debian
-from tests.services.metrics.alerting.rules.test_delivery import running
+from tests.deploy.test_alert_delivery import running
 from tests.testnet import free_port, until
 
 PAGE = compose_file.ROOT / "docs" / "howto" / "observability.md"
@@ -50,7 +49,7 @@ async def test_prometheus_starts_with_composes_command_and_has_every_rule(tmp_pa
         url = f"http://127.0.0.1:{port}"
         await until(lambda: answers(f"{url}/-/ready"), seconds=START_SECONDS)
         found = [rule["name"] for group in (await fetch(f"{url}/api/v1/rules"))["data"]["groups"] for rule in group["rules"]]
-        assert {rule.name for rule in all_rules.ALL} <= set(found)
+        assert {rule.name for rule in rules.load()} <= set(found)
         flags = (await fetch(f"{url}/api/v1/status/flags"))["data"]
     assert flags["enable-feature"] == "exemplar-storage"
     # Prometheus counts gigabytes in powers of two.
@@ -85,7 +84,7 @@ async def test_alertmanager_starts_with_composes_command_and_the_addresses_that_
         debian.check(*shlex.split(shown.replace("http://127.0.0.1:9093", url)))
         [silence] = await fetch(f"{url}/api/v2/silences")
     [matcher] = silence["matchers"]
-    assert matcher["value"] in {rule.name for rule in all_rules.ALL}
+    assert matcher["value"] in {rule.name for rule in rules.load()}
     assert "https://example.org/page?token=t0ken" in used.read_text(encoding="utf-8")
     debian.check("amtool", "check-config", used)
     told = {each["name"]: each["webhook_configs"][0]["url"] for each in yaml.safe_load(used.read_text(encoding="utf-8"))["receivers"]}

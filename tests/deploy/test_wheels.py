@@ -58,6 +58,7 @@ def test_together_they_hold_every_file_of_ours_and_no_tool(names: dict[str, set[
     shipped = set[str]().union(*names.values())
     assert {name for name in ours - shipped if not name.startswith(SIDECAR + "test/")} == set()
     assert {name.split("/")[0] for name in shipped} == set(PACKAGES)
+    assert {"services/metrics/rules/trust.rules.yml", "services/web/runbooks/ledger_drift.md"} <= names["aimesh_server"]
 
 
 def test_the_engines_libraries_can_be_built_from_the_servers_wheel(names: dict[str, set[str]]) -> None:

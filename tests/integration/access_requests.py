@@ -241,7 +241,6 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "metrics.getScaling": metrics.GetScaling,
     "metrics.getTrace": lambda: metrics.GetTrace("f" * 32),
     "metrics.listAlerts": alerts.ListAlerts,
-    "metrics.acknowledgeAlert": lambda: alerts.AcknowledgeAlert("there is none"),
     "metrics.silenceAlerts": lambda: alerts.SilenceAlerts(0.001),
     "metrics.endSilence": lambda: alerts.EndSilence("there is none"),
     "node.readRevocations": node.ReadRevocations,

@@ -11,8 +11,7 @@ import msgspec
 import pytest
 from nats.aio.client import Client as NatsClient
 
-from services.metrics.alerting import rule_watch
-from services.metrics.alerting.rules import all_rules
+from services.metrics.alerting import alerting_module, rules
 from shared.api import alerts, metrics
 from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.protocol import directory
@@ -22,10 +21,10 @@ from tests.stacks import MESH, RunningStack, until
 #: The guaranteed time. A check takes 2 s, the deadline for a node that doesn't answer, and may start a second late; the rest is for
 #: overloaded machines.
 DEGRADED_SECONDS = 5.0
-HOLD_SECONDS = next(rule.hold_seconds for rule in all_rules.ALL if rule.name == "worker_gone")
+HOLD_SECONDS = next(rule.hold_seconds for rule in rules.load() if rule.name == "worker_gone")
 #: One check finds the worker gone, and the next one after the hold fires the alert; the rest is for overloaded machines.
-FIRES_SECONDS = directory.GONE_AFTER_SECONDS + HOLD_SECONDS + 2 * rule_watch.EVERY_SECONDS + 15
-ENDS_SECONDS = rule_watch.EVERY_SECONDS + 15
+FIRES_SECONDS = directory.GONE_AFTER_SECONDS + HOLD_SECONDS + 2 * alerting_module.EVERY_SECONDS + 15
+ENDS_SECONDS = alerting_module.EVERY_SECONDS + 15
 
 
 @pytest.mark.timeout(300)

@@ -204,7 +204,8 @@ class IndexFolder:
 
 def _state_of_code() -> str:
     """Return a digest of the names, sizes and times of our files."""
-    folders = (setup_steps.ROOT / name for name in ("cli", "requirements", "services", "shared", "stack", "sdk", "docs/runbooks"))
+    names = ("cli", "requirements", "services", "shared", "stack", "sdk", "deploy/prometheus/rules", "docs/runbooks")
+    folders = (setup_steps.ROOT / name for name in names)
     paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix not in {".pyc", ""})
     facts = "".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
     return hashlib.sha256(facts.encode()).hexdigest()

@@ -643,6 +643,20 @@ UPDATE usage_rolls SET rolled_until = $2, is_stale = NOT $3, rolled_at = CASE WH
 -- Merge the pieces of a day.
 WITH joined AS MATERIALIZED (SELECT join_pieces($1)) SELECT count(*) FROM joined;
 
+-- name: compare_cost
+-- Return the cost of this or the last UTC day, the higher one, as a multiple of the mean of the seven days before it. 0 if the first of
+-- these had no cost, because then nothing is usual yet.
+WITH this AS (SELECT (now() AT TIME ZONE 'UTC')::date AS day),
+days AS (
+    SELECT used.day, sum(used.cost_micro) AS cost FROM this, LATERAL usage_between(this.day - 8, this.day) AS used GROUP BY used.day
+)
+SELECT coalesce(max(late.cost / usual.mean), 0)::float8
+FROM days AS late JOIN this ON late.day >= this.day - 1
+CROSS JOIN LATERAL (
+    SELECT sum(cost) / 7 AS mean, sum(cost) FILTER (WHERE day = late.day - 7) AS first FROM days WHERE day BETWEEN late.day - 7 AND late.day - 1
+) AS usual
+WHERE usual.first > 0;
+
 -- name: close_days
 -- Freeze days whose rows will soon be deleted from the request log.
 UPDATE usage_rolls SET is_final = true

@@ -1,1 +1,1 @@
-"""Evaluate the alert rules, keep the state of alerts, and notify people."""
+"""Built-in notices: compare a few metrics with thresholds, and notify people without Prometheus and Alertmanager."""

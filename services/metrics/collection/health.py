@@ -16,7 +16,6 @@ from typing import Final
 
 import msgspec
 
-from services.metrics.alerting.rules import request_rules
 from services.metrics.collection.health_signals import CertificateSignal, HealthSignals, QueueSignal
 from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, SystemHealth
@@ -33,6 +32,8 @@ _NO_SIGNALS = HealthSignals()
 _LOST = "disappeared without shutting down; run `aicli worker status` on its machine"
 #: How many nodes a component names.
 _NAMED: Final = 5
+#: More requests than this are a long queue.
+QUEUE_IS_LONG: Final = 100
 #: A queue is stuck after this time without a start. Requests wait at most QUEUE_SECONDS (30 s by default), so all of them were rejected.
 STILL_AFTER: Final = timedelta(seconds=60)
 
@@ -270,7 +271,7 @@ def _queue(queue: QueueSignal, now: datetime) -> ComponentFinding:
     still = now - queue.moved_at
     if still >= STILL_AFTER:
         detail += f", and none started for {_span(still.total_seconds())}: check its workers with `aicli nodes`"
-    elif queue.waiting > request_rules.QUEUE_IS_LONG:
+    elif queue.waiting > QUEUE_IS_LONG:
         detail += ": all its workers are busy; see docs/runbooks/queue_depth_high.md"
     else:
         return ComponentFinding(queue.model, "queue", ComponentStatus.HEALTHY, detail, now)

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
-from services.metrics.alerting.rules import trust_rules
-from services.metrics.alerting.sample_window import Sample
+from services.metrics.history.samples import Sample
 from shared.telemetry import instruments
 from shared.types import NodeId
 
@@ -27,6 +26,10 @@ FAMILIES: Final = frozenset(
     )
 )
 SERIES: Final = (FAMILIES - {instruments.QUEUE_WAIT_SECONDS.name}) | {_BEGUN}
+#: Less than the third of its lifetime at which a certificate is renewed.
+CERTIFICATE_ENDS_SECONDS: Final = 6 * 3600
+#: Auth confirms the list of revoked nodes every two minutes.
+_LIST_OLD_SECONDS: Final = 600
 #: The period that gateways use for quarantine.
 CAUGHT_WITHIN: Final = timedelta(hours=1)
 #: The longest queues are shown; more of them have a common cause that shows elsewhere.
@@ -47,11 +50,11 @@ class CertificateSignal:
 
     @property
     def ends_soon(self) -> bool:
-        return self.seconds_left < trust_rules.CERTIFICATE_ENDS_SECONDS
+        return self.seconds_left < CERTIFICATE_ENDS_SECONDS
 
     @property
     def has_old_list(self) -> bool:
-        return self.list_seconds > trust_rules.LIST_OLD_SECONDS
+        return self.list_seconds > _LIST_OLD_SECONDS
 
 
 @dataclass(frozen=True, slots=True)

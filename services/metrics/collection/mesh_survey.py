@@ -9,12 +9,12 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from services.metrics.alerting import sample_window
-from services.metrics.alerting.worker_attendance import WorkerAttendance
 from services.metrics.collection import health, health_signals
 from services.metrics.collection.event_counters import EventCounters
 from services.metrics.collection.recorded_metrics import RecordedMetricSet
+from services.metrics.collection.worker_attendance import WorkerAttendance
 from services.metrics.export import openmetrics, prometheus_merge
+from services.metrics.history import samples
 from shared import errors
 from shared import node as nodes
 from shared.api import node as node_api
@@ -102,9 +102,7 @@ class MeshSurvey:
         merged = self._merger.merge([own, *answers, *self._recorded.sources()])
         self._node.metrics.scrape_dropped_series.set(merged.dropped)
         self.latest = found = MeshMetrics(merged)
-        self._signals.take(
-            sample_window.read_samples(found.text_of(health_signals.FAMILIES), dict.fromkeys(health_signals.SERIES, ())), datetime.now(UTC)
-        )
+        self._signals.take(samples.read_samples(found.text_of(health_signals.FAMILIES), health_signals.SERIES), datetime.now(UTC))
         return found
 
     async def _read_metrics(self, entry: directory.DirectoryEntry) -> prometheus_merge.MetricSource | None:

@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from services.metrics.alerting.rules import evaluation
-from services.metrics.alerting.rules.evaluation import Labels
 from services.metrics.export import series
 from services.metrics.history import kept_series, rollup
 from services.metrics.history.query_plan import HistoryRequest, QueryPlan
+from services.metrics.history.samples import Labels
 from shared import errors
 from shared.api import metrics as api
 from shared.api.metrics import HistoryGrouping, HistoryLine
@@ -119,5 +118,19 @@ def _quantiles(wanted: HistoryRequest, share: float, steps: int, found: Mapping[
 
 def _quantile_at(share: float, step: int, buckets: Mapping[float, Mapping[int, _Sum]]) -> float | None:
     counts = [(bound, sums[step].total) for bound, sums in sorted(buckets.items()) if step in sums]
-    value = evaluation.quantile_of(share, counts) if counts else math.nan
+    value = quantile_of(share, counts) if counts else math.nan
     return None if math.isnan(value) else value
+
+
+def quantile_of(share: float, buckets: Sequence[tuple[float, float]]) -> float:
+    """Interpolate within cumulative buckets, sorted by their bounds; above the last finite bound, return that. NaN without values."""
+    most = buckets[-1][1]
+    if buckets[-1][0] != math.inf or len(buckets) < 2 or most <= 0:
+        return math.nan
+    rank = share * most
+    at = next(index for index, (_, count) in enumerate(buckets) if count >= rank)
+    if at == len(buckets) - 1:
+        return buckets[-2][0]
+    bound, count = buckets[at]
+    start, before = buckets[at - 1] if at else (0.0, 0.0)
+    return start + (bound - start) * (rank - before) / (count - before)

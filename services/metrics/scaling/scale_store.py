@@ -5,13 +5,12 @@ from contextlib import suppress
 
 import msgspec
 
-from services.metrics.alerting.alert_state import moment_of
+from services.metrics import leader_state
+from services.metrics.leader_state import Database, Leadership, State, moment_of
 from services.metrics.scaling.autoscaler import PoolDecision
 from services.metrics.scaling.hook_plan import ScaleCall
-from shared.stores.database import Database, DatabaseRow, Leadership
+from shared.stores.database import DatabaseRow
 
-#: The name in the table of the leader's state.
-_STATE = "scaling"
 _KEPT_SECONDS = 90 * 86_400.0
 _Decisions = dict[str, PoolDecision]
 
@@ -24,14 +23,13 @@ class ScaleStore:
 
     async def decisions(self) -> _Decisions:
         """Return none if another version wrote them in another shape."""
-        row = await self._database.row("read_state", _STATE)
+        body = await leader_state.read(self._database, State.SCALING)
         with suppress(msgspec.DecodeError):
-            return {} if row is None else msgspec.json.decode(row["body"], type=_Decisions)
+            return {} if body is None else msgspec.json.decode(body, type=_Decisions)
         return {}
 
     async def write_decisions(self, leader: Leadership, decisions: Mapping[str, PoolDecision], now: float) -> None:
-        async with leader.transaction() as transaction:
-            await transaction.run("write_state", _STATE, moment_of(now), msgspec.json.encode(decisions))
+        await leader_state.write(leader, State.SCALING, msgspec.json.encode(decisions), now)
 
     async def last_calls(self, pools: Sequence[str]) -> dict[str, ScaleCall]:
         return {row["pool"]: _call(row) for row in await self._database.rows("list_last_scale_calls", list(pools))}

@@ -1,7 +1,7 @@
 """Wire up autoscaling: read the mesh, decide as the leader, call hooks, and answer questions.
 
-The leader of the alerts leads here too. It stores its decisions, so that the other replicas show them and the next leader continues. Before
-it calls a hook, it writes the call in the session that holds the lock: a replica that lost the lock fails there and calls nothing.
+The leader of the metrics services decides. It stores its decisions, so that the other replicas show them and the next leader continues.
+Before it calls a hook, it writes the call in the session that holds the lock: a replica that lost the lock fails there and calls nothing.
 """
 
 import asyncio
@@ -10,10 +10,10 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from services.metrics.alerting import sample_window
-from services.metrics.alerting.alert_store import AlertStore, Leadership
-from services.metrics.alerting.sample_window import Sample
 from services.metrics.collection.mesh_survey import NODE_DEADLINE_SECONDS, MeshMetrics
+from services.metrics.history import samples
+from services.metrics.history.samples import Sample
+from services.metrics.leader_state import Database, Leadership
 from services.metrics.scaling import autoscaler, hooks, snapshot_reader
 from services.metrics.scaling.autoscaler import Autoscaler
 from services.metrics.scaling.demand import ScalingSnapshot
@@ -134,30 +134,30 @@ class ScalingModule:
         lost = [entry for entry in entries if not entry.alive and not entry.announcement.draining]
         async with asyncio.TaskGroup() as tasks:
             reading = [tasks.create_task(self._read_gateway(node)) for node in gateways]
-        samples = {node: found for node, task in zip(gateways, reading, strict=True) if (found := task.result()) is not None}
-        if not gateways or len(samples) < len(gateways):
+        read = {node: found for node, task in zip(gateways, reading, strict=True) if (found := task.result()) is not None}
+        if not gateways or len(read) < len(gateways):
             return None
         latest = self._latest()
         text = "" if latest is None else latest.text_of(snapshot_reader.WORKER_FAMILIES)
         workers = [entry.announcement for entry in self._node.directory.entries(Role.WORKER) if entry.alive]
-        measured = sample_window.read_samples(text, snapshot_reader.WORKER_SERIES)
+        measured = samples.read_samples(text, snapshot_reader.WORKER_SERIES)
         has_lost = any(datetime.now(UTC) - entry.since < _SETTLED_AFTER for entry in lost)
-        return self._reader.take(self._clock(), samples, workers, measured, has_lost_gateway=has_lost)
+        return self._reader.take(self._clock(), read, workers, measured, has_lost_gateway=has_lost)
 
     async def _read_gateway(self, node: NodeId) -> list[Sample] | None:
         try:
             answer = await self._node.rpc.call(
                 node_api.read_metrics, node_api.ReadMetrics(), to=node, deadline_seconds=NODE_DEADLINE_SECONDS
             )
-            return list(sample_window.read_samples(answer.text, snapshot_reader.GATEWAY_SERIES))
+            return list(samples.read_samples(answer.text, snapshot_reader.GATEWAY_SERIES))
         except (errors.AimeshError, ValueError) as error:
             _log.info("a gateway's queues can't be read", node=node, reason=str(error))
             return None
 
     # --- the leader -----------------------------------------------------------------------------------------------------
 
-    async def round(self, session: Leadership | None, store: AlertStore | None, *, leads: bool) -> None:
-        self._store = None if store is None else ScaleStore(store.database)
+    async def round(self, session: Leadership | None, database: Database | None, *, leads: bool) -> None:
+        self._store = None if database is None else ScaleStore(database)
         if not self._is_on:
             return
         if leads != self._leads or not leads:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from services.metrics.alerting.sample_window import Sample
+from services.metrics.history.samples import Sample
 from services.metrics.scaling.demand import ModelReading, ScalingSnapshot, WorkerReading
 from shared.protocol.directory import Announcement
 from shared.telemetry import gen_ai_instruments, host_instruments, instruments
@@ -14,13 +14,13 @@ _QUEUE, _OLDEST, _REQUESTS = instruments.QUEUE_DEPTH.name, instruments.OLDEST_WA
 _ANSWERED, _SECONDS = f"{instruments.TTFT_SECONDS.name}_count", f"{instruments.TTFT_SECONDS.name}_sum"
 _COUNTERS = (_REQUESTS, _ANSWERED, _SECONDS)
 #: What is read from the text of each gateway.
-GATEWAY_SERIES = dict.fromkeys((_QUEUE, _OLDEST, *_COUNTERS), ())
+GATEWAY_SERIES = frozenset({_QUEUE, _OLDEST, *_COUNTERS})
 
 _COMPLETED = f"{gen_ai_instruments.SERVER_REQUEST_DURATION.name}_count"
 _TOKENS, _CPU, _GPU = instruments.ENGINE_TOKENS_PER_SECOND.name, host_instruments.HOST_CPU.name, host_instruments.GPU_USAGE.name
 #: What is read about the workers from the text of the mesh.
 WORKER_FAMILIES = frozenset({gen_ai_instruments.SERVER_REQUEST_DURATION.name, _TOKENS, _CPU, _GPU})
-WORKER_SERIES = dict.fromkeys((_COMPLETED, _TOKENS, _CPU, _GPU), ())
+WORKER_SERIES = frozenset({_COMPLETED, _TOKENS, _CPU, _GPU})
 
 #: Gateways whose counters are remembered, also while they are disconnected.
 _MAX_GATEWAYS = 1000

@@ -23,7 +23,6 @@ DRIFT = Alert(
     summary="The books do not add up",
     description="Accounts and entries differ.",
     runbook="docs/runbooks/ledger_drift.md",
-    seen_by="",
     silenced=False,
 )
 QUIET = Silence("0001", "cpu_high", {"node": "UABC"}, datetime(2026, 11, 21, tzinfo=UTC), "ann", "it compiles")
@@ -67,18 +66,10 @@ def test_alerts_of_the_same_name_are_distinguished_by_labels(shell: Shell) -> No
     assert "node=UDEF" in shown
 
 
-@pytest.mark.parametrize(
-    ("changed", "words"), [({"seen_by": "ann"}, "firing, acknowledged by ann"), ({"silenced": True}, "firing, silenced"), ({}, "firing")]
-)
-def test_state_shows_who_acknowledged_it(shell: Shell, changed: dict[str, object], words: str) -> None:
-    shell.mesh.answer(alerts.list_alerts, alerts.Alerts((msgspec.structs.replace(DRIFT, **changed),), ()))
+@pytest.mark.parametrize(("silenced", "words"), [(True, "firing, silenced"), (False, "firing")])
+def test_state_shows_a_silence(shell: Shell, silenced: bool, words: str) -> None:
+    shell.mesh.answer(alerts.list_alerts, alerts.Alerts((msgspec.structs.replace(DRIFT, silenced=silenced),), ()))
     assert words in shell("alerts", "list").stdout
-
-
-def test_ack(shell: Shell) -> None:
-    shell.mesh.answer(alerts.acknowledge_alert, msgspec.structs.replace(DRIFT, seen_by="ann"))
-    assert shell("alerts", "ack", DRIFT.id).stdout == "ledger_drift: ann acknowledged it\n"
-    assert shell.mesh.calls[-1].request == alerts.AcknowledgeAlert(DRIFT.id)
 
 
 def test_silence_and_unsilence(shell: Shell) -> None:

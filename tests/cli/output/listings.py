@@ -39,7 +39,7 @@ KEY = auth.ApiKey(UUID(int=3), USER, NAME, "aip_live_abc…wxyz", is_active=True
 ALERT = alerts.Alert(
     id="a1b2c3d4e5f6", name="certificate_expiring", severity="warning", labels={"node": NAME}, state="firing",
     since=NOW - timedelta(minutes=5), ended=None, value=3, summary=f"The certificate of {NAME} expires in 3 days", description="",
-    runbook="docs/runbooks/certificate_expiring.md", seen_by="", silenced=False,
+    runbook="docs/runbooks/certificate_expiring.md", silenced=False,
 )  # fmt: skip
 SPAN = Span("a" * 32, "b" * 16, "", NAME, SpanKind.INTERNAL, 10**18, 10**18 + 5, "", {})
 ACT = audit.AuditedAct(NOW, "key.create", None, USER, target=NAME, details={"name": "n"})

@@ -47,7 +47,6 @@ def alert(name: str = "worker_gone", **changed: object) -> Alert:
         "summary": "A worker is gone",
         "description": "",
         "runbook": "docs/runbooks/worker_gone.md",
-        "seen_by": "",
         "silenced": False,
         **changed,
     }

@@ -20,7 +20,7 @@ from tests.cli.top.seen import AT, WORKER
 FRAME = frame.make(
     MeshReadings(
         health=SourceAnswer(seen.HEALTH),
-        alerts=SourceAnswer(Alerts((seen.alert(), seen.alert("queue_depth_high", seen_by="ann")), ())),
+        alerts=SourceAnswer(Alerts((seen.alert(), seen.alert("queue_depth_high")), ())),
         nodes=SourceAnswer(NodeRows(seen.NODES)),
         numbers=SourceAnswer(
             Numbers(
@@ -62,7 +62,7 @@ def test_most_severe_problem_comes_first_then_rates_then_nodes() -> None:
     assert rows[1:] == [
         "down      worker UGONEBBBB, 12 s: gone without a word",
         "warning   worker_gone, 5 min: A worker is gone",
-        "warning   queue_depth_high, 5 min: A worker is gone; acknowledged by ann",
+        "warning   queue_depth_high, 5 min: A worker is gone",
         "12 requests/s   0.5 errors/s   tokens/s: 340 in, 1,234 out   2 running",
         "waiting: smollm2 3, echo 1",
         "",
@@ -224,7 +224,7 @@ def test_text_from_the_mesh_cannot_move_the_cursor_or_add_lines(message: str) ->
         FRAME,
         health=message,
         wrong=(UnhealthyComponent(message, message, message, 1.0, message),),
-        alerts=(FiringAlert(message, message, 1.0, message, message, silenced=False),),
+        alerts=(FiringAlert(message, message, 1.0, message, silenced=False),),
         queues={message: 2.0},
         nodes=(msgspec.structs.replace(FRAME.nodes[1], id=message, kind=message, path=message, models=(ModelName(message),)),),
         silent=(frame.SilentSource("nodes", message, None),),

@@ -11,6 +11,7 @@ from services.gateway.usage_reports import BusinessReports
 from services.gateway.usage_store import DaysStore
 from shared import errors
 from shared.api.business import MOST_DAYS, BusinessGrouping, GetBusinessReport
+from shared.telemetry import Metrics
 
 SINCE = date(2026, 3, 1)
 
@@ -53,8 +54,13 @@ class Days(DaysStore):
     async def close_days(self, days: int) -> None:
         self.done.append(f"close after {days} days")
 
+    async def compare_cost(self) -> float:
+        return 1.6
+
 
 async def test_days_are_summed_up_before_their_rows_are_deleted() -> None:
     days = Days(SINCE, SINCE + timedelta(days=1))
-    await BusinessReports(days, request_log_days=90).roll()
+    metrics = Metrics("gateway")
+    await BusinessReports(days, request_log_days=90).roll(metrics)
     assert days.done == ["open", "roll 2026-03-01", "roll 2026-03-02", "close after 90 days"]
+    assert "ai_platform_cost_of_usual_ratio 1.6" in metrics.render()

@@ -370,3 +370,27 @@ async def test_two_gateways_sum_up_each_day_once(days: DaysStore, opened: databa
     rolled = await asyncio.gather(roll(days), roll(days))
     assert len(both := [*rolled[0], *rolled[1]]) == len(set(both)) >= 4
     assert (await report(days)).total == by_hand(rows)
+
+
+@pytest.mark.parametrize(
+    ("costs", "times"),
+    [
+        pytest.param([100] * 7 + [100, 0], 1, id="as usual"),
+        pytest.param([100] * 7 + [100, 160], 1.6, id="today is higher"),
+        pytest.param([70, 130, 100, 0, 200, 100, 100, 170, 10], 1.7, id="yesterday was higher"),
+        pytest.param([0] + [100] * 6 + [300, 300], 300 / (900 / 7), id="yesterday had no cost eight days ago"),
+        pytest.param([0] * 8 + [100], 0, id="nothing is usual yet"),
+    ],
+)
+async def test_cost_is_compared_with_the_usual(
+    days: DaysStore, opened: database.Database, connection: asyncpg.Connection, costs: list[int], times: float
+) -> None:
+    """The first cost is of eight days ago, and the last one of today."""
+    rows = [row(created_at=TODAY - timedelta(days=8 - at)) for at in range(len(costs))]
+    await GatewayStore(opened).write_requests(rows)
+    await connection.execute("SET aimesh.tenant TO '*'")
+    changes = [(one.id, cost) for one, cost in zip(rows, costs, strict=True)]
+    await connection.executemany("UPDATE request_logs SET cost_micro = $2 WHERE id = $1", changes)
+    assert await days.compare_cost() == pytest.approx(times)
+    await roll(days)
+    assert await days.compare_cost() == pytest.approx(times)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from services.metrics.settings import MOST_MAILED, MetricsSettings
+from services.metrics.settings import MetricsSettings
 from shared import config, errors
-from shared.mail.mailer import MOST_WAITING
 
 SMTP = {"SMTP_URL": "smtp://user:s3cret@mail.example.org"}
 
@@ -42,9 +41,3 @@ def test_invalid_settings_are_refused_with_a_hint_and_without_the_address(
     assert message in refused.value.message
     assert "anna" not in refused.value.message
     assert "s3cret" not in refused.value.message
-
-
-def test_mails_of_an_hour_fit_the_queue() -> None:
-    from services.metrics.alerting.alert_emails import MOST_AN_HOUR
-
-    assert MOST_MAILED * MOST_AN_HOUR <= MOST_WAITING

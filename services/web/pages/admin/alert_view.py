@@ -37,18 +37,12 @@ class AlertView:
     #: Its page here; other runbooks have a path only.
     runbook_page: str = ""
     runbook_path: str = ""
-    #: Who acknowledged it; empty if nobody did.
-    seen_by: str = ""
     #: The silence that covers it.
     is_silenced: bool = False
     silenced_until: str = ""
     silenced_by: str = ""
     silenced_why: str = ""
-    #: Firing and not acknowledged.
-    is_free: bool = False
-    #: The paths of its forms and their accessible names.
-    acknowledge_path: str = ""
-    acknowledge_label: str = ""
+    #: The path of its form and its accessible name.
     silence_path: str = ""
     silence_label: str = ""
     only_this: str = ""
@@ -127,15 +121,14 @@ def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
     if not firing:
         return "No alerts", "good", f"{pending} pending" if pending else ""
     word = f"{len(firing)} alert{'s' * (len(firing) != 1)}"
-    left = [alert for alert in firing if not alert.silenced and not alert.seen_by]
+    left = [alert for alert in firing if not alert.silenced]
     if not left:
-        return word, "warn", "All acknowledged or silenced"
+        return word, "warn", "All silenced"
     tone = "bad" if any(_TONES.get(alert.severity) == "bad" for alert in left) else "warn"
-    return word, tone, f"{len(left)} unacknowledged"
+    return word, tone, f"{len(left)} not silenced"
 
 
 def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertView:
-    own = f"{_ROOT}/{quote(alert.id, safe='')}"
     silence = _covering(alert, silences)
     page = _RUNBOOK.fullmatch(alert.runbook)
     labels = time_texts.labels(alert.labels)
@@ -154,15 +147,11 @@ def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertView:
         runbook=page[1] if page else "",
         runbook_page=f"/admin/runbooks/{page[1]}" if page else "",
         runbook_path="" if page else alert.runbook,
-        seen_by=alert.seen_by,
         is_silenced=alert.silenced,
         silenced_until=NOTHING if silence is None else time_texts.moment(silence.until),
         silenced_by=NOTHING if silence is None else silence.by,
         silenced_why="" if silence is None else silence.why,
-        is_free=alert.state == "firing" and not alert.seen_by,
-        acknowledge_path=f"{own}/acknowledge",
-        acknowledge_label=f"Acknowledge: {alert.summary}",
-        silence_path=f"{own}/silence",
+        silence_path=f"{_ROOT}/{quote(alert.id, safe='')}/silence",
         silence_label=f"Silence: {alert.summary}",
         only_this=f"This alert: {labels}" if labels else "This alert",
         all_of_name=f"All {alert.name} alerts",

@@ -1,4 +1,4 @@
-"""Show the alerts, live, with their runbooks, and let administrators acknowledge and silence them."""
+"""Show the alerts, live, with their runbooks, and let administrators silence them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -24,7 +24,6 @@ LIFETIMES = {3600: "1 hour", 4 * 3600: "4 hours", 86_400: "1 day", 7 * 86_400: "
 #: The maximum length that the metrics service accepts.
 MOST_WHY = 200
 _DONE = {
-    "seen": "Alert acknowledged.",
     "silenced": "Alert silenced. It stays on this list, but sends no notifications.",
     "ended": "Silence ended. Alerts that still fire send notifications again.",
 }
@@ -80,16 +79,6 @@ async def follow_alerts(page_request: NamedDependency[PageRequest]) -> EventResp
         return asdict(alert_view.describe(found, page_request.app.now()))
 
     return page_request.follow(read)
-
-
-@post("/admin/alerts/{alert_id:str}/acknowledge")
-async def acknowledge(page_request: NamedDependency[PageRequest], alert_id: FromPath[str]) -> Page:
-    await page_request.read_form(forms.Confirmation)
-    try:
-        await page_request.submit(alerts.acknowledge_alert, alerts.AcknowledgeAlert(alert_id), deadline_seconds=PAGE_CALL_SECONDS)
-    except (errors.CallerError, errors.PeerError) as error:
-        return await _refused(page_request, error)
-    return page_request.redirect("/admin/alerts?done=seen")
 
 
 @post("/admin/alerts/{alert_id:str}/silence")

@@ -4,11 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.metrics.alerting import sample_window
-from services.metrics.alerting.sample_window import Sample
 from services.metrics.collection import health_signals
 from services.metrics.collection.health_signals import CertificateSignal, HealthSignalReader
 from services.metrics.export import prometheus_merge
+from services.metrics.history import samples
+from services.metrics.history.samples import Sample
 from shared.telemetry.metrics_registry import Metrics
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -25,13 +25,11 @@ class Mesh:
 
     def look(self, *, gateway_is_there: bool = True) -> health_signals.HealthSignals:
         self.now += timedelta(seconds=15)
-        samples = [prometheus_merge.MetricSource(self.worker.render(), {"service": "inference", "node": WORKER[:12]})]
+        sources = [prometheus_merge.MetricSource(self.worker.render(), {"service": "inference", "node": WORKER[:12]})]
         if gateway_is_there:
-            samples.append(prometheus_merge.MetricSource(self.gateway.render(), {"service": "gateway", "node": "UG"}))
+            sources.append(prometheus_merge.MetricSource(self.gateway.render(), {"service": "gateway", "node": "UG"}))
         self.reader.take(
-            sample_window.read_samples(
-                prometheus_merge.render(prometheus_merge.Merger().merge(samples)), dict.fromkeys(health_signals.SERIES, ())
-            ),
+            samples.read_samples(prometheus_merge.render(prometheus_merge.Merger().merge(sources)), health_signals.SERIES),
             self.now,
         )
         return self.reader.signals(self.now)

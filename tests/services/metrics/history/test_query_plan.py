@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from services.metrics.alerting.rules import evaluation
 from services.metrics.export import series
 from services.metrics.history import chart_lines, query_plan
 from services.metrics.history.history_store import StoredPoint
@@ -77,11 +76,11 @@ def test_hint_for_too_many_steps_works() -> None:
 
 def test_quantiles_are_interpolated_within_their_bucket() -> None:
     counts = [(0.1, 0.0), (0.5, 8.0), (1.0, 10.0), (float("inf"), 10.0)]
-    assert evaluation.quantile_of(0.5, counts) == pytest.approx(0.1 + 0.4 * 5 / 8)
-    assert evaluation.quantile_of(0.95, counts) == pytest.approx(0.875)
-    assert evaluation.quantile_of(0.99, [(1.0, 0.0), (float("inf"), 3.0)]) == 1.0
-    assert math.isnan(evaluation.quantile_of(0.5, [(1.0, 0.0), (float("inf"), 0.0)]))
-    assert math.isnan(evaluation.quantile_of(0.5, [(1.0, 3.0)]))
+    assert chart_lines.quantile_of(0.5, counts) == pytest.approx(0.1 + 0.4 * 5 / 8)
+    assert chart_lines.quantile_of(0.95, counts) == pytest.approx(0.875)
+    assert chart_lines.quantile_of(0.99, [(1.0, 0.0), (float("inf"), 3.0)]) == 1.0
+    assert math.isnan(chart_lines.quantile_of(0.5, [(1.0, 0.0), (float("inf"), 0.0)]))
+    assert math.isnan(chart_lines.quantile_of(0.5, [(1.0, 3.0)]))
 
 
 def test_too_many_lines_are_refused() -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from services.metrics.alerting.alert_store import AlertStore
+from services.metrics.leader_state import Database
 from services.metrics.scaling.scaling_module import ScalingModule
 from services.metrics.settings import MetricsSettings
 from shared import errors
@@ -15,7 +15,7 @@ from shared.api.method import Nothing
 from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.telemetry import Metrics
 from shared.types import ModelName, NodeId, Role
-from tests.services.metrics.alerting.alert_replicas import Mesh, Replica
+from tests.services.metrics.replicas import Mesh, Replica
 
 GATEWAY = NodeId("UGATEWAY")
 
@@ -73,11 +73,10 @@ def module(node: FakeNode, mesh: Mesh, pools: Path, **more: Any) -> ScalingModul
 class ScalingReplica(Replica):
     """A replica of the metrics service with scaling. A test runs each look and round."""
 
-    def __init__(self, mesh: Mesh, store: AlertStore, node: NodeId, pools: Path, own: FakeNode | None = None) -> None:
-        super().__init__(mesh, store, node)
+    def __init__(self, mesh: Mesh, database: Database, node: NodeId, pools: Path, own: FakeNode | None = None) -> None:
         self.node = own or FakeNode()
         self.scaling = module(self.node, mesh, pools)
-        self.keeper._duty = self.scaling
+        super().__init__(mesh, database, node, self.scaling)
 
     async def step(self, seconds: float = 15.0, times: int = 1) -> None:
         for _ in range(times):

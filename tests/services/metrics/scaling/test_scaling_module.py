@@ -10,13 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.metrics.alerting.alert_store import AlertStore
+from services.metrics import leader_state
+from services.metrics.leader_state import Database, State
 from services.metrics.scaling.hook_plan import HookRequest
 from shared import errors
 from shared.api import metrics as api
 from shared.node.lifecycle import background
 from shared.types import NodeId, Role
-from tests.services.metrics.alerting.alert_replicas import CALL, ONE, TWO, Mesh, Replicas
+from tests.services.metrics.replicas import CALL, ONE, TWO, Mesh, Replicas
 from tests.services.metrics.scaling.fake_mesh import GATEWAY, FakeNode, ScalingReplica, announcement, module, worker
 from tests.testnet import until
 
@@ -64,12 +65,12 @@ Start = Callable[..., "asyncio.Future[ScalingReplica]"]
 
 
 @pytest.fixture
-async def start(mesh: Mesh, store: AlertStore, hook: Hook) -> AsyncIterator[Start]:
+async def start(mesh: Mesh, database: Database, hook: Hook) -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def starting(node: NodeId = ONE, own: FakeNode | None = None) -> ScalingReplica:
-            replica = ScalingReplica(mesh, store, node, hook.file, own)
-            replica.session = await stack.enter_async_context(store.leadership())
+            replica = ScalingReplica(mesh, database, node, hook.file, own)
+            replica.session = await stack.enter_async_context(database.leadership("alerts"))
             replica.scaling._hooks = await stack.enter_async_context(background())
             await replica.round()
             return replica
@@ -122,14 +123,14 @@ async def test_leader_that_dies_in_a_hook_has_called_for_its_wish(start: Start, 
     await first.step()
     await second.step(0)
     await until(lambda: len(hook.calls) == 1)
-    assert not second.keeper.leads
+    assert not second.leader.leads
     assert second.scaling.pool("l4").wanted == 1, "it shows what the leader decided"
     await replicas.cut(first)
     with pytest.raises(errors.Unavailable, match="PostgreSQL"):
         await first.step()
     for _ in range(12):
         await second.step()
-    assert second.keeper.leads
+    assert second.leader.leads
     assert len(hook.calls) == 1
     assert [entry.state for entry in await entries(second)] == [api.ScaleCallState.RUNNING]
     # The machine never came, so scaling gives up on it. After that, the decision is a new one.
@@ -273,7 +274,7 @@ async def test_restarted_metrics_continues_with_what_it_knew(start: Start, hook:
     await ended(first)
     await replicas.cut(first)
     second = await start()
-    assert second.keeper.leads
+    assert second.leader.leads
     assert second.scaling.pool("l4").wanted == 1
     second.node.set_queue(1)
     await second.step(times=3)
@@ -332,10 +333,10 @@ async def test_lost_lead_ends_the_export(start: Start, replicas: Replicas) -> No
     assert second.shown()
 
 
-async def test_decisions_of_another_version_are_no_error(start: Start, store: AlertStore) -> None:
+async def test_decisions_of_another_version_are_no_error(start: Start) -> None:
     first = await start()
     assert first.session is not None
-    await store.write_state(first.session, "scaling", b'{"l4": {"state": {"wanted": "many"}}}', first.mesh.now)  # type: ignore[arg-type]  # of scaling
+    await leader_state.write(first.session, State.SCALING, b'{"l4": {"state": {"wanted": "many"}}}', first.mesh.now)
     second = await start(TWO)
     await second.round()
     assert second.scaling.pool("l4").as_of is None

@@ -1,11 +1,15 @@
 """Snapshots of the mesh, from what its nodes announce and measure."""
 
-from services.metrics.alerting.rules.evaluation import labels
-from services.metrics.alerting.sample_window import Sample
+from services.metrics.history.samples import Labels, Sample
 from services.metrics.scaling.demand import ModelReading
 from services.metrics.scaling.snapshot_reader import SnapshotReader
 from shared.types import NodeId
 from tests.services.metrics.scaling.fake_mesh import worker
+
+
+def labels(**pairs: str) -> Labels:
+    return tuple(sorted(pairs.items()))
+
 
 A, B = NodeId("UA"), NodeId("UB")
 

@@ -1,4 +1,4 @@
-"""The fake mesh, alert part of the metrics service: tests add alerts, and users acknowledge and silence them."""
+"""The fake mesh, alert part of the metrics service: tests add alerts, and users silence them."""
 
 from datetime import timedelta
 
@@ -36,7 +36,7 @@ class FakeAlerts(FakeMesh):
         ended = NOW - timedelta(minutes=ended_minutes_ago) if state == "over" else None
         alert = Alert(
             f"{len(self.alerts):012x}", name, severity, labels, state, (ended or NOW) - timedelta(minutes=minutes), ended, 0.97345,
-            f"{name} is wrong", f"What {name} means for users.", f"docs/runbooks/{name}.md", "", False, "97.3 %",
+            f"{name} is wrong", f"What {name} means for users.", f"docs/runbooks/{name}.md", False, "97.3 %",
         )  # fmt: skip
         self.alerts.append(alert)
         return alert
@@ -48,14 +48,6 @@ class FakeAlerts(FakeMesh):
     def _list_alerts(self, _request: alerts.ListAlerts, credential: Credential | None) -> alerts.Alerts:
         self._admin(credential)
         return alerts.Alerts(tuple(map(self._seen, self.alerts)), tuple(self.silences))
-
-    def _acknowledge_alert(self, request: alerts.AcknowledgeAlert, credential: Credential | None) -> Alert:
-        by = self._admin(credential).username
-        for place, alert in enumerate(self.alerts):
-            if alert.id == request.id and alert.state != "over":
-                self.alerts[place] = msgspec.structs.replace(alert, seen_by=by)
-                return self.alerts[place]
-        raise errors.NotFound(f"there is no alert {request.id[:40]!r} now", hint="`aicli alerts` lists those that there are")
 
     def _silence_alerts(self, request: alerts.SilenceAlerts, credential: Credential | None) -> Silence:
         by = self._admin(credential).username

@@ -78,7 +78,7 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     for state in ("firing", "pending", "over"):
         alert = mesh.add_alert(state, state=state)
         # Severity and advice come from the rule.
-        mesh.alerts[-1] = msgspec.structs.replace(alert, name=name, labels={name: name}, summary=name, description=name, seen_by=name)
+        mesh.alerts[-1] = msgspec.structs.replace(alert, name=name, labels={name: name}, summary=name, description=name)
     mesh.routes.append(
         api.RouteState(name, 2, Sticky.USER, tuple(msgspec.structs.replace(target, name=name, model=name) for target in TARGETS))
     )

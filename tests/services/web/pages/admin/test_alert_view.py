@@ -11,11 +11,11 @@ from shared.api.alerts import Alert, Alerts, Silence
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
 
 
-def alert(state: str = "firing", severity: str = "page", *, seen_by: str = "", silenced: bool = False, **labels: str) -> Alert:
+def alert(state: str = "firing", severity: str = "page", *, silenced: bool = False, **labels: str) -> Alert:
     ended = NOW - timedelta(minutes=5) if state == "over" else None
     return Alert(
         "a/1", "no_worker", severity, labels, state, NOW - timedelta(minutes=12, seconds=59), ended, 0.97345, "No worker is up",
-        "Nobody gets an answer.", "docs/runbooks/no_worker.md", seen_by, silenced, "97.3 %",
+        "Nobody gets an answer.", "docs/runbooks/no_worker.md", silenced, "97.3 %",
     )  # fmt: skip
 
 
@@ -42,12 +42,12 @@ def test_duration_uses_the_largest_unit(seconds: float, words: str) -> None:
         pytest.param((), "No alerts", "good", "", id="calm"),
         pytest.param((alert("over"),), "No alerts", "good", "", id="what is over is not wrong"),
         pytest.param((alert("pending"),), "No alerts", "good", "1 pending", id="not yet"),
-        pytest.param((alert(),), "1 alert", "bad", "1 unacknowledged", id="an open alert"),
-        pytest.param((alert(), alert("pending")), "1 alert", "bad", "1 unacknowledged", id="pending ones do not count"),
-        pytest.param((alert(), alert(seen_by="ada")), "2 alerts", "bad", "1 unacknowledged", id="one of two is open"),
-        pytest.param((alert(severity="ticket"),), "1 alert", "warn", "1 unacknowledged", id="it can wait"),
-        pytest.param((alert(severity="critical"),), "1 alert", "bad", "1 unacknowledged", id="critical"),
-        pytest.param((alert(seen_by="ada"), alert(silenced=True)), "2 alerts", "warn", "All acknowledged", id="all in hand"),
+        pytest.param((alert(),), "1 alert", "bad", "1 not silenced", id="an open alert"),
+        pytest.param((alert(), alert("pending")), "1 alert", "bad", "1 not silenced", id="pending ones do not count"),
+        pytest.param((alert(), alert(silenced=True)), "2 alerts", "bad", "1 not silenced", id="one of two is open"),
+        pytest.param((alert(severity="ticket"),), "1 alert", "warn", "1 not silenced", id="it can wait"),
+        pytest.param((alert(severity="critical"),), "1 alert", "bad", "1 not silenced", id="critical"),
+        pytest.param((alert(silenced=True), alert(silenced=True)), "2 alerts", "warn", "All silenced", id="all in hand"),
     ],
 )
 def test_overall_status(found: tuple[Alert, ...], word: str, tone: str, sentence: str) -> None:
@@ -74,13 +74,9 @@ def test_alert_has_all_its_details() -> None:
     assert (line.labels, line.value) == ("gpu=0, node=n1", "97.3 %")
     assert (line.runbook, line.runbook_page, line.runbook_path) == ("no_worker", "/admin/runbooks/no_worker", "")
     assert (line.only_this, line.all_of_name) == ("This alert: gpu=0, node=n1", "All no_worker alerts")
-    assert (line.acknowledge_path, line.silence_path) == ("/admin/alerts/a%2F1/acknowledge", "/admin/alerts/a%2F1/silence")
+    assert line.silence_path == "/admin/alerts/a%2F1/silence"
     (bare,) = of(alert(severity="unheard-of")).now
     assert (bare.labels, bare.only_this, bare.tone) == ("–", "This alert", "off")
-
-
-def test_only_unacknowledged_alerts_can_be_acknowledged() -> None:
-    assert [line.is_free for line in of(alert(), alert(seen_by="ada"), alert(silenced=True)).now] == [True, False, True]
 
 
 def test_firing_pending_and_resolved_alerts_are_separate() -> None:

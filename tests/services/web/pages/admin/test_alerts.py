@@ -2,7 +2,7 @@ import pytest
 from litestar.types import ASGIApp
 
 from shared import errors
-from shared.api.alerts import AcknowledgeAlert, Silence, SilenceAlerts
+from shared.api.alerts import Silence, SilenceAlerts
 from shared.types import UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import NOW
@@ -49,21 +49,6 @@ async def test_unavailable_metrics_service_is_reported_on_the_page(root: Browser
     assert "Unknown</span>" in page.text
     assert '<p data-live-show="away">The metrics service' in page.text
     assert "No alerts" not in page.text
-
-
-async def test_acknowledgement_is_visible_to_others(root: Browser, mesh: AdminMesh) -> None:
-    alert = mesh.add_alert()
-    mesh.add_alert("cpu_high")
-    action = f"{PATH}/{alert.id}/acknowledge"
-    page = await root.get(PATH)
-    assert f'action="{action}" data-live-attr="action:acknowledge_path" data-live-show="is_free">' in page.text
-    done = await root.submit(page, action)
-    assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=seen")
-    assert mesh.requests_of("metrics.acknowledgeAlert") == [AcknowledgeAlert(alert.id)]
-    after = await root.get(done.headers["location"])
-    assert "Alert acknowledged." in after.text
-    assert '<bdi data-live="seen_by">root</bdi>' in after.text
-    assert f'action="{action}" data-live-attr="action:acknowledge_path" data-live-show="is_free" hidden>' in after.text
 
 
 @pytest.mark.parametrize(
@@ -123,15 +108,14 @@ async def test_refused_silence_keeps_the_input_in_its_form(root: Browser, mesh: 
     assert page.text.count('value="86400" selected') == 1
 
 
-async def test_resolved_alert_cannot_be_acknowledged(root: Browser, mesh: AdminMesh) -> None:
+async def test_alert_that_is_gone_cannot_be_silenced(root: Browser, mesh: AdminMesh) -> None:
     alert = mesh.add_alert()
     page = await root.get(PATH)
     mesh.alerts.clear()
-    for act in ("acknowledge", "silence"):
-        answer = await root.submit(page, f"{PATH}/{alert.id}/{act}", **({"lifetime": "3600", "covers": "this"} if act == "silence" else {}))
-        assert answer.status_code == 404
-        assert 'role="alert"' in answer.text
-        assert "No alerts</span>" in answer.text
+    answer = await root.submit(page, f"{PATH}/{alert.id}/silence", lifetime="3600", covers="this")
+    assert answer.status_code == 404
+    assert 'role="alert"' in answer.text
+    assert "No alerts</span>" in answer.text
 
 
 async def test_failed_actions_are_reported_while_metrics_is_down(root: Browser, mesh: AdminMesh) -> None:
@@ -139,7 +123,7 @@ async def test_failed_actions_are_reported_while_metrics_is_down(root: Browser, 
     mesh.silences.append(Silence("0001", "no_worker", {}, NOW, "ada", ""))
     page = await root.get(PATH)
     mesh.broken["metrics"] = AWAY
-    for path in (f"{alert.id}/acknowledge", "silences/0001/end"):
+    for path in (f"{alert.id}/silence", "silences/0001/end"):
         answer = await root.submit(page, f"{PATH}/{path}")
         assert answer.status_code == 503
         assert "No metrics node is reachable." in answer.text
@@ -150,11 +134,10 @@ async def test_cross_site_actions_are_refused(root: Browser, mesh: AdminMesh) ->
     mesh.silences.append(Silence("0001", "other", {}, NOW, "ada", ""))
     alert = mesh.add_alert()
     page = await root.get(PATH)
-    for path in (f"{alert.id}/acknowledge", f"{alert.id}/silence", "silences/0001/end"):
+    for path in (f"{alert.id}/silence", "silences/0001/end"):
         assert (await root.submit(page, f"{PATH}/{path}", {"Sec-Fetch-Site": "cross-site"})).status_code == 403
         assert (await root.submit(page, f"{PATH}/{path}", token="forged")).status_code == 403
     assert len(mesh.silences) == 1
-    assert mesh.requests_of("metrics.acknowledgeAlert") == []
 
 
 async def test_page_is_live(app: ASGIApp, mesh: AdminMesh) -> None:

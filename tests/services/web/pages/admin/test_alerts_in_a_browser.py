@@ -70,31 +70,26 @@ async def test_input_is_kept_while_alerts_arrive(app: ASGIApp, mesh: AdminMesh, 
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
         await page.send("Input.insertText", text="moving")
         # A more severe alert appears above it, and its own details change.
-        mesh.alerts[0] = msgspec.structs.replace(alert, value=3.5, shown="3.5 s", description="More of it.", seen_by="ada")
+        mesh.alerts[0] = msgspec.structs.replace(alert, value=3.5, shown="3.5 s", description="More of it.")
         mesh.add_alert("no_worker")
         mesh.alerts.reverse()
-        await shows(page, "no_worker is wrong", "More of it.", "3.5", "ada")
+        await shows(page, "no_worker is wrong", "More of it.", "3.5")
         await page.send("Input.insertText", text=" house")
         own = f"document.querySelector('[data-id=\"{alert.id}\"]')"
         assert await page.evaluate(f"{own}.querySelector('input[name=why]').value") == "moving house"
         assert await page.evaluate(f"{own}.querySelector('details').open")
         assert await page.evaluate(f"document.activeElement === {own}.querySelector('input[name=why]')")
-        # It is acknowledged now, so the button is gone.
-        assert not await page.evaluate(f"{own}.querySelector('form[action$=acknowledge]').checkVisibility()")
 
 
 @pytest.mark.parametrize("javascript", [True, False])
-async def test_alert_is_acknowledged_silenced_and_unsilenced(app: ASGIApp, mesh: AdminMesh, chrome: Browser, javascript: bool) -> None:
+async def test_alert_is_silenced_and_unsilenced(app: ASGIApp, mesh: AdminMesh, chrome: Browser, javascript: bool) -> None:
     if not javascript:
         mesh.add_alert(node="n1")
     async with alerts_page(app, mesh, chrome, javascript=javascript) as page:
         if javascript:
-            # An alert that arrives after the page was opened can be acknowledged, too.
+            # An alert that arrives after the page was opened can be silenced, too.
             mesh.add_alert(node="n1")
             await shows(page, "no_worker is wrong")
-        await page.click(".alerts button", "Acknowledge")
-        await shows(page, "Alert acknowledged.", "Acknowledged by")
-        assert mesh.alerts[0].seen_by == "root"
         await page.press(".silencing summary")
         await page.evaluate("document.querySelector('.alerts select[name=lifetime]').value = '86400'")
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")
@@ -119,7 +114,7 @@ async def test_everything_is_reachable_by_keyboard(app: ASGIApp, mesh: AdminMesh
             reached.append(await page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.name"))
             if reached[-1] == "Silence: no_worker is wrong":
                 break
-        assert reached == ["", "Acknowledge: no_worker is wrong", "Silence: no_worker is wrong"]
+        assert reached == ["", "Silence: no_worker is wrong"]
         await press_key(page, "Enter", 13, "\r")
         assert await page.evaluate("document.querySelector('.silencing').open")
         for name in ("lifetime", "covers", "why"):
@@ -134,7 +129,6 @@ async def test_full_page_has_no_layout_problems(app: ASGIApp, mesh: AdminMesh, c
         mesh.add_alert(name, severity, node=MACHINE)
     mesh.add_alert("gpu_saturation", "warning", "pending", minutes=3)
     mesh.add_alert("worker_gone", "warning", "over", minutes=200, ended_minutes_ago=90, node=MACHINE)
-    mesh.alerts[1] = msgspec.structs.replace(mesh.alerts[1], seen_by="ada")
     async with alerts_page(app, mesh, chrome) as page:
         await page.press(".silencing summary")
         await page.evaluate("document.querySelector('.alerts input[name=why]').focus()")

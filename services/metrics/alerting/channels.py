@@ -1,0 +1,174 @@
+"""Send notices to a webhook, in Alertmanager's format (version 4), and by email. Addresses never appear in logs and health."""
+
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from services.metrics.alerting.notices import Notice
+from services.metrics.alerting.rules import RANKS, Severity
+from services.metrics.settings import MetricsSettings
+from shared.mail import letters, mailer
+from shared.mail.letters import Letter
+from shared.mail.smtp_delivery import NotDeliveredError
+from shared.transports.http_transport import HttpTransport
+
+_SECONDS: Final = 10.0
+#: The shortest interval between two emails, in which less severe and resolved notices wait for others.
+GATHER_SECONDS: Final = 180.0
+#: How many notices of one email are described in full, and how many more by name.
+MOST_IN_FULL: Final = 10
+MOST_NAMED: Final = 40
+_LONGEST_LINE: Final = 300
+_SUBJECT: Final = 120
+_AT_ONCE: Final = (Severity.PAGE, Severity.CRITICAL)
+
+
+class Channel(Protocol):
+    name: str
+
+    def due_at(self, owed: Sequence[Notice]) -> float:
+        """Return when to send these, in Unix seconds."""
+        ...
+
+    async def send(self, owed: Sequence[Notice], now: float) -> str:
+        """Send them. Returns why that failed; empty if it succeeded."""
+        ...
+
+
+def open_channels(settings: MetricsSettings) -> Iterator[Channel]:
+    if settings.alert_webhook_url is not None:
+        yield Webhook(settings.alert_webhook_url, settings.public_url)
+    for number, address in enumerate(settings.alert_mail_to, start=1):
+        sink = mailer.parse(settings.smtp_url, settings.mail_from)
+        yield MailChannel(f"alert mail {number}" if number > 1 else "alert mail", sink, address, settings.public_url)
+
+
+class Webhook:
+    name = "alert webhook"
+
+    def __init__(self, url: str, pages: str) -> None:
+        """``pages`` is the URL of the web pages; empty if none is set."""
+        self._url = url
+        self._pages = pages.rstrip("/")
+
+    def due_at(self, owed: Sequence[Notice]) -> float:
+        return 0.0
+
+    async def send(self, owed: Sequence[Notice], now: float) -> str:
+        async with httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=_SECONDS) as client:
+            for status in ("firing", "resolved"):
+                chosen = [one for one in owed if (one.ended is None) == (status == "firing")]
+                if chosen and (trouble := await self._post(client, status, chosen)):
+                    return trouble
+        return ""
+
+    async def _post(self, client: httpx.AsyncClient, status: str, chosen: Sequence[Notice]) -> str:
+        source = f"{self._pages}/admin/alerts" if self._pages else ""
+        alerts = [_alert(status, one, source) for one in chosen]
+        empty: dict[str, Any] = {"truncatedAlerts": 0, "groupLabels": {}, "commonLabels": {}, "commonAnnotations": {}}
+        body = {
+            "version": "4",
+            "status": status,
+            "receiver": "aimesh",
+            "externalURL": self._pages,
+            "groupKey": "aimesh",
+            **empty,
+            "alerts": alerts,
+        }
+        try:
+            answer = await client.post(self._url, content=msgspec.json.encode(body), headers={"content-type": "application/json"})
+        except (httpx.HTTPError, OSError) as error:
+            return f"not responding: {type(error).__name__}"
+        return "" if answer.status_code < 300 else f"returned {answer.status_code}"
+
+
+def _alert(status: str, one: Notice, source: str) -> dict[str, object]:
+    """``fingerprint`` and ``startsAt`` tell a receiver that it has this alert already."""
+    texts = {"summary": one.summary, "description": one.description, "runbook_url": one.runbook, "dashboard": one.board}
+    return {
+        "status": status,
+        "labels": {**dict(one.labels), "alertname": one.name, "severity": one.severity},
+        "annotations": texts,
+        "startsAt": datetime.fromtimestamp(one.since, UTC),
+        "endsAt": "0001-01-01T00:00:00Z" if one.ended is None else datetime.fromtimestamp(one.ended, UTC),
+        "generatorURL": source,
+        "fingerprint": one.id,
+    }
+
+
+class MailChannel:
+    """Email to one address. Values from metrics become one short line without URLs, and never a header."""
+
+    def __init__(self, name: str, sink: mailer.MailSink, to: str, pages: str) -> None:
+        assert sink.server is not None, "MetricsSettings requires SMTP_URL"
+        self.name = name
+        self._sink, self._server, self._to = sink, sink.server, to
+        self._where = f"{pages.rstrip('/')}/admin/alerts" if pages else "`aicli alerts list`"
+        self._sent_at = 0.0
+
+    def due_at(self, owed: Sequence[Notice]) -> float:
+        urgent = any(one.severity in _AT_ONCE and one.ended is None for one in owed)
+        first = min(one.changed_at or 0.0 for one in owed)
+        return max(first if urgent else first + GATHER_SECONDS, self._sent_at + GATHER_SECONDS)
+
+    async def send(self, owed: Sequence[Notice], now: float) -> str:
+        try:
+            await mailer.deliver(self._sink, self._server, Letter(self._to, *write_mail(owed, self._where, now)))
+        except NotDeliveredError as error:
+            return error.reason
+        finally:
+            mailer.raise_if_canceled()
+        self._sent_at = now
+        return ""
+
+
+def write_mail(owed: Sequence[Notice], where: str, now: float) -> tuple[str, str]:
+    """Return subject and text; the most severe first."""
+    ordered = sorted(owed, key=lambda one: (one.ended is not None, RANKS[one.severity], one.since))
+    firing = sum(one.ended is None for one in owed)
+    counts = (f"{firing} firing" if firing else "", f"{len(owed) - firing} resolved" if firing < len(owed) else "")
+    first = letters.one_line(ordered[0].summary, _SUBJECT)
+    subject = f"{', '.join(filter(None, counts))}: {first}" if len(owed) > 1 or not firing else first
+    return f"aimesh: {subject}", "\n".join(_lines(ordered, where, now)) + "\n"
+
+
+def _lines(ordered: Sequence[Notice], where: str, now: float) -> Iterator[str]:
+    yield f"Current alerts: {where}"
+    yield f"As of {_time(now)}."
+    in_full = [one for one in ordered[:MOST_IN_FULL] if one.ended is None]
+    for one in in_full:
+        yield from _in_full(one)
+    rest = ordered[len(in_full) :]
+    yield from _named(rest[:MOST_NAMED])
+    if len(rest) > MOST_NAMED:
+        yield f"- and {len(rest) - MOST_NAMED} more: {where}"
+
+
+def _in_full(one: Notice) -> Iterator[str]:
+    labels = ", ".join(f"{label}={value}" for label, value in one.labels)
+    yield f"\n{letters.one_line(one.summary, _LONGEST_LINE)}"
+    yield f"  {one.severity}, since {_time(one.since)}"
+    yield f"  {letters.one_line(one.description, 2 * _LONGEST_LINE)}"
+    if labels:
+        yield f"  labels: {letters.one_line(labels, _LONGEST_LINE)}"
+    yield f"  runbook: {one.runbook}"
+    # Percent-encoding (RFC 3986 §2.1) keeps any value one word and prevents links.
+    words = ",".join(f"{quote(label)}={quote(value)}" for label, value in one.labels)
+    chosen = ["--label", words] if labels and len(words) <= 2 * _LONGEST_LINE else []
+    yield f"  silence it for 2 hours: {shlex.join(['aicli', 'alerts', 'silence', one.name, '--for', '2h', *chosen])}"
+
+
+def _named(rest: Iterable[Notice]) -> Iterator[str]:
+    yield ""
+    for one in rest:
+        until = "" if one.ended is None else f", resolved {_time(one.ended)}"
+        yield f"- {letters.one_line(one.summary, _LONGEST_LINE)} ({one.severity}, since {_time(one.since)}{until})"
+
+
+def _time(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%d %B %Y, %H:%M} UTC"

@@ -1,1 +1,0 @@
-"""The alert rules as data, for Prometheus and for the metrics service itself. Pure."""

@@ -1,0 +1,60 @@
+"""Read and write the silences in PostgreSQL; without it, keep them in memory."""
+
+import msgspec
+
+from services.metrics import leader_state
+from services.metrics.alerting.notices import Silence
+from services.metrics.history.samples import Labels
+from services.metrics.leader_state import Database
+from shared import errors
+
+MAX_SILENCES = 100
+
+
+class _Details(msgspec.Struct, frozen=True):
+    name: str
+    labels: Labels
+    by: str
+    why: str
+
+
+class SilenceStore:
+    """``known`` are the silences as last read. The other methods can raise Unavailable."""
+
+    def __init__(self, *, has_database: bool) -> None:
+        self._has_database = has_database
+        self._database: Database | None = None
+        self.known: tuple[Silence, ...] = ()
+
+    async def refresh(self, database: Database | None, now: float) -> None:
+        self._database = database
+        if database is not None:
+            rows = await database.rows("list_silences", leader_state.moment_of(now), MAX_SILENCES)
+            self.known = tuple(
+                Silence(
+                    id=row["id"], until=row["until"].timestamp(), **msgspec.structs.asdict(msgspec.json.decode(row["said"], type=_Details))
+                )
+                for row in rows
+            )
+        self.known = tuple(silence for silence in self.known if silence.until > now)
+
+    async def add(self, silence: Silence) -> None:
+        if self._opened is not None:
+            said = msgspec.json.encode(_Details(silence.name, silence.labels, silence.by, silence.why)).decode()
+            await self._opened.run("add_silence", silence.id, leader_state.moment_of(silence.until), said)
+        self.known = (*self.known, silence)
+
+    async def end(self, silence_id: str) -> bool:
+        """Return whether it was there."""
+        kept = tuple(silence for silence in self.known if silence.id != silence_id)
+        is_there = len(kept) < len(self.known)
+        if self._opened is not None:
+            is_there = await self._opened.run("end_silence", silence_id) > 0
+        self.known = kept
+        return is_there
+
+    @property
+    def _opened(self) -> Database | None:
+        if self._has_database and self._database is None:
+            raise errors.Unavailable("PostgreSQL does not answer, which stores the silences", hint="check `aicli stack status`")
+        return self._database

@@ -1,0 +1,202 @@
+"""Compare gauges, and the growth of counters within five minutes, with the thresholds of the most important alert rules. Pure."""
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from services.metrics.collection import health, health_signals
+from services.metrics.history.chart_lines import quantile_of
+from services.metrics.history.samples import Labels, Sample
+from shared import errors
+from shared.telemetry import host_instruments, instruments
+from shared.telemetry.instrument import Instrument
+
+Vector: TypeAlias = Mapping[Labels, float]
+
+WINDOW_SECONDS: Final = 300.0
+#: With fewer calls in the window, a single slow or failed one would fire an alert.
+_LEAST_CALLS: Final = 20
+#: Error codes that are not the caller's fault. Web uses the code for each HTTP status.
+OUR_FAULT: Final = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
+
+_FIRST_TEXTS, _CALLS, _REQUESTS = (
+    f"{instruments.TTFT_SECONDS.name}_bucket",
+    f"{instruments.REQUEST_DURATION.name}_bucket",
+    instruments.REQUESTS.name,
+)
+#: Counter -> the labels that it is summed by, and which of its series count. Callers see what the gateway measures.
+_COUNTERS: Mapping[str, tuple[frozenset[str], Callable[[Mapping[str, str]], bool]]] = {
+    _FIRST_TEXTS: (frozenset({"le", "model"}), lambda has: has.get("service") == "gateway"),
+    _CALLS: (
+        frozenset({"le", "service"}),
+        lambda has: "model" not in has and has.get("method") != "passthrough" and has.get("service") != "inference",
+    ),
+    _REQUESTS: (frozenset({"service", "status"}), lambda _: True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Metric -> labels -> value."""
+
+    gauges: Mapping[str, Vector]
+    #: The growth of the counters within WINDOW_SECONDS; None until it is known.
+    growth: Mapping[str, Vector] | None
+
+
+class CollectionWindow:
+    """Turns collections into readings. A counter that fell has restarted from 0; what it counted before it was first seen is old."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, Labels], tuple[float, float]] = {}
+        self._totals: defaultdict[tuple[str, Labels], float] = defaultdict(float)
+        self._kept: list[tuple[float, dict[tuple[str, Labels], float]]] = []
+
+    def take(self, samples: Iterable[Sample], now: float) -> Readings:
+        gauges: defaultdict[str, dict[Labels, float]] = defaultdict(dict)
+        for sample in samples:
+            if sample.name in _COUNTERS:
+                self._count(sample, now)
+            else:
+                gauges[sample.name][sample.labels] = sample.value
+        self._seen = {key: known for key, known in self._seen.items() if now - known[1] <= WINDOW_SECONDS}
+        self._kept.append((now, dict(self._totals)))
+        while len(self._kept) > 1 and now - self._kept[1][0] >= WINDOW_SECONDS:
+            del self._kept[0]
+        return Readings(gauges, self._growth() if now - self._kept[0][0] >= WINDOW_SECONDS else None)
+
+    def _count(self, sample: Sample, now: float) -> None:
+        by, is_counted = _COUNTERS[sample.name]
+        if is_counted(dict(sample.labels)):
+            key = (sample.name, sample.labels)
+            before, _ = self._seen.get(key, (sample.value, now))
+            group = tuple(pair for pair in sample.labels if pair[0] in by)
+            self._totals[sample.name, group] += sample.value - before if sample.value >= before else sample.value
+            self._seen[key] = (sample.value, now)
+
+    def _growth(self) -> Mapping[str, Vector]:
+        growth: dict[str, dict[Labels, float]] = {name: {} for name in _COUNTERS}
+        for (name, labels), total in self._totals.items():
+            growth[name][labels] = total - self._kept[0][1].get((name, labels), 0.0)
+        return growth
+
+
+# --- values -------------------------------------------------------------------------------------------------------------
+
+_Find: TypeAlias = Callable[[Readings], Vector]
+
+
+def _fold(how: Callable[[Iterable[float]], float], instrument: Instrument, *by: str, **where: str) -> _Find:
+    def find(readings: Readings) -> Vector:
+        return _grouped(how, readings.gauges.get(instrument.name, {}), by, where)
+
+    return find
+
+
+def _grouped(how: Callable[[Iterable[float]], float], vector: Vector, by: Iterable[str], where: Mapping[str, str] = {}) -> Vector:
+    groups: defaultdict[Labels, list[float]] = defaultdict(list)
+    for labels, value in vector.items():
+        if where.items() <= dict(labels).items():
+            groups[tuple(pair for pair in labels if pair[0] in by)].append(value)
+    return {labels: how(values) for labels, values in groups.items()}
+
+
+def _living(readings: Readings) -> Vector:
+    """Return the live nodes of each service, also of one that is forgotten; nothing while no node is known."""
+    living = _fold(sum, instruments.NODE_UP, "service")(readings)
+    return {_service(name): living.get(_service(name), 0.0) for name in ("auth", "gateway", "web")} if living else {}
+
+
+def _workers(readings: Readings) -> Vector:
+    living = _fold(sum, instruments.NODE_UP, "service")(readings)
+    return {(): living.get(_service("inference"), 0.0)} if living else {}
+
+
+def _service(name: str) -> Labels:
+    return (("service", name),)
+
+
+def _disk_free(readings: Readings) -> Vector:
+    total = _fold(min, host_instruments.HOST_DISK_TOTAL, "machine", "disk")(readings)
+    free = _fold(min, host_instruments.HOST_DISK_FREE, "machine", "disk")(readings)
+    return {labels: value / total[labels] for labels, value in free.items() if total.get(labels)}
+
+
+def _p95(buckets: Vector) -> Vector:
+    groups: defaultdict[Labels, list[tuple[float, float]]] = defaultdict(list)
+    for labels, count in buckets.items():
+        groups[tuple(pair for pair in labels if pair[0] != "le")].append((float(dict(labels)["le"]), count))
+    return {labels: quantile_of(0.95, sorted(counts)) for labels, counts in groups.items()}
+
+
+def _first_texts(readings: Readings) -> Vector:
+    return _p95((readings.growth or {}).get(_FIRST_TEXTS, {}))
+
+
+def _latency(readings: Readings) -> Vector:
+    calls = (readings.growth or {}).get(_CALLS, {})
+    counts = _grouped(max, calls, ("service",))
+    return {labels: value for labels, value in _p95(calls).items() if counts[labels] > _LEAST_CALLS}
+
+
+def _failing(readings: Readings) -> Vector:
+    requests = (readings.growth or {}).get(_REQUESTS, {})
+    ours = _grouped(sum, {labels: count for labels, count in requests.items() if dict(labels).get("status") in OUR_FAULT}, ("service",))
+    calls = _grouped(sum, requests, ("service",))
+    return {labels: count / calls[labels] for labels, count in ours.items() if calls[labels] > _LEAST_CALLS}
+
+
+# --- the thresholds -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """The condition of the alert rules with this name: each found value for which ``is_reached``."""
+
+    name: str
+    find: _Find
+    is_reached: Callable[[float, float], bool]
+    bound: float
+    #: The format of a value for people; empty if it adds nothing.
+    shown: str = ""
+    #: Whether it needs the growth of counters.
+    grows: bool = False
+
+    def reached(self, readings: Readings) -> Vector:
+        return {labels: value for labels, value in self.find(readings).items() if self.is_reached(value, self.bound)}
+
+
+_certificates = _fold(min, instruments.CERTIFICATE_SECONDS_LEFT, "service", "node")
+_OVER, _UNDER = operator.gt, operator.lt
+THRESHOLDS: Final = (
+    Threshold("service_down", _living, _UNDER, 1),
+    Threshold("no_worker", _workers, _UNDER, 1),
+    Threshold("server_down", _fold(max, instruments.SERVER_UP, "server"), _UNDER, 1),
+    Threshold("worker_gone", _fold(max, instruments.NODE_UP, "node", service="inference"), _UNDER, 1),
+    Threshold("model_not_served", _fold(max, instruments.MODEL_WORKERS, "model", service="gateway"), _UNDER, 1),
+    Threshold("disk_full", _disk_free, _UNDER, 0.01, "{:.1%}"),
+    Threshold("disk_low", _disk_free, _UNDER, 0.1, "{:.1%}"),
+    Threshold("ledger_drift", _fold(max, instruments.LEDGER_DRIFT, "node"), operator.ne, 0, "{:,.0f} micro-credits"),
+    Threshold("backup_old", _fold(max, instruments.BACKUP_AGE), _OVER, 26 * 3600, "{:,.0f} s"),
+    Threshold("certificate_expiring", _certificates, _UNDER, health_signals.CERTIFICATE_ENDS_SECONDS, "{:,.0f} s"),
+    Threshold("cpu_high", _fold(max, host_instruments.HOST_CPU, "machine"), _OVER, 0.8, "{:.1%}"),
+    Threshold("gpu_saturation", _fold(max, host_instruments.GPU_USAGE, "machine", "gpu"), _OVER, 0.9, "{:.1%}"),
+    Threshold("queue_depth_high", _fold(sum, instruments.QUEUE_DEPTH, "model", service="gateway"), _OVER, health.QUEUE_IS_LONG, "{:,.0f}"),
+    Threshold("response_slow", _first_texts, _OVER, 5, "{:.3g} s", grows=True),
+    Threshold("high_latency", _latency, _OVER, 1, "{:.3g} s", grows=True),
+    Threshold("error_rate_spike", _failing, _OVER, 0.05, "{:.1%}", grows=True),
+    Threshold("cost_anomaly", _fold(max, instruments.COST_OF_USUAL), _OVER, 1.5, "{:.3g} times as much"),
+)
+FORMATS: Final = {threshold.name: threshold.shown for threshold in THRESHOLDS}
+#: What a collection needs for them.
+SERIES: Final = frozenset(_COUNTERS) | {
+    one.name
+    for one in (
+        instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT, instruments.BACKUP_AGE,
+        instruments.CERTIFICATE_SECONDS_LEFT, instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, host_instruments.HOST_DISK_FREE,
+        host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
+    )
+}  # fmt: skip
+FAMILIES: Final = frozenset(name.removesuffix("_bucket") for name in SERIES)
