@@ -7,9 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from services.inference.backends.remote.http_messages import ServerOrigin
-
-ASKED = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 KEPT = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
 #: Handles a connection, which is closed afterwards.
@@ -18,7 +15,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @dataclass
 class RawServer:
-    origin: ServerOrigin
+    url: str
     connections: int = 0
     #: How many of those have ended.
     left: int = 0
@@ -43,7 +40,7 @@ async def raw_server(serve: Serve, tls: ssl.SSLContext | None = None) -> AsyncIt
     listening = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=tls)
     async with listening:
         port = listening.sockets[0].getsockname()[1]
-        server = RawServer(ServerOrigin("127.0.0.1", port, tls is not None, f"127.0.0.1:{port}", ""))
+        server = RawServer(f"{'http' if tls is None else 'https'}://127.0.0.1:{port}")
         yield server
         for task in tuple(server.serving):
             task.cancel()

@@ -1,19 +1,24 @@
-"""The client of one HTTP server: its timeouts and retries, and what its failures mean to a caller."""
+"""The client of one HTTP server, over aiohttp: deadlines, limits, retries, and what its failures mean to a caller."""
 
 import asyncio
+import io
+import re
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Self, TypeVar
 
-from services.inference.backends.remote import http_connection, http_messages, server_errors
+import aiohttp
+from yarl import URL
+
+from services.inference.backends.remote import server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
-from services.inference.backends.remote.http_connection import HttpConnectionPool, HttpServerConnection, PoolExhausted
-from services.inference.backends.remote.http_messages import HttpFailure, JsonRequest, ReplyHead, RequestWriter
 from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
+from services.inference.backends.remote.text_answers import JsonRequest
 from shared import errors
 from shared.errors import AimeshError
 from shared.telemetry import logs
@@ -30,9 +35,12 @@ MAX_LIST_BYTES = 2 * 1024 * 1024
 #: A million tokens, each in an event of 250 bytes.
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
 MAX_REFUSAL_BYTES = 64 * 1024
+#: Servers send a few hundred bytes of headers, large providers' proxies up to ten thousand.
+MAX_FIELD_BYTES = 16 * 1024
 #: More than the 256 requests that vLLM runs at once by default.
-MAX_CONNECTIONS = 1024
-PROBE_CONNECTIONS = 4
+MAX_REQUESTS = 1024
+#: Less than the 5 s after which uvicorn, and so vLLM, closes an idle connection.
+IDLE_SECONDS = 4.0
 #: For the bytes after an answer's end; a connection can only be reused after the last byte.
 DRAIN_SECONDS = 0.25
 
@@ -41,13 +49,19 @@ ATTEMPTS = 3
 #: Before the second attempt; doubled before the third. Each is multiplied by 0.5 to 1, so that callers don't retry all at once.
 BACKOFF_SECONDS = 0.5
 
+#: RFC 9110, section 5.5, ASCII only: a line break would inject another header.
+_HEADER = re.compile(r"[!-~]([\t -~]*[!-~])?\Z")
+_VERSION = re.compile(r"/v\d+\Z")
+#: aiohttp warns of more in one piece, because that blocks the loop.
+_PIECE_BYTES = 512 * 1024
+
 
 class ServerTimedOut(Exception):
     """The server took too long; the message follows "the server did not". Caught by `ServerExchange`."""
 
 
 #: What `ServerExchange` turns into an AimeshError.
-_FAILURES = (PoolExhausted, HttpFailure, ServerTimedOut, BadStream, *UNREADABLE)
+_FAILURES = (aiohttp.ClientError, ServerTimedOut, BadStream, *UNREADABLE)
 
 
 @dataclass(slots=True)
@@ -59,7 +73,9 @@ class ServerExchange:
     """
 
     server: "Server"
-    request: bytes
+    path: str
+    #: None for a GET.
+    body: bytes | None
     #: The media type of the response; empty for any.
     kind: str
     #: Until the head of the response.
@@ -67,30 +83,35 @@ class ServerExchange:
     most_bytes: int
     attempts: int = ATTEMPTS
     _clock: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
-    _connection: HttpServerConnection = field(init=False)
+    _response: aiohttp.ClientResponse = field(init=False)
     #: Seconds for what comes next.
     _left: float = 0.0
     _bytes: int = 0
 
     async def __aenter__(self) -> Self:
-        """Raises what the refusal means, or Unavailable."""
+        """Raises what the refusal means, Unavailable or Overloaded."""
+        server = self.server
+        if server.running >= MAX_REQUESTS:
+            message = f"{server.source.name} has {MAX_REQUESTS} requests of this worker open"
+            raise errors.Overloaded(message, retry_after_seconds=10.0)
+        server.running += 1
         until = self._clock() + self.seconds
         try:
-            self._connection, head = await self._begin(until)
-            try:
-                _check_type(head, self.kind)
-            except BadStream:
-                self.server.pool.release(self._connection)
-                raise
-        except TimeoutError as late:
-            raise _meaning(self.server.source, ServerTimedOut(f"begin its answer within {self.seconds:g} s")) from late
-        except _FAILURES as failure:
-            raise _meaning(self.server.source, failure) from failure
+            async with asyncio.timeout_at(until):
+                self._response = await self._begin()
+        except BaseException as error:
+            server.running -= 1
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
+                error = ServerTimedOut(f"begin its answer within {self.seconds:g} s")
+            if isinstance(error, _FAILURES):
+                raise _meaning(server.source, error) from error
+            raise
         self._left = until - self._clock()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.server.pool.release(self._connection)
+        self._response.close()
+        self.server.running -= 1
         if isinstance(error, _FAILURES):
             raise _meaning(self.server.source, error) from error
 
@@ -99,14 +120,15 @@ class ServerExchange:
         self._left = seconds
 
     async def read_piece(self) -> bytes:
-        """Return the next piece of the response; empty at its end. Raises ServerTimedOut and BadStream. The time that the caller
-        spends on a piece is not counted."""
+        """Return the next piece of the response; empty at its end. Raises ServerTimedOut, BadStream and ClientError. The time that the
+        caller spends on a piece is not counted."""
         started = self._clock()
         try:
-            piece = await self._connection.read(started + self._left)
+            async with asyncio.timeout_at(started + self._left):
+                piece = await self._response.content.readany()
         except TimeoutError as late:
             raise ServerTimedOut("continue its answer in time") from late
-        self.server.pool.heard_at = now = self._clock()
+        self.server.heard_at = now = self._clock()
         self._left -= now - started
         if self._left <= 0 and piece:
             # A server that keeps sending without progress would never meet the deadline above.
@@ -117,7 +139,7 @@ class ServerExchange:
         return piece
 
     async def read(self) -> bytes:
-        """Read the whole response. Raises ServerTimedOut and BadStream."""
+        """Read the whole response. Raises as ``read_piece``."""
         pieces = []
         while piece := await self.read_piece():
             pieces.append(piece)
@@ -126,42 +148,38 @@ class ServerExchange:
     async def drain(self) -> None:
         """Read the bytes after the answer's end, so that the connection can be reused."""
         self._left = DRAIN_SECONDS
-        with suppress(ServerTimedOut, HttpFailure, BadStream):
+        with suppress(ServerTimedOut, aiohttp.ClientError, BadStream):
             while await self.read_piece():
                 pass
 
-    async def _begin(self, until: float) -> tuple[HttpServerConnection, ReplyHead]:
-        """Return the head of a successful response and the connection with its body. Raises TimeoutError at ``until``."""
+    async def _begin(self) -> aiohttp.ClientResponse:
+        """Return a successful response. Raises ClientError, BadStream, and what a refusal means."""
         for attempt in range(1, self.attempts + 1):
             asked_seconds = 0.0
             try:
-                connection, head = await self.server.pool.ask(self.request, until)
-            except HttpFailure as failure:
-                if not failure.retryable or attempt == self.attempts:
+                response = await self.server.ask_once(self.path, self.body)
+            except aiohttp.ClientError:
+                if attempt == self.attempts:
                     raise
             else:
-                if head.is_success:
-                    self.server.note_account(self.request, is_refused=False)
-                    return connection, head
-                refusal = await self._refusal(connection, head, until)
+                if 200 <= response.status < 300:
+                    self.server.refused[response.method] = False
+                    _check_type(response, self.kind)
+                    return response
+                refusal = await self._refusal(response)
                 if refusal.is_for_account:
-                    self.server.note_account(self.request, is_refused=True)
+                    self.server.refused[response.method] = True
                 if not refusal.retryable or attempt == self.attempts:
                     raise refusal.error
                 asked_seconds = refusal.retry_after_seconds or 0.0
             log.info("backend_retried", server=self.server.source.name, attempt=attempt)
-            backoff = Backoff(BACKOFF_SECONDS, inf, jitter=0.5)
-            async with asyncio.timeout_at(until):
-                await asyncio.sleep(max(backoff.pause(attempt), asked_seconds))
+            await asyncio.sleep(max(Backoff(BACKOFF_SECONDS, inf, jitter=0.5).pause(attempt), asked_seconds))
         raise AssertionError("the last attempt returns or raises")
 
-    async def _refusal(self, connection: HttpServerConnection, head: ReplyHead, until: float) -> ServerRefusal:
-        try:
-            body = b"" if head.headers.get("content-encoding") else await connection.read_most(MAX_REFUSAL_BYTES, until)
-        finally:
-            self.server.pool.release(connection)
-        retry_after = head.headers.get("retry-after")
-        return server_errors.judge(self.server.source, head.status, body[:MAX_REFUSAL_BYTES], retry_after, now=time.time())
+    async def _refusal(self, response: aiohttp.ClientResponse) -> ServerRefusal:
+        body = await _read_most(response, -1 if response.headers.get("content-encoding") else MAX_REFUSAL_BYTES)
+        retry_after = response.headers.get("retry-after")
+        return server_errors.judge(self.server.source, response.status, body[:MAX_REFUSAL_BYTES], retry_after, now=time.time())
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,52 +195,62 @@ class ProbeReply:
     trouble: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Server:
-    """One server and its pool of connections."""
+    """One server and its connections."""
 
     source: RefusalSource
-    pool: HttpConnectionPool
-    requests: RequestWriter
-    #: Connections of their own, so that probes never wait for requests.
-    probes: HttpConnectionPool
-    #: By method, because a server without credit may still list its models.
-    refused: dict[bytes, bool] = field(default_factory=dict)
-
-    def note_account(self, request: bytes, *, is_refused: bool) -> None:
-        """Note whether the server refused this worker's key or account."""
-        self.refused[request.partition(b" ")[0]] = is_refused
+    url: str
+    session: aiohttp.ClientSession
+    running: int = 0
+    #: When the last part of an answer arrived, by the loop's clock.
+    heard_at: float = -1.0
+    #: Whether it refused this worker's key or account, by method, because a server without credit may still list its models.
+    refused: dict[str, bool] = field(default_factory=dict)
 
     @property
     def is_refused(self) -> bool:
         """Whether it refuses the key or account, by the last answer to any kind of request."""
         return any(self.refused.values())
 
-    async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
-        """Get a page once and read at most ``most`` bytes of it, all within ``seconds``. Never fails."""
-        until = asyncio.get_running_loop().time() + seconds
-        try:
-            connection, head = await self.probes.ask(self.requests.get(path), until)
+    async def ask_once(self, path: str, body: bytes | None = None) -> aiohttp.ClientResponse:
+        """Send a request, and again on another connection if the server had dropped an idle one. Paths are below the URL; with a leading
+        slash they are beside the API's version: `/health` if the URL ends in `/v1`. Raises ClientError. Close the response."""
+        url = URL(f"{_VERSION.sub('', self.url)}{path}" if path.startswith("/") else f"{self.url}/{path}", encoded=True)
+        while True:
+            data = body if body is None or len(body) < _PIECE_BYTES else io.BytesIO(body)
+            headers = {} if body is None else {"content-type": JSON}
+            seen = SimpleNamespace(is_reused=False)
             try:
-                body = await connection.read_most(most, until)
-            finally:
-                self.probes.release(connection)
-        except (TimeoutError, PoolExhausted):
+                return await self.session.request(
+                    "GET" if body is None else "POST", url, data=data, headers=headers, allow_redirects=False, trace_request_ctx=seen
+                )
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not seen.is_reused:
+                    raise
+
+    async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
+        """Get a page once and read at most ``most`` bytes of it, all within ``seconds``. Never fails, and never waits for requests."""
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self.ask_once(path)
+                body = await _read_most(response, most)
+        except aiohttp.ClientError as failure:
+            return ProbeReply(trouble=f"does not answer: {self.source.cleaned(_reason(failure))}")
+        except TimeoutError:
             return ProbeReply(trouble=f"did not answer within {seconds:g} s")
-        except HttpFailure as failure:
-            return ProbeReply(trouble=f"does not answer: {self.source.cleaned(str(failure))}")
-        return ProbeReply(head.status, body[:most], is_cut=len(body) > most)
+        return ProbeReply(response.status, body[:most], is_cut=len(body) > most)
 
     async def get(self, path: str, read: Callable[[bytes], T], kind: str = JSON) -> T:
         """Get a small document of a media type, empty for any, without a retry, and ``read`` it. Raises Unavailable, or what the refusal
         means."""
-        async with ServerExchange(self, self.requests.get(path), kind, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
+        async with ServerExchange(self, path, None, kind, LIST_SECONDS, most_bytes=MAX_LIST_BYTES, attempts=1) as exchange:
             return read(await exchange.read())
 
     def post(self, path: str, body: bytes, kind: str, *, most: int | None = None, attempts: int = ATTEMPTS) -> ServerExchange:
         """Post a request whose response has the media type ``kind``, and at most ``most`` bytes."""
-        request, seconds = self.requests.post_json(path, body), self.source.upstream.first_token_seconds
-        return ServerExchange(self, request, kind, seconds, MAX_ANSWER_BYTES if most is None else most, attempts)
+        seconds = self.source.upstream.first_token_seconds
+        return ServerExchange(self, path, body, kind, seconds, MAX_ANSWER_BYTES if most is None else most, attempts)
 
     async def ask(self, request: JsonRequest[T], *, attempts: int = ATTEMPTS) -> T:
         """Post a request and read its JSON response, within ``idle_seconds`` of its head. Raises Unavailable, or what the refusal means."""
@@ -233,32 +261,79 @@ class Server:
 
 @asynccontextmanager
 async def connected(source: RefusalSource) -> AsyncIterator[Server]:
-    """Open a pool of connections to a server; every request has its key. It uses no proxy from the environment and
-    follows no redirect, because the key and the prompt are only for this address. Raises BadSettings."""
+    """Open connections to a server as they are needed; every request has its key. They use no proxy from the environment and follow no
+    redirect, because the key and the prompt are only for this address. Raises BadSettings."""
     upstream = source.upstream
     key = {} if upstream.key is None else {"authorization": f"Bearer {upstream.key.text}"}
-    # A compressed answer could grow a thousandfold, and text in small pieces gains nothing.
-    headers = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "aimesh", **key}
+    url = _read_url(source)
+    if not all(map(_HEADER.match, key.values())):
+        raise errors.BadSettings(f"{source.url_setting}: the key has a character that is not allowed in a header", hint=_HINT)
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(_note_reuse)
+    connector = aiohttp.TCPConnector(
+        # SSL_CERT_FILE counts now, not when aiohttp was imported.
+        limit=0, keepalive_timeout=IDLE_SECONDS, ssl=ssl.create_default_context() if url.startswith("https") else True
+    )  # fmt: skip
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(total=None, connect=upstream.connect_seconds), trace_configs=[tracing],
+        # A compressed answer could grow a thousandfold, and text in small pieces gains nothing.
+        headers={"accept": "*/*", "accept-encoding": "identity", "user-agent": "aimesh", **key}, auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(), max_line_size=MAX_FIELD_BYTES, max_field_size=MAX_FIELD_BYTES,
+    ) as session:  # fmt: skip
+        yield Server(source, url, session)
+
+
+_HINT = "see docs/howto/other-backends.md"
+
+
+def _read_url(source: RefusalSource) -> str:
+    """Return the URL, escaped and without a slash at its end. Raises BadSettings, which doesn't show it: it may contain a password."""
     try:
-        origin = http_messages.origin(upstream.url)
-        requests = RequestWriter(origin, headers)
-    except ValueError as error:
-        raise errors.BadSettings(f"{source.url_setting}: {error}", hint="see docs/howto/other-backends.md") from error
-    async with (
-        http_connection.opened(origin, MAX_CONNECTIONS, upstream.connect_seconds) as pool,
-        http_connection.opened(origin, PROBE_CONNECTIONS, upstream.connect_seconds) as probes,
-    ):
-        yield Server(source, pool, requests, probes)
+        url = URL(source.upstream.url)
+        str(url.raw_host).encode("idna")  # the length of labels
+        if url.scheme not in ("http", "https") or not url.host or url.user is not None or url.password is not None:
+            raise ValueError(url.scheme)
+    except ValueError:
+        message = f"{source.url_setting}: the URL must be http:// or https:// with a host and no password"
+        raise errors.BadSettings(message, hint=_HINT) from None
+    return str(url.with_query(None).with_fragment(None)).rstrip("/")
+
+
+async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace, _: aiohttp.TraceConnectionReuseconnParams) -> None:
+    context.trace_request_ctx.is_reused = True
+
+
+async def _read_most(response: aiohttp.ClientResponse, most: int) -> bytes:
+    """Return the body, without what follows the piece that exceeds ``most`` bytes, and close the response."""
+    body = bytearray()
+    try:
+        while len(body) <= most and (piece := await response.content.readany()):
+            body += piece
+    finally:
+        response.close()
+    return bytes(body)
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            return f"its certificate is not trusted ({error.certificate_error}); SSL_CERT_FILE adds authorities"
+        case aiohttp.ClientConnectorError():
+            return f"no connection ({error.strerror})"
+        case aiohttp.ServerTimeoutError():
+            return "no connection in time"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
+            return "it closed the connection within its answer"
+        case aiohttp.ClientResponseError():
+            return f"no HTTP ({error.message.partition(chr(10))[0]})"
+    return str(error)
 
 
 def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
-    """Turn the errors of connections, msgspec and the parsers into Unavailable, and a full pool into Overloaded."""
-    reason = source.cleaned(str(error))
+    """Turn the errors of connections, msgspec and the parsers into Unavailable,."""
+    reason = source.cleaned(_reason(error))
     match error:
-        case PoolExhausted():
-            message = f"{source.name} has {MAX_CONNECTIONS} requests of this worker open"
-            return errors.Overloaded(message, retry_after_seconds=http_connection.TURN_SECONDS)
-        case HttpFailure():
+        case aiohttp.ClientError():
             hint = f"is it running? see {source.url_setting}"
             return errors.Unavailable(f"{source.name} does not answer: {reason}", hint=hint, retry_after_seconds=5.0)
         case ServerTimedOut():
@@ -266,10 +341,12 @@ def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
     return errors.Unavailable(f"{source.name} broke its protocol: {reason}")
 
 
-def _check_type(head: ReplyHead, kind: str) -> None:
-    """``kind`` is empty for any type."""
-    if encoding := head.headers.get("content-encoding", "").strip().lower().replace("identity", ""):
-        raise BadStream(f"it is compressed ({encoding[:20]!r}), which was not requested")
-    found = head.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind and found != kind:
+def _check_type(response: aiohttp.ClientResponse, kind: str) -> None:
+    """``kind`` is empty for any type. Raises BadStream, and closes the response then."""
+    encoding = response.headers.get("content-encoding", "").strip().lower().replace("identity", "")
+    found = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if encoding or (kind and found != kind):
+        response.close()
+        if encoding:
+            raise BadStream(f"it is compressed ({encoding[:20]!r}), which was not requested")
         raise BadStream(f"content of type {found[:60]!r} instead of {kind!r}; is this the address of its API?")

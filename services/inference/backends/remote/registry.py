@@ -17,13 +17,12 @@ from services.inference import upstreams
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.backends.remote import dialects, http_server_client, openai_chat, token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
-from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.remote_server import ModelServer
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply, Vector
+from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply, JsonRequest, Vector
 from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
 from services.inference.jobs import GenerationJob
 from services.inference.models.catalog import RemoteModel

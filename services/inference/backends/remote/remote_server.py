@@ -21,14 +21,13 @@ from services.inference.backends.remote import (
     token_counts,
     token_ids,
 )
-from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut
 from services.inference.backends.remote.openai_answer import AnswerAssembly, WrongIds
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.backends.remote.server_watch import ServerWatch
-from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply
+from services.inference.backends.remote.text_answers import EmbeddingAssembly, EmbeddingReply, JsonRequest
 from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
 from services.inference.backends.remote.token_ids import Ask, TokenApi, TokenIds, TokenSupport
 from services.inference.engine.sampling import Parameters

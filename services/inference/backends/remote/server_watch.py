@@ -80,7 +80,7 @@ class ServerWatch:
             return
         started = asyncio.get_running_loop().time()
         reply = await self._server.probe(self._row.health_path or self._models_path, HEALTH_SECONDS, most=MAX_PAGE_BYTES)
-        self._health.judge(reply, was_heard=self._server.pool.heard_at >= started)
+        self._health.judge(reply, was_heard=self._server.heard_at >= started)
         self._models.set_out(self._health.out)
         if self._health.out:
             # Another program may come back at this address.

@@ -5,15 +5,14 @@ POST /rerank.  Pure.
 here gives the same result.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
 from services.inference.backends.remote import token_counts
 from services.inference.backends.remote.event_stream import BadStream, convert_or
-from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.engine.embedding_loop import Pooled, probability
@@ -32,6 +31,20 @@ _FRAME_BYTES = 64 * 1024
 _MODERATION_BYTES = 1024 * 1024
 
 Vector = tuple[float, ...]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonRequest(Generic[T]):
+    """A request, and how its whole response is read."""
+
+    #: See `Server.ask_once`.
+    path: str
+    body: bytes
+    #: Raises BadStream or one of `event_stream.UNREADABLE`.
+    read: Callable[[bytes], T]
+    #: The most bytes of a plausible response.
+    most: int
 
 
 @dataclass(frozen=True, slots=True)

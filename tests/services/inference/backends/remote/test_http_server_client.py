@@ -2,21 +2,24 @@
 
 import asyncio
 import gzip
+import ssl
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
 
-from services.inference.backends.remote import http_connection, http_server_client
+from services.inference.backends.remote import http_server_client
 from services.inference.backends.remote.event_stream import StreamEventParser
-from services.inference.backends.remote.http_messages import JsonRequest
 from services.inference.backends.remote.http_server_client import Server
 from services.inference.backends.remote.server_errors import RefusalSource
 from services.inference.upstreams import Key, Upstream
 from shared import errors
+from tests.cases import case
 from tests.services.inference.fake_http import Answer, FakeServer, serving
-from tests.services.inference.raw_http import raw_server
+from tests.services.inference.raw_http import KEPT, asked, once, raw_server, saying, silent
+from tests.shared.transports.nats.test_tls import make_certificate
 
 KEY = "sk-very-secret-0123456789"
 #: Short, because these servers send nothing until the timeout. On a busy machine, a head may take more than a second.
@@ -231,18 +234,18 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_asked_again_with
     assert (fake.times_asked("/completions"), fake.connections) == (3, 2)
 
 
-async def test_more_requests_than_connections_wait_for_one_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "TURN_SECONDS", 0.05)
-    monkeypatch.setattr(http_server_client, "MAX_CONNECTIONS", 64)
+async def test_more_requests_than_allowed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server_client, "MAX_REQUESTS", 16)
     async with asking(Answer(["data: a\n\n"], hang=True)) as (fake, server):
-        tasks = [asyncio.create_task(read(server)) for _ in range(http_server_client.MAX_CONNECTIONS)]
-        while fake.connections < http_server_client.MAX_CONNECTIONS:  # noqa: ASYNC110  # no signal tells what the other tasks have done
+        tasks = [asyncio.create_task(read(server)) for _ in range(http_server_client.MAX_REQUESTS)]
+        while fake.connections < http_server_client.MAX_REQUESTS:  # noqa: ASYNC110  # no signal tells what the other tasks have done
             await asyncio.sleep(0)
-        with pytest.raises(errors.Overloaded, match="64 requests of this worker open"):
+        with pytest.raises(errors.Overloaded, match="16 requests of this worker open"):
             await read(server)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        assert server.running == 0
 
 
 async def test_a_header_that_would_bring_another_along_is_a_mistake_in_the_settings() -> None:
@@ -262,20 +265,6 @@ async def test_an_answer_of_another_type_is_not_listened_to_any_longer() -> None
             await fake.left.wait()
 
 
-async def test_a_prompt_that_the_server_does_not_read_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def deaf(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.pause_reading()  # type: ignore[attr-defined]  # it is a whole transport
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(http_connection, "WRITE_SECONDS", 0.02)
-    # On a slow line, images take longer than text.
-    monkeypatch.setattr(http_connection, "LEAST_BYTES_PER_SECOND", 32 * 1024 * 1024 / 0.25)
-    async with raw_server(deaf) as raw, http_server_client.connected(source(f"http://{raw.origin.authority}")) as server:
-        with pytest.raises(errors.Unavailable, match=r"did not read the request within 0\.27"):
-            await server.ask(JsonRequest("/completions", bytes(32 * 1024 * 1024), bytes, most=1))
-        assert raw.connections == 1
-
-
 async def test_it_is_known_whether_the_server_refuses_the_account() -> None:
     refused, broke = Answer(["{}"], status=401), Answer(['{"error": {"code": "insufficient_quota"}}'], status=429)
     listed = Answer(['{"data": []}'], headers={"content-type": "application/json"})
@@ -289,3 +278,65 @@ async def test_it_is_known_whether_the_server_refuses_the_account() -> None:
         with suppress(errors.Unavailable):
             await read(server)
         assert server.is_refused, "a server without credit still lists its models"
+
+
+# --- over raw sockets -----------------------------------------------------------------------------------------------
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n5\r\nworld\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize("answer", [KEPT, CHUNKED], ids=["length", "chunked"])
+async def test_an_answer_that_is_cut_off_at_any_byte_is_an_error(answer: bytes) -> None:
+    for cut in range(len(answer)):
+        with case(cut):
+            async with raw_server(once(answer[:cut])) as raw, http_server_client.connected(source(raw.url)) as server:
+                with pytest.raises(errors.Unavailable, match="does not answer"):
+                    await server.get("x", bytes, "")
+
+
+async def test_a_large_request_arrives_whole() -> None:
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asked(reader)
+        writer.write(KEPT if await reader.readexactly(3_000_000) == bytes(3_000_000) else b"")
+
+    async with (
+        raw_server(count) as raw,
+        http_server_client.connected(source(raw.url)) as server,
+        server.post("x", bytes(3_000_000), "") as answer,
+    ):
+        assert await answer.read() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "target"),
+    [("/v1/", "models", "/v1/models"), ("/v1", "/health", "/health"), ("", "x", "/x"), ("/a b/ü%20", "x", "/a%20b/%C3%BC%20/x")],
+)
+async def test_paths_are_below_the_url_or_beside_its_version(url: str, path: str, target: str) -> None:
+    async with serving({target: Answer(["{}"])}) as fake, http_server_client.connected(source(fake.url + url)) as server:
+        assert await server.get(path, bytes) == b"{}"
+
+
+async def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_certificate(tmp_path, "127.0.0.1")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    async with raw_server(saying(KEPT), tls) as raw:
+        async with http_server_client.connected(source(raw.url)) as server:
+            with pytest.raises(errors.Unavailable, match="certificate is not trusted"):
+                await server.get("x", bytes, "")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        async with http_server_client.connected(source(raw.url)) as server:
+            assert await server.get("x", bytes, "") == b"hello"
+        async with http_server_client.connected(source(raw.url.replace("127.0.0.1", "localhost"))) as server:
+            with pytest.raises(errors.Unavailable, match="certificate is not trusted"):
+                await server.get("x", bytes, "")
+
+
+async def test_a_handshake_that_never_ends_is_given_up() -> None:
+    async with (
+        raw_server(silent) as raw,
+        http_server_client.connected(source(raw.url.replace("http", "https"), connect_seconds=0.05)) as server,
+    ):
+        with pytest.raises(errors.Unavailable, match="no connection in time"):
+            await server.get("x", bytes, "")

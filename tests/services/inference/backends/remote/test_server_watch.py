@@ -87,7 +87,7 @@ class FakeProbes:
     def __init__(self, given: Dialect | None) -> None:
         self.pages: dict[str, ProbeReply | None] = {}
         self.asked: list[str] = []
-        self.pool = SimpleNamespace(heard_at=-1.0)
+        self.heard_at = -1.0
         self.source = SimpleNamespace(name="upstream x", cleaned=str, upstream=SimpleNamespace(dialect=given))
 
     async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
