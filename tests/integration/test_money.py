@@ -156,7 +156,7 @@ async def test_limits_of_a_key_are_kept_by_the_api(stack: RunningStack, ann: Per
     assert shown == (7, 6, 5000, 4, "2.5")
     assert "budget" in asking.problem(refused, 400, "bad_request")["message"]
     listed = await stack.aicli("keys", "list", AICLI_API_KEY=made.json()["api_key"])
-    assert "7/h, 6/min, 5000 tokens/min, 4 concurrent, 2.5 credits" in listed.out
+    assert "7/h, 6/min, 5,000 tokens/min, 4 concurrent, 2.5 credits" in listed.out
     wider = await stack.aicli("keys", "create", "wider", "--budget", "3", AICLI_API_KEY=made.json()["api_key"])
     assert (wider.status, "cannot create keys" in wider.err) == (1, True)
 

@@ -5,9 +5,9 @@ from datetime import UTC
 
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING
-from shared import limits as shared_limits
 from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
 from shared.api.ledger import Account
+from shared.limits import BY_NAME, words
 
 #: A meter warns at this percentage or less.
 _LOW = 10
@@ -78,7 +78,7 @@ def _line(state: LimitState) -> LimitView:
     percent = min(100, 100 * remaining // state.limit) if state.limit else 0
     return LimitView(
         id=":".join(filter(None, (state.scope, state.kind, state.name))),
-        label=shared_limits.words(state.kind).capitalize() + (f" ({state.name})" if state.name else _WHOSE.get(state.scope, "")),
+        label=words(state.kind).capitalize() + (f" ({state.name})" if state.name else _WHOSE.get(state.scope, "")),
         left=usage_chart.number(remaining),
         limit=usage_chart.number(state.limit),
         percent=str(percent),
@@ -91,7 +91,7 @@ def _line(state: LimitState) -> LimitView:
 def _renewal(state: LimitState, remaining: int) -> str:
     if remaining >= state.limit:
         return "Unused"
-    if state.kind == "concurrency":
+    if state.kind in BY_NAME and BY_NAME[state.kind].counter == "slots":
         return "Frees up when a request ends"
     seconds = max(1, round(state.resets_in_seconds))
     if seconds < _MINUTE:
