@@ -10,43 +10,36 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, closing, suppress
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any
 
 import msgspec
 
-from services.gateway.failover import (
-    AnswerFailover,
-    ConversionFailover,
-    Ended,
-    FailoverState,
-    GivenUp,
-    ModerationFailover,
-    RetryBudget,
-    RetryOnWorker,
-    VectorsFailover,
-)
+from services.gateway.requests import generation
+from services.gateway.requests.generation import AskWorker, Done, End, Failed, FindWorker, Generation, Item, Pause, Step
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.retry_budget import RetryBudget
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors, spans
 from shared.api import embedding, inference
 from shared.api.generation import GenerationEnd
-from shared.api.method import End, Item, Request, StreamMethod
+from shared.api.inference import PromptAccepted
 from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcClient, RpcReply
 from shared.telemetry import logs, tracing
 from shared.telemetry.instruments import node_label
+from shared.telemetry.tracing import CallSpan
 from shared.timing.bounded_waits import BoundedWaits
 from shared.types import NodeId
 
 #: Fail over if a live worker sends nothing for this long in a started answer.
 STALL_SECONDS = 15.0
 
-AnswerItem = inference.PromptAccepted | inference.Chunk | GenerationEnd
-Embedding = inference.PromptAccepted | embedding.Vectors | embedding.Embedded
-ModerationItem = inference.PromptAccepted | inference.ModerationNotice | inference.Moderated
-ConversionItem = inference.PromptAccepted | inference.ConvertedPart | inference.Converted
+AnswerItem = PromptAccepted | inference.Chunk | GenerationEnd
+Embedding = PromptAccepted | embedding.Vectors | embedding.Embedded
+ModerationItem = PromptAccepted | inference.ModerationNotice | inference.Moderated
+ConversionItem = PromptAccepted | inference.ConvertedPart | inference.Converted
 #: Counts a retry by kind and outcome.
 Count = Callable[[str, str], object]
 #: Called before each worker is asked, with the number of answer tokens that the caller already has.
@@ -54,18 +47,6 @@ OnClaim = Callable[[Claim, int], object]
 
 #: A request that workers only read.
 TextRequest = embedding.Embed | inference.Moderate | inference.Conversion
-_TEXTS: dict[type[TextRequest], tuple[StreamMethod[Any, Any, Any], type[FailoverState[Any, Any, Any]]]] = {
-    embedding.Embed: (embedding.embed, VectorsFailover),
-    inference.Moderate: (inference.moderate, ModerationFailover),
-    inference.Tokenize: (inference.tokenize, ConversionFailover),
-    inference.Detokenize: (inference.detokenize, ConversionFailover),
-    inference.RenderChat: (inference.render_chat, ConversionFailover),
-}
-#: Operation names of OpenTelemetry.
-_OPERATIONS = dict.fromkeys((method.name for method, _ in _TEXTS.values()), "tokenize") | {
-    inference.process_prompt.name: "chat", embedding.embed.name: "embeddings", embedding.rank.name: "rerank",
-    inference.moderate.name: "moderation",
-}  # fmt: skip
 
 _log = logs.get(part="relay")
 
@@ -94,176 +75,175 @@ class Relay:
         """Yield PromptAccepted, chunks, and finally the GenerationEnd with the counts of the whole answer. Raises the last worker's error,
         WorkerLost if a part was delivered, or Poison if two engines crashed. ``on_claim`` gets each worker that is asked. Close it with
         ``aclose``."""
-        state = AnswerFailover(prompt)
-        return _RunningCall(self, inference.process_prompt, state, requirements, seconds, on_claim).stream_response()
+        return _RunningCall(self, prompt, requirements, seconds, on_claim).stream_response()
 
     def read(
         self, request: TextRequest, requirements: WorkerRequirements, *, seconds: float, on_claim: OnClaim = _ignore
     ) -> AsyncGenerator[Embedding | ModerationItem | ConversionItem]:
         """Yield vectors (scores if there is a query), all verdicts at the end, or parts, which may begin again; otherwise like
         ``generate``. Some may arrive before it raises a worker's error."""
-        method, state = _TEXTS[type(request)]
-        if isinstance(request, embedding.Embed) and request.query is not None:
-            method = embedding.rank
-        return _RunningCall(self, method, state(request), requirements, seconds, on_claim).stream_response()
+        return _RunningCall(self, request, requirements, seconds, on_claim).stream_response()
 
 
 @dataclass(slots=True)
-class _RunningCall(Generic[Request, Item, End]):
-    """Runs one request on one worker after another."""
+class _RunningCall:
+    """Carries out the steps of one generation."""
 
     relay: Relay
-    method: StreamMethod[Request, Item, End]
-    state: FailoverState[Request, Item, End]
+    request: inference.ProcessPrompt | TextRequest
     requirements: WorkerRequirements
     seconds: float
     on_claim: OnClaim
-    ends_at: float = 0.0
-    #: Why another worker is asked; None for the first.
-    retry: RetryOnWorker | None = None
+    #: These two are set when it begins.
+    core: Generation = field(init=False)
+    #: See ``Preemptible``.
+    began_at: float = field(init=False)
+    #: Why the current worker is asked; empty for the first one.
+    why: str = ""
+    claim: Claim | None = None
+    #: It was not free at once.
+    has_waited: bool = False
     #: Workers lost during this request.
     lost: list[DirectoryEntry] = field(default_factory=list)
-    #: See ``Preemptible``.
-    began_at: float = 0.0
     preempted_at: float = float("-inf")
     #: It waits because it was preempted.
     is_preempted: bool = False
     #: What runs on the worker now.
-    reply: RpcReply[Item, End] | None = None
+    reply: RpcReply[Any, Any] | None = None
 
     def may_be_preempted(self, now: float) -> bool:
-        return self.reply is not None and self.state.is_preemptible and now - self.preempted_at >= preemption.PAUSE_SECONDS
+        return self.reply is not None and self.core.is_preemptible and now - self.preempted_at >= preemption.PAUSE_SECONDS
 
     def preempt(self) -> None:
         assert self.reply is not None
         self.is_preempted, self.preempted_at = True, self.relay.dispatch.clock()
         self.reply.cancel(errors.Cancelled("a request of another tenant needs the slot"))
 
-    async def stream_response(self) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
-        budget, clock = self.relay.budget, self.relay.clock
-        self.began_at = clock()
-        self.ends_at = self.began_at + self.seconds
-        budget.begin(clock())
+    async def stream_response(self) -> AsyncGenerator[Any]:
+        relay = self.relay
+        self.began_at = relay.clock()
+        self.core = _new_generation(self.request, self.requirements, self.began_at + self.seconds)
+        relay.budget.begin(self.began_at)
         if self.requirements.takes_slot:
-            self.relay.dispatch.record_arrival(self.requirements.model)
+            relay.dispatch.record_arrival(self.requirements.model)
+        step: Step = FindWorker()
+        work: AsyncGenerator[Any]
         try:
             while True:
-                claim = self._claim_now()
-                has_waited = claim is None
-                if claim is None:
-                    async with aclosing(self._wait_for_claim()) as steps:
-                        async for step in steps:
-                            if isinstance(step, Claim):
-                                claim = step
-                            elif not self.state.began:
-                                yield self.state.waiting_notice(step)
-                assert claim is not None  # the generator ends with one
-                self.ends_at += claim.start_wait_seconds
-                self.is_preempted = False
-                outcome = "left"
-                try:
-                    async with aclosing(self._stream_from(claim, has_waited=has_waited)) as answers:
-                        async for item in answers:
+                match step:
+                    case Done(end):
+                        yield end
+                        return
+                    case Failed(error):
+                        raise error
+                    case Pause(seconds):
+                        await asyncio.sleep(seconds)
+                        step = self.core.paused()
+                        continue
+                    case AskWorker():
+                        work = self._ask(step)
+                    case _:
+                        assert isinstance(step, FindWorker)
+                        work = self._find(step)
+                async with aclosing(work) as items:
+                    async for item in items:
+                        if isinstance(item, Step):
+                            step = item
+                        else:
                             yield item
-                    outcome = "answered"
-                    return
-                except errors.AimeshError as error:
-                    outcome = "preempted" if self.is_preempted else "failed"
-                    decision = self._decide(claim, error)
-                finally:
-                    self._count(outcome)
-                if isinstance(decision, Ended):
-                    yield decision.end
-                    return
-                self.retry = decision
         finally:
-            budget.end()
+            relay.budget.end()
 
-    def _claim_now(self) -> Claim | None:
-        if self.retry is not None:
-            return None
-        selecting = tracing.begin("route.select", {"gen_ai.request.model": self.requirements.model})
-        claim: Claim | None = None
-        with suppress(errors.NotReachable):
-            claim = self.relay.dispatch.claim_now(self.requirements)
-        if claim is not None and selecting is not None:
-            selecting.end()
-        return claim
-
-    async def _wait_for_claim(self) -> AsyncGenerator[str | Claim]:
-        """Wait in the queue; search again while no worker can resume the answer."""
-        state, clock = self.state, self.relay.clock
-        while True:
-            requirements = self._requirements_now()
-            selecting = tracing.begin("route.select", {"gen_ai.request.model": requirements.model})
-            try:
-                async with aclosing(self.relay.dispatch.find(requirements)) as steps:
+    async def _find(self, wanted: FindWorker) -> AsyncGenerator[Any]:
+        """Wait in the queue; yield notices, and the next step."""
+        core, dispatch = self.core, self.relay.dispatch
+        self.why, self.claim = wanted.why, None
+        needs = self._requirements_for(wanted)
+        selecting = tracing.begin("route.select", {"gen_ai.request.model": needs.model})
+        try:
+            if not wanted.why:
+                with suppress(errors.NotReachable):
+                    self.claim = dispatch.claim_now(needs)
+            self.has_waited = self.claim is None
+            if self.claim is None:
+                async with aclosing(dispatch.find(needs)) as steps:
                     async for step in steps:
-                        if selecting is not None and isinstance(step, Claim):
-                            selecting.end()
-                        yield step
-                return
-            except (errors.NotReachable, errors.Overloaded) as error:
-                if selecting is not None:
-                    selecting.error = errors.code_of(error)
-                    selecting.end()
-                if isinstance(error, errors.NotStarted):
-                    raise  # it has waited long enough
-                if self.requirements.has_alternative and not state.began:
-                    # The worker's own error says more than that no other worker is there.
-                    raise state.last_failure or error from None
-                pause = state.on_no_worker(error, clock(), self.relay.draw)
-            if isinstance(pause, GivenUp):
-                raise pause.error from None
-            if self.ends_at - clock() <= pause:
-                raise errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout")
-            await asyncio.sleep(pause)
+                        if isinstance(step, Claim):
+                            self.claim = step
+                        elif not core.began:
+                            yield core.kind.notice(step)
+        except (errors.NotReachable, errors.Overloaded) as error:
+            if selecting is not None:
+                selecting.error = errors.code_of(error)
+                selecting.end()
+            yield core.no_worker(error, self.relay.clock(), self.relay.draw)
+            return
+        if selecting is not None:
+            selecting.end()
+        assert self.claim is not None  # the generator ends with one
+        self.is_preempted = False
+        yield core.claimed(self.claim.offer.digest, self.relay.clock(), self.claim.start_wait_seconds)
 
-    def _requirements_now(self) -> WorkerRequirements:
-        found = msgspec.structs.replace(self.requirements, excluded=self.state.excluded, origin=self.state.origin)
+    def _requirements_for(self, wanted: FindWorker) -> WorkerRequirements:
+        if not wanted.why:
+            return self.requirements
+        found = msgspec.structs.replace(self.requirements, excluded=wanted.excluded, origin=wanted.origin)
         if not self.is_preempted:
             return found
-        return msgspec.structs.replace(found, is_preempted=True, most_wait_seconds=self.ends_at - self.relay.clock())
+        return msgspec.structs.replace(found, is_preempted=True, most_wait_seconds=self.core.ends_at - self.relay.clock())
 
-    async def _stream_from(self, claim: Claim, *, has_waited: bool) -> AsyncGenerator[inference.PromptAccepted | Item | End]:
-        state, left = self.state, self.ends_at - self.relay.clock()
-        state.record_attempt(claim.offer.digest)
+    async def _ask(self, asked: AskWorker) -> AsyncGenerator[Any]:
+        """Yield what the worker sends, and the next step."""
+        core, claim, outcome = self.core, self.claim, "left"
+        assert claim is not None
         silence = BoundedWaits(self.relay.stall_seconds)
-        with claim, closing(silence):
-            if has_waited:
-                # The worker may have announced something else since the choice.
-                self.relay.dispatch.ensure_allowed(claim.worker.node, self.requirements)
-            self.on_claim(claim, state.delivered_tokens)
-            try:
-                call = self.relay.rpc.stream(self.method, state.request, to=claim.worker.node, deadline_seconds=left)
-                async with tracing.CallSpan(
-                    f"{_OPERATIONS[self.method.name]} {self.requirements.model}", self._attributes(claim), call
-                ) as answer:
-                    items, is_accepted = aiter(answer), False
-                    self.reply, claim.call = answer, None if claim.provider else self
-                    try:
-                        # If no other worker can resume, keep waiting for this one.
-                        while (item := await self._next(items, silence if state.began and state.can_resume else None)) is not None:
-                            state.has_responded = True
-                            if not is_accepted and isinstance(answer.accepted, inference.PromptAccepted):
-                                is_accepted = True
-                                if state.record_acceptance(answer.accepted):
-                                    yield answer.accepted
-                            if state.record_item(item):
-                                yield item
-                            if state.began:
-                                claim.record_delivery()
-                    except errors.LinkLost:
-                        state.has_responded = state.has_responded or answer.accepted is not None
-                        raise
-                    finally:
-                        self.reply, claim.call = None, None
-                        claim.was_accepted = answer.accepted is not None
-                    self._check(claim.worker, answer.end)
-                    yield state.with_total_usage(answer.end)
-            finally:
-                if state.processed_tokens is not None:
-                    claim.record_tokens(*state.processed_tokens)
+        try:
+            with claim, closing(silence):
+                if self.has_waited:
+                    # The worker may have announced something else since the choice.
+                    self.relay.dispatch.ensure_allowed(claim.worker.node, self.requirements)
+                self.on_claim(claim, core.at.ids)
+                try:
+                    async with self._call(claim, asked) as answer:
+                        items, accepted = aiter(answer), None
+                        self.reply, claim.call = answer, None if claim.provider else self
+                        try:
+                            # If no other worker can resume, keep waiting for this one.
+                            while (item := await self._next(items, silence if core.began and core.can_resume else None)) is not None:
+                                if accepted is None and isinstance(accepted := answer.accepted, PromptAccepted) and core.accepted(accepted):
+                                    yield accepted
+                                if core.item(item) is not None:
+                                    yield item
+                                if core.began:
+                                    claim.record_delivery()
+                        finally:
+                            self.reply, claim.call = None, None
+                            claim.was_accepted = answer.accepted is not None
+                        step: Step = self._end(claim, answer.end)
+                finally:
+                    if core.processed_tokens is not None:
+                        claim.record_tokens(*core.processed_tokens)
+            outcome = "answered"
+        except errors.AimeshError as error:
+            outcome = "preempted" if self.is_preempted else "failed"
+            step = self._fail(claim, error)
+        finally:
+            self._count(outcome)
+        yield step
+
+    def _call(self, claim: Claim, asked: AskWorker) -> CallSpan[RpcReply[Any, Any]]:
+        kind, node, request = self.core.kind, claim.worker.node, self.request
+        if asked.delivered:
+            request = msgspec.structs.replace(request, delivered=asked.delivered, numerics=asked.numerics)
+        attributes: dict[str, spans.Value] = {
+            "rpc.system": "aimesh",
+            "gen_ai.operation.name": kind.operation,
+            "gen_ai.provider.name": "aimesh",
+            "gen_ai.request.model": self.requirements.model,
+            "server.address": node_label(node),
+        }
+        call = self.relay.rpc.stream(kind.method, request, to=node, deadline_seconds=asked.seconds)
+        return CallSpan(f"{kind.operation} {self.requirements.model}", attributes, call)
 
     async def _next(self, items: AsyncIterator[Item], silence: BoundedWaits | None) -> Item | None:
         """Return None at the end of the stream. Raises LinkLost if the worker stalls."""
@@ -275,52 +255,44 @@ class _RunningCall(Generic[Request, Item, End]):
         except TimeoutError as error:
             raise errors.LinkLost(f"the worker has sent nothing for {self.relay.stall_seconds:g} s in mid-answer") from error
 
-    def _attributes(self, claim: Claim) -> dict[str, spans.Value]:
-        return {
-            "rpc.system": "aimesh",
-            "gen_ai.operation.name": _OPERATIONS[self.method.name],
-            "gen_ai.provider.name": "aimesh",
-            "gen_ai.request.model": self.requirements.model,
-            "server.address": node_label(claim.worker.node),
-        }
+    def _end(self, claim: Claim, end: End) -> Done:
+        done, dispatch, node = self.core.ended(end), self.relay.dispatch, claim.worker.node
+        if done.has_wrong_counts:
+            self.relay.flag(node)
+            quarantined = dispatch.worker_stats.dishonest_workers.strike(node, dispatch.clock())
+            what = "worker quarantined for wrong token counts" if quarantined else "worker reported wrong token counts"
+            _log.warning(what, worker=node, model=self.requirements.model)
+        return done
 
-    def _decide(self, claim: Claim, error: errors.AimeshError) -> RetryOnWorker | Ended[End]:
-        """Raise what the caller gets, or return how to continue."""
-        state = self.state
+    def _fail(self, claim: Claim, error: errors.AimeshError) -> Step:
+        core, node = self.core, claim.worker.node
         if self.is_preempted:
-            return RetryOnWorker(state.began, is_free=True)
+            return core.preempted()
         claim.record_failure(error)
         stats, clock = self.relay.dispatch.worker_stats, self.relay.dispatch.clock()
         lost_workers = sum(not stats.may_be_running(worker, clock) for worker in self.lost)
         own_losses = lost_workers + (not stats.may_be_running(claim.worker, clock))
         others_lost = stats.count_losses(clock) > own_losses
-        decision = state.on_failure(claim.worker.node, error, lost_workers=lost_workers, others_lost=others_lost)
+        step = core.failed(node, error, was_accepted=claim.was_accepted, lost_workers=lost_workers, others_lost=others_lost)
         if isinstance(error, errors.LinkLost):
             self.lost.append(claim.worker)
-        if isinstance(decision, GivenUp):
-            raise decision.error from error
-        if isinstance(decision, Ended):
-            return decision
-        if not decision.is_free and not self.relay.budget.spend(self.relay.clock()):
-            self.relay.count(_kind(decision), "over_budget")
-            raise state.final_error(error) from error
-        what = "worker lost in mid-answer" if decision.is_resumption else "worker failed before its first token"
-        _log.warning(what, worker=claim.worker.node, code=errors.code_of(error))
-        return decision
-
-    def _check(self, worker: DirectoryEntry, end: End) -> None:
-        dispatch = self.relay.dispatch
-        if not self.state.has_wrong_counts(end, self.requirements):
-            return
-        self.relay.flag(worker.node)
-        quarantined = dispatch.worker_stats.dishonest_workers.strike(worker.node, dispatch.clock())
-        what = "worker quarantined for wrong token counts" if quarantined else "worker reported wrong token counts"
-        _log.warning(what, worker=worker.node, model=self.requirements.model)
+        if not isinstance(step, FindWorker):
+            return step
+        if step.is_charged and not self.relay.budget.spend(self.relay.clock()):
+            self.relay.count(step.why, "over_budget")
+            return core.over_budget()
+        what = "worker lost in mid-answer" if core.began else "worker failed before its first token"
+        _log.warning(what, worker=node, code=errors.code_of(error))
+        return step
 
     def _count(self, outcome: str) -> None:
-        if self.retry is not None:
-            self.relay.count(_kind(self.retry), outcome)
+        if self.why:
+            self.relay.count(self.why, outcome)
 
 
-def _kind(retry: RetryOnWorker) -> str:
-    return "resumption" if retry.is_resumption else "retry"
+def _new_generation(request: inference.ProcessPrompt | TextRequest, requirements: WorkerRequirements, ends_at: float) -> Generation:
+    kind = generation.kind_of(request)
+    if not isinstance(request, inference.ProcessPrompt):
+        return Generation(kind, requirements, ends_at)
+    config = request.model_config
+    return Generation(kind, requirements, ends_at, answers=config.n or 1, most_tokens=config.max_tokens)

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.failover import AnswerFailover, GivenUp, RetryOnWorker
 from services.gateway.relay import Relay
+from services.gateway.requests import generation
+from services.gateway.requests.generation import Failed, FindWorker, Generation
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import ANYWHERE
@@ -18,7 +19,7 @@ from shared.api import inference
 from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import PromptAccepted
 from shared.protocol import directory
-from shared.protocol.directory import WorkerLoad
+from shared.protocol.directory import ResumeOrigin, WorkerLoad
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
 
@@ -211,33 +212,31 @@ async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
     ],
 )
 def test_which_lost_workers_make_a_request_poison(heard: tuple[bool, bool], lost_workers: int, poison: bool) -> None:
-    state = AnswerFailover(PROMPT)
-    decisions = []
+    core = Generation(generation.PROMPT, WISH, ends_at=10, answers=1)
+    steps = []
     for number, was_heard in enumerate(heard):
-        state.record_attempt("d")
-        if was_heard:
-            state.has_responded = True
-        decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), lost_workers=lost_workers * number))
-    assert decisions[0] == RetryOnWorker(is_resumption=False, is_free=False)
-    assert isinstance(decisions[1], GivenUp) == poison
-    if isinstance(decisions[1], GivenUp):
-        assert (decisions[1].error.code, decisions[1].error.status) == ("poison", 400)
+        core.claimed("d", now=0)
+        lost = errors.LinkLost("gone")
+        steps.append(core.failed(node_id(number), lost, was_accepted=was_heard, lost_workers=lost_workers * number))
+    assert steps[0] == FindWorker(frozenset({node_id(0)}), why="retry", is_charged=True)
+    assert isinstance(steps[1], Failed) == poison
+    if isinstance(steps[1], Failed):
+        assert (steps[1].error.code, steps[1].error.status) == ("poison", 400)
 
 
 @pytest.mark.parametrize(
     ("further", "poison"), [pytest.param(1, False, id="got further"), pytest.param(0, True, id="died at the same place")]
 )
 def test_a_worker_that_got_past_the_place_of_the_first_loss_clears_a_request(further: int, poison: bool) -> None:
-    state = AnswerFailover(PROMPT)
-    decisions = []
+    core = Generation(generation.PROMPT, WISH, ends_at=10, answers=1)
+    steps = []
     for number, tokens in enumerate((1, further)):
-        state.record_attempt("d")
-        state.has_responded = True
+        core.claimed("d", now=0)
         for _ in range(tokens):
-            state.record_item(inference.Chunk("x", (7,)))
-        decisions.append(state.on_failure(node_id(number), errors.LinkLost("gone"), lost_workers=number))
-    assert decisions[0] == RetryOnWorker(is_resumption=True, is_free=False)
-    assert isinstance(decisions[1], GivenUp) == poison
+            core.item(inference.Chunk("x", (7,)))
+        steps.append(core.failed(node_id(number), errors.LinkLost("gone"), was_accepted=True, lost_workers=number))
+    assert steps[0] == FindWorker(frozenset({node_id(0)}), ResumeOrigin("d", ""), "resumption", is_charged=True)
+    assert isinstance(steps[1], Failed) == poison
 
 
 async def test_workers_lost_behind_a_silent_transport_do_not_make_a_request_poison() -> None:

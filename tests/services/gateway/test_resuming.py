@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.failover import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, WINDOW_SECONDS, AnswerFailover, GivenUp
 from services.gateway.relay import Relay
+from services.gateway.requests import generation
+from services.gateway.requests.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import ANYWHERE
+from services.gateway.scheduling.retry_budget import WINDOW_SECONDS
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
@@ -33,6 +35,14 @@ DIGEST = "d" * 64
 WORDS = tuple(f" w{number}" for number in range(8))
 #: The position of a worker that is cut off after all its tokens, but before their end.
 BEFORE_THE_END = len(WORDS)
+WISH = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10, placement=ANYWHERE)
+
+
+def new_core() -> Generation:
+    """Return the core of an answer that a worker begins."""
+    core = Generation(generation.PROMPT, WISH, ends_at=1000, answers=1)
+    core.claimed(DIGEST, now=0)
+    return core
 
 
 @dataclass
@@ -89,8 +99,7 @@ class ResumingHarness:
     ) -> tuple[list[PromptAccepted], str, list[int], GenerationEnd | None]:
         """Collect the answer, or raise what the relay raises; ``received`` has what arrived before."""
         self.received: list[Any] = []
-        requirements = WorkerRequirements(MODEL, USER, USER, prompt_tokens=1, max_tokens=10, placement=ANYWHERE)
-        async with aclosing(self.relay.generate(prompt or make_prompt(), requirements, seconds=seconds)) as answers:
+        async with aclosing(self.relay.generate(prompt or make_prompt(), WISH, seconds=seconds)) as answers:
             async for item in answers:
                 self.received.append(item)
         chunks = [one for one in self.received if isinstance(one, Chunk)]
@@ -153,12 +162,11 @@ async def test_thoughts_and_calls_are_neither_lost_nor_doubled(position: int, se
     ],
 )
 def test_wrong_parts_of_calls_are_refused(parts: tuple[ToolCallPart, ...]) -> None:
-    state = AnswerFailover(make_prompt())
-    state.record_attempt(DIGEST)
+    core = new_core()
     with pytest.raises(errors.ProtocolViolation, match=r"call|characters"):
-        state.record_item(Chunk("", (1,), call_parts=parts))
+        core.item(Chunk("", (1,), call_parts=parts))
     with pytest.raises(errors.ProtocolViolation, match="characters"):
-        state.record_item(Chunk("", (1,), reasoning="x" * (MOST_CHUNK_CHARACTERS + 1)))
+        core.item(Chunk("", (1,), reasoning="x" * (MOST_CHUNK_CHARACTERS + 1)))
 
 
 async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:
@@ -198,14 +206,13 @@ async def test_the_only_worker_is_retried_if_it_may_be_back_soon(kind: type[erro
 
 
 async def test_pauses_grow_with_jitter() -> None:
-    state = AnswerFailover(make_prompt())
-    state.record_attempt(DIGEST)
-    state.record_item(Chunk("a", (1,)))
-    state.on_failure(node_id(1), errors.LinkLost("gone"))
+    core = new_core()
+    core.item(Chunk("a", (1,)))
+    core.failed(node_id(1), errors.LinkLost("gone"))
     no_worker = errors.NotReachable("nobody")
-    assert [state.on_no_worker(no_worker, 0.0, lambda: 1.0) for _ in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
-    assert state.on_no_worker(no_worker, 1.0, lambda: 0.25) == 0.25
-    assert isinstance(state.on_no_worker(no_worker, RESUME_WAIT_SECONDS, lambda: 1.0), GivenUp)
+    assert [core.no_worker(no_worker, 0.0, lambda: 1.0) for _ in range(6)] == list(map(Pause, (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)))
+    assert core.no_worker(no_worker, 1.0, lambda: 0.25) == Pause(0.25)
+    assert isinstance(core.no_worker(no_worker, RESUME_WAIT_SECONDS, lambda: 1.0), Failed)
 
 
 async def test_waiting_for_a_worker_ends() -> None:

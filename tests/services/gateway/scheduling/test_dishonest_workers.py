@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from services.gateway import failover
+from services.gateway.requests import generation
 from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements
@@ -65,7 +65,7 @@ def test_quarantines_of_other_gateways_apply() -> None:
     ],
 )
 def test_which_counts_are_wrong(claimed: int, came: int, answers: int, wrong: bool) -> None:
-    assert failover.is_wrong(claimed, came, answers) == wrong
+    assert generation.is_wrong(claimed, came, answers) == wrong
 
 
 def test_a_quarantined_worker_is_not_eligible_and_the_error_says_why() -> None:

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.failover import PER_SECOND, SHARE, WINDOW_SECONDS, RetryBudget
+from services.gateway.scheduling.retry_budget import PER_SECOND, SHARE, WINDOW_SECONDS, RetryBudget
 
 FLOOR = int(PER_SECOND * WINDOW_SECONDS)
 
