@@ -286,7 +286,7 @@ export interface Quota {
   resetsInSeconds: number
   /** Every limit that applies to requests of this key. */
   limits: QuotaLimit[]
-  /** Null from older gateways, and while the ledger is down. */
+  /** Null while the ledger is down. */
   credits: Credits | null
   /** Of the key of this client; null if it has none. */
   budget: Budget | null

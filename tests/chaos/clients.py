@@ -185,7 +185,7 @@ class Clients:
 
 
 def our_code(error: dict[str, str]) -> str:
-    """Return our own error code: on /v1, ``code`` has OpenAI's. Older gateways send only ours."""
+    """Return our own error code: on /v1, ``code`` has OpenAI's."""
     return error.get("aimesh_code", error["code"])
 
 

@@ -41,7 +41,6 @@ export function readAnswer(json, content = null) {
       promptTokens: field(usage, 'prompt_tokens', 'number'),
       completionTokens: field(usage, 'completion_tokens', 'number'),
       totalTokens: field(usage, 'total_tokens', 'number'),
-      // Older gateways send none.
       reasoningTokens: usage.reasoning_tokens == null ? 0 : field(usage, 'reasoning_tokens', 'number'),
     },
     finishReason: field(answer, 'finish_reason', 'string'),

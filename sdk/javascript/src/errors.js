@@ -191,7 +191,7 @@ function closest(status) {
 export function fromAnswer(status, body, header = () => null) {
   const details = objectIn(objectIn(body).error)
   const nearest = closest(status ?? 500)
-  // `code` has OpenAI's code, except from older gateways.
+  // On /v1, `code` has OpenAI's code.
   const code = textIn(details.aimesh_code) || textIn(details.code) || nearest
   const [Kind, isRetryable] = KINDS.get(code) ??
     KINDS.get((Object.hasOwn(OF_OPENAI, code) && OF_OPENAI[code]) || nearest) ?? [Internal, false]

@@ -181,7 +181,7 @@ class Quota:
     remaining: int
     resets_in_seconds: float
     limits: tuple[Limit, ...]
-    #: None from older gateways, and while the ledger is down.
+    #: None while the ledger is down.
     credits: Credits | None = None
     #: Of the key of this client; None if it has none.
     budget: Budget | None = None

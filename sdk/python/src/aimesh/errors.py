@@ -211,7 +211,7 @@ def from_response(status: int, headers: Mapping[str, str], body: bytes) -> Aimes
             request_id=headers.get("x-request-id"),
         )
     found = _error_object(body)
-    # `code` has OpenAI's code, except from older gateways.
+    # On /v1, `code` has OpenAI's code.
     code = _text(found, "aimesh_code") or _text(found, "code")
     kind = BY_CODE.get(code) or _OF_OPENAI.get(code) or _by_status(status)
     return kind(
