@@ -132,8 +132,6 @@ class DaysStore:
             piece = await transaction.row("take_roll_piece")
             if piece is None:
                 return None
-            if piece["is_again"]:
-                await transaction.run("clear_day", piece["day"])
             await transaction.run("roll_piece", piece["since"], piece["until"])
             if piece["is_last"]:
                 await transaction.run("join_pieces", piece["day"])

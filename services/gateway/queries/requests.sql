@@ -283,17 +283,9 @@ spent AS (
     SELECT transfer, sum(amount_micro) AS micro FROM recent_entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
 ),
 held_by_target AS (
-    SELECT day, route, target, sum(micro) AS micro
-    FROM (
-        SELECT holds.day, holds.route, held.target, held.micro
-        FROM target_holds AS holds JOIN reservations USING (request_id), unnest(holds.targets, holds.micros) AS held (target, micro)
-        WHERE state = 'reserved'
-        UNION ALL
-        -- Held by older gateways (before migration 0024).
-        SELECT (created_at AT TIME ZONE 'UTC')::date, held_route, held.target, held.micro
-        FROM reservations, unnest(held_targets, held_target_micro) AS held (target, micro)
-        WHERE state = 'reserved' AND held_targets IS NOT NULL
-    ) AS holds
+    SELECT day, target_holds.route, held.target, sum(micro) AS micro
+    FROM target_holds JOIN reservations USING (request_id), unnest(targets, micros) AS held (target, micro)
+    WHERE state = 'reserved'
     GROUP BY 1, 2, 3
 ),
 paid AS (SELECT request_id, settled_micro FROM reservations WHERE settled_micro > 0 AND ended_at >= coalesce($2::timestamptz, '-infinity'))
@@ -619,17 +611,13 @@ ON CONFLICT DO NOTHING;
 
 -- name: take_roll_piece
 -- Take the oldest ten minutes to sum up. Pieces are short, because late rows and their settlements wait for the lock. A piece must be over for
--- five minutes, because earlier rows may still be on their way. Start a day again if a gateway of the previous version has marked it.
-SELECT roll.day, begun.since, piece.until, roll.rolled_at IS NOT NULL AS is_again, piece.until = (roll.day + 1)::timestamp AT TIME ZONE 'UTC' AS is_last
+-- five minutes, because earlier rows may still be on their way.
+SELECT roll.day, begun.since, piece.until, piece.until = (roll.day + 1)::timestamp AT TIME ZONE 'UTC' AS is_last
 FROM usage_rolls AS roll, LATERAL (SELECT summed_until(roll)) AS begun (since), LATERAL (SELECT begun.since + interval '10 minutes') AS piece (until)
 WHERE roll.is_stale AND NOT roll.is_final AND piece.until < now() - interval '5 minutes'
 ORDER BY roll.day
 LIMIT 1
 FOR UPDATE OF roll SKIP LOCKED;
-
--- name: clear_day
--- Delete a day's sums.
-DELETE FROM usage_days WHERE day = $1;
 
 -- name: roll_piece
 -- Sum up a piece of time.

@@ -218,18 +218,6 @@ async def test_the_current_day_is_summed_up_in_ten_minute_pieces(
     assert summed_up == (begun + timedelta(minutes=10) < datetime.now(UTC) - timedelta(minutes=5))
 
 
-async def test_a_day_marked_by_the_previous_version_is_summed_up_again(
-    days: DaysStore, opened: database.Database, connection: asyncpg.Connection
-) -> None:
-    await GatewayStore(opened).write_requests([row(), row()])
-    await roll(days)
-    await connection.execute("UPDATE usage_rolls SET is_stale = true WHERE day = $1", BEGIN.date())
-    await GatewayStore(opened).write_requests([row()])
-    assert (await report(days)).total.succeeded == 3
-    assert await roll(days) == [BEGIN.date()]
-    assert (await report(days)).total.succeeded == 3
-
-
 async def test_a_rating_counts_for_the_day_of_its_request(days: DaysStore, opened: database.Database) -> None:
     answered = row()
     usage = UsageStore(opened)
