@@ -1,4 +1,4 @@
-"""Follows the tool calls of one answer, which arrive complete or in parts. Pure."""
+"""Follows the tool calls of one answer, which arrive in parts from workers and complete from the guard. Pure."""
 
 from dataclasses import dataclass, field
 
@@ -40,7 +40,7 @@ class CallParts:
         for part in chunk.call_parts:
             found += self._take(part, is_complete=False)
         for call in chunk.tool_calls:
-            found += self._take(self._rest_of(call), is_complete=True)
+            found += self._take(ToolCallPart(len(self._calls), call.arguments, call.id, call.name), is_complete=True)
         return [*found, *self._fill()] if chunk.finish is FinishReason.STOP else found
 
     def complete(self, chunk: Chunk) -> tuple[ToolCall, ...]:
@@ -74,14 +74,6 @@ class CallParts:
             return []
         self._calls[-1].arguments.append("{}")
         return [ToolCallPart(len(self._calls) - 1, "{}")]
-
-    def _rest_of(self, call: ToolCall) -> ToolCallPart:
-        """Return the call as a part. A worker of the release before sends a complete call, even if another worker began it in parts."""
-        if self._calls and not (last := self._calls[-1]).is_complete:
-            written = "".join(last.arguments)
-            if last.name == call.name and call.arguments.startswith(written):
-                return ToolCallPart(len(self._calls) - 1, call.arguments[len(written) :])
-        return ToolCallPart(len(self._calls), call.arguments, call.id, call.name)
 
 
 def pieces_of(chunk: Chunk) -> tuple[ToolCall | ToolCallPart, ...]:

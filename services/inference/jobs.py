@@ -39,8 +39,6 @@ class JobOrigin:
     delivered: tuple[int, ...] = ()
     #: What that worker computed them with.
     numerics: str = ""
-    #: The reader wants tool calls in parts, as they are written.
-    call_parts: bool = False
     #: ``max_tokens`` is only the gateway's own bound.
     open_ended: bool = False
 

@@ -115,7 +115,6 @@ class InferenceService:
             salt=request.salt,
             delivered=request.delivered,
             numerics=request.numerics,
-            call_parts=request.call_parts,
             open_ended=request.open_ended,
         )
         sink = _MeshSink(stream, lambda: self._status(request.model_config.model).numerics)
@@ -340,7 +339,7 @@ class _TimedSink:
         if self._first_ns is None:
             self._first_ns = spans.now_ns()
         self._token_ids += len(item.token_ids)
-        if item.text or item.reasoning or item.tool_calls or item.call_parts:
+        if item.text or item.reasoning or item.call_parts:
             self._pieces += 1
             if self.first_text_seconds is None:
                 self.first_text_seconds = (spans.now_ns() - self._started_ns) / 1e9
@@ -409,7 +408,6 @@ def _joined(first: Chunk, then: Chunk) -> Chunk:
         text=first.text + then.text,
         token_ids=first.token_ids + then.token_ids,
         logprobs=first.logprobs + then.logprobs,
-        tool_calls=first.tool_calls + then.tool_calls,
         reasoning=first.reasoning + then.reasoning,
         call_parts=first.call_parts + then.call_parts,
     )

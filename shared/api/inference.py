@@ -44,7 +44,7 @@ class ProcessPrompt(Body, frozen=True):
     streamed: bool = True
     #: The reader's credit means that the caller got the items. Otherwise a receipt counts nothing as credited.
     reader_paced: bool = False
-    #: The gateway understands ``Chunk.call_parts``. Otherwise it gets completed calls.
+    #: Always true.
     call_parts: bool = False
     #: The caller named no max_tokens. That of ``model_config`` is only the gateway's own bound, which other servers may refuse.
     open_ended: bool = False
@@ -85,7 +85,7 @@ class Chunk(Body, frozen=True):
     answer: int = 0
     #: One per token, if requested.
     logprobs: tuple[TokenLogprob, ...] = ()
-    #: Completed calls. The text that the model wrote for them is not in ``text``.
+    #: Completed calls, after the gateway has masked them.
     tool_calls: tuple[ToolCall, ...] = ()
     #: Before the first text: what the request waits for, for users ("loading smollm2: 40 %").
     waiting: str = ""
@@ -93,7 +93,7 @@ class Chunk(Body, frozen=True):
     finish: FinishReason | None = None
     #: Thoughts of the model, which come before its answer.
     reasoning: str = ""
-    #: Instead of ``tool_calls``, if the request asked for them.
+    #: Parts of calls, as workers send them. The text that the model wrote for them is not in ``text``.
     call_parts: tuple[ToolCallPart, ...] = ()
 
 

@@ -76,7 +76,7 @@ class RealWorker(FakeWorker):
             prompt.model_config,
             context_tokens=2048,
             draw_seed=lambda: 1,
-            origin=JobOrigin(request="r", call_parts=prompt.call_parts),
+            origin=JobOrigin(request="r"),
         )
         chunks: asyncio.Queue[inference.Chunk | None] = asyncio.Queue(4096)
 

@@ -17,27 +17,12 @@ from services.inference.chat.chat_messages import RenderedPrompt
 from services.inference.chat.stop_sequences import StopSequences
 from services.inference.engine import sequence
 from services.inference.jobs import GenerationJob
-from shared.api.generation import GenerationEnd, ToolCall, ToolCallPart
+from shared.api.generation import GenerationEnd, ToolCallPart
 from shared.api.inference import Chunk, TokenLogprob
 from shared.types import FinishReason
 
 _ID_ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_CHARACTERS = 24
-
-
-@dataclass(slots=True)
-class _Call:
-    id: str
-    name: str
-    arguments: str
-
-    @property
-    def is_whole(self) -> bool:
-        try:
-            msgspec.json.decode(self.arguments, type=dict[str, object])
-        except (msgspec.DecodeError, RecursionError, UnicodeError):
-            return False
-        return True
 
 
 @dataclass(slots=True)
@@ -47,23 +32,19 @@ class _ShownParts:
     text: str = ""
     reasoning: str = ""
     parts: list[ToolCallPart] = field(default_factory=list)
-    calls: list[ToolCall] = field(default_factory=list)
 
 
 class _SeparatedAnswer:
     """The state of one answer."""
 
-    def __init__(self, marks: AnswerMarks | None, stops: tuple[str, ...], request: str, *, in_parts: bool) -> None:
+    def __init__(self, marks: AnswerMarks | None, stops: tuple[str, ...], request: str) -> None:
         #: None if all of the answer is content.
         self.separator = None if marks is None else AnswerSeparator(marks)
         self._request = request
-        self._in_parts = in_parts
         self._stops = StopSequences(stops)
         #: Tokens whose text isn't settled, with their logprobs and the length of the answer behind them.
         self._held: list[tuple[int, TokenLogprob | None, int]] = []
         self._length = 0
-        #: The last call, unless its parts are sent.
-        self._call: _Call | None = None
         self._thinks = False
         self._is_thinking = True
         self.thought_tokens = 0
@@ -97,9 +78,9 @@ class _SeparatedAnswer:
             self._is_thinking = False
             if piece.channel is TextChannel.CALL:
                 shown.text += self._stops.finish()
-                self._show_call(piece, shown)
+                call_id = (piece.id or call_id_of(self._request, piece.call)) if piece.name else ""
+                shown.parts.append(ToolCallPart(piece.call, piece.text, call_id, piece.name))
             else:
-                self._end_broken_call(shown)
                 shown.text += self._stops.push(piece.text)
             if self.is_stopped:
                 break
@@ -109,7 +90,6 @@ class _SeparatedAnswer:
         """Add what only the end settles."""
         if not self.is_stopped:
             shown.text += self._stops.finish()
-        self._end_call(shown)
 
     def settled(self, *, all_of_it: bool) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...]]:
         """Return the tokens whose text is settled, once."""
@@ -123,31 +103,6 @@ class _SeparatedAnswer:
     @property
     def reasoning_tokens(self) -> int:
         return self.thought_tokens if self._thinks else 0
-
-    def _show_call(self, piece: SeparatedPiece, shown: _ShownParts) -> None:
-        call_id = (piece.id or call_id_of(self._request, piece.call)) if piece.name else ""
-        if self._in_parts:
-            shown.parts.append(ToolCallPart(piece.call, piece.text, call_id, piece.name))
-            return
-        if piece.name:
-            self._end_call(shown)
-            self._call = _Call(call_id, piece.name, "")
-        if self._call is not None:
-            self._call.arguments += piece.text
-
-    def _end_broken_call(self, shown: _ShownParts) -> None:
-        if self.separator is not None and self.separator.failed:
-            self._end_call(shown)
-
-    def _end_call(self, shown: _ShownParts) -> None:
-        call, self._call = self._call, None
-        if call is None:
-            return
-        if call.is_whole:
-            shown.calls.append(ToolCall(call.id, call.name, call.arguments))
-        else:
-            # The answer ended in it. Callers expect JSON.
-            shown.text += call.arguments
 
 
 class SeparatedAnswers:
@@ -165,9 +120,7 @@ class SeparatedAnswers:
         self._resumes = bool(job.delivered)
         marks = AnswerMarks.of(rendered) if client is not None else None
         stops = (*job.parameters.stop, *rendered.stops)
-        self._answers = [
-            _SeparatedAnswer(marks, stops, f"{job.request}/{answer}", in_parts=job.call_parts) for answer in range(job.parameters.n)
-        ]
+        self._answers = [_SeparatedAnswer(marks, stops, f"{job.request}/{answer}") for answer in range(job.parameters.n)]
 
     def accept(self, prompt_tokens: int | None) -> None:
         self._sink.accept(prompt_tokens)
@@ -189,10 +142,10 @@ class SeparatedAnswers:
         if answer.finish is not None:
             answer.end(shown)
         tokens, logprobs = answer.settled(all_of_it=answer.finish is not None)
-        if tokens or shown.text or shown.reasoning or shown.parts or shown.calls or answer.finish is not None:
+        if tokens or shown.text or shown.reasoning or shown.parts or answer.finish is not None:
             await self._sink.send(
                 Chunk(
-                    *(shown.text, tokens, item.answer, logprobs, tuple(shown.calls)),
+                    *(shown.text, tokens, item.answer, logprobs),
                     finish=answer.finish,
                     reasoning=shown.reasoning,
                     call_parts=tuple(shown.parts),

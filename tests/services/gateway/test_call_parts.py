@@ -57,12 +57,3 @@ def test_only_the_first_call_where_one_is_wanted() -> None:
     assert calls.complete(Chunk("", (), tool_calls=(ToolCall("c", "h", "{}"),))) == ()
     calls.add(parts(ToolCallPart(0, "}")))
     assert calls.complete(_STOP) == (ToolCall("a", "f", "{}"),)
-
-
-def test_a_worker_that_only_writes_complete_calls_takes_over_in_a_call() -> None:
-    calls = CallParts()
-    calls.add(parts(ToolCallPart(0, '{"a', "a", "f")))
-    chunk = Chunk("", (), tool_calls=(ToolCall("a", "f", '{"a": 1}'), ToolCall("b", "f", '{"a": 1}')))
-    assert calls.add(chunk) == [ToolCallPart(0, '": 1}'), ToolCallPart(1, '{"a": 1}', "b", "f")]
-    # A second identical call is another call.
-    assert calls.add(Chunk("", (), tool_calls=chunk.tool_calls[1:])) == [ToolCallPart(2, '{"a": 1}', "b", "f")]

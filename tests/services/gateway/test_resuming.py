@@ -142,9 +142,8 @@ async def test_another_worker_resumes_after_the_last_token(position: int, kind: 
 
 
 @pytest.mark.parametrize("position", range(1, len(thinking.ANSWER) + 1))
-@pytest.mark.parametrize("second", [thinking.ANSWER, thinking.WHOLE_CALLS])
-async def test_thoughts_and_calls_are_neither_lost_nor_doubled(position: int, second: tuple[Chunk, ...]) -> None:
-    harness = ResumingHarness(Thinks(falls=[position]), Thinks(chunks=second))
+async def test_thoughts_and_calls_are_neither_lost_nor_doubled(position: int) -> None:
+    harness = ResumingHarness(Thinks(falls=[position]), Thinks())
     *_, end = await harness.collect(make_prompt(tools=(Tool("look_up"),)))
     chunks = [one for one in harness.received if isinstance(one, Chunk)]
     assert thinking.read(chunks) == (thinking.THOUGHTS, thinking.TEXT, thinking.CALLS)

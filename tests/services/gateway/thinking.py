@@ -21,8 +21,6 @@ ANSWER = (
     Chunk("", (6,), call_parts=(ToolCallPart(0, "1}"), ToolCallPart(1, "{}", "c2", "look_up"))),
     Chunk("", (7,), finish=FinishReason.STOP),
 )
-#: The calls as a worker of the previous release sends them.
-WHOLE_CALLS = (*ANSWER[:5], Chunk("", (6,), tool_calls=CALLS[:1]), Chunk("", (7,), tool_calls=CALLS[1:], finish=FinishReason.STOP))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from services.inference.settings import InferenceSettings
 from shared import telemetry
 from shared.api import inference
 from shared.api.gateway import Check
-from shared.api.generation import ChatMessage, Sampling
+from shared.api.generation import ChatMessage, Sampling, ToolCall
 from shared.api.inference import Chunk
 from shared.identity import node_keys
 from shared.identity.trust import Trust
@@ -34,6 +34,15 @@ from tests import stopwatch
 
 #: Ends an answer; no byte of any UTF-8 text.
 END_TOKEN = 0xFF
+
+
+def calls_of(chunks: Iterable[Chunk]) -> tuple[ToolCall, ...]:
+    """Return the tool calls of one answer."""
+    calls: dict[int, ToolCall] = {}
+    for part in (part for chunk in chunks for part in chunk.call_parts):
+        known = calls.get(part.index, ToolCall(part.id, part.name, ""))
+        calls[part.index] = ToolCall(known.id, known.name, known.arguments + part.arguments)
+    return tuple(calls.values())
 
 
 class Reader:

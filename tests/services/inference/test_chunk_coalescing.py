@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from services.inference import service
 from services.inference.service import CoalescedChunks
-from shared.api.generation import ToolCall
+from shared.api.generation import ToolCallPart
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 from tests.services.inference.standins import Reader
@@ -74,9 +74,9 @@ async def test_calls_keep_their_order() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
     for number in range(3):
-        await gathered.send(Chunk("", (number,), tool_calls=(ToolCall(f"c{number}", "f", "{}"),)))
+        await gathered.send(Chunk("", (number,), call_parts=(ToolCallPart(number, "{}", f"c{number}", "f"),)))
     await gathered.flush()
-    assert [call.id for chunk in reader.chunks for call in chunk.tool_calls] == ["c0", "c1", "c2"]
+    assert [part.id for chunk in reader.chunks for part in chunk.call_parts] == ["c0", "c1", "c2"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 0.3)), max_size=200))

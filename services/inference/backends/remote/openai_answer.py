@@ -12,7 +12,7 @@ import msgspec
 
 from services.inference.backends.remote.event_stream import BadStream, Lines, StreamEventParser, convert_or
 from services.inference.backends.remote.token_counts import ReportedUsage
-from shared.api.generation import MAX_TOKEN_ID, ToolCall, ToolCallPart
+from shared.api.generation import MAX_TOKEN_ID, ToolCallPart
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 
@@ -128,16 +128,15 @@ class _Branch:
 
 class AnswerAssembly:
     """Assembles the ``count`` answers of one request. ``draw_id`` creates the ids of tool calls that the server left out.
-    ``call_parts``: the reader wants calls in parts, as they are written. ``has_ids``: the events have token ids."""
+    ``has_ids``: the events have token ids."""
 
     #: The response's type, and what splits its pieces into texts for ``push``.
     media_type = "text/event-stream"
     splitter: type[StreamEventParser | Lines] = StreamEventParser
 
-    def __init__(self, count: int, draw_id: Callable[[], str], *, call_parts: bool = False, has_ids: bool = False) -> None:
+    def __init__(self, count: int, draw_id: Callable[[], str], *, has_ids: bool = False) -> None:
         self._branches = [_Branch() for _ in range(count)]
         self._draw_id = draw_id
-        self._wants_parts = call_parts
         self._has_ids = has_ids
         #: Tokens with ids, end tokens included.
         self.counted = 0
@@ -196,19 +195,18 @@ class AnswerAssembly:
         for part in delta.calls:
             self._add_call(branch, _guess_index(branch, part) if part.index is None else part.index, part)
         called = bool(delta.calls)
-        calls: tuple[ToolCall, ...] = ()
         if choice.finish_reason is not None and branch.finish is None:
             branch.finish = _finish(choice.finish_reason)
             self.stopped_by = choice.stop_reason or choice.matched_stop if choice.index == 0 else self.stopped_by
-            calls = self._complete_calls(branch)
-        parts = self._parts(branch) if self._wants_parts else ()
+            self._complete_calls(branch)
+        parts = self._parts(branch)
         self.pieces += bool(text or thought) or called
         self.thoughts += bool(thought)
         is_progress = bool(text or thought or logprobs or called or choice.finish_reason or choice.token_ids)
         ids = self._ids(branch, choice, is_shown=bool(text or thought)) if self._has_ids else ()
-        if not (text or thought or logprobs or calls or parts or ids):
+        if not (text or thought or logprobs or parts or ids):
             return AnswerStep(is_progress=is_progress)
-        return AnswerStep((Chunk(text, ids, choice.index, logprobs, calls, reasoning=thought, call_parts=parts),), is_progress)
+        return AnswerStep((Chunk(text, ids, choice.index, logprobs, reasoning=thought, call_parts=parts),), is_progress)
 
     def _ids(self, branch: _Branch, choice: AnswerChoice, *, is_shown: bool) -> tuple[int, ...]:
         """Return the ids of the text that is shown. Another server can continue after them, so an end token is not among them."""
@@ -244,16 +242,13 @@ class AnswerAssembly:
             raise BadStream(f"a tool call with more than {MAX_ARGUMENT_CHARACTERS} characters")
         call.arguments.append(written)
 
-    def _complete_calls(self, branch: _Branch) -> tuple[ToolCall, ...]:
+    @staticmethod
+    def _complete_calls(branch: _Branch) -> None:
         for call in branch.calls.values():
             if not call.name:
                 raise BadStream("a tool call without a name")
-            call.id = call.id or self._draw_id()
             if not any(call.arguments):
                 call.arguments.append("{}")
-        if self._wants_parts:
-            return ()
-        return tuple(ToolCall(call.id, call.name, "".join(call.arguments)) for _, call in sorted(branch.calls.items()))
 
     def _parts(self, branch: _Branch) -> tuple[ToolCallPart, ...]:
         """Return what was written since the last time. A call without a name waits for it; one without an id gets it."""

@@ -182,7 +182,7 @@ class RemoteServer(ModelServer):
         return GenerationEnd(reasons[0], used, reasons if len(reasons) > 1 else (), stop)
 
     def _plan_chat(self, job: GenerationJob, chat: JsonObject, prompt: TokenIds = (), *, has_ids: bool = False) -> _AnswerPlan:
-        answers = self.api.chat_assembly(job.requested.n or 1, remote_models.draw_call_id, call_parts=job.call_parts, has_ids=has_ids)
+        answers = self.api.chat_assembly(job.requested.n or 1, remote_models.draw_call_id, has_ids=has_ids)
         return _AnswerPlan(self.api.chat_path, msgspec.json.encode(chat), answers, prompt, has_ids=has_ids)
 
     async def _plan(self, api: TokenApi, job: GenerationJob, chat: JsonObject, ask: Ask, context_tokens: int) -> _AnswerPlan:

@@ -187,7 +187,7 @@ class Served:
 
 
 class Mesh:
-    """``alone``: gateways that don't share their queues, like those of an older version."""
+    """``alone``: gateways that don't share their queues."""
 
     def __init__(self, tasks: asyncio.TaskGroup, gateways: int, rules: QueueSettings, alone: Set[int]) -> None:
         self.tasks = tasks

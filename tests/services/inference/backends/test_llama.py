@@ -29,7 +29,7 @@ from shared.api.inference import MAX_CONVERTED_BYTES, Chunk, Detokenize, ModelSt
 from shared.model_folder import PACKAGED_MODEL
 from shared.types import Ability, FinishReason, ModelName
 from tests import stopwatch, tiers
-from tests.services.inference.standins import Reader, Watch, engine_pid, job, until
+from tests.services.inference.standins import Reader, Watch, calls_of, engine_pid, job, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -94,7 +94,7 @@ async def test_a_required_call_works_without_tools_in_the_template(backend: Llam
             parallel_tool_calls=False,
         )
         reader, end = await generate(backend, asked)
-        (call,) = (call for chunk in reader.chunks for call in chunk.tool_calls)
+        (call,) = calls_of(reader.chunks)
         assert call.name in {tool.name for tool in tools}
         assert json.loads(call.arguments).keys() & {"city", "a"}
         assert (reader.text, end.finish_reason) == ("", FinishReason.STOP)
@@ -104,7 +104,7 @@ async def test_with_a_format_an_answer_is_a_call_or_has_the_format(backend: Llam
     for seed in range(tiers.volume(4, least=2)):
         asked = job("What is the weather in Rome?", temperature=1, seed=seed, tools=(WEATHER, ADD), format=ANSWER)
         reader, _ = await generate(backend, asked)
-        calls = [call for chunk in reader.chunks for call in chunk.tool_calls]
+        calls = calls_of(reader.chunks)
         assert all(call.name in {"add", "get_weather"} for call in calls) if calls else json.loads(reader.text).keys() == {"answer"}
 
 

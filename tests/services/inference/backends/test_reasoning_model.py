@@ -66,7 +66,7 @@ async def answer(backend: LlamaBackend, delivered: tuple[int, ...] = (), **sampl
     reader = Reader()
     asked = replace(job("What is the weather in Rome?", model=NAME, temperature=0, **sampling), delivered=delivered, request="r")
     numerics = backend.models()[0].numerics
-    return reader, await backend.generate(replace(asked, numerics=numerics, call_parts=True), reader)
+    return reader, await backend.generate(replace(asked, numerics=numerics), reader)
 
 
 def reasoning(reader: Reader) -> str:

@@ -13,7 +13,7 @@ from services.inference.chat.chat_client import ChatClient
 from services.inference.chat.chat_messages import OpenTemplate, RenderedPrompt, Trigger
 from services.inference.chat.separated_answers import SeparatedAnswers
 from shared import errors
-from shared.api.generation import GenerationEnd, ToolCall, ToolCallPart, Usage
+from shared.api.generation import GenerationEnd, ToolCallPart, Usage
 from shared.api.inference import Chunk, TokenChance, TokenLogprob
 from shared.types import FinishReason
 from tests import tiers
@@ -52,13 +52,12 @@ async def send(
     rendered: RenderedPrompt | None = RENDERED,
     delivered: str = "",
     finish: FinishReason = STOP,
-    call_parts: bool = True,
     lost_at: str = "",
     **sampling: object,
 ) -> tuple[list[Chunk], GenerationEnd, list[None]]:
     reader, failures, client = Reader(), [], FakeClient(lost_at)
     asked = job(logit_bias={}, **sampling)
-    asked = replace(asked, delivered=(1,) * len(delivered), request="request", call_parts=call_parts)
+    asked = replace(asked, delivered=(1,) * len(delivered), request="request")
     plain = RenderedPrompt("p")
     answers = SeparatedAnswers(client if rendered else None, rendered or plain, asked, reader, lambda: failures.append(None))
     answers.accept(3)
@@ -80,20 +79,20 @@ async def send(
     return reader.chunks, end, failures
 
 
-def joined(chunks: Sequence[Chunk]) -> tuple[str, str, dict[int, tuple[str, str, str]], tuple[ToolCall, ...]]:
+def joined(chunks: Sequence[Chunk]) -> tuple[str, str, dict[int, tuple[str, str, str]]]:
     parts: dict[int, tuple[str, str, str]] = {}
     for part in (part for chunk in chunks for part in chunk.call_parts):
         call_id, name, arguments = parts.get(part.index, ("", "", ""))
         assert not (name and part.name)
         parts[part.index] = (call_id + part.id, name + part.name, arguments + part.arguments)
     text, reasoning = ("".join(getattr(chunk, name) for chunk in chunks) for name in ("text", "reasoning"))
-    return text, reasoning, parts, tuple(call for chunk in chunks for call in chunk.tool_calls)
+    return text, reasoning, parts
 
 
 async def test_thoughts_content_and_parts_of_calls_are_sent_apart() -> None:
     chunks, end, failures = await send(ANSWER)
-    text, reasoning, parts, calls = joined(chunks)
-    assert (text, reasoning, calls, failures) == ("So: 'END'", "Hm, [x].", (), [])
+    text, reasoning, parts = joined(chunks)
+    assert (text, reasoning, failures) == ("So: 'END'", "Hm, [x].", [])
     assert [(name, arguments) for _, name, arguments in parts.values()] == [("f", "{1}"), ("g", "{}")]
     assert len({call_id for call_id, _, _ in parts.values()}) == 2
     assert all(call_id.startswith("call_") for call_id, _, _ in parts.values())
@@ -103,32 +102,19 @@ async def test_thoughts_content_and_parts_of_calls_are_sent_apart() -> None:
     assert end.usage.cached_tokens == 1
 
 
-async def test_reader_that_takes_completed_calls_gets_them_when_they_are_complete() -> None:
-    valid = ANSWER.replace("{1}", '{"a": 1}')
-    chunks, _, _ = await send(valid, call_parts=False)
-    text, _, parts, calls = joined(chunks)
-    assert (text, parts) == ("So: 'END'", {})
-    assert [(call.name, call.arguments) for call in calls] == [("f", '{"a": 1}'), ("g", "{}")]
-    in_parts, _, _ = await send(valid)
-    assert [call.id for call in calls] == [call_id for call_id, _, _ in joined(in_parts)[2].values()]
-    cut, _, _ = await send(f'So {CALL}f{{"a', call_parts=False, finish=LENGTH)
-    assert joined(cut) == ('So{"a', "", {}, ())
-
-
-@pytest.mark.parametrize("call_parts", [True, False])
 @pytest.mark.parametrize("answer", [ANSWER, LONG])
-async def test_answer_is_the_same_for_every_split_and_after_every_resume(answer: str, call_parts: bool) -> None:
-    whole, end, _ = await send([answer], call_parts=call_parts)
-    letters, _, _ = await send(answer, call_parts=call_parts)
+async def test_answer_is_the_same_for_every_split_and_after_every_resume(answer: str) -> None:
+    whole, end, _ = await send([answer])
+    letters, _, _ = await send(answer)
     assert joined(letters) == joined(whole)
     for at in range(1, len(answer)):
-        before, _, _ = await send(answer[:at], call_parts=call_parts)
+        before, _, _ = await send(answer[:at])
         # What the first worker sent before it was lost: all but the last chunk.
         sent, tokens = [], 0
         for chunk in before[:-1]:
             sent.append(chunk)
             tokens += len(chunk.token_ids)
-        rest, rest_end, _ = await send(answer[tokens:], delivered=answer[:tokens], call_parts=call_parts)
+        rest, rest_end, _ = await send(answer[tokens:], delivered=answer[:tokens])
         assert joined([*sent, *rest]) == joined(whole), at
         assert sum(len(chunk.token_ids) for chunk in [*sent, *rest]) == len(answer)
         thoughts = len(f"{THINK}Hm, [x].{ENOUGH}") if answer is ANSWER else len(f"{THINK}Hm.{ENOUGH}")
@@ -138,7 +124,7 @@ async def test_answer_is_the_same_for_every_split_and_after_every_resume(answer:
 
 async def test_stop_sequence_matches_in_content_only() -> None:
     chunks, end, _ = await send(ANSWER, stop=("Hm", "END", "f{1"), finish=LENGTH)
-    text, reasoning, parts, _ = joined(chunks)
+    text, reasoning, parts = joined(chunks)
     assert (text, reasoning, parts, end.finish_reason) == ("So: '", "Hm, [x].", {}, STOP)
     assert (end.usage.completion_tokens, end.stop_sequence) == (ANSWER.index("END") + 3, "END")
     _, end, _ = await send(ANSWER, stop=("nowhere",))
@@ -158,13 +144,12 @@ async def test_plain_answer_is_passed_on_as_it_is() -> None:
     assert end.usage.reasoning_tokens == 0
 
 
-@pytest.mark.parametrize("call_parts", [True, False])
-async def test_lost_parser_makes_the_rest_text_and_is_counted_once(call_parts: bool) -> None:
-    chunks, end, failures = await send(f"Hi {CALL}f{{1!}}{DONE} and more", lost_at="!", call_parts=call_parts)
-    text, _, _, calls = joined(chunks)
+async def test_lost_parser_makes_the_rest_text_and_is_counted_once() -> None:
+    chunks, end, failures = await send(f"Hi {CALL}f{{1!}}{DONE} and more", lost_at="!")
+    text, _, _ = joined(chunks)
     assert text.endswith(f"!}}{DONE} and more")
     assert text.startswith("Hi")
-    assert (len(failures), calls, end.finish_reason) == (1, (), STOP)
+    assert (len(failures), end.finish_reason) == (1, STOP)
 
 
 DEEP = tiers.volume(1_000_000)
@@ -173,7 +158,7 @@ DEEP = tiers.volume(1_000_000)
 @pytest.mark.parametrize("deep", ["[" * DEEP, "<call>f{" + '{"a":' * (DEEP // 5), THINK * (DEEP // 7)])
 async def test_hostile_nesting_is_text(deep: str) -> None:
     chunks, _, _ = await send([deep[at : at + 5000] for at in range(0, len(deep), 5000)])
-    text, reasoning, parts, _ = joined(chunks)
+    text, reasoning, parts = joined(chunks)
     assert len(text) + len(reasoning) + sum(map(len, parts.get(0, ("", "", "")))) > len(deep) - 100
 
 
@@ -195,7 +180,7 @@ async def test_token_waits_until_its_text_is_settled() -> None:
     """A long call isn't parsed for each token. A resumed answer must get the text that no chunk had."""
     answer = f"{CALL}f{{" + "x" * 2000
     reader = Reader()
-    answers = SeparatedAnswers(FakeClient(), RENDERED, replace(job(), call_parts=True), reader, lambda: None)
+    answers = SeparatedAnswers(FakeClient(), RENDERED, job(), reader, lambda: None)
     for at, letter in enumerate(answer):
         await answers.send(Chunk(letter, (at,)))
         sent = len("".join(part.arguments for chunk in reader.chunks for part in chunk.call_parts))

@@ -11,7 +11,7 @@ from services.inference.backends.remote import ollama
 from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.upstreams import Upstream
 from shared import errors
-from shared.api.generation import GenerationEnd, Tool, ToolCall, Usage
+from shared.api.generation import GenerationEnd, Tool, ToolCallPart, Usage
 from shared.api.inference import ModelState
 from shared.types import FinishReason
 from tests.services.inference import asked
@@ -155,8 +155,9 @@ async def test_tool_calls_come_whole() -> None:
         await backend.generate(asked.job(model="smollm2", tools=(Tool("weather"),)), reader)
     thought, chunk = reader.chunks
     assert thought.reasoning == "hm"
-    assert chunk.tool_calls == (ToolCall(chunk.tool_calls[0].id, "weather", '{"city":"Bern"}'),)
-    assert chunk.tool_calls[0].id.startswith("call_")
+    (part,) = chunk.call_parts
+    assert part == ToolCallPart(0, '{"city":"Bern"}', part.id, "weather")
+    assert part.id.startswith("call_")
     assert server.asked[0]["tools"][0]["function"]["name"] == "weather"
 
 

@@ -155,7 +155,7 @@ def test_thoughts() -> None:
 
 
 def test_calls_in_parts() -> None:
-    answer = OllamaAssembly(1, lambda: "x", call_parts=True)
+    answer = OllamaAssembly(1, lambda: "x")
     step = answer.push(b'{"message": {"tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}, {"function": {"name": "g"}}]}}')
     assert step.chunks[0].call_parts == (ToolCallPart(0, '{"a":1}', "x", "f"), ToolCallPart(1, "", "x", "g"))
     assert answer.push(b'{"done": true}').chunks[0].call_parts == (ToolCallPart(1, "{}"),)
