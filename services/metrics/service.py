@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from services.metrics.alerting import channels
 from services.metrics.alerting.alerting_module import AlertingModule
+from services.metrics.alerting.alertmanager import Alertmanager
 from services.metrics.collection.attendance_duty import AttendanceDuty
 from services.metrics.collection.event_counters import EventCounters
 from services.metrics.collection.log_and_trace_collectors import LogCollector, TraceCollector
@@ -64,11 +65,15 @@ class MetricsService:
         self._outboxes: OtlpOutboxes | None = None
         self._history = HistoryModule(settings, self.metrics_text, DatabaseMetrics(node.metrics))
         self._scaling = ScalingModule(settings, node, lambda: self._survey.latest)
-        self._alerting = AlertingModule(channels.open_channels(settings), self._families, has_database=settings.database_url is not None)
+        has_database = settings.database_url is not None
+        self._alerting = AlertingModule(channels.open_channels(settings), self._families, has_database=has_database)
+        #: Instead of the own alerts.
+        self._alertmanager = None if settings.alertmanager_url is None else Alertmanager(settings.alertmanager_url)
+        own = [self._alerting] if self._alertmanager is None else []
         self._leader = Leader(
             node.id,
             self._survey.replicas,
-            [AttendanceDuty(attendance), self._alerting, self._scaling],
+            [AttendanceDuty(attendance), *own, self._scaling],
             url=settings.database_url,
             migrate=settings.migrate == "on",
         )
@@ -100,7 +105,7 @@ class MetricsService:
         node.dispatcher.add(self._history)
         node.tasks.create_task(self._history.run(), name="history")
         node.tasks.create_task(self._leader.run(), name="leader")
-        node.dispatcher.add(self._alerting)
+        node.dispatcher.add(self._alertmanager or self._alerting)
         node.tasks.create_task(self._alerting.run(), name="alerts")
         node.dispatcher.add(self._scaling)
         node.tasks.create_task(self._scaling.run(), name="scaling")
@@ -112,7 +117,7 @@ class MetricsService:
 
     async def checks(self) -> tuple[Check, ...]:
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        leading = (*self._leader.checks(), *self._alerting.checks(), *self._scaling.checks())
+        leading = (*self._leader.checks(), *(self._alertmanager or self._alerting).checks(), *self._scaling.checks())
         return (*await self._history.checks(), self._recording.check(), *exported, *leading)
 
     def asgi(self) -> http_server.App:

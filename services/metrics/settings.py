@@ -63,6 +63,14 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     alert_mail_to: Annotated[
         tuple[str, ...], Variable("ALERT_MAIL_TO", "email addresses that get alerts: at most 5, separated by commas", on_all_replicas=True)
     ] = ()
+    alertmanager_url: Annotated[
+        str | None,
+        Variable(
+            "ALERTMANAGER_URL",
+            "Alertmanager's address: its alerts are listed and silenced, and the metrics service itself sends none",
+            on_all_replicas=True,
+        ),
+    ] = None
     smtp_url: Annotated[
         str | None,
         Variable(
@@ -97,6 +105,10 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             yield "OTEL_EXPORTER_OTLP_ENDPOINT: must be a URL such as http://127.0.0.1:4318"
         yield from self._mistakes_of_mail()
+        if self.alertmanager_url is not None and not self.alertmanager_url.startswith(("http://", "https://")):
+            yield "ALERTMANAGER_URL: must be a URL such as http://127.0.0.1:9093"
+        if self.alertmanager_url is not None and (self.alert_webhook_url is not None or self.alert_mail_to):
+            yield "ALERTMANAGER_URL: Alertmanager sends the alerts, so unset ALERT_WEBHOOK_URL and ALERT_MAIL_TO"
         for namespace in self.metrics_namespaces:
             if not namespace.isidentifier() or not namespace.isascii() or "ai_platform".startswith(namespace):
                 yield f"METRICS_NAMESPACES: {namespace[:40]!r} is not a valid prefix; use letters, digits and _, such as my_company"

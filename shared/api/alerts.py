@@ -49,6 +49,8 @@ class Alerts(Body, frozen=True, omit_defaults=False):
     silences: tuple[Silence, ...]
     #: When the state was read, if PostgreSQL cannot be read now; None for the current state.
     as_of: datetime | None = None
+    #: They are Alertmanager's, which knows neither pending nor resolved ones.
+    from_alertmanager: bool = False
 
 
 class SilenceAlerts(Body, frozen=True):

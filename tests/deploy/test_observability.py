@@ -121,7 +121,8 @@ def dotenv() -> dict[str, str]:
 
 def asked() -> Iterator[tuple[str, str]]:
     """Yield each client and the address that it connects to."""
-    yield "metrics", compose_file.environment_of("metrics", dotenv())["OTEL_EXPORTER_OTLP_ENDPOINT"]
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "ALERTMANAGER_URL"):
+        yield "metrics", compose_file.environment_of("metrics", dotenv())[name]
     for exporter in COLLECTOR["exporters"].values():
         yield "otel-collector", exporter["endpoint"]
     for source in SOURCES.values():
@@ -187,7 +188,7 @@ def test_everybody_else_is_out_of_reach() -> None:
     assert internal == {"private", "entry", "observability", "store"}
     assert {name for name in OBSERVERS if networks(name) - internal} == {"alertmanager", "grafana"}
     assert {name for name in SERVICES if "operators" in SERVICES[name].get("networks", [])} == {"alertmanager", "grafana"}
-    assert {name for name in OBSERVERS if "private" in networks(name)} == {"otel-collector", "prometheus"}
+    assert {name for name in OBSERVERS if "private" in networks(name)} == {"otel-collector", "prometheus", "alertmanager"}
     assert not [name for name in SERVICES if name not in OBSERVERS and "observability" in SERVICES[name].get("networks", [])]
 
 

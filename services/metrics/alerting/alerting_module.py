@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from services.metrics import leader_state
-from services.metrics.alerting import notices, rules, thresholds
+from services.metrics.alerting import notices, rules, silence_store, thresholds
 from services.metrics.alerting.channels import Channel
 from services.metrics.alerting.notices import Notice, NoticeState, Silence
 from services.metrics.alerting.silence_store import MAX_SILENCES, SilenceStore
@@ -27,8 +27,6 @@ from shared.timing.bounded_waits import wait_until_set
 EVERY_SECONDS: Final = 15.0
 #: A stored state older than this is shown with its age.
 _OLD_SECONDS: Final = 15.0
-_MAX_SILENCE_SECONDS: Final = 30 * 24 * 3600.0
-_MAX_LABEL: Final = 200
 _BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
 
 Collect = Callable[[Set[str]], Awaitable[str]]
@@ -185,17 +183,13 @@ class AlertingModule:
 
     @serves(api.silence_alerts)
     async def silence_alerts(self, request: api.SilenceAlerts, call: RpcCall) -> api.Silence:
-        if not 0 < request.seconds <= _MAX_SILENCE_SECONDS:
-            raise errors.BadRequest("seconds: a silence can last up to 30 days", hint="for example, 7200 for two hours")
+        silence_store.check(request)
         if request.name and request.name not in {rule.name for rule in self._rules}:
             raise errors.BadRequest(f"name: there is no alert named {request.name[:80]!r}", hint="see docs/reference/alerts.md")
-        texts = [request.why, *request.labels, *request.labels.values()]
-        if len(request.labels) > 10 or any(len(text) > _MAX_LABEL for text in texts):
-            raise errors.BadRequest(f"labels and why: the limits are 10 labels and {_MAX_LABEL} characters each", hint="shorten them")
         if len(self._silences.known) >= MAX_SILENCES:
             raise errors.BadRequest("there are too many silences", hint="run `aicli alerts` to list them, and end some")
         labels = tuple(sorted((label, value) for label, value in request.labels.items() if value))
-        by = "operator" if call.found is None else call.found.username
+        by = silence_store.name_of_caller(call)
         made = Silence(secrets.token_hex(4), request.name, labels, self._clock() + request.seconds, by, request.why)
         await self._silences.add(made)
         self.on_change()

@@ -78,7 +78,10 @@ class AlertsView:
     more: str = ""
     #: Whether the metrics service is down.
     away: bool = False
+    #: No alerts, as far as the metrics service knows …
     calm: bool = False
+    #: … or Alertmanager, whose alerts these are.
+    calm_there: bool = False
 
 
 UNKNOWN = AlertsView(word="Unknown", tone="warn", sentence="Alerts are unavailable right now.", away=True)
@@ -92,6 +95,7 @@ def describe(found: Alerts | None, at: datetime) -> AlertsView:
     # Includes unknown states of a newer service.
     pending = [alert for alert in found.alerts if alert.state not in ("firing", "over")]
     word, tone, sentence = _verdict(now, len(pending))
+    is_calm = not now and not pending and found.as_of is None
     if found.as_of is not None:
         tone = "bad" if tone == "bad" else "warn"
         age = lasting((at - found.as_of).total_seconds())
@@ -105,7 +109,8 @@ def describe(found: Alerts | None, at: datetime) -> AlertsView:
         over=tuple(_over_line(alert, at) for alert in over[:MOST_LINES]),
         silences=tuple(map(_silence_line, found.silences[:MOST_LINES])),
         more=_left_out({"alerts": len(now), "pending": len(pending), "over": len(over), "silences": len(found.silences)}),
-        calm=not now and not pending and found.as_of is None,
+        calm=is_calm and not found.from_alertmanager,
+        calm_there=is_calm and found.from_alertmanager,
     )
 
 

@@ -19,7 +19,7 @@ class Chat:
             if not message.get("more_body"):
                 break
         self.requests += 1
-        if self.status == 200:
+        if self.status == 200 and body:
             self.got.append(json.loads(body))
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         await send({"type": "http.response.body", "body": b""})

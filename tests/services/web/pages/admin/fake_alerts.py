@@ -21,6 +21,7 @@ class FakeAlerts(FakeMesh):
         self.alerts: list[Alert] = []
         self.silences: list[Silence] = []
         self.most_silences = 100
+        self.from_alertmanager = False
 
     def add_alert(
         self,
@@ -47,7 +48,7 @@ class FakeAlerts(FakeMesh):
 
     def _list_alerts(self, _request: alerts.ListAlerts, credential: Credential | None) -> alerts.Alerts:
         self._admin(credential)
-        return alerts.Alerts(tuple(map(self._seen, self.alerts)), tuple(self.silences))
+        return alerts.Alerts(tuple(map(self._seen, self.alerts)), tuple(self.silences), from_alertmanager=self.from_alertmanager)
 
     def _silence_alerts(self, request: alerts.SilenceAlerts, credential: Credential | None) -> Silence:
         by = self._admin(credential).username

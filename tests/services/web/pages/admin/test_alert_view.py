@@ -62,6 +62,12 @@ def test_old_data_is_marked() -> None:
     assert (lines.tone, lines.calm, lines.sentence) == ("warn", False, "As of 3 min ago: the metrics service cannot read PostgreSQL.")
 
 
+def test_alertmanagers_alerts_are_not_those_of_the_metrics_service() -> None:
+    lines = alert_view.describe(Alerts((), (), from_alertmanager=True), NOW)
+    assert (lines.word, lines.calm, lines.calm_there) == ("No alerts", False, True)
+    assert not alert_view.describe(Alerts((alert(),), (), from_alertmanager=True), NOW).calm_there
+
+
 def test_unknown_is_not_shown_as_ok() -> None:
     lines = alert_view.describe(None, NOW)
     assert (lines.word, lines.away, lines.calm) == ("Unknown", True, False)

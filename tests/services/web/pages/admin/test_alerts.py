@@ -38,8 +38,15 @@ async def test_sections_are_firing_pending_silences_resolved(root: Browser, mesh
 async def test_without_alerts_the_page_says_what_is_monitored(root: Browser) -> None:
     text = (await root.get(PATH)).text
     assert "No alerts</span>" in text
-    assert '<p data-live-show="calm">The metrics service checks requests' in text
+    assert '<p data-live-show="calm">The metrics service checks services' in text
     assert '<div class="group" data-live-show="now" hidden>' in text
+
+
+async def test_without_alerts_of_alertmanager_the_page_says_who_looks(root: Browser, mesh: AdminMesh) -> None:
+    mesh.from_alertmanager = True
+    text = (await root.get(PATH)).text
+    assert '<p data-live-show="calm" hidden>' in text
+    assert '<p data-live-show="calm_there">Prometheus checks the rules' in text
 
 
 async def test_unavailable_metrics_service_is_reported_on_the_page(root: Browser, mesh: AdminMesh) -> None:
