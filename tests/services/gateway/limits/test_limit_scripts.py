@@ -111,12 +111,12 @@ def valkey_limits(cache: Cache) -> LimitScripts:
 async def ask(
     valkey: LimitScripts, *limits: RequestLimit, tokens: int = 10, lease_seconds: float = LEASE_SECONDS, now: float | None = None
 ) -> bool:
-    return (await valkey.admit(limits, request(), tokens=tokens, lease_seconds=lease_seconds, now=now)).admitted
+    return (await valkey.admit(limits, request(), tokens=tokens, images=1, lease_seconds=lease_seconds, now=now)).admitted
 
 
-@pytest.mark.parametrize("kind", [HOUR, MINUTE, TOKENS, SLOTS])
+@pytest.mark.parametrize("kind", LIMITS, ids=[kind.name for kind in LIMITS])
 async def test_exactly_the_limit_of_four_hundred_concurrent_requests_is_admitted(valkey_limits: LimitScripts, kind: LimitKind) -> None:
-    rule = limit(kind, 1000 if kind is TOKENS else 100)
+    rule = limit(kind, 100 * limit_rules.cost(kind, tokens=10, images=1))
     # The clock is stopped; otherwise a limit per minute would admit more during the calls.
     answers = await asyncio.gather(*(ask(valkey_limits, rule, tokens=10, now=NOW) for _ in range(400)))
     assert sum(answers) == 100

@@ -5,12 +5,11 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import LimitScope, RequestLimit
-from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, LocalCounters
+from services.gateway.limits.limit_scripts import LimitScripts, LocalCounters
 from shared.limits import LIMITS, LimitKind
 from shared.types import RequestId
-from tests.services.gateway.limits.kinds import HOUR, MINUTE, SLOTS, TOKENS
+from tests.services.gateway.limits.kinds import HOUR, MINUTE, TOKENS
 
 
 class LocalLimits:
@@ -21,10 +20,10 @@ class LocalLimits:
         self.counters = LocalCounters(lambda: self.now, most=most)
         self.limits = LimitScripts(self.counters)
 
-    async def ask(self, *limits: RequestLimit, tokens: int = 10, images: int = 0, lease_seconds: float = 600.0) -> RequestId | None:
+    async def ask(self, *limits: RequestLimit, tokens: int = 10, lease_seconds: float = 600.0) -> RequestId | None:
         """Return the request's id if it was admitted."""
         request_id = RequestId(uuid4())
-        verdict = await self.limits.admit(limits, request_id, tokens=tokens, images=images, lease_seconds=lease_seconds)
+        verdict = await self.limits.admit(limits, request_id, tokens=tokens, lease_seconds=lease_seconds)
         return request_id if verdict.admitted else None
 
     async def left(self, rule: RequestLimit) -> int:
@@ -33,22 +32,6 @@ class LocalLimits:
 
 def limit(kind: LimitKind, most: int) -> RequestLimit:
     return RequestLimit(LimitScope.USER, kind, f"counter of {kind}", most)
-
-
-@pytest.mark.parametrize("kind", LIMITS)
-async def test_exactly_as_many_requests_as_the_limit_are_admitted(kind: LimitKind) -> None:
-    local, cost = LocalLimits(), limit_rules.cost(kind, tokens=10, images=3)
-    rule = limit(kind, 100 * cost)
-    assert sum([await local.ask(rule, images=3) is not None for _ in range(200)]) == 100
-
-
-async def test_unused_tokens_are_returned_once() -> None:
-    local, rule = LocalLimits(), limit(TOKENS, 1000)
-    mine = await local.ask(rule, tokens=500)
-    assert mine
-    assert await local.ask(rule, tokens=500)
-    assert [await local.limits.settle([rule], mine, tokens=100) for _ in range(2)] == [True, False]
-    assert await local.left(rule) == 400
 
 
 async def test_a_running_request_reserves_more_tokens_once_and_returns_them_all() -> None:
@@ -90,18 +73,6 @@ async def test_a_reservation_ends_with_its_lease() -> None:
     assert mine
     local.now += 21
     assert not await local.limits.settle([rule], mine, tokens=0)
-
-
-async def test_a_slot_is_free_after_half_a_minute_without_an_extension() -> None:
-    local, rule = LocalLimits(), limit(SLOTS, 2)
-    killed, alive = await local.ask(rule), await local.ask(rule)
-    assert killed
-    assert alive
-    local.now += SLOT_SECONDS - 1
-    await local.limits.extend([(rule.counter, alive)])
-    assert not await local.ask(rule)
-    local.now += 1
-    assert await local.left(rule) == 1
 
 
 async def test_the_least_recently_used_counters_are_dropped() -> None:
