@@ -28,27 +28,24 @@ class _UninstalledCommand(click.Command):
 
 class LazyGroup(click.Group):
     """``places`` maps a command's name to `module:attribute`. Commands are listed in this order. ``sections`` maps the headings of the help
-    to such places. ``renamed`` maps an old name to the new one: it works for one more release, with a warning, and is not listed.
-    """
+    to such places."""
 
     def __init__(
         self,
         *args: object,
         places: Mapping[str, str] | None = None,
         sections: Mapping[str, Mapping[str, str]] | None = None,
-        renamed: Mapping[str, str] | None = None,
         **extra: object,
     ) -> None:
         super().__init__(*args, **extra)  # type: ignore[arg-type]  # click's own parameters, passed through unread
         self._sections = sections or {"Commands": places or {}}
         self._places = {name: place for section in self._sections.values() for name, place in section.items()}
-        self._renamed = renamed or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self._places]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = self._places.get(self._renamed.get(cmd_name, cmd_name))
+        place = self._places.get(cmd_name)
         if place is None:
             return None
         module, _, attribute = place.partition(":")
@@ -73,9 +70,6 @@ class LazyGroup(click.Group):
                 formatter.write_dl(rows)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
-        name = args[0]
-        if name in self._renamed and not ctx.resilient_parsing:
-            click.echo(f"warning: `{name}` is now `{self._renamed[name]}`; the old name stops working in the next release", err=True)
         try:
             return super().resolve_command(ctx, args)
         except NoSuchCommand as error:

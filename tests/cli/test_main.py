@@ -10,10 +10,8 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from cli import main
-from cli.lazy_group import LazyGroup
 from shared import errors
 from shared.api import gateway
 from shared.types import ModelName
@@ -167,20 +165,6 @@ def test_misspelled_names_suggest_the_nearest_one_at_every_level(shell: Shell) -
             assert f"'{name}'" in result.stderr, (path, typed, result.stderr)
             checked += 1
     assert checked > 200
-
-
-def test_renamed_command_works_with_a_warning_and_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    @click.command()
-    def new() -> None:
-        click.echo("done")
-
-    monkeypatch.setattr(sys.modules[__name__], "new_command", new, raising=False)
-    group = LazyGroup("group", places={"new": f"{__name__}:new_command"}, renamed={"old": "new"})
-    result = CliRunner().invoke(group, ["old"])
-    assert (result.exit_code, result.stdout) == (0, "done\n")
-    assert result.stderr == "warning: `old` is now `new`; the old name stops working in the next release\n"
-    assert CliRunner().invoke(group, ["new"]).stderr == ""
-    assert "old" not in CliRunner().invoke(group, ["--help"]).stdout
 
 
 def test_missing_key_exits_with_3(shell: Shell) -> None:
