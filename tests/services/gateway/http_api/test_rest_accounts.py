@@ -14,6 +14,7 @@ import pytest
 from shared import errors
 from shared.api import auth
 from shared.api.method import Nothing
+from shared.limits import BY_NAME
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, KEY_ID, TOKEN, USER, RunningService
@@ -192,7 +193,7 @@ async def test_refusals_of_auth_keep_their_message(
 
 SHOWN_KEY = {
     "id": str(KEY_ID), "user_id": str(USER), "name": "ci", "preview": "aip_live_abc…wxyz", "is_active": True,
-    "created_at": "2026-03-02T12:00:00Z", "requests_per_hour": 60, "requests_per_minute": None, "tokens_per_minute": None, "concurrency": 2,
+    "created_at": "2026-03-02T12:00:00Z", **dict.fromkeys(BY_NAME), "requests_per_hour": 60, "concurrency": 2,
     "budget": "2.5", "kind": "test", "scopes": ["inference:execute"], "models": ["smollm2"], "networks": ["192.0.2.0/24"],
     "last_used_at": None, "expires_at": "2026-03-02T12:00:00Z", "made_by": None,
 }  # fmt: skip
