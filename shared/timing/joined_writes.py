@@ -15,12 +15,11 @@ class Transport(Protocol):
 class JoinedWrites:
     """Belongs to one transport. Writes after the transport is closed are lost."""
 
-    __slots__ = ("_held", "_held_bytes", "_loop", "_most_bytes", "_transport")
+    __slots__ = ("_held", "_held_bytes", "_loop", "_transport")
 
-    def __init__(self, transport: Transport, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, transport: Transport) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
-        self._most_bytes = most_bytes
         self._held: list[bytes] = []
         self._held_bytes = 0
 
@@ -29,7 +28,7 @@ class JoinedWrites:
             self._loop.call_soon(self.flush)
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes >= self._most_bytes:
+        if self._held_bytes >= MOST_BYTES:
             self.flush()
 
     def flush(self) -> None:

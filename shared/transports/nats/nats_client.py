@@ -20,13 +20,11 @@ from shared.timing.bounded_waits import wait_until_set
 from shared.transports.nats import servers
 from shared.transports.nats.login import NatsFiles, NatsLogin
 from shared.transports.nats.server_connection import NatsMessage, ServerConnection
-from shared.transports.nats.servers import ServerAddress, ServerList
+from shared.transports.nats.servers import ServerList
 
 #: The login timeout per server. It doubles up to the second value while no server accepts us, because they may be overloaded. The server
 #: asks auth, and waits 2 s: a shorter first attempt finds an auth that has just started.
 LOGIN_SECONDS = (1.0, 10.0)
-#: A refusal that took so long is the server's, because auth did not answer.
-_UNANSWERED_SECONDS = 1.8
 #: Jitter protects a restarted server from all clients reconnecting at once.
 RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
 HIGH_WATER_BYTES = 1024 * 1024
@@ -220,40 +218,19 @@ class NatsClient:
         for server in self._servers.in_random_order():
             if self._closing:
                 break
+            connection = self._next = ServerConnection(self, server)
             try:
-                return await self._log_in_to(server, login_seconds)
+                await connection.open(self._login, self._name, login_seconds, self._least_payload_bytes)
+                if not self._closing:
+                    return connection
+                connection.socket.cut()
             except _FAILURES as error:
                 # A refusal is more informative than that another server of the cluster is down.
                 if problem is None or _is_uninformative(problem):
                     problem = error
+            finally:
+                self._next = None
         raise self._login.explain(problem, self._servers.configured) from problem
-
-    async def _log_in_to(self, server: ServerAddress, login_seconds: float) -> ServerConnection:
-        connection = self._next = ServerConnection(self, server)
-        started = asyncio.get_running_loop().time()
-        try:
-            async with asyncio.timeout(login_seconds):
-                await connection.open(self._login, self._name)
-        except (TimeoutError, errors.NotAllowed) as error:
-            took = asyncio.get_running_loop().time() - started
-            if not connection.has_signed or (isinstance(error, errors.NotAllowed) and took < _UNANSWERED_SECONDS):
-                raise
-            raise errors.Unavailable(
-                f"the NATS login at {server} needs auth, which does not answer", hint="start auth", retry_after_seconds=1
-            ) from error
-        finally:
-            self._next = None
-        if self._closing:
-            connection.socket.cut()
-            raise ConnectionAbortedError("closed while it was being made")
-        if connection.max_payload < self._least_payload_bytes:
-            connection.socket.cut()
-            raise errors.Unavailable(
-                f"the NATS server at {server} takes messages of up to {connection.max_payload} bytes, and the mesh needs "
-                f"{self._least_payload_bytes}",
-                hint="set max_payload to 2MB in the server's configuration",
-            )
-        return connection
 
     def _adopt(self, connection: ServerConnection) -> None:
         """Use a connection that has logged in. Subscribe last, so that ``publish`` works when the first message arrives."""

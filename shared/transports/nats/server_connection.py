@@ -27,6 +27,8 @@ MOST_PINGS = 10
 #: What is written beyond this waits in nats-py. It is the default high-water mark of asyncio.
 _SOCKET_BYTES = 64 * 1024
 _CLOSE_SECONDS = 1.0
+#: A refusal that took so long is the server's, because auth did not answer.
+_UNANSWERED_SECONDS = 1.8
 
 _T = TypeVar("_T")
 
@@ -117,20 +119,41 @@ class ServerConnection(Client):
         self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
         #: Lame duck mode: the server is about to close its connections.
         self.is_leaving = False
-        #: Whether we have answered the server's nonce.
-        self.has_signed = False
         self._owner = owner
+        #: Whether we have answered the server's nonce.
+        self._has_signed = False
         self._nonce = ""
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._theirs: dict[int, Subscription] = {}
         #: The owner's number of each subscription, by nats-py's.
         self._numbers: dict[int, int] = {}
 
-    async def open(self, login: NatsLogin, name: str) -> None:
-        """Connect and log in. If it raises or is canceled, nothing stays open. The caller needs a deadline."""
+    async def open(self, login: NatsLogin, name: str, seconds: float, least_payload_bytes: int) -> None:
+        """Connect and log in. If it raises or is canceled, nothing stays open."""
+        started = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._log_in(login, name)
+            if self.max_payload < least_payload_bytes:
+                raise errors.Unavailable(
+                    f"the NATS server at {self.server} takes messages of up to {self.max_payload} bytes, and the mesh needs "
+                    f"{least_payload_bytes}",
+                    hint="set max_payload to 2MB in the server's configuration",
+                )
+        except BaseException as error:
+            self.socket.cut()
+            took = asyncio.get_running_loop().time() - started
+            if self._has_signed and (
+                isinstance(error, TimeoutError) or (isinstance(error, errors.NotAllowed) and took >= _UNANSWERED_SECONDS)
+            ):
+                raise errors.Unavailable(
+                    f"the NATS login at {self.server} needs auth, which does not answer", hint="start auth", retry_after_seconds=1
+                ) from error
+            raise
 
+    async def _log_in(self, login: NatsLogin, name: str) -> None:
         def sign(nonce: str) -> bytes:
-            self.has_signed, self._nonce = True, nonce
+            self._has_signed, self._nonce = True, nonce
             return login.sign(nonce)
 
         server, jwt = self.server, login.jwt
@@ -147,13 +170,10 @@ class ServerConnection(Client):
                 token=(lambda: login.token(self._nonce)) if signs and jwt is None else server.token or None,
                 signature_cb=sign if signs else None, user_jwt_cb=None if jwt is None else jwt.encode,
             )  # fmt: skip
-            if not self.is_connected:
-                raise self.problem
-        except BaseException as error:
-            self.socket.cut()
-            if isinstance(error, nats.errors.Error):
-                raise self.problem from error
-            raise
+        except nats.errors.Error as error:
+            raise self.problem from error
+        if not self.is_connected:
+            raise self.problem
 
     @property
     def problem(self) -> Exception:

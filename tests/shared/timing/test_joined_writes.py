@@ -43,15 +43,6 @@ async def test_the_buffer_is_bounded() -> None:
     assert len(sent) == 1
 
 
-async def test_the_bound_can_be_set() -> None:
-    socket = Socket()
-    writes = JoinedWrites(socket, 3)
-    writes.write(b"ab")
-    assert socket.sent == []
-    writes.write(b"c")
-    assert socket.sent == [b"abc"]
-
-
 async def test_buffered_writes_can_be_flushed_before_closing() -> None:
     socket = Socket()
     sent, writes = socket.sent, JoinedWrites(socket)
