@@ -74,7 +74,7 @@ def _built_in() -> str:
 
 
 def _shown(rule: AlertRule) -> str:
-    return re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"{\1}", rule.summary)
+    return re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"{\1}", rule.texts.summary)
 
 
 def _cell(expression: str) -> str:
@@ -93,7 +93,7 @@ def runbooks() -> dict[str, str]:
 
 def _frame(members: Iterable[AlertRule]) -> str:
     lines = ["| severity | for | condition | board |", "|---|---|---|---|"]
-    lines += [f"| {rule.severity} | {rule.hold or '–'} | `{_cell(rule.expression)}` | {rule.board} |" for rule in members]
+    lines += [f"| {rule.severity} | {rule.hold or '–'} | `{_cell(rule.expression)}` | {rule.texts.board} |" for rule in members]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -22,7 +22,7 @@ from shared.timing.bounded_waits import wait_until_set
 
 #: About 2 kB each. A longer queue means that the mail server has been down for long.
 MOST_WAITING = 100
-#: After a temporary failure. Greylisting servers accept a mail after a minute or two.
+#: After a temporary failure; a mail that still fails after the last pause is lost. Greylisting servers accept a mail after a minute or two.
 PAUSES_SECONDS = (5.0, 30.0, 180.0)
 #: For one mail, from connecting until the server has accepted it.
 DEADLINE_SECONDS = 20.0
@@ -42,9 +42,7 @@ class WaitingMail:
 class MailQueue:
     """The bound of the outgoing mails, the next one, and retries. Pure; the caller brings the clock."""
 
-    def __init__(self, pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> None:
-        """A mail that still fails after the last pause is lost."""
-        self._pauses = tuple(pauses_seconds)
+    def __init__(self) -> None:
         self._waiting: list[WaitingMail] = []
         self.sent = 0
         self.lost = 0
@@ -86,11 +84,11 @@ class MailQueue:
     def failed(self, tried: WaitingMail, now: float, *, for_good: bool, why: str) -> bool:
         """Return whether it will be retried."""
         self.last_failure = why
-        if for_good or tried.tries >= len(self._pauses):
+        if for_good or tried.tries >= len(PAUSES_SECONDS):
             self.lost += 1
             return False
         # May exceed the bound by the one mail that was being sent.
-        self._waiting.append(WaitingMail(tried.letter, now + self._pauses[tried.tries], tried.tries + 1))
+        self._waiting.append(WaitingMail(tried.letter, now + PAUSES_SECONDS[tried.tries], tried.tries + 1))
         return True
 
 
@@ -139,18 +137,11 @@ async def opened(sink: MailSink) -> AsyncIterator[Mailer]:
     if sink.server is None:
         yield LogMailer()
         return
-    async with sending(sink, sink.server, PAUSES_SECONDS) as mailer:
-        yield mailer
-        await mailer.finish(SHUTDOWN_SECONDS)
-
-
-@contextlib.asynccontextmanager
-async def sending(sink: MailSink, server: MailServer, pauses_seconds: Sequence[float]) -> AsyncIterator["SmtpMailer"]:
-    """Send over SMTP with these pauses between tries. Mails that wait at the end of the block are lost."""
     async with lifecycle.background() as tasks:
-        mailer = SmtpMailer(sink, server, pauses_seconds)
+        mailer = SmtpMailer(sink, sink.server)
         tasks.create_task(mailer.run())
         yield mailer
+        await mailer.finish(SHUTDOWN_SECONDS)
 
 
 class LogMailer:
@@ -167,39 +158,20 @@ class LogMailer:
 class SmtpMailer:
     """Sends one mail at a time; ``run`` is the task that does it."""
 
-    def __init__(
-        self, sink: MailSink, server: MailServer, pauses_seconds: Sequence[float], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, sink: MailSink, server: MailServer) -> None:
         self._sink = sink
         self._server = server
-        self._clock = clock
-        self._queue = MailQueue(pauses_seconds)
-        self._is_sending = False
+        self._queue = MailQueue()
         self._arrived = asyncio.Event()
         #: Nothing is due and nothing is being sent.
         self._idle = asyncio.Event()
 
     async def send(self, to: str, subject: str, text: str) -> None:
-        if not self._queue.put(Letter(to, subject, text), self._clock()):
+        if not self._queue.put(Letter(to, subject, text), time.monotonic()):
             _log.error("mail lost: the queue is full", waiting=len(self._queue), lost=self._queue.lost)
             return
         self._idle.clear()
         self._arrived.set()
-
-    @property
-    def room(self) -> int:
-        """How many more mails fit; further ones are lost."""
-        return self._queue.room
-
-    @property
-    def waiting(self) -> int:
-        """Includes the mail that is being sent."""
-        return len(self._queue) + self._is_sending
-
-    @property
-    def trouble(self) -> str:
-        """Why the last try failed; empty if it succeeded."""
-        return self._queue.last_failure
 
     def check(self) -> Check:
         queue = self._queue
@@ -211,16 +183,14 @@ class SmtpMailer:
     async def run(self) -> None:
         """Run until canceled."""
         while True:
-            waiting = self._queue.take_due(self._clock())
+            waiting = self._queue.take_due(time.monotonic())
             if waiting is not None:
-                self._is_sending = True
                 await self._try(waiting)
-                self._is_sending = False
                 raise_if_canceled()
                 continue
             self._idle.set()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._queue.seconds_to_wait(self._clock())):
+                async with asyncio.timeout(self._queue.seconds_to_wait(time.monotonic())):
                     await self._arrived.wait()
             self._arrived.clear()
 
@@ -234,7 +204,7 @@ class SmtpMailer:
         try:
             await deliver(self._sink, self._server, waiting.letter)
         except NotDeliveredError as error:
-            again = self._queue.failed(waiting, self._clock(), for_good=error.for_good, why=error.reason)
+            again = self._queue.failed(waiting, time.monotonic(), for_good=error.for_good, why=error.reason)
             _log.warning("mail not sent", reason=error.reason, tries=waiting.tries + 1, again=again)
         else:
             self._queue.succeeded()

@@ -96,7 +96,7 @@ def test_a_board_is_whole(board: str) -> None:
 
 
 def test_there_is_a_board_for_every_alert() -> None:
-    assert {rule.board for rule in rules.load()} <= set(BOARDS)
+    assert {rule.texts.board for rule in rules.load()} <= set(BOARDS)
 
 
 def test_a_chart_leads_to_its_traces_and_a_trace_to_its_logs_and_back() -> None:

@@ -92,11 +92,11 @@ def test_texts_use_labels_of_their_alert_only() -> None:
             assert re.fullmatch(r"[a-z][a-z_]*", rule.name)
             grouped = {label.strip() for group in re.findall(r"by \(([^)]*)\)", rule.expression) for label in group.split(",")}
             grouped |= {"model"} if "model_requests:error_ratio" in rule.expression else set()
-            named = set(re.findall(r"\$labels\.(\w+)", rule.summary + rule.description))
+            named = set(re.findall(r"\$labels\.(\w+)", rule.texts.summary + rule.texts.description))
             assert named <= grouped | {label for label, _ in rule.labels}
-            assert rule.summary
-            assert not rule.summary.endswith(".")
-            assert rule.description.endswith(".")
+            assert rule.texts.summary
+            assert not rule.texts.summary.endswith(".")
+            assert rule.texts.description.endswith(".")
 
 
 def test_no_two_rules_create_the_same_alert() -> None:

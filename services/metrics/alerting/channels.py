@@ -1,7 +1,7 @@
 """Send notices to a webhook, in Alertmanager's format (version 4), and by email. Addresses never appear in logs and health."""
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 from urllib.parse import quote
@@ -20,9 +20,8 @@ from shared.transports.http_transport import HttpTransport
 _SECONDS: Final = 10.0
 #: The shortest interval between two emails, in which less severe and resolved notices wait for others.
 GATHER_SECONDS: Final = 180.0
-#: How many notices of one email are described in full, and how many more by name.
-MOST_IN_FULL: Final = 10
-MOST_NAMED: Final = 40
+#: In one email; the others are counted.
+MOST_DESCRIBED: Final = 20
 _LONGEST_LINE: Final = 300
 _SUBJECT: Final = 120
 _AT_ONCE: Final = (Severity.PAGE, Severity.CRITICAL)
@@ -120,6 +119,8 @@ class MailChannel:
         try:
             await mailer.deliver(self._sink, self._server, Letter(self._to, *write_mail(owed, self._where, now)))
         except NotDeliveredError as error:
+            # A rejected address is tried with the next email.
+            self._sent_at = now if error.for_good else self._sent_at
             return error.reason
         finally:
             mailer.raise_if_canceled()
@@ -140,34 +141,23 @@ def write_mail(owed: Sequence[Notice], where: str, now: float) -> tuple[str, str
 def _lines(ordered: Sequence[Notice], where: str, now: float) -> Iterator[str]:
     yield f"Current alerts: {where}"
     yield f"As of {_time(now)}."
-    in_full = [one for one in ordered[:MOST_IN_FULL] if one.ended is None]
-    for one in in_full:
-        yield from _in_full(one)
-    rest = ordered[len(in_full) :]
-    yield from _named(rest[:MOST_NAMED])
-    if len(rest) > MOST_NAMED:
-        yield f"- and {len(rest) - MOST_NAMED} more: {where}"
+    for one in ordered[:MOST_DESCRIBED]:
+        ended = "" if one.ended is None else f", resolved {_time(one.ended)}"
+        yield f"\n{letters.one_line(one.summary, _LONGEST_LINE)}"
+        yield f"  {one.severity}, since {_time(one.since)}{ended}"
+        if one.ended is None:
+            yield f"  {letters.one_line(one.description, 2 * _LONGEST_LINE)}"
+            yield f"  runbook: {one.runbook}"
+            yield f"  silence it for 2 hours: {_silencing(one)}"
+    if len(ordered) > MOST_DESCRIBED:
+        yield f"\nand {len(ordered) - MOST_DESCRIBED} more: {where}"
 
 
-def _in_full(one: Notice) -> Iterator[str]:
-    labels = ", ".join(f"{label}={value}" for label, value in one.labels)
-    yield f"\n{letters.one_line(one.summary, _LONGEST_LINE)}"
-    yield f"  {one.severity}, since {_time(one.since)}"
-    yield f"  {letters.one_line(one.description, 2 * _LONGEST_LINE)}"
-    if labels:
-        yield f"  labels: {letters.one_line(labels, _LONGEST_LINE)}"
-    yield f"  runbook: {one.runbook}"
+def _silencing(one: Notice) -> str:
     # Percent-encoding (RFC 3986 §2.1) keeps any value one word and prevents links.
     words = ",".join(f"{quote(label)}={quote(value)}" for label, value in one.labels)
-    chosen = ["--label", words] if labels and len(words) <= 2 * _LONGEST_LINE else []
-    yield f"  silence it for 2 hours: {shlex.join(['aicli', 'alerts', 'silence', one.name, '--for', '2h', *chosen])}"
-
-
-def _named(rest: Iterable[Notice]) -> Iterator[str]:
-    yield ""
-    for one in rest:
-        until = "" if one.ended is None else f", resolved {_time(one.ended)}"
-        yield f"- {letters.one_line(one.summary, _LONGEST_LINE)} ({one.severity}, since {_time(one.since)}{until})"
+    chosen = ["--label", words] if words and len(words) <= 2 * _LONGEST_LINE else []
+    return shlex.join(["aicli", "alerts", "silence", one.name, "--for", "2h", *chosen])
 
 
 def _time(at: float) -> str:

@@ -124,8 +124,8 @@ def _look_at(
 
 
 def _new(key: str, rule: AlertRule, labels: Labels, now: float) -> Notice:
-    summary, description = fill(rule.summary, labels), fill(rule.description, labels)
-    return Notice(key, rule.name, rule.severity, labels, summary, description, rule.runbook, rule.board, since=now)
+    summary, description = fill(rule.texts.summary, labels), fill(rule.texts.description, labels)
+    return Notice(key, rule.name, rule.severity, labels, summary, description, rule.texts.runbook, rule.texts.board, since=now)
 
 
 def _told(one: Notice, channels: Sequence[str]) -> Notice:
