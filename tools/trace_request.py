@@ -1,4 +1,4 @@
-"""Count what one streamed prompt runs in the gateway: our own functions, and their files.
+"""Count what one streamed prompt runs in the gateway: our own functions and nats-py's, and their files.
 
     python -m tools.trace_request [--all]
     python -m tools.trace_request --plain
@@ -27,7 +27,7 @@ from types import CodeType, FrameType
 import httpx
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PARTS = ("services", "shared")
+PARTS = ("services/", "shared/", "nats/")
 MOST_SECONDS = 30.0
 #: Long enough to see the periodic work of an idle gateway: the longest period, of listening to PostgreSQL, takes 15 s.
 IDLE_SECONDS = 18.0
@@ -68,12 +68,10 @@ def serve(module: str, report: Path) -> None:
 
 
 def _place(code: CodeType) -> str:
-    """Return the file of one of our functions, relative to the repository's root; empty for others and for parts of functions."""
-    path = Path(code.co_filename)
-    if code.co_name.startswith("<") or not path.is_relative_to(REPOSITORY):
-        return ""
-    inside = path.relative_to(REPOSITORY)
-    return inside.as_posix() if inside.parts[0] in PARTS else ""
+    """Return the file of a counted function, relative to the repository's root or the installed packages; empty for others and for parts of
+    functions."""
+    parts = code.co_filename.removeprefix(f"{REPOSITORY}/").rpartition("/site-packages/")[2]
+    return parts if parts.startswith(PARTS) and not code.co_name.startswith("<") else ""
 
 
 Count = Callable[[Awaitable[None]], Awaitable[Calls]]
