@@ -28,7 +28,10 @@ from tests.stacks import HEAD, REPOSITORY, Outcome, Release, RunningStack, stack
 
 STREAMS, CALLS = 200, 40
 #: An answer takes about five seconds, so that each replacement happens in the middle of most of them.
-SETTINGS = {"INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "200", "HYPERSWARM": "off", "DEFAULT_RATE_LIMIT": "1000000"}
+SETTINGS = {
+    "INFERENCE_BACKEND": "echo", "ECHO_TOKEN_MS": "200", "HYPERSWARM": "off",
+    "DEFAULT_RATE_LIMIT": "1000000", "TIER_ENTERPRISE": "concurrency=1000",
+}  # fmt: skip
 PROMPT = " ".join(f"word{number}" for number in range(24))
 POST = "9000_post_rolling.sql"
 
@@ -38,7 +41,7 @@ def next_version(folder: Path) -> Release:
     for name in ("services", "shared", "cli", "stack", "sdk/python/src/aimesh"):
         shutil.copytree(REPOSITORY / name, folder / Path(name).name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     (folder / "aimesh" / "version.py").write_text('__version__ = "9.0.0"\n')
-    for name in ("docs", "pyproject.toml", "services/web/npm/node_modules", "shared/transports/hyperswarm/sidecar/node_modules"):
+    for name in ("deploy", "docs", "pyproject.toml", "services/web/npm/node_modules", "shared/transports/hyperswarm/sidecar/node_modules"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "services" / "gateway" / "migrations" / POST).write_text("CREATE TABLE after_rolling (number integer);")
     return Release(HEAD.python, folder)
