@@ -75,7 +75,7 @@ class Leader:
     def checks(self) -> tuple[Check, ...]:
         if self._url is None:
             return ()
-        lost = "a restart would lose silences and the delivery state of alerts"
+        lost = "nobody can silence an alert, and a restart would lose what was sent"
         return (Check("alerts", ok=not self._trouble, detail=f"{self._trouble}; {lost}" if self._trouble else "", needed=False),)
 
     async def run(self) -> None:

@@ -15,6 +15,7 @@ from shared.stores import database
 _POOL_SIZE: Final = 2
 
 Database = database.Database
+DatabaseRow = database.DatabaseRow
 Leadership = database.Leadership
 
 

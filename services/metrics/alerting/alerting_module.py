@@ -190,7 +190,7 @@ class AlertingModule:
             raise errors.BadRequest("there are too many silences", hint="run `aicli alerts` to list them, and end some")
         labels = tuple(sorted((label, value) for label, value in request.labels.items() if value))
         by = silence_store.name_of_caller(call)
-        made = Silence(secrets.token_hex(4), request.name, labels, self._clock() + request.seconds, by, request.why)
+        made = Silence(request.name, labels, by, request.why, secrets.token_hex(4), self._clock() + request.seconds)
         await self._silences.add(made)
         self.on_change()
         _log.info("alerts silenced", name=made.name, about=dict(made.labels), by=by, seconds=request.seconds)

@@ -60,7 +60,8 @@ class Webhook:
 
     async def send(self, owed: Sequence[Notice], now: float) -> str:
         async with httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=_SECONDS) as client:
-            for status in ("firing", "resolved"):
+            # An alert that was resolved and fires again is in both.
+            for status in ("resolved", "firing"):
                 chosen = [one for one in owed if (one.ended is None) == (status == "firing")]
                 if chosen and (trouble := await self._post(client, status, chosen)):
                     return trouble

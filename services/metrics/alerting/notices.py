@@ -48,13 +48,14 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 class Silence(msgspec.Struct, frozen=True):
-    id: str
     #: Empty for all alerts.
     name: str
     labels: Labels
-    until: float
     by: str
     why: str
+    #: The columns of its row.
+    id: str = ""
+    until: float = 0.0
 
     def covers(self, notice: Notice, now: float) -> bool:
         return self.until > now and self.name in ("", notice.name) and set(self.labels) <= set(notice.labels)

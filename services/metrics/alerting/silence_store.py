@@ -6,8 +6,7 @@ import msgspec
 
 from services.metrics import leader_state
 from services.metrics.alerting.notices import Silence
-from services.metrics.history.samples import Labels
-from services.metrics.leader_state import Database
+from services.metrics.leader_state import Database, DatabaseRow
 from shared import errors
 from shared.api import alerts as api
 from shared.rpc import RpcCall
@@ -30,13 +29,6 @@ def name_of_caller(call: RpcCall) -> str:
     return "operator" if call.found is None else call.found.username
 
 
-class _Details(msgspec.Struct, frozen=True):
-    name: str
-    labels: Labels
-    by: str
-    why: str
-
-
 class SilenceStore:
     """``known`` are the silences as last read. The other methods can raise Unavailable."""
 
@@ -49,17 +41,12 @@ class SilenceStore:
         self._database = database
         if database is not None:
             rows = await database.rows("list_silences", leader_state.moment_of(now), MAX_SILENCES)
-            self.known = tuple(
-                Silence(
-                    id=row["id"], until=row["until"].timestamp(), **msgspec.structs.asdict(msgspec.json.decode(row["said"], type=_Details))
-                )
-                for row in rows
-            )
+            self.known = tuple(map(_silence, rows))
         self.known = tuple(silence for silence in self.known if silence.until > now)
 
     async def add(self, silence: Silence) -> None:
         if self._opened is not None:
-            said = msgspec.json.encode(_Details(silence.name, silence.labels, silence.by, silence.why)).decode()
+            said = msgspec.json.encode(silence).decode()
             await self._opened.run("add_silence", silence.id, leader_state.moment_of(silence.until), said)
         self.known = (*self.known, silence)
 
@@ -77,3 +64,7 @@ class SilenceStore:
         if self._has_database and self._database is None:
             raise errors.Unavailable("PostgreSQL does not answer, which stores the silences", hint="check `aicli stack status`")
         return self._database
+
+
+def _silence(row: DatabaseRow) -> Silence:
+    return msgspec.structs.replace(msgspec.json.decode(row["said"], type=Silence), id=row["id"], until=row["until"].timestamp())

@@ -6,10 +6,9 @@ from contextlib import suppress
 import msgspec
 
 from services.metrics import leader_state
-from services.metrics.leader_state import Database, Leadership, State, moment_of
+from services.metrics.leader_state import Database, DatabaseRow, Leadership, State, moment_of
 from services.metrics.scaling.autoscaler import PoolDecision
 from services.metrics.scaling.hook_plan import ScaleCall
-from shared.stores.database import DatabaseRow
 
 _KEPT_SECONDS = 90 * 86_400.0
 _Decisions = dict[str, PoolDecision]

@@ -47,7 +47,7 @@ async def test_webhook_gets_alertmanagers_format_with_a_key() -> None:
     chat = Chat()
     async with serving(chat) as url:
         assert await Webhook(url, PAGES).send([notice(node="n1"), notice(ended=NOON + 60)], NOON) == ""
-    began, ended = chat.got
+    ended, began = chat.got
     assert (began["version"], began["status"], began["receiver"], ended["status"]) == ("4", "firing", "aimesh", "resolved")
     [alert] = began["alerts"]
     assert alert["labels"] == {"alertname": "no_worker", "severity": "page", "node": "n1"}

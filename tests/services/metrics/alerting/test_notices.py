@@ -60,7 +60,7 @@ def test_what_was_sent_is_owed_no_more_and_only_what_was_sent() -> None:
 
 
 def test_silenced_notice_is_sent_when_the_silence_ends() -> None:
-    silence = Silence("1", "ledger_drift", (("node", "g"),), 200, "ann", "")
+    silence = Silence("ledger_drift", (("node", "g"),), "ann", "", "1", 200)
     state = look(NoticeState(), DRIFTING, 100, silence)
     assert state.active[0].changed_at == 100
     assert state.owed("chat") == []
@@ -74,8 +74,8 @@ def test_silenced_notice_is_sent_when_the_silence_ends() -> None:
 )
 def test_silence_covers_name_and_labels(name: str, labels: Labels, covers: bool) -> None:
     (notice,) = look(NoticeState(), DRIFTING, 100).active
-    assert Silence("1", name, labels, 200, "", "").covers(notice, 150) is covers
-    assert not Silence("1", name, labels, 100, "", "").covers(notice, 150)
+    assert Silence(name, labels, "", "", "1", 200).covers(notice, 150) is covers
+    assert not Silence(name, labels, "", "", "1", 100).covers(notice, 150)
 
 
 def test_what_needs_growth_stays_as_it_is_until_growth_is_known() -> None:
