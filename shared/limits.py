@@ -3,7 +3,7 @@
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -93,17 +93,18 @@ def fields(of: object, *, after: str = "", default: object = None) -> Callable[[
             for name in made:
                 setattr(cls, name, default)
             return cls
-        hints, found = typing.get_type_hints(cls, include_extras=True), list[tuple[Any, ...]]()
-        added = [(name, kind) if default is msgspec.NODEFAULT else (name, kind, default) for name, kind in made.items()]
-        for own in msgspec.structs.fields(cls):
-            value = own.default if own.default_factory is msgspec.NODEFAULT else msgspec.field(default_factory=own.default_factory)
-            found.append((own.name, hints[own.name]) if own.required else (own.name, hints[own.name], value))
-        at = [name for name, *_ in found].index(after) + 1 if after else 0
-        taken = {"__slots__", "__match_args__", "__annotations__", "__weakref__", "__dict__", *(name for name, *_ in found)}
+        hints, own = typing.get_type_hints(cls, include_extras=True), msgspec.structs.fields(cls)
+        listed = [
+            (each.name, hints[each.name], msgspec.field(default=each.default, default_factory=each.default_factory))  # type: ignore[call-overload]
+            for each in own
+        ]
+        at = cls.__struct_fields__.index(after) + 1 if after else 0
+        listed[at:at] = [(name, kind, msgspec.field(default=default)) for name, kind in made.items()]
+        taken = {"__slots__", "__match_args__", "__annotations__", "__weakref__", "__dict__", *cls.__struct_fields__}
         namespace = {name: value for name, value in vars(cls).items() if name not in taken and not name.startswith("__struct")}
         config = {name: getattr(cls.__struct_config__, name) for name in ("frozen", "omit_defaults", "forbid_unknown_fields", "cache_hash")}
         return msgspec.defstruct(  # type: ignore[return-value]
-            cls.__name__, [*found[:at], *added, *found[at:]], bases=cls.__bases__, module=cls.__module__, namespace=namespace, **config
+            cls.__name__, listed, bases=cls.__bases__, module=cls.__module__, namespace=namespace, **config
         )
 
     return insert
