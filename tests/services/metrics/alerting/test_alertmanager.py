@@ -7,16 +7,18 @@ import httpx
 import pytest
 
 from services.metrics.alerting.alertmanager import Alertmanager
+from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import config, errors
 from shared.api import alerts as api
+from shared.types import Role
 from tests.deploy import debian
 from tests.deploy.test_alert_delivery import running
 from tests.services.metrics.alerting.chat import Chat
 from tests.services.metrics.replicas import CALL
 from tests.services.web.servers import serving
 from tests.stacks import until
-from tests.testnet import free_port
+from tests.testnet import MESH, free_port, testnet
 
 CONFIG = """
 route: {receiver: nobody}
@@ -92,6 +94,18 @@ async def test_it_is_silenced_there(url: str) -> None:
             await there.end_silence(api.EndSilence(unknown), CALL)
     with pytest.raises(errors.BadRequest, match="30 days"):
         await there.silence_alerts(api.SilenceAlerts(0), CALL)
+
+
+async def test_service_passes_questions_on_and_sends_nothing_itself(url: str) -> None:
+    async with testnet() as net:
+        key = net.server.key("metrics", Role.METRICS)
+        settings = MetricsSettings(node_key_file=key, port=0, prometheus_port=0, mesh=MESH, nats_url=net.server.url, alertmanager_url=url)
+        service = (await net.start(MetricsService, settings)).service
+        assert isinstance(service, MetricsService)
+        assert "Alertmanager" in {check.name for check in await service.checks()}
+        assert service._alerting not in service._leader._duties
+        (handler,) = (one for one in service._node.dispatcher.handlers if one.method is api.list_alerts)
+        assert (await handler.function(api.ListAlerts(), CALL)).from_alertmanager
 
 
 async def test_silence_made_elsewhere_shows_how_it_matches(url: str) -> None:

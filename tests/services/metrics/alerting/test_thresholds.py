@@ -4,15 +4,15 @@ import re
 
 import pytest
 
-from services.metrics.alerting import rules, thresholds
+from services.metrics.alerting import rules
 from services.metrics.alerting.thresholds import THRESHOLDS, CollectionWindow
-from services.metrics.history.samples import Labels, Sample, read_samples
+from services.metrics.history.samples import Labels, Sample
 from tests.cases import case
 from tests.services.metrics.alerting import rule_cases
 from tests.services.metrics.alerting.rule_cases import RuleCase
 
 ALERTS = {threshold.name: threshold for threshold in THRESHOLDS}
-CASES = [each for each in rule_cases.load() if each.alert in ALERTS and each.alert != "cost_anomaly"]
+CASES = [each for each in rule_cases.load() if each.alert in ALERTS]
 REQUESTS = "ai_platform_requests_total"
 
 
@@ -37,9 +37,9 @@ def test_thresholds_fire_and_resolve_as_the_rules_do(trial: RuleCase) -> None:
         assert not meant[-1]
 
 
-def test_every_threshold_but_that_of_cost_has_a_case_for_both_sides() -> None:
-    assert {each.alert for each in CASES if each.fires is not None} == ALERTS.keys() - {"cost_anomaly"}
-    assert {each.alert for each in CASES if each.fires is None} == ALERTS.keys() - {"cost_anomaly"}
+def test_every_threshold_has_a_case_for_both_sides() -> None:
+    assert {each.alert for each in CASES if each.fires is not None} == set(ALERTS)
+    assert {each.alert for each in CASES if each.fires is None} == set(ALERTS)
 
 
 def test_numbers_are_those_of_the_rules() -> None:
@@ -62,14 +62,6 @@ def test_the_seven_of_the_documents_have_their_numbers_and_severities() -> None:
     }
     severities = {rule.name: rule.severity for rule in rules.load()}
     assert {name: (severities[name], ALERTS[name].bound) for name in wanted} == wanted
-
-
-def test_cost_is_compared_by_the_gateway() -> None:
-    def reached(value: float) -> int:
-        text = f'ai_platform_cost_of_usual_ratio{{service="gateway",node="g"}} {value}'
-        return len(ALERTS["cost_anomaly"].reached(CollectionWindow().take(read_samples(text, thresholds.SERIES), 0)))
-
-    assert [reached(value) for value in (0, 1.5, 1.51)] == [0, 0, 1]
 
 
 def calls(failed: float, succeeded: float = 100.0, node: str = "g") -> list[Sample]:
