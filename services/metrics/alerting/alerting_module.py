@@ -89,9 +89,11 @@ class AlertingModule:
         if time.monotonic() >= self._due_at:
             self._due_at = time.monotonic() + EVERY_SECONDS
             await self._look()
-        if session is not None and (self.state != self._written or session is not self._session):
-            await leader_state.write(session, State.ALERTS, msgspec.json.encode(self.state), now)
-        self._session, self._written = session, self.state
+        # Something may be sent meanwhile.
+        state = self.state
+        if session is not None and (state != self._written or session is not self._session):
+            await leader_state.write(session, State.ALERTS, msgspec.json.encode(state), now)
+        self._session, self._written = session, state
         for sender in self._senders.values():
             sender.wake.set()
 

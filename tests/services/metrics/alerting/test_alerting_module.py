@@ -1,13 +1,14 @@
 """Alerts of replicas on a real PostgreSQL: sent at least once across restarts, by the leader only, and silenced on any replica."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from services.metrics import leader
+from services.metrics import leader, leader_state
 from services.metrics.alerting import alerting_module
 from services.metrics.alerting.silence_store import MAX_SILENCES
 from services.metrics.service import MetricsService
@@ -66,6 +67,32 @@ async def test_what_one_channel_did_not_send_is_sent_by_the_next_leader(mesh: Me
     second = await replicas.restart(first)
     await second.look()
     assert (second.chat.sent, [one.name for one in second.mail.sent]) == ([], ["ledger_drift"])
+
+
+async def test_what_is_sent_while_the_state_is_written_is_written_next(
+    mesh: Mesh, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh.text = DRIFTING
+    first = await replicas.start()
+    first.alerts._due_at = 0.0
+    await first.round()
+    write = leader_state.write
+
+    async def sends_meanwhile(*arguments: Any) -> None:
+        await write(*arguments)
+        await first.alerts.deliver("chat")
+
+    monkeypatch.setattr(leader_state, "write", sends_meanwhile)
+    mesh.now += 15
+    first.alerts._due_at = 0.0
+    await first.round()
+    monkeypatch.undo()
+    assert first.sent == ["ledger_drift fires"]
+    first.alerts._due_at = math.inf
+    await first.round()
+    second = await replicas.restart(first)
+    await second.look()
+    assert (second.sent, len(second.mail.sent)) == ([], 1)
 
 
 async def test_failed_delivery_is_tried_again_after_a_pause(mesh: Mesh, replicas: Replicas) -> None:
