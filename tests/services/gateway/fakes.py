@@ -168,7 +168,11 @@ class FakeWorker:
     is_hanging: asyncio.Event = field(default_factory=asyncio.Event)
     left_early: int = 0
 
-    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
+    async def run(self, prompt: inference.ProcessPrompt | inference.Conversion) -> AsyncIterator[Any]:
+        if isinstance(prompt, inference.Conversion):
+            yield inference.ConvertedPart()
+            yield Converted()
+            return
         for position, word in enumerate(self.words):
             if self.fails_with is not None and position == self.fails_after:
                 raise self.fails_with
