@@ -214,7 +214,7 @@ class _RunningCall:
                                     yield accepted
                                 if core.item(item) is not None:
                                     yield item
-                                if core.began:
+                                if core.began and not claim.has_delivered:
                                     claim.record_delivery()
                         finally:
                             self.reply, claim.call = None, None

@@ -27,12 +27,11 @@ NOTHING = Tally()
 
 
 def count(before: Tally, chunk: Chunk) -> Tally:
-    calls = pieces_of(chunk)
-    pieces = before.pieces + bool(chunk.text or chunk.reasoning or calls)
+    pieces = before.pieces + bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts)
     if ids := len(chunk.token_ids):
         thoughts = before.thoughts + (ids if chunk.reasoning else 0)
         return Tally(before.prompt, before.ids + ids, thoughts, pieces, before.bytes, before.weight)
-    new = len("".join((chunk.text, chunk.reasoning, *[call.name + call.arguments for call in calls])).encode())
+    new = len("".join((chunk.text, chunk.reasoning, *[call.name + call.arguments for call in pieces_of(chunk)])).encode())
     return Tally(before.prompt, before.ids, before.thoughts, pieces, before.bytes + new, before.weight - (-new // BYTES_IN_A_TOKEN))
 
 

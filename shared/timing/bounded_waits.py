@@ -8,52 +8,62 @@ from types import TracebackType
 class BoundedWaits:
     """`with waits: await …` raises TimeoutError if the block takes longer than ``seconds``.
 
-    One timer serves all waits, one wait at a time. Call ``close`` after the last one.
+    One timer serves all waits, one wait at a time. Call ``close`` after the last one. Where the two calls of a block cost too much, do what
+    it does: set ``since`` and ``task``, and ask ``has_ended``.
     """
 
-    __slots__ = ("_is_up", "_loop", "_seconds", "_since", "_task", "_timer", "expired")
+    __slots__ = ("_is_up", "_loop", "_seconds", "expired", "since", "task", "timer")
 
     def __init__(self, seconds: float, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._seconds = seconds
         self._loop = loop or asyncio.get_running_loop()
-        self._since = 0.0
+        self.since = 0.0
         #: The task that waits now.
-        self._task: asyncio.Task[object] | None = None
+        self.task: asyncio.Task[object] | None = None
         self._is_up = False
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
         #: The last wait ended with this object's TimeoutError, not with an error of the awaited code.
         self.expired = False
 
     def __enter__(self) -> None:
-        self._since, self._task = self._loop.time(), asyncio.current_task(self._loop)
+        self.since, self.task = self._loop.time(), asyncio.current_task(self._loop)
         self.expired = False
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._left(), self._check)
+        if self.timer is None:
+            self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        task, self._task = self._task, None
-        # If another caller canceled the task too, it must stay canceled.
-        if self._is_up and isinstance(error, asyncio.CancelledError) and task is not None and task.uncancel() == 0:
-            self._is_up = False
-            self.expired = True
+        if isinstance(error, asyncio.CancelledError) and self.has_ended():
+            self.task, self.expired = None, True
             raise TimeoutError from error
+        self.task = None
+
+    def start(self) -> None:
+        """Start the timer, during a wait."""
+        self.timer = self._loop.call_later(self._left(), self._check)
+
+    def has_ended(self) -> bool:
+        """Return whether it was this object that canceled the wait. If another caller did, too, the task must stay canceled."""
+        if not self._is_up or self.task is None or self.task.uncancel() > 0:
+            return False
+        self._is_up = False
+        return True
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def _left(self) -> float:
-        return self._seconds if self._task is None else self._since + self._seconds - self._loop.time()
+        return self._seconds if self.task is None else self.since + self._seconds - self._loop.time()
 
     def _check(self) -> None:
-        self._timer = None
+        self.timer = None
         left = self._left()
         if left > 0:
-            self._timer = self._loop.call_later(left, self._check)
-        elif self._task is not None:
+            self.timer = self._loop.call_later(left, self._check)
+        elif self.task is not None:
             self._is_up = True
-            self._task.cancel()
+            self.task.cancel()
 
 
 class BoundedWait(BoundedWaits):
@@ -64,7 +74,7 @@ class BoundedWait(BoundedWaits):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
         if error is None:
-            self._task = None
+            self.task = None
         else:
             super().__exit__(kind, error, trace)
 
@@ -79,7 +89,7 @@ class DeadlineWaits(BoundedWaits):
         self._seconds_left = seconds_left
 
     def __enter__(self) -> None:
-        if self._timer is None and self._seconds_left() <= 0:
+        if self.timer is None and self._seconds_left() <= 0:
             raise TimeoutError
         super().__enter__()
 

@@ -326,8 +326,10 @@ class HttpCall:
             return
         if not self.started:
             await self._begin_events()
-        write = self._stream.write
-        await self._write(b"".join(write(event, event_id if event is events[-1] else None) for event in events), more=True)
+        body, last, write = b"", events[-1], self._stream.write
+        for event in events:
+            body += write(event, event_id if event is last else None)
+        await self._write(body, more=True)
 
     async def send_comment(self, text: str) -> None:
         """Send a comment, which clients ignore and people can read."""
@@ -374,13 +376,18 @@ class HttpCall:
             if self.ended:
                 return  # a late heartbeat
             self.ended = not more
+            writes = self._writes
+            writes.since, writes.task = self._loop.time(), asyncio.current_task()
+            if writes.timer is None:
+                writes.start()
             try:
-                with self._writes:
-                    await self._send({"type": "http.response.body", "body": body, "more_body": more})
-            except TimeoutError:
-                raise errors.Cancelled("the client stopped reading") from None
+                await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            except asyncio.CancelledError:
+                if writes.has_ended():
+                    raise errors.Cancelled("the client stopped reading") from None
+                raise
             finally:
-                self._written_at = self._loop.time()
+                writes.task, self._written_at = None, self._loop.time()
 
 
 def _too_large(most_bytes: int) -> errors.CallerError:

@@ -202,15 +202,19 @@ class ChatFormat(response_formats.AnswerFormat):
             self._gathered[chunk.answer].add(chunk)
 
     def events(self, chunk: Chunk) -> Sequence[response_formats.ServerSentEvent]:
+        index = chunk.answer
         # A worker may send more answers than requested.
-        if chunk.answer >= len(self._gathered):
+        if index >= len(self._gathered):
             return ()
-        delta = self._gathered[chunk.answer].add(chunk)
+        delta = self._gathered[index].add(chunk)
         logprobs = ChoiceLogprobs(response_formats.logprobs_of(chunk.logprobs)) if chunk.logprobs else None
-        choices = self._beginning(chunk.answer)
+        events: list[response_formats.ServerSentEvent] = []
+        if index not in self._begun:
+            events += [response_formats.ServerSentEvent(self._chunk((choice,))) for choice in self._beginning(index)]
         if delta != _NOTHING or logprobs is not None:
-            choices.append(ChunkChoice(delta, index=chunk.answer, logprobs=logprobs))
-        return [response_formats.ServerSentEvent(self._chunk((choice,))) for choice in choices]
+            choice = ChunkChoice(delta, index=index, logprobs=logprobs)
+            events.append(response_formats.ServerSentEvent(self._chunk((choice,))))
+        return events
 
     def last_events(self, result: InferenceResult) -> Sequence[response_formats.ServerSentEvent]:
         choices: list[ChunkChoice] = []

@@ -99,7 +99,8 @@ class ActivePrompt(ActiveAnswer):
             # The end of an answer completes its calls.
             self._open_calls.remove(chunk.answer)
             return shown
-        return shown if shown is not None and _has_content(shown) else None
+        has_content = shown is not None and (shown.text or shown.reasoning or shown.tool_calls or shown.call_parts or shown.logprobs)
+        return shown if has_content else None
 
     def _guarded(self, chunk: Chunk, guard: AnswerGuard) -> Chunk | None:
         began = time.perf_counter()
@@ -185,7 +186,3 @@ class ActivePrompt(ActiveAnswer):
             target=route.target if route is not None and self.choice.shows_target else None,
             stop_sequence=generation.stop_sequence,
         )
-
-
-def _has_content(chunk: Chunk) -> bool:
-    return bool(chunk.text or chunk.reasoning or chunk.tool_calls or chunk.call_parts or chunk.logprobs)

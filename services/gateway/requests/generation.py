@@ -159,8 +159,8 @@ class Generation:
         self.kind = kind
         self.ends_at = ends_at
         self.at = tally.NOTHING
-        #: The caller has a part of the answer.
-        self.began = False
+        #: The caller has a part of the answer; and another worker may take over.
+        self.began, self.can_resume = False, True
         self._has_alternative = requirements.has_alternative
         self._most_prompt_tokens = max(requirements.prompt_tokens, MOST_PROMPT_TOKENS)
         self._answers = answers
@@ -187,10 +187,6 @@ class Generation:
         #: When the last worker failed and no other was available.
         self._waiting_since: float | None = None
         self._waits = 0
-
-    @property
-    def can_resume(self) -> bool:
-        return not self.began or (self._answers == 1 and self._has_ids and bool(self._digest))
 
     @property
     def is_preemptible(self) -> bool:
@@ -262,7 +258,7 @@ class Generation:
         if getattr(item, "waiting", ""):
             return None if self.began else self.at
         has_new = self.kind.is_in_parts
-        if isinstance(item, Chunk):
+        if self.kind is PROMPT and isinstance(item, Chunk):
             at = tally.count(self.at, item)
             self._characters += self._check(item, at)
             has_new = at.pieces > self.at.pieces or at.ids > self.at.ids
@@ -277,6 +273,7 @@ class Generation:
         if has_new and not self._has_delivered:
             self.began = self._has_delivered = True
             self._waiting_since, self._waits = None, 0
+        self.can_resume = not self.began or (self._answers == 1 and self._has_ids and self._digest != "")
         return self.at
 
     def ended(self, end: End) -> Done:

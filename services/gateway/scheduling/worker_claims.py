@@ -98,13 +98,12 @@ class Claim:
             self._worked_seconds, self._works_since = self._dispatch.clock() - self._works_since, None
 
     def record_delivery(self) -> None:
-        """Record that the worker delivered tokens. Safe to call for every chunk."""
-        if not self.has_delivered:
-            self.has_delivered = True
-            if not self.has_started:
-                self.mark_started()
-            if self._dispatch.worker_stats.outliers.records:
-                self._dispatch.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
+        """Record the worker's first tokens."""
+        self.has_delivered = True
+        if not self.has_started:
+            self.mark_started()
+        if self._dispatch.worker_stats.outliers.records:
+            self._dispatch.worker_stats.outliers.record_delivery(self.worker.node, self._requirements.model)
 
     def record_failure(self, error: errors.AimeshError) -> None:
         """Record the worker's failure. The tenant is charged only for what ``record_tokens`` reported."""

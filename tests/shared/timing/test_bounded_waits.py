@@ -99,10 +99,10 @@ def test_one_wait_leaves_no_timer_behind(loop: VirtualLoop) -> None:
         wait = BoundedWait(20)
         with pytest.raises(TimeoutError):
             await wait_in(wait)
-        assert wait._timer is None
+        assert wait.timer is None
         with wait:
             await pass_time(0)
-        assert wait._timer is None
+        assert wait.timer is None
 
     loop.run_until_complete(work())
 
@@ -136,7 +136,7 @@ def test_a_deadline_that_passed_between_two_waits_ends_the_next_one_at_once(loop
         with pytest.raises(TimeoutError), waits:
             await wait_for_ever()
         assert loop.time() == began
-        assert waits._timer is None
+        assert waits.timer is None
 
     loop.run_until_complete(work())
 
