@@ -14,8 +14,8 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.requests import generation
-from services.gateway.requests.generation import AskWorker, Done, End, Failed, FindWorker, Generation, Item, Pause, Step
+from services.gateway import generation
+from services.gateway.generation import AskWorker, Done, End, Failed, FindWorker, Generation, Item, Pause, Step
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import RetryBudget

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from services.gateway import generation
 from services.gateway.billing import request_record, route_metrics
 from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import WorkerClaim
@@ -32,7 +33,7 @@ from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.limits import limit_rules
 from services.gateway.relay import AnswerItem, Relay, TextRequest
 from services.gateway.request_validation import ModerationRequest
-from services.gateway.requests import active_prompt, active_texts, bounded_answers, generation
+from services.gateway.requests import active_prompt, active_texts, bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import NOT_COUNTED, ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, milliseconds
 from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration, ActiveTexts, ActiveVectors, AskedTexts

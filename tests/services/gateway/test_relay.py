@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.gateway import generation
+from services.gateway.generation import Failed, FindWorker, Generation
 from services.gateway.relay import Relay
-from services.gateway.requests import generation
-from services.gateway.requests.generation import Failed, FindWorker, Generation
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import ANYWHERE

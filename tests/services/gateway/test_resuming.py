@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.gateway import generation
+from services.gateway.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
 from services.gateway.relay import Relay
-from services.gateway.requests import generation
-from services.gateway.requests.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.retry_budget import WINDOW_SECONDS

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from services.gateway.requests import generation
+from services.gateway import generation
 from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import WorkerRequirements

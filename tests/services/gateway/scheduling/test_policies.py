@@ -195,7 +195,7 @@ def test_all_prompts_pass_the_pipeline_whose_admission_reads_the_policy() -> Non
     for method in ("self._admission.admit_prompt", "self._admission.admit_texts"):
         assert _readers(method) == {"requests/pipeline.py"}
     for method in ("inference.process_prompt", "embedding.embed", "embedding.rank", "inference.moderate"):
-        assert _readers(method) == {"requests/generation.py"}, f"only a kind of answers has {method}"
+        assert _readers(method) == {"generation.py"}, f"only a kind of answers has {method}"
     assert _readers("kind.method") == {"relay.py"}, "only the relay calls it"
 
 
