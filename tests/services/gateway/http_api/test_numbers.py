@@ -98,9 +98,12 @@ def resident_bytes() -> int:
 async def post(app: HttpApp, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
     """Post as uvicorn does; return the status and the error, if it is one."""
     sent: list[Any] = []
+    unread = [body]
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body}
+        if not unread:
+            await asyncio.Event().wait()  # the client stays
+        return {"type": "http.request", "body": unread.pop()}
 
     async def send(message: Any) -> None:
         sent.append(message)
