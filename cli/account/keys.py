@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 import msgspec
 
-from cli import value_completion
+from cli import options, value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from cli.output.printing import TableColumn
@@ -61,7 +61,11 @@ def keys() -> None:
 @click.option(
     "--network", "networks", multiple=True, metavar="CIDR", help="Allow only this network, such as 192.0.2.0/24. Can be repeated."
 )
-@click.option("--days", type=click.IntRange(0, 3650), help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key.")
+@click.option(
+    "--days",
+    type=options.whole_number(lambda: api.auth.GenerateApiKey, "days"),
+    help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key.",
+)
 @print_format.output_options('Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
 def create(here: CliContext, /, name: str, *, as_json: bool, **options: "OptionValue") -> None:
@@ -108,7 +112,11 @@ def rename(here: CliContext, /, key: str, name: str) -> None:
 @keys.command()
 @click.argument("key", metavar="NAME_OR_ID", shell_complete=value_completion.keys)
 @click.option(
-    "--overlap-hours", type=click.IntRange(0, 168), default=24, show_default=True, help="Hours that the old secret keeps working."
+    "--overlap-hours",
+    type=options.whole_number(lambda: api.auth.RotateApiKey, "overlap_seconds", unit=3600),
+    default=24,
+    show_default=True,
+    help="Hours that the old secret keeps working.",
 )
 @print_format.output_options('Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj

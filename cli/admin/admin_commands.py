@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import options
 from cli.admin.audit import audit
 from cli.admin.config import config
 from cli.admin.credits import credits_, ledger
@@ -169,7 +170,9 @@ def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
 
 
 @admin.command("access-review")
-@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="Days without use.")
+@click.option(
+    "--days", type=options.whole_number(lambda: api.accounts.ReviewAccess, "days"), default=90, show_default=True, help="Days without use."
+)
 @watching.listing_options('Print {"keys": […], "users": […], "nodes": […]}.')
 @click.pass_obj
 def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:

@@ -1,7 +1,6 @@
 """`aicli alerts`: list and silence alerts."""
 
 import re
-from datetime import timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -15,7 +14,7 @@ from shared import api
 if TYPE_CHECKING:
     from shared.api.alerts import Alert, Silence
 
-_seconds = option_values.duration_between(timedelta(minutes=1), timedelta(days=30), "a silence must be between 1 minute and 30 days")
+_seconds = option_values.duration("a silence must be", lambda: api.alerts.SilenceAlerts, "seconds")
 _LABELS_HELP = "Only alerts with these labels. Write a comma as %2C and a percent sign as %25, as alert emails do."
 #: A percent sign without a valid escape.
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")

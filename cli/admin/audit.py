@@ -12,6 +12,7 @@ import click
 import msgspec
 from msgspec.structs import replace
 
+from cli import options
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.exit_codes import ExitCode
@@ -46,7 +47,13 @@ def audit() -> None:
 @click.option("--result", type=click.Choice(RESULTS), help="Only actions with this result.")
 @click.option("--since", type=_MOMENT, help="Start time, in your time zone.")
 @click.option("--before", type=_MOMENT, help="End time: use it to get the next page.")
-@click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="Maximum number of entries to list.")
+@click.option(
+    "--limit",
+    type=options.whole_number(lambda: api.audit.ListAudit, "limit"),
+    default=100,
+    show_default=True,
+    help="Maximum number of entries to list.",
+)
 @watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import value_completion
+from cli import options, value_completion
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.print_format import Command
@@ -24,7 +24,12 @@ KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_pr
 _MOST_LISTED = 3_000
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
 _NOTE = click.option("--note", default="", metavar="TEXT", help="Note for the history.")
-_REVISION = click.option("--revision", type=click.IntRange(0), metavar="N", help="Fail if the configuration is at another revision.")
+_REVISION = click.option(
+    "--revision",
+    type=options.whole_number(lambda: api.configuration.ApplyConfig, "expected_revision"),
+    metavar="N",
+    help="Fail if the configuration is at another revision.",
+)
 _COLORS = {"+": "green", "-": "red", "@": "cyan"}
 
 
@@ -102,7 +107,13 @@ def show(here: CliContext, /, *, document: "tuple[ConfigKind, str] | None", as_j
 
 @config.command()
 @_document(required=False)
-@click.option("--limit", type=click.IntRange(1, _MOST_LISTED), default=100, show_default=True, help="Maximum number of versions to list.")
+@click.option(
+    "--limit",
+    type=options.whole_number(lambda: api.configuration.ListConfigVersions, "limit"),
+    default=100,
+    show_default=True,
+    help="Maximum number of versions to list.",
+)
 @watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def history(here: CliContext, /, *, document: "tuple[ConfigKind, str] | None", limit: int, as_json: bool) -> None:

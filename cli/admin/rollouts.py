@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import value_completion
+from cli import options, value_completion
 from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 #: A copy of shared.api.configuration.RolloutGuards, so that `--help` need not import it; a test compares the two.
 GUARDS = ("errors", "first_token", "thumbs", "cost")
-_seconds = option_values.duration_between(timedelta(seconds=5), timedelta(days=30), "a step takes between 5 seconds and 30 days")
+_seconds = option_values.duration("a step takes", lambda: api.configuration.RolloutTerms, "step_seconds")
 _COLORS = {"running": "green", "holding": "yellow", "paused": "yellow", "rolled_back": "red", "promoted": "green"}
 
 
@@ -32,8 +32,7 @@ def _read_until(context: click.Context, parameter: click.Parameter, value: str |
     if value is None:
         return None
     if re.fullmatch(r"\d+ *[a-z]+", value):
-        read = option_values.duration_between(timedelta(minutes=1), timedelta(days=366), "a comparison takes between a minute and a year")
-        return datetime.now(UTC) + timedelta(seconds=read(context, parameter, value))
+        return datetime.now(UTC) + timedelta(seconds=option_values.read_seconds(context, parameter, value))
     try:
         found = datetime.fromisoformat(value)
     except ValueError as error:
@@ -69,7 +68,13 @@ def rollouts() -> None:
 @click.option("--steps", callback=_read_percents, default="10,50,100", show_default=True, metavar="PERCENT,…", help="Shares of the target.")
 @click.option("--share", type=click.FloatRange(0, 100, min_open=True), default=50.0, show_default=True, help="Share in %, with --compare.")
 @click.option("--every", callback=_seconds, default="30m", show_default=True, metavar="TIME", help="Minimum duration of a step.")
-@click.option("--min-requests", type=click.IntRange(1), default=500, show_default=True, help="Minimum requests per step.")
+@click.option(
+    "--min-requests",
+    type=options.whole_number(lambda: api.configuration.RolloutTerms, "step_requests"),
+    default=500,
+    show_default=True,
+    help="Minimum requests per step.",
+)
 @click.option("--guard", "guards", callback=_read_guards, multiple=True, metavar="NAME=VALUE", help="Margin of a guard. Can be repeated.")
 @click.option("--until", callback=_read_until, metavar="TIME", help="End of a comparison: 2d or 2026-12-01T12:00Z.")
 @print_format.output_options("Print the rollout as a JSON object.")
@@ -120,7 +125,13 @@ def start(
 @rollouts.command("list")
 @click.option("--route", metavar="ROUTE", shell_complete=value_completion.routes, help="Only rollouts of this route.")
 @click.option("--open", "only_open", is_flag=True, help="Only open rollouts.")
-@click.option("--limit", type=click.IntRange(1, 1_000), default=20, show_default=True, help="Maximum number of rows.")
+@click.option(
+    "--limit",
+    type=options.whole_number(lambda: api.configuration.ListRollouts, "limit"),
+    default=20,
+    show_default=True,
+    help="Maximum number of rows.",
+)
 @watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: int, as_json: bool) -> None:

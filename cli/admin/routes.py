@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import value_completion
+from cli import options, value_completion
 from cli.account import policy
 from cli.cli_context import CliContext
 from cli.output import printing, watching
@@ -66,7 +66,13 @@ def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
 
 @routes.command("try")
 @_NAME
-@click.option("--count", type=click.IntRange(1, MAX_COUNT), default=1_000, show_default=True, help="Number of requests.")
+@click.option(
+    "--count",
+    type=options.whole_number(lambda: api.configuration.TryRoute, "count"),
+    default=1_000,
+    show_default=True,
+    help="Number of requests.",
+)
 @click.option("--prompt-tokens", type=click.IntRange(0), default=100, show_default=True, help="Size of each prompt.")
 @click.option("--tools", is_flag=True, help="Requests with tools.")
 @click.option("--response-format", is_flag=True, help="Requests with a response format.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cli import options
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
@@ -53,7 +54,9 @@ def _reason(pool: "PoolScaling") -> str:
 
 @scale.command()
 @_pool
-@click.option("--last", type=click.IntRange(1, 1000), default=20, show_default=True, help="Number of calls.")
+@click.option(
+    "--last", type=options.whole_number(lambda: api.metrics.GetScaling, "calls"), default=20, show_default=True, help="Number of calls."
+)
 @watching.listing_options("Print a JSON array of calls.")
 @click.pass_obj
 def history(here: CliContext, /, *, pool: str | None, last: int, as_json: bool) -> None:

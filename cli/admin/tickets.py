@@ -1,10 +1,10 @@
 """`aicli admin tickets`: create, list, rotate and revoke join tickets."""
 
-from datetime import timedelta
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
+from cli import options
 from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
 from cli.output.printing import TableColumn
@@ -20,18 +20,13 @@ COMMANDS = {
     "client": "aicli mesh connect TICKET",
     **dict.fromkeys(("gateway", "metrics", "web"), "set JOIN_TICKET_FILE to a file with the ticket"),
 }
-_seconds = option_values.duration_between(
-    timedelta(minutes=1), timedelta(days=400), "a ticket's lifetime must be between 1 minute and 400 days"
-)
+_seconds = option_values.duration("a ticket's lifetime must be", lambda: api.membership.CreateTicket, "ttl_seconds")
+_USES = options.whole_number(lambda: api.membership.CreateTicket, "uses")
 _UNLIMITED = "unlimited"
 
 
-def _read_uses(_context: click.Context, _option: click.Parameter, text: str) -> int | None:
-    if text == _UNLIMITED:
-        return None
-    if not text.isdecimal() or not 1 <= int(text) <= 10_000:
-        raise click.BadParameter(f"{text!r} is neither a number from 1 to 10,000 nor {_UNLIMITED}")
-    return int(text)
+def _read_uses(context: click.Context, option: click.Parameter, text: str) -> int | None:
+    return None if text == _UNLIMITED else int(_USES(text, option, context))
 
 
 class _WorkerChoices(TypedDict):
@@ -60,7 +55,7 @@ def tickets() -> None:
 @click.option(
     "--active",
     "active_most",
-    type=click.IntRange(1, 100_000),
+    type=options.whole_number(lambda: api.membership.CreateTicket, "active_most"),
     metavar="N",
     help="For replicas: number of machines that can be active at once. A stopped one frees its place.",
 )

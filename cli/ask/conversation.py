@@ -1,14 +1,28 @@
 """A conversation of `aicli chat`: its turns, its settings, and the request that continues it. Pure."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from shared import errors
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import MAX_MESSAGES, MAX_PROMPT_BYTES, ChatMessage, ImagePart, ReasoningEffort
+from shared.api.generation import (
+    MAX_MESSAGES,
+    MAX_PROMPT_BYTES,
+    ChatMessage,
+    ImagePart,
+    MaxTokens,
+    MinP,
+    Penalty,
+    ReasoningEffort,
+    RepeatPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+)
+from shared.protocol import field_errors
 from shared.types import ModelName
 
 #: A turn is two messages; the first one may be for the system.
@@ -19,33 +33,20 @@ MAX_QUESTION_BYTES = 256 * 1024
 MAX_IMAGE_BYTES = 15 * 1024 * 1024
 #: Means "back to the default" where a text or a number is expected.
 UNSET = "-"
-_RULES = {
-    "max_tokens": "a whole number from 1",
-    "temperature": "a number from 0 to 2",
-    "top_p": "a number above 0, up to 1",
-    "top_k": "a whole number from 0 to 1000",
-    "min_p": "a number from 0 to 1",
-    "seed": "a whole number from 0",
-    "repeat_penalty": "a number from 0.1 to 2",
-    "frequency_penalty": "a number from -2 to 2",
-    "presence_penalty": "a number from -2 to 2",
-    "reasoning_effort": "none, minimal, low, medium, high or xhigh",
-}
-_Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
 class ChatSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The parameters of /set. None is the model's default. The gateway has the same ranges."""
+    """The parameters of /set. None is the model's default."""
 
-    max_tokens: Annotated[int, Meta(ge=1, le=2**63 - 1)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
-    repeat_penalty: Annotated[float, Meta(ge=0.1, le=2)] | None = None
-    frequency_penalty: _Penalty | None = None
-    presence_penalty: _Penalty | None = None
+    max_tokens: MaxTokens | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: TopK | None = None
+    min_p: MinP | None = None
+    seed: Seed | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
     reasoning_effort: ReasoningEffort | None = None
 
     def chosen(self) -> dict[str, float | str]:
@@ -53,13 +54,13 @@ class ChatSettings(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def with_setting(self, name: str, text: str) -> "ChatSettings":
         """Raises BadRequest for an unknown name or an invalid value."""
-        if name not in _RULES:
-            raise errors.BadRequest(f"there is no setting {name!r}", hint=f"settings: {', '.join(_RULES)}")
+        if name not in self.__struct_fields__:
+            raise errors.BadRequest(f"there is no setting {name!r}", hint=f"settings: {', '.join(self.__struct_fields__)}")
         values: dict[str, Any] = {**self.chosen(), name: None if text == UNSET else text}
         try:
             return msgspec.convert(values, ChatSettings, strict=False)
         except msgspec.ValidationError as error:
-            raise errors.BadRequest(f"{name} must be {_RULES[name]}, or {UNSET} for the default") from error
+            raise errors.BadRequest(f"{field_errors.sentence(error, ChatSettings)}, or {UNSET} for the default") from error
 
 
 class ConversationTurn(msgspec.Struct, frozen=True):

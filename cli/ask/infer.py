@@ -14,11 +14,11 @@ from uuid import uuid4
 import click
 import msgspec
 
-from cli import value_completion
+from cli import options, value_completion
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from cli.output.option_values import NumberTakingCommand
-from shared import errors
+from shared import api, errors
 from shared.types import ModelName
 
 if TYPE_CHECKING:
@@ -103,12 +103,30 @@ thoughts_option = click.option("--no-thoughts", is_flag=True, help="Don't show w
 )
 @model_option
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Maximum number of tokens to generate.")
-@click.option("--temperature", type=float, help="Sampling temperature: 0 always picks the most likely token; higher values vary more.")
-@click.option("--top-p", type=float, help="Sample from the most likely tokens whose probabilities add up to this.")
-@click.option("--top-k", type=click.IntRange(0), help="Sample from this many of the most likely tokens; 0 means all.")
+@click.option(
+    "--max-tokens",
+    type=options.whole_number(lambda: api.gateway.InferenceRequest, "max_tokens"),
+    help="Maximum number of tokens to generate.",
+)
+@click.option(
+    "--temperature",
+    type=options.number(lambda: api.gateway.InferenceRequest, "temperature"),
+    help="Sampling temperature: 0 always picks the most likely token; higher values vary more.",
+)
+@click.option(
+    "--top-p",
+    type=options.number(lambda: api.gateway.InferenceRequest, "top_p"),
+    help="Sample from the most likely tokens whose probabilities add up to this.",
+)
+@click.option(
+    "--top-k",
+    type=options.whole_number(lambda: api.gateway.InferenceRequest, "top_k"),
+    help="Sample from this many of the most likely tokens; 0 means all.",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Can be repeated.")
-@click.option("--seed", type=int, help="Random seed, for reproducible answers.")
+@click.option(
+    "--seed", type=options.whole_number(lambda: api.gateway.InferenceRequest, "seed"), help="Random seed, for reproducible answers."
+)
 @effort_option
 @thoughts_option
 @click.option(

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from cli import options
 from cli.ask.infer import model_option, read_text
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from cli.output.printing import TableColumn
+from shared import api
 from shared.types import ModelName
 
 if TYPE_CHECKING:
@@ -32,7 +34,12 @@ class RankedText(msgspec.Struct, frozen=True):
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @model_option
 @click.option("--lines", is_flag=True, help="Rank each line of the files, instead of each file.")
-@click.option("--top", type=click.IntRange(1), metavar="N", help="Show only the N most relevant texts.")
+@click.option(
+    "--top",
+    type=options.whole_number(lambda: api.embedding.RankingRequest, "top_n"),
+    metavar="N",
+    help="Show only the N most relevant texts.",
+)
 @print_format.output_options("Print a JSON list: index, relevance_score, name.")
 @click.pass_obj
 def rerank(

@@ -2,28 +2,44 @@
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
 
 import click
 
+from cli import options
+
+_WORDS = {"day": 86_400, "hour": 3600, "minute": 60, "second": 1}
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 #: As in shared.api.membership.Label, so that mistakes are found before anything is sent.
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 
 
-def duration_between(shortest: timedelta, longest: timedelta, rule: str) -> Callable[[click.Context, click.Parameter, str], int]:
-    """Return a callback that parses seconds. ``rule`` describes the bounds."""
+def read_seconds(context: click.Context, parameter: click.Parameter, value: str) -> int:
+    found = re.fullmatch(r"(\d{1,9}) *(s|min|m|h|d)", value.strip())
+    if found is None:
+        raise click.BadParameter(f"{value!r} is not a time such as 30m, 1h or 7d", context, parameter)
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def duration(subject: str, request: options.Request, field: str) -> Callable[[click.Context, click.Parameter, str], int]:
+    """Return a callback that parses seconds for this field of the request. ``subject`` begins the sentence about its bounds."""
+    bounds = options.whole_number(request, field)
 
     def read(context: click.Context, parameter: click.Parameter, value: str) -> int:
-        found = re.fullmatch(r"(\d{1,9}) *(s|min|m|h|d)", value.strip())
-        if found is None:
-            raise click.BadParameter(f"{value!r} is not a time such as 30m, 1h or 7d", context, parameter)
-        seconds = int(found[1]) * _UNITS[found[2]]
-        if not shortest.total_seconds() <= seconds <= longest.total_seconds():
-            raise click.BadParameter(rule, context, parameter)
+        seconds = read_seconds(context, parameter, value)
+        assert bounds.min is not None
+        assert bounds.max is not None
+        if not bounds.min <= seconds <= bounds.max:
+            raise click.BadParameter(f"{subject} between {_words(bounds.min)} and {_words(bounds.max)}", context, parameter)
         return seconds
 
     return read
+
+
+def _words(seconds: float) -> str:
+    """Return 1 minute or 30 days."""
+    size, unit = next((size, unit) for unit, size in _WORDS.items() if seconds >= size and not seconds % size)
+    number = round(seconds / size)
+    return f"{number} {unit}{'s' * (number != 1)}"
 
 
 def read_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:

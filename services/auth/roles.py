@@ -29,7 +29,6 @@ _FORMER_TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS})
 USUAL_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.READ_USAGE})
 #: For an administrator's everyday key: what any developer may do.
 _ADMINS_EVERYDAY = access_table.ROLES[UserRole.DEVELOPER] | access_table.ROLES[UserRole.NODE_OWNER]
-_LONGEST_DAYS = 3650
 
 _MAX_BUDGET_MICRO = MicroCredits(2**63 - 1)
 
@@ -171,8 +170,6 @@ def _limits_of_kind(kind: KeyKind, limits: ApiKeyLimits) -> ApiKeyLimits:
 def _end_of_new_key(caller: Principal, request: GenerateApiKey, now: datetime) -> datetime | None:
     usual = TEST_KEY_DAYS if request.kind is KeyKind.TEST else KEY_DAYS
     days = usual if request.days is None else request.days
-    if not 0 <= days <= _LONGEST_DAYS:
-        raise errors.BadRequest(f"days: from 1 to {_LONGEST_DAYS}", hint="0 for a key that never expires")
     if request.kind is KeyKind.TEST and not 1 <= days <= TEST_KEY_DAYS:
         raise errors.BadRequest(f"days: a test key is valid for 1 to {TEST_KEY_DAYS} days", hint="create a live key for a longer lifetime")
     ends_at = now + timedelta(days=days) if days else None

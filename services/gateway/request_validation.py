@@ -16,9 +16,7 @@ import msgspec
 from services.gateway.images import image_tokens
 from shared import errors
 from shared.api.embedding import (
-    MAX_DOCUMENTS,
     MAX_INPUT_BYTES,
-    MAX_INPUTS,
     TOKEN_ID_BYTES,
     EmbeddingInput,
     EmbeddingRequest,
@@ -31,20 +29,15 @@ from shared.api.generation import (
     MAX_PROMPT_BYTES,
     MAX_READ_MESSAGES,
     MAX_TEMPLATE_KWARGS_BYTES,
-    MAX_TOOLS,
     SUFFIX_ROLE,
     ChatMessage,
     FormatKind,
     Tool,
     ToolChoice,
 )
-from shared.api.inference import MAX_TEXTS, Conversion, Detokenize, Tokenize
+from shared.api.inference import Conversion, Detokenize, Tokenize
 from shared.types import ModelName, TenantId
 
-#: Texts, images, calls and results in one message.
-MAX_PARTS = 1000
-MAX_MODEL_CHARACTERS = 200
-MAX_STOPS, MAX_STOP_CHARACTERS = 4, 64
 #: The longest answer; a higher max_tokens is lowered to it, or to the model's context.
 MAX_ANSWER_TOKENS = 32768
 ROLES = ("system", "user", "assistant", "tool")
@@ -68,12 +61,6 @@ class BadField(errors.BadRequest):
         super().__init__(f"{field} {must}")
         self.field = field
         self.known = field if known is None else known
-
-
-def ensure_count(field: str, entries: object, most: int) -> None:
-    """Raise BadField for a list that is too long. Call it before a loop over entries: the event loop waits for it."""
-    if isinstance(entries, list | tuple) and len(entries) > most:
-        raise BadField(field, f"must have at most {most} entries")
 
 
 def ensure_messages(messages: Sequence[object], most: int = MAX_MESSAGES) -> None:
@@ -107,13 +94,10 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
             raise BadField(f"messages[{position}].role", f"must be one of {', '.join(ROLES)}")
     size = sum(map(_bytes, messages)) + sum(map(_tool_bytes, request.tools))
     _ensure_size(size)
-    if request.stop:
-        _check_stop(request.stop)
     if request.tools or request.tool_choice is ToolChoice.REQUIRED:
         _check_tools(request)
     if request.chat_template_kwargs:
         _check_template_kwargs(request.chat_template_kwargs)
-    _check_model(request.model)
     template = _TEMPLATE_TOKENS_PER_MESSAGE * len(messages) + _TEMPLATE_TOKENS_PER_TOOL * len(request.tools)
     images = [image for message in messages for image in message.images]
     most = size + template + _TEMPLATE_TOKENS + sum(map(image_tokens.most_tokens, images))
@@ -178,23 +162,11 @@ def _prompt_messages(request: InferenceRequest, prompt: str) -> tuple[ChatMessag
     return (*system, ChatMessage("user", prompt))
 
 
-def _check_model(model: ModelName | None) -> None:
-    if model is not None and not 0 < len(model) <= MAX_MODEL_CHARACTERS:
-        raise BadField("model", f"must have 1 to {MAX_MODEL_CHARACTERS} characters")
-
-
-def _check_stop(stop: tuple[str, ...]) -> None:
-    ensure_count("stop", stop, MAX_STOPS)
-    if not all(0 < len(text) <= MAX_STOP_CHARACTERS for text in stop):
-        raise BadField("stop", f"must contain texts of 1 to {MAX_STOP_CHARACTERS} characters")
-
-
 #: The field of OpenAI's API for each format that isn't JSON; the last two are vLLM's.
 GUIDES = {FormatKind.GBNF: "grammar", FormatKind.REGEX: "guided_regex", FormatKind.CHOICE: "guided_choice"}
 
 
 def _check_tools(request: InferenceRequest) -> None:
-    ensure_count("tools", request.tools, MAX_TOOLS)
     names = [tool.name for tool in request.tools]
     for position, name in enumerate(names):
         if not _TOOL_NAME.fullmatch(name):
@@ -246,24 +218,16 @@ class AdmittedTexts:
     likely_prompt_tokens: int
 
 
-def _check_texts(field: str, texts: Sequence[EmbeddingInput], most_bytes: int, more_bytes: int = 0) -> int:
-    """Return their size with ``more_bytes``. Raises BadField or TooLarge."""
-    for position, text in enumerate(texts):
-        if not text:
-            raise BadField(f"{field}[{position}]" if len(texts) > 1 else field, "is empty")
+def _size_of(texts: Sequence[EmbeddingInput], most_bytes: int, more_bytes: int = 0) -> int:
+    """Return their size with ``more_bytes``. Raises TooLarge."""
     if (size := sum(map(input_bytes, texts)) + more_bytes) > most_bytes:
         raise errors.TooLarge(f"the texts have {size} bytes; the limit is {most_bytes}", hint="send fewer texts per request")
     return size
 
 
 def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
-    """Validate texts. Raises BadRequest that names the field, or TooLarge."""
-    if not request.inputs:
-        raise BadField("input", "is empty")
-    if len(request.inputs) > MAX_INPUTS:
-        raise BadField("input", f"must have at most {MAX_INPUTS} entries, not {len(request.inputs)}; send several requests")
-    size = _check_texts("input", request.inputs, MAX_INPUT_BYTES)
-    _check_model(request.model)
+    """Raises TooLarge."""
+    size = _size_of(request.inputs, MAX_INPUT_BYTES)
     ids = sum(len(given) for given in request.inputs if not isinstance(given, str))
     text_bytes = size - ids * TOKEN_ID_BYTES
     counted = ids + _ADDED_TOKENS * len(request.inputs)
@@ -275,15 +239,10 @@ _PAIR_TOKENS = 256
 
 
 def admit_ranking(request: RankingRequest) -> AdmittedTexts:
-    """Validate a query and documents; ``inputs`` begins with the query. Raises BadRequest that names the field, or TooLarge."""
-    if not request.query:
-        raise BadField("query", "is empty")
-    if not 0 < len(request.documents) <= MAX_DOCUMENTS:
-        raise BadField("documents", f"must have 1 to {MAX_DOCUMENTS} texts, not {len(request.documents)}; send several requests")
+    """Return them; ``inputs`` begins with the query. Raises TooLarge."""
     query, pairs = input_bytes(request.query), len(request.documents)
     # Each document is read with the query before it.
-    read = _check_texts("documents", request.documents, MAX_INPUT_BYTES, query) + query * (pairs - 1)
-    _check_model(request.model)
+    read = _size_of(request.documents, MAX_INPUT_BYTES, query) + query * (pairs - 1)
     return AdmittedTexts((request.query, *request.documents), read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
 
 
@@ -303,11 +262,8 @@ class ModerationRequest:
 
 
 def admit_moderation(request: ModerationRequest) -> AdmittedTexts:
-    """Validate texts. Raises BadRequest that names the field, or TooLarge."""
-    if not 0 < len(request.texts) <= MAX_TEXTS:
-        raise BadField("input", f"must have 1 to {MAX_TEXTS} texts, not {len(request.texts)}; send several requests")
-    size = _check_texts("input", request.texts, MAX_PROMPT_BYTES)
-    _check_model(request.model)
+    """Raises TooLarge."""
+    size = _size_of(request.texts, MAX_PROMPT_BYTES)
     added = _ADDED_TOKENS * len(request.texts)
     return AdmittedTexts(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)
 

@@ -257,7 +257,7 @@ class CancelErasure(Body, frozen=True):
 class ReviewAccess(Body, frozen=True):
     """List what was not used for this many days."""
 
-    days: int = 90
+    days: Annotated[int, msgspec.Meta(ge=1, le=3650)] = 90
 
 
 class StaleKey(Body, frozen=True, omit_defaults=False):

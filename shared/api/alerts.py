@@ -1,6 +1,7 @@
 """metrics: alerts and silences."""
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
 
@@ -53,13 +54,16 @@ class Alerts(Body, frozen=True, omit_defaults=False):
     from_alertmanager: bool = False
 
 
+_Text = Annotated[str, msgspec.Meta(max_length=200)]
+
+
 class SilenceAlerts(Body, frozen=True):
-    seconds: float
+    seconds: Annotated[float, msgspec.Meta(ge=1, le=30 * 86_400)]
     #: The alert's name; empty for all alerts.
     name: str = ""
     #: Only alerts with all of these labels.
-    labels: dict[str, str] = msgspec.field(default_factory=dict)
-    why: str = ""
+    labels: Annotated[dict[_Text, _Text], msgspec.Meta(max_length=10)] = msgspec.field(default_factory=dict)
+    why: _Text = ""
 
 
 class EndSilence(Body, frozen=True):

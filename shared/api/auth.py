@@ -178,7 +178,7 @@ class GenerateApiKey(Body, frozen=True):
     kind: KeyKind = KeyKind.LIVE
     bounds: KeyBounds = KeyBounds()
     #: 0 for a key that never expires; None for the default of its kind.
-    days: int | None = None
+    days: Annotated[int, msgspec.Meta(ge=0, le=3650)] | None = None
     #: Everything that its kind may have of its owner's rights, now and later. Without it and without scopes, live and test keys may use
     #: models and read usage.
     all_rights: bool = False
@@ -213,7 +213,7 @@ class RotateApiKey(Body, frozen=True):
 
     #: The key's id, or its name if unique among the owner's active keys.
     key: str
-    overlap_seconds: int = 24 * 3600
+    overlap_seconds: Annotated[int, msgspec.Meta(ge=0, le=7 * 24 * 3600)] = 24 * 3600
 
 
 class RenameApiKey(Body, frozen=True):

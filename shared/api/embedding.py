@@ -7,15 +7,11 @@ from typing import Annotated
 from msgspec import Meta
 
 from shared.api.gateway import Auth
-from shared.api.generation import TokenId
+from shared.api.generation import NamedModel, TokenId
 from shared.api.inference import PromptAccepted
 from shared.api.method import PEOPLE, Body, StreamMethod
 from shared.types import Credential, ModelName, RequestId, Role
 
-#: In one request; OpenAI's limit.
-MAX_INPUTS = 2048
-#: Texts to rank in one request.
-MAX_DOCUMENTS = 1000
 #: All texts together, in UTF-8. A message is at most 1 MiB; 64 KiB are left for lengths, ids and names.
 MAX_INPUT_BYTES = 1024 * 1024 - 64 * 1024
 #: No model has more. A worker's larger claims are not believed.
@@ -26,10 +22,17 @@ TopDocuments = Annotated[int, Meta(ge=1)]
 #: The longest id in a message.
 TOKEN_ID_BYTES = 5
 
+Text = Annotated[str, Meta(min_length=1)]
+TokenIds = Annotated[tuple[TokenId, ...], Meta(min_length=1)]
 #: A text, or its token ids in the model's own vocabulary.
-EmbeddingInput = str | tuple[TokenId, ...]
+EmbeddingInput = Text | TokenIds
+#: OpenAI's limit.
+MAX_INPUTS = 2048
+EmbeddingInputs = Annotated[tuple[EmbeddingInput, ...], Meta(min_length=1, max_length=MAX_INPUTS)]
+OF_DOCUMENTS = Meta(min_length=1, max_length=1000)
+Documents = Annotated[tuple[Text, ...], OF_DOCUMENTS]
 #: As users write it: a text, a list of texts, token ids, or a list of these.
-GivenInput = str | tuple[str | TokenId | tuple[TokenId, ...], ...]
+GivenInput = Text | Annotated[tuple[Text | TokenId | TokenIds, ...], Meta(min_length=1)]
 
 
 def input_bytes(given: EmbeddingInput) -> int:
@@ -38,11 +41,14 @@ def input_bytes(given: EmbeddingInput) -> int:
 
 
 def separate_inputs(given: GivenInput) -> tuple[EmbeddingInput, ...]:
-    """Return the inputs. Token ids that aren't in a list of their own are one. Raises ValueError for texts or lists among token ids."""
+    """Return the inputs. Token ids that aren't in a list of their own are one. Raises ValueError for texts or lists among token ids, and
+    for too many inputs."""
     inputs = (given,) if isinstance(given, str) else given
     kinds = set(map(type, inputs))
     if int in kinds and len(kinds) > 1:
         raise ValueError("must not mix token ids with texts or lists")
+    if int not in kinds and len(inputs) > MAX_INPUTS:
+        raise ValueError(f"must have at most {MAX_INPUTS} entries")
     return (inputs,) if int in kinds else inputs  # type: ignore[return-value]  # mypy can't narrow by the set
 
 
@@ -55,12 +61,12 @@ class Embed(Body, frozen=True):
     """Contains no user and no key: a worker never learns whose texts they are."""
 
     model: ModelName
-    inputs: tuple[EmbeddingInput, ...]
+    inputs: EmbeddingInputs
     request_id: RequestId
     #: Cuts each vector to this length and normalizes it again; None for the model's own.
     dimensions: Dimensions | None = None
     #: Only for ``rank``: each vector is one number, which says from 0 to 1 how relevant the text is to this query.
-    query: str | None = None
+    query: Text | None = None
 
 
 class Vectors(Body, frozen=True):
@@ -77,19 +83,19 @@ class Embedded(Body, frozen=True, omit_defaults=False):
 
 
 class EmbeddingRequest(Body, frozen=True):
-    inputs: tuple[EmbeddingInput, ...]
+    inputs: EmbeddingInputs
     #: None: the default model.
-    model: ModelName | None = None
+    model: NamedModel | None = None
     dimensions: Dimensions | None = None
     #: Keep the texts from providers, even if policies allow them.
     forbid_external: bool = False
 
 
 class RankingRequest(Body, frozen=True):
-    query: str
-    documents: tuple[str, ...]
+    query: Text
+    documents: Documents
     #: None: the default model.
-    model: ModelName | None = None
+    model: NamedModel | None = None
     #: Return only the most relevant ones; None returns all.
     top_n: TopDocuments | None = None
     #: Keep the texts from providers, even if policies allow them.

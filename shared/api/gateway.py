@@ -6,14 +6,15 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.generation import Messages, Sampling, ToolCall, ToolCallPart, Usage
+from shared.api.generation import Messages, NamedModel, Sampling, ToolCall, ToolCallPart, Usage
 from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLogprob
 from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
 
-MAX_CONVERSATION_CHARACTERS, MAX_IGNORED_CHARACTERS = 128, 500
+MAX_IGNORED_CHARACTERS = 500
+ConversationId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 #: Operators can only lower it.
 MAX_REQUEST_SECONDS = 3600.0
 
@@ -27,9 +28,9 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
     #: The answer is the text between ``prompt`` and this. Only with ``raw``.
     suffix: str = ""
     #: None: the default model.
-    model: ModelName | None = None
+    model: NamedModel | None = None
     #: Conversations with the same id stay at one target of a route; None: recognized by their first messages.
-    conversation_id: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CONVERSATION_CHARACTERS)] | None = None
+    conversation_id: ConversationId | None = None
     #: Keep the prompt from providers, even if policies allow them.
     forbid_external: bool = False
     #: The fields of its HTTP body that had no effect, for the request log.

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from shared.api.method import Body
-from shared.types import FinishReason
+from shared.types import FinishReason, ModelName
 
 MAX_TEMPLATE_KWARGS_BYTES = 4096
 #: All texts of a prompt and its tools together, in UTF-8.
@@ -18,6 +18,8 @@ MAX_PROMPT_BYTES = 4 * 1024 * 1024
 MAX_MESSAGES = 10_000
 MAX_READ_MESSAGES = 4 * MAX_MESSAGES
 MAX_TOOLS = 512
+#: Texts, images, calls and results in one message.
+MAX_PARTS = 1000
 #: Settings of a gateway can only lower it.
 MAX_IMAGES = 64
 
@@ -47,6 +49,11 @@ TokenId = Annotated[int, Meta(ge=0, le=MAX_TOKEN_ID)]
 #: OpenAI's range: -100 bans a token, 100 forces it.
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 MAX_BIASES = 300
+#: As a caller names it.
+NamedModel = Annotated[ModelName, Meta(min_length=1, max_length=200)]
+#: Each is searched for in every step (SECURITY.md, T5).
+Stop = Annotated[str, Meta(min_length=1, max_length=64)]
+Stops = Annotated[tuple[Stop, ...], Meta(max_length=4)]
 LogitBias = Annotated[dict[TokenId, Bias], Meta(max_length=MAX_BIASES)]
 
 
@@ -105,13 +112,13 @@ class ChatMessage(Body, frozen=True):
     role: str
     content: str
     #: Only in an assistant's message.
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: Annotated[tuple[ToolCall, ...], Meta(max_length=MAX_PARTS)] = ()
     #: Only with role ``tool``: the call that this message answers.
     tool_call_id: str | None = None
     #: Only in an assistant's message: its thoughts before the content.
     reasoning: str = ""
     #: In the order of their places.
-    images: tuple[ImagePart, ...] = ()
+    images: Annotated[tuple[ImagePart, ...], Meta(max_length=MAX_IMAGES)] = ()
 
 
 Messages = Annotated[tuple[ChatMessage, ...], Meta(max_length=MAX_READ_MESSAGES)]
@@ -191,7 +198,7 @@ class Sampling(Body, frozen=True):
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
-    stop: tuple[str, ...] = ()
+    stop: Stops = ()
     seed: Seed | None = None
     min_p: MinP | None = None
     repeat_penalty: RepeatPenalty | None = None

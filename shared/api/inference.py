@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from shared.api.generation import MAX_PROMPT_BYTES, GenerationEnd, Messages, Sampling, ToolCall, ToolCallPart, Tools
+from shared.api.generation import MAX_PROMPT_BYTES, GenerationEnd, Messages, Sampling, TokenId, ToolCall, ToolCallPart, Tools
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.config_documents import ModerationFormat
 from shared.errors import Problem
@@ -15,6 +15,7 @@ from shared.types import FinishReason, LoadPurpose, ModelName, RequestId, Role, 
 PullSource = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 #: Texts of one moderation request.
 MAX_TEXTS = 32
+Texts = Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspec.Meta(min_length=1, max_length=MAX_TEXTS)]
 
 CategoryName = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Score = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -37,7 +38,7 @@ class ProcessPrompt(Body, frozen=True):
     #: nothing.
     salt: str = ""
     #: Token ids of an answer that another worker began. This worker continues after them and does not send them again.
-    delivered: tuple[int, ...] = ()
+    delivered: tuple[TokenId, ...] = ()
     #: What that worker computed them with, as it said when it accepted.
     numerics: str = ""
     #: False lets the worker send several chunks at once.
@@ -101,7 +102,7 @@ class Moderate(Body, frozen=True):
     """Contains no user and no key: a worker never learns whose texts they are."""
 
     model: ModelName
-    texts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_TEXTS)]
+    texts: Texts
     request_id: RequestId
     #: How a chat model writes its verdict; None for a model that only moderates.
     format: ModerationFormat | None = None

@@ -10,8 +10,13 @@ from msgspec import inspect
 
 _AT = re.compile(r"(?P<what>.*?) - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
+#: Of msgspec's words.
+_MAX_SAID = 200
 _STEP = re.compile(r"[^.\[]+|\[[^\]]*\]")
-_NUMBERS: dict[str, type] = {"Expected `int` ": inspect.IntType, "Expected `float` ": inspect.FloatType}
+_KINDS: dict[str, type] = {
+    "Expected `int` ": inspect.IntType, "Expected `float` ": inspect.FloatType, "Expected `str` ": inspect.StrType,
+    "Expected `array` ": inspect.CollectionType, "Expected `object` ": inspect.DictType,
+}  # fmt: skip
 
 
 class Mistake(NamedTuple):
@@ -27,19 +32,22 @@ def explain(error: msgspec.ValidationError, kind: type) -> Mistake:
     """Return what is wrong with a message that should be a ``kind``."""
     at = _AT.match(str(error))
     what, path = (at["what"], at["path"]) if at else (str(error), "")
+    if not _FIELD.match(what) and len(what) > _MAX_SAID:
+        what = f"{what[:_MAX_SAID]}…"  # it has the sender's text
     if field := _FIELD.match(what):
         name = f"{path}.{field['field']}" if path else field["field"]
         is_unknown = field["what"] == "contains unknown"
         return Mistake(name, "is not a supported field" if is_unknown else "is missing", path if is_unknown else name)
-    if not path:
-        return Mistake("", what, "")
     lowered = what[:1].lower() + what[1:]
     if at and at["key"]:
         return Mistake(path, f"has an invalid key: {lowered}", path)
     found = [each for each in _find_types(_type_info(kind), _STEP.findall(path)) if not isinstance(each, inspect.NoneType)]
     if len(found) > 1:
-        found = [each for each in found for words, number in _NUMBERS.items() if isinstance(each, number) and what.startswith(words)]
-    if must := _bounds(found[0], what) if found else "":
+        found = [each for each in found for words, of_words in _KINDS.items() if isinstance(each, of_words) and what.startswith(words)]
+    must = _bounds(found[0], what) if found else ""
+    if not path:
+        return Mistake("", must or what, "")
+    if must:
         of_each = path.removesuffix("[...]")  # msgspec names no keys
         return Mistake(of_each, must if of_each == path else f"{must} for each entry", of_each)
     return Mistake(path, f"is invalid: {lowered}", path)
@@ -89,8 +97,14 @@ def _bounds(info: inspect.Type, what: str) -> str:
                 return f"must be {number} from {said['at least']} to {said['at most']}"
             return f"must be {number} that is {' and '.join(map(' '.join, said.items()))}" if said else ""
         case inspect.StrType() | inspect.CollectionType() | inspect.DictType() if " of length " in what:
-            unit = "characters" if isinstance(info, inspect.StrType) else "entries"
-            if info.min_length and info.max_length is not None:
-                return f"must have {info.min_length} to {info.max_length} {unit}"
-            return f"must have at least {info.min_length} {unit}" if info.min_length else f"must have at most {info.max_length} {unit}"
+            return _lengths(info, what)
     return ""
+
+
+def _lengths(info: inspect.StrType | inspect.CollectionType | inspect.DictType, what: str) -> str:
+    if what.endswith(" >= 1"):
+        return "is empty"
+    unit = "characters" if isinstance(info, inspect.StrType) else "entries"
+    if info.min_length and info.max_length is not None:
+        return f"must have {info.min_length} to {info.max_length} {unit}"
+    return f"must have at least {info.min_length} {unit}" if info.min_length else f"must have at most {info.max_length} {unit}"

@@ -241,7 +241,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "metrics.getScaling": metrics.GetScaling,
     "metrics.getTrace": lambda: metrics.GetTrace("f" * 32),
     "metrics.listAlerts": alerts.ListAlerts,
-    "metrics.silenceAlerts": lambda: alerts.SilenceAlerts(0.001),
+    "metrics.silenceAlerts": lambda: alerts.SilenceAlerts(1),
     "metrics.endSilence": lambda: alerts.EndSilence("there is none"),
     "node.readRevocations": node.ReadRevocations,
     "node.readMetrics": node.ReadMetrics,

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from operator import attrgetter
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
-from services.gateway.request_validation import MAX_PARTS, BadField, ensure_count, ensure_messages
+from services.gateway.request_validation import BadField, ensure_messages
 from shared.api.generation import (
+    MAX_PARTS,
     MAX_TOOLS,
     ChatMessage,
     FormatKind,
@@ -18,6 +20,8 @@ from shared.api.generation import (
     OutputFormat,
     Penalty,
     RepeatPenalty,
+    Stop,
+    Stops,
     Temperature,
     Tool,
     ToolCall,
@@ -26,6 +30,8 @@ from shared.api.generation import (
     TopP,
 )
 
+#: The bounds of lists.
+IN_MESSAGE, OF_TOOLS = Meta(max_length=MAX_PARTS), Meta(max_length=MAX_TOOLS)
 #: Aliases of roles.
 _ROLES = {"developer": "system"}
 
@@ -66,8 +72,8 @@ class ChatBodyMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: system (or its newer name developer), user, assistant, tool, or function, which is its older name.
     role: str
     #: May be null with tool calls, a refusal or thoughts. Text parts are joined.
-    content: str | tuple[TextPart | RefusalPart | ImageUrlPart, ...] | None = None
-    tool_calls: tuple[ToolCallBody, ...] = ()
+    content: str | Annotated[tuple[TextPart | RefusalPart | ImageUrlPart, ...], IN_MESSAGE] | None = None
+    tool_calls: Annotated[tuple[ToolCallBody, ...], IN_MESSAGE] = ()
     tool_call_id: str | None = None
     #: The older form of one call. Some clients always send it, empty.
     function_call: FunctionCallBody | Literal[""] | tuple[()] | None = None
@@ -97,7 +103,6 @@ def _message(position: int, message: ChatBodyMessage) -> ChatMessage:
         role, call_id = "tool", f"call_{position - 1}"
     if role == "tool" and not call_id:
         raise BadField(f"messages[{position}].tool_call_id", "is missing; it names the call that this answers")
-    ensure_count(f"messages[{position}].tool_calls", message.tool_calls, MAX_PARTS)
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in message.tool_calls)
     if isinstance(message.function_call, FunctionCallBody):
         calls = (*calls, ToolCall(f"call_{position}", message.function_call.name, message.function_call.arguments))
@@ -124,8 +129,6 @@ def to_content(field: str, parts: Iterable[str | ImageUrl]) -> WrittenContent:
     """Return the text, and the images as they are written, at their places in it. Raises BadField for a URL of another place."""
     text, images = "", []
     for index, part in enumerate(parts):
-        if index == MAX_PARTS:
-            raise BadField(field, f"must have at most {MAX_PARTS} entries")
         if isinstance(part, str):
             text += part
         elif ":" in part.url[:16] and not part.url.startswith("data:"):
@@ -168,7 +171,7 @@ class NamedCustomTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, t
 
 class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["auto", "required"]
-    tools: tuple[NamedTool, ...]
+    tools: Annotated[tuple[NamedTool, ...], OF_TOOLS]
 
 
 class AllowedToolsChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
@@ -202,7 +205,6 @@ def chosen_tools(tools: Sequence[ToolBody], choice: ToolChoiceBody | None) -> Ch
     """Return the callable tools, and whether a call is required. Raises BadField."""
     if not tools and choice is None:
         return (), ToolChoice.AUTO
-    ensure_count("tools", tools, MAX_TOOLS)
     known = tuple(tool(body.function.name, body.function.description, body.function.parameters) for body in tools)
     match choice:
         case NamedTool(function=named) | NamedCustomTool(custom=named):
@@ -224,7 +226,7 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     repeat_penalty: RepeatPenalty | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    stop: str | tuple[str, ...] | None = None
+    stop: Stop | Stops | None = None
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -265,7 +267,6 @@ def choose(tools: tuple[Tool, ...], choice: str | None) -> ChosenTools:
 
 def choose_of(tools: tuple[Tool, ...], names: Sequence[str], mode: str) -> ChosenTools:
     """Return the named tools. Raises BadField for an unknown name."""
-    ensure_count("tool_choice", names, MAX_TOOLS)
     known = {tool.name for tool in tools}
     for name in names:
         if name not in known:

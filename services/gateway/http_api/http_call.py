@@ -16,7 +16,7 @@ from services.gateway.idempotency import cache_keys
 from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.gateway import MAX_CONVERSATION_CHARACTERS
+from shared.api.gateway import ConversationId
 from shared.protocol.request_memory import HeldRequest
 from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
@@ -182,9 +182,7 @@ class HttpCall:
     def conversation_id(self) -> str | None:
         """Raises BadRequest unless it has 1 to 128 printable ASCII characters."""
         found = self._token(b"x-conversation-id", "X-Conversation-Id")
-        if found is not None and len(found) > MAX_CONVERSATION_CHARACTERS:
-            raise BadField("X-Conversation-Id", f"must have at most {MAX_CONVERSATION_CHARACTERS} characters")
-        return found
+        return None if found is None else request_bodies.convert_field("X-Conversation-Id", found, ConversationId)
 
     @property
     def forbids_external(self) -> bool:

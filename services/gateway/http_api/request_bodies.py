@@ -14,6 +14,7 @@ from shared.api.method import field_name
 from shared.protocol import field_errors
 
 S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
 
 #: The longest body that is searched for a number that is too large: a longer one would hold the event loop for too long.
 _SEARCHED_BYTES = 64 * 1024
@@ -70,6 +71,14 @@ def convert(found: Mapping[str, object], kind: type[S]) -> S:
         raise _mistake(error, kind) from error
     except RecursionError as error:
         raise errors.BadRequest("the body is nested too deeply") from error
+
+
+def convert_field(field: str, value: object, kind: type[T]) -> T:
+    """Convert the value of one field or header. Raises BadField."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise BadField(field, field_errors.explain(error, kind).must) from error
 
 
 def read_either_case(body: bytes, kind: type[S]) -> S:

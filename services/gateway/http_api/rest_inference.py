@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Annotated, cast
 
 import msgspec
 
 from services.gateway.call_parts import CallParts
 from services.gateway.http_api import answer_delivery, chat_messages, parameters, request_bodies, response_formats, tolerant_json
-from services.gateway.http_api.chat_messages import ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody
+from services.gateway.http_api.chat_messages import OF_TOOLS, ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, AnswerToolCall, ServerSentEvent, TokenChoice
@@ -17,7 +17,7 @@ from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import MaxTokens, ReasoningEffort, Seed, Temperature, TopK, TopLogprobs, TopP, Usage
+from shared.api.generation import MaxTokens, NamedModel, ReasoningEffort, Seed, Temperature, TopK, TopLogprobs, TopP, Usage
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName, RequestId
 
@@ -35,7 +35,7 @@ class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     stop: str | tuple[str, ...] | None = None
     seed: Seed | None = None
     #: The next eight are as in OpenAI's chat API.
-    tools: tuple[ToolBody, ...] | None = None
+    tools: Annotated[tuple[ToolBody, ...], OF_TOOLS] | None = None
     tool_choice: ToolChoiceBody | None = None
     response_format: ResponseFormat | None = None
     logprobs: bool = False
@@ -48,7 +48,7 @@ class PayloadBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class InferenceBody(PayloadBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    model: ModelName | None = None
+    model: NamedModel | None = None
 
 
 class ModelPayload(PayloadBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +62,7 @@ class ModelPayload(PayloadBody, frozen=True, kw_only=True, forbid_unknown_fields
 class InferBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: An object, or just a prompt.
     payload: ModelPayload | str
-    model: ModelName | None = None
+    model: NamedModel | None = None
 
 
 _INFERENCE = BodyDialect("inference", InferenceBody, parameters.CHAT_MESSAGES)

@@ -2,19 +2,19 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import inspect
 
 from services.gateway.http_api import chat_messages, parameters
-from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, ToolBody, json_text
+from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ImageUrl, JsonObject, ToolBody, json_text
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
-from services.gateway.request_validation import MAX_PARTS, BadField, ensure_count, ensure_messages
+from services.gateway.request_validation import BadField, ensure_messages
 from shared.api.embedding import Dimensions
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, ReasoningEffort, ToolCall, TopLogprobs
+from shared.api.generation import ChatMessage, NamedModel, ReasoningEffort, Stop, Stops, ToolCall, TopLogprobs
 from shared.types import ModelName
 
 #: Ollama's engine accepts any number, and a fraction for a whole one.
@@ -34,7 +34,7 @@ class OllamaOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     seed: Number | None = None
     #: Negative: until the end of the answer.
     num_predict: Number | None = None
-    stop: str | tuple[str, ...] = ()
+    stop: Stop | Stops = ()
 
 
 class OllamaNameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,7 +49,7 @@ class OllamaNameBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class OllamaPromptBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What chats and generations share."""
 
-    model: ModelName
+    model: NamedModel
     stream: bool = True
     #: A JSON schema, or ``json``.
     format: Literal["", "json"] | JsonObject = ""
@@ -76,8 +76,8 @@ class OllamaMessageBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     content: str = ""
     thinking: str = ""
     #: In base64.
-    images: tuple[str, ...] = ()
-    tool_calls: tuple[OllamaCallBody, ...] = ()
+    images: Annotated[tuple[str, ...], IN_MESSAGE] = ()
+    tool_calls: Annotated[tuple[OllamaCallBody, ...], IN_MESSAGE] = ()
     #: Which call this is the result of; by default, the first one without a result.
     tool_call_id: str = ""
     tool_name: str = ""
@@ -87,7 +87,7 @@ class OllamaChatBody(OllamaPromptBody, frozen=True, kw_only=True, forbid_unknown
     """A chat request. Without messages, it only loads the model."""
 
     messages: tuple[OllamaMessageBody, ...] = ()
-    tools: tuple[ToolBody, ...] = ()
+    tools: Annotated[tuple[ToolBody, ...], OF_TOOLS] = ()
 
 
 class OllamaGenerateBody(OllamaPromptBody, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,7 +95,7 @@ class OllamaGenerateBody(OllamaPromptBody, frozen=True, kw_only=True, forbid_unk
 
     prompt: str = ""
     system: str = ""
-    images: tuple[str, ...] = ()
+    images: Annotated[tuple[str, ...], IN_MESSAGE] = ()
     #: The answer is the text between the prompt and this.
     suffix: str = ""
     #: Without the model's chat template.
@@ -105,7 +105,7 @@ class OllamaGenerateBody(OllamaPromptBody, frozen=True, kw_only=True, forbid_unk
 class OllamaEmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request for one embedding, as older programs write it."""
 
-    model: ModelName
+    model: NamedModel
     prompt: str = ""
     options: OllamaOptions = OllamaOptions()
 
@@ -113,7 +113,7 @@ class OllamaEmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 class OllamaEmbedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A request for embeddings. Without an input, it only loads the model."""
 
-    model: ModelName
+    model: NamedModel
     input: str | tuple[str, ...] = ()
     dimensions: Dimensions | None = None
     options: OllamaOptions = OllamaOptions()
@@ -177,7 +177,6 @@ def _messages(messages: Sequence[OllamaMessageBody]) -> Iterator[ChatMessage]:
     waiting: dict[str, str] = {}
     for position, message in enumerate(messages):
         field = f"messages[{position}]"
-        ensure_count(f"{field}.tool_calls", message.tool_calls, MAX_PARTS)
         calls = tuple(
             ToolCall(call.id or f"call_{position}_{index}", call.function.name, json_text(call.function.arguments))
             for index, call in enumerate(message.tool_calls)

@@ -1,19 +1,18 @@
 """Parses requests to Anthropic's Messages API. Pure."""
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
 from services.gateway.http_api import chat_messages, parameters
-from services.gateway.http_api.chat_messages import ChosenTools, ImageUrl, JsonObject, TextPart
+from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ChosenTools, ImageUrl, JsonObject, TextPart
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.openai_api.reasoning_words import ThinkingBody
-from services.gateway.request_validation import MAX_PARTS, MAX_STOPS, BadField, ensure_count, ensure_messages
+from services.gateway.request_validation import BadField, ensure_messages
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, MaxTokens, ReasoningEffort, Temperature, ToolCall, TopK, TopP
-from shared.types import ModelName
+from shared.api.generation import ChatMessage, MaxTokens, NamedModel, ReasoningEffort, Stops, Temperature, ToolCall, TopK, TopP
 
 
 class ImageSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="base64"):
@@ -32,7 +31,7 @@ class TextSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 
 
 class ContentSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="content"):
-    content: str | tuple[TextPart | ImageBlock, ...]
+    content: str | Annotated[tuple[TextPart | ImageBlock, ...], IN_MESSAGE]
 
 
 class DocumentBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="document"):
@@ -60,7 +59,7 @@ ReadBlock = TextPart | ImageBlock | DocumentBlock | SearchResultBlock
 
 class ToolResultBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="tool_result"):
     tool_use_id: str
-    content: str | tuple[ReadBlock, ...] = ""
+    content: str | Annotated[tuple[ReadBlock, ...], IN_MESSAGE] = ""
     is_error: bool = False
 
 
@@ -93,9 +92,12 @@ class ToolRemovalBlock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     tool: ToolReference
 
 
+_Block: TypeAlias = ReadBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | ToolAdditionBlock | ToolRemovalBlock
+
+
 class MessageParam(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["user", "assistant", "system"]
-    content: str | tuple[ReadBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | ToolAdditionBlock | ToolRemovalBlock, ...]
+    content: str | Annotated[tuple[_Block, ...], IN_MESSAGE]
 
 
 class MessagesToolChoice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,13 +122,13 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     messages: tuple[MessageParam, ...]
     max_tokens: MaxTokens
-    model: ModelName | None = None
+    model: NamedModel | None = None
     system: str | tuple[TextPart, ...] = ""
-    stop_sequences: tuple[str, ...] = ()
+    stop_sequences: Stops = ()
     temperature: Temperature | None = None
     top_p: TopP | None = None
     top_k: TopK | None = None
-    tools: tuple[MessagesTool, ...] = ()
+    tools: Annotated[tuple[MessagesTool, ...], OF_TOOLS] = ()
     tool_choice: MessagesToolChoice | None = None
     #: As at Anthropic, a model thinks only if this says so.
     thinking: ThinkingBody = ThinkingBody("disabled")
@@ -174,7 +176,6 @@ COUNT_DIALECT = BodyDialect("count_tokens", CountTokensBody, parameters.MESSAGES
 def to_request(body: MessagesBody) -> InferenceRequest:
     """Convert the request. Raises BadRequest that names the field."""
     ensure_messages(body.messages)
-    ensure_count("stop_sequences", body.stop_sequences, MAX_STOPS)
     if not body.messages or body.messages[-1].role == "assistant":
         raise BadField("messages", "must end with a message of the user; answers cannot be prefilled")
     tools, tool_choice = _tools(body)
@@ -202,7 +203,6 @@ def _conversation(body: MessagesBody) -> tuple[ChatMessage, ...]:
 def _messages(index: int, message: MessageParam) -> Iterator[ChatMessage]:
     """Return the results of tools as separate messages, before the text."""
     blocks = _blocks(message.content)
-    ensure_count(f"messages[{index}].content", blocks, MAX_PARTS)
     parts: list[str | ImageUrl] = []
     calls: list[ToolCall] = []
     thoughts: list[str] = []

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from services.gateway.http_api import chat_messages, parameters
+from services.gateway.http_api import chat_messages, parameters, request_bodies
 from services.gateway.http_api.chat_messages import (
+    OF_TOOLS,
     ChatBodyMessage,
     ChosenTools,
     FunctionBody,
@@ -24,7 +25,7 @@ from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.openai_api.reasoning_words import OpenRouterReasoning, ThinkingBody, ThoughtTokens
 from services.gateway.request_validation import GUIDES, BadField
-from shared.api.gateway import MAX_CONVERSATION_CHARACTERS, InferenceRequest
+from shared.api.gateway import ConversationId, InferenceRequest
 from shared.api.generation import (
     MAX_BIASES,
     Answers,
@@ -32,12 +33,12 @@ from shared.api.generation import (
     FormatKind,
     LogitBias,
     MaxTokens,
+    NamedModel,
     OutputFormat,
     ReasoningEffort,
     Seed,
     TopLogprobs,
 )
-from shared.types import ModelName
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +49,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SamplingBody(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The parameters that chats and completions share."""
 
-    model: ModelName | None = None
+    model: NamedModel | None = None
     max_tokens: MaxTokens | None = None
     #: Logit bias by token id.
     logit_bias: Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)] | None = None
@@ -77,10 +78,10 @@ class ChatBody(SamplingBody, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     logprobs: bool = False
     top_logprobs: TopLogprobs | None = None
     response_format: ResponseFormat | None = None
-    tools: tuple[ToolBody, ...] | None = None
+    tools: Annotated[tuple[ToolBody, ...], OF_TOOLS] | None = None
     tool_choice: ToolChoiceBody | None = None
     #: The older form of the last two; an answer then has the older form of one call.
-    functions: tuple[FunctionBody, ...] | None = None
+    functions: Annotated[tuple[FunctionBody, ...], OF_TOOLS] | None = None
     function_call: Literal["none", "auto"] | NamedFunction | None = None
     #: If false, an answer has at most one call.
     parallel_tool_calls: bool = True
@@ -152,11 +153,7 @@ def _tools(chat: ChatBody) -> ChosenTools:
 def named_conversation(metadata: Mapping[str, Any]) -> str | None:
     """Return the conversation that the metadata name, if any; a header comes first. Raises BadField for an invalid id."""
     found = metadata.get("conversation_id")
-    if found is None:
-        return None
-    if not isinstance(found, str) or not 0 < len(found) <= MAX_CONVERSATION_CHARACTERS:
-        raise BadField("metadata.conversation_id", f"must be a text of 1 to {MAX_CONVERSATION_CHARACTERS} characters")
-    return found
+    return None if found is None else request_bodies.convert_field("metadata.conversation_id", found, ConversationId)
 
 
 def sampled_request(body: SamplingBody) -> InferenceRequest:

@@ -13,7 +13,7 @@ from services.gateway.http_api.response_formats import AnswerFormat, ServerSentE
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import MinP, RepeatPenalty, Seed, Temperature, TopK, TopP
+from shared.api.generation import MinP, NamedModel, RepeatPenalty, Seed, Stops, Temperature, TopK, TopP
 from shared.api.inference import Chunk
 from shared.types import FinishReason, ModelName
 
@@ -28,7 +28,7 @@ class ExtraFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class InfillBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A text with a gap."""
 
-    model: ModelName | None = None
+    model: NamedModel | None = None
     #: Before the gap.
     input_prefix: str = ""
     #: Between ``input_prefix`` and the gap.
@@ -45,7 +45,7 @@ class InfillBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     min_p: MinP | None = None
     repeat_penalty: RepeatPenalty | None = None
     seed: Seed | None = None
-    stop: tuple[str, ...] = ()
+    stop: Stops = ()
     stream: bool = False
 
 

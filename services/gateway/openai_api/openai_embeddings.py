@@ -14,6 +14,7 @@ from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.embedding import Dimensions, EmbeddingRequest, GivenInput
+from shared.api.generation import NamedModel
 from shared.types import ModelName
 
 
@@ -21,7 +22,7 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """An embedding request."""
 
     input: GivenInput
-    model: ModelName | None = None
+    model: NamedModel | None = None
     #: OpenAI's client requests base64 and decodes it.
     encoding_format: Literal["float", "base64"] = "float"
     #: Cut vectors to this many numbers and normalize them again.

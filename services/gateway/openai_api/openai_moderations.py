@@ -9,7 +9,9 @@ from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import inference
-from shared.api.inference import ModerationVerdict
+from shared.api.embedding import Text
+from shared.api.generation import NamedModel
+from shared.api.inference import ModerationVerdict, Texts
 from shared.types import ModelName
 
 #: Strict clients want all of OpenAI's.
@@ -23,9 +25,9 @@ class ModerationBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A moderation request."""
 
     #: A text, or up to 32.
-    input: str | tuple[str, ...]
+    input: Text | Texts
     #: A route for moderation; by default the only one, or the one called `moderation`.
-    model: ModelName | None = None
+    model: NamedModel | None = None
 
 
 DIALECT = BodyDialect("moderations", ModerationBody)

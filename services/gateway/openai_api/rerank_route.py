@@ -1,6 +1,7 @@
 """Serves POST /v1/rerank in Cohere's and Jina's form, and ranks texts for RPC."""
 
 from collections.abc import Awaitable, Callable
+from typing import Annotated
 
 import msgspec
 
@@ -11,20 +12,21 @@ from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.requests.active_texts import ActiveVectors
 from services.gateway.requests.pipeline import Pipeline
 from shared.api import embedding
-from shared.api.embedding import RankedDocument, Ranking, RankingRequest, TopDocuments
+from shared.api.embedding import OF_DOCUMENTS, RankedDocument, Ranking, RankingRequest, Text, TopDocuments
+from shared.api.generation import NamedModel
 from shared.types import ModelName
 
 
 class DocumentText(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    text: str
+    text: Text
 
 
 class RerankBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Texts to rank by their relevance to a query."""
 
-    model: ModelName | None = None
-    query: str
-    documents: tuple[str | DocumentText, ...]
+    model: NamedModel | None = None
+    query: Text
+    documents: Annotated[tuple[Text | DocumentText, ...], OF_DOCUMENTS]
     #: Return only the most relevant ones.
     top_n: TopDocuments | None = None
     return_documents: bool = False

@@ -5,12 +5,12 @@ Prompts are not stored, so clients must send the whole conversation each time.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from services.gateway.http_api import chat_messages, parameters
-from services.gateway.http_api.chat_messages import ImageUrl, JsonObject, RefusalPart, WrittenContent
+from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import chat_request, response_tools
 from services.gateway.openai_api.response_tools import ToolBody, ToolChoiceBody
@@ -21,6 +21,7 @@ from shared.api.generation import (
     ChatMessage,
     ImageDetail,
     MaxTokens,
+    NamedModel,
     OutputFormat,
     ReasoningEffort,
     Temperature,
@@ -28,7 +29,6 @@ from shared.api.generation import (
     TopLogprobs,
     TopP,
 )
-from shared.types import ModelName
 
 #: The role to use for each of the API's roles.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -56,7 +56,7 @@ class MessageItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
 
     #: system (or its newer name developer), user or assistant.
     role: str
-    content: str | tuple[_Part, ...]
+    content: str | Annotated[tuple[_Part, ...], IN_MESSAGE]
 
 
 class FunctionCallItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function_call"):
@@ -76,12 +76,12 @@ class CustomCallItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, ta
 
 class FunctionOutputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function_call_output"):
     call_id: str
-    output: str | tuple[_Part, ...]
+    output: str | Annotated[tuple[_Part, ...], IN_MESSAGE]
 
 
 class CustomOutputItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="custom_tool_call_output"):
     call_id: str
-    output: str | tuple[_Part, ...]
+    output: str | Annotated[tuple[_Part, ...], IN_MESSAGE]
 
 
 class ReasoningText(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="reasoning_text"):
@@ -97,7 +97,7 @@ class ReasoningItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag
 class AdditionalToolsItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="additional_tools"):
     """Offers tools like the field ``tools``."""
 
-    tools: tuple[ToolBody, ...]
+    tools: Annotated[tuple[ToolBody, ...], OF_TOOLS]
 
 
 class ConfigurationItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="configuration_update"):
@@ -223,7 +223,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     input: str | tuple[Item, ...]
     #: A system message before the input.
     instructions: str | None = None
-    model: ModelName | None = None
+    model: NamedModel | None = None
     max_output_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -231,7 +231,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: Values that ask for nothing here are ignored.
     include: tuple[str, ...] = ()
     text: TextBody = TextBody()
-    tools: tuple[ToolBody, ...] = ()
+    tools: Annotated[tuple[ToolBody, ...], OF_TOOLS] = ()
     tool_choice: ToolChoiceBody = "auto"
     #: If false, an answer has at most one call.
     parallel_tool_calls: bool = True

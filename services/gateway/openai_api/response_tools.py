@@ -4,12 +4,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from services.gateway.http_api import chat_messages
-from services.gateway.http_api.chat_messages import ChosenTools, JsonObject
+from services.gateway.http_api.chat_messages import OF_TOOLS, ChosenTools, JsonObject
 from services.gateway.request_validation import MAX_TOOL_NAME, BadField
 from shared.api.generation import MAX_TOOLS, Tool
 
@@ -40,7 +40,7 @@ class CustomTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fi
 class NamespaceTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="namespace"):
     name: str
     description: str = ""
-    tools: tuple[FunctionTool | CustomTool, ...] = ()
+    tools: Annotated[tuple[FunctionTool | CustomTool, ...], OF_TOOLS] = ()
 
 
 ToolBody: TypeAlias = FunctionTool | CustomTool | NamespaceTool
@@ -58,7 +58,7 @@ class ChosenCustomTool(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"):
     mode: Literal["auto", "required"]
-    tools: tuple[ChosenFunction | ChosenCustomTool, ...]
+    tools: Annotated[tuple[ChosenFunction | ChosenCustomTool, ...], OF_TOOLS]
 
 
 ToolChoiceBody: TypeAlias = Literal["none", "auto", "required"] | ChosenFunction | ChosenCustomTool | AllowedTools

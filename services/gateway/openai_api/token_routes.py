@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 from msgspec.structs import replace
 
 from services.gateway import request_validation
 from services.gateway.http_api import answer_delivery, chat_messages, parameters
-from services.gateway.http_api.chat_messages import ChatBodyMessage, ToolBody
+from services.gateway.http_api.chat_messages import OF_TOOLS, ChatBodyMessage, ToolBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
@@ -21,25 +20,23 @@ from services.gateway.images import image_tokens
 from services.gateway.openai_api import anthropic_request, openai_routes, response_request
 from services.gateway.openai_api.anthropic_request import CountTokensBody
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.request_validation import MAX_MODEL_CHARACTERS, BadField
+from services.gateway.request_validation import BadField
 from services.gateway.requests.active_texts import ActiveConversion
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, TokenId
+from shared.api.generation import ChatMessage, NamedModel, TokenId
 from shared.api.inference import TOKEN_BYTES, Conversion, Detokenize, RenderChat, Tokenize
 from shared.types import ModelName
-
-#: Empty for the default model.
-NamedModel = Annotated[ModelName, Meta(max_length=MAX_MODEL_CHARACTERS)]
 
 
 class TemplateBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A chat to render."""
 
-    model: NamedModel = ModelName("")
+    #: None: the default model.
+    model: NamedModel | None = None
     messages: tuple[ChatBodyMessage, ...]
-    tools: tuple[ToolBody, ...] = ()
+    tools: Annotated[tuple[ToolBody, ...], OF_TOOLS] = ()
     #: End with the beginning of the model's answer.
     add_generation_prompt: bool = True
 
@@ -55,7 +52,8 @@ class TokenizeBody(TemplateBody, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    model: NamedModel = ModelName("")
+    #: None: the default model.
+    model: NamedModel | None = None
     tokens: tuple[TokenId, ...]
 
 
@@ -110,7 +108,7 @@ class TokenRoutes:
 
     async def _detokenize(self, call: HttpCall) -> None:
         body = await call.read(_DETOKENIZE)
-        await self._answer_text(call, Detokenize(body.model, array("i", body.tokens).tobytes()))
+        await self._answer_text(call, Detokenize(body.model or ModelName(""), array("i", body.tokens).tobytes()))
 
     async def _apply_template(self, call: HttpCall) -> None:
         await self._answer_text(call, await call.convert(to_render, await call.read(_TEMPLATE)))
@@ -155,7 +153,7 @@ class TokenRoutes:
 def to_render(body: TemplateBody) -> RenderChat:
     """Convert the request. Raises BadField."""
     tools, _ = chat_messages.chosen_tools(body.tools, None)
-    return RenderChat(body.model, chat_messages.to_messages(body.messages), tools, body.add_generation_prompt)
+    return RenderChat(body.model or ModelName(""), chat_messages.to_messages(body.messages), tools, body.add_generation_prompt)
 
 
 def to_tokenize(body: TokenizeBody) -> Tokenize:
@@ -166,4 +164,4 @@ def to_tokenize(body: TokenizeBody) -> Tokenize:
         return Tokenize(chat.model, chat.messages, chat.tools, chat.add_generation_prompt, add_special_tokens=with_special)
     if body.messages or body.tools:
         raise BadField("prompt", "and messages exclude each other; send only one")
-    return Tokenize(body.model, (ChatMessage("user", body.prompt),), raw=True, add_special_tokens=with_special)
+    return Tokenize(body.model or ModelName(""), (ChatMessage("user", body.prompt),), raw=True, add_special_tokens=with_special)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import msgspec
 
-from shared import errors
 from shared.api.generation import MAX_SEED, Sampling
 
 DEFAULT_TEMPERATURE = 0.7
@@ -13,9 +12,6 @@ DEFAULT_TOP_K = 40
 
 #: A lower temperature counts as 0: only the likeliest token would be drawn, and llama.cpp's 32-bit floats would overflow.
 LEAST_TEMPERATURE = 0.001
-#: Each stop sequence is searched for in every step (SECURITY.md, T5).
-MAX_STOPS = 4
-MAX_STOP_CHARACTERS = 64
 
 _MASK = (1 << 64) - 1
 
@@ -46,7 +42,7 @@ class Parameters(msgspec.Struct, frozen=True, array_like=True):
 
 
 def check(given: Sampling, *, context_tokens: int | None, draw_seed: Callable[[], int]) -> Parameters:
-    """Fill in defaults, and check what the contract's types do not bound. Raises BadRequest, which names the first invalid field."""
+    """Fill in defaults. The contract's types have bounds."""
     temperature = DEFAULT_TEMPERATURE if given.temperature is None else given.temperature
     return Parameters(
         temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
@@ -55,7 +51,7 @@ def check(given: Sampling, *, context_tokens: int | None, draw_seed: Callable[[]
         seed=draw_seed() if given.seed is None else given.seed,
         # More than fits after the prompt is cut later.
         max_tokens=given.max_tokens if given.max_tokens is None else min(given.max_tokens, context_tokens or MAX_SEED),
-        stop=_check_stop(given.stop),
+        stop=given.stop,
         min_p=given.min_p or 0.0,
         repeat_penalty=1.0 if given.repeat_penalty is None else given.repeat_penalty,
         frequency_penalty=given.frequency_penalty or 0.0,
@@ -82,12 +78,3 @@ def mix(seed: int, position: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return (z ^ (z >> 31)) & 0xFFFFFFFE
-
-
-def _check_stop(stop: tuple[str, ...]) -> tuple[str, ...]:
-    if len(stop) > MAX_STOPS:
-        raise errors.BadRequest(f"stop holds {len(stop)} sequences; at most {MAX_STOPS} are allowed")
-    for sequence in stop:
-        if not 1 <= len(sequence) <= MAX_STOP_CHARACTERS:
-            raise errors.BadRequest(f"stop: each sequence must have 1 to {MAX_STOP_CHARACTERS} characters, not {len(sequence)}")
-    return stop

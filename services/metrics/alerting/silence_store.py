@@ -8,21 +8,9 @@ from services.metrics import leader_state
 from services.metrics.alerting.notices import Silence
 from services.metrics.leader_state import Database, DatabaseRow
 from shared import errors
-from shared.api import alerts as api
 from shared.rpc import RpcCall
 
 MAX_SILENCES: Final = 100
-_MAX_SECONDS: Final = 30 * 24 * 3600.0
-_MAX_LABEL: Final = 200
-
-
-def check(request: api.SilenceAlerts) -> None:
-    """Raise BadRequest for what no silence may have."""
-    if not 0 < request.seconds <= _MAX_SECONDS:
-        raise errors.BadRequest("seconds: a silence can last up to 30 days", hint="for example, 7200 for two hours")
-    texts = [request.why, *request.labels, *request.labels.values()]
-    if len(request.labels) > 10 or any(len(text) > _MAX_LABEL for text in texts):
-        raise errors.BadRequest(f"labels and why: the limits are 10 labels and {_MAX_LABEL} characters each", hint="shorten them")
 
 
 def name_of_caller(call: RpcCall) -> str:

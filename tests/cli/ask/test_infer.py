@@ -121,7 +121,7 @@ def test_answer_cut_short_by_credits_says_so(shell: Shell) -> None:
 
 def test_every_option_reaches_the_gateway(infer_shell: Shell) -> None:
     options = ["--model", "m", "--system", "s", "--stop", "a", "--stop", "b"]
-    numbers = ["--max-tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--seed", "-1", "--reasoning-effort", "low"]
+    numbers = ["--max-tokens", "5", "--temperature", "0.5", "--top-p", "0.9", "--top-k", "3", "--seed", "1", "--reasoning-effort", "low"]
     assert infer_shell("infer", *options, *numbers, "--", "-x").exit_code == 0
     assert request_of(infer_shell) == InferenceRequest(
         prompt="-x",
@@ -132,7 +132,7 @@ def test_every_option_reaches_the_gateway(infer_shell: Shell) -> None:
         top_p=0.9,
         top_k=3,
         stop=("a", "b"),
-        seed=-1,
+        seed=1,
         reasoning_effort=ReasoningEffort.LOW,
     )
 
@@ -164,9 +164,9 @@ def test_words_files_and_a_pipe_make_one_prompt(monkeypatch: pytest.MonkeyPatch,
     assert request_of(infer_shell).prompt == "Review this change\n\nin a file\n\npiped\n"
     assert infer_shell("infer", stdin="only piped").exit_code == 0
     assert request_of(infer_shell).prompt == "only piped"
-    assert infer_shell("infer", "What", "is", "-5", "plus", "3?", "--seed", "-1", stdin="").exit_code == 0
+    assert infer_shell("infer", "What", "is", "-5", "plus", "3?", "--seed", "1", stdin="").exit_code == 0
     assert request_of(infer_shell).prompt == "What is -5 plus 3?"
-    assert "Did you mean '--model'?" in infer_shell("infer", "What", "is", "-5", "--seed", "-1", "--modl", "echo").stderr
+    assert "Did you mean '--model'?" in infer_shell("infer", "What", "is", "-5", "--seed", "1", "--modl", "echo").stderr
     result = infer_shell("infer", "--file", str(tmp_path / "none.txt"), "hi")
     assert (result.exit_code, "none.txt" in result.stderr) == (2, True)
 

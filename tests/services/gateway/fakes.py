@@ -239,7 +239,8 @@ class FakeRpc:
             self.credentials.append(credential)
             yield _Answer(self.streams[method.name](request), ends=(method.end,))
             return
-        assert to is not None
+        if to is None:
+            raise errors.NotReachable(f"nobody serves {method.name}")
         assert credential is None, "a worker never sees whose prompt it runs"
         worker = self.workers[to]
         worker.received.append(request)

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from services.gateway import request_validation
@@ -41,16 +42,25 @@ def test_thoughts_of_earlier_answers_count_as_prompt() -> None:
         pytest.param({"prompt": None, "messages": (ChatMessage("judge", "x"),)}, r"messages\[0\].role must be one of", id="unknown role"),
         pytest.param({"prompt": None, "messages": (ChatMessage("user", "x"),) * 40_001}, "40001 messages > 40000", id="too many messages"),
         pytest.param({"prompt": None, "messages": (ChatMessage("user", "x"),), "system": "y"}, "system requires prompt", id="system twice"),
-        pytest.param({"stop": ("a",) * 5}, "stop must have at most 4", id="too many stops"),
-        pytest.param({"stop": ("",)}, "stop must contain texts", id="empty stop"),
-        pytest.param({"stop": ("x" * 65,)}, "stop must contain texts", id="long stop"),
-        pytest.param({"model": ""}, "model must have", id="empty model"),
-        pytest.param({"model": "m" * 201}, "model must have", id="long model"),
     ],
 )
 def test_refusals_name_the_field(fields: dict[str, object], says: str) -> None:
     with pytest.raises(errors.BadRequest, match=says):
         request_validation.admit(request(**fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": ["a"] * 5}, {"stop": [""]}, {"stop": ["x" * 65]}, {"model": ""}, {"model": "m" * 201},
+        {"tools": [{"name": f"t{number}"} for number in range(513)]},
+    ],
+    ids=lambda fields: str(fields)[:30],
+)  # fmt: skip
+def test_lengths_out_of_bounds_are_refused_while_decoding(fields: dict[str, object]) -> None:
+    (field,) = fields
+    with pytest.raises(msgspec.ValidationError, match=field):
+        msgspec.convert({"prompt": "x", **fields}, InferenceRequest)
 
 
 def test_a_prompt_too_large_for_a_frame_is_refused() -> None:
@@ -71,7 +81,6 @@ def tool(name: str = "look_up", **more: str) -> Tool:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        pytest.param({"tools": tuple(tool(f"t{n}") for n in range(513))}, "tools", id="too many tools"),
         pytest.param({"tools": (tool(), tool())}, "tools", id="two of one name"),
         pytest.param({"tools": (tool("look up"),)}, "tools[0].function.name", id="a name with a space"),
         pytest.param({"tools": (tool("é"),)}, "tools[0].function.name", id="a name that is not ASCII"),

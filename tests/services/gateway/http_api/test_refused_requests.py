@@ -55,7 +55,7 @@ def counted(service: RunningService) -> dict[tuple[str, str], float]:
         (CHAT, {"messages": HI, "logit_bias": {SECRET: 1}}, "bad_request", "logit_bias"),
         (CHAT, {"messages": HI, "tool_choice": {"type": "function", "function": {"name": SECRET}}}, "bad_request", "tool_choice"),
         (CHAT, {"messages": HI, "model": "none"}, "unknown_model", "model"),
-        (CHAT, {"messages": HI, "stop": [""]}, "bad_request", "stop"),
+        (CHAT, {"messages": HI, "stop": [""]}, "bad_request", "stop[0]"),
         ("/v1/messages", {"max_tokens": 5, "messages": HI, "thread": {"type": SECRET}}, "bad_request", "thread"),
         ("/v1/embeddings", {"input": [SECRET, 1]}, "bad_request", "input"),
         ("/api/inference", {"prompt": SECRET, "top_k": -1}, "bad_request", "top_k"),

@@ -115,7 +115,7 @@ async def test_a_caller_may_read_the_whole_answer_again(caller: Caller) -> None:
 
 async def test_a_refusal_reaches_the_caller_and_frees_the_key(caller: Caller) -> None:
     with pytest.raises(errors.BadRequest):
-        await caller.ask(KEY, stop=("",))
+        await caller.ask(KEY, system="with messages", prompt=None)
     caller.running_service.worker.fails_with = errors.ModelCrashed("gone")
     with pytest.raises(errors.AimeshError):
         await caller.ask(KEY)

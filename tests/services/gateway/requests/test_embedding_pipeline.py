@@ -286,7 +286,7 @@ async def test_too_many_numbers_are_refused_by_their_limit(http: httpx.AsyncClie
         ({}, "input"), ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": ["a", ""]}, "input[1]"),
         ({"input": None}, "input"), ({"input": 5}, "input"), ({"input": {"a": 1}}, "input"), ({"input": [None]}, "input[0]"),
         ({"input": [True]}, "input[0]"), ({"input": ["a", 1]}, "input"), ({"input": [[1], 1]}, "input"), ({"input": [-1]}, "input[0]"),
-        ({"input": [[]]}, "input"), ({"input": [[1], []]}, "input[1]"), ({"input": [[2**31]]}, "input[0][0]"),
+        ({"input": [[]]}, "input[0]"), ({"input": [[1], []]}, "input[1]"), ({"input": [[2**31]]}, "input[0][0]"),
         ({"input": ["a"] * 2049}, "input"),
         ({"input": "a", "dimensions": 0}, "dimensions"), ({"input": "a", "dimensions": -1}, "dimensions"),
         ({"input": "a", "dimensions": 2.5}, "dimensions"), ({"input": "a", "dimensions": "2"}, "dimensions"),

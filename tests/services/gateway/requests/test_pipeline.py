@@ -82,7 +82,7 @@ async def test_an_access_token_has_no_key_in_its_row(running_service: RunningSer
 @pytest.mark.parametrize(
     ("fields", "error", "code"),
     [
-        ({"stop": ("",)}, errors.BadRequest, "bad_request"),
+        ({"prompt": ""}, errors.BadRequest, "bad_request"),
         ({"model": ModelName("gpt-9")}, errors.UnknownModel, "unknown_model"),
     ],
 )

@@ -46,7 +46,7 @@ COMMANDS: list[engine_messages.Command] = [
         delivered=(0, 2**31 - 1),
     ),
     engine_messages.AddImage(2, DecodedImage(1, 2, b"\0\1\2\3\4\5")),
-    engine_messages.EmbedTexts(3, ("ein Text", ""), 64),
+    engine_messages.EmbedTexts(3, ("ein Text", (1, 2)), 64),
     engine_messages.ConvertTokens(4, "ä", add_special=False),
     engine_messages.ConvertTokens(6, "", b"\0\1\2\3"),
     engine_messages.CancelGeneration(1),
