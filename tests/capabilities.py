@@ -110,6 +110,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "caddy": partial(_proxy, "caddy"),
     "checkov": lambda: _programs({"checkov": find_program("checkov")}),
     "containers": _containers,
+    "etcd": lambda: _programs({"etcd": find_program("etcd")}),
     "haproxy": partial(_proxy, "haproxy", "certbot"),
     "hcl": _hcl,
     "helm": lambda: _programs({"helm": find_program("helm")}),

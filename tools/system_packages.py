@@ -25,9 +25,10 @@ SYSTEM_PACKAGES = {
     "prometheus-alertmanager": ("amtool",),
     "pgbouncer": ("pgbouncer",),
     "docker-registry": ("docker-registry",),
+    "etcd-server": ("etcd",),
 }
 #: Their packages start services, which would take ports that aimesh uses.
-SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry")
+SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry", "etcd-server")
 #: Packages that are only recommended but needed: for Chromium a sandbox for ordinary users, and a font.
 RECOMMENDED = {"chromium-headless-shell": ("chromium-sandbox", "fonts-liberation")}
 #: Other recommended packages would install another service.

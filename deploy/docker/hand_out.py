@@ -185,11 +185,16 @@ def given(name: str) -> str:
 
 
 def database_url(home: StackHome, role: str) -> bytes:
-    """Return the URL of the user's own server, or of the container `postgres`."""
+    """Return the URL of the user's own server, or of the container `postgres`, or of the nodes of database-cluster.yaml."""
     if own := given(f"{role.upper()}_DATABASE_URL") or given("DATABASE_URL"):
         return own.encode()
     password = secret_files.read(home, f"postgres_{role}")
-    return f"postgresql://{role}:{password}@postgres:5432/{postgres.DATABASE}".encode()
+    place = (
+        f"{hosts}/{postgres.DATABASE}?target_session_attrs=read-write"
+        if (hosts := given("POSTGRES_HOSTS"))
+        else f"postgres:5432/{postgres.DATABASE}"
+    )
+    return f"postgresql://{role}:{password}@{place}".encode()
 
 
 def backup_state() -> str:

@@ -23,7 +23,7 @@ import pytest
 from shared.api import auth
 from stack import control, stack_plan
 from stack.recovery import sealing
-from tests import people, stacks, stopwatch
+from tests import patroni, people, stacks, stopwatch
 from tests.chaos import clients, invariants, ledger, world
 from tests.chaos.clients import Clients
 from tests.chaos.invariants import Allowed
@@ -345,3 +345,25 @@ async def test_a_promoted_standby_is_found_by_running_services(tmp_path: Path, c
                 print(f"\n{'':44} {'rows lost':14} RPO s   RTO s  of which", *drill.lines, sep="\n")
             assert back.lost_for <= LOST_LOG_SECONDS
             assert await drill.stack.pids() == pids
+
+
+@pytest.mark.timeout(600)
+async def test_a_lost_leader_of_patroni_is_replaced_without_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """D8, with the cluster of deploy/compose/database-cluster.yaml."""
+    async with patroni.running(tmp_path) as cluster, stacks.stack(**SETTINGS, DATABASE_URL=cluster.url()) as stack:
+        ours = cluster.url() + "?target_session_attrs=read-write"
+        stack_plan.database_url_file(stack.place, "gateway").write_text(ours, encoding="utf-8")
+        drill = await Drill(stack, tmp_path, tmp_path).with_people()
+        pids, times = await stack.pids(), dict[str, float]()
+        leader = await cluster.leader()
+        async with drill.load() as (calls, seen):
+            moment, at = seen.last, time.monotonic()
+            await asyncio.to_thread(leader.kill)
+            await _timed(times, "callers served", clients.until_served(calls, since=at, seconds=120))
+        # Each commit that anyone could see must be there.
+        report = {"reached_at": moment.isoformat(), "lost_rows": 0, "log_lines_replayed": 0}
+        back = await drill.judge("D8 Patroni's leader killed", Loss(calls, seen, at, moment), report, times)
+        with capsys.disabled():
+            print(f"\n{'':44} {'rows lost':14} RPO s   RTO s  of which", *drill.lines, sep="\n")
+        assert back.lost == 0
+        assert await stack.pids() == pids

@@ -9,7 +9,7 @@ from tools import system_packages
 
 ALL_PACKAGES = (
     "chromium-headless-shell chromium-sandbox fonts-liberation iproute2 iptables conntrack "
-    "prometheus prometheus-alertmanager pgbouncer docker-registry"
+    "prometheus prometheus-alertmanager pgbouncer docker-registry etcd-server"
 )
 
 
@@ -32,7 +32,8 @@ def test_ordinary_user_gets_one_command_for_system_packages(installed: set[str])
         system_packages.ensure_system()
     installed |= {"chromium-browser", "ip", "iptables", "conntrack", "promtool", "amtool"}
     with pytest.raises(
-        system_packages.SystemNotReady, match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer docker-registry$"
+        system_packages.SystemNotReady,
+        match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer docker-registry etcd-server$",
     ):
         system_packages.ensure_system()
 
@@ -52,9 +53,9 @@ def test_root_installs_only_missing_system_packages(installed: set[str], monkeyp
     system_packages.ensure_system()
     assert ran == [
         ("apt-get", "update"),
-        (*system_packages.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry"),
+        (*system_packages.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry", "etcd-server"),
     ]
-    installed |= {"promtool", "amtool", "docker-registry"}
+    installed |= {"promtool", "amtool", "docker-registry", "etcd"}
     (tmp_path / "pgbouncer").touch()
     ran.clear()
     system_packages.ensure_system()
