@@ -15,7 +15,8 @@ from tests.testnet import free_port
 ECHO_TOKEN_MS = "20"
 
 #: Turn off the response cache and the limits of the tiers.
-SETTINGS = {"RESPONSE_CACHE": "off", "DEFAULT_RATE_LIMIT": "1000000", "TIER_FREE": ",".join(f"{name}=unlimited" for name in tiers.NUMBERS)}
+SETTINGS = {"RESPONSE_CACHE": "off", "DEFAULT_RATE_LIMIT": "1000000"}
+SETTINGS |= dict.fromkeys(("TIER_FREE", "TIER_ENTERPRISE"), ",".join(f"{name}=unlimited" for name in tiers.NUMBERS))
 
 #: The port for traces. Nothing listens there except in the test of traces: an endpoint that is down must not matter.
 OTLP_PORT = free_port()

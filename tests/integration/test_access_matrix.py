@@ -51,7 +51,7 @@ BRINGS_ITS_OWN = {
 #: These act on a session, which a key doesn't have, or must not be open to a leaked key.
 LOGINS_ALONE = {
     "auth.confirmLogin", "auth.confirmAgain", "auth.changePassword", "auth.beginMfa", "auth.enableMfa", "auth.disableMfa",
-    "auth.renewRecoveryCodes", "auth.switchOrganisation", "POST /api/auth/confirm",
+    "auth.renewRecoveryCodes", "auth.switchOrganisation", "auth.decideDeviceLogin", "POST /api/auth/confirm",
 }  # fmt: skip
 
 
@@ -155,7 +155,11 @@ class Site:
         assert answer.status_code < 500, answer.text
         if answer.is_success:
             return ALLOWED
-        error = answer.json()["error"]
+        if verb == "HEAD":  # an error has no body; GET's has one
+            status, answer = answer.status_code, await self._http.get(path, headers=headers)
+            assert answer.status_code == status
+        body = answer.json()
+        error = body if path.startswith("/ollama/") else body["error"]
         return str(error.get("aimesh_code", error["code"]))
 
     async def over_rpc(self, method: AnyMethod, request: msgspec.Struct, asker: Asker) -> str:
