@@ -85,7 +85,7 @@ types: ## check the types, as make check and the pre-commit hook do
 	@$(BIN)/mypy shared services cli stack tools bench
 	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
 
-mutants: setup-dev ## inject the faults of tests/mutants.toml; a test must fail for each (12 minutes)
+mutants: setup-dev ## inject the faults of tests/mutants.toml; a test must fail for each (5 minutes)
 	@$(BIN)/python -m tools.mutants $(ONLY)
 
 chaos: setup-dev ## break every part of a stack under load, three times each, and write docs/reference/faults.md (25 minutes)

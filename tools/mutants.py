@@ -1,15 +1,17 @@
 """Check that the tests detect faults: apply each entry of tests/mutants.toml in a copy of the tree. A test has to fail."""
 
 import argparse
+import ast
 import itertools
 import os
 import queue
+import re
 import shutil
 import subprocess
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,9 +39,11 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     #: The consequence of the fault.
     why: str
     file: str
-    #: The text to replace; it must occur exactly once in the file.
-    line: str
-    replacement: str
+    #: The qualified name of a function, class or constant; in SQL, of a function or query.
+    function: str
+    #: A text that occurs once in the function.
+    old: str
+    new: str
     tests: tuple[str, ...]
     timeout_seconds: float = 300.0
     #: A test that waits forever detects the fault, too.
@@ -48,6 +52,39 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def load() -> list[Mutant]:
     return msgspec.convert(tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"], list[Mutant])
+
+
+def apply(text: str, mutant: Mutant) -> str:
+    """Return the file's text with the fault. Raises ValueError if the entry does not fit it."""
+    found = [span for name, *span in _named(text, mutant.file) if name == mutant.function]
+    if len(found) != 1:
+        raise ValueError(f"{mutant.file} has {mutant.function} {len(found)} times, not once")
+    start, end = found[0]
+    if (count := text.count(mutant.old, start, end)) != 1:
+        raise ValueError(f"{mutant.function} in {mutant.file} has this text {count} times, not once: {mutant.old}")
+    return text[:start] + text[start:end].replace(mutant.old, mutant.new) + text[end:]
+
+
+def _named(text: str, file: str) -> Iterator[tuple[str, int, int]]:
+    """Yield the name of each function, class, constant or query, and where it starts and ends."""
+    if file.endswith(".py"):
+        lines = [0, *itertools.accumulate(len(line) for line in text.splitlines(keepends=True))]
+        for name, node in _definitions(ast.parse(text), ""):
+            yield name, lines[node.lineno - 1], lines[node.end_lineno or node.lineno]
+    else:
+        starts = [*re.finditer(r"^(?:-- name: |CREATE (?:OR REPLACE )?FUNCTION |local function )(\w+)", text, re.MULTILINE)]
+        ends = [*(match.start() for match in starts[1:]), len(text)]
+        yield from ((match[1], match.start(), end) for match, end in zip(starts, ends, strict=True))
+
+
+def _definitions(parent: ast.AST, prefix: str) -> Iterator[tuple[str, ast.stmt]]:
+    for node in ast.iter_child_nodes(parent):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield prefix + node.name, node
+            yield from _definitions(node, f"{prefix}{node.name}.")
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and not isinstance(parent, ast.FunctionDef | ast.AsyncFunctionDef):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from ((prefix + target.id, node) for target in targets if isinstance(target, ast.Name))
 
 
 def make_copy(tree: Path) -> None:
@@ -78,10 +115,12 @@ def outcome_of(mutant: Mutant, tree: Path) -> str:
     """Return ``killed``, or why the mutant survived. Restores the tree."""
     path = tree / mutant.file
     text = path.read_text(encoding="utf-8")
-    if (count := text.count(mutant.line)) != 1:
-        return f"WRONG ENTRY: {mutant.file} has this text {count} times, not once"
     try:
-        _write(path, text.replace(mutant.line, mutant.replacement))
+        fault = apply(text, mutant)
+    except ValueError as error:
+        return f"WRONG ENTRY: {error}"
+    try:
+        _write(path, fault)
         code, output = run_tests(tree, mutant.tests, mutant.timeout_seconds)
     finally:
         _write(path, text)

@@ -156,6 +156,9 @@ async def test_a_charge_never_exceeds_its_reservation(books: Books) -> None:
     await books.reserve(ada, request=request)
     await books.settle(ada, (request, 10_000), (new_request(), 10_000))
     assert await books.account(ada) == (3000, 0, 0)
+    await books.reserve(ada, request=(alone := new_request()))
+    await books.settle(ada, (alone, 10_000))
+    assert await books.account(ada) == (2500, 0, 0)
     assert (await books.report()).findings == ()
 
 
