@@ -5,12 +5,15 @@
         await running.kill("gateway")
 
 ``OfFolders`` shares one stack between all tests of some folders. It stops before another folder's tests begin.
+
+A stack ends with the process that started it, also when that is killed.
 """
 
 import asyncio
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import tomllib
@@ -34,6 +37,7 @@ from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.types import Credential, MeshName, UserId
 from stack import stack_home as homes
 from stack import stack_plan, status_overview
+from stack.processes import dies_with_parent
 from stack.stack_home import StackHome
 from tests import stopwatch
 from tests.testnet import free_port, free_row
@@ -85,6 +89,8 @@ class RunningStack:
     home: Path
     environment: dict[str, str]
     release: Release = HEAD
+    #: It stops and removes the stack if we end without doing so.
+    caretaker: "subprocess.Popen[bytes] | None" = None
 
     @property
     def place(self) -> StackHome:
@@ -112,7 +118,7 @@ class RunningStack:
             self.release.python, "-m", "cli.main", *arguments,
             stdin=asyncio.subprocess.PIPE if has_input else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-            cwd=self.release.folder, env={**self.environment, **variables},
+            cwd=self.release.folder, env={**self.environment, **variables}, preexec_fn=dies_with_parent(signal.SIGKILL, os.getpid()),
         )  # fmt: skip
 
     @property
@@ -216,6 +222,9 @@ class RunningStack:
 
     async def down(self) -> None:
         done = await self.aicli("stack", "down", deadline_seconds=200)
+        if self.caretaker is not None:
+            self.caretaker.kill()
+            self.caretaker.communicate()
         # A restore with --replace moves the previous home aside.
         for each in (self.home, *self.home.parent.glob(f"{self.home.name}.before-restore-*")):
             shutil.rmtree(each, ignore_errors=True)
@@ -263,15 +272,25 @@ def _environment(home: Path, variables: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **free_ports(), "AIMESH_HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"), **variables}
 
 
-def _plan_stack(variables: Mapping[str, str], release: Release = HEAD) -> RunningStack:
+#: Its input ends when we do. The folder goes once the stack has stopped.
+_CARETAKER = 'read -r _; "$0" -m cli.main stack down && rm -rf "$AIMESH_HOME"'
+
+
+def plan(variables: Mapping[str, str], release: Release = HEAD) -> RunningStack:
     home = Path(tempfile.mkdtemp(prefix="aimesh-stack-"))
-    return RunningStack(home, _environment(home, variables), release)
+    environment = _environment(home, variables)
+    caretaker = subprocess.Popen(
+        ["/bin/sh", "-c", _CARETAKER, release.python],
+        cwd=release.folder, env=environment, start_new_session=True,
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    return RunningStack(home, environment, release, caretaker)
 
 
 @asynccontextmanager
 async def stack(release: Release = HEAD, /, **variables: str) -> AsyncIterator[RunningStack]:
     """Start a stack for the block; stop and delete it at the end."""
-    running = _plan_stack(variables, release)
+    running = plan(variables, release)
     try:
         await running.up()
         yield running
@@ -294,7 +313,7 @@ class OfFolders:
         if self._running is None:
             # For an interrupted run, which never calls ``leave``.
             config.add_cleanup(self._down)
-            self._running = _plan_stack(self._variables)
+            self._running = plan(self._variables)
             try:
                 _in_a_loop_of_its_own(self._running.up)
             except BaseException:
