@@ -208,8 +208,10 @@ class _RunningCall:
                         items, accepted = aiter(answer), None
                         self.reply, claim.call = answer, None if claim.provider else self
                         try:
-                            # If no other worker can resume, keep waiting for this one.
-                            while (item := await self._next(items, silence if core.began and core.can_resume else None)) is not None:
+                            while (
+                                # If no other worker can resume, keep waiting for this one.
+                                item := await (self._next(items, silence) if core.began and core.can_resume else anext(items, None))
+                            ) is not None:
                                 if accepted is None and isinstance(accepted := answer.accepted, PromptAccepted) and core.accepted(accepted):
                                     yield accepted
                                 if core.item(item) is not None:
@@ -245,15 +247,19 @@ class _RunningCall:
         call = self.relay.rpc.stream(kind.method, request, to=node, deadline_seconds=asked.seconds)
         return CallSpan(f"{kind.operation} {self.requirements.model}", attributes, call)
 
-    async def _next(self, items: AsyncIterator[Item], silence: BoundedWaits | None) -> Item | None:
+    async def _next(self, items: AsyncIterator[Item], silence: BoundedWaits) -> Item | None:
         """Return None at the end of the stream. Raises LinkLost if the worker stalls."""
-        if silence is None:
-            return await anext(items, None)
+        silence.since, silence.task = asyncio.get_running_loop().time(), asyncio.current_task()
+        if silence.timer is None:
+            silence.start()
         try:
-            with silence:
-                return await anext(items, None)
-        except TimeoutError as error:
-            raise errors.LinkLost(f"the worker has sent nothing for {self.relay.stall_seconds:g} s in mid-answer") from error
+            return await anext(items, None)
+        except asyncio.CancelledError as error:
+            if silence.has_ended():
+                raise errors.LinkLost(f"the worker has sent nothing for {self.relay.stall_seconds:g} s in mid-answer") from error
+            raise
+        finally:
+            silence.task = None
 
     def _end(self, claim: Claim, end: End) -> Done:
         done, dispatch, node = self.core.ended(end), self.relay.dispatch, claim.worker.node
