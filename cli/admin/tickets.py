@@ -7,12 +7,11 @@ import click
 from cli import options
 from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
-from cli.output.printing import TableColumn
 from shared import api, errors
 from shared.types import Role
 
 if TYPE_CHECKING:
-    from shared.api.membership import NewTicket, TicketRow
+    from shared.api.membership import NewTicket
 
 #: Role -> how a machine joins with it.
 COMMANDS = {
@@ -160,21 +159,10 @@ def _explain(made: "NewTicket") -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List tickets, newest first. The secret part is not shown again."""
+    from shared.lists.tickets import TICKETS
+
     found = here.call(api.membership.list_tickets, api.membership.ListTickets())
-    columns: list[TableColumn[TicketRow]] = [
-        TableColumn("TICKET", lambda row: row.id),
-        TableColumn("ROLE", lambda row: row.role, rank=2),
-        TableColumn("STATE", lambda row: row.state.replace("_", " "), lambda row: "green" if row.state == "good" else "dim"),
-        TableColumn("USED", lambda row: f"{row.used}/{'∞' if row.uses is None else row.uses}", rank=4),
-        TableColumn("ACTIVE", lambda row: "–" if row.active_most is None else f"{row.active}/{row.active_most}", rank=4),
-        TableColumn("EXPIRES", lambda row: printing.moment(row.expires_at), rank=3),
-        TableColumn("OWNER", lambda row: row.owner or "the mesh", rank=5),
-        TableColumn("LABELS", lambda row: printing.names(f"{key}={value}" for key, value in row.labels.items()), rank=6, wraps=True),
-        TableColumn("APPROVAL", lambda row: "yes" if row.needs_approval else "no", rank=7),
-    ]
-    printing.show_rows(
-        found.tickets, columns, as_json=as_json, empty="No tickets yet. Create one: aicli admin tickets create --role worker"
-    )
+    printing.show_list(found.tickets, TICKETS, as_json=as_json, create="Create one: aicli admin tickets create --role worker")
 
 
 @tickets.command()

@@ -21,6 +21,7 @@ from cli.output import print_format, table_layout
 from cli.output.print_format import PrintFormat
 from cli.output.table_layout import LayoutColumn
 from shared import csv_cells
+from shared.lists.columns import Column, Listing, Shown, Tone
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
@@ -116,6 +117,24 @@ class TableColumn(Generic[Row]):
     #: The full value, for `-o wide`; None if ``cell`` is that.
     full: Callable[[Row], str] | None = None
     only_wide: bool = False
+
+
+_STYLES = {Tone.PLAIN: "", Tone.GOOD: "green", Tone.WARN: "yellow", Tone.BAD: "red", Tone.OFF: "dim"}
+
+
+def show_list(rows: Sequence[Row], listing: Listing[Row], *, as_json: bool, create: str) -> None:
+    """Print a list of the mesh as ``show_rows`` does. ``create``: how to make the first row."""
+
+    def column(of: Column[Row]) -> TableColumn[Row]:
+        return TableColumn(of.title.upper(), lambda row: _shown(of.show(row)), lambda row: _STYLES[of.tone(row)], of.rank, of.wraps)
+
+    show_rows(rows, [column(each) for each in listing.columns], as_json=as_json, empty=f"{listing.empty} {create}")
+
+
+def _shown(value: Shown) -> str:
+    if isinstance(value, datetime):
+        return moment(value)
+    return names(value) if isinstance(value, tuple) else "–" if value is None else f"{value:,}" if isinstance(value, int) else value
 
 
 def show_rows(rows: Sequence[Row], columns: Sequence[TableColumn[Row]], *, as_json: bool, empty: str) -> None:

@@ -172,7 +172,7 @@ def test_tickets_list(running_service: Shell) -> None:
     rows = json.loads(running_service("admin", "tickets", "list", "--json").stdout)
     assert [(entry["id"], entry["state"]) for entry in rows] == [("0123456789abcdef", "good"), ("ffff", "used_up")]
     text = running_service("admin", "tickets", "list").stdout
-    assert "used up" in text
+    assert "Used up" in text
     assert "zone=eu" in text
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from shared import errors
 from shared.limits import MAX_OF_KEY
+from shared.protocol import field_errors
 
 F = TypeVar("F", bound=msgspec.Struct)
 Word = TypeVar("Word", bound=StrEnum)
@@ -125,6 +126,18 @@ def read_days(text: str, choices: Sequence[int]) -> int:
 def find_number(text: str, *, most_digits: int = 9) -> int | None:
     """Parse a whole number; None for anything else."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= most_digits else None
+
+
+def read_number(text: str, what: str, kind: type[msgspec.Struct], field: str) -> int | None:
+    """Parse a number for this field of a request; None for an empty text. Raises BadRequest with the field's bounds."""
+    if not (text := text.strip()):
+        return None
+    (wanted,) = (each.type for each in msgspec.structs.fields(kind) if each.name == field)
+    try:
+        found: int = msgspec.convert(text if (number := find_number(text)) is None else number, wanted)
+    except msgspec.ValidationError as error:
+        raise errors.BadRequest(f"{what} {field_errors.explain(error, wanted).must}", hint="correct it and submit the form again") from None
+    return found
 
 
 def read_limit(text: str, what: str) -> int | None:

@@ -16,7 +16,9 @@ from services.web.pages.admin import node_view
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import membership
-from shared.api.membership import NewTicket, TicketRow, TicketState
+from shared.api.membership import NewTicket, TicketRow
+from shared.lists.columns import Listing
+from shared.lists.tickets import TICKETS
 from shared.types import Role
 
 #: Role -> the command that joins with a ticket, as `aicli admin tickets create` prints it.
@@ -26,7 +28,6 @@ _SERVICES = (Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Lifetime of a ticket in seconds -> label.
 LIFETIMES = {3600: "In 1 hour", 86_400: "In 1 day", 7 * 86_400: "In 7 days", 90 * 86_400: "In 90 days"}
 _LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
-_MOST_USES = 10_000
 _DONE = {"revoked": "Ticket revoked. Nodes that already joined with it stay."}
 
 
@@ -57,6 +58,7 @@ class TicketsPage:
     tickets: tuple[TicketRow, ...]
     roles: tuple[Role, ...]
     lifetimes: ClassVar[Mapping[int, str]] = LIFETIMES
+    listing: ClassVar[Listing[TicketRow]] = TICKETS
     typed: TicketForm = NOTHING_TYPED
     created: NewTicket | None = None
     command: str = ""
@@ -109,9 +111,8 @@ async def revoke_ticket(page_request: NamedDependency[PageRequest], ticket_id: F
 
 def wanted(form: TicketForm) -> membership.CreateTicket:
     """Convert the form to a request. Raises BadRequest."""
-    uses, active = forms.read_limit(form.uses, "max uses"), forms.read_limit(form.active, "active at once")
-    if uses is not None and uses > _MOST_USES:
-        raise errors.BadRequest(f"a ticket can have at most {_MOST_USES:,} uses", hint="create several tickets")
+    uses = forms.read_number(form.uses, "max uses", membership.CreateTicket, "uses")
+    active = forms.read_number(form.active, "active at once", membership.CreateTicket, "active_most")
     if form.role not in (*COMMANDS, *_SERVICES):
         raise errors.BadRequest("unknown role", hint="choose one from the list")
     if form.lifetime not in map(str, LIFETIMES):
@@ -154,7 +155,7 @@ def _view(
     """``listed`` is None if auth did not respond."""
     return TicketsPage(
         root=node_view.root_of(page_request.person),
-        tickets=tuple(sorted(listed.tickets, key=lambda row: row.state is not TicketState.GOOD)) if listed else (),
+        tickets=tuple(sorted(listed.tickets, key=TICKETS.is_over)) if listed else (),
         # Node owners can add workers only.
         roles=(*COMMANDS, *_SERVICES) if page_request.is_administrator else (Role.WORKER,),
         typed=typed,

@@ -74,8 +74,8 @@ async def test_warnings_from_auth_are_shown_with_the_ticket(root: Browser, mesh:
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        pytest.param({"uses": "0"}, "Max uses must be a whole number of at least 1.", id="no machine"),
-        pytest.param({"uses": "20000"}, "A ticket can have at most 10,000 uses.", id="too many machines"),
+        pytest.param({"uses": "0"}, "Max uses must be a whole number from 1 to 10000.", id="no machine"),
+        pytest.param({"uses": "20000"}, "Max uses must be a whole number from 1 to 10000.", id="too many machines"),
         pytest.param({"labels": "gpu"}, "Invalid label: gpu=.", id="a label without a value"),
         pytest.param({"labels": "a=<b>"}, "Invalid label: a=&lt;b&gt;.", id="a label with markup"),
         pytest.param({"labels": ",".join(f"k{n}=v" for n in range(17))}, "A ticket can have at most 16 labels.", id="too many labels"),
