@@ -24,7 +24,7 @@ IMAGES = aimesh aimesh-web aimesh-worker aimesh-worker-cuda aimesh-dht aimesh-ba
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test test-all test-system check types mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test quick test-all test-system check types mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ status: ## show what is running
 
 test: setup-dev ## run the tests except the nightly ones, 8 to 15 minutes on 2 cores (TESTS=tests/cli: only some)
 	@$(BIN)/python -m pytest $(if $(TESTS),$(TESTS),$(IN_PARALLEL) $(CHECKED:%=--ignore=%))
+
+quick: ## run the tests of the pure cores, without servers and event loops, in 20 seconds
+	@$(BIN)/python -m pytest -q -m "not nightly and not asyncio" --numprocesses auto -o console_output_style=classic $$($(BIN)/python -m tools.cores)
 
 # pytest ends with 5 if it ran nothing: TESTS may name only tests of one kind.
 test-all: setup-dev ## run all tests with random seeds and full volumes (more than an hour)
