@@ -19,12 +19,13 @@ AIMESH_REGISTRY ?= localhost
 ARCH ?=
 PUSH ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sdk/python/src/aimesh/version.py)
+BIOME = $(CURDIR)/shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off
 IMAGES = aimesh aimesh-web aimesh-worker aimesh-worker-cuda aimesh-dht aimesh-backup
 # Tests start hundreds of Python programs, and each would compile this repository anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev up down status test quick test-all test-system check types mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
+.PHONY: help setup setup-dev up down status test quick test-all test-system check types biome mutants chaos drill storm bench bench-check docs chart deploy-tools images image-lists lock worker-cpu worker-cuda worker-rocm worker-metal worker-vulkan
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,16 +78,19 @@ check: setup-dev ## format, lint, types, import contracts, dependencies, docs dr
 	@$(BIN)/ruff check .
 	@$(MAKE) --no-print-directory types
 	@$(BIN)/lint-imports
-	@cd shared/transports/hyperswarm/sidecar && node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
-	@cd sdk/javascript && ../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
-	@shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off --config-path=services/web/static/js tests/services/web/js
-	@cd services/web/static/js && ../../../../shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off .
+	@$(MAKE) --no-print-directory biome
 	@$(BIN)/python -m pytest -q $(CHECKED)
 	@$(BIN)/python -m tools.docs --check
 
 types: ## check the types, as make check and the pre-commit hook do
 	@$(BIN)/mypy shared services cli stack tools bench
 	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
+
+biome: ## check JavaScript and CSS, as make check and the pre-commit hook do
+	@cd shared/transports/hyperswarm/sidecar && $(BIOME) .
+	@cd sdk/javascript && $(BIOME) .
+	@$(BIOME) --config-path=services/web/static/js tests/services/web/js
+	@cd services/web/static/js && $(BIOME) .
 
 mutants: setup-dev ## inject the faults of tests/mutants.toml; a test must fail for each (5 minutes)
 	@$(BIN)/python -m tools.mutants $(ONLY)
