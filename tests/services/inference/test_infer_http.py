@@ -145,7 +145,7 @@ async def test_embeddings_are_answered_in_order(app: InferHttp, body: dict[str, 
         ({"input": "hi", "stream": True}, "send only model and dimensions with input"),
         ({"prompt": "hi", "dimensions": 3}, "send only model and dimensions with input"),
         ({"input": ["hi", 5]}, "input must not mix token ids"),
-        ({"input": []}, "input holds 0 texts"),
+        ({"input": []}, "input is empty"),
     ],
 )
 async def test_payloads_and_inputs_that_say_two_things_are_refused(app: InferHttp, body: dict[str, Any], why: str) -> None:

@@ -122,9 +122,8 @@ async def test_a_chat_model_is_asked_for_one_verdict_after_the_other() -> None:
 
 
 def test_a_worker_checks_texts_again() -> None:
-    for texts, said in ((("a", ""), r"input\[1\] is empty"), (("x" * (MAX_PROMPT_BYTES + 1),), "at most")):
-        with pytest.raises(errors.BadRequest, match=said):
-            jobs.check_moderation(Moderate(GUARD, texts, new_request_id()))
+    with pytest.raises(errors.BadRequest, match="at most"):
+        jobs.check_moderation(Moderate(GUARD, ("x" * (MAX_PROMPT_BYTES + 1),), new_request_id()))
     jobs.check_moderation(Moderate(GUARD, ("x" * MAX_PROMPT_BYTES,), new_request_id()))
 
 

@@ -111,7 +111,7 @@ async def test_gateway_gets_the_vectors_of_texts(net: TestNet) -> None:
         assert answer.end == embedding.Embedded(8, 4)
         assert vectors[0] == vectors[1]
         assert len(vectors[0]) == 8 * 4
-        with pytest.raises(errors.BadRequest, match=r"input\[0\] is empty"):
+        with pytest.raises(errors.BadRequest, match=r"inputs\[0\] is empty"):
             async with gateway.rpc.stream(embedding.embed, embedding.Embed(ECHO, ("",), new_request_id())) as answer:
                 _ = [item async for item in answer]
 

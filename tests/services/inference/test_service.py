@@ -100,11 +100,6 @@ def test_worker_checks_numbers_itself(field: str, value: object) -> None:
         bodies.decode_request(inference.ProcessPrompt, bodies.encode(wanted), inference.process_prompt.name)
 
 
-async def test_worker_checks_stop_sequences_itself(service: InferenceService) -> None:
-    with pytest.raises(errors.BadRequest, match="stop"):
-        await run(service, request("a", stop=("",)))
-
-
 async def test_empty_prompt_is_refused(service: InferenceService) -> None:
     with pytest.raises(errors.BadRequest, match="empty"):
         await run(service, request(""))
