@@ -12,14 +12,13 @@ from cli.output.printing import TableColumn
 from shared import api
 
 if TYPE_CHECKING:
-    from shared.api.alerts import Alert, Silence
+    from shared.api.alerts import Alert
 
 _seconds = option_values.duration("a silence must be", lambda: api.alerts.SilenceAlerts, "seconds")
 _LABELS_HELP = "Only alerts with these labels. Write a comma as %2C and a percent sign as %25, as alert emails do."
 #: A percent sign without a valid escape.
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _JSON_HELP = 'Print {"alerts": […], "silences": […]}.'
-_STYLES = {"page": "red", "critical": "red", "warning": "yellow"}
 
 
 def _read_labels(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -58,6 +57,8 @@ def show(here: CliContext, /, *, everything: bool, as_json: bool) -> None:
 
 
 def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
+    from shared.lists.alerts import SILENCES, STATES, tone
+
     found = here.call(api.alerts.list_alerts, api.alerts.ListAlerts())
     chosen = [alert for alert in found.alerts if everything or alert.state == "firing"]
     if as_json:
@@ -70,8 +71,8 @@ def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
     columns: list[TableColumn[Alert]] = [
         TableColumn("ID", lambda alert: alert.id),
         TableColumn("ALERT", lambda alert: alert.name),
-        TableColumn("SEVERITY", lambda alert: alert.severity, lambda alert: _STYLES.get(alert.severity, "")),
-        TableColumn("STATE", _state, rank=3),
+        TableColumn("SEVERITY", lambda alert: alert.severity, lambda alert: printing.STYLES[tone(alert)]),
+        TableColumn("STATE", lambda alert: STATES.get(alert.state, alert.state) + ", silenced" * alert.silenced, rank=3),
         TableColumn("SINCE", lambda alert: printing.ago(alert.since), rank=2),
         TableColumn("SUMMARY", lambda alert: alert.summary, wraps=True, below=True),
         TableColumn("LABELS", lambda alert: printing.names(f"{name}={value}" for name, value in alert.labels.items()), rank=4, wraps=True),
@@ -80,17 +81,7 @@ def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
     printing.show_rows(chosen, columns, as_json=False, empty="No alerts")
     if found.silences:
         click.echo()
-        of_silences: list[TableColumn[Silence]] = [
-            TableColumn("SILENCE", lambda silence: silence.id),
-            TableColumn("ALERT", lambda silence: silence.name or "all"),
-            TableColumn(
-                "LABELS", lambda silence: printing.names(f"{name}={value}" for name, value in silence.labels.items()), rank=2, wraps=True
-            ),
-            TableColumn("UNTIL", lambda silence: printing.moment(silence.until)),
-            TableColumn("BY", lambda silence: silence.by, rank=3),
-            TableColumn("WHY", lambda silence: silence.why, rank=4, wraps=True, below=True),
-        ]
-        printing.show_rows(found.silences, of_silences, as_json=False, empty="")
+        printing.show_list(found.silences, SILENCES, as_json=False)
     if found.as_of is not None:
         click.echo(f"As of {printing.ago(found.as_of)} ago: the metrics service cannot read PostgreSQL.", err=True)
 
@@ -119,9 +110,3 @@ def unsilence(here: CliContext, /, *, silence_id: str) -> None:
     """End a silence."""
     here.call(api.alerts.end_silence, api.alerts.EndSilence(silence_id))
     click.echo("Silence ended. Alerts that are still firing notify again.")
-
-
-def _state(alert: "Alert") -> str:
-    if alert.state != "firing":
-        return alert.state
-    return "firing, silenced" if alert.silenced else "firing"

@@ -119,16 +119,17 @@ class TableColumn(Generic[Row]):
     only_wide: bool = False
 
 
-_STYLES = {Tone.PLAIN: "", Tone.GOOD: "green", Tone.WARN: "yellow", Tone.BAD: "red", Tone.OFF: "dim"}
+STYLES = {Tone.PLAIN: "", Tone.GOOD: "green", Tone.WARN: "yellow", Tone.BAD: "red", Tone.OFF: "dim"}
 
 
-def show_list(rows: Sequence[Row], listing: Listing[Row], *, as_json: bool, create: str) -> None:
+def show_list(rows: Sequence[Row], listing: Listing[Row], *, as_json: bool, create: str = "") -> None:
     """Print a list of the mesh as ``show_rows`` does. ``create``: how to make the first row."""
 
     def column(of: Column[Row]) -> TableColumn[Row]:
-        return TableColumn(of.title.upper(), lambda row: _shown(of.show(row)), lambda row: _STYLES[of.tone(row)], of.rank, of.wraps)
+        text, style = lambda row: _shown(of.show(row)), lambda row: STYLES[of.tone(row)]
+        return TableColumn(of.title.upper(), text, style, of.rank, of.wraps, of.below)
 
-    show_rows(rows, [column(each) for each in listing.columns], as_json=as_json, empty=f"{listing.empty} {create}")
+    show_rows(rows, [column(each) for each in listing.columns], as_json=as_json, empty=f"{listing.empty} {create}".rstrip())
 
 
 def _shown(value: Shown) -> str:

@@ -12,10 +12,10 @@ from services.web.mesh_calls import MeshCalls
 from shared import errors
 from shared.api import alerts
 from shared.api.alerts import Alert
+from shared.lists.alerts import tone
+from shared.lists.columns import Tone
 from shared.types import Credential
 
-#: Severities that need action within the hour. The others appear on the alerts page only.
-_SHOWN_SEVERITIES = frozenset({"page", "critical"})
 #: How many alerts are named; the rest are counted.
 _NAMED = 3
 #: The shortest interval between two requests, successful or not.
@@ -39,7 +39,7 @@ NOTHING = AlertBanner()
 
 def of(listed: Iterable[Alert]) -> AlertBanner:
     """Return the banner for these alerts, sorted by severity."""
-    bad = [alert for alert in listed if alert.severity in _SHOWN_SEVERITIES and alert.state == "firing"]
+    bad = [alert for alert in listed if tone(alert) is Tone.BAD and alert.state == "firing"]
     left = [alert for alert in bad if not alert.silenced]
     if not left:
         return NOTHING

@@ -36,6 +36,10 @@ class Column(Generic[Row]):
     is_number: bool = False
     #: A name that people chose, or several: it may wrap.
     wraps: bool = False
+    #: Goes below its row in a terminal that is too narrow.
+    below: bool = False
+    #: An id that commands take. Pages have links and buttons instead.
+    for_commands: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import inspect
 
 from shared import errors
 from shared.limits import MAX_OF_KEY
@@ -132,12 +133,32 @@ def read_number(text: str, what: str, kind: type[msgspec.Struct], field: str) ->
     """Parse a number for this field of a request; None for an empty text. Raises BadRequest with the field's bounds."""
     if not (text := text.strip()):
         return None
-    (wanted,) = (each.type for each in msgspec.structs.fields(kind) if each.name == field)
+    found: int = _convert(text if (number := find_number(text)) is None else number, what, kind, field)
+    return found
+
+
+def read_text(text: str, what: str, kind: type[msgspec.Struct], field: str) -> str:
+    """Return the text for this field of a request, without spaces around it. Raises BadRequest with the field's bounds."""
+    found: str = _convert(text.strip(), what, kind, field)
+    return found
+
+
+def most_characters(kind: type[msgspec.Struct], field: str) -> int | None:
+    """Return how long this text of a request may be; None without a maximum."""
+    info = inspect.type_info(_type_of(kind, field))
+    return info.max_length if isinstance(info, inspect.StrType) else None
+
+
+def _convert(value: str | int, what: str, kind: type[msgspec.Struct], field: str) -> Any:
+    wanted = _type_of(kind, field)
     try:
-        found: int = msgspec.convert(text if (number := find_number(text)) is None else number, wanted)
+        return msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
         raise errors.BadRequest(f"{what} {field_errors.explain(error, wanted).must}", hint="correct it and submit the form again") from None
-    return found
+
+
+def _type_of(kind: type[msgspec.Struct], field: str) -> Any:
+    return next(each.type for each in msgspec.structs.fields(kind) if each.name == field)
 
 
 def read_limit(text: str, what: str) -> int | None:

@@ -41,10 +41,10 @@ def test_firing_alerts_are_listed_with_advice_before_silences(shell: Shell) -> N
     assert shell("alerts").stdout == shown
     assert "ledger_drift" in shown
     assert "docs/runbooks/ledger_drift.md" in shown
-    assert "pending" not in shown
+    assert "Pending" not in shown
     assert "node=UABC" in shown
     assert "it compiles" in shown
-    assert "pending" in shell("alerts", "list", "--all").stdout
+    assert "Pending" in shell("alerts", "list", "--all").stdout
     found = json.loads(shell("alerts", "list", "--json").stdout)
     assert [alert["name"] for alert in found["alerts"]] == ["ledger_drift"]
     assert found["silences"][0]["by"] == "ann"
@@ -66,7 +66,7 @@ def test_alerts_of_the_same_name_are_distinguished_by_labels(shell: Shell) -> No
     assert "node=UDEF" in shown
 
 
-@pytest.mark.parametrize(("silenced", "words"), [(True, "firing, silenced"), (False, "firing")])
+@pytest.mark.parametrize(("silenced", "words"), [(True, "Firing, silenced"), (False, "Firing")])
 def test_state_shows_a_silence(shell: Shell, silenced: bool, words: str) -> None:
     shell.mesh.answer(alerts.list_alerts, alerts.Alerts((msgspec.structs.replace(DRIFT, silenced=silenced),), ()))
     assert words in shell("alerts", "list").stdout

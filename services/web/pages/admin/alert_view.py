@@ -9,9 +9,10 @@ from urllib.parse import quote
 from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
 from shared.api.alerts import Alert, Alerts, Silence
+from shared.lists import alerts as lists
+from shared.lists.alerts import SILENCES
+from shared.lists.columns import Shown, Tone
 
-#: Severity -> tone; others have none.
-_TONES = {"page": "bad", "critical": "bad", "warning": "warn"}
 #: The maximum per list; the rest is counted. `aicli alerts list` shows all.
 MOST_LINES = 100
 _UNITS = ((86_400, "day", "days"), (3_600, "h", "h"), (60, "min", "min"))
@@ -50,18 +51,6 @@ class AlertView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SilenceView:
-    id: str = ""
-    name: str = ""
-    labels: str = ""
-    until: str = ""
-    by: str = ""
-    why: str = ""
-    end_path: str = ""
-    end_label: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AlertsView:
     """All lists of the page. The field names are the paths of the live values."""
 
@@ -73,7 +62,8 @@ class AlertsView:
     #: Alerts whose condition has not lasted long enough.
     pending: tuple[AlertView, ...] = ()
     over: tuple[AlertView, ...] = ()
-    silences: tuple[SilenceView, ...] = ()
+    #: Title of the column in lower case -> text, as well as id, end_path and end_label.
+    silences: tuple[Mapping[str, str], ...] = ()
     #: What the lists leave out.
     more: str = ""
     #: Whether the metrics service is down.
@@ -84,6 +74,9 @@ class AlertsView:
     calm_there: bool = False
 
 
+SILENCE_COLUMNS = tuple(column for column in SILENCES.columns if not column.for_commands)
+#: For a row that is added later.
+BLANK_SILENCE = dict.fromkeys((*(column.title.lower() for column in SILENCE_COLUMNS), "id", "end_path", "end_label"), "")
 UNKNOWN = AlertsView(word="Unknown", tone="warn", sentence="Alerts are unavailable right now.", away=True)
 
 
@@ -129,7 +122,7 @@ def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
     left = [alert for alert in firing if not alert.silenced]
     if not left:
         return word, "warn", "All silenced"
-    tone = "bad" if any(_TONES.get(alert.severity) == "bad" for alert in left) else "warn"
+    tone = "bad" if any(lists.tone(alert) is Tone.BAD for alert in left) else "warn"
     return word, tone, f"{len(left)} not silenced"
 
 
@@ -141,7 +134,7 @@ def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertView:
         id=alert.id,
         name=alert.name,
         severity=alert.severity,
-        tone=_TONES.get(alert.severity, "off"),
+        tone=lists.tone(alert),
         lasted=lasting(((alert.ended or at) - alert.since).total_seconds()),
         since=time_texts.moment(alert.since),
         ended="" if alert.ended is None else time_texts.moment(alert.ended),
@@ -174,18 +167,16 @@ def _covering(alert: Alert, silences: Iterable[Silence]) -> Silence | None:
     return max(covering, key=lambda one: one.until, default=None)
 
 
-def _silence_line(silence: Silence) -> SilenceView:
-    name = silence.name or "All alerts"
-    return SilenceView(
-        id=silence.id,
-        name=name,
-        labels=time_texts.labels(silence.labels) or "All",
-        until=time_texts.moment(silence.until),
-        by=silence.by,
-        why=silence.why or NOTHING,
-        end_path=f"{_ROOT}/silences/{quote(silence.id, safe='')}/end",
-        end_label=f"End silence: {name}",
-    )
+def _silence_line(silence: Silence) -> Mapping[str, str]:
+    cells = {column.title.lower(): _text(column.show(silence)) for column in SILENCE_COLUMNS}
+    path = f"{_ROOT}/silences/{quote(silence.id, safe='')}/end"
+    return cells | {"id": silence.id, "end_path": path, "end_label": f"End silence: {cells['alert']}"}
+
+
+def _text(shown: Shown) -> str:
+    if isinstance(shown, datetime):
+        return time_texts.moment(shown)
+    return NOTHING if shown is None else ", ".join(shown) if isinstance(shown, tuple) else str(shown)
 
 
 def _left_out(counts: Mapping[str, int]) -> str:

@@ -13,16 +13,16 @@ from services.web import live_updates, runbooks
 from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import alert_view
-from services.web.pages.admin.alert_view import AlertsView, AlertView, SilenceView
+from services.web.pages.admin.alert_view import AlertsView, AlertView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import alerts
+from shared.lists.alerts import STATES
+from shared.lists.columns import Column
 
 _RUNBOOKS = "/admin/runbooks"
 #: Duration of a silence in seconds -> label.
 LIFETIMES = {3600: "1 hour", 4 * 3600: "4 hours", 86_400: "1 day", 7 * 86_400: "1 week"}
-#: The maximum length that the metrics service accepts.
-MOST_WHY = 200
 _DONE = {
     "silenced": "Alert silenced. It stays on this list, but sends no notifications.",
     "ended": "Silence ended. Alerts that still fire send notifications again.",
@@ -43,10 +43,12 @@ NOTHING_TYPED = SilenceForm()
 class AlertsPage:
     lines: AlertsView
     lifetimes: ClassVar[Mapping[int, str]] = LIFETIMES
-    most_why: ClassVar[int] = MOST_WHY
+    most_why: ClassVar[int | None] = forms.most_characters(alerts.SilenceAlerts, "why")
     #: Templates for rows added later.
     blank: ClassVar[AlertView] = AlertView()
-    blank_silence: ClassVar[SilenceView] = SilenceView()
+    blank_silence: ClassVar[Mapping[str, str]] = alert_view.BLANK_SILENCE
+    silence_columns: ClassVar[tuple[Column[alerts.Silence], ...]] = alert_view.SILENCE_COLUMNS
+    states: ClassVar[Mapping[str, str]] = STATES
     nothing_typed: ClassVar[SilenceForm] = NOTHING_TYPED
     #: The alert and the values of a rejected silence.
     typed_for: str = ""
@@ -117,9 +119,7 @@ def read_silence(form: SilenceForm, alert: alerts.Alert) -> alerts.SilenceAlerts
         raise errors.BadRequest("unknown duration", hint=f"choose one of {', '.join(LIFETIMES.values())}")
     if form.covers not in ("this", "name"):
         raise errors.BadRequest("unknown scope", hint="choose this alert or all alerts of its name")
-    why = form.why.strip()
-    if len(why) > MOST_WHY:
-        raise errors.BadRequest(f"the reason is longer than {MOST_WHY} characters", hint="shorten it")
+    why = forms.read_text(form.why, "the reason", alerts.SilenceAlerts, "why")
     return alerts.SilenceAlerts(float(form.lifetime), alert.name, alert.labels if form.covers == "this" else {}, why)
 
 

@@ -108,8 +108,13 @@ def test_resolved_alert_shows_when_and_how_long() -> None:
 
 def test_silence_shows_what_it_covers() -> None:
     (every, some) = of(silences=(silence(""), silence(node="n1", why="repair"))).silences
-    assert (every.name, every.labels, every.why, every.end_path) == ("All alerts", "All", "–", "/admin/alerts/silences/0001/end")
-    assert (some.name, some.labels, some.why, some.until) == ("no_worker", "node=n1", "repair", "20 Nov 2026, 15:05 UTC")
+    assert (every["alert"], every["labels"], every["reason"], every["end_path"]) == (
+        "All alerts",
+        "All",
+        "–",
+        "/admin/alerts/silences/0001/end",
+    )
+    assert (some["alert"], some["labels"], some["reason"], some["until"]) == ("no_worker", "node=n1", "repair", "20 Nov 2026, 15:05 UTC")
 
 
 def test_too_many_alerts_are_cut_off_and_counted() -> None:

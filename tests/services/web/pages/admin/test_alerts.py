@@ -93,7 +93,7 @@ async def test_silence_can_be_ended(root: Browser, mesh: AdminMesh) -> None:
         pytest.param({"lifetime": "60"}, "Unknown duration.", id="a time of its own"),
         pytest.param({"lifetime": "3600.0"}, "Unknown duration.", id="a number written otherwise"),
         pytest.param({"covers": "everything"}, "Unknown scope.", id="all alerts"),
-        pytest.param({"why": "x" * 201}, "The reason is longer than 200 characters.", id="a long story"),
+        pytest.param({"why": "x" * 201}, "The reason must have at most 200 characters.", id="a long story"),
     ],
 )
 async def test_invalid_silence_is_refused(root: Browser, mesh: AdminMesh, typed: dict[str, str], message: str) -> None:
