@@ -50,5 +50,11 @@ def written(amount: int, decimals: int = DECIMALS) -> str:
     return ("-" if amount < 0 else "") + (f"{whole}.{tail}" if tail else str(whole))
 
 
+def grouped(amount: int) -> str:
+    """Format for people: as ``written``, with commas between thousands."""
+    whole, point, part = written(abs(amount)).partition(".")
+    return f"{'-' if amount < 0 else ''}{int(whole):,}{point}{part}"
+
+
 def show_bytes(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.{int(size < 100 * 2**20)}f} MiB"

@@ -1,7 +1,7 @@
 """`aicli keys`: create, list, rename, rotate and revoke API keys, and scan for leaked ones."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,15 +12,13 @@ import msgspec
 from cli import options, value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
-from cli.output.printing import TableColumn
 from shared import api, errors, limits
-from shared.amounts import written
 from shared.types import Credential, ModelName
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
     from cli.output.printing import Json
-    from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey
+    from shared.api.auth import ApiKey, GenerateApiKey
 
     OptionValue = int | str | bool | tuple[str, ...] | None
 
@@ -189,19 +187,10 @@ def _revoke_with_own_secret(here: CliContext, secret: str) -> str:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List your API keys. Use -o wide to see their IDs."""
+    from shared.lists.keys import list_keys
+
     listed = here.call(api.auth.list_api_keys, api.auth.ListApiKeys())
-    columns: list[TableColumn[ApiKey]] = [
-        TableColumn("NAME", lambda key: key.name),
-        TableColumn("KEY", lambda key: key.preview),
-        TableColumn("STATE", _state, lambda key: "green" if _state(key) == "active" else "dim"),
-        TableColumn("SCOPES", lambda key: printing.names(_bounds(key)), rank=5, wraps=True),
-        TableColumn("LIMITS", lambda key: printing.names(_in_words(key.limits)), rank=4, wraps=True),
-        TableColumn("AGE", lambda key: printing.ago(key.created_at), rank=6),
-        TableColumn("EXPIRES", lambda key: "never" if key.expires_at is None else f"{key.expires_at:%Y-%m-%d}", rank=2),
-        TableColumn("LAST USED", lambda key: "–" if key.last_used_at is None else f"{printing.ago(key.last_used_at)} ago", rank=3),
-        TableColumn("ID", lambda key: str(key.id), only_wide=True),
-    ]
-    printing.show_rows(listed.keys, columns, as_json=as_json, empty="No keys yet. Create one: aicli keys create NAME")
+    printing.show_list(listed.keys, list_keys(datetime.now(UTC)), as_json=as_json, create="Create one: aicli keys create NAME")
 
 
 @keys.command()
@@ -236,23 +225,3 @@ def _no_secret(key: str) -> str:
         # A key on the command line ends up in the shell's history and in `ps`.
         raise errors.BadRequest("this is the key itself; never put a key on a command line", hint="use its name or ID; see aicli keys list")
     return key
-
-
-def _state(key: "ApiKey") -> str:
-    if not key.is_active:
-        return "revoked"
-    return "active" if key.expires_at is None or key.expires_at > datetime.now(UTC) else "expired"
-
-
-def _bounds(key: "ApiKey") -> Iterator[str]:
-    """Return the kind, scopes, models and networks that restrict a key; nothing for an unrestricted live key."""
-    if key.kind != "live":
-        yield {"test": "test", "adm": "administer"}.get(key.kind, key.kind)
-    yield from key.bounds.scopes
-    yield from key.bounds.models
-    yield from (f"from {network}" for network in key.bounds.networks)
-
-
-def _in_words(of_key: "ApiKeyLimits") -> list[str]:
-    budget = of_key.budget_micro
-    return [*limits.in_words(of_key), *([] if budget is None else [printing.counted(written(budget), "credit")])]

@@ -127,7 +127,7 @@ def show_list(rows: Sequence[Row], listing: Listing[Row], *, as_json: bool, crea
 
     def column(of: Column[Row]) -> TableColumn[Row]:
         text, style = lambda row: _shown(of.show(row)), lambda row: STYLES[of.tone(row)]
-        return TableColumn(of.title.upper(), text, style, of.rank, of.wraps, of.below)
+        return TableColumn(of.title.upper(), text, style, of.rank, of.wraps, of.below, only_wide=of.only_wide)
 
     show_rows(rows, [column(each) for each in listing.columns], as_json=as_json, empty=f"{listing.empty} {create}".rstrip())
 

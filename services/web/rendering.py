@@ -14,8 +14,8 @@ from markupsafe import Markup, escape
 
 from services.web.alert_banner import AlertBanner
 from services.web.charts import usage_chart
-from shared import errors, limits
-from shared.api.auth import ApiKeyLimits, User
+from shared import amounts, errors, limits
+from shared.api.auth import User
 from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
@@ -145,8 +145,7 @@ class Renderer:
         )
         environment.filters |= {
             "number": usage_chart.number,
-            "credits": usage_chart.exact,
-            "limits": _limits,
+            "credits": amounts.grouped,
             "day": day,
             "clock": _clock,
             "sentence": _sentence,
@@ -160,13 +159,6 @@ class Renderer:
 
     def render(self, template: str, frame: PageFrame, view: object) -> bytes:
         return self._environment.get_template(template).render(frame=frame, view=view).encode()
-
-
-def _limits(of_key: ApiKeyLimits) -> str:
-    words = limits.in_words(of_key)
-    if of_key.budget_micro is not None:
-        words.append(f"{usage_chart.exact(of_key.budget_micro)} credits")
-    return ", ".join(words)
 
 
 def _sentence(text: str) -> Markup:

@@ -40,6 +40,10 @@ class Column(Generic[Row]):
     below: bool = False
     #: An id that commands take. Pages have links and buttons instead.
     for_commands: bool = False
+    #: A table of a page shows the day of a time, and the rest in its title.
+    is_day: bool = False
+    #: Not in tables, except for `-o wide`.
+    only_wide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

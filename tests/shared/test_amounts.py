@@ -92,3 +92,8 @@ def test_a_float_of_fifteen_digits_is_exact(amount: int) -> None:
 )
 def test_sizes_are_shown_in_a_fitting_unit(size: int, shown: str) -> None:
     assert amounts.show_bytes(size) == shown
+
+
+@pytest.mark.parametrize(("micro", "text"), [(1_234_567_500_000, "1,234,567.5"), (-1_000_000_000, "-1,000"), (1, "0.000001"), (0, "0")])
+def test_amounts_for_people(micro: int, text: str) -> None:
+    assert amounts.grouped(micro) == text

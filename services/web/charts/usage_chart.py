@@ -189,12 +189,6 @@ def cost(micro: int) -> str:
     return f"{'-' if micro < 0 else ''}{whole:,}.{part:02}"
 
 
-def exact(micro: int) -> str:
-    """Format credits with all decimals."""
-    whole, point, part = amounts.written(abs(micro)).partition(".")
-    return f"{'-' if micro < 0 else ''}{int(whole):,}{point}{part}"
-
-
 def latency(milliseconds: int | None) -> str:
     """Format a duration with at most three digits, in minutes from one minute up."""
     if milliseconds is None:

@@ -1,8 +1,6 @@
-"""Describe API keys for the pages, and convert the form for a new key into the request to auth. Pure."""
+"""Convert the form for a new key into the request to auth, and find the keys that a key created. Pure."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Mapping
 from enum import StrEnum
 from uuid import UUID
 
@@ -14,53 +12,6 @@ from shared.access_table import ROLES, Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
 
-#: Keys that expire within this time are highlighted.
-_SOON = timedelta(days=7)
-
-#: Scope -> what it allows.
-WORDS: Mapping[str, str] = {
-    Permission.INFER: "run models",
-    Permission.READ_MODELS: "list models",
-    Permission.WRITE_MODELS: "load and unload models",
-    Permission.OWN_NODES: "manage own nodes",
-    Permission.READ_USAGE: "read usage",
-    Permission.READ_SCALING: "read autoscaling",
-    Permission.WRITE_KEYS: "create and revoke keys",
-    Permission.WRITE_ACCOUNT: "manage account",
-    Permission.EVERYTHING: "full access",
-}
-_KINDS = {KeyKind.LIVE: "", KeyKind.TEST: "test", KeyKind.ADMIN: "admin"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKeyRow:
-    id: UUID
-    name: str
-    preview: str
-    #: The kind, unless it is live.
-    tag: str
-    #: Its permissions, and its model and network restrictions.
-    may: str
-    bounds: tuple[str, ...]
-    limits: ApiKeyLimits
-    created_at: datetime
-    last_used_at: datetime | None
-    expires_at: datetime | None
-    #: active, expired or revoked.
-    state: str
-    #: The tone of its expiry: empty, warn or bad.
-    tone: str
-
-    @property
-    def is_active(self) -> bool:
-        return self.state == "active"
-
-
-def lines_of(keys: tuple[ApiKey, ...], now: datetime) -> tuple[ApiKeyRow, ...]:
-    """Return the keys sorted by state (active first) and age (newest first)."""
-    found = [line_of(key, now) for key in keys]
-    return tuple(sorted(found, key=lambda line: (line.is_active, line.created_at), reverse=True))
-
 
 def made_by(keys: tuple[ApiKey, ...], maker: UUID) -> tuple[ApiKey, ...]:
     """Return the keys that ``maker`` created, directly or through other keys."""
@@ -68,44 +19,6 @@ def made_by(keys: tuple[ApiKey, ...], maker: UUID) -> tuple[ApiKey, ...]:
     while more := {key.id for key in keys if key.made_by in makers} - makers:
         makers |= more
     return tuple(key for key in keys if key.made_by in makers)
-
-
-def line_of(key: ApiKey, now: datetime) -> ApiKeyRow:
-    is_over = key.expires_at is not None and key.expires_at <= now
-    return ApiKeyRow(
-        id=key.id,
-        name=key.name,
-        preview=key.preview,
-        tag=_KINDS.get(key.kind, key.kind),
-        may=_may(key),
-        bounds=tuple(_bounds(key)),
-        limits=key.limits,
-        created_at=key.created_at,
-        last_used_at=key.last_used_at,
-        expires_at=key.expires_at,
-        state="revoked" if not key.is_active else "expired" if is_over else "active",
-        tone=_tone(key, now),
-    )
-
-
-def _may(key: ApiKey) -> str:
-    if key.bounds.scopes:
-        words = ", ".join(WORDS.get(scope, scope) for scope in key.bounds.scopes)
-        return words[:1].upper() + words[1:]
-    return {KeyKind.TEST: "Run models", KeyKind.ADMIN: "Administration"}.get(key.kind, "Full access")
-
-
-def _bounds(key: ApiKey) -> Iterator[str]:
-    if key.bounds.models:
-        yield f"only {', '.join(key.bounds.models)}"
-    if key.bounds.networks:
-        yield f"from {', '.join(key.bounds.networks)}"
-
-
-def _tone(key: ApiKey, now: datetime) -> str:
-    if key.expires_at is None or not key.is_active:
-        return ""
-    return "bad" if key.expires_at <= now else "warn" if key.expires_at - now <= _SOON else ""
 
 
 class KeyUse(StrEnum):
@@ -172,7 +85,7 @@ def read_request(form: NewKeyForm) -> GenerateApiKey:
         limits=read_limits(form),
         kind={KeyUse.TEST: KeyKind.TEST, KeyUse.ADMIN: KeyKind.ADMIN}.get(form.use, KeyKind.LIVE),
         bounds=KeyBounds(_scopes(form), tuple(ModelName(name) for name in _names(form.models)), _names(form.networks)),
-        days=_read_days(form.days),
+        days=forms.read_number(form.days, "the number of days", GenerateApiKey, "days"),
         all_rights=form.use is KeyUse.ALL,
     )
 
@@ -202,15 +115,6 @@ def _scopes(form: NewKeyForm) -> tuple[str, ...]:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.replace(",", " ").split()))
-
-
-def _read_days(text: str) -> int | None:
-    text = text.strip()
-    if not text:
-        return None
-    if (days := forms.find_number(text, most_digits=4)) is None:
-        raise errors.BadRequest("the expiry must be a number of days", hint="choose one from the list")
-    return days
 
 
 def _read_budget(text: str) -> MicroCredits | None:

@@ -14,10 +14,12 @@ from litestar.params import FromPath
 from services.web import agent_setups
 from services.web.agent_setups import AgentsView
 from services.web.pages import key_view, model_view
-from services.web.pages.key_view import ApiKeyRow, NewKeyForm
+from services.web.pages.key_view import NewKeyForm
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, gateway
+from shared.lists.columns import Listing
+from shared.lists.keys import SCOPES, is_working, list_keys
 from shared.types import ModelName
 
 NOTHING_TYPED = NewKeyForm(name="")
@@ -40,7 +42,8 @@ class ScopeCheckbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiKeysPage:
-    keys: tuple[ApiKeyRow, ...]
+    keys: tuple[auth.ApiKey, ...]
+    listing: Listing[auth.ApiKey]
     #: The organization that owns the keys; None for personal keys.
     team: str | None
     boxes: tuple[ScopeCheckbox, ...]
@@ -56,7 +59,8 @@ class ApiKeysPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPage:
-    key: ApiKeyRow
+    key: auth.ApiKey
+    listing: Listing[auth.ApiKey]
     name: str
     overlaps: ClassVar[Mapping[int, str]] = OVERLAPS
     #: These are set only in the response that rotated the key.
@@ -69,9 +73,9 @@ class KeyPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RevokePage:
-    key: ApiKeyRow
+    key: auth.ApiKey
     #: The active keys that it created, directly or through other keys.
-    made: tuple[ApiKeyRow, ...]
+    made: tuple[auth.ApiKey, ...]
 
 
 @get("/api-keys")
@@ -131,8 +135,8 @@ async def rotate_api_key(page_request: NamedDependency[PageRequest], key_id: Fro
 async def confirm_revoke(page_request: NamedDependency[PageRequest], key_id: FromPath[UUID]) -> Page:
     listed = await page_request.call(auth.list_api_keys, auth.ListApiKeys())
     key, now = _find_active(listed.keys, key_id), page_request.app.now()
-    made = tuple(line for each in key_view.made_by(listed.keys, key.id) if (line := key_view.line_of(each, now)).is_active)
-    return page_request.page("revoke.html", RevokePage(key=key_view.line_of(key, now), made=made))
+    made = tuple(each for each in key_view.made_by(listed.keys, key.id) if is_working(each, now))
+    return page_request.page("revoke.html", RevokePage(key=key, made=made))
 
 
 @post("/api-keys/{key_id:uuid}/revoke")
@@ -153,12 +157,13 @@ async def _list(
     listed, served = await asyncio.gather(
         page_request.call(auth.list_api_keys, auth.ListApiKeys()), page_request.fetch(gateway.list_models, gateway.ListModels())
     )
-    person = page_request.person
+    person, listing = page_request.person, list_keys(page_request.app.now())
     view = ApiKeysPage(
-        keys=key_view.lines_of(listed.keys, page_request.app.now()),
+        keys=tuple(sorted(listed.keys, key=lambda key: (not listing.is_over(key), key.created_at), reverse=True)),
+        listing=listing,
         team=person.team_name if person.team_id is not None else None,
         boxes=tuple(
-            ScopeCheckbox(field, key_view.WORDS[scope], scope, bool(getattr(typed, field)))
+            ScopeCheckbox(field, SCOPES[scope], scope, bool(getattr(typed, field)))
             for field, scope in key_view.scopes_of(person.user.role).items()
         ),
         model=model_view.default_model(served),
@@ -182,7 +187,7 @@ def _find_active(keys: tuple[auth.ApiKey, ...], key_id: UUID) -> auth.ApiKey:
 
 
 def _view_key(page_request: PageRequest, key: auth.ApiKey, *, name: str | None = None) -> KeyPage:
-    return KeyPage(key=key_view.line_of(key, page_request.app.now()), name=key.name if name is None else name)
+    return KeyPage(key=key, listing=list_keys(page_request.app.now()), name=key.name if name is None else name)
 
 
 def _view_agents(page_request: PageRequest, served: gateway.ServedModels | None) -> AgentsView:

@@ -5,6 +5,7 @@ from datetime import UTC
 
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING
+from shared import amounts
 from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
 from shared.api.ledger import Account
 from shared.limits import BY_NAME, words
@@ -61,7 +62,7 @@ def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's
         return CreditsView(left="unlimited")
     renews = account.renews_at.astimezone(UTC)
     held = f"{usage_chart.cost(account.reserved_micro)} reserved for running requests; " if account.reserved_micro else ""
-    month = f"{usage_chart.exact(account.monthly_micro)} per month included; renews {renews.day} {renews:%b %Y}"
+    month = f"{amounts.grouped(account.monthly_micro)} per month included; renews {renews.day} {renews:%b %Y}"
     return CreditsView(left=usage_chart.cost(account.free_micro), detail=held + month)
 
 

@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from uuid import UUID, uuid4
 
@@ -152,7 +153,7 @@ async def test_permissions_and_lifetime_reach_auth_and_the_list(alice: Browser, 
 async def test_key_for_tests_is_marked(alice: Browser, mesh: FakeMesh) -> None:
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="ci", use="test")
     assert (shown_key(page) or "").startswith("aip_test_")
-    assert '<span class="tag">test</span>' in page.text
+    assert "<bdi>Test key</bdi>, <bdi>run models</bdi>" in page.text
 
 
 async def test_only_administrators_are_offered_admin_keys(alice: Browser, mesh: FakeMesh) -> None:
@@ -241,7 +242,7 @@ async def test_expired_key_says_so_and_can_be_revoked(alice: Browser, mesh: Fake
     key = mesh.add_key(mesh.accounts["alice"].user, "laptop")
     mesh.keys[0] = msgspec.structs.replace(key, expires_at=NOW - timedelta(days=1))
     page = await alice.get("/api-keys")
-    assert '<span class="tag">expired</span>' in page.text
+    assert '<span class="state" data-state="bad">Expired</span>' in page.text
     assert f'href="/api-keys/{key.id}/revoke"' in page.text
 
 
@@ -264,3 +265,10 @@ async def test_revoking_a_key_offers_the_keys_it_created(alice: Browser, mesh: F
     await alice.submit(page, f"/api-keys/{leaked.id}/revoke", with_made="yes")
     call = next(call.request for call in mesh.calls if isinstance(call.request, auth.RevokeApiKey))
     assert call == auth.RevokeApiKey(str(leaked.id), with_made=True)
+
+
+async def test_active_keys_come_first_newest_first(alice: Browser, mesh: FakeMesh) -> None:
+    for name, days, is_active in (("old", 9, True), ("gone", 1, False), ("new", 2, True)):
+        key = mesh.add_key(mesh.accounts["alice"].user, name)
+        mesh.keys[-1] = msgspec.structs.replace(key, created_at=NOW - timedelta(days=days), is_active=is_active)
+    assert re.findall('scope="row"><bdi>([a-z]+)<', (await alice.get("/api-keys")).text) == ["new", "old", "gone"]
