@@ -72,18 +72,10 @@ def users() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> None:
     """List accounts, newest first. Use -o wide to see their IDs."""
+    from shared.lists.users import USERS
 
     found = here.run(lambda connection: newest(connection, limit, search))
-    columns: list[TableColumn[User]] = [
-        TableColumn("USERNAME", lambda user: user.username),
-        TableColumn("EMAIL", lambda user: user.email, rank=2),
-        TableColumn("ROLE", lambda user: user.role, rank=3),
-        TableColumn("TIER", lambda user: user.tier, rank=4),
-        TableColumn("STATE", lambda user: "open" if user.is_active else "closed", lambda user: "green" if user.is_active else "red"),
-        TableColumn("AGE", lambda user: printing.ago(user.created_at), rank=5),
-        TableColumn("ID", lambda user: str(user.id), only_wide=True),
-    ]
-    printing.show_rows(found, columns, as_json=as_json, empty="No matching users." if search else "No accounts yet.")
+    printing.show_list(found, USERS, as_json=as_json)
 
 
 @users.command("set-tier")
@@ -143,8 +135,10 @@ def remove_mfa(here: CliContext, /, user: str, *, as_json: bool) -> None:
 
 
 def _show(user: "User", *, as_json: bool) -> None:
-    state = "open" if user.is_active else "closed"
-    printing.show_message(user, f"{printing.printable(user.username)}: {user.role}, tier {user.tier}, {state}", as_json=as_json)
+    from shared.lists.users import STATES
+
+    state, _ = STATES[user.is_active]
+    printing.show_message(user, f"{printing.printable(user.username)}: {user.role}, tier {user.tier}, {state.lower()}", as_json=as_json)
 
 
 @admin.group("signing-keys")

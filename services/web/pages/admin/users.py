@@ -23,6 +23,8 @@ from services.web.rendering import Notice
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, auth, gateway, ledger, usage_report
+from shared.lists.columns import Listing
+from shared.lists.users import USERS
 from shared.types import TenantId, Tier, UserId, UserRole
 
 USAGE_DAYS = 30
@@ -49,6 +51,7 @@ class NewUserForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsersPage:
     users: tuple[auth.User, ...]
+    listing: ClassVar[Listing[auth.User]] = USERS
     search: str
     pager: Pager
 

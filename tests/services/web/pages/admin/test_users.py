@@ -20,7 +20,7 @@ async def test_users_are_listed_with_role_tier_and_state(root: Browser, mesh: Ad
     mesh.add_person("dana", UserRole.DEVELOPER)
     text = (await root.get("/admin/users")).text
     assert names(text) == ["root", "dana"]
-    for word in ("developer", "free", "open", "dana@example.com", "2 users"):
+    for word in ("developer", "free", "Active", "dana@example.com", "2 users"):
         assert word in text
 
 
