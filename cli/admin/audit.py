@@ -16,7 +16,6 @@ from cli import options
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.exit_codes import ExitCode
-from cli.output.printing import TableColumn
 from shared import api, errors
 from shared.types import NodeId
 
@@ -70,6 +69,8 @@ def list_(
     as_json: bool,
 ) -> None:
     """Show the audit log, newest first."""
+    from shared.lists.audit import AUDIT
+
     request = api.audit.ListAudit(
         chain=chain,
         actor=actor,
@@ -79,23 +80,7 @@ def list_(
         before=_aware(before),
         limit=limit,
     )
-    columns: list[TableColumn[AuditRow]] = [
-        TableColumn("TIME", lambda row: printing.moment(row.act.at)),
-        TableColumn("WHO", _actor_name),
-        TableColumn("ACTION", lambda row: row.act.action),
-        TableColumn("RESULT", lambda row: row.act.result, lambda row: "green" if row.act.result == api.audit.Result.DONE else "red"),
-        TableColumn("TIMES", lambda row: str(row.act.times), rank=5),
-        TableColumn("TARGET", lambda row: row.act.target or "–", rank=2),
-        TableColumn("FROM", lambda row: "erased" if row.erased else row.act.address or "–", rank=4),
-        TableColumn(
-            "DETAILS",
-            lambda row: printing.names(f"{name}: {text}" for name, text in row.act.details.items()),
-            rank=3,
-            wraps=True,
-            below=True,
-        ),
-    ]
-    printing.show_rows(here.call(api.audit.list_audit, request).rows, columns, as_json=as_json, empty="No matching entries.")
+    printing.show_list(here.call(api.audit.list_audit, request).rows, AUDIT, as_json=as_json)
 
 
 @audit.command()
@@ -155,10 +140,6 @@ def verify(
         _show(report, with_anchors=file is None or anchors is not None, key_given=file is None or bool(keys))
     if not report.is_whole:
         context.exit(ExitCode.FAILED)
-
-
-def _actor_name(row: "AuditRow") -> str:
-    return row.actor_name or ("–" if row.act.actor is None else str(row.act.actor))
 
 
 def _aware(typed: datetime | None) -> datetime | None:

@@ -78,10 +78,10 @@ def save_anchors(audit_shell: Shell, anchors: list[audit_anchors.Anchor]) -> str
 
 def test_list_entries(audit_shell: Shell) -> None:
     head, first, second = audit_shell("admin", "audit", "list").stdout.splitlines()
-    assert head.split() == ["TIME", "WHO", "ACTION", "RESULT", "TIMES", "TARGET", "FROM", "DETAILS"]
-    assert first.split()[2:] == ["alice", "key.create", "done", "1", "key", "2", "–", "name:", "n"]
+    assert head.split() == ["TIME", "ACTOR", "ACTION", "RESULT", "TIMES", "TARGET", "ADDRESS", "DETAILS"]
+    assert first.split()[2:] == ["alice", "key.create", "Done", "1", "key", "2", "–", "name:", "n"]
     assert second.split()[2] == str(UUID(int=5))
-    assert "erased" in second
+    assert "Erased" in second
     (one, _) = json.loads(audit_shell("admin", "audit", "list", "--json").stdout)
     assert (one["sequence"], one["act"]["action"], one["hash"]) == (2, "key.create", HOUSE[1].hash)
 

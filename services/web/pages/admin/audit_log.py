@@ -1,6 +1,6 @@
 """Show, export and verify the audit log."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -18,6 +18,8 @@ from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import audit
 from shared.api.audit import AuditReport, AuditRow, Result
+from shared.lists.audit import AUDIT, RESULTS
+from shared.lists.columns import Column, Tone
 
 ROWS_OF_A_PAGE = 100
 #: Verification reads every row; verify a longer log from an export.
@@ -49,7 +51,9 @@ EVERYTHING = AuditFilters()
 class AuditPage:
     rows: tuple[AuditRow, ...]
     filters: AuditFilters
-    results: ClassVar[tuple[Result, ...]] = tuple(Result)
+    results: ClassVar[Mapping[Result, tuple[str, Tone]]] = RESULTS
+    columns: ClassVar[Mapping[str, Column[AuditRow]]] = {column.title: column for column in AUDIT.columns}
+    empty: ClassVar[str] = AUDIT.empty
     #: The link to older rows; empty on the last page.
     older: str = ""
     is_later_page: bool = False
