@@ -133,13 +133,13 @@ def read_number(text: str, what: str, kind: type[msgspec.Struct], field: str) ->
     """Parse a number for this field of a request; None for an empty text. Raises BadRequest with the field's bounds."""
     if not (text := text.strip()):
         return None
-    found: int = _convert(text if (number := find_number(text)) is None else number, what, kind, field)
+    found: int = convert_value(text if (number := find_number(text)) is None else number, what, _type_of(kind, field))
     return found
 
 
 def read_text(text: str, what: str, kind: type[msgspec.Struct], field: str) -> str:
     """Return the text for this field of a request, without spaces around it. Raises BadRequest with the field's bounds."""
-    found: str = _convert(text.strip(), what, kind, field)
+    found: str = convert_value(text.strip(), what, _type_of(kind, field))
     return found
 
 
@@ -149,16 +149,16 @@ def most_characters(kind: type[msgspec.Struct], field: str) -> int | None:
     return info.max_length if isinstance(info, inspect.StrType) else None
 
 
-def _convert(value: str | int, what: str, kind: type[msgspec.Struct], field: str) -> Any:
-    wanted = _type_of(kind, field)
-    try:
-        return msgspec.convert(value, wanted)
-    except msgspec.ValidationError as error:
-        raise errors.BadRequest(f"{what} {field_errors.explain(error, wanted).must}", hint="correct it and submit the form again") from None
-
-
 def _type_of(kind: type[msgspec.Struct], field: str) -> Any:
     return next(each.type for each in msgspec.structs.fields(kind) if each.name == field)
+
+
+def convert_value(value: object, what: str, kind: Any) -> Any:
+    """Convert to a type of the contract. Raises BadRequest with what it allows."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise errors.BadRequest(f"{what} {field_errors.explain(error, kind).must}", hint="correct it and submit the form again") from None
 
 
 def read_limit(text: str, what: str) -> int | None:

@@ -1,6 +1,5 @@
 """Create, list and revoke tickets, which let nodes join. A new ticket is shown once."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -27,7 +26,6 @@ COMMANDS = {Role.WORKER: "aicli worker --join", Role.CLIENT: "aicli mesh connect
 _SERVICES = (Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Lifetime of a ticket in seconds -> label.
 LIFETIMES = {3600: "In 1 hour", 86_400: "In 1 day", 7 * 86_400: "In 7 days", 90 * 86_400: "In 90 days"}
-_LABEL = re.compile("[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _DONE = {"revoked": "Ticket revoked. Nodes that already joined with it stay."}
 
 
@@ -135,13 +133,14 @@ def wanted(form: TicketForm) -> membership.CreateTicket:
 def read_labels(text: str) -> dict[str, str]:
     """Parse labels such as `room=3, gpu=a100`. Raises BadRequest."""
     pairs = [each.strip().partition("=")[::2] for each in text.split(",") if each.strip()]
-    for key, value in pairs:
-        if not (_LABEL.fullmatch(key) and _LABEL.fullmatch(value)):
+    for pair in pairs:
+        try:
+            msgspec.convert(pair, tuple[membership.Label, membership.Label])
+        except msgspec.ValidationError:
             hint = "use letters, digits, '.', '_', '/' and '-', such as room=3, gpu=a100"
-            raise errors.BadRequest(f"invalid label: {key[:63]}={value[:63]}", hint=hint)
-    if len(pairs) > 16:
-        raise errors.BadRequest("a ticket can have at most 16 labels", hint="remove some")
-    return dict(pairs)
+            raise errors.BadRequest(f"invalid label: {pair[0][:63]}={pair[1][:63]}", hint=hint) from None
+    labels: dict[str, str] = forms.convert_value(dict(pairs), "labels", membership.Labels)
+    return labels
 
 
 def _view(

@@ -78,7 +78,7 @@ async def test_warnings_from_auth_are_shown_with_the_ticket(root: Browser, mesh:
         pytest.param({"uses": "20000"}, "Max uses must be a whole number from 1 to 10000.", id="too many machines"),
         pytest.param({"labels": "gpu"}, "Invalid label: gpu=.", id="a label without a value"),
         pytest.param({"labels": "a=<b>"}, "Invalid label: a=&lt;b&gt;.", id="a label with markup"),
-        pytest.param({"labels": ",".join(f"k{n}=v" for n in range(17))}, "A ticket can have at most 16 labels.", id="too many labels"),
+        pytest.param({"labels": ",".join(f"k{n}=v" for n in range(17))}, "Labels must have at most 16 entries.", id="too many labels"),
         pytest.param({"role": "auth"}, "Unknown role.", id="a role that needs the key of the mesh"),
         pytest.param({"lifetime": "99999999"}, "Unknown lifetime.", id="for ever"),
         pytest.param({"owner": "nobody"}, "There is no user called &#39;nobody&#39;.", id="auth refuses"),
