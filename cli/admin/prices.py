@@ -7,9 +7,7 @@ import click
 from cli import value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
-from cli.output.printing import TableColumn
 from shared import api
-from shared.amounts import PRICE_DECIMALS, written
 from shared.types import MicroCredits, ModelName
 
 if TYPE_CHECKING:
@@ -68,7 +66,7 @@ def set_(
 ) -> None:
     """Set the price of MODEL. `default` applies to every model without its own price.
 
-    New requests use this price. Running requests keep theirs.
+    New requests use this price. Running requests keep theirs. The list shows prices per 1M tokens.
     """
     named = None if model == DEFAULT else ModelName(model)
     price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
@@ -76,15 +74,7 @@ def set_(
 
 
 def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:
-    columns: list[TableColumn[ModelPrice]] = [
-        TableColumn("MODEL", lambda price: DEFAULT if price.model is None else price.model),
-        TableColumn("INPUT TOKEN", lambda price: written(price.input_micro_per_million, PRICE_DECIMALS)),
-        TableColumn("OUTPUT TOKEN", lambda price: written(price.output_micro_per_million, PRICE_DECIMALS)),
-        TableColumn("REQUEST", lambda price: written(price.request_micro), rank=3),
-        TableColumn("COMPUTE SECOND", lambda price: written(price.compute_second_micro), rank=4),
-        # The first price applies from the beginning of time.
-        TableColumn("SINCE", lambda price: printing.moment(price.since if price.since and price.since.timestamp() > 0 else None), rank=2),
-    ]
-    printing.show_rows(
-        listed, columns, as_json=as_json, empty="No prices yet. Set one: aicli admin prices set default --input .0001 --output .0002"
-    )
+    from shared.lists.prices import list_prices
+
+    create = "Set one: aicli admin prices set default --input .0001 --output .0002"
+    printing.show_list(listed, list_prices(listed), as_json=as_json, create=create)

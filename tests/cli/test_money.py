@@ -126,8 +126,8 @@ def test_lost_answer_says_how_to_retry_safely(ledger_shell: Shell) -> None:
 
 def test_prices(ledger_shell: Shell) -> None:
     lines = ledger_shell("admin", "prices", "list").stdout.splitlines()
-    assert lines[1].split() == ["default", "0.0001", "0.0002", "0", "0", "–"]
-    assert lines[2].split()[:5] == ["smollm2", "0.000000000001", "0", "0.5", "3"]
+    assert lines[1].split() == ["Default", "100", "200", "0", "0", "Always"]
+    assert lines[2].split()[:5] == ["smollm2", "0.000001", "0", "0.5", "3"]
     assert json.loads(ledger_shell("admin", "prices", "list", "--history", "--json").stdout)[0] == {
         "model": None,
         "input_micro_per_million": 100_000_000,

@@ -1,8 +1,8 @@
 """Show the prices and their history, and set new ones."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import msgspec
@@ -15,6 +15,8 @@ from shared import amounts, errors
 from shared.api import gateway, ledger
 from shared.api.gateway import ServedModel
 from shared.api.ledger import MICRO, ModelPrice
+from shared.lists.columns import Column, Listing
+from shared.lists.prices import in_order, list_prices
 from shared.types import MicroCredits, ModelName
 
 #: The example: input tokens, output tokens and compute seconds.
@@ -39,16 +41,9 @@ NOTHING_TYPED = PriceForm()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PriceView:
-    price: ModelPrice
-    example_micro: MicroCredits
-    #: In force now, not a previous price.
-    is_current: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class PricesPage:
-    lines: tuple[PriceView, ...]
+    prices: tuple[ModelPrice, ...]
+    listing: Listing[ModelPrice]
     with_history: bool
     #: Served models that use the default price.
     unpriced: tuple[ModelName, ...]
@@ -99,14 +94,17 @@ def _amount(text: str, what: str) -> MicroCredits:
 
 async def _page(page_request: PageRequest, *, with_history: bool, typed: PriceForm, problem: errors.CallerError | None = None) -> Page:
     """Raises PeerError while the gateway is down."""
-    current, models = await asyncio.gather(
-        page_request.call(ledger.list_prices, ledger.ListPrices()), page_request.fetch(gateway.list_models, gateway.ListModels())
+    found, models = await asyncio.gather(
+        page_request.call(ledger.list_prices, ledger.ListPrices(history=with_history)),
+        page_request.fetch(gateway.list_models, gateway.ListModels()),
     )
-    history = (await page_request.call(ledger.list_prices, ledger.ListPrices(history=True))).prices if with_history else ()
+    listing = list_prices(found.prices)
+    *columns, since = listing.columns
     view = PricesPage(
-        lines=price_lines(current.prices, history),
+        prices=tuple(sorted(found.prices, key=in_order)),
+        listing=replace(listing, columns=(*columns, _EXAMPLE, since)),
         with_history=with_history,
-        unpriced=without_own(models.models, current.prices) if models else (),
+        unpriced=without_own(models.models, found.prices) if models else (),
         knows_models=models is not None,
         typed=typed,
     )
@@ -119,20 +117,9 @@ def cost_of_example(price: ModelPrice) -> MicroCredits:
     return MicroCredits(-(-millionths // MICRO) + price.request_micro + EXAMPLE_SECONDS * price.compute_second_micro)
 
 
-def price_lines(current: Iterable[ModelPrice], history: Sequence[ModelPrice] = ()) -> tuple[PriceView, ...]:
-    """Return the prices: the default first, then by name; each followed by its previous prices, newest first."""
-    now = {price.model: price for price in current}
-    former = [price for price in history if price != now.get(price.model)]
-    found = [PriceView(price=price, example_micro=cost_of_example(price), is_current=True) for price in now.values()]
-    found += [PriceView(price=price, example_micro=cost_of_example(price), is_current=False) for price in former]
-    return tuple(sorted(found, key=_place))
+_EXAMPLE: Column[ModelPrice] = Column(title="Example", show=lambda price: amounts.grouped(cost_of_example(price)), is_number=True)
 
 
 def without_own(served: Iterable[ServedModel], current: Iterable[ModelPrice]) -> tuple[ModelName, ...]:
     priced = {price.model for price in current}
     return tuple(sorted(model.name for model in served if model.name not in priced))
-
-
-def _place(line: PriceView) -> tuple[str, bool, float]:
-    since = line.price.since
-    return line.price.model or "", not line.is_current, 0.0 if since is None else -since.timestamp()

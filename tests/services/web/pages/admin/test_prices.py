@@ -7,6 +7,7 @@ from services.web.pages.admin import prices
 from shared import errors
 from shared.api.gateway import ServedModel
 from shared.api.ledger import ModelPrice
+from shared.lists.prices import in_order, list_prices
 from shared.types import MicroCredits, ModelName
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import NOW
@@ -48,7 +49,7 @@ async def test_price_history_is_shown_on_request(root: Browser, mesh: AdminMesh)
     assert "7.77" not in (await root.get(PATH)).text
     text = (await root.get(f"{PATH}?history=yes")).text
     assert text.index(">3</td>") < text.index(">7.77</td>")
-    assert text.count('<span class="tag">previous</span>') == 1
+    assert text.count('<span class="state" data-state="off">Previous</span>') == 1
 
 
 async def test_price_is_entered_per_million_tokens(root: Browser, mesh: AdminMesh) -> None:
@@ -137,10 +138,9 @@ def test_example_cost_equals_the_gateways_charge(price: ModelPrice, micro: int) 
 def test_default_price_comes_first_and_history_after_current_prices() -> None:
     default, zeta, alpha = price(None, 1), price("zeta", 2), price("alpha", 3)
     older, oldest = price("alpha", 4, days_ago=1), price("alpha", 5, days_ago=2)
-    found = prices.price_lines((zeta, alpha, default), (oldest, alpha, older, zeta, default))
-    assert [(line.price, line.is_current) for line in found] == [
-        (default, True), (alpha, True), (older, False), (oldest, False), (zeta, True),
-    ]  # fmt: skip
+    found = sorted((zeta, oldest, alpha, older, default), key=in_order)
+    assert found == [default, alpha, older, oldest, zeta]
+    assert list(map(list_prices(found).is_over, found)) == [False, False, True, True, False]
 
 
 def test_models_without_their_own_price_are_named() -> None:
