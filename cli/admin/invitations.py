@@ -1,17 +1,11 @@
 """`aicli admin invite` and `aicli admin invitations`: invite people to the mesh itself."""
 
-from typing import TYPE_CHECKING
-
 import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
-from cli.output.printing import TableColumn
 from shared import api
 from shared.types import UserRole
-
-if TYPE_CHECKING:
-    from shared.api.organizations import ColleagueInvitation
 
 
 @click.command()
@@ -48,17 +42,10 @@ def invitations() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List the open invitations, newest first. Their links are not shown again."""
+    from shared.lists.invitations import INVITATIONS
+
     found = here.call(api.organizations.list_colleague_invitations, api.organizations.ListColleagueInvitations())
-    columns: list[TableColumn[ColleagueInvitation]] = [
-        # Enough for `revoke`.
-        TableColumn("ID", lambda each: each.id[:8], full=lambda each: each.id),
-        TableColumn("EMAIL", lambda each: each.email),
-        TableColumn("ROLE", lambda each: each.role, rank=2),
-        TableColumn("ORGANIZATION", lambda each: each.organisation_name or "–", rank=3),
-        TableColumn("INVITED BY", lambda each: each.invited_by, rank=5),
-        TableColumn("EXPIRES", lambda each: printing.moment(each.expires_at), rank=4),
-    ]
-    printing.show_rows(found.invitations, columns, as_json=as_json, empty="No open invitations. Send one: aicli admin invite EMAIL")
+    printing.show_list(found.invitations, INVITATIONS, as_json=as_json, create="Send one: aicli admin invite EMAIL")
 
 
 @invitations.command()

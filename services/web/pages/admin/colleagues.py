@@ -13,6 +13,8 @@ from services.web.http import forms
 from services.web.request_context import JOIN, Page, PageRequest
 from shared import errors
 from shared.api import organizations as api
+from shared.lists.columns import Listing
+from shared.lists.invitations import INVITATIONS
 from shared.types import UserRole
 
 _HERE = "/admin/invitations"
@@ -30,6 +32,7 @@ class ColleagueForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColleaguesPage:
     invitations: tuple[api.ColleagueInvitation, ...]
+    listing: ClassVar[Listing[api.ColleagueInvitation]] = INVITATIONS
     organisations: tuple[str, ...]
     roles: ClassVar[tuple[UserRole, ...]] = tuple(UserRole)
     typed: ColleagueForm
