@@ -54,7 +54,7 @@ class _Bounds:
         return self._info.lt is not None
 
 
-class _WholeNumber(_Bounds, click.IntRange):  # type: ignore[override]  # click sets them at once
+class WholeNumber(_Bounds, click.IntRange):  # type: ignore[override]  # click sets them at once
     pass
 
 
@@ -62,9 +62,9 @@ class _Number(_Bounds, click.FloatRange):  # type: ignore[override]
     pass
 
 
-def whole_number(request: Request, field: str, *, unit: int = 1) -> click.IntRange:
+def whole_number(request: Request, field: str, *, unit: int = 1) -> WholeNumber:
     """Return the type of an option for this field of the request. ``unit``: 3600 for hours if the field has seconds."""
-    return _WholeNumber(request, field, unit)
+    return WholeNumber(request, field, unit)
 
 
 def number(request: Request, field: str) -> click.FloatRange:

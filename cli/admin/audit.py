@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 RESULTS = ("done", "refused", "failed")
 #: Every row is read; a log of many millions is better exported and verified here.
 _WHOLE_LOG_SECONDS = 3600
-_MOST_LISTED = 500
 _MOMENT = click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S.%f"])
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 960 * 1024
 #: A copy of shared.api.configuration.ConfigKind, for the same reason.
 KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_price")
-_MOST_LISTED = 3_000
+_LIMIT = options.whole_number(lambda: api.configuration.ListConfigVersions, "limit")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
 _NOTE = click.option("--note", default="", metavar="TEXT", help="Note for the history.")
 _REVISION = click.option(
@@ -99,7 +99,7 @@ def show(here: CliContext, /, *, document: "tuple[ConfigKind, str] | None", as_j
         version = _find(here, document, None)
         click.echo(printing.printable(version.body or ""), nl=False)
         return
-    request = api.configuration.ListConfigVersions(only_current=True, limit=_MOST_LISTED)
+    request = api.configuration.ListConfigVersions(only_current=True, limit=_LIMIT.max)
     _list(here.call(api.configuration.list_config_versions, request).versions, as_json=as_json, current=True)
     for line in here.call(api.configuration.export_config, api.configuration.ExportConfig()).ignored_settings:
         printing.note(line)
@@ -109,7 +109,7 @@ def show(here: CliContext, /, *, document: "tuple[ConfigKind, str] | None", as_j
 @_document(required=False)
 @click.option(
     "--limit",
-    type=options.whole_number(lambda: api.configuration.ListConfigVersions, "limit"),
+    type=_LIMIT,
     default=100,
     show_default=True,
     help="Maximum number of versions to list.",

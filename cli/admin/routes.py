@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from cli.connection import CliConnection
     from shared.api.configuration import RouteState, RouteTargetState, TriedRoute, TriedTarget
 
-#: A copy of shared.api.configuration.TryRoute's limit, so that `--help` need not import it; a test compares the two.
-MAX_COUNT = 10_000
 _TIERS = [tier.value for tier in Tier]
 _NAME = click.argument("name", shell_complete=value_completion.routes)
 

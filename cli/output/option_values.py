@@ -26,8 +26,6 @@ def duration(subject: str, request: options.Request, field: str) -> Callable[[cl
 
     def read(context: click.Context, parameter: click.Parameter, value: str) -> int:
         seconds = read_seconds(context, parameter, value)
-        assert bounds.min is not None
-        assert bounds.max is not None
         if not bounds.min <= seconds <= bounds.max:
             raise click.BadParameter(f"{subject} between {_words(bounds.min)} and {_words(bounds.max)}", context, parameter)
         return seconds

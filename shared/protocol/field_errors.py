@@ -32,12 +32,12 @@ def explain(error: msgspec.ValidationError, kind: type) -> Mistake:
     """Return what is wrong with a message that should be a ``kind``."""
     at = _AT.match(str(error))
     what, path = (at["what"], at["path"]) if at else (str(error), "")
-    if not _FIELD.match(what) and len(what) > _MAX_SAID:
-        what = f"{what[:_MAX_SAID]}…"  # it has the sender's text
     if field := _FIELD.match(what):
         name = f"{path}.{field['field']}" if path else field["field"]
         is_unknown = field["what"] == "contains unknown"
         return Mistake(name, "is not a supported field" if is_unknown else "is missing", path if is_unknown else name)
+    if len(what) > _MAX_SAID:
+        what = f"{what[:_MAX_SAID]}…"  # it has the sender's text
     lowered = what[:1].lower() + what[1:]
     if at and at["key"]:
         return Mistake(path, f"has an invalid key: {lowered}", path)

@@ -2,6 +2,7 @@
 replaces stops and does not start again, so two ledgers never run.
 """
 
+import asyncio
 import re
 import secrets
 from datetime import UTC, datetime
@@ -72,7 +73,7 @@ def read_own(home: StackHome) -> SiteRecord | None:
 
 async def ensure_own(place: BackupPlace) -> SiteRecord:
     """Return the term of this home. The first home of a store takes the first one. Raises BadSettings if another home owns the mesh."""
-    own = read_own(place.home)
+    own = await asyncio.to_thread(read_own, place.home)
     if own is None:
         if (other := await find_highest(place.store, place.mesh)) is not None:
             raise errors.BadSettings(
@@ -81,7 +82,7 @@ async def ensure_own(place: BackupPlace) -> SiteRecord:
             )
         # Saved before it is put, so that a crash in between does not lose the race against itself.
         own = new_record(1, place.settings.site)
-        stack_home.write_struct(place.home.own_site, own)
+        await asyncio.to_thread(stack_home.write_struct, place.home.own_site, own)
     if own.term == 1:
         await place.store.put_if_absent(record_name(1), layout.sign(record_name(1), own, place.key))
     return own
@@ -89,7 +90,7 @@ async def ensure_own(place: BackupPlace) -> SiteRecord:
 
 async def read_confirmed(place: BackupPlace) -> SiteRecord:
     """Return the term that the store has for this home. Raises BadSettings if it has none or another home has a later one."""
-    own, highest = read_own(place.home), await find_highest(place.store, place.mesh)
+    own, highest = await asyncio.to_thread(read_own, place.home), await find_highest(place.store, place.mesh)
     if own is None:
         raise errors.BadSettings("the backup agent has not taken this site's term yet", hint="is it running? aicli stack logs backup")
     if highest is not None and highest.replaces(own):

@@ -143,10 +143,6 @@ UPDATE mesh_state SET
     epoch = epoch + 1, epoch_changed_at = now(), number = greatest(number + 1, extract(epoch FROM now())::bigint)
 WHERE last_revoked_at > epoch_changed_at AND epoch_changed_at <= now() - interval '1 hour';
 
--- name: publish_list
--- Give the list a new number after revocations that no trigger counted; an epoch is due as after other revocations.
-UPDATE mesh_state SET number = greatest(number + 1, extract(epoch FROM now())::bigint), last_revoked_at = now();
-
 -- name: raise_list_number
 -- Raise the list's number above $1, if that was published and is no longer known here.
 UPDATE mesh_state SET number = greatest($1 + 1, extract(epoch FROM now())::bigint) WHERE number < $1;

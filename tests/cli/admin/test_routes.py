@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+import click
 import msgspec
 
 from cli.admin import routes
@@ -64,4 +65,6 @@ def test_the_limit_of_a_try_is_the_gateways() -> None:
     (field,) = (field for field in msgspec.structs.fields(TryRoute) if field.name == "count")
     info = msgspec.inspect.type_info(field.type)
     assert isinstance(info, msgspec.inspect.IntType)
-    assert info.le == routes.MAX_COUNT
+    (option,) = (each for each in routes.routes.commands["try"].params if each.name == "count")
+    assert isinstance(option.type, click.IntRange)
+    assert info.le == option.type.max
