@@ -7,7 +7,7 @@ shared_prefix  the same after a cached prefix and after a new one
 reuse          chats that begin with one of a few pages: the total time
 long_prompt    the time to the first token behind a long prompt, with nobody else
 page_prompt    the same behind a shorter one
-contexts       tokens a second behind contexts that were read before, also with bf16 keys and f16 values
+contexts       tokens a second behind contexts that were read before, also with f16 keys and bf16 values
 gaps           the time between two tokens of running streams while another prompt is read, and the wait for that prompt
 image_gaps     the same time while images are encoded and read, by a projector of the size of CLIP's (ViT-B/16) with random weights
 lookup         answers that copy, with drafts and without: the tokens a second after the first one; and stories, which copy nothing
@@ -46,9 +46,9 @@ import numpy as np
 
 from bench import calls, contenders, processes, report, rivals, tenants
 from bench.contenders import (
-    BF16_KEYS,
     CONSTRAINED,
     EVERYONE,
+    F16_KEYS,
     LLAMA_SERVER,
     MODES,
     OURS,
@@ -252,7 +252,7 @@ async def measure_contexts(rows: Rows, _shared: None, options: Options) -> None:
         prompts = [f"{page} {message(CONTEXT_END, random.Random(number))}" for number in range(level)]
         async with AsyncExitStack() as stack:
             ways = dict[str, Callable[[], Awaitable[Rate]]]()
-            for contender in (OURS[KvMode.EXACT], BF16_KEYS, LLAMA_SERVER):
+            for contender in (OURS[KvMode.EXACT], F16_KEYS, LLAMA_SERVER):
                 shape = Shape(level, length + 2 * CONTEXT_NEW, options.threads)
                 generate = await stack.enter_async_context(contenders.opened(contender, shape))
                 ways[contender.name] = partial(measure_rate, generate, prompts * (4 // level or 1), level, CONTEXT_NEW)
@@ -261,7 +261,7 @@ async def measure_contexts(rows: Rows, _shared: None, options: Options) -> None:
         ours, tried, theirs = ([rate.answering for rate in found[name]] for name in ways)
         claim = f"{OURS[KvMode.EXACT].name}: {level} stream{'s' if level > 1 else ''} behind {length} tokens"
         rows.paired(claim, ours, "tokens/s", RIVAL, theirs, at_least=0.95)
-        rows.paired(claim, ours, "tokens/s", BF16_KEYS.name, tried)
+        rows.paired(claim, ours, "tokens/s", F16_KEYS.name, tried)
 
 
 async def measure_constrained(rows: Rows, _shared: None, options: Options) -> None:

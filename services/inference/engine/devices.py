@@ -46,6 +46,10 @@ class EngineBuild(msgspec.Struct, frozen=True):
     #: Of variants for processors, those that compute the same bits as others, with the name of their group.
     numeric_groups: dict[str, str] = {}
 
+    @property
+    def is_prebuilt(self) -> bool:
+        return bool(self.numeric_groups)
+
 
 class FoundDevices(msgspec.Struct, frozen=True):
     devices: tuple[Device, ...]

@@ -307,9 +307,12 @@ def _context_parameters(load: LoadCommand, tokens: int, whole: int = 0) -> nativ
         if values is None and _has_fast_bf16():
             parameters.type_k = parameters.type_v = _KV_TYPES[KvType.BF16]
     elif load.kv_mode is KvMode.EXACT and load.kv_type == (KvType.F16, None) and not on_gpu(load):
-        # If keys are f16 and values aren't, a processor computes the attention of each token separately and in the same order,
-        # whatever else is in the batch (docs/decisions/0011).
-        parameters.type_v = _KV_TYPES[KvType.BF16]
+        # If keys and values have different types, a processor computes the attention of each token separately and in the same order,
+        # whatever else is in the batch. Which order is faster depends on the compiler, too (docs/decisions/0011).
+        if _has_fast_bf16() and devices.engine_build().is_prebuilt:
+            parameters.type_k = _KV_TYPES[KvType.BF16]
+        else:
+            parameters.type_v = _KV_TYPES[KvType.BF16]
     return parameters
 
 

@@ -1,5 +1,6 @@
 """Drafts with llama.cpp: several tokens of a sequence at once have the bits of single ones, so an answer's tokens are the same."""
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from tests.services.inference.engine.commands import handle
 
 SLOTS, CONTEXT = 4, 768
 FILES = {"q8_0": model_discovery.packaged, "q4_1": model_discovery.installed}
+#: What `exact` takes on some processor.
+EXACT_TYPES = {"f16 keys": KvTypes(KvType.F16, KvType.BF16), "bf16 keys": KvTypes(KvType.BF16, KvType.F16)}
 #: Tokens of the sequences before the rows that are compared.
 LENGTHS = (5, 64, 130, 513)
 ROWS = 1 + lookup.MAX_DRAFTED
@@ -99,9 +102,10 @@ class Bits:
         native.llama_memory_seq_rm(self._model._memory, slot, length, -1)
 
 
-@pytest.fixture(scope="module", params=list(FILES))
+@pytest.fixture(scope="module", params=itertools.product(FILES, EXACT_TYPES), ids="-".join)
 def bits(request: pytest.FixtureRequest) -> Iterator[Bits]:
-    with opened(FILES[request.param]()) as model:
+    file, types = request.param
+    with opened(FILES[file](), kv_type=EXACT_TYPES[types]) as model:
         yield Bits(model)
 
 

@@ -70,7 +70,6 @@ def test_tensors_go_to_the_device_that_is_set(load: LoadCommand) -> None:
 @pytest.mark.parametrize(
     ("types", "expected"),
     [
-        (KvTypes(KvType.F16), "K (f16)|V (bf16)"),
         (KvTypes(KvType.F16, KvType.F16), "K (f16)|V (f16)"),
         (KvTypes(KvType.BF16), "K (bf16)|V (bf16)"),
         (KvTypes(KvType.Q8_0), "K (q8_0)|V (q8_0)"),
@@ -143,8 +142,25 @@ def test_shared_cache_is_bf16_where_that_is_faster(
 
 
 @pytest.mark.parametrize(
+    ("features", "groups", "expected"),
+    [
+        pytest.param("AVX512_BF16 = 1", {"zen4": "avx512"}, (BF16, F16), id="fast in bf16"),
+        pytest.param("AVX512_BF16 = 1", {}, (F16, BF16), id="compiled"),
+        pytest.param("AVX512 = 1", {"zen4": "avx512"}, (F16, BF16), id="without the instruction"),
+    ],
+)
+def test_exact_cache_has_keys_in_bf16_where_that_is_faster(
+    features: str, groups: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "llama_print_system_info", f"CPU : {features} | ".encode)
+    monkeypatch.setattr(devices, "engine_build", lambda: devices.EngineBuild("0.25.3 abc", groups))
+    parameters = model_loading._context_parameters(LoadCommand("", FEW, 512, 1, 0, kv_mode=KvMode.EXACT, kv_type=KvTypes(KvType.F16)), 512)
+    assert (parameters.type_k, parameters.type_v) == expected
+
+
+@pytest.mark.parametrize(
     ("types", "are_equal"),
-    [pytest.param(KvTypes(KvType.F16), True, id="default"), pytest.param(KvTypes(KvType.BF16, KvType.F16), False, id="bf16")],
+    [pytest.param(KvTypes(KvType.F16, KvType.BF16), True, id="f16"), pytest.param(KvTypes(KvType.F16), False, id="default")],
 )
 def test_only_keys_in_bf16_tell_variants_of_a_group_apart(types: KvTypes, are_equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     found = set()
