@@ -3,7 +3,6 @@
 import asyncio
 import random
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from services.gateway.billing.journal import OrphanedJournals, held_journal
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.call_parts import CallParts
 from services.gateway.callers import Callers
 from services.gateway.configuration import ended_keys
 from services.gateway.configuration.config_rpc import ConfigRpc
@@ -72,6 +70,7 @@ from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
+from services.gateway.rpc_reader import RpcReader
 from services.gateway.scheduling import model_coverage, policies, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -102,7 +101,7 @@ from shared.stores.recent_writes import RecentWrites
 from shared.stores.replica_reads import DatabaseOptions, ReplicaPlan
 from shared.telemetry import logs
 from shared.telemetry.database_metrics import DatabaseMetrics
-from shared.types import Credential, ModelName, RequestId, Role, TenantId, UserId
+from shared.types import Credential, ModelName, Role, TenantId, UserId
 from shared.worker_pools import PoolsFile
 
 if TYPE_CHECKING:
@@ -373,27 +372,21 @@ class GatewayService:
             raise request_validation.BadField("rest", "requires a stream; omit it to get the whole answer")
         repeat = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
-        wants_parts = request.call_parts and not stream.is_whole
         # The rest of a call needs its earlier parts.
         whole = stream.is_whole or bool(request.request.tools)
-        calls: defaultdict[int, CallParts] = defaultdict(CallParts)
         asked = await self._deduplicated.admit_images(request.request)
         run = self._deduplicated.run(
             stream.principal, asked, seconds=seconds, repeat=repeat, cache=cache, whole=whole, streamed=not stream.is_whole
         )
         async with run as answer:
-            first_id: RequestId | None = answer.head.request_id
+            reader = RpcReader(
+                stream,
+                answer.head.request_id,
+                after=0 if request.rest is None else request.rest.after,
+                wants_parts=request.call_parts and not stream.is_whole,
+            )
             async for number, chunk in answer:
-                followed = calls[chunk.answer]
-                parts, complete = (tuple(followed.add(chunk)), ()) if wants_parts else ((), followed.complete(chunk))
-                if request.rest is not None and 0 < number <= request.rest.after:
-                    continue
-                await stream.send(
-                    gateway.InferenceChunk(
-                        chunk.text, chunk.answer, chunk.logprobs, complete, chunk.waiting, number, first_id, chunk.reasoning, parts
-                    )
-                )
-                first_id = None
+                await reader.take(number, chunk)
         return answer.result
 
     @serves(gateway.cancel_inference)

@@ -10,7 +10,7 @@ from services.gateway.http_api import response_formats
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, Headers
 from services.gateway.idempotency.cache_keys import CacheRequest
-from services.gateway.requests.deduplicated_inference import NO_REPEAT, DeduplicatedInference, InferenceReply, RepeatedRequest, ReplyFacts
+from services.gateway.requests.deduplicated_inference import NO_REPEAT, DeduplicatedInference, RepeatedRequest, ReplyFacts
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
@@ -40,22 +40,62 @@ async def answer(
         repeat, cache = read_repeat(call), call.cache_request
     if call.has_options or call.ignored.labels:
         request = with_call(call, request)
+    reader = HttpReader(call, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     seconds = deduplicated.most_seconds
     async with deduplicated.run(call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=cache, streamed=stream) as reply:
-        await send_chunks(call, reply, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
+        reader.begin(reply)
+        async for number, chunk in reply:
+            await reader.take(number, chunk)
+        reader.show_origin()
     # The row is written before the caller learns how the request ended.
     result = reply.result
     if before_end is not None:
         await before_end()
-    await finish(call, form, result, stream=stream)
+    await reader.finish(result)
 
 
-async def finish(call: HttpCall, form: AnswerFormat, result: InferenceResult, *, stream: bool) -> None:
-    if stream:
-        await call.send_events(form.last_events(result))
-        await call.end_events()
-    else:
-        await call.answer(form.whole(result))
+class HttpReader:
+    """Sends an answer, or several one after another, in the form of one API."""
+
+    def __init__(self, call: HttpCall, form: AnswerFormat, *, stream: bool, after: int = 0, with_ids: bool = True) -> None:
+        """``after``: the chunk that the caller already has. ``with_ids``: whether the stream can be resumed."""
+        self._call, self._form = call, form
+        self._stream, self._after, self._with_ids = stream, after, with_ids
+
+    def begin(self, reply: ReplyFacts) -> None:
+        """Start, before the first chunk of each answer."""
+        self._call.add_headers(headers(reply))
+        self._head = head = reply.head
+        assert head.model is not None  # known before the first chunk
+        self._event_ids = response_formats.write_event_ids(head.request_id)
+        self._form.begin(AnswerFacts(head.request_id, head.model, int(head.began_at.timestamp()), _fingerprint(head.model)))
+
+    async def take(self, number: int, chunk: Chunk) -> None:
+        """Nothing is sent before the first text or waiting notice: until then, an error can have its own status."""
+        if not number:
+            if self._stream:
+                await self._call.send_comment(chunk.waiting)
+        elif not self._stream:
+            self._form.gather(chunk)
+        else:
+            # The format needs to see the earlier chunks, too.
+            events = self._form.events(chunk)
+            if number > self._after:
+                if not self._call.started:
+                    self.show_origin()
+                await self._call.send_events(events, f"{self._event_ids}{number}" if self._with_ids else None)
+
+    def show_origin(self) -> None:
+        """Call it after the last chunk, too: an answer may have none."""
+        if not self._call.started and self._head.cached:
+            self._call.add_headers(_CACHE_HIT)
+
+    async def finish(self, result: InferenceResult) -> None:
+        if self._stream:
+            await self._call.send_events(self._form.last_events(result))
+            await self._call.end_events()
+        else:
+            await self._call.answer(self._form.whole(result))
 
 
 async def embed(
@@ -85,40 +125,6 @@ def read_repeat(call: HttpCall) -> RepeatedRequest:
     """Read from the headers whether the call repeats another. Raises BadRequest for invalid ones."""
     event_id = call.last_event_id
     return RepeatedRequest(key=call.idempotency_key, rest=None if event_id is None else response_formats.read_event_id(event_id))
-
-
-async def send_chunks(
-    call: HttpCall,
-    reply: InferenceReply[Chunk, InferenceResult],
-    form: AnswerFormat,
-    *,
-    stream: bool,
-    after: int = 0,
-    with_ids: bool = True,
-) -> None:
-    """Send all but the end, after the chunk ``after`` that the caller already has.
-
-    Nothing is sent before the first text or waiting notice: until then, an error can have its own status.
-    """
-    call.add_headers(headers(reply))
-    head = reply.head
-    assert head.model is not None  # known before the first chunk
-    form.begin(AnswerFacts(head.request_id, head.model, int(head.began_at.timestamp()), _fingerprint(head.model)))
-    async for number, chunk in reply:
-        if not number:
-            if stream:
-                await call.send_comment(chunk.waiting)
-        elif not stream:
-            form.gather(chunk)
-        else:
-            # The format needs to see the earlier chunks, too.
-            events = form.events(chunk)
-            if number > after:
-                if not call.started and head.cached:
-                    call.add_headers(_CACHE_HIT)
-                await call.send_events(events, response_formats.write_event_id(head.request_id, number) if with_ids else None)
-    if not call.started and head.cached:
-        call.add_headers(_CACHE_HIT)
 
 
 def headers(reply: ReplyFacts) -> Headers:

@@ -7,6 +7,7 @@ from typing import get_args
 
 from services.gateway.http_api import answer_delivery, http_errors
 from services.gateway.http_api import parameters as openai_parameters
+from services.gateway.http_api.answer_delivery import HttpReader
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnthropicErrorBody
@@ -113,6 +114,8 @@ class OpenAiRoutes:
         ends_at = time.monotonic() + self._deduplicated.most_seconds
         if body.stream:
             call.expect_events(form.failed)
+        # Without ids: after a lost stream, the caller repeats the request under the same key.
+        reader = HttpReader(call, form, stream=body.stream, with_ids=False)
         for number, (request, repeat) in enumerate(zip(requests, repeats, strict=True), 1):
             async with self._deduplicated.run(
                 call.caller,
@@ -123,10 +126,12 @@ class OpenAiRoutes:
                 cache=call.cache_request,
                 streamed=body.stream,
             ) as reply:
-                # Without ids: after a lost stream, the caller repeats the request under the same key.
-                await answer_delivery.send_chunks(call, reply, form, stream=body.stream, with_ids=False)
+                reader.begin(reply)
+                async for place, chunk in reply:
+                    await reader.take(place, chunk)
+                reader.show_origin()
             if number == len(requests):
-                await answer_delivery.finish(call, form, reply.result, stream=body.stream)
+                await reader.finish(reply.result)
                 return
             if body.stream:
                 await call.send_events(form.end(reply.result))

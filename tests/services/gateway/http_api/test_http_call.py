@@ -9,7 +9,8 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from services.gateway.http_api import answer_delivery, http_app, http_call, response_formats
+from services.gateway.http_api import http_app, http_call, response_formats
+from services.gateway.http_api.answer_delivery import HttpReader
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
@@ -105,7 +106,10 @@ async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service
         call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
         repeat = RepeatedRequest(key="k", rest=Rest(after) if after else None)
         async with running_service.once.run(principal, request, seconds=5, repeat=repeat, whole=True) as reply:
-            await answer_delivery.send_chunks(call, reply, FORMS[path](), stream=True, after=after)
+            sent = HttpReader(call, FORMS[path](), stream=True, after=after)
+            sent.begin(reply)
+            async for number, chunk in reply:
+                await sent.take(number, chunk)
         return reply.head.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
     whole_id, whole = await read_stream(0)
