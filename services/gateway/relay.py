@@ -7,15 +7,16 @@ resume. The caller only sees a pause. Closing the stream early cancels the gener
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, closing, suppress
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
 import msgspec
 
 from services.gateway import generation
-from services.gateway.generation import AskWorker, Done, End, Failed, FindWorker, Generation, Item, Pause, Step
+from services.gateway.generation import AskWorker, Done, End, Failed, FindWorker, Generation, Pause, Step
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import RetryBudget
@@ -196,28 +197,31 @@ class _RunningCall:
         """Yield what the worker sends, and the next step."""
         core, claim, outcome = self.core, self.claim, "left"
         assert claim is not None
-        silence = BoundedWaits(self.relay.stall_seconds)
+        silence = _Silence(core, self.relay.stall_seconds)
         try:
-            with claim, closing(silence):
+            with claim:
                 if self.has_waited:
                     # The worker may have announced something else since the choice.
                     self.relay.dispatch.ensure_allowed(claim.worker.node, self.requirements)
                 self.on_claim(claim, core.at.ids)
                 try:
                     async with self._call(claim, asked) as answer:
-                        items, accepted = aiter(answer), None
-                        self.reply, claim.call = answer, None if claim.provider else self
+                        accepted, self.reply, claim.call = None, answer, None if claim.provider else self
                         try:
-                            while (
-                                # If no other worker can resume, keep waiting for this one.
-                                item := await (self._next(items, silence) if core.began and core.can_resume else anext(items, None))
-                            ) is not None:
-                                if accepted is None and isinstance(accepted := answer.accepted, PromptAccepted) and core.accepted(accepted):
-                                    yield accepted
-                                if core.item(item) is not None:
-                                    yield item
-                                if core.began and not claim.has_delivered:
-                                    claim.record_delivery()
+                            with silence:
+                                async for item in answer:
+                                    silence.task = None
+                                    if (
+                                        accepted is None
+                                        and isinstance(accepted := answer.accepted, PromptAccepted)
+                                        and core.accepted(accepted)
+                                    ):
+                                        yield accepted
+                                    if core.item(item) is not None:
+                                        yield item
+                                    if core.began and not claim.has_delivered:
+                                        claim.record_delivery()
+                                    silence.expect()
                         finally:
                             self.reply, claim.call = None, None
                             claim.was_accepted = answer.accepted is not None
@@ -246,20 +250,6 @@ class _RunningCall:
         }
         call = self.relay.rpc.stream(kind.method, request, to=node, deadline_seconds=asked.seconds)
         return CallSpan(f"{kind.operation} {self.requirements.model}", attributes, call)
-
-    async def _next(self, items: AsyncIterator[Item], silence: BoundedWaits) -> Item | None:
-        """Return None at the end of the stream. Raises LinkLost if the worker stalls."""
-        silence.since, silence.task = asyncio.get_running_loop().time(), asyncio.current_task()
-        if silence.timer is None:
-            silence.start()
-        try:
-            return await anext(items, None)
-        except asyncio.CancelledError as error:
-            if silence.has_ended():
-                raise errors.LinkLost(f"the worker has sent nothing for {self.relay.stall_seconds:g} s in mid-answer") from error
-            raise
-        finally:
-            silence.task = None
 
     def _end(self, claim: Claim, end: End) -> Done:
         done, dispatch, node = self.core.ended(end), self.relay.dispatch, claim.worker.node
@@ -294,6 +284,29 @@ class _RunningCall:
     def _count(self, outcome: str) -> None:
         if self.why:
             self.relay.count(self.why, outcome)
+
+
+class _Silence(BoundedWaits):
+    """Raises LinkLost if the worker of a started answer is silent for ``seconds``, and another can resume it."""
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: Generation, seconds: float) -> None:
+        super().__init__(seconds)
+        self._core = core
+
+    def expect(self) -> None:
+        if self._core.began and self._core.can_resume:
+            self.begin()
+
+    def __enter__(self) -> None:
+        self.expect()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+        if isinstance(error, asyncio.CancelledError) and self.has_ended():
+            raise errors.LinkLost(f"the worker has sent nothing for {self._seconds:g} s in mid-answer") from error
+        self.task = None
 
 
 def _new_generation(request: inference.ProcessPrompt | TextRequest, requirements: WorkerRequirements, ends_at: float) -> Generation:

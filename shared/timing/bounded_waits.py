@@ -8,8 +8,8 @@ from types import TracebackType
 class BoundedWaits:
     """`with waits: await …` raises TimeoutError if the block takes longer than ``seconds``.
 
-    One timer serves all waits, one wait at a time. Call ``close`` after the last one. Where the two calls of a block cost too much, do what
-    it does: set ``since`` and ``task``, and ask ``has_ended``.
+    One timer serves all waits, one wait at a time. Call ``close`` after the last one. Where a block costs too much, call ``begin``, set
+    ``task`` to None after the wait, and ask ``has_ended`` when it was canceled.
     """
 
     __slots__ = ("_is_up", "_loop", "_seconds", "expired", "since", "task", "timer")
@@ -26,10 +26,8 @@ class BoundedWaits:
         self.expired = False
 
     def __enter__(self) -> None:
-        self.since, self.task = self._loop.time(), asyncio.current_task(self._loop)
         self.expired = False
-        if self.timer is None:
-            self.start()
+        self.begin()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if isinstance(error, asyncio.CancelledError) and self.has_ended():
@@ -37,9 +35,11 @@ class BoundedWaits:
             raise TimeoutError from error
         self.task = None
 
-    def start(self) -> None:
-        """Start the timer, during a wait."""
-        self.timer = self._loop.call_later(self._left(), self._check)
+    def begin(self) -> None:
+        # Without the loop, `current_task` asks the system for the process's id (Python 3.11).
+        self.since, self.task = self._loop.time(), asyncio.current_task(self._loop)
+        if self.timer is None:
+            self.timer = self._loop.call_later(self._left(), self._check)
 
     def has_ended(self) -> bool:
         """Return whether it was this object that canceled the wait. If another caller did, too, the task must stay canceled."""

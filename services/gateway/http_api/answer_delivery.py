@@ -67,7 +67,7 @@ class HttpReader:
         self._call.add_headers(headers(reply))
         self._head = head = reply.head
         assert head.model is not None  # known before the first chunk
-        self._event_ids = response_formats.write_event_ids(head.request_id)
+        self._event_id_start = response_formats.event_id_start(head.request_id)
         self._form.begin(AnswerFacts(head.request_id, head.model, int(head.began_at.timestamp()), _fingerprint(head.model)))
 
     async def take(self, number: int, chunk: Chunk) -> None:
@@ -83,7 +83,7 @@ class HttpReader:
             if number > self._after:
                 if not self._call.started:
                     self.show_origin()
-                await self._call.send_events(events, f"{self._event_ids}{number}" if self._with_ids else None)
+                await self._call.send_events(events, f"{self._event_id_start}{number}" if self._with_ids else None)
 
     def show_origin(self) -> None:
         """Call it after the last chunk, too: an answer may have none."""

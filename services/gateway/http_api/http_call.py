@@ -370,22 +370,20 @@ class HttpCall:
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *request_id, *common, *self._extra]})
 
     async def _write(self, body: bytes, *, more: bool) -> None:
-        async with self._write_lock:
+        await self._write_lock.acquire()
+        try:
             if self.ended:
                 return  # a late heartbeat
             self.ended = not more
-            writes = self._writes
-            writes.since, writes.task = self._loop.time(), asyncio.current_task()
-            if writes.timer is None:
-                writes.start()
-            try:
-                await self._send({"type": "http.response.body", "body": body, "more_body": more})
-            except asyncio.CancelledError:
-                if writes.has_ended():
-                    raise errors.Cancelled("the client stopped reading") from None
-                raise
-            finally:
-                writes.task, self._written_at = None, self._loop.time()
+            self._writes.begin()
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except asyncio.CancelledError:
+            if self._writes.has_ended():
+                raise errors.Cancelled("the client stopped reading") from None
+            raise
+        finally:
+            self._writes.task, self._written_at = None, self._loop.time()
+            self._write_lock.release()
 
 
 def _too_large(most_bytes: int) -> errors.CallerError:

@@ -236,13 +236,9 @@ def duration(seconds: float) -> str:
 _EVENT_ID = re.compile(r"(?P<request>[0-9a-f]{32})-(?P<number>[0-9]{1,9})\Z")
 
 
-def write_event_ids(request_id: RequestId) -> str:
-    """Return what the ids of one answer begin with; the number of the chunk follows."""
+def event_id_start(request_id: RequestId) -> str:
+    """Return what the number of a chunk follows in an event id."""
     return f"{request_id.hex}-"
-
-
-def write_event_id(request_id: RequestId, number: int) -> str:
-    return f"{write_event_ids(request_id)}{number}"
 
 
 def read_event_id(event_id: str) -> Rest:

@@ -167,12 +167,14 @@ class _EventSink:
         self._call = call
         self._sent = 0
         self._request_id: RequestId | None = None
+        self._ids = ""
         self._event_id: str | None = None
 
     def encode(self, item: msgspec.Struct) -> bytes:
         if isinstance(item, InferenceChunk):
-            self._request_id = answer = item.request_id or self._request_id
-            self._event_id = response_formats.write_event_id(answer, item.sequence) if item.sequence and answer else None
+            if item.request_id is not None and item.request_id != self._request_id:
+                self._request_id, self._ids = item.request_id, response_formats.event_id_start(item.request_id)
+            self._event_id = f"{self._ids}{item.sequence}" if item.sequence and self._ids else None
         return _encode(item)
 
     def accept(self, call_id: int, body: bytes) -> None:
