@@ -6,7 +6,7 @@ step, asks for the next one early, and cuts the answer off where a step is refus
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 
 from services.gateway import tally
 from services.gateway.relay import AnswerItem
@@ -22,6 +22,8 @@ STEP_TOKENS = 4096
 _LEAST_STEP = 256
 #: The next step is asked for when this share of a step is left: 512 tokens, seconds before they are needed.
 _LEAD_SHARE = 8
+#: How long an answer that ends at its deadline waits for a step: enough for the limits. The ledger ignores a step after the request's end.
+_LATE_SECONDS = 0.1
 
 #: Begins to hold so many tokens for each answer. The task returns how many are held then, and never raises.
 Extend = Callable[[int], asyncio.Task[int]]
@@ -46,6 +48,10 @@ class AnswerBounds:
     def wanted(self) -> int:
         """Return how many tokens of each answer to hold next."""
         return min(self._held + self._step, self._most)
+
+    @property
+    def has_content(self) -> bool:
+        return bool(self.at.ids or self.at.pieces)
 
     @property
     def _is_last(self) -> bool:
@@ -88,18 +94,22 @@ class AnswerBounds:
 class _Steps:
     """Asks for the steps of one answer, one at a time."""
 
-    def __init__(self, bounds: AnswerBounds, extend: Extend) -> None:
+    def __init__(self, bounds: AnswerBounds, extend: Extend, waits: DeadlineWaits | None) -> None:
         self._bounds = bounds
         self._extend = extend
+        self._waits = waits
         self._extending: asyncio.Task[int] | None = None
 
     async def take(self, chunk: Chunk) -> bool:
-        """Count the chunk, and ask for the next step if it is time; wait for a late one. Return False if the chunk doesn't fit."""
+        """Count the chunk, and ask for the next step if it is time; wait for a late one. Return False if the chunk doesn't fit.
+        Raises TimeoutError if a step is too late for an answer that has a beginning."""
         while not self._bounds.take(chunk):
             if self._extending is None and not self._bounds.can_grow:
                 return False
             self._extending = self._extending or self._extend(self._bounds.wanted)
-            self._bounds.record_extension(await self._extending)
+            with (self._waits if self._bounds.has_content else None) or nullcontext():
+                # A canceled extension may take seconds to end.
+                self._bounds.record_extension(await asyncio.shield(self._extending))
             self._extending = None
         if self._extending is not None and self._extending.done():
             self._bounds.record_extension(self._extending.result())
@@ -108,10 +118,11 @@ class _Steps:
             self._extending = self._extend(self._bounds.wanted)
         return True
 
-    async def stop(self) -> None:
+    async def stop(self, seconds: float | None) -> None:
+        """End a step that is asked for. Wait for it, but no longer than ``seconds``."""
         if self._extending is not None:
             self._extending.cancel()
-            await asyncio.wait([self._extending])
+            await asyncio.wait([self._extending], timeout=seconds)
 
 
 async def bounded(
@@ -124,29 +135,29 @@ async def bounded(
 ) -> AsyncGenerator[AnswerItem]:
     """Yield the answers' items, up to the end or to where they are cut off. ``seconds_left``: None for a streamed answer.
     ``is_free``: known at the first item. Raises what ``answers`` raises. Close it with ``aclose``."""
-    steps = _Steps(bounds, extend)
-    waits = None if seconds_left is None else DeadlineWaits(seconds_left)
+    waits, is_late = None if seconds_left is None else DeadlineWaits(seconds_left), False
+    steps = _Steps(bounds, extend, waits)
     try:
         async with aclosing(answers):
             while True:
                 try:
-                    if waits is None or not (bounds.at.ids or bounds.at.pieces):
+                    if waits is None or not bounds.has_content:
                         item = await anext(answers, None)
                     else:
                         with waits:
                             item = await anext(answers, None)
+                    if item is None:
+                        return
+                    fits = not isinstance(item, Chunk) or item.waiting or is_free() or await steps.take(item)
                 except TimeoutError:
+                    fits, is_late = False, True
+                if not fits:
                     yield bounds.cut_off()
-                    return
-                if item is None:
                     return
                 if isinstance(item, PromptAccepted):
                     bounds.record_acceptance(item.prompt_tokens)
-                elif isinstance(item, Chunk) and not (item.waiting or is_free() or await steps.take(item)):
-                    yield bounds.cut_off()
-                    return
                 yield item
     finally:
         if waits is not None:
             waits.close()
-        await steps.stop()
+        await steps.stop(_LATE_SECONDS if is_late else None)

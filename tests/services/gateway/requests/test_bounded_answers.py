@@ -1,7 +1,7 @@
 """Answers without max_tokens, and answers that are not streamed. An input token costs 1 micro-credit, an output token 2."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,6 +141,7 @@ class LongWorker(FakeWorker):
     length: int = 0
     #: The number of tokens after which it waits for ``goes_on``.
     waits_after: int | None = None
+    in_one_piece: bool = False
 
     def __post_init__(self) -> None:
         self.goes_on = asyncio.Event()
@@ -148,6 +149,10 @@ class LongWorker(FakeWorker):
 
     async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
         most = prompt.model_config.max_tokens or 0
+        if self.in_one_piece:
+            yield tokens(self.length)
+            yield GenerationEnd(STOP, Usage(self.prompt_tokens, self.length))
+            return
         for position in range(min(self.length, most)):
             if position == self.waits_after:
                 await self.goes_on.wait()
@@ -361,6 +366,42 @@ async def test_an_unstreamed_answer_that_has_not_begun_keeps_its_time(long: Long
     asyncio.get_running_loop().call_later(0.6 * two_seconds, long.worker.goes_on.set)
     length, result = await asking
     assert (length, result.finish_reason) == (1, LENGTH)
+
+
+async def test_an_unstreamed_answer_that_waits_for_its_hold_ends_before_its_deadline_with_what_there_is(
+    long: LongService, two_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waited for a late step until its deadline, and its caller got nothing."""
+    long.worker.length, granted = 10_000, asyncio.Event()
+    extend = long.service.ledger._extensions._ask_all
+
+    async def extend_late(extensions: Sequence[Any]) -> Any:
+        await granted.wait()
+        return await extend(extensions)
+
+    monkeypatch.setattr(long.service.ledger._extensions, "_ask_all", extend_late)
+    length, result = await asyncio.wait_for(long.ask(seconds=two_seconds, streamed=False), two_seconds)
+    assert (length, result.finish_reason, result.usage) == (STEP_TOKENS, LENGTH, Usage(7, STEP_TOKENS))
+    row = long.service.store.only_row
+    assert (row.status, row.cost_micro, row.reservation) == (RequestStatus.SUCCESS, 7 + 2 * STEP_TOKENS, ReservationState.SETTLED)
+    assert long.worker.left_early == 1
+    granted.set()
+    await until(lambda: not long.service.running)
+
+
+async def test_an_unstreamed_answer_whose_first_piece_waits_for_its_hold_keeps_its_time(
+    long: LongService, two_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long.worker.length, long.worker.in_one_piece = 5000, True
+    extend = long.service.ledger._extensions._ask_all
+
+    async def extend_late(extensions: Sequence[Any]) -> Any:
+        await asyncio.sleep(0.6 * two_seconds)
+        return await extend(extensions)
+
+    monkeypatch.setattr(long.service.ledger._extensions, "_ask_all", extend_late)
+    length, result = await long.ask(seconds=two_seconds, streamed=False)
+    assert (length, result.finish_reason) == (5000, LENGTH)
 
 
 @pytest.mark.parametrize(("seconds_left", "length"), [(lambda: 0.0, 1), (lambda: 60.0, 3), (None, 3)])
