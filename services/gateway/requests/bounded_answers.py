@@ -150,8 +150,8 @@ async def bounded(
                         return
                     fits = not isinstance(item, Chunk) or item.waiting or is_free() or await steps.take(item)
                 except TimeoutError:
-                    fits, is_late = False, True
-                if not fits:
+                    item, fits, is_late = None, False, True
+                if item is None or not fits:
                     yield bounds.cut_off()
                     return
                 if isinstance(item, PromptAccepted):
