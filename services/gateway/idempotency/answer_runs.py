@@ -51,6 +51,8 @@ class AnswerRun(Generic[Head, Piece, End]):
         self.ends_at = ends_at
         self.is_over = False
         self.buffer = buffer
+        #: What those who join it need of the one that started it.
+        self.shared: Any = None
         #: What is known before the first chunk.
         self.head: Head | None = None
         #: The error; None while it runs and after success.

@@ -1,6 +1,6 @@
 """Caches answers in Valkey, and runs identical concurrent requests once.
 
-    answers = cache.answer(question, generate, use=use, seconds=60, set_origin=…)
+    answers = cache.answer(question, generate, use=use, seconds=60, shared=…, set_origin=…)
 
 Tenants never share answers. Without Valkey, requests run uncached.
 """
@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import msgspec
 
@@ -25,6 +26,7 @@ from shared.stores.cache import Cache
 from shared.telemetry import Metrics
 from shared.types import FinishReason
 
+Shared = TypeVar("Shared")
 #: Generates an answer within so many seconds.
 Generate = Callable[[float], AsyncGenerator[AnswerItem]]
 
@@ -81,9 +83,17 @@ class ResponseCache:
         self._clock = clock
 
     async def answer(
-        self, question: CacheQuestion, generate: Generate, *, use: CacheUse, seconds: float, set_origin: Callable[[AnswerOrigin], None]
+        self,
+        question: CacheQuestion,
+        generate: Generate,
+        *,
+        use: CacheUse,
+        seconds: float,
+        shared: Shared,
+        set_origin: Callable[[AnswerOrigin, Shared], None],
     ) -> AsyncGenerator[AnswerItem]:
-        """Yield PromptAccepted, chunks, and finally the end. Call ``set_origin`` before the first item. ``use`` must not be empty.
+        """Yield PromptAccepted, chunks, and finally the end. Call ``set_origin`` before the first item, with ``shared`` of the request for
+        which the answer is generated. ``use`` must not be empty.
 
         Raises what ``generate`` raises. Close it with ``aclose``: an answer without other readers then ends.
         """
@@ -93,7 +103,8 @@ class ResponseCache:
         origin = AnswerOrigin.JOINED
         if reader is None and use.read:
             if (found := await self._find(question, name)) is not None:
-                self._set_origin(AnswerOrigin.HIT, set_origin)
+                self._counted.labels(result=AnswerOrigin.HIT.value).inc()
+                set_origin(AnswerOrigin.HIT, shared)
                 yield PromptAccepted(found.generation.usage.prompt_tokens)
                 for chunk in found.chunks:
                     yield chunk
@@ -104,14 +115,12 @@ class ResponseCache:
         if reader is None:
             origin = AnswerOrigin.MISS
             reader = self._start(question, name, run_id, generate).reader()
-        self._set_origin(origin, set_origin)
+            reader.run.shared = shared
+        self._counted.labels(result=origin.value).inc()
+        set_origin(origin, reader.run.shared)
         async with aclosing(_follow(reader)) as answers:
             async for item in answers:
                 yield item
-
-    def _set_origin(self, origin: AnswerOrigin, set_origin: Callable[[AnswerOrigin], None]) -> None:
-        self._counted.labels(result=origin.value).inc()
-        set_origin(origin)
 
     def _join(self, run_id: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, GenerationEnd] | None":
         run: AnswerRun[PromptAccepted, Chunk, GenerationEnd] | None = self._runs.find(run_id)

@@ -14,6 +14,7 @@ from services.gateway.guard.moderation import Moderation
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.relay import AnswerItem
 from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, RequestLabels, milliseconds
+from services.gateway.requests.target_choice import SharedClaims
 from services.gateway.tally import Tally
 from shared import errors
 from shared.api import gateway, inference
@@ -50,8 +51,9 @@ class ActivePrompt(ActiveAnswer):
             return self._moderated if self._guard is None else self._guard.matches
         return self._guard.matches + self._moderated
 
-    def set_origin(self, origin: AnswerOrigin) -> None:
+    def set_origin(self, origin: AnswerOrigin, shared: SharedClaims) -> None:
         self.delivered.cached = origin is AnswerOrigin.HIT
+        self.attempts.shared, self.attempts.has_joined = shared, origin is AnswerOrigin.JOINED
 
     def __aiter__(self) -> "ActivePrompt":
         return self

@@ -39,7 +39,7 @@ from services.gateway.requests.active_request import NOT_COUNTED, ActiveAnswer, 
 from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration, ActiveTexts, ActiveVectors, AskedTexts
 from services.gateway.requests.bounded_answers import AnswerBounds
 from services.gateway.requests.request_admission import RequestAdmission
-from services.gateway.requests.target_choice import ServingTarget, TargetCall
+from services.gateway.requests.target_choice import ServingTarget, SharedClaims, TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
@@ -303,8 +303,19 @@ class Pipeline:
             else:
                 return
 
-    def _record_claim(self, running: ActiveRequest, target: ServingTarget, claim: Claim, delivered_tokens: int, *, is_paced: bool) -> None:
+    def _record_claim(
+        self,
+        running: ActiveRequest,
+        target: ServingTarget,
+        claim: Claim,
+        delivered_tokens: int,
+        *,
+        is_paced: bool,
+        shared: SharedClaims | None = None,
+    ) -> None:
         running.attempts.add_claim(target, claim)
+        if shared is not None:
+            shared.claims.append((target, claim))
         if (price := running.admission.held.prices.get(target.model)) is not None:
             delivered = delivered_tokens if is_paced else 0
             self._ledger.record_claim(
@@ -336,15 +347,16 @@ class Pipeline:
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if key_use is None else key_use.seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=streamed, reader_paced=paced)
         on_claim = partial(self._record_claim, running, target_call.target, is_paced=paced)
-        generate = partial(self._relay.generate, prompt, requirements, on_claim=on_claim)
         if responses is None:
-            return generate(seconds)
+            return self._relay.generate(prompt, requirements, seconds, on_claim=on_claim)
+        shared = SharedClaims()
+        generate = partial(self._relay.generate, prompt, requirements, on_claim=partial(on_claim, shared=shared))
         digest = routing.digest_of(requirements.model, self._admission.search.directory.usable(Role.WORKER))
         assert not isinstance(admitted.prompt, str)  # admission converts it to messages
         question = cache_keys.CacheQuestion(
             requirements.tenant, admitted.prompt, config, digest, requirements.placement.external, target_call.target.cache_seconds
         )
-        return responses.answer(question, generate, use=use, seconds=seconds, set_origin=answer.set_origin)
+        return responses.answer(question, generate, use=use, seconds=seconds, set_origin=answer.set_origin, shared=shared)
 
     def _whole_seconds_left(self, running: ActiveRequest, seconds: float) -> Callable[[], float]:
         """Return what tells how long an answer that is not streamed may still take."""

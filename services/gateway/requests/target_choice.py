@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 from typing import Generic, TypeVar
 
 import msgspec
@@ -53,6 +54,28 @@ class ServingTarget(msgspec.Struct, frozen=True):
         return ("", self.model) if self.route is None else (self.route.route, self.route.target)
 
 
+class SharedClaims:
+    """The workers of an answer that several requests may read, and what they cost upstream. Each micro-credit is in one row: in that of the
+    request that asked the workers, however far the others have read, and in those of the others once it has ended."""
+
+    def __init__(self) -> None:
+        #: In their order.
+        self.claims: list[tuple[ServingTarget, Claim]] = []
+        #: By claim: what is known to be due, and what of it is in rows.
+        self._due: tuple[int, ...] = ()
+        self._counted: tuple[int, ...] = ()
+        self._is_left = False
+
+    def count(self, due: Sequence[int], *, asked_workers: bool) -> list[int]:
+        """Return what of these costs belongs in the row of a request that ends."""
+        self._due = tuple(map(max, zip_longest(self._due, due, fillvalue=0)))
+        self._is_left = self._is_left or asked_workers
+        if not self._is_left:
+            return []
+        counted, self._counted = self._counted, self._due
+        return [now - before for now, before in zip_longest(self._due, counted, fillvalue=0)]
+
+
 class TargetAttempts(msgspec.Struct):
     """The targets and workers that a request has tried."""
 
@@ -62,6 +85,9 @@ class TargetAttempts(msgspec.Struct):
     route: RouteUse | None = None
     #: In their order.
     claims: list[tuple[ServingTarget, Claim]] = []
+    #: Those that write the answer it gets; None if it can't share one. And whether others asked them.
+    shared: SharedClaims | None = None
+    has_joined: bool = False
     #: How long it waited for workers that were starting.
     start_wait_seconds: float = 0.0
     #: The target that was drawn for it has failed, and another one was tried.
@@ -98,20 +124,31 @@ class TargetAttempts(msgspec.Struct):
         self, upstream: UpstreamPrices, usage: Usage, likely_prompt_tokens: int, *, has_delivered: bool
     ) -> tuple[TargetSpending, ...]:
         """Return what it has cost upstream: the last attempt by its usage, earlier ones by their prompt if it was read."""
-        found = []
-        for number, (target, claim) in enumerate(self.claims, 1):
-            if claim.provider is None:
-                continue
-            if number == len(self.claims) and has_delivered:
-                # Other servers count the prompt at the end only.
-                delivered = Usage(usage.prompt_tokens or likely_prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-            elif claim.was_accepted:
-                delivered = Usage(likely_prompt_tokens, 0)
-            else:
-                continue
-            if micro := upstream.cost(target.model, delivered):
-                found.append(TargetSpending(*target.spending_key, micro))
-        return tuple(found)
+        # Other servers count the prompt at the end only.
+        prompt = Usage(likely_prompt_tokens, 0)
+        whole = msgspec.structs.replace(usage, prompt_tokens=usage.prompt_tokens or likely_prompt_tokens) if has_delivered else None
+
+        def costs(claims: Sequence[tuple[ServingTarget, Claim]], last: Usage | None) -> list[int]:
+            used = [prompt if claim.was_accepted else None for _, claim in claims]
+            if claims and last is not None:
+                used[-1] = last
+            return [
+                0 if one is None or claim.provider is None else upstream.cost(target.model, one)
+                for one, (target, claim) in zip(used, claims, strict=True)
+            ]
+
+        if self.shared is None:
+            return _spent(self.claims, costs(self.claims, whole))
+        answering = self.shared.claims
+        # Those of targets before this one.
+        failed = [found for found in self.claims if found not in answering]
+        due = self.shared.count(costs(answering, whole), asked_workers=not self.has_joined)
+        return (*_spent(failed, costs(failed, None)), *_spent(answering, due))
+
+
+def _spent(claims: Sequence[tuple[ServingTarget, Claim]], costs: Sequence[int]) -> tuple[TargetSpending, ...]:
+    found = zip(claims, costs, strict=False)
+    return tuple(TargetSpending(*target.spending_key, MicroCredits(micro)) for (target, _), micro in found if micro)
 
 
 class TargetCall(msgspec.Struct, Generic[Call], frozen=True):

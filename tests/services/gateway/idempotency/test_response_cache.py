@@ -81,7 +81,9 @@ class Place:
     ) -> list[AnswerItem]:
         config = ModelConfig(model=ModelName("m"), temperature=0)
         question = CacheQuestion(who, (ChatMessage("user", prompt),), config, keep_seconds=keep_seconds)
-        answers = self.cache.answer(question, worker, use=use, seconds=seconds, set_origin=self.origins.append)
+        answers = self.cache.answer(
+            question, worker, use=use, seconds=seconds, shared=None, set_origin=lambda origin, _shared: self.origins.append(origin)
+        )
         async with aclosing(answers):
             return [answer async for answer in answers if not (isinstance(answer, Chunk) and answer.waiting)]
 

@@ -1,6 +1,8 @@
 """The response cache in the pipeline, on a real Valkey."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
+from services.gateway.limits import upstream_prices
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import route_choice, routing
@@ -21,11 +24,12 @@ from shared.api import inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import GenerationEnd, Usage
-from shared.config_documents import PolicyDocument, RouteDocument, Sticky, TargetDocument
+from shared.config_documents import PolicyDocument, RouteDocument, Sticky, TargetDocument, UpstreamPriceDocument
 from shared.stores.cache import Cache
 from shared.types import FinishReason, ModelName, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
+from tests.testnet import until
 
 
 class Upstream(FakeWorker):
@@ -163,6 +167,107 @@ async def test_a_request_of_a_dead_gateway_is_not_answered_with_another_answer(a
     assert (await asker.ask(**{**ROUTE, "temperature": 0.0}, key_use=OrphanedKeyUse(9, is_resumed=True)))[0] == "Hello world!", (
         "always the same"
     )
+
+
+# --- upstream money of an answer with several readers ---------------------------------------------------------------------
+
+WORDS = ("One", " two", " three", " four", " five")
+#: In micro-credits.
+PROMPT_MICRO, TOKEN_MICRO = 7 * 3, 5
+
+
+class Paced(FakeWorker):
+    """Writes each word when the test allows it."""
+
+    def __init__(self) -> None:
+        super().__init__(words=WORDS)
+        self.may_write = asyncio.Semaphore(0)
+
+    async def run(self, prompt: inference.ProcessPrompt | inference.Conversion) -> AsyncIterator[Any]:
+        async for item in super().run(prompt):
+            await self.may_write.acquire()
+            yield item
+
+
+class Reading:
+    """A caller that reads an answer at its own pace."""
+
+    def __init__(self, asker: Asker) -> None:
+        self.has, self.wants, self._grew = 0, asyncio.Semaphore(0), asyncio.Event()
+        self.task = asyncio.create_task(self._read(asker))
+
+    async def _read(self, asker: Asker) -> None:
+        context.start()
+        request = InferenceRequest(prompt="hi", model=ModelName("paid"), temperature=0.0)
+        async with asker.pipeline.run(OWNER, request, seconds=10) as running:
+            async for number, _ in running:
+                self.has = max(self.has, number)
+                await self.wants.acquire()
+
+    async def read(self, words: int) -> None:
+        while self.has < words:
+            self.wants.release()
+            await until(lambda has=self.has: self.has > has)
+
+    async def finish(self) -> None:
+        for _ in range(100):
+            self.wants.release()
+        await self.task
+
+    async def leave(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+@pytest.fixture
+def paid(asker: Asker) -> Paced:
+    """A model of a provider."""
+    worker, config = Paced(), asker.running_service.config
+    asker.running_service.add_worker(21, worker, "paid", provider="acme")
+    price = upstream_prices.compiled(UpstreamPriceDocument(input=3, output=5))
+    asker.running_service.config = replace(config, upstream_prices={ModelName("paid"): price})
+    return worker
+
+
+def spent(asker: Asker) -> list[int]:
+    """Return the upstream money of each row, in the order in which they were written."""
+    return [row.upstream_micro for row in asker.running_service.store.rows.values()]
+
+
+async def two_readers(asker: Asker, paid: Paced) -> tuple[Reading, Reading]:
+    starter = Reading(asker)
+    await until(lambda: paid.received)
+    joined = Reading(asker)
+    for _ in range(len(WORDS) + 1):
+        paid.may_write.release()
+    await until(lambda: starter.has and joined.has)
+    return starter, joined
+
+
+async def test_the_starter_of_a_shared_answer_pays_its_provider(asker: Asker, paid: Paced) -> None:
+    starter, joined = await two_readers(asker, paid)
+    await joined.finish()
+    await starter.finish()
+    assert spent(asker) == [0, PROMPT_MICRO + 5 * TOKEN_MICRO]
+    assert asker.runs == 0
+    assert len(paid.received) == 1
+
+
+async def test_who_joined_pays_for_what_comes_after_the_starter_has_left(asker: Asker, paid: Paced) -> None:
+    """No row counted these tokens, so a ceiling for a provider allowed more than it said."""
+    starter, joined = await two_readers(asker, paid)
+    await starter.read(2)
+    await starter.leave()
+    await joined.finish()
+    assert spent(asker) == [PROMPT_MICRO + 2 * TOKEN_MICRO, 3 * TOKEN_MICRO]
+    assert [row.provider for row in asker.running_service.store.rows.values()] == ["acme", None]
+
+
+async def test_a_starter_that_reads_slowly_pays_for_what_another_has_read(asker: Asker, paid: Paced) -> None:
+    starter, joined = await two_readers(asker, paid)
+    await joined.finish()
+    await starter.leave()
+    assert spent(asker) == [0, PROMPT_MICRO + 5 * TOKEN_MICRO]
 
 
 async def test_a_header_says_that_an_answer_comes_from_the_cache(asker: Asker) -> None:
