@@ -25,14 +25,14 @@ from services.gateway import store
 from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger import QueryBatching
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.request_record import RequestRow, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.limits.upstream_prices import TargetHold, TargetSpending
+from services.gateway.facts.request_record import RequestRow, RouteUse
+from services.gateway.facts.upstream_prices import TargetHold, TargetSpending
 from services.gateway.relay import AnswerItem
-from services.gateway.request_validation import MAX_ANSWER_TOKENS
 from services.gateway.requests import bounded_answers
 from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds
+from services.gateway.requests.request_validation import MAX_ANSWER_TOKENS
 from services.gateway.store import GatewayStore
 from shared.api.inference import Chunk
 from shared.stores.database import Database

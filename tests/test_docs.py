@@ -19,7 +19,7 @@ import yaml
 
 from cli import main as cli_main
 from cli.output.option_values import NumberTakingCommand
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from services.gateway.settings import GatewaySettings
 from services.inference.settings import InferenceSettings
 from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from shared.limits import LIMITS
 from shared.types import Tier
 from tools import generated

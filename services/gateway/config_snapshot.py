@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
-from services.gateway.limits import tiers, upstream_prices
-from services.gateway.limits.tiers import LimitRules, TierPlan
-from services.gateway.limits.upstream_prices import UpstreamPrice
+from services.gateway.facts import tiers, upstream_prices
+from services.gateway.facts.tiers import LimitRules, TierPlan
+from services.gateway.facts.upstream_prices import UpstreamPrice
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.route_choice import OpenRollout, Route

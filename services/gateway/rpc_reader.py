@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from services.gateway.call_parts import CallParts
+from services.gateway.facts.call_parts import CallParts
 from shared.api.gateway import InferenceChunk
 from shared.api.inference import Chunk
 from shared.rpc import StreamCall

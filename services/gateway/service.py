@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 from uuid import UUID
 
-from services.gateway import background_jobs, node_rows, request_validation, store
+from services.gateway import background_jobs, node_rows, store
 from services.gateway.background_jobs import Partitions, UpkeepJob
 from services.gateway.billing import orphan_settlement, route_metrics
 from services.gateway.billing.account_rpc import AccountRpc
@@ -28,6 +28,7 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.configuration.routes_rpc import RoutesRpc
+from services.gateway.facts.bad_field import BadField
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
@@ -369,7 +370,7 @@ class GatewayService:
     async def _infer(self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]) -> gateway.InferenceResult:
         seconds = self._begin(stream)
         if stream.is_whole and request.rest is not None:
-            raise request_validation.BadField("rest", "requires a stream; omit it to get the whole answer")
+            raise BadField("rest", "requires a stream; omit it to get the whole answer")
         repeat = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
         cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
         # The rest of a call needs its earlier parts.

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import TierPlan
 from services.gateway.http_api import cors
-from services.gateway.limits import tiers
 from services.gateway.limits.limit_rules import WithoutValkey
-from services.gateway.limits.tiers import TierPlan
 from shared import client_address, node
 from shared.api import service_settings as api
 from shared.api.gateway import MAX_REQUEST_SECONDS

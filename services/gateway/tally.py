@@ -2,8 +2,8 @@
 
 import msgspec
 
-from services.gateway.call_parts import pieces_of
-from services.gateway.request_validation import BYTES_IN_A_TOKEN
+from services.gateway.facts.call_parts import pieces_of
+from services.gateway.facts.token_size import BYTES_IN_A_TOKEN
 from shared.api.inference import Chunk
 
 #: Tokens without text (of calls, and the ends of answers) that a backend without token ids may report.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from tests import people, stacks
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack

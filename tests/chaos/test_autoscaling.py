@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from tests import people, stacks
 from tests.chaos import streams
 from tests.stacks import REPOSITORY, RunningStack, until

@@ -10,8 +10,8 @@ from services.gateway.billing import prices
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
 from services.gateway.config_snapshot import ConfigSource
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import TierPlan
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import TierPlan
 from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import auth, organizations

@@ -15,7 +15,7 @@ import msgspec
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
-from services.gateway.billing.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow
 from shared.node import lifecycle
 from shared.stores import file_lock, replica_files, signed_lines
 from shared.telemetry import Metrics, logs

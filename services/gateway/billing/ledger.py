@@ -17,7 +17,6 @@ from services.gateway.background_jobs import UpkeepJob
 from services.gateway.billing import orphan_settlement
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import Price, PriceList
-from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import (
     GrantedReservation,
     HoldExtension,
@@ -28,9 +27,10 @@ from services.gateway.billing.reservations import (
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.config_snapshot import ConfigSource
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import TierPlan
-from services.gateway.limits.upstream_prices import TargetHold, UpstreamPrices
+from services.gateway.facts import tiers
+from services.gateway.facts.request_record import RequestRow
+from services.gateway.facts.tiers import TierPlan
+from services.gateway.facts.upstream_prices import TargetHold, UpstreamPrices
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from operator import attrgetter
 
-from services.gateway.billing import request_record
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner, LedgerCheckpoint
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import (
     ExtendedHold,
     GrantedReservation,
@@ -20,6 +18,8 @@ from services.gateway.billing.reservations import (
     ReservationRequest,
     WorkerClaim,
 )
+from services.gateway.facts import request_record
+from services.gateway.facts.request_record import RouteUse
 from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores import database
 from shared.types import KeyId, MeshName, MicroCredits, NodeId, RequestId, TenantId

@@ -15,9 +15,9 @@ from datetime import datetime
 import msgspec
 
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import OpenReservation
-from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
+from services.gateway.facts.request_record import RequestRow, ReservationState
+from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrices
 from shared import errors
 from shared.api import inference
 from shared.api.generation import Usage

@@ -5,8 +5,8 @@ from datetime import datetime
 
 import msgspec
 
-from services.gateway.billing.request_record import RouteUse
-from services.gateway.limits.upstream_prices import TargetHold
+from services.gateway.facts.request_record import RouteUse
+from services.gateway.facts.upstream_prices import TargetHold
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge
 
 from services.gateway.billing.journal import Journal
-from services.gateway.billing.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow
 from shared import errors
 from shared.telemetry import logs
 from shared.telemetry.readiness import OwnCheck

@@ -6,8 +6,8 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts import upstream_prices
 from services.gateway.guard import detectors, own_patterns
-from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import active_hours, route_choice
 from shared.config_documents import (
     FIXED_NAMES,

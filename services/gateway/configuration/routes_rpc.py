@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.limits import upstream_prices
-from services.gateway.limits.upstream_prices import ReadSpending, TargetsSpending
+from services.gateway.facts import upstream_prices
+from services.gateway.facts.upstream_prices import ReadSpending, TargetsSpending
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import DroppedTarget, DropReason, RequestFacts, Route, RouteDecision, RouteTarget
 from shared import errors

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from services.gateway.guard.guard_counts import GuardCount
+from services.gateway.facts.guard_counts import GuardCount
 from shared.api.auth import Principal
 from shared.config_documents import GuardAction
 from shared.rpc.audit_reporting import AuditReporting
@@ -14,7 +14,7 @@ from shared.telemetry import Metrics
 from shared.types import KeyId, RequestId, TenantId
 
 if TYPE_CHECKING:
-    from services.gateway.billing.request_record import RequestRow
+    from services.gateway.facts.request_record import RequestRow
 
 FLUSH_SECONDS = 60.0
 #: Example requests of one report.

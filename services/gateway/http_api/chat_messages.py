@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from services.gateway.request_validation import BadField, ensure_messages
+from services.gateway.facts.bad_field import BadField
+from services.gateway.requests.request_validation import ensure_messages
 from shared.api.generation import (
     MAX_PARTS,
     MAX_TOOLS,

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import body_load, http_errors, request_bodies, tolerant_json
 from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.http_api.response_formats import SERVER_SENT_EVENTS, ErrorBody, EventStream, Headers, ServerSentEvent
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
 from services.gateway.idempotency import cache_keys
-from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ConversationId

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from services.gateway.billing import request_record
+from services.gateway.facts import request_record
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorDetails, ErrorObject, Headers, OllamaErrorBody
 from services.gateway.limits import limit_rules

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from services.gateway.request_validation import BadField
+from services.gateway.facts.bad_field import BadField
 from shared import errors
 from shared.api.method import field_name
 from shared.protocol import field_errors

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from services.gateway.limits.limit_rules import TightestLimit
-from services.gateway.request_validation import BadField
+from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.tightest_limit import TightestLimit
 from shared.api.gateway import InferenceResult, Rest
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenLogprob

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.request_validation import BadField
 from shared import amounts, limits
 from shared.api import auth
 from shared.rpc import RpcClient

@@ -6,14 +6,14 @@ from typing import Annotated, cast
 
 import msgspec
 
-from services.gateway.call_parts import CallParts
+from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.call_parts import CallParts
 from services.gateway.http_api import answer_delivery, chat_messages, parameters, request_bodies, response_formats, tolerant_json
 from services.gateway.http_api.chat_messages import OF_TOOLS, ChatBodyMessage, JsonObject, ResponseFormat, ToolBody, ToolChoiceBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, AnswerToolCall, ServerSentEvent, TokenChoice
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
-from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.gateway import InferenceRequest, InferenceResult

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import http_app, request_bodies, response_formats
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import ServerSentEvent
-from services.gateway.request_validation import BadField
 from shared import access_table, api, context, errors
 from shared.api import auth, embedding, gateway
 from shared.api.embedding import RequestEmbeddings

@@ -13,8 +13,8 @@ from typing import Generic, NamedTuple, TypeVar
 import msgspec
 from msgspec import inspect
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import request_bodies
-from services.gateway.request_validation import BadField
 
 S = TypeVar("S", bound=msgspec.Struct)
 #: The names and positions on the way to a value, the last one first.

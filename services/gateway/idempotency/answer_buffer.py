@@ -7,7 +7,7 @@ one is kept, until the next chunk.
 from dataclasses import dataclass
 from typing import Generic, NewType, TypeVar
 
-from services.gateway.call_parts import pieces_of
+from services.gateway.facts.call_parts import pieces_of
 from shared import errors
 from shared.api.embedding import Vectors
 from shared.api.inference import Chunk, TokenLogprob

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
-from services.gateway.billing.request_record import RouteUse
+from services.gateway.facts.request_record import RouteUse
+from services.gateway.facts.tightest_limit import TightestLimit
 from services.gateway.idempotency.answer_buffer import Piece
 from services.gateway.idempotency.idempotency_keys import End, KeptAnswer
-from services.gateway.limits.limit_rules import TightestLimit
 from shared import errors
 from shared.types import ModelName, RequestId
 

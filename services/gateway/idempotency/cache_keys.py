@@ -11,7 +11,7 @@ from enum import Enum
 
 import msgspec
 
-from services.gateway.request_validation import without_image_data
+from services.gateway.facts.image_digests import without_image_data
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, Sampling
 from shared.api.inference import ModelConfig

@@ -10,9 +10,9 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
-from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult

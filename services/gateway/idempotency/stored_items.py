@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 
 from services.gateway.config_snapshot import ConfigSource
+from services.gateway.facts.bad_field import BadField
 from services.gateway.idempotency.sealed_values import MOST_BYTES, SealedValues
-from services.gateway.request_validation import BadField
 from shared import errors
 from shared.api import gateway
 from shared.api.auth import Principal

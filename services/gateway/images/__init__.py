@@ -1,1 +1,1 @@
-"""Images in requests: found in a body, decoded from base64, and checked by their headers. Pixels are only decoded by workers."""
+"""Images found in the body of a request, decoded from base64. Pixels are only decoded by workers."""

@@ -8,7 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from services.gateway.limits.tiers import TierPlan
+from services.gateway.facts.tiers import TierPlan
+from services.gateway.facts.tightest_limit import TightestLimit
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
@@ -75,13 +76,6 @@ class LimitVerdict(msgspec.Struct, frozen=True):
 
     admitted: bool
     counts: tuple[Count, ...]
-
-
-class TightestLimit(msgspec.Struct, frozen=True):
-    """The limits with the least left, for the response headers; None if there is none."""
-
-    requests: LimitState | None = None
-    tokens: LimitState | None = None
 
 
 class LimitReached(errors.Limited):

@@ -10,6 +10,8 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
+from services.gateway.facts.tiers import LimitRules
+from services.gateway.facts.tightest_limit import TightestLimit
 from services.gateway.limits import limit_rules
 from services.gateway.limits.circuit_breaker import FAILURES, Breaker
 from services.gateway.limits.limit_rules import (
@@ -21,11 +23,9 @@ from services.gateway.limits.limit_rules import (
     LimitUsage,
     LimitVerdict,
     RequestLimit,
-    TightestLimit,
     WithoutValkey,
 )
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, LimitScripts, LocalCounters
-from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import NO_LIMIT, LimitState
@@ -105,7 +105,7 @@ class Quotas:
             raise
         if not found:
             self._admitted.inc()
-            return LimitUsage(CountedRequest.NOWHERE, request_id, (), limit_rules.TightestLimit())
+            return LimitUsage(CountedRequest.NOWHERE, request_id, (), TightestLimit())
         lease_seconds = seconds + _LEASE_SLACK_SECONDS
         held = tuple(limit for limit in found if limit.kind.is_held)
         admit = partial(self._valkey.admit, found, request_id, tokens=tokens, images=images, lease_seconds=lease_seconds)

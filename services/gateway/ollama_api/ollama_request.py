@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import inspect
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ImageUrl, JsonObject, ToolBody, json_text
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
-from services.gateway.request_validation import BadField, ensure_messages
+from services.gateway.requests.request_validation import ensure_messages
 from shared.api.embedding import Dimensions
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, NamedModel, ReasoningEffort, Stop, Stops, ToolCall, TopLogprobs

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from services.gateway.call_parts import CallParts
+from services.gateway.facts.call_parts import CallParts
 from services.gateway.http_api import chat_messages, http_errors
 from services.gateway.http_api.chat_messages import JsonObject, TextPart
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent

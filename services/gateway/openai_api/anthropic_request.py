@@ -5,12 +5,13 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ChosenTools, ImageUrl, JsonObject, TextPart
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.openai_api.reasoning_words import ThinkingBody
-from services.gateway.request_validation import BadField, ensure_messages
+from services.gateway.requests.request_validation import ensure_messages
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, MaxTokens, NamedModel, ReasoningEffort, Stops, Temperature, ToolCall, TopK, TopP
 

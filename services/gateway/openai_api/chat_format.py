@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.gateway.call_parts import CallParts
+from services.gateway.facts.call_parts import CallParts
 from services.gateway.http_api import response_formats
 from services.gateway.openai_api.chat_request import ChatBody
 from shared.api.gateway import InferenceResult, ServedModel

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import chat_messages, parameters, request_bodies
 from services.gateway.http_api.chat_messages import (
     OF_TOOLS,
@@ -24,7 +25,7 @@ from services.gateway.http_api.chat_messages import (
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
 from services.gateway.openai_api.reasoning_words import OpenRouterReasoning, ThinkingBody, ThoughtTokens
-from services.gateway.request_validation import GUIDES, BadField
+from services.gateway.requests.request_validation import GUIDES
 from shared.api.gateway import ConversationId, InferenceRequest
 from shared.api.generation import (
     MAX_BIASES,

@@ -5,11 +5,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import parameters
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api.chat_request import SamplingBody
-from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Answers
 

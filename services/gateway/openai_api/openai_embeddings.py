@@ -6,11 +6,11 @@ from typing import Literal, cast
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import answer_delivery, parameters
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
-from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from shared.api import embedding
 from shared.api.embedding import Dimensions, EmbeddingRequest, GivenInput

@@ -6,8 +6,8 @@ from services.gateway.http_api import answer_delivery
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
-from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.request_validation import ModerationRequest
 from shared.api import inference
 from shared.api.embedding import Text
 from shared.api.generation import NamedModel

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import get_args
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import answer_delivery, http_errors
 from services.gateway.http_api import parameters as openai_parameters
 from services.gateway.http_api.answer_delivery import HttpReader
@@ -26,7 +27,6 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_events import ErrorEvent, Response, StreamEvent
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from shared import context, errors
 from shared.api.auth import Principal

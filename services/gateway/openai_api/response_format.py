@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from services.gateway.call_parts import CallParts
+from services.gateway.facts.call_parts import CallParts
 from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent, TokenChoice, logprobs_of
 from services.gateway.openai_api import response_events, response_request, response_tools
 from services.gateway.openai_api.response_request import ResponseBody, StoredItem, TextFormat

@@ -9,12 +9,13 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import chat_request, response_tools
 from services.gateway.openai_api.response_tools import ToolBody, ToolChoiceBody
-from services.gateway.request_validation import BadField, ensure_messages
+from services.gateway.requests.request_validation import ensure_messages
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import (
     MAX_READ_MESSAGES,

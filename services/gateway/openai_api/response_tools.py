@@ -8,9 +8,10 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import chat_messages
 from services.gateway.http_api.chat_messages import OF_TOOLS, ChosenTools, JsonObject
-from services.gateway.request_validation import MAX_TOOL_NAME, BadField
+from services.gateway.requests.request_validation import MAX_TOOL_NAME
 from shared.api.generation import MAX_TOOLS, Tool
 
 

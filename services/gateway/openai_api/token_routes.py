@@ -9,18 +9,17 @@ from typing import Annotated
 import msgspec
 from msgspec.structs import replace
 
-from services.gateway import request_validation
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import answer_delivery, chat_messages, parameters
 from services.gateway.http_api.chat_messages import OF_TOOLS, ChatBodyMessage, ToolBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.idempotency.stored_items import StoredItems
-from services.gateway.images import image_tokens
 from services.gateway.openai_api import anthropic_request, openai_routes, response_request
 from services.gateway.openai_api.anthropic_request import CountTokensBody
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.request_validation import BadField
+from services.gateway.requests import image_tokens, request_validation
 from services.gateway.requests.active_texts import ActiveConversion
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline

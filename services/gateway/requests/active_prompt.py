@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator
 
 import msgspec
 
-from services.gateway import request_validation, tally
+from services.gateway import tally
 from services.gateway.guard import answer_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
 from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.relay import AnswerItem
+from services.gateway.requests import request_validation
 from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, RequestLabels, milliseconds
 from services.gateway.requests.target_choice import SharedClaims
 from services.gateway.tally import Tally

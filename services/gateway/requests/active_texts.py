@@ -8,13 +8,13 @@ from typing import ClassVar, Generic, Self, TypeVar
 
 import msgspec
 
-from services.gateway import request_validation
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.relay import ConversionItem, Embedding, ModerationItem, TextRequest
-from services.gateway.request_validation import AdmittedTexts, ModerationRequest
+from services.gateway.requests import request_validation
 from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, RequestLabels
+from services.gateway.requests.request_validation import AdmittedTexts, ModerationRequest
 from services.gateway.requests.target_choice import ServingTarget
 from shared import errors
 from shared.api import embedding, inference

@@ -15,13 +15,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_buffer import Piece
 from services.gateway.idempotency.answer_reader import InferenceReplyHead
 from services.gateway.idempotency.answer_runs import AnswerRun
 from services.gateway.idempotency.idempotency_keys import FIELD, End, IdempotentRequest, KeyUse
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.request_validation import BadField
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.pipeline import Pipeline
 from shared import context, errors

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.gateway.images import image_headers
-from services.gateway.request_validation import BadField
+from services.gateway.facts.bad_field import BadField
+from services.gateway.requests import image_headers
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import MAX_IMAGES, ChatMessage, ImagePart
 

@@ -21,24 +21,25 @@ from typing import Any, TypeVar
 import msgspec
 
 from services.gateway import generation
-from services.gateway.billing import request_record, route_metrics
-from services.gateway.billing.request_record import RequestRow, ReservationState
+from services.gateway.billing import route_metrics
 from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.route_metrics import RouteCounters
 from services.gateway.billing.usage_recorder import PendingRow, UsageRecorder
+from services.gateway.facts import request_record
+from services.gateway.facts.request_record import RequestRow, ReservationState
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
 from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.limits import limit_rules
 from services.gateway.relay import AnswerItem, Relay, TextRequest
-from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests import active_prompt, active_texts, bounded_answers
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import NOT_COUNTED, ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, milliseconds
 from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration, ActiveTexts, ActiveVectors, AskedTexts
 from services.gateway.requests.bounded_answers import AnswerBounds
 from services.gateway.requests.request_admission import RequestAdmission
+from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.requests.target_choice import ServingTarget, SharedClaims, TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim

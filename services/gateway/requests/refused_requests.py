@@ -4,9 +4,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
-from services.gateway.billing import request_record, route_metrics
-from services.gateway.billing.request_record import RequestRow
+from services.gateway.billing import route_metrics
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.facts import request_record
+from services.gateway.facts.request_record import RequestRow
 from services.gateway.limits.quotas import Quotas
 from shared import errors
 from shared.api.auth import Principal

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from services.gateway import request_validation
 from services.gateway.billing.ledger import CostBounds, HeldCredits
+from services.gateway.facts.bad_field import BadField
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
@@ -22,10 +22,11 @@ from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import LimitReached, RequestLimit
 from services.gateway.limits.quotas import Quotas
 from services.gateway.relay import TextRequest
-from services.gateway.request_validation import MAX_ANSWER_TOKENS, AdmittedPrompt, BadField
+from services.gateway.requests import request_validation
 from services.gateway.requests.active_request import ActiveRequest, AdmissionRecord, AdmittedRequest
 from services.gateway.requests.active_texts import AskedConversion, AskedModeration, AskedTexts
 from services.gateway.requests.bounded_answers import STEP_TOKENS
+from services.gateway.requests.request_validation import MAX_ANSWER_TOKENS, AdmittedPrompt
 from services.gateway.requests.target_choice import ServingTarget, TargetChoice, TargetSearch
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.route_choice import RequestFacts

@@ -11,12 +11,12 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from services.gateway import request_validation
 from services.gateway.billing.ledger import HeldCredits, Ledger
-from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot, ConfigSource
+from services.gateway.facts.request_record import RouteUse
+from services.gateway.facts.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
-from services.gateway.limits.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
+from services.gateway.requests import request_validation
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policy

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
-from services.gateway.billing.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow
 from services.gateway.rollouts import rollout_evidence, rollout_rules
 from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout

@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from services.gateway.facts import upstream_prices
 from services.gateway.guard import guard_rules
 from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
-from services.gateway.limits import upstream_prices
 from shared.api.auth import Principal
 from shared.api.ledger import ModelPrice
 from shared.config_documents import (

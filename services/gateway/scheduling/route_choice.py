@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.limits import upstream_prices
+from services.gateway.facts import upstream_prices
 from services.gateway.scheduling import active_hours, policies
 from services.gateway.scheduling.active_hours import ActiveHours
 from services.gateway.scheduling.policies import Placement, Policy

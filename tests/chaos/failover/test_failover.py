@@ -13,7 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from stack import stack_plan
 from stack.secret_files import LOGIN_ROLES
 from stack.servers import postgres

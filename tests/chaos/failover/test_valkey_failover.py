@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from tests import people, stacks
 from tests.chaos import judging, load
 from tests.chaos.failover.test_failover import SETTINGS

@@ -12,7 +12,6 @@ from uuid import UUID
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AccountRow, LedgerStore
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import (
     ExtendedHold,
     GrantedReservation,
@@ -25,6 +24,9 @@ from services.gateway.billing.reservations import (
 from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts import tiers
+from services.gateway.facts.request_record import RequestRow
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.guard.guard_rules import Guardrails
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.openapi import Reference
@@ -38,9 +40,7 @@ from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
-from services.gateway.limits import tiers
 from services.gateway.limits.quotas import Quotas
-from services.gateway.limits.tiers import LimitRules
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings

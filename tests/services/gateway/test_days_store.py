@@ -11,8 +11,8 @@ import pytest
 from msgspec import structs
 
 from services.gateway import store as stores
-from services.gateway.billing.request_record import RequestRow, ReservationState, RouteUse
-from services.gateway.limits.upstream_prices import TargetSpending
+from services.gateway.facts.request_record import RequestRow, ReservationState, RouteUse
+from services.gateway.facts.upstream_prices import TargetSpending
 from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport

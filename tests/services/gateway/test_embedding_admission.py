@@ -3,7 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway import request_validation
+from services.gateway.requests import request_validation
 from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
 

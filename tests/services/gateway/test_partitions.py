@@ -17,7 +17,7 @@ from services import gateway
 from services.gateway import store as stores
 from services.gateway.background_jobs import AHEAD_DAYS, Partitions
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow
 from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import context

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from services.gateway import config_snapshot
-from services.gateway.billing.request_record import RouteUse
 from services.gateway.config_snapshot import StoredDocument
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import LimitRules
-from services.gateway.request_validation import ModerationRequest
+from services.gateway.facts import tiers
+from services.gateway.facts.request_record import RouteUse
+from services.gateway.facts.tiers import LimitRules
+from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.policies import Policies
 from shared import context, errors

@@ -1,6 +1,6 @@
 import pytest
 
-from services.gateway.limits.tiers import TierPlan
+from services.gateway.facts.tiers import TierPlan
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.types import ModelName, Tier

@@ -14,7 +14,7 @@ import pytest
 
 from services.gateway import store as stores
 from services.gateway import usage_reports
-from services.gateway.billing.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow
 from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import errors

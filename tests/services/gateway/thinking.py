@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 
-from services.gateway.call_parts import CallParts
+from services.gateway.facts.call_parts import CallParts
 from shared import errors
 from shared.api.generation import GenerationEnd, ToolCall, ToolCallPart, Usage
 from shared.api.inference import Chunk, ProcessPrompt

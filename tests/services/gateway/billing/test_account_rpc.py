@@ -12,7 +12,7 @@ from services.gateway import store
 from services.gateway.billing.account_rpc import MOST_TOP_UP, AccountRpc
 from services.gateway.billing.ledger import CostBounds, Ledger
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from services.gateway.store import GatewayStore
 from shared import errors
 from shared.api import audit, auth, organizations

@@ -14,9 +14,9 @@ from services.gateway import store
 from services.gateway.billing import ledger, orphan_settlement
 from services.gateway.billing.ledger import WorkerClaims
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.request_record import RouteUse
 from services.gateway.billing.reservations import OpenReservation, ReservationRequest, WorkerClaim
-from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrice, UpstreamPrices
+from services.gateway.facts.request_record import RouteUse
+from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrice, UpstreamPrices
 from services.gateway.store import GatewayStore
 from shared import errors
 from shared.api.ledger import ModelPrice

@@ -13,7 +13,7 @@ from services.gateway.billing import orphan_settlement
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import ExtendedHold, GrantedReservation, HoldExtension
-from services.gateway.limits.upstream_prices import TargetHold
+from services.gateway.facts.upstream_prices import TargetHold
 from services.gateway.store import GatewayStore
 from shared.api.inference import Receipt
 from shared.api.ledger import ModelPrice

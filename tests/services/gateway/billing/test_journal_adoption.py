@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from services.gateway.billing.journal import FindUnknown, Journal, OrphanedJournals, held_journal
-from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.facts.request_record import RequestRow
 from shared.identity import node_keys
 from shared.stores import file_lock, replica_files
 from shared.telemetry import Metrics
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 import msgspec
 from services.gateway.billing.journal import held_journal
-from services.gateway.billing.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow
 
 async def nothing(ids):
     return set()

@@ -11,9 +11,9 @@ import pytest
 from services.gateway.billing import ledger as ledgers
 from services.gateway.billing.ledger import CostBounds, Ledger, LedgerUnavailable
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
+from services.gateway.facts.request_record import RequestRow, ReservationState
 from shared import errors
 from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import LedgerReport

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from services.gateway import store
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
-from services.gateway.billing.request_record import ReservationState
 from services.gateway.billing.reservations import ExtendedHold, GrantedReservation, HoldExtension, InsufficientCredits
+from services.gateway.facts.request_record import ReservationState
 from services.gateway.store import GatewayStore
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests.servers import PostgresServer

@@ -12,8 +12,8 @@ import pytest
 
 from services.gateway import store
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
-from services.gateway.billing.request_record import RequestRow, ReservationState
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, WorkerClaim
+from services.gateway.facts.request_record import RequestRow, ReservationState
 from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.store import GatewayStore

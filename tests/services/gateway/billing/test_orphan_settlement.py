@@ -6,8 +6,8 @@ import pytest
 
 from services.gateway.billing.orphan_settlement import build_row
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import ReservationState
 from services.gateway.billing.reservations import OpenReservation
+from services.gateway.facts.request_record import ReservationState
 from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import MICRO, ModelPrice
 from shared.types import MicroCredits, ModelName, RequestId, UserId

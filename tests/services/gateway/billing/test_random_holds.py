@@ -11,8 +11,8 @@ from uuid import uuid4
 import msgspec
 
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.limits import tiers as limit_tiers
-from services.gateway.limits.tiers import LimitRules
+from services.gateway.facts import tiers as limit_tiers
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.requests.bounded_answers import STEP_TOKENS
 from shared import context, errors
 from shared.api import inference

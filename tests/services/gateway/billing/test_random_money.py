@@ -15,8 +15,8 @@ from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import OpenReservation
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts import upstream_prices
 from services.gateway.idempotency.answer_runs import AnswerRuns
-from services.gateway.limits import upstream_prices
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.store import GatewayStore
 from shared import context, errors

@@ -8,7 +8,7 @@ import pytest
 
 from services.gateway.billing import route_metrics
 from services.gateway.billing.route_metrics import RouteCounters
-from services.gateway.limits.upstream_prices import TargetSpending
+from services.gateway.facts.upstream_prices import TargetSpending
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import Route
 from shared import errors

@@ -12,12 +12,12 @@ from msgspec import structs
 
 from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.request_record import ReservationState, RouteUse
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits
+from services.gateway.facts import upstream_prices
+from services.gateway.facts.request_record import ReservationState, RouteUse
+from services.gateway.facts.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
 from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
-from services.gateway.limits import upstream_prices
-from services.gateway.limits.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
 from services.gateway.store import GatewayStore
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import Usage

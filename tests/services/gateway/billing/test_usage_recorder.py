@@ -5,8 +5,8 @@ from uuid import uuid4
 import pytest
 
 from services.gateway.billing import usage_recorder as recorders
-from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.facts.request_record import RequestRow
 from shared import errors
 from shared.telemetry import Metrics
 from shared.timing.backoff import Backoff

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.gateway.facts.guard_counts import MODERATION
 from services.gateway.guard import guard_rules, moderation
-from services.gateway.guard.guard_counts import MODERATION
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
 from shared import errors

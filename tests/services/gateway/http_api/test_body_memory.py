@@ -15,9 +15,9 @@ import httpx
 import psutil
 import pytest
 
+from services.gateway.facts import tiers as tiers_of_users
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.http_api.http_app import HttpApp
-from services.gateway.limits import tiers as tiers_of_users
-from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.api import inference
 from shared.api.generation import GenerationEnd

@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway import request_validation
 from services.gateway.http_api import request_bodies, tolerant_json
 from services.gateway.http_api.http_app import HttpApp
 from services.gateway.http_api.tolerant_json import Ignored
@@ -24,6 +23,7 @@ from services.gateway.openai_api import anthropic_request
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
+from services.gateway.requests import request_validation
 from shared import errors
 from shared.access_table import Audience
 from shared.api.gateway import InferenceRequest

@@ -13,12 +13,12 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.http_api import http_app
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import MAX_BODY_BYTES, HttpCall
-from services.gateway.limits import tiers
 from services.gateway.limits.quotas import Quotas
-from services.gateway.limits.tiers import LimitRules
 from shared import errors
 from shared.access_table import Audience
 from shared.api import auth

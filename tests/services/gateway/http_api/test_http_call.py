@@ -9,6 +9,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import http_app, http_call, response_formats
 from services.gateway.http_api.answer_delivery import HttpReader
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
@@ -23,7 +24,6 @@ from services.gateway.openai_api.completion_format import CompletionFormat
 from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.request_validation import BadField
 from services.gateway.requests.deduplicated_inference import RepeatedRequest
 from shared import access_table, context, errors
 from shared.access_table import AccessRule

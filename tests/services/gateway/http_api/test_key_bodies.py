@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import request_bodies, rest_accounts
-from services.gateway.request_validation import BadField
 from shared.api import auth
 from shared.types import Credential, MicroCredits
 from tests.services.gateway.fakes import KEY_ID, USER

@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import tolerant_json
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
 from services.gateway.openai_api import anthropic_request, chat_request, completion_request, response_request
-from services.gateway.request_validation import BadField
 from shared.api.gateway import MAX_IGNORED_CHARACTERS
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY

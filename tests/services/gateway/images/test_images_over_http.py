@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.http_api import http_call
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import LimitRules
 from services.gateway.requests import image_admission
 from shared.api import generation, inference
 from shared.api.gateway import InferenceRequest

@@ -29,7 +29,7 @@ import msgspec
 from cli.account import keys
 from services.auth import store
 from services.gateway.http_api import rest_accounts
-from services.gateway.limits import tiers
+from services.gateway.facts import tiers
 from services.gateway.limits.limit_rules import LimitReached
 from services.gateway.settings import GatewaySettings
 from services.web.http import forms

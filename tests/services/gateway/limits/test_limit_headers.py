@@ -6,8 +6,9 @@ import httpx
 import pytest
 
 from services.gateway.billing.reservations import InsufficientCredits
+from services.gateway.facts.tightest_limit import TightestLimit
 from services.gateway.http_api import http_errors, response_formats
-from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope, RequestLimit, TightestLimit
+from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope, RequestLimit
 from shared import errors
 from shared.api.gateway import LimitState
 from shared.types import Tier

@@ -3,9 +3,11 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.gateway.limits import limit_rules, tiers
-from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope, RequestLimit, TightestLimit
-from services.gateway.limits.tiers import TierPlan
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import TierPlan
+from services.gateway.facts.tightest_limit import TightestLimit
+from services.gateway.limits import limit_rules
+from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope, RequestLimit
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
 from shared.limits import LimitKind

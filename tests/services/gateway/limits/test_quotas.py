@@ -13,11 +13,12 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from services.gateway.limits import limit_rules, quotas, tiers
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import LimitRules, TierPlan
+from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.limit_rules import CountedRequest, LimitReached, LimitUsage, WithoutValkey
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument
 from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, Quotas
-from services.gateway.limits.tiers import LimitRules, TierPlan
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.stores.cache import Cache

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import tolerant_json
 from services.gateway.http_api.tolerant_json import Ignored
 from services.gateway.openai_api import anthropic_request
-from services.gateway.request_validation import BadField
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, FormatKind, ImagePart, OutputFormat, ToolCall
 

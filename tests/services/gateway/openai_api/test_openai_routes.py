@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 import pytest
 
-from services.gateway import request_validation
+from services.gateway.requests import request_validation
 from shared import errors
 from shared.api import inference
 from shared.api.generation import GenerationEnd, ToolCall, Usage

@@ -11,6 +11,7 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import parameters, tolerant_json
 from services.gateway.http_api.tolerant_json import Ignored, ParameterRule
 from services.gateway.openai_api import anthropic_request
@@ -22,7 +23,6 @@ from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.openai_embeddings import EmbeddingBody
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.request_validation import BadField
 
 PAGE = Path(__file__).parents[4] / "docs/howto/openai-api.md"
 ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<state>[\w ]+) \| ?(?P<says>.*?) ?\|$", re.MULTILINE)

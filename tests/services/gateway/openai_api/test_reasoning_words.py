@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import tolerant_json
 from services.gateway.http_api.tolerant_json import Ignored
 from services.gateway.openai_api import anthropic_request, chat_request, response_request
 from services.gateway.openai_api.chat_request import ChatBody
-from services.gateway.request_validation import BadField
 from shared.api.generation import ReasoningEffort
 
 HI = [{"role": "user", "content": "hi"}]

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import tolerant_json
 from services.gateway.http_api.tolerant_json import Ignored
 from services.gateway.openai_api import response_request
 from services.gateway.openai_api.response_tools import CustomInput
-from services.gateway.request_validation import BadField
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, GenerationEnd, ImageDetail, ImagePart, ToolCall, ToolCallPart, Usage

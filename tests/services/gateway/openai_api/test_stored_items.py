@@ -15,7 +15,7 @@ import redis
 from services.gateway.idempotency import stored_items
 from services.gateway.idempotency.sealed_values import MOST_BYTES
 from services.gateway.idempotency.stored_items import PREFIX, StoredItems
-from services.gateway.request_validation import MAX_PROMPT_BYTES
+from services.gateway.requests.request_validation import MAX_PROMPT_BYTES
 from services.gateway.scheduling.policies import Policies
 from shared import errors
 from shared.api import auth, gateway, inference

@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import LimitRules
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.policies import Policies
 from shared import context, errors

@@ -23,20 +23,20 @@ from typing import Any
 import msgspec
 
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import RequestRow
 from services.gateway.billing.reservations import ExtendedHold, InsufficientCredits
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts import upstream_prices
+from services.gateway.facts.request_record import RequestRow
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
-from services.gateway.limits import upstream_prices
 from services.gateway.limits.quotas import Quotas
 from services.gateway.relay import Relay
-from services.gateway.request_validation import ModerationRequest
 from services.gateway.requests import bounded_answers, request_admission
 from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.policies import Policies

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from services.gateway.billing.request_record import ReservationState
+from services.gateway.facts import tiers
+from services.gateway.facts.request_record import ReservationState
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import LimitRules
 from services.gateway.relay import AnswerItem
 from services.gateway.requests import bounded_answers, pipeline
 from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds

@@ -12,8 +12,8 @@ import pytest
 
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import InsufficientCredits
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import LimitRules
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.requests.active_request import AdmissionRecord
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.routing import ModelNames

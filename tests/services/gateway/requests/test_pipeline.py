@@ -8,7 +8,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from services.gateway import request_validation
+from services.gateway.requests import request_validation
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import routing
 from shared import context, errors

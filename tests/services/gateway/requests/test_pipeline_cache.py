@@ -10,11 +10,11 @@ import msgspec
 import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts import upstream_prices
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
-from services.gateway.limits import upstream_prices
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import route_choice, routing

@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 
 from services.gateway.billing.prices import Price
-from services.gateway.billing.request_record import ReservationState
 from services.gateway.billing.reservations import InsufficientCredits
+from services.gateway.facts.request_record import ReservationState
 from shared import errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from services.gateway.billing.request_record import RequestRow, RouteUse
+from services.gateway.facts.request_record import RequestRow, RouteUse
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutPlan

@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from services.gateway import store
-from services.gateway.billing.request_record import RequestRow, RouteUse
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.limits.upstream_prices import TargetSpending, UpstreamPrices
+from services.gateway.facts.request_record import RequestRow, RouteUse
+from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrices
 from services.gateway.requests import active_prompt
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, AdmittedRequest

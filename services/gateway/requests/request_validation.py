@@ -9,11 +9,13 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
 
 import msgspec
 
-from services.gateway.images import image_tokens
+from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.image_digests import without_image_data
+from services.gateway.facts.token_size import BYTES_IN_A_TOKEN
+from services.gateway.requests import image_tokens
 from shared import errors
 from shared.api.embedding import (
     MAX_INPUT_BYTES,
@@ -45,22 +47,10 @@ MAX_TOOL_NAME = 64
 #: OpenAI's pattern; models repeat the names, some in their own syntax.
 _TOOL_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TOOL_NAME}}}")
 
-#: English and code have about four, other languages fewer.
-BYTES_IN_A_TOKEN = 3
 #: On average. Prose has up to five, and deeply indented code six.
 _MAX_CHARACTERS_IN_A_TOKEN = 8
 #: Tokens that a chat template may add to each message and each tool, and once in total.
 _TEMPLATE_TOKENS_PER_MESSAGE, _TEMPLATE_TOKENS_PER_TOOL, _TEMPLATE_TOKENS = 16, 64, 256
-
-
-class BadField(errors.BadRequest):
-    """An invalid field; carries its name for the ``param`` of an OpenAI error."""
-
-    def __init__(self, field: str, must: str, *, known: str | None = None) -> None:
-        """``known``: what may be logged of the path, if the rest are names that the caller chose."""
-        super().__init__(f"{field} {must}")
-        self.field = field
-        self.known = field if known is None else known
 
 
 def ensure_messages(messages: Sequence[object], most: int = MAX_MESSAGES) -> None:
@@ -283,16 +273,6 @@ def fingerprint(content: Sequence[ChatMessage] | Sequence[EmbeddingInput], secre
     """Return the keyed hash of a prompt for request_logs: 64 hex digits, equal for equal conversations. A plain hash would not do,
     because a short prompt can be guessed."""
     return hmac.digest(secret.encode(), msgspec.msgpack.encode([without_image_data(each) for each in content]), "sha256").hex()
-
-
-Content = TypeVar("Content")
-
-
-def without_image_data(content: Content) -> Content:
-    """Return a message with only the digests of its images; anything else unchanged."""
-    if not isinstance(content, ChatMessage) or not content.images:
-        return content
-    return msgspec.structs.replace(content, images=tuple(msgspec.structs.replace(image, data=b"") for image in content.images))
 
 
 @lru_cache(maxsize=4096)  # active tenants; an entry takes about 200 bytes

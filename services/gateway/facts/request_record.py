@@ -7,9 +7,9 @@ from enum import StrEnum
 
 import msgspec
 
-from services.gateway.guard.guard_counts import GuardCount
-from services.gateway.limits.upstream_prices import TargetSpending
-from services.gateway.request_validation import BadField
+from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.guard_counts import GuardCount
+from services.gateway.facts.upstream_prices import TargetSpending
 from shared import errors
 from shared.api.generation import Usage
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId

@@ -1,7 +1,7 @@
 import pytest
 
-from services.gateway.limits import tiers
-from services.gateway.limits.tiers import TierPlan
+from services.gateway.facts import tiers
+from services.gateway.facts.tiers import TierPlan
 from shared.types import ModelName, Tier
 
 FREE = tiers.DEFAULTS[Tier.FREE]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.gateway.images import image_tokens
+from services.gateway.requests import image_tokens
 from shared.api.generation import ImageDetail, ImagePart
 from tests.services.gateway.images.pictures import png
 

@@ -1,7 +1,8 @@
 import msgspec
 import pytest
 
-from services.gateway import request_validation
+from services.gateway.facts.bad_field import BadField
+from services.gateway.requests import request_validation
 from shared import errors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, FormatKind, OutputFormat, Tool, ToolChoice
@@ -15,7 +16,7 @@ def test_template_variables_are_a_small_json_object() -> None:
     for good in ("", "{}", '{"enable_thinking":false}', '{"a":"%s"}' % ("x" * 4088)):
         request_validation.admit(request(chat_template_kwargs=good))
     for bad in ("[]", "x", '"{}"', "[" * 4000, '{"a":"%s"}' % ("x" * 4089), '{"a":"%s"}' % ("é" * 2045)):
-        with pytest.raises(request_validation.BadField, match=r"chat_template_kwargs must (be a JSON object|have at most 4096 bytes)"):
+        with pytest.raises(BadField, match=r"chat_template_kwargs must (be a JSON object|have at most 4096 bytes)"):
             request_validation.admit(request(chat_template_kwargs=bad))
 
 
@@ -90,7 +91,7 @@ def tool(name: str = "look_up", **more: str) -> Tool:
     ],
 )
 def test_invalid_tools_and_biases_are_refused(fields: dict[str, object], field: str) -> None:
-    with pytest.raises(request_validation.BadField) as refused:
+    with pytest.raises(BadField) as refused:
         request_validation.admit(request(**fields))
     assert refused.value.field == field
 

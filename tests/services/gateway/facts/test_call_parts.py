@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.call_parts import CallParts
+from services.gateway.facts.call_parts import CallParts
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk
 from shared.types import FinishReason

@@ -7,7 +7,7 @@ those tiles. Requests reserve it. The worker's exact count is billed, and no mor
 
 import math
 
-from services.gateway.images import image_headers
+from services.gateway.requests import image_headers
 from shared.api.generation import LONG_SIDE, LOW_LONG_SIDE, ImageDetail, ImagePart
 
 _PATCH = 14

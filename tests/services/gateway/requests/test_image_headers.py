@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from services.gateway.images import image_headers
-from services.gateway.images.image_headers import BadImage, ImageHeader
+from services.gateway.requests import image_headers
+from services.gateway.requests.image_headers import BadImage, ImageHeader
 from tests.services.gateway.images.pictures import gif, jpeg, png, webp
 
 ALL = [png(640, 480), jpeg(640, 480), gif(640, 480), webp(640, 480), webp(640, 480, kind=b"VP8X"), webp(640, 480, kind=b"VP8L")]
