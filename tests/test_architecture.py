@@ -147,6 +147,8 @@ def test_every_module_says_what_it_owns() -> None:
 
 #: In the longest chain of modules in `shared`, counting each package's __init__. This number may only fall.
 MAX_SHARED_IMPORT_DEPTH = 10
+#: The same for the gateway. It shall be 15.
+MAX_GATEWAY_IMPORT_DEPTH = 26
 
 
 def imports_inside(package: str) -> dict[str, set[str]]:
@@ -180,6 +182,20 @@ def longest_chain(graph: dict[str, set[str]]) -> list[str]:
 def test_shared_is_not_deep() -> None:
     chain = longest_chain(imports_inside("shared"))
     assert len(chain) - 1 <= MAX_SHARED_IMPORT_DEPTH, " -> ".join(chain)
+
+
+def test_the_gateway_is_not_deep() -> None:
+    """Imports for types count, too."""
+    chain = longest_chain(imports_inside("services/gateway"))
+    assert len(chain) <= MAX_GATEWAY_IMPORT_DEPTH, " -> ".join(chain)
+
+
+def test_the_facts_of_the_gateway_import_nothing_of_it() -> None:
+    """Not even for types."""
+    graph = imports_inside("services/gateway")
+    facts = {name for name in graph if name.startswith("services.gateway.facts")}
+    assert len(facts) > 1
+    assert {name: others for name in sorted(facts) if (others := graph[name] - facts)} == {}
 
 
 # --- errors and tasks -----------------------------------------------------------------------------------------------

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import msgspec
 
-from services.gateway.billing.usage_recorder import RowsRefused
 from services.gateway.facts import request_record
-from services.gateway.facts.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow, RowsRefused
 from shared.api.gateway import Check
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.recovery import recovery_store

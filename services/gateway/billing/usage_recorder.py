@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import Counter, Gauge
 
 from services.gateway.billing.journal import Journal
-from services.gateway.facts.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow, RowsRefused
 from shared import errors
 from shared.telemetry import logs
 from shared.telemetry.readiness import OwnCheck
@@ -42,10 +42,6 @@ _BACKOFF = Backoff(first_seconds=0.1, longest_seconds=5.0)
 _REFUSED_SECONDS = 5.0
 
 _log = logs.get(part="recorder")
-
-
-class RowsRefused(errors.Unavailable):
-    """PostgreSQL refused these rows with an error, which the message contains."""
 
 
 @dataclass(slots=True, eq=False)

@@ -125,6 +125,10 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
         return self.prompt_tokens + self.completion_tokens
 
 
+class RowsRefused(errors.Unavailable):
+    """PostgreSQL refused these rows with an error, which the message contains."""
+
+
 def route_columns(used: RouteUse | None) -> tuple[str | None, int | None, str | None, str | None]:
     return (None, None, None, None) if used is None else (used.route, used.version, used.variant, used.target)
 

@@ -21,11 +21,11 @@ from services.gateway.billing.reservations import (
     ReservationRequest,
     WorkerClaim,
 )
-from services.gateway.billing.usage_recorder import RowsRefused, UsageRecorder
+from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.facts import tiers
-from services.gateway.facts.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow, RowsRefused
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.guard.guard_rules import Guardrails
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute

@@ -9,9 +9,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.gateway.billing.usage_recorder import RowsRefused
 from services.gateway.facts.guard_counts import GuardCount, GuardPlace
-from services.gateway.facts.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow, RowsRefused
 from services.gateway.store import GatewayStore
 from services.gateway.store import opened as database_of
 from shared.config_documents import GuardAction, GuardKind
