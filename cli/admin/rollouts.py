@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 #: A copy of shared.api.configuration.RolloutGuards, so that `--help` need not import it; a test compares the two.
 GUARDS = ("errors", "first_token", "thumbs", "cost")
 _seconds = option_values.duration("a step takes", lambda: api.configuration.RolloutTerms, "step_seconds")
-_COLORS = {"running": "green", "holding": "yellow", "paused": "yellow", "rolled_back": "red", "promoted": "green"}
 
 
 def _read_percents(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
@@ -136,12 +135,14 @@ def start(
 @click.pass_obj
 def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: int, as_json: bool) -> None:
     """List rollouts and comparisons, newest first."""
+    from shared.lists.rollouts import STATES
+
     found = here.call(api.configuration.list_rollouts, api.configuration.ListRollouts(route, only_open, limit)).rollouts
     columns: list[TableColumn[RolloutSummary]] = [
         TableColumn("ROUTE", lambda row: row.route),
         TableColumn("TO", lambda row: row.plan.candidate),
         TableColumn("FROM", lambda row: row.plan.baseline, rank=3),
-        TableColumn("STATE", lambda row: row.state.value.replace("_", " "), lambda row: _COLORS.get(row.state.value, "")),
+        TableColumn("STATE", lambda row: STATES[row.state][0], lambda row: printing.STYLES[STATES[row.state][1]]),
         TableColumn("SHARE", lambda row: f"{row.share:g} %", rank=2),
         TableColumn("STARTED", lambda row: printing.moment(row.started_at), rank=4),
         TableColumn("WHY", lambda row: row.reason, rank=5, wraps=True, below=True),
@@ -155,6 +156,8 @@ def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: 
 @click.pass_obj
 def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
     """Show the newest rollout of ROUTE: its state, its two targets, and their outcomes."""
+    from shared.lists.rollouts import STATES
+
     found = here.call(api.configuration.get_rollout, api.configuration.GetRollout(route))
     if as_json:
         printing.show_json(printing.plain(found), rows=("conditions",))
@@ -162,7 +165,7 @@ def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
     rollout = found.rollout
     plan = rollout.plan
     why = f": {printing.printable(rollout.reason)}" if rollout.reason else ""
-    click.echo(f"{plan.baseline} → {plan.candidate}: {rollout.state.value.replace('_', ' ')}{why}")
+    click.echo(f"{plan.baseline} → {plan.candidate}: {STATES[rollout.state][0]}{why}")
     if rollout.ended_at is None:
         least = "" if plan.only_compares else f", {rollout.step_requests} of {plan.step_requests} requests in this step"
         click.echo(f"{plan.candidate} has {rollout.share:g} %{least}")
@@ -187,7 +190,7 @@ def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
     printing.show_rows(found.conditions, of_conditions, as_json=False, empty="")
     of_events: list[TableColumn[RolloutEvent]] = [
         TableColumn("TIME", lambda event: printing.moment(event.at)),
-        TableColumn("STATE", lambda event: event.state.value.replace("_", " ")),
+        TableColumn("STATE", lambda event: STATES[event.state][0]),
         TableColumn("SHARE", lambda event: f"{event.share:g} %"),
         TableColumn("BY", lambda event: event.author or "–", rank=3),
         TableColumn("WHY", lambda event: event.reason, rank=4, wraps=True),

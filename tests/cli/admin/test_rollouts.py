@@ -82,7 +82,7 @@ def test_a_rollout_shows_its_outcomes_and_says_why(shell: Shell) -> None:
     shell.mesh.answer(api.get_rollout, api.RolloutDetails(found, arms, (errors, cost, thumbs), events, 450))
     text = shell("admin", "rollouts", "show", "assistant", "-o", "wide").stdout
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert lines[0] == f"local → next: rolled back: {reason}"
+    assert lines[0] == f"local → next: Rolled back: {reason}"
     assert "next 1,041 120 ms 300 ms 41.2 0.0025" in lines
     assert "local 388 – – – –" in lines
     assert "errors 9 of 41 2 of 388 1 points next is worse by at least 11.0 points" in lines
@@ -96,7 +96,7 @@ def test_a_rollout_shows_its_outcomes_and_says_why(shell: Shell) -> None:
 def test_the_list(shell: Shell) -> None:
     shell.mesh.answer(api.list_rollouts, api.Rollouts((summary(RolloutState.HOLDING, reason="no outcomes for 15 s"),)))
     text = " ".join(shell("admin", "rollouts", "list", "--route", "assistant", "--open", "-o", "wide").stdout.split())
-    assert "assistant next local holding 10 %" in text
+    assert "assistant next local Waiting for outcomes 10 %" in text
     assert "no outcomes for 15 s" in text
     assert shell.mesh.calls[0].request == api.ListRollouts("assistant", only_open=True, limit=20)
 

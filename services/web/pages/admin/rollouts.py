@@ -19,6 +19,8 @@ from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import configuration as api
 from shared.api.configuration import OPEN_STATES, RolloutAction, RolloutState
+from shared.lists.columns import Tone
+from shared.lists.rollouts import STATES
 
 _DONE = {action.value: text for action, text in {
     RolloutAction.PAUSE: "Rollout paused. The candidate keeps its share.",
@@ -26,16 +28,6 @@ _DONE = {action.value: text for action, text in {
     RolloutAction.PROMOTE: "The candidate now gets all the traffic.",
     RolloutAction.ABORT: "The traffic returned to the baseline.",
 }.items()}  # fmt: skip
-STATES = {
-    RolloutState.RUNNING: "Running",
-    RolloutState.HOLDING: "Waiting for outcomes",
-    RolloutState.PAUSED: "Paused",
-    RolloutState.ROLLED_BACK: "Rolled back",
-    RolloutState.PROMOTED: "Promoted",
-    RolloutState.ENDED: "Ended",
-}
-#: As in the style sheet.
-TONES = {RolloutState.ROLLED_BACK: "bad", RolloutState.HOLDING: "warn", RolloutState.PAUSED: "warn"}
 GUARDS = {"errors": "Failed answers", "first_token": "Late first tokens", "thumbs": "Thumbs down", "cost": "Upstream cost"}
 
 
@@ -81,15 +73,13 @@ class RolloutConditionView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutPage:
     rollout: api.RolloutSummary
-    state: str
-    tone: str
     is_open: bool
     steps: str
     arms: tuple[RolloutArmView, ...]
     conditions: tuple[RolloutConditionView, ...]
     events: tuple[api.RolloutEvent, ...]
     charts: tuple[RolloutChart, ...]
-    states: ClassVar[Mapping[RolloutState, str]] = STATES
+    states: ClassVar[Mapping[RolloutState, tuple[str, Tone]]] = STATES
     path: str
 
 
@@ -126,8 +116,6 @@ async def _page(page_request: PageRequest, rollout: UUID, problem: errors.Caller
     summary = found.rollout
     view = RolloutPage(
         rollout=summary,
-        state=STATES[summary.state],
-        tone=TONES.get(summary.state, "good"),
         is_open=summary.state in OPEN_STATES,
         steps=describe_steps(summary),
         arms=tuple(arm_rows(found)),

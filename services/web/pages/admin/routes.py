@@ -16,7 +16,6 @@ from litestar.params import FromPath, FromQuery
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING, number
 from services.web.http import forms
-from services.web.pages.admin.rollouts import STATES, TONES
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import business
@@ -24,6 +23,8 @@ from shared.api import configuration as api
 from shared.api.business import BusinessGrouping, BusinessSum
 from shared.api.configuration import OPEN_STATES, RolloutState
 from shared.config_documents import ConfigKind
+from shared.lists.columns import Tone
+from shared.lists.rollouts import STATES
 
 _DONE = {"back": "Rolled back: the old content is a new version."}
 #: What the targets' figures are of.
@@ -85,8 +86,7 @@ class RoutesPage:
     #: By route; open ones only.
     open: Mapping[str, api.RolloutSummary]
     rollouts: tuple[api.RolloutSummary, ...]
-    states: ClassVar[Mapping[RolloutState, str]] = STATES
-    tones: ClassVar[Mapping[RolloutState, str]] = TONES
+    states: ClassVar[Mapping[RolloutState, tuple[str, Tone]]] = STATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
