@@ -80,6 +80,7 @@ class Machine:
     """Created by ``machine``."""
 
     home: Path
+    caretaker: subprocess.Popen[bytes]
     started: list[Running] = field(default_factory=list)
 
     @property
@@ -118,6 +119,9 @@ class Machine:
             )
         running = Running(process, output)
         self.started.append(running)
+        assert self.caretaker.stdin is not None
+        self.caretaker.stdin.write(b"%d\n" % process.pid)
+        self.caretaker.stdin.flush()
         return running
 
     def start_worker(self, *arguments: str, **variables: str) -> Running:
@@ -143,18 +147,28 @@ def _words(arguments: tuple[str, ...]) -> tuple[str, ...]:
     return (sys.executable, "-m", "cli.main", *arguments)
 
 
+#: Its input has the groups of processes that were started, and ends when we do.
+_CARETAKER = 'while read -r group; do groups="$groups $group"; done; for group in $groups; do kill -KILL -- "-$group"; done; rm -rf "$0"'
+
+
 @contextmanager
 def machine() -> Iterator[Machine]:
-    """Create a machine; its processes and files are removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="aimesh-outside-", ignore_cleanup_errors=True) as folder:
-        found = Machine(Path(folder))
-        try:
-            yield found
-        finally:
-            for running in found.started:
-                with suppress(ProcessLookupError):
-                    os.killpg(running.process.pid, signal.SIGKILL)
-                running.process.wait()
+    """Create a machine; its processes and files are removed at the end, also when we are killed."""
+    folder = tempfile.mkdtemp(prefix="aimesh-outside-")
+    caretaker = subprocess.Popen(
+        ["/bin/sh", "-c", _CARETAKER, folder],
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    found = Machine(Path(folder), caretaker)
+    try:
+        yield found
+    finally:
+        caretaker.communicate()
+        for running in found.started:
+            running.process.wait()
 
 
 @asynccontextmanager
@@ -173,7 +187,7 @@ async def ticket(stack: RunningStack, role: str, *options: str) -> str:
 
 def sidecar_of(pid: int) -> int:
     """Return the process ID of a node's Hyperswarm."""
-    (found,) = [child for child in children_of(pid) if b"sidecar/main.js" in _command(child)]
+    (found,) = [child for child in children_of(pid) if b"sidecar/main.js" in command(child)]
     return found
 
 
@@ -186,7 +200,8 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def _command(pid: int) -> bytes:
+def command(pid: int) -> bytes:
+    """Return the command line of a process, empty if it has ended."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     return b""
