@@ -388,7 +388,8 @@ class SharedKeys(FakeKeys):
             return await super().claim(request, fingerprint, node, lease_seconds=lease_seconds, dead=dead)
         model = next((claim.model for claim in self._service.books.claims if claim.request_id == held.request_id), None)
         self.held[request.owner, request.key] = replace(held, request_id=request.request_id, gateway=node)
-        return OrphanedKeyUse(self._seeds[held.request_id], model, is_resumed=request.after > 0)
+        seed = self._seeds[request.request_id] = self._seeds[held.request_id]
+        return OrphanedKeyUse(seed, model, is_resumed=request.after > 0)
 
     async def abandon(self, request_id: RequestId) -> None:
         self._abandoned[request_id] = 1
