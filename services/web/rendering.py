@@ -119,23 +119,24 @@ class Notice:
 
 
 class Renderer:
-    """Renders the pages of one process; immutable after ``load``."""
+    """Renders the pages of one process. A template is compiled when a page first needs it, because all of them take 0.4 s."""
 
-    def __init__(self, environment: jinja2.Environment, assets: Assets) -> None:
-        self._environment = environment
+    def __init__(self, templates: jinja2.Environment, assets: Assets) -> None:
+        self.templates = templates
         self.assets = assets
 
     @classmethod
     def load(cls) -> "Renderer":
-        """Load everything. Raises BadSettings if a static file is missing, so that a broken installation fails at startup."""
+        """Raises BadSettings if a static file is missing, so that a broken installation fails at startup."""
         files = load_assets()
-        templates = (path.read_text(encoding="utf-8") for path in sorted((_PACKAGE / "templates").rglob("*.html")))
-        if missing := files.find_missing(templates):
+        root = _PACKAGE / "templates"
+        templates = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.html")}
+        if missing := files.find_missing(templates.values()):
             raise errors.BadSettings(
                 f"static files are missing: {', '.join(missing)}", hint="reinstall aimesh, or run `make setup` in a checkout"
             )
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(_PACKAGE / "templates"),
+            loader=jinja2.DictLoader(templates),
             autoescape=True,
             # An unknown name is a bug, not an empty string.
             undefined=jinja2.StrictUndefined,
@@ -152,13 +153,10 @@ class Renderer:
             "in_code": in_code,
         }
         environment.globals |= {"static": files.address, "limit_kinds": limits.LIMITS}
-        for name in environment.list_templates():
-            # Compile now, so that a broken template fails at startup.
-            environment.get_template(name)
         return cls(environment, files)
 
     def render(self, template: str, frame: PageFrame, view: object) -> bytes:
-        return self._environment.get_template(template).render(frame=frame, view=view).encode()
+        return self.templates.get_template(template).render(frame=frame, view=view).encode()
 
 
 def _sentence(text: str) -> Markup:

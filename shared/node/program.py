@@ -42,6 +42,7 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
     invalid, with 6 if it is a worker that was revoked."""
     # A child that was taken over, such as an engine, could otherwise read keys and prompts in /proc.
     processes.seal()
+    gc.set_threshold(*COLLECT_AFTER)
     try:
         settings = config.load(settings_kind, os.environ)
     except errors.BadSettings as error:
@@ -88,7 +89,6 @@ async def _live(service: type[Service], settings: Any) -> None:
                     # Objects created at start-up stay, so the collector need not visit them again.
                     gc.collect()
                     gc.freeze()
-                    gc.set_threshold(*COLLECT_AFTER)
                     _log.info("ready", port=settings.port, id=node.id)
                     await _wait_for_end(stop, node)
                     await _drain(node, server, serving, settings.drain_seconds)

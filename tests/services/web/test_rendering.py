@@ -1,10 +1,12 @@
-"""Static files: one version for all, compressed once, and every imported module exists."""
+"""Static files: one version for all, compressed once, and every imported module exists. Templates: each compiles."""
 
 import gzip
 import re
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
 
+import jinja2
 import pytest
 
 from services.web import rendering
@@ -55,3 +57,25 @@ def test_missing_file_stops_web_at_start(monkeypatch: pytest.MonkeyPatch, name: 
     monkeypatch.setattr(rendering, "load_assets", lambda: replace(found, files=files))
     with pytest.raises(errors.BadSettings, match=f"missing: {name}"):
         Renderer.load()
+
+
+def test_each_template_compiles(renderer: Renderer) -> None:
+    names = renderer.templates.list_templates()
+    assert {"error.html", "layout.html"} <= set(names)
+    for name in names:
+        assert renderer.templates.get_template(name).name == name
+
+
+def test_start_compiles_no_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str | None] = []
+    compile_template = jinja2.Environment.compile
+
+    def count(self: jinja2.Environment, source: str, name: str | None = None, *more: Any, **named: Any) -> Any:
+        compiled.append(name)
+        return compile_template(self, source, name, *more, **named)
+
+    monkeypatch.setattr(jinja2.Environment, "compile", count)
+    loaded = Renderer.load()
+    assert compiled == []
+    loaded.templates.get_template("layout.html")
+    assert compiled[0] == "layout.html"
