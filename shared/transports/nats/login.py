@@ -79,9 +79,12 @@ class NatsLogin:
                 f"the NATS server at {where} has no certificate that is valid here: {error.verify_message or error.reason}",
                 hint="set NATS_CA_FILE to its CA; the certificate must include the host in NATS_URL",
             )
-        if isinstance(error, ssl.SSLError):
+        is_tls = any(server.tls for server in servers)
+        # With TLS 1.3 the alert of a server that requires a certificate may be lost, because we write to the closed connection first.
+        if isinstance(error, ssl.SSLError) or (is_tls and isinstance(error, ConnectionResetError | BrokenPipeError)):
+            reason = getattr(error, "reason", None) or error
             return errors.Unavailable(
-                f"TLS with the NATS server at {where} failed: {error.reason or error}",
+                f"TLS with the NATS server at {where} failed: {reason}",
                 hint="if the server requires a client certificate, set NATS_CERT_FILE and NATS_KEY_FILE",
             )
         return errors.Unavailable(f"no NATS server answers at {where}", hint="start it, or set NATS_URL", retry_after_seconds=1)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from shared import errors
-from shared.identity import node_keys
+from shared.identity import login_tokens, node_keys
 from shared.node.lifecycle import background
-from shared.transports.nats.login import NatsFiles
+from shared.transports.nats.login import NatsFiles, NatsLogin
 from shared.transports.nats.nats_client import NatsClient
+from shared.transports.nats.servers import read_urls
 from tests.shared.transports.nats.real_servers import Operator, configure, server_with
 from tests.shared.transports.nats.test_tls import make_certificate
 from tests.testnet import NatsServer, until
@@ -106,6 +107,14 @@ async def test_a_client_certificate_is_sent_to_a_server_that_requires_one(tmp_pa
         assert "NATS_CERT_FILE" in why.hint
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ConnectionResetError("the NATS server closed the connection")])
+def test_a_lost_alert_of_a_required_certificate_has_the_same_hint(error: OSError) -> None:
+    for url, hint in (("tls://127.0.0.1:4222", "NATS_CERT_FILE"), ("nats://127.0.0.1:4222", "start it")):
+        servers = tuple(read_urls(url))
+        login = NatsLogin(node_keys.NodeKey(node_keys.new_seed()), NatsFiles(), servers, login_tokens.without)
+        assert hint in login.explain(error, servers).hint
 
 
 @pytest.mark.parametrize(
