@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import yaml
 
@@ -81,13 +82,13 @@ def _cell(expression: str) -> str:
     return expression.replace("|", "\\|")
 
 
-def runbooks() -> dict[str, str]:
+def files() -> dict[Path, str]:
     """Return the runbooks with their frames: what stands between the heading and the first section."""
     found = {}
     for name, members in itertools.groupby(sorted(rules.load(), key=lambda rule: rule.name), key=lambda rule: rule.name):
         path = FOLDER / f"{name}.md"
         text = path.read_text(encoding="utf-8") if path.exists() else ""
-        found[path.name] = f"# {name}\n\n{_frame(members)}\n{text[text.index('## ') :]}"
+        found[path] = f"# {name}\n\n{_frame(members)}\n{text[text.index('## ') :]}"
     return found
 
 
@@ -95,11 +96,3 @@ def _frame(members: Iterable[AlertRule]) -> str:
     lines = ["| severity | for | condition | board |", "|---|---|---|---|"]
     lines += [f"| {rule.severity} | {rule.hold or '–'} | `{_cell(rule.expression)}` | {rule.texts.board} |" for rule in members]
     return "\n".join(lines) + "\n"
-
-
-def drift() -> dict[str, str]:
-    return generated.drift(FOLDER, runbooks())
-
-
-def write() -> None:
-    generated.write(FOLDER, runbooks())

@@ -6,6 +6,7 @@ The default of a value gives its type, the comment its meaning; "one of: a, b" m
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -62,14 +63,7 @@ def _schema_of(value: Any, path: str, comments: Mapping[str, str]) -> dict[str, 
     return {"type": _TYPES[type(value)]} | ({"enum": re.findall(r"(\w+)(?: \([^)]*\))?(?:, |$)", words[1])} if words else {})
 
 
-def _files() -> dict[str, str]:
+def files() -> dict[Path, str]:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8").split(_MARK)
-    return {"values.schema.json": json.dumps(schema(), indent=1) + "\n", "README.md": _MARK.join((readme[0], table(), *readme[2:]))}
-
-
-def drift() -> dict[str, str]:
-    return generated.drift(FOLDER, _files())
-
-
-def write() -> None:
-    generated.write(FOLDER, _files())
+    schema_text = json.dumps(schema(), indent=1) + "\n"
+    return {FOLDER / "values.schema.json": schema_text, FOLDER / "README.md": _MARK.join((readme[0], table(), *readme[2:]))}

@@ -8,6 +8,7 @@ python -m tools.docs --check    changes nothing; exits 1 with a diff if a file i
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from tools import agents_page, alerts, chart, generated, guard_quality, limits, reference, sync_client
 
@@ -33,30 +34,19 @@ def render(page: str) -> str:
     return NOTICE + PAGES[page]().strip() + "\n"
 
 
-def _files() -> dict[str, str]:
-    return {page: render(page) for page in PAGES} | {"config.schema.json": reference.config_schema()}
-
-
-def drift() -> dict[str, str]:
-    return generated.drift(FOLDER, _files()) | agents_page.drift() | limits.drift() | alerts.drift() | sync_client.drift() | chart.drift()
-
-
-def write() -> None:
-    generated.write(FOLDER, _files())
-    agents_page.write()
-    limits.write()
-    alerts.write()
-    sync_client.write()
-    chart.write()
+def files() -> dict[Path, str]:
+    """Return what every generated file of the repository should be."""
+    pages = {FOLDER / page: render(page) for page in PAGES} | {FOLDER / "config.schema.json": reference.config_schema()}
+    return pages | agents_page.files() | limits.files() | alerts.files() | sync_client.files() | chart.files()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.docs", description="Write all files that are generated from the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 with a diff if a file is out of date")
     if not parser.parse_args().check:
-        write()
+        generated.write(files())
         return 0
-    found = drift()
+    found = generated.drift(files())
     for path, difference in found.items():
         print(f"{path} is out of date. Run: python -m tools.docs\n{difference}\n", file=sys.stderr)
     return 1 if found else 0

@@ -39,23 +39,16 @@ def read(key: JsonFields) -> ShownLimits:
 '''
 
 
-def drift() -> dict[str, str]:
-    return {name: text for path, page in _pages() for name, text in generated.drift(path.parent, {path.name: page}).items()}
-
-
-def write() -> None:
-    for path, page in _pages():
-        generated.write(path.parent, {path.name: page})
-
-
-def _pages() -> Iterator[tuple[Path, str]]:
+def files() -> dict[Path, str]:
     table = "\n".join(_table())
-    yield _COSTS, generated.with_part(_COSTS, f"<!-- {_NOTICE} -->", f"\n{table}\n\n", f"<!-- {_END} -->")
     types = "export type LimitKind =\n" + "".join(f"  | '{kind.name}'\n" for kind in LIMITS)
-    yield _JAVASCRIPT, generated.with_part(_JAVASCRIPT, f"// {_NOTICE}", types, f"// {_END}")
     fields = "".join(f"    #: {kind.label}{kind.about}.\n    {kind.name}: int | None\n" for kind in LIMITS)
     found = "".join(f'        {kind.name}=key.maybe_integer("{kind.name}"),\n' for kind in LIMITS)
-    yield _PYTHON, _MODULE.format(fields=fields, found=found)
+    return {
+        _COSTS: generated.with_part(_COSTS, f"<!-- {_NOTICE} -->", f"\n{table}\n\n", f"<!-- {_END} -->"),
+        _JAVASCRIPT: generated.with_part(_JAVASCRIPT, f"// {_NOTICE}", types, f"// {_END}"),
+        _PYTHON: _MODULE.format(fields=fields, found=found),
+    }
 
 
 def _table() -> Iterator[str]:

@@ -43,12 +43,8 @@ def generate(name: str) -> str:
     return _formatted(NOTICE.format(source=source) + text)
 
 
-def drift() -> dict[str, str]:
-    return generated.drift(PACKAGE, {name: generate(name) for name in SOURCES})
-
-
-def write() -> None:
-    generated.write(PACKAGE, {name: generate(name) for name in SOURCES})
+def files() -> dict[Path, str]:
+    return {PACKAGE / name: generate(name) for name in SOURCES}
 
 
 def _formatted(text: str) -> str:
