@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from services.gateway.guard import guard_rules
+from services.gateway.facts import guardrails
+from services.gateway.guard import text_filter
 from services.gateway.guard.text_filter import Found
 from shared.config_documents import GuardAction, GuardDocument, GuardKind
 from tools import generated
@@ -69,7 +70,7 @@ def lines() -> list[LabeledLine]:
 
 def find(text: str) -> list[tuple[GuardKind, str]]:
     document = GuardDocument(prompt=dict.fromkeys(KINDS, GuardAction.REPORT), countries=COUNTRIES)
-    opened = guard_rules.combine([("mesh", document)]).prompt.open_filter()
+    opened = text_filter.open_filter(guardrails.combine([("mesh", document)]).prompt)
     return [(part.kind, part.text) for part in (*opened.feed(text), *opened.end()) if isinstance(part, Found)]
 
 

@@ -6,10 +6,10 @@ from types import MappingProxyType
 from typing import Protocol
 
 from services.gateway.facts import tiers, upstream_prices
+from services.gateway.facts.policies import Policies
 from services.gateway.facts.tiers import LimitRules, TierPlan
 from services.gateway.facts.upstream_prices import UpstreamPrice
 from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.route_choice import OpenRollout, Route
 from services.gateway.scheduling.routing import ModelNames
 from shared.config_documents import (

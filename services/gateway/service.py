@@ -28,6 +28,7 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.configuration.routes_rpc import RoutesRpc
+from services.gateway.facts import policies
 from services.gateway.facts.bad_field import BadField
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
@@ -72,7 +73,7 @@ from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_reader import RpcReader
-from services.gateway.scheduling import model_coverage, policies, routing
+from services.gateway.scheduling import model_coverage, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore

@@ -6,9 +6,9 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
-from services.gateway.facts import upstream_prices
+from services.gateway.facts import active_hours, upstream_prices
 from services.gateway.guard import detectors, own_patterns
-from services.gateway.scheduling import active_hours, route_choice
+from services.gateway.scheduling import route_choice
 from shared.config_documents import (
     FIXED_NAMES,
     MAX_CONFIG_BYTES,

@@ -11,9 +11,9 @@ from services.gateway import config_snapshot
 from services.gateway.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigChanges, ConfigStore, LockedConfig
-from services.gateway.guard.guard_rules import Guardrails
-from services.gateway.scheduling import policies
-from services.gateway.scheduling.policies import Policies
+from services.gateway.facts import policies
+from services.gateway.facts.guardrails import Guardrails
+from services.gateway.facts.policies import Policies
 from services.gateway.scheduling.route_choice import OpenRollout
 from services.gateway.settings import GatewaySettings
 from shared import errors

@@ -10,9 +10,9 @@ import msgspec
 from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
+from services.gateway.facts.policies import BUILT_IN, NameLists, Policy
 from services.gateway.guard import guard_test, own_patterns
 from services.gateway.limits.quotas import Quotas
-from services.gateway.scheduling.policies import BUILT_IN, NameLists, Policy
 from shared import access_table, amounts, errors
 from shared.access_table import Permission
 from shared.api import auth, organizations

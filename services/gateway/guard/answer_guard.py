@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from services.gateway.facts.call_parts import CallParts
-from services.gateway.guard.guard_rules import GuardScan
+from services.gateway.facts.guardrails import GuardScan
 from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json, guard_whole
 from shared.api.generation import GenerationEnd, ToolCall
 from shared.api.inference import Chunk

@@ -1,14 +1,14 @@
 """Shows what guardrails would do with a text."""
 
-from services.gateway.guard import guarded_text, prompt_guard
-from services.gateway.guard.guard_rules import GuardScan
+from services.gateway.facts.guardrails import GuardScan
+from services.gateway.guard import guarded_text, prompt_guard, text_filter
 from services.gateway.guard.text_filter import Found
 from shared.api.configuration import MAX_GUARD_MATCHES, GuardMatch, GuardTest
 from shared.config_documents import GuardAction
 
 
 async def run(text: str, scan: GuardScan, *, is_answer: bool) -> GuardTest:
-    opened = scan.open_filter()
+    opened = text_filter.open_filter(scan)
     parts = [part async for piece in prompt_guard.Turns(scan).pieces(text) for part in opened.feed(piece)] + opened.end()
     matches: list[GuardMatch] = []
     shown: list[str] = []

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.guard.guard_rules import GuardScan
+from services.gateway.facts.guardrails import GuardScan
+from services.gateway.guard import text_filter
 from services.gateway.guard.text_filter import Found, Part
 from shared.config_documents import GuardAction, GuardKind
 
@@ -23,7 +24,7 @@ class GuardedText:
         """``matches``: what this counts in. ``before``: see ``TextFilter``."""
         self._scan = scan
         self._matches = matches
-        self._filter = scan.open_filter(before)
+        self._filter = text_filter.open_filter(scan, before)
         self._holds = scan.changes_text
         #: The kind for which the text ended early.
         self.refused: GuardKind | None = None

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 
 from services.gateway.facts.call_parts import pieces_of
 from services.gateway.facts.guard_counts import MODERATION, GuardPlace
-from services.gateway.guard.guard_rules import LeveledModeration
+from services.gateway.facts.guardrails import LeveledModeration
 from services.gateway.guard.guarded_text import GuardMatches
 from shared import errors
 from shared.api.generation import ChatMessage

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from services.gateway.guard.guard_rules import GuardScan
+from services.gateway.facts.guardrails import GuardScan
 from services.gateway.guard.guarded_text import GuardedText, GuardMatches, guard_json
 from shared import errors
 from shared.api.embedding import EmbeddingInput

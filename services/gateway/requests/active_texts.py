@@ -8,8 +8,8 @@ from typing import ClassVar, Generic, Self, TypeVar
 
 import msgspec
 
+from services.gateway.facts.guardrails import GuardScan
 from services.gateway.guard import prompt_guard
-from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.relay import ConversionItem, Embedding, ModerationItem, TextRequest
 from services.gateway.requests import request_validation

@@ -12,9 +12,9 @@ import msgspec
 
 from services.gateway.billing.ledger import CostBounds, HeldCredits
 from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.answer_guard import AnswerGuard
-from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
 from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse

@@ -14,10 +14,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
-from services.gateway.scheduling import policies, preemption, worker_choice, worker_starts
+from services.gateway.facts import policies
+from services.gateway.facts.policies import Placement
+from services.gateway.scheduling import preemption, worker_choice, worker_starts
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport, Starved
-from services.gateway.scheduling.policies import Placement
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import ClaimsWithoutSlot
 from services.gateway.scheduling.worker_choice import Candidate, EligibleWorkers

@@ -13,10 +13,9 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.facts import upstream_prices
-from services.gateway.scheduling import active_hours, policies
-from services.gateway.scheduling.active_hours import ActiveHours
-from services.gateway.scheduling.policies import Placement, Policy
+from services.gateway.facts import active_hours, policies, upstream_prices
+from services.gateway.facts.active_hours import ActiveHours
+from services.gateway.facts.policies import Placement, Policy
 from shared.api.configuration import RolloutPlan
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ANY_PROVIDER, ModerationFormat, RouteDocument, Sticky, TargetConditions, TargetDocument

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-from services.gateway.scheduling.policies import Placement
+from services.gateway.facts.policies import Placement
 from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.api.auth import Principal

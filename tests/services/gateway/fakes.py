@@ -24,10 +24,11 @@ from services.gateway.billing.reservations import (
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import tiers
+from services.gateway.facts import policies, tiers
+from services.gateway.facts.guardrails import Guardrails
+from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RequestRow, RowsRefused
 from services.gateway.facts.tiers import LimitRules
-from services.gateway.guard.guard_rules import Guardrails
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
@@ -55,9 +56,8 @@ from services.gateway.requests.pipeline import Pipeline, RequestObservers
 from services.gateway.requests.refused_requests import RefusedRequests
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.target_choice import TargetSearch
-from services.gateway.scheduling import policies, routing
+from services.gateway.scheduling import routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.policies import Policies
 from services.gateway.scheduling.worker_records import WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors

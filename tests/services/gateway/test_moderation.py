@@ -13,13 +13,13 @@ import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.facts import tiers
+from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.requests import pipeline as pipeline_module
 from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import route_choice, routing
-from services.gateway.scheduling.policies import Policies
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest

@@ -11,11 +11,11 @@ import pytest
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import StoredDocument
 from services.gateway.facts import tiers
+from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import routing
-from services.gateway.scheduling.policies import Policies
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest

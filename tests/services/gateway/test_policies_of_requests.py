@@ -13,13 +13,14 @@ import pytest
 
 from services.gateway.billing.prices import Price
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts import policies
+from services.gateway.facts.policies import Policies
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.requests.request_validation import ModerationRequest
-from services.gateway.scheduling import policies, route_choice, routing
-from services.gateway.scheduling.policies import Policies
+from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
 from shared.api.auth import Principal

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway import generation
+from services.gateway.facts.policies import ANYWHERE
 from services.gateway.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
 from services.gateway.relay import Relay
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.retry_budget import WINDOW_SECONDS
 from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors

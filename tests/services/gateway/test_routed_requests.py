@@ -16,12 +16,12 @@ from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.facts import tiers, upstream_prices
+from services.gateway.facts.policies import ANYWHERE
 from services.gateway.facts.request_record import RequestRow, ReservationState, RouteUse
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.facts.upstream_prices import TargetSpending
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
 from services.gateway.scheduling import route_choice, routing
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.route_choice import OpenRollout
 from shared import context, errors
 from shared.api import inference

@@ -5,7 +5,7 @@ import msgspec
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import StoredDocument
 from services.gateway.configuration import environment
-from services.gateway.scheduling.policies import Placement
+from services.gateway.facts.policies import Placement
 from services.gateway.settings import GatewaySettings
 from shared import config
 from shared.config_documents import ConfigKind, Document, Machines, PlanDocument, PolicyDocument, RouteDocument, TargetDocument

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts.policies import Policies
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
-from services.gateway.scheduling.policies import Policies
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest

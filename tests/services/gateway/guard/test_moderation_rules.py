@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.gateway.facts import guardrails
 from services.gateway.facts.guard_counts import MODERATION
-from services.gateway.guard import guard_rules, moderation
+from services.gateway.guard import moderation
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
 from shared import errors
@@ -75,7 +76,7 @@ def hates(text: str) -> ModerationVerdict:
 
 def checking(models: FakeModels, *rules: ModerationRule) -> Moderation:
     levels = [(f"level{number}", GuardDocument(moderation=one)) for number, one in enumerate(rules)]
-    return Moderation(guard_rules.combine([*levels, ("other", GuardDocument())]).moderation, models)
+    return Moderation(guardrails.combine([*levels, ("other", GuardDocument())]).moderation, models)
 
 
 async def test_each_answer_is_judged_by_its_whole_text() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from services.gateway.facts.guardrails import GuardScan
 from services.gateway.guard import guard_test, prompt_guard
-from services.gateway.guard.guard_rules import GuardScan
 from services.gateway.guard.guarded_text import GuardMatches
 from shared.api.generation import ChatMessage, ToolCall
 from shared.config_documents import GuardAction, GuardKind, GuardPattern

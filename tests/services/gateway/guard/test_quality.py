@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from services.gateway.guard import guard_rules
+from services.gateway.facts import guardrails
+from services.gateway.guard import text_filter
 from services.gateway.guard.text_filter import Found
 from shared.config_documents import GuardAction, GuardDocument, GuardKind
 from tools import guard_quality
@@ -37,8 +38,8 @@ def test_guardrails_find_what_they_should_in_lines_that_they_were_not_tuned_by(m
 
 def test_lines_are_read_alike_letter_by_letter() -> None:
     document = GuardDocument(prompt=dict.fromkeys(KINDS, GuardAction.REPORT), countries=guard_quality.COUNTRIES)
-    scan = guard_rules.combine([("mesh", document)]).prompt
+    scan = guardrails.combine([("mesh", document)]).prompt
     for line in guard_quality.lines()[::7]:
-        opened = scan.open_filter()
+        opened = text_filter.open_filter(scan)
         parts = [part for letter in line.text for part in opened.feed(letter)] + opened.end()
         assert [(part.kind, part.text) for part in parts if isinstance(part, Found)] == guard_quality.find(line.text)

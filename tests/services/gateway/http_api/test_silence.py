@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts.policies import Policies
 from services.gateway.http_api import http_call
 from services.gateway.http_api.http_app import HttpApp
-from services.gateway.scheduling.policies import Policies
 from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.gateway import process_inference_request

@@ -7,9 +7,9 @@ import msgspec
 import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts.policies import Policies
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.scheduling import route_choice, routing
-from services.gateway.scheduling.policies import Policies
 from shared import context, errors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, ImagePart

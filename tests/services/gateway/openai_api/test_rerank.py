@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from services.gateway.scheduling.policies import Policies
+from services.gateway.facts.policies import Policies
 from shared import errors
 from shared.api import embedding
 from shared.api.embedding import Embedded, Vectors

@@ -12,11 +12,11 @@ import httpx
 import pytest
 import redis
 
+from services.gateway.facts.policies import Policies
 from services.gateway.idempotency import stored_items
 from services.gateway.idempotency.sealed_values import MOST_BYTES
 from services.gateway.idempotency.stored_items import PREFIX, StoredItems
 from services.gateway.requests.request_validation import MAX_PROMPT_BYTES
-from services.gateway.scheduling.policies import Policies
 from shared import errors
 from shared.api import auth, gateway, inference
 from shared.api.generation import ChatMessage, GenerationEnd, ToolCall, Usage

@@ -13,9 +13,9 @@ import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.facts import tiers
+from services.gateway.facts.policies import Policies
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.scheduling import route_choice, routing
-from services.gateway.scheduling.policies import Policies
 from shared import context, errors
 from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage
 from shared.api.inference import MAX_CONVERTED_BYTES, TOKEN_BYTES, Converted, ConvertedPart, Detokenize, RenderChat, Tokenize

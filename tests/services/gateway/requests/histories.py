@@ -26,6 +26,7 @@ from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import ExtendedHold, InsufficientCredits
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.facts import upstream_prices
+from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
@@ -39,7 +40,6 @@ from services.gateway.requests.deduplicated_inference import DeduplicatedInferen
 from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.policies import Policies
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest, Rest

@@ -11,6 +11,7 @@ import pytest
 
 from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.facts import upstream_prices
+from services.gateway.facts.policies import Policies
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
@@ -18,7 +19,6 @@ from services.gateway.idempotency.response_cache import CacheBounds, ResponseCac
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
 from services.gateway.scheduling import route_choice, routing
-from services.gateway.scheduling.policies import Policies
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal

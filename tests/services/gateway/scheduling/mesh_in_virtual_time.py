@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
+from services.gateway.facts.policies import ANYWHERE
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from services.gateway.facts.policies import Placement
 from services.gateway.scheduling.peer_queues import PeerOffer, PeerWaiting, QueueReport
-from services.gateway.scheduling.policies import Placement
 from shared import errors
 from shared.config_documents import Machines
 from shared.protocol.directory import WorkerLoad

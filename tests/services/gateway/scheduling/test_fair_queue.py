@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from services.gateway.facts.policies import ANYWHERE
 from services.gateway.scheduling import fair_queue
 from services.gateway.scheduling.fair_queue import FairQueue
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import QueuedKind
 from shared.types import UserId
 

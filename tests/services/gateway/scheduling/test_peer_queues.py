@@ -2,6 +2,7 @@
 
 from uuid import UUID
 
+from services.gateway.facts.policies import ANYWHERE
 from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.peer_queues import (
     DELEGATION_SECONDS,
@@ -13,7 +14,6 @@ from services.gateway.scheduling.peer_queues import (
     QueuedRequest,
     QueueReport,
 )
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.routing import QueuedKind
 from shared.types import ModelName, TenantId
 from tests.services.gateway.fakes import node_id

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from services.gateway.facts.policies import ANYWHERE
 from services.gateway.relay import Relay
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.retry_budget import RetryBudget
 from services.gateway.scheduling.routing import WorkerRequirements

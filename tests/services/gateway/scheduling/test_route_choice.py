@@ -10,8 +10,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from services.gateway.facts.policies import ANYWHERE
 from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.policies import ANYWHERE
 from services.gateway.scheduling.route_choice import DropReason, ModelFacts, OpenRollout, RequestFacts, Route
 from shared.api.configuration import RolloutPlan
 from shared.config_documents import RouteDocument, TargetConditions, TargetDocument

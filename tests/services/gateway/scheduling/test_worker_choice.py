@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
+from services.gateway.facts.policies import ANYWHERE, Placement
 from services.gateway.scheduling import worker_choice, worker_records
-from services.gateway.scheduling.policies import ANYWHERE, Placement
 from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import Candidate
 from services.gateway.scheduling.worker_records import WorkerStats

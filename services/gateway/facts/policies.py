@@ -12,9 +12,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from services.gateway.facts import upstream_prices
-from services.gateway.guard import guard_rules
-from services.gateway.guard.guard_rules import NO_GUARD, Guardrails
+from services.gateway.facts import guardrails, upstream_prices
+from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from shared.api.auth import Principal
 from shared.api.ledger import ModelPrice
 from shared.config_documents import (
@@ -247,7 +246,7 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
         store_items=stored,
         max_input=max_input,
         max_output=max_output,
-        guard=guard_rules.combine([(level, document.guard) for level, document in levels if document.guard is not None]),
+        guard=guardrails.combine([(level, document.guard) for level, document in levels if document.guard is not None]),
     )
 
 

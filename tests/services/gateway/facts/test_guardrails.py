@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.guard import answer_guard, guard_rules
+from services.gateway.facts import guardrails
+from services.gateway.facts.guardrails import Guardrails, GuardScan
+from services.gateway.guard import answer_guard
 from services.gateway.guard.answer_guard import AnswerGuard
-from services.gateway.guard.guard_rules import Guardrails, GuardScan
 from services.gateway.guard.guarded_text import GuardMatches, guard_json, guard_whole
 from shared.api.generation import GenerationEnd, ToolCall, Usage
 from shared.api.inference import Chunk
@@ -21,7 +22,7 @@ DONE = GenerationEnd(FinishReason.STOP, Usage(1, 1))
 
 def guard(*levels: dict[str, Any]) -> Guardrails:
     documents = [msgspec.convert(level, GuardDocument) for level in levels]
-    return guard_rules.combine([(f"level{number}", document) for number, document in enumerate(documents)])
+    return guardrails.combine([(f"level{number}", document) for number, document in enumerate(documents)])
 
 
 def scan(**actions: str) -> GuardScan:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.gateway.scheduling import active_hours
+from services.gateway.facts import active_hours
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from services.gateway import config_snapshot
 from services.gateway.config_snapshot import StoredDocument
-from services.gateway.scheduling import policies
-from services.gateway.scheduling.policies import ANYWHERE, Barrier, Placement, Policies
+from services.gateway.facts import policies
+from services.gateway.facts.policies import ANYWHERE, Barrier, Placement, Policies
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ConfigKind, Machines, PolicyDocument, PriceCeiling
 from shared.protocol.directory import ModelOffer

@@ -2,15 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 
-from services.gateway.guard.detectors import Detector
-from services.gateway.guard.own_patterns import OwnPatterns
-from services.gateway.guard.text_filter import TextFilter
 from shared.config_documents import GuardAction, GuardDocument, GuardKind, GuardPattern, ModerationRule
-
-#: Policies whose detectors and patterns stay compiled. Searches fill up to 10 MiB for five patterns.
-_DETECTORS, _OWN_PATTERNS = 256, 64
 
 
 @dataclass(frozen=True)
@@ -36,17 +30,6 @@ class GuardScan:
     @property
     def has_patterns(self) -> bool:
         return bool(self.patterns) and GuardKind.OWN in self.actions
-
-    def open_filter(self, before: str = "") -> TextFilter:
-        return TextFilter(self._detector, self._own, before=before)
-
-    @cached_property
-    def _detector(self) -> Detector:
-        return _detector(frozenset(self.actions), self.countries, self.allow, self.internal_ips)
-
-    @cached_property
-    def _own(self) -> OwnPatterns | None:
-        return _own_patterns(self.patterns) if self.has_patterns else None
 
 
 NOTHING = GuardScan()
@@ -101,13 +84,3 @@ def _strictest(levels: Iterable[tuple[str, Mapping[GuardKind, GuardAction]]]) ->
             if action.is_stricter_than(known):
                 found[kind] = action, level
     return {kind: found[kind] for kind in GuardKind if kind in found}
-
-
-@lru_cache(_DETECTORS)
-def _detector(kinds: frozenset[GuardKind], countries: tuple[str, ...], allow: tuple[str, ...], internal_ips: bool) -> Detector:
-    return Detector(kinds, countries=countries, allow=allow, internal_addresses=internal_ips)
-
-
-@lru_cache(_OWN_PATTERNS)
-def _own_patterns(patterns: tuple[GuardPattern, ...]) -> OwnPatterns:
-    return OwnPatterns(patterns)
