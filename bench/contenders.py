@@ -165,15 +165,15 @@ def chat(port: int, fields: Mapping[str, object], *headers: str, raw: bool = Fal
         async with asyncio.timeout(ANSWER_SECONDS):
             answer, body = await Client(port).ask(request.encode(), on_token)
         assert answer.is_good, body[:2000]
-        return counts_of(body, answer.pieces)
+        return counts_of(body)
 
     return generate
 
 
-def counts_of(body: bytes | bytearray, pieces: int) -> Counts:
-    """Return the server's counts; without them, each piece of text counts as a token."""
+def counts_of(body: bytes | bytearray) -> Counts:
+    """Return the server's counts. Raises KeyError if it sent none."""
     counts = {name: int(count) for name, count in _COUNTS.findall(body)}
-    return Counts(counts.get(b"prompt", 0), counts.get(b"completion", pieces))
+    return Counts(counts[b"prompt"], counts[b"completion"])
 
 
 @asynccontextmanager
@@ -218,20 +218,6 @@ async def _running_llama_server(shape: Shape, *options: str) -> AsyncIterator[in
         yield port
 
 
-@asynccontextmanager
-async def _python_server(shape: Shape) -> AsyncIterator[Generate]:
-    """Run llama-cpp-python's own server, which answers one request at a time. It does not know ignore_eos, so its tokens are counted."""
-    port = free_port()
-    words = (
-        rivals.ensure_python_server(), "-m", "llama_cpp.server", "--model", model_discovery.packaged(), "--host", "127.0.0.1",
-        "--port", port, "--n_threads", shape.threads, "--n_threads_batch", shape.threads, "--n_ctx", shape.context_tokens,
-        # Otherwise each new request ends the stream of the previous one.
-        "--interrupt_requests", "false",
-    )  # fmt: skip
-    async with rivals.program(words, port, "/v1/models", START_SECONDS):
-        yield chat(port, {})
-
-
 OURS = {mode: Contender(f"ours, {mode}", partial(our_engine, mode)) for mode in MODES}
 #: Types of the cache that were tried for `exact` (docs/decisions/0011).
 F16_KEYS = Contender("f16 keys, bf16 values", partial(our_engine, KvMode.EXACT, kv_type=KvTypes(KvType.F16, KvType.BF16)))
@@ -245,7 +231,5 @@ CONSTRAINED = Contender(
     ),
 )
 LLAMA_SERVER = Contender("llama-server", _llama_server)
-#: Takes part in one measurement only.
-PYTHON_SERVER = Contender("llama_cpp.server", _python_server)
 #: The contenders of every round.
 EVERYONE = (*OURS.values(), LLAMA_SERVER)

@@ -52,7 +52,6 @@ from bench.contenders import (
     LLAMA_SERVER,
     MODES,
     OURS,
-    PYTHON_SERVER,
     Contender,
     Generate,
     GenerateChat,
@@ -81,7 +80,6 @@ STORIES = range(100, 1000)
 NEW_TOKENS = 64
 LEVELS = (1, 8, 16, 32)
 SLOTS, SLOT_TOKENS = 32, 1024
-PYTHON_SERVER_LEVEL = 16
 CONSTRAINED_LEVEL = 8
 BATCHED_BENCH = "llama-batched-bench"
 
@@ -116,18 +114,17 @@ async def measure_rate(generate: Generate, prompts: Sequence[str], level: int, n
     return Rate(tokens / (time.perf_counter() - start), together / seconds if seconds else math.nan)
 
 
-async def _measure_levels(contender: Contender, shape: Shape, levels: Sequence[int]) -> dict[int, Rate]:
-    """Measure it with so many streams at a time; no prompt comes twice."""
+async def _measure_levels(contender: Contender, shape: Shape) -> dict[int, Rate]:
+    """Measure it at each level; no prompt comes twice."""
     stories = map(PROMPT.format, STORIES)
     async with contenders.opened(contender, shape) as generate:
         # One stream is done in half a second, so it runs several times.
-        return {level: await measure_rate(generate, list(itertools.islice(stories, max(level, 4))), level) for level in levels}
+        return {level: await measure_rate(generate, list(itertools.islice(stories, max(level, 4))), level) for level in LEVELS}
 
 
 async def measure_throughput(rows: Rows, _shared: None, options: Options) -> None:
     others, began, shape = processes.others_seconds(), time.perf_counter(), Shape(SLOTS, SLOT_TOKENS, options.threads)
-    ways = {contender.name: partial(_measure_levels, contender, shape, LEVELS) for contender in EVERYONE}
-    ways[PYTHON_SERVER.name] = partial(_measure_levels, PYTHON_SERVER, shape._replace(slots=1), (PYTHON_SERVER_LEVEL,))
+    ways = {contender.name: partial(_measure_levels, contender, shape) for contender in EVERYONE}
     ways[BATCHED_BENCH] = partial(decode_rates, options.threads)
 
     def keep(found: Mapping[str, Sequence[Mapping[int, Rate]]]) -> None:
@@ -152,7 +149,6 @@ def throughput_rows(found: Mapping[str, Sequence[Mapping[int, Rate]]]) -> Rows:
             (claim, "whole", RIVAL, "whole", share * (1.0 if level > 1 else 0.95)),
             (claim, "whole", BATCHED_BENCH, "answering", None),
             (claim.replace(":", ", answers alone:"), "answering", BATCHED_BENCH, "answering", share * 0.9 if level > 1 else None),
-            *([(claim, "whole", PYTHON_SERVER.name, "whole", 5.0)] if level == PYTHON_SERVER_LEVEL else ()),
         ):
             if both := list(zip(found[name], found[rival], strict=False)):
                 ours, theirs = [getattr(one[level], figure) for one, _ in both], [getattr(one[level], its_figure) for _, one in both]
@@ -574,7 +570,6 @@ QUICK_PARTS = ("throughput", "first_token", "shared_prefix")
 
 def _prepare(options: Options) -> str:
     rivals.ensure()
-    rivals.ensure_python_server()
     return f"{options.threads} threads, llama-cpp-python {wheel.engine_version()}, {model_discovery.packaged().name}"
 
 

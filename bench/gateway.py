@@ -438,9 +438,9 @@ async def _measure_tracing(rows: Rows, _shared: None, options: Options) -> None:
 def _prepare(options: Options) -> str:
     if "rates" not in options.only:
         return ""
-    rivals.ensure_litellm()
-    rivals.ensure_smg()
-    return ", ".join(map(rivals.version_of, (rivals.LITELLM_LOCK, rivals.SMG_LOCK)))
+    for lock in (locks := (rivals.LITELLM_LOCK, rivals.SMG_LOCK)):
+        rivals.ensure_command(lock)
+    return ", ".join(map(rivals.version_of, locks))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m bench.rivals
 
-builds the engine's rivals `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once), installs `llama_cpp.server`, and
-prints where they are. Both programs come from the llama.cpp source in the sdist of llama-cpp-python that requirements/engine.lock names, so
-they use the same code as the engine. Only the locked packages are downloaded.
+builds the engine's rivals `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once), and prints where they are. They come
+from the llama.cpp source in the sdist of llama-cpp-python that requirements/engine.lock names, so they use the same code as the engine. Only
+the locked packages are downloaded.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,31 +101,24 @@ def _build(place: Path) -> Path:
     return target / "bin"
 
 
-def ensure_environment(place: Path, lock: Path, install: Callable[[Sequence[str]], None]) -> Path:
-    """Return the Python of a virtual environment, which is made again when its lock changes. Raises SetupFailed."""
-    python, stamp, digest = place / "bin" / "python", place / "lock", hashlib.sha256(lock.read_bytes()).hexdigest()
+def ensure_command(lock: Path) -> Path:
+    """Return the command that a lock is named after. Its virtual environment is made again when the lock changes. Raises SetupFailed."""
+    place, digest = cache_folder() / lock.stem, hashlib.sha256(lock.read_bytes()).hexdigest()
+    python, stamp = place / "bin" / "python", place / "lock"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != digest:
         place.parent.mkdir(parents=True, exist_ok=True)
         # Created in its final place, because its scripts contain the path of their Python.
         setup_steps.run(f"making a virtual environment for {lock.stem}", sys.executable, "-m", "venv", "--clear", str(place))
-        install((str(python), "-m", "pip", "--disable-pip-version-check", "install"))
+        # Without LiteLLM's own version requirements: two of them cannot be met, see LITELLM_LOCK.
+        pip = (str(python), "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--require-hashes", "-r", str(lock))
+        setup_steps.run(f"installing {lock.stem}", *pip)
         stamp.write_text(digest, encoding="utf-8")
-    return python
+    return python.with_name(lock.stem)
 
 
-def ensure_python_server() -> Path:
-    """Return a Python that can run `-m llama_cpp.server`, with a wheel that is compiled here. Raises SetupFailed."""
-    lock = setup_steps.LOCKS / "rivals.lock"
-
-    def install(pip: Sequence[str]) -> None:
-        # A prebuilt one has no backends until they are loaded, which this server doesn't do.
-        engine = compiled.ensure("cpu")
-        setup_steps.run("installing what llama_cpp.server needs", *pip, "--require-hashes", "-r", str(lock))
-        needs = str(setup_steps.LOCKS / "engine-needs.lock")
-        setup_steps.run("installing what llama-cpp-python needs", *pip, "--require-hashes", "-r", needs)
-        setup_steps.run("installing llama-cpp-python", *pip, "--no-deps", str(engine))
-
-    return ensure_environment(programs_folder().with_name("python"), lock, install)
+def version_of(lock: Path) -> str:
+    """Return the name and version of the rival that a lock is named after."""
+    return next(line.split()[0] for line in lock.read_text(encoding="utf-8").splitlines() if line.startswith(f"{lock.stem}=="))
 
 
 @asynccontextmanager
@@ -151,19 +144,8 @@ class Proxy(NamedTuple):
     pid: int
 
 
-def version_of(lock: Path) -> str:
-    """Return the name and version of a lock's rival."""
-    return next(line.split()[0] for line in lock.read_text(encoding="utf-8").splitlines() if line.startswith(f"{lock.stem}=="))
-
-
-def ensure_litellm() -> Path:
-    """Return the `litellm` command, from the cache or installed now (a minute). Raises SetupFailed."""
-
-    def install(pip: Sequence[str]) -> None:
-        # Without its own version requirements: two of them cannot be met, see LITELLM_LOCK.
-        setup_steps.run("installing LiteLLM's proxy", *pip, "--no-deps", "--require-hashes", "-r", str(LITELLM_LOCK))
-
-    return ensure_environment(cache_folder() / "litellm", LITELLM_LOCK, install).with_name("litellm")
+def _environment(**settings: str) -> dict[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | settings
 
 
 @asynccontextmanager
@@ -173,30 +155,15 @@ async def litellm(upstream_port: int) -> AsyncIterator[Proxy]:
     It runs as its documentation recommends for production: one worker on one port, a master key, no database, only errors in the log, and
     its price list from the package instead of the network.
     """
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    environment |= {
-        "LITELLM_LOG": "ERROR",
-        "LITELLM_MODE": "PRODUCTION",
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        "DISABLE_ADMIN_UI": "True",
-    }
     port = free_port()
+    environment = _environment(LITELLM_LOG="ERROR", LITELLM_MODE="PRODUCTION", LITELLM_LOCAL_MODEL_COST_MAP="True", DISABLE_ADMIN_UI="True")
     with tempfile.TemporaryDirectory(prefix="aimesh-litellm-") as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(LITELLM_CONFIG.replace("UPSTREAM_PORT", str(upstream_port)), encoding="utf-8")
-        words = (ensure_litellm(), "--config", config, "--host", "127.0.0.1", "--port", port, "--num_workers", 1)
+        words = (ensure_command(LITELLM_LOCK), "--config", config, "--host", "127.0.0.1", "--port", port, "--num_workers", 1)
         # Its imports take 10 s and more on a busy machine.
         async with program(words, port, "/health/liveliness", 90.0, env=environment, cwd=folder) as pid:
             yield Proxy(port, pid)
-
-
-def ensure_smg() -> Path:
-    """Return the `smg` command, from the cache or installed now. Raises SetupFailed."""
-
-    def install(pip: Sequence[str]) -> None:
-        setup_steps.run("installing SMG", *pip, "--require-hashes", "-r", str(SMG_LOCK))
-
-    return ensure_environment(cache_folder() / "smg", SMG_LOCK, install).with_name("smg")
 
 
 @asynccontextmanager
@@ -205,11 +172,10 @@ async def smg(upstream_port: int) -> AsyncIterator[Proxy]:
     port, metrics_port = free_port(), free_port()
     worker = ("--worker-urls", f"http://127.0.0.1:{upstream_port}", "--policy", "round_robin", "--log-level", "error")
     metrics = ("--prometheus-host", "127.0.0.1", "--prometheus-port", metrics_port)
-    words = (ensure_smg(), "launch", "--host", "127.0.0.1", "--port", port, *worker, *metrics)
-    environment = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    async with program(words, port, "/v1/models", 60.0, env=environment) as pid:
+    words = (ensure_command(SMG_LOCK), "launch", "--host", "127.0.0.1", "--port", port, *worker, *metrics)
+    async with program(words, port, "/v1/models", 60.0, env=_environment()) as pid:
         yield Proxy(port, pid)
 
 
 if __name__ == "__main__":
-    print(*ensure(), f"{ensure_python_server()} -m llama_cpp.server", sep="\n")
+    print(*ensure(), sep="\n")

