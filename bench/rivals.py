@@ -2,9 +2,9 @@
 
     python -m bench.rivals
 
-builds the engine's rivals `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once), and prints where they are. They come
-from the llama.cpp source in the sdist of llama-cpp-python that requirements/engine.lock names, so they use the same code as the engine. Only
-the locked packages are downloaded.
+builds the engine's rivals `llama-server` and `llama-batched-bench` (about 10 minutes on 2 cores, once), and prints where they are. They
+come from the llama.cpp source in the sdist of llama-cpp-python that requirements/engine.lock names, so they use the same code as the
+engine. Only the locked packages are downloaded.
 """
 
 import asyncio
