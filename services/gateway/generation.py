@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from services.gateway import tally
-from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.tally import Tally
 from shared import errors
 from shared.api import embedding, inference

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from services.gateway.config_snapshot import ConfigSource
+from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.scheduling import routing
 from shared import errors
 from shared.api import gateway, inference

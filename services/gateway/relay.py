@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 
 from services.gateway import generation
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.generation import AskWorker, Done, End, Failed, FindWorker, Generation, Pause, Step
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import RetryBudget
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors, spans
 from shared.api import embedding, inference

@@ -30,6 +30,7 @@ from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.facts import policies
 from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.model_routes import Route
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
@@ -78,7 +79,6 @@ from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
-from services.gateway.scheduling.route_choice import Route
 from services.gateway.scheduling.worker_records import WorkerPresence, WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from services.gateway.settings import GatewaySettings, GatewaySettingsRpc

@@ -9,8 +9,8 @@ import msgspec
 from services.gateway.billing import prices
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
-from services.gateway.config_snapshot import ConfigSource
 from services.gateway.facts import tiers
+from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.tiers import TierPlan
 from shared import access_table, errors
 from shared.access_table import Permission

@@ -26,8 +26,8 @@ from services.gateway.billing.reservations import (
     WorkerClaim,
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.config_snapshot import ConfigSource
 from services.gateway.facts import tiers
+from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.facts.upstream_prices import TargetHold, UpstreamPrices

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from services.gateway.facts.model_routes import Route
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.upstream_prices import ReadSpending
-from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.telemetry import Metrics, logs

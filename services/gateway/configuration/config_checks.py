@@ -5,10 +5,9 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.config_snapshot import DocumentKey, StoredDocument
-from services.gateway.facts import active_hours, upstream_prices
+from services.gateway.facts import active_hours, model_routes, upstream_prices
+from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.guard import detectors, own_patterns
-from services.gateway.scheduling import route_choice
 from shared.config_documents import (
     FIXED_NAMES,
     MAX_CONFIG_BYTES,
@@ -100,8 +99,8 @@ def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...]
             yield ("targets", position, "task"), "must be the same for all targets of a route"
         if target.format is not None and not target.moderates:
             yield ("targets", position, "format"), "needs `task: moderation`"
-    shares = [route_choice.hundredths(target.share) for target in route.targets if target.share is not None]
-    if shares and sum(shares) != route_choice.WHOLE:
+    shares = [model_routes.hundredths(target.share) for target in route.targets if target.share is not None]
+    if shares and sum(shares) != model_routes.WHOLE:
         yield ("targets",), f"the shares add up to {sum(shares) / 100:g}, not 100"
 
 

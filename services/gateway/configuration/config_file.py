@@ -14,8 +14,8 @@ import msgspec
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from services.gateway.config_snapshot import DocumentKey
 from services.gateway.configuration import config_checks
+from services.gateway.facts.config_snapshot import DocumentKey
 from shared import errors, yaml_text
 from shared.api.configuration import ConfigDocument
 from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName, RouteName

@@ -8,10 +8,10 @@ from functools import partial
 
 import msgspec
 
-from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigStore, StoredVersion
 from services.gateway.configuration.live_configuration import Bodies, ConfigOutcome, LiveConfiguration
+from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.settings import GatewaySettings
 from shared import errors, yaml_text
 from shared.api import business

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.config_snapshot import DocumentKey, StoredDocument
-from services.gateway.scheduling.route_choice import OpenRollout
+from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts.model_routes import OpenRollout
 from shared import errors
 from shared.api.configuration import RolloutPlan
 from shared.config_documents import BODIES, ConfigKind, Document, PolicyDocument

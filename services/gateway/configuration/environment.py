@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from services.gateway import config_snapshot
-from services.gateway.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts import config_snapshot
+from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.settings import GatewaySettings
 from shared.config_documents import (
     DEFAULT_MODEL,

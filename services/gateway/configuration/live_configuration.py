@@ -7,14 +7,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from uuid import UUID
 
-from services.gateway import config_snapshot
-from services.gateway.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigChanges, ConfigStore, LockedConfig
-from services.gateway.facts import policies
+from services.gateway.facts import config_snapshot, policies
+from services.gateway.facts.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
 from services.gateway.facts.guardrails import Guardrails
+from services.gateway.facts.model_routes import OpenRollout
 from services.gateway.facts.policies import Policies
-from services.gateway.scheduling.route_choice import OpenRollout
 from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api.auth import Principal

@@ -7,9 +7,9 @@ from uuid import UUID, uuid4
 
 import msgspec
 
-from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
+from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.facts.policies import BUILT_IN, NameLists, Policy
 from services.gateway.guard import guard_test, own_patterns
 from services.gateway.limits.quotas import Quotas

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.facts import upstream_prices
+from services.gateway.facts import model_routes, upstream_prices
+from services.gateway.facts.model_routes import Route, RouteTarget
 from services.gateway.facts.upstream_prices import ReadSpending, TargetsSpending
 from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.route_choice import DroppedTarget, DropReason, RequestFacts, Route, RouteDecision, RouteTarget
+from services.gateway.scheduling.route_choice import DroppedTarget, DropReason, RequestFacts, RouteDecision
 from shared import errors
 from shared.api import configuration as api
 from shared.api.ledger import ModelPrice
@@ -46,7 +47,7 @@ class RoutesRpc:
             raise errors.NotFound(f"there is no route {request.name!r}", hint="see `aicli admin routes list`")
         name, version, document = found
         used = self.live.config.names.find_route(ModelName(name))
-        route = route_choice.compile_route(name, version, document, None if used is None else used.rollout)
+        route = model_routes.compile_route(name, version, document, None if used is None else used.rollout)
         policy = self.live.config.policies.find(request.organization, request.key)
         tenant = request.organization or _NOBODY
         offered = route_choice.served_models(self.nodes.usable(Role.WORKER), tenant, policy.placement)

@@ -8,8 +8,8 @@ import hmac
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 
-from services.gateway.config_snapshot import ConfigSource
 from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.idempotency.sealed_values import MOST_BYTES, SealedValues
 from shared import errors
 from shared.api import gateway

@@ -13,6 +13,7 @@ import msgspec
 from services.gateway.billing.ledger import CostBounds, HeldCredits
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.guard import prompt_guard
 from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
@@ -30,7 +31,6 @@ from services.gateway.requests.request_validation import MAX_ANSWER_TOKENS, Admi
 from services.gateway.requests.target_choice import ServingTarget, TargetChoice, TargetSearch
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.route_choice import RequestFacts
-from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import generation, inference
 from shared.api.auth import Principal

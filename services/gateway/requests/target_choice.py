@@ -12,16 +12,18 @@ from typing import Generic, TypeVar
 import msgspec
 
 from services.gateway.billing.ledger import HeldCredits, Ledger
-from services.gateway.config_snapshot import ConfigSnapshot, ConfigSource
+from services.gateway.facts.config_snapshot import ConfigSnapshot, ConfigSource
+from services.gateway.facts.model_names import ModelNames
+from services.gateway.facts.model_routes import Route
 from services.gateway.facts.policies import Policy
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import TargetHold, TargetSpending, UpstreamPrices
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
 from services.gateway.requests import request_validation
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, ModelFacts, RequestFacts, Route, RouteDecision
-from services.gateway.scheduling.routing import ModelNames, WorkerRequirements
+from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, ModelFacts, RequestFacts, RouteDecision
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api.auth import Principal

@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Final
 from uuid import UUID
 
+from services.gateway.facts.model_routes import OpenRollout
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.rollouts import rollout_evidence, rollout_rules
 from services.gateway.rollouts.rollout_evidence import Progress, RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
-from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutState
 from shared.config_documents import Sticky
 

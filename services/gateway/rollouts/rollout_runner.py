@@ -14,13 +14,13 @@ import msgspec
 
 from services.gateway.configuration.config_store import LockedConfig
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.facts.model_routes import OpenRollout
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, milliseconds
 from services.gateway.rollouts import rollout_report, rollout_rules
 from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
-from services.gateway.scheduling.route_choice import OpenRollout
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState

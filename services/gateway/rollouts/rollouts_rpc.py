@@ -8,11 +8,11 @@ from uuid import uuid4
 from services.gateway.configuration import config_rpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.facts.model_routes import WHOLE, hundredths
 from services.gateway.rollouts import rollout_evidence, rollout_report, rollout_rules, rollout_runner
 from services.gateway.rollouts.rollout_evidence import Progress
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
-from services.gateway.scheduling.route_choice import WHOLE, hundredths
 from shared import errors
 from shared.api import configuration as api
 from shared.api.configuration import RolloutAction, RolloutPlan, RolloutState

@@ -16,10 +16,10 @@ from functools import partial
 
 from services.gateway.facts import policies
 from services.gateway.facts.policies import Placement
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import preemption, worker_choice, worker_starts
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport, Starved
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import ClaimsWithoutSlot
 from services.gateway.scheduling.worker_choice import Candidate, EligibleWorkers
 from services.gateway.scheduling.worker_claims import Claim

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from services.gateway.scheduling.routing import QueuedKind, WorkerRequirements
+from services.gateway.facts.worker_requirements import QueuedKind, WorkerRequirements
 from shared import errors
 from shared.types import TenantId
 

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import msgspec
 
+from services.gateway.facts.worker_requirements import QueuedKind, WorkerRequirements
 from services.gateway.scheduling.fair_queue import ModelQueue, WaitingKey
-from services.gateway.scheduling.routing import QueuedKind, WorkerRequirements
 from shared import errors
 from shared.types import ModelName, NodeId, TenantId
 

@@ -1,27 +1,21 @@
-"""Resolves the model that a request names, and describes what its worker must fulfill. Pure."""
+"""Resolves the model that a request names, and lists the served models. Pure."""
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 
-import msgspec
-
-from services.gateway.facts.policies import Placement
-from services.gateway.scheduling.route_choice import Route
+from services.gateway.facts import model_names
+from services.gateway.facts.model_names import ModelNames
+from services.gateway.facts.model_routes import Route
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ServedModel, ServedModels
 from shared.config_documents import is_pattern
 from shared.protocol import agent_requirements
-from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, ResumeOrigin, say_reasons
-from shared.types import ModelName, NodeId, TenantId
+from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, say_reasons
+from shared.types import ModelName
 
 #: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.
 _SYNTHETIC = "echo"
-
-#: Ollama's tag for a model without a version.
-_LATEST = ":latest"
 
 RECENTLY_LOST_SECONDS = 10.0
 
@@ -30,45 +24,6 @@ _MODERATION = "moderation"
 _MODERATION_HINT = "define a route whose targets have `task: moderation`; see docs/howto/policies-and-guardrails.md"
 
 _NO_WORKER_HINT = "see `aicli nodes`; start a worker with `aicli worker`"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelNames:
-    """Aliases and default of the served models."""
-
-    aliases: Mapping[str, str]
-    #: None: the first served model.
-    default: str | None
-    #: Callers may not name served models, only routes.
-    only_routes: bool = False
-    #: Routes that do more than an alias.
-    routes: Mapping[str, Route] = field(default_factory=dict)
-
-    def aliases_of(self, model: ModelName) -> tuple[str, ...]:
-        return tuple(alias for alias, name in self.aliases.items() if name == model)
-
-    def find_route(self, wanted: ModelName | None) -> Route | None:
-        """Return the route that a request names, or the default if it names none; None for a served model or an alias."""
-        requested = wanted or self.default or ""
-        return next((self.routes[name] for name in _spellings(requested) if name in self.routes), None)
-
-    def find_pattern(self, requested: ModelName) -> Route | None:
-        """Return the route with the longest pattern for a name that is not served; None for the alias of a model that isn't."""
-        if not self.aliases.keys().isdisjoint(_spellings(requested)):
-            return None
-        found = (name for name in self.routes if is_pattern(name) and requested.startswith(name[:-1]))
-        return self.routes.get(max(found, key=len, default=""))
-
-    def public_name(self, wanted: ModelName | None, model: ModelName) -> ModelName:
-        """Return the name under which a caller knows the served model that it asked for."""
-        requested = wanted or self.default
-        named = () if requested is None else _spellings(requested)
-        aliases = self.aliases_of(model)
-        asked = next((alias for alias in aliases if alias in named), aliases[0] if self.only_routes and aliases else model)
-        return ModelName(asked)
-
-    def resolve(self, name: ModelName) -> ModelName:
-        return ModelName(self.aliases.get(name, name))
 
 
 def may_name(caller: Principal, name: ModelName, names: ModelNames) -> bool:
@@ -87,56 +42,6 @@ def may_use(caller: Principal, model: ModelName, names: ModelNames) -> bool:
 def not_allowed(caller: Principal, model: ModelName) -> errors.NotAllowed:
     allowed = ", ".join(caller.models[:10])
     return errors.NotAllowed(f"this key may not use {model}", hint=f"it may use {allowed}; use another key for other models")
-
-
-class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
-    """Requests of one kind may run on the same workers."""
-
-    tenant: TenantId
-    placement: Placement
-    has_images: bool = False
-    #: See ``WorkerRequirements``.
-    origin: ResumeOrigin | None = None
-
-
-class WorkerRequirements(msgspec.Struct, frozen=True):
-    """What a request requires of its worker."""
-
-    model: ModelName
-    #: The tenant whose prompts the worker would see.
-    tenant: TenantId
-    #: The tenant for queueing: an organization that shares its founder's limits queues as its founder.
-    limited_as: TenantId
-    #: Likely size of the prompt, and maximum size of the answer.
-    prompt_tokens: int
-    max_tokens: int
-    #: Without a default, so that no caller can leave the policy out.
-    placement: Placement
-    #: Hashes of the prompt's prefixes, shortest first (``prefix_affinity``).
-    prefix_hashes: tuple[bytes, ...] = ()
-    #: Of the answer to resume; None for a new one.
-    origin: ResumeOrigin | None = None
-    #: Workers that failed this request.
-    excluded: frozenset[NodeId] = frozenset()
-    #: Another model may serve the request: don't wait for workers that may be back.
-    has_alternative: bool = False
-    #: Longest wait in the queue.
-    most_wait_seconds: float = math.inf
-    #: False for conversions, which a worker does beside its answers.
-    takes_slot: bool = True
-    #: Only for workers that can see images.
-    has_images: bool = False
-    #: It had a slot and gave it up: it waits in its tenant's turn, until its own deadline.
-    is_preempted: bool = False
-
-    @property
-    def is_urgent(self) -> bool:
-        """Return whether it resumes an answer, or lost its worker before it began."""
-        return not self.is_preempted and (self.origin is not None or bool(self.excluded))
-
-    @property
-    def kind(self) -> QueuedKind:
-        return QueuedKind(self.tenant, self.placement, self.has_images, self.origin)
 
 
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
@@ -228,7 +133,7 @@ def resolve(
             raise _no_worker(workers)
         return found
     requested = str(wanted or names.default)
-    meanings = _meanings(requested, names) if any(map(allows, _spellings(requested))) else ()
+    meanings = _meanings(requested, names) if any(map(allows, model_names.spellings(requested))) else ()
     models = {offer.name for worker in usable for offer in worker.announcement.models if offer.ready}
     if (found := next((model for known in (models, startable) for model in meanings if model in known), None)) is not None:
         return found
@@ -326,22 +231,17 @@ def no_moderation(name: ModelName | None) -> errors.UnknownModel:
 
 def _meanings(requested: str, names: ModelNames) -> tuple[ModelName, ...]:
     """Return the possible models, likeliest first. A model's own name wins over an equal alias, unless only routes may be named."""
-    spellings = _spellings(requested)
+    spellings = model_names.spellings(requested)
     resolved = [names.aliases[name] for name in spellings if name in names.aliases]
     if names.only_routes:
         spellings = ()
     resolved = [*spellings[:1], *resolved]
     return tuple(
         dict.fromkeys(
-            ModelName(name) for name in (*resolved, *spellings, *(spelling for name in resolved for spelling in _spellings(name)))
+            ModelName(name)
+            for name in (*resolved, *spellings, *(spelling for name in resolved for spelling in model_names.spellings(name)))
         )
     )
-
-
-def _spellings(name: str) -> tuple[str, ...]:
-    if name.endswith(_LATEST):
-        return name, name.removesuffix(_LATEST)
-    return (name,) if ":" in name else (name, name + _LATEST)
 
 
 def _has_answers(offer: ModelOffer) -> bool:

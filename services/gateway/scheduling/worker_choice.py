@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from services.gateway.facts import policies
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import prefix_affinity, worker_records
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
 from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors

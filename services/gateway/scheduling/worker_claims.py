@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import fair_queue
 from services.gateway.scheduling.preemption import Preemptible
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import Candidate
 from shared import errors
 from shared.telemetry import logs

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-from services.gateway.scheduling.routing import WorkerRequirements
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from shared import errors
 from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.gateway.config_snapshot import DocumentKey
 from services.gateway.configuration import config_file
 from services.gateway.configuration.config_file import ReadDocument, ReadRequest
+from services.gateway.facts.config_snapshot import DocumentKey
 from services.gateway.idempotency import sealed_values
 
 

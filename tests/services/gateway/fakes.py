@@ -23,8 +23,8 @@ from services.gateway.billing.reservations import (
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import policies, tiers
+from services.gateway.facts import model_names, policies, tiers
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.guardrails import Guardrails
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RequestRow, RowsRefused
@@ -481,7 +481,7 @@ class RunningService:
         self.published: list[events.Event] = []
         self.running: dict[ActiveRequest, auth.Principal] = {}
         self.counters = FakeCounters()
-        self.names = routing.ModelNames({"llama3": "smollm2"}, None)
+        self.names = model_names.ModelNames({"llama3": "smollm2"}, None)
         per_hour = {Tier.FREE: free, Tier.PRO: 1000}
         plans = {tier: replace(tiers.NO_LIMITS, requests_per_hour=most) for tier, most in per_hour.items()}
         self.config = ConfigSnapshot(names=self.names, limits=LimitRules(plans), policies=ALLOWING)

@@ -11,10 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from services.gateway.facts import model_names, model_routes
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.relay import Relay
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
-from services.gateway.scheduling import dispatch, route_choice, routing
+from services.gateway.scheduling import dispatch, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.worker_records import WorkerStats
@@ -178,8 +179,8 @@ async def test_embeddings_wait_too(service: RunningService) -> None:
 async def test_a_route_waits_for_its_first_target_only_if_no_target_is_there(service: RunningService) -> None:
     def use(*models: str) -> None:
         targets = tuple(TargetDocument(name=f"t{number}", model=ModelName(model), order=number) for number, model in enumerate(models, 1))
-        names = routing.ModelNames(
-            {}, None, routes={"assistant": route_choice.compile_route("assistant", 1, RouteDocument(targets=targets))}
+        names = model_names.ModelNames(
+            {}, None, routes={"assistant": model_routes.compile_route("assistant", 1, RouteDocument(targets=targets))}
         )
         service.config = replace(service.config, names=names)
 
@@ -195,7 +196,7 @@ async def test_a_route_waits_for_its_first_target_only_if_no_target_is_there(ser
 
 
 async def test_names_and_policies_hold_for_models_that_can_be_started(service: RunningService) -> None:
-    names = routing.ModelNames({"large": BIG}, None)
+    names = model_names.ModelNames({"large": BIG}, None)
     assert routing.resolve(ModelName("large"), (), names, startable=(BIG,)) == BIG
     assert routing.resolve(None, (), names, startable=(BIG,)) == BIG
     with pytest.raises(errors.NotReachable, match="no worker serves a model now"):

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts.config_snapshot import ConfigSnapshot
+from services.gateway.facts.model_names import ModelNames
 from services.gateway.model_orders import ATTEMPTS, ModelOrders
-from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.api import auth, gateway, inference
 from shared.api.gateway import ModelPlace

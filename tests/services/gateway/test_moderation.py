@@ -11,15 +11,15 @@ import msgspec
 import openai
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import tiers
+from services.gateway.facts import model_names, model_routes, tiers
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.requests import pipeline as pipeline_module
 from services.gateway.requests.request_validation import ModerationRequest
-from services.gateway.scheduling import route_choice, routing
+from services.gateway.scheduling import routing
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
@@ -80,15 +80,15 @@ class Moderating:
         """Set the targets of each route, and the moderation of each level."""
         wanted = {"moderation": [TO_GUARD], "assistant": [{"name": "one", "model": "smollm2", "share": 100}]} if routes is None else routes
         compiled = {
-            name: route_choice.compile_route(name, 3, msgspec.convert({"targets": targets}, RouteDocument))
+            name: model_routes.compile_route(name, 3, msgspec.convert({"targets": targets}, RouteDocument))
             for name, targets in wanted.items()
         }
         allowing = msgspec.convert(ANY, PolicyDocument)
         found = {name.replace("__", ":"): msgspec.convert(ANY | rules, PolicyDocument) for name, rules in documents.items()}
-        self.service.names = routing.ModelNames({}, ModelName("smollm2"), routes=compiled)
+        self.service.names = model_names.ModelNames({}, ModelName("smollm2"), routes=compiled)
         self.service.config = ConfigSnapshot(
             names=self.service.names,
-            route_names=routing.ModelNames({}, None, only_routes=True, routes=compiled),
+            route_names=model_names.ModelNames({}, None, only_routes=True, routes=compiled),
             limits=self.service.config.limits,
             policies=Policies({"mesh": allowing, "default": allowing, **found}),
         )
@@ -277,7 +277,7 @@ async def test_a_route_has_one_task(moderating: Moderating) -> None:
 async def test_moderation_is_no_model_for_chats(moderating: Moderating, http: httpx.AsyncClient) -> None:
     listed = {model["id"] for model in (await http.get("/v1/models")).json()["data"]}
     assert listed == {"assistant", "smollm2", "llama-guard"}
-    moderating.service.names = routing.ModelNames({}, None)
+    moderating.service.names = model_names.ModelNames({}, None)
     assert routing.served(moderating.service.directory.usable(fakes.Role.WORKER), moderating.service.names)[-1] == "guard"
 
 

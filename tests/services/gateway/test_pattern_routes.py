@@ -8,9 +8,8 @@ import httpx
 import msgspec
 import pytest
 
-from services.gateway import config_snapshot
-from services.gateway.config_snapshot import StoredDocument
-from services.gateway.facts import tiers
+from services.gateway.facts import config_snapshot, tiers
+from services.gateway.facts.config_snapshot import StoredDocument
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.tiers import LimitRules

@@ -12,15 +12,15 @@ import msgspec
 import pytest
 
 from services.gateway.billing.prices import Price
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import policies
+from services.gateway.facts import model_names, model_routes, policies, worker_requirements
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.requests.request_validation import ModerationRequest
-from services.gateway.scheduling import route_choice, routing
+from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
 from shared.api.auth import Principal
@@ -62,11 +62,11 @@ class Policed:
         wanted = {"assistant": RouteDocument(targets=targets or (TO_API, TO_LOCAL), **self.route_fields)}
         if moderation:
             wanted["moderation"] = RouteDocument(targets=moderation)
-        routes = {name: route_choice.compile_route(name, 4, document) for name, document in wanted.items()}
-        self.service.names = routing.ModelNames({"alias": LOCAL}, None, routes=routes)
+        routes = {name: model_routes.compile_route(name, 4, document) for name, document in wanted.items()}
+        self.service.names = model_names.ModelNames({"alias": LOCAL}, None, routes=routes)
         self.service.config = ConfigSnapshot(
             names=self.service.names,
-            route_names=routing.ModelNames({"alias": LOCAL}, None, only_routes=True, routes=self.service.names.routes),
+            route_names=model_names.ModelNames({"alias": LOCAL}, None, only_routes=True, routes=self.service.names.routes),
             limits=self.service.config.limits,
             policies=Policies({name: msgspec.convert(rules, PolicyDocument) for name, rules in documents.items()}),
         )
@@ -254,7 +254,7 @@ async def test_the_announcement_is_compared_again_when_the_prompt_is_sent(police
     dispatch = policed.service.dispatch
     find = dispatch.find
 
-    async def choose_before_the_change(requirements: routing.WorkerRequirements) -> AsyncGenerator[str | Claim]:
+    async def choose_before_the_change(requirements: worker_requirements.WorkerRequirements) -> AsyncGenerator[str | Claim]:
         async with contextlib.aclosing(find(requirements)) as steps:
             async for step in steps:
                 policed.service.directory.worker(11, LOCAL, provider="acme")

@@ -9,11 +9,11 @@ import pytest
 
 from services.gateway import generation
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.generation import Failed, FindWorker, Generation
 from services.gateway.relay import Relay
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
-from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, GenerationEnd, Usage

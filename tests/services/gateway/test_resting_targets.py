@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.scheduling import route_choice, routing
+from services.gateway.facts import model_names, model_routes
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.inference.announcements import Announcements
 from services.inference.backends.remote import openai
 from services.inference.backends.remote.remote_backend import RemoteBackend
@@ -90,7 +90,7 @@ async def running_mesh(*answers: Answer) -> AsyncIterator[Mesh]:
         announcements.changed()
         worker = UpstreamWorker()
         worker.backend = backend
-        names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 1, ROUTE)})
+        names = model_names.ModelNames({}, None, routes={"assistant": model_routes.compile_route("assistant", 1, ROUTE)})
         for gateway in gateways:
             gateway.rpc.workers[node_id(20)] = worker
             gateway.add_worker(11, FakeWorker(words=("Local",)), "local")

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from services.gateway import generation
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
 from services.gateway.relay import Relay
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import WINDOW_SECONDS
-from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
 from shared.api.generation import GenerationEnd, Tool, ToolCallPart, Usage

@@ -14,15 +14,15 @@ import pytest
 
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import tiers, upstream_prices
+from services.gateway.facts import model_names, model_routes, tiers, upstream_prices, worker_requirements
+from services.gateway.facts.config_snapshot import ConfigSnapshot
+from services.gateway.facts.model_routes import OpenRollout
 from services.gateway.facts.policies import ANYWHERE
 from services.gateway.facts.request_record import RequestRow, ReservationState, RouteUse
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.facts.upstream_prices import TargetSpending
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
-from services.gateway.scheduling import route_choice, routing
-from services.gateway.scheduling.route_choice import OpenRollout
+from services.gateway.scheduling import routing
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
@@ -61,7 +61,7 @@ class Routed:
 
     def use(self, *targets: TargetDocument, more: dict[str, Any] | None = None, limits: LimitRules | None = None) -> None:
         document = RouteDocument(targets=targets or (TO_LOCAL, TO_API), **more or {})
-        names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)})
+        names = model_names.ModelNames({}, None, routes={"assistant": model_routes.compile_route("assistant", 4, document)})
         price = upstream_prices.compiled(UpstreamPriceDocument(input=3, output=5, request="0.000001"))
         self.service.names, self.service.config = (
             names,
@@ -127,7 +127,7 @@ def roll_out(routed: Routed, share: float = 100.0) -> list[tuple[RequestRow, byt
     routed.use(TO_LOCAL, msgspec.structs.replace(TO_API, order=None, share=0))
     route = routed.service.names.routes["assistant"]
     rollout = OpenRollout(UUID(int=1), RolloutPlan("paid", "own", steps=(share,)), 0)
-    names = routing.ModelNames({}, None, routes={"assistant": replace(route, rollout=rollout)})
+    names = model_names.ModelNames({}, None, routes={"assistant": replace(route, rollout=rollout)})
     routed.service.names = names
     routed.service.config = replace(routed.service.config, names=names)
     seen: list[tuple[RequestRow, bytes]] = []
@@ -592,8 +592,8 @@ async def test_a_caller_with_the_beginning_of_an_answer_gets_no_other_models_res
     assert routed.local.received == []
 
 
-def _needs(model: ModelName, **more: Any) -> routing.WorkerRequirements:
-    return routing.WorkerRequirements(model, OWNER.tenant_id, OWNER.limited_as, 10, 10, placement=ANYWHERE, **more)
+def _needs(model: ModelName, **more: Any) -> worker_requirements.WorkerRequirements:
+    return worker_requirements.WorkerRequirements(model, OWNER.tenant_id, OWNER.limited_as, 10, 10, placement=ANYWHERE, **more)
 
 
 def _prompt(model: ModelName) -> inference.ProcessPrompt:

@@ -14,10 +14,9 @@ from services.gateway import store
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import OpenReservation
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import upstream_prices
+from services.gateway.facts import model_names, model_routes, upstream_prices
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.idempotency.answer_runs import AnswerRuns
-from services.gateway.scheduling import route_choice, routing
 from services.gateway.store import GatewayStore
 from shared import context, errors
 from shared.api import inference
@@ -74,7 +73,7 @@ class Gateway:
             for number, model in enumerate(models)
         )
         route = RouteDocument(targets=targets, price=rng.choice(["route", "target"]))
-        names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 1, route)})
+        names = model_names.ModelNames({}, None, routes={"assistant": model_routes.compile_route("assistant", 1, route)})
         config = self.service.config
         prices = {ModelName(model): PRICE for model in MODELS}
         self.service.config = ConfigSnapshot(names=names, limits=config.limits, policies=config.policies, upstream_prices=prices)

@@ -8,9 +8,9 @@ import pytest
 
 from services.gateway.billing import route_metrics
 from services.gateway.billing.route_metrics import RouteCounters
+from services.gateway.facts import model_routes
+from services.gateway.facts.model_routes import Route
 from services.gateway.facts.upstream_prices import TargetSpending
-from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.route_choice import Route
 from shared import errors
 from shared.config_documents import RouteDocument, TargetDocument
 from shared.telemetry import Metrics
@@ -26,7 +26,7 @@ TARGETS = (
 
 
 def route(name: str) -> Route:
-    return route_choice.compile_route(name, 1, RouteDocument(targets=TARGETS))
+    return model_routes.compile_route(name, 1, RouteDocument(targets=TARGETS))
 
 
 def shown(metric: Any) -> dict[tuple[tuple[str, str], ...], float]:

@@ -2,9 +2,9 @@
 
 import msgspec
 
-from services.gateway import config_snapshot
-from services.gateway.config_snapshot import StoredDocument
 from services.gateway.configuration import environment
+from services.gateway.facts import config_snapshot
+from services.gateway.facts.config_snapshot import StoredDocument
 from services.gateway.facts.policies import Placement
 from services.gateway.settings import GatewaySettings
 from shared import config

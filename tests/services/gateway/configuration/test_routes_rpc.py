@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot, StoredDocument
 from services.gateway.configuration.routes_rpc import RoutesRpc
+from services.gateway.facts.config_snapshot import ConfigSnapshot, StoredDocument
 from shared import errors
 from shared.api.configuration import ListRoutes, TryRoute
 from shared.api.ledger import ModelPrice

@@ -9,9 +9,9 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.gateway.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.configuration import config_checks, ended_keys
 from services.gateway.configuration.config_rpc import ConfigRpc
+from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.api import business

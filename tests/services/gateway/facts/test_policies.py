@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway import config_snapshot
-from services.gateway.config_snapshot import StoredDocument
-from services.gateway.facts import policies
+from services.gateway.facts import config_snapshot, policies
+from services.gateway.facts.config_snapshot import StoredDocument
 from services.gateway.facts.policies import ANYWHERE, Barrier, Placement, Policies
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ConfigKind, Machines, PolicyDocument, PriceCeiling

@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.idempotency.answer_runs import AnswerRuns

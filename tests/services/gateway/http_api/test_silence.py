@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.http_api import http_call
 from services.gateway.http_api.http_app import HttpApp

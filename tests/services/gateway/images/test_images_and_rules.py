@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
+from services.gateway.facts import model_names, model_routes
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.requests.image_admission import ImageLimits
-from services.gateway.scheduling import route_choice, routing
 from shared import context, errors
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, ImagePart
@@ -32,11 +32,11 @@ async def service() -> AsyncIterator[RunningService]:
 def use(service: RunningService, policy: dict[str, Any], *models: str) -> None:
     """Serve `assistant` with these models under the policy."""
     targets = tuple(TargetDocument(name=model, model=model, order=order) for order, model in enumerate(models, 1))
-    routes = {"assistant": route_choice.compile_route("assistant", 1, RouteDocument(targets=targets))} if models else {}
+    routes = {"assistant": model_routes.compile_route("assistant", 1, RouteDocument(targets=targets))} if models else {}
     policies = Policies(
         {"mesh": msgspec.convert({"external": ["*"], **policy}, PolicyDocument), "default": PolicyDocument(external=("*",))}
     )
-    service.config = ConfigSnapshot(names=routing.ModelNames({}, None, routes=routes), limits=service.config.limits, policies=policies)
+    service.config = ConfigSnapshot(names=model_names.ModelNames({}, None, routes=routes), limits=service.config.limits, policies=policies)
 
 
 async def ask(service: RunningService, content: str = "hi", at: int = 0, model: str = "smollm2", **fields: Any) -> None:

@@ -11,11 +11,10 @@ import httpx
 import msgspec
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import tiers
+from services.gateway.facts import model_names, model_routes, tiers
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.tiers import LimitRules
-from services.gateway.scheduling import route_choice, routing
 from shared import context, errors
 from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage
 from shared.api.inference import MAX_CONVERTED_BYTES, TOKEN_BYTES, Converted, ConvertedPart, Detokenize, RenderChat, Tokenize
@@ -80,17 +79,17 @@ class Converting:
 
     def configure(self, routes: dict[str, list[dict[str, Any]]] | None = None, limits: LimitRules | None = None, **policies: Any) -> None:
         compiled = {
-            name: route_choice.compile_route(name, 3, msgspec.convert({"targets": targets}, RouteDocument))
+            name: model_routes.compile_route(name, 3, msgspec.convert({"targets": targets}, RouteDocument))
             for name, targets in (routes or {}).items()
         }
-        names = routing.ModelNames({}, ModelName("smollm2"), routes=compiled)
+        names = model_names.ModelNames({}, ModelName("smollm2"), routes=compiled)
         allowing = {"external": ["*"]}
         documents = {"mesh": allowing | policies, "default": allowing}
         self.service.names, self.service.config = (
             names,
             ConfigSnapshot(
                 names=names,
-                route_names=routing.ModelNames({}, None, only_routes=True, routes=compiled),
+                route_names=model_names.ModelNames({}, None, only_routes=True, routes=compiled),
                 limits=limits or self.service.config.limits,
                 policies=Policies({name: msgspec.convert(rules, PolicyDocument) for name, rules in documents.items()}),
             ),

@@ -24,8 +24,8 @@ import msgspec
 
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import ExtendedHold, InsufficientCredits
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import upstream_prices
+from services.gateway.facts import model_names, model_routes, upstream_prices
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.idempotency.answer_runs import AnswerRuns
@@ -38,7 +38,6 @@ from services.gateway.requests import bounded_answers, request_admission
 from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.requests.request_validation import ModerationRequest
-from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, RankingRequest, Vectors
@@ -72,10 +71,10 @@ TARGETS = tuple(
     for order, name in enumerate(MODELS)
 )
 ROUTES = {
-    number: route_choice.compile_route("route", 1, RouteDocument(targets=TARGETS[:number], compare_cost_with=MODELS[1]))
+    number: model_routes.compile_route("route", 1, RouteDocument(targets=TARGETS[:number], compare_cost_with=MODELS[1]))
     for number in (1, 2, 3)
 }
-GUARDS = route_choice.compile_route(GUARD, 1, RouteDocument(targets=(TargetDocument(name="g", model=GUARD, task=TargetTask.MODERATION),)))
+GUARDS = model_routes.compile_route(GUARD, 1, RouteDocument(targets=(TargetDocument(name="g", model=GUARD, task=TargetTask.MODERATION),)))
 UPSTREAM = upstream_prices.compiled(UpstreamPriceDocument(input=3, output=5, cached_input=1, request="0.000001"))
 FAILURES = (
     errors.LinkLost, errors.ModelCrashed, errors.Draining, errors.Unavailable, errors.NotReachable, errors.Overloaded,
@@ -502,7 +501,7 @@ class Teller:
             Price(2, ModelPrice(MODELS[1], MicroCredits(10 * MICRO), MicroCredits(20 * MICRO))),
         )
         await service.ledger.refresh_prices()
-        names = routing.ModelNames({}, None, routes={"route": ROUTES[told.targets], GUARD: GUARDS})
+        names = model_names.ModelNames({}, None, routes={"route": ROUTES[told.targets], GUARD: GUARDS})
         prices = {MODELS[1]: UPSTREAM}
         service.config = ConfigSnapshot(names=names, limits=service.config.limits, policies=POLICIES[told.guard], upstream_prices=prices)
 

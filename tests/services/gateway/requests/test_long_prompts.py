@@ -12,11 +12,10 @@ import pytest
 
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import InsufficientCredits
-from services.gateway.facts import tiers
+from services.gateway.facts import model_routes, tiers
+from services.gateway.facts.model_names import ModelNames
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.requests.active_request import AdmissionRecord
-from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.routing import ModelNames
 from shared import errors
 from shared.api.generation import MAX_PROMPT_BYTES
 from shared.api.ledger import ModelPrice
@@ -51,7 +50,7 @@ async def ask(http: httpx.AsyncClient, text: str = TEXT, model: str = "small", *
 
 
 def set_routes(service: RunningService, *targets: TargetDocument) -> None:
-    route = route_choice.compile_route("route", 1, RouteDocument(tuple(targets)))
+    route = model_routes.compile_route("route", 1, RouteDocument(tuple(targets)))
     service.config = replace(service.config, names=ModelNames({}, None, routes={"route": route}))
 
 

@@ -9,8 +9,8 @@ import httpx
 import msgspec
 import pytest
 
-from services.gateway.config_snapshot import ConfigSnapshot
-from services.gateway.facts import upstream_prices
+from services.gateway.facts import model_names, model_routes, upstream_prices
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
@@ -18,7 +18,6 @@ from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, Orp
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference
 from services.gateway.requests.pipeline import Pipeline
-from services.gateway.scheduling import route_choice, routing
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
@@ -119,7 +118,7 @@ def use_route(asker: Asker, policies: Policies | None = None, **fields: Any) -> 
     """Serve `assistant` with smollm2; ``fields`` are those of the route."""
     document = RouteDocument(targets=(TargetDocument(name="own", model="smollm2"),), **fields)
     config = asker.running_service.config
-    names = routing.ModelNames({}, None, routes={"assistant": route_choice.compile_route("assistant", 4, document)})
+    names = model_names.ModelNames({}, None, routes={"assistant": model_routes.compile_route("assistant", 4, document)})
     asker.running_service.config = ConfigSnapshot(names=names, limits=config.limits, policies=policies or config.policies)
 
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from services.gateway.facts.model_routes import OpenRollout
 from services.gateway.facts.request_record import RequestRow, RouteUse
 from services.gateway.rollouts.rollout_brake import RolloutBrake
-from services.gateway.scheduling.route_choice import OpenRollout
 from shared.api.configuration import RolloutPlan
 from shared.types import ModelName, RequestId, RequestStatus, UserId
 

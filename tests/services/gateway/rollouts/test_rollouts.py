@@ -13,10 +13,10 @@ import msgspec
 import pytest
 
 from services.gateway import store
-from services.gateway.config_snapshot import ConfigSnapshot
 from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.request_record import RequestRow, RouteUse
 from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrices
 from services.gateway.requests import active_prompt

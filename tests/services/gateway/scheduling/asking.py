@@ -11,9 +11,9 @@ from uuid import UUID
 from msgspec import structs
 
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from services.gateway.scheduling.worker_records import WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts

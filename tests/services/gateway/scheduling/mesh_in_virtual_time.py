@@ -14,10 +14,10 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.queue_sharing import QueueSharing
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.protocol.directory import Announcement, WorkerLoad

@@ -4,8 +4,8 @@ import pytest
 
 from services.gateway import generation
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import worker_choice, worker_records
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_records import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers, WorkerStats
 from shared import errors
 from shared.types import ModelName, Role

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import QueuedKind
 from services.gateway.scheduling import fair_queue
 from services.gateway.scheduling.fair_queue import FairQueue
-from services.gateway.scheduling.routing import QueuedKind
 from shared.types import UserId
 
 A, B, C = (UserId(UUID(int=number)) for number in range(3))

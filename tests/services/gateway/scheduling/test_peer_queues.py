@@ -3,6 +3,7 @@
 from uuid import UUID
 
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import QueuedKind
 from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.peer_queues import (
     DELEGATION_SECONDS,
@@ -14,7 +15,6 @@ from services.gateway.scheduling.peer_queues import (
     QueuedRequest,
     QueueReport,
 )
-from services.gateway.scheduling.routing import QueuedKind
 from shared.types import ModelName, TenantId
 from tests.services.gateway.fakes import node_id
 

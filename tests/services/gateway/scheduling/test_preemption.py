@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.relay import Relay
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.retry_budget import RetryBudget
-from services.gateway.scheduling.routing import WorkerRequirements
 from shared import errors
 from shared.api import inference
 from shared.api.generation import GenerationEnd, Usage

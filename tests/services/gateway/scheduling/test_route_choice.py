@@ -10,9 +10,11 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from services.gateway.facts import model_routes
+from services.gateway.facts.model_routes import OpenRollout, Route
 from services.gateway.facts.policies import ANYWHERE
 from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.route_choice import DropReason, ModelFacts, OpenRollout, RequestFacts, Route
+from services.gateway.scheduling.route_choice import DropReason, ModelFacts, RequestFacts
 from shared.api.configuration import RolloutPlan
 from shared.config_documents import RouteDocument, TargetConditions, TargetDocument
 from shared.protocol.directory import ModelOffer
@@ -30,7 +32,7 @@ def target(name: str, share: float | None = None, order: int | None = None, **mo
 
 
 def route(*targets: TargetDocument) -> Route:
-    return route_choice.compile_route("assistant", 3, RouteDocument(targets=targets))
+    return model_routes.compile_route("assistant", 3, RouteDocument(targets=targets))
 
 
 MONDAY_NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -103,7 +105,7 @@ def test_a_target_whose_server_asked_for_a_pause_is_left_out_if_there_is_another
 
 def rolling(step: float, *targets: TargetDocument, candidate: str = "next") -> Route:
     rollout = OpenRollout(UUID(int=1), RolloutPlan(candidate, "a", steps=(step,)), 0)
-    return route_choice.compile_route("assistant", 3, RouteDocument(targets=targets), rollout)
+    return model_routes.compile_route("assistant", 3, RouteDocument(targets=targets), rollout)
 
 
 def test_a_rollout_moves_its_share_of_the_baseline_and_a_raise_moves_nobody_back() -> None:

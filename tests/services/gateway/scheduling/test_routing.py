@@ -3,8 +3,9 @@ from dataclasses import replace
 import msgspec
 import pytest
 
-from services.gateway.scheduling import route_choice, routing
-from services.gateway.scheduling.routing import ModelNames
+from services.gateway.facts import model_routes
+from services.gateway.facts.model_names import ModelNames
+from services.gateway.scheduling import routing
 from shared import errors
 from shared.config_documents import RouteDocument, TargetDocument
 from shared.protocol import agent_requirements
@@ -234,7 +235,7 @@ def test_if_only_routes_may_be_named_models_are_hidden() -> None:
 
 def test_models_whose_workers_can_be_started_are_listed_without_workers() -> None:
     document = RouteDocument(targets=(TargetDocument(name="own", model=ModelName("big"), order=1),))
-    names = ModelNames({"large": "big"}, None, routes={"assistant": route_choice.compile_route("assistant", 1, document)})
+    names = ModelNames({"large": "big"}, None, routes={"assistant": model_routes.compile_route("assistant", 1, document)})
     found = routing.catalogue(workers("smollm2"), names, startable=(ModelName("smollm2"), ModelName("big")))
     assert [(model.name, model.workers, model.aliases, model.context_tokens, model.only_embeds) for model in found] == [
         ("assistant", 0, (), 0, False),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from services.gateway.facts.policies import ANYWHERE, Placement
+from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import worker_choice, worker_records
-from services.gateway.scheduling.routing import WorkerRequirements
 from services.gateway.scheduling.worker_choice import Candidate
 from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors

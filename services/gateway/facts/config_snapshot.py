@@ -5,13 +5,12 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
-from services.gateway.facts import tiers, upstream_prices
+from services.gateway.facts import model_routes, tiers, upstream_prices
+from services.gateway.facts.model_names import ModelNames
+from services.gateway.facts.model_routes import OpenRollout, Route
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.tiers import LimitRules, TierPlan
 from services.gateway.facts.upstream_prices import UpstreamPrice
-from services.gateway.scheduling import route_choice
-from services.gateway.scheduling.route_choice import OpenRollout, Route
-from services.gateway.scheduling.routing import ModelNames
 from shared.config_documents import (
     DEFAULT_MODEL,
     UNLIMITED,
@@ -86,7 +85,7 @@ def build(
             case RouteDocument() as route if route.is_alias and not is_pattern(name):
                 aliases[name] = route.targets[0].model
             case RouteDocument() as route:
-                routes[name] = route_choice.compile_route(name, stored.version, route, rollouts.get(name))
+                routes[name] = model_routes.compile_route(name, stored.version, route, rollouts.get(name))
             case PlanDocument() as plan:
                 plans[Tier(name)] = tier_plan(tiers.DEFAULTS[Tier(name)], plan, f"plan {name}")
             case ModelLimitDocument() as limits:
