@@ -15,8 +15,6 @@ from shared.types import NodeId
 if TYPE_CHECKING:
     from shared.api.membership import LoginRefusal, Member
 
-_STATES = {"pending": ("pending approval", "yellow"), "active": ("active", "green"), "revoked": ("revoked", "red")}
-
 
 @click.group()
 def nodes() -> None:
@@ -28,21 +26,10 @@ def nodes() -> None:
 @click.pass_obj
 def list_(here: CliContext, /, *, as_json: bool) -> None:
     """List all enrolled nodes, pending approvals first."""
+    from shared.lists.nodes import MEMBERS
+
     found = here.call(api.membership.list_members, api.membership.ListMembers())
-    columns: list[TableColumn[Member]] = [
-        # The start of an id identifies a node for people; scripts get all of it.
-        TableColumn("NODE", lambda node: node.id[:9], full=lambda node: node.id),
-        TableColumn("ROLE", lambda node: node.role, rank=2),
-        TableColumn("NAME", lambda node: node.name or "–"),
-        TableColumn("OWNER", lambda node: node.owner or "the mesh", rank=3),
-        TableColumn("STATE", _state, lambda node: _STATES[node.state][1], wraps=True),
-        TableColumn("LABELS", lambda node: printing.names(f"{key}={value}" for key, value in node.labels.items()), rank=4, wraps=True),
-        TableColumn("JOINED", lambda node: f"{printing.ago(node.joined_at)} ago", rank=6),
-        TableColumn("CERTIFICATE EXPIRES", lambda node: printing.moment(node.certified_until), rank=5),
-    ]
-    printing.show_rows(
-        found.members, columns, as_json=as_json, empty="No nodes yet. Create a ticket: aicli admin tickets create --role worker"
-    )
+    printing.show_list(found.members, MEMBERS, as_json=as_json, create="Create a ticket: aicli admin tickets create --role worker")
 
 
 @nodes.command()
@@ -128,10 +115,7 @@ def _show(member: "Member", done: str, *, as_json: bool) -> None:
 
 
 def _described(member: "Member") -> str:
+    from shared.lists.nodes import NO_OWNER
+
     name = f" {member.name!r}" if member.name else ""
-    return f"{member.role} {member.id[:9]}{name} of {member.owner or 'the mesh'}"
-
-
-def _state(member: "Member") -> str:
-    words = _STATES[member.state][0]
-    return f"{words}: {member.reason}" if member.reason else words
+    return f"{member.role} {member.id[:9]}{name} of {member.owner or NO_OWNER}"

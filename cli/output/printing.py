@@ -203,19 +203,6 @@ def counted(number: int | str, one: str, many: str = "") -> str:
     return f"{number} {one if str(number) == '1' else many or one + 's'}"
 
 
-def round_trip(milliseconds: float | None) -> str:
-    if milliseconds is None:
-        return "–"
-    return f"{milliseconds:.1f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"
-
-
-def load(running: int, slots: int, queued: int) -> str:
-    """Format how many slots of a node are in use; a dash for a node without slots."""
-    if not slots:
-        return "–"
-    return f"{running}/{slots}" + (f" +{queued}" if queued else "")
-
-
 def names(values: Iterable[str]) -> str:
     return ", ".join(values) or "–"
 

@@ -9,6 +9,7 @@ from cli.top.readings import MeshReadings, NodeLoad, Numbers, SourceAnswer
 from shared.api.alerts import Alert
 from shared.api.gateway import NodeRow
 from shared.api.metrics import ComponentHealth
+from shared.lists import nodes as lists
 from shared.telemetry import instruments
 
 #: Firing alerts shown here; `aicli alerts list` shows all.
@@ -42,7 +43,7 @@ class NodeLoadLine(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     kind: str
-    #: used, not used, not admitted, or gone.
+    #: A key of ``lists.STATES``.
     state: str
     why_not: str
     path: str
@@ -146,7 +147,7 @@ def _node(node: NodeRow, loads: Mapping[str, NodeLoad]) -> NodeLoadLine:
     return NodeLoadLine(
         id=node.id,
         kind=node.service,
-        state=_state(node),
+        state=lists.state_of(node),
         why_not=node.why_not,
         path=node.path,
         round_trip_ms=node.round_trip_ms,
@@ -160,12 +161,6 @@ def _node(node: NodeRow, loads: Mapping[str, NodeLoad]) -> NodeLoadLine:
         tokens_per_second=load.tokens_per_second,
         models=tuple(node.models),
     )
-
-
-def _state(node: NodeRow) -> str:
-    if node.usable:
-        return "used"
-    return "not used" if node.alive else "not admitted" if node.refused else "gone"
 
 
 def _silent(readings: MeshReadings, now: float) -> Iterable[SilentSource]:

@@ -11,9 +11,9 @@ from typing import Final
 
 from cli.output import printing
 from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, SilentSource, TopFrame, UnhealthyComponent
+from shared.lists import nodes as lists
 
 _COLOURS: Final = {"healthy": "green", "degraded": "yellow", "down": "red"}
-_STATES: Final = {"used": "green", "not used": "yellow", "not admitted": "red", "gone": "red"}
 _SEVERITIES: Final = {"page": "red", "critical": "red", "warning": "yellow"}
 #: What a source shows, for the line that says that it is silent.
 _WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the nodes", "numbers": "the rates"}
@@ -200,18 +200,23 @@ def _rate(value: float | None) -> str:
     return f"{value:.1f}" if 0 < value < 10 else f"{value:,.0f}"
 
 
+def _load(node: NodeLoadLine) -> str:
+    """Shorter than in lists, because it comes before the models in the narrowest terminal."""
+    return f"{node.running}/{node.slots}" + (f" +{node.queued}" if node.queued else "") if node.slots else _NONE
+
+
 COLUMNS: Final = (
     # The start of an id identifies a node, as in `aicli nodes`.
-    TextColumn("NODE", lambda node: node.id[:9], is_number=False),
+    TextColumn("NODE", lambda node: lists.short(node.id), is_number=False),
     TextColumn("KIND", lambda node: node.kind, is_number=False, rank=5),
-    TextColumn("STATE", lambda node: node.state, is_number=False),
-    TextColumn("PATH", lambda node: node.path or _NONE, is_number=False, rank=6),
-    TextColumn("RTT", lambda node: printing.round_trip(node.round_trip_ms), lambda node: node.round_trip_ms, rank=4),
+    TextColumn("STATE", lambda node: lists.STATES[node.state][0], is_number=False),
+    TextColumn("PATH", lambda node: lists.path(node.path) or _NONE, is_number=False, rank=6),
+    TextColumn("RTT", lambda node: lists.round_trip(node.round_trip_ms) or _NONE, lambda node: node.round_trip_ms, rank=4),
     TextColumn("CPU", lambda node: _share(node.cpu), lambda node: node.cpu, rank=7),
     TextColumn("GPU", lambda node: _share(node.gpu), lambda node: node.gpu, rank=8),
     TextColumn("MEMORY", lambda node: _share(node.memory), lambda node: node.memory, rank=2),
     TextColumn("GPU MEM", lambda node: _share(node.gpu_memory), lambda node: node.gpu_memory, rank=1),
-    TextColumn("RUNNING", lambda node: printing.load(node.running, node.slots, node.queued), lambda node: node.running + node.queued),
+    TextColumn("RUNNING", _load, lambda node: node.running + node.queued),
     TextColumn("TOKENS/S", lambda node: _rate(node.tokens_per_second), lambda node: node.tokens_per_second),
     TextColumn("MODELS", lambda node: printing.names(model[:_MOST_NAME] for model in node.models), is_number=False),
     TextColumn("WHY NOT", lambda node: node.why_not or _NONE, is_number=False, rank=3),
@@ -262,7 +267,7 @@ def _least_width(filled: Sequence[_Filled]) -> int:
 
 
 def _cell(column: _Filled, place: int, node: NodeLoadLine, *, is_old: bool) -> TextSpan:
-    style = "dim" if is_old else _STATES.get(node.state, "") if column.definition.title == _STATE else ""
+    style = "dim" if is_old else printing.STYLES[lists.STATES[node.state][1]] if column.definition.title == _STATE else ""
     return TextSpan(_padded(column, column.cells[place]), style)
 
 

@@ -1,6 +1,6 @@
 """The columns of a list. A surface decides how they look, where the list stands, and what can be done with a row."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -58,3 +58,7 @@ class Listing(Generic[Row]):
 def of_most(number: int, most: int | None) -> str:
     """Return 3 of 5, or 3 without a limit."""
     return f"{number:,}" if most is None else f"{number:,} of {most:,}"
+
+
+def pairs(labels: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(f"{key}={value}" for key, value in sorted(labels.items()))

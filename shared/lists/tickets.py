@@ -1,7 +1,8 @@
 """The list of join tickets."""
 
 from shared.api.membership import TicketRow, TicketState
-from shared.lists.columns import Column, Listing, Tone, of_most
+from shared.lists.columns import Column, Listing, Tone, of_most, pairs
+from shared.lists.nodes import NO_OWNER
 
 STATES = {
     TicketState.GOOD: ("Valid", Tone.GOOD),
@@ -23,8 +24,8 @@ TICKETS: Listing[TicketRow] = Listing(
             is_number=True,
         ),
         Column(title="Expires", show=lambda row: row.expires_at, rank=3),
-        Column(title="Owner", show=lambda row: row.owner or "the mesh", rank=5, wraps=True),
-        Column(title="Labels", show=lambda row: tuple(f"{key}={value}" for key, value in row.labels.items()), rank=6, wraps=True),
+        Column(title="Owner", show=lambda row: row.owner or NO_OWNER, rank=5, wraps=True),
+        Column(title="Labels", show=lambda row: pairs(row.labels), rank=6, wraps=True),
         Column(title="Approval", show=lambda row: "Required" if row.needs_approval else "Not required", rank=7),
     ),
     empty="No tickets yet.",

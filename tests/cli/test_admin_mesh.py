@@ -192,9 +192,9 @@ def test_nodes_list(running_service: Shell) -> None:
     rows = json.loads(running_service("admin", "nodes", "list", "--json").stdout)
     assert [(entry["id"][:4], entry["state"]) for entry in rows] == [("UZZZ", "pending"), ("UABC", "revoked")]
     text = running_service("admin", "nodes", "list").stdout
-    assert "pending approval" in text
+    assert "Pending approval" in text
     assert "the mesh" in text
-    assert "revoked: sold" in text
+    assert "Revoked           sold" in text
 
 
 def test_nodes_approve(running_service: Shell) -> None:

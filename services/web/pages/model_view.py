@@ -10,11 +10,10 @@ from shared import amounts
 from shared.api.gateway import ModelPullRow, NodeRow, ServedModel, ServedModels
 from shared.api.ledger import ModelPrice
 from shared.api.metrics import History, HistoryGrouping
+from shared.lists import nodes as lists
+from shared.lists.columns import pairs
 from shared.telemetry.instruments import DraftResult
 from shared.types import ModelName, NodeId, Role
-
-#: How many characters of a node id are shown.
-SHOWN_OF_ID = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def pulls(nodes: Iterable[NodeRow]) -> tuple[ModelPullView, ...]:
         ModelPullView(
             id=f"{node.id}/{pull.model}",
             model=pull.model,
-            node=node.id[:SHOWN_OF_ID],
+            node=lists.short(node.id),
             progress=_progress(pull),
             speed=f"{amounts.show_bytes(int(pull.bytes_per_second))}/s",
         )
@@ -182,10 +181,8 @@ def _places(model: ModelName, workers: Iterable[NodeRow]) -> tuple[ModelPlaceVie
 
 
 def _place(row: NodeRow) -> ModelPlaceView:
-    load = f"{row.running} of {row.slots} busy" if row.slots else ""
-    waiting = f", {row.queued} queued" if row.slots and row.queued else ""
-    labels = tuple(f"{key}={value}" for key, value in sorted(row.labels.items()))
-    return ModelPlaceView(row.id, row.id[:SHOWN_OF_ID], labels, load + waiting, "" if row.usable else row.why_not or "unavailable")
+    load = lists.load(row.running, row.slots, row.queued) or ""
+    return ModelPlaceView(row.id, lists.short(row.id), pairs(row.labels), load, "" if row.usable else row.why_not or "unavailable")
 
 
 def _price(model: ModelName, prices: dict[ModelName | None, ModelPrice]) -> ModelPriceView | None:

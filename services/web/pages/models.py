@@ -14,13 +14,14 @@ from litestar.di import NamedDependency
 from services.web import live_updates
 from services.web.http.event_response import EventResponse
 from services.web.pages import model_view
-from services.web.pages.model_view import SHOWN_OF_ID, ModelPullView, ServedModelView
+from services.web.pages.model_view import ModelPullView, ServedModelView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import gateway, ledger, metrics
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
 from shared.api.metrics import History, HistoryGrouping
+from shared.lists.nodes import short
 from shared.telemetry.instruments import DRAFTED_TOKENS
 from shared.types import LoadPurpose, ModelName, NodeId
 
@@ -92,7 +93,7 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
         return await _page(page_request, problem=errors.DeadlineExceeded(f"no worker finished within {ORDER_SECONDS:.0f} s", hint=hint))
     except (errors.CallerError, errors.PeerError) as error:
         return await _page(page_request, problem=error)
-    refusals = tuple(OrderRefusal(place.worker[:SHOWN_OF_ID], place.detail) for place in places if not place.state)
+    refusals = tuple(OrderRefusal(short(place.worker), place.detail) for place in places if not place.state)
     if refusals:
         return await _page(page_request, refusals=refusals)
     return page_request.redirect(f"/models?done={act}")

@@ -17,11 +17,11 @@ from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import node_view
 from services.web.pages.admin.node_view import NodeList, NodeRowView
-from services.web.pages.model_view import SHOWN_OF_ID
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import gateway, membership
 from shared.api.membership import Member, MemberState
+from shared.lists import nodes as lists
 
 _DONE = {
     "approved": "Node approved. It joins within a minute.",
@@ -153,5 +153,5 @@ async def _member(page_request: PageRequest, node_id: str) -> Member:
 
 
 def _question(page_request: PageRequest, member: Member, reason: str = "") -> NodeConfirmationPage:
-    root, short = node_view.root_of(page_request.person), member.id[:SHOWN_OF_ID]
+    root, short = node_view.root_of(page_request.person), lists.short(member.id)
     return NodeConfirmationPage(root=root, member=member, short=short, reason=reason)

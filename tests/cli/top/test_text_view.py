@@ -67,9 +67,9 @@ def test_most_severe_problem_comes_first_then_rates_then_nodes() -> None:
         "waiting: smollm2 3, echo 1",
         "",
         "NODE       KIND       STATE  PATH       RTT  CPU  GPU  MEMORY  RUNNING  TOKENS/S  MODELS   WHY NOT",
-        "UGATEWAYC  gateway    used   self         –    –    –       –        –         –  –        –",
-        "UGONEBBBB  inference  gone   –            –    –    –       –        –         –  smollm2  no heartbeat",
-        "UWORKERAA  inference  used   direct  1.2 ms  50%  91%     75%   2/4 +1        80  smollm2  –",
+        "UGATEWAYC  gateway    OK     Local        –    –    –       –        –         –  –        –",
+        "UGONEBBBB  inference  Down   –            –    –    –       –        –         –  smollm2  no heartbeat",
+        "UWORKERAA  inference  OK     Direct  1.2 ms  50%  91%     75%   2/4 +1        80  smollm2  –",
     ]
 
 
@@ -132,7 +132,7 @@ def test_empty_column_is_hidden_unless_sorted_by() -> None:
 def test_state_has_its_color_everywhere() -> None:
     for width in (120, 50):
         *_, gone, _ = text_view.fitted(FRAME, View(), width, 40)
-        assert [(span.text.strip(), span.style) for span in gone if span.style] == [("gone", "red")]
+        assert [(span.text.strip(), span.style) for span in gone if span.style] == [("Down", "red")]
 
 
 def test_scroll_to_the_last_node_and_back() -> None:

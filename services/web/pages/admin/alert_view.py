@@ -11,7 +11,7 @@ from services.web.pages.admin import time_texts
 from shared.api.alerts import Alert, Alerts, Silence
 from shared.lists import alerts as lists
 from shared.lists.alerts import SILENCES
-from shared.lists.columns import Shown, Tone
+from shared.lists.columns import Shown, Tone, pairs
 
 #: The maximum per list; the rest is counted. `aicli alerts list` shows all.
 MOST_LINES = 100
@@ -129,7 +129,7 @@ def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
 def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertView:
     silence = _covering(alert, silences)
     page = _RUNBOOK.fullmatch(alert.runbook)
-    labels = time_texts.labels(alert.labels)
+    labels = ", ".join(pairs(alert.labels))
     return AlertView(
         id=alert.id,
         name=alert.name,

@@ -19,12 +19,12 @@ from services.web.charts import history_answers, history_charts, history_queries
 from services.web.charts.history_charts import HistoryCharts
 from services.web.charts.history_queries import HistoryQuery, HistorySpan
 from services.web.http.event_response import EventResponse
-from services.web.pages.model_view import SHOWN_OF_ID
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import membership, metrics
 from shared.api.membership import Member, MemberState
 from shared.api.metrics import History
+from shared.lists import nodes as lists
 
 #: The metrics service collects every 15 s. If reading takes long, the queries of one page keep it busy for at most a tenth of the time.
 SOONEST_SECONDS, LATEST_SECONDS = 15.0, 300.0
@@ -70,7 +70,7 @@ async def show_charts(page_request: NamedDependency[PageRequest], span: FromQuer
         span=chosen_span,
         node=node,
         node_name=member.name or member.role.value if member is not None else "",
-        node_short=node[:SHOWN_OF_ID],
+        node_short=lists.short(node),
         charts=HistoryCharts(),
         problem=None,
     )

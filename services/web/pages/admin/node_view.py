@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
-from services.web.pages.model_view import SHOWN_OF_ID
 from shared.api.auth import LoginSession
 from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
-from shared.types import SERVICE_NAMES, NodeId, Role, UserRole
+from shared.lists import nodes as lists
+from shared.lists.columns import Tone, pairs
+from shared.types import NodeId, Role, UserRole
 
 #: The maximum of rows; bindings.js has the same limit.
 MOST_LINES = 500
@@ -60,11 +61,6 @@ class NodeList:
     left_out: int
 
 
-#: Path -> label; other paths are shown as they are.
-_PATHS = {"nats": "NATS", "direct": "Direct", "punched": "Direct (NAT)", "relayed": "Relay", "self": "Local"}
-_ORDER = {MemberState.PENDING: 0, MemberState.ACTIVE: 1, MemberState.REVOKED: 2}
-
-
 def root_of(person: LoginSession) -> str:
     """Return the path of the list: administrators and node owners have different ones."""
     return "/admin/nodes" if person.user.role is UserRole.ADMIN else "/nodes"
@@ -83,7 +79,7 @@ def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, person: Logi
 def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[int, str, str, str]:
     state = member.state if member is not None else MemberState.ACTIVE
     role = _role(member, row)
-    return _ORDER[state], role, member.name if member is not None else "", node
+    return list(lists.MEMBER_STATES).index(state), role, member.name if member is not None else "", node
 
 
 def _line(node: NodeId, member: Member | None, row: NodeRow | None, person: LoginSession, *, is_seen: bool) -> NodeRowView:
@@ -91,7 +87,7 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, person: Logi
     root, asks = root_of(person), may_consent(member, row, person)
     if row is not None and row.free and not row.accepts_models and member is not None and member.owner and not asks:
         why = f"{why}. Only {member.owner} can let it accept models."
-    short = node[:SHOWN_OF_ID]
+    short = lists.short(node)
     # Use the role for unnamed nodes.
     name = member.name if member is not None and member.name else _role(member, row)
     can_go = member is not None and member.state is not MemberState.REVOKED and member.role is not Role.AUTH
@@ -105,9 +101,9 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, person: Logi
         state=state,
         tone=tone,
         why=why,
-        path=(_PATHS.get(row.path, row.path) if row is not None else "") or NOTHING,
-        round_trip=time_texts.round_trip(row.round_trip_ms) if row is not None else "",
-        load=_load(row),
+        path=(lists.path(row.path) if row is not None else None) or NOTHING,
+        round_trip=(lists.round_trip(row.round_trip_ms) if row is not None else None) or "",
+        load=(lists.load(row.running, row.slots, row.queued) if row is not None else None) or NOTHING,
         models=", ".join(row.models) if row is not None and row.models else NOTHING,
         until=_until(member),
         approve=f"{root}/{node}/approve" if waits else "",
@@ -133,34 +129,21 @@ def consent_text(row: NodeRow | None) -> str:
 
 
 def _role(member: Member | None, row: NodeRow | None) -> str:
-    role = row.role if row is not None else member.role if member is not None else Role.CLIENT
-    return role.value if role is Role.WORKER else SERVICE_NAMES.get(role, role.value)
+    return lists.role(row.role if row is not None else member.role if member is not None else Role.CLIENT)
 
 
 def _about(member: Member | None, row: NodeRow | None) -> str:
-    owner = member.owner if member is not None and member.owner else "system"
-    pairs = time_texts.labels(member.labels if member is not None else row.labels if row is not None else {})
-    return f"{owner} · {pairs}" if pairs else owner
+    owner = member.owner if member is not None and member.owner else lists.NO_OWNER
+    labels = member.labels if member is not None else row.labels if row is not None else {}
+    return f"{owner} · {', '.join(pairs(labels))}" if labels else owner
 
 
-def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tuple[str, str, str]:
-    if member is not None and member.state is MemberState.REVOKED:
-        return "Revoked", "off", member.reason
-    if member is not None and member.state is MemberState.PENDING:
-        return "Pending approval", "warn", ""
+def _state(member: Member | None, row: NodeRow | None, *, is_seen: bool) -> tuple[str, Tone, str]:
+    if member is not None and member.state is not MemberState.ACTIVE:
+        return *lists.MEMBER_STATES[member.state], member.reason
     if row is None:
-        return ("Not seen", "off", "the gateway has never seen this node") if is_seen else ("Unknown", "off", "")
-    if row.usable:
-        return "OK", "warn" if row.trouble or row.warning else "good", row.trouble or row.warning
-    if row.alive:
-        return ("Free", "warn", f"{row.free}: {row.why_not}") if row.free else ("Degraded", "warn", row.why_not)
-    return ("Rejected" if row.refused else "Down"), "bad", row.why_not
-
-
-def _load(row: NodeRow | None) -> str:
-    if row is None or not row.slots:
-        return NOTHING
-    return f"{row.running} of {row.slots}" + (f", {row.queued} queued" if row.queued else "")
+        return ("Not seen", Tone.OFF, "the gateway has never seen this node") if is_seen else ("Unknown", Tone.OFF, "")
+    return *lists.state(row), lists.reason(row)
 
 
 def _until(member: Member | None) -> str:
@@ -170,10 +153,9 @@ def _until(member: Member | None) -> str:
 
 
 def _summary(lines: tuple[NodeRowView, ...]) -> str:
-    there = [line for line in lines if line.state != "Revoked"]
-    if not there:
+    known = lists.STATES["used"], lists.MEMBER_STATES[MemberState.PENDING], lists.MEMBER_STATES[MemberState.REVOKED]
+    healthy, waiting, revoked = (sum(line.state == word for line in lines) for word, _ in known)
+    if not (there := len(lines) - revoked):
         return "No nodes"
-    healthy = sum(line.state == "OK" for line in there)
-    waiting = sum(line.state == "Pending approval" for line in there)
-    text = f"{len(there):,} node{'' if len(there) == 1 else 's'}, {healthy:,} OK"
+    text = f"{there:,} node{'' if there == 1 else 's'}, {healthy:,} OK"
     return f"{text}, {waiting:,} pending approval" if waiting else text

@@ -39,7 +39,7 @@ async def test_administrator_sees_every_machine_with_path_load_and_models(root: 
     mesh.add_node(GATEWAY, Role.GATEWAY)
     page = await root.get("/admin/nodes")
     assert page.status_code == 200
-    for text in ("rig-1", "alice · gpu=a100", "Direct (NAT)", "23 ms", "2 of 4, 1 queued", "smollm2", "system", "2 nodes, 2 OK"):
+    for text in ("rig-1", "alice · gpu=a100", "Direct (NAT)", "23 ms", "2 of 4 busy, 1 queued", "smollm2", "the mesh", "2 nodes, 2 OK"):
         assert text in page.text
     assert f'href="/admin/nodes/{WORKER}/revoke"' in page.text
     assert f'href="/admin/nodes/{GATEWAY}/revoke"' not in page.text

@@ -16,7 +16,8 @@ ONE, TWO, THREE = (NodeId(f"U{letter}" + "A" * 54) for letter in "ABC")
 
 
 def member(node: NodeId, state: MemberState = MemberState.ACTIVE, role: Role = Role.WORKER) -> Member:
-    return Member(node, role, state, f"name of {node[1]}", "alice", {"b": "2", "a": "1"}, NOW, NOW, NOW, None, "stolen")
+    reason = "stolen" if state is MemberState.REVOKED else ""
+    return Member(node, role, state, f"name of {node[1]}", "alice", {"b": "2", "a": "1"}, NOW, NOW, NOW, None, reason)
 
 
 def row(node: NodeId, *, alive: bool = True, why_not: str = "", refused: bool = False) -> NodeRow:
@@ -60,14 +61,7 @@ def test_only_the_owner_has_the_button_for_models(name: str, role: UserRole, see
     ("known", "seen", "state", "tone", "why"),
     [
         pytest.param(member(ONE), row(ONE), "OK", "good", "", id="used"),
-        pytest.param(
-            member(ONE),
-            msgspec.structs.replace(row(ONE), warning="unused GPU"),
-            "OK",
-            "warn",
-            "unused GPU",
-            id="used, but",
-        ),
+        pytest.param(member(ONE), msgspec.structs.replace(row(ONE), warning="hot"), "OK", "warn", "hot", id="used, but"),
         pytest.param(member(ONE), row(ONE, why_not="overheats"), "Degraded", "warn", "overheats", id="alive and not used"),
         pytest.param(member(ONE), row(ONE, alive=False, why_not="silent"), "Down", "bad", "silent", id="gone"),
         pytest.param(member(ONE), row(ONE, alive=False, why_not="old", refused=True), "Rejected", "bad", "old", id="refused"),
@@ -85,7 +79,7 @@ def test_state_shows_the_most_important_fact(known: Member | None, seen: NodeRow
 def test_row_combines_both_services() -> None:
     line = joined((member(ONE),), (row(ONE),)).lines[0]
     assert (line.name, line.about, line.path, line.round_trip) == ("name of A", "alice · a=1, b=2", "Direct", "1.3 ms")
-    assert (line.load, line.models, line.until) == ("2 of 4, 1 queued", "m", "20 Nov, 14:05 UTC")
+    assert (line.load, line.models, line.until) == ("2 of 4 busy, 1 queued", "m", "20 Nov, 14:05 UTC")
 
 
 @pytest.mark.parametrize(
