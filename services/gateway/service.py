@@ -178,7 +178,7 @@ class GatewayService:
         self._dispatch = Dispatch(node.directory, rng, queueing, metrics, name=name, worker_stats=worker_stats)
         self._queue_sharing = QueueSharing(stores.cache, self._dispatch, name)
         self._callers = Callers(node.rpc, count_refusal=lambda reason: metrics.auth_failures.labels(reason=reason).inc())
-        node.dispatcher.gate = Authorizer(self._identify, self._on_refusal)
+        node.dispatcher.gate = Authorizer(self._callers.identify, self._on_refusal)
         running: dict[ActiveRequest, auth.Principal] = {}
         self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, running)
         self._guard_reporting = GuardReporting(metrics, self.audit_reporting)
@@ -345,16 +345,13 @@ class GatewayService:
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
         all_routes = (*routes, *rpc_routes, *Reference(routes).routes())
         access = HttpAccess(
-            callers=self._callers,
+            identify=self._callers.identify,
             quotas=self._quotas,
             refused=RefusedRequests(self._records.recorder, self._quotas, self._node.metrics, self._records.ledger.database_clock.now),
             on_refusal=self.audit_reporting.report_refusal,
             cors=CorsPolicy(self._settings.cors_origins),
         )
         return HttpApp(all_routes, access, self._node.metrics, memory=self._node.dispatcher.memory, images=images, traces=self._node.traces)
-
-    async def _identify(self, credential: Credential | None) -> auth.Principal:
-        return await self._callers.identify(credential)
 
     def _on_refusal(self, method: str, _caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.audit_reporting.report_refusal(method, principal, "", error)

@@ -1,5 +1,6 @@
 """Reads the gateway's settings from the environment, and shows them to administrators."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -9,9 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.facts import tiers
-from services.gateway.facts.tiers import TierPlan
-from services.gateway.http_api import cors
-from services.gateway.limits.limit_rules import WithoutValkey
+from services.gateway.facts.tiers import TierPlan, WithoutValkey
 from shared import client_address, node
 from shared.api import service_settings as api
 from shared.api.gateway import MAX_REQUEST_SECONDS
@@ -25,6 +24,7 @@ from shared.rpc import RpcCall, serves
 from shared.stores import replica_files
 from shared.types import ModelName, Tier
 
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 _NUMBERS = ", ".join(tiers.NUMBERS)
 #: For settings that become documents.
 _SEEDS = ". Written to the configuration at start, unless somebody edited it there: see `aicli admin config`"
@@ -220,7 +220,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         yield from self._mistakes_of_limits()
         yield from replica_files.mistakes("JOURNAL_FILE", self.journal_file)
         for origin in self.cors_origins:
-            if not cors.is_origin(origin):
+            if not is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"
         for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
             if not 0 <= price <= 10:
@@ -229,6 +229,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     def default_price(self) -> tuple[int, int]:
         """Return micro-credits per million tokens, input and output."""
         return int(self.price_per_input_token * MICRO * MICRO), int(self.price_per_output_token * MICRO * MICRO)
+
+
+def is_origin(text: str) -> bool:
+    """Return whether a browser could send this origin."""
+    return text == "*" or _ORIGIN.fullmatch(text) is not None
 
 
 class GatewaySettingsRpc:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from shared import limits
 from shared.api.ledger import MICRO
@@ -12,6 +12,8 @@ from shared.types import MicroCredits, ModelName, Tier
 NUMBERS = (*limits.BY_NAME, "credits")
 #: The setting's value for no limit.
 UNLIMITED = "unlimited"
+#: While Valkey is down: each gateway counts alone, nothing is counted, or every request is refused.
+WithoutValkey = Literal["degrade", "open", "closed"]
 
 
 @dataclass(frozen=True, slots=True)

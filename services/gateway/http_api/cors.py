@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from services.gateway.http_api.response_formats import Headers
 
 _PATHS = ("/v1/", "/api/")
-_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 #: Header names, as browsers send them in lower case; openai's client alone sends ten.
 _HEADER_NAMES = re.compile(rb"([a-z0-9-]{1,64}(, ?[a-z0-9-]{1,64}){0,63})?")
 _EXPOSED = (
@@ -45,8 +44,3 @@ class CorsPolicy:
         # The names, because * does not include Authorization.
         names = (b"access-control-allow-headers", wanted or b"")
         return [*allowed, names, (b"access-control-allow-methods", preflight_verb.encode("latin-1")), _MAX_AGE]
-
-
-def is_origin(text: str) -> bool:
-    """Return whether a browser could send this origin."""
-    return text == "*" or _ORIGIN.fullmatch(text) is not None

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from services.gateway.callers import Callers
 from services.gateway.http_api import body_load, http_call, http_errors
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
@@ -27,6 +26,7 @@ from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
 from shared.protocol import wire
 from shared.protocol.request_memory import HeldRequest, RequestMemory
+from shared.rpc.authorization import Identify
 from shared.spans import OpenSpan
 from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars
@@ -93,7 +93,7 @@ class HttpRoute:
 class HttpAccess:
     """Decides who may call, and from where."""
 
-    callers: Callers
+    identify: Identify
     quotas: Quotas
     #: None keeps no record of them.
     refused: RefusedRequests | None = None
@@ -275,9 +275,9 @@ class HttpApp:
             call.body, call.images = cut.body, cut.images
 
     async def _admit(self, route: HttpRoute, call: HttpCall) -> None:
-        """Raises what ``access_table`` and ``Callers`` raise. The caller of a refused call is known, too."""
+        """Raises what ``access_table`` and ``identify`` raise. The caller of a refused call is known, too."""
         try:
-            call.principal = principal = await self._access.callers.identify(call.credential)
+            call.principal = principal = await self._access.identify(call.credential)
             access_table.check(route.access, principal, time.time())
             access_table.check_network(principal, call.address)
         except errors.CallerError as error:

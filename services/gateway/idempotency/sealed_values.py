@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from services.gateway.idempotency import answer_encryption
-from services.gateway.limits.circuit_breaker import Breaker
 from shared import errors
 from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import logs
+from shared.timing.circuit_breaker import Breaker
 from shared.types import TenantId
 
 #: Per value: about 5,000 tokens. Longer ones are rare, and reading one would delay the limits, which share Valkey.

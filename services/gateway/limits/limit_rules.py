@@ -33,9 +33,6 @@ _HOUR = BY_NAME["requests_per_hour"]
 #: Attribute that carries the remaining limits on any error.
 _LEFT = "left_of_limits"
 
-#: While Valkey is down: each gateway counts alone, nothing is counted, or every request is refused.
-WithoutValkey = Literal["degrade", "open", "closed"]
-
 
 class LimitScope(StrEnum):
     """Who a limit applies to."""

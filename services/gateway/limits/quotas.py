@@ -10,10 +10,9 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
-from services.gateway.facts.tiers import LimitRules
+from services.gateway.facts.tiers import LimitRules, WithoutValkey
 from services.gateway.facts.tightest_limit import TightestLimit
 from services.gateway.limits import limit_rules
-from services.gateway.limits.circuit_breaker import FAILURES, Breaker
 from services.gateway.limits.limit_rules import (
     ConcurrencySlot,
     Count,
@@ -23,7 +22,6 @@ from services.gateway.limits.limit_rules import (
     LimitUsage,
     LimitVerdict,
     RequestLimit,
-    WithoutValkey,
 )
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, LimitScripts, LocalCounters
 from shared import errors
@@ -32,6 +30,7 @@ from shared.api.gateway import NO_LIMIT, LimitState
 from shared.limits import LimitKind
 from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import Metrics, logs
+from shared.timing.circuit_breaker import FAILURES, Breaker
 from shared.types import ModelName, RequestId, Tier
 
 #: How long the tokens of an unsettled request stay recorded after its deadline.

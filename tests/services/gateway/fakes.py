@@ -550,7 +550,7 @@ class RunningService:
             RunningService._reference = Reference(routes).routes()
         every = (*routes, *rpc_routes, *RunningService._reference)
         refused = RefusedRequests(self.recorder, self.quotas, self.metrics, self.ledger.database_clock.now)
-        allowed = HttpAccess(callers=self.callers, quotas=self.quotas, refused=refused, **access)
+        allowed = HttpAccess(identify=self.callers.identify, quotas=self.quotas, refused=refused, **access)
         return HttpApp(every, allowed, self.metrics, memory=self.memory)
 
     async def _finish(self, reply: Any) -> Any:

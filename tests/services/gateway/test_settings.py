@@ -1,5 +1,6 @@
 import pytest
 
+from services.gateway import settings
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
@@ -73,3 +74,15 @@ def test_origins_are_checked() -> None:
 def test_limits_of_an_alias_are_refused() -> None:
     with pytest.raises(errors.BadSettings, match="llama3 is an alias of smollm2"):
         load(MODEL_LIMITS="llama3.concurrency=3")
+
+
+@pytest.mark.parametrize("good", ["*", "https://example.org", "http://localhost:3000", "http://[::1]:3000", "https://a-b.example.org"])
+def test_origins(good: str) -> None:
+    assert settings.is_origin(good)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "null", "example.org", "https://example.org/", "https://*.example.org", "https://EXAMPLE.org", "ftp://a"]
+)
+def test_other_texts_are_no_origins(bad: str) -> None:
+    assert not settings.is_origin(bad)

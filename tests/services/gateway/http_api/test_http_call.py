@@ -484,7 +484,7 @@ async def test_a_route_with_a_name_in_braces_passes_the_rest_of_the_path(
         await call.answer(ChatBody(messages=()))
 
     route = HttpRoute(verb="GET", path="/things/{name}", handler=handler, method="x", summary="x")
-    app = HttpApp([route], HttpAccess(callers=running_service.callers, quotas=running_service.quotas), running_service.metrics)
+    app = HttpApp([route], HttpAccess(identify=running_service.callers.identify, quotas=running_service.quotas), running_service.metrics)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
         for path, status in (("/things/a", 200), ("/things/a/b", 200), ("/things/", 404), ("/things", 404), ("/thingsa", 404)):
             assert (await http.get(path)).status_code == status

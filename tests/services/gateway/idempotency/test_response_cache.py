@@ -15,13 +15,13 @@ from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import PREFIX, CacheQuestion, CacheUse
 from services.gateway.idempotency.response_cache import AnswerOrigin, CacheBounds, ResponseCache
 from services.gateway.idempotency.sealed_values import VALKEY_SECONDS
-from services.gateway.limits import circuit_breaker
 from services.gateway.relay import AnswerItem
 from shared import errors
 from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import Chunk, ModelConfig, PromptAccepted
 from shared.stores.cache import Cache
 from shared.telemetry import Metrics
+from shared.timing import circuit_breaker
 from shared.types import FinishReason, ModelName, UserId
 from tests.servers import ValkeyServer
 from tests.services.gateway.limits.refusing_valkey import refusing

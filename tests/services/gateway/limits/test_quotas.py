@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from services.gateway.facts import tiers
-from services.gateway.facts.tiers import LimitRules, TierPlan
+from services.gateway.facts.tiers import LimitRules, TierPlan, WithoutValkey
 from services.gateway.limits import limit_rules, quotas
-from services.gateway.limits.limit_rules import CountedRequest, LimitReached, LimitUsage, WithoutValkey
+from services.gateway.limits.limit_rules import CountedRequest, LimitReached, LimitUsage
 from services.gateway.limits.limit_scripts import ANSWER_SECONDS, Argument
 from services.gateway.limits.quotas import SLOT_HEARTBEAT_SECONDS, Quotas
 from shared import errors

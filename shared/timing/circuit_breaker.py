@@ -1,4 +1,4 @@
-"""Decides when Valkey counts as down: after five failures within ten seconds, until a probe succeeds. Pure."""
+"""Decides when a store counts as down: after five failures within ten seconds, until a probe succeeds. Pure."""
 
 FAILURES, WITHIN_SECONDS = 5, 10.0
 
