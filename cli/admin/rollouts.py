@@ -2,21 +2,14 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import click
 
 from cli import options, value_completion
 from cli.cli_context import CliContext
 from cli.output import option_values, print_format, printing, watching
-from cli.output.printing import TableColumn
 from shared import api
 
-if TYPE_CHECKING:
-    from shared.api.configuration import RolloutArm, RolloutCondition, RolloutEvent, RolloutSummary
-
-#: A copy of shared.api.configuration.RolloutGuards, so that `--help` need not import it; a test compares the two.
-GUARDS = ("errors", "first_token", "thumbs", "cost")
 _seconds = option_values.duration("a step takes", lambda: api.configuration.RolloutTerms, "step_seconds")
 
 
@@ -45,7 +38,11 @@ def _read_guards(context: click.Context, parameter: click.Parameter, values: tup
     for value in values:
         name, _, text = value.partition("=")
         number = re.fullmatch(r"(\d{1,5}(?:\.\d{1,4})?)(%?)", text)
-        if name not in GUARDS or not (number or text == "off") or (number and name == "cost" and number[2]):
+        if (
+            name not in api.configuration.RolloutGuards.__struct_fields__
+            or not (number or text == "off")
+            or (number and name == "cost" and number[2])
+        ):
             raise click.BadParameter(f"{value!r} is not a guard such as errors=1%, cost=1.2 or thumbs=off", context, parameter)
         found[name] = None if number is None else float(number[1])
     return found
@@ -135,19 +132,10 @@ def start(
 @click.pass_obj
 def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: int, as_json: bool) -> None:
     """List rollouts and comparisons, newest first."""
-    from shared.lists.rollouts import STATES
+    from shared.lists.rollouts import ROLLOUTS
 
     found = here.call(api.configuration.list_rollouts, api.configuration.ListRollouts(route, only_open, limit)).rollouts
-    columns: list[TableColumn[RolloutSummary]] = [
-        TableColumn("ROUTE", lambda row: row.route),
-        TableColumn("TO", lambda row: row.plan.candidate),
-        TableColumn("FROM", lambda row: row.plan.baseline, rank=3),
-        TableColumn("STATE", lambda row: STATES[row.state][0], lambda row: printing.STYLES[STATES[row.state][1]]),
-        TableColumn("SHARE", lambda row: f"{row.share:g} %", rank=2),
-        TableColumn("STARTED", lambda row: printing.moment(row.started_at), rank=4),
-        TableColumn("WHY", lambda row: row.reason, rank=5, wraps=True, below=True),
-    ]
-    printing.show_rows(found, columns, as_json=as_json, empty="There are no rollouts.")
+    printing.show_list(found, ROLLOUTS, as_json=as_json)
 
 
 @rollouts.command()
@@ -156,7 +144,7 @@ def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: 
 @click.pass_obj
 def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
     """Show the newest rollout of ROUTE: its state, its two targets, and their outcomes."""
-    from shared.lists.rollouts import STATES
+    from shared.lists import rollouts as lists
 
     found = here.call(api.configuration.get_rollout, api.configuration.GetRollout(route))
     if as_json:
@@ -165,38 +153,16 @@ def show(here: CliContext, /, *, route: str, as_json: bool) -> None:
     rollout = found.rollout
     plan = rollout.plan
     why = f": {printing.printable(rollout.reason)}" if rollout.reason else ""
-    click.echo(f"{plan.baseline} → {plan.candidate}: {STATES[rollout.state][0]}{why}")
+    click.echo(f"{plan.baseline} → {plan.candidate}: {lists.STATES[rollout.state][0]}{why}")
     if rollout.ended_at is None:
         least = "" if plan.only_compares else f", {rollout.step_requests} of {plan.step_requests} requests in this step"
         click.echo(f"{plan.candidate} has {rollout.share:g} %{least}")
-    of_arms: list[TableColumn[RolloutArm]] = [
-        TableColumn("TARGET", lambda arm: arm.target),
-        TableColumn("REQUESTS", lambda arm: f"{arm.requests:,}"),
-        TableColumn("FIRST TOKEN P50", lambda arm: _milliseconds(arm.first_token_p50_ms), rank=2),
-        TableColumn("P95", lambda arm: _milliseconds(arm.first_token_p95_ms), rank=3),
-        TableColumn("TOKENS/S", lambda arm: "–" if arm.tokens_per_second is None else f"{arm.tokens_per_second:.1f}", rank=4),
-        TableColumn("UPSTREAM PER 1,000 TOKENS", lambda arm: _credits(arm.token_cost_micro), rank=5),
-    ]
     click.echo()
-    printing.show_rows(found.arms, of_arms, as_json=False, empty="")
-    of_conditions: list[TableColumn[RolloutCondition]] = [
-        TableColumn("GUARD", lambda state: state.name.replace("_", " ")),
-        TableColumn(plan.candidate.upper(), lambda state: _bad(state.candidate_bad, state.candidate_outcomes), rank=3),
-        TableColumn(plan.baseline.upper(), lambda state: _bad(state.baseline_bad, state.baseline_outcomes), rank=3),
-        TableColumn("MARGIN", _margin, rank=2),
-        TableColumn("VERDICT", lambda state: state.verdict, wraps=True),
-    ]
+    printing.show_list(found.arms, lists.list_arms(found), as_json=False)
     click.echo()
-    printing.show_rows(found.conditions, of_conditions, as_json=False, empty="")
-    of_events: list[TableColumn[RolloutEvent]] = [
-        TableColumn("TIME", lambda event: printing.moment(event.at)),
-        TableColumn("STATE", lambda event: STATES[event.state][0]),
-        TableColumn("SHARE", lambda event: f"{event.share:g} %"),
-        TableColumn("BY", lambda event: event.author or "–", rank=3),
-        TableColumn("WHY", lambda event: event.reason, rank=4, wraps=True),
-    ]
+    printing.show_list(found.conditions, lists.GUARDS, as_json=False)
     click.echo()
-    printing.show_rows(found.events, of_events, as_json=False, empty="")
+    printing.show_list(found.events, lists.STEPS, as_json=False)
 
 
 def _action(name: str, summary: str, done: str) -> None:
@@ -216,21 +182,3 @@ _action("pause", "Keep the target's share as it is. The guards stay on.", "pause
 _action("resume", "Continue a paused rollout. Its step starts again.", "running at {share:g} %")
 _action("promote", "Move all traffic to the target now, and end the rollout.", "{plan.candidate} has taken over from {plan.baseline}")
 _action("abort", "Return the traffic to the old target, and end the rollout or comparison.", "the traffic returned to {plan.baseline}")
-
-
-def _milliseconds(value: int | None) -> str:
-    return "–" if value is None else f"{value:,} ms"
-
-
-def _credits(micro: float) -> str:
-    return f"{micro / 1e6:.6f}".rstrip("0").rstrip(".") if micro else "–"
-
-
-def _bad(bad: int, outcomes: int) -> str:
-    return f"{bad:,} of {outcomes:,}" if outcomes else "–"
-
-
-def _margin(state: "RolloutCondition") -> str:
-    if state.margin is None:
-        return "off"
-    return f"× {state.margin:g}" if state.name == "cost" else f"{100 * state.margin:g} points"

@@ -8,14 +8,12 @@ from cli import options, value_completion
 from cli.account import policy
 from cli.cli_context import CliContext
 from cli.output import printing, watching
-from cli.output.printing import TableColumn
 from shared import api, errors
-from shared.amounts import written
 from shared.types import Tier
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
-    from shared.api.configuration import RouteState, RouteTargetState, TriedRoute, TriedTarget
+    from shared.api.configuration import RouteState, TriedRoute
 
 _TIERS = [tier.value for tier in Tier]
 _NAME = click.argument("name", shell_complete=value_completion.routes)
@@ -31,13 +29,9 @@ def routes() -> None:
 @click.pass_obj
 def list_all(here: CliContext, /, *, as_json: bool) -> None:
     """List the routes with their targets."""
-    columns: list[TableColumn[RouteState]] = [
-        TableColumn("ROUTE", lambda route: route.name),
-        TableColumn("TARGETS", lambda route: ", ".join(map(_describe, route.targets)), wraps=True),
-        TableColumn("STICKY", lambda route: route.sticky, rank=4),
-        TableColumn("VERSION", lambda route: str(route.version), rank=3),
-    ]
-    printing.show_rows(_routes(here), columns, as_json=as_json, empty="There are no routes.")
+    from shared.lists.routes import ROUTES
+
+    printing.show_list(_routes(here), ROUTES, as_json=as_json)
 
 
 @routes.command()
@@ -46,18 +40,12 @@ def list_all(here: CliContext, /, *, as_json: bool) -> None:
 @click.pass_obj
 def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
     """Show the targets of one route."""
+    from shared.lists.routes import TARGETS
+
     found = next((route for route in _routes(here) if route.name == name), None)
     if found is None:
         raise errors.NotFound(f"there is no route {name!r}", hint="see `aicli admin routes list`")
-    columns: list[TableColumn[RouteTargetState]] = [
-        TableColumn("TARGET", lambda target: target.name),
-        TableColumn("MODEL", lambda target: target.model),
-        TableColumn("SHARE", lambda target: _percent(target.share)),
-        TableColumn("FALLBACK ORDER", lambda target: "–" if target.order is None else str(target.order), rank=2),
-        TableColumn("WORKERS", lambda target: str(target.workers), rank=3),
-        TableColumn("UPSTREAM TODAY", _spent, rank=4),
-    ]
-    printing.show_rows(found.targets, columns, as_json=as_json, empty="")
+    printing.show_list(found.targets, TARGETS, as_json=as_json)
     if found.cache_seconds is not None:
         printing.note(f"Identical requests of an organization get the same answer for {found.cache_seconds} s.")
 
@@ -94,6 +82,7 @@ def try_route(
     as_json: bool,
 ) -> None:
     """Show which targets requests would use, and why others aren't used, without running anything."""
+    from shared.lists import routes as lists
 
     async def work(connection: "CliConnection") -> "TriedRoute":
         of = None if organization is None else await policy.find_organization(connection, organization)
@@ -104,38 +93,10 @@ def try_route(
     if as_json:
         printing.show_json(printing.plain(tried), rows=("targets",))
         return
-    columns: list[TableColumn[TriedTarget]] = [
-        TableColumn("TARGET", lambda target: target.name),
-        TableColumn("MODEL", lambda target: target.model, rank=2),
-        TableColumn("TRIED FIRST", lambda target: _percent(100 * target.first / count)),
-        TableColumn("FALLBACK", lambda target: "–" if target.fallback is None else str(target.fallback), rank=3),
-        TableColumn("NOT USED BECAUSE", lambda target: target.reason.replace("_", " ") or "–", wraps=True),
-    ]
-    printing.show_rows(tried.targets, columns, as_json=False, empty="")
-    if tried.refused:
-        printing.note(f"{_percent(100 * tried.refused / count)} of the requests have no target and fail.")
+    printing.show_list(tried.targets, lists.list_tried(count), as_json=False)
+    if note := lists.refused(tried, count):
+        printing.note(note)
 
 
 def _routes(here: CliContext) -> "tuple[RouteState, ...]":
     return here.call(api.configuration.list_routes, api.configuration.ListRoutes()).routes
-
-
-def _describe(target: "RouteTargetState") -> str:
-    parts = [target.model]
-    if target.share is not None:
-        parts.append(_percent(target.share))
-    if target.order is not None:
-        parts.append(f"fallback {target.order}")
-    if not target.workers:
-        parts.append("not served")
-    return f"{target.name} ({', '.join(parts)})"
-
-
-def _spent(target: "RouteTargetState") -> str:
-    if target.ceiling_micro is None:
-        return written(target.spent_micro) if target.spent_micro else "–"
-    return f"{written(target.spent_micro)} of {written(target.ceiling_micro)}"
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:g} %"

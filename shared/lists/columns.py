@@ -62,3 +62,7 @@ def of_most(number: int, most: int | None) -> str:
 
 def pairs(labels: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in sorted(labels.items()))
+
+
+def percent(share: float) -> str:
+    return f"{share:g} %"

@@ -12,15 +12,14 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from services.web import csv_tables
-from services.web.charts import usage_chart
-from services.web.charts.usage_chart import NOTHING, number
+from services.web.charts.usage_chart import NOTHING
 from services.web.http import downloads
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import configuration as api
 from shared.api.configuration import OPEN_STATES, RolloutAction, RolloutState
-from shared.lists.columns import Tone
-from shared.lists.rollouts import STATES
+from shared.lists.columns import Listing, Tone
+from shared.lists.rollouts import GUARDS, STATES, STEPS, list_arms
 
 _DONE = {action.value: text for action, text in {
     RolloutAction.PAUSE: "Rollout paused. The candidate keeps its share.",
@@ -28,7 +27,6 @@ _DONE = {action.value: text for action, text in {
     RolloutAction.PROMOTE: "The candidate now gets all the traffic.",
     RolloutAction.ABORT: "The traffic returned to the baseline.",
 }.items()}  # fmt: skip
-GUARDS = {"errors": "Failed answers", "first_token": "Late first tokens", "thumbs": "Thumbs down", "cost": "Upstream cost"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +49,14 @@ class RolloutChart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutArmView:
-    target: str
-    requests: str
-    failed: str
-    first_token: str
-    speed: str
-    liked: str
-    cost: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutConditionView:
-    name: str
-    candidate: str
-    baseline: str
-    margin: str
-    verdict: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutPage:
     rollout: api.RolloutSummary
     is_open: bool
     steps: str
-    arms: tuple[RolloutArmView, ...]
-    conditions: tuple[RolloutConditionView, ...]
-    events: tuple[api.RolloutEvent, ...]
+    found: api.RolloutDetails
+    arms: Listing[api.RolloutArm]
+    guards: ClassVar[Listing[api.RolloutCondition]] = GUARDS
+    events: ClassVar[Listing[api.RolloutEvent]] = STEPS
     charts: tuple[RolloutChart, ...]
     states: ClassVar[Mapping[RolloutState, tuple[str, Tone]]] = STATES
     path: str
@@ -118,9 +97,8 @@ async def _page(page_request: PageRequest, rollout: UUID, problem: errors.Caller
         rollout=summary,
         is_open=summary.state in OPEN_STATES,
         steps=describe_steps(summary),
-        arms=tuple(arm_rows(found)),
-        conditions=tuple(map(_condition, found.conditions)),
-        events=found.events,
+        found=found,
+        arms=list_arms(found),
         charts=charts(found),
         path=f"/admin/rollouts/{rollout}",
     )
@@ -141,36 +119,6 @@ def _minutes(seconds: int) -> str:
         if seconds >= unit and seconds % unit == 0:
             return f"{seconds // unit} {name}{'' if seconds == unit else 's'}"
     return f"{seconds} seconds"
-
-
-def arm_rows(found: api.RolloutDetails) -> Iterator[RolloutArmView]:
-    states = {condition.name: condition for condition in found.conditions}
-    for arm, side in zip(found.arms, ("candidate", "baseline"), strict=True):
-        yield RolloutArmView(
-            target=arm.target,
-            requests=number(arm.requests),
-            failed=_share(states.get("errors"), side),
-            first_token=NOTHING if arm.first_token_p50_ms is None else f"{arm.first_token_p50_ms:,} / {arm.first_token_p95_ms:,} ms",
-            speed=NOTHING if arm.tokens_per_second is None else f"{arm.tokens_per_second:.1f}",
-            liked=_share(states.get("thumbs"), side),
-            cost=usage_chart.cost(round(arm.cost_micro / arm.requests)) if arm.requests else NOTHING,
-        )
-
-
-def _share(state: api.RolloutCondition | None, side: str) -> str:
-    outcomes = 0 if state is None else getattr(state, f"{side}_outcomes")
-    return f"{100 * getattr(state, f'{side}_bad') / outcomes:.1f} %" if outcomes else NOTHING
-
-
-def _condition(state: api.RolloutCondition) -> RolloutConditionView:
-    is_cost = state.name == "cost"
-    return RolloutConditionView(
-        name=GUARDS.get(state.name, state.name),
-        candidate=NOTHING if is_cost else f"{state.candidate_bad:,} of {state.candidate_outcomes:,}",
-        baseline=NOTHING if is_cost else f"{state.baseline_bad:,} of {state.baseline_outcomes:,}",
-        margin="off" if state.margin is None else f"× {state.margin:g}" if is_cost else f"{100 * state.margin:g} %",
-        verdict=state.verdict,
-    )
 
 
 def charts(found: api.RolloutDetails) -> tuple[RolloutChart, ...]:

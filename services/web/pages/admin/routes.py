@@ -2,7 +2,7 @@
 
 import asyncio
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import ClassVar
@@ -14,17 +14,17 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from services.web.charts import usage_chart
-from services.web.charts.usage_chart import NOTHING, number
 from services.web.http import forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import business
 from shared.api import configuration as api
 from shared.api.business import BusinessGrouping, BusinessSum
-from shared.api.configuration import OPEN_STATES, RolloutState
+from shared.api.configuration import OPEN_STATES
 from shared.config_documents import ConfigKind
-from shared.lists.columns import Tone
-from shared.lists.rollouts import STATES
+from shared.lists.columns import Column, Listing, Shown
+from shared.lists.rollouts import ROLLOUTS
+from shared.lists.routes import ROUTES, TARGETS, list_tried, refused
 
 _DONE = {"back": "Rolled back: the old content is a new version."}
 #: What the targets' figures are of.
@@ -32,6 +32,8 @@ _DAYS = 7
 #: The gateway returns the text of so many at once.
 _VERSIONS = 10
 _ROLLOUTS = 20
+#: How many requests a test chooses targets for.
+_TRIED = 1_000
 _MINUTE = 60
 #: What a tried request may have, beside its prompt.
 FEATURES = {"": "only a prompt", "tools": "tools", "format": "a response format"}
@@ -61,19 +63,6 @@ class TryForm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TargetView:
-    state: api.RouteTargetState
-    share: str
-    #: Of the route's requests.
-    live_share: str
-    requests: str
-    requests_detail: str
-    latency: str
-    upstream: str
-    upstream_detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteVersionView:
     version: api.ConfigVersion
     #: Lines that it has added and removed, as a unified diff.
@@ -83,22 +72,27 @@ class RouteVersionView:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutesPage:
     routes: tuple[api.RouteState, ...]
+    listing: ClassVar[Listing[api.RouteState]] = ROUTES
     #: By route; open ones only.
     open: Mapping[str, api.RolloutSummary]
     rollouts: tuple[api.RolloutSummary, ...]
-    states: ClassVar[Mapping[RolloutState, tuple[str, Tone]]] = STATES
+    rollout_listing: ClassVar[Listing[api.RolloutSummary]] = ROLLOUTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutePage:
     route: api.RouteState
-    targets: tuple[TargetView, ...]
+    #: With the use of the last days.
+    targets: Listing[api.RouteTargetState]
     days: ClassVar[int] = _DAYS
     #: The open rollout.
     rollout: api.RolloutSummary | None
     versions: tuple[RouteVersionView, ...]
     trial: TryForm
     tried: api.TriedRoute | None
+    tried_listing: ClassVar[Listing[api.TriedTarget]] = list_tried(_TRIED)
+    #: What happens to requests without a target.
+    refused: str
     form: StartForm
     features: ClassVar[Mapping[str, str]] = FEATURES
     address: str
@@ -176,11 +170,12 @@ async def _page(
     sums = {} if used is None else {row.name or "": row.sum for row in used.rows}
     view = RoutePage(
         route=route,
-        targets=tuple(_targets(route, sums)),
+        targets=_targets(route, sums),
         rollout=next(iter(listed.rollouts), None),
         versions=tuple(_versions(versions.versions)),
         trial=trial,
         tried=tried,
+        refused="" if tried is None else refused(tried, _TRIED),
         form=form or StartForm(),
         address=address(name),
     )
@@ -192,24 +187,21 @@ def address(name: str) -> str:
     return f"/admin/routes/{quote(name)}"
 
 
-def _targets(route: api.RouteState, sums: Mapping[str, BusinessSum]) -> Iterator[TargetView]:
+def _targets(route: api.RouteState, sums: Mapping[str, BusinessSum]) -> Listing[api.RouteTargetState]:
     used = {target.name: sums.get(f"{route.name}/{target.name}", BusinessSum()) for target in route.targets}
     total = sum(one.requests for one in used.values())
-    for target in route.targets:
-        one = used[target.name]
-        latency = one.response_ms / one.succeeded if one.succeeded else 0.0
-        failed = one.failed + one.timed_out
-        limit = "" if target.ceiling_micro is None else f" of {usage_chart.cost(target.ceiling_micro)}"
-        yield TargetView(
-            state=target,
-            share=NOTHING if target.share is None else f"{target.share:g} %",
-            live_share=f"{100 * one.requests / total:.1f} %" if total else NOTHING,
-            requests=number(one.requests),
-            requests_detail=f"{number(failed)} failed" if failed else "",
-            latency=f"{latency / 1000:.1f} s" if latency else NOTHING,
-            upstream=usage_chart.cost(one.upstream_micro) if one.upstream_micro else NOTHING,
-            upstream_detail=f"today {usage_chart.cost(target.spent_micro)}{limit}" if target.spent_micro or limit else "",
-        )
+
+    def column(title: str, show: Callable[[BusinessSum], Shown]) -> Column[api.RouteTargetState]:
+        return Column(title=title, show=lambda target: show(used[target.name]), is_number=True)
+
+    columns = (
+        column(f"Share in {_DAYS} days", lambda one: f"{100 * one.requests / total:.1f} %" if total else None),
+        column("Requests", lambda one: one.requests),
+        column("Failed", lambda one: one.failed + one.timed_out),
+        column("Latency", lambda one: f"{one.response_ms / one.succeeded / 1000:.1f} s" if one.succeeded else None),
+        column("Upstream", lambda one: usage_chart.cost(one.upstream_micro) if one.upstream_micro else None),
+    )
+    return Listing(columns=(*TARGETS.columns, *columns), empty=TARGETS.empty)
 
 
 def _versions(versions: Sequence[api.ConfigVersion]) -> Iterator[RouteVersionView]:
@@ -223,7 +215,7 @@ def _versions(versions: Sequence[api.ConfigVersion]) -> Iterator[RouteVersionVie
 async def _try(page_request: PageRequest, name: str, trial: TryForm) -> api.TriedRoute:
     tokens = _number(trial.prompt_tokens, "the number of tokens")
     tools, form = trial.features == "tools", trial.features == "format"
-    return await page_request.call(api.try_route, api.TryRoute(name, prompt_tokens=tokens, tools=tools, response_format=form))
+    return await page_request.call(api.try_route, api.TryRoute(name, _TRIED, tokens, tools=tools, response_format=form))
 
 
 def _plan(form: StartForm) -> api.StartRollout:
