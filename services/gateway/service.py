@@ -14,7 +14,6 @@ from uuid import UUID
 from services.gateway import background_jobs, node_rows, store
 from services.gateway.background_jobs import Partitions, UpkeepJob
 from services.gateway.billing import orphan_settlement, route_metrics
-from services.gateway.billing.account_rpc import AccountRpc
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.journal import OrphanedJournals, held_journal
@@ -23,11 +22,8 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
 from services.gateway.configuration import ended_keys
-from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.configuration.policy_rpc import PolicyRpc
-from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.facts import policies
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.model_routes import Route
@@ -72,8 +68,12 @@ from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
-from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
-from services.gateway.rpc_reader import RpcReader
+from services.gateway.rpc_api.account_rpc import AccountRpc
+from services.gateway.rpc_api.config_rpc import ConfigRpc
+from services.gateway.rpc_api.policy_rpc import PolicyRpc
+from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
+from services.gateway.rpc_api.routes_rpc import RoutesRpc
+from services.gateway.rpc_api.rpc_reader import RpcReader
 from services.gateway.scheduling import model_coverage, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings

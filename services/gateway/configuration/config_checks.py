@@ -1,13 +1,12 @@
 """Checks what the types of documents can't say: within a document, and between documents. Pure."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from uuid import UUID
 
 import msgspec
 
 from services.gateway.facts import active_hours, model_routes, upstream_prices
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
-from services.gateway.guard import detectors, own_patterns
 from shared.config_documents import (
     FIXED_NAMES,
     MAX_CONFIG_BYTES,
@@ -28,6 +27,10 @@ from shared.config_documents import (
 )
 from shared.types import ModelName, TenantId
 
+#: The path of a mistake within a document, and what is wrong.
+Mistake = tuple[tuple[str | int, ...], str]
+CheckGuard = Callable[[GuardDocument], Iterator[Mistake]]
+
 #: The error of a percentage as a binary fraction.
 _ROUNDING = 1e-6
 
@@ -47,8 +50,8 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """Yield each mistake within a document, with its path."""
+def check_body(body: Document, check_guard: CheckGuard) -> Iterator[Mistake]:
+    """Yield each mistake within a document. ``check_guard`` checks what only the guard can: patterns and countries."""
     if isinstance(body, RouteDocument):
         for position in _repeated([target.name for target in body.targets]):
             yield ("targets", position, "name"), "must be unique within its route"
@@ -56,7 +59,9 @@ def check_body(body: Document) -> Iterator[tuple[tuple[str | int, ...], str]]:
         if body.cache_seconds is not None and body.cache is None:
             yield ("cache_seconds",), "has no effect without cache: same_request"
     if isinstance(body, PolicyDocument) and body.guard is not None:
-        yield from _check_guard(body.guard)
+        for position in _repeated([pattern.name for pattern in body.guard.patterns]):
+            yield ("guard", "patterns", position, "name"), "must be unique"
+        yield from check_guard(body.guard)
     if isinstance(body, UpstreamPriceDocument):
         price = upstream_prices.compiled(body)
         if price.cached_input_micro_per_million > price.input_micro_per_million:
@@ -68,20 +73,7 @@ def _repeated(names: Sequence[str]) -> Iterator[int]:
     return (position for position, name in enumerate(names) if name in names[:position])
 
 
-def _check_guard(guard: GuardDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    for position in _repeated([pattern.name for pattern in guard.patterns]):
-        yield ("guard", "patterns", position, "name"), "must be unique"
-    for position, pattern in enumerate(guard.patterns):
-        try:
-            own_patterns.compile_pattern(pattern.pattern)
-        except own_patterns.InvalidPattern as error:
-            yield ("guard", "patterns", position, "pattern"), f"can't be used: {error}"
-    for position, country in enumerate(guard.countries):
-        if not detectors.knows_country(country):
-            yield ("guard", "countries", position), "is not a country whose phone numbers or national numbers are known"
-
-
-def _check_targets(route: RouteDocument) -> Iterator[tuple[tuple[str | int, ...], str]]:
+def _check_targets(route: RouteDocument) -> Iterator[Mistake]:
     for position, target in enumerate(route.targets):
         if target.share is not None and abs(target.share * 100 - round(target.share * 100)) > _ROUNDING:
             yield ("targets", position, "share"), "must have at most two decimals"

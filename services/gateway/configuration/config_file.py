@@ -1,5 +1,5 @@
-"""Reads and checks documents: a YAML file, or documents from a program. As a program, it does so for the gateway, because parsing 1 MiB
-would stop the event loop: `python -m services.gateway.configuration.config_file` reads a request on standard input.
+"""Reads and checks documents: a YAML file, or documents from a program. It runs a program for that, because parsing 1 MiB would stop the
+event loop.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from services.gateway.configuration import config_checks
+from services.gateway.configuration.config_checks import CheckGuard
 from services.gateway.facts.config_snapshot import DocumentKey
 from shared import errors, yaml_text
 from shared.api.configuration import ConfigDocument
@@ -23,7 +24,7 @@ from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind,
 #: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
 _MOST_MISTAKES = 50
-_PROGRAM = (sys.executable, "-m", "services.gateway.configuration.config_file")
+_PROGRAM = (sys.executable, "-m", "services.gateway.config_reader")
 _TAG = "tag:yaml.org,2002:"
 _VALUES = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 #: Deeper than any document.
@@ -77,7 +78,7 @@ def bad_config(mistakes: tuple[str, ...]) -> errors.BadRequest:
     return errors.BadRequest(f"the configuration has {count}; nothing was applied\n{lines}{more}")
 
 
-def read_here(request: ReadRequest) -> ReadResult:
+def read_here(request: ReadRequest, check_guard: CheckGuard) -> ReadResult:
     try:
         found, lines = _parse(request)
     except _BadFileError as error:
@@ -85,7 +86,7 @@ def read_here(request: ReadRequest) -> ReadResult:
     mistakes: list[str] = []
     documents: list[ReadDocument] = []
     for path, kind, name, body in found:
-        here = [*_name_mistakes(path, kind, name), *(_body_mistakes(path, kind, body) if body is not None else ())]
+        here = [*_name_mistakes(path, kind, name), *(_body_mistakes(path, kind, body, check_guard) if body is not None else ())]
         mistakes += (_located(where, text, lines) for where, text in here)
         if not here:
             documents.append(ReadDocument(kind, name, None if body is None else msgspec.json.encode(body).decode(), lines.get(path, 0)))
@@ -125,11 +126,11 @@ def _name_mistakes(path: Path, kind: ConfigKind, name: str) -> Iterator[tuple[Pa
         yield path, "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
 
 
-def _body_mistakes(path: Path, kind: ConfigKind, body: object) -> Iterator[tuple[Path, str]]:
+def _body_mistakes(path: Path, kind: ConfigKind, body: object, check_guard: CheckGuard) -> Iterator[tuple[Path, str]]:
     found = list(_type_mistakes(path, BODIES[kind], body))
     yield from found
     if not found:
-        for where, text in config_checks.check_body(msgspec.convert(body, BODIES[kind])):
+        for where, text in config_checks.check_body(msgspec.convert(body, BODIES[kind]), check_guard):
             yield (*path, *where), text
 
 
@@ -265,7 +266,3 @@ def _value(loader: yaml.SafeLoader, node: Node, path: Path, lines: dict[Path, in
 
 def _mistake(line: int, text: str) -> _BadFileError:
     return _BadFileError(f"line {line + 1}: {text}")
-
-
-if __name__ == "__main__":
-    sys.stdout.buffer.write(msgspec.msgpack.encode(read_here(msgspec.msgpack.decode(sys.stdin.buffer.read(), type=ReadRequest))))

@@ -6,12 +6,12 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from services.gateway.billing.account_rpc import AccountRpc
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.limits import limit_rules
 from services.gateway.limits.quotas import Quotas
+from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.store import GatewayStore
 from services.gateway.usage_reports import UsageReports
 from shared import amounts, errors

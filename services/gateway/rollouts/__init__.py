@@ -1,1 +1,1 @@
-"""Limits callers per hour, per minute and in concurrency."""
+"""Moves a route's traffic to another target step by step, and rolls back what fails."""

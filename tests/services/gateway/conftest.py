@@ -7,6 +7,7 @@ import pytest
 from services.gateway.configuration import config_file
 from services.gateway.configuration.config_file import ReadDocument, ReadRequest
 from services.gateway.facts.config_snapshot import DocumentKey
+from services.gateway.guard import guard_checks
 from services.gateway.idempotency import sealed_values
 
 
@@ -33,7 +34,7 @@ def _wait_for_cached_answers() -> Iterator[None]:
 
 
 async def _read(request: ReadRequest) -> dict[DocumentKey, ReadDocument]:
-    result = config_file.read_here(request)
+    result = config_file.read_here(request, guard_checks.check)
     if result.mistakes:
         raise config_file.bad_config(result.mistakes)
     return {(document.kind, document.name): document for document in result.documents}

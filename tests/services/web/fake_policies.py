@@ -1,7 +1,7 @@
 """The fake mesh, policy part of the gateway. The gateway's real code combines the policies."""
 
-from services.gateway.configuration import policy_rpc
 from services.gateway.facts.policies import Policies
+from services.gateway.rpc_api import policy_rpc
 from shared import errors
 from shared.api import auth
 from shared.api import configuration as api

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from services.gateway.configuration import config_checks
+from services.gateway.guard import guard_checks
 from shared.config_documents import (
     ConfigKind,
     DefaultModelDocument,
@@ -38,7 +39,7 @@ def test_a_target_is_never_a_route() -> None:
 
 
 def mistakes(*targets: TargetDocument) -> list[tuple[str, str]]:
-    found = config_checks.check_body(RouteDocument(targets=targets))
+    found = config_checks.check_body(RouteDocument(targets=targets), guard_checks.check)
     return [(".".join(str(part) for part in path), text) for path, text in found]
 
 
@@ -64,7 +65,7 @@ def test_shares_of_targets() -> None:
 
 def test_a_lifetime_needs_a_cache() -> None:
     def check(**fields: Any) -> list[Any]:
-        return list(config_checks.check_body(RouteDocument(targets=(TargetDocument("t", "m"),), **fields)))
+        return list(config_checks.check_body(RouteDocument(targets=(TargetDocument("t", "m"),), **fields), guard_checks.check))
 
     assert check(cache="same_request") == check(cache="same_request", cache_seconds=60) == check() == []
     assert check(cache_seconds=60) == [(("cache_seconds",), "has no effect without cache: same_request")]
@@ -103,8 +104,8 @@ def test_ceilings_and_comparisons_need_a_price() -> None:
 
 def test_cached_tokens_are_not_dearer() -> None:
     dearer = UpstreamPriceDocument(input=1, output=2, cached_input="1.000001")
-    assert list(config_checks.check_body(dearer)) == [(("cached_input",), "must not exceed input")]
-    assert list(config_checks.check_body(UpstreamPriceDocument(input=1, output=2, cached_input=1))) == []
+    assert list(config_checks.check_body(dearer, guard_checks.check)) == [(("cached_input",), "must not exceed input")]
+    assert list(config_checks.check_body(UpstreamPriceDocument(input=1, output=2, cached_input=1), guard_checks.check)) == []
 
 
 def test_the_number_of_routes_is_bounded() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from services.gateway.configuration import config_file
 from services.gateway.configuration.config_file import ReadRequest, ReadResult
+from services.gateway.guard import guard_checks
 from shared import errors
 from shared.api.configuration import ConfigDocument
 from shared.config_documents import (
@@ -51,7 +52,7 @@ BAD_NAME = "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning 
 
 
 def read(text: str) -> ReadResult:
-    return config_file.read_here(ReadRequest(text=textwrap.dedent(text)))
+    return config_file.read_here(ReadRequest(text=textwrap.dedent(text)), guard_checks.check)
 
 
 def test_a_whole_file() -> None:
@@ -180,7 +181,7 @@ def test_null_removes_a_document() -> None:
 
 def test_documents_of_programs_are_checked_alike() -> None:
     def read_document(body: str | None, name: str = "free") -> ReadResult:
-        return config_file.read_here(ReadRequest(documents=(ConfigDocument(ConfigKind.PLAN, name, body),)))
+        return config_file.read_here(ReadRequest(documents=(ConfigDocument(ConfigKind.PLAN, name, body),)), guard_checks.check)
 
     assert read_document('{"credits": 3}').documents[0].body == '{"credits":3}'
     assert read_document(None).documents[0].body is None

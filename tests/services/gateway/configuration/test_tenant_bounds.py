@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 from services.gateway.configuration import config_checks, ended_keys
-from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.api import business
@@ -28,8 +28,8 @@ from shared.config_documents import (
 )
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import KeyId, TenantId
-from tests.services.gateway.configuration.test_policy_rpc import ADMIN, KEY, NOW, OTHERS, TEAM, TEAM_POLICY, Governed, api_key, open_gateway
 from tests.services.gateway.fakes import PERSON, rpc_call
+from tests.services.gateway.rpc_api.test_policy_rpc import ADMIN, KEY, NOW, OTHERS, TEAM, TEAM_POLICY, Governed, api_key, open_gateway
 from tests.services.gateway.test_settings import GIVEN
 
 OWN_POLICY = f"organization:{PERSON.user_id}"

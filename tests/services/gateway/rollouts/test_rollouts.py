@@ -13,7 +13,6 @@ import msgspec
 import pytest
 
 from services.gateway import store
-from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.config_snapshot import ConfigSnapshot
@@ -25,7 +24,8 @@ from services.gateway.requests.active_request import ActiveRequest, AdmittedRequ
 from services.gateway.requests.target_choice import ServingTarget, TargetChoice
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
-from services.gateway.rollouts.rollouts_rpc import RolloutsRpc
+from services.gateway.rpc_api.config_rpc import ConfigRpc
+from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.settings import GatewaySettings
 from services.gateway.store import GatewayStore
 from services.gateway.usage_store import UsageStore
@@ -39,8 +39,8 @@ from shared.config_documents import ConfigKind, RouteDocument
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
-from tests.services.gateway.configuration.test_config_rpc import ADMIN, CALL
 from tests.services.gateway.fakes import PERSON, FakeRpc
+from tests.services.gateway.rpc_api.test_config_rpc import ADMIN, CALL
 from tests.services.gateway.test_settings import GIVEN
 
 ROUTE = """

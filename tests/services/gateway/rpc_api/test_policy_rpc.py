@@ -12,8 +12,8 @@ import pytest
 from services.gateway import store
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
-from services.gateway.configuration.policy_rpc import PolicyRpc
 from services.gateway.limits.quotas import Quotas
+from services.gateway.rpc_api.policy_rpc import PolicyRpc
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.api import audit, auth, organizations

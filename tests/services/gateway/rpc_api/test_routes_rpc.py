@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway.configuration.routes_rpc import RoutesRpc
 from services.gateway.facts.config_snapshot import ConfigSnapshot, StoredDocument
+from services.gateway.rpc_api.routes_rpc import RoutesRpc
 from shared import errors
 from shared.api.configuration import ListRoutes, TryRoute
 from shared.api.ledger import ModelPrice

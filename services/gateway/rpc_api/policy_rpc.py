@@ -11,7 +11,7 @@ from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.facts.policies import BUILT_IN, NameLists, Policy
-from services.gateway.guard import guard_test, own_patterns
+from services.gateway.guard import guard_checks, guard_test, own_patterns
 from services.gateway.limits.quotas import Quotas
 from shared import access_table, amounts, errors
 from shared.access_table import Permission
@@ -77,7 +77,7 @@ class PolicyRpc:
             raise errors.NotAllowed(f"you may not change the policy {request.name}", hint=_WHO_MAY)
         if request.policy is not None and rights.tenant is not None:
             _check_patterns(request.policy)
-        for path, text in () if request.policy is None else config_checks.check_body(request.policy):
+        for path, text in () if request.policy is None else config_checks.check_body(request.policy, guard_checks.check):
             raise errors.BadRequest(f"{'.'.join(map(str, path))} {text}", hint="see docs/howto/policies-and-guardrails.md")
         key: DocumentKey = ConfigKind.POLICY, request.name
 

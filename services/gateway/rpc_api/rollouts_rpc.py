@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Final
 from uuid import uuid4
 
-from services.gateway.configuration import config_rpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.model_routes import WHOLE, hundredths
@@ -13,6 +12,7 @@ from services.gateway.rollouts import rollout_evidence, rollout_report, rollout_
 from services.gateway.rollouts.rollout_evidence import Progress
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
+from services.gateway.rpc_api import config_rpc
 from shared import errors
 from shared.api import configuration as api
 from shared.api.configuration import RolloutAction, RolloutPlan, RolloutState

@@ -12,9 +12,9 @@ import pytest
 
 from services.gateway import store
 from services.gateway.configuration import config_store
-from services.gateway.configuration.config_rpc import ConfigRpc
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.api import audit, business
