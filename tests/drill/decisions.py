@@ -181,9 +181,9 @@ class DecidedTeams:
         roles = {member.user_id: member.role for member in found.members}
         assert (self.removed.id in roles, roles[self.lowered.id], found.invitations) == (False, TeamRole.MEMBER, ()), found
         session = await session_of(api_client, self.invited)
-        with pytest.raises(errors.NotFound, match="withdrawn"):
+        with pytest.raises(errors.NotFound, match="revoked"):
             await rpc.call(organizations.accept_invitation, organizations.AcceptInvitation(self.code), credential=session)
-        with pytest.raises(errors.NotFound, match="withdrawn"):
+        with pytest.raises(errors.NotFound, match="revoked"):
             await rpc.call(organizations.read_colleague_invitation, organizations.ReadColleagueInvitation(self.colleague_code))
         shown = await good(stack, "policy", "show", "--organization", str(self.team))
         assert (LEAST_PRICE in shown, "show_targets: false" in shown) == (True, True), shown

@@ -104,7 +104,7 @@ def why_not_accepted(invitation: KnownInvitation | None, now: datetime) -> error
     if invitation.accepted_at is not None:
         return errors.NotFound("this invitation was already used", hint=again)
     if invitation.withdrawn_at is not None:
-        return errors.NotFound("this invitation was withdrawn", hint=again)
+        return errors.NotFound("this invitation was revoked", hint=again)
     if invitation.expires_at <= now:
         return errors.NotFound(f"this invitation expired {api_keys.ago((now - invitation.expires_at).total_seconds())}", hint=again)
     return errors.NotAllowed("this invitation is for another email address", hint="log in with the account that has the invited address")

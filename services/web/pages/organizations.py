@@ -22,7 +22,7 @@ _DONE = {
     "created": "Organization created. Now invite members.",
     "joined": "You joined this organization.",
     "renamed": "Organization renamed.",
-    "withdrawn": "Invitation withdrawn. Its link no longer works.",
+    "revoked": "Invitation revoked. Its link no longer works.",
     "role": "Role changed.",
     "removed": "Member removed. Their keys for this organization no longer work.",
     "left": "You left the organization.",
@@ -113,14 +113,14 @@ async def invite(page_request: NamedDependency[PageRequest], team: FromPath[UUID
     return await _team_page(page_request, team, invited=invited)
 
 
-@post(f"{_HERE}/{{team:uuid}}/withdraw")
-async def withdraw(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
+@post(f"{_HERE}/{{team:uuid}}/revoke")
+async def revoke(page_request: NamedDependency[PageRequest], team: FromPath[UUID]) -> Page:
     chosen = await page_request.read_field("id")
     try:
         await page_request.submit(api.withdraw_invitation, api.WithdrawInvitation(TenantId(team), chosen))
     except errors.CallerError as error:
         return await _team_page(page_request, team, error)
-    return page_request.redirect(f"{_HERE}/{team}?done=withdrawn")
+    return page_request.redirect(f"{_HERE}/{team}?done=revoked")
 
 
 @post(f"{_HERE}/{{team:uuid}}/role")

@@ -17,14 +17,26 @@ from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import ledger, organizations
+from shared.lists.columns import Column, Listing
 from shared.types import TenantId, Tier, UserId
 
 _DONE = {"tier": "Tier changed. New requests use its limits.", "credits": "Credits updated."}
+
+_LISTING: Listing[organizations.Organization] = Listing(
+    columns=(
+        Column(title="Name", show=lambda row: row.name, wraps=True),
+        Column(title="ID", show=lambda row: str(row.id), is_code=True, wraps=True),
+        Column(title="Members", show=lambda row: row.members, is_number=True),
+        Column(title="Since", show=lambda row: row.created_at, is_day=True),
+    ),
+    empty="No matching organizations.",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllOrganizationsPage:
     organisations: tuple[organizations.Organization, ...]
+    listing: ClassVar[Listing[organizations.Organization]] = _LISTING
     search: str
     pager: Pager
     tiers: ClassVar[tuple[Tier, ...]] = tuple(Tier)

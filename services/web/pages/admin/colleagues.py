@@ -1,4 +1,4 @@
-"""Invite people to the mesh, and list and withdraw open invitations."""
+"""Invite people to the mesh, and list and revoke open invitations."""
 
 import asyncio
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from shared.lists.invitations import INVITATIONS
 from shared.types import UserRole
 
 _HERE = "/admin/invitations"
-_DONE = {"withdrawn": "Invitation withdrawn. Its link no longer works."}
+_DONE = {"revoked": "Invitation revoked. Its link no longer works."}
 #: Names that the field suggests; others can be typed.
 _SUGGESTED = 100
 
@@ -58,14 +58,14 @@ async def invite_colleague(page_request: NamedDependency[PageRequest]) -> Page:
         return await _page(page_request, typed=form, problem=error)
 
 
-@post(f"{_HERE}/withdraw")
-async def withdraw_colleague(page_request: NamedDependency[PageRequest]) -> Page:
+@post(f"{_HERE}/revoke")
+async def revoke_invitation(page_request: NamedDependency[PageRequest]) -> Page:
     chosen = await page_request.read_field("id")
     try:
         await page_request.submit(api.withdraw_colleague_invitation, api.WithdrawColleagueInvitation(chosen))
     except errors.CallerError as error:
         return await _page(page_request, problem=error)
-    return page_request.redirect(f"{_HERE}?done=withdrawn")
+    return page_request.redirect(f"{_HERE}?done=revoked")
 
 
 async def _page(

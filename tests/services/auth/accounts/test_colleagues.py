@@ -167,8 +167,8 @@ async def test_with_open_registration_an_ended_code_registers_nobody(world: Surr
     ("statement", "why"),
     [
         pytest.param("UPDATE auth.colleague_invitations SET expires_at = now() - interval '2 days'", "expired 2 days ago", id="old"),
-        pytest.param("UPDATE auth.users SET is_active = false WHERE username = 'boss'", "was withdrawn", id="inviter closed"),
-        pytest.param("UPDATE auth.users SET role = 'user' WHERE username = 'boss'", "was withdrawn", id="inviter no administrator"),
+        pytest.param("UPDATE auth.users SET is_active = false WHERE username = 'boss'", "was revoked", id="inviter closed"),
+        pytest.param("UPDATE auth.users SET role = 'user' WHERE username = 'boss'", "was revoked", id="inviter no administrator"),
         pytest.param("DELETE FROM auth.colleague_invitations", "no such invitation", id="gone"),
     ],
 )
@@ -197,7 +197,7 @@ async def test_an_administrator_withdraws_by_prefix(closed: Surroundings) -> Non
     await closed.administer(organizations.withdraw_colleague_invitation, withdraw)
     with pytest.raises(errors.NotFound, match="no open invitation with this id"):
         await closed.administer(organizations.withdraw_colleague_invitation, withdraw)
-    with pytest.raises(errors.NotFound, match="was withdrawn"):
+    with pytest.raises(errors.NotFound, match="was revoked"):
         await read(closed, made.token)
     with pytest.raises(errors.NotAllowed, match="registration is closed"):
         await register(closed, made.token)

@@ -69,7 +69,7 @@ async def test_one_of_fifty_concurrent_acceptances_succeeds(seeded_db: SeededDb,
     ("statement", "says"),
     [
         pytest.param("UPDATE auth.invitations SET expires_at = now() - interval '2 days'", "expired 2 days ago", id="too old"),
-        pytest.param("UPDATE auth.invitations SET withdrawn_at = now()", "was withdrawn", id="withdrawn"),
+        pytest.param("UPDATE auth.invitations SET withdrawn_at = now()", "was revoked", id="withdrawn"),
         pytest.param("UPDATE auth.invitations SET accepted_at = now()", "was already used", id="used"),
         pytest.param("DELETE FROM auth.invitations", "no such invitation", id="gone"),
         pytest.param("UPDATE auth.users SET email = 'benjamin@example.com' WHERE username = 'ben'", "another email", id="moved away"),
@@ -93,7 +93,7 @@ async def test_an_owner_withdraws_it_once(seeded_db: SeededDb) -> None:
     await seeded_db.ask(api.withdraw_invitation, withdraw, anna.login)
     with pytest.raises(errors.NotFound, match="no open invitation"):
         await seeded_db.ask(api.withdraw_invitation, withdraw, anna.login)
-    with pytest.raises(errors.NotFound, match="was withdrawn"):
+    with pytest.raises(errors.NotFound, match="was revoked"):
         await accept(seeded_db, made.token, ben.login)
     for nonsense in ("", "'", str(uuid4())):
         with pytest.raises(errors.NotFound, match="there is no open invitation with this id"):
@@ -106,7 +106,7 @@ async def test_a_new_invitation_to_the_same_address_replaces_the_old(seeded_db: 
     old = await invite(seeded_db, acme, anna, "ben@example.com", TeamRole.OWNER)
     new = await invite(seeded_db, acme, anna, "Ben@example.com")
     assert [invitation.id for invitation in (await seeded_db.page(acme, anna.login)).invitations] == [new.invitation.id]
-    with pytest.raises(errors.NotFound, match="this invitation was withdrawn"):
+    with pytest.raises(errors.NotFound, match="this invitation was revoked"):
         await accept(seeded_db, old.token, ben.login)
     assert (await accept(seeded_db, new.token, ben.login)).role is TeamRole.MEMBER
     with pytest.raises(errors.AlreadyExists, match="a user with this address is already a member"):

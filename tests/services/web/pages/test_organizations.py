@@ -76,7 +76,7 @@ async def test_owner_sees_everything_and_members_see_members(alice: Browser, tls
     here = f"/organisations/{acme}"
     await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com")
     owners = await alice.get(here)
-    assert {f"{here}/{act}" for act in ("role", "remove", "invite", "withdraw", "rename")} <= set(forms_of(owners))
+    assert {f"{here}/{act}" for act in ("role", "remove", "invite", "revoke", "rename")} <= set(forms_of(owners))
     # The only owner can't leave, so the page doesn't offer it.
     assert f"{here}/leave" not in forms_of(owners)
     assert "You’re the only owner. To leave, make another member an owner first." in owners.text
@@ -128,10 +128,10 @@ async def test_withdraw_an_invitation(alice: Browser, mesh: FakeMesh, acme: Tena
     here = f"/organisations/{acme}"
     await alice.submit(await alice.get(here), f"{here}/invite", email="carol@example.com")
     page = await alice.get(here)
-    answer = await alice.submit(page, f"{here}/withdraw")
-    assert answer.headers["location"] == f"{here}?done=withdrawn"
+    answer = await alice.submit(page, f"{here}/revoke")
+    assert answer.headers["location"] == f"{here}?done=revoked"
     assert mesh.teams[acme].invitations == ()
-    again = await alice.submit(page, f"{here}/withdraw")
+    again = await alice.submit(page, f"{here}/revoke")
     assert again.status_code == 404
     assert "There is no open invitation with this id." in again.text
 

@@ -30,9 +30,9 @@ async def test_an_administrator_invites_and_gets_the_link_once(root: Browser, me
 async def test_a_pending_invitation_is_withdrawn_once(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_colleague("code", "ben@example.com")
     page = await root.get(HERE)
-    assert (await root.submit(page, f"{HERE}/withdraw")).headers["location"] == f"{HERE}?done=withdrawn"
+    assert (await root.submit(page, f"{HERE}/revoke")).headers["location"] == f"{HERE}?done=revoked"
     assert mesh.colleagues == {}
-    again = await root.submit(page, f"{HERE}/withdraw")
+    again = await root.submit(page, f"{HERE}/revoke")
     assert (again.status_code, "no open invitation with this id" in again.text) == (404, True)
 
 
