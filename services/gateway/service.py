@@ -58,6 +58,7 @@ from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
 from services.gateway.relay import Relay
+from services.gateway.requests import waiting_requests
 from services.gateway.requests.active_request import ActiveRequest
 from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.requests.image_admission import ImageLimits
@@ -180,7 +181,8 @@ class GatewayService:
         self._callers = Callers(node.rpc, count_refusal=lambda reason: metrics.auth_failures.labels(reason=reason).inc())
         node.dispatcher.gate = Authorizer(self._callers.identify, self._on_refusal)
         running: dict[ActiveRequest, auth.Principal] = {}
-        self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, running)
+        find_waiting = partial(waiting_requests.find, running)
+        self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, find_waiting)
         self._guard_reporting = GuardReporting(metrics, self.audit_reporting)
         self._pipeline = Pipeline(
             self._new_admission(),

@@ -5,9 +5,10 @@ rollout first, then the configuration.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final, Protocol
 from uuid import UUID
 
 import msgspec
@@ -15,8 +16,7 @@ import msgspec
 from services.gateway.configuration.config_store import LockedConfig
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.model_routes import OpenRollout
-from services.gateway.requests.active_prompt import ActivePrompt
-from services.gateway.requests.active_request import ActiveRequest, milliseconds
+from services.gateway.facts.request_record import RouteUse
 from services.gateway.rollouts import rollout_report, rollout_rules
 from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
@@ -35,6 +35,22 @@ LOOK_SECONDS: Final = 5.0
 _log = logs.get(part="rollouts")
 
 
+class CountedRequest(Protocol):
+    is_counted_late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingRequest:
+    """A running prompt whose caller has no text yet."""
+
+    route: RouteUse
+    caller: Principal
+    began_at: datetime
+    waited_ms: int
+    #: Gets the mark that it is counted as late.
+    request: CountedRequest
+
+
 class RolloutRunner:
     """Run ``run`` while the gateway runs."""
 
@@ -44,16 +60,16 @@ class RolloutRunner:
         store: RolloutStore,
         audit_reporting: AuditReporting,
         metrics: Metrics,
-        requests: Mapping[ActiveRequest, Principal],
+        find_waiting: Callable[[], Iterable[WaitingRequest]],
         *,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """``requests``: those that run at this gateway, with their callers."""
+        """``find_waiting`` returns the requests of this gateway that are not counted as late yet."""
         self._live = live
         self._store = store
         self._audit_reporting = audit_reporting
         self._metrics = metrics
-        self._requests = requests
+        self._find_waiting = find_waiting
         self._look_seconds = look_seconds
         #: Rollouts that this gateway has stopped, and why, until they are rolled back in PostgreSQL.
         self._stopped: dict[UUID, tuple[str, str]] = {}
@@ -102,13 +118,13 @@ class RolloutRunner:
         await self._report([after for after in changed if not after.is_open])
 
     async def _count_late(self) -> None:
-        late = list(_late_requests(self._live.rollouts, self._requests))
+        late = list(_late_requests(self._live.rollouts, self._find_waiting()))
         if not late:
             return
         async with self._store.change() as tables:
             await tables.add_late([(rollout, outcome) for rollout, _, outcome in late])
-        for _, running, _ in late:
-            running.is_counted_late = True
+        for _, request, _ in late:
+            request.is_counted_late = True
 
     async def roll_back_stopped(self) -> None:
         """Roll back what this gateway has stopped. Raises Unavailable."""
@@ -179,28 +195,22 @@ def end_route(document: RouteDocument, rollout: Rollout) -> RouteDocument:
 
 
 def _late_requests(
-    rollouts: Mapping[str, OpenRollout], requests: Mapping[ActiveRequest, Principal]
-) -> Iterator[tuple[UUID, ActiveRequest, RequestOutcome]]:
-    """Yield running requests that have waited longer for their first text than the baseline's usually do, if they are not counted yet. They
-    count as late at once: a candidate that hangs would otherwise be seen only when its requests reach their deadlines."""
-    for running, principal in list(requests.items()):
-        used = running.attempts.route
-        # Embeddings have no first text.
-        if used is None or not used.is_compared or used.target != used.variant or not isinstance(running.answer, ActivePrompt):
+    rollouts: Mapping[str, OpenRollout], requests: Iterable[WaitingRequest]
+) -> Iterator[tuple[UUID, CountedRequest, RequestOutcome]]:
+    """Yield requests that have waited longer for their first text than the baseline's usually do. They count as late at once: a candidate
+    that hangs would otherwise be seen only when its requests reach their deadlines."""
+    for waiting in requests:
+        used = waiting.route
+        rollout = rollouts.get(used.route) if used.is_compared and used.target == used.variant else None
+        if rollout is None or rollout.first_token_limit_ms is None or waiting.waited_ms <= rollout.first_token_limit_ms:
             continue
-        rollout = rollouts.get(used.route)
-        has_text = running.delivered.first_text_seconds is not None
-        if rollout is None or rollout.first_token_limit_ms is None or running.is_counted_late or has_text:
-            continue
-        waited_ms = milliseconds(running.seconds_so_far())
-        if waited_ms > rollout.first_token_limit_ms and used.variant in {rollout.plan.candidate, rollout.plan.baseline}:
-            is_candidate = used.variant == rollout.plan.candidate
+        if used.variant in {rollout.plan.candidate, rollout.plan.baseline}:
             outcome = RequestOutcome(
-                is_candidate=is_candidate,
-                tenant=principal.tenant_id,
-                user=principal.user_id,
-                began_at=running.began_at,
+                is_candidate=used.variant == rollout.plan.candidate,
+                tenant=waiting.caller.tenant_id,
+                user=waiting.caller.user_id,
+                began_at=waiting.began_at,
                 has_ended=False,
-                waited_ms=waited_ms,
+                waited_ms=waiting.waited_ms,
             )
-            yield rollout.id, running, outcome
+            yield rollout.id, waiting.request, outcome

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,7 +19,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.request_record import RequestRow, RouteUse
 from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrices
-from services.gateway.requests import active_prompt
+from services.gateway.requests import active_prompt, waiting_requests
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, AdmittedRequest
 from services.gateway.requests.target_choice import ServingTarget, TargetChoice
@@ -158,7 +159,7 @@ def opened(postgres_url: str) -> Open:
                 live,
                 ConfigRpc(live, tables, settings, fake, audit_reporting=reporting, served=lambda: [ModelName("smollm2")]),
                 RolloutsRpc(live, tables, rollouts, fake, reporting),
-                RolloutRunner(live, rollouts, reporting, metrics, running),
+                RolloutRunner(live, rollouts, reporting, metrics, partial(waiting_requests.find, running)),
                 GatewayStore(database),
                 UsageStore(database),
                 metrics,
