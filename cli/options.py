@@ -3,11 +3,15 @@ read or the command's own help is printed."""
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 import msgspec
-from msgspec import inspect
+
+from cli.output.print_format import Command
+
+if TYPE_CHECKING:
+    from msgspec import inspect
 
 #: Help does not name such bounds, and the service refuses what is beyond them.
 _UNTOLD = 2**31
@@ -20,17 +24,17 @@ class _Bounds:
 
     clamp = False
 
-    def __init__(self, request: Request, field: str, unit: int) -> None:
+    def __init__(self, request: Request, field: str, unit: int = 1) -> None:
         self._request = request
         self._field = field
         #: How many of the field's units one of the option's has.
         self._unit = unit
 
     @cached_property
-    def _info(self) -> inspect.IntType | inspect.FloatType:
-        found = next(each.type for each in inspect.type_info(self._request()).fields if each.name == self._field)  # type: ignore[attr-defined]
-        kinds = found.types if isinstance(found, inspect.UnionType) else (found,)
-        return next(each for each in kinds if isinstance(each, inspect.IntType | inspect.FloatType))
+    def _info(self) -> "inspect.IntType | inspect.FloatType":
+        from shared.protocol import field_errors
+
+        return cast("inspect.FloatType", field_errors.bounds_of(self._request(), self._field))
 
     def _scaled(self, bound: float | None) -> Any:
         if bound is None or bound >= _UNTOLD:
@@ -62,11 +66,11 @@ class _Number(_Bounds, click.FloatRange):  # type: ignore[override]
     pass
 
 
-def whole_number(request: Request, field: str, *, unit: int = 1) -> WholeNumber:
-    """Return the type of an option for this field of the request. ``unit``: 3600 for hours if the field has seconds."""
-    return WholeNumber(request, field, unit)
+def whole_number(flag: str, request: Request, field: str, *, unit: int = 1, **settings: Any) -> Callable[[Command], Command]:
+    """Add an option for this field of the request to a command. ``unit``: 3600 for hours if the field has seconds."""
+    return click.option(flag, type=WholeNumber(request, field, unit), show_default="default" in settings, **settings)
 
 
-def number(request: Request, field: str) -> click.FloatRange:
-    """Return the type of an option for this field of the request."""
-    return _Number(request, field, 1)
+def number(flag: str, request: Request, field: str, **settings: Any) -> Callable[[Command], Command]:
+    """Add an option for this field of the request, or for one of its entries, to a command."""
+    return click.option(flag, type=_Number(request, field), show_default="default" in settings, **settings)

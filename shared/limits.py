@@ -65,9 +65,8 @@ LIMITS = (
 )
 BY_NAME: Mapping[str, LimitKind] = {kind.name: kind for kind in LIMITS}
 
-MAX_OF_KEY = 2**31 - 1
 #: The range of a key's limits.
-OfKey = Annotated[int, msgspec.Meta(ge=1, le=MAX_OF_KEY)]
+OfKey = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
 def words(name: str) -> str:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def _limit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add an option for each limit."""
     for kind in reversed(limits.LIMITS):
-        flag, number = f"--{kind.name.replace('_', '-')}", click.IntRange(1, limits.MAX_OF_KEY)
-        command = click.option(flag, type=number, help=f"Maximum {kind.words}{kind.about}.")(command)
+        flag, words = f"--{kind.name.replace('_', '-')}", f"Maximum {kind.words}{kind.about}."
+        command = options.whole_number(flag, lambda: api.auth.ApiKeyLimits, kind.name, help=words)(command)
     return command
 
 
@@ -59,10 +59,8 @@ def keys() -> None:
 @click.option(
     "--network", "networks", multiple=True, metavar="CIDR", help="Allow only this network, such as 192.0.2.0/24. Can be repeated."
 )
-@click.option(
-    "--days",
-    type=options.whole_number(lambda: api.auth.GenerateApiKey, "days"),
-    help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key.",
+@options.whole_number(
+    "--days", lambda: api.auth.GenerateApiKey, "days", help="Lifetime in days; 0 means no expiry. Default: 90, or 30 for a test key."
 )
 @print_format.output_options('Print {"key": …, "id": …, "name": …}.')
 @click.pass_obj
@@ -109,11 +107,12 @@ def rename(here: CliContext, /, key: str, name: str) -> None:
 
 @keys.command()
 @click.argument("key", metavar="NAME_OR_ID", shell_complete=value_completion.keys)
-@click.option(
+@options.whole_number(
     "--overlap-hours",
-    type=options.whole_number(lambda: api.auth.RotateApiKey, "overlap_seconds", unit=3600),
+    lambda: api.auth.RotateApiKey,
+    "overlap_seconds",
+    unit=3600,
     default=24,
-    show_default=True,
     help="Hours that the old secret keeps working.",
 )
 @print_format.output_options('Print {"key": …, "id": …, "name": …}.')

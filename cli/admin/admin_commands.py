@@ -164,9 +164,7 @@ def rotate(here: CliContext, /, *, at_once: bool, as_json: bool) -> None:
 
 
 @admin.command("access-review")
-@click.option(
-    "--days", type=options.whole_number(lambda: api.accounts.ReviewAccess, "days"), default=90, show_default=True, help="Days without use."
-)
+@options.whole_number("--days", lambda: api.accounts.ReviewAccess, "days", default=90, help="Days without use.")
 @watching.listing_options('Print {"keys": […], "users": […], "nodes": […]}.')
 @click.pass_obj
 def access_review(here: CliContext, /, *, days: int, as_json: bool) -> None:

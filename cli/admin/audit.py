@@ -45,13 +45,7 @@ def audit() -> None:
 @click.option("--result", type=click.Choice(RESULTS), help="Only actions with this result.")
 @click.option("--since", type=_MOMENT, help="Start time, in your time zone.")
 @click.option("--before", type=_MOMENT, help="End time: use it to get the next page.")
-@click.option(
-    "--limit",
-    type=options.whole_number(lambda: api.audit.ListAudit, "limit"),
-    default=100,
-    show_default=True,
-    help="Maximum number of entries to list.",
-)
+@options.whole_number("--limit", lambda: api.audit.ListAudit, "limit", default=100, help="Maximum number of entries to list.")
 @watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_(

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 960 * 1024
 #: A copy of shared.api.configuration.ConfigKind, for the same reason.
 KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_price")
-_LIMIT = options.whole_number(lambda: api.configuration.ListConfigVersions, "limit")
+_LIMIT = options.WholeNumber(lambda: api.configuration.ListConfigVersions, "limit")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
 _NOTE = click.option("--note", default="", metavar="TEXT", help="Note for the history.")
-_REVISION = click.option(
+_REVISION = options.whole_number(
     "--revision",
-    type=options.whole_number(lambda: api.configuration.ApplyConfig, "expected_revision"),
+    lambda: api.configuration.ApplyConfig,
+    "expected_revision",
     metavar="N",
     help="Fail if the configuration is at another revision.",
 )

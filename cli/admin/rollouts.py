@@ -62,14 +62,10 @@ def rollouts() -> None:
 @click.option("--compare", metavar="TARGET", help="Compare this target at one share instead; nothing is promoted.")
 @click.option("--from", "baseline", metavar="TARGET", help="Take the traffic from this target. Default: the target with the largest share.")
 @click.option("--steps", callback=_read_percents, default="10,50,100", show_default=True, metavar="PERCENT,…", help="Shares of the target.")
-@click.option("--share", type=click.FloatRange(0, 100, min_open=True), default=50.0, show_default=True, help="Share in %, with --compare.")
+@options.number("--share", lambda: api.configuration.RolloutTerms, "steps", default=50.0, help="Share in %, with --compare.")
 @click.option("--every", callback=_seconds, default="30m", show_default=True, metavar="TIME", help="Minimum duration of a step.")
-@click.option(
-    "--min-requests",
-    type=options.whole_number(lambda: api.configuration.RolloutTerms, "step_requests"),
-    default=500,
-    show_default=True,
-    help="Minimum requests per step.",
+@options.whole_number(
+    "--min-requests", lambda: api.configuration.RolloutTerms, "step_requests", default=500, help="Minimum requests per step."
 )
 @click.option("--guard", "guards", callback=_read_guards, multiple=True, metavar="NAME=VALUE", help="Margin of a guard. Can be repeated.")
 @click.option("--until", callback=_read_until, metavar="TIME", help="End of a comparison: 2d or 2026-12-01T12:00Z.")
@@ -121,13 +117,7 @@ def start(
 @rollouts.command("list")
 @click.option("--route", metavar="ROUTE", shell_complete=value_completion.routes, help="Only rollouts of this route.")
 @click.option("--open", "only_open", is_flag=True, help="Only open rollouts.")
-@click.option(
-    "--limit",
-    type=options.whole_number(lambda: api.configuration.ListRollouts, "limit"),
-    default=20,
-    show_default=True,
-    help="Maximum number of rows.",
-)
+@options.whole_number("--limit", lambda: api.configuration.ListRollouts, "limit", default=20, help="Maximum number of rows.")
 @watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def list_all(here: CliContext, /, *, route: str | None, only_open: bool, limit: int, as_json: bool) -> None:

@@ -52,14 +52,8 @@ def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
 
 @routes.command("try")
 @_NAME
-@click.option(
-    "--count",
-    type=options.whole_number(lambda: api.configuration.TryRoute, "count"),
-    default=1_000,
-    show_default=True,
-    help="Number of requests.",
-)
-@click.option("--prompt-tokens", type=click.IntRange(0), default=100, show_default=True, help="Size of each prompt.")
+@options.whole_number("--count", lambda: api.configuration.TryRoute, "count", default=1_000, help="Number of requests.")
+@options.whole_number("--prompt-tokens", lambda: api.configuration.TryRoute, "prompt_tokens", default=100, help="Size of each prompt.")
 @click.option("--tools", is_flag=True, help="Requests with tools.")
 @click.option("--response-format", is_flag=True, help="Requests with a response format.")
 @click.option("--tier", type=click.Choice(_TIERS), default=Tier.FREE.value, show_default=True, help="Tier of the caller.")

@@ -54,9 +54,7 @@ def _reason(pool: "PoolScaling") -> str:
 
 @scale.command()
 @_pool
-@click.option(
-    "--last", type=options.whole_number(lambda: api.metrics.GetScaling, "calls"), default=20, show_default=True, help="Number of calls."
-)
+@options.whole_number("--last", lambda: api.metrics.GetScaling, "calls", default=20, help="Number of calls.")
 @watching.listing_options("Print a JSON array of calls.")
 @click.pass_obj
 def history(here: CliContext, /, *, pool: str | None, last: int, as_json: bool) -> None:

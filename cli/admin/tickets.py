@@ -20,7 +20,7 @@ COMMANDS = {
     **dict.fromkeys(("gateway", "metrics", "web"), "set JOIN_TICKET_FILE to a file with the ticket"),
 }
 _seconds = option_values.duration("a ticket's lifetime must be", lambda: api.membership.CreateTicket, "ttl_seconds")
-_USES = options.whole_number(lambda: api.membership.CreateTicket, "uses")
+_USES = options.WholeNumber(lambda: api.membership.CreateTicket, "uses")
 _UNLIMITED = "unlimited"
 
 
@@ -54,7 +54,7 @@ def tickets() -> None:
 @click.option(
     "--active",
     "active_most",
-    type=options.whole_number(lambda: api.membership.CreateTicket, "active_most"),
+    type=options.WholeNumber(lambda: api.membership.CreateTicket, "active_most"),
     metavar="N",
     help="For replicas: number of machines that can be active at once. A stopped one frees its place.",
 )

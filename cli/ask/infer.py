@@ -103,30 +103,21 @@ thoughts_option = click.option("--no-thoughts", is_flag=True, help="Don't show w
 )
 @model_option
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
-@click.option(
-    "--max-tokens",
-    type=options.whole_number(lambda: api.gateway.InferenceRequest, "max_tokens"),
-    help="Maximum number of tokens to generate.",
-)
-@click.option(
+@options.whole_number("--max-tokens", lambda: api.gateway.InferenceRequest, "max_tokens", help="Maximum number of tokens to generate.")
+@options.number(
     "--temperature",
-    type=options.number(lambda: api.gateway.InferenceRequest, "temperature"),
+    lambda: api.gateway.InferenceRequest,
+    "temperature",
     help="Sampling temperature: 0 always picks the most likely token; higher values vary more.",
 )
-@click.option(
-    "--top-p",
-    type=options.number(lambda: api.gateway.InferenceRequest, "top_p"),
-    help="Sample from the most likely tokens whose probabilities add up to this.",
+@options.number(
+    "--top-p", lambda: api.gateway.InferenceRequest, "top_p", help="Sample from the most likely tokens whose probabilities add up to this."
 )
-@click.option(
-    "--top-k",
-    type=options.whole_number(lambda: api.gateway.InferenceRequest, "top_k"),
-    help="Sample from this many of the most likely tokens; 0 means all.",
+@options.whole_number(
+    "--top-k", lambda: api.gateway.InferenceRequest, "top_k", help="Sample from this many of the most likely tokens; 0 means all."
 )
 @click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text. Can be repeated.")
-@click.option(
-    "--seed", type=options.whole_number(lambda: api.gateway.InferenceRequest, "seed"), help="Random seed, for reproducible answers."
-)
+@options.whole_number("--seed", lambda: api.gateway.InferenceRequest, "seed", help="Random seed, for reproducible answers.")
 @effort_option
 @thoughts_option
 @click.option(

@@ -34,12 +34,7 @@ class RankedText(msgspec.Struct, frozen=True):
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @model_option
 @click.option("--lines", is_flag=True, help="Rank each line of the files, instead of each file.")
-@click.option(
-    "--top",
-    type=options.whole_number(lambda: api.embedding.RankingRequest, "top_n"),
-    metavar="N",
-    help="Show only the N most relevant texts.",
-)
+@options.whole_number("--top", lambda: api.embedding.RankingRequest, "top_n", metavar="N", help="Show only the N most relevant texts.")
 @print_format.output_options("Print a JSON list: index, relevance_score, name.")
 @click.pass_obj
 def rerank(

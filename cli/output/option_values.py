@@ -22,7 +22,7 @@ def read_seconds(context: click.Context, parameter: click.Parameter, value: str)
 
 def duration(subject: str, request: options.Request, field: str) -> Callable[[click.Context, click.Parameter, str], int]:
     """Return a callback that parses seconds for this field of the request. ``subject`` begins the sentence about its bounds."""
-    bounds = options.whole_number(request, field)
+    bounds = options.WholeNumber(request, field)
 
     def read(context: click.Context, parameter: click.Parameter, value: str) -> int:
         seconds = read_seconds(context, parameter, value)

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from services.web.alert_banner import AlertBanner
 from services.web.charts import usage_chart
+from services.web.http import forms
 from shared import amounts, errors, limits
 from shared.api.auth import User
 from shared.types import UserRole
@@ -152,7 +153,7 @@ class Renderer:
             "sentence": _sentence,
             "in_code": in_code,
         }
-        environment.globals |= {"static": files.address, "limit_kinds": limits.LIMITS}
+        environment.globals |= {"static": files.address, "limit_kinds": limits.LIMITS, "bounds": forms.bounds}
         return cls(environment, files)
 
     def render(self, template: str, frame: PageFrame, view: object) -> bytes:

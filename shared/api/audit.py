@@ -10,6 +10,8 @@ from shared.api.auth import PEOPLE
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.types import NodeId, Role, TenantId, UserId
 
+Filter = Annotated[str, msgspec.Meta(max_length=200)]
+
 
 class Result(StrEnum):
     DONE = "done"
@@ -66,9 +68,9 @@ class ListAudit(Body, frozen=True):
     """Newest first."""
 
     #: `house` for the platform, or a tenant's id; None for all.
-    chain: str | None = None
-    actor: str | None = None
-    action: str | None = None
+    chain: Filter | None = None
+    actor: Filter | None = None
+    action: Filter | None = None
     result: Result | None = None
     since: datetime | None = None
     #: For the next page: only rows before this time.

@@ -247,7 +247,7 @@ class RolloutGuards(Body, frozen=True, omit_defaults=False):
 
 class RolloutTerms(Body, frozen=True, kw_only=True):
     #: Percent of the baseline's conversations (or users, …) that the candidate gets, one step after the other. A comparison has one.
-    steps: Annotated[tuple[Percent, ...], Meta(min_length=1, max_length=20)] = (10.0, 50.0, 100.0)
+    steps: Annotated[tuple[Annotated[float, Meta(gt=0, le=100)], ...], Meta(min_length=1, max_length=20)] = (10.0, 50.0, 100.0)
     #: Each step takes at least this long, and at least so many requests of the candidate.
     step_seconds: Annotated[int, Meta(ge=5, le=30 * 86_400)] = 1_800
     step_requests: Annotated[int, Meta(ge=1, le=10**9)] = 500

@@ -1,12 +1,19 @@
-"""Says in our words what msgspec finds wrong with a message: the field, and what its type allows there. Pure."""
+"""Says in our words what msgspec finds wrong with a message: the field, and what its type allows there. Pure.
+
+A form or a command knows the request and the field of a value, and asks here for its bounds.
+"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import inspect
+
+from shared import errors
+
+T = TypeVar("T")
 
 _AT = re.compile(r"(?P<what>.*?) - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`$", re.DOTALL)
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
@@ -53,9 +60,28 @@ def explain(error: msgspec.ValidationError, kind: type) -> Mistake:
     return Mistake(path, f"is invalid: {lowered}", path)
 
 
+def convert(field: str, value: object, kind: type[T], refuse: Callable[[str, str], errors.BadRequest]) -> T:
+    """Convert the value of one field. Raises what ``refuse`` returns for the field and what it must be."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise refuse(field, explain(error, kind).must) from error
+
+
 def sentence(error: msgspec.ValidationError, kind: type) -> str:
     field, must, _ = explain(error, kind)
     return f"{field} {must}".strip()
+
+
+def type_of(kind: type[msgspec.Struct], field: str) -> Any:
+    """Return the annotation of a field of this message."""
+    return next(each.type for each in msgspec.structs.fields(kind) if each.name == field)
+
+
+def bounds_of(kind: type[msgspec.Struct], field: str) -> inspect.Type:
+    """Return the type of a field, or of each of its entries, without None."""
+    found = next(each for each in _find_types(_type_info(type_of(kind, field)), ()) if not isinstance(each, inspect.NoneType))
+    return found.item_type if isinstance(found, inspect.CollectionType) else found
 
 
 @lru_cache(maxsize=512)  # the requests of all methods and routes

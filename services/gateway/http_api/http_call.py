@@ -17,6 +17,7 @@ from services.gateway.idempotency import cache_keys
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ConversationId
+from shared.protocol import field_errors
 from shared.protocol.request_memory import HeldRequest
 from shared.timing.bounded_waits import BoundedWaits
 from shared.types import Credential, RequestId
@@ -182,7 +183,7 @@ class HttpCall:
     def conversation_id(self) -> str | None:
         """Raises BadRequest unless it has 1 to 128 printable ASCII characters."""
         found = self._token(b"x-conversation-id", "X-Conversation-Id")
-        return None if found is None else request_bodies.convert_field("X-Conversation-Id", found, ConversationId)
+        return None if found is None else field_errors.convert("X-Conversation-Id", found, ConversationId, BadField)
 
     @property
     def forbids_external(self) -> bool:

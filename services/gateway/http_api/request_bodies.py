@@ -73,14 +73,6 @@ def convert(found: Mapping[str, object], kind: type[S]) -> S:
         raise errors.BadRequest("the body is nested too deeply") from error
 
 
-def convert_field(field: str, value: object, kind: type[T]) -> T:
-    """Convert the value of one field or header. Raises BadField."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise BadField(field, field_errors.explain(error, kind).must) from error
-
-
 def read_either_case(body: bytes, kind: type[S]) -> S:
     """Parse a body with camelCase or snake_case names."""
     return convert(snake_names(read_object(body)), kind)

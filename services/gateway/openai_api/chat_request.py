@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import chat_messages, parameters, request_bodies
+from services.gateway.http_api import chat_messages, parameters
 from services.gateway.http_api.chat_messages import (
     OF_TOOLS,
     ChatBodyMessage,
@@ -40,6 +40,7 @@ from shared.api.generation import (
     Seed,
     TopLogprobs,
 )
+from shared.protocol import field_errors
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,7 +155,7 @@ def _tools(chat: ChatBody) -> ChosenTools:
 def named_conversation(metadata: Mapping[str, Any]) -> str | None:
     """Return the conversation that the metadata name, if any; a header comes first. Raises BadField for an invalid id."""
     found = metadata.get("conversation_id")
-    return None if found is None else request_bodies.convert_field("metadata.conversation_id", found, ConversationId)
+    return None if found is None else field_errors.convert("metadata.conversation_id", found, ConversationId, BadField)
 
 
 def sampled_request(body: SamplingBody) -> InferenceRequest:

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 import msgspec
+from markupsafe import Markup
 from msgspec import inspect
 
-from shared import errors
-from shared.limits import MAX_OF_KEY
+from shared import api, errors
 from shared.protocol import field_errors
 
 F = TypeVar("F", bound=msgspec.Struct)
@@ -124,47 +124,36 @@ def read_days(text: str, choices: Sequence[int]) -> int:
     return next((days for days in choices if text == str(days)), choices[0])
 
 
-def find_number(text: str, *, most_digits: int = 9) -> int | None:
-    """Parse a whole number; None for anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= most_digits else None
+def find_number(text: str) -> int | None:
+    """Parse a whole number of at most 10 digits; None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 10 else None
 
 
 def read_number(text: str, what: str, kind: type[msgspec.Struct], field: str) -> int | None:
     """Parse a number for this field of a request; None for an empty text. Raises BadRequest with the field's bounds."""
     if not (text := text.strip()):
         return None
-    found: int = convert_value(text if (number := find_number(text)) is None else number, what, _type_of(kind, field))
+    found: int = convert_value(text if (number := find_number(text)) is None else number, what, field_errors.type_of(kind, field))
     return found
 
 
 def read_text(text: str, what: str, kind: type[msgspec.Struct], field: str) -> str:
     """Return the text for this field of a request, without spaces around it. Raises BadRequest with the field's bounds."""
-    found: str = convert_value(text.strip(), what, _type_of(kind, field))
+    found: str = convert_value(text.strip(), what, field_errors.type_of(kind, field))
     return found
-
-
-def most_characters(kind: type[msgspec.Struct], field: str) -> int | None:
-    """Return how long this text of a request may be; None without a maximum."""
-    info = inspect.type_info(_type_of(kind, field))
-    return info.max_length if isinstance(info, inspect.StrType) else None
-
-
-def _type_of(kind: type[msgspec.Struct], field: str) -> Any:
-    return next(each.type for each in msgspec.structs.fields(kind) if each.name == field)
 
 
 def convert_value(value: object, what: str, kind: Any) -> Any:
     """Convert to a type of the contract. Raises BadRequest with what it allows."""
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise errors.BadRequest(f"{what} {field_errors.explain(error, kind).must}", hint="correct it and submit the form again") from None
+    return field_errors.convert(
+        what, value, kind, lambda what, must: errors.BadRequest(f"{what} {must}", hint="correct it and submit the form again")
+    )
 
 
-def read_limit(text: str, what: str) -> int | None:
-    text = text.strip()
-    if not text:
-        return None
-    if not (number := find_number(text, most_digits=10)) or number > MAX_OF_KEY:
-        raise errors.BadRequest(f"{what} must be a whole number from 1 to {MAX_OF_KEY:,}", hint="leave it empty for the tier default")
-    return number
+@cache
+def bounds(request: str, field: str) -> Markup:
+    """Return the attribute of an input that says how much a field of this request takes, such as `organizations.CreateOrganization`."""
+    module, _, name = request.partition(".")
+    info = field_errors.bounds_of(getattr(getattr(api, module), name), field)
+    most = info.max_length if isinstance(info, inspect.StrType) else len(str(cast("inspect.IntType", info).le))
+    return Markup('maxlength="{}"').format(most)

@@ -92,7 +92,7 @@ def read_request(form: NewKeyForm) -> GenerateApiKey:
 
 def read_limits(form: NewKeyForm) -> ApiKeyLimits:
     """Return the optional limits of a new key. Raises BadRequest."""
-    numbers = {kind.name: forms.read_limit(getattr(form, kind.name), kind.words) for kind in limits.LIMITS}
+    numbers = {kind.name: forms.read_number(getattr(form, kind.name), kind.words, ApiKeyLimits, kind.name) for kind in limits.LIMITS}
     return msgspec.structs.replace(ApiKeyLimits(budget_micro=_read_budget(form.budget)), **numbers)
 
 

@@ -43,7 +43,6 @@ NOTHING_TYPED = SilenceForm()
 class AlertsPage:
     lines: AlertsView
     lifetimes: ClassVar[Mapping[int, str]] = LIFETIMES
-    most_why: ClassVar[int | None] = forms.most_characters(alerts.SilenceAlerts, "why")
     #: Templates for rows added later.
     blank: ClassVar[AlertView] = AlertView()
     blank_silence: ClassVar[Mapping[str, str]] = alert_view.BLANK_SILENCE

@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 from uuid import UUID
@@ -23,8 +24,8 @@ from services.web.rendering import Notice
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, auth, gateway, ledger, usage_report
-from shared.lists.columns import Listing
-from shared.lists.users import USERS
+from shared.lists.columns import Listing, Tone
+from shared.lists.users import STATES, USERS
 from shared.types import TenantId, Tier, UserId, UserRole
 
 USAGE_DAYS = 30
@@ -65,6 +66,7 @@ class UserPage:
     quota: quota_view.HourlyQuotaView | None
     usage: usage_report.UsageSummary | None
     usage_days: ClassVar[int] = USAGE_DAYS
+    states: ClassVar[Mapping[bool, tuple[str, Tone]]] = STATES
     roles: ClassVar[tuple[UserRole, ...]] = tuple(UserRole)
     tiers: ClassVar[tuple[Tier, ...]] = tuple(Tier)
     typed: CreditsForm

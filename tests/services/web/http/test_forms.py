@@ -3,6 +3,7 @@ import pytest
 from services.web.http import forms
 from services.web.http.forms import LoginForm, RegistrationFields
 from shared import errors
+from shared.api.auth import ApiKeyLimits
 
 
 def test_form_is_decoded_with_spaces_plus_signs_and_umlauts() -> None:
@@ -54,10 +55,10 @@ def test_invalid_json_is_a_bad_request(content: bytes) -> None:
 
 @pytest.mark.parametrize(("text", "limit"), [("", None), ("  ", None), ("1", 1), (" 250 ", 250), ("2147483647", 2**31 - 1)])
 def test_limit_is_a_number_or_empty(text: str, limit: int | None) -> None:
-    assert forms.read_limit(text, "requests per hour") == limit
+    assert forms.read_number(text, "requests per hour", ApiKeyLimits, "requests_per_hour") == limit
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "1e3", "2147483648", "nan", "ten", "١", "9" * 5000, "1_000", "0x10"])
 def test_anything_else_is_no_limit(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="whole number"):
-        forms.read_limit(text, "requests per hour")
+        forms.read_number(text, "requests per hour", ApiKeyLimits, "requests_per_hour")
