@@ -20,13 +20,12 @@ from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import preemption, worker_choice, worker_starts
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
 from services.gateway.scheduling.peer_queues import PeerQueues, PeerTicket, QueuedRequest, QueueReport, Starved
-from services.gateway.scheduling.worker_capacity import ClaimsWithoutSlot
 from services.gateway.scheduling.worker_choice import Candidate, EligibleWorkers
-from services.gateway.scheduling.worker_claims import Claim
+from services.gateway.scheduling.worker_claims import Charged, Claim, ClaimEvent, ClaimsWithoutSlot, Delivered, Failed, Released
 from services.gateway.scheduling.worker_records import WorkerStats
 from shared import errors
 from shared.protocol.directory import Directory, DirectoryEntry, ResumeOrigin
-from shared.telemetry import Metrics
+from shared.telemetry import Metrics, logs
 from shared.types import ModelName, NodeId, Role, TenantId
 
 #: Shorter waits aren't reported to the caller.
@@ -34,6 +33,8 @@ FIRST_NOTICE_SECONDS = 0.1
 NOTICE_SECONDS = 1.0
 #: Model queues kept; above this, empty ones are dropped with their means.
 _MAX_QUEUES = 1000
+
+_log = logs.get(part="dispatch")
 
 
 class _Waiter:
@@ -121,7 +122,7 @@ class Dispatch:
             return None
         candidate = worker_choice.choose_worker(requirements, self._workers.list_eligible(requirements), self._rng)
         if candidate is None or not requirements.takes_slot:
-            return None if candidate is None else Claim(self, candidate, requirements, 0.0)
+            return None if candidate is None else self._new_claim(requirements, candidate, 0.0)
         charged = model_queue.cost(requirements)
         model_queue.queue.pass_by(requirements.limited_as, charged)
         return self._claim(requirements, candidate, charged)
@@ -195,13 +196,6 @@ class Dispatch:
             self._metrics.oldest_wait.labels(model=model).set_function(partial(self.oldest_wait, model))
         return found
 
-    def release_slot(self, claim: Claim, model: ModelName, seconds: float | None) -> None:
-        """Release a claim's slot; ``seconds`` is how long it ran, None if that isn't representative."""
-        self._end_claim(claim, model)
-        if seconds is not None:
-            self.model_queue(model).record_duration(seconds)
-        self._reassign(claim.worker.node)
-
     def give_up(self, pool: str, reason: str, seconds: float) -> None:
         """Refuse what waits for a worker of the pool, and new requests for ``seconds``, unless one becomes ready."""
         self.worker_stats.starts.give_up(pool, reason, self.clock() + seconds)
@@ -212,16 +206,6 @@ class Dispatch:
         """Return how long a request for one of the models may wait for a start."""
         starts = self.worker_stats.starts
         return self._rules.start_seconds if starts.source.pools and any(model in starts.pools for model in models) else 0.0
-
-    def charge(self, requirements: WorkerRequirements, cost: float, *, answer_tokens: int | None = None) -> None:
-        """Correct the charge of a request's tenant by ``cost``. ``answer_tokens``: the length of its answer, if that is known."""
-        model_queue = self.model_queue(requirements.model)
-        model_queue.queue.charge(requirements.limited_as, cost)
-        if answer_tokens is not None:
-            model_queue.record_length(answer_tokens)
-        if model_queue.queue:
-            # The others order what waits by it.
-            self.on_change()
 
     # --- the other gateways -------------------------------------------------------------------------------------------
 
@@ -393,6 +377,33 @@ class Dispatch:
 
     # --- slots --------------------------------------------------------------------------------------------------------
 
+    def _apply_event(self, claim: Claim, event: ClaimEvent) -> None:
+        node, model, outliers = claim.worker.node, claim.requirements.model, self.worker_stats.outliers
+        match event:
+            case Delivered():
+                if outliers.records:
+                    outliers.record_delivery(node, model)
+            case Failed(error):
+                if outliers.record_failure(node, model, error, self.clock()):
+                    seconds = outliers.ejection_seconds(node, model, self.clock())
+                    _log.warning("worker ejected", worker=node, model=model, seconds=seconds, code=errors.code_of(error))
+            case Charged(cost, answer_tokens):
+                self._charge(claim, cost, answer_tokens)
+            case Released(seconds):
+                self._end_claim(claim, model)
+                if seconds is not None:
+                    self.model_queue(model).record_duration(seconds)
+                self._reassign(node)
+
+    def _charge(self, claim: Claim, cost: float, answer_tokens: int | None) -> None:
+        model_queue = self.model_queue(claim.requirements.model)
+        model_queue.queue.charge(claim.tenant, cost)
+        if answer_tokens is not None:
+            model_queue.record_length(answer_tokens)
+        if model_queue.queue:
+            # The others order what waits by it.
+            self.on_change()
+
     def _end_claim(self, claim: Claim, model: ModelName) -> None:
         node = claim.worker.node
         del self._claims[model][claim]
@@ -422,12 +433,27 @@ class Dispatch:
         if requirements.prefix_hashes:
             self.worker_stats.prefix_affinity.record(requirements.model, requirements.prefix_hashes, candidate.worker.node, self.clock())
         self._metrics.queue_wait_seconds.labels(requirements.model).observe(waited_seconds)
-        claim = Claim(self, candidate, requirements, charged, waited_seconds)
-        self._claims.setdefault(requirements.model, {})[claim] = None
+        claim = self._new_claim(requirements, candidate, charged, waited_seconds)
+        if requirements.takes_slot:
+            self.worker_stats.occupancy.begin(candidate.node, requirements.model)
+            self._claims.setdefault(requirements.model, {})[claim] = None
         if claim.waits_there:
             self._without_slot.add(candidate.worker.node, requirements.model, claim)
             self.on_change()
         return claim
+
+    def _new_claim(self, requirements: WorkerRequirements, candidate: Candidate, charged: float, waited_seconds: float = 0.0) -> Claim:
+        waits_there = requirements.takes_slot and candidate.capacity.free <= 0
+        return Claim(
+            candidate.worker,
+            candidate.offer,
+            requirements,
+            charged,
+            report=self._apply_event,
+            clock=self.clock,
+            waits_there=waits_there,
+            waited_seconds=waited_seconds,
+        )
 
     def _assign_slots(self, model: ModelName, freed: NodeId | None = None) -> None:
         """Assign free slots in queue order. ``freed``: a worker with a slot that only this gateway knows of."""

@@ -7,12 +7,10 @@ last token.
 """
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, TypeVar
 
+from shared.protocol.directory import DirectoryEntry
 from shared.types import NodeId, TenantId
-
-if TYPE_CHECKING:
-    from services.gateway.scheduling.worker_claims import Claim
 
 #: Freed slots serve most requests within this time.
 WAIT_SECONDS = 2.0
@@ -37,15 +35,27 @@ class Preemptible(Protocol):
         ...
 
 
+class HeldSlot(Protocol):
+    """A slot that a call has, or waits for at its worker."""
+
+    worker: DirectoryEntry
+    call: Preemptible | None
+    has_delivered: bool
+
+    @property
+    def tenant(self) -> TenantId: ...
+
+
+Held = TypeVar("Held", bound=HeldSlot)
+
+
 def is_short(held: Mapping[TenantId, int], tenant: TenantId) -> bool:
     """Return whether a waiting tenant holds nothing, or stays within its share with one more slot. ``held``: the slots of each tenant, as
     far as known."""
     return not held.get(tenant) or held[tenant] + 1 <= _share(held, tenant)
 
 
-def choose(
-    tenant: TenantId, free: Mapping[NodeId, int], claims: Collection["Claim"], held: Mapping[TenantId, int], now: float
-) -> list["Claim"]:
+def choose(tenant: TenantId, free: Mapping[NodeId, int], claims: Collection[Held], held: Mapping[TenantId, int], now: float) -> list[Held]:
     """Return the claims to preempt, all at one worker, so that a request of ``tenant`` begins there. ``free``: the workers that may run it,
     with their free slots; negative if calls wait there.
 
@@ -67,7 +77,7 @@ def choose(
     return []
 
 
-def _began_at(claim: "Claim") -> float:
+def _began_at(claim: HeldSlot) -> float:
     return 0.0 if claim.call is None else claim.call.began_at
 
 

@@ -4,16 +4,12 @@ An announcement is milliseconds old, our own count is exact. So each announcemen
 is other gateways' calls until the next one. A slot that we release is free immediately.
 """
 
-from collections import Counter, deque
-from typing import TYPE_CHECKING
+from collections import Counter
 
 import msgspec
 
 from shared.protocol.directory import Announcement, DirectoryEntry, ModelOffer
 from shared.types import ModelName, NodeId
-
-if TYPE_CHECKING:
-    from services.gateway.scheduling.worker_claims import Claim
 
 #: A worker whose queue is long enough may queue this share of its slots, and at least one call, so that a slot has work while the end of
 #: one answer and the next prompt are on their way. Measured with answers of 0.5 s on 4 slots: without it, slots are idle 5 % of the time at
@@ -109,36 +105,3 @@ class Occupancy:
     def _count(self, node: NodeId, model: ModelName | None = None) -> int:
         running = self._own_calls.get(node, {})
         return sum(running.values()) if model is None else running.get(model, 0)
-
-
-class ClaimsWithoutSlot:
-    """Tracks this gateway's calls that wait for a slot at a worker; this wait is not billed.
-
-    When a call with a slot ends, the call that waited longest gets it. A call that delivers tokens has a slot, even if another gateway's
-    call freed it.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[tuple[NodeId, ModelName], deque[Claim]] = {}
-
-    def __len__(self) -> int:
-        """Return the number of workers and models with such calls."""
-        return len(self._waiting)
-
-    def add(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
-        self._waiting.setdefault((node, model), deque()).append(claim)
-
-    def release(self, node: NodeId, model: ModelName, claim: "Claim") -> None:
-        waiting = self._waiting.get((node, model))
-        if waiting is None:
-            return
-        had_slot = claim.has_started
-        if claim in waiting:
-            waiting.remove(claim)
-        while had_slot and waiting:
-            next_claim = waiting.popleft()
-            had_slot = next_claim.has_started
-            if not had_slot:
-                next_claim.mark_started()
-        if not waiting:
-            del self._waiting[node, model]

@@ -1,4 +1,4 @@
-from services.gateway.scheduling.worker_capacity import ClaimsWithoutSlot
+from services.gateway.scheduling.worker_claims import ClaimsWithoutSlot
 from shared.types import ModelName
 from tests.services.gateway.fakes import node_id
 

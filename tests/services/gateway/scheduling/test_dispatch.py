@@ -67,7 +67,7 @@ async def test_two_waiting_tenants_take_turns_by_service_received() -> None:
             caller = harness.began[done]
             done += 1
             assert caller.claim is not None
-            owner = caller.claim._requirements.tenant
+            owner = caller.claim.requirements.tenant
             # The first tenant's answers are four times as long.
             long = 40 if owner == tenant(1) else 10
             caller.claim.record_tokens(10, long)

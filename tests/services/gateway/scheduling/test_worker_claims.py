@@ -19,6 +19,17 @@ async def test_an_unused_claim_is_released_with_the_search() -> None:
         assert harness.dispatch.in_flight == 0
 
 
+async def test_a_conversion_that_waited_never_counts_as_a_held_slot() -> None:
+    """Its tenant would never again hold nothing, so that it could not get a slot from others."""
+    async with dispatch_harness() as harness:
+        harness.worker(1)
+        conversion = await harness.ask(takes_slot=False)
+        assert conversion.claim is not None
+        assert harness.dispatch._held(M) == {}
+        await conversion.leave()
+        assert harness.dispatch._held(M) == {}
+
+
 async def test_a_worker_that_fails_five_times_in_a_row_is_ejected_while_there_is_another() -> None:
     async with dispatch_harness() as harness:
         harness.worker(1, slots=50)
