@@ -9,7 +9,6 @@ swarm   a fresh `aicli infer` over Hyperswarm alone
 import asyncio
 import os
 import ssl
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ MODELS = ("smollm2", "echo")
 SERVICES = ("auth", "gateway", "metrics", "web")
 FRESH_PROCESSES = 5
 #: Its input has the process group of `make up`, and ends when we do.
-_CARETAKER = 'read -r group; read -r _; kill -KILL -- "-$group"; make down; rm -rf "$0"'
+_CARETAKER = 'read -r group; read -r _; kill -s KILL -- "-$group"; make down; rm -rf "$0"'
 
 
 @asynccontextmanager
@@ -46,19 +45,24 @@ async def made_up(clone: Path, environment: Mapping[str, str]) -> AsyncIterator[
     """
     pipe, quiet = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     start = partial(asyncio.create_subprocess_exec, cwd=clone, env=environment, start_new_session=True)
-    caretaker = await start("/bin/sh", "-c", _CARETAKER, str(clone), stdin=pipe, stdout=quiet, stderr=quiet)
-    assert caretaker.stdin is not None
+    its_input, input_end = os.pipe()
+    caretaker = await start("/bin/sh", "-c", _CARETAKER, str(clone), stdin=its_input, stdout=quiet, stderr=quiet)
+    os.close(its_input)
+
+    def name_group() -> None:
+        os.write(input_end, b"%d\n" % os.getpid())
+
     try:
         before, began = os.times(), time.perf_counter()
-        process = await start("make", "up", stdin=quiet, stdout=pipe, stderr=asyncio.subprocess.STDOUT)
-        caretaker.stdin.write(b"%d\n" % process.pid)
+        # Between its start and a line of ours, we could be killed.
+        process = await start("make", "up", stdin=quiet, stdout=pipe, stderr=asyncio.subprocess.STDOUT, preexec_fn=name_group)
         async with asyncio.timeout(MOST_SETUP_SECONDS):
             said, _ = await process.communicate()
         took, now = time.perf_counter() - began, os.times()
         assert process.returncode == 0, said.decode()
         yield took, now.children_user + now.children_system - before.children_user - before.children_system
     finally:
-        caretaker.stdin.close()
+        os.close(input_end)
         await caretaker.wait()
 
 
@@ -67,7 +71,8 @@ async def _measure_setup(rows: Rows, _shared: None, _options: Options) -> None:
         caches = {"XDG_CACHE_HOME": f"{name}/cache", "PIP_CACHE_DIR": f"{name}/cache/pip", "npm_config_cache": f"{name}/cache/npm"}
         for clone, heading, seconds, processor in (("first", "cold", 240.0, 420.0), ("second", "with a cached engine", 30.0, None)):
             folder = Path(name, clone)
-            await asyncio.to_thread(subprocess.run, ["git", "clone", "--quiet", ROOT, folder], check=True)
+            async with processes.started("git", "clone", "--quiet", ROOT, folder) as cloning:
+                assert await cloning.wait() == 0
             environment = {**_without_this_environment(), **caches, **stacks.free_ports(), "AIMESH_HOME": str(folder / ".aimesh")}
             async with made_up(folder, environment) as (took, spent):
                 rows.alone(f"make up, {heading}", took, "s", at_most=seconds)

@@ -147,8 +147,8 @@ def _words(arguments: tuple[str, ...]) -> tuple[str, ...]:
     return (sys.executable, "-m", "cli.main", *arguments)
 
 
-#: Its input has the groups of processes that were started, and ends when we do.
-_CARETAKER = 'while read -r group; do groups="$groups $group"; done; for group in $groups; do kill -KILL -- "-$group"; done; rm -rf "$0"'
+#: Its input has the groups of processes that were started, and ends when we do. Of dash, `kill -KILL --` takes no group.
+_CARETAKER = 'while read -r group; do groups="$groups $group"; done; for group in $groups; do kill -s KILL -- "-$group"; done; rm -rf "$0"'
 
 
 @contextmanager

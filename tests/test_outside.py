@@ -16,8 +16,12 @@ with outside.machine() as machine:
     folder = machine.home / "cli"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    (folder / "main.py").write_text("import time; time.sleep(600)")
-    print(machine.start().process.pid, machine.home, flush=True)
+    (folder / "main.py").write_text("import time; print('runs', flush=True); time.sleep(600)")
+    running = machine.start()
+    # Earlier it would end by itself, because its program is gone.
+    while "runs" not in running.text():
+        time.sleep(0.01)
+    print(running.process.pid, machine.home, flush=True)
     time.sleep(0 if sys.argv[1] == "leave" else 600)
 """
 
