@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
+from yarl import URL
 
 from services.inference.engine.gguf_header import MAX_CONTEXT_TOKENS
 from shared import errors
@@ -194,10 +194,10 @@ def single(url: str, key: str | None) -> Upstream:
     return Upstream(name=ONLY, url=url, dialect=_dialect_of(url), key=None if key is None else Key(key))
 
 
-def check_url(setting: str, url: str) -> None:
-    """Raises BadSettings for an unusable URL."""
-    if wrong := list(_url_mistakes(url)):
-        raise errors.BadSettings(f"{setting}: {wrong[0]}", hint="see docs/howto/other-backends.md")
+def check(setting: str, url: str, key: Key | None = None) -> None:
+    """Raises BadSettings for an unusable URL or key."""
+    for wrong in (*_url_mistakes(url), *(_key_mistakes(key.text) if key is not None else ())):
+        raise errors.BadSettings(f"{setting}: {wrong}", hint="see docs/howto/other-backends.md")
 
 
 def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
@@ -249,20 +249,20 @@ def _key_mistakes(key: str) -> Iterator[str]:
 
 def _url_mistakes(url: str) -> Iterator[str]:
     try:
-        parts = urlsplit(url)
-        _ = parts.port
+        parts = URL(url)
+        str(parts.raw_host).encode("idna")  # the length of labels
     except ValueError:
         # Not the library's message, which repeats the URL and with it a password.
         yield "the URL is not valid"
         return
-    if parts.username is not None or parts.password is not None:
+    if parts.user is not None or parts.password is not None:
         yield "the URL contains a password: set the key with key_file or the environment"
-    elif parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or not url.isprintable():
+    elif parts.scheme not in ("http", "https") or not parts.host or parts.query_string or parts.fragment or not url.isprintable():
         yield "the URL must be http:// or https:// with a host and no query, such as http://127.0.0.1:8000/v1"
 
 
 def _dialect_of(url: str) -> Dialect | None:
-    return Dialect.OPENAI if urlsplit(url).hostname == _OPENAI_HOST else None
+    return Dialect.OPENAI if URL(url).host == _OPENAI_HOST else None
 
 
 def _why(error: OSError | UnicodeDecodeError) -> str:

@@ -65,6 +65,7 @@ def test_model_may_have_several_aliases() -> None:
         pytest.param('[a]\nurl = "http://h:port"', "is not valid", id="a port that is none"),
         pytest.param('[a]\nurl = "http://[::1"', "is not valid", id="half an address"),
         pytest.param('[a]\nurl = "http://h/v1?key=x"', "no query", id="a query"),
+        pytest.param(f'[a]\nurl = "http://{"a" * 64}"', "is not valid", id="a label of 64 characters"),
         pytest.param('[a]\nurl = "http://h"\ndialect = "klingon"', "Invalid enum value", id="an unknown dialect"),
         pytest.param('[a]\nurl = "http://h"\nslot = 1', "unknown field `slot`", id="a mistyped field"),
         pytest.param('[a]\nurl = "http://h"\nslots = 0', ">= 1", id="no slots"),

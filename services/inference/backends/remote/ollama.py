@@ -75,7 +75,7 @@ class _Tags(msgspec.Struct, frozen=True):
 @asynccontextmanager
 async def opened(url: str, slots: int, queue: int, watcher: Watcher, *, keep_alive: str | None = None) -> AsyncIterator[RemoteBackend]:
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
-    upstreams.check_url("OLLAMA_URL", url)
+    upstreams.check("OLLAMA_URL", url)
     api = _api(None if keep_alive is None else parse_keep_alive(keep_alive))
     upstream = Upstream(name=NAME, url=url, dialect=Dialect.OLLAMA, key_setting="OLLAMA_URL")
     models = RemoteModels(NAME, upstream, slots, queue, watcher)

@@ -114,8 +114,8 @@ async def _connected(entry: RemoteModel, slots: int, queue: int, watcher: Watche
     address = entry.service if entry.port is None else f"{entry.service}:{entry.port}"
     url = address if "://" in address else f"http://{address}"
     setting = f"service of {entry.name} in MODELS_YAML"
-    upstreams.check_url(setting, url)
     key = None if entry.token_file is None else await asyncio.to_thread(_read_token, entry.token_file, entry.name)
+    upstreams.check(setting, url, key)
     upstream = Upstream(name=entry.name, url=url, provider=urlsplit(url).hostname or NAME, slots=entry.slots, key=key, key_setting=setting)
     models = RemoteModels(NAME, upstream, slots, queue, watcher)
     async with http_server_client.connected(RefusalSource(f"the service of {entry.name}", setting, upstream)) as server:

@@ -74,6 +74,11 @@ async def test_a_service_may_have_a_port_and_require_a_token(tmp_path: Path) -> 
             await until(lambda: backend.models()[0].state is ModelState.READY)
             await backend.generate(job(), Reader())
         assert all("authorization: bearer secret-one" in head for head in server.headers)
+        (tmp_path / "two").write_text("secret-one\r\nx-evil: 1", encoding="utf-8")
+        with pytest.raises(errors.BadSettings, match="service of llm-gptq in MODELS_YAML: a key has") as refused:
+            async with registry.opened((replace(entry, token_file=tmp_path / "two"),), 4, 32, Watch()):
+                pass
+        assert "secret-one" not in str(refused.value)
         missing = replace(entry, token_file=tmp_path / "none")
         with pytest.raises(errors.BadSettings, match="token_file of llm-gptq in MODELS_YAML cannot be read"):
             async with registry.opened((missing,), 4, 32, Watch()):
