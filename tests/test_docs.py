@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from cli import main as cli_main
-from cli.output.option_values import NumberTakingCommand
+from cli.option_values import NumberTakingCommand
 from services.gateway.facts import tiers
 from services.gateway.settings import GatewaySettings
 from services.inference.settings import InferenceSettings

@@ -6,8 +6,9 @@ from urllib.parse import unquote
 
 import click
 
+from cli import option_values
 from cli.cli_context import CliContext
-from cli.output import option_values, print_format, printing, watching
+from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
 

@@ -6,9 +6,9 @@ from uuid import UUID
 import click
 
 from cli.cli_context import CliContext
+from cli.option_values import NumberTakingCommand
 from cli.output import credit_amounts, print_format, printing
 from cli.output.exit_codes import ExitCode
-from cli.output.option_values import NumberTakingCommand
 from shared import api, errors
 from shared.types import MicroCredits, RequestId, UserId
 

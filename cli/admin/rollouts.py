@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from cli import options, value_completion
+from cli import option_values, options, value_completion
 from cli.cli_context import CliContext
-from cli.output import option_values, print_format, printing, watching
+from cli.output import print_format, printing, watching
 from shared import api
 
 _seconds = option_values.duration("a step takes", lambda: api.configuration.RolloutTerms, "step_seconds")

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
-from cli import options
+from cli import option_values, options
 from cli.cli_context import CliContext
-from cli.output import option_values, print_format, printing, watching
+from cli.output import print_format, printing, watching
 from shared import api, errors
 from shared.types import Role
 

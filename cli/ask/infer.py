@@ -16,8 +16,8 @@ import msgspec
 
 from cli import options, value_completion
 from cli.cli_context import CliContext
+from cli.option_values import NumberTakingCommand
 from cli.output import print_format, printing
-from cli.output.option_values import NumberTakingCommand
 from shared import api, errors
 from shared.types import ModelName
 

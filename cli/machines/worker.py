@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 import msgspec
 
+from cli import option_values
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
-from cli.output import option_values, printing
+from cli.output import printing
 from shared import errors, model_folder
 from shared.types import Role
 
