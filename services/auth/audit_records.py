@@ -2,7 +2,6 @@
 
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -10,10 +9,6 @@ from shared import context
 from shared.api.audit import AuditedAct, Result
 from shared.api.auth import Principal
 from shared.types import TenantId, UserId
-
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
-
 
 _LONGEST_NAME = 100
 _LONGEST_TEXT = 500
@@ -87,15 +82,3 @@ def _act(
         request_id=str(now.request_id) if now is not None else "",
         details=details,
     )
-
-
-class AuditTrail(Protocol):
-    """The audit log, as callers use it."""
-
-    async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
-        """Add the act to its own transaction: both happen or neither."""
-        ...
-
-    def note(self, act: AuditedAct) -> None:
-        """Record a refusal soon; equal ones are combined. Never blocks and never fails."""
-        ...

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.auth.audit_records import AuditTrail
+from services.auth.audit_trail import AuditTrail
 from services.auth.passwords import Passwords
 from services.auth.sessions.failed_logins import FailedLogins
 from services.auth.sessions.identities import Identities

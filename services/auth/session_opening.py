@@ -5,7 +5,6 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,10 +15,7 @@ from services.auth.store import StoredAccount
 from shared import errors
 from shared.api import auth
 from shared.api.auth import SessionKind, Step
-
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
-
+from shared.stores.transactions import Transaction
 
 _ID_BYTES = 8
 _LONGEST = 200
@@ -71,7 +67,7 @@ class CompleteLogin:
 
 
 #: Runs in the transaction of a complete login, for example to cancel an account deletion.
-AtLogin = Callable[["Transaction", CompleteLogin], Awaitable[None]]
+AtLogin = Callable[[Transaction, CompleteLogin], Awaitable[None]]
 
 
 class SessionOpening(AuthHandlers):
@@ -120,7 +116,7 @@ class SessionOpening(AuthHandlers):
     def _marked(self, answer: auth.LoginSession, browser: str, account: StoredAccount | None) -> auth.LoginSession:
         return answer if account is None else msgspec.structs.replace(answer, browser=self.browsers.mark(browser, account))
 
-    async def _finish(self, transaction: "Transaction", login: CompleteLogin) -> None:
+    async def _finish(self, transaction: Transaction, login: CompleteLogin) -> None:
         session, client = login.session, login.session.client
         act = audit_records.done_by(
             "session.open", session.user_id, target=session.id, address=client.address, kind=session.kind, agent=client.agent

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 from uuid import UUID
 
 from services.gateway import background_jobs, node_rows, store
@@ -100,6 +100,7 @@ from shared.rpc import RpcCall, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.rpc.authorization import Authorizer, CallerIdentity
 from shared.stores.cache import Cache
+from shared.stores.database import Database
 from shared.stores.recent_writes import RecentWrites
 from shared.stores.replica_reads import DatabaseOptions, ReplicaPlan
 from shared.telemetry import logs
@@ -107,16 +108,13 @@ from shared.telemetry.database_metrics import DatabaseMetrics
 from shared.types import Credential, ModelName, Role, TenantId, UserId
 from shared.worker_pools import PoolsFile
 
-if TYPE_CHECKING:
-    from shared.stores.database import Database
-
 
 @dataclass(frozen=True, slots=True)
 class GatewayStores:
     """What the gateway keeps in PostgreSQL and Valkey."""
 
     cache: Cache
-    database: "Database"
+    database: Database
     recovery: GatewayRecovery
     checkpoints: CheckpointStore
     requests: GatewayStore
@@ -526,7 +524,7 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         )
 
 
-def _database(settings: GatewaySettings, node: Node, cache: Cache) -> "AbstractAsyncContextManager[Database]":
+def _database(settings: GatewaySettings, node: Node, cache: Cache) -> AbstractAsyncContextManager[Database]:
     read_url, lag_seconds = settings.database_read_url, settings.database_read_lag_seconds
     replica = None if read_url is None else ReplicaPlan(read_url, lag_seconds, RecentWrites(cache, "gateway", lag_seconds))
     options = DatabaseOptions(replica, DatabaseMetrics(node.metrics))

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from shared import errors
 from shared.recovery import recovery_lines
@@ -18,12 +17,10 @@ from shared.recovery.log_place import LogPlace
 from shared.recovery.recovery_lines import CheckedLog, DamagedLine, LogEnd, RecoveryLine
 from shared.recovery.recovery_store import RecoveryStore
 from shared.stores import signed_lines
+from shared.stores.transactions import Transaction
 from shared.telemetry import logs
 
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
-
-ApplyLines = Callable[["Transaction", Sequence[RecoveryLine]], Awaitable[None]]
+ApplyLines = Callable[[Transaction, Sequence[RecoveryLine]], Awaitable[None]]
 
 #: Lines of one kind per query.
 _BATCH = 1000
@@ -74,7 +71,7 @@ class Replay:
         self._special = special or {}
         self._stepwise = stepwise
 
-    async def apply(self, transaction: "Transaction", lines: Sequence[RecoveryLine]) -> None:
+    async def apply(self, transaction: Transaction, lines: Sequence[RecoveryLine]) -> None:
         """Apply lines, and append them to the table. Idempotent. Lines of one kind are applied in their order; kinds are independent of
         each other, so a log in which they alternate costs no query for each line."""
         by_kind: dict[str, list[RecoveryLine]] = {}
@@ -92,7 +89,7 @@ class Replay:
         for start in range(0, len(lines), _BATCH):
             await self._rows.append(transaction, lines[start : start + _BATCH])
 
-    async def _apply(self, transaction: "Transaction", kind: str, lines: Sequence[RecoveryLine]) -> None:
+    async def _apply(self, transaction: Transaction, kind: str, lines: Sequence[RecoveryLine]) -> None:
         if (special := self._special.get(kind)) is not None:
             await special(transaction, lines)
         elif (query := self._kinds[kind]) is not None:

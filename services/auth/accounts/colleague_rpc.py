@@ -2,7 +2,6 @@
 
 import secrets
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -20,10 +19,8 @@ from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
 from shared.rpc import RpcCall, serves
 from shared.stores.cache import Cache
+from shared.stores.transactions import Transaction
 from shared.telemetry import logs
-
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
 
 _log = logs.get(part="auth")
 
@@ -103,7 +100,7 @@ class ColleagueRpc(AuthHandlers):
         """Return whether an open invitation to this address has this code."""
         return any(each.email.lower() == email.lower() for each in await self._colleagues.list_open(api_keys.hash_token(token.strip())))
 
-    async def join(self, transaction: "Transaction", token: str, user: auth.User) -> auth.User | None:
+    async def join(self, transaction: Transaction, token: str, user: auth.User) -> auth.User | None:
         """Accept for this user, who may be new in this transaction. Return None if no invitation to the mesh has this code; raises
         NotFound or NotAllowed if it is not open, or not theirs."""
         token_hash = api_keys.hash_token(token.strip())
@@ -120,7 +117,7 @@ class ColleagueRpc(AuthHandlers):
             await self._trail.add(transaction, audit_records.done_by("user.tier", user.id, target=user.id, before=user.tier, after=tier))
         return msgspec.structs.replace(user, role=accepted.role, tier=tier)
 
-    async def _record(self, transaction: "Transaction", accepted: AcceptedInvitation, user: auth.User) -> None:
+    async def _record(self, transaction: Transaction, accepted: AcceptedInvitation, user: auth.User) -> None:
         before, after = accepted.role_before, accepted.role
         act = audit_records.done_by("user.join", user.id, target=accepted.id, before=before, after=after)
         await self._trail.add(transaction, act)

@@ -6,7 +6,6 @@ them if that one fails. A replica that dies between the mail and its note sends 
 
 import hashlib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,10 +18,8 @@ from shared.mail.letters import Letter
 from shared.mail.mailer import Mailer, MailSink
 from shared.mail.smtp_delivery import NotDeliveredError
 from shared.node import lifecycle
+from shared.stores.transactions import Transaction
 from shared.telemetry import logs
-
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
 
 _EVERY_SECONDS = 30
 #: Per round and replica; the next round sends the rest.
@@ -43,7 +40,7 @@ class Notices:
         self._sink = sink
         self._settings_page = settings_page
 
-    async def note_login(self, transaction: "Transaction", login: CompleteLogin) -> None:
+    async def note_login(self, transaction: Transaction, login: CompleteLogin) -> None:
         """Add a notice in the transaction of the login, so that none is lost."""
         if not login.is_new_browser:
             return

@@ -5,7 +5,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore
@@ -14,10 +13,8 @@ from services.auth.audit.verification import Verification
 from shared import errors
 from shared.api.audit import AuditedAct
 from shared.node import lifecycle
+from shared.stores.transactions import Transaction
 from shared.telemetry import logs
-
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
 
 _WRITE_EVERY_SECONDS = 1
 #: Rows per transaction, which locks their chains.
@@ -46,7 +43,7 @@ class AuditLog:
         #: Set when so many rows were added that they should be anchored now.
         self.anchor_soon = asyncio.Event()
 
-    async def add(self, transaction: "Transaction", act: AuditedAct) -> None:
+    async def add(self, transaction: Transaction, act: AuditedAct) -> None:
         await self._rows.append(transaction, (act,))
         self._on_act(act.action)
         self._count(1)

@@ -3,7 +3,7 @@
 from services.auth import audit_records, name_rules
 from services.auth.audit.audit_store import AuditQuery, AuditStore
 from services.auth.audit.verification import Verification
-from services.auth.audit_records import AuditTrail
+from services.auth.audit_trail import AuditTrail
 from services.auth.store import AccountTables
 from shared.api import audit
 from shared.api.method import Nothing

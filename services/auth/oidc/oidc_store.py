@@ -6,7 +6,7 @@ Every method may raise Unavailable.
 from uuid import uuid4
 
 from services.auth import audit_records
-from services.auth.audit_records import AuditTrail
+from services.auth.audit_trail import AuditTrail
 from services.auth.oidc.account_provisioning import FoundAccounts, Identity, NameTaken
 from shared.api.accounts import OidcLink
 from shared.mail import letters

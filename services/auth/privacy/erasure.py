@@ -5,7 +5,6 @@ payments still add up.
 """
 
 import secrets
-from typing import TYPE_CHECKING
 
 from services.auth import audit_records, mail_texts
 from services.auth.audit.audit_store import AuditStore
@@ -19,11 +18,9 @@ from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
 from shared.node import lifecycle
 from shared.rpc import RpcCall, serves
+from shared.stores.transactions import Transaction
 from shared.telemetry import logs
 from shared.types import TenantId, UserId, UserRole
-
-if TYPE_CHECKING:  # only stores talk to PostgreSQL; this hands a transaction on
-    from shared.stores.database import Transaction
 
 _EVERY_SECONDS = 600
 _GATEWAY_SECONDS = 5.0
@@ -74,7 +71,7 @@ class Erasures(AuthHandlers):
             await self._notify_kept(user)
         return Nothing()
 
-    async def call_off_at_login(self, transaction: "Transaction", login: CompleteLogin) -> None:
+    async def call_off_at_login(self, transaction: Transaction, login: CompleteLogin) -> None:
         """Part of every complete login: a user who comes back stays."""
         user_id = login.session.user_id
         if await self._rows.call_off(transaction, user_id):
@@ -117,7 +114,7 @@ class Erasures(AuthHandlers):
             _log.warning("stored answers of an erased account stay until they expire", user_id=user_id, reason=error.message)
         _log.info("account erased", user_id=user_id)
 
-    async def _check_not_needed(self, transaction: "Transaction", user_id: UserId, role: UserRole) -> None:
+    async def _check_not_needed(self, transaction: Transaction, user_id: UserId, role: UserRole) -> None:
         if role is UserRole.ADMIN and not await self._rows.administrators(transaction) - {user_id}:
             raise errors.NotAllowed("you are the last administrator of this mesh", hint="appoint another one first")
         if orphans := await self._rows.orphans_of(transaction, user_id):

@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
 
 from services.auth.audit.audit_store import AuditStore
 from services.auth.privacy.privacy_store import PrivacyStore
@@ -10,19 +9,17 @@ from services.auth.recovery import kinds
 from shared.recovery.recovery_lines import RecoveryLine
 from shared.recovery.recovery_store import RecoveryStore
 from shared.recovery.replay import Replay, columns_of
+from shared.stores.transactions import Transaction
 from shared.types import UserId
-
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
 
 
 def auth_replay(rows: RecoveryStore, own_data: PrivacyStore, audit: AuditStore, hash_password: Callable[[str], Awaitable[str]]) -> Replay:
-    async def erase(transaction: "Transaction", lines: Sequence[RecoveryLine]) -> None:
+    async def erase(transaction: Transaction, lines: Sequence[RecoveryLine]) -> None:
         for row in await transaction.rows("list_erasures_to_replay", *columns_of(lines)):
             await own_data.erase(transaction, UserId(row["id"]), secrets.token_hex(4))
             await audit.shred_of(transaction, UserId(row["id"]))
 
-    async def change_credentials(transaction: "Transaction", lines: Sequence[RecoveryLine]) -> None:
+    async def change_credentials(transaction: Transaction, lines: Sequence[RecoveryLine]) -> None:
         unknown_password = await hash_password(secrets.token_urlsafe(32))
         await transaction.run("replay_user_credentials_changed", *columns_of(lines), unknown_password)
 

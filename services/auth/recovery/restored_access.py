@@ -6,7 +6,7 @@ from services.auth import audit_records
 from services.auth.accounts.account_store import AccountStore
 from services.auth.audit.anchoring import Anchoring
 from services.auth.audit.audit_store import AuditStore
-from services.auth.audit_records import AuditTrail
+from services.auth.audit_trail import AuditTrail
 from services.auth.nodes.node_store import NodeStore
 from services.auth.sessions.active_keys import ActiveKeys
 from shared import audit_anchors, errors

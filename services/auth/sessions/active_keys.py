@@ -5,10 +5,9 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 from services.auth import audit_records
-from services.auth.audit_records import AuditTrail
+from services.auth.audit_trail import AuditTrail
 from services.auth.sealing import DataSealer
 from services.auth.sessions import signing_key_store, signing_keys
 from services.auth.sessions.signing_key_store import KeyChange, SigningKeyStore, StoredKey
@@ -17,10 +16,8 @@ from shared import errors
 from shared.api import auth
 from shared.node import lifecycle
 from shared.rpc import RpcCall, serves
+from shared.stores.transactions import Transaction
 from shared.telemetry import logs
-
-if TYPE_CHECKING:
-    from shared.stores.database import Transaction
 
 _PURPOSE = "signing-key"
 _REFRESH_SECONDS = 60
@@ -96,7 +93,7 @@ class ActiveKeys:
         await self._read()
 
     @contextlib.asynccontextmanager
-    async def rotating(self, *, at_once: bool, above: int = 0) -> AsyncIterator["Transaction"]:
+    async def rotating(self, *, at_once: bool, above: int = 0) -> AsyncIterator[Transaction]:
         """Rotate in one transaction with what the block writes. ``at_once`` drops all other keys and begins an epoch above ``above``.
         Raises Unavailable."""
         async with self._rows.changing() as (change, found):
