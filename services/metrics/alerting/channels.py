@@ -3,19 +3,18 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 from urllib.parse import quote
 
-import httpx
 import msgspec
 
+from services.metrics import webhook
 from services.metrics.alerting.notices import Notice
 from services.metrics.alerting.rules import RANKS, Severity
 from services.metrics.settings import MetricsSettings
 from shared.mail import letters, mailer
 from shared.mail.letters import Letter
 from shared.mail.smtp_delivery import NotDeliveredError
-from shared.transports.http_transport import HttpTransport
 
 _SECONDS: Final = 10.0
 #: The shortest interval between two emails, in which less severe and resolved notices wait for others.
@@ -59,32 +58,19 @@ class Webhook:
         return 0.0
 
     async def send(self, owed: Sequence[Notice], now: float) -> str:
-        async with httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=_SECONDS) as client:
-            # An alert that was resolved and fires again is in both.
-            for status in ("resolved", "firing"):
-                chosen = [one for one in owed if (one.ended is None) == (status == "firing")]
-                if chosen and (trouble := await self._post(client, status, chosen)):
-                    return trouble
+        # An alert that was resolved and fires again is in both.
+        for status in ("resolved", "firing"):
+            chosen = [one for one in owed if (one.ended is None) == (status == "firing")]
+            if chosen and (trouble := await webhook.post(self._url, msgspec.json.encode(self._message(status, chosen)), _SECONDS)):
+                return trouble
         return ""
 
-    async def _post(self, client: httpx.AsyncClient, status: str, chosen: Sequence[Notice]) -> str:
+    def _message(self, status: str, chosen: Sequence[Notice]) -> dict[str, object]:
         source = f"{self._pages}/admin/alerts" if self._pages else ""
-        alerts = [_alert(status, one, source) for one in chosen]
-        empty: dict[str, Any] = {"truncatedAlerts": 0, "groupLabels": {}, "commonLabels": {}, "commonAnnotations": {}}
-        body = {
-            "version": "4",
-            "status": status,
-            "receiver": "aimesh",
-            "externalURL": self._pages,
-            "groupKey": "aimesh",
-            **empty,
-            "alerts": alerts,
-        }
-        try:
-            answer = await client.post(self._url, content=msgspec.json.encode(body), headers={"content-type": "application/json"})
-        except (httpx.HTTPError, OSError) as error:
-            return f"not responding: {type(error).__name__}"
-        return "" if answer.status_code < 300 else f"returned {answer.status_code}"
+        return {
+            "version": "4", "status": status, "receiver": "aimesh", "externalURL": self._pages, "groupKey": "aimesh", "truncatedAlerts": 0,
+            "groupLabels": {}, "commonLabels": {}, "commonAnnotations": {}, "alerts": [_alert(status, one, source) for one in chosen],
+        }  # fmt: skip
 
 
 def _alert(status: str, one: Notice, source: str) -> dict[str, object]:

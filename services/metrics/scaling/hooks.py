@@ -11,11 +11,10 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-import httpx
 import msgspec
 
+from services.metrics import webhook
 from services.metrics.scaling.hook_plan import HOOK_SECONDS, HookRequest
-from shared.transports.http_transport import HttpTransport
 from shared.worker_pools import PoolHook
 
 #: Of a program's errors, the end is kept.
@@ -78,21 +77,8 @@ async def run_program(command: tuple[str, ...], body: bytes, seconds: float = HO
 
 async def _post(url: str, body: bytes, key: str, secret: bytes) -> str:
     at = str(int(time.time()))
-    headers = {
-        "content-type": "application/json",
-        "idempotency-key": key,
-        "x-aimesh-timestamp": at,
-        "x-aimesh-signature": sign(secret, at, body),
-    }
-    try:
-        async with (
-            asyncio.timeout(HOOK_SECONDS),
-            httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=HOOK_SECONDS) as client,
-            client.stream("POST", url, content=body, headers=headers) as answer,
-        ):
-            return "" if answer.is_success else f"returned {answer.status_code}"
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        return f"not responding: {type(error).__name__}"
+    headers = {"idempotency-key": key, "x-aimesh-timestamp": at, "x-aimesh-signature": sign(secret, at, body)}
+    return await webhook.post(url, body, HOOK_SECONDS, headers)
 
 
 def sign(secret: bytes, at: str, body: bytes) -> str:
