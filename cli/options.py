@@ -3,16 +3,15 @@ read or the command's own help is printed."""
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 import msgspec
 
-from cli.output.print_format import Command
-
 if TYPE_CHECKING:
     from msgspec import inspect
 
+Command = TypeVar("Command", bound=Callable[..., object])
 #: Help does not name such bounds, and the service refuses what is beyond them.
 _UNTOLD = 2**31
 #: Returns the request that the option goes into; a function, because the contract is loaded late.

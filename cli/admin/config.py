@@ -8,8 +8,8 @@ import click
 
 from cli import options, value_completion
 from cli.cli_context import CliContext
+from cli.options import Command
 from cli.output import print_format, printing, watching
-from cli.output.print_format import Command
 from cli.output.printing import TableColumn
 from shared import api, errors
 

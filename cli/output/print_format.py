@@ -7,11 +7,12 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import TypeVar, cast
+from typing import cast
 
 import click
 
-Command = TypeVar("Command", bound=Callable[..., object])
+from cli.options import Command
+
 _KEY = "cli.output.format"
 
 

@@ -12,8 +12,9 @@ from typing import NoReturn, cast
 
 import click
 
+from cli.options import Command
 from cli.output import print_format, printing
-from cli.output.print_format import Command, PrintFormat
+from cli.output.print_format import PrintFormat
 from shared import errors
 
 EVERY_SECONDS = 2.0
