@@ -29,6 +29,8 @@ class Problem(msgspec.Struct, array_like=True, frozen=True):
     fault: Fault = Fault.OURS
     retryable: bool = False
     retry_after_ms: int | None = None
+    #: The field of the request that is at fault; empty if none is.
+    field: str = ""
 
 
 class AimeshError(Exception):
@@ -48,11 +50,12 @@ class AimeshError(Exception):
             if value is not None:
                 setattr(cls, name, value)
 
-    def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float | None = None) -> None:
+    def __init__(self, message: str, *, hint: str = "", retry_after_seconds: float | None = None, field: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.retry_after_seconds = retry_after_seconds
+        self.field = field
 
     def to_problem(self) -> Problem:
         after = self.retry_after_seconds
@@ -63,6 +66,7 @@ class AimeshError(Exception):
             fault=self.fault,
             retryable=self.retryable,
             retry_after_ms=None if after is None else max(0, round(after * 1000)),
+            field=self.field,
         )
 
 
@@ -75,6 +79,10 @@ class CallerError(AimeshError, code="bad_request", fault=Fault.CALLER, status=40
 
 class BadRequest(CallerError):
     """The request has a wrong type or exceeds a limit. The message names the field."""
+
+    @classmethod
+    def of(cls, field: str, what: str, *, hint: str = "") -> Self:
+        return cls(f"{field}: {what}", hint=hint, field=field)
 
 
 class ContentFiltered(BadRequest, code="content_filter"):
@@ -291,7 +299,9 @@ class RemoteError(AimeshError):
 
     def __init__(self, problem: Problem) -> None:
         after = problem.retry_after_ms
-        super().__init__(problem.message, hint=problem.hint, retry_after_seconds=None if after is None else after / 1000)
+        super().__init__(
+            problem.message, hint=problem.hint, retry_after_seconds=None if after is None else after / 1000, field=problem.field
+        )
         self.problem = problem
 
     def to_problem(self) -> Problem:
@@ -314,7 +324,7 @@ def from_problem(problem: Problem) -> AimeshError:
     if kind is None:
         return RemoteError(problem)
     after = problem.retry_after_ms
-    return kind(problem.message, hint=problem.hint, retry_after_seconds=None if after is None else after / 1000)
+    return kind(problem.message, hint=problem.hint, retry_after_seconds=None if after is None else after / 1000, field=problem.field)
 
 
 def code_of(error: AimeshError) -> str:

@@ -39,7 +39,7 @@ class LoginRpc(AuthHandlers):
     async def login_user(self, request: auth.LoginUser, call: RpcCall) -> auth.LoginSession:
         typed = request.credentials
         if (typed.username is None) == (typed.email is None):
-            raise errors.BadRequest("credentials: give either username or email, and password")
+            raise errors.BadRequest.of("credentials", "give either username or email, and password")
         if request.kind is SessionKind.BROWSER and call.caller_role is not Role.WEB:
             raise errors.NotAllowed("only the web pages can open a browser session", hint="leave kind out")
         # Attempts are counted by account, and by the client's address or the calling node.
@@ -266,7 +266,7 @@ class LoginRpc(AuthHandlers):
         address = seen or str(call.caller.node)
         account = await self._store.find_account(caller.username)
         if password is None or account is None or not account.password_hash:
-            raise errors.BadRequest("password: required to confirm this", hint="if the account has none, log in again instead")
+            raise errors.BadRequest.of("password", "required to confirm this", hint="if the account has none, log in again instead")
         with self._counting():
             guess = await self._guesses.charge(str(caller.user_id), address, session.browser)
         if not await self._compare(guess, password, account.password_hash):

@@ -23,9 +23,9 @@ _MOST_MODELS, _MOST_NETWORKS = 100, 20
 
 def check_username(username: str) -> None:
     if not may_be_username(username):
-        raise errors.BadRequest("username: 3 to 50 letters, digits, `_`, `.` or `-`, without accents", hint="choose another user name")
+        raise errors.BadRequest.of("username", "3 to 50 letters, digits, `_`, `.` or `-`, without accents", hint="choose another user name")
     if find_uuid(username) is not None:
-        raise errors.BadRequest("username: it must not look like a user id", hint="choose another user name")
+        raise errors.BadRequest.of("username", "it must not look like a user id", hint="choose another user name")
     if username.lower() == ADMIN_USERNAME:
         raise errors.AlreadyExists(f"the user name {ADMIN_USERNAME} is reserved", hint="choose another user name")
 
@@ -33,15 +33,15 @@ def check_username(username: str) -> None:
 def check_email(email: str) -> None:
     if not letters.may_be_email(email):
         most = letters.LONGEST_ADDRESS
-        raise errors.BadRequest(f"email: an address such as you@example.com, at most {most} characters", hint="check the address")
+        raise errors.BadRequest.of("email", f"an address such as you@example.com, at most {most} characters", hint="check the address")
     if email.lower() == ADMIN_EMAIL:
         raise errors.AlreadyExists(f"the address {ADMIN_EMAIL} is reserved", hint="choose another address")
 
 
 def check_key_name(name: str) -> None:
     if not may_be_key_name(name):
-        raise errors.BadRequest(
-            f"name: 1 to {_LONGEST_KEY_NAME} printable characters", hint="choose a name that tells you what the key is for"
+        raise errors.BadRequest.of(
+            "name", f"1 to {_LONGEST_KEY_NAME} printable characters", hint="choose a name that tells you what the key is for"
         )
 
 
@@ -49,10 +49,10 @@ def models_of(names: Iterable[str]) -> tuple[ModelName, ...]:
     """Remove duplicates; keep the order."""
     models = tuple(dict.fromkeys(ModelName(name) for name in names))
     if len(models) > _MOST_MODELS:
-        raise errors.BadRequest(f"models: at most {_MOST_MODELS}", hint="leave it out to allow every model")
+        raise errors.BadRequest.of("models", f"at most {_MOST_MODELS}", hint="leave it out to allow every model")
     if not all(model.strip() and len(model) <= _LONGEST_MODEL_NAME and model.isprintable() for model in models):
-        raise errors.BadRequest(
-            f"models: each name must have 1 to {_LONGEST_MODEL_NAME} printable characters", hint="`aicli models list` shows them"
+        raise errors.BadRequest.of(
+            "models", f"each name must have 1 to {_LONGEST_MODEL_NAME} printable characters", hint="`aicli models list` shows them"
         )
     return models
 
@@ -61,7 +61,7 @@ def networks_of(texts: Iterable[str]) -> tuple[str, ...]:
     """Remove duplicates, keep the order, and normalize to the form that addresses are compared with."""
     networks = tuple(dict.fromkeys(_network(text) for text in texts))
     if len(networks) > _MOST_NETWORKS:
-        raise errors.BadRequest(f"networks: at most {_MOST_NETWORKS}", hint="merge adjacent ones")
+        raise errors.BadRequest.of("networks", f"at most {_MOST_NETWORKS}", hint="merge adjacent ones")
     return networks
 
 
@@ -72,7 +72,9 @@ def _network(text: str) -> str:
     except ValueError:
         found = None
     if found is None:
-        raise errors.BadRequest(f"networks: {text[:60]!r} is not a network", hint="write 192.0.2.0/24, 2001:db8::/32 or a single address")
+        raise errors.BadRequest.of(
+            "networks", f"{text[:60]!r} is not a network", hint="write 192.0.2.0/24, 2001:db8::/32 or a single address"
+        )
     return str(as_compared(found))
 
 

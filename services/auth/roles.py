@@ -129,9 +129,9 @@ def _scopes_of_new_key(caller: Principal, request: GenerateApiKey, owner: UserRo
     """Return what is stored; empty means everything that its owner may do, now and later."""
     kind, requested = request.kind, request.bounds.scopes
     if requested and request.all_rights:
-        raise errors.BadRequest("scopes: not together with all_rights", hint="name the scopes, or ask for all rights")
+        raise errors.BadRequest.of("scopes", "not together with all_rights", hint="name the scopes, or ask for all rights")
     if unknown := sorted(set(requested) - set(Permission)):
-        raise errors.BadRequest(f"scopes: there is no {unknown[0][:50]!r}", hint=f"choose from {', '.join(Permission)}")
+        raise errors.BadRequest.of("scopes", f"there is no {unknown[0][:50]!r}", hint=f"choose from {', '.join(Permission)}")
     wanted, most = frozenset(Permission(scope) for scope in requested), most_scopes(kind, owner)
     if Permission.EVERYTHING not in most and (missing := sorted(wanted - most)):
         raise errors.NotAllowed(
@@ -171,7 +171,9 @@ def _end_of_new_key(caller: Principal, request: GenerateApiKey, now: datetime) -
     usual = TEST_KEY_DAYS if request.kind is KeyKind.TEST else KEY_DAYS
     days = usual if request.days is None else request.days
     if request.kind is KeyKind.TEST and not 1 <= days <= TEST_KEY_DAYS:
-        raise errors.BadRequest(f"days: a test key is valid for 1 to {TEST_KEY_DAYS} days", hint="create a live key for a longer lifetime")
+        raise errors.BadRequest.of(
+            "days", f"a test key is valid for 1 to {TEST_KEY_DAYS} days", hint="create a live key for a longer lifetime"
+        )
     ends_at = now + timedelta(days=days) if days else None
     creators_end = _time(caller.expires_at)
     # Without an explicit lifetime, a key that expires soon creates keys that expire with it.

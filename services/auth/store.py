@@ -87,8 +87,8 @@ async def naming_user(db: database.Database, hint: str) -> AsyncIterator[databas
         async with db.transaction() as transaction:
             yield transaction
     except database.UniqueViolation as error:
-        what = "email address" if "email" in str(error.constraint_name) else "user name"
-        raise errors.AlreadyExists(f"this {what} is taken", hint=hint) from error
+        field, what = ("email", "email address") if "email" in str(error.constraint_name) else ("username", "user name")
+        raise errors.AlreadyExists(f"this {what} is taken", hint=hint, field=field) from error
 
 
 class AuthTables:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from shared import errors
+from shared.api.method import field_name
 from shared.protocol import field_errors
 
 T = TypeVar("T")
@@ -35,8 +36,9 @@ def decode_request(kind: type[T], body: bytes, method: str) -> T:
 
 def bad_request(error: Exception, kind: type, method: str) -> errors.BadRequest:
     """Return the error for a body that is not a ``kind``."""
-    what = field_errors.sentence(error, kind) if isinstance(error, msgspec.ValidationError) else str(error)
-    return errors.BadRequest(f"{method}: {what}", hint="docs/reference/rpc.md has the fields of every method")
+    path, must, _ = field_errors.explain(error, kind) if isinstance(error, msgspec.ValidationError) else ("", str(error), "")
+    hint, field = "docs/reference/rpc.md has the fields of every method", field_name(path.rpartition(".")[2])
+    return errors.BadRequest(f"{method}: {path} {must}" if path else f"{method}: {must}", hint=hint, field=field)
 
 
 def decode_reply(kind: type[T], body: bytes, method: str) -> T:

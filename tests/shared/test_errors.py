@@ -10,10 +10,15 @@ KINDS = sorted(errors.BY_CODE.values(), key=lambda kind: kind.__name__)
 def test_an_error_survives_the_wire() -> None:
     for kind in KINDS:
         with case(kind.__name__):
-            sent = kind("what happened", hint="what to do", retry_after_seconds=1.5)
+            sent = kind("what happened", hint="what to do", retry_after_seconds=1.5, field="name")
             received = errors.from_problem(sent.to_problem())
             assert type(received) is errors.BY_CODE[kind.code]
-            assert (received.message, received.hint, received.retry_after_seconds) == ("what happened", "what to do", 1.5)
+            assert (received.message, received.hint, received.retry_after_seconds, received.field) == (
+                "what happened",
+                "what to do",
+                1.5,
+                "name",
+            )
             assert received.to_problem() == sent.to_problem()
 
 

@@ -53,7 +53,7 @@ class PasswordChanges(AuthHandlers):
         self._passwords.check(request.new_password, username=user.username, email=user.email)
         before = await self._rows.find_password_hash(user.id)
         if before is not None and await self._passwords.verify(request.new_password, before):
-            raise errors.BadRequest("password: it is your current one", hint="choose another")
+            raise errors.BadRequest.of("password", "it is your current one", hint="choose another")
         password_hash = await self._passwords.hash(request.new_password)
         async with self._ends.transaction(user.id, but=session.id) as transaction:
             await self._rows.set_password(transaction, user.id, password_hash)

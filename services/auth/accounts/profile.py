@@ -76,7 +76,7 @@ class ProfileRpc(AuthHandlers):
     async def set_preferences(self, request: accounts.SetPreferences, call: RpcCall) -> accounts.Preferences:
         chosen = request.preferences
         if chosen.theme not in _THEMES:
-            raise errors.BadRequest("theme: " + ", ".join(_THEMES), hint="system follows the setting of the device")
+            raise errors.BadRequest.of("theme", ", ".join(_THEMES), hint="system follows the setting of the device")
         model = chosen.default_model
         if model is not None and not (model.isprintable() and 0 < len(model) <= _LONGEST_MODEL_NAME):
             raise errors.BadRequest("defaultModel: must be the name of a model", hint="leave it out for the mesh's default")

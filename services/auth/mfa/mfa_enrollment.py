@@ -45,7 +45,7 @@ class MfaEnrollment(AuthHandlers):
             raise errors.BadRequest("no second factor is being set up", hint=_BEGIN_HINT)
         step = self._factors.prove(caller.user_id, factor, request.code)
         if step is None:
-            raise errors.BadRequest("code: it does not match this seed", hint=CODE_HINT)
+            raise errors.BadRequest.of("code", "it does not match this seed", hint=CODE_HINT)
         codes = recovery_codes.new_codes()
         async with self._store.transaction() as transaction:
             hashes = self._factors.digests(caller.user_id, codes)

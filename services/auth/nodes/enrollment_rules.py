@@ -84,7 +84,7 @@ class KnownNode:
 def check_role(role: Role) -> None:
     """Raises BadRequest for a role that no ticket gives."""
     if role not in JOINS_AS:
-        raise errors.BadRequest(f"role: a ticket cannot give the role {role}", hint=f"one of {', '.join(JOINS_AS)}")
+        raise errors.BadRequest.of("role", f"a ticket cannot give the role {role}", hint=f"one of {', '.join(JOINS_AS)}")
 
 
 def check_own_ticket(request: CreateTicket, owner: UserId, username: str) -> None:
@@ -154,12 +154,14 @@ def check_request(request: CreateTicket) -> None:
     """Raises BadRequest for a combination that no ticket may have."""
     if request.active_most is None:
         if request.uses is None:
-            raise errors.BadRequest("uses: unlimited uses need a limit of active nodes", hint="set active_most (--active)")
+            raise errors.BadRequest.of("uses", "unlimited uses need a limit of active nodes", hint="set active_most (--active)")
         if request.ttl_seconds > LONGEST_OF_PEOPLE.total_seconds():
-            raise errors.BadRequest("ttl_seconds: without active_most (--active), a ticket lasts at most 7 days", hint="set active_most")
+            raise errors.BadRequest.of(
+                "ttl_seconds", "without active_most (--active), a ticket lasts at most 7 days", hint="set active_most"
+            )
     elif request.role in _REPLICAS and not request.networks:
-        raise errors.BadRequest(
-            f"networks: a {request.role} can read prompts, so its tickets need networks", hint="such as --network 10.0.0.0/8"
+        raise errors.BadRequest.of(
+            "networks", f"a {request.role} can read prompts, so its tickets need networks", hint="such as --network 10.0.0.0/8"
         )
     if request.role is not Role.WORKER and (request.model or request.accept_models is not None):
         raise errors.BadRequest(
@@ -169,9 +171,9 @@ def check_request(request: CreateTicket) -> None:
         try:
             found = name_rules.as_compared(ip_network(network))
         except ValueError:
-            raise errors.BadRequest(f"networks: {network!r} is not a network", hint="such as 10.0.0.0/8") from None
+            raise errors.BadRequest.of("networks", f"{network!r} is not a network", hint="such as 10.0.0.0/8") from None
         if found.prefixlen < (shortest := _MIN_PREFIXES[found.version]):
-            raise errors.BadRequest(f"networks: {found} is wider than /{shortest}", hint="name the networks that the machines are in")
+            raise errors.BadRequest.of("networks", f"{found} is wider than /{shortest}", hint="name the networks that the machines are in")
 
 
 def network_of(address: str) -> str:

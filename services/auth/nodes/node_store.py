@@ -176,7 +176,7 @@ class NodeStore(AuthTables):
 def _checked(beginning: str, what: str) -> str:
     beginning = beginning.strip()
     if len(beginning) < SHORTEST_BEGINNING or not beginning.isalnum():
-        raise errors.BadRequest(f"id: give the {what}'s id, or at least its first {SHORTEST_BEGINNING} characters")
+        raise errors.BadRequest.of("id", f"give the {what}'s id, or at least its first {SHORTEST_BEGINNING} characters")
     return beginning
 
 

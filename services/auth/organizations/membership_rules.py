@@ -60,7 +60,7 @@ def check_may_join(caller: Principal) -> None:
 def check_name(name: str) -> str:
     """Strip surrounding spaces. Raises BadRequest."""
     if not name_rules.may_be_key_name(name):
-        raise errors.BadRequest("name: 1 to 100 printable characters", hint="choose a name that its members recognize")
+        raise errors.BadRequest.of("name", "1 to 100 printable characters", hint="choose a name that its members recognize")
     return name.strip()
 
 
@@ -68,7 +68,7 @@ def check_invited(email: str) -> str:
     """Raises BadRequest."""
     email = email.strip()
     if not letters.may_be_email(email):
-        raise errors.BadRequest("email: an address such as you@example.com, at most 100 characters", hint="check the address")
+        raise errors.BadRequest.of("email", "an address such as you@example.com, at most 100 characters", hint="check the address")
     return email
 
 

@@ -115,7 +115,7 @@ class Invitations(AuthHandlers):
         token = secrets.token_urlsafe(32)
         async with self._organisations.owned(id_, caller) as (transaction, found):
             if await self._organisations.has_member_with(transaction, id_, email):
-                raise errors.AlreadyExists("a user with this address is already a member", hint="`getOrganisation` lists its members")
+                raise errors.AlreadyExists("a user with this address is already a member", hint="see its members", field="email")
             invitation = await self._organisations.invite(
                 transaction, id_, by=caller.user_id, email=email, role=request.role, token_hash=api_keys.hash_token(token)
             )

@@ -8,6 +8,5 @@ class BadField(errors.BadRequest):
 
     def __init__(self, field: str, must: str, *, known: str | None = None) -> None:
         """``known``: what may be logged of the path, if the rest are names that the caller chose."""
-        super().__init__(f"{field} {must}")
-        self.field = field
+        super().__init__(f"{field} {must}", field=field)
         self.known = field if known is None else known

@@ -133,21 +133,23 @@ def read_number(text: str, what: str, kind: type[msgspec.Struct], field: str) ->
     """Parse a number for this field of a request; None for an empty text. Raises BadRequest with the field's bounds."""
     if not (text := text.strip()):
         return None
-    found: int = convert_value(text if (number := find_number(text)) is None else number, what, field_errors.type_of(kind, field))
+    found: int = convert_value(text if (number := find_number(text)) is None else number, what, field_errors.type_of(kind, field), field)
     return found
 
 
 def read_text(text: str, what: str, kind: type[msgspec.Struct], field: str) -> str:
     """Return the text for this field of a request, without spaces around it. Raises BadRequest with the field's bounds."""
-    found: str = convert_value(text.strip(), what, field_errors.type_of(kind, field))
+    found: str = convert_value(text.strip(), what, field_errors.type_of(kind, field), field)
     return found
 
 
-def convert_value(value: object, what: str, kind: Any) -> Any:
+def convert_value(value: object, what: str, kind: Any, field: str) -> Any:
     """Convert to a type of the contract. Raises BadRequest with what it allows."""
-    return field_errors.convert(
-        what, value, kind, lambda what, must: errors.BadRequest(f"{what} {must}", hint="correct it and submit the form again")
-    )
+
+    def refuse(what: str, must: str) -> errors.BadRequest:
+        return errors.BadRequest(f"{what} {must}", hint="correct it and submit the form again", field=field)
+
+    return field_errors.convert(what, value, kind, refuse)
 
 
 @cache

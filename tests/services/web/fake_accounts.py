@@ -195,7 +195,7 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
     def _change_profile(self, request: contract.ChangeProfile, credential: Credential | None) -> auth.User:
         user = self._user(credential)
         if request.username in self.accounts and request.username != user.username:
-            raise errors.AlreadyExists(f"the username {request.username!r} is taken", hint="choose another one")
+            raise errors.AlreadyExists(f"the username {request.username!r} is taken", hint="choose another one", field="username")
         if request.email != user.email:
             self._check_fresh("auth.changePassword")
         changed = msgspec.structs.replace(user, username=request.username or user.username, email=request.email or user.email)

@@ -46,7 +46,7 @@ ONE_OF_EACH: list[tuple[Frame, list[object]]] = [
     (Reply(1, b"\x80"), [5, 1, b"\x80", False]),
     (Item(3, b"\x80", True), [6, 3, b"\x80", True]),
     (End(3, b"\x80"), [7, 3, b"\x80", False]),
-    (Error(3, errors.Problem("limited", "no")), [8, 3, ["limited", "no", "", "ours", False, None]]),
+    (Error(3, errors.Problem("limited", "no")), [8, 3, ["limited", "no", "", "ours", False, None, ""]]),
     (Cancel(3), [9, 3]),
     (Credit(3, 512, 4096, 64), [10, 3, 512, 4096, 64]),
     (Ping(7), [11, 7]),

@@ -37,7 +37,7 @@ class TicketForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: Sent if the box is checked.
     approval: str = ""
     owner: str = ""
-    active: str = ""
+    active_most: str = ""
     networks: str = ""
     model: str = ""
     #: yes, no, or empty for auth's default.
@@ -110,7 +110,7 @@ async def revoke_ticket(page_request: NamedDependency[PageRequest], ticket_id: F
 def wanted(form: TicketForm) -> membership.CreateTicket:
     """Convert the form to a request. Raises BadRequest."""
     uses = forms.read_number(form.uses, "max uses", membership.CreateTicket, "uses")
-    active = forms.read_number(form.active, "active at once", membership.CreateTicket, "active_most")
+    active = forms.read_number(form.active_most, "active at once", membership.CreateTicket, "active_most")
     if form.role not in (*COMMANDS, *_SERVICES):
         raise errors.BadRequest("unknown role", hint="choose one from the list")
     if form.lifetime not in map(str, LIFETIMES):
@@ -139,7 +139,7 @@ def read_labels(text: str) -> dict[str, str]:
         except msgspec.ValidationError:
             hint = "use letters, digits, '.', '_', '/' and '-', such as room=3, gpu=a100"
             raise errors.BadRequest(f"invalid label: {pair[0][:63]}={pair[1][:63]}", hint=hint) from None
-    labels: dict[str, str] = forms.convert_value(dict(pairs), "labels", membership.Labels)
+    labels: dict[str, str] = forms.convert_value(dict(pairs), "labels", membership.Labels, "labels")
     return labels
 
 

@@ -51,7 +51,8 @@ async def test_taken_name_keeps_the_input(alice: Browser, mesh: FakeMesh) -> Non
     mesh.add_account("taken", "x")
     page = await alice.submit(await alice.get("/settings"), "/settings", username="taken", email="new@example.com")
     assert page.status_code == 409
-    assert "The username &#39;taken&#39; is taken." in page.text
+    assert '<p class="mistake" id="username-mistake">The username &#39;taken&#39; is taken.</p>' in page.text
+    assert page.text.count('aria-invalid="true"') == 1
     fields = forms_of(page)["/settings"]
     assert (fields["username"], fields["email"]) == ("taken", "new@example.com")
 

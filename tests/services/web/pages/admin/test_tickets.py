@@ -119,7 +119,7 @@ async def test_revoke_a_ticket(root: Browser, mesh: AdminMesh) -> None:
 
 
 async def test_a_ticket_for_replicas(root: Browser, mesh: AdminMesh) -> None:
-    typed = {"role": "gateway", "uses": "", "active": "20", "networks": "10.0.0.0/8, fd00::/8", "lifetime": str(90 * 86_400)}
+    typed = {"role": "gateway", "uses": "", "active_most": "20", "networks": "10.0.0.0/8, fd00::/8", "lifetime": str(90 * 86_400)}
     made = await root.submit(await root.get(PATH), PATH, **typed)
     assert made.status_code == 201
     row = mesh.tickets[-1]
