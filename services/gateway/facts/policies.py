@@ -1,19 +1,19 @@
-"""Decides what callers may use, and who may see their prompts. Pure.
+"""Decides what callers may use. Pure.
 
 The policies of the mesh, of the organization (or else the default one), of the key and of the request are combined into one; each level
-can only add restrictions. ``barrier`` is the only place that compares a worker with a policy.
+can only add restrictions.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from fnmatch import fnmatchcase
 from typing import Generic, TypeVar
 
 import msgspec
 
-from services.gateway.facts import guardrails, upstream_prices
+from services.gateway.facts import guardrails, placements, upstream_prices
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
+from services.gateway.facts.placements import ANYWHERE, Placement
 from shared.api.auth import Principal
 from shared.api.ledger import ModelPrice
 from shared.config_documents import (
@@ -26,14 +26,8 @@ from shared.config_documents import (
     Money,
     PolicyDocument,
 )
-from shared.protocol.directory import Announcement, DirectoryEntry, ModelOffer
+from shared.protocol.directory import DirectoryEntry
 from shared.types import KeyId, TenantId
-
-#: Worker labels. Only an administrator can set TRUSTED, in the ticket; SHARED=no keeps a worker private to its owner.
-TRUSTED = "trusted"
-SHARED = "shared"
-_YES = frozenset({"yes", "true", "1"})
-_NO = frozenset({"no", "false", "0"})
 
 #: The level of rules that no document sets.
 BUILT_IN = "built-in"
@@ -41,42 +35,6 @@ BUILT_IN = "built-in"
 REQUEST = "request"
 
 Value = TypeVar("Value")
-
-
-class Placement(msgspec.Struct, frozen=True, array_like=True):
-    """Who may see a tenant's prompts."""
-
-    machines: Machines = Machines.GROUP
-    #: Sorted.
-    external: tuple[str, ...] = ()
-
-
-#: As without policies.
-ANYWHERE = Placement(external=(ANY_PROVIDER,))
-
-
-class Barrier(Enum):
-    """Why a worker may not see a prompt."""
-
-    #: Its owner keeps it for their own requests.
-    PRIVATE = "private"
-    MACHINES = "machines"
-    PROVIDER = "provider"
-
-
-def barrier(tenant: TenantId, placement: Placement, worker: Announcement, offer: ModelOffer) -> Barrier | None:
-    """Return why the worker may not see the tenant's prompts for this model; None if it may."""
-    is_own = bool(worker.owner) and worker.owner == str(tenant)
-    if not is_own and worker.labels and worker.labels.get(SHARED, "").lower() in _NO:
-        return Barrier.PRIVATE
-    if offer.provider and offer.provider not in placement.external and ANY_PROVIDER not in placement.external:
-        return Barrier.PROVIDER
-    if is_own or placement.machines is Machines.GROUP:
-        return None
-    if placement.machines is Machines.OWN:
-        return Barrier.MACHINES
-    is_trusted = placement.machines is Machines.TRUSTED and worker.labels.get(TRUSTED, "").lower() in _YES
-    return None if not worker.owner or is_trusted else Barrier.MACHINES
 
 
 def open_to(tenant: TenantId, policy: "Policy", workers: Iterable[DirectoryEntry]) -> list[DirectoryEntry]:
@@ -87,24 +45,13 @@ def open_to(tenant: TenantId, policy: "Policy", workers: Iterable[DirectoryEntry
         allowed = tuple(
             offer
             for offer in offers
-            if barrier(tenant, policy.placement, worker.announcement, offer) is None and policy.allows_target(offer.name)
+            if placements.barrier(tenant, policy.placement, worker.announcement, offer) is None and policy.allows_target(offer.name)
         )
         if len(allowed) == len(offers):
             found.append(worker)
         elif allowed:
             found.append(replace(worker, announcement=msgspec.structs.replace(worker.announcement, models=allowed)))
     return found
-
-
-def describe_barrier(found: Barrier, placement: Placement, offer: ModelOffer) -> str:
-    """Return the reason for people, about the worker."""
-    match found:
-        case Barrier.PRIVATE:
-            return "serves only its owner (label shared=no)"
-        case Barrier.MACHINES:
-            return f"is not one of the machines that the policy allows ({placement.machines})"
-        case Barrier.PROVIDER:
-            return f"sends prompts to {offer.provider}, which the policy forbids"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import math
 
 import msgspec
 
-from services.gateway.facts.policies import Placement
+from services.gateway.facts.placements import Placement
 from shared.protocol.directory import ResumeOrigin
 from shared.types import ModelName, NodeId, TenantId
 

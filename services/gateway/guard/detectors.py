@@ -19,6 +19,7 @@ from stdnum import iban
 
 from services.gateway.guard import national_ids, payment_cards, phone_numbers, searched_text
 from services.gateway.guard.phone_numbers import PhoneBudget, PhoneLikeness
+from services.gateway.guard.searched_text import Match
 from shared.config_documents import GuardKind
 from shared.identity import credentials
 
@@ -75,17 +76,6 @@ _PEM_END = re.compile(r"-----END (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----"
 #: A key without its end: lines of base64, and headers such as "Proc-Type: 4,ENCRYPTED".
 _PEM_BODY = re.compile(r"(?:[A-Za-z0-9+/=\\\r\n\t:,.-]|(?<=[\s:,]) )*")
 _TOKEN_BODY = re.compile(r"[A-Za-z0-9_.-]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A place in a text."""
-
-    start: int
-    end: int
-    kind: GuardKind
-    #: The name of the policy's own pattern; empty for other kinds.
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

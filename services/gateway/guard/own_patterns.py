@@ -11,8 +11,7 @@ from functools import lru_cache
 
 import re2
 
-from services.gateway.guard.detectors import Match
-from services.gateway.guard.searched_text import normalize_pattern
+from services.gateway.guard.searched_text import Match, normalize_pattern
 from shared.config_documents import GuardKind, GuardPattern
 
 #: RE2's memory for one pattern; a larger one is refused.

@@ -6,7 +6,10 @@ a letter with its mark, so that it doesn't matter in which pieces a text arrives
 
 import re
 import unicodedata
+from dataclasses import dataclass
 from functools import lru_cache
+
+from shared.config_documents import GuardKind
 
 #: What normalizing may change: a letter with a mark, a carriage return, and all but ASCII and the letters of some scripts.
 _UNIT = re.compile(
@@ -15,6 +18,17 @@ _UNIT = re.compile(
 )
 _MINUS = "\u2212"
 _LINE_BREAKS = frozenset("\x85\u2028\u2029")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A place in a text."""
+
+    start: int
+    end: int
+    kind: GuardKind
+    #: The name of the policy's own pattern; empty for other kinds.
+    name: str = ""
 
 
 def normalize(text: str) -> str:

@@ -10,18 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from services.gateway.facts.guardrails import GuardScan
-from services.gateway.guard.detectors import (
-    CONTEXT_CHARACTERS,
-    LIKELY,
-    MAX_SECRET_CHARACTERS,
-    TRIGGER,
-    Detector,
-    Match,
-    OpenSecret,
-)
+from services.gateway.guard.detectors import CONTEXT_CHARACTERS, LIKELY, MAX_SECRET_CHARACTERS, TRIGGER, Detector, OpenSecret
 from services.gateway.guard.own_patterns import OwnBudget, OwnPatterns
 from services.gateway.guard.phone_numbers import PhoneBudget
-from services.gateway.guard.searched_text import SearchedText
+from services.gateway.guard.searched_text import Match, SearchedText
 from shared.config_documents import GuardKind, GuardPattern
 
 #: Policies whose detectors and patterns stay compiled. Searches fill up to 10 MiB for five patterns.

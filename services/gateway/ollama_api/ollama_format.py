@@ -9,7 +9,7 @@ import msgspec
 from services.gateway.http_api import chat_messages, http_errors, response_formats
 from services.gateway.http_api.chat_messages import JsonObject
 from services.gateway.http_api.response_formats import ErrorBody, EventStream, ServerSentEvent, TokenChoice
-from services.gateway.http_api.rest_inference import RestFormat, TextEvent
+from services.gateway.http_api.rest_format import RestFormat, TextEvent
 from services.gateway.ollama_api.ollama_request import OllamaChatBody, OllamaPromptBody
 from shared.api.gateway import InferenceResult, ServedModel
 from shared.api.inference import Chunk

@@ -14,7 +14,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnthropicErrorBody
 from services.gateway.idempotency import idempotency_keys
 from services.gateway.idempotency.stored_items import StoredItems
-from services.gateway.openai_api import anthropic_request, chat_format
+from services.gateway.openai_api import anthropic_request, chat_format, response_references
 from services.gateway.openai_api import chat_request as openai_chat
 from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
@@ -76,7 +76,7 @@ class OpenAiRoutes:
         await self._answer(call, await call.convert(openai_chat.to_request, body), ChatFormat(body), stream=body.stream)
 
     async def _respond(self, call: HttpCall) -> None:
-        body = await read_response(call, self._items)
+        body = await response_references.read(call, self._items)
         form = ResponsesFormat(body, is_stored=body.store and self._items.allows(call.caller))
 
         async def store() -> None:
@@ -152,13 +152,6 @@ class OpenAiRoutes:
                 f"the model {call.rest_of_path[:200]!r} is not served; served models: {names}", hint="see GET /v1/models"
             )
         await call.answer(chat_format.show_model(found, self._started_at))
-
-
-async def read_response(call: HttpCall, items: StoredItems) -> ResponseBody:
-    """Read a request with the stored items that it refers to. Raises BadRequest, and what ``StoredItems.find`` raises."""
-    body = await call.read(openai_responses.DIALECT)
-    found = await items.find(call.caller, references) if (references := body.references) else {}
-    return await call.convert(lambda body: body.settled(found), body)
 
 
 def _parts(repeat: RepeatedRequest, requests: tuple[InferenceRequest, ...]) -> tuple[RepeatedRequest, ...]:

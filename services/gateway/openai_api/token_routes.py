@@ -16,7 +16,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.idempotency.stored_items import StoredItems
-from services.gateway.openai_api import anthropic_request, openai_routes, response_request
+from services.gateway.openai_api import anthropic_request, response_references, response_request
 from services.gateway.openai_api.anthropic_request import CountTokensBody
 from services.gateway.openai_api.response_request import ResponseBody
 from services.gateway.requests import image_tokens, request_validation
@@ -117,7 +117,7 @@ class TokenRoutes:
         await call.answer(MessageTokens(await self._count(call, await call.convert(anthropic_request.to_request, body))))
 
     async def _count_response(self, call: HttpCall) -> None:
-        body = await openai_routes.read_response(call, self._items)
+        body = await response_references.read(call, self._items)
         await call.answer(ResponseTokens(await self._count(call, await call.convert(response_request.to_request, body))))
 
     async def _count(self, call: HttpCall, asked: InferenceRequest) -> int:

@@ -14,8 +14,8 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 
-from services.gateway.facts import policies
-from services.gateway.facts.policies import Placement
+from services.gateway.facts import placements
+from services.gateway.facts.placements import Placement
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import preemption, worker_choice, worker_starts
 from services.gateway.scheduling.fair_queue import ModelQueue, QueueSettings
@@ -179,9 +179,9 @@ class Dispatch:
         offers = () if worker is None else worker.announcement.models
         for offer in offers:
             if worker is not None and offer.name == requirements.model:
-                barrier = policies.barrier(requirements.tenant, requirements.placement, worker.announcement, offer)
+                barrier = placements.barrier(requirements.tenant, requirements.placement, worker.announcement, offer)
                 if barrier is not None:
-                    why = policies.describe_barrier(barrier, requirements.placement, offer)
+                    why = placements.describe_barrier(barrier, requirements.placement, offer)
                     raise errors.NotReachable(f"the worker {node[:8]}… {why}", hint="see `aicli policy explain`")
 
     def model_queue(self, model: ModelName) -> ModelQueue[QueuedRequest]:

@@ -7,9 +7,10 @@ from enum import StrEnum
 
 import msgspec
 
-from services.gateway.facts import policies
+from services.gateway.facts import placements
 from services.gateway.facts.model_routes import Route, RouteTarget
-from services.gateway.facts.policies import Placement, Policy
+from services.gateway.facts.placements import Placement
+from services.gateway.facts.policies import Policy
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ANY_PROVIDER, TargetConditions
 from shared.protocol.directory import DirectoryEntry
@@ -101,8 +102,8 @@ class RouteDecision:
 
 
 _FORBIDDEN = {
-    policies.Barrier.PROVIDER: ModelFacts(forbidden=DropReason.POLICY_EXTERNAL),
-    policies.Barrier.MACHINES: ModelFacts(forbidden=DropReason.POLICY_MACHINES),
+    placements.Barrier.PROVIDER: ModelFacts(forbidden=DropReason.POLICY_EXTERNAL),
+    placements.Barrier.MACHINES: ModelFacts(forbidden=DropReason.POLICY_MACHINES),
 }
 
 
@@ -114,7 +115,7 @@ def served_models(usable: Iterable[DirectoryEntry], tenant: TenantId, placement:
             if not offer.ready:
                 continue
             known = found.get(offer.name)
-            barrier = policies.barrier(tenant, placement, worker.announcement, offer)
+            barrier = placements.barrier(tenant, placement, worker.announcement, offer)
             if barrier is not None:
                 # Workers that serve only their owner don't count.
                 if known is None and barrier in _FORBIDDEN:
@@ -143,7 +144,7 @@ def find_forbidden(usable: Iterable[DirectoryEntry], model: ModelName, tenant: T
     for worker in usable:
         for offer in worker.announcement.models:
             if offer.name == model and offer.ready:
-                barrier = policies.barrier(tenant, placement, worker.announcement, offer)
+                barrier = placements.barrier(tenant, placement, worker.announcement, offer)
                 if barrier is None:
                     return None
                 if found is None and barrier in _FORBIDDEN:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from services.gateway.facts import policies
+from services.gateway.facts import placements
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import prefix_affinity, worker_records
 from services.gateway.scheduling.worker_capacity import WorkerCapacity
@@ -107,8 +107,8 @@ def _wait(worker: DirectoryEntry, offer: ModelOffer, capacity: WorkerCapacity) -
 
 
 def _by_policy(requirements: WorkerRequirements, candidate: Candidate) -> str:
-    found = policies.barrier(requirements.tenant, requirements.placement, candidate.worker.announcement, candidate.offer)
-    return "" if found is None else policies.describe_barrier(found, requirements.placement, candidate.offer)
+    found = placements.barrier(requirements.tenant, requirements.placement, candidate.worker.announcement, candidate.offer)
+    return "" if found is None else placements.describe_barrier(found, requirements.placement, candidate.offer)
 
 
 def _by_origin(requirements: WorkerRequirements, candidate: Candidate) -> str:

@@ -13,7 +13,7 @@ from aimesh.calls import ApiCall, KeyLimits
 from aimesh.errors import BadRequest, ProtocolError
 from aimesh.json_fields import JsonFields
 
-from services.gateway.http_api import request_bodies, rest_accounts, rest_inference, rest_usage
+from services.gateway.http_api import request_bodies, rest_accounts, rest_format, rest_usage
 from services.gateway.http_api.chat_messages import ChatBodyMessage
 from services.gateway.http_api.rest_accounts import ApiKeyBody, LoginBody, RegisterBody
 from services.gateway.http_api.rest_inference import InferenceBody
@@ -109,8 +109,8 @@ def read(answer: object) -> JsonFields:
 
 
 REQUEST, USER, KEY, NOW = RequestId(uuid4()), UserId(uuid4()), KeyId(uuid4()), datetime.now(UTC)
-ANSWER = rest_inference.InferenceAnswer(
-    REQUEST, ModelName("m"), FinishReason.LENGTH, rest_inference.UsageView(1, 2, 3), 40, "text"
+ANSWER = rest_format.InferenceAnswer(
+    REQUEST, ModelName("m"), FinishReason.LENGTH, rest_format.UsageView(1, 2, 3), 40, "text"
 )  # fmt: skip
 MADE = rest_accounts.UserAnswer(USER, "ann", "ann@example.org", UserRole.USER, Tier.PRO, is_active=True, created_at=NOW)
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.gateway import generation
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.generation import Failed, FindWorker, Generation
 from services.gateway.relay import Relay

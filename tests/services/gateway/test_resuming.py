@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway import generation
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
 from services.gateway.relay import Relay

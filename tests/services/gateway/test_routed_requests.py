@@ -17,7 +17,7 @@ from services.gateway.billing.reservations import GrantedReservation, Insufficie
 from services.gateway.facts import model_names, model_routes, tiers, upstream_prices, worker_requirements
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.model_routes import OpenRollout
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.request_record import RequestRow, ReservationState, RouteUse
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.facts.upstream_prices import TargetSpending

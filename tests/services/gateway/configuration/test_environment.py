@@ -5,7 +5,7 @@ import msgspec
 from services.gateway.configuration import environment
 from services.gateway.facts import config_snapshot
 from services.gateway.facts.config_snapshot import StoredDocument
-from services.gateway.facts.policies import Placement
+from services.gateway.facts.placements import Placement
 from services.gateway.settings import GatewaySettings
 from shared import config
 from shared.config_documents import ConfigKind, Document, Machines, PlanDocument, PolicyDocument, RouteDocument, TargetDocument

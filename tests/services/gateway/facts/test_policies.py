@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.facts import config_snapshot, policies
+from services.gateway.facts import config_snapshot, placements, policies
 from services.gateway.facts.config_snapshot import StoredDocument
-from services.gateway.facts.policies import ANYWHERE, Barrier, Placement, Policies
+from services.gateway.facts.placements import ANYWHERE, Barrier, Placement
+from services.gateway.facts.policies import Policies
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ConfigKind, Machines, PolicyDocument, PriceCeiling
 from shared.protocol.directory import ModelOffer
@@ -119,8 +120,8 @@ def test_a_further_level_never_allows_more(earlier: list[PolicyDocument], furthe
             for labels in ({}, {"trusted": "yes"}):
                 worker = announcement(1, "a", owner=owner, labels=labels)
                 offer = ModelOffer(ModelName("a"), 100, provider=provider)
-                if policies.barrier(TENANT, before.placement, worker, offer) is not None:
-                    assert policies.barrier(TENANT, after.placement, worker, offer) is not None
+                if placements.barrier(TENANT, before.placement, worker, offer) is not None:
+                    assert placements.barrier(TENANT, after.placement, worker, offer) is not None
     for name in ("a", "ab", "b", "c"):
         assert before.allows_name(name) or not after.allows_name(name)
         assert before.allows_target(name) or not after.allows_target(name)
@@ -146,7 +147,7 @@ def test_a_further_level_never_allows_more(earlier: list[PolicyDocument], furthe
 def test_a_provider_is_compared_also_on_own_machines(allowed: tuple[str, ...], provider: str, owner: str, found: Barrier | None) -> None:
     placement = Placement(Machines.INTERNAL, allowed)
     offer = ModelOffer(ModelName("m"), 100, provider=provider)
-    assert policies.barrier(TENANT, placement, announcement(1, "m", owner=owner), offer) is found
+    assert placements.barrier(TENANT, placement, announcement(1, "m", owner=owner), offer) is found
 
 
 def test_a_worker_is_listed_with_the_models_that_it_may_serve() -> None:

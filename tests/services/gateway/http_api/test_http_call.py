@@ -15,7 +15,7 @@ from services.gateway.http_api.answer_delivery import HttpReader
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
-from services.gateway.http_api.rest_inference import RestFormat
+from services.gateway.http_api.rest_format import RestFormat
 from services.gateway.openai_api.anthropic_format import MessagesFormat
 from services.gateway.openai_api.anthropic_request import MessagesBody
 from services.gateway.openai_api.chat_format import ChatFormat

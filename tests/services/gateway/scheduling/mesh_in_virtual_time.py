@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
 
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings

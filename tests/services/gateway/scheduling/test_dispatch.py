@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from services.gateway.facts.policies import Placement
+from services.gateway.facts.placements import Placement
 from services.gateway.scheduling.peer_queues import PeerOffer, PeerWaiting, QueueReport
 from shared import errors
 from shared.config_documents import Machines

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.gateway.facts.policies import Placement
+from services.gateway.facts.placements import Placement
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import QueuedKind
 from services.gateway.scheduling import fair_queue
 from services.gateway.scheduling.fair_queue import FairQueue

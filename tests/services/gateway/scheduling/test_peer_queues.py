@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import QueuedKind
 from services.gateway.scheduling.fair_queue import ModelQueue
 from services.gateway.scheduling.peer_queues import (

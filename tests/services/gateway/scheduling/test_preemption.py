@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.relay import Relay
 from services.gateway.scheduling import preemption

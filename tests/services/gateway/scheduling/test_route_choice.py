@@ -12,7 +12,7 @@ import pytest
 
 from services.gateway.facts import model_routes
 from services.gateway.facts.model_routes import OpenRollout, Route
-from services.gateway.facts.policies import ANYWHERE
+from services.gateway.facts.placements import ANYWHERE
 from services.gateway.scheduling import route_choice
 from services.gateway.scheduling.route_choice import DropReason, ModelFacts, RequestFacts
 from shared.api.configuration import RolloutPlan

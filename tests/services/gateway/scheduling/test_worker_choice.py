@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from services.gateway.facts.policies import ANYWHERE, Placement
+from services.gateway.facts.placements import ANYWHERE, Placement
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.worker_choice import Candidate
