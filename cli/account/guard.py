@@ -30,6 +30,8 @@ def guard() -> None:
 @click.pass_obj
 def test(here: CliContext, /, file: IO[str], *, is_answer: bool, organization: str | None, key: str | None, as_json: bool) -> None:
     """Show what guardrails find in FILE (`-` for stdin), and the resulting text. Default: your own policy."""
+    from shared.lists.policies import KINDS
+
     try:
         text = file.read(api.configuration.MAX_GUARD_CHARACTERS + 1)
     except UnicodeDecodeError as error:
@@ -48,7 +50,7 @@ def test(here: CliContext, /, file: IO[str], *, is_answer: bool, organization: s
         return
     columns: list[TableColumn[GuardMatch]] = [
         TableColumn("LINE", lambda match: f"{match.line}:{match.column}"),
-        TableColumn("FOUND", lambda match: match.name or match.kind.value),
+        TableColumn("FOUND", lambda match: match.name or KINDS[match.kind]),
         TableColumn("ACTION", lambda match: match.action.value),
         TableColumn("FROM", lambda match: match.level),
     ]

@@ -12,7 +12,6 @@ from cli import value_completion
 from cli.cli_context import CliContext
 from cli.options import Command
 from cli.output import print_format, printing, watching
-from cli.output.printing import TableColumn
 from shared import api, errors
 from shared.types import KeyId, TenantId
 
@@ -173,18 +172,14 @@ def _guard(given: "dict[str, Any]") -> "dict[str, Any]":
 @click.pass_obj
 def explain(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
     """Show the effective rules, and the levels that they come from. Default: your own."""
+    from shared.lists.policies import EFFECTIVE
 
     async def work(connection: "CliConnection") -> "tuple[PolicyRule, ...]":
         organization = await find_organization(connection, chosen["organization"]) if chosen["organization"] else None
         key = await find_key(connection, chosen["key"]) if chosen["key"] else None
         return (await connection.call(api.configuration.explain_policy, api.configuration.ExplainPolicy(organization, key))).rules
 
-    columns: list[TableColumn[PolicyRule]] = [
-        TableColumn("RULE", lambda rule: rule.rule),
-        TableColumn("VALUE", lambda rule: rule.value, wraps=True),
-        TableColumn("FROM", lambda rule: ", ".join(rule.levels)),
-    ]
-    printing.show_rows(here.run(work), columns, as_json=as_json, empty="")
+    printing.show_list(here.run(work), EFFECTIVE, as_json=as_json)
 
 
 async def _name(connection: "CliConnection", chosen: "dict[str, str | None]") -> str | None:

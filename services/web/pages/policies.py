@@ -15,36 +15,12 @@ from services.web.http import forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import configuration as api
-from shared.config_documents import DEFAULT_POLICY, KEY_POLICY, MESH_POLICY, ORGANIZATION_POLICY, GuardKind, Machines, PolicyDocument
+from shared.config_documents import DEFAULT_POLICY, KEY_POLICY, MESH_POLICY, ORGANIZATION_POLICY, Machines, PolicyDocument
+from shared.lists.columns import Listing
+from shared.lists.policies import EFFECTIVE, RULES
 from shared.types import KeyId, TenantId
 
 _DONE = {"set": "Policy saved. It is in use within seconds.", "removed": "Policy removed. Only the other levels apply."}
-#: Rule -> label.
-RULES = {
-    "external": "External providers",
-    "machines": "Machines",
-    "models": "Models",
-    "targets": "Target models",
-    "direct_models": "Direct models",
-    "max_price.input": "Maximum input price",
-    "max_price.output": "Maximum output price",
-    "show_targets": "Show targets",
-    "store_items": "Store answer items",
-}
-_KINDS = {
-    GuardKind.SECRET: "Secrets",
-    GuardKind.CARD: "Card numbers",
-    GuardKind.IBAN: "IBANs",
-    GuardKind.NATIONAL_ID: "National numbers",
-    GuardKind.EMAIL: "Email addresses",
-    GuardKind.PHONE: "Phone numbers",
-    GuardKind.IP: "IP addresses",
-    GuardKind.OWN: "Own patterns",
-}
-#: Of guardrails, which this page shows but doesn't change.
-GUARD_RULES = {f"guard.{place}.{kind}": f"{label} in {place}s" for place in ("prompt", "answer") for kind, label in _KINDS.items()} | {
-    "guard.moderation": "Harmful texts"
-}
 MACHINES = {
     Machines.OWN: "the organization’s own",
     Machines.INTERNAL: "also the operator’s",
@@ -83,7 +59,8 @@ class PolicyPage:
     filled: dict[str, str]
     #: What applies in the end; empty for the levels of the mesh, under which others have rules of their own.
     rules: tuple[api.PolicyRule, ...]
-    labels: ClassVar[Mapping[str, str]] = RULES | GUARD_RULES
+    effective: ClassVar[Listing[api.PolicyRule]] = EFFECTIVE
+    labels: ClassVar[Mapping[str, str]] = RULES
     machines: ClassVar[Mapping[Machines, str]] = MACHINES
 
 
@@ -200,9 +177,9 @@ def _guard(policy: PolicyDocument | None) -> dict[str, str]:
     if policy is None or policy.guard is None:
         return {}
     places = (("prompt", policy.guard.prompt), ("answer", policy.guard.answer))
-    found = {GUARD_RULES[f"guard.{place}.{kind}"]: action.value for place, actions in places for kind, action in actions.items()}
+    found = {RULES[f"guard.{place}.{kind}"]: action.value for place, actions in places for kind, action in actions.items()}
     if (rule := policy.guard.moderation) is not None:
-        found[GUARD_RULES["guard.moderation"]] = f"prompt {rule.prompt}, answer {rule.answer} ({rule.route})"
+        found[RULES["guard.moderation"]] = f"prompt {rule.prompt}, answer {rule.answer} ({rule.route})"
     return found
 
 

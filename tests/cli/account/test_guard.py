@@ -34,7 +34,8 @@ def test_what_is_found_and_the_text_as_it_is_passed_on(shell: Shell) -> None:
     requests = asked(shell, GuardTest((CARD, OWN), "card [card]\nPRJ\n", refused=False))
     done = shell("guard", "test", "-", stdin="card 4111 1111 1111 1111\nPRJ\n")
     assert done.stdout.split("\n") == [
-        "LINE  FOUND    ACTION  FROM", "1:6   card     mask    mesh", "2:1   project  report  organization", "card [card]", "PRJ", ""
+        "LINE  FOUND         ACTION  FROM", "1:6   Card numbers  mask    mesh", "2:1   project       report  organization",
+        "card [card]", "PRJ", "",
     ]  # fmt: skip
     assert done.stderr == "The resulting text:\n"
     assert requests == [GuardText("card 4111 1111 1111 1111\nPRJ\n")]

@@ -199,7 +199,7 @@ def _targets(route: api.RouteState, sums: Mapping[str, BusinessSum]) -> Listing[
         column("Requests", lambda one: one.requests),
         column("Failed", lambda one: one.failed + one.timed_out),
         column("Latency", lambda one: f"{one.response_ms / one.succeeded / 1000:.1f} s" if one.succeeded else None),
-        column("Upstream", lambda one: usage_chart.cost(one.upstream_micro) if one.upstream_micro else None),
+        column(f"Upstream in {_DAYS} days", lambda one: usage_chart.cost(one.upstream_micro) if one.upstream_micro else None),
     )
     return Listing(columns=(*TARGETS.columns, *columns), empty=TARGETS.empty)
 
