@@ -16,9 +16,11 @@ from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.billing import orphan_settlement
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.prices import Price, PriceList
+from services.gateway.billing.prices import PriceList
 from services.gateway.billing.reservations import (
+    CostBounds,
     GrantedReservation,
+    HeldCredits,
     HoldExtension,
     InsufficientCredits,
     OpenReservation,
@@ -64,35 +66,6 @@ class LedgerUnavailable(errors.Unavailable):
     """PostgreSQL does not respond, and no request runs without a reservation."""
 
     code = "ledger_unavailable"
-
-
-class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
-    """The maximum size of a request."""
-
-    #: For each model that may serve it.
-    prompt_tokens: Mapping[ModelName, int]
-    #: For each answer.
-    max_tokens: int
-    answers: int
-    seconds: float
-    #: The name whose price applies to all models; None: each has its own.
-    priced_as: ModelName | None = None
-    #: What it may cost upstream, at targets with a ceiling.
-    holds: tuple[TargetHold, ...] = ()
-
-
-class HeldCredits(msgspec.Struct, frozen=True):
-    """What is reserved for a request."""
-
-    request_id: RequestId
-    #: For each model that may serve the request.
-    prices: Mapping[ModelName, Price]
-    #: For each answer.
-    max_tokens: int
-    #: The credits covered fewer tokens than requested.
-    clamped: bool
-    #: Targets that would exceed their ceiling.
-    over_ceiling: frozenset[str] = frozenset()
 
 
 #: Returns the receipts of the last workers. Never raises.

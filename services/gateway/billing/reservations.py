@@ -1,13 +1,44 @@
 """Defines the ledger's reservations. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
 
+from services.gateway.billing.prices import Price
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import TargetHold
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
+
+
+class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
+    """The maximum size of a request."""
+
+    #: For each model that may serve it.
+    prompt_tokens: Mapping[ModelName, int]
+    #: For each answer.
+    max_tokens: int
+    answers: int
+    seconds: float
+    #: The name whose price applies to all models; None: each has its own.
+    priced_as: ModelName | None = None
+    #: What it may cost upstream, at targets with a ceiling.
+    holds: tuple[TargetHold, ...] = ()
+
+
+class HeldCredits(msgspec.Struct, frozen=True):
+    """What is reserved for a request."""
+
+    request_id: RequestId
+    #: For each model that may serve the request.
+    prices: Mapping[ModelName, Price]
+    #: For each answer.
+    max_tokens: int
+    #: The credits covered fewer tokens than requested.
+    clamped: bool
+    #: Targets that would exceed their ceiling.
+    over_ceiling: frozenset[str] = frozenset()
 
 
 class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from services.gateway.idempotency.response_cache import AnswerOrigin
 from services.gateway.relay import AnswerItem
 from services.gateway.requests import request_validation
 from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, RequestLabels, milliseconds
-from services.gateway.requests.target_choice import SharedClaims
+from services.gateway.requests.targets import SharedClaims
 from services.gateway.tally import Tally
 from shared import errors
 from shared.api import gateway, inference

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.billing.ledger import HeldCredits
+from services.gateway.billing.reservations import HeldCredits
 from services.gateway.facts import request_record
 from services.gateway.facts.guard_counts import GuardCount, GuardPlace
 from services.gateway.facts.request_record import NO_TOTALS, RequestTotals, ReservationState, RouteUse
@@ -22,7 +22,7 @@ from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
 from services.gateway.limits.limit_rules import CountedRequest, LimitUsage
-from services.gateway.requests.target_choice import TargetAttempts, TargetCall, TargetChoice
+from services.gateway.requests.targets import TargetAttempts, TargetCall, TargetChoice
 from services.gateway.tally import NOTHING, Tally
 from shared import context
 from shared.api.generation import Usage

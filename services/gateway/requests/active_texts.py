@@ -15,7 +15,7 @@ from services.gateway.relay import ConversionItem, Embedding, ModerationItem, Te
 from services.gateway.requests import request_validation
 from services.gateway.requests.active_request import ActiveAnswer, ActiveRequest, AdmittedRequest, OpenAnswers, RequestLabels
 from services.gateway.requests.request_validation import AdmittedTexts, ModerationRequest
-from services.gateway.requests.target_choice import ServingTarget
+from services.gateway.requests.targets import ServingTarget
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, EmbeddingRequest, EmbeddingResult, RankingRequest, Vectors

@@ -40,7 +40,7 @@ from services.gateway.requests.active_texts import ActiveConversion, ActiveModer
 from services.gateway.requests.bounded_answers import AnswerBounds
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.request_validation import ModerationRequest
-from services.gateway.requests.target_choice import ServingTarget, SharedClaims, TargetCall
+from services.gateway.requests.targets import ServingTarget, SharedClaims, TargetCall
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors

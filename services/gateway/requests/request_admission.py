@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from services.gateway.billing.ledger import CostBounds, HeldCredits
+from services.gateway.billing.reservations import CostBounds, HeldCredits
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.facts.worker_requirements import WorkerRequirements
@@ -28,7 +28,8 @@ from services.gateway.requests.active_request import ActiveRequest, AdmissionRec
 from services.gateway.requests.active_texts import AskedConversion, AskedModeration, AskedTexts
 from services.gateway.requests.bounded_answers import STEP_TOKENS
 from services.gateway.requests.request_validation import MAX_ANSWER_TOKENS, AdmittedPrompt
-from services.gateway.requests.target_choice import ServingTarget, TargetChoice, TargetSearch
+from services.gateway.requests.target_choice import TargetSearch
+from services.gateway.requests.targets import ServingTarget, TargetChoice
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.route_choice import RequestFacts
 from shared import errors

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from services.gateway.billing import ledger as ledgers
-from services.gateway.billing.ledger import CostBounds, Ledger, LedgerUnavailable
+from services.gateway.billing.ledger import Ledger, LedgerUnavailable
 from services.gateway.billing.prices import Price
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest
+from services.gateway.billing.reservations import CostBounds, GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest
 from services.gateway.facts import tiers
 from services.gateway.facts.request_record import RequestRow, ReservationState
 from shared import errors

@@ -22,7 +22,7 @@ from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrice
 from services.gateway.requests import active_prompt, waiting_requests
 from services.gateway.requests.active_prompt import ActivePrompt
 from services.gateway.requests.active_request import ActiveRequest, AdmittedRequest
-from services.gateway.requests.target_choice import ServingTarget, TargetChoice
+from services.gateway.requests.targets import ServingTarget, TargetChoice
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rpc_api.config_rpc import ConfigRpc

@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from services.gateway import store
-from services.gateway.billing.ledger import CostBounds, Ledger
+from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import CostBounds
 from services.gateway.facts import tiers
 from services.gateway.rpc_api.account_rpc import MOST_TOP_UP, AccountRpc
 from services.gateway.store import GatewayStore
