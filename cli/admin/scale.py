@@ -3,18 +3,13 @@
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import click
 
 from cli import options
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
-from cli.output.printing import TableColumn
 from shared import api, errors
-
-if TYPE_CHECKING:
-    from shared.api.metrics import PoolScaling, ScaleCallEntry
 
 _pool = click.option("--pool", metavar="POOL", help="Only this pool.")
 
@@ -30,26 +25,12 @@ def scale() -> None:
 @click.pass_obj
 def status(here: CliContext, /, *, pool: str | None, as_json: bool) -> None:
     """Show the pools of workers: how many are ready, how many should be, and why."""
+    from shared.lists.pools import POOLS
+
     found = here.call(api.metrics.get_scaling, api.metrics.GetScaling(pool))
-    columns: list[TableColumn[PoolScaling]] = [
-        TableColumn("POOL", lambda one: one.pool),
-        TableColumn("READY", lambda one: str(one.ready)),
-        TableColumn("STARTING", lambda one: str(one.starting), rank=2),
-        TableColumn("WANTED", lambda one: str(one.wanted) if one.as_of else "–", lambda one: "" if one.fresh else "yellow"),
-        TableColumn("BOUNDS", lambda one: f"{one.min}–{one.max}", rank=4),
-        TableColumn("WAITING", lambda one: str(one.waiting), rank=1),
-        TableColumn("OLDEST", lambda one: f"{one.oldest_seconds:.0f} s", rank=5),
-        TableColumn("COST PER HOUR", lambda one: f"{one.cost_per_hour:,.2f}", rank=3),
-        TableColumn("AS OF", lambda one: printing.ago(one.as_of) if one.as_of else "never", rank=6),
-        TableColumn("REASON", _reason, wraps=True, below=True),
-    ]
-    printing.show_rows(found.pools, columns, as_json=as_json, empty="No pools; set POOLS_FILE")
+    printing.show_list(found.pools, POOLS, as_json=as_json, create="Set POOLS_FILE.")
     if found.problem:
         printing.note(found.problem)
-
-
-def _reason(pool: "PoolScaling") -> str:
-    return pool.reason if pool.fresh else f"no fresh data, so nothing changes; last: {pool.reason}"
 
 
 @scale.command()
@@ -59,17 +40,10 @@ def _reason(pool: "PoolScaling") -> str:
 @click.pass_obj
 def history(here: CliContext, /, *, pool: str | None, last: int, as_json: bool) -> None:
     """Show the newest calls of the hooks that start and stop workers."""
+    from shared.lists.pools import CALLS
+
     found = here.call(api.metrics.get_scaling, api.metrics.GetScaling(pool, calls=last))
-    columns: list[TableColumn[ScaleCallEntry]] = [
-        TableColumn("WHEN", lambda one: printing.ago(one.at)),
-        TableColumn("POOL", lambda one: one.pool),
-        TableColumn("CHANGE", lambda one: f"{one.current} → {one.wanted}"),
-        TableColumn("RESULT", lambda one: one.state.value, lambda one: "red" if one.state.value == "failed" else ""),
-        TableColumn("ATTEMPTS", lambda one: str(one.attempts), rank=2),
-        TableColumn("PROBLEM", lambda one: one.problem, rank=1, wraps=True),
-        TableColumn("REASON", lambda one: one.reason, wraps=True, below=True),
-    ]
-    printing.show_rows(found.calls, columns, as_json=as_json, empty="No calls yet")
+    printing.show_list(found.calls, CALLS, as_json=as_json)
 
 
 @scale.command()

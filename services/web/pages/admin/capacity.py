@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ClassVar
 
 from litestar import get
 from litestar.di import NamedDependency
@@ -12,30 +13,17 @@ from services.web.charts import history_queries, history_view
 from services.web.charts.history_charts import HistoryChartLine
 from services.web.charts.history_queries import HistorySpan
 from services.web.charts.history_view import ChartUnit, Grid
-from services.web.charts.usage_chart import NOTHING
-from services.web.pages.admin import time_texts
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import metrics
-from shared.api.metrics import History, HistoryLine, PoolScaling, ScaleCallEntry, ScaleCallState
+from shared.api.metrics import History, HistoryLine, PoolScaling, ScaleCallEntry
+from shared.lists.columns import Listing
+from shared.lists.pools import CALLS, POOLS
 
 WANTED, REPLICAS = "ai_platform_wanted_replicas", "ai_platform_pool_replicas"
 #: Label of the state -> word; the wanted ones have no state.
 _STATES = {"": "Wanted", "ready": "Ready", "starting": "Starting"}
 _SHOWN_CALLS = 50
-_RESULTS = {ScaleCallState.RUNNING: "Running", ScaleCallState.DONE: "OK", ScaleCallState.FAILED: "Failed"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolRow:
-    pool: str
-    state: str
-    replicas: str
-    wanted: str
-    bounds: str
-    waiting: str
-    cost: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +35,10 @@ class PoolChart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallRow:
-    at: str
-    pool: str
-    change: str
-    result: str
-    attempts: int
-    problem: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CapacityPage:
     span: HistorySpan
-    pools: tuple[PoolRow, ...] = ()
+    pools: tuple[PoolScaling, ...] = ()
+    pool_list: ClassVar[Listing[PoolScaling]] = POOLS
     cost: str = ""
     #: In Unix seconds.
     since: str = ""
@@ -68,7 +46,8 @@ class CapacityPage:
     charts: tuple[PoolChart, ...] = ()
     #: Why there are no charts.
     without_charts: str = ""
-    calls: tuple[CallRow, ...] = ()
+    calls: tuple[ScaleCallEntry, ...] = ()
+    call_list: ClassVar[Listing[ScaleCallEntry]] = CALLS
     #: Of the file of pools.
     file_problem: str = ""
 
@@ -82,22 +61,9 @@ def describe(found: metrics.Scaling, history: History | errors.AimeshError, span
         charts = tuple(chart for pool in found.pools if (chart := _chart(pool, history)).lines)
         since, step_seconds = str(int(history.since.timestamp())), history.step_seconds
     return CapacityPage(
-        span=span, pools=tuple(map(_pool, found.pools)), cost=f"{sum(pool.cost_per_hour for pool in found.pools):,.2f}", since=since,
-        step_seconds=step_seconds, charts=charts, without_charts="" if charts else why, calls=tuple(map(_call, found.calls)),
+        span=span, pools=found.pools, cost=f"{sum(pool.cost_per_hour for pool in found.pools):,.2f}", since=since,
+        step_seconds=step_seconds, charts=charts, without_charts="" if charts else why, calls=found.calls,
         file_problem=found.problem,
-    )  # fmt: skip
-
-
-def _pool(pool: PoolScaling) -> PoolRow:
-    stale = (
-        "no data yet" if pool.as_of is None else f"no data since {time_texts.second(pool.as_of)}, so nothing changes; last: {pool.reason}"
-    )
-    starting = f" + {pool.starting} starting" if pool.starting else ""
-    return PoolRow(
-        pool=pool.pool, state="Given up" if pool.given_up else "Limited" if pool.denied else "OK" if pool.fresh else "No data",
-        replicas=f"{pool.ready}{starting}", wanted=NOTHING if pool.as_of is None else str(pool.wanted),
-        bounds=f"{pool.min} to {pool.max}", waiting=f"{pool.waiting}" + (f", up to {pool.oldest_seconds:.0f} s" if pool.waiting else ""),
-        cost=f"{pool.cost_per_hour:,.2f}", reason=pool.reason if pool.fresh else stale,
     )  # fmt: skip
 
 
@@ -115,13 +81,6 @@ def _line(label: str, line: HistoryLine, grid: Grid) -> HistoryChartLine:
         history_view.text(unit, read(values)) for read in (history_view.latest, history_view.lowest, history_view.highest)
     )
     return HistoryChartLine(label.lower(), label, history_view.written(unit, values), latest, lowest=lowest, highest=highest)
-
-
-def _call(call: ScaleCallEntry) -> CallRow:
-    return CallRow(
-        at=time_texts.second(call.at), pool=call.pool, change=f"{call.current} → {call.wanted}", result=_RESULTS[call.state],
-        attempts=call.attempts, problem=call.problem, reason=call.reason,
-    )  # fmt: skip
 
 
 @get("/admin/capacity")
