@@ -72,7 +72,7 @@ def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
     columns: list[TableColumn[Alert]] = [
         TableColumn("ID", lambda alert: alert.id),
         TableColumn("ALERT", lambda alert: alert.name),
-        TableColumn("SEVERITY", lambda alert: alert.severity, lambda alert: printing.STYLES[tone(alert)]),
+        TableColumn("SEVERITY", lambda alert: alert.severity, lambda alert: printing.STYLES[tone(alert.severity)]),
         TableColumn("STATE", lambda alert: STATES.get(alert.state, alert.state) + ", silenced" * alert.silenced, rank=3),
         TableColumn("SINCE", lambda alert: printing.ago(alert.since), rank=2),
         TableColumn("SUMMARY", lambda alert: alert.summary, wraps=True, below=True),

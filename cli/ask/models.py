@@ -98,18 +98,15 @@ def _list(here: CliContext, *, as_json: bool) -> None:
         TableColumn("SERVES", lambda model: "embeddings" if model.only_embeds else "answers", rank=4),
         TableColumn("ALIASES", lambda model: printing.names(model.aliases), rank=5, wraps=True),
     ]
-    if any(model.abilities for model in served.models):
-        columns.append(TableColumn("ABILITIES", lambda model: printing.names(model.abilities), rank=4, wraps=True))
-    if any(model.suits_agents or model.agents_hint for model in served.models):
-        columns.append(TableColumn("AGENTS", _agents, rank=5, wraps=True))
-    if any(model.parent for model in served.models):
-        columns.append(TableColumn("ADAPTER OF", lambda model: model.parent or "–", rank=4))
-    if any(model.upstream_models for model in served.models):
-        columns.append(TableColumn("UPSTREAM MODEL", lambda model: printing.names(model.upstream_models), rank=5, wraps=True))
-    if any(model.providers for model in served.models):
-        columns.append(TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6))
-    if any(model.regions for model in served.models):
-        columns.append(TableColumn("REGIONS", lambda model: printing.names(model.regions), rank=7))
+    optional: list[TableColumn[ServedModel]] = [
+        TableColumn("ABILITIES", lambda model: printing.names(model.abilities), rank=4, wraps=True),
+        TableColumn("AGENTS", _agents, rank=5, wraps=True),
+        TableColumn("ADAPTER OF", lambda model: model.parent or "–", rank=4),
+        TableColumn("UPSTREAM MODEL", lambda model: printing.names(model.upstream_models), rank=5, wraps=True),
+        TableColumn("PROVIDERS", lambda model: printing.names(model.providers), rank=6),
+        TableColumn("REGIONS", lambda model: printing.names(model.regions), rank=7),
+    ]
+    columns += [column for column in optional if any(column.cell(model) != "–" for model in served.models)]
     printing.show_rows(served.models, columns, as_json=as_json, empty=none)
     if served.warning and not as_json:
         printing.note(served.warning)

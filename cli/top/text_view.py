@@ -11,10 +11,9 @@ from typing import Final
 
 from cli.output import printing
 from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, SilentSource, TopFrame, UnhealthyComponent
+from shared.lists import alerts, health
 from shared.lists import nodes as lists
 
-_COLOURS: Final = {"healthy": "green", "degraded": "yellow", "down": "red"}
-_SEVERITIES: Final = {"page": "red", "critical": "red", "warning": "yellow"}
 #: What a source shows, for the line that says that it is silent.
 _WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the nodes", "numbers": "the rates"}
 #: How many nodes a key scrolls; no mesh has more than the last number.
@@ -113,12 +112,12 @@ def whole(frame: TopFrame) -> list[str]:
 
 
 def _title(frame: TopFrame) -> Line:
-    word = frame.health or "health unknown"
+    word, tone = health.status(frame.health or "health unknown")
     firing = "" if not frame.alerts_firing else f"   {printing.counted(frame.alerts_firing, 'alert')}"
     clock = printing.moment(frame.at).partition(" ")[2]
     return (
         TextSpan("aimesh ", "bold"),
-        TextSpan(printing.one_line(word), _COLOURS.get(word, "yellow")),
+        TextSpan(printing.one_line(word), printing.STYLES[tone]),
         TextSpan(firing, "red"),
         TextSpan(f"   {clock}", "dim"),
     )
@@ -153,7 +152,8 @@ def _silent(group: list[SilentSource], problem: str) -> Line:
 def _unhealthy(wrong: UnhealthyComponent, width: int | None) -> Iterator[Line]:
     text = printing.one_line(f"{wrong.kind} {wrong.name}, {printing.duration(wrong.seconds)}: {wrong.detail}")
     first, *rest = _folded(text, width)
-    yield (TextSpan(f"{printing.one_line(wrong.status):<{_WORD}}", _COLOURS.get(wrong.status, "yellow")), TextSpan(f" {first}"))
+    word, tone = health.status(wrong.status)
+    yield (TextSpan(f"{printing.one_line(word):<{_WORD}}", printing.STYLES[tone]), TextSpan(f" {first}"))
     yield from ((TextSpan(f"{'':<{_WORD}} {more}"),) for more in rest)
 
 
@@ -165,7 +165,7 @@ def _folded(text: str, width: int | None) -> list[str]:
 
 def _alert(alert: FiringAlert) -> Line:
     after = "; silenced" if alert.silenced else ""
-    style = _SEVERITIES.get(alert.severity, "")
+    style = printing.STYLES[alerts.tone(alert.severity)]
     where = "".join(f" {label}={value}" for label, value in alert.labels.items())
     text = f" {alert.name}, {printing.duration(alert.seconds)}: {alert.summary}{where}{after}"
     return (TextSpan(f"{printing.one_line(alert.severity):<{_WORD}}", style), TextSpan(printing.one_line(text)))

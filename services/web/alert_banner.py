@@ -39,7 +39,7 @@ NOTHING = AlertBanner()
 
 def of(listed: Iterable[Alert]) -> AlertBanner:
     """Return the banner for these alerts, sorted by severity."""
-    bad = [alert for alert in listed if tone(alert) is Tone.BAD and alert.state == "firing"]
+    bad = [alert for alert in listed if tone(alert.severity) is Tone.BAD and alert.state == "firing"]
     left = [alert for alert in bad if not alert.silenced]
     if not left:
         return NOTHING

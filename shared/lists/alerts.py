@@ -1,6 +1,6 @@
 """The lists of alerts and of silences. Alerts are a table in a terminal and cards on a page; they share words and tones."""
 
-from shared.api.alerts import Alert, Silence
+from shared.api.alerts import Silence
 from shared.lists.columns import Column, Listing, Tone, pairs
 
 STATES = {"firing": "Firing", "pending": "Pending", "over": "Resolved"}
@@ -19,6 +19,6 @@ SILENCES: Listing[Silence] = Listing(
 )
 
 
-def tone(alert: Alert) -> Tone:
+def tone(severity: str) -> Tone:
     """Return BAD for a severity that needs action within the hour."""
-    return _TONES.get(alert.severity, Tone.OFF)
+    return _TONES.get(severity, Tone.OFF)

@@ -55,7 +55,7 @@ async def test_frames_are_shown_until_q(screen: Person, mesh: FakeMesh) -> None:
     async with restored(screen), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(live(screen, mesh).run())
         first = await screen.sees("12 requests/s", "UWORKERAA")
-        assert "\x1b[33mdegraded\x1b[0m" in first
+        assert "\x1b[33mDegraded\x1b[0m" in first
         mesh.answer(gateway.list_nodes, gateway.NodeRows((seen.node(running=3, slots=4),)))
         await screen.sees("3 running", "3/4")
         screen.press("q")

@@ -58,9 +58,9 @@ def first_words(found: TopFrame, view: View) -> list[str]:
 
 def test_most_severe_problem_comes_first_then_rates_then_nodes() -> None:
     rows = text_view.whole(FRAME)
-    assert rows[0].startswith("aimesh degraded   2 alerts")
+    assert rows[0].startswith("aimesh Degraded   2 alerts")
     assert rows[1:] == [
-        "down      worker UGONEBBBB, 12 s: gone without a word",
+        "Down      worker UGONEBBBB, 12 s: gone without a word",
         "warning   worker_gone, 5 min: A worker is gone",
         "warning   queue_depth_high, 5 min: A worker is gone",
         "12 requests/s   0.5 errors/s   tokens/s: 340 in, 1,234 out   2 running",
@@ -191,12 +191,12 @@ def test_long_reason_wraps_if_there_is_space() -> None:
     found = msgspec.structs.replace(FRAME, wrong=(ill,))
     rows = shown(found, width=80, height=24)
     assert rows[1:3] == [
-        "down      worker UGONEBBBB, 12 s: it went without a goodbye, see `aicli worker",
+        "Down      worker UGONEBBBB, 12 s: it went without a goodbye, see `aicli worker",
         "          status` on its machine: it has been silent for 3.0 s",
     ]
     assert rows[-1].startswith("UWORKERAA")
     assert shown(found, width=160, height=24)[1].endswith("3.0 s")
-    assert f"down      worker UGONEBBBB, 12 s: {LONG}" in text_view.whole(found)
+    assert f"Down      worker UGONEBBBB, 12 s: {LONG}" in text_view.whole(found)
     endless = msgspec.structs.replace(FRAME, wrong=(UnhealthyComponent("UGONEBBBB", "worker", "down", 12, LONG * 9),))
     assert shown(endless, width=80, height=24)[2].endswith(" …")
     assert shown(endless, width=80, height=24)[3].startswith("warning")

@@ -25,7 +25,7 @@ def test_without_a_terminal_one_plain_frame_is_printed(watching: Shell) -> None:
     done = watching("top")
     assert (done.exit_code, done.stderr) == (0, "")
     rows = done.stdout.splitlines()
-    assert rows[0].startswith("aimesh degraded   1 alert")
+    assert rows[0].startswith("aimesh Degraded   1 alert")
     assert "12 requests/s   0.5 errors/s   tokens/s: 340 in, 1,234 out   2 running   drafts: 16 tokens/s, 75% accepted" in rows
     assert rows[-1].split()[-7:] == ["75%", "25%", "2/4", "+1", "80", "smollm2", "–"]
     assert "\x1b" not in done.stdout

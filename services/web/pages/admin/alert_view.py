@@ -122,7 +122,7 @@ def _verdict(firing: list[Alert], pending: int) -> tuple[str, str, str]:
     left = [alert for alert in firing if not alert.silenced]
     if not left:
         return word, "warn", "All silenced"
-    tone = "bad" if any(lists.tone(alert) is Tone.BAD for alert in left) else "warn"
+    tone = "bad" if any(lists.tone(alert.severity) is Tone.BAD for alert in left) else "warn"
     return word, tone, f"{len(left)} not silenced"
 
 
@@ -134,7 +134,7 @@ def _line(alert: Alert, silences: Iterable[Silence], at: datetime) -> AlertView:
         id=alert.id,
         name=alert.name,
         severity=alert.severity,
-        tone=lists.tone(alert),
+        tone=lists.tone(alert.severity),
         lasted=lasting(((alert.ended or at) - alert.since).total_seconds()),
         since=time_texts.moment(alert.since),
         ended="" if alert.ended is None else time_texts.moment(alert.ended),

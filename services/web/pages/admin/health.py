@@ -18,17 +18,15 @@ from shared.api import gateway, metrics, recovery
 from shared.api.gateway import Check, NodeRow, ServiceHealth
 from shared.api.metrics import ComponentHealth, SystemHealth
 from shared.api.recovery import BackupState
+from shared.lists import health as lists
 from shared.types import Role
 
-#: Status -> heading, tone and sentence.
-_VERDICTS = {
-    "healthy": ("OK", "good", "All required components are up."),
-    "degraded": ("Degraded", "warn", "Requests may still succeed. The components below show the problem and what to do."),
-    "down": ("Down", "bad", "A required component is down, so requests fail. The components below show which one and what to do."),
+_SENTENCES = {
+    "healthy": "All required components are up.",
+    "degraded": "Requests may still succeed. The components below show the problem and what to do.",
+    "down": "A required component is down, so requests fail. The components below show which one and what to do.",
+    "Unknown": "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.",
 }
-_UNKNOWN = ("Unknown", "warn", "Neither the metrics service nor the gateway is responding. Run aicli stack status to see what is running.")
-_WORDS = {"healthy": ("OK", "good"), "degraded": ("Degraded", "warn"), "down": ("Down", "bad")}
-_ORDER = {"down": 0, "degraded": 1, "healthy": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,15 +59,15 @@ class HealthView:
 
 
 def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: Iterable[NodeRow] | None) -> HealthView:
-    status = whole.status if whole is not None else gateway.status if gateway is not None else None
-    word, tone, sentence = _UNKNOWN if status is None else _VERDICTS.get(status, (status, "warn", ""))
+    status = whole.status if whole is not None else gateway.status if gateway is not None else "Unknown"
+    word, tone = lists.status(status)
     rows = None if nodes is None else tuple(nodes)
     workers = None if rows is None else [row for row in rows if row.role is Role.WORKER]
     return HealthView(
         word=word,
         tone=tone,
-        sentence=sentence,
-        parts=() if whole is None else tuple(map(_part, sorted(whole.components, key=lambda part: _ORDER.get(part.status, 0)))),
+        sentence=_SENTENCES.get(status, ""),
+        parts=() if whole is None else tuple(map(_part, sorted(whole.components, key=_rank))),
         checks=() if gateway is None else tuple(map(_check, gateway.checks)),
         workers=NOTHING if workers is None else f"{sum(row.usable for row in workers):,} of {len(workers):,}",
         in_flight=NOTHING if gateway is None else f"{gateway.in_flight:,}",
@@ -83,8 +81,12 @@ def values(lines: HealthView) -> dict[str, object]:
     return {**asdict(lines), "no_parts": not lines.parts, "no_checks": not lines.checks}
 
 
+def _rank(part: ComponentHealth) -> int:
+    return list(lists.STATUSES).index(part.status) if part.status in lists.STATUSES else -1
+
+
 def _part(part: ComponentHealth) -> ComponentView:
-    state, tone = _WORDS.get(part.status, (part.status, "warn"))
+    state, tone = lists.status(part.status)
     return ComponentView(
         id=f"{part.kind} {part.name}",
         name=part.name,
@@ -97,7 +99,7 @@ def _part(part: ComponentHealth) -> ComponentView:
 
 
 def _check(check: Check) -> ComponentView:
-    state, tone = ("OK", "good") if check.ok else ("Down", "bad")
+    state, tone = lists.status("healthy" if check.ok else "down")
     return ComponentView(id=check.name, name=check.name, state=state, tone=tone, why=check.detail)
 
 
