@@ -123,7 +123,7 @@ def _read_budget(text: str) -> MicroCredits | None:
     try:
         budget = amounts.read(text)
     except ValueError as error:
-        raise errors.BadRequest(f"budget: {error}", hint="leave it empty for no budget") from error
+        raise errors.BadRequest.of("budget", str(error), hint="leave it empty for no budget") from error
     if budget <= 0:
-        raise errors.BadRequest("the budget must be more than 0", hint="leave it empty for no budget")
+        raise errors.BadRequest("the budget must be more than 0", hint="leave it empty for no budget", field="budget")
     return budget

@@ -208,7 +208,7 @@ def _document(form: PolicyForm) -> PolicyDocument:
             msgspec.convert({name: value}, PolicyDocument)
         except msgspec.ValidationError as error:
             label = RULES.get(name, "Maximum price")
-            raise errors.BadRequest(f"{label}: this value can't be used", hint=_HINTS[name]) from error
+            raise errors.BadRequest(f"{label}: this value can't be used", hint=_HINTS[name], field=name) from error
     return msgspec.convert(rules, PolicyDocument)
 
 

@@ -130,7 +130,7 @@ async def show_route(
 async def roll_back(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(RollbackForm)
     try:
-        version = _number(form.version, "the version")
+        version = _number(form.version, "version")
         await page_request.submit(api.rollback_config, api.RollbackConfig(ConfigKind.ROUTE, form.name, version))
     except errors.CallerError as error:
         return await _page(page_request, form.name, problem=error)
@@ -213,7 +213,7 @@ def _versions(versions: Sequence[api.ConfigVersion]) -> Iterator[RouteVersionVie
 
 
 async def _try(page_request: PageRequest, name: str, trial: TryForm) -> api.TriedRoute:
-    tokens = _number(trial.prompt_tokens, "the number of tokens")
+    tokens = _number(trial.prompt_tokens, "prompt_tokens")
     tools, form = trial.features == "tools", trial.features == "format"
     return await page_request.call(api.try_route, api.TryRoute(name, _TRIED, tokens, tools=tools, response_format=form))
 
@@ -224,13 +224,13 @@ def _plan(form: StartForm) -> api.StartRollout:
     try:
         steps = tuple(float(step) for step in form.steps.replace("%", "").split(","))
     except ValueError as error:
-        raise errors.BadRequest("the steps must be percentages", hint="separate them with commas, such as 10, 50, 100") from error
+        raise errors.BadRequest("the steps must be percentages", hint="write 10, 50, 100", field="steps") from error
     plan = api.StartRollout(
         form.name,
         form.candidate,
         steps=steps[:1] if only_compares else steps,
-        step_seconds=_MINUTE * _number(form.minutes, "the minutes"),
-        step_requests=_number(form.requests, "the requests"),
+        step_seconds=_MINUTE * _number(form.minutes, "minutes"),
+        step_requests=_number(form.requests, "requests"),
         only_compares=only_compares,
     )
     try:
@@ -242,7 +242,7 @@ def _plan(form: StartForm) -> api.StartRollout:
         ) from error
 
 
-def _number(text: str, what: str) -> int:
+def _number(text: str, field: str) -> int:
     if (number := forms.find_number(text)) is None:
-        raise errors.BadRequest(f"{what}: {text[:20]!r} is no whole number", hint="write digits only")
+        raise errors.BadRequest(f"{text[:20]!r} is no whole number", hint="write digits only", field=field)
     return number

@@ -80,7 +80,7 @@ async def test_a_try_shows_where_requests_would_go(root: Browser, mesh: AdminMes
     assert 'value="3000"' in text
     assert '<option value="tools" selected>' in text
     wrong = await root.get("/admin/routes/assistant?prompt_tokens=many")
-    assert (wrong.status_code, "is no whole number" in wrong.text) == (400, True)
+    assert (wrong.status_code, 'id="prompt_tokens-mistake">&#39;many&#39; is no whole number.' in wrong.text) == (400, True)
 
 
 async def test_a_rollout_is_started(root: Browser, mesh: AdminMesh) -> None:
