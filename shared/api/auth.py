@@ -345,7 +345,7 @@ class GetUserCalled(Body, frozen=True):
 class ListUsers(Body, frozen=True):
     """Newest first."""
 
-    limit: int = 100
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 100
     #: Part of the name or address, ignoring case, or a whole id; empty for all.
     search: Search = ""
     #: The last user of the previous page; None for the first page.
