@@ -190,14 +190,6 @@ def test_the_gateway_is_not_deep() -> None:
     assert len(chain) <= MAX_GATEWAY_IMPORT_DEPTH, " -> ".join(chain)
 
 
-def test_the_facts_of_the_gateway_import_nothing_of_it() -> None:
-    """Not even for types."""
-    graph = imports_inside("services/gateway")
-    facts = {name for name in graph if name.startswith("services.gateway.facts")}
-    assert len(facts) > 1
-    assert {name: others for name in sorted(facts) if (others := graph[name] - facts)} == {}
-
-
 # --- errors and tasks -----------------------------------------------------------------------------------------------
 
 
