@@ -297,9 +297,6 @@ class NatsClient:
             self._logged_at = now
             _log.exception("a NATS callback raised", error=type(error).__name__, raised_so_far=self.callback_errors)
 
-    def operation_refused(self, words: str) -> None:
-        self.on_refused(words)
-
     def server_changed(self, connection: ServerConnection) -> None:
         if connection is self._connection:
             found = [each.netloc for each in connection.discovered_servers]

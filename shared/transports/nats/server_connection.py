@@ -46,9 +46,9 @@ class NatsMessage(NamedTuple):
 class ConnectionOwner(Protocol):
     """What a connection reports to, on the event loop. Must not wait or raise."""
 
-    def message_arrived(self, message: NatsMessage) -> None: ...
+    on_refused: Callable[[str], None]
 
-    def operation_refused(self, words: str) -> None: ...
+    def message_arrived(self, message: NatsMessage) -> None: ...
 
     def server_changed(self, connection: "ServerConnection") -> None: ...
 
@@ -227,7 +227,7 @@ class ServerConnection(Client):
     async def _process_err(self, err_msg: str) -> None:
         words = err_msg.strip("'")
         if words.startswith(("permissions violation", "maximum subscriptions exceeded")):
-            self._owner.operation_refused(words)  # the server keeps the connection; nats-py would close it for the second
+            self._owner.on_refused(words)  # the server keeps the connection; nats-py would close it for the second
         else:
             await super()._process_err(err_msg)
 
