@@ -43,16 +43,18 @@ async def many_at_once(call: Call, at_once: int, each: int) -> float:
     return at_once * each / await keep_running(call, at_once, lambda: next(left, None) is not None)
 
 
-async def for_seconds(call: Call, at_once: int, seconds: float) -> tuple[float, list[float]]:
-    """Return the calls a second, and the seconds that each took."""
-    took: list[float] = []
+async def for_seconds(call: Call, at_once: int, seconds: float) -> float:
+    """Return the calls a second."""
+    ended = 0
 
-    async def timed() -> None:
-        took.append(await seconds_of(call))
+    async def counted() -> None:
+        nonlocal ended
+        await call()
+        ended += 1
 
     ends_at = time.perf_counter() + seconds
-    lasted = await keep_running(timed, at_once, lambda: time.perf_counter() < ends_at)
-    return len(took) / lasted, took
+    lasted = await keep_running(counted, at_once, lambda: time.perf_counter() < ends_at)
+    return ended / lasted
 
 
 async def spread(call: Callable[[], Coroutine[Any, Any, None]], count: int, seconds: float) -> None:

@@ -47,7 +47,7 @@ MAX_TOKENS = 16
 async def _first_tokens(port: int, requests: Sequence[str], block: Spread = BLOCK) -> list[float]:
     """Return the seconds to each first token of a block."""
     # Connections that are opened before the start do not count.
-    outcome = await http_load.run(Load(port=port, requests=tuple(requests), pace=block, addresses=("127.0.0.1",) * 8))
+    outcome = await http_load.run(Load(port=port, requests=tuple(requests), pace=block, connections=8))
     firsts = [answer.first for answer in outcome.good if answer.first]
     assert len(firsts) == block.count, outcome.statuses
     return firsts

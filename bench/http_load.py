@@ -55,10 +55,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     #: Whole HTTP requests, used in turn.
     requests: tuple[str, ...]
     pace: Pace
-    #: Addresses in 127.0.0.0/8. From each, a connection is made before the load starts; they are used in turn.
-    addresses: tuple[str, ...] = ()
-    #: Between the connections and the start.
-    rest_seconds: float = 0.0
+    #: So many are made before the load starts.
+    connections: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, array_like=True):
@@ -67,7 +65,6 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     #: Since the start of the load.
     began: float
     took: float
-    first_byte: float
     #: Time to the first text; 0 if there was none.
     first: float
     #: 0 if the connection broke.
@@ -83,8 +80,6 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
 class Outcome(msgspec.Struct, frozen=True):
     answers: tuple[Answer, ...]
-    #: By the clock that all processes of the machine share.
-    start: float = 0.0
 
     @property
     def good(self) -> list[Answer]:
@@ -140,7 +135,7 @@ class Connection(asyncio.Protocol):
     def begin(self, on_text: Callable[[], None] | None) -> None:
         self.received = bytearray()
         self.pieces = self._body = self._searched = 0
-        self.first_byte = self.first = 0.0
+        self.first = 0.0
         self.is_complete = False
         self._length: int | None = None
         self._on_text = on_text
@@ -156,7 +151,6 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
         self.received += data
-        self.first_byte = self.first_byte or now
         if not self._body:
             end = self.received.find(_HEAD_END)
             if end < 0:
@@ -196,7 +190,6 @@ class Connection(asyncio.Protocol):
         return Answer(
             began=began - start,
             took=time.perf_counter() - began,
-            first_byte=self.first_byte - began,
             first=self.first - began if self.first else 0.0,
             status=int(self.received[9:12]) if self._body else 0,
             pieces=self.pieces,
@@ -211,10 +204,8 @@ class Client:
         self._port = port
         self._idle: list[Connection] = []
 
-    async def connect(self, address: str = "127.0.0.1") -> None:
-        """Open a connection from this address."""
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, "127.0.0.1", self._port, local_addr=(address, 0))
+    async def connect(self) -> None:
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", self._port)
         self._idle.append(connection)
 
     async def ask(self, request: bytes, on_text: Callable[[], None] | None = None, start: float = 0.0) -> tuple[Answer, bytearray]:
@@ -225,7 +216,7 @@ class Client:
             try:
                 await self.connect()
             except OSError:
-                return Answer(time.perf_counter() - start, 0.0, 0.0, 0.0, 0, 0, whole=False), bytearray()
+                return Answer(time.perf_counter() - start, 0.0, 0.0, 0, 0, whole=False), bytearray()
         connection = self._idle.pop()
         try:
             answer = await connection.ask(request, on_text, start)
@@ -243,9 +234,8 @@ class Client:
 
 async def run(load: Load) -> Outcome:
     client, answers, requests = Client(load.port), list[Answer](), itertools.cycle([request.encode() for request in load.requests])
-    for address in load.addresses:
-        await client.connect(address)
-    await asyncio.sleep(load.rest_seconds)
+    for _ in range(load.connections):
+        await client.connect()
     start = time.perf_counter()
 
     async def ask() -> None:
@@ -259,7 +249,7 @@ async def run(load: Load) -> Outcome:
             case Spread(count, seconds):
                 await calls.spread(ask, count, seconds)
     client.close()
-    return Outcome(tuple(answers), start)
+    return Outcome(tuple(answers))
 
 
 if __name__ == "__main__":

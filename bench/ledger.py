@@ -115,7 +115,7 @@ async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> N
 
     async def rate(one: One, owners: list[UserId]) -> float:
         turns = itertools.cycle(owners)
-        return (await calls.for_seconds(lambda: one(next(turns)), CLIENTS, seconds))[0]
+        return await calls.for_seconds(lambda: one(next(turns)), CLIENTS, seconds)
 
     rates = await report.take_turns({name: partial(rate, *kind) for name, kind in kinds.items()}, ROUNDS)
     for what, name, at_least in (("50 tenants", "50", 1000), ("one tenant", "1", 300)):

@@ -16,11 +16,9 @@ from shared.limits import BY_NAME
 from shared.types import Credential
 from tests import people, stacks
 from tests.chaos import streams
-from tests.people import ApiClient
 from tests.stacks import RunningStack
 from tests.testnet import free_port
 
-T = TypeVar("T")
 Key = TypeVar("Key", bound=Hashable)
 
 MODEL = openai_upstream.MODEL
@@ -69,24 +67,15 @@ async def opened(count: int = TENANTS, /, **settings: object) -> AsyncIterator[T
 
 
 async def register(running: RunningStack, count: int = TENANTS) -> list[Credential]:
-    """Register new users. Return a key of each."""
-
-    async def one(api_client: ApiClient, number: int) -> Credential:
-        return (await api_client.register(f"tenant{number}")).key.secret
-
-    return await register_each(running, count, one)
-
-
-async def register_each(running: RunningStack, count: int, one: Callable[[ApiClient, int], Awaitable[T]]) -> list[T]:
-    """Register users, a few at a time."""
+    """Register new users, a few at a time. Return a key of each."""
     turn = asyncio.Semaphore(REGISTRATIONS_AT_ONCE)
 
-    async def in_turn(number: int) -> T:
+    async def one(number: int) -> Credential:
         async with turn:
-            return await one(api_client, number)
+            return (await api_client.register(f"tenant{number}")).key.secret
 
     async with people.api_client(running) as api_client:
-        return await asyncio.gather(*map(in_turn, range(count)))
+        return await asyncio.gather(*map(one, range(count)))
 
 
 @asynccontextmanager

@@ -40,7 +40,7 @@ FORM = mixture.FORMS[0]
     ],
 )
 def test_a_response_is_as_it_should_be_or_not(response: bytes, status: int, whole: bool, wrong: str | None) -> None:
-    found = mixture.find_wrong(FORM, Answer(0.0, 1.0, 0.1, 0.5, status, 1, whole=whole), response)
+    found = mixture.find_wrong(FORM, Answer(0.0, 1.0, 0.5, status, 1, whole=whole), response)
     assert found is None if wrong is None else found is not None and wrong in found
 
 
