@@ -6,7 +6,6 @@ tools/deploy, and servers from Debian. `.tools/bin` has them all. It runs on .ve
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -121,13 +120,9 @@ def link(name: str, target: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without-debian", action="store_true", help="install nothing outside of .tools")
-    arguments = parser.parse_args()
     try:
         install()
-        if not arguments.without_debian:
-            system_packages.ensure_system(DEBIAN, DEBIAN_SERVERS)
+        system_packages.ensure_system(DEBIAN, DEBIAN_SERVERS)
     except (SetupFailed, system_packages.SystemNotReady, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

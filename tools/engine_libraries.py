@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -87,11 +86,6 @@ def _engine_folder() -> Path:
     return setup_steps.packages_folder() / "llama_cpp" / "lib"
 
 
-def _begin(*command: str) -> None:
-    quiet = subprocess.DEVNULL
-    subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own command
-
-
 def main() -> int:
     missing = [library for library in LIBRARIES if not is_current(library)]
     if not sys.platform.startswith("linux") or shutil.which(engine_libraries.compiler()) is None:
@@ -100,7 +94,7 @@ def main() -> int:
         return 0
     if "--background" in sys.argv[1:]:
         if missing:
-            _begin(sys.executable, "-m", "tools.engine_libraries")
+            setup_steps.begin("tools.engine_libraries")
             print(_WAITING, end="")
         return 0
     try:

@@ -1,7 +1,7 @@
 """Update the lock files of Python and npm packages, and find stale ones.
 
 `make lock` keeps every version that still fits; `make lock UPGRADE=1` takes the newest that is a week old. It needs `uv` on the PATH and
-uses the package indexes of your uv and npm settings. The check only reads files, so `make check` needs no network.
+uses the package indexes of your uv and npm settings. `find_stale` only reads files, so `make check` needs no network.
 """
 
 from __future__ import annotations
@@ -228,24 +228,20 @@ def remake_npm(folder: Path, *, cooldown_days: int, upgrade: bool) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="report stale locks and change nothing")
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that the requirements allow")
     parser.add_argument("--cooldown", type=int, default=COOLDOWN_DAYS, metavar="DAYS", help="minimum age of a release (%(default)s)")
     arguments = parser.parse_args()
     try:
-        if not arguments.check:
-            for lock in read_locks():
-                with setup_steps.progress(f"locking requirements/{lock.name}.lock"):
-                    remake(lock, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
-            for folder in setup.NPM_FOLDERS:
-                remake_npm(folder, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
+        for lock in read_locks():
+            with setup_steps.progress(f"locking requirements/{lock.name}.lock"):
+                remake(lock, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
+        for folder in setup.NPM_FOLDERS:
+            remake_npm(folder, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
         stale = find_stale()
     except (setup_steps.SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stderr.writelines(f"{mistake}\n" for mistake in stale)
-    if stale and arguments.check:
-        sys.stderr.write("Run: make lock\n")
     return 1 if stale else 0
 
 

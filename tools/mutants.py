@@ -140,13 +140,13 @@ def _write(path: Path, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", help="numbers or groups; all if there are none")
-    parser.add_argument("--numprocesses", type=int, default=os.cpu_count() or 1, help="mutants at a time")
     options = parser.parse_args()
     chosen = [(n, each) for n, each in enumerate(load(), 1) if not options.only or {str(n), each.group} & set(options.only)]
     if not chosen:
         raise SystemExit("no entry has this number or group")
-    with tempfile.TemporaryDirectory(prefix="aimesh-mutants-") as folder, ThreadPoolExecutor(options.numprocesses) as threads:
-        copies = [Path(folder).resolve() / f"{n}" for n in range(options.numprocesses)]
+    at_once = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="aimesh-mutants-") as folder, ThreadPoolExecutor(at_once) as threads:
+        copies = [Path(folder).resolve() / f"{n}" for n in range(at_once)]
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for copy in copies:
             make_copy(copy)

@@ -73,6 +73,12 @@ def run(what: str, *command: str, environment: dict[str, str] | None = None, fol
         raise failure(what, code, LOG)
 
 
+def begin(module: str, *words: str) -> None:
+    """Run a module in the background; it continues after this process and its terminal."""
+    quiet = subprocess.DEVNULL
+    subprocess.Popen([sys.executable, "-m", module, *words], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603
+
+
 def failure(what: str, code: int, log: Path) -> SetupFailed:
     tail = "\n".join("    " + line for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-25:])
     return SetupFailed(f"{what} failed (exit status {code}); the end of {log}:\n{tail}\n  Put it right and run the same command again.")

@@ -64,11 +64,11 @@ def test_binding_that_does_not_compile_names_the_error_and_leaves_the_old_librar
 
 @pytest.mark.usefixtures("binding")
 def test_in_the_background_it_returns_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    begun: list[tuple[str, ...]] = []
-    monkeypatch.setattr(engine_libraries, "_begin", lambda *command: begun.append(command))
+    begun: list[str] = []
+    monkeypatch.setattr(setup_steps, "begin", begun.append)
     monkeypatch.setattr(engine_libraries.sys, "argv", ["engine_libraries", "--background"])
     assert engine_libraries.main() == 0
-    assert [command[1:] for command in begun] == [("-m", "tools.engine_libraries")]
+    assert begun == ["tools.engine_libraries"]
     assert "in the background" in capsys.readouterr().out
     engine_libraries.ensure()
     assert engine_libraries.main() == 0

@@ -1,6 +1,6 @@
 """Make wheels of the engine without a compiler: llama-cpp-python's own Python files, and libraries of llama.cpp that npm has.
 
-    .venv/bin/python -m tools.engine.wheel --into FOLDER [--machine aarch64] [--plug-in vulkan]
+    .venv/bin/python -m tools.engine.wheel --into FOLDER
 
 llama-cpp-python comes from the sdist of requirements/engine.lock, the libraries from tools/engine/package-lock.json. The same versions give
 the same bytes. A GPU needs a second wheel, a plug-in, which adds one library to the engine's folder.
@@ -208,15 +208,11 @@ def engine_version() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--into", type=Path, help="copy the wheel to this folder")
-    parser.add_argument("--machine", default="", choices=sorted(MACHINES))
-    parser.add_argument("--plug-in", default="", choices=sorted(PLUG_INS))
-    given = parser.parse_args()
+    parser.add_argument("--into", type=Path, required=True, help="copy the engine for this machine to this folder")
+    into = parser.parse_args().into
     try:
-        wheel = ensure(given.machine, given.plug_in)
-        if given.into is not None:
-            given.into.mkdir(parents=True, exist_ok=True)
-            wheel = Path(shutil.copy2(wheel, given.into))
+        into.mkdir(parents=True, exist_ok=True)
+        wheel = shutil.copy2(ensure(), into)
     except (SetupFailed, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

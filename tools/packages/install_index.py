@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -235,9 +234,7 @@ def main() -> int:
     parser.add_argument("--without-ours", action="store_true", help="get only the packages of others, for the next run")
     arguments = parser.parse_args()
     if arguments.background:
-        command = [sys.executable, "-m", "tools.packages.install_index", *(word for word in sys.argv[1:] if word != "--background")]
-        quiet = subprocess.DEVNULL
-        subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603 - our own command
+        setup_steps.begin("tools.packages.install_index", *(word for word in sys.argv[1:] if word != "--background"))
         return 0
     try:
         targets = arguments.targets or map(Target.parse, install_script.DEFAULT_TARGETS)
