@@ -45,41 +45,34 @@ rate, so it ends soon after the problem does (SRE workbook, chapter 5, table 5-8
 Severities: *page* wakes someone up, *critical* needs action within an hour, *warning* today, *ticket* this week. *for* is how long the
 condition holds before the alert fires. Without Prometheus, the metrics service itself watches {built_in}.
 
-"""
+{alerts}
 
-_RECORDED = """
 ## Recorded series
 
 Prometheus computes these series for the objectives.
 
-| series | expression |
-|---|---|
+{series}
 """
 
 
 def page() -> str:
     """Return the reference page, in Markdown."""
-    found = rules.load()
-    lines = ["| alert | severity | for | what it says | condition |", "|---|---|---|---|---|"]
-    for rule in found:
-        link = f"[{rule.name}](../runbooks/{rule.name}.md)"
-        lines.append(f"| {link} | {rule.severity} | {rule.hold or '–'} | {_shown(rule)} | `{_cell(rule.expression)}` |")
+    rows = ((f"[{rule.name}](../runbooks/{rule.name}.md)", *_cells(rule, _shown(rule))) for rule in rules.load())
     recorded = yaml.safe_load((RULES / "recorded.rules.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
-    series = "".join(f"| `{one['record']}` | `{_cell(one['expr'])}` |\n" for one in recorded)
-    return _PAGE.replace("{built_in}", _built_in()) + "\n".join(lines) + "\n" + _RECORDED + series
-
-
-def _built_in() -> str:
     names = [f"`{name}`" for name in thresholds.FORMATS]
-    return f"{', '.join(names[:-1])} and {names[-1]}"
+    return _PAGE.format(
+        built_in=f"{', '.join(names[:-1])} and {names[-1]}",
+        alerts=generated.table(("alert", "severity", "for", "what it says", "condition"), rows),
+        series=generated.table(("series", "expression"), ((f"`{one['record']}`", f"`{one['expr']}`") for one in recorded)),
+    )
+
+
+def _cells(rule: AlertRule, *says: str) -> tuple[str, ...]:
+    return rule.severity, rule.hold or "–", *says, f"`{rule.expression}`"
 
 
 def _shown(rule: AlertRule) -> str:
     return re.sub(r"\{\{ \$labels\.(\w+) \}\}", r"{\1}", rule.texts.summary)
-
-
-def _cell(expression: str) -> str:
-    return expression.replace("|", "\\|")
 
 
 def files() -> dict[Path, str]:
@@ -93,6 +86,4 @@ def files() -> dict[Path, str]:
 
 
 def _frame(members: Iterable[AlertRule]) -> str:
-    lines = ["| severity | for | condition | board |", "|---|---|---|---|"]
-    lines += [f"| {rule.severity} | {rule.hold or '–'} | `{_cell(rule.expression)}` | {rule.texts.board} |" for rule in members]
-    return "\n".join(lines) + "\n"
+    return generated.table(("severity", "for", "condition", "board"), ((*_cells(rule), rule.texts.board) for rule in members)) + "\n"

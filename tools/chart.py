@@ -33,8 +33,7 @@ def rows() -> Iterator[tuple[str, str, str]]:
 
 
 def table() -> str:
-    lines = (f"| `{path}` | `{default}` | {text.replace('|', chr(92) + '|')} |" for path, default, text in rows())
-    return "| value | default | meaning |\n| --- | --- | --- |\n" + "\n".join(lines) + "\n"
+    return generated.table(("value", "default", "meaning"), ((f"`{path}`", f"`{default}`", text) for path, default, text in rows())) + "\n"
 
 
 def schema() -> dict[str, Any]:

@@ -7,6 +7,7 @@ import click
 
 from cli import main
 from cli.output.exit_codes import MEANINGS
+from tools import generated
 
 
 def render() -> str:
@@ -15,9 +16,8 @@ def render() -> str:
     root = click.Context(main.aicli, info_name="aicli")
     for context in _walk(root):
         lines += _section(context)
-    lines += ["## Exit codes", "", "| code | meaning |", "|---|---|"]
-    lines += [f"| {int(code)} | {meaning} |" for code, meaning in MEANINGS.items()]
-    return "\n".join(lines) + "\n"
+    codes = generated.table(("code", "meaning"), ((str(int(code)), meaning) for code, meaning in MEANINGS.items()))
+    return "\n".join([*lines, "## Exit codes", "", codes]) + "\n"
 
 
 def _walk(context: click.Context) -> Iterator[click.Context]:
@@ -38,9 +38,8 @@ def _section(context: click.Context) -> list[str]:
     options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
     rows = [record for option in options if (record := option.get_help_record(context)) is not None]
     if rows:
-        lines += ["| option | meaning |", "|---|---|"]
-        lines += [f"| `{_cell(option)}` | {_cell(meaning)} |" for option, meaning in rows]
-        lines.append("")
+        cells = ((f"`{' '.join(option.split())}`", " ".join(meaning.split())) for option, meaning in rows)
+        lines += [generated.table(("option", "meaning"), cells), ""]
     return lines
 
 
@@ -56,7 +55,3 @@ def _help(command: click.Command) -> list[str]:
         else:
             lines += [kept, ""]
     return lines[:-1]
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

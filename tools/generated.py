@@ -1,7 +1,7 @@
 """Write generated files, and find those that differ from what the code gives."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +24,12 @@ def drift(wanted: Mapping[Path, str]) -> dict[str, str]:
 def write(wanted: Mapping[Path, str]) -> None:
     for path, text in wanted.items():
         path.write_text(text, encoding="utf-8")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table; bars in cells are escaped."""
+    titles, *lines = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows))
+    return "\n".join([f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 def with_part(path: Path, start: str, part: str, end: str) -> str:

@@ -88,12 +88,17 @@ def measure(chosen: Iterable[LabeledLine]) -> Iterator[Quality]:
 
 
 def page() -> str:
-    rows = ["| kind | labels | precision | recall | required |", "|---|---|---|---|---|"]
-    for found in measure(line for line in lines() if line.is_untouched):
-        precision, recall = LEAST[found.kind]
-        labels = found.right + found.missed
-        rows.append(f"| `{found.kind}` | {labels} | {found.precision:.3f} | {found.recall:.3f} | {precision:.2f} and {recall:.2f} |")
-    return _HEAD + "\n" + "\n".join(rows)
+    rows = (
+        (
+            f"`{found.kind}`",
+            str(found.right + found.missed),
+            f"{found.precision:.3f}",
+            f"{found.recall:.3f}",
+            "{:.2f} and {:.2f}".format(*LEAST[found.kind]),
+        )
+        for found in measure(line for line in lines() if line.is_untouched)
+    )
+    return _HEAD + "\n" + generated.table(("kind", "labels", "precision", "recall", "required"), rows)
 
 
 if __name__ == "__main__":

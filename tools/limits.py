@@ -40,7 +40,7 @@ def read(key: JsonFields) -> ShownLimits:
 
 
 def files() -> dict[Path, str]:
-    table = "\n".join(_table())
+    table = generated.table(("", *Tier), _rows())
     types = "export type LimitKind =\n" + "".join(f"  | '{kind.name}'\n" for kind in LIMITS)
     fields = "".join(f"    #: {kind.label}{kind.about}.\n    {kind.name}: int | None\n" for kind in LIMITS)
     found = "".join(f'        {kind.name}=key.maybe_integer("{kind.name}"),\n' for kind in LIMITS)
@@ -51,9 +51,7 @@ def files() -> dict[Path, str]:
     }
 
 
-def _table() -> Iterator[str]:
-    yield f"| | {' | '.join(Tier)} |"
-    yield f"|---|{'---|' * len(Tier)}"
+def _rows() -> Iterator[tuple[str, ...]]:
     rows = {kind.label: [kind.defaults.get(tier) for tier in Tier] for kind in LIMITS}
     for label, numbers in (rows | {"Credits per month": [tiers.DEFAULTS[tier].credits for tier in Tier]}).items():
-        yield f"| {label} | {' | '.join('no limit' if number is None else f'{number:,}' for number in numbers)} |"
+        yield label, *("no limit" if number is None else f"{number:,}" for number in numbers)

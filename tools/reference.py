@@ -20,7 +20,7 @@ from shared.protocol import topics, wire
 from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
 from stack import settings as stack_settings
-from tools import shapes
+from tools import generated, shapes
 
 SECTIONS = {
     "auth": "Users, sessions and API keys. Served by the auth service.",
@@ -99,14 +99,6 @@ a real server.
 """
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table; bars in cells are escaped."""
-    lines = [list(head)]
-    lines.append(["---"] * len(lines[0]))
-    lines += [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 # --- cli.md and metrics.md ------------------------------------------------------------------------------------------
 
 
@@ -154,7 +146,7 @@ def _settings_struct(module: ModuleType) -> type[msgspec.Struct]:
 
 
 def _settings_table(rows: Iterable[config.Setting]) -> str:
-    return table(("variable", "default", "meaning"), (_settings_row(row) for row in rows))
+    return generated.table(("variable", "default", "meaning"), (_settings_row(row) for row in rows))
 
 
 def _settings_row(setting: config.Setting) -> tuple[str, str, str]:
@@ -221,7 +213,7 @@ def _struct(kind: type[msgspec.Struct], used: shapes.Shapes) -> list[str]:
     if not fields:
         return [*lines, "No fields.\n"]
     rows = ((f"`{field.name}`", field.type, field.default, field.meaning) for field in fields)
-    return [*lines, table(("field", "type", "default", "meaning"), rows), ""]
+    return [*lines, generated.table(("field", "type", "default", "meaning"), rows), ""]
 
 
 # --- access.md ------------------------------------------------------------------------------------------------------
@@ -233,13 +225,15 @@ def access() -> str:
         (
             ACCESS_HEAD.format(minutes=access_table.FRESH_SECONDS // 60),
             "## Roles\n",
-            table(("permission", *access_table.ROLES), (_permission_row(permission) for permission in Permission)),
+            generated.table(("permission", *access_table.ROLES), (_permission_row(permission) for permission in Permission)),
             "\n## Methods\n",
-            table(("method", "callers", "permission", "fresh"), (_method_row(name, row) for name, row in access_table.METHODS.items())),
+            generated.table(
+                ("method", "callers", "permission", "fresh"), (_method_row(name, row) for name, row in access_table.METHODS.items())
+            ),
             "\n## Routes of the gateway\n",
-            table(("route", "permission", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access_table.ROUTES.items())),
+            generated.table(("route", "permission", "fresh"), ((f"`{name}`", *_needs(row)) for name, row in access_table.ROUTES.items())),
             PAGES_HEAD,
-            table(("path", "who"), ((f"`{path}`", _visitor(audience)) for path, audience in pages.PAGES.items())),
+            generated.table(("path", "who"), ((f"`{path}`", _visitor(audience)) for path, audience in pages.PAGES.items())),
         )
     )
 
@@ -290,7 +284,7 @@ def frames() -> str:
     }
     parts = [
         FRAMES_HEAD.format(version=wire.VERSION),
-        table(("limit", "bytes"), ((name, f"{value:,}") for name, value in limits.items())),
+        generated.table(("limit", "bytes"), ((name, f"{value:,}") for name, value in limits.items())),
         "",
     ]
     for tag, kind in sorted(kinds.items()):
@@ -298,7 +292,7 @@ def frames() -> str:
         if meaning := shapes.docstring(kind):
             parts.append(f"{meaning}\n")
         rows = ((f"`{field.name}`", field.type, field.default, field.meaning) for field in shapes.fields(kind, shapes.Shapes(linked=False)))
-        parts += [table(("field", "type", "default", "meaning"), rows), ""]
+        parts += [generated.table(("field", "type", "default", "meaning"), rows), ""]
     return "\n".join(parts)
 
 
@@ -311,7 +305,7 @@ def failures() -> str:
         meaning = shapes.docstring(kind) or "–"
         rows.append((f"`{code}`", str(kind.status), kind.fault.value, "yes" if kind.retryable else "no", meaning))
     rows.sort(key=lambda row: (row[1], row[0]))
-    return FAILURES_HEAD + "\n" + table(("code", "HTTP", "fault", "retry", "meaning"), rows)
+    return FAILURES_HEAD + "\n" + generated.table(("code", "HTTP", "fault", "retry", "meaning"), rows)
 
 
 # --- subjects.md ----------------------------------------------------------------------------------------------------
@@ -330,7 +324,7 @@ def subjects() -> str:
     )
     parts = [
         SUBJECTS_HEAD,
-        table(("what", "subject (example for auth)"), ((what, f"`{subject}`") for what, subject in patterns)),
+        generated.table(("what", "subject (example for auth)"), ((what, f"`{subject}`") for what, subject in patterns)),
         "",
     ]
     for role in Role:

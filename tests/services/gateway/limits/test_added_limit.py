@@ -52,7 +52,7 @@ found = {
     "default": tiers.DEFAULTS[Tier.FREE].requests_per_day,
     "setting": config.load(GatewaySettings, GIVEN | {"TIER_FREE": "requests_per_day=7"}).plans()[Tier.FREE].requests_per_day,
     "plan": PlanDocument(requests_per_day="unlimited").requests_per_day,
-    "guide": [line for line in guide._table() if "Requests per day" in line],
+    "guide": [row for row in guide._rows() if "Requests per day" in row],
 }
 
 async def count():
@@ -83,7 +83,7 @@ def test_one_line_is_a_limit_everywhere() -> None:
         "default": 500,
         "setting": 7,
         "plan": "unlimited",
-        "guide": ["| Requests per day | 500 | no limit | no limit |"],
+        "guide": [["Requests per day", "500", "no limit", "no limit"]],
         "header": True,
         "quota": ["requests_per_day", 2, 2],
         "error": "this key's limit of 2 requests per day is used up",
