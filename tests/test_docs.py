@@ -352,7 +352,7 @@ def test_methods_that_are_named_exist() -> None:
 
 
 def test_metrics_that_are_named_exist() -> None:
-    text = instruments.reference()
+    text = reference.metrics()
     wrong = []
     for page in BY_HAND:
         named = set(re.findall(r"\bai_platform_[a-z_]+[a-z]\b", page.read_text(encoding="utf-8")))

@@ -74,6 +74,17 @@ The pages of web, by the beginning of the path; the longest match applies. Actio
 tables above and the visitor's own credential.
 """
 
+METRICS_HEAD = """# Metrics
+
+Generated from `shared/telemetry/instruments.py`; do not edit.
+
+Every service exports its own metrics at `/metrics` on its port. The metrics service exports those of the whole mesh, on
+`METRICS_SERVICE_PORT` and on `PROMETHEUS_PORT`, and adds the labels `service` and `node` (the first 12 characters of the node
+id) to each series. If a series already has one of these labels with another value, that one becomes `exported_service` or
+`exported_node`. Process metrics (`ai_platform_process_resident_memory_bytes`, `…_virtual_memory_bytes`,
+`…_cpu_seconds_total`, `…_open_fds`, `…_max_fds`, `…_start_time_seconds`) exist on every service.
+"""
+
 FRAMES_HEAD = """# Frames
 
 Version {version} of the protocol. A frame is a msgpack array: the tag, then the fields in this order. Trailing fields with a
@@ -109,7 +120,12 @@ def commands() -> str:
 
 
 def metrics() -> str:
-    return instruments.reference()
+    rows = (
+        (f"`{one.name}`", one.kind, one.unit or "–", ", ".join(f"`{label}`" for label in one.labels) or "–", one.help)
+        for one in instruments.ALL
+    )
+    buckets = (f"- `{one.name}`: {', '.join(f'{bound:g}' for bound in one.buckets)}" for one in instruments.ALL if one.buckets)
+    return "\n".join((METRICS_HEAD, generated.table(("metric", "kind", "unit", "labels", "meaning"), rows), "\n## Buckets\n", *buckets))
 
 
 # --- settings.md ----------------------------------------------------------------------------------------------------

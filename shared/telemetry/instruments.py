@@ -499,28 +499,3 @@ ALL: tuple[Instrument, ...] = (
 def node_label(node: NodeId) -> str:
     """Shorten a node id for labels and log lines; `aicli nodes` finds it."""
     return node[:12]
-
-
-def reference() -> str:
-    """Return docs/reference/metrics.md."""
-    lines = [
-        "# Metrics",
-        "",
-        "Generated from `shared/telemetry/instruments.py`; do not edit.",
-        "",
-        "Every service exports its own metrics at `/metrics` on its port. The metrics service exports those of the whole mesh, on",
-        "`METRICS_SERVICE_PORT` and on `PROMETHEUS_PORT`, and adds the labels `service` and `node` (the first 12 characters of the node",
-        "id) to each series. If a series already has one of these labels with another value, that one becomes `exported_service` or",
-        "`exported_node`. Process metrics (`ai_platform_process_resident_memory_bytes`, `…_virtual_memory_bytes`,",
-        "`…_cpu_seconds_total`, `…_open_fds`, `…_max_fds`, `…_start_time_seconds`) exist on every service.",
-        "",
-        "| metric | kind | unit | labels | meaning |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| `{one.name}` | {one.kind} | {one.unit or '–'} | {', '.join(f'`{label}`' for label in one.labels) or '–'} | {one.help} |"
-        for one in ALL
-    ]
-    lines += ["", "## Buckets", ""]
-    lines += [f"- `{one.name}`: {', '.join(f'{bound:g}' for bound in one.buckets)}" for one in ALL if one.buckets]
-    return "\n".join(lines) + "\n"
