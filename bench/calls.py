@@ -5,9 +5,12 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from bench import report
+
 Call = Callable[[], Awaitable[object]]
 
 WARM_UP, ONE_BY_ONE = 300, 2000
+IN_FLIGHT, EACH = 32, 300
 
 
 async def seconds_of(call: Call) -> float:
@@ -16,11 +19,11 @@ async def seconds_of(call: Call) -> float:
     return time.perf_counter() - start
 
 
-async def one_by_one(call: Call, count: int = ONE_BY_ONE) -> list[float]:
+async def one_by_one(call: Call) -> list[float]:
     """Return the microseconds of each call."""
     for _ in range(WARM_UP):
         await call()
-    return [1e6 * await seconds_of(call) for _ in range(count)]
+    return [1e6 * await seconds_of(call) for _ in range(ONE_BY_ONE)]
 
 
 async def keep_running(call: Call, at_once: int, goes_on: Callable[[], bool]) -> float:
@@ -37,10 +40,12 @@ async def keep_running(call: Call, at_once: int, goes_on: Callable[[], bool]) ->
     return time.perf_counter() - start
 
 
-async def many_at_once(call: Call, at_once: int, each: int) -> float:
-    """Return the calls a second."""
-    left = iter(range(at_once * each))
-    return at_once * each / await keep_running(call, at_once, lambda: next(left, None) is not None)
+async def figures_of(call: Call) -> dict[str, float]:
+    """Return the microseconds of a call, and the calls a second with some in flight."""
+    took = await one_by_one(call)
+    left = iter(range(IN_FLIGHT * EACH))
+    seconds = await keep_running(call, IN_FLIGHT, lambda: next(left, None) is not None)
+    return {"p50": report.percentile(took, 0.5), "p99": report.percentile(took, 0.99), "rate": IN_FLIGHT * EACH / seconds}
 
 
 async def for_seconds(call: Call, at_once: int, seconds: float) -> float:

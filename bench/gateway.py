@@ -44,6 +44,17 @@ PROMPT = "Explain in two sentences why the sea is salty and the rivers that feed
 MAX_TOKENS = 16
 
 
+def _turn(stack: Tenants, requests: Sequence[str], prepare: Callable[[], Awaitable[None]] | None = None, *, at_once: int = 16) -> Turn:
+    return Turn(stack.port, requests, at_once, {"gateway": stack.pids["gateway"]}, prepare)
+
+
+async def _in_blocks(ways: Mapping[str, Callable[[], Awaitable[list[float]]]], options: Options, block: Spread) -> dict[str, list[float]]:
+    """Return the seconds of each way, whose blocks take turns for ``seconds`` each."""
+    await report.take_turns(ways, 1)  # connections, caches
+    blocks = await report.take_turns(ways, max(1, round(options.seconds / block.seconds)))
+    return {way: list(itertools.chain(*each)) for way, each in blocks.items()}
+
+
 async def _first_tokens(port: int, requests: Sequence[str], block: Spread = BLOCK) -> list[float]:
     """Return the seconds to each first token of a block."""
     # Connections that are opened before the start do not count.
@@ -88,9 +99,7 @@ async def _measure_first_token(rows: Rows, _shared: None, options: Options) -> N
             "HTTP": partial(_first_tokens, stack.port, requests),
             "RPC": over_rpc,
         }
-        await report.take_turns(ways, 1)  # caches
-        blocks = await report.take_turns(ways, max(1, round(options.seconds / BLOCK.seconds)))
-        took = {way: list(itertools.chain(*each)) for way, each in blocks.items()}
+        took = await _in_blocks(ways, options, BLOCK)
     for share, most_added in ((50, 5.0), (99, 20.0)):
         direct, *others = (1000 * report.percentile(took[way], share / 100) for way in ways)
         for way, whole in zip(("HTTP", "RPC"), others, strict=True):
@@ -162,8 +171,7 @@ RELAYED, RELAYED_WORDS, RELAYED_MS = 256, 200, 10
 async def _measure_relay(rows: Rows, _shared: None, options: Options) -> None:
     async with tenants.opened(ECHO_TOKEN_MS=RELAYED_MS) as stack:
         requests = tenants.chats(stack.keys, "echo", "tok " * RELAYED_WORDS, RELAYED_WORDS, stream=True)
-        turn = Turn(stack.port, requests, RELAYED, {"gateway": stack.pids["gateway"]})
-        figures = await tenants.take_turns({"relay": turn}, options)
+        figures = await tenants.take_turns({"relay": _turn(stack, requests, at_once=RELAYED)}, options)
     spent = statistics.median(figures["relay"]["gateway"])
     rows.alone(f"{RELAYED} streams, 100 tokens/s each: relayed", statistics.median(figures["relay"]["tokens"]), "tokens/s")
     rows.alone("  by a second of the gateway's processor", RELAYED_WORDS / spent * 1e6, "tokens/s")
@@ -256,10 +264,6 @@ RPC_WORDS = 100
 RPC_CALLS = {"gateway.listRequests": "/api/requests", "auth.listApiKeys": "/api/auth/api-keys"}
 
 
-def _turn(stack: Tenants, requests: Sequence[str], prepare: Callable[[], Awaitable[None]] | None = None) -> Turn:
-    return Turn(stack.port, requests, 16, {"gateway": stack.pids["gateway"]}, prepare)
-
-
 async def _measure_rpc(rows: Rows, _shared: None, options: Options) -> None:
     """The routes take turns. Processor time is the gateway's, for one request."""
     async with tenants.opened() as stack:
@@ -309,16 +313,14 @@ async def _measure_localhost(rows: Rows, _shared: None, options: Options) -> Non
     async with tenants.opened(1) as stack, _served(stack) as (port, pid):
         requests = tenants.chats(stack.keys, "echo", PROMPT, MAX_TOKENS, stream=True)
         ways = {name: partial(_first_tokens, at, requests, LOCAL_BLOCK) for name, at in (("gateway", stack.port), ("localhost", port))}
-        await report.take_turns(ways, 1)  # connections, caches
-        blocks = await report.take_turns(ways, max(1, round(options.seconds / LOCAL_BLOCK.seconds)))
-        took = {way: list(itertools.chain(*each)) for way, each in blocks.items()}
+        took = await _in_blocks(ways, options, LOCAL_BLOCK)
         for share, most_added in ((50, 5.0), (95, None)):
             local, direct = (1000 * report.percentile(took[way], share / 100) for way in ("localhost", "gateway"))
             rows.against(f"first token at localhost, p{share}, 20/s", local, "ms", "the gateway", direct)
             rows.alone(f"  added by aicli serve, p{share}", local - direct, "ms", at_most=most_added)
         streams = tenants.chats(stack.keys, "echo", "tok " * LOCAL_WORDS, LOCAL_WORDS, stream=True)
         turns = {
-            "gateway": Turn(stack.port, streams, LOCAL_AT_ONCE, {"gateway": stack.pids["gateway"]}),
+            "gateway": _turn(stack, streams, at_once=LOCAL_AT_ONCE),
             "localhost": Turn(port, streams, LOCAL_AT_ONCE, {"serve": pid, "gateway": stack.pids["gateway"]}),
         }
         figures = await tenants.take_turns(turns, options)

@@ -29,7 +29,6 @@ from tests.swarmnet import swarmnet
 from tests.testnet import IdleService, free_port, until
 
 BODY = b"x" * 100
-IN_FLIGHT, EACH = 32, 250
 STREAM_ITEMS, SWARM_STREAM_ITEMS = 300_000, 100_000
 MEET_SECONDS = 10.0
 
@@ -94,16 +93,10 @@ async def _served(_options: Options) -> AsyncIterator[Served]:
             yield Served(node, grpc_port)
 
 
-async def _figures_of_calls(call: calls.Call) -> dict[str, float]:
-    took = await calls.one_by_one(call)
-    p50, p99 = (report.percentile(took, share) for share in (0.5, 0.99))
-    return {"p50": p50, "p99": p99, "rate": await calls.many_at_once(call, IN_FLIGHT, EACH)}
-
-
 async def _figures_of_mesh(node: Node, items: int) -> dict[str, float]:
     """Measure calls and the items a second of a stream."""
     request = metrics.RecordMetric("x" * 60, 1.0, {"label": "y" * 20})
-    figures = await _figures_of_calls(lambda: node.rpc.call(metrics.record_metric, request))
+    figures = await calls.figures_of(lambda: node.rpc.call(metrics.record_metric, request))
     prompt = ProcessPrompt("", ModelConfig(model=ModelName("m"), max_tokens=items), new_request_id())
     start = time.perf_counter()
     async with node.rpc.stream(process_prompt, prompt) as answer:
@@ -116,7 +109,7 @@ async def _measure_calls(rows: Rows, served: Served, options: Options) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.grpc_port}") as channel:
         ways: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
             "mesh": partial(_figures_of_mesh, served.node, STREAM_ITEMS),
-            "grpc.aio": partial(_figures_of_calls, partial(channel.unary_unary("/e/Echo"), BODY)),
+            "grpc.aio": partial(calls.figures_of, partial(channel.unary_unary("/e/Echo"), BODY)),
         }
         mesh, grpc_aio = report.by_name(await report.take_turns(ways, options.rounds)).values()
     rows.paired("unary 100 B, p50", mesh["p50"], "us", "grpc.aio", grpc_aio["p50"])

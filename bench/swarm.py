@@ -23,7 +23,6 @@ from shared.node.lifecycle import background
 from shared.transports.hyperswarm import PeerAddress, PeerConnection, Swarm, find_node
 from tests.dht import dht
 
-IN_FLIGHT, EACH = 32, 400
 BIG, FLOOD_BYTES = 64 * 1024, 128 * 1024 * 1024
 CROWD = 50
 #: A message's first byte: send it back, count it, report the count, or stop reading.
@@ -163,10 +162,7 @@ async def _measure_messages(rows: Rows, bootstrap: Bootstrap, options: Options) 
             return {"p50": report.percentile(took, 0.5)}
 
         async def measure_ours() -> dict[str, float]:
-            took = await calls.one_by_one(caller.call)
-            rate = await calls.many_at_once(caller.call, IN_FLIGHT, EACH)
-            p50, p99 = (report.percentile(took, share) for share in (0.5, 0.99))
-            return {"p50": p50, "p99": p99, "rate": rate, "big": await caller.flood()}
+            return {**await calls.figures_of(caller.call), "big": await caller.flood()}
 
         ways = {"tcp": measure_tcp, "ours": measure_ours, "node": node.ask}
         over_tcp, ours, alone = report.by_name(await report.take_turns(ways, options.rounds)).values()
