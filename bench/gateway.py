@@ -1,4 +1,4 @@
-"""The gateway's speed and size with its whole pipeline: keys, limits and ledger, with real PostgreSQL, Valkey and NATS.
+"""The gateway's speed and size as it is deployed: keys, limits and ledger, with real PostgreSQL, Valkey and NATS.
 
 first_token  what gateway and mesh add to the time to first token, at 100 requests a second of 50 tenants
 rates        requests a second against LiteLLM's proxy and SMG in front of the same instant upstream, and of one hot tenant alone

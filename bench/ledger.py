@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -27,11 +27,12 @@ from services.gateway.billing.ledger import QueryBatching
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.facts import tally
+from services.gateway.facts.reader import Reader
 from services.gateway.facts.request_record import RequestRow, RouteUse
 from services.gateway.facts.upstream_prices import TargetHold, TargetSpending
-from services.gateway.relay import AnswerItem
-from services.gateway.requests import bounded_answers
-from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds
+from services.gateway.requests.caller import Caller
+from services.gateway.requests.hold import STEP_TOKENS, Hold
 from services.gateway.requests.request_validation import MAX_ANSWER_TOKENS
 from services.gateway.store import GatewayStore
 from shared.api.inference import Chunk
@@ -41,6 +42,7 @@ from shared.types import MicroCredits, RequestId, UserId
 from tests.servers import PostgresServer, running
 from tests.services.gateway.billing import test_ledger_store
 from tests.services.gateway.billing.test_ledger_store import GATEWAY, MODEL, Books
+from tests.services.gateway.requests.admitted_runs import admitted_run
 
 CLIENTS = 32
 TENANTS = 50
@@ -129,15 +131,15 @@ async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> N
 async def _measure_own_time(rows: Rows) -> None:
     """The hold of an answer without max_tokens grows in steps, here at no cost."""
 
-    async def answer() -> AsyncGenerator[AnswerItem]:
-        for token in range(ANSWER_TOKENS):
-            yield Chunk("word", (token,))
-
     async with asyncio.TaskGroup() as tasks:
-        bounds = AnswerBounds(held=STEP_TOKENS, most=MAX_ANSWER_TOKENS, answers=1)
-        began = time.perf_counter()
-        delivered = bounded_answers.bounded(answer(), bounds, lambda total: tasks.create_task(asyncio.sleep(0, total)))
-        assert sum([1 async for _ in delivered]) == ANSWER_TOKENS
+        caller = Caller(admitted_run(), Reader(), time.monotonic)
+        hold = Hold(held=STEP_TOKENS, most=MAX_ANSWER_TOKENS, answers=1)
+        caller.bound(hold, lambda total: tasks.create_task(asyncio.sleep(0, total)), whole_until=None)
+        at, began = tally.NOTHING, time.perf_counter()
+        for token in range(ANSWER_TOKENS):
+            chunk = Chunk("word", (token,))
+            at = tally.count(at, chunk)
+            assert await caller.take(1, chunk, at)
         took = time.perf_counter() - began
     rows.alone("the gateway's own time for each token of an answer without max_tokens", 1e6 * took / ANSWER_TOKENS, "us", at_most=20)
 

@@ -36,7 +36,7 @@ IDLE_SECONDS = 18.0
 PLAIN_REQUESTS, SHORT, LONG = 40, 20, 220
 LIBRARIES = "libraries"
 
-#: File and function, as "services/gateway/requests/pipeline.py" and "Pipeline.run"; for calls of libraries, LIBRARIES twice.
+#: File and function, as "services/gateway/requests/runs.py" and "Runs.run"; for calls of libraries, LIBRARIES twice.
 Calls = collections.Counter[tuple[str, str]]
 
 

@@ -38,9 +38,9 @@ from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.idempotency import cache_keys
-from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits import limit_rules, quotas
@@ -57,15 +57,13 @@ from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
-from services.gateway.relay import Relay
-from services.gateway.requests import waiting_requests
-from services.gateway.requests.active_request import ActiveRequest
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
 from services.gateway.requests.image_admission import ImageLimits
-from services.gateway.requests.pipeline import Pipeline, RequestObservers
+from services.gateway.requests.observed import RequestObservers
 from services.gateway.requests.refused_requests import RefusedRequests
 from services.gateway.requests.request_admission import RequestAdmission
+from services.gateway.requests.runs import RepeatedRequest, Runs
 from services.gateway.requests.target_choice import TargetSearch
+from services.gateway.requests.workers import Workers
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
@@ -74,7 +72,7 @@ from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.rpc_api.policy_rpc import PolicyRpc
 from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_api.routes_rpc import RoutesRpc
-from services.gateway.rpc_api.rpc_reader import RpcReader
+from services.gateway.rpc_api.rpc_reader import RpcReader, ScoreReader, VectorReader
 from services.gateway.scheduling import model_coverage, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -178,13 +176,12 @@ class GatewayService:
         self._queue_sharing = QueueSharing(stores.cache, self._dispatch, name)
         self._callers = Callers(node.rpc, count_refusal=lambda reason: metrics.auth_failures.labels(reason=reason).inc())
         node.dispatcher.gate = Authorizer(self._callers.identify, self._on_refusal)
-        running: dict[ActiveRequest, auth.Principal] = {}
-        find_waiting = partial(waiting_requests.find, running)
-        self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, find_waiting)
+        self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, lambda: self._runs.waiting())  # noqa: PLW0108
         self._guard_reporting = GuardReporting(metrics, self.audit_reporting)
-        self._pipeline = Pipeline(
+        images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
+        self._runs = Runs(
             self._new_admission(),
-            Relay(
+            Workers(
                 node.rpc,
                 self._dispatch,
                 count=lambda kind, outcome: metrics.retries.labels(kind=kind, outcome=outcome).inc(),
@@ -195,16 +192,15 @@ class GatewayService:
                 publish=node.events_of_mesh.publish,
                 on_compared=RolloutBrake(lambda: live.rollouts, self._rollouts.stop).record_end,
                 on_guarded=self._guard_reporting.record_end,
-                running=running,
             ),
+            records.idempotency,
+            images=images,
             most_seconds=settings.request_timeout_seconds,
             responses=records.responses,
             cache_only_when_asked=settings.response_cache == "asked",
         )
         self._reports = UsageReports(UsageStore(stores.database), request_log_days=settings.request_log_days)
         self._business = BusinessReports(DaysStore(stores.database), request_log_days=settings.request_log_days)
-        images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
-        self._deduplicated = DeduplicatedInference(self._pipeline, records.idempotency, images)
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
@@ -331,15 +327,15 @@ class GatewayService:
     def _http_app(self, images: ImageLimits) -> HttpApp:
         parts = (
             RestAccounts(self._node.rpc),
-            RestInference(self._deduplicated),
+            RestInference(self._runs),
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
-            OpenAiRoutes(self._deduplicated, self._catalogue, self._items),
-            OllamaRoutes(self._deduplicated, self._catalogue),
-            OpenAiEmbeddings(self._deduplicated),
-            OpenAiModerations(self._pipeline),
-            TokenRoutes(self._pipeline, self._deduplicated, self._items),
-            RerankRoute(self._pipeline),
-            InfillRoute(self._deduplicated),
+            OpenAiRoutes(self._runs, self._catalogue, self._items),
+            OllamaRoutes(self._runs, self._catalogue),
+            OpenAiEmbeddings(self._runs),
+            OpenAiModerations(self._runs),
+            TokenRoutes(self._runs, self._items),
+            RerankRoute(self._runs),
+            InfillRoute(self._runs),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
@@ -373,41 +369,36 @@ class GatewayService:
         cache = cache_keys.CacheRequest.OFF if request.fresh else cache_keys.CacheRequest.NOTHING
         # The rest of a call needs its earlier parts.
         whole = stream.is_whole or bool(request.request.tools)
-        asked = await self._deduplicated.admit_images(request.request)
-        run = self._deduplicated.run(
-            stream.principal, asked, seconds=seconds, repeat=repeat, cache=cache, whole=whole, streamed=not stream.is_whole
+        asked = await self._runs.admit_images(request.request)
+        after, wants_parts = 0 if request.rest is None else request.rest.after, request.call_parts and not stream.is_whole
+        return await self._runs.answer(
+            stream.principal,
+            asked,
+            RpcReader(stream, after=after, wants_parts=wants_parts),
+            seconds=seconds,
+            repeat=repeat,
+            cache=cache,
+            whole=whole,
+            streamed=not stream.is_whole,
         )
-        async with run as answer:
-            reader = RpcReader(
-                stream,
-                answer.head.request_id,
-                after=0 if request.rest is None else request.rest.after,
-                wants_parts=request.call_parts and not stream.is_whole,
-            )
-            async for number, chunk in answer:
-                await reader.take(number, chunk)
-        return answer.result
 
     @serves(gateway.cancel_inference)
     async def cancel_inference(self, request: gateway.CancelInference, call: RpcCall) -> Nothing:
-        await self._deduplicated.cancel(call.principal, request.idempotency_key)
+        await self._runs.cancel(call.principal, request.idempotency_key)
         return Nothing()
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
         seconds, key = self._begin(stream), request.idempotency_key
-        embedded = self._deduplicated.embed(stream.principal, request.request, seconds=seconds, key=key)
-        async with self._counting_refusals(stream), embedded as answer:
-            async for _, vectors in answer:
-                await stream.send(vectors)
-        return answer.result
+        async with self._counting_refusals(stream):
+            return await self._runs.embed(stream.principal, request.request, VectorReader(stream), seconds=seconds, key=key)
 
     @serves(embedding.request_ranking)
     async def rank(self, request: embedding.RequestRanking, stream: StreamCall[embedding.RankingNotice]) -> embedding.Ranking:
-        ranked = self._pipeline.rank(stream.principal, request.request, seconds=self._begin(stream))
-        async with self._counting_refusals(stream), ranked as running:
-            scores = await rerank_route.read_scores(running, lambda waiting: stream.send(embedding.RankingNotice(waiting)))
-        return rerank_route.rank(running, scores, request.request.top_n)
+        reader, seconds = ScoreReader(stream), self._begin(stream)
+        async with self._counting_refusals(stream):
+            result = await self._runs.rank(stream.principal, request.request, reader, seconds=seconds)
+        return rerank_route.rank(result, reader.scores, request.request.top_n)
 
     @asynccontextmanager
     async def _counting_refusals(self, call: RpcCall) -> AsyncIterator[None]:
@@ -423,7 +414,7 @@ class GatewayService:
         # It is the key of the request's row, so other services must not choose it. A client's is new.
         if call.caller_role is not Role.CLIENT:
             context.another()
-        return min(self._pipeline.most_seconds, call.remaining_seconds())
+        return min(self._runs.most_seconds, call.remaining_seconds())
 
     # --- models and nodes ---------------------------------------------------------------------------------------------
 
@@ -552,17 +543,17 @@ async def _records(settings: GatewaySettings, node: Node, stores: GatewayStores,
         OrphanedJournals(settings.journal, node.id, requests.find_unknown, recorder.take_over).running(metrics),
         ledger.running(recorder, requests.write_requests, find_receipts),
         # Inside the others, so that canceled answers still get their rows and free their keys.
-        AnswerRuns().running() as runs,
-        _idempotency(settings, node, stores, runs).running() as idempotency,
+        Recorders().running() as recorders,
+        _idempotency(settings, node, stores, recorders).running() as idempotency,
     ):
         metrics.settle_journal_rows.set_function(lambda: recorder.journal_rows)
-        yield RequestRecords(ledger, recorder, idempotency, _responses(settings, node, stores.cache, runs))
+        yield RequestRecords(ledger, recorder, idempotency, _responses(settings, node, stores.cache, recorders))
 
 
-def _idempotency(settings: GatewaySettings, node: Node, stores: GatewayStores, runs: AnswerRuns) -> IdempotentRequests:
+def _idempotency(settings: GatewaySettings, node: Node, stores: GatewayStores, recorders: Recorders) -> IdempotentRequests:
     return IdempotentRequests(
         IdempotencyStore(stores.database),
-        runs,
+        recorders,
         node.id,
         secret=settings.prompt_hash_secret,
         most_seconds=settings.request_timeout_seconds,
@@ -570,7 +561,7 @@ def _idempotency(settings: GatewaySettings, node: Node, stores: GatewayStores, r
     )
 
 
-def _responses(settings: GatewaySettings, node: Node, cache: Cache, runs: AnswerRuns) -> ResponseCache | None:
+def _responses(settings: GatewaySettings, node: Node, cache: Cache, recorders: Recorders) -> ResponseCache | None:
     if settings.response_cache == "off":
         return None
     bounds = CacheBounds(
@@ -579,4 +570,4 @@ def _responses(settings: GatewaySettings, node: Node, cache: Cache, runs: Answer
         most_seconds=settings.request_timeout_seconds,
         start_seconds=settings.start_seconds,
     )
-    return ResponseCache(cache, runs, node.metrics, bounds, secret=settings.prompt_hash_secret)
+    return ResponseCache(cache, recorders, node.metrics, bounds, secret=settings.prompt_hash_secret)

@@ -77,6 +77,11 @@ class Vectors(Body, frozen=True):
     waiting: str = ""
 
 
+def read_scores(vectors: Vectors) -> list[float]:
+    """Return the scores of texts, which are vectors of one number."""
+    return [number for vector in vectors.vectors for number in decode_vector(vector)]
+
+
 class Embedded(Body, frozen=True, omit_defaults=False):
     dimensions: int
     prompt_tokens: int

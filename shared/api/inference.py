@@ -171,6 +171,9 @@ class ConvertedPart(Body, frozen=True):
     start: int = 0
     content: bytes = b""
 
+    #: What other answers have for notices.
+    waiting = ""
+
 
 class Converted(Body, frozen=True):
     #: Of the model; 0 if unknown.

@@ -9,7 +9,7 @@ import asyncpg
 import httpx
 import pytest
 
-from services.gateway.requests.bounded_answers import STEP_TOKENS
+from services.gateway.requests.hold import STEP_TOKENS
 from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until

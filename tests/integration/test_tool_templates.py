@@ -110,7 +110,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[open
     budget = memory.MemoryBudget(2**32, "a test")
     async with llama.opened(Catalog(tuple(entries)), options, 4, budget, Watch()) as backend, fakes.running_service(free=500) as service:
         # On a busy machine, the model writes 2 tokens a second, and an answer that isn't streamed is cut off at its time limit.
-        service.pipeline.most_seconds = 240.0
+        service.runs.most_seconds = 240.0
         service.add_worker(2, RealWorker(backend), *TEMPLATES)
         async with openai_clients.connected(service) as made:
             yield made

@@ -6,12 +6,15 @@ from functools import lru_cache
 
 import msgspec
 
+from services.gateway.facts.reader import AnswerHead, Piece_contra, Reader
+from services.gateway.facts.tally import Tally
 from services.gateway.http_api import response_formats
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, Headers
 from services.gateway.idempotency.cache_keys import CacheRequest
-from services.gateway.requests.deduplicated_inference import NO_REPEAT, DeduplicatedInference, RepeatedRequest, ReplyFacts
-from shared.api.embedding import EmbeddingRequest, EmbeddingResult
+from services.gateway.requests.runs import NO_REPEAT, RepeatedRequest, Runs
+from shared import context
+from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
 from shared.telemetry.version import version
@@ -22,7 +25,7 @@ _CACHE_HIT: Headers = [(b"x-aimesh-cache", b"hit")]
 
 
 async def answer(
-    deduplicated: DeduplicatedInference,
+    runs: Runs,
     call: HttpCall,
     request: InferenceRequest,
     form: AnswerFormat,
@@ -30,9 +33,8 @@ async def answer(
     stream: bool,
     before_end: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
-    """Run the request and answer the call. ``before_end`` is called when the answer is complete. Raises what ``DeduplicatedInference.run``
-    raises."""
-    request = await deduplicated.admit_images(request, call.images)
+    """Run the request and answer the call. ``before_end`` is called when the answer is complete. Raises what ``Runs.answer`` raises."""
+    request = await runs.admit_images(request, call.images)
     if stream:
         call.expect_events(form.failed, form.stream)
     repeat, cache = NO_REPEAT, CacheRequest.NOTHING
@@ -41,75 +43,95 @@ async def answer(
     if call.has_options or call.ignored.labels:
         request = with_call(call, request)
     reader = HttpReader(call, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
-    seconds = deduplicated.most_seconds
-    async with deduplicated.run(call.caller, request, seconds=seconds, repeat=repeat, whole=True, cache=cache, streamed=stream) as reply:
-        reader.begin(reply)
-        async for number, chunk in reply:
-            await reader.take(number, chunk)
-        reader.show_origin()
-    # The row is written before the caller learns how the request ended.
-    result = reply.result
+    result = await runs.answer(
+        call.caller, request, reader, seconds=runs.most_seconds, repeat=repeat, whole=True, cache=cache, streamed=stream
+    )
     if before_end is not None:
         await before_end()
     await reader.finish(result)
 
 
-class HttpReader:
+class HeadReader(Reader[AnswerHead, Piece_contra]):
+    """Adds the headers of an answer to a call."""
+
+    head: AnswerHead
+    #: Another call has started the answer.
+    is_repeat = False
+
+    def __init__(self, call: HttpCall) -> None:
+        self.call = call
+
+    def begin(self, head: AnswerHead) -> None:
+        self.head = head
+        now = context.current.get()
+        self.is_repeat = now is not None and head.request_id != now.request_id
+        self.call.add_headers(headers(head, is_repeat=self.is_repeat))
+
+
+class HttpReader(HeadReader[Chunk]):
     """Sends an answer, or several one after another, in the form of one API."""
 
     def __init__(self, call: HttpCall, form: AnswerFormat, *, stream: bool, after: int = 0, with_ids: bool = True) -> None:
         """``after``: the chunk that the caller already has. ``with_ids``: whether the stream can be resumed."""
-        self._call, self._form = call, form
+        super().__init__(call)
+        self._form = form
         self._stream, self._after, self._with_ids = stream, after, with_ids
 
-    def begin(self, reply: ReplyFacts) -> None:
-        """Start, before the first chunk of each answer."""
-        self._call.add_headers(headers(reply))
-        self._head = head = reply.head
+    def begin(self, head: AnswerHead) -> None:
+        super().begin(head)
         assert head.model is not None  # known before the first chunk
         self._event_id_start = response_formats.event_id_start(head.request_id)
         self._form.begin(AnswerFacts(head.request_id, head.model, int(head.began_at.timestamp()), _fingerprint(head.model)))
 
-    async def take(self, number: int, chunk: Chunk) -> None:
+    async def take(self, number: int, piece: Chunk, at: Tally) -> bool:
         """Nothing is sent before the first text or waiting notice: until then, an error can have its own status."""
         if not number:
             if self._stream:
-                await self._call.send_comment(chunk.waiting)
+                await self.call.send_comment(piece.waiting)
         elif not self._stream:
-            self._form.gather(chunk)
+            self._form.gather(piece)
         else:
             # The format needs to see the earlier chunks, too.
-            events = self._form.events(chunk)
+            events = self._form.events(piece)
             if number > self._after:
-                if not self._call.started:
-                    self.show_origin()
-                await self._call.send_events(events, f"{self._event_id_start}{number}" if self._with_ids else None)
+                if not self.call.started:
+                    self._show_origin()
+                await self.call.send_events(events, f"{self._event_id_start}{number}" if self._with_ids else None)
+        return True
 
-    def show_origin(self) -> None:
-        """Call it after the last chunk, too: an answer may have none."""
-        if not self._call.started and self._head.cached:
-            self._call.add_headers(_CACHE_HIT)
+    def _show_origin(self) -> None:
+        if not self.call.started and self.head.cached:
+            self.call.add_headers(_CACHE_HIT)
 
     async def finish(self, result: InferenceResult) -> None:
+        self._show_origin()  # an answer may have no chunk
         if self._stream:
-            await self._call.send_events(self._form.last_events(result))
-            await self._call.end_events()
+            await self.call.send_events(self._form.last_events(result))
+            await self.call.end_events()
         else:
-            await self._call.answer(self._form.whole(result))
+            await self.call.answer(self._form.whole(result))
+
+
+class _EncodingReader(HeadReader[Vectors]):
+    def __init__(self, call: HttpCall, encode: Callable[[int, bytes], msgspec.Raw]) -> None:
+        super().__init__(call)
+        self._encode = encode
+        self.encoded: list[msgspec.Raw] = []
+
+    async def take(self, number: int, piece: Vectors, at: Tally) -> bool:
+        # Encoding all vectors at once would delay other streams.
+        self.encoded += [self._encode(index, vector) for index, vector in enumerate(piece.vectors, len(self.encoded))]
+        return True
 
 
 async def embed(
-    deduplicated: DeduplicatedInference, call: HttpCall, request: EmbeddingRequest, encode: Callable[[int, bytes], msgspec.Raw]
+    runs: Runs, call: HttpCall, request: EmbeddingRequest, encode: Callable[[int, bytes], msgspec.Raw]
 ) -> tuple[list[msgspec.Raw], EmbeddingResult]:
-    """Run the request; ``encode`` gets the number of each vector. Raises what ``DeduplicatedInference.embed`` raises."""
+    """Run the request; ``encode`` gets the number of each vector. Raises what ``Runs.embed`` raises."""
     request = msgspec.structs.replace(request, forbid_external=call.forbids_external)
-    encoded: list[msgspec.Raw] = []
-    async with deduplicated.embed(call.caller, request, seconds=deduplicated.most_seconds, key=call.idempotency_key) as reply:
-        call.add_headers(headers(reply))
-        async for _, item in reply:
-            # Encoding all vectors at once would delay other streams.
-            encoded += [encode(index, vector) for index, vector in enumerate(item.vectors, len(encoded))]
-    return encoded, reply.result
+    reader = _EncodingReader(call, encode)
+    result = await runs.embed(call.caller, request, reader, seconds=runs.most_seconds, key=call.idempotency_key)
+    return reader.encoded, result
 
 
 def with_call(call: HttpCall, request: InferenceRequest) -> InferenceRequest:
@@ -127,20 +149,19 @@ def read_repeat(call: HttpCall) -> RepeatedRequest:
     return RepeatedRequest(key=call.idempotency_key, rest=None if event_id is None else response_formats.read_event_id(event_id))
 
 
-def headers(reply: ReplyFacts) -> Headers:
+def headers(head: AnswerHead, *, is_repeat: bool) -> Headers:
     """Return the headers about limits and repeats."""
     found: Headers = []
-    head = reply.head
     # A repeat isn't limited.
-    if not reply.is_repeat and (allowance := head.allowance) is not None:
+    if not is_repeat and (allowance := head.allowance) is not None:
         found += response_formats.allowance_headers(allowance)
-    if not reply.is_repeat and (clamped_to := head.clamped_to) is not None:
+    if not is_repeat and (clamped_to := head.clamped_to) is not None:
         found.append((b"x-budget-clamped", b"%d" % clamped_to))
     if (route := head.shown_route) is not None:
         found.append((b"x-aimesh-route", f"{route.route}@{route.version}".encode()))
         if route.variant is not None:
             found.append((b"x-aimesh-variant", route.variant.encode()))
-    if reply.is_repeat:
+    if is_repeat:
         # As Stripe does: this call has its own id in the log; the answer and its cost belong to the first call.
         found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(head.request_id).encode())]
     return found

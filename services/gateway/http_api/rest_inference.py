@@ -13,7 +13,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerToolCall, TokenChoice
 from services.gateway.http_api.rest_format import InferenceAnswer, RestFormat, TextEvent, UsageView
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference
+from services.gateway.requests.runs import Runs
 from shared.api import embedding
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import MaxTokens, NamedModel, ReasoningEffort, Seed, Temperature, TopK, TopLogprobs, TopP
@@ -90,8 +90,8 @@ class WithdrawnAnswer(msgspec.Struct, frozen=True):
 
 
 class RestInference:
-    def __init__(self, deduplicated: DeduplicatedInference) -> None:
-        self._deduplicated = deduplicated
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -108,7 +108,7 @@ class RestInference:
         key = call.idempotency_key
         if key is None:
             raise BadField("Idempotency-Key", "is missing; it names the request to cancel")
-        await self._deduplicated.cancel(call.caller, key)
+        await self._runs.cancel(call.caller, key)
         await call.answer(WithdrawnAnswer(key))
 
     async def _inference(self, call: HttpCall) -> None:
@@ -129,7 +129,7 @@ class RestInference:
         def encode(_index: int, vector: bytes) -> msgspec.Raw:
             return msgspec.Raw(msgspec.json.encode(embedding.decode_vector(vector)))
 
-        vectors, result = await answer_delivery.embed(self._deduplicated, call, request, encode)
+        vectors, result = await answer_delivery.embed(self._runs, call, request, encode)
         usage = UsageView(result.prompt_tokens, 0, result.prompt_tokens)
         embeddings = cast("tuple[tuple[float, ...], ...]", tuple(vectors))
         await call.answer(ModelAnswer(result.request_id, result.model, usage, result.response_time_ms, embeddings=embeddings))
@@ -137,7 +137,7 @@ class RestInference:
     async def _run(self, call: HttpCall, body: PayloadBody, model: ModelName | None) -> None:
         request = await call.convert(partial(to_request, model=model), body)
         form = RestFormat(parallel_calls=body.parallel_tool_calls)
-        await answer_delivery.answer(self._deduplicated, call, request, form, stream=body.stream)
+        await answer_delivery.answer(self._runs, call, request, form, stream=body.stream)
 
 
 def _parse_inference(content: bytes) -> InferenceBody:

@@ -12,7 +12,7 @@ import msgspec
 
 from services.gateway.facts.bad_field import BadField
 from services.gateway.idempotency import cache_keys
-from services.gateway.idempotency.answer_buffer import Piece
+from services.gateway.idempotency.recording import Piece
 from shared import errors
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult
@@ -130,10 +130,6 @@ class KeptAnswer(msgspec.Struct, Generic[Piece, End], frozen=True, array_like=Tr
     chunks: tuple[Piece, ...] | None
     result: End | None = None
     problem: Problem | None = None
-
-    #: Only the first response reports these.
-    shown_route = allowance = clamped_to = None
-    cached = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

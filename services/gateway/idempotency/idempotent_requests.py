@@ -1,9 +1,5 @@
 """Runs a request under an idempotency key only once, and gives every repeat the same answer.
 
-    async with idempotency.answer(request, produce, seconds=60) as repeat:
-        async for number, chunk in repeat: …
-    repeat.result
-
 A key's row names the request that runs it, under a lease of its gateway. When the lease expires, the next repeat takes over with the
 same seed, model and guardrails, so the rest of the answer is the same.
 """
@@ -18,10 +14,9 @@ from typing import Any
 
 import msgspec
 
+from services.gateway.facts import tally
+from services.gateway.facts.reader import AnswerHead, Reader
 from services.gateway.idempotency import answer_encryption, idempotency_keys
-from services.gateway.idempotency.answer_buffer import Piece
-from services.gateway.idempotency.answer_reader import Head, StoredAnswerReader
-from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunId, AnswerRunReader, AnswerRuns
 from services.gateway.idempotency.idempotency_keys import (
     AbandonedRequest,
     End,
@@ -36,6 +31,8 @@ from services.gateway.idempotency.idempotency_keys import (
     RunningHere,
 )
 from services.gateway.idempotency.idempotency_store import SWEEP_BATCH, IdempotencyStore
+from services.gateway.idempotency.recorder import Recorder, Recorders, RecordingId
+from services.gateway.idempotency.recording import Piece, ReaderId
 from shared import errors
 from shared.node import lifecycle
 from shared.telemetry import logs
@@ -65,8 +62,11 @@ _FAILED_HINT = "its idempotency key keeps this part of the answer; send the requ
 _log = logs.get(part="idempotency")
 
 
-#: Generates the answer with the seed and model of the key's use: sets the head, then adds the chunks.
-Produce = Callable[[AnswerRun[Head, Piece, End], KeyUse], Awaitable[End]]
+#: What a caller reads under a key.
+KeyReader = Reader[AnswerHead, Piece]
+KeyRecorder = Recorder[AnswerHead, Piece, End]
+#: Generates the answer with the seed and model of the key's use, for a recorder.
+Produce = Callable[[KeyRecorder[Piece, End], KeyUse], Awaitable[End]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,12 @@ class _Ending:
 
 
 class IdempotentRequests:
-    """Runs requests under idempotency keys. Use ``running``, within that of ``runs`` and of the store."""
+    """Runs requests under idempotency keys. Use ``running``, within that of ``recorders`` and of the store."""
 
     def __init__(
         self,
         store: IdempotencyStore,
-        runs: AnswerRuns,
+        recorders: Recorders,
         node: NodeId,
         *,
         secret: str,
@@ -93,7 +93,7 @@ class IdempotentRequests:
     ) -> None:
         """``most_seconds``: time limit for an answer, independent of its readers' deadlines; it may wait ``start_seconds`` more."""
         self._store = store
-        self._runs = runs
+        self._recorders = recorders
         self._node = node
         self._secret = secret
         self.most_seconds = most_seconds
@@ -115,25 +115,31 @@ class IdempotentRequests:
             tasks.create_task(self._watch_withdrawals())
             yield self
 
-    @asynccontextmanager
     async def answer(
-        self, request: IdempotentRequest, produce: Produce[Head, Piece, End], *, seconds: float, whole: bool = False
-    ) -> AsyncIterator[AnswerRunReader[Head, Piece, End] | StoredAnswerReader[Piece, End]]:
-        """Return the answer after the chunk ``request.after``, or the ``whole`` of it. Leaving the block stops reading; an answer without
-        readers is canceled after a while.
+        self,
+        request: IdempotentRequest,
+        produce: Produce[Piece, End],
+        reader: KeyReader[Piece],
+        *,
+        seconds: float,
+        whole: bool = False,
+    ) -> End:
+        """Give the reader the answer after the chunk ``request.after``, or the ``whole`` of it; return the end. An answer without readers
+        is canceled after a while.
 
         Raises what ``produce`` raises, IdempotencyConflict, InProgress if another gateway runs the request until shortly before the
-        deadline, AnswerGone if the answer is no longer stored, and Unavailable without PostgreSQL.
+        deadline, AnswerGone if the answer is no longer stored, Cancelled if the reader wants no more, and Unavailable without PostgreSQL.
         """
         idempotency_keys.check(request.key)
-        reader = await self._open(request, produce, seconds, 0 if whole else request.after)
-        if isinstance(reader, StoredAnswerReader):
-            yield reader
-            return
-        with reader:
-            head = await reader.wait_for_head()
-            reader.is_repeat = head.request_id != request.request_id
-            yield reader
+        after = 0 if whole else request.after
+        found = await self._open(request, produce, seconds, after)
+        if isinstance(found, KeptAnswer):
+            return await _play_stored(found, reader, after)
+        recorder, place = found
+        end = await recorder.play(reader, place)
+        if end is None:
+            raise errors.Cancelled("the reader wanted no more of the answer")
+        return end
 
     async def cancel(self, owner: TenantId, key: str) -> None:
         """Cancel the answer at any gateway; what was delivered is billed. The same request under the same key then runs again. Raises
@@ -145,19 +151,19 @@ class IdempotentRequests:
     # --- claims -----------------------------------------------------------------------------------------------------
 
     async def _open(
-        self, request: IdempotentRequest, produce: Produce[Head, Piece, End], seconds: float, after: int
-    ) -> AnswerRunReader[Head, Piece, End] | StoredAnswerReader[Piece, End]:
+        self, request: IdempotentRequest, produce: Produce[Piece, End], seconds: float, after: int
+    ) -> tuple[KeyRecorder[Piece, End], ReaderId] | KeptAnswer[Piece, End]:
         ends_at = self._clock() + seconds
         waits = 0
         try:
             while True:
                 match await self._claim(request):
                     case NewKeyUse() | OrphanedKeyUse() as key_use:
-                        return (await self._begin(request, key_use, produce)).reader(after)
+                        return _joined(await self._begin(request, key_use, produce), after)
                     case EndedRequest(request_id, answer):
                         return self._open_ended(request, request_id, answer, after)
-                    case RunningHere(request_id) if (run := self._runs.find(_name(request, request_id))) is not None:
-                        return run.reader(after)
+                    case RunningHere(request_id) if (found := self._recorders.find(_name(request, request_id))) is not None:
+                        return _joined(found, after)
                 # It runs elsewhere, or begins or ends here.
                 pause = _BACKOFF.pause(waits + 1)
                 if (not waits and self._waiting >= MOST_WAITING) or self._clock() + pause + _MARGIN_SECONDS > ends_at:
@@ -195,7 +201,7 @@ class IdempotentRequests:
             if key_use is None:
                 del self._own_requests[request.request_id]
 
-    async def _begin(self, request: IdempotentRequest, key_use: KeyUse, produce: Produce[Head, Piece, End]) -> AnswerRun[Head, Piece, End]:
+    async def _begin(self, request: IdempotentRequest, key_use: KeyUse, produce: Produce[Piece, End]) -> KeyRecorder[Piece, End]:
         try:
             idempotency_keys.ensure_can_resume(key_use, request)
         except errors.AnswerGone:
@@ -203,35 +209,35 @@ class IdempotentRequests:
             raise
         run_and_save = partial(self._run_and_save, request, key_use, produce)
         seconds = self.most_seconds + self._start_seconds
-        return self._runs.start(_name(request, request.request_id), run_and_save, seconds=seconds, kept=True)
+        return self._recorders.start(_name(request, request.request_id), run_and_save, seconds=seconds, kept=True)
 
     def _open_ended(
         self, request: IdempotentRequest, request_id: RequestId, answer: bytes | None, after: int
-    ) -> AnswerRunReader[Any, Any, Any] | StoredAnswerReader[Any, Any]:
+    ) -> tuple[KeyRecorder[Any, Any], ReaderId] | KeptAnswer[Any, Any]:
         stored = None if answer is None else self._unseal(request, request_id, answer)
         if stored is not None and stored.chunks is not None:
-            return StoredAnswerReader(stored, after)
-        run = self._runs.find(_name(request, request_id))
-        if run is None:
+            return stored
+        found = self._recorders.find(_name(request, request_id))
+        if found is None:
             raise errors.AnswerGone(
                 "the answer to this request was too long to store", hint="send the request again with a new idempotency key"
             )
-        return run.reader(after)
+        return _joined(found, after)
 
     # --- runs -------------------------------------------------------------------------------------------------------
 
     async def _run_and_save(
-        self, request: IdempotentRequest, key_use: KeyUse, produce: Produce[Head, Piece, End], run: AnswerRun[Head, Piece, End]
+        self, request: IdempotentRequest, key_use: KeyUse, produce: Produce[Piece, End], recorder: KeyRecorder[Piece, End]
     ) -> End:
-        fail = partial(self._fail, request, key_use, run)
+        fail = partial(self._fail, request, key_use, recorder)
         try:
-            result = await produce(run, key_use)
+            result = await produce(recorder, key_use)
         except errors.AimeshError as error:
             await fail(error)
             raise
         except asyncio.CancelledError:
             # A deadline reaches us as a cancellation, too; any other means that this gateway stops, or lost the request.
-            if self._clock() >= run.ends_at - _CLOCK_SLACK_SECONDS:
+            if self._clock() >= recorder.ends_at - _CLOCK_SLACK_SECONDS:
                 await fail(errors.DeadlineExceeded("the answer was not ready in time", hint="ask for fewer tokens"))
             else:
                 await self._abandon(request)
@@ -239,23 +245,23 @@ class IdempotentRequests:
         except BaseException:
             await fail(errors.Internal("the gateway failed; search its log for the request id"))
             raise
-        await self._end(request, run, _Ending(KeyState.ENDED, self._seal(request, run, result=result)))
+        await self._end(request, recorder, _Ending(KeyState.ENDED, self._seal(request, recorder, result=result)))
         return result
 
-    async def _fail(self, request: IdempotentRequest, key_use: KeyUse, run: AnswerRun[Any, Any, Any], error: errors.AimeshError) -> None:
-        if run.buffer.last == 0 or not idempotency_keys.kind_of(request.request).counts_in_part:
-            self._runs.forget(run)
+    async def _fail(self, request: IdempotentRequest, key_use: KeyUse, recorder: KeyRecorder[Any, Any], error: errors.AimeshError) -> None:
+        if recorder.recording.last == 0 or not idempotency_keys.kind_of(request.request).counts_in_part:
+            self._recorders.forget(recorder)
             await self._give_up(request, key_use)
         else:
             # Waiting does not help: the key keeps this answer.
             problem = msgspec.structs.replace(error.to_problem(), hint=_FAILED_HINT, retryable=False, retry_after_ms=None)
-            await self._end(request, run, _Ending(KeyState.FAILED, self._seal(request, run, problem=problem)))
+            await self._end(request, recorder, _Ending(KeyState.FAILED, self._seal(request, recorder, problem=problem)))
 
-    async def _end(self, request: IdempotentRequest, run: AnswerRun[Any, Any, Any], ending: _Ending) -> None:
+    async def _end(self, request: IdempotentRequest, recorder: KeyRecorder[Any, Any], ending: _Ending) -> None:
         await self._save(request.request_id, ending)
-        if request.request_id not in self._own_requests and ending.answer is not None and run.buffer.whole is not None:
+        if request.request_id not in self._own_requests and ending.answer is not None and recorder.recording.whole is not None:
             # Repeats now read it from the store.
-            self._runs.forget(run)
+            self._recorders.forget(recorder)
 
     async def _give_up(self, request: IdempotentRequest, key_use: KeyUse) -> None:
         """Free the key of a request that didn't run; keep an orphan's, because its caller may have a part and resume later."""
@@ -294,15 +300,15 @@ class IdempotentRequests:
     def _seal(
         self,
         request: IdempotentRequest,
-        run: AnswerRun[Head, Piece, End],
+        recorder: KeyRecorder[Piece, End],
         *,
         result: End | None = None,
         problem: errors.Problem | None = None,
     ) -> bytes | None:
-        head = run.head
+        head = recorder.head
         if head is None:
             return None
-        stored = KeptAnswer(head.request_id, head.model, head.began_at, run.buffer.whole, result, problem)
+        stored = KeptAnswer(head.request_id, head.model, head.began_at, recorder.recording.whole, result, problem)
         level = idempotency_keys.kind_of(request.request).compression
         body = msgspec.msgpack.encode(stored)
         answer = answer_encryption.seal(body, request.owner, str(request.request_id), self._secret, compression=level)
@@ -327,16 +333,16 @@ class IdempotentRequests:
                     self._cancel_run(request)
 
     def _cancel_run(self, request: IdempotentRequest) -> None:
-        if (run := self._runs.find(_name(request, request.request_id))) is not None:
-            run.stop(errors.Cancelled("the caller canceled this request"))
+        if (recorder := self._recorders.find(_name(request, request.request_id))) is not None:
+            recorder.stop(errors.Cancelled("the caller canceled this request"))
 
     async def heartbeat(self) -> None:
         """Save pending ends, extend the leases of running requests, and stop those that another gateway took over. Raises Unavailable."""
         for request_id, ending in list(self._unsaved.items()):
             await self._write_end(request_id, ending)
-        # A request without a run is just being claimed, and its row may not exist yet.
-        runs = {request_id: self._runs.find(_name(request, request_id)) for request_id, request in self._own_requests.items()}
-        running = {request_id: run for request_id, run in runs.items() if run is not None}
+        # A request without a recorder is just being claimed, and its row may not exist yet.
+        found = {request_id: self._recorders.find(_name(request, request_id)) for request_id, request in self._own_requests.items()}
+        running = {request_id: recorder for request_id, recorder in found.items() if recorder is not None}
         self._stop_unread(running)
         if not running:
             return
@@ -344,17 +350,19 @@ class IdempotentRequests:
         extended = await self._store.extend_leases(running, seconds=LEASE_SECONDS)
         for request_id in [request_id for request_id, is_withdrawn in extended.items() if is_withdrawn]:
             self._cancel_run(running_requests[request_id])
-        for request_id, run in running.items():
+        for request_id, recorder in running.items():
             # It may have ended during the query.
             if request_id in extended or request_id not in self._own_requests or request_id in self._unsaved:
                 continue
             _log.warning("another gateway took over a request", request=str(request_id))
             del self._own_requests[request_id]
-            run.stop(errors.LinkLost("another gateway continues this request", hint="retry with the same idempotency key"))
+            recorder.stop(errors.LinkLost("another gateway continues this request", hint="retry with the same idempotency key"))
 
-    def _stop_unread(self, running: Mapping[RequestId, AnswerRun[Any, Any, Any]]) -> None:
+    def _stop_unread(self, running: Mapping[RequestId, KeyRecorder[Any, Any]]) -> None:
         now = self._clock()
-        self._unread = {request_id: self._unread.get(request_id, now) for request_id, run in running.items() if not run.buffer.is_read}
+        self._unread = {
+            request_id: self._unread.get(request_id, now) for request_id, recorder in running.items() if not recorder.recording.is_read
+        }
         for request_id, since in self._unread.items():
             if now - since >= UNREAD_SECONDS:
                 running[request_id].stop(errors.Cancelled("the answer had no reader for a while"))
@@ -365,5 +373,20 @@ class IdempotentRequests:
             pass
 
 
-def _name(request: IdempotentRequest, request_id: RequestId) -> AnswerRunId:
-    return AnswerRunId(request.owner, request_id.bytes)
+def _joined(found: KeyRecorder[Piece, End], after: int) -> tuple[KeyRecorder[Piece, End], ReaderId]:
+    return found, found.join(after)
+
+
+async def _play_stored(stored: KeptAnswer[Piece, End], reader: KeyReader[Piece], after: int) -> End:
+    """Give the reader what is stored. Raises the error with which the answer ended, after the chunks before it."""
+    reader.begin(AnswerHead(stored.request_id, stored.model, stored.began_at))
+    for number, chunk in [*enumerate(stored.chunks or (), start=1)][after:]:
+        await reader.take(number, chunk, tally.NOTHING)
+    if stored.problem is not None:
+        raise errors.from_problem(stored.problem)
+    assert stored.result is not None  # set if `problem` is None
+    return stored.result
+
+
+def _name(request: IdempotentRequest, request_id: RequestId) -> RecordingId:
+    return RecordingId(request.owner, request_id.bytes)

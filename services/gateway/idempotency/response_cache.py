@@ -1,24 +1,23 @@
-"""Caches answers in Valkey, and runs identical concurrent requests once.
-
-    answers = cache.answer(question, generate, use=use, seconds=60, shared=…, set_origin=…)
+"""Caches answers in Valkey, and generates identical concurrent ones once.
 
 Tenants never share answers. Without Valkey, requests run uncached.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from services.gateway.facts import tally
+from services.gateway.facts.reader import Reader
+from services.gateway.facts.tally import Tally
 from services.gateway.idempotency import cache_keys
-from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunId, AnswerRunReader, AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheQuestion, CacheUse
+from services.gateway.idempotency.recorder import Recorder, Recorders, RecordingId
 from services.gateway.idempotency.sealed_values import SealedValues
-from services.gateway.relay import AnswerItem
 from shared import errors
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, PromptAccepted
@@ -27,8 +26,9 @@ from shared.telemetry import Metrics
 from shared.types import FinishReason
 
 Shared = TypeVar("Shared")
-#: Generates an answer within so many seconds.
-Generate = Callable[[float], AsyncGenerator[AnswerItem]]
+#: Generates an answer for a reader within so many seconds.
+Generate = Callable[[Reader[PromptAccepted, Chunk], float], Awaitable[Any]]
+_Recorder = Recorder[PromptAccepted, Chunk, GenerationEnd]
 
 
 class AnswerOrigin(StrEnum):
@@ -66,7 +66,7 @@ class ResponseCache:
     def __init__(
         self,
         values: Cache,
-        runs: AnswerRuns,
+        recorders: Recorders,
         metrics: Metrics,
         bounds: CacheBounds,
         *,
@@ -76,7 +76,7 @@ class ResponseCache:
         self._values = SealedValues(
             values, cache_keys.PREFIX, secret=secret, most_bytes=bounds.most_bytes, what="response cache", clock=clock
         )
-        self._runs = runs
+        self._recorders = recorders
         self._counted = metrics.response_cache
         self._bounds = bounds
         self._secret = secret
@@ -86,73 +86,56 @@ class ResponseCache:
         self,
         question: CacheQuestion,
         generate: Generate,
+        reader: Reader[PromptAccepted, Chunk],
         *,
         use: CacheUse,
         seconds: float,
         shared: Shared,
         set_origin: Callable[[AnswerOrigin, Shared], None],
-    ) -> AsyncGenerator[AnswerItem]:
-        """Yield PromptAccepted, chunks, and finally the end. Call ``set_origin`` before the first item, with ``shared`` of the request for
-        which the answer is generated. ``use`` must not be empty.
-
-        Raises what ``generate`` raises. Close it with ``aclose``: an answer without other readers then ends.
-        """
+    ) -> GenerationEnd | None:
+        """Give the answer to the reader, and return its end; None if the reader wants no more. Call ``set_origin`` before the first piece,
+        with ``shared`` of the request for which the answer is generated. ``use`` must not be empty. Raises what ``generate`` raises. An
+        answer without readers ends."""
         name = cache_keys.name(question, self._secret)
-        run_id = AnswerRunId(question.tenant, name.encode())
-        reader = self._join(run_id, seconds) if use.read else None
-        origin = AnswerOrigin.JOINED
-        if reader is None and use.read:
+        recording_id = RecordingId(question.tenant, name.encode())
+        joined = self._join(recording_id, seconds) if use.read else None
+        if joined is None and use.read:
             if (found := await self._find(question, name)) is not None:
-                self._counted.labels(result=AnswerOrigin.HIT.value).inc()
+                self._count(AnswerOrigin.HIT)
                 set_origin(AnswerOrigin.HIT, shared)
-                yield PromptAccepted(found.generation.usage.prompt_tokens)
-                for chunk in found.chunks:
-                    yield chunk
-                yield found.generation
-                return
+                return await _replay(found, reader)
             # Another request may have started meanwhile. Without an await until the first reader, only one starts.
-            reader = self._join(run_id, seconds)
-        if reader is None:
-            origin = AnswerOrigin.MISS
-            reader = self._start(question, name, run_id, generate).reader()
-            reader.run.shared = shared
-        self._counted.labels(result=origin.value).inc()
-        set_origin(origin, reader.run.shared)
-        async with aclosing(_follow(reader)) as answers:
-            async for item in answers:
-                yield item
+            joined = self._join(recording_id, seconds)
+        origin = AnswerOrigin.JOINED
+        if joined is None:
+            origin, recorder = AnswerOrigin.MISS, self._start(question, name, recording_id, generate)
+            joined, recorder.shared = (recorder, recorder.join()), shared
+        self._count(origin)
+        set_origin(origin, joined[0].shared)
+        return await joined[0].play(reader, joined[1])
 
-    def _join(self, run_id: AnswerRunId, seconds: float) -> "AnswerRunReader[PromptAccepted, Chunk, GenerationEnd] | None":
-        run: AnswerRun[PromptAccepted, Chunk, GenerationEnd] | None = self._runs.find(run_id)
-        # A run that is near its deadline could fail with an error that isn't this request's.
-        if run is None or run.ends_at - self._bounds.start_seconds - self._clock() < seconds / 2:
+    def _count(self, origin: AnswerOrigin) -> None:
+        self._counted.labels(result=origin.value).inc()
+
+    def _join(self, recording_id: RecordingId, seconds: float) -> "tuple[_Recorder, Any] | None":
+        """Return a running answer, and a place in it."""
+        found: _Recorder | None = self._recorders.find(recording_id)
+        # An answer that is near its deadline could fail with an error that isn't this request's.
+        if found is None or found.ends_at - self._bounds.start_seconds - self._clock() < seconds / 2:
             return None
         try:
-            return run.reader()
+            return found, found.join()
         except errors.AnswerGone:
             return None
 
-    def _start(
-        self, question: CacheQuestion, name: str, run_id: AnswerRunId, generate: Generate
-    ) -> "AnswerRun[PromptAccepted, Chunk, GenerationEnd]":
-        async def produce(run: "AnswerRun[PromptAccepted, Chunk, GenerationEnd]") -> GenerationEnd:
-            generation: GenerationEnd | None = None
-            async with aclosing(generate(self._bounds.most_seconds)) as answers:
-                async for item in answers:
-                    match item:
-                        case PromptAccepted():
-                            run.set_head(item)
-                        case Chunk():
-                            await run.add(item)
-                        case GenerationEnd():
-                            generation = item
-            if generation is None:
-                raise errors.LinkLost("the answer ended without its end marker", hint="retry the request")
-            # Store it before its readers see the end, because then the run is no longer found.
-            await self._keep(question, name, run.buffer.whole, generation)
-            return generation
+    def _start(self, question: CacheQuestion, name: str, recording_id: RecordingId, generate: Generate) -> _Recorder:
+        async def produce(recorder: _Recorder) -> GenerationEnd:
+            end: GenerationEnd = await generate(recorder, self._bounds.most_seconds)
+            # Store it before its readers see the end, because then the recording is no longer found.
+            await self._keep(question, name, recorder.recording.whole, end)
+            return end
 
-        return self._runs.start(run_id, produce, seconds=self._bounds.most_seconds + self._bounds.start_seconds)
+        return self._recorders.start(recording_id, produce, seconds=self._bounds.most_seconds + self._bounds.start_seconds)
 
     # --- Valkey -----------------------------------------------------------------------------------------------------
 
@@ -171,13 +154,12 @@ class ResponseCache:
         await self._values.keep(question.tenant, values, seconds=seconds)
 
 
-async def _follow(reader: "AnswerRunReader[PromptAccepted, Chunk, GenerationEnd]") -> AsyncGenerator[AnswerItem]:
-    with reader:
-        accepted: PromptAccepted | None = None
-        async for number, chunk in reader:
-            if number and accepted is None and (accepted := reader.run.head) is not None:
-                yield accepted
-            yield chunk
-        if accepted is None and reader.run.head is not None:
-            yield reader.run.head
-        yield reader.result
+async def _replay(found: _CachedAnswer, reader: Reader[PromptAccepted, Chunk]) -> GenerationEnd | None:
+    prompt_tokens = found.generation.usage.prompt_tokens
+    reader.begin(PromptAccepted(prompt_tokens))
+    at = Tally(prompt_tokens)
+    for number, chunk in enumerate(found.chunks, 1):
+        at = tally.count(at, chunk)
+        if not await reader.take(number, chunk, at):
+            return None
+    return found.generation

@@ -30,7 +30,7 @@ from services.gateway.ollama_api.ollama_request import (
     OllamaNameBody,
     OllamaPromptBody,
 )
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference
+from services.gateway.requests.runs import Runs
 from shared import errors
 from shared.api import embedding
 from shared.api.auth import Principal
@@ -45,8 +45,8 @@ _EMBED_METHOD = embedding.request_embeddings.name.partition(".")[2]
 class OllamaRoutes:
     """The handlers of /ollama. ``served`` returns the models that a caller may use, the default first."""
 
-    def __init__(self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]]) -> None:
-        self._deduplicated = deduplicated
+    def __init__(self, runs: Runs, served: Callable[[Principal], tuple[ServedModel, ...]]) -> None:
+        self._runs = runs
         self._served = served
         self._started_at = datetime.fromtimestamp(int(time.time()), UTC)
 
@@ -112,7 +112,7 @@ class OllamaRoutes:
             await call.answer(form.loaded())
             return
         request = msgspec.structs.replace(request, model=self._name(call, body.model))
-        await answer_delivery.answer(self._deduplicated, call, request, form, stream=body.stream)
+        await answer_delivery.answer(self._runs, call, request, form, stream=body.stream)
 
     async def _embed(self, call: HttpCall) -> None:
         body = await call.read(ollama_request.EMBED)
@@ -130,7 +130,7 @@ class OllamaRoutes:
             self._get(call, model)
             return OllamaEmbeddings(model)
         request = EmbeddingRequest(embedding.separate_inputs(inputs), self._name(call, model), dimensions)
-        encoded, result = await answer_delivery.embed(self._deduplicated, call, request, _encode)
+        encoded, result = await answer_delivery.embed(self._runs, call, request, _encode)
         return OllamaEmbeddings(model, tuple(encoded), result.response_time_ms * ollama_format.NANOSECONDS, result.prompt_tokens)
 
     def _get(self, call: HttpCall, name: str) -> ServedModel:

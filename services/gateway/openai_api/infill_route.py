@@ -11,7 +11,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFormat, ServerSentEvent
 from services.gateway.http_api.tolerant_json import BodyDialect
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference
+from services.gateway.requests.runs import Runs
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import MinP, NamedModel, RepeatPenalty, Seed, Stops, Temperature, TopK, TopP
 from shared.api.inference import Chunk
@@ -65,8 +65,8 @@ class InfillAnswer(msgspec.Struct, frozen=True):
 
 
 class InfillRoute:
-    def __init__(self, deduplicated: DeduplicatedInference) -> None:
-        self._deduplicated = deduplicated
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -77,7 +77,7 @@ class InfillRoute:
 
     async def _infill(self, call: HttpCall) -> None:
         body = await call.read(DIALECT)
-        await answer_delivery.answer(self._deduplicated, call, to_request(body), InfillFormat(), stream=body.stream)
+        await answer_delivery.answer(self._runs, call, to_request(body), InfillFormat(), stream=body.stream)
 
 
 DIALECT = BodyDialect("infill", InfillBody)

@@ -11,7 +11,7 @@ from services.gateway.http_api import answer_delivery, parameters
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference
+from services.gateway.requests.runs import Runs
 from shared.api import embedding
 from shared.api.embedding import Dimensions, EmbeddingRequest, GivenInput
 from shared.api.generation import NamedModel
@@ -52,8 +52,8 @@ class EmbeddingList(msgspec.Struct, frozen=True):
 
 
 class OpenAiEmbeddings:
-    def __init__(self, deduplicated: DeduplicatedInference) -> None:
-        self._deduplicated = deduplicated
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -63,7 +63,7 @@ class OpenAiEmbeddings:
 
     async def _embed(self, call: HttpCall) -> None:
         body = await call.read(DIALECT)
-        encoded, result = await answer_delivery.embed(self._deduplicated, call, to_request(body), partial(encode, body))
+        encoded, result = await answer_delivery.embed(self._runs, call, to_request(body), partial(encode, body))
         usage = EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
         await call.answer(EmbeddingList(cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, usage))
 

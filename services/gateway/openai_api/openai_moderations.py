@@ -2,12 +2,12 @@
 
 import msgspec
 
-from services.gateway.http_api import answer_delivery
+from services.gateway.http_api.answer_delivery import HeadReader
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
-from services.gateway.requests.pipeline import Pipeline
 from services.gateway.requests.request_validation import ModerationRequest
+from services.gateway.requests.runs import Runs
 from shared.api import inference
 from shared.api.embedding import Text
 from shared.api.generation import NamedModel
@@ -49,8 +49,8 @@ class ModerationList(msgspec.Struct, frozen=True):
 
 
 class OpenAiModerations:
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -63,10 +63,11 @@ class OpenAiModerations:
         call.refuse_idempotency_key()
         texts = (body.input,) if isinstance(body.input, str) else body.input
         request = ModerationRequest(texts, body.model, forbid_external=call.forbids_external)
-        async with self._pipeline.moderate(call.caller, request, seconds=self._pipeline.most_seconds) as running:
-            call.add_headers(answer_delivery.headers(running))
-            verdicts = await running.read()
-        await call.answer(ModerationList(f"modr-{running.request_id.hex}", running.model, tuple(map(shown, verdicts))))
+        reader = HeadReader[object](call)
+        verdicts = await self._runs.moderate(call.caller, request, reader, seconds=self._runs.most_seconds)
+        head = reader.head
+        assert head.model is not None  # known before the verdicts
+        await call.answer(ModerationList(f"modr-{head.request_id.hex}", head.model, tuple(map(shown, verdicts))))
 
 
 def shown(verdict: ModerationVerdict) -> ModerationResult:

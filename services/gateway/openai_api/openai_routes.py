@@ -27,7 +27,7 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_events import ErrorEvent, Response, StreamEvent
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests.runs import RepeatedRequest, Runs
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, ServedModel
@@ -39,13 +39,11 @@ _METHOD = "processInferenceRequest"
 class OpenAiRoutes:
     """The handlers of /v1. ``served`` returns the models that a caller may use, the default first."""
 
-    def __init__(
-        self, deduplicated: DeduplicatedInference, served: Callable[[Principal], tuple[ServedModel, ...]], items: StoredItems
-    ) -> None:
-        self._deduplicated = deduplicated
+    def __init__(self, runs: Runs, served: Callable[[Principal], tuple[ServedModel, ...]], items: StoredItems) -> None:
+        self._runs = runs
         self._served = served
         self._items = items
-        self._answer = partial(answer_delivery.answer, deduplicated)
+        self._answer = partial(answer_delivery.answer, runs)
         self._started_at = int(time.time())
 
     def routes(self) -> tuple[HttpRoute, ...]:
@@ -111,32 +109,29 @@ class OpenAiRoutes:
             await self._answer(call, requests[0], form, stream=body.stream)
             return
         repeats = _parts(answer_delivery.read_repeat(call), requests)
-        ends_at = time.monotonic() + self._deduplicated.most_seconds
+        ends_at = time.monotonic() + self._runs.most_seconds
         if body.stream:
             call.expect_events(form.failed)
         # Without ids: after a lost stream, the caller repeats the request under the same key.
         reader = HttpReader(call, form, stream=body.stream, with_ids=False)
         for number, (request, repeat) in enumerate(zip(requests, repeats, strict=True), 1):
-            async with self._deduplicated.run(
+            result = await self._runs.answer(
                 call.caller,
                 answer_delivery.with_call(call, request),
+                reader,
                 seconds=ends_at - time.monotonic(),
                 repeat=repeat,
                 whole=True,
                 cache=call.cache_request,
                 streamed=body.stream,
-            ) as reply:
-                reader.begin(reply)
-                async for place, chunk in reply:
-                    await reader.take(place, chunk)
-                reader.show_origin()
+            )
             if number == len(requests):
-                await reader.finish(reply.result)
+                await reader.finish(result)
                 return
             if body.stream:
-                await call.send_events(form.end(reply.result))
+                await call.send_events(form.end(result))
             else:
-                form.close(reply.result)
+                form.close(result)
             # Each request has its own row and id.
             context.another()
 

@@ -1,18 +1,17 @@
 """Serves POST /v1/rerank in Cohere's and Jina's form, and ranks texts for RPC."""
 
-from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 import msgspec
 
-from services.gateway.http_api import answer_delivery
+from services.gateway.facts.tally import Tally
+from services.gateway.http_api.answer_delivery import HeadReader
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
-from services.gateway.requests.active_texts import ActiveVectors
-from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.runs import Runs
 from shared.api import embedding
-from shared.api.embedding import OF_DOCUMENTS, RankedDocument, Ranking, RankingRequest, Text, TopDocuments
+from shared.api.embedding import OF_DOCUMENTS, EmbeddingResult, RankedDocument, Ranking, RankingRequest, Text, TopDocuments, Vectors
 from shared.api.generation import NamedModel
 from shared.types import ModelName
 
@@ -58,8 +57,8 @@ class RerankAnswer(msgspec.Struct, frozen=True):
 
 
 class RerankRoute:
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, runs: Runs) -> None:
+        self._runs = runs
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -73,34 +72,30 @@ class RerankRoute:
         call.refuse_idempotency_key()
         texts = tuple(given if isinstance(given, str) else given.text for given in body.documents)
         request = RankingRequest(body.query, texts, body.model, body.top_n, call.forbids_external)
-        async with self._pipeline.rank(call.caller, request, seconds=self._pipeline.most_seconds) as running:
-            call.add_headers(answer_delivery.headers(running))
-            scores = await read_scores(running)
-        ranking = rank(running, scores, body.top_n)
+        reader = _ScoreReader(call)
+        result = await self._runs.rank(call.caller, request, reader, seconds=self._runs.most_seconds)
+        ranking = rank(result, reader.scores, body.top_n)
         results = tuple(
             RerankResult(it.index, it.relevance_score, DocumentText(texts[it.index]) if body.return_documents else None)
             for it in ranking.results
         )
         usage = RerankUsage(ranking.prompt_tokens, ranking.prompt_tokens)
-        await call.answer(RerankAnswer(f"rerank-{running.request_id.hex}", ranking.model, results, usage))
+        await call.answer(RerankAnswer(f"rerank-{ranking.request_id.hex}", ranking.model, results, usage))
 
 
-async def _ignore(_notice: str) -> None: ...
+class _ScoreReader(HeadReader[Vectors]):
+    def __init__(self, call: HttpCall) -> None:
+        super().__init__(call)
+        #: Of each text, in their order.
+        self.scores: list[float] = []
+
+    async def take(self, number: int, piece: Vectors, at: Tally) -> bool:
+        self.scores += embedding.read_scores(piece)
+        return True
 
 
-async def read_scores(running: ActiveVectors, notify: Callable[[str], Awaitable[object]] = _ignore) -> list[float]:
-    """Return the score of each text, in their order. ``notify`` gets what the request waits for."""
-    scores: list[float] = []
-    async for _, item in running:
-        if item.waiting:
-            await notify(item.waiting)
-        scores += [number for vector in item.vectors for number in embedding.decode_vector(vector)]
-    return scores
-
-
-def rank(ended: ActiveVectors, scores: list[float], top_n: int | None) -> Ranking:
-    """Order the documents of a request that has ended. Equal ones keep their order."""
-    result = ended.result
+def rank(result: EmbeddingResult, scores: list[float], top_n: int | None) -> Ranking:
+    """Order the documents. Equal ones keep their order."""
     ordered = sorted(enumerate(scores), key=lambda pair: -pair[1])[:top_n]
     results = tuple(RankedDocument(index, score) for index, score in ordered)
     return Ranking(result.request_id, result.model, results, result.prompt_tokens, result.response_time_ms)

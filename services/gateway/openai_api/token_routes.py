@@ -2,15 +2,14 @@
 Anthropic's messages and OpenAI's responses."""
 
 from array import array
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Annotated
 
 import msgspec
 from msgspec.structs import replace
 
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import answer_delivery, chat_messages, parameters
+from services.gateway.http_api import chat_messages, parameters
+from services.gateway.http_api.answer_delivery import HeadReader
 from services.gateway.http_api.chat_messages import OF_TOOLS, ChatBodyMessage, ToolBody
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -20,9 +19,7 @@ from services.gateway.openai_api import anthropic_request, response_references, 
 from services.gateway.openai_api.anthropic_request import CountTokensBody
 from services.gateway.openai_api.response_request import ResponseBody
 from services.gateway.requests import image_tokens, request_validation
-from services.gateway.requests.active_texts import ActiveConversion
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference
-from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.runs import Runs
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, NamedModel, TokenId
 from shared.api.inference import TOKEN_BYTES, Conversion, Detokenize, RenderChat, Tokenize
@@ -81,10 +78,9 @@ class ResponseTokens(MessageTokens, frozen=True):
 
 
 class TokenRoutes:
-    def __init__(self, pipeline: Pipeline, deduplicated: DeduplicatedInference, items: StoredItems) -> None:
-        self._pipeline = pipeline
+    def __init__(self, runs: Runs, items: StoredItems) -> None:
+        self._runs = runs
         self._items = items
-        self._admit_images = deduplicated.admit_images
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -101,9 +97,9 @@ class TokenRoutes:
         )  # fmt: skip
 
     async def _tokenize(self, call: HttpCall) -> None:
-        running, content = await self._convert(call, await call.convert(to_tokenize, await call.read(_TOKENIZE)))
+        content, context_tokens = await self._convert(call, await call.convert(to_tokenize, await call.read(_TOKENIZE)))
         ids = array("i", content[: len(content) // TOKEN_BYTES * TOKEN_BYTES])
-        await call.answer(TokenList(len(ids), running.context_tokens, ids.tolist()))
+        await call.answer(TokenList(len(ids), context_tokens, ids.tolist()))
 
     async def _detokenize(self, call: HttpCall) -> None:
         body = await call.read(_DETOKENIZE)
@@ -121,32 +117,30 @@ class TokenRoutes:
         await call.answer(ResponseTokens(await self._count(call, await call.convert(response_request.to_request, body))))
 
     async def _count(self, call: HttpCall, asked: InferenceRequest) -> int:
-        asked = await self._admit_images(asked, call.images)
+        asked = await self._runs.admit_images(asked, call.images)
         estimate = request_validation.admit(asked).likely_prompt_tokens
         # Only an answer counts images exactly.
         texts = tuple(replace(one, content=one.content or "image", images=()) if one.images else one for one in asked.messages)
-        async with self._converting(call, Tokenize(asked.model or ModelName(""), texts, asked.tools)) as running:
-            counted = await running.count()
+        call.refuse_idempotency_key()
+        counted = await self._runs.count_tokens(
+            call.caller,
+            Tokenize(asked.model or ModelName(""), texts, asked.tools),
+            HeadReader(call),
+            seconds=self._runs.most_seconds,
+            forbids_external=call.forbids_external,
+        )
         images = sum(image_tokens.likely_tokens(image) for message in asked.messages for image in message.images)
         return estimate if counted is None else counted + images
 
     async def _answer_text(self, call: HttpCall, request: Conversion) -> None:
-        _, content = await self._convert(call, request)
+        content, _ = await self._convert(call, request)
         await call.answer(PromptText(content.decode("utf-8", "replace")))
 
-    async def _convert(self, call: HttpCall, request: Conversion) -> tuple[ActiveConversion, bytes]:
-        async with self._converting(call, request) as running:
-            return running, await running.read()
-
-    @asynccontextmanager
-    async def _converting(self, call: HttpCall, request: Conversion) -> AsyncIterator[ActiveConversion]:
+    async def _convert(self, call: HttpCall, request: Conversion) -> tuple[bytes, int]:
         call.refuse_idempotency_key()
-        conversion = self._pipeline.convert(
-            call.caller, request, seconds=self._pipeline.most_seconds, forbids_external=call.forbids_external
+        return await self._runs.convert(
+            call.caller, request, HeadReader(call), seconds=self._runs.most_seconds, forbids_external=call.forbids_external
         )
-        async with conversion as running:
-            call.add_headers(answer_delivery.headers(running))
-            yield running
 
 
 def to_render(body: TemplateBody) -> RenderChat:

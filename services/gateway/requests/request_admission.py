@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -22,12 +22,12 @@ from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.limits import limit_rules
 from services.gateway.limits.limit_rules import LimitReached, RequestLimit
 from services.gateway.limits.quotas import Quotas
-from services.gateway.relay import TextRequest
 from services.gateway.requests import request_validation
-from services.gateway.requests.active_request import ActiveRequest, AdmissionRecord, AdmittedRequest
-from services.gateway.requests.active_texts import AskedConversion, AskedModeration, AskedTexts
-from services.gateway.requests.bounded_answers import STEP_TOKENS
+from services.gateway.requests.asked_texts import AskedConversion, AskedModeration, AskedTexts, Call
+from services.gateway.requests.hold import STEP_TOKENS
+from services.gateway.requests.plan import AdmissionRecord, Plan
 from services.gateway.requests.request_validation import MAX_ANSWER_TOKENS, AdmittedPrompt
+from services.gateway.requests.run import Run
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.requests.targets import ServingTarget, TargetChoice
 from services.gateway.scheduling import routing
@@ -49,7 +49,6 @@ _MANY_MESSAGES = 1000
 
 _log = logs.get(part="admission")
 
-Call = TypeVar("Call", bound=TextRequest)
 #: Moderates texts of a request as its policy wants it.
 ModerateFor = Callable[[Principal, InferenceRequest, ModelName, Sequence[str]], Awaitable[Sequence[ModerationVerdict]]]
 
@@ -66,18 +65,17 @@ class RequestAdmission:
 
     async def admit_prompt(
         self,
-        running: ActiveRequest,
-        principal: Principal,
+        run: Run,
         request: InferenceRequest,
         seconds: float,
         *,
         key_use: KeyUse | None,
         moderate: ModerateFor,
-    ) -> AdmittedRequest[inference.ProcessPrompt]:
+    ) -> Plan[inference.ProcessPrompt]:
         """Return a call for each target; for a request that another gateway began, only for the model that began it, if it is one of them.
         A call has a seed only if the caller set one. Raises what ``_reserve``, ``TargetSearch``, ``request_validation`` and ``continuing``
         raise."""
-        search, secret, record = self.search, self.search.prompt_hash_secret, running.admission
+        search, secret, record, principal = self.search, self.search.prompt_hash_secret, run.admission, run.principal
         await _let_others_run(request.messages)
         caller = search.read_context(principal, forbids_external=request.forbid_external)
         guard = caller.policy.guard
@@ -99,9 +97,9 @@ class RequestAdmission:
         record.images = sum(len(message.images) for message in admitted.messages)
         record.prompt_hash = request_validation.fingerprint(admitted.messages, secret)
         record.begins_conversation = "assistant" not in map(_role_of, admitted.messages)
-        facts = _prompt_facts(running, principal, request, admitted)
+        facts = _prompt_facts(run, principal, request, admitted)
         conversation = request.conversation_id or admitted.messages
-        choice = await search.find(running.attempts, caller, request.model, facts, conversation, request_id=running.request_id)
+        choice = await search.find(run.attempts, caller, request.model, facts, conversation, request_id=run.request_id)
         if isinstance(key_use, OrphanedKeyUse):
             choice = choice.continuing(key_use)
         models = choice.models
@@ -127,7 +125,7 @@ class RequestAdmission:
             has_images=facts.has_images,
         )
         bounds = _bounds(record, choice, seconds, max_tokens, answers)
-        held = await self._reserve(running, principal, limits, choice.requirements(requirements), bounds)
+        held = await self._reserve(run, principal, limits, choice.requirements(requirements), bounds)
         choice = choice.affordable(held)
         is_open_ended = request.max_tokens is None and not held.clamped
         # See ``bounded_answers`` for more than is held.
@@ -136,12 +134,12 @@ class RequestAdmission:
 
         def call(target: ServingTarget) -> inference.ProcessPrompt:
             config = inference.ModelConfig(**sampling, model=target.model)
-            return inference.ProcessPrompt(admitted.messages, config, running.request_id, salt, call_parts=True, open_ended=is_open_ended)
+            return inference.ProcessPrompt(admitted.messages, config, run.request_id, salt, call_parts=True, open_ended=is_open_ended)
 
-        return AdmittedRequest(choice, choice.calls(requirements, call), answers, answer_guard, moderation)
+        return Plan(choice, choice.calls(requirements, call), answers, answer_guard, moderation)
 
     def extend_hold(
-        self, record: AdmissionRecord, principal: Principal, admitted: AdmittedRequest[Any], target: ServingTarget, max_tokens: int
+        self, record: AdmissionRecord, principal: Principal, admitted: Plan[Any], target: ServingTarget, max_tokens: int
     ) -> asyncio.Task[int]:
         """Count and reserve so many tokens for each answer, or as many as the credits cover. The task returns how many are reserved, and
         never raises."""
@@ -157,7 +155,7 @@ class RequestAdmission:
         return self.tasks.create_task(extended())
 
     async def _extend_hold(
-        self, record: AdmissionRecord, principal: Principal, admitted: AdmittedRequest[Any], target: ServingTarget, max_tokens: int
+        self, record: AdmissionRecord, principal: Principal, admitted: Plan[Any], target: ServingTarget, max_tokens: int
     ) -> None:
         answers, usage = admitted.answers, record.most_usage(target.model, max_tokens * admitted.answers)
         hold = admitted.choice.find_hold(target, usage)
@@ -167,11 +165,9 @@ class RequestAdmission:
                     principal, record.held, target.model, max_tokens=max_tokens, answers=answers, target=hold
                 )
 
-    async def admit_texts(
-        self, running: ActiveRequest, asked: AskedTexts[Any, Call], principal: Principal, seconds: float
-    ) -> AdmittedRequest[Call]:
+    async def admit_texts(self, run: Run, asked: AskedTexts[Any, Call], seconds: float) -> Plan[Call]:
         """Admit texts; otherwise like ``admit_prompt``."""
-        search, record, wanted = self.search, running.admission, asked.request.model or None
+        search, record, principal, wanted = self.search, run.admission, run.principal, asked.request.model or None
         caller = search.read_context(principal, forbids_external=asked.forbids_external)
         admitted = asked.validate()
         asked.inputs = admitted.inputs
@@ -191,9 +187,9 @@ class RequestAdmission:
         if wanted is None and moderates:
             wanted = routing.find_moderation(caller.names, caller.policy.allows_name)
         principal = caller.principal
-        facts = RequestFacts(tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=running.began_at)
-        request_id = running.request_id
-        choice = await search.find(running.attempts, caller, wanted, facts, str(request_id), request_id=request_id, moderates=moderates)
+        facts = RequestFacts(tier=principal.tier, key_name=principal.key_name, organization=principal.tenant_id, now=run.began_at)
+        request_id = run.request_id
+        choice = await search.find(run.attempts, caller, wanted, facts, str(request_id), request_id=request_id, moderates=moderates)
         requirements = WorkerRequirements(
             model=choice.models[0],
             tenant=principal.tenant_id,
@@ -205,10 +201,10 @@ class RequestAdmission:
         )
         limits, bounds = () if is_check else self._limits(principal, choice), _bounds(record, choice, seconds)
         if not requirements.takes_slot:
-            await self._count(running, principal, limits, requirements, bounds)
+            await self._count(run, principal, limits, requirements, bounds)
         else:
-            choice = choice.affordable(await self._reserve(running, principal, limits, choice.requirements(requirements), bounds))
-        return AdmittedRequest(choice, choice.calls(requirements, partial(asked.call, request=running)))
+            choice = choice.affordable(await self._reserve(run, principal, limits, choice.requirements(requirements), bounds))
+        return Plan(choice, choice.calls(requirements, partial(asked.call, request_id=run.request_id)))
 
     def _limits(self, principal: Principal, choice: TargetChoice) -> Sequence[RequestLimit]:
         """Return the limits of the caller, of the model or route that it named, and of the model that is tried first."""
@@ -217,7 +213,7 @@ class RequestAdmission:
 
     async def _reserve(
         self,
-        running: ActiveRequest,
+        run: Run,
         principal: Principal,
         limits: Sequence[RequestLimit],
         requirements: Sequence[WorkerRequirements],
@@ -226,21 +222,21 @@ class RequestAdmission:
         """Check for capacity at one target, count the request against the limits, and reserve its maximum cost. Raises Overloaded, Limited
         or TokensTooLarge, BudgetExhausted or LedgerUnavailable, in this order."""
         self._ensure_capacity(requirements)
-        await self._count(running, principal, limits, requirements[0], bounds)
+        await self._count(run, principal, limits, requirements[0], bounds)
         with tracing.span("ledger.reserve"):
-            held = running.admission.held = await self.search.ledger.reserve(principal, running.request_id, bounds)
+            held = run.admission.held = await self.search.ledger.reserve(principal, run.request_id, bounds)
         return held
 
     async def _count(
-        self, running: ActiveRequest, principal: Principal, limits: Sequence[RequestLimit], first: WorkerRequirements, bounds: CostBounds
+        self, run: Run, principal: Principal, limits: Sequence[RequestLimit], first: WorkerRequirements, bounds: CostBounds
     ) -> None:
         """Count the request against the limits. Raises Limited or TokensTooLarge."""
         seconds = bounds.seconds + self.search.dispatch.longest_start_seconds(tuple(bounds.prompt_tokens))
         tokens = first.prompt_tokens + first.max_tokens
         try:
             with tracing.span("ratelimit.acquire"):
-                running.admission.limit_usage = await self.quotas.spend(
-                    limits, running.request_id, tier=principal.tier, tokens=tokens, images=running.admission.images, seconds=seconds
+                run.admission.limit_usage = await self.quotas.spend(
+                    limits, run.request_id, tier=principal.tier, tokens=tokens, images=run.admission.images, seconds=seconds
                 )
         except LimitReached as error:
             labels = {"scope": error.scope, "tier": principal.tier, "model": first.model}
@@ -268,17 +264,17 @@ async def _let_others_run(messages: Sequence[object]) -> None:
         await asyncio.sleep(0)
 
 
-def _prompt_facts(running: ActiveRequest, principal: Principal, request: InferenceRequest, admitted: AdmittedPrompt) -> RequestFacts:
+def _prompt_facts(run: Run, principal: Principal, request: InferenceRequest, admitted: AdmittedPrompt) -> RequestFacts:
     return RequestFacts(
         prompt_tokens=admitted.likely_prompt_tokens,
         wants_answer=True,
         has_tools=bool(request.tools),
         has_format=request.format is not None,
-        has_images=running.admission.images > 0,
+        has_images=run.admission.images > 0,
         tier=principal.tier,
         key_name=principal.key_name,
         organization=principal.tenant_id,
-        now=running.began_at,
+        now=run.began_at,
     )
 
 

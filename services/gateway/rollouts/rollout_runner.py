@@ -6,9 +6,8 @@ rollout first, then the configuration.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -16,13 +15,12 @@ import msgspec
 from services.gateway.configuration.config_store import LockedConfig
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.model_routes import OpenRollout
-from services.gateway.facts.request_record import RouteUse
+from services.gateway.facts.waiting_request import WaitingRequest
 from services.gateway.rollouts import rollout_report, rollout_rules
 from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from shared import errors
-from shared.api.auth import Principal
 from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState
 from shared.config_documents import ConfigKind, RouteDocument, TargetDocument
 from shared.rpc.audit_reporting import AuditReporting
@@ -35,22 +33,6 @@ LOOK_SECONDS: Final = 5.0
 _log = logs.get(part="rollouts")
 
 
-class CountedRequest(Protocol):
-    is_counted_late: bool
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingRequest:
-    """A running prompt whose caller has no text yet."""
-
-    route: RouteUse
-    caller: Principal
-    began_at: datetime
-    waited_ms: int
-    #: Gets the mark that it is counted as late.
-    request: CountedRequest
-
-
 class RolloutRunner:
     """Run ``run`` while the gateway runs."""
 
@@ -60,16 +42,16 @@ class RolloutRunner:
         store: RolloutStore,
         audit_reporting: AuditReporting,
         metrics: Metrics,
-        find_waiting: Callable[[], Iterable[WaitingRequest]],
+        read_waiting: Callable[[], Iterable[WaitingRequest]],
         *,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        """``find_waiting`` returns the requests of this gateway that are not counted as late yet."""
+        """``read_waiting`` returns the prompts at this gateway that have no text yet, and aren't counted as late."""
         self._live = live
         self._store = store
         self._audit_reporting = audit_reporting
         self._metrics = metrics
-        self._find_waiting = find_waiting
+        self._read_waiting = read_waiting
         self._look_seconds = look_seconds
         #: Rollouts that this gateway has stopped, and why, until they are rolled back in PostgreSQL.
         self._stopped: dict[UUID, tuple[str, str]] = {}
@@ -118,13 +100,13 @@ class RolloutRunner:
         await self._report([after for after in changed if not after.is_open])
 
     async def _count_late(self) -> None:
-        late = list(_late_requests(self._live.rollouts, self._find_waiting()))
+        late = list(_late_requests(self._live.rollouts, self._read_waiting()))
         if not late:
             return
         async with self._store.change() as tables:
             await tables.add_late([(rollout, outcome) for rollout, _, outcome in late])
-        for _, request, _ in late:
-            request.is_counted_late = True
+        for _, waiting, _ in late:
+            waiting.mark_counted()
 
     async def roll_back_stopped(self) -> None:
         """Roll back what this gateway has stopped. Raises Unavailable."""
@@ -196,21 +178,21 @@ def end_route(document: RouteDocument, rollout: Rollout) -> RouteDocument:
 
 def _late_requests(
     rollouts: Mapping[str, OpenRollout], requests: Iterable[WaitingRequest]
-) -> Iterator[tuple[UUID, CountedRequest, RequestOutcome]]:
-    """Yield requests that have waited longer for their first text than the baseline's usually do. They count as late at once: a candidate
+) -> Iterator[tuple[UUID, WaitingRequest, RequestOutcome]]:
+    """Yield those that have waited longer for their first text than the baseline's usually do. They count as late at once: a candidate
     that hangs would otherwise be seen only when its requests reach their deadlines."""
     for waiting in requests:
         used = waiting.route
-        rollout = rollouts.get(used.route) if used.is_compared and used.target == used.variant else None
-        if rollout is None or rollout.first_token_limit_ms is None or waiting.waited_ms <= rollout.first_token_limit_ms:
+        rollout = rollouts.get(used.route)
+        if not used.is_compared or used.target != used.variant or rollout is None or rollout.first_token_limit_ms is None:
             continue
-        if used.variant in {rollout.plan.candidate, rollout.plan.baseline}:
+        if waiting.waited_ms > rollout.first_token_limit_ms and used.variant in {rollout.plan.candidate, rollout.plan.baseline}:
             outcome = RequestOutcome(
                 is_candidate=used.variant == rollout.plan.candidate,
-                tenant=waiting.caller.tenant_id,
-                user=waiting.caller.user_id,
+                tenant=waiting.principal.tenant_id,
+                user=waiting.principal.user_id,
                 began_at=waiting.began_at,
                 has_ended=False,
                 waited_ms=waiting.waited_ms,
             )
-            yield rollout.id, waiting.request, outcome
+            yield rollout.id, waiting, outcome

@@ -35,10 +35,10 @@ from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rpc_routes import RpcRoutes
-from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import HeldKey, IdempotentRequest, KeyState, KeyUse, NewKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits.quotas import Quotas
@@ -49,13 +49,12 @@ from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
-from services.gateway.relay import Relay
-from services.gateway.requests.active_request import ActiveRequest
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference
-from services.gateway.requests.pipeline import Pipeline, RequestObservers
+from services.gateway.requests.observed import RequestObservers
 from services.gateway.requests.refused_requests import RefusedRequests
 from services.gateway.requests.request_admission import RequestAdmission
+from services.gateway.requests.runs import Runs
 from services.gateway.requests.target_choice import TargetSearch
+from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.worker_records import WorkerStats
@@ -92,6 +91,7 @@ from shared.types import (
 )
 from shared.worker_pools import WorkerPool
 from tests.services.gateway.fake_counters import AbsentCache, FakeCounters
+from tests.services.gateway.pulled import PulledRuns
 
 USER = UserId(UUID(int=1))
 KEY_ID = KeyId(UUID(int=2))
@@ -464,7 +464,7 @@ class RunningService:
         store: FakeStore,
         ledger: Ledger,
         books: FakeLedgerStore,
-        runs: AnswerRuns,
+        recorders: Recorders,
         *,
         tasks: asyncio.TaskGroup,
         free: int = 100,
@@ -479,7 +479,6 @@ class RunningService:
         self.add_worker(1, self.worker, "smollm2")
         self.metrics = Metrics("gateway")
         self.published: list[events.Event] = []
-        self.running: dict[ActiveRequest, auth.Principal] = {}
         self.counters = FakeCounters()
         self.names = model_names.ModelNames({"llama3": "smollm2"}, None)
         per_hour = {Tier.FREE: free, Tier.PRO: 1000}
@@ -490,7 +489,7 @@ class RunningService:
         self.dispatch = Dispatch(
             self.directory, random.Random(1), metrics=self.metrics, worker_stats=WorkerStats(starts=WorkerStarts(self))
         )
-        self.relay = Relay(self.rpc, self.dispatch)
+        self.workers = Workers(self.rpc, self.dispatch)
         self.callers = Callers(self.rpc)
         self.reports = FakeReports()
         self.accounts = FakeAccounts()
@@ -505,10 +504,9 @@ class RunningService:
         self.admission = RequestAdmission(
             search=search, quotas=self.quotas, tasks=tasks, read_guardrails=_no_guardrails, metrics=self.metrics
         )
-        self.pipeline = self.new_pipeline()
-        self.runs = runs
-        keys = IdempotentRequests(FakeKeys(), runs, node_id(99), secret="s" * 16, most_seconds=30)
-        self.once = DeduplicatedInference(self.pipeline, keys)
+        self.recorders = recorders
+        self.idempotency = IdempotentRequests(FakeKeys(), recorders, node_id(99), secret="s" * 16, most_seconds=30)
+        self.runs = self.new_runs()
         self.items = StoredItems(AbsentCache(), self, secret="s" * 16, most_bytes=2**20)
         #: The gateway's own methods, by name.
         self.own: dict[str, Handler] = {}
@@ -516,16 +514,28 @@ class RunningService:
         self.finish: Callable[[Any], Awaitable[Any]] = _unchanged
         self.rpc.answers |= {"auth.validateApiKey": self._validate, "auth.identify": self._identify}
 
-    def new_pipeline(
+    @property
+    def pulled(self) -> PulledRuns:
+        return PulledRuns(self.runs)
+
+    def new_runs(
         self,
         admission: RequestAdmission | None = None,
-        relay: Relay | None = None,
+        workers: Workers | None = None,
         responses: ResponseCache | None = None,
+        idempotency: IdempotentRequests | None = None,
         **observers: Any,
-    ) -> Pipeline:
-        admission, relay = admission or self.admission, relay or self.relay
-        following = RequestObservers(publish=self.published.append, running=self.running, **observers)
-        return Pipeline(admission, relay, self.recorder, following, most_seconds=30, responses=responses)
+    ) -> Runs:
+        following = RequestObservers(publish=self.published.append, **observers)
+        return Runs(
+            admission or self.admission,
+            workers or self.workers,
+            self.recorder,
+            following,
+            idempotency or self.idempotency,
+            most_seconds=30,
+            responses=responses,
+        )
 
     def add_worker(self, number: int, worker: FakeWorker, *models: str, load: WorkerLoad | None = None, **more: Any) -> None:
         self.rpc.workers[node_id(number)] = worker
@@ -534,14 +544,14 @@ class RunningService:
     def app(self, **access: Any) -> HttpApp:
         parts = (
             RestAccounts(self.rpc),
-            RestInference(self.once),
+            RestInference(self.runs),
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
-            OpenAiRoutes(self.once, self._served, self.items),
-            OllamaRoutes(self.once, self._served),
-            OpenAiModerations(self.pipeline),
-            TokenRoutes(self.pipeline, self.once, self.items),
-            RerankRoute(self.pipeline),
-            *(kind(self.once) for kind in (InfillRoute, OpenAiEmbeddings)),
+            OpenAiRoutes(self.runs, self._served, self.items),
+            OllamaRoutes(self.runs, self._served),
+            OpenAiModerations(self.runs),
+            TokenRoutes(self.runs, self.items),
+            RerankRoute(self.runs),
+            *(kind(self.runs) for kind in (InfillRoute, OpenAiEmbeddings)),
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
@@ -585,10 +595,10 @@ async def running_service(**more: Any) -> AsyncIterator[RunningService]:
     async with (
         new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),
-        AnswerRuns().running() as runs,
+        Recorders().running() as recorders,
         lifecycle.background() as tasks,
     ):
-        yield RunningService(recorder, store, ledger, books, runs, tasks=tasks, **more)
+        yield RunningService(recorder, store, ledger, books, recorders, tasks=tasks, **more)
 
 
 async def _no_guardrails(_revision: int, _caller: auth.Principal) -> Guardrails:

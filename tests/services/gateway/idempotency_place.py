@@ -10,11 +10,13 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from services.gateway.idempotency.answer_reader import StoredAnswerReader
-from services.gateway.idempotency.answer_runs import AnswerRun, AnswerRunReader, AnswerRuns
+from services.gateway.facts import tally
+from services.gateway.facts.reader import AnswerHead, Reader
+from services.gateway.facts.tally import Tally
 from services.gateway.idempotency.idempotency_keys import IdempotentRequest, KeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
-from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.idempotency.idempotent_requests import IdempotentRequests, KeyRecorder
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.store import opened
 from shared import errors
 from shared.api.gateway import InferenceRequest, InferenceResult
@@ -40,13 +42,6 @@ def keyed_request(
 
 
 @dataclass
-class Head:
-    request_id: RequestId
-    model: ModelName | None = MODEL
-    began_at: datetime = field(default_factory=lambda: datetime(2026, 1, 1, tzinfo=UTC))
-
-
-@dataclass
 class Maker:
     """Makes five chunks that depend on the seed; waits for the gate before chunk ``waits_at``, and fails before ``fails_at``."""
 
@@ -57,15 +52,15 @@ class Maker:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     seeds: list[int] = field(default_factory=list)
 
-    async def make(self, run: AnswerRun[Head, Chunk, InferenceResult], request: IdempotentRequest, seed: int) -> InferenceResult:
+    async def make(self, recorder: KeyRecorder[Chunk, InferenceResult], request: IdempotentRequest, seed: int) -> InferenceResult:
         self.seeds.append(seed)
-        run.set_head(Head(request.request_id))
+        recorder.begin(AnswerHead(request.request_id, MODEL, datetime(2026, 1, 1, tzinfo=UTC)))
         for number in range(1, self.length + 1):
             if number == self.waits_at:
                 await self.gate.wait()
             if number == self.fails_at:
                 raise self.error
-            await run.add(Chunk(f"CANARY {seed} {number}", (number,)))
+            await recorder.take(number, Chunk(f"CANARY {seed} {number}", (number,)), tally.NOTHING)
         return InferenceResult(request.request_id, MODEL, FinishReason.STOP, Usage(3, self.length), 5, 1)
 
 
@@ -77,38 +72,36 @@ class ReceivedAnswer:
     texts: list[str]
     result: InferenceResult | None = None
     error: errors.AimeshError | None = None
+    has_left: bool = False
 
 
 class Gateway:
-    def __init__(self, idempotency: IdempotentRequests, runs: AnswerRuns) -> None:
-        self.idempotency, self.runs = idempotency, runs
+    def __init__(self, idempotency: IdempotentRequests, recorders: Recorders) -> None:
+        self.idempotency, self.recorders = idempotency, recorders
         self.maker = Maker()
 
     async def ask(self, call: IdempotentRequest, *, seconds: float = 10, stops_after: int | None = None) -> ReceivedAnswer:
         received = ReceivedAnswer([], [])
 
-        async def produce(run: AnswerRun[Head, Chunk, InferenceResult], claim: KeyUse) -> InferenceResult:
-            return await self.maker.make(run, call, claim.seed)
+        async def produce(recorder: KeyRecorder[Chunk, InferenceResult], claim: KeyUse) -> InferenceResult:
+            return await self.maker.make(recorder, call, claim.seed)
 
         try:
-            async with self.idempotency.answer(call, produce, seconds=seconds) as repeat:
-                await self._read(repeat, received, stops_after)
+            received.result = await self.idempotency.answer(call, produce, ListReader(received, stops_after), seconds=seconds)
         except errors.AimeshError as error:
-            received.error = error
+            received.error = None if received.has_left else error
         return received
 
-    @staticmethod
-    async def _read(
-        repeat: AnswerRunReader[Head, Chunk, InferenceResult] | StoredAnswerReader[Chunk, InferenceResult],
-        received: ReceivedAnswer,
-        stops_after: int | None,
-    ) -> None:
-        async for number, chunk in repeat:
-            received.numbers.append(number)
-            received.texts.append(chunk.text)
-            if number == stops_after:
-                return
-        received.result = repeat.result
+
+class ListReader(Reader[AnswerHead, Chunk]):
+    def __init__(self, received: ReceivedAnswer, stops_after: int | None) -> None:
+        self._received, self._stops_after = received, stops_after
+
+    async def take(self, number: int, piece: Chunk, at: Tally) -> bool:
+        self._received.numbers.append(number)
+        self._received.texts.append(piece.text)
+        self._received.has_left = number == self._stops_after
+        return not self._received.has_left
 
 
 class RunningService:
@@ -122,9 +115,9 @@ class RunningService:
     async def gateway(self, name: str = "Uone", *, most_seconds: float = 30, store: Any = None) -> Gateway:
         stack = AsyncExitStack()
         self._stacks.append(stack)
-        runs = await stack.enter_async_context(AnswerRuns().running())
-        idempotency = IdempotentRequests(store or self.store, runs, NodeId(name), secret=SECRET, most_seconds=most_seconds)
-        return Gateway(idempotency, runs)
+        recorders = await stack.enter_async_context(Recorders().running())
+        idempotency = IdempotentRequests(store or self.store, recorders, NodeId(name), secret=SECRET, most_seconds=most_seconds)
+        return Gateway(idempotency, recorders)
 
     async def close(self) -> None:
         for stack in self._stacks:

@@ -13,8 +13,8 @@ import pytest
 
 from services.gateway.facts import model_names, model_routes
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.relay import Relay
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests.runs import RepeatedRequest
+from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import dispatch, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -29,7 +29,8 @@ from shared.worker_pools import WorkerPool
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeKeys, FakeWorker, RunningService, node_id
 from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
-from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker
+from tests.services.gateway.pulled import PulledRuns
+from tests.services.gateway.requests.test_embedding_runs import EmbeddingWorker
 from tests.testnet import until
 
 BIG = ModelName("big")
@@ -58,7 +59,7 @@ async def waits(service: RunningService, number: int = 1) -> None:
 async def ask(service: RunningService, seconds: float = 10, **fields: Any) -> str:
     context.start()
     request = InferenceRequest(**{"prompt": "hi", "model": BIG, **fields})
-    async with service.pipeline.run(OWNER, request, seconds=seconds) as running:
+    async with service.pulled.run(OWNER, request, seconds=seconds) as running:
         return "".join([chunk.text async for _, chunk in running])
 
 
@@ -119,7 +120,7 @@ async def test_the_wait_for_a_start_does_not_count_into_the_deadline() -> None:
         waiting = Dispatch(service.directory, random.Random(1), clock=lambda: now, worker_stats=WorkerStats(starts=starts))
         service.dispatch = waiting
         admission = replace(service.admission, search=replace(service.admission.search, dispatch=waiting))
-        service.pipeline = service.new_pipeline(admission, Relay(service.rpc, waiting, clock=lambda: now))
+        service.runs = service.new_runs(admission, Workers(service.rpc, waiting, clock=lambda: now))
         asking = asyncio.create_task(ask(service))
         await waits(service)
         now = 1200.0
@@ -130,13 +131,13 @@ async def test_the_wait_for_a_start_does_not_count_into_the_deadline() -> None:
 
 
 async def test_a_request_under_a_key_may_wait_longer_than_its_answer_may_take(service: RunningService) -> None:
-    keys = IdempotentRequests(FakeKeys(), service.runs, node_id(99), secret="s" * 16, most_seconds=0.01, start_seconds=30)
-    once = DeduplicatedInference(service.pipeline, keys)
+    keys = IdempotentRequests(FakeKeys(), service.recorders, node_id(99), secret="s" * 16, most_seconds=0.01, start_seconds=30)
+    once = PulledRuns(service.new_runs(idempotency=keys))
 
     async def ask_with_key() -> str:
         context.start()
         request = InferenceRequest(prompt="hi", model=BIG)
-        async with once.run(OWNER, request, seconds=10, repeat=RepeatedRequest(key="k")) as answer:
+        async with once.answer(OWNER, request, seconds=10, repeat=RepeatedRequest(key="k")) as answer:
             return "".join([chunk.text async for _, chunk in answer])
 
     asking = asyncio.create_task(ask_with_key())
@@ -167,7 +168,7 @@ async def test_a_concurrency_slot_is_kept_for_the_wait_too(service: RunningServi
 async def test_embeddings_wait_too(service: RunningService) -> None:
     async def embed() -> int:
         context.start()
-        async with service.pipeline.embed(OWNER, EmbeddingRequest(("a", "b"), BIG), seconds=10) as running:
+        async with service.pulled.embed(OWNER, EmbeddingRequest(("a", "b"), BIG), seconds=10) as running:
             return sum([len(item.vectors) async for _, item in running])
 
     asking = asyncio.create_task(embed())

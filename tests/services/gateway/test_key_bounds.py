@@ -139,9 +139,9 @@ async def test_a_key_for_an_unserved_model_gets_an_error_with_the_model_it_reque
 async def test_a_keys_models_apply_over_rpc_too(running_service: RunningService) -> None:
     caller = bind(running_service, models=(SMOLLM2,))
     with pytest.raises(errors.NotAllowed, match="this key may not use qwen"):
-        async with running_service.once.run(caller, InferenceRequest(prompt="hi", model=QWEN), seconds=5):
+        async with running_service.pulled.answer(caller, InferenceRequest(prompt="hi", model=QWEN), seconds=5):
             raise AssertionError("it ran")
-    async with running_service.once.run(caller, InferenceRequest(prompt="hi", model=SMOLLM2), seconds=5) as answer:
+    async with running_service.pulled.answer(caller, InferenceRequest(prompt="hi", model=SMOLLM2), seconds=5) as answer:
         assert [chunk.text async for _, chunk in answer]
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from services.gateway.relay import Relay
+from services.gateway.requests.workers import Workers
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest
@@ -30,7 +30,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 async def _ask(running_service: RunningService, who: Principal = OWNER, model: str = "smollm2", **fields: object) -> None:
     context.start()  # as an HTTP route does
     request = InferenceRequest(prompt="hi", model=ModelName(model), **fields)  # type: ignore[arg-type]  # of the right types by name
-    async with running_service.pipeline.run(who, request, seconds=10) as running:
+    async with running_service.pulled.run(who, request, seconds=10) as running:
         async for _ in running:
             pass
 
@@ -98,8 +98,8 @@ async def test_a_thousand_tenants_create_no_more_series_than_a_few() -> None:
         worker = FakeWorker()
         running_service.add_worker(2, worker, *models)
         # A retry doesn't wait.
-        relay = Relay(running_service.rpc, running_service.dispatch, draw=lambda: 0.0)
-        running_service.pipeline = running_service.new_pipeline(relay=relay)
+        relay = Workers(running_service.rpc, running_service.dispatch, draw=lambda: 0.0)
+        running_service.runs = running_service.new_runs(workers=relay)
         ways = [None, *(kind("it failed") for kind in errors.BY_CODE.values())]
 
         async def ask(who: Principal, model: str, fails_with: errors.AimeshError | None) -> None:

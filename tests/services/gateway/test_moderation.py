@@ -17,7 +17,7 @@ from services.gateway.facts.policies import Policies
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.guard.guard_reporting import GuardReporting
-from services.gateway.requests import pipeline as pipeline_module
+from services.gateway.requests import runs as runs_module
 from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import routing
 from shared import context, errors
@@ -73,7 +73,8 @@ class Moderating:
         self.service.add_worker(21, self.guard, "guard", only_moderates=True)
         self.service.add_worker(22, self.chat, "llama-guard")
         self.reporting = GuardReporting(self.service.metrics, self.acts)  # type: ignore[arg-type]
-        self.service.pipeline = self.pipeline = self.service.new_pipeline(on_guarded=self.reporting.record_end)
+        self.service.runs = self.service.new_runs(on_guarded=self.reporting.record_end)
+        self.pulled = self.service.pulled
         self.use()
 
     def use(self, routes: dict[str, list[dict[str, Any]]] | None = None, **documents: dict[str, Any]) -> None:
@@ -98,13 +99,13 @@ class Moderating:
 
     async def moderate(self, *texts: str, who: Principal = OWNER, **fields: Any) -> tuple[ModerationVerdict, ...]:
         context.start()
-        async with self.pipeline.moderate(who, ModerationRequest(texts, **fields), seconds=10) as running:
+        async with self.pulled.moderate(who, ModerationRequest(texts, **fields), seconds=10) as running:
             return await running.read()
 
     async def ask(self, prompt: str = "hi", who: Principal = OWNER, **fields: Any) -> tuple[str, InferenceResult]:
         context.start()
         request = InferenceRequest(**({} if "messages" in fields else {"prompt": prompt}), **fields)
-        async with self.pipeline.run(who, request, seconds=10) as running:
+        async with self.pulled.run(who, request, seconds=10) as running:
             text = "".join([chunk.text async for _, chunk in running])
         return text, running.result
 
@@ -267,7 +268,7 @@ async def test_a_route_has_one_task(moderating: Moderating) -> None:
         with pytest.raises(errors.BadRequest, match=said):
             await moderating.ask(model=ModelName(model))
         with pytest.raises(errors.BadRequest, match=said):
-            async with moderating.pipeline.embed(OWNER, EmbeddingRequest(("a",), ModelName(model)), seconds=10):
+            async with moderating.pulled.embed(OWNER, EmbeddingRequest(("a",), ModelName(model)), seconds=10):
                 pass
     with pytest.raises(errors.BadRequest, match="assistant is not a moderation route"):
         await moderating.moderate("x", model=ModelName("assistant"))
@@ -433,7 +434,7 @@ async def test_an_answer_is_released_after_its_check(moderating: Moderating) -> 
     moderating.check(answer="refuse")
     moderating.guard.hangs_after = 0
     context.start()
-    async with moderating.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
+    async with moderating.pulled.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
         first = asyncio.ensure_future(anext(running))
         await moderating.guard.is_hanging.wait()
         assert not first.done()
@@ -493,7 +494,7 @@ async def test_without_its_model_an_answer_is_refused_or_allowed(moderating: Mod
 
 
 async def test_a_slow_model_is_one_that_fails(moderating: Moderating, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline_module, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(runs_module, "CHECK_SECONDS", 0.01)
     moderating.guard.hangs_after = 0
     moderating.check(prompt="refuse")
     with pytest.raises(errors.Unavailable, match="moderation took more than"):

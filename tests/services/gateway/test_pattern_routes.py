@@ -51,7 +51,7 @@ class Patterned:
     async def ask(self, model: str, who: Principal = OWNER) -> tuple[str, str]:
         """Return the answer and its model."""
         context.start()
-        async with self.service.pipeline.run(who, InferenceRequest(prompt="hi", model=ModelName(model)), seconds=10) as running:
+        async with self.service.pulled.run(who, InferenceRequest(prompt="hi", model=ModelName(model)), seconds=10) as running:
             text = "".join([chunk.text async for _, chunk in running])
         return text, running.result.model
 
@@ -137,11 +137,11 @@ async def test_the_default_model_and_moderation_may_match_a_pattern(patterned: P
     routes = config_snapshot.build(1, {(ConfigKind.ROUTE, "omni-*"): StoredDocument(3, 1, "applied", moderation)}).names.routes
     names = replace(names, default="claude-haiku-9", routes={**names.routes, **routes})
     patterned.service.config = replace(patterned.service.config, names=names)
-    async with patterned.service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
+    async with patterned.service.pulled.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
         assert "".join([chunk.text async for _, chunk in running]) == "Local"
     context.start()
     wanted = ModerationRequest(("hi",), ModelName("omni-moderation-latest"))
-    async with patterned.service.pipeline.moderate(OWNER, wanted, seconds=10) as moderated:
+    async with patterned.service.pulled.moderate(OWNER, wanted, seconds=10) as moderated:
         assert [verdict.flagged for verdict in await moderated.read()] == [False]
     with pytest.raises(errors.BadRequest, match=r"omni-\* is a moderation route"):
         await patterned.ask("omni-moderation-latest")

@@ -16,8 +16,8 @@ from services.gateway.facts import model_names, model_routes, policies, worker_r
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.idempotency import cache_keys
-from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import routing
@@ -34,7 +34,8 @@ from shared.types import KeyId, MicroCredits, ModelName, Role, TenantId, UserId
 from tests import tiers
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, announcement, node_id
-from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker, packed
+from tests.services.gateway.pulled import PulledRuns
+from tests.services.gateway.requests.test_embedding_runs import EmbeddingWorker, packed
 from tests.services.gateway.test_moderation import ModerationWorker
 from tests.testnet import until
 
@@ -54,7 +55,7 @@ class Policed:
         service.add_worker(11, self.local, LOCAL)
         service.add_worker(12, self.api, API, provider="acme")
         service.add_worker(13, self.lent, LENT, owner=str(UUID(int=5)))
-        self.pipeline = service.pipeline
+        self.pulled = service.pulled
         self.route_fields: dict[str, Any] = {}
         self.use()
 
@@ -74,12 +75,12 @@ class Policed:
     async def ask(self, model: str = "assistant", who: Principal = OWNER, *, key_use: KeyUse | None = None, **fields: Any) -> str:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "model": ModelName(model), **fields})
-        async with self.pipeline.run(who, request, seconds=10, key_use=key_use) as running:
+        async with self.pulled.run(who, request, seconds=10, key_use=key_use) as running:
             return "".join([chunk.text async for _, chunk in running])
 
     async def moderate(self, **fields: Any) -> None:
         context.start()
-        async with self.pipeline.moderate(OWNER, ModerationRequest(("hi",), **fields), seconds=10) as running:
+        async with self.pulled.moderate(OWNER, ModerationRequest(("hi",), **fields), seconds=10) as running:
             await running.read()
 
     async def refusal(self, model: str = "assistant", who: Principal = OWNER, **fields: Any) -> str:
@@ -155,7 +156,7 @@ async def test_embeddings_obey_the_policy(policed: Policed) -> None:
     async def embed() -> bool:
         context.start()
         request = EmbeddingRequest(("a",), ModelName("vectors"))
-        async with policed.service.pipeline.embed(OWNER, request, seconds=10) as running:
+        async with policed.service.pulled.embed(OWNER, request, seconds=10) as running:
             return bool([vectors async for _, vectors in running])
 
     with pytest.raises(errors.PolicyForbidden, match="policy_external"):
@@ -222,7 +223,7 @@ async def test_only_one_organization_may_name_served_models(policed: Policed) ->
 async def test_answers_may_hide_their_target(policed: Policed) -> None:
     policed.use(**{OWN: {"show_targets": False}})
     context.start()
-    async with policed.service.pipeline.run(OWNER, InferenceRequest(prompt="hi", model=ModelName("assistant")), seconds=10) as running:
+    async with policed.service.pulled.run(OWNER, InferenceRequest(prompt="hi", model=ModelName("assistant")), seconds=10) as running:
         async for _ in running:
             pass
     assert running.shown_route is not None
@@ -273,7 +274,7 @@ async def test_a_running_stream_ends_under_the_policy_of_its_start(policed: Poli
     policed.use(mesh=ANY, default=ANY)
     context.start()
     request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
-    async with policed.service.pipeline.run(OWNER, request, seconds=10) as running:
+    async with policed.service.pulled.run(OWNER, request, seconds=10) as running:
         words = [(await anext(running))[1].text]
         policed.use()
         words += [chunk.text async for _, chunk in running]
@@ -319,9 +320,9 @@ def test_answers_are_cached_apart_for_what_may_be_external() -> None:
 @pytest.fixture
 async def cached(policed: Policed, valkey_url: str) -> AsyncIterator[Policed]:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
-    async with Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
-        responses = ResponseCache(values, runs, policed.service.metrics, bounds, secret="s" * 16)
-        policed.pipeline = policed.service.new_pipeline(responses=responses)
+    async with Cache.open(valkey_url) as values, Recorders().running() as recorders:
+        responses = ResponseCache(values, recorders, policed.service.metrics, bounds, secret="s" * 16)
+        policed.pulled = PulledRuns(policed.service.new_runs(responses=responses))
         yield policed
 
 

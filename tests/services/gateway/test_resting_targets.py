@@ -65,7 +65,7 @@ class Mesh:
     async def ask(self, gateway: int, model: str = "assistant") -> str:
         context.start()
         request = InferenceRequest(prompt="hi", model=ModelName(model))
-        async with self.gateways[gateway].pipeline.run(OWNER, request, seconds=10) as running:
+        async with self.gateways[gateway].pulled.run(OWNER, request, seconds=10) as running:
             return "".join([chunk.text async for _, chunk in running])
 
     @property
@@ -103,7 +103,7 @@ async def test_a_pause_that_one_gateway_met_rests_the_target_at_all() -> None:
         assert await mesh.ask(0) == "Local", "the first request falls back"
         assert mesh.asked == 1
         other = mesh.gateways[1]
-        while other.relay.budget.spend(other.pipeline.clock()):
+        while other.workers.budget.spend(other.runs.clock()):
             """No fallback is left."""
         assert [await mesh.ask(number % 2) for number in range(20)] == ["Local"] * 20
         assert other.rpc.workers[node_id(20)].received[1:] == [], "the worker is not asked in vain"

@@ -36,7 +36,8 @@ from shared.protocol.directory import WorkerLoad
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService, node_id
-from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker, packed
+from tests.services.gateway.pulled import generated
+from tests.services.gateway.requests.test_embedding_runs import EmbeddingWorker, packed
 from tests.testnet import until
 
 LOCAL, API = ModelName("local"), ModelName("api")
@@ -76,7 +77,7 @@ class Routed:
     async def ask(self, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
         context.start()  # as an HTTP route does
         request = InferenceRequest(**{"prompt": "hi", "model": "assistant", **fields})
-        async with self.service.pipeline.run(who, request, seconds=seconds) as running:
+        async with self.service.pulled.run(who, request, seconds=seconds) as running:
             text = "".join([chunk.text async for _, chunk in running])
         return text, running.result
 
@@ -131,7 +132,7 @@ def roll_out(routed: Routed, share: float = 100.0) -> list[tuple[RequestRow, byt
     routed.service.names = names
     routed.service.config = replace(routed.service.config, names=names)
     seen: list[tuple[RequestRow, bytes]] = []
-    routed.service.pipeline = routed.service.new_pipeline(on_compared=lambda row, unit: seen.append((row, unit)))
+    routed.service.runs = routed.service.new_runs(on_compared=lambda row, unit: seen.append((row, unit)))
     return seen
 
 
@@ -237,8 +238,8 @@ async def test_without_another_target_the_last_error_is_the_callers(routed: Rout
 
 async def test_fallbacks_share_the_retry_budget(routed: Routed) -> None:
     routed.local.fails_with = errors.Unavailable("down")
-    budget = routed.service.relay.budget
-    while budget.spend(routed.service.pipeline.clock()):
+    budget = routed.service.workers.budget
+    while budget.spend(routed.service.runs.clock()):
         pass
     with pytest.raises(errors.Unavailable, match="down"):
         await routed.ask()
@@ -246,7 +247,7 @@ async def test_fallbacks_share_the_retry_budget(routed: Routed) -> None:
 
 async def test_a_fallback_has_the_rest_of_the_time(routed: Routed) -> None:
     spent = 0.0
-    routed.service.pipeline.clock = lambda: time.monotonic() + spent
+    routed.service.runs.clock = lambda: time.monotonic() + spent
 
     class FailsSlowly(FakeWorker):
         async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Any]:
@@ -278,7 +279,7 @@ async def test_a_full_target_is_replaced_at_once_or_after_its_wait(routed: Route
 async def test_nobody_waits_for_the_workers_of_a_target_with_an_alternative(routed: Routed) -> None:
     """Without another target, the gateway waits 3 s for a model's only worker, which may be restarting."""
     routed.local.fails_with = errors.LinkLost("gone")
-    async with aclosing(routed.service.relay.generate(_prompt(LOCAL), _needs(LOCAL, has_alternative=True), seconds=10)) as items:
+    async with aclosing(generated(routed.service.workers, _prompt(LOCAL), _needs(LOCAL, has_alternative=True), seconds=10)) as items:
         with pytest.raises(errors.LinkLost, match="gone"):
             async with asyncio.timeout(2):
                 _ = [item async for item in items]
@@ -287,7 +288,7 @@ async def test_nobody_waits_for_the_workers_of_a_target_with_an_alternative(rout
 async def test_embeddings_fall_back_too(routed: Routed) -> None:
     routed.service.add_worker(11, EmbeddingWorker(fails_with=errors.Unavailable("down")), LOCAL)
     routed.service.add_worker(12, EmbeddingWorker(), API)
-    async with routed.service.pipeline.embed(OWNER, EmbeddingRequest(("four",), ModelName("assistant")), seconds=5) as running:
+    async with routed.service.pulled.embed(OWNER, EmbeddingRequest(("four",), ModelName("assistant")), seconds=5) as running:
         vectors = [item.vectors async for _, item in running if item.vectors]
     assert vectors == [(packed(4, 1),)]
     assert (running.result.model, row(routed)[:2]) == ("assistant", (API, RouteUse("assistant", 4, "own", "paid")))
@@ -303,7 +304,7 @@ async def test_vectors_of_two_models_are_never_mixed(routed: Routed) -> None:
     routed.service.add_worker(11, FailsHalfway(), LOCAL)
     routed.service.add_worker(12, paid, API)
     with pytest.raises(errors.LinkLost, match="gone"):
-        async with routed.service.pipeline.embed(OWNER, EmbeddingRequest(("four", "five"), ModelName("assistant")), seconds=5) as running:
+        async with routed.service.pulled.embed(OWNER, EmbeddingRequest(("four", "five"), ModelName("assistant")), seconds=5) as running:
             _ = [item async for item in running]
     assert paid.received == []
 
@@ -576,18 +577,18 @@ async def test_a_takeover_asks_the_model_that_began_the_answer(routed: Routed) -
     request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
     for begun_by, text in ((API, "Paid words"), (LOCAL, "Hello world!"), (ModelName("gone"), "Hello world!")):
         context.start()
-        async with routed.service.pipeline.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, begun_by)) as running:
+        async with routed.service.pulled.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, begun_by)) as running:
             assert "".join([chunk.text async for _, chunk in running]) == text
 
 
 async def test_a_caller_with_the_beginning_of_an_answer_gets_no_other_models_rest(routed: Routed) -> None:
     request = InferenceRequest(prompt="hi", model=ModelName("assistant"))
     context.start()
-    async with routed.service.pipeline.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, API, is_resumed=True)) as running:
+    async with routed.service.pulled.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, API, is_resumed=True)) as running:
         assert "".join([chunk.text async for _, chunk in running]) == "Paid words"
     routed.use(TO_LOCAL)
     with pytest.raises(errors.AnswerGone, match="the model that began the answer may not continue it"):
-        async with routed.service.pipeline.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, API, is_resumed=True)):
+        async with routed.service.pulled.run(OWNER, request, seconds=10, key_use=OrphanedKeyUse(1, API, is_resumed=True)):
             pass
     assert routed.local.received == []
 

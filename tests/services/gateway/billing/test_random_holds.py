@@ -13,7 +13,7 @@ import msgspec
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.facts import tiers as limit_tiers
 from services.gateway.facts.tiers import LimitRules
-from services.gateway.requests.bounded_answers import STEP_TOKENS
+from services.gateway.requests.hold import STEP_TOKENS
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
@@ -66,25 +66,26 @@ async def walk(gateway: Gateway, stub: LongStub, rng: random.Random) -> None:
     gateway.service.config = replace(gateway.service.config, limits=LimitRules({owner.tier: plan}))
     leaves_after, dies = rng.choice([None, None, rng.randint(1, 9000)]), rng.random() < 0.4
     context.start()
-    read, running = 0, None
+    read, running, run = 0, None, None
     with suppress(errors.AimeshError, asyncio.CancelledError):
         request = InferenceRequest(prompt="hi", model=ModelName("long"))
         more = {"streamed": rng.random() < 0.7, "continues_elsewhere": lambda: dies}
-        async with gateway.service.pipeline.run(owner, request, seconds=600, **more) as running:  # type: ignore[arg-type]
+        async with gateway.service.pulled.run(owner, request, seconds=600, **more) as running:  # type: ignore[arg-type]
+            (run,) = gateway.service.runs.running
             async for _, chunk in running:
                 read += len(chunk.text)
-                assert read <= running.admission.held.max_tokens, "past its hold"
+                assert read <= run.admission.held.max_tokens, "past its hold"
                 if leaves_after is not None and read > leaves_after:
                     if dies:
                         await gateway._wait_for_claim(running.request_id)
                     raise asyncio.CancelledError
-    if running is None:
+    if running is None or run is None:
         return
-    if running.delivered.complete:
+    if run.answer.is_complete:
         expected = FinishReason.STOP if read == stub.length else FinishReason.LENGTH
         assert running.result.finish_reason is expected
         assert read == stub.length or per_minute or balance, "nothing stopped it"
-    usage = running.totals.usage
+    usage = run.usage
     assert usage.completion_tokens == read
     if per_minute is not None:
         (left,) = await gateway.service.quotas.read(owner)

@@ -16,7 +16,7 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import OpenReservation
 from services.gateway.facts import model_names, model_routes, upstream_prices
 from services.gateway.facts.config_snapshot import ConfigSnapshot
-from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.store import GatewayStore
 from shared import context, errors
 from shared.api import inference
@@ -89,7 +89,7 @@ class Gateway:
         # A gateway that dies writes no row.
         more: dict[str, Any] = {"streamed": streamed, "continues_elsewhere": lambda: dies}
         with suppress(errors.AimeshError, asyncio.CancelledError):
-            async with self.service.pipeline.run(OWNER, request, seconds=10, **more) as running:
+            async with self.service.pulled.run(OWNER, request, seconds=10, **more) as running:
                 async for _ in running:
                     read += 1
                     if read == dies_after:
@@ -141,10 +141,10 @@ async def running_gateway(url: str) -> AsyncIterator[Gateway]:
         async with (
             fakes.new_recorder(requests).running() as recorder,
             ledger.running(recorder, requests.write_requests, fakes._no_receipts),
-            AnswerRuns().running() as runs,
+            Recorders().running() as recorders,
             lifecycle.background() as tasks,
         ):
-            service = RunningService(recorder, FakeStore(), ledger, FakeLedgerStore(), runs, tasks=tasks, free=10**9)
+            service = RunningService(recorder, FakeStore(), ledger, FakeLedgerStore(), recorders, tasks=tasks, free=10**9)
             ledger._source = service
             stubs = {model: Stub() for model in MODELS}
             for number, (model, stub) in enumerate(stubs.items()):

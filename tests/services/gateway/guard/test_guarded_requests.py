@@ -11,7 +11,7 @@ import pytest
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
 from services.gateway.guard.guard_reporting import GuardReporting
-from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from shared import context, errors
 from shared.api.auth import Principal
@@ -24,7 +24,8 @@ from shared.stores.cache import Cache
 from shared.types import FinishReason, KeyId, ModelName, RequestStatus
 from tests.services.gateway import fakes, thinking
 from tests.services.gateway.fakes import OWNER, RunningService
-from tests.services.gateway.requests.test_embedding_pipeline import EmbeddingWorker
+from tests.services.gateway.pulled import PulledRuns
+from tests.services.gateway.requests.test_embedding_runs import EmbeddingWorker
 from tests.services.gateway.thinking import Thinks
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
@@ -49,7 +50,7 @@ class Guarded:
         self.service = service
         self.acts = Acts()
         self.reporting = GuardReporting(service.metrics, self.acts)  # type: ignore[arg-type]
-        self.pipeline = service.new_pipeline(responses=responses, on_guarded=self.reporting.record_end)
+        self.pulled = PulledRuns(service.new_runs(responses=responses, on_guarded=self.reporting.record_end))
 
     def use(self, **documents: dict[str, Any]) -> None:
         """Set the guardrails of each level."""
@@ -65,7 +66,7 @@ class Guarded:
     async def ask(self, prompt: str = "hi", who: Principal = OWNER, **fields: Any) -> tuple[str, InferenceResult]:
         context.start()
         request = InferenceRequest(**({"prompt": prompt} if "messages" not in fields else {}), **fields)
-        async with self.pipeline.run(who, request, seconds=10) as running:
+        async with self.pulled.run(who, request, seconds=10) as running:
             text = "".join([chunk.text async for _, chunk in running])
         return text, running.result
 
@@ -82,8 +83,8 @@ class Guarded:
 @pytest.fixture
 async def guarded(valkey_url: str) -> AsyncIterator[Guarded]:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
-    async with fakes.running_service(free=1_000_000) as service, Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
-        yield Guarded(service, ResponseCache(values, runs, service.metrics, bounds, secret="s" * 16))
+    async with fakes.running_service(free=1_000_000) as service, Cache.open(valkey_url) as values, Recorders().running() as recorders:
+        yield Guarded(service, ResponseCache(values, recorders, service.metrics, bounds, secret="s" * 16))
 
 
 async def test_a_worker_gets_a_masked_prompt(guarded: Guarded) -> None:
@@ -139,7 +140,7 @@ THOUGHTS = (
 async def read_all(guarded: Guarded, **fields: Any) -> tuple[tuple[str, str, tuple[ToolCall, ...]], FinishReason]:
     context.start()
     request = InferenceRequest(prompt="hi", tools=(Tool("pay"),), **fields)
-    async with guarded.pipeline.run(OWNER, request, seconds=10) as running:
+    async with guarded.pulled.run(OWNER, request, seconds=10) as running:
         found = thinking.read([chunk async for _, chunk in running])
     return found, running.result.finish_reason
 
@@ -227,11 +228,11 @@ async def test_texts_for_embeddings_are_masked(guarded: Guarded) -> None:
     guarded.service.add_worker(31, worker, "embedder")
     context.start()
     request = EmbeddingRequest(model=ModelName("embedder"), inputs=(f"card {CARD}", (1, 2)))
-    async with guarded.pipeline.embed(OWNER, request, seconds=10) as running:
+    async with guarded.pulled.embed(OWNER, request, seconds=10) as running:
         assert [number async for number, _ in running] != []
     assert worker.received[0].inputs == ("card [card]", (1, 2))
     with pytest.raises(errors.ContentFiltered, match=r"^input\[1\] contains what your policy refuses: email$"):
-        async with guarded.pipeline.embed(OWNER, EmbeddingRequest(model=ModelName("embedder"), inputs=("fine", "a@b.example")), seconds=10):
+        async with guarded.pulled.embed(OWNER, EmbeddingRequest(model=ModelName("embedder"), inputs=("fine", "a@b.example")), seconds=10):
             pass
 
 

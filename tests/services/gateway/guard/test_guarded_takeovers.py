@@ -11,10 +11,10 @@ import pytest
 from services.gateway import store
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.idempotency.recorder import Recorders
+from services.gateway.requests.runs import RepeatedRequest
 from services.gateway.settings import GatewaySettings
 from shared import config, context, errors
 from shared.api.auth import Principal
@@ -23,6 +23,7 @@ from shared.config_documents import ConfigKind, GuardDocument, PolicyDocument
 from shared.types import ModelName, NodeId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, RunningService
+from tests.services.gateway.pulled import PulledRuns
 from tests.services.gateway.test_settings import GIVEN
 
 PROMPT = "I am ada@example.org."
@@ -36,14 +37,14 @@ ORGANIZATION = f"organization:{OWNER.tenant_id}"
 class Gateway:
     service: RunningService
     live: LiveConfiguration
-    once: DeduplicatedInference
+    pulled: PulledRuns
 
     async def ask(self, key: str, *, after: int = 0, until: int | None = None, who: Principal = OWNER) -> list[tuple[int, str]]:
         """Return the numbered chunks after number ``after``."""
         context.start()
         repeat, received = RepeatedRequest(key=key, rest=Rest(after) if after else None), []
         request = InferenceRequest(prompt=PROMPT, model=ModelName("smollm2"))
-        async with self.once.run(who, request, seconds=20, repeat=repeat) as answer:
+        async with self.pulled.answer(who, request, seconds=20, repeat=repeat) as answer:
             async for number, chunk in answer:
                 received.append((number, chunk.text))
                 if number == until:
@@ -82,14 +83,14 @@ class Mesh:
 
 @asynccontextmanager
 async def _gateway(url: str, name: str) -> AsyncIterator[Gateway]:
-    async with store.opened(url) as database, fakes.running_service() as service, AnswerRuns().running() as runs:
+    async with store.opened(url) as database, fakes.running_service() as service, Recorders().running() as recorders:
         live = LiveConfiguration(ConfigStore(database))
         await live.start(config.load(GatewaySettings, GIVEN))
         search = replace(service.admission.search, source=live)
         admission = replace(service.admission, search=search, read_guardrails=live.guardrails_at)
-        keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId(name), secret="s" * 16, most_seconds=30)
+        keys = IdempotentRequests(IdempotencyStore(database), recorders, NodeId(name), secret="s" * 16, most_seconds=30)
         service.worker.words = WORDS
-        yield Gateway(service, live, DeduplicatedInference(service.new_pipeline(admission), keys))
+        yield Gateway(service, live, PulledRuns(service.new_runs(admission, idempotency=keys)))
 
 
 @pytest.fixture

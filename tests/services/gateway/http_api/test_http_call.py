@@ -24,7 +24,7 @@ from services.gateway.openai_api.completion_format import CompletionFormat
 from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.requests.deduplicated_inference import RepeatedRequest
+from services.gateway.requests.runs import RepeatedRequest
 from shared import access_table, context, errors
 from shared.access_table import AccessRule
 from shared.api import inference
@@ -105,12 +105,9 @@ async def test_a_resumed_stream_gets_the_rest_without_duplicates(running_service
         reader = Reader(path, {})
         call = HttpCall(reader.scope, reader.receive, reader.send, new_request_id())
         repeat = RepeatedRequest(key="k", rest=Rest(after) if after else None)
-        async with running_service.once.run(principal, request, seconds=5, repeat=repeat, whole=True) as reply:
-            sent = HttpReader(call, FORMS[path](), stream=True, after=after)
-            sent.begin(reply)
-            async for number, chunk in reply:
-                await sent.take(number, chunk)
-        return reply.head.request_id, b"".join(message.get("body", b"") for message in reader.sent)
+        sent = HttpReader(call, FORMS[path](), stream=True, after=after)
+        await running_service.runs.answer(principal, request, sent, seconds=5, repeat=repeat, whole=True)
+        return sent.head.request_id, b"".join(message.get("body", b"") for message in reader.sent)
 
     whole_id, whole = await read_stream(0)
     mark = f"id: {response_formats.event_id_start(whole_id)}{after}\n".encode()

@@ -26,7 +26,7 @@ from tests.services.gateway import fakes, hostile_client, openai_clients
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 from tests.services.gateway.hostile_bodies import BODIES
 from tests.services.gateway.http_api.test_numbers import resident_bytes
-from tests.services.gateway.requests.test_embedding_pipeline import packed
+from tests.services.gateway.requests.test_embedding_runs import packed
 
 #: Of the event loop's thread, for one callback.
 MAX_SECONDS = 0.1

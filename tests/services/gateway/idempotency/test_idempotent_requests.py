@@ -129,7 +129,7 @@ async def test_a_repeat_gets_the_same_answer(running_service: RunningService) ->
     assert (await other.ask(keyed_request(after=3))).texts == whole(after=3)
     assert (gateway.maker.seeds, other.maker.seeds) == ([7], [])
     # An answer that is in PostgreSQL needn't stay in memory.
-    assert gateway.runs._bytes == 0
+    assert gateway.recorders._bytes == 0
 
 
 async def test_fifty_concurrent_requests_run_once(running_service: RunningService) -> None:

@@ -2,20 +2,22 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import pytest
 import redis
 
+from services.gateway.facts import tally
+from services.gateway.facts.reader import Reader
+from services.gateway.facts.tally import Tally
 from services.gateway.idempotency import sealed_values
-from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import PREFIX, CacheQuestion, CacheUse
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import AnswerOrigin, CacheBounds, ResponseCache
 from services.gateway.idempotency.sealed_values import VALKEY_SECONDS
-from services.gateway.relay import AnswerItem
 from shared import errors
 from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import Chunk, ModelConfig, PromptAccepted
@@ -45,28 +47,46 @@ class Worker:
         self.fails_with: errors.AimeshError | None = None
         self.end = END
 
-    async def __call__(self, seconds: float) -> AsyncGenerator[AnswerItem]:
+    async def __call__(self, reader: Reader[PromptAccepted, Chunk], seconds: float) -> GenerationEnd:
         self.runs += 1
+        at = Tally(7)
         try:
-            yield Chunk("", (), waiting="loading")
-            yield PromptAccepted(7)
+            await reader.take(0, Chunk("", (), waiting="loading"), at)
+            reader.begin(PromptAccepted(7))
             for number, word in enumerate(self.words, start=1):
                 if number == len(self.words):
                     await self.gate.wait()
                     if self.fails_with is not None:
                         raise self.fails_with
-                yield Chunk(word, (number,))
-            yield self.end
+                at = tally.count(at, Chunk(word, (number,)))
+                await reader.take(1, Chunk(word, (number,)), at)
+            return self.end
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
 
 
+class Listener(Reader[PromptAccepted, Chunk]):
+    """Keeps what it gets, apart from notices, and checks the counts."""
+
+    def __init__(self) -> None:
+        self.items: list[object] = []
+
+    def begin(self, head: PromptAccepted) -> None:
+        self.items.append(head)
+
+    async def take(self, number: int, piece: Chunk, at: Tally) -> bool:
+        if number:
+            self.items.append(piece)
+            assert (at.prompt, at.ids) == (7, number)
+        return True
+
+
 class Place:
     """A cache, the origins of its answers, and a helper to ask it."""
 
-    def __init__(self, cache: ResponseCache, metrics: Metrics, runs: AnswerRuns) -> None:
-        self.cache, self.metrics, self.runs = cache, metrics, runs
+    def __init__(self, cache: ResponseCache, metrics: Metrics, recorders: Recorders) -> None:
+        self.cache, self.metrics, self.recorders = cache, metrics, recorders
         self.origins: list[AnswerOrigin] = []
 
     async def ask(
@@ -78,14 +98,20 @@ class Place:
         use: CacheUse = USE,
         seconds: float = 5,
         keep_seconds: int | None = None,
-    ) -> list[AnswerItem]:
+    ) -> list[object]:
         config = ModelConfig(model=ModelName("m"), temperature=0)
         question = CacheQuestion(who, (ChatMessage("user", prompt),), config, keep_seconds=keep_seconds)
-        answers = self.cache.answer(
-            question, worker, use=use, seconds=seconds, shared=None, set_origin=lambda origin, _shared: self.origins.append(origin)
+        listener = Listener()
+        end = await self.cache.answer(
+            question,
+            worker,
+            listener,
+            use=use,
+            seconds=seconds,
+            shared=None,
+            set_origin=lambda origin, _shared: self.origins.append(origin),
         )
-        async with aclosing(answers):
-            return [answer async for answer in answers if not (isinstance(answer, Chunk) and answer.waiting)]
+        return [*listener.items, end]
 
     def counted(self, result: AnswerOrigin) -> float:
         return self.metrics.registry.get_sample_value("ai_platform_response_cache_total", {"result": result.value}) or 0
@@ -95,8 +121,8 @@ class Place:
 async def opened(url: str, **bounds: Any) -> AsyncIterator[Place]:
     metrics = Metrics("gateway")
     wanted = CacheBounds(**{"keep_seconds": 60.0, "most_bytes": 2**20, "most_seconds": 5.0, **bounds})
-    async with Cache.open(url) as values, AnswerRuns().running() as runs:
-        yield Place(ResponseCache(values, runs, metrics, wanted, secret=SECRET), metrics, runs)
+    async with Cache.open(url) as values, Recorders().running() as recorders:
+        yield Place(ResponseCache(values, recorders, metrics, wanted, secret=SECRET), metrics, recorders)
 
 
 @pytest.fixture
@@ -116,7 +142,7 @@ def answers_in(client: Any) -> list[bytes]:
     return [key for key in client.keys("*") if key.removeprefix(PREFIX.encode()) not in words]
 
 
-def whole(worker: Worker) -> list[AnswerItem]:
+def whole(worker: Worker) -> list[object]:
     return [PromptAccepted(7), *(Chunk(word, (number,)) for number, word in enumerate(worker.words, start=1)), END]
 
 
@@ -169,7 +195,7 @@ async def test_a_reader_that_leaves_does_not_affect_others_but_the_last_one_canc
     await asyncio.wait([alone])
     await asyncio.sleep(0)
     assert worker.cancelled == 1
-    assert place.runs._bytes == 0
+    assert place.recorders._bytes == 0
 
 
 async def test_an_error_reaches_all_readers_and_is_not_cached(place: Place) -> None:

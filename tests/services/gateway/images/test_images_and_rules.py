@@ -43,7 +43,7 @@ async def ask(service: RunningService, content: str = "hi", at: int = 0, model: 
     context.start()
     messages = (ChatMessage("user", content, images=(ImagePart(png(), at),)),)
     request = await ImageLimits().admit(InferenceRequest(messages=messages, model=ModelName(model), **fields))
-    async with service.pipeline.run(OWNER, request, seconds=10) as running:
+    async with service.pulled.run(OWNER, request, seconds=10) as running:
         async for _ in running:
             pass
 

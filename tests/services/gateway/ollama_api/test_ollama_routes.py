@@ -19,7 +19,7 @@ from tests.services.gateway import fakes
 from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER
 from tests.services.gateway.images.pictures import png
-from tests.services.gateway.requests.test_embedding_pipeline import packed
+from tests.services.gateway.requests.test_embedding_runs import packed
 from tests.services.gateway.thinking import TEXT, THOUGHTS, Thinks
 
 HI = {"model": "smollm2", "messages": [{"role": "user", "content": "hi"}]}

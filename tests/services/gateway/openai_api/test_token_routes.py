@@ -289,7 +289,7 @@ async def test_a_key_must_be_allowed_to_use_the_model(converting: Converting) ->
     for request in (Tokenize(ModelName("smollm2"), (ChatMessage("user", "x"),)), Detokenize(ModelName("smollm2"), b"")):
         context.start()
         with pytest.raises(errors.NotAllowed, match="this key may not use smollm2"):
-            async with converting.service.pipeline.convert(bound, request, seconds=10, forbids_external=False):
+            async with converting.service.pulled.convert(bound, request, seconds=10, forbids_external=False):
                 pass
     assert converting.one.received == []
 

@@ -14,7 +14,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import count
@@ -27,17 +27,18 @@ from services.gateway.billing.reservations import ExtendedHold, InsufficientCred
 from services.gateway.facts import model_names, model_routes, upstream_prices
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
+from services.gateway.facts.reader import AnswerHead, Reader
 from services.gateway.facts.request_record import RequestRow
-from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.facts.tally import Tally
 from services.gateway.idempotency.idempotency_keys import KeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.limits.quotas import Quotas
-from services.gateway.relay import Relay
-from services.gateway.requests import bounded_answers, request_admission
-from services.gateway.requests.active_texts import ActiveConversion, ActiveModeration
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests import hold, request_admission
 from services.gateway.requests.request_validation import ModerationRequest
+from services.gateway.requests.runs import RepeatedRequest, Runs
+from services.gateway.requests.workers import Workers
 from services.gateway.scheduling.dispatch import Dispatch
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, RankingRequest, Vectors
@@ -457,15 +458,15 @@ class Teller:
         await self._set_up(told)
         dispatch = Dispatch(service.directory, random.Random(1), clock=loop.time)
         search = replace(service.admission.search, dispatch=dispatch, directory=service.directory, clock=loop.time)
-        self._relay = Relay(service.rpc, dispatch, clock=loop.time, draw=lambda: 0.5)  # type: ignore[arg-type]
+        self._workers = Workers(service.rpc, dispatch, clock=loop.time, draw=lambda: 0.5)  # type: ignore[arg-type]
         self._admission = replace(service.admission, search=search)
         keys, values, self._key = SharedKeys(service), FakeValues(), next(self._keys)
         got: list[tuple[list[tuple[object, ...]], object]] = []
-        async with AnswerRuns(loop.time).running() as runs:
-            once = self._gateway(runs, keys, values, 1)
+        async with Recorders(loop.time).running() as recorders:
+            runs = self._gateway(recorders, keys, values, 1)
             tasks = []
             for number in range(told.callers):
-                tasks.append(asyncio.ensure_future(self._call(once, number)))
+                tasks.append(asyncio.ensure_future(self._call(runs, number)))
                 await pass_time(told.gap)
             if told.stops_at is None:
                 got += await asyncio.gather(*tasks)
@@ -474,12 +475,12 @@ class Teller:
                 await pass_time(told.stops_at)
         if told.stops_at is not None:
             got += await asyncio.gather(*tasks)
-            async with AnswerRuns(loop.time).running() as runs:
+            async with Recorders(loop.time).running() as recorders:
                 have = max([number for pieces, _ in got for number, *_ in pieces], default=0)
-                got.append(await self._call(self._gateway(runs, keys, values, 2), told.callers, after=int(str(have))))
+                got.append(await self._call(self._gateway(recorders, keys, values, 2), told.callers, after=int(str(have))))
                 await pass_time(1)
         rows = list(service.store.rows.values())
-        return Outcome(got, rows, self._begins, self._quotas.settled, (dispatch.in_flight, len(service.running)))
+        return Outcome(got, rows, self._begins, self._quotas.settled, (dispatch.in_flight, len(service.runs.running)))
 
     async def _set_up(self, told: History) -> None:
         service = self._service
@@ -512,27 +513,26 @@ class Teller:
         worker.gone = lambda: service.directory.mark_gone(node_id(number), "the link ended")
         service.directory.apply_announcement(made, "nats")
 
-    def _gateway(self, runs: AnswerRuns, keys: SharedKeys, values: FakeValues, number: int) -> DeduplicatedInference:
+    def _gateway(self, recorders: Recorders, keys: SharedKeys, values: FakeValues, number: int) -> Runs:
         service, clock, responses = self._service, asyncio.get_running_loop().time, None
         if self._told.is_cached:
             bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=self._told.seconds)
-            responses = ResponseCache(values, runs, service.metrics, bounds, secret="s" * 16, clock=clock)  # type: ignore[arg-type]
-        service.pipeline = service.new_pipeline(self._admission, self._relay, responses)
-        service.pipeline.clock = clock
-        idempotency = IdempotentRequests(keys, runs, node_id(90 + number), secret="s" * 16, most_seconds=KEY_SECONDS, clock=clock)
-        return DeduplicatedInference(service.pipeline, idempotency)
+            responses = ResponseCache(values, recorders, service.metrics, bounds, secret="s" * 16, clock=clock)  # type: ignore[arg-type]
+        idempotency = IdempotentRequests(keys, recorders, node_id(90 + number), secret="s" * 16, most_seconds=KEY_SECONDS, clock=clock)
+        service.runs = service.new_runs(self._admission, self._workers, responses, idempotency)
+        return service.runs
 
     async def _extend(self, extensions: Sequence[Any]) -> list[ExtendedHold]:
         await pass_time(self._told.extension_seconds)
         return [ExtendedHold(min(one.max_tokens, self._told.granted or one.max_tokens)) for one in extensions]
 
-    async def _call(self, once: DeduplicatedInference, number: int, after: int = 0) -> tuple[list[tuple[object, ...]], object]:
+    async def _call(self, runs: Runs, number: int, after: int = 0) -> tuple[list[tuple[object, ...]], object]:
         """Return what one caller gets; only the first one leaves early."""
         told, pieces = self._told, list[tuple[object, ...]]()
         try:
             context.start()
             async with asyncio.timeout(None if told.is_whole else told.seconds + 0.01) as deadline:
-                return pieces, await self._ask(once, pieces, told.stops_after if number == 0 else None, after)
+                return pieces, await self._ask(runs, pieces, told.stops_after if number == 0 else None, after)
         except TimeoutError:
             assert deadline.expired()
             return pieces, "late"
@@ -541,8 +541,8 @@ class Teller:
         except asyncio.CancelledError:
             return pieces, "left"
 
-    def _begin(self, once: DeduplicatedInference, after: int) -> AbstractAsyncContextManager[Any]:
-        told, pipeline = self._told, self._service.pipeline
+    async def _ask(self, runs: Runs, pieces: list[tuple[object, ...]], stops_after: int | None, after: int) -> object:
+        told, reader = self._told, ScriptedReader(self._told, pieces, stops_after)
         model = MODELS[0] if told.targets == 1 else ModelName("route")
         if told.refuses == "unknown":
             model = ModelName("nothing")
@@ -554,32 +554,31 @@ class Teller:
                     fields["top_p"] = 7.0
                 request = InferenceRequest(prompt="hi", model=model, max_tokens=told.max_tokens, n=told.script.answers, **fields)
                 repeat = RepeatedRequest(key=key, rest=Rest(after) if after else None)
-                return once.run(OWNER, request, seconds=seconds, repeat=repeat, streamed=not told.is_whole)
+                result = await runs.answer(OWNER, request, reader, seconds=seconds, repeat=repeat, streamed=not told.is_whole)
+                return str((result.finish_reason, result.finish_reasons)), str(result.usage)
             case Kind.EMBEDDING:
-                return once.embed(OWNER, EmbeddingRequest(_TEXTS, model=model), seconds=seconds, key=key)
+                vectors = await runs.embed(OWNER, EmbeddingRequest(_TEXTS, model=model), reader, seconds=seconds, key=key)
+                return str((None, ())), str(vectors.dimensions)
             case Kind.RANKING:
-                return pipeline.rank(OWNER, RankingRequest("which", _TEXTS, model), seconds=seconds)
+                vectors = await runs.rank(OWNER, RankingRequest("which", _TEXTS, model), reader, seconds=seconds)
+                return str((None, ())), str(vectors.dimensions)
             case Kind.MODERATION:
-                return pipeline.moderate(OWNER, ModerationRequest(_MODERATED, GUARD), seconds=seconds)
+                return await runs.moderate(OWNER, ModerationRequest(_MODERATED, GUARD), Reader(), seconds=seconds)
             case Kind.CONVERSION:
                 tokenize = Tokenize(model, (ChatMessage("user", "hi"),))
-                return pipeline.convert(OWNER, tokenize, seconds=seconds, forbids_external=False)
+                return (await runs.convert(OWNER, tokenize, Reader(), seconds=seconds, forbids_external=False))[0]
 
-    async def _ask(self, once: DeduplicatedInference, pieces: list[tuple[object, ...]], stops_after: int | None, after: int) -> object:
-        told = self._told
-        async with self._begin(once, after) as running:
-            if isinstance(running, (ActiveModeration, ActiveConversion)):
-                return await running.read()
-            async for number, piece in running:
-                await pass_time(told.reading_seconds if number else 0)
-                if number and stops_after is not None and len(pieces) >= stops_after:
-                    if told.fails_with is not None:
-                        raise told.fails_with
-                    raise asyncio.CancelledError
-                pieces.append(_shown(number, piece))
-        result = running.result
-        reasons = getattr(result, "finish_reason", None), getattr(result, "finish_reasons", ())
-        return str(reasons), str(getattr(result, "usage", result.dimensions if told.kind is not Kind.PROMPT else None))
+
+class ScriptedReader(Reader[AnswerHead, Any]):
+    def __init__(self, told: History, pieces: list[tuple[object, ...]], stops_after: int | None) -> None:
+        self._told, self._pieces, self._stops_after = told, pieces, stops_after
+
+    async def take(self, number: int, piece: Any, at: Tally) -> bool:
+        await pass_time(self._told.reading_seconds if number else 0)
+        if number and self._stops_after is not None and len(self._pieces) >= self._stops_after:
+            raise self._told.fails_with or asyncio.CancelledError
+        self._pieces.append(_shown(number, piece))
+        return True
 
 
 def _policies() -> dict[Guard, Policies]:
@@ -640,13 +639,13 @@ def run(seeds: Sequence[int], each: Callable[[int, History, Outcome], object]) -
                     error.add_note(f"history {seed}: {draw(random.Random(seed))}")
                     raise
 
-    steps = request_admission.STEP_TOKENS, bounded_answers._LEAST_STEP
-    request_admission.STEP_TOKENS, bounded_answers._LEAST_STEP = STEP, LEAST_STEP
+    steps = request_admission.STEP_TOKENS, hold._LEAST_STEP
+    request_admission.STEP_TOKENS, hold._LEAST_STEP = STEP, LEAST_STEP
     try:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(tell())
     finally:
-        request_admission.STEP_TOKENS, bounded_answers._LEAST_STEP = steps
+        request_admission.STEP_TOKENS, hold._LEAST_STEP = steps
 
 
 def _print(seed: int, told: History, outcome: Outcome) -> None:

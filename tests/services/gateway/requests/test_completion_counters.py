@@ -20,7 +20,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 
 async def ask(running_service: RunningService, model: str = "smollm2") -> InferenceResult:
     context.start()  # as an HTTP route does
-    async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi", model=model), seconds=10) as running:
+    async with running_service.pulled.run(OWNER, InferenceRequest(prompt="hi", model=model), seconds=10) as running:
         async for _ in running:
             pass
     return running.result

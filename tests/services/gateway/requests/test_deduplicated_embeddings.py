@@ -11,11 +11,11 @@ import asyncpg
 import pytest
 
 from services.gateway.http_api import answer_delivery
-from services.gateway.idempotency import answer_buffer, idempotent_requests
-from services.gateway.idempotency.answer_runs import AnswerRuns
+from services.gateway.idempotency import idempotent_requests, recording
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest, ReplyFacts
+from services.gateway.idempotency.recorder import Recorders
+from services.gateway.requests.runs import RepeatedRequest
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, EmbeddingResult, Vectors
@@ -24,7 +24,8 @@ from shared.timing.backoff import Backoff
 from shared.types import NodeId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
-from tests.services.gateway.requests.test_embedding_pipeline import packed
+from tests.services.gateway.pulled import PulledAnswer, PulledRuns
+from tests.services.gateway.requests.test_embedding_runs import packed
 
 #: A number of a vector whose bytes are unlikely to occur elsewhere in a row.
 CANARY = 1.2345679e8
@@ -60,8 +61,8 @@ class ReceivedAnswer:
     has_allowance: bool
 
 
-def _has_allowance(answer: ReplyFacts) -> bool:
-    return any(name.startswith(b"x-ratelimit") for name, _ in answer_delivery.headers(answer))
+def _has_allowance(answer: PulledAnswer) -> bool:
+    return any(name.startswith(b"x-ratelimit") for name, _ in answer_delivery.headers(answer.head, is_repeat=answer.is_repeat))
 
 
 class Gateways:
@@ -71,11 +72,10 @@ class Gateways:
         self,
         running_service: RunningService,
         worker: Worker,
-        gateways: tuple[DeduplicatedInference, DeduplicatedInference],
-        once: DeduplicatedInference,
+        gateways: tuple[PulledRuns, PulledRuns],
         url: str,
     ) -> None:
-        self.running_service, self.worker, self.gateways, self.once = running_service, worker, gateways, once
+        self.running_service, self.worker, self.gateways, self.pulled = running_service, worker, gateways, gateways[1]
         self._url = url
 
     async def ask(self, *inputs: str, key: str | None = "k", index: int = 0, seconds: float = 10, **fields: Any) -> ReceivedAnswer:
@@ -107,12 +107,10 @@ async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         running_service.add_worker(1, worker, "smollm2")
         gateways = []
         for name in ("Uone", "Utwo"):
-            runs = await stack.enter_async_context(AnswerRuns().running())
-            keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId(name), secret="s" * 16, most_seconds=10)
-            gateways.append(DeduplicatedInference(running_service.pipeline, keys))
-        yield Gateways(
-            running_service, worker, (gateways[0], gateways[1]), DeduplicatedInference(running_service.pipeline, keys), postgres_url
-        )
+            recorders = await stack.enter_async_context(Recorders().running())
+            keys = IdempotentRequests(IdempotencyStore(database), recorders, NodeId(name), secret="s" * 16, most_seconds=10)
+            gateways.append(PulledRuns(running_service.new_runs(idempotency=keys)))
+        yield Gateways(running_service, worker, (gateways[0], gateways[1]), postgres_url)
 
 
 async def test_without_a_key_requests_run_independently(gateways: Gateways) -> None:
@@ -163,7 +161,7 @@ async def test_prompts_and_embeddings_never_share_a_key(gateways: Gateways) -> N
     await gateways.ask("hi")
     context.start()
     with pytest.raises(errors.IdempotencyConflict):
-        async with gateways.once.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, repeat=RepeatedRequest(key="k")):
+        async with gateways.pulled.answer(OWNER, InferenceRequest(prompt="hi"), seconds=10, repeat=RepeatedRequest(key="k")):
             pass
 
 
@@ -212,7 +210,7 @@ async def test_an_answer_too_large_to_store_is_repeated_by_its_gateway(gateways:
 
 async def test_an_answer_too_large_for_memory_is_delivered_and_billed_once(gateways: Gateways) -> None:
     gateways.worker.length = 16_384
-    texts = ["x"] * (answer_buffer.MOST_BYTES // (4 * 16_384) + 10)
+    texts = ["x"] * (recording.MOST_BYTES // (4 * 16_384) + 10)
     assert len((await gateways.ask(*texts)).vectors) == len(texts)
     with pytest.raises(errors.AnswerGone):
         await gateways.ask(*texts)

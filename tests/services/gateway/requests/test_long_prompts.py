@@ -15,7 +15,7 @@ from services.gateway.billing.reservations import InsufficientCredits
 from services.gateway.facts import model_routes, tiers
 from services.gateway.facts.model_names import ModelNames
 from services.gateway.facts.tiers import LimitRules
-from services.gateway.requests.active_request import AdmissionRecord
+from services.gateway.requests.plan import AdmissionRecord
 from shared import errors
 from shared.api.generation import MAX_PROMPT_BYTES
 from shared.api.ledger import ModelPrice

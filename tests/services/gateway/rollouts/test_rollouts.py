@@ -1,11 +1,10 @@
 """Rollouts over RPC, on a real PostgreSQL: from the rows of requests to steps, rollbacks and versions of routes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,11 +17,8 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.request_record import RequestRow, RouteUse
-from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrices
-from services.gateway.requests import active_prompt, waiting_requests
-from services.gateway.requests.active_prompt import ActivePrompt
-from services.gateway.requests.active_request import ActiveRequest, AdmittedRequest
-from services.gateway.requests.targets import ServingTarget, TargetChoice
+from services.gateway.facts.upstream_prices import TargetSpending
+from services.gateway.requests.run import Run
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rpc_api.config_rpc import ConfigRpc
@@ -33,7 +29,6 @@ from services.gateway.usage_store import UsageStore
 from shared import config, errors
 from shared.api import audit, business
 from shared.api import configuration as api
-from shared.api.auth import Principal
 from shared.api.configuration import RolloutAction, RolloutState
 from shared.api.method import Nothing
 from shared.config_documents import ConfigKind, RouteDocument
@@ -41,6 +36,7 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 from tests.services.gateway.fakes import PERSON, FakeRpc
+from tests.services.gateway.requests.admitted_runs import admitted_run
 from tests.services.gateway.rpc_api.test_config_rpc import ADMIN, CALL
 from tests.services.gateway.test_settings import GIVEN
 
@@ -65,7 +61,8 @@ class Gateway:
     metrics: Metrics
     reporting: AuditReporting
     acts: list[audit.AuditedAct]
-    running: dict[ActiveRequest, Principal]
+    #: The prompts that run here, with the seconds that they have waited.
+    running: dict[Run, float]
 
     async def start(self, candidate: str = "next", **given: Any) -> api.RolloutSummary:
         return await self.rpc.start(api.StartRollout("assistant", candidate, **given), CALL)
@@ -154,12 +151,18 @@ def opened(postgres_url: str) -> Open:
             live = LiveConfiguration(tables, poll_seconds=3600)
             await live.start(settings)
             reporting = AuditReporting(fake)
-            running: dict[ActiveRequest, Principal] = {}
+            running: dict[Run, float] = {}
             yield Gateway(
                 live,
                 ConfigRpc(live, tables, settings, fake, audit_reporting=reporting, served=lambda: [ModelName("smollm2")]),
                 RolloutsRpc(live, tables, rollouts, fake, reporting),
-                RolloutRunner(live, rollouts, reporting, metrics, partial(waiting_requests.find, running)),
+                RolloutRunner(
+                    live,
+                    rollouts,
+                    reporting,
+                    metrics,
+                    lambda: [found for run, now in running.items() if (found := run.waiting(now)) is not None],
+                ),
                 GatewayStore(database),
                 UsageStore(database),
                 metrics,
@@ -486,37 +489,25 @@ async def test_nobody_can_read_what_is_not_there(gateway: Gateway) -> None:
 # --- waiting requests -----------------------------------------------------------------------------------------------------
 
 
-async def _hanging(_: ActivePrompt) -> AsyncGenerator[Any]:
-    await asyncio.Event().wait()
-    yield
-
-
-def waiting(variant: str, seconds: float, **route: Any) -> ActiveRequest:
-    """Return a request that has waited for ``seconds``."""
-    clock = iter([0.0])
-    began_at = datetime.now(UTC) + timedelta(seconds=1)
-    running = ActiveRequest(active_prompt.LABELS, lambda: next(clock, seconds), began_at=began_at)
+def waiting(variant: str, **route: Any) -> Run:
+    """Return a prompt that waits for its first text."""
     given: dict[str, Any] = {"route": "assistant", "version": 1, "variant": variant, "target": variant, "is_compared": True}
-    target = ServingTarget(ModelName("smollm2"), RouteUse(**given | route))
-    running.attempts.try_target(target)
-    choice = TargetChoice((target,), ModelName("assistant"), UpstreamPrices())
-    running.answer = ActivePrompt(running, AdmittedRequest(choice, ()), _hanging)
-    return running
+    return admitted_run(PERSON, RouteUse(**given | route), datetime.now(UTC) + timedelta(seconds=1))
 
 
 async def test_a_request_that_waits_too_long_counts_at_once_and_once(gateway: Gateway) -> None:
     await gateway.end("local", 30, first_token_ms=400)
     await gateway.start()
     await gateway.live.reload()
-    hung, answers = waiting("next", 0.7), waiting("next", 0.7)
-    answers.delivered.first_text_seconds = 0.5
-    others = waiting("next", 0.5), waiting("local", 0.7), waiting("next", 0.7, is_compared=False), waiting("next", 0.7, target="local")
-    gateway.running |= dict.fromkeys((hung, answers, *others), PERSON)
+    hung, answers = waiting("next"), waiting("next")
+    answers.first_text_seconds = 0.5
+    others = (waiting("local"), waiting("next", is_compared=False), waiting("next", target="local"))
+    gateway.running |= dict.fromkeys((hung, answers, *others), 0.7) | {waiting("next"): 0.5}
     for _ in range(2):
         await gateway.look()
         late = (await gateway.get()).conditions[1]
         assert (late.candidate_bad, late.candidate_outcomes, late.baseline_bad, late.baseline_outcomes) == (1, 1, 1, 1)
-    assert hung.is_counted_late
+    assert hung.waiting(0.7) is None
     # When the request ends, it counts for errors only.
     del gateway.running[hung]
     ended = row("next", failed=True, is_counted_late=True, response_time_ms=9_000, status=RequestStatus.TIMEOUT)
@@ -532,8 +523,8 @@ async def test_while_postgresql_is_down_a_late_request_is_not_forgotten(gateway:
     await gateway.end("local", 30, first_token_ms=400)
     await gateway.start()
     await gateway.live.reload()
-    hung = waiting("next", 0.7)
-    gateway.running[hung] = PERSON
+    hung = waiting("next")
+    gateway.running[hung] = 0.7
 
     async def refuse(*_: object) -> None:
         raise errors.Unavailable("down")
@@ -542,6 +533,6 @@ async def test_while_postgresql_is_down_a_late_request_is_not_forgotten(gateway:
         broken.setattr("services.gateway.rollouts.rollout_store.OpenRollouts.add_late", refuse)
         with pytest.raises(errors.Unavailable, match="down"):
             await gateway.look()
-    assert not hung.is_counted_late
+    assert hung.waiting(0.7) is not None
     await gateway.look()
-    assert hung.is_counted_late
+    assert hung.waiting(0.7) is None

@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from services.gateway import generation
 from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
+from services.gateway.requests import generation
 from services.gateway.scheduling import worker_choice, worker_records
 from services.gateway.scheduling.worker_records import QUARANTINE_SECONDS, WITHIN_SECONDS, DishonestWorkers, WorkerStats
 from shared import errors

@@ -1,4 +1,4 @@
-"""One tenant holds every slot, and another one's request gets an answer soon; over the real relay, in virtual time."""
+"""One tenant holds every slot, and another one's request gets an answer soon; over the real ``Workers``, in virtual time."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ import pytest
 
 from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
-from services.gateway.relay import Relay
+from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -26,6 +26,7 @@ from shared.context import new_request_id
 from shared.protocol.directory import Announcement, ModelOffer, WorkerLoad
 from shared.types import FinishReason, NodeId
 from tests.services.gateway.fakes import FakeDirectory
+from tests.services.gateway.pulled import generated
 from tests.services.gateway.scheduling import mesh_in_virtual_time
 from tests.services.gateway.scheduling.mesh_in_virtual_time import M, SharedLog, tenant
 from tests.shared.timing.virtual_time import VirtualLoop, pass_time
@@ -48,7 +49,7 @@ class Worker(mesh_in_virtual_time.Worker):
 
 
 class Reply:
-    """What ``RpcReply`` is to the relay."""
+    """What ``RpcReply`` is to ``Workers``."""
 
     def __init__(self, worker: Worker, prompt: inference.ProcessPrompt) -> None:
         self._worker, self._prompt = worker, prompt
@@ -89,7 +90,7 @@ class Reply:
 @dataclass
 class Gateway:
     directory: FakeDirectory
-    relay: Relay
+    asking: Workers
     is_killed: bool = False
 
 
@@ -119,7 +120,7 @@ class Pool:
             directory = FakeDirectory()
             dispatch = Dispatch(directory, random.Random(number), QueueSettings(), clock=self.clock, name=f"gateway{number}")
             tasks.create_task(QueueSharing(log, dispatch, f"gateway{number}").run())
-            self.gateways.append(Gateway(directory, Relay(self, dispatch, clock=self.clock, budget=RetryBudget())))
+            self.gateways.append(Gateway(directory, Workers(self, dispatch, clock=self.clock, budget=RetryBudget())))
 
     def add_worker(self, slots: int, queue: int = 0) -> None:
         worker = Worker(self, 100 + len(self.workers), slots, queue)
@@ -145,7 +146,7 @@ class Pool:
         prompt = inference.ProcessPrompt("hi", config, new_request_id())
         requirements = WorkerRequirements(M, tenant(of), tenant(of), prompt_tokens=40, max_tokens=tokens, placement=ANYWHERE)
         try:
-            async with aclosing(self.gateways[answer.gateway].relay.generate(prompt, requirements, seconds)) as items:
+            async with aclosing(generated(self.gateways[answer.gateway].asking, prompt, requirements, seconds)) as items:
                 async for item in items:
                     if isinstance(item, Chunk) and item.token_ids:
                         answer.tokens += item.token_ids

@@ -1,7 +1,7 @@
 import pytest
 
-from services.gateway import tally
-from services.gateway.tally import NOTHING, Tally
+from services.gateway.facts import tally
+from services.gateway.facts.tally import NOTHING, Tally
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from services.gateway import tally
+from services.gateway.facts import tally
+from services.gateway.facts.tally import Tally
 from services.gateway.facts.worker_requirements import WorkerRequirements
-from services.gateway.tally import Tally
 from shared import errors
 from shared.api import embedding, inference
 from shared.api.embedding import Embed, Embedded, Vectors
@@ -62,6 +62,8 @@ _RETRYABLE = (*_REFUSALS, errors.LinkLost, errors.ModelCrashed, errors.ProtocolV
 #: The worker can't resume an answer: it can't read the earlier tokens or has no room for them.
 _CANNOT_RESUME = (errors.BadRequest, errors.TooLarge, errors.UnknownModel)
 
+#: What workers are asked for.
+Work = ProcessPrompt | Embed | Moderate | Conversion
 Item = Chunk | Vectors | ModerationNotice | ConvertedPart
 End = GenerationEnd | Embedded | Moderated | Converted
 
@@ -96,16 +98,16 @@ _CONVERSIONS = {
 }
 
 
-def kind_of(request: ProcessPrompt | Embed | Moderate | Conversion) -> Kind:
-    match request:
+def kind_of(work: Work) -> Kind:
+    match work:
         case ProcessPrompt():
             return PROMPT
         case Embed():
-            return _VECTORS if request.query is None else _SCORES
+            return _VECTORS if work.query is None else _SCORES
         case Moderate():
             return _VERDICTS
         case _:
-            return _CONVERSIONS[type(request)]
+            return _CONVERSIONS[type(work)]
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ class Generation:
     def item(self, item: Item) -> Tally | None:
         """Return the count with it; None if nobody gets it. Raises ProtocolViolation, which is a failure of the worker."""
         self._has_responded = True
-        if getattr(item, "waiting", ""):
+        if item.waiting:
             return None if self.began else self.at
         has_new = self.kind.is_in_parts
         if self.kind is PROMPT and isinstance(item, Chunk):

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
-from services.gateway.idempotency import answer_buffer
-from services.gateway.idempotency.answer_buffer import AnswerBuffer, ReaderId
+from services.gateway.facts.tally import NOTHING, Tally
+from services.gateway.idempotency import recording
+from services.gateway.idempotency.recording import ReaderId, Recording
 from shared import errors
 from shared.api.embedding import Vectors
 from shared.api.generation import ToolCall
@@ -21,7 +22,7 @@ def waiting(why: str) -> Chunk:
     return Chunk("", (), waiting=why)
 
 
-def read_all(buffer: AnswerBuffer, reader: ReaderId) -> list[int]:
+def read_all(buffer: Recording, reader: ReaderId) -> list[int]:
     found = []
     while (one := buffer.next(reader)) is not None:
         found.append(one[0])
@@ -29,10 +30,10 @@ def read_all(buffer: AnswerBuffer, reader: ReaderId) -> list[int]:
 
 
 def test_chunks_are_numbered_from_one_and_reach_every_reader() -> None:
-    buffer = AnswerBuffer(kept=False)
+    buffer = Recording(kept=False)
     early, late = buffer.join(0), buffer.join(2)
     for number in range(1, 5):
-        buffer.add(chunk(number))
+        buffer.add(chunk(number), NOTHING)
     assert read_all(buffer, early) == [1, 2, 3, 4]
     assert read_all(buffer, late) == [3, 4]
     assert read_all(buffer, buffer.join(3)) == [4]
@@ -40,35 +41,35 @@ def test_chunks_are_numbered_from_one_and_reach_every_reader() -> None:
 
 
 def test_a_reader_ahead_of_the_answer_gets_what_follows() -> None:
-    buffer = AnswerBuffer(kept=False)
+    buffer = Recording(kept=False)
     reader = buffer.join(2)
-    buffer.add(chunk(1))
-    buffer.add(chunk(2))
+    buffer.add(chunk(1), NOTHING)
+    buffer.add(chunk(2), NOTHING)
     assert read_all(buffer, reader) == []
-    buffer.add(chunk(3))
+    buffer.add(chunk(3), NOTHING)
     assert read_all(buffer, reader) == [3]
 
 
 def test_only_the_latest_waiting_notice_is_read_once_and_never_after_text() -> None:
-    buffer = AnswerBuffer(kept=False)
+    buffer = Recording(kept=False)
     reader = buffer.join(0)
-    buffer.add(waiting("first in line"))
-    buffer.add(waiting("loading"))
-    assert buffer.next(reader) == (0, waiting("loading"))
+    buffer.add(waiting("first in line"), NOTHING)
+    buffer.add(waiting("loading"), NOTHING)
+    assert buffer.next(reader) == (0, waiting("loading"), NOTHING)
     assert buffer.next(reader) is None
-    buffer.add(chunk(1))
+    buffer.add(chunk(1), NOTHING)
     assert read_all(buffer, buffer.join(0)) == [1]
-    buffer.add(waiting("another worker goes on"))
+    buffer.add(waiting("another worker goes on"), NOTHING)
     assert read_all(buffer, reader) == [1, 0]
     assert buffer.whole == (chunk(1),)
 
 
 def test_generation_runs_only_so_far_ahead_of_the_fastest_reader() -> None:
-    buffer = AnswerBuffer(kept=False, ahead_bytes=3 * answer_buffer.size_of(chunk(1)))
+    buffer = Recording(kept=False, ahead_bytes=3 * (recording.size_of(chunk(1)) + recording._TALLY_BYTES))
     fast, slow = buffer.join(0), buffer.join(0)
     count = 0
     while buffer.make_room():
-        buffer.add(chunk(count := count + 1))
+        buffer.add(chunk(count := count + 1), NOTHING)
     assert count == 4
     buffer.next(fast)
     assert buffer.make_room()
@@ -79,13 +80,13 @@ def test_generation_runs_only_so_far_ahead_of_the_fastest_reader() -> None:
 
 
 def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
-    buffer = AnswerBuffer(kept=True, most_bytes=10 * answer_buffer.size_of(chunk(1)), ahead_bytes=1)
+    buffer = Recording(kept=True, most_bytes=10 * recording.size_of(chunk(1)), ahead_bytes=1)
     reader = buffer.join(0)
     for number in range(1, 11):
         assert buffer.make_room()
-        buffer.add(chunk(number))
+        buffer.add(chunk(number), NOTHING)
     assert not buffer.make_room()
-    assert buffer.next(reader) == (1, chunk(1))
+    assert buffer.next(reader) == (1, chunk(1), NOTHING)
     assert buffer.make_room()
     assert buffer.whole is None
     with pytest.raises(errors.AnswerGone, match="chunk 1 of this answer is no longer stored: the answer is too long to keep"):
@@ -94,16 +95,16 @@ def test_a_kept_answer_waits_for_no_reader_until_it_is_too_long() -> None:
     buffer.leave(reader)
     # Without a reader, the answer continues in bounded memory.
     for number in range(11, 100):
-        buffer.add(chunk(number))
+        buffer.add(chunk(number), NOTHING)
         assert buffer.make_room()
-        assert buffer.size <= 10 * answer_buffer.size_of(chunk(1))
+        assert buffer.size <= 10 * recording.size_of(chunk(1))
 
 
 def test_over_the_memory_limit_only_what_readers_need_is_kept() -> None:
-    buffer = AnswerBuffer(kept=True, ahead_bytes=2 * answer_buffer.size_of(chunk(1)))
+    buffer = Recording(kept=True, ahead_bytes=2 * recording.size_of(chunk(1)))
     reader = buffer.join(0)
     for number in range(1, 6):
-        buffer.add(chunk(number))
+        buffer.add(chunk(number), NOTHING)
     assert buffer.make_room()
     assert not buffer.make_room(crowded=True)
     assert read_all(buffer, reader) == [1, 2, 3, 4, 5]
@@ -135,7 +136,8 @@ def test_the_estimated_size_of_a_chunk_is_never_too_low(one: Chunk | Vectors) ->
         seen.add(id(thing))
         return sys.getsizeof(thing) + sum(measure(inner) for inner in gc.get_referents(thing))
 
-    assert answer_buffer.size_of(one) >= measure(one)
+    assert recording.size_of(one) >= measure(one)
+    assert measure(Tally(70_000, 70_001, 70_002, 70_003, 70_004, 70_005)) <= recording._TALLY_BYTES
 
 
 class Readers(RuleBasedStateMachine):
@@ -145,7 +147,7 @@ class Readers(RuleBasedStateMachine):
 
     @initialize(kept=st.booleans())
     def begin(self, kept: bool) -> None:
-        self.buffer = AnswerBuffer(kept=kept, most_bytes=12 * 500, ahead_bytes=4 * 500)
+        self.buffer = Recording(kept=kept, most_bytes=12 * 500, ahead_bytes=4 * 500)
         self.added = 0
         self.seen: dict[ReaderId, list[int]] = {}
         self.after: dict[ReaderId, int] = {}
@@ -154,11 +156,11 @@ class Readers(RuleBasedStateMachine):
     def make(self, crowded: bool, wide: int) -> None:
         if self.buffer.make_room(crowded=crowded):
             self.added += 1
-            self.buffer.add(Chunk(str(self.added) + " " * wide, (self.added,)))
+            self.buffer.add(Chunk(str(self.added) + " " * wide, (self.added,)), NOTHING)
 
     @rule()
     def wait(self) -> None:
-        self.buffer.add(waiting(f"after {self.added}"))
+        self.buffer.add(waiting(f"after {self.added}"), NOTHING)
 
     @rule(target=readers, back=st.integers(-2, 8))
     def join(self, back: int) -> object:
@@ -180,7 +182,7 @@ class Readers(RuleBasedStateMachine):
             if found is None:
                 assert max(self.after[reader], self.added) == self.after[reader] + len(self.seen[reader])
                 return
-            number, one = found
+            number, one, _ = found
             if number:
                 assert one.text.strip() == str(number)
                 self.seen[reader].append(number)

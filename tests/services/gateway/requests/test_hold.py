@@ -1,20 +1,25 @@
 """Answers without max_tokens, and answers that are not streamed. An input token costs 1 micro-credit, an output token 2."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from services.gateway.facts import tiers
+from services.gateway.facts import tally, tiers
+from services.gateway.facts.reader import Reader
 from services.gateway.facts.request_record import ReservationState
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.relay import AnswerItem
-from services.gateway.requests import bounded_answers, pipeline
-from services.gateway.requests.bounded_answers import STEP_TOKENS, AnswerBounds
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference, RepeatedRequest
+from services.gateway.requests import runs
+from services.gateway.requests.answers import TextAnswer
+from services.gateway.requests.caller import Caller
+from services.gateway.requests.hold import STEP_TOKENS, Hold
+from services.gateway.requests.plan import AdmissionRecord
+from services.gateway.requests.runs import RepeatedRequest
 from shared import context
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, InferenceResult
@@ -23,6 +28,7 @@ from shared.api.inference import Chunk
 from shared.types import FinishReason, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeKeys, FakeWorker, RunningService, node_id
+from tests.services.gateway.pulled import PulledRuns
 from tests.testnet import until
 
 CONTEXT = 131_072
@@ -36,27 +42,50 @@ def tokens(count: int, answer: int = 0, **more: Any) -> Chunk:
     return Chunk("a" * count, tuple(range(1, count + 1)), answer=answer, **more)
 
 
+class Counted:
+    """Counts chunks against a hold, as a caller does, for a text answer."""
+
+    def __init__(self, *, prompt_tokens: int = 0, answers: int = 1, **hold: Any) -> None:
+        self.hold = Hold(answers=answers, **hold)
+        plan: Any = SimpleNamespace(calls=[SimpleNamespace(call=None)], guard=None, moderation=None, answers=answers)
+        self._answer = TextAnswer(plan, AdmissionRecord())
+        self._answer.accepted(prompt_tokens)
+
+    def take(self, chunk: Chunk) -> bool:
+        at = tally.count(self._answer.at, chunk)
+        if not self.hold.fits(at):
+            return False
+        self._answer.take(chunk, at)
+        return True
+
+    @property
+    def needs_step(self) -> bool:
+        return self.hold.needs_step(self._answer.at)
+
+    def cut_off(self) -> GenerationEnd:
+        return self._answer.cut_off(self.hold.most_tokens)
+
+
 def test_the_next_step_is_wanted_shortly_before_the_end_of_this_one() -> None:
-    bounds = AnswerBounds(held=4096, most=10_000, answers=1)
+    bounds = Counted(held=4096, most=10_000, answers=1)
     assert bounds.take(tokens(3583))
     assert not bounds.needs_step
     assert bounds.take(tokens(1))
-    assert (bounds.needs_step, bounds.wanted) == (True, 8192)
-    bounds.record_extension(8192)
+    assert (bounds.needs_step, bounds.hold.wanted) == (True, 8192)
+    bounds.hold.extended(8192)
     assert not bounds.needs_step
     assert bounds.take(tokens(4096))
-    assert (bounds.needs_step, bounds.wanted) == (True, 10_000)
-    bounds.record_extension(10_000)
+    assert (bounds.needs_step, bounds.hold.wanted) == (True, 10_000)
+    bounds.hold.extended(10_000)
     assert bounds.take(tokens(2320))
     assert not bounds.needs_step, "there is nothing more to have"
     assert not bounds.take(tokens(1))
 
 
 def test_a_chunk_beyond_a_refused_step_is_not_counted() -> None:
-    bounds = AnswerBounds(held=4096, most=10_000, answers=1)
-    bounds.record_acceptance(7)
+    bounds = Counted(held=4096, most=10_000, answers=1, prompt_tokens=7)
     bounds.take(tokens(4000))
-    bounds.record_extension(4096)
+    bounds.hold.extended(4096)
     assert not bounds.needs_step, "a refused step is not asked for again"
     assert not bounds.take(tokens(97))
     assert bounds.take(tokens(96, reasoning="so"))
@@ -66,40 +95,40 @@ def test_a_chunk_beyond_a_refused_step_is_not_counted() -> None:
 
 
 def test_a_part_of_a_step_is_the_last_one() -> None:
-    bounds = AnswerBounds(held=4096, most=10_000, answers=1)
+    bounds = Counted(held=4096, most=10_000, answers=1)
     bounds.take(tokens(4096))
-    bounds.record_extension(5000)
+    bounds.hold.extended(5000)
     assert not bounds.needs_step
     assert bounds.take(tokens(904))
     assert not bounds.take(tokens(1))
 
 
 def test_several_answers_share_what_is_held_and_only_unfinished_ones_are_cut_off() -> None:
-    bounds = AnswerBounds(held=100, most=1000, answers=3)
+    bounds = Counted(held=100, most=1000, answers=3)
     for answer in range(3):
         assert bounds.take(tokens(60, answer))
     assert bounds.take(tokens(100, 2))
-    bounds.record_extension(100)
+    bounds.hold.extended(100)
     assert bounds.take(tokens(5, 1, finish=STOP))
     assert not bounds.take(tokens(16, 2))
     assert bounds.cut_off() == GenerationEnd(LENGTH, Usage(0, 285), (LENGTH, STOP, LENGTH))
 
 
 def test_an_answer_without_ids_is_held_by_its_bytes_and_billed_by_its_pieces() -> None:
-    bounds = AnswerBounds(held=1000, most=5000, answers=1)
+    bounds = Counted(held=1000, most=5000, answers=1)
     assert bounds.take(Chunk("a" * 2997, ()))
     assert bounds.needs_step
-    bounds.record_extension(1000)
+    bounds.hold.extended(1000)
     assert not bounds.take(Chunk("four", ()))
     assert bounds.take(Chunk("abc", ()))
     assert bounds.cut_off().usage.completion_tokens == 2
 
 
 def test_in_the_last_step_an_answer_without_ids_is_held_by_its_pieces() -> None:
-    bounds = AnswerBounds(held=2, most=2, answers=1)
+    bounds = Counted(held=2, most=2, answers=1)
     assert [bounds.take(Chunk("a" * 1000, ())) for _ in range(3)] == [True, True, False]
     assert bounds.take(Chunk("", (), finish=STOP)), "its end has no text"
-    bounds = AnswerBounds(held=2, most=2, answers=1)
+    bounds = Counted(held=2, most=2, answers=1)
     assert [bounds.take(tokens(1)) for _ in range(3)] == [True, True, False]
 
 
@@ -108,27 +137,25 @@ async def test_an_answer_in_one_piece_gets_as_many_steps_as_it_needs(whole: Chun
     """Models of other teams send the whole answer in one piece."""
     asked: list[int] = []
 
-    async def items() -> AsyncGenerator[AnswerItem]:
-        yield whole
-        yield Chunk("", (), finish=STOP)
-
     def extend(wanted: int) -> asyncio.Task[int]:
         asked.append(wanted)
         return asyncio.get_running_loop().create_task(asyncio.sleep(0, wanted))
 
-    answers = bounded_answers.bounded(items(), AnswerBounds(held=4096, most=12_288, answers=1), extend)
-    assert len([item async for item in answers]) == 2
+    run: Any = None
+    asking, hold = Caller(run, Reader(), time.monotonic), Hold(held=4096, most=12_288, answers=1)
+    asking.bound(hold, extend, whole_until=None)
+    assert await asking._fits(hold, tally.count(tally.NOTHING, whole))
     assert asked == [8192, 12_288]
 
 
 def test_the_worker_ends_an_answer_with_max_tokens() -> None:
-    bounds = AnswerBounds(held=10, most=10, answers=1, is_open_ended=False)
+    bounds = Counted(held=10, most=10, answers=1, is_open_ended=False)
     assert bounds.take(tokens(50))
     assert not bounds.needs_step
 
 
 def test_a_tiny_first_step_does_not_ask_for_every_token() -> None:
-    assert AnswerBounds(held=3, most=10_000, answers=1).wanted == 259
+    assert Hold(held=3, most=10_000, answers=1).wanted == 259
 
 
 # --- running answers ----------------------------------------------------------------------------------------------------
@@ -170,7 +197,7 @@ class LongService:
     async def ask(self, *, seconds: float = 60, streamed: bool = True, **fields: Any) -> tuple[int, InferenceResult]:
         """Return the length of the answer, and its result."""
         request = InferenceRequest(prompt="hi", **fields)
-        async with self.service.pipeline.run(OWNER, request, seconds=seconds, streamed=streamed) as running:
+        async with self.service.pulled.run(OWNER, request, seconds=seconds, streamed=streamed) as running:
             length = sum([len(chunk.text) async for _, chunk in running])
         return length, running.result
 
@@ -283,7 +310,7 @@ async def test_a_late_step_pauses_the_answer(long: LongService) -> None:
     long.worker.length = 6000
     long.service.books.may_extend.clear()
     delivered = 0
-    async with long.service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=60) as running:
+    async with long.service.pulled.run(OWNER, InferenceRequest(prompt="hi"), seconds=60) as running:
         async for _, chunk in running:
             delivered += len(chunk.text)
             if delivered == 4096:
@@ -305,7 +332,7 @@ async def test_a_cancellation_while_a_step_is_asked_for_settles_what_was_deliver
     await until(lambda: long.service.store.rows)
     row = long.service.store.only_row
     assert (row.status, row.completion_tokens, row.reservation) == (RequestStatus.CANCELLED, 4096, ReservationState.SETTLED)
-    await until(lambda: not long.service.running)
+    await until(lambda: not long.service.runs.running)
     assert await long.left() == 100_000 - row.tokens_used
 
 
@@ -329,7 +356,7 @@ async def test_low_credits_at_the_start_are_final(long: LongService) -> None:
 @pytest.fixture
 def two_seconds(monkeypatch: pytest.MonkeyPatch) -> float:
     """Such answers end after half of this, instead of 90 %: room for a busy machine."""
-    monkeypatch.setattr(pipeline, "DEADLINE_MARGIN_SHARE", 0.5)
+    monkeypatch.setattr(runs, "DEADLINE_MARGIN_SHARE", 0.5)
     return 2.0
 
 
@@ -349,12 +376,12 @@ async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(
 async def test_under_a_key_an_unstreamed_answer_ends_before_its_deadline_too(long: LongService, two_seconds: float) -> None:
     """With a key, such an answer still ended with a 504, although streams may repeat it."""
     long.worker.length, long.worker.waits_after = 10_000, 1500
-    keys = IdempotentRequests(FakeKeys(), long.service.runs, node_id(99), secret="s" * 16, most_seconds=two_seconds)
-    deduplicated = DeduplicatedInference(long.service.pipeline, keys)
+    keys = IdempotentRequests(FakeKeys(), long.service.recorders, node_id(99), secret="s" * 16, most_seconds=two_seconds)
+    repeated = PulledRuns(long.service.new_runs(idempotency=keys))
     context.start()
     request, repeat = InferenceRequest(prompt="hi"), RepeatedRequest(key="k")
     for streamed in (False, True):
-        async with deduplicated.run(OWNER, request, seconds=two_seconds, repeat=repeat, streamed=streamed) as answer:
+        async with repeated.answer(OWNER, request, seconds=two_seconds, repeat=repeat, streamed=streamed) as answer:
             length = sum([len(chunk.text) async for _, chunk in answer])
         assert (length, answer.result.finish_reason, answer.result.usage) == (1500, LENGTH, Usage(7, 1500))
     assert long.service.store.only_row.status is RequestStatus.SUCCESS
@@ -386,7 +413,7 @@ async def test_an_unstreamed_answer_that_waits_for_its_hold_ends_before_its_dead
     assert (row.status, row.cost_micro, row.reservation) == (RequestStatus.SUCCESS, 7 + 2 * STEP_TOKENS, ReservationState.SETTLED)
     assert long.worker.left_early == 1
     granted.set()
-    await until(lambda: not long.service.running)
+    await until(lambda: not long.service.runs.running)
 
 
 async def test_an_unstreamed_answer_whose_first_piece_waits_for_its_hold_keeps_its_time(
@@ -404,16 +431,18 @@ async def test_an_unstreamed_answer_whose_first_piece_waits_for_its_hold_keeps_i
     assert (length, result.finish_reason) == (5000, LENGTH)
 
 
-@pytest.mark.parametrize(("seconds_left", "length"), [(lambda: 0.0, 1), (lambda: 60.0, 3), (None, 3)])
-async def test_only_an_answer_with_a_deadline_is_cut_off(seconds_left: Callable[[], float] | None, length: int) -> None:
-    async def items() -> AsyncGenerator[AnswerItem]:
-        for _ in range(3):
-            yield tokens(1)
-        yield GenerationEnd(STOP, Usage(1, 3))
-
+@pytest.mark.parametrize(("left", "is_more_wanted"), [(-1.0, False), (60.0, True), (None, True)])
+async def test_only_an_answer_with_a_deadline_is_cut_off(left: float | None, is_more_wanted: bool) -> None:
     def extend(_wanted: int) -> asyncio.Task[int]:
         raise AssertionError("there is nothing to extend")
 
-    answers = bounded_answers.bounded(items(), AnswerBounds(held=5, most=5, answers=1), extend, seconds_left=seconds_left)
-    *chunks, end = [item async for item in answers]
-    assert (len(chunks), end) == (length, GenerationEnd(LENGTH, Usage(0, 1)) if length == 1 else GenerationEnd(STOP, Usage(1, 3)))
+    run: Any = SimpleNamespace(
+        cached=False,
+        has_content=True,
+        attempts=SimpleNamespace(start_wait_seconds=0.0),
+        answer=SimpleNamespace(is_enough=False),
+        take=lambda piece, _at, _now: (1, piece),
+    )
+    asking = Caller(run, Reader(), time.monotonic)
+    asking.bound(Hold(held=5, most=5, answers=1), extend, whole_until=None if left is None else time.monotonic() + left)
+    assert await asking.take(1, tokens(1), tally.count(tally.NOTHING, tokens(1))) is is_more_wanted

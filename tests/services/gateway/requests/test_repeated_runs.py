@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 
 from services.gateway.http_api import answer_delivery
-from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.requests.deduplicated_inference import NO_REPEAT, DeduplicatedInference, InferenceReply, RepeatedRequest
+from services.gateway.idempotency.recorder import Recorders
+from services.gateway.requests.runs import NO_REPEAT, RepeatedRequest
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.types import NodeId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, RunningService
+from tests.services.gateway.pulled import PulledAnswer, PulledRuns
 
 KEY = RepeatedRequest(key="k")
 
@@ -26,13 +27,13 @@ KEY = RepeatedRequest(key="k")
 class ReceivedAnswer:
     numbers: list[int] = field(default_factory=list)
     text: str = ""
-    answer: InferenceReply | None = None
+    answer: PulledAnswer | None = None
     result: InferenceResult | None = None
 
 
 class Caller:
-    def __init__(self, once: DeduplicatedInference, running_service: RunningService) -> None:
-        self.once, self.running_service = once, running_service
+    def __init__(self, keys: IdempotentRequests, running_service: RunningService) -> None:
+        self.pulled, self.running_service = PulledRuns(running_service.new_runs(idempotency=keys)), running_service
 
     async def ask(
         self, repeat: RepeatedRequest = NO_REPEAT, *, stops_after: int | None = None, whole: bool = False, **fields: Any
@@ -40,7 +41,7 @@ class Caller:
         context.start()  # as an HTTP route does
         request = InferenceRequest(**{"prompt": "hi", **fields})
         received = ReceivedAnswer()
-        async with self.once.run(OWNER, request, seconds=10, repeat=repeat, whole=whole) as answer:
+        async with self.pulled.answer(OWNER, request, seconds=10, repeat=repeat, whole=whole) as answer:
             received.answer = answer
             async for number, chunk in answer:
                 received.numbers.append(number)
@@ -57,10 +58,10 @@ class Caller:
 
 @pytest.fixture
 async def caller(postgres_url: str) -> AsyncIterator[Caller]:
-    async with fakes.running_service() as running_service, opened(postgres_url) as database, AnswerRuns().running() as runs:
-        keys = IdempotentRequests(IdempotencyStore(database), runs, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+    async with fakes.running_service() as running_service, opened(postgres_url) as database, Recorders().running() as recorders:
+        keys = IdempotentRequests(IdempotencyStore(database), recorders, NodeId("Uone"), secret="s" * 16, most_seconds=10)
         async with keys.running():
-            yield Caller(DeduplicatedInference(running_service.pipeline, keys), running_service)
+            yield Caller(keys, running_service)
 
 
 async def test_without_a_key_requests_run_independently(caller: Caller) -> None:
@@ -86,7 +87,7 @@ async def test_with_a_key_a_request_runs_is_limited_and_is_written_once(caller: 
     assert first.answer is not None
     assert again.answer is not None
     assert (first.answer.is_repeat, again.answer.is_repeat) == (False, True)
-    names = [{name for name, _ in answer_delivery.headers(each.answer)} for each in (first, again)]
+    names = [{name for name, _ in answer_delivery.headers(each.answer.head, is_repeat=each.answer.is_repeat)} for each in (first, again)]
     assert [b"x-ratelimit-limit-requests" in found for found in names] == [True, False]
     heads = first.answer.head, again.answer.head
     assert heads[0].request_id == heads[1].request_id == caller.running_service.store.only_row.id
@@ -141,16 +142,14 @@ async def test_a_request_handed_over_by_a_stopping_gateway_has_one_row(postgres_
     async with fakes.running_service() as running_service, opened(postgres_url) as database:
         store = IdempotencyStore(database)
         running_service.worker.hangs_after = 1
-        async with AnswerRuns().running() as runs:
-            keys = IdempotentRequests(store, runs, NodeId("Uone"), secret="s" * 16, most_seconds=10)
-            assert (
-                await Caller(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY, stops_after=1)
-            ).text == "Hello"
+        async with Recorders().running() as recorders:
+            keys = IdempotentRequests(store, recorders, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+            assert (await Caller(keys, running_service).ask(KEY, stops_after=1)).text == "Hello"
         assert running_service.store.rows == {}
         running_service.worker.hangs_after = None
-        async with AnswerRuns().running() as runs:
-            keys = IdempotentRequests(store, runs, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
-            received = await Caller(DeduplicatedInference(running_service.pipeline, keys), running_service).ask(KEY)
+        async with Recorders().running() as recorders:
+            keys = IdempotentRequests(store, recorders, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
+            received = await Caller(keys, running_service).ask(KEY)
         assert received.text == "Hello world!"
         assert received.result is not None
         assert (running_service.store.only_row.id, running_service.store.only_row.status) == (received.result.request_id, "success")

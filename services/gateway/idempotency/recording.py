@@ -1,4 +1,4 @@
-"""Buffers the chunks of one running answer for several readers, within memory limits. Pure.
+"""Keeps the chunks of one running answer for several readers, each at its place, within memory limits. Pure.
 
 A chunk is a piece of text or some vectors. Chunks are numbered from 1 without gaps. A waiting notice has the number 0; only the latest
 one is kept, until the next chunk.
@@ -7,7 +7,9 @@ one is kept, until the next chunk.
 from dataclasses import dataclass
 from typing import Generic, NewType, TypeVar
 
+from services.gateway.facts import tally
 from services.gateway.facts.call_parts import pieces_of
+from services.gateway.facts.tally import Tally
 from shared import errors
 from shared.api.embedding import Vectors
 from shared.api.inference import Chunk, TokenLogprob
@@ -24,7 +26,7 @@ MOST_BYTES = 4 * 1024 * 1024
 AHEAD_BYTES = 64 * 1024
 
 #: CPython's memory for the objects of a chunk, by sys.getsizeof, rounded up.
-_CHUNK_BYTES, _TOKEN_BYTES, _CHANCE_BYTES, _CALL_BYTES, _CHARACTER_BYTES, _VECTOR_BYTES = 400, 40, 200, 400, 4, 48
+_CHUNK_BYTES, _TOKEN_BYTES, _CHANCE_BYTES, _CALL_BYTES, _CHARACTER_BYTES, _VECTOR_BYTES, _TALLY_BYTES = 400, 40, 200, 400, 4, 48, 160
 
 
 @dataclass(slots=True)
@@ -37,14 +39,17 @@ class _BufferReader:
     waiting: int = 0
 
 
-class AnswerBuffer(Generic[Piece]):
-    """One answer. A ``kept`` answer is generated without readers, too, and doesn't wait for them while it has room."""
+class Recording(Generic[Piece]):
+    """One answer. A ``kept`` answer is generated without readers, too, and doesn't wait for them while it has room. It is what a caller
+    got, which is counted; any other is a worker's, and each of its readers gets the count of its own place."""
 
     def __init__(self, *, kept: bool, most_bytes: int = MOST_BYTES, ahead_bytes: int = AHEAD_BYTES) -> None:
         self.kept = kept
         self._most_bytes = most_bytes
         self._ahead_bytes = ahead_bytes
         self._chunks: list[Piece] = []
+        #: The count with each chunk; none of a kept answer.
+        self._counts: list[Tally] = []
         #: Where each chunk ends, in bytes of the whole answer.
         self._ends: list[int] = []
         #: Number and bytes of dropped chunks.
@@ -83,7 +88,7 @@ class AnswerBuffer(Generic[Piece]):
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    def add(self, chunk: Piece) -> None:
+    def add(self, chunk: Piece, at: Tally) -> None:
         if chunk.waiting:
             self._waiting = chunk
             self._waits += 1
@@ -91,6 +96,9 @@ class AnswerBuffer(Generic[Piece]):
         self._waiting = None
         self._written += size_of(chunk)
         self._chunks.append(chunk)
+        if not self.kept:
+            self._counts.append(at)
+            self._written += _TALLY_BYTES
         self._ends.append(self._written)
 
     def make_room(self, *, crowded: bool = False) -> bool:
@@ -114,7 +122,7 @@ class AnswerBuffer(Generic[Piece]):
             return
         self._dropped += count
         self._dropped_bytes = self._ends[count - 1]
-        del self._chunks[:count], self._ends[:count]
+        del self._chunks[:count], self._ends[:count], self._counts[:count]
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -134,17 +142,17 @@ class AnswerBuffer(Generic[Piece]):
         """Remove a reader. Safe to call twice."""
         self._readers.pop(reader, None)
 
-    def next(self, reader: ReaderId) -> tuple[int, Piece] | None:
-        """Return the reader's next chunk or waiting notice; None if there is none yet."""
+    def next(self, reader: ReaderId) -> tuple[int, Piece, Tally] | None:
+        """Return the reader's next chunk or waiting notice, with the count; None if there is none yet."""
         found = self._readers[reader]
         position = found.number - self._dropped
         if position < len(self._chunks):
             found.number += 1
             found.offset = self._ends[position]
-            return found.number, self._chunks[position]
+            return found.number, self._chunks[position], tally.NOTHING if self.kept else self._counts[position]
         if self._waiting is not None and found.waiting < self._waits:
             found.waiting = self._waits
-            return 0, self._waiting
+            return 0, self._waiting, tally.NOTHING
         return None
 
     def _offset(self, number: int) -> int:

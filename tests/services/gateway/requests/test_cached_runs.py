@@ -12,12 +12,11 @@ import pytest
 from services.gateway.facts import model_names, model_routes, upstream_prices
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
-from services.gateway.idempotency.answer_runs import AnswerRuns
 from services.gateway.idempotency.cache_keys import CacheRequest
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
+from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
-from services.gateway.requests.deduplicated_inference import DeduplicatedInference
-from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.runs import Runs
 from shared import context, errors
 from shared.api import inference
 from shared.api.auth import Principal
@@ -28,6 +27,7 @@ from shared.stores.cache import Cache
 from shared.types import FinishReason, ModelName, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
+from tests.services.gateway.pulled import PulledRuns
 from tests.testnet import until
 
 
@@ -41,8 +41,8 @@ class Upstream(FakeWorker):
 
 
 class Asker:
-    def __init__(self, running_service: RunningService, pipeline: Pipeline) -> None:
-        self.running_service, self.pipeline = running_service, pipeline
+    def __init__(self, running_service: RunningService, runs: Runs) -> None:
+        self.running_service, self.pulled = running_service, PulledRuns(runs)
 
     async def ask(
         self,
@@ -54,7 +54,7 @@ class Asker:
     ) -> tuple[str, InferenceResult]:
         context.start()
         request = InferenceRequest(**{"prompt": "hi", "temperature": 0.0, **fields})
-        async with self.pipeline.run(who, request, seconds=10, cache=cache, key_use=key_use) as running:
+        async with self.pulled.run(who, request, seconds=10, cache=cache, key_use=key_use) as running:
             text = "".join([chunk.text async for _, chunk in running])
         return text, running.result
 
@@ -66,9 +66,9 @@ class Asker:
 @pytest.fixture
 async def asker(valkey_url: str) -> AsyncIterator[Asker]:
     bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=10)
-    async with fakes.running_service() as running_service, Cache.open(valkey_url) as values, AnswerRuns().running() as runs:
-        responses = ResponseCache(values, runs, running_service.metrics, bounds, secret="s" * 16)
-        yield Asker(running_service, running_service.new_pipeline(responses=responses))
+    async with fakes.running_service() as running_service, Cache.open(valkey_url) as values, Recorders().running() as recorders:
+        responses = ResponseCache(values, recorders, running_service.metrics, bounds, secret="s" * 16)
+        yield Asker(running_service, running_service.new_runs(responses=responses))
 
 
 async def test_a_cache_hit_has_a_row_that_says_so(asker: Asker) -> None:
@@ -198,7 +198,7 @@ class Reading:
     async def _read(self, asker: Asker) -> None:
         context.start()
         request = InferenceRequest(prompt="hi", model=ModelName("paid"), temperature=0.0)
-        async with asker.pipeline.run(OWNER, request, seconds=10) as running:
+        async with asker.pulled.run(OWNER, request, seconds=10) as running:
             async for number, _ in running:
                 self.has = max(self.has, number)
                 await self.wants.acquire()
@@ -272,7 +272,7 @@ async def test_a_starter_that_reads_slowly_pays_for_what_another_has_read(asker:
 async def test_a_header_says_that_an_answer_comes_from_the_cache(asker: Asker) -> None:
     use_route(asker, cache="same_request")
     service = asker.running_service
-    service.once = DeduplicatedInference(asker.pipeline, service.once._idempotency)
+    service.runs = asker.pulled.runs
     transport = httpx.ASGITransport(service.app())
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers={"X-API-Key": KEY}) as http:
         for path, content in (

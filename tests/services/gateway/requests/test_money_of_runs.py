@@ -7,18 +7,19 @@ from contextlib import suppress
 import pytest
 
 from services.gateway.billing.prices import Price
-from services.gateway.billing.reservations import InsufficientCredits
+from services.gateway.billing.reservations import HeldCredits, InsufficientCredits
 from services.gateway.facts.request_record import ReservationState
 from shared import errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import GenerationEnd, Usage
-from shared.api.ledger import ModelPrice
+from shared.api.ledger import MICRO, ModelPrice
 from shared.protocol.directory import WorkerLoad
 from shared.types import FinishReason, MicroCredits, RequestStatus
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
-from tests.services.gateway.requests.test_pipeline import ask
+from tests.services.gateway.requests.admitted_runs import MODEL, admitted_run
+from tests.services.gateway.requests.test_runs import ask
 from tests.testnet import until
 
 
@@ -71,7 +72,7 @@ async def test_a_request_that_fails_before_its_first_token_is_free(running_servi
 async def test_tokens_delivered_before_a_cancellation_are_billed() -> None:
     async with (
         fakes.running_service() as running_service,
-        running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running,
+        running_service.pulled.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running,
     ):
         async for _ in running:
             break
@@ -86,7 +87,7 @@ async def test_an_unstreamed_answer_that_fails_is_free(
     """One of our proxies once cut off a whole answer, and its caller paid for 1,524 tokens that it never saw."""
     running_service.worker.fails_with, running_service.worker.fails_after = error, 1
     with pytest.raises(errors.AimeshError):
-        async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, streamed=streamed) as running:
+        async with running_service.pulled.run(OWNER, InferenceRequest(prompt="hi"), seconds=10, streamed=streamed) as running:
             async for _ in running:
                 pass
     row = running_service.store.only_row
@@ -97,7 +98,7 @@ async def test_a_caller_that_abandons_an_unstreamed_answer_pays_for_what_was_gen
     request = InferenceRequest(prompt="hi")
     async with (
         fakes.running_service() as running_service,
-        running_service.pipeline.run(OWNER, request, seconds=10, streamed=False) as running,
+        running_service.pulled.run(OWNER, request, seconds=10, streamed=False) as running,
     ):
         async for _ in running:
             break
@@ -134,7 +135,7 @@ async def test_compute_seconds_exclude_time_in_the_queue(running_service: Runnin
     await running_service.admission.search.ledger.refresh_prices()
     worker, now = Slots(), 1000.0
     running_service.add_worker(1, worker, "smollm2", load=WorkerLoad(slots=4))
-    running_service.pipeline.clock = running_service.dispatch.clock = lambda: now
+    running_service.runs.clock = running_service.dispatch.clock = lambda: now
     async with asyncio.TaskGroup() as tasks:
         asking = [tasks.create_task(ask(running_service, seconds=500, seed=seed)) for seed in range(48)]
         for ended in range(48):
@@ -180,7 +181,7 @@ async def test_what_an_answer_without_ids_costs(
 ) -> None:
     running_service.add_worker(1, Upstream(prompt_tokens=0, fails_after=fails_after), "smollm2")
     with suppress(errors.WorkerLost):
-        async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="four words of prompt"), seconds=10) as running:
+        async with running_service.pulled.run(OWNER, InferenceRequest(prompt="four words of prompt"), seconds=10) as running:
             async for _ in running:
                 pass
     row = running_service.store.only_row
@@ -190,7 +191,7 @@ async def test_what_an_answer_without_ids_costs(
 
 async def test_a_canceled_answer_without_ids_pays_a_lower_bound_of_its_prompt(running_service: RunningService) -> None:
     running_service.add_worker(1, Upstream(prompt_tokens=0, fails_after=9), "smollm2")
-    async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="four words of prompt"), seconds=10) as running:
+    async with running_service.pulled.run(OWNER, InferenceRequest(prompt="four words of prompt"), seconds=10) as running:
         await anext(running)
     await until(lambda: running_service.store.rows)
     row = running_service.store.only_row
@@ -205,12 +206,13 @@ async def test_an_answer_without_ids_never_costs_more_than_is_held(running_servi
     assert (running_service.store.only_row.status, running_service.store.only_row.completion_tokens) == ("error", 2)
 
 
-async def test_an_empty_answer_whose_caller_can_not_take_it_is_free(running_service: RunningService) -> None:
+def test_an_empty_answer_whose_caller_can_not_take_it_is_free() -> None:
     """Its reservation was released, but its row had a cost."""
-    running_service.worker.words = ()
-    with pytest.raises(errors.TooLarge):
-        async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
-            assert [item async for item in running] == []
-            raise errors.TooLarge("for this API")
-    row = running_service.store.only_row
+    run = admitted_run()
+    price = Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO)))
+    run.admission.held, run.admission.most_prompt_tokens = HeldCredits(run.request_id, {MODEL: price}, 10, clamped=False), 100
+    assert run.answer is not None
+    run.answer.end(GenerationEnd(FinishReason.STOP, Usage(7, 0)))
+    run.failed(errors.TooLarge("for this API"))
+    row = run.end(1.0)
     assert (row.status, row.prompt_tokens, row.cost_micro, row.reservation) == ("rejected", 7, 0, ReservationState.RELEASED)

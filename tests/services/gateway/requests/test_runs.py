@@ -8,8 +8,9 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from services.gateway.facts.reader import Reader
 from services.gateway.requests import request_validation
-from services.gateway.requests.pipeline import Pipeline
+from services.gateway.requests.runs import Runs
 from services.gateway.scheduling import routing
 from shared import context, errors
 from shared.api import events, inference
@@ -19,6 +20,7 @@ from shared.api.generation import GenerationEnd, Usage
 from shared.types import FinishReason, ModelName, RequestStatus, Role, TenantId, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY_ID, OWNER, PERSON, USER, FakeWorker, RunningService
+from tests.services.gateway.pulled import PulledRuns
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ async def running_service() -> AsyncIterator[RunningService]:
 async def ask(running_service: RunningService, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
     context.start()  # as an HTTP route does
     request = InferenceRequest(**{"prompt": "hi", **fields})
-    async with running_service.pipeline.run(who, request, seconds=seconds) as running:
+    async with running_service.pulled.run(who, request, seconds=seconds) as running:
         text = "".join([chunk.text async for _, chunk in running])
     return text, running.result
 
@@ -122,7 +124,7 @@ async def test_a_cancelled_request_records_what_was_delivered(running_service: R
 
 
 async def test_a_reader_that_leaves_early_is_a_cancellation(running_service: RunningService) -> None:
-    async with running_service.pipeline.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
+    async with running_service.pulled.run(OWNER, InferenceRequest(prompt="hi"), seconds=10) as running:
         await anext(running)
     await _written(running_service)
     assert (running_service.store.only_row.status, running_service.store.only_row.completion_tokens) == ("cancelled", 1)
@@ -200,17 +202,17 @@ async def _written(running_service: RunningService, rows: int = 1) -> None:
 async def test_a_request_waits_for_a_worker_that_just_left(running_service: RunningService) -> None:
     search = replace(running_service.admission.search, worker_wait_seconds=5.0, discovery_ends_at=time.monotonic() + 5.0)
     admission = replace(running_service.admission, search=search)
-    patient = running_service.new_pipeline(admission)
+    patient = running_service.new_runs(admission)
     announced = running_service.directory.entries(Role.WORKER)[0].announcement
     running_service.directory.mark_gone(announced.node, "its link was lost")
 
-    async def text(pipeline: Pipeline) -> str:
+    async def text(runs: Runs) -> str:
         context.start()
-        async with pipeline.run(OWNER, InferenceRequest(prompt="hi", model=ModelName("smollm2")), seconds=10) as running:
+        async with PulledRuns(runs).run(OWNER, InferenceRequest(prompt="hi", model=ModelName("smollm2")), seconds=10) as running:
             return "".join([chunk.text async for _, chunk in running])
 
     with pytest.raises(errors.NotReachable):
-        await text(running_service.pipeline)
+        await text(running_service.runs)
     waiting = asyncio.create_task(text(patient))
     await asyncio.sleep(0)
     assert not waiting.done()
@@ -222,11 +224,10 @@ async def test_a_worker_that_left_long_ago_is_not_waited_for(running_service: Ru
     monkeypatch.setattr(routing, "RECENTLY_LOST_SECONDS", 0.0)
     clock = iter(range(0, 10_000, 100)).__next__
     search = replace(running_service.admission.search, clock=clock, worker_wait_seconds=50.0, discovery_ends_at=50.0)
-    quick = running_service.new_pipeline(replace(running_service.admission, search=search))
+    quick = running_service.new_runs(replace(running_service.admission, search=search))
     running_service.directory.mark_gone(running_service.directory.entries(Role.WORKER)[0].node, "its link was lost")
     with pytest.raises(errors.NotReachable):
-        async with quick.run(OWNER, InferenceRequest(prompt="hi"), seconds=10):
-            pass
+        await quick.run(OWNER, InferenceRequest(prompt="hi"), Reader(), seconds=10)
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(2047, 2047), (2048, 2048), (100_000, 2048), (None, 2048)])

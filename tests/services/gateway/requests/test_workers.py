@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.gateway import generation
 from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
-from services.gateway.generation import Failed, FindWorker, Generation
-from services.gateway.relay import Relay
+from services.gateway.requests import generation
+from services.gateway.requests.generation import Failed, FindWorker, Generation
+from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
 from shared import errors
@@ -22,17 +22,18 @@ from shared.protocol import directory
 from shared.protocol.directory import ResumeOrigin, WorkerLoad
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
+from tests.services.gateway.pulled import generated
 
 PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelConfig(model=ModelName("m")), RequestId(node_id))  # type: ignore[arg-type]
 
 WISH = WorkerRequirements(ModelName("m"), USER, USER, prompt_tokens=1, max_tokens=10, placement=ANYWHERE)
 
 
-class RelayHarness:
+class WorkersHarness:
     def __init__(self, *workers: FakeWorker, **more: Any) -> None:
         self.rpc, self.directory = FakeRpc(), FakeDirectory()
         self.dispatch = Dispatch(self.directory, random.Random(5))
-        self.relay = Relay(self.rpc, self.dispatch, **more)
+        self.asking = Workers(self.rpc, self.dispatch, **more)
         for number, worker in enumerate(workers):
             self.rpc.workers[node_id(number)] = worker
             # The first is the least loaded, so it is asked first.
@@ -40,7 +41,7 @@ class RelayHarness:
 
     async def text(self) -> str:
         """Return the answer's text, with a period for its end."""
-        async with aclosing(self.relay.generate(PROMPT, WISH, seconds=10)) as answers:
+        async with aclosing(generated(self.asking, PROMPT, WISH, seconds=10)) as answers:
             items = [answer async for answer in answers]
         return "".join(
             "." if isinstance(answer, GenerationEnd) else answer.text for answer in items if not isinstance(answer, PromptAccepted)
@@ -50,7 +51,7 @@ class RelayHarness:
 @pytest.mark.parametrize("error", [errors.LinkLost, errors.NotReachable, errors.Draining, errors.Overloaded, errors.ModelCrashed])
 async def test_another_worker_takes_over_before_the_first_token(error: type[errors.AimeshError]) -> None:
     broken, good = FakeWorker(fails_with=error("x")), FakeWorker()
-    harness = RelayHarness(broken, good)
+    harness = WorkersHarness(broken, good)
     assert await harness.text() == "Hello world!."
     assert (len(broken.received), len(good.received)) == (1, 1)
     assert harness.dispatch.in_flight == 0
@@ -60,7 +61,7 @@ async def test_another_worker_takes_over_before_the_first_token(error: type[erro
 
 async def test_after_three_attempts_the_last_error_is_returned() -> None:
     workers = [FakeWorker(fails_with=errors.Unavailable(f"{number}")) for number in range(5)]
-    harness = RelayHarness(*workers)
+    harness = WorkersHarness(*workers)
     with pytest.raises(errors.Unavailable):
         await harness.text()
     assert sum(len(worker.received) for worker in workers) == 3
@@ -70,7 +71,7 @@ async def test_after_three_attempts_the_last_error_is_returned() -> None:
 async def test_a_request_that_crashed_two_engines_gets_no_third() -> None:
     workers = [FakeWorker(fails_with=errors.ModelCrashed(f"{number}")) for number in range(5)]
     with pytest.raises(errors.Poison, match="twice"):
-        await RelayHarness(*workers).text()
+        await WorkersHarness(*workers).text()
     assert sum(len(worker.received) for worker in workers) == 2
 
 
@@ -81,21 +82,21 @@ async def test_another_worker_is_tried_if_one_fails_to_load_the_model() -> None:
             raise errors.Unavailable("no memory")
 
     cold, warm = Loading(), FakeWorker()
-    assert await RelayHarness(cold, warm).text() == "Hello world!."
+    assert await WorkersHarness(cold, warm).text() == "Hello world!."
     assert (len(cold.received), len(warm.received)) == (1, 1)
 
 
 async def test_a_single_worker_is_not_retried() -> None:
     alone = FakeWorker(fails_with=errors.Overloaded("full"))
     with pytest.raises(errors.Overloaded, match="full"):
-        await RelayHarness(alone).text()
+        await WorkersHarness(alone).text()
     assert len(alone.received) == 1
 
 
 async def test_without_a_digest_an_answer_is_not_resumed_after_the_first_token() -> None:
     broken, other = FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=1), FakeWorker()
     with pytest.raises(errors.WorkerLost, match="gone"):
-        await RelayHarness(broken, other).text()
+        await WorkersHarness(broken, other).text()
     assert not other.received
 
 
@@ -103,19 +104,19 @@ async def test_without_a_digest_an_answer_is_not_resumed_after_the_first_token()
 async def test_errors_that_every_worker_would_return_are_not_retried(error: type[errors.AimeshError]) -> None:
     workers = [FakeWorker(fails_with=error("x")), FakeWorker(fails_with=error("x"))]
     with pytest.raises(error):
-        await RelayHarness(*workers).text()
+        await WorkersHarness(*workers).text()
     assert sum(len(worker.received) for worker in workers) == 1
 
 
 async def test_no_worker() -> None:
     with pytest.raises(errors.NotReachable, match="no worker can run m now"):
-        await RelayHarness().text()
+        await WorkersHarness().text()
 
 
 async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None:
     worker = FakeWorker()
-    harness = RelayHarness(worker)
-    async with aclosing(harness.relay.generate(PROMPT, WISH, seconds=10)) as answers:
+    harness = WorkersHarness(worker)
+    async with aclosing(generated(harness.asking, PROMPT, WISH, seconds=10)) as answers:
         await anext(answers)
         assert harness.dispatch.in_flight == 1
     assert worker.left_early == 1
@@ -128,7 +129,7 @@ async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None
 class Dying(FakeWorker):
     """A worker whose whole process ends, before or after its first word; the directory learns of it when the link ends."""
 
-    def __init__(self, harness_of: "list[RelayHarness]", number: int, *, after: int = 0, error: errors.LinkLost | None = None) -> None:
+    def __init__(self, harness_of: "list[WorkersHarness]", number: int, *, after: int = 0, error: errors.LinkLost | None = None) -> None:
         super().__init__()
         self._harness_of, self._number, self._after = harness_of, number, after
         self._error = error or errors.LinkLost("gone")
@@ -141,9 +142,9 @@ class Dying(FakeWorker):
         raise self._error
 
 
-def dying(count: int, **more: int) -> RelayHarness:
-    holder: list[RelayHarness] = []
-    holder.append(RelayHarness(*(Dying(holder, number, **more) for number in range(count))))
+def dying(count: int, **more: int) -> WorkersHarness:
+    holder: list[WorkersHarness] = []
+    holder.append(WorkersHarness(*(Dying(holder, number, **more) for number in range(count))))
     return holder[0]
 
 
@@ -156,16 +157,16 @@ async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
 
 
 async def test_while_workers_die_that_did_not_run_it_a_request_gets_a_third() -> None:
-    holder: list[RelayHarness] = []
-    holder.append(harness := RelayHarness(*(Dying(holder, number) for number in range(2)), FakeWorker(), FakeWorker()))
+    holder: list[WorkersHarness] = []
+    holder.append(harness := WorkersHarness(*(Dying(holder, number) for number in range(2)), FakeWorker(), FakeWorker()))
     harness.directory.mark_gone(node_id(3), "silent for 6 s")
     assert await harness.text() == "Hello world!."
     assert sum(not entry.alive for entry in harness.directory.entries()) == 3
 
 
 async def test_a_worker_that_stops_in_order_does_not_excuse_a_request() -> None:
-    holder: list[RelayHarness] = []
-    holder.append(harness := RelayHarness(*(Dying(holder, number) for number in range(3)), FakeWorker()))
+    holder: list[WorkersHarness] = []
+    holder.append(harness := WorkersHarness(*(Dying(holder, number) for number in range(3)), FakeWorker()))
     harness.directory.mark_gone(node_id(3), directory.STOPPED)
     with pytest.raises(errors.Poison, match="two workers were lost"):
         await harness.text()
@@ -174,7 +175,7 @@ async def test_a_worker_that_stops_in_order_does_not_excuse_a_request() -> None:
 class Twin(FakeWorker):
     """A worker that shares its key with another process: the directory gets announcements of both in turn, and its links break."""
 
-    def __init__(self, harness_of: "list[RelayHarness]", number: int) -> None:
+    def __init__(self, harness_of: "list[WorkersHarness]", number: int) -> None:
         super().__init__()
         self._harness_of, self._number = harness_of, number
 
@@ -189,8 +190,8 @@ class Twin(FakeWorker):
 
 
 async def test_links_that_break_because_two_processes_share_a_key_are_never_poison() -> None:
-    holder: list[RelayHarness] = []
-    holder.append(RelayHarness(*(Twin(holder, number) for number in range(4))))
+    holder: list[WorkersHarness] = []
+    holder.append(WorkersHarness(*(Twin(holder, number) for number in range(4))))
     with pytest.raises(errors.PeerError) as caught:
         await holder[0].text()
     assert caught.value.status == 503
@@ -198,7 +199,7 @@ async def test_links_that_break_because_two_processes_share_a_key_are_never_pois
 
 async def test_two_lost_links_to_live_workers_are_not_poison() -> None:
     workers = [FakeWorker(fails_with=errors.LinkLost(f"{number}")) for number in range(2)]
-    assert await RelayHarness(*workers, FakeWorker()).text() == "Hello world!."
+    assert await WorkersHarness(*workers, FakeWorker()).text() == "Hello world!."
 
 
 @pytest.mark.parametrize(
@@ -241,8 +242,8 @@ def test_a_worker_that_got_past_the_place_of_the_first_loss_clears_a_request(fur
 
 async def test_workers_lost_behind_a_silent_transport_do_not_make_a_request_poison() -> None:
     silent = errors.TransportLost("the NATS server has been silent for 3.0 s")
-    holder: list[RelayHarness] = []
-    holder.append(RelayHarness(*(Dying(holder, number, error=silent) for number in range(2)), FakeWorker()))
+    holder: list[WorkersHarness] = []
+    holder.append(WorkersHarness(*(Dying(holder, number, error=silent) for number in range(2)), FakeWorker()))
     assert await holder[0].text() == "Hello world!."
     assert sum(not entry.alive for entry in holder[0].directory.entries()) == 2
 
@@ -266,7 +267,7 @@ class MiscountingWorker(FakeWorker):
 async def test_a_worker_with_wrong_token_counts_gets_no_fourth_request(claims: int) -> None:
     liar, honest = MiscountingWorker(claims), FakeWorker()
     flagged: list[NodeId] = []
-    harness = RelayHarness(liar, honest, flag=flagged.append)
+    harness = WorkersHarness(liar, honest, flag=flagged.append)
     for _ in range(10):
         await harness.text()
     assert (len(liar.received), flagged) == (worker_records.STRIKES, [node_id(0)] * worker_records.STRIKES)
@@ -275,14 +276,14 @@ async def test_a_worker_with_wrong_token_counts_gets_no_fourth_request(claims: i
 
 @pytest.mark.parametrize("prompt", [-5, 2**63])
 async def test_a_worker_with_an_impossible_prompt_count_is_flagged(prompt: int) -> None:
-    harness = RelayHarness(MiscountingWorker(10, prompt=prompt), FakeWorker())
+    harness = WorkersHarness(MiscountingWorker(10, prompt=prompt), FakeWorker())
     for _ in range(5):
         await harness.text()
     assert len(harness.rpc.workers[node_id(0)].received) == worker_records.STRIKES
 
 
 async def test_the_quarantine_of_the_last_worker_is_named_in_the_error() -> None:
-    harness = RelayHarness(MiscountingWorker(100))
+    harness = WorkersHarness(MiscountingWorker(100))
     for _ in range(worker_records.STRIKES):
         assert await harness.text() == "x" * 10 + "."
     with pytest.raises(errors.NotReachable, match="in quarantine"):
@@ -291,7 +292,7 @@ async def test_the_quarantine_of_the_last_worker_is_named_in_the_error() -> None
 
 async def test_a_worker_with_correct_counts_is_never_flagged() -> None:
     flagged: list[NodeId] = []
-    harness = RelayHarness(FakeWorker(), flag=flagged.append)
+    harness = WorkersHarness(FakeWorker(), flag=flagged.append)
     for _ in range(20):
         await harness.text()
     assert not flagged

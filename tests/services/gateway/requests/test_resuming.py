@@ -1,4 +1,4 @@
-"""Answers whose worker fails in the middle, at tokens that the test chooses, over the real relay."""
+"""Answers whose worker fails in the middle, at tokens that the test chooses, over the real ``Workers``."""
 
 import asyncio
 import random
@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway import generation
 from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.worker_requirements import WorkerRequirements
-from services.gateway.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
-from services.gateway.relay import Relay
+from services.gateway.requests import generation
+from services.gateway.requests.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
+from services.gateway.requests.workers import Workers
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import WINDOW_SECONDS
 from shared import errors
@@ -28,6 +28,7 @@ from shared.protocol.directory import Announcement, ModelOffer, WorkerLoad
 from shared.types import FinishReason, ModelName
 from tests.services.gateway import thinking
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, announcement, node_id
+from tests.services.gateway.pulled import generated
 from tests.services.gateway.thinking import Thinks
 
 MODEL = ModelName("m")
@@ -79,7 +80,7 @@ class ResumingHarness:
         self.counted: Counter[tuple[str, str]] = Counter()
         self.workers = workers
         dispatch = Dispatch(self.directory, random.Random(5))
-        self.relay = Relay(self.rpc, dispatch, draw=lambda: 0.0, count=self._count, **more)
+        self.asking = Workers(self.rpc, dispatch, draw=lambda: 0.0, count=self._count, **more)
         for number, worker in enumerate(workers):
             self.rpc.workers[node_id(number)] = worker
             self.directory.apply_announcement(self._announcement(number, digests[number] if digests else DIGEST, worker), "nats")
@@ -97,9 +98,9 @@ class ResumingHarness:
     async def collect(
         self, prompt: inference.ProcessPrompt | None = None, *, seconds: float = 30
     ) -> tuple[list[PromptAccepted], str, list[int], GenerationEnd | None]:
-        """Collect the answer, or raise what the relay raises; ``received`` has what arrived before."""
+        """Collect the answer, or raise what ``Workers`` raises; ``received`` has what arrived before."""
         self.received: list[Any] = []
-        async with aclosing(self.relay.generate(prompt or make_prompt(), WISH, seconds=seconds)) as answers:
+        async with aclosing(generated(self.asking, prompt or make_prompt(), WISH, seconds=seconds)) as answers:
             async for item in answers:
                 self.received.append(item)
         chunks = [one for one in self.received if isinstance(one, Chunk)]

@@ -73,7 +73,7 @@ async def client(running_service: RunningService) -> AsyncIterator[openai.AsyncO
 
 async def ask(running_service: RunningService, *inputs: str, who: Principal = OWNER, **fields: Any) -> tuple[list[bytes], EmbeddingResult]:
     context.start()  # as an HTTP route does
-    async with running_service.once.embed(who, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
+    async with running_service.pulled.embed(who, EmbeddingRequest(inputs, **fields), seconds=10) as answer:
         found = [vector async for _, vectors in answer for vector in vectors.vectors]
     return found, answer.result
 
