@@ -119,15 +119,11 @@ def link(name: str, target: Path) -> None:
         place.symlink_to(os.path.relpath(target, place.parent))
 
 
-def main() -> int:
-    try:
-        install()
-        system_packages.ensure_system(DEBIAN, DEBIAN_SERVERS)
-    except (SetupFailed, system_packages.SystemNotReady, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+def ensure() -> None:
+    """Raises SetupFailed and SystemNotReady."""
+    install()
+    system_packages.ensure_system(DEBIAN, DEBIAN_SERVERS)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(setup_steps.exit_code(ensure, system_packages.SystemNotReady))

@@ -20,7 +20,7 @@ from stack.servers import engine_libraries
 from stack.servers.engine_libraries import FLAGS, LIBRARIES, LINKER_FLAGS, BuildFailed, EngineLibrary
 from tools import setup_steps
 from tools.engine import wheel
-from tools.setup_steps import VENV, SetupFailed
+from tools.setup_steps import VENV
 
 _WAITING = """Now two libraries of llama.cpp are being built in the background (4 minutes). Models that are loaded after it show their
 thoughts apart, use tools in their own format and see images: aicli models unload NAME, or make down and make up.
@@ -97,12 +97,7 @@ def main() -> int:
             setup_steps.begin("tools.engine_libraries")
             print(_WAITING, end="")
         return 0
-    try:
-        ensure()
-    except (SetupFailed, BuildFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    return setup_steps.exit_code(ensure, BuildFailed)
 
 
 if __name__ == "__main__":

@@ -226,23 +226,23 @@ def remake_npm(folder: Path, *, cooldown_days: int, upgrade: bool) -> None:
     )
 
 
+def remake_all(*, cooldown_days: int, upgrade: bool) -> None:
+    """Raises SetupFailed."""
+    for lock in read_locks():
+        with setup_steps.progress(f"locking requirements/{lock.name}.lock"):
+            remake(lock, cooldown_days=cooldown_days, upgrade=upgrade)
+    for folder in setup.NPM_FOLDERS:
+        remake_npm(folder, cooldown_days=cooldown_days, upgrade=upgrade)
+    if stale := find_stale():
+        raise setup_steps.SetupFailed("\n".join(stale))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upgrade", action="store_true", help="take the newest versions that the requirements allow")
     parser.add_argument("--cooldown", type=int, default=COOLDOWN_DAYS, metavar="DAYS", help="minimum age of a release (%(default)s)")
     arguments = parser.parse_args()
-    try:
-        for lock in read_locks():
-            with setup_steps.progress(f"locking requirements/{lock.name}.lock"):
-                remake(lock, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
-        for folder in setup.NPM_FOLDERS:
-            remake_npm(folder, cooldown_days=arguments.cooldown, upgrade=arguments.upgrade)
-        stale = find_stale()
-    except (setup_steps.SetupFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stderr.writelines(f"{mistake}\n" for mistake in stale)
-    return 1 if stale else 0
+    return setup_steps.exit_code(lambda: remake_all(cooldown_days=arguments.cooldown, upgrade=arguments.upgrade))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,16 @@ def write_script(folder: Path, base: str, pip: Path) -> None:
     (folder / "install.sh").write_text(install_script.render(index, "", base=base), encoding="utf-8")
 
 
+def release(tag: str, into: Path, base: str, engine: Path | None) -> None:
+    """Build all packages and the notes. Raises SetupFailed, also if the tag cannot be released."""
+    changelog = (setup_steps.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    if mistakes := find_mistakes(tag, read_versions(), changelog):
+        raise setup_steps.SetupFailed("\n".join(mistakes))
+    into.mkdir(parents=True, exist_ok=True)
+    build(into, base, engine)
+    (into / "notes.md").write_text(read_notes(tag.removeprefix("v"), changelog) + "\n", encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tag", required=True, help="tag to release, such as v0.2.0")
@@ -123,19 +133,7 @@ def main() -> int:
     parser.add_argument("--base", required=True, help="address of the release's files, from which install.sh downloads")
     parser.add_argument("--engine", type=Path, help="folder of the wheels that tools.engine.released made; default: npm's libraries")
     arguments = parser.parse_args()
-    changelog = (setup_steps.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    if mistakes := find_mistakes(arguments.tag, read_versions(), changelog):
-        sys.stderr.writelines(f"{mistake}\n" for mistake in mistakes)
-        return 1
-    into = arguments.into.resolve()
-    into.mkdir(parents=True, exist_ok=True)
-    try:
-        build(into, arguments.base.rstrip("/"), arguments.engine)
-    except (setup_steps.SetupFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    (into / "notes.md").write_text(read_notes(arguments.tag.removeprefix("v"), changelog) + "\n", encoding="utf-8")
-    return 0
+    return setup_steps.exit_code(lambda: release(arguments.tag, arguments.into.resolve(), arguments.base.rstrip("/"), arguments.engine))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tools.engine import choice, compiled, wheel
 from tools.engine.choice import EngineChoice
-from tools.setup_steps import LOCKS, LOG, ROOT, VENV, SetupFailed, cache_folder, npm, packages_folder, pip, run, works
+from tools.setup_steps import LOCKS, LOG, ROOT, VENV, SetupFailed, cache_folder, exit_code, npm, packages_folder, pip, run, works
 
 #: The distributions aimesh-server and aimesh-client. Their Python files are used where they are.
 PROJECTS = (ROOT, ROOT / "sdk" / "python")
@@ -230,12 +230,25 @@ def install_engine(engine: EngineChoice) -> None:
         sys.stderr.write(f"  {engine.plan.why}; then run this again\n")
 
 
-def run_instead(command: list[str]) -> int:
-    """Replace this process by the command, if there is one."""
-    if command:
+def ensure(level: str, engine_name: str, then: list[str]) -> None:
+    """Install what is missing; then replace this process by a command, if there is one. Raises SetupFailed."""
+    saved = choice.read()
+    engine = choice.decide(saved, engine_name, os.environ, has_prebuilt=wheel.is_available())
+    if engine != saved:
+        choice.save(engine)
+    if is_done(level):
+        hide_node()
+    else:
+        cache = cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        places = [ROOT, cache, Path(tempfile.gettempdir())]
+        mistakes = find_mistakes(look_at_machine(places), compiles=engine.is_compiled and not engine.wheel)
+        if mistakes:
+            raise SetupFailed("This machine is not ready for aimesh:\n" + "\n".join("  - " + mistake for mistake in mistakes))
+        set_up(level, engine)
+    if then:
         sys.stderr.flush()
-        os.execv(command[0], command)  # noqa: S606 - the Makefile's command
-    return 0
+        os.execv(then[0], then)  # noqa: S606 - the Makefile's command
 
 
 def main() -> int:
@@ -245,30 +258,7 @@ def main() -> int:
     parser.add_argument("--engine", choices=sorted({*choice.PREBUILT, *compiled.FLAVOURS}), help="the engine's GPU, from now on")
     parser.add_argument("--then", nargs=argparse.REMAINDER, default=[], metavar="COMMAND", help="run this afterwards")
     arguments = parser.parse_args()
-    level = arguments.level
-    try:
-        saved = choice.read()
-        engine = choice.decide(saved, arguments.engine or "", os.environ, has_prebuilt=wheel.is_available())
-        if engine != saved:
-            choice.save(engine)
-        if is_done(level):
-            hide_node()
-            return run_instead(arguments.then)
-        cache = cache_folder()
-        cache.mkdir(parents=True, exist_ok=True)
-        places = [ROOT, cache, Path(tempfile.gettempdir())]
-        mistakes = find_mistakes(look_at_machine(places), compiles=engine.is_compiled and not engine.wheel)
-        if mistakes:
-            raise SetupFailed("This machine is not ready for aimesh:\n" + "\n".join("  - " + mistake for mistake in mistakes))
-        set_up(level, engine)
-        return run_instead(arguments.then)
-    except (SetupFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("\nInterrupted; run the same command again to continue.\n")
-        return 130
-    return 0
+    return exit_code(lambda: ensure(arguments.level, arguments.engine or "", arguments.then))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,20 @@ PLAIN_PROGRESS_SECONDS = 20
 
 class SetupFailed(Exception):
     """Ends the program with its message."""
+
+
+def exit_code(work: Callable[[], object], *expected: type[Exception]) -> int:
+    """Do the work of a program. Return 0, or 1 after the message of what failed, or 130 after Ctrl-C. ``expected``: what else may fail."""
+    failures: tuple[type[Exception], ...] = (SetupFailed, OSError, *expected)
+    try:
+        work()
+    except failures as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("\nInterrupted; run the same command again to continue.\n")
+        return 130
+    return 0
 
 
 @contextmanager

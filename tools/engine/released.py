@@ -21,8 +21,8 @@ from shared.telemetry.version import version
 from stack.servers import engine_libraries
 from stack.servers.engine_libraries import BuildFailed
 from tools import engine_libraries as built_libraries
+from tools import setup_steps
 from tools.engine import compiled, wheel
-from tools.setup_steps import SetupFailed
 
 #: As npm's: no library has a version in its name, and none needs the compiler's for threads.
 CMAKE_ARGS = (
@@ -77,12 +77,7 @@ def main() -> int:
     parser.add_argument("--into", type=Path, required=True, help="folder of the wheels")
     into = parser.parse_args().into.absolute()
     into.mkdir(parents=True, exist_ok=True)
-    try:
-        build(into)
-    except (SetupFailed, BuildFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    return setup_steps.exit_code(lambda: build(into), BuildFailed)
 
 
 if __name__ == "__main__":

@@ -210,14 +210,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, required=True, help="copy the engine for this machine to this folder")
     into = parser.parse_args().into
-    try:
-        into.mkdir(parents=True, exist_ok=True)
-        wheel = shutil.copy2(ensure(), into)
-    except (SetupFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    print(wheel)
-    return 0
+    into.mkdir(parents=True, exist_ok=True)
+    return setup_steps.exit_code(lambda: print(shutil.copy2(ensure(), into)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from services.web.install_script import INDEX_FILE, PackageIndex
 from tools import setup_steps
 from tools.packages import role_packages
 from tools.packages.role_packages import Wheel, replace_text
-from tools.setup_steps import SetupFailed
 
 _MACOS = [f"macosx_{major}_0" for major in range(15, 10, -1)]
 _TAGS = {"linux": role_packages.GLIBC, "darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
@@ -236,13 +235,8 @@ def main() -> int:
     if arguments.background:
         setup_steps.begin("tools.packages.install_index", *(word for word in sys.argv[1:] if word != "--background"))
         return 0
-    try:
-        targets = arguments.targets or map(Target.parse, install_script.DEFAULT_TARGETS)
-        fill(arguments.into.absolute(), targets, without_ours=arguments.without_ours)
-    except (SetupFailed, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    targets = arguments.targets or map(Target.parse, install_script.DEFAULT_TARGETS)
+    return setup_steps.exit_code(lambda: fill(arguments.into.absolute(), targets, without_ours=arguments.without_ours))
 
 
 if __name__ == "__main__":
