@@ -159,6 +159,10 @@ PIN = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)==(?P<version>[^ ;\\\n]+).*\n(
 REASON = re.compile(r"^ +#(?: via)? +(?!via$)(.+)$", re.MULTILINE)
 
 
+def read_lock(name: str) -> list[Pin]:
+    return list(read_pins((setup_steps.LOCKS / f"{name}.lock").read_text(encoding="utf-8")))
+
+
 def read_pins(text: str) -> Iterator[Pin]:
     for match in PIN.finditer(text):
         yield Pin(canonicalize_name(match["name"]), Version(match["version"]), frozenset(REASON.findall(match["rest"])), match[0])

@@ -23,7 +23,21 @@ from pathlib import Path
 
 from tools.engine import choice, compiled, wheel
 from tools.engine.choice import EngineChoice
-from tools.setup_steps import LOCKS, LOG, ROOT, VENV, SetupFailed, cache_folder, exit_code, npm, packages_folder, pip, run, works
+from tools.setup_steps import (
+    LOCKS,
+    LOG,
+    ROOT,
+    VENV,
+    SetupFailed,
+    cache_folder,
+    exit_code,
+    npm,
+    packages_folder,
+    pip,
+    replace_text,
+    run,
+    works,
+)
 
 #: The distributions aimesh-server and aimesh-client. Their Python files are used where they are.
 PROJECTS = (ROOT, ROOT / "sdk" / "python")
@@ -159,9 +173,7 @@ def _version_in(folder: Path) -> str | None:
 
 def mark_done(level: str) -> None:
     lines = [digest_of(level), *sorted(info.name for info in packages_folder().glob("*.dist-info"))]
-    stamp = VENV / f".aimesh-{level}"
-    stamp.with_suffix(".new").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    stamp.with_suffix(".new").replace(stamp)
+    replace_text(VENV / f".aimesh-{level}", "\n".join(lines) + "\n")
 
 
 # --- steps --------------------------------------------------------------------------------------------------------

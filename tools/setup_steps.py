@@ -123,6 +123,14 @@ def npm(what: str, folder: Path, *arguments: str) -> None:
     run(what, *command, environment={**os.environ, "PATH": path}, folder=folder)
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Replace a file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
 def works(*command: str) -> bool:
     try:
         return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode == 0  # noqa: S603

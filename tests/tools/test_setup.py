@@ -112,3 +112,24 @@ def test_npm_lock_names_no_registry_and_has_every_hash(folder: Path) -> None:
 def test_locks_name_no_index() -> None:
     for lock in setup_steps.LOCKS.glob("*.lock"):
         assert "://" not in lock.read_text(), lock
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "said"),
+    [
+        pytest.param(None, 0, "", id="nothing"),
+        pytest.param(setup_steps.SetupFailed("no disk"), 1, "no disk\n", id="a step"),
+        pytest.param(
+            FileNotFoundError(2, "No such file or directory", "uv"), 1, "[Errno 2] No such file or directory: 'uv'\n", id="a file"
+        ),
+        pytest.param(ZeroDivisionError("what else may fail"), 1, "what else may fail\n", id="what the program names"),
+        pytest.param(KeyboardInterrupt(), 130, "\nInterrupted; run the same command again to continue.\n", id="Ctrl-C"),
+    ],
+)
+def test_a_program_ends_with_a_message(failure: BaseException | None, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        if failure is not None:
+            raise failure
+
+    assert setup_steps.exit_code(work, ZeroDivisionError) == code
+    assert capsys.readouterr().err == said

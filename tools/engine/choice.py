@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from services.inference import gpus
+from tools import setup_steps
 from tools.engine import compiled, wheel
 from tools.setup_steps import VENV, SetupFailed
 
@@ -58,8 +59,7 @@ def read() -> EngineChoice:
 
 
 def save(choice: EngineChoice) -> None:
-    VENV.mkdir(exist_ok=True)
-    FILE.write_text(json.dumps(asdict(choice)) + "\n", encoding="utf-8")
+    setup_steps.replace_text(FILE, json.dumps(asdict(choice)) + "\n")
 
 
 def decide(saved: EngineChoice, asked: str, environment: Mapping[str, str], *, has_prebuilt: bool) -> EngineChoice:

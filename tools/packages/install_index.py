@@ -28,7 +28,7 @@ from services.web import install_script
 from services.web.install_script import INDEX_FILE, PackageIndex
 from tools import setup_steps
 from tools.packages import role_packages
-from tools.packages.role_packages import Wheel, replace_text
+from tools.packages.role_packages import Wheel
 
 _MACOS = [f"macosx_{major}_0" for major in range(15, 10, -1)]
 _TAGS = {"linux": role_packages.GLIBC, "darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
@@ -109,7 +109,7 @@ class IndexFolder:
             names = sorted(path.name for path in into.iterdir())
             for name in names:
                 (into / name).replace(self.files / name)
-        replace_text(record, json.dumps({"digest": digest, "files": names}))
+        setup_steps.replace_text(record, json.dumps({"digest": digest, "files": names}))
 
     def build_ours(self) -> None:
         """Build our own wheels and the JavaScript client if the code has changed. Raises SetupFailed."""
@@ -124,7 +124,7 @@ class IndexFolder:
             self._fetch_pip(place / "pip")
             for path in place.glob("*.whl"):
                 self._keep(Wheel.of(path))
-        replace_text(stamp, state)
+        setup_steps.replace_text(stamp, state)
 
     def build_others(self, machines: Iterable[str]) -> None:
         """Build what else a worker on these machines needs. Raises SetupFailed."""
@@ -176,10 +176,10 @@ class IndexFolder:
         (pip,) = self.root.glob("pip-*.whl")
         sha256 = {pip.name: Wheel.of(pip).sha256, **role_packages.write_lists(self.root, wheels)}
         index = PackageIndex(pip=pip.name, sha256=sha256, ready=tuple(sorted(set(self._ready(by_name)))))
-        replace_text(self.root / INDEX_FILE, msgspec.json.encode(index).decode())
+        setup_steps.replace_text(self.root / INDEX_FILE, msgspec.json.encode(index).decode())
 
     def _write_page(self, project: str, links: Iterable[str]) -> None:
-        replace_text(self.root / "simple" / project / "index.html", "<!DOCTYPE html>\n" + "".join(links))
+        setup_steps.replace_text(self.root / "simple" / project / "index.html", "<!DOCTYPE html>\n" + "".join(links))
 
     def _ready(self, by_name: dict[str, list[Wheel]]) -> Iterator[str]:
         for record in self.fetched.glob("*.json"):

@@ -64,11 +64,10 @@ def distributions(role: str) -> tuple[str, ...]:
 def pins(role: str) -> list[Pin]:
     """Return what a role needs of the locks, without what is built here."""
     wanted = list(locks.read_dependencies(PROJECTS[role]))
-    found = list(locks.read_pins((setup_steps.LOCKS / "runtime.lock").read_text(encoding="utf-8")))
+    found = locks.read_lock("runtime")
     if role == "worker":
         known = {pin.name for pin in found}
-        engine = locks.read_pins((setup_steps.LOCKS / "engine-needs.lock").read_text(encoding="utf-8"))
-        found += [pin for pin in engine if pin.name not in known]
+        found += [pin for pin in locks.read_lock("engine-needs") if pin.name not in known]
         wanted += locks.read_project(setup_steps.ROOT)["optional-dependencies"]["engine"]
     built = set(distributions(role))
     return [pin for pin in needed(found, wanted) if pin.name not in built]
@@ -97,7 +96,7 @@ def write_lists(folder: Path, wheels: Sequence[Wheel], base: str = "") -> dict[s
     sha256 = {}
     for name, text in {**texts, PLUG_IN: plug_in_list(wheels, base)}.items():
         sha256[f"{name}.txt"] = hashlib.sha256(text.encode()).hexdigest()
-        replace_text(folder / f"{name}.txt", text)
+        setup_steps.replace_text(folder / f"{name}.txt", text)
     return sha256
 
 
@@ -126,14 +125,6 @@ def _lines(name: str, wheels: Sequence[Wheel], base: str) -> Iterator[str]:
     for each in found if base else ():
         marker = "" if each.machine is None else f" ; platform_machine == '{each.machine}'"
         yield f"{name} @ {base}/{each.path.name}{marker} --hash=sha256:{each.sha256}\n"
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(path)
 
 
 def fetch_pip(into: Path) -> Path:
@@ -173,7 +164,7 @@ def build_nkeys(into: Path) -> None:
 
 def pip_of_lock(what: str, name: str, *arguments: str) -> None:
     """Run pip for one package of runtime.lock."""
-    (pin,) = (pin for pin in locks.read_pins((setup_steps.LOCKS / "runtime.lock").read_text(encoding="utf-8")) if pin.name == name)
+    (pin,) = (pin for pin in locks.read_lock("runtime") if pin.name == name)
     with tempfile.TemporaryDirectory() as place:
         file = Path(place) / "one.txt"
         file.write_text(pin.text, encoding="utf-8")
