@@ -35,10 +35,8 @@ class AnswerHead(msgspec.Struct):
 class Reader(Generic[Head_contra, Piece_contra]):
     """Reads one answer of a worker, of a request or of a recording. This one wants only the end."""
 
-    @property
-    def cut_at(self) -> float | None:
-        """Return when it stops to wait for more; None for never, and as long as it has nothing."""
-        return None
+    #: When it stops to wait for more; None for never, and as long as it has nothing.
+    cut_at: float | None = None
 
     def begin(self, head: Head_contra) -> None:
         """Take what is known before the first piece; of a worker's answer, again if another worker begins."""

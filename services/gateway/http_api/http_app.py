@@ -153,18 +153,19 @@ class HttpApp:
         method, status, runs_a_model = "unknown", "success", False
         try:
             call.ensure_unambiguous()
-            preflight, cors = "", self._access.cors
-            if cors.origins:
-                preflight = cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
-            route = self._find(scope, call, preflight or scope["method"])
-            if cors.origins and route.access.who is Audience.PERSON and cors.covers(route.path):
-                call.add_headers(cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
-            if preflight:
+            route, is_preflight = self._choose(scope, call)
+            if is_preflight:
                 await call.answer_bytes(b"", b"text/plain")
                 return ""
             method, runs_a_model = route.method, route.runs_a_model
             span.name = f"{route.verb} {route.path}"
-            await self._serve(route, call)
+            if route.access.who is Audience.PERSON and not (Role.CLIENT in route.access.unless and call.credential is None):
+                with tracing.span("auth.check"):
+                    await self._admit(route, call)
+            elif route.body is not None:
+                await self._sign_in(route, call)
+                return ""
+            await self._run(route, call)
         except errors.AimeshError as error:
             status = errors.code_of(error)
             errors.drop_tracebacks(error)
@@ -195,6 +196,16 @@ class HttpApp:
                 duration.observe(time.perf_counter() - began, self._exemplars.of_request())
         return "" if status == "success" else status
 
+    def _choose(self, scope: Scope, call: HttpCall) -> tuple[HttpRoute, bool]:
+        """Return the route, and whether a browser only asks if it may call it."""
+        preflight, cors = "", self._access.cors
+        if cors.origins:
+            preflight = cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
+        route = self._find(scope, call, preflight or scope["method"])
+        if cors.origins and route.access.who is Audience.PERSON and cors.covers(route.path):
+            call.add_headers(cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
+        return route, bool(preflight)
+
     def _find(self, scope: Scope, call: HttpCall, verb: str) -> HttpRoute:
         found = self._match(scope["path"])
         if found is None:
@@ -221,23 +232,15 @@ class HttpApp:
             return errors.WrongRole(f"{name} is for nodes of the mesh, not for people", hint=hint)
         return errors.UnknownMethod(f"there is no method {name[:80]!r}", hint=hint)
 
-    async def _serve(self, route: HttpRoute, call: HttpCall) -> None:
-        access = route.access
-        is_anonymous = Role.CLIENT in access.unless and call.credential is None
-        if access.who is Audience.PERSON and not is_anonymous:
-            with tracing.span("auth.check"):
-                await self._admit(route, call)
-            await self._run(route, call)
-        elif route.body is not None:
-            # Read the body before taking a slot, which a slow sender must not hold.
-            await call.read_body(most_bytes=SIGN_IN_BODY_BYTES, most_seconds=SIGN_IN_BODY_SECONDS)
-            await until_disconnect(call, self._run_sign_in(route, call))
-        else:
-            await self._run(route, call)
+    async def _sign_in(self, route: HttpRoute, call: HttpCall) -> None:
+        # Read the body before taking a slot, which a slow sender must not hold.
+        await call.read_body(most_bytes=SIGN_IN_BODY_BYTES, most_seconds=SIGN_IN_BODY_SECONDS)
 
-    async def _run_sign_in(self, route: HttpRoute, call: HttpCall) -> None:
-        async with self._sign_ins.take(addresses.client_network(call.address or "")):
-            await route.handler(call)
+        async def run() -> None:
+            async with self._sign_ins.take(addresses.client_network(call.address or "")):
+                await route.handler(call)
+
+        await until_disconnect(call, run())
 
     async def _run(self, route: HttpRoute, call: HttpCall) -> None:
         if route.body is None:

@@ -36,11 +36,10 @@ class Caller(Reader[PromptAccepted, Any]):
         """End the answer of the next target where its hold ends, and a whole one at this time."""
         self._hold, self._extend, self._whole_until = hold, extend, whole_until
 
-    @property
-    def cut_at(self) -> float | None:
-        if self._whole_until is None or not self.run.has_content:
-            return None
-        return self._whole_until + self.run.attempts.start_wait_seconds
+    def mind_start(self) -> None:
+        """The start of a worker does not count."""
+        if self._whole_until is not None and self.run.has_content:
+            self.cut_at = self._whole_until + self.run.attempts.start_wait_seconds
 
     # --- the answer ---------------------------------------------------------------------------------------------------
 
@@ -56,18 +55,21 @@ class Caller(Reader[PromptAccepted, Any]):
             return False
         try:
             shown = run.take(piece, at, self._clock())
+            if shown is not None and not await self._reader.take(*shown, at):
+                raise _left()
         except errors.AimeshError as error:
+            # Not the worker's, so nothing is tried again.
             run.failure = error
             return False
-        if shown is not None and not await self._give(*shown, at):
-            return False
         assert run.answer is not None
-        return not (run.answer.is_enough or (self._whole_until is not None and self._is_cut))
+        if self._whole_until is None:
+            return not run.answer.is_enough
+        self.mind_start()
+        return not (run.answer.is_enough or self._is_cut)
 
     @property
     def _is_cut(self) -> bool:
-        cut_at = self.cut_at
-        return cut_at is not None and self._clock() >= cut_at
+        return self.cut_at is not None and self._clock() >= self.cut_at
 
     async def finish(self, end: Any) -> None:
         """Give the rest. ``end`` is None if no more was wanted. Raises the reader's error, and what ends an answer that can't be given."""
@@ -87,13 +89,12 @@ class Caller(Reader[PromptAccepted, Any]):
 
     async def _give(self, number: int, piece: Any, at: Tally) -> bool:
         try:
-            if await self._reader.take(number, piece, at):
-                return True
-            self.run.failure = errors.Cancelled("the reader wanted no more of the answer")
+            if not await self._reader.take(number, piece, at):
+                raise _left()
         except errors.AimeshError as error:
-            # Never the worker's, so nothing is tried again.
             self.run.failure = error
-        return False
+            return False
+        return True
 
     # --- the hold -----------------------------------------------------------------------------------------------------
 
@@ -104,9 +105,8 @@ class Caller(Reader[PromptAccepted, Any]):
             if self._extending is None and not hold.can_grow:
                 return False
             self._extending = self._extending or self._extend(hold.wanted)
-            cut_at = self.cut_at
             # A canceled extension may take seconds to end.
-            await asyncio.wait([self._extending], timeout=None if cut_at is None else max(0.0, cut_at - self._clock()))
+            await asyncio.wait([self._extending], timeout=None if self.cut_at is None else max(0.0, self.cut_at - self._clock()))
             if not self._extending.done():
                 return False
             hold.extended(self._extending.result())
@@ -123,3 +123,7 @@ class Caller(Reader[PromptAccepted, Any]):
         if self._extending is not None:
             self._extending.cancel()
             await asyncio.wait([self._extending], timeout=_LATE_SECONDS if self._is_late else None)
+
+
+def _left() -> errors.Cancelled:
+    return errors.Cancelled("the reader wanted no more of the answer")

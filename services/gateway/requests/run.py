@@ -99,7 +99,10 @@ class Run:
         shown = self.answer.take(piece, at)
         if self.first_text_seconds is None and at.pieces:
             self.first_text_seconds = now - self._began
-        return None if shown is None else self.numbered(shown)
+        if shown is None:
+            return None
+        self._number += 1
+        return self._number, shown
 
     def numbered(self, piece: Any) -> tuple[int, Any]:
         self._number += 1

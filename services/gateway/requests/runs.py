@@ -61,6 +61,7 @@ CHECK_SECONDS = 30.0
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 Call = TypeVar("Call")
+Result = TypeVar("Result")
 #: Generates the answer at one target within so many seconds. Returns its end; None if the caller wants no more.
 Start = Callable[[Caller, Plan[Call], TargetCall[Call], float], Awaitable[Any]]
 
@@ -131,7 +132,7 @@ class Runs:
             held.resize(held.size - max(0, encoded_bytes - image_bytes))
         return request
 
-    async def answer(
+    def answer(
         self,
         principal: Principal,
         request: InferenceRequest,
@@ -142,7 +143,7 @@ class Runs:
         whole: bool = False,
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
-    ) -> InferenceResult:
+    ) -> Awaitable[InferenceResult]:
         """Give the reader the answer after ``repeat.rest``, or the ``whole`` answer; in larger chunks if it is neither ``streamed`` nor
         under a key. If the reader raises TooLarge for an unstreamed answer, the generation ends, at no cost without a key. Raises what
         ``run`` and ``IdempotentRequests.answer`` raise."""
@@ -151,10 +152,24 @@ class Runs:
                 raise BadField(
                     "Last-Event-ID", f"requires the {FIELD} of the original request; without one, an answer ends with its stream"
                 )
-            return await self.run(principal, request, reader, seconds=seconds, cache=cache, streamed=streamed)
+            return self.run(principal, request, reader, seconds=seconds, cache=cache, streamed=streamed)
         keyed_request = replace(
             _keyed(repeat.key, principal, request, repeat), config_revision=self._admission.search.source.config.revision
         )
+        return self._answer_once(keyed_request, principal, request, reader, seconds=seconds, whole=whole, cache=cache, streamed=streamed)
+
+    async def _answer_once(
+        self,
+        keyed_request: IdempotentRequest,
+        principal: Principal,
+        request: InferenceRequest,
+        reader: Reader[AnswerHead, Chunk],
+        *,
+        seconds: float,
+        whole: bool,
+        cache: cache_keys.CacheRequest,
+        streamed: bool,
+    ) -> InferenceResult:
         is_first = False
 
         async def produce(recorder: KeyRecorder[Chunk, InferenceResult], key_use: KeyUse) -> InferenceResult:
@@ -181,14 +196,14 @@ class Runs:
             if not streamed and is_first:
                 # It is still billed: other callers may have read it as a stream.
                 with suppress(errors.Unavailable):
-                    await self.cancel(principal, repeat.key)
+                    await self.cancel(principal, keyed_request.key)
             raise
 
     async def cancel(self, principal: Principal, key: str) -> None:
         """Cancel the request under this key. Does nothing if no gateway runs it. Raises Unavailable."""
         await self._idempotency.cancel(principal.tenant_id, key)
 
-    async def run(
+    def run(
         self,
         principal: Principal,
         request: InferenceRequest,
@@ -199,7 +214,7 @@ class Runs:
         cache: cache_keys.CacheRequest = cache_keys.CacheRequest.NOTHING,
         streamed: bool = True,
         continues_elsewhere: Callable[[], bool] = lambda: False,
-    ) -> InferenceResult:
+    ) -> Awaitable[InferenceResult]:
         """Run a prompt, without repeats. ``key_use``: its seed, model and guardrails make the answer reproducible. ``streamed``: the caller
         reads token by token; under a key, others may. ``continues_elsewhere`` is called on cancellation: whether another gateway continues
         it and writes its row. Raises what ``RequestAdmission`` and ``Workers`` raise, and the reader's error."""
@@ -207,10 +222,12 @@ class Runs:
         run.admission.ignored_fields = request.ignored_fields
         admit = partial(self._admission.admit_prompt, run, request, seconds, key_use=key_use, moderate=self._moderate_for)
         start = partial(self._generate, key_use=key_use, cache=cache, streamed=streamed)
-        answer = await self._carry_out(run, reader, seconds, admit, TextAnswer, start=start, continues_elsewhere=continues_elsewhere)
-        return _result(run, answer)
+        # No frame of its own: each would be resumed with each piece.
+        return self._carry_out(
+            run, reader, seconds, admit, TextAnswer, start=start, result=_result, continues_elsewhere=continues_elsewhere
+        )
 
-    async def _generate(
+    def _generate(
         self,
         caller: Caller,
         plan: Plan[ProcessPrompt],
@@ -220,7 +237,7 @@ class Runs:
         key_use: KeyUse | None,
         cache: cache_keys.CacheRequest,
         streamed: bool,
-    ) -> Any:
+    ) -> Awaitable[Any]:
         run, admitted, requirements = caller.run, target_call.call, target_call.requirements
         config, record = admitted.model_config, run.admission
         is_whole = not streamed or run.is_all_or_nothing
@@ -241,9 +258,9 @@ class Runs:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if key_use is None else key_use.seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=not run.is_all_or_nothing, reader_paced=paced)
-        on_claim = partial(self._record_claim, run, target_call.target, is_paced=paced)
+        on_claim = partial(self._record_claim, caller, target_call.target, is_paced=paced)
         if responses is None:
-            return await self._workers.generate(prompt, requirements, seconds, caller, on_claim=on_claim)
+            return self._workers.generate(prompt, requirements, seconds, caller, on_claim=on_claim)
         shared = SharedClaims()
 
         def generate(reader: Reader[Any, Any], seconds: float) -> Awaitable[Any]:
@@ -257,7 +274,7 @@ class Runs:
         question = cache_keys.CacheQuestion(
             requirements.tenant, admitted.prompt, config, digest, requirements.placement.external, target_call.target.cache_seconds
         )
-        return await responses.answer(question, generate, caller, use=use, seconds=seconds, set_origin=set_origin, shared=shared)
+        return responses.answer(question, generate, caller, use=use, seconds=seconds, set_origin=set_origin, shared=shared)
 
     def _whole_until(self, run: Run, seconds: float) -> float:
         """Return when an answer that is not streamed ends, without the starts of its workers."""
@@ -296,7 +313,7 @@ class Runs:
 
         async def run(reader: Reader[AnswerHead, Vectors], seconds: float) -> EmbeddingResult:
             asked = AskedEmbedding(request, forbids_external=request.forbid_external)
-            return _vector_result(*await self._read(asked, VectorAnswer, principal, reader, seconds))
+            return await self._read(asked, VectorAnswer, principal, reader, seconds, result=_vector_result)
 
         if key is None:
             return await run(reader, seconds)
@@ -312,15 +329,14 @@ class Runs:
     ) -> EmbeddingResult:
         """Rank texts by their relevance to a query; otherwise like ``embed``. The vectors have one number, a score."""
         asked = AskedRanking(request, forbids_external=request.forbid_external)
-        return _vector_result(*await self._read(asked, VectorAnswer, principal, reader, seconds))
+        return await self._read(asked, VectorAnswer, principal, reader, seconds, result=_vector_result)
 
     async def moderate(
         self, principal: Principal, request: ModerationRequest, reader: Reader[AnswerHead, Any], *, seconds: float
     ) -> tuple[ModerationVerdict, ...]:
         """Say whether each text is harmful; otherwise like ``run``."""
         asked = AskedModeration(request, forbids_external=request.forbid_external)
-        _, answer = await self._read(asked, VerdictAnswer, principal, reader, seconds)
-        return answer.verdicts
+        return await self._read(asked, VerdictAnswer, principal, reader, seconds, result=lambda _, answer: answer.verdicts)
 
     async def convert(
         self,
@@ -334,8 +350,7 @@ class Runs:
         """Convert tokens by a model, for free; otherwise like ``run``. An empty model is the default. Return token ids or a text, and the
         model's context; 0 if unknown."""
         asked = AskedConversion(request, forbids_external=forbids_external)
-        _, answer = await self._read(asked, ConvertedAnswer, principal, reader, seconds)
-        return answer.content, answer.context_tokens
+        return await self._read(asked, ConvertedAnswer, principal, reader, seconds, result=lambda _, it: (it.content, it.context_tokens))
 
     async def count_tokens(
         self,
@@ -348,20 +363,26 @@ class Runs:
     ) -> int | None:
         """Return the number of tokens; None if the model's server can't tell. Otherwise like ``convert``."""
         asked = AskedConversion(request, forbids_external=forbids_external)
-        _, answer = await self._read(asked, CountedAnswer, principal, reader, seconds)
-        return answer.count
+        return await self._read(asked, CountedAnswer, principal, reader, seconds, result=lambda _, answer: answer.count)
 
-    async def _read(
-        self, asked: AskedTexts[Any, Any], answer: type[AnswerT], principal: Principal, reader: Reader[AnswerHead, Any], seconds: float
-    ) -> tuple[Run, AnswerT]:
+    def _read(
+        self,
+        asked: AskedTexts[Any, Any],
+        answer: type[AnswerT],
+        principal: Principal,
+        reader: Reader[AnswerHead, Any],
+        seconds: float,
+        *,
+        result: Callable[[Run, AnswerT], Result],
+    ) -> Awaitable[Result]:
         run = self._new_run(asked.labels, principal, seconds)
 
         def start(caller: Caller, _plan: object, call: TargetCall[Any], seconds: float) -> Awaitable[Any]:
-            on_claim = partial(self._record_claim, run, call.target, is_paced=False)
+            on_claim = partial(self._record_claim, caller, call.target, is_paced=False)
             return self._workers.generate(call.call, call.requirements, seconds, caller, on_claim=on_claim)
 
         admit = partial(self._admission.admit_texts, run, asked, seconds)
-        return run, await self._carry_out(run, reader, seconds, admit, answer, start=start)
+        return self._carry_out(run, reader, seconds, admit, answer, start=start, result=result)
 
     async def _moderate_for(
         self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
@@ -395,8 +416,9 @@ class Runs:
         new_answer: type[AnswerT],
         *,
         start: Start[Call],
+        result: Callable[[Run, AnswerT], Result],
         continues_elsewhere: Callable[[], bool] = lambda: False,
-    ) -> AnswerT:
+    ) -> Result:
         """Write the row, however the run ends."""
         self._recorder.reserve()
         self.running.add(run)
@@ -436,7 +458,7 @@ class Runs:
             if written is not None and (run.status is RequestStatus.SUCCESS or has_failed):
                 with tracing.span("ledger.settle"):
                     await self._recorder.wait_until_saved(written)
-        return answer
+        return result(run, answer)
 
     async def _first_to_answer(self, caller: Caller, plan: Plan[Call], start: Start[Call], seconds: float) -> Any:
         """Return the end of the answer of the first target that delivers something."""
@@ -459,7 +481,7 @@ class Runs:
 
     def _record_claim(
         self,
-        run: Run,
+        caller: Caller,
         target: ServingTarget,
         claim: Claim,
         delivered_tokens: int,
@@ -467,7 +489,9 @@ class Runs:
         is_paced: bool,
         shared: SharedClaims | None = None,
     ) -> None:
+        run = caller.run
         run.attempts.add_claim(target, claim)
+        caller.mind_start()
         if shared is not None:
             shared.claims.append((target, claim))
         if (price := run.admission.held.prices.get(target.model)) is not None:

@@ -8,7 +8,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +59,7 @@ class Workers:
     stall_seconds: float = STALL_SECONDS
     budget: RetryBudget = field(default_factory=RetryBudget)
 
-    async def generate(
+    def generate(
         self,
         work: Work,
         requirements: WorkerRequirements,
@@ -67,7 +67,7 @@ class Workers:
         reader: Reader[PromptAccepted, Any],
         *,
         on_claim: OnClaim = _ignore,
-    ) -> End | None:
+    ) -> Awaitable[End | None]:
         """Return the answer's end, with the counts of the whole; None if the reader wants no more, which ends the work. Raises the last
         worker's error, WorkerLost if a part was delivered, or Poison if two engines crashed. ``on_claim`` gets each worker that is asked.
         Vectors and parts of a conversion may have begun again."""
@@ -76,7 +76,8 @@ class Workers:
         if isinstance(work, ProcessPrompt):
             answers, most_tokens = work.model_config.n or 1, work.model_config.max_tokens
         core = Generation(generation.kind_of(work), requirements, ends_at, answers=answers, most_tokens=most_tokens)
-        return await _RunningWork(self, work, requirements, core, reader, on_claim).run()
+        # No frame of its own: each would be resumed with each piece.
+        return _RunningWork(self, work, requirements, core, reader, on_claim).run()
 
 
 @dataclass(slots=True)
@@ -189,7 +190,7 @@ class _RunningWork:
 
     async def _ask(self, asked: AskWorker) -> Step | None:
         """Hand what the worker sends to the reader. Return the next step; None if the reader wants no more."""
-        core, claim, outcome = self.core, self.claim, "left"
+        core, claim, reader, watch, outcome = self.core, self.claim, self.reader, self.watch, "left"
         assert claim is not None
         try:
             with claim:
@@ -199,14 +200,22 @@ class _RunningWork:
                 self.on_claim(claim, core.at.ids)
                 try:
                     async with self._call(claim, asked) as answer:
-                        self.reply, claim.call = answer, None if claim.provider else self
+                        accepted, self.reply, claim.call = None, answer, None if claim.provider else self
                         try:
-                            is_wanted = await self._read(claim, answer)
+                            with watch:
+                                async for item in answer:
+                                    watch.since = None
+                                    if accepted is None and isinstance(accepted := answer.accepted, PromptAccepted):
+                                        self._accept(accepted)
+                                    at = core.item(item)
+                                    if at is not None and not await reader.take(0 if item.waiting else 1, item, at):
+                                        return None
+                                    if core.began and not claim.has_delivered:
+                                        claim.record_delivery()
+                                    watch.expect()
                         finally:
                             self.reply, claim.call = None, None
                             claim.was_accepted = answer.accepted is not None
-                        if not is_wanted:
-                            return None
                         step: Step = self._end(claim, answer.end)
                 finally:
                     if core.processed_tokens is not None:
@@ -220,26 +229,9 @@ class _RunningWork:
                 self.workers.count(self.why, outcome)
         return step
 
-    async def _read(self, claim: Claim, answer: RpcReply[Any, Any]) -> bool:
-        """Return whether the reader wants more. Raises LinkLost for a worker that is silent."""
-        core, reader, watch, accepted = self.core, self.reader, self.watch, None
-        try:
-            watch.expect()
-            async for item in answer:
-                watch.since = None
-                if accepted is None and isinstance(accepted := answer.accepted, PromptAccepted) and core.accepted(accepted):
-                    reader.begin(accepted)
-                at = core.item(item)
-                if at is not None and not await reader.take(0 if item.waiting else 1, item, at):
-                    return False
-                if core.began and not claim.has_delivered:
-                    claim.record_delivery()
-                watch.expect()
-        except asyncio.CancelledError as error:
-            if not watch.has_silenced():
-                raise
-            raise errors.LinkLost(f"the worker has sent nothing for {self.workers.stall_seconds:g} s in mid-answer") from error
-        return True
+    def _accept(self, accepted: PromptAccepted) -> None:
+        if self.core.accepted(accepted):
+            self.reader.begin(accepted)
 
     def _call(self, claim: Claim, asked: AskWorker) -> CallSpan[RpcReply[Any, Any]]:
         kind, node, work = self.core.kind, claim.worker.node, self.work
@@ -339,12 +331,16 @@ class _Watch:
         """Return whether a cancellation is the reader's ``cut_at``, and nobody else's."""
         return self._is_up and self._clock() >= self._cut_at and self._is_own()
 
-    def has_silenced(self) -> bool:
-        if not self._is_up or self._clock() >= self._cut_at or not self._is_own():
-            return False
-        self._is_up = False
-        self._timer = self._loop.call_later(self._stall_seconds, self._look)
-        return True
+    def __enter__(self) -> None:
+        self.expect()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Raises LinkLost for a worker that was silent."""
+        is_silent = isinstance(error, asyncio.CancelledError) and self._is_up and self._clock() < self._cut_at and self._is_own()
+        if is_silent:
+            self._is_up = False
+            self._timer = self._loop.call_later(self._stall_seconds, self._look)
+            raise errors.LinkLost(f"the worker has sent nothing for {self._stall_seconds:g} s in mid-answer") from error
 
     def _is_own(self) -> bool:
         return self._task is not None and self._task.uncancel() == 0

@@ -141,12 +141,8 @@ async def test_a_reader_stops_waiting_at_its_own_time(recorders: Recorders) -> N
     made = recorders.start(NAME, says(10, gate), seconds=5, kept=True)
     ends_at = asyncio.get_running_loop().time() + 0.02
 
-    class Impatient(Listener):
-        @property
-        def cut_at(self) -> float | None:
-            return ends_at
-
-    listener = Impatient(made)
+    listener = Listener(made)
+    listener.cut_at = ends_at
     assert await listener.listen() is None
     assert listener.numbers == [1, 2, 3, 4, 5]
     gate.set()
