@@ -128,7 +128,7 @@ def release(tag: str, into: Path, base: str, engine: Path | None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tag", required=True, help="tag to release, such as v0.2.0")
+    parser.add_argument("--tag", required=True, help="tag to release, such as v0.3.0")
     parser.add_argument("--into", required=True, type=Path, help="folder for the packages and notes.md")
     parser.add_argument("--base", required=True, help="address of the release's files, from which install.sh downloads")
     parser.add_argument("--engine", type=Path, help="folder of the wheels that tools.engine.released made; default: npm's libraries")
