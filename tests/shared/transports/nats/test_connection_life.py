@@ -235,6 +235,20 @@ async def test_closing_during_a_reconnect_leaves_no_connection() -> None:
         assert server.accepted == 2
 
 
+@pytest.mark.parametrize("words", ['Permissions Violation for Publish to "a.b"', "Maximum Subscriptions Exceeded"])
+async def test_a_refused_operation_leaves_the_connection_open(words: str) -> None:
+    async with scripted_nats() as server:
+        client = client_of(server)
+        told: list[str] = []
+        client.on_refused = told.append
+        await client.connect(deadline_seconds=30)
+        server.connections[0].send(f"-ERR '{words}'\r\n".encode())
+        await client.flush(deadline_seconds=30)
+        assert told == [words.lower()]
+        assert client.connected
+        await client.close()
+
+
 async def test_a_server_that_accepts_and_evicts_immediately_is_not_hammered() -> None:
     async with scripted_nats() as server:
         client = client_of(server)

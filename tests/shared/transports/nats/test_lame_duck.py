@@ -66,6 +66,32 @@ async def test_messages_that_both_connections_have_are_delivered_once_and_in_ord
             await client.close()
 
 
+async def test_while_it_moves_producers_wait_and_new_subscriptions_are_made() -> None:
+    async with scripted_nats() as first, scripted_nats() as second:
+        client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
+        heard: list[NatsMessage] = []
+        client.subscribe("a.b", heard.append)
+        await client.connect(deadline_seconds=30)
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            [old] = first.connections
+            # Hold the answer to the PING that follows the UNSUB.
+            first.holds = lambda connection: not connection.subscriptions
+            first.cuts = refuse_newcomers
+            first.tell(connect_urls=[f"127.0.0.1:{second.port}"], ldm=True)
+            await until(lambda: old.held_pongs > 0, seconds=20)
+            # A message by the second server could overtake those by the first.
+            assert client.is_full
+            client.subscribe("c.d", heard.append)
+            first.release()
+            await until(lambda: not first.connections, seconds=20)
+            assert not client.is_full
+            client.publish("c.d", b"over the second")
+            await client.flush(deadline_seconds=30)
+            assert [each.payload for each in heard] == [b"over the second"]
+            await client.close()
+
+
 async def test_a_new_server_that_dies_during_the_move_is_not_used() -> None:
     async with scripted_nats() as first, scripted_nats() as second:
         client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
