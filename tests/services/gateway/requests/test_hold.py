@@ -1,7 +1,6 @@
 """Answers without max_tokens, and answers that are not streamed. An input token costs 1 micro-credit, an output token 2."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -10,13 +9,11 @@ from typing import Any
 import pytest
 
 from services.gateway.facts import tally, tiers
-from services.gateway.facts.reader import Reader
 from services.gateway.facts.request_record import ReservationState
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.requests import runs
 from services.gateway.requests.answers import TextAnswer
-from services.gateway.requests.caller import Caller
 from services.gateway.requests.hold import STEP_TOKENS, Hold
 from services.gateway.requests.plan import AdmissionRecord
 from services.gateway.requests.runs import RepeatedRequest
@@ -130,22 +127,6 @@ def test_in_the_last_step_an_answer_without_ids_is_held_by_its_pieces() -> None:
     assert bounds.take(Chunk("", (), finish=STOP)), "its end has no text"
     bounds = Counted(held=2, most=2, answers=1)
     assert [bounds.take(tokens(1)) for _ in range(3)] == [True, True, False]
-
-
-@pytest.mark.parametrize("whole", [tokens(10_000), Chunk("a" * 30_000, ())])
-async def test_an_answer_in_one_piece_gets_as_many_steps_as_it_needs(whole: Chunk) -> None:
-    """Models of other teams send the whole answer in one piece."""
-    asked: list[int] = []
-
-    def extend(wanted: int) -> asyncio.Task[int]:
-        asked.append(wanted)
-        return asyncio.get_running_loop().create_task(asyncio.sleep(0, wanted))
-
-    run: Any = None
-    asking, hold = Caller(run, Reader(), time.monotonic), Hold(held=4096, most=12_288, answers=1)
-    asking.bound(hold, extend, whole_until=None)
-    assert await asking._fits(hold, tally.count(tally.NOTHING, whole))
-    assert asked == [8192, 12_288]
 
 
 def test_the_worker_ends_an_answer_with_max_tokens() -> None:
@@ -429,20 +410,3 @@ async def test_an_unstreamed_answer_whose_first_piece_waits_for_its_hold_keeps_i
     monkeypatch.setattr(long.service.ledger._extensions, "_ask_all", extend_late)
     length, result = await long.ask(seconds=two_seconds, streamed=False)
     assert (length, result.finish_reason) == (5000, LENGTH)
-
-
-@pytest.mark.parametrize(("left", "is_more_wanted"), [(-1.0, False), (60.0, True), (None, True)])
-async def test_only_an_answer_with_a_deadline_is_cut_off(left: float | None, is_more_wanted: bool) -> None:
-    def extend(_wanted: int) -> asyncio.Task[int]:
-        raise AssertionError("there is nothing to extend")
-
-    run: Any = SimpleNamespace(
-        cached=False,
-        has_content=True,
-        attempts=SimpleNamespace(start_wait_seconds=0.0),
-        answer=SimpleNamespace(is_enough=False),
-        take=lambda piece, _at, _now: (1, piece),
-    )
-    asking = Caller(run, Reader(), time.monotonic)
-    asking.bound(Hold(held=5, most=5, answers=1), extend, whole_until=None if left is None else time.monotonic() + left)
-    assert await asking.take(1, tokens(1), tally.count(tally.NOTHING, tokens(1))) is is_more_wanted

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.facts.placements import ANYWHERE
+from services.gateway.facts.reader import Reader
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.requests import generation
 from services.gateway.requests.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
@@ -30,6 +31,7 @@ from tests.services.gateway import thinking
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, announcement, node_id
 from tests.services.gateway.pulled import generated
 from tests.services.gateway.thinking import Thinks
+from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
 MODEL = ModelName("m")
 DIGEST = "d" * 64
@@ -328,6 +330,40 @@ async def test_a_caller_that_disconnects_during_a_stall_is_only_canceled() -> No
         await task
     assert worker.left_early == 1
     assert not harness.workers[1].received
+
+
+def generate_in_virtual_time(harness: ResumingHarness, reader: Reader[Any, Any], *, disconnects_after: float | None = None) -> bool:
+    """Return whether the answer has its end; False if its caller has disconnected."""
+
+    async def run() -> bool:
+        loop = asyncio.get_running_loop()
+        harness.asking.clock = loop.time
+        generating = loop.create_task(harness.asking.generate(make_prompt(), WISH, 30, reader))
+        if disconnects_after is not None:
+            loop.call_later(disconnects_after, generating.cancel)
+        await asyncio.wait([generating])
+        return not generating.cancelled() and generating.result() is not None
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(run())
+
+
+def test_a_caller_that_reads_slowly_keeps_its_worker() -> None:
+    class Slow(Reader[Any, Any]):
+        async def take(self, number: int, piece: Any, at: Any) -> bool:
+            await pass_time(3)
+            return True
+
+    second = Teller()
+    assert generate_in_virtual_time(ResumingHarness(FakeWorker(words=WORDS), second, stall_seconds=1), Slow())
+    assert not second.received
+
+
+def test_a_caller_that_disconnects_when_its_worker_is_given_up_gets_no_other() -> None:
+    second = Teller()
+    harness = ResumingHarness(FakeWorker(words=WORDS, hangs_after=3), second, stall_seconds=1)
+    assert not generate_in_virtual_time(harness, Reader(), disconnects_after=1)
+    assert not second.received
 
 
 ILLEGAL = [
