@@ -167,14 +167,14 @@ async def test_an_answer_is_canceled_when_its_last_reader_leaves(recorders: Reco
             raise
         return 0
 
-    made = recorders.start(NAME, hang, seconds=5)
+    made = recorders.start(NAME, hang, seconds=60)
     first, second = Listener(made, stops_after=1), Listener(made, stops_after=1)
     assert await first.listen() is None
     assert not cancelled.is_set()
     assert await second.listen() is None
     # An answer that is about to end can't be joined.
     assert recorders.find(NAME) is None
-    await asyncio.wait_for(cancelled.wait(), 30)
+    await asyncio.wait_for(cancelled.wait(), 10)
     assert recorders._bytes == 0
 
 

@@ -112,6 +112,16 @@ def test_over_the_memory_limit_only_what_readers_need_is_kept() -> None:
     assert buffer.size == 0
 
 
+def test_each_chunk_of_a_long_answer_has_its_own_count() -> None:
+    buffer = Recording(kept=False, most_bytes=3 * recording.size_of(chunk(1)))
+    reader = buffer.join(0)
+    for number in range(1, 20):
+        buffer.add(chunk(number), Tally(ids=number))
+        assert buffer.make_room()
+        assert buffer.next(reader) == (number, chunk(number), Tally(ids=number))
+    assert buffer.whole is None
+
+
 @pytest.mark.parametrize(
     "one",
     [

@@ -9,9 +9,11 @@ import httpx
 import msgspec
 import pytest
 
-from services.gateway.facts import model_names, model_routes, upstream_prices
+from services.gateway.billing.prices import Price
+from services.gateway.facts import model_names, model_routes, tiers, upstream_prices
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.policies import Policies
+from services.gateway.facts.tiers import LimitRules
 from services.gateway.idempotency.cache_keys import CacheRequest
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.recorder import Recorders
@@ -22,9 +24,10 @@ from shared.api import inference
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.generation import GenerationEnd, Usage
+from shared.api.ledger import ModelPrice
 from shared.config_documents import PolicyDocument, RouteDocument, Sticky, TargetDocument, UpstreamPriceDocument
 from shared.stores.cache import Cache
-from shared.types import FinishReason, ModelName, UserId
+from shared.types import FinishReason, MicroCredits, ModelName, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, OWNER, FakeWorker, RunningService
 from tests.services.gateway.pulled import PulledRuns
@@ -88,6 +91,18 @@ async def test_a_hit_has_all_tokens_of_an_answer_that_took_several_steps(asker: 
     (_, computed), (_, hit) = await asker.ask(), await asker.ask()
     assert (computed.cached, hit.cached) == (False, True)
     assert computed.usage.completion_tokens == hit.usage.completion_tokens == 5
+
+
+async def test_a_hit_uses_nothing_of_its_callers_limit(asker: Asker) -> None:
+    service, left = asker.running_service, []
+    plans = {OWNER.tier: replace(tiers.NO_LIMITS, tokens_per_minute=100_000)}
+    service.config = replace(service.config, limits=LimitRules(plans))
+    for _ in range(2):
+        _, result = await asker.ask()
+        (limit,) = await service.quotas.read(OWNER)
+        left.append(limit.remaining)
+    assert result.cached
+    assert left == [100_000 - result.usage.total_tokens] * 2
 
 
 @pytest.mark.parametrize(
@@ -267,6 +282,18 @@ async def test_a_starter_that_reads_slowly_pays_for_what_another_has_read(asker:
     await joined.finish()
     await starter.leave()
     assert spent(asker) == [0, PROMPT_MICRO + 5 * TOKEN_MICRO]
+
+
+async def test_who_joined_pays_for_the_seconds_of_its_own_answer(asker: Asker, paid: Paced) -> None:
+    now, books = 0.0, asker.running_service.books
+    books.prices = (Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000))),)
+    await asker.running_service.ledger.refresh_prices()
+    asker.pulled.runs.clock = lambda: now
+    starter, joined = await two_readers(asker, paid)
+    now = 5.0
+    await joined.finish()
+    assert asker.running_service.store.only_row.cost_micro == 5000
+    await starter.finish()
 
 
 async def test_a_header_says_that_an_answer_comes_from_the_cache(asker: Asker) -> None:

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
+import msgspec
 import pytest
 
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import HeldCredits, InsufficientCredits
+from services.gateway.facts.reader import Reader
 from services.gateway.facts.request_record import ReservationState
+from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse
 from shared import errors
 from shared.api import inference
 from shared.api.gateway import InferenceRequest
@@ -151,6 +154,26 @@ async def test_compute_seconds_exclude_time_in_the_queue(running_service: Runnin
     assert {task.result()[1].cost_micro for task in asking} == {2000}
     assert {row.cost_micro for row in running_service.store.rows.values()} == {2000}
     assert max(row.response_time_ms for row in running_service.store.rows.values()) > 20_000
+
+
+@pytest.mark.parametrize(("key_use", "delivered"), [pytest.param(None, 2, id="a stream"), pytest.param(NewKeyUse(5), 0, id="under a key")])
+async def test_a_claim_says_what_the_caller_has_of_earlier_workers(
+    running_service: RunningService, key_use: KeyUse | None, delivered: int
+) -> None:
+    """If the gateway dies, it is billed. Under a key, the answer runs ahead of its readers, so nobody knows what they have."""
+    first, second = FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=2), FakeWorker(hangs_after=1)
+    for number, worker in enumerate((first, second), 1):
+        running_service.rpc.workers[fakes.node_id(number)] = worker
+        made = fakes.announcement(number, MODEL, load=WorkerLoad(slots=8, running=number))
+        offers = tuple(msgspec.structs.replace(offer, digest="d" * 64) for offer in made.models)
+        running_service.directory.apply_announcement(msgspec.structs.replace(made, models=offers), "nats")
+    running = running_service.runs.run(OWNER, InferenceRequest(prompt="hi"), Reader(), seconds=10, key_use=key_use)
+    asking = asyncio.ensure_future(running)
+    await second.is_hanging.wait()
+    await until(lambda: len(running_service.books.claims) == 2)
+    assert [claim.delivered_before for claim in running_service.books.claims] == [0, delivered]
+    asking.cancel()
+    await asyncio.wait([asking])
 
 
 class Upstream(FakeWorker):

@@ -124,6 +124,18 @@ async def test_a_refusal_reaches_the_caller_and_frees_the_key(caller: Caller) ->
     assert (await caller.ask(KEY)).text == "Hello world!"
 
 
+async def test_a_canceled_request_costs_what_was_generated(caller: Caller) -> None:
+    worker = caller.running_service.worker
+    worker.hangs_after = 2
+    asking = asyncio.create_task(caller.ask(KEY))
+    await worker.is_hanging.wait()
+    await caller.pulled.runs.cancel(OWNER, "k")
+    with pytest.raises(errors.Cancelled):
+        await asking
+    row = caller.running_service.store.only_row
+    assert (row.status, row.completion_tokens, row.cost_micro) == ("cancelled", 2, 7 + 2 * 2)
+
+
 async def test_a_different_body_is_a_conflict(caller: Caller) -> None:
     await caller.ask(KEY)
     with pytest.raises(errors.IdempotencyConflict):

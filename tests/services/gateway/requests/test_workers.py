@@ -1,3 +1,4 @@
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -23,6 +24,7 @@ from shared.protocol.directory import ResumeOrigin, WorkerLoad
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
 from tests.services.gateway.pulled import generated
+from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
 PROMPT = inference.ProcessPrompt((ChatMessage("user", "hi"),), inference.ModelConfig(model=ModelName("m")), RequestId(node_id))  # type: ignore[arg-type]
 
@@ -121,6 +123,29 @@ async def test_closing_the_stream_early_cancels_the_work_on_the_worker() -> None
         assert harness.dispatch.in_flight == 1
     assert worker.left_early == 1
     assert harness.dispatch.in_flight == 0
+
+
+def test_a_request_that_has_waited_reaches_no_worker_that_may_no_longer_see_it() -> None:
+    """The worker announces it between the choice and the call."""
+
+    async def run() -> None:
+        alone = FakeWorker()
+        harness = WorkersHarness(alone, clock=asyncio.get_running_loop().time)
+        harness.directory.worker(0, "m", load=WorkerLoad(slots=1))
+        running, next_one = harness.dispatch.claim_now(WISH), harness.dispatch.claim_now(WISH)
+        assert running is not None
+        assert next_one is not None
+        with next_one, running:
+            waiting = asyncio.create_task(harness.text())
+            await pass_time(0.1)
+            assert harness.dispatch.waiting == 1
+        harness.directory.worker(0, "m", load=WorkerLoad(slots=1), labels={"shared": "no"})
+        with pytest.raises(errors.NotReachable):
+            await waiting
+        assert not alone.received
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(run())
 
 
 # --- lost workers ---------------------------------------------------------------------------------------------------------
