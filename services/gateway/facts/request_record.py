@@ -14,6 +14,9 @@ from shared import errors
 from shared.api.generation import Usage
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
 
+#: What metrics call a kind of request: its method, the same for all APIs, and its operation, as in OpenTelemetry.
+RequestLabels = tuple[str, str]
+
 _NOTHING = MicroCredits(0)
 #: The field at the start of a worker's error, if OpenAI's APIs have it under the same name.
 _FIELD = re.compile(r"(dimensions|input|logit_bias|messages|tools)\b[^ :]*")

@@ -12,6 +12,7 @@ from services.gateway.guard.answer_guard import AnswerGuard
 from services.gateway.guard.guarded_text import GuardMatches
 from services.gateway.guard.moderation import Moderation
 from services.gateway.limits.limit_rules import CountedRequest, LimitUsage
+from services.gateway.requests.request_validation import MAX_ANSWER_TOKENS
 from services.gateway.requests.targets import TargetCall, TargetChoice
 from shared.api.generation import Usage
 from shared.types import ModelName, RequestId
@@ -48,6 +49,11 @@ class AdmissionRecord(msgspec.Struct):
     limit_usage: LimitUsage = NOT_COUNTED
     #: Without prices until credits are reserved, and for what costs nothing.
     held: HeldCredits = _NOTHING_HELD
+
+    @property
+    def most_answer_tokens(self) -> int:
+        """Return the longest answer that any worker could give; the worker lowers it to what its context leaves."""
+        return min(MAX_ANSWER_TOKENS, max([tokens or MAX_ANSWER_TOKENS for tokens in self.contexts.values()], default=MAX_ANSWER_TOKENS))
 
     def most_usage(self, model: ModelName, completion_tokens: int) -> Usage:
         """Return the maximum usage at a model, which refuses prompts above its context."""

@@ -64,19 +64,19 @@ def _ensure_size(size: int) -> None:
         raise errors.ContextExceeded.because(f"{size} bytes > {MAX_PROMPT_BYTES} maximum", hint="shorten or split it")
 
 
-class AdmittedPrompt(msgspec.Struct, frozen=True):
-    """A valid prompt, as chat messages."""
+class Admitted(msgspec.Struct, frozen=True):
+    """What a valid request asks a model to read: chat messages, or texts."""
 
-    messages: tuple[ChatMessage, ...]
+    content: tuple[ChatMessage, ...] | tuple[EmbeddingInput, ...]
     #: A prompt has at most one token per byte, so a higher claim isn't believed.
     most_prompt_tokens: int
-    #: A prompt has hardly ever fewer. Workers count exactly; this is for what no model could read.
-    least_prompt_tokens: int
     #: For limits, which are later settled by the real number. The byte bound would refuse long prompts.
     likely_prompt_tokens: int
+    #: A prompt has hardly ever fewer. Workers count exactly; this is for what no model could read.
+    least_prompt_tokens: int = 0
 
 
-def admit(request: InferenceRequest) -> AdmittedPrompt:
+def admit(request: InferenceRequest) -> Admitted:
     """Validate a prompt. Raises BadRequest that names the field, or ContextExceeded."""
     messages = _messages(request)
     for position, message in enumerate(request.messages):
@@ -95,7 +95,7 @@ def admit(request: InferenceRequest) -> AdmittedPrompt:
     # Templates may leave thoughts out.
     characters = sum(len(message.content) for message in messages)
     characters += sum(len(tool.description) + len(tool.parameters) for tool in request.tools)
-    return AdmittedPrompt(messages, most, characters // _MAX_CHARACTERS_IN_A_TOKEN, likely)
+    return Admitted(messages, most, likely, characters // _MAX_CHARACTERS_IN_A_TOKEN)
 
 
 _BLANKS = bytes(0x20 if chr(byte).isspace() and byte < 0x80 else 0x78 for byte in range(256))
@@ -108,7 +108,7 @@ def count_words(prompt: str | Sequence[ChatMessage]) -> int:
     return sum((b" " + text.encode().translate(_BLANKS)).count(b" x") for text in texts)
 
 
-def ensure_fits(admitted: AdmittedPrompt, contexts: Collection[int]) -> None:
+def ensure_fits(admitted: Admitted, contexts: Collection[int]) -> None:
     """Raise ContextExceeded for a prompt that is larger than all of these contexts; 0 is unknown."""
     if contexts and 0 not in contexts and admitted.least_prompt_tokens >= max(contexts):
         raise too_long(admitted.likely_prompt_tokens, max(contexts))
@@ -198,16 +198,6 @@ def _tool_bytes(tool: Tool) -> int:
 _ADDED_TOKENS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class AdmittedTexts:
-    """Valid texts for embeddings."""
-
-    inputs: tuple[EmbeddingInput, ...]
-    #: See ``AdmittedPrompt``.
-    most_prompt_tokens: int
-    likely_prompt_tokens: int
-
-
 def _size_of(texts: Sequence[EmbeddingInput], most_bytes: int, more_bytes: int = 0) -> int:
     """Return their size with ``more_bytes``. Raises TooLarge."""
     if (size := sum(map(input_bytes, texts)) + more_bytes) > most_bytes:
@@ -215,25 +205,25 @@ def _size_of(texts: Sequence[EmbeddingInput], most_bytes: int, more_bytes: int =
     return size
 
 
-def admit_texts(request: EmbeddingRequest) -> AdmittedTexts:
+def admit_texts(request: EmbeddingRequest) -> Admitted:
     """Raises TooLarge."""
     size = _size_of(request.inputs, MAX_INPUT_BYTES)
     ids = sum(len(given) for given in request.inputs if not isinstance(given, str))
     text_bytes = size - ids * TOKEN_ID_BYTES
     counted = ids + _ADDED_TOKENS * len(request.inputs)
-    return AdmittedTexts(request.inputs, text_bytes + counted, text_bytes // BYTES_IN_A_TOKEN + counted)
+    return Admitted(request.inputs, text_bytes + counted, text_bytes // BYTES_IN_A_TOKEN + counted)
 
 
 #: Tokens that a template for ranking may add to each pair.
 _PAIR_TOKENS = 256
 
 
-def admit_ranking(request: RankingRequest) -> AdmittedTexts:
+def admit_ranking(request: RankingRequest) -> Admitted:
     """Return them; ``inputs`` begins with the query. Raises TooLarge."""
     query, pairs = input_bytes(request.query), len(request.documents)
     # Each document is read with the query before it.
     read = _size_of(request.documents, MAX_INPUT_BYTES, query) + query * (pairs - 1)
-    return AdmittedTexts((request.query, *request.documents), read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
+    return Admitted((request.query, *request.documents), read + _PAIR_TOKENS * pairs, read // BYTES_IN_A_TOKEN + _ADDED_TOKENS * pairs)
 
 
 #: Tokens that Llama Guard's template and verdict may add to each text.
@@ -251,11 +241,11 @@ class ModerationRequest:
     by_policy: bool = False
 
 
-def admit_moderation(request: ModerationRequest) -> AdmittedTexts:
+def admit_moderation(request: ModerationRequest) -> Admitted:
     """Raises TooLarge."""
     size = _size_of(request.texts, MAX_PROMPT_BYTES)
     added = _ADDED_TOKENS * len(request.texts)
-    return AdmittedTexts(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)
+    return Admitted(request.texts, size + added + _GUARD_TOKENS * len(request.texts), size // BYTES_IN_A_TOKEN + added)
 
 
 def check_conversion(request: Conversion) -> None:

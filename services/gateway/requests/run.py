@@ -12,7 +12,7 @@ import msgspec
 from services.gateway.facts import request_record
 from services.gateway.facts.guard_counts import GuardCount, GuardPlace
 from services.gateway.facts.reader import AnswerHead
-from services.gateway.facts.request_record import RequestRow, ReservationState, RouteUse
+from services.gateway.facts.request_record import RequestLabels, RequestRow, ReservationState, RouteUse
 from services.gateway.facts.tally import Tally
 from services.gateway.facts.upstream_prices import TargetSpending
 from services.gateway.facts.waiting_request import WaitingRequest
@@ -25,9 +25,6 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.generation import Usage
 from shared.types import MicroCredits, RequestId, RequestStatus
-
-#: What metrics call a kind of request: its method, the same for all APIs, and its operation, as in OpenTelemetry.
-RequestLabels = tuple[str, str]
 
 NO_USAGE = Usage(0, 0)
 

@@ -21,6 +21,7 @@ from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.reader import AnswerHead, Reader
+from services.gateway.facts.request_record import RequestLabels
 from services.gateway.facts.waiting_request import WaitingRequest
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
@@ -28,7 +29,7 @@ from services.gateway.idempotency.idempotency_keys import FIELD, IdempotentReque
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests, KeyRecorder
 from services.gateway.idempotency.response_cache import AnswerOrigin, ResponseCache
 from services.gateway.requests.answers import Answer, ConvertedAnswer, CountedAnswer, TextAnswer, VectorAnswer, VerdictAnswer
-from services.gateway.requests.asked_texts import AskedConversion, AskedEmbedding, AskedModeration, AskedRanking, AskedTexts
+from services.gateway.requests.asked import Asked, AskedConversion, AskedEmbedding, AskedModeration, AskedPrompt, AskedRanking, Call
 from services.gateway.requests.caller import Caller
 from services.gateway.requests.hold import Hold
 from services.gateway.requests.image_admission import ImageLimits
@@ -36,13 +37,13 @@ from services.gateway.requests.observed import EndedRequests, RequestObservers
 from services.gateway.requests.plan import Plan
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.request_validation import ModerationRequest
-from services.gateway.requests.run import RequestLabels, Run, milliseconds
+from services.gateway.requests.run import Run, milliseconds
 from services.gateway.requests.targets import ServingTarget, SharedClaims, TargetCall
 from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
-from shared.api import gateway, inference
+from shared.api import inference
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
@@ -52,7 +53,6 @@ from shared.spans import REQUEST_ID
 from shared.telemetry import logs, tracing
 from shared.types import ModelName, RequestStatus, Role
 
-LABELS: RequestLabels = gateway.process_inference_request.name.partition(".")[2], "chat"
 #: How long before its deadline an answer that is not streamed ends, so that its caller gets what there is instead of an error; less if the
 #: caller has less time than ten times as much.
 DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE = 1.0, 0.1
@@ -60,7 +60,6 @@ DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE = 1.0, 0.1
 CHECK_SECONDS = 30.0
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
-Call = TypeVar("Call")
 Result = TypeVar("Result")
 #: Generates the answer at one target within so many seconds. Returns its end; None if the caller wants no more.
 Start = Callable[[Caller, Plan[Call], TargetCall[Call], float], Awaitable[Any]]
@@ -215,16 +214,16 @@ class Runs:
         streamed: bool = True,
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> Awaitable[InferenceResult]:
-        """Run a prompt, without repeats. ``key_use``: its seed, model and guardrails make the answer reproducible. ``streamed``: the caller
-        reads token by token; under a key, others may. ``continues_elsewhere`` is called on cancellation: whether another gateway continues
-        it and writes its row. Raises what ``RequestAdmission`` and ``Workers`` raise, and the reader's error."""
-        run = self._new_run(LABELS, principal, seconds, is_all_or_nothing=not streamed and key_use is None)
+        """Run a prompt, without repeats. ``key_use``: see ``AskedPrompt``. ``streamed``: the caller reads token by token; under a key,
+        others may. ``continues_elsewhere`` is called on cancellation: whether another gateway continues it and writes its row. Raises what
+        ``RequestAdmission`` and ``Workers`` raise, and the reader's error."""
+        asked = AskedPrompt(request, key_use, partial(self._moderate_for, principal, request))
+        run = self._new_run(asked.labels, principal, seconds, is_all_or_nothing=not streamed and key_use is None)
         run.admission.ignored_fields = request.ignored_fields
-        admit = partial(self._admission.admit_prompt, run, request, seconds, key_use=key_use, moderate=self._moderate_for)
         start = partial(self._generate, key_use=key_use, cache=cache, streamed=streamed)
         # No frame of its own: each would be resumed with each piece.
         return self._carry_out(
-            run, reader, seconds, admit, TextAnswer, start=start, result=_result, continues_elsewhere=continues_elsewhere
+            run, asked, reader, seconds, TextAnswer, start=start, result=_result, continues_elsewhere=continues_elsewhere
         )
 
     def _generate(
@@ -335,7 +334,7 @@ class Runs:
         self, principal: Principal, request: ModerationRequest, reader: Reader[AnswerHead, Any], *, seconds: float
     ) -> tuple[ModerationVerdict, ...]:
         """Say whether each text is harmful; otherwise like ``run``."""
-        asked = AskedModeration(request, forbids_external=request.forbid_external)
+        asked = AskedModeration(request)
         return await self._read(asked, VerdictAnswer, principal, reader, seconds, result=lambda _, answer: answer.verdicts)
 
     async def convert(
@@ -367,7 +366,7 @@ class Runs:
 
     def _read(
         self,
-        asked: AskedTexts[Any, Any],
+        asked: Asked[Any, Any],
         answer: type[AnswerT],
         principal: Principal,
         reader: Reader[AnswerHead, Any],
@@ -381,8 +380,7 @@ class Runs:
             on_claim = partial(self._record_claim, caller, call.target, is_paced=False)
             return self._workers.generate(call.call, call.requirements, seconds, caller, on_claim=on_claim)
 
-        admit = partial(self._admission.admit_texts, run, asked, seconds)
-        return self._carry_out(run, reader, seconds, admit, answer, start=start, result=result)
+        return self._carry_out(run, asked, reader, seconds, answer, start=start, result=result)
 
     async def _moderate_for(
         self, principal: Principal, checked: InferenceRequest, route: ModelName, texts: Sequence[str]
@@ -410,9 +408,9 @@ class Runs:
     async def _carry_out(
         self,
         run: Run,
+        asked: Asked[Any, Call],
         reader: Reader[AnswerHead, Any],
         seconds: float,
-        admit: Callable[[], Awaitable[Plan[Call]]],
         new_answer: type[AnswerT],
         *,
         start: Start[Call],
@@ -426,7 +424,7 @@ class Runs:
         try:
             try:
                 with tracing.span("inference", {REQUEST_ID: str(run.request_id)}):
-                    plan = await admit()
+                    plan = await self._admission.admit(run, asked, seconds)
                     answer = new_answer(plan, run.admission)
                     reader.begin(run.admitted(plan, answer))
                     await caller.finish(await self._first_to_answer(caller, plan, start, seconds))

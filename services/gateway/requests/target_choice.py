@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -17,16 +18,17 @@ from services.gateway.facts.policies import Policy
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import UpstreamPrices
 from services.gateway.requests import request_validation
+from services.gateway.requests.asked import Asked
+from services.gateway.requests.run import Run
 from services.gateway.requests.targets import ServingTarget, TargetAttempts, TargetChoice
 from services.gateway.scheduling import route_choice, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.route_choice import POLICY_REASONS, DropReason, ModelFacts, RequestFacts, RouteDecision
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.generation import ChatMessage
 from shared.config_documents import Sticky, is_pattern
 from shared.protocol.directory import Directory, DirectoryEntry, say_reasons
-from shared.types import ModelName, RequestId, Role
+from shared.types import ModelName, Role
 
 #: How often a waiting request checks the directory for workers.
 _LOOK_SECONDS = 0.1
@@ -61,20 +63,13 @@ class TargetSearch:
         policy = config.policies.of(principal, forbids_external=forbids_external)
         return CallerContext(principal, policy, config, config.names if policy.direct_models.value else config.route_names)
 
-    async def find(
-        self,
-        attempts: TargetAttempts,
-        caller: CallerContext,
-        wanted: ModelName | None,
-        facts: RequestFacts,
-        conversation: str | Sequence[ChatMessage],
-        *,
-        request_id: RequestId,
-        moderates: bool = False,
-    ) -> TargetChoice:
-        """Return the targets; without a route, ``attempts`` names the model also if the caller may not use it. Wait briefly if the model's
-        workers may return soon. Raises UnknownModel, NotReachable, NotAllowed, PolicyForbidden or ContextExceeded, and BadRequest for
-        another task than that of the model or route."""
+    async def find(self, run: Run, asked: Asked[Any, Any], caller: CallerContext) -> TargetChoice:
+        """Return the targets; without a route, the run's attempts name the model also if the caller may not use it. Wait briefly if the
+        model's workers may return soon. Raises UnknownModel, NotReachable, NotAllowed, PolicyForbidden or ContextExceeded, and BadRequest
+        for another task than that of the model or route, or for several that could moderate."""
+        default = routing.find_moderation(caller.names, caller.policy.allows_name) if asked.moderates and not asked.request.model else None
+        wanted: ModelName | None = asked.request.model or default
+        facts = _facts(run, asked)
         gives_up_at = self.clock() + self.worker_wait_seconds
         requested = ModelName(wanted or caller.names.default or "")
         route = caller.names.find_route(wanted) if caller.names.routes else None
@@ -82,12 +77,12 @@ class TargetSearch:
             route = None
         while True:
             try:
-                if route is None and moderates:
+                if route is None and asked.moderates:
                     raise routing.no_moderation(wanted)
                 if route is None:
-                    return self._find_served(attempts, caller, wanted, facts)
-                routing.ensure_task(route, moderates=moderates)
-                unit = facts.unit or self._unit(route.sticky, request_id, caller.principal, conversation)
+                    return self._find_served(run.attempts, caller, wanted, facts)
+                routing.ensure_task(route, moderates=asked.moderates)
+                unit = facts.unit or self._unit(route.sticky, run, asked)
                 facts = msgspec.structs.replace(facts, unit=unit)
                 choice = self._find_targets(route, facts, caller)
                 return msgspec.structs.replace(choice, model=requested) if is_pattern(route.name) else choice
@@ -159,21 +154,37 @@ class TargetSearch:
     def _policy_refusal(self, caller: CallerContext, model: ModelName, priced_as: ModelName) -> DropReason | None:
         return route_choice.find_refusal(caller.policy, model, self.ledger.price_of(priced_as))
 
-    def _unit(self, sticky: Sticky, request_id: RequestId, principal: Principal, conversation: str | Sequence[ChatMessage]) -> bytes:
+    def _unit(self, sticky: Sticky, run: Run, asked: Asked[Any, Any]) -> bytes:
         """Return what sticks to one target."""
         match sticky:
             case Sticky.USER:
-                return principal.user_id.bytes
+                return run.principal.user_id.bytes
             case Sticky.ORGANIZATION:
-                return principal.tenant_id.bytes
+                return run.principal.tenant_id.bytes
             case Sticky.REQUEST:
-                return request_id.bytes
+                return run.request_id.bytes
+        conversation = asked.conversation or str(run.request_id)
         if not isinstance(conversation, str):
             # The system message and the first question stay the same during a conversation.
             system = [message for message in conversation[:1] if message.role == "system"]
             question = next((message for message in conversation if message.role == "user"), None)
             conversation = request_validation.fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
-        return principal.tenant_id.bytes + conversation.encode()
+        return run.principal.tenant_id.bytes + conversation.encode()
+
+
+def _facts(run: Run, asked: Asked[Any, Any]) -> RequestFacts:
+    principal, record = run.principal, run.admission
+    return RequestFacts(
+        prompt_tokens=record.likely_prompt_tokens if asked.wants_answer else 0,
+        wants_answer=asked.wants_answer,
+        has_tools=asked.has_tools,
+        has_format=asked.has_format,
+        has_images=record.images > 0,
+        tier=principal.tier,
+        key_name=principal.key_name,
+        organization=principal.tenant_id,
+        now=run.began_at,
+    )
 
 
 def _choice_of(decision: RouteDecision, caller: CallerContext, usable: Sequence[DirectoryEntry], unit: bytes) -> TargetChoice:

@@ -8,7 +8,7 @@ from shared import errors
 from shared.api.embedding import MAX_DIMENSIONS, MAX_INPUT_BYTES, MAX_INPUTS, EmbeddingRequest
 
 
-def admit(**fields: Any) -> request_validation.AdmittedTexts:
+def admit(**fields: Any) -> request_validation.Admitted:
     return request_validation.admit_texts(EmbeddingRequest(**{"inputs": ("a",), **fields}))
 
 
@@ -22,7 +22,7 @@ def admit(**fields: Any) -> request_validation.AdmittedTexts:
     ],
 )
 def test_valid_requests_are_accepted(fields: dict[str, Any]) -> None:
-    assert admit(**fields).inputs == fields.get("inputs", ("a",))
+    assert admit(**fields).content == fields.get("inputs", ("a",))
 
 
 @pytest.mark.parametrize(

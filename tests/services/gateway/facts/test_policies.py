@@ -192,8 +192,7 @@ def _callers(*names: str) -> set[str]:
 def test_all_requests_pass_the_admission_which_reads_the_policy() -> None:
     assert _callers("workers.generate") == {"requests/runs.py"}
     assert _callers("WorkerRequirements") == {"requests/request_admission.py", "scheduling/peer_queues.py"}
-    for method in ("self._admission.admit_prompt", "self._admission.admit_texts"):
-        assert _readers(method) == {"requests/runs.py"}
+    assert _readers("self._admission.admit") == {"requests/runs.py"}
     for method in ("inference.process_prompt", "embedding.embed", "embedding.rank", "inference.moderate"):
         assert _readers(method) == {"requests/generation.py"}, f"only a kind of answers has {method}"
     assert _readers("kind.method") == {"requests/workers.py"}, "only one module calls it"

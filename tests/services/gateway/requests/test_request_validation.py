@@ -72,7 +72,7 @@ def test_a_prompt_too_large_for_a_frame_is_refused() -> None:
 
 def test_a_plain_prompt_becomes_a_chat() -> None:
     admitted = request_validation.admit(request(system="Be brief."))
-    assert admitted.messages == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
+    assert admitted.content == (ChatMessage("system", "Be brief."), ChatMessage("user", "hi"))
 
 
 def tool(name: str = "look_up", **more: str) -> Tool:
