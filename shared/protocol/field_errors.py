@@ -19,6 +19,8 @@ _AT = re.compile(r"(?P<what>.*?) - at (?P<key>`key` in )?`\$\.?(?P<path>.*)`$", 
 _FIELD = re.compile(r"Object (?P<what>contains unknown|missing required) field `(?P<field>[^`]*)`")
 #: Of msgspec's words.
 _MAX_SAID = 200
+#: The largest number that every part of a message may be.
+_WIRE_MAX = 2**63 - 1
 _STEP = re.compile(r"[^.\[]+|\[[^\]]*\]")
 _KINDS: dict[str, type] = {
     "Expected `int` ": inspect.IntType, "Expected `float` ": inspect.FloatType, "Expected `str` ": inspect.StrType,
@@ -117,7 +119,9 @@ def _bounds(info: inspect.Type, what: str) -> str:
             return f"must be one of {', '.join(map(str, words))}"
         case inspect.IntType() | inspect.FloatType():
             number, show = ("a whole number", str) if isinstance(info, inspect.IntType) else ("a number", "{:.15g}".format)
-            bounds = {"at least": info.ge, "above": info.gt, "at most": info.le, "below": info.lt}
+            # What the wire can carry bounds only the values beyond it.
+            most = None if info.le == _WIRE_MAX and "<=" not in what else info.le
+            bounds = {"at least": info.ge, "above": info.gt, "at most": most, "below": info.lt}
             said = {how: show(bound) for how, bound in bounds.items() if bound is not None}
             if list(said) == ["at least", "at most"]:
                 return f"must be {number} from {said['at least']} to {said['at most']}"

@@ -234,6 +234,8 @@ def _is_decoded(kind: type, body: bytes) -> bool:
         ('"n": 0', "n", "n must be a whole number from 1 to 4"),
         ('"n": 1.0', "n", "n must be a whole number from 1 to 4"),
         ('"n": "1"', "n", "n must be a whole number from 1 to 4"),
+        ('"max_tokens": "x"', "max_tokens", "max_tokens must be a whole number that is at least 1"),
+        (f'"max_tokens": {2**63}', "max_tokens", "max_tokens must be a whole number from 1 to 9223372036854775807"),
         ('"temperature": 2.1', "temperature", "temperature must be a number from 0 to 2"),
         ('"top_p": 0', "top_p", "top_p must be a number that is above 0 and at most 1"),
         ('"logit_bias": {"1": 101}', "logit_bias", "logit_bias must be a number from -100 to 100 for each entry"),
