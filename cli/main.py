@@ -56,6 +56,7 @@ SECTIONS = {
         "top": "cli.top.top_command:top",
         "alerts": "cli.admin.alerts:alerts",
         "report": "cli.admin.report:report",
+        "cost": "cli.admin.cost:cost",
         "scale": "cli.admin.scale:scale",
         "admin": "cli.admin.admin_commands:admin",
     },

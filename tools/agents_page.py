@@ -17,7 +17,7 @@ _LANGUAGES = {"json": "json", "yaml": "yaml", "mjs": "javascript", "py": "python
 
 def files() -> dict[Path, str]:
     parts = "\n".join(part for setup in agent_setups.load() for part in _sections(agent_setups.fill(setup, _EXAMPLE)))
-    return {PAGE: generated.with_part(PAGE, _START, f"\n{parts}\n", _END)}
+    return {PAGE: generated.with_part(PAGE.read_text(encoding="utf-8"), _START, f"\n{parts}\n", _END)}
 
 
 def _sections(setup: AgentSetup) -> Iterator[str]:

@@ -32,7 +32,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join([f"| {' | '.join(titles)} |", "| --- " * len(titles) + "|", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
-def with_part(path: Path, start: str, part: str, end: str) -> str:
-    """Return the file with another text between the lines ``start`` and ``end``."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(f"{start}\n")
+def with_part(text: str, start: str, part: str, end: str) -> str:
+    """Return the text with another part between the lines ``start`` and ``end``."""
+    before, _, rest = text.partition(f"{start}\n")
     return f"{before}{start}\n{part}{end}{rest.partition(end)[2]}"

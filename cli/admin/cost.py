@@ -1,0 +1,188 @@
+"""`aicli cost`: what machines of your own cost beside an API, and the cost tables of the source documents computed again."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from cli.admin.report import first_day
+from cli.cli_context import CliContext
+from cli.options import Command
+from cli.output import print_format, printing
+from cli.output.printing import TableColumn
+from shared import api, cost_seeds
+from shared.cost_model import CostPlan
+from shared.cost_seeds import Checked
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from shared.api.business import BusinessSum
+
+_DEFAULTS = CostPlan()
+_MONTH_DAYS = 30
+#: Shown beside the break-even.
+_CONVERSATIONS = (1_000, 10_000, 100_000)
+#: Of any number of a plan.
+_MOST = Decimal(10**9)
+
+
+class PlanRow(msgspec.Struct, frozen=True):
+    """What a number of conversations a month costs."""
+
+    conversations: int
+    machines: int
+    own: Decimal
+    api: Decimal
+    own_each: Decimal
+    own_per_million_tokens: Decimal
+
+
+def _number(context: click.Context, parameter: click.Parameter, text: str) -> Decimal:
+    try:
+        found = Decimal(text)
+    except InvalidOperation:
+        found = Decimal(-1)
+    if not (found.is_finite() and 0 <= found <= _MOST):
+        raise click.BadParameter(f"{text[:30]!r} is not a number from 0 to {_MOST:,}", context, parameter)
+    return found
+
+
+def _above_zero(context: click.Context, parameter: click.Parameter, text: str) -> Decimal:
+    found = _number(context, parameter, text)
+    if not found:
+        raise click.BadParameter("must be above 0", context, parameter)
+    return found
+
+
+def _option(name: str, field: str, text: str, *, above_zero: bool = False) -> Callable[[Command], Command]:
+    default = str(getattr(_DEFAULTS, field))
+    return click.option(
+        name, field, default=default, show_default=True, metavar="NUMBER", callback=_above_zero if above_zero else _number, help=text
+    )
+
+
+@click.group()
+def cost() -> None:
+    """What machines of your own cost, and when they cost less than an API."""
+
+
+@cost.command()
+@_option("--machine-hour", "hourly", "Price of one machine.")
+@_option("--tokens-per-second", "tokens_per_second", "Output tokens of one machine, over all its streams.", above_zero=True)
+@_option("--utilization", "utilization", "Share of the month in which a machine can be busy.", above_zero=True)
+@_option("--watts-idle", "watts_idle", "Power of an idle machine, if its price doesn't include it.")
+@_option("--watts-busy", "watts_busy", "Power of a busy machine.")
+@_option("--kwh", "kwh", "Price of a kWh.")
+@_option("--fixed", "fixed", "All other costs a month with machines of your own.")
+@_option("--api-fixed", "api_fixed", "All other costs a month with an API.")
+@_option("--api-input", "api_input", "The API's price of a million input tokens.")
+@_option("--api-output", "api_output", "The API's price of a million output tokens.")
+@_option("--input-tokens", "input_tokens", "Input tokens of a conversation.")
+@_option("--output-tokens", "output_tokens", "Output tokens of a conversation.", above_zero=True)
+@click.option(
+    "--conversations", type=click.IntRange(1, 10**9), multiple=True, help="Conversations a month. Several times for several rows."
+)
+@click.option("--from-mesh", metavar="TIME", help="Take tokens and conversations from this mesh: 30d, 4w or since a day. Admins only.")
+@print_format.output_options("Print a JSON object: capacity, break_even, stays_cheaper_from, rows.")
+@click.pass_obj
+def plan(here: CliContext, /, *, conversations: tuple[int, ...], from_mesh: str | None, as_json: bool, **numbers: Decimal) -> None:
+    """Compare machines of your own with an API, for a month."""
+    if numbers["utilization"] > 1:
+        raise click.BadParameter("must be at most 1", param_hint="--utilization")
+    planned = CostPlan(**numbers)
+    if from_mesh is not None:
+        planned, seen = _of_mesh(here, planned, from_mesh)
+        conversations = conversations or (seen,)
+    if not planned.capacity:
+        raise click.UsageError("one machine answers less than one conversation a month")
+    found = planned.break_even()
+    wanted = sorted({*(conversations or _CONVERSATIONS), *(found[:1] if found else ())})
+    rows = [_row(planned, number) for number in wanted]
+    first, stays = found or (None, None)
+    if as_json:
+        printing.show_json(
+            {"capacity": planned.capacity, "break_even": first, "stays_cheaper_from": stays, "rows": printing.plain(rows)}, rows=("rows",)
+        )
+        return
+    printing.show_rows(rows, _PLAN_COLUMNS, as_json=False, empty="")
+    click.echo(f"One machine answers {planned.capacity:,} conversations a month, and costs {planned.machine_month:,.2f} while idle.")
+    if first is None:
+        click.echo("Machines of your own never cost less than the API.")
+    elif stays is None:
+        click.echo(f"Break-even: {first:,} conversations a month. From the next machine on, the API costs less again.")
+    else:
+        again = "" if stays == first else f" From {stays:,} on, the API never costs less again."
+        click.echo(f"Break-even: {first:,} conversations a month.{again}")
+
+
+@cost.command()
+@print_format.output_options("Print JSON objects: what, said, computed, difference, remark.")
+@click.pass_obj
+def seeds(_here: CliContext, /, *, as_json: bool) -> None:
+    """Compute the cost tables of the source documents again."""
+    found = cost_seeds.checked()
+    if as_json:
+        printing.show_json([{**msgspec.to_builtins(row), "difference": printing.plain(row.difference)} for row in found])
+        return
+    printing.show_rows(found, _SEED_COLUMNS, as_json=False, empty="")
+
+
+def _row(planned: CostPlan, conversations: int) -> PlanRow:
+    own = planned.own(conversations)
+    tokens = conversations * (planned.input_tokens + planned.output_tokens)
+    return PlanRow(
+        conversations, planned.machines(conversations), _cents(own), _cents(planned.api(conversations)), round(own / conversations, 4),
+        _cents(own * 1_000_000 / tokens),
+    )  # fmt: skip
+
+
+def _of_mesh(here: CliContext, planned: CostPlan, since: str) -> tuple[CostPlan, int]:
+    """Return the plan with the mesh's conversations, and how many it has in a month."""
+    today = datetime.now(UTC).date()
+    try:
+        first = first_day(since, today)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--from-mesh") from error
+    total = here.run(lambda connection: _total(connection, first, today + timedelta(days=1)))
+    if not (total.conversations and total.completion_tokens):
+        raise click.UsageError(f"nobody has asked this mesh since {first}; leave out --from-mesh")
+    days = (today - first).days + 1
+    per_conversation = {
+        "input_tokens": Decimal(total.prompt_tokens) / total.conversations,
+        "output_tokens": Decimal(total.completion_tokens) / total.conversations,
+    }
+    return replace(planned, **per_conversation), max(1, round(total.conversations * _MONTH_DAYS / days))
+
+
+async def _total(connection: "CliConnection", since: date, until: date) -> "BusinessSum":
+    report = await connection.call(api.business.get_business_report, api.business.GetBusinessReport(since, until))
+    return report.total
+
+
+def _cents(amount: Decimal) -> Decimal:
+    return round(amount, 2)
+
+
+def _shown(amount: Decimal | None) -> str:
+    return "–" if amount is None else cost_seeds.shown(amount)
+
+
+_PLAN_COLUMNS: Sequence[TableColumn[PlanRow]] = (
+    TableColumn("CONVERSATIONS", lambda row: f"{row.conversations:,}"),
+    TableColumn("MACHINES", lambda row: f"{row.machines:,}"),
+    TableColumn("YOUR OWN", lambda row: _shown(row.own)),
+    TableColumn("API", lambda row: _shown(row.api)),
+    TableColumn("EACH", lambda row: f"{row.own_each:f}"),
+    TableColumn("PER 1M TOKENS", lambda row: _shown(row.own_per_million_tokens)),
+)
+_SEED_COLUMNS: Sequence[TableColumn[Checked]] = (
+    TableColumn("WHAT", lambda row: row.what),
+    TableColumn("SOURCE SAYS", lambda row: _shown(row.said)),
+    TableColumn("COMPUTED", lambda row: _shown(row.computed)),
+    TableColumn("DIFFERENCE", lambda row: _shown(row.difference)),
+    TableColumn("REMARK", lambda row: row.remark),
+)
