@@ -40,10 +40,7 @@ def run(lines: list[str], folder: Path) -> Iterator[str]:
     """Run each line in a folder with a profile, and yield what the recording has for it."""
     profile.write(folder / ".aimesh/profile.toml", Profile(node_key_file=folder / "k", api_key=Credential("aip_live_k"), username="alice"))
     answers = FakeMesh()
-    for module in pkgutil.iter_modules(api.__path__):
-        for method in vars(importlib.import_module(f"{api.__name__}.{module.name}")).values():
-            if isinstance(method, Method):
-                answers.answer(method, sample(method.reply))
+    answer_all(answers)
     for line in lines:
         arguments, _, stdin = line.partition(" <<< ")
         mesh = FakeMesh(_answers=answers._answers)
@@ -55,35 +52,43 @@ def run(lines: list[str], folder: Path) -> Iterator[str]:
         yield "\n".join([f"$ {line}", *requests, *shown, *([f"exit {result.exit_code}"] if result.exit_code else [])])
 
 
-def sample(kind: Any) -> Any:
-    """Return a value of this type of the contract: its texts are the names of their fields, its lists have one item."""
-    return msgspec.convert(_sample(inspect.type_info(kind), kind.__name__), kind)
+def answer_all(mesh: FakeMesh, text: str = "") -> None:
+    """Answer each method of the API with a sample of its reply."""
+    for module in pkgutil.iter_modules(api.__path__):
+        for method in vars(importlib.import_module(f"{api.__name__}.{module.name}")).values():
+            if isinstance(method, Method):
+                mesh.answer(method, sample(method.reply, text))
 
 
-def _sample(info: inspect.Type, name: str) -> object:  # noqa: C901, PLR0911  # one for each type
+def sample(kind: Any, text: str = "") -> Any:
+    """Return a value of this type of the contract: its texts are ``text`` or the names of their fields, its lists have one item."""
+    return msgspec.convert(_sample(inspect.type_info(kind), kind.__name__, text), kind)
+
+
+def _sample(info: inspect.Type, name: str, text: str) -> object:  # noqa: C901, PLR0911  # one for each type
     match info:
         case inspect.StructType():
-            fields = {each.encode_name: _sample(each.type, each.name) for each in info.fields}
+            fields = {each.encode_name: _sample(each.type, each.name, text) for each in info.fields}
             return list(fields.values()) if info.array_like else fields | ({info.tag_field: info.tag} if info.tag_field else {})
         case inspect.UnionType():
-            return _sample(next(each for each in info.types if not isinstance(each, inspect.NoneType)), name)
+            return _sample(next(each for each in info.types if not isinstance(each, inspect.NoneType)), name, text)
         case inspect.Metadata():
-            return _sample(info.type, name)
+            return _sample(info.type, name, text)
         case inspect.EnumType():
             return next(iter(info.cls)).value
         case inspect.LiteralType():
             return info.values[0]
         case inspect.DictType():
-            return {_sample(info.key_type, "key"): _sample(info.value_type, "value")}
+            return {_sample(info.key_type, "key", ""): _sample(info.value_type, "value", text)}
         case inspect.TupleType():
-            return [_sample(each, name) for each in info.item_types]
+            return [_sample(each, name, text) for each in info.item_types]
         case inspect.CollectionType():
-            return [_sample(info.item_type, name.removesuffix("s"))]
+            return [_sample(info.item_type, name.removesuffix("s"), text)]
         case inspect.IntType() | inspect.FloatType():
             least = max(3, int(info.ge or 0))
             return least if info.le is None else min(least, int(info.le))
         case inspect.StrType():
-            return next(text for text in (name, "3", name[:2].upper()) if re.search(info.pattern or "", text))
+            return next(each for each in filter(None, (text, name, "3", name[:2].upper())) if re.search(info.pattern or "", each))
         case inspect.BoolType():
             return True
     known = {inspect.DateTimeType: SAMPLE_TIME, inspect.DateType: SAMPLE_TIME[:10], inspect.UUIDType: f"{0:032x}", inspect.BytesType: ""}
