@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import pytest
 
 from services.gateway import settings
+from services.gateway.facts import tiers
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
 from shared.types import ModelName, Tier
 
+FREE, PRO = tiers.DEFAULTS[Tier.FREE], tiers.DEFAULTS[Tier.PRO]
 GIVEN = {
     "NODE_KEY_FILE": "/nowhere/gateway.nk",
     "DATABASE_URL": "postgresql://user:word@host/name",
@@ -20,28 +24,21 @@ def load(**more: str) -> GatewaySettings:
 
 def test_the_old_variables_set_hourly_limits_and_tiers_override_them() -> None:
     plans = load(DEFAULT_RATE_LIMIT="9", PREMIUM_RATE_LIMIT="90", TIER_PRO="requests_per_hour=unlimited,tokens_per_minute=5000").plans()
-    assert plans[Tier.FREE] == TierPlan(requests_per_hour=9, concurrency=10, credits=100_000)
-    assert plans[Tier.PRO] == TierPlan(tokens_per_minute=5000, concurrency=100, credits=1_000_000)
+    assert plans[Tier.FREE] == replace(FREE, requests_per_hour=9, requests_per_minute=None)
+    assert plans[Tier.PRO] == replace(PRO, requests_per_hour=None, requests_per_minute=None, tokens_per_minute=5000)
     assert plans[Tier.ENTERPRISE] == TierPlan()
 
 
 def test_an_old_variable_disables_the_minute_limit_unless_its_tier_sets_one() -> None:
-    assert load().plans()[Tier.FREE] == TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, credits=100_000)
-    assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(
-        requests_per_hour=100, requests_per_minute=10, concurrency=3, credits=100_000
-    )
-    assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == TierPlan(requests_per_hour=5000, concurrency=10, credits=100_000)
-    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == TierPlan(
-        requests_per_hour=5000, concurrency=3, credits=100_000
-    )
-    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == TierPlan(
-        requests_per_hour=5000, requests_per_minute=7, concurrency=10, credits=100_000
-    )
+    assert load().plans()[Tier.FREE] == FREE
+    assert load(TIER_FREE="concurrency=3").plans()[Tier.FREE] == replace(FREE, concurrency=3)
+    hourly = replace(FREE, requests_per_hour=5000, requests_per_minute=None)
+    assert load(DEFAULT_RATE_LIMIT="5000").plans()[Tier.FREE] == hourly
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="concurrency=3").plans()[Tier.FREE] == replace(hourly, concurrency=3)
+    assert load(DEFAULT_RATE_LIMIT="5000", TIER_FREE="requests_per_minute=7").plans()[Tier.FREE] == replace(hourly, requests_per_minute=7)
     # An empty variable counts as unset, because Compose passes it that way.
-    assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == TierPlan(
-        requests_per_hour=1000, requests_per_minute=100, concurrency=100, credits=1_000_000
-    )
-    assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == TierPlan(requests_per_hour=1000, concurrency=100, credits=1_000_000)
+    assert load(PREMIUM_RATE_LIMIT="").plans()[Tier.PRO] == PRO
+    assert load(PREMIUM_RATE_LIMIT="1000").plans()[Tier.PRO] == replace(PRO, requests_per_minute=None)
 
 
 def test_each_limit_names_its_setting() -> None:

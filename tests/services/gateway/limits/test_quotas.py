@@ -215,9 +215,8 @@ async def test_a_caller_without_limits_costs_no_call(counters: FakeCounters) -> 
 
 
 async def test_every_limit_in_force_is_listed_with_its_source(counters: FakeCounters) -> None:
-    plan = tiers.changed(
-        tiers.with_old_setting(tiers.DEFAULTS[Tier.FREE], "DEFAULT_RATE_LIMIT", 50, {}), {"concurrency": "4"}, setting="TIER_FREE"
-    )
+    hourly = tiers.with_old_setting(tiers.TierPlan(requests_per_hour=100, requests_per_minute=10), "DEFAULT_RATE_LIMIT", 50, {})
+    plan = tiers.changed(hourly, {"concurrency": "4"}, setting="TIER_FREE")
     models = tiers.of_models({"smollm2.concurrency": "3", "secret.concurrency": "9"})
     api_client = ApiClient(counters, plan, models=models)
     caller = msgspec.structs.replace(ADA, key_id=KeyId(UUID(int=5)), key_limits=ApiKeyLimits(tokens_per_minute=500))
