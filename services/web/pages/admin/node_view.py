@@ -155,7 +155,9 @@ def _until(member: Member | None) -> str:
 def _summary(lines: tuple[NodeRowView, ...]) -> str:
     known = lists.STATES["used"], lists.MEMBER_STATES[MemberState.PENDING], lists.MEMBER_STATES[MemberState.REVOKED]
     healthy, waiting, revoked = (sum(line.state == word for line in lines) for word, _ in known)
-    if not (there := len(lines) - revoked):
+    # A client comes and goes: `aicli` is one while a command runs.
+    away = sum(line.role == lists.role(Role.CLIENT) and line.state not in {word for word, _ in known} for line in lines)
+    if not (there := len(lines) - revoked - away):
         return "No nodes"
     text = f"{there:,} node{'' if there == 1 else 's'}, {healthy:,} OK"
     return f"{text}, {waiting:,} pending approval" if waiting else text

@@ -107,6 +107,16 @@ def test_pending_nodes_come_first_and_revoked_ones_last() -> None:
     assert found.summary == "2 nodes, 0 OK, 1 pending approval"
 
 
+def test_a_client_that_is_away_does_not_make_a_mesh_look_broken() -> None:
+    away, waiting = member(TWO, role=Role.CLIENT), member(THREE, MemberState.PENDING, Role.CLIENT)
+    left = msgspec.structs.replace(row(TWO, alive=False), role=Role.CLIENT)
+    here = msgspec.structs.replace(row(TWO), role=Role.CLIENT)
+    assert joined((member(ONE), away), (row(ONE),)).summary == "1 node, 1 OK"
+    assert joined((member(ONE), away), (row(ONE), left)).summary == "1 node, 1 OK"
+    assert joined((member(ONE), away), (row(ONE), here)).summary == "2 nodes, 2 OK"
+    assert joined((waiting,)).summary == "1 node, 0 OK, 1 pending approval"
+
+
 @pytest.mark.parametrize(
     ("known", "root", "actions"),
     [
