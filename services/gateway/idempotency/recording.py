@@ -109,7 +109,7 @@ class Recording(Generic[Piece]):
         most = self._ahead_bytes if crowded else self._most_bytes
         if self.size >= most:
             self._forget()
-        return self.size < most or not self._readers
+        return self.size < most
 
     @property
     def _ahead(self) -> int:

@@ -123,7 +123,8 @@ class Run:
 
     def succeeded(self) -> None:
         assert self.answer is not None
-        self.status = RequestStatus.SUCCESS if self.answer.is_complete else RequestStatus.CANCELLED
+        assert self.answer.is_complete
+        self.status = RequestStatus.SUCCESS
 
     # --- what it knows ------------------------------------------------------------------------------------------------
 
