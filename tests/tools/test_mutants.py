@@ -32,7 +32,6 @@ def tree(tmp_path: Path) -> Path:
         pytest.param({"old": "number"}, "WRONG ENTRY: double in double.py has this text 2 times", id="a text that is not the only one"),
         pytest.param({"function": "halve"}, "WRONG ENTRY: double.py has halve 0 times", id="no such function"),
         pytest.param({"new": "double(number)", "timeout_seconds": 0.01}, "SURVIVED: its tests ran out of time", id="too slow"),
-        pytest.param({"timeout_seconds": 0.01, "timeout_kills": True}, "killed", id="slowness is the fault"),
     ],
 )
 def test_outcome_of_a_mutant_and_the_tree_is_restored(tree: Path, changed: dict[str, object], outcome: str) -> None:

@@ -14,6 +14,7 @@ from shared.timing.backoff import Backoff
 from shared.types import NodeId, RequestId
 from tests.services.gateway import idempotency_place
 from tests.services.gateway.idempotency_place import ADA, BOB, Gateway, Maker, ReceivedAnswer, RunningService, keyed_request, request_id
+from tests.testnet import until
 
 F = b"f" * 32
 NODE = NodeId("Uone")
@@ -195,6 +196,23 @@ async def test_an_answer_without_readers_is_canceled_after_a_while(
     assert is_whole(await staying)
     assert is_whole(await late)
     assert gateway.maker.seeds == [7, 7, 7]
+
+
+async def test_a_reader_that_is_back_keeps_its_answer(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = await running_service.gateway()
+    gateway.maker.waits_at = 4
+    leaving = asyncio.create_task(gateway.ask(keyed_request()))
+    await until_running(gateway)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await gateway.idempotency.heartbeat()
+    back = asyncio.create_task(gateway.ask(keyed_request()))
+    await until(lambda: all(one.recording.is_read for one in gateway.idempotency._recorders._recorders.values()))
+    monkeypatch.setattr(idempotent_requests, "UNREAD_SECONDS", 0.0)
+    await gateway.idempotency.heartbeat()
+    gateway.maker.gate.set()
+    assert is_whole(await back)
+    assert gateway.maker.seeds == [7]
 
 
 async def test_a_different_request_under_the_key_is_always_a_conflict(running_service: RunningService) -> None:

@@ -226,6 +226,14 @@ async def test_a_bug_is_raised_to_the_readers_and_stops_nothing_else(recorders: 
     assert await read(recorders.start(RecordingId(ADA, b"two"), says(2), seconds=5)) == [1, 2]
 
 
+async def test_a_canceled_answer_does_not_cancel_its_readers(recorders: Recorders) -> None:
+    async def cancel(recorder: Made) -> int:
+        raise asyncio.CancelledError
+
+    with pytest.raises(errors.Cancelled, match="the answer was not completed"):
+        await read(recorders.start(NAME, cancel, seconds=5))
+
+
 async def test_an_answer_times_out_without_readers_too(recorders: Recorders) -> None:
     async def endless(recorder: Made) -> int:
         while True:

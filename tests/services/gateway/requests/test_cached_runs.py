@@ -88,8 +88,11 @@ async def test_a_hit_has_all_tokens_of_an_answer_that_took_several_steps(asker: 
     """It was cut to the first step of its own request, which a hit does not use."""
     monkeypatch.setattr("services.gateway.requests.request_admission.STEP_TOKENS", 2)
     asker.running_service.add_worker(1, Upstream(words=tuple("abcde")), "smollm2")
-    (_, computed), (_, hit) = await asker.ask(), await asker.ask()
+    _, computed = await asker.ask()
+    extended = len(asker.running_service.books.extended)
+    _, hit = await asker.ask()
     assert (computed.cached, hit.cached) == (False, True)
+    assert len(asker.running_service.books.extended) == extended > 0, "a hit holds nothing more"
     assert computed.usage.completion_tokens == hit.usage.completion_tokens == 5
 
 

@@ -90,6 +90,17 @@ async def test_only_an_answer_with_a_deadline_is_cut_off(left: float | None, sta
     assert await caller.take(1, tokens(1), counted(tokens(1))) is is_more_wanted
 
 
+async def test_a_step_is_asked_for_once_however_late_it_is() -> None:
+    steps = Steps()
+    caller = await asking_for_a_step(steps)
+    taking = asyncio.create_task(caller.take(2, tokens(1), counted(tokens(2))))
+    await asyncio.sleep(0)
+    assert not taking.done(), "the piece does not fit yet"
+    steps.may_end.set()
+    assert await taking
+    assert len(steps.asked) == 1
+
+
 async def test_the_end_of_an_answer_gives_up_a_step() -> None:
     """It was held while moderation checked the answer."""
     steps = Steps()

@@ -1,6 +1,7 @@
 """Answers without max_tokens, and answers that are not streamed. An input token costs 1 micro-credit, an output token 2."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -357,14 +358,16 @@ async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(
 async def test_under_a_key_an_unstreamed_answer_ends_before_its_deadline_too(long: LongService, two_seconds: float) -> None:
     """With a key, such an answer still ended with a 504, although streams may repeat it."""
     long.worker.length, long.worker.waits_after = 10_000, 1500
-    keys = IdempotentRequests(FakeKeys(), long.service.recorders, node_id(99), secret="s" * 16, most_seconds=two_seconds)
+    keys = IdempotentRequests(FakeKeys(), long.service.recorders, node_id(99), secret="s" * 16, most_seconds=3 * two_seconds)
     repeated = PulledRuns(long.service.new_runs(idempotency=keys))
     context.start()
+    began = time.monotonic()
     request, repeat = InferenceRequest(prompt="hi"), RepeatedRequest(key="k")
     for streamed in (False, True):
         async with repeated.answer(OWNER, request, seconds=two_seconds, repeat=repeat, streamed=streamed) as answer:
             length = sum([len(chunk.text) async for _, chunk in answer])
         assert (length, answer.result.finish_reason, answer.result.usage) == (1500, LENGTH, Usage(7, 1500))
+    assert time.monotonic() - began < two_seconds
     assert long.service.store.only_row.status is RequestStatus.SUCCESS
 
 

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -39,6 +41,7 @@ async def test_an_answer_costs_what_was_delivered_and_not_what_was_reserved(runn
     assert running_service.store.only_row.cost_micro == result.cost_micro == 7 + 2 * 3
     assert running_service.store.only_row.reservation is ReservationState.SETTLED
     assert result.clamped_to is None
+    assert not running_service.ledger._open, "its lease is not extended any more"
 
 
 async def test_low_credits_shorten_the_answer_with_a_notice(running_service: RunningService) -> None:
@@ -95,6 +98,14 @@ async def test_an_unstreamed_answer_that_fails_is_free(
                 pass
     row = running_service.store.only_row
     assert (row.cost_micro, row.reservation, row.completion_tokens) == (cost, state, 1)
+
+
+async def test_an_unstreamed_answer_that_fails_under_a_key_is_billed(running_service: RunningService) -> None:
+    """Others may have read it as a stream."""
+    running_service.worker.fails_with, running_service.worker.fails_after = errors.ModelCrashed("gone"), 1
+    with pytest.raises(errors.AimeshError):
+        await running_service.runs.run(OWNER, InferenceRequest(prompt="hi"), Reader(), seconds=10, key_use=NewKeyUse(5), streamed=False)
+    assert running_service.store.only_row.cost_micro == 7 + 2
 
 
 async def test_a_caller_that_abandons_an_unstreamed_answer_pays_for_what_was_generated() -> None:
@@ -227,6 +238,14 @@ async def test_an_answer_without_ids_never_costs_more_than_is_held(running_servi
     with pytest.raises(errors.WorkerLost):
         await ask(running_service, max_tokens=2)
     assert (running_service.store.only_row.status, running_service.store.only_row.completion_tokens) == ("error", 2)
+
+
+@pytest.mark.parametrize(("start_wait_seconds", "status"), [(0.0, "timeout"), (5.0, "cancelled")])
+def test_the_start_of_a_worker_does_not_count_into_a_deadline(start_wait_seconds: float, status: str) -> None:
+    run: Any = admitted_run()
+    run.attempts = SimpleNamespace(start_wait_seconds=start_wait_seconds)
+    run.cancelled(30.0)
+    assert run.status == status
 
 
 def test_an_empty_answer_whose_caller_can_not_take_it_is_free() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from services.gateway.facts.reader import Reader
 from services.gateway.http_api import answer_delivery
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
@@ -19,6 +20,7 @@ from shared.types import NodeId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, RunningService
 from tests.services.gateway.pulled import PulledAnswer, PulledRuns
+from tests.testnet import until
 
 KEY = RepeatedRequest(key="k")
 
@@ -134,6 +136,20 @@ async def test_a_canceled_request_costs_what_was_generated(caller: Caller) -> No
         await asking
     row = caller.running_service.store.only_row
     assert (row.status, row.completion_tokens, row.cost_micro) == ("cancelled", 2, 7 + 2 * 2)
+
+
+async def test_an_unstreamed_answer_under_a_key_ends_if_its_caller_can_take_no_more(caller: Caller) -> None:
+    class Full(Reader[Any, Any]):
+        async def take(self, number: int, piece: Any, at: Any) -> bool:
+            raise errors.TooLarge("for this API")
+
+    worker = caller.running_service.worker
+    worker.hangs_after = 2
+    context.start()
+    with pytest.raises(errors.TooLarge):
+        await caller.pulled.runs.answer(OWNER, InferenceRequest(prompt="hi"), Full(), seconds=10, repeat=KEY, streamed=False)
+    await until(lambda: caller.running_service.store.rows)
+    assert (worker.left_early, caller.running_service.store.only_row.status) == (1, "cancelled")
 
 
 async def test_a_different_body_is_a_conflict(caller: Caller) -> None:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -217,6 +218,28 @@ async def test_pauses_grow_with_jitter() -> None:
     assert isinstance(core.no_worker(no_worker, RESUME_WAIT_SECONDS, lambda: 1.0), Failed)
 
 
+def test_nothing_waits_for_a_lost_worker_if_another_target_may_answer() -> None:
+    core = Generation(generation.PROMPT, msgspec.structs.replace(WISH, has_alternative=True), ends_at=1000, answers=1)
+    core.claimed(DIGEST, now=0)
+    core.failed(node_id(1), errors.LinkLost("gone"))
+    assert isinstance(core.no_worker(errors.NotReachable("nobody"), 0.0, lambda: 1.0), Failed)
+
+
+def test_the_start_of_a_worker_does_not_count_into_its_deadline() -> None:
+    core = Generation(generation.PROMPT, WISH, ends_at=10, answers=1)
+    assert core.claimed(DIGEST, now=8, start_wait_seconds=5).seconds == 7
+
+
+async def test_what_a_worker_has_processed_excludes_what_others_had() -> None:
+    core = new_core()
+    core.accepted(PromptAccepted(7))
+    core.item(Chunk("ab", (1, 2)))
+    core.failed(node_id(1), errors.LinkLost("gone"))
+    core.claimed(DIGEST, now=0)
+    core.item(Chunk("c", (3,)))
+    assert core.processed_tokens == (7, 1)
+
+
 async def test_waiting_for_a_worker_ends() -> None:
     ticks = iter(range(10_000))
     harness = ResumingHarness(Teller(falls=[lost(3), *(lost(3, errors.Unavailable) for _ in range(200))]), clock=lambda: float(next(ticks)))
@@ -357,6 +380,19 @@ def test_a_caller_that_reads_slowly_keeps_its_worker() -> None:
     second = Teller()
     assert generate_in_virtual_time(ResumingHarness(FakeWorker(words=WORDS), second, stall_seconds=1), Slow())
     assert not second.received
+
+
+@pytest.mark.parametrize(("digests", "others"), [((DIGEST, DIGEST), 1), (("", ""), 0)], ids=["can resume", "cannot"])
+def test_only_an_answer_that_can_resume_leaves_a_silent_worker(digests: tuple[str, str], others: int) -> None:
+    class Pausing(FakeWorker):
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[Chunk | GenerationEnd]:
+            async for item in super().run(prompt):
+                await pass_time(3)
+                yield item
+
+    second = Teller()
+    assert generate_in_virtual_time(ResumingHarness(Pausing(words=WORDS), second, digests=digests, stall_seconds=1), Reader())
+    assert len(second.received) == others
 
 
 def test_a_caller_that_disconnects_when_its_worker_is_given_up_gets_no_other() -> None:
