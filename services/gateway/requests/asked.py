@@ -27,13 +27,12 @@ from services.gateway.requests.targets import ServingTarget
 from shared.api import embedding, gateway, generation, inference
 from shared.api.embedding import Embed, EmbeddingRequest, RankingRequest
 from shared.api.gateway import InferenceRequest
-from shared.api.generation import ChatMessage, Sampling
+from shared.api.generation import Sampling
 from shared.api.inference import Conversion, ProcessPrompt
 from shared.types import RequestId, TenantId
 
 _SAMPLED = Sampling.__struct_fields__
 _sampling_of = attrgetter(*_SAMPLED)
-_role_of = attrgetter("role")
 
 _MANY_MESSAGES = 1000
 
@@ -59,8 +58,6 @@ class Asked(ABC, Generic[Request, Call]):
     key_use: KeyUse | None = None
     #: As workers may see it; empty before ``validate``, and for a conversion.
     content: Sequence[Any] = ()
-    #: What requests of one conversation have in common, once it is known. Empty: it belongs to none.
-    conversation: str | Sequence[ChatMessage] = ""
     #: These two: see ``Plan``.
     answer_guard: AnswerGuard | None = None
     moderation: Moderation | None = None
@@ -77,11 +74,6 @@ class Asked(ABC, Generic[Request, Call]):
     @abstractmethod
     async def guard(self, guard: Guardrails, record: AdmissionRecord) -> None:
         """Change it to what workers may see. Raises ContentFiltered."""
-
-    def identify(self, record: AdmissionRecord, tenant: TenantId, secret: str) -> None:
-        """Hash what workers see."""
-        if self.content:
-            record.prompt_hash = request_validation.fingerprint(self.content, secret)
 
     @abstractmethod
     def call(self, target: ServingTarget, request_id: RequestId, record: AdmissionRecord) -> Call:
@@ -131,15 +123,9 @@ class AskedPrompt(Asked[InferenceRequest, ProcessPrompt]):
         if self.moderation is not None:
             await self.moderation.check_prompt(self.content, matches)
 
-    def identify(self, record: AdmissionRecord, tenant: TenantId, secret: str) -> None:
-        super().identify(record, tenant, secret)
-        record.images = sum([len(message.images) for message in self.content])
-        record.begins_conversation = "assistant" not in map(_role_of, self.content)
-        self.conversation = self.request.conversation_id or self.content
-        self._salt = request_validation.prompt_salt(tenant, secret)
-
-    async def hash_prefixes(self) -> tuple[bytes, ...]:
+    async def hash_prefixes(self, tenant: TenantId, secret: str) -> tuple[bytes, ...]:
         """Return hashes of the prompt's prefixes, by which workers that have read them are found."""
+        self._salt = request_validation.prompt_salt(tenant, secret)
         await self._let_others_run()
         return generation.hash_prefixes(self.content, self._salt, self.request.tools)
 

@@ -30,7 +30,7 @@ class AdmissionRecord(msgspec.Struct):
 
     #: None until the prompt is valid.
     prompt_hash: str | None = None
-    #: The messages contain no earlier answer.
+    #: See ``Admitted``.
     begins_conversation: bool = False
     #: See ``InferenceRequest``.
     ignored_fields: str = ""

@@ -53,9 +53,12 @@ class RequestAdmission:
         admitted = await asked.validate()
         asked.content = admitted.content
         record.most_prompt_tokens, record.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
+        record.images = admitted.images
         if caller.policy.guard is not NO_GUARD:
             await asked.guard(caller.policy.guard, record)
-        asked.identify(record, run.principal.tenant_id, search.prompt_hash_secret)
+        record.begins_conversation = admitted.begins_conversation
+        if asked.content:
+            record.prompt_hash = request_validation.fingerprint(asked.content, search.prompt_hash_secret)
         choice = await search.find(run, asked, caller)
         if isinstance(asked.key_use, OrphanedKeyUse):
             choice = choice.continuing(asked.key_use)
@@ -64,7 +67,7 @@ class RequestAdmission:
         max_tokens, prefix_hashes = 0, tuple[bytes, ...]()
         if isinstance(asked, AskedPrompt):
             max_tokens = self._size_answer(record, asked, admitted, choice, limits)
-            prefix_hashes = await asked.hash_prefixes()
+            prefix_hashes = await asked.hash_prefixes(run.principal.tenant_id, search.prompt_hash_secret)
         needs = WorkerRequirements(
             model=choice.models[0],
             tenant=run.principal.tenant_id,
@@ -83,16 +86,16 @@ class RequestAdmission:
 
     async def _read_caller(self, principal: Principal, asked: Asked[Any, Any]) -> CallerContext:
         """Return what applies to the caller, and to what it asks for."""
-        caller = self.search.read_context(principal, forbids_external=asked.forbids_external)
+        config, key_use = self.search.source.config, asked.key_use
+        policy = config.policies.of(principal, forbids_external=asked.forbids_external)
+        names = config.names if policy.direct_models.value else config.route_names
         if asked.by_policy:
             # What the caller may name doesn't matter. Who may see the text does.
-            policy = replace(caller.policy, guard=NO_GUARD, models=())
-            return msgspec.structs.replace(caller, principal=msgspec.structs.replace(principal, models=()), policy=policy)
-        if asked.key_use is None or asked.key_use.config_revision in {None, caller.config.revision}:
-            return caller
-        # A request keeps its guardrails at every gateway: others would move what the caller has already read.
-        guard = await self.read_guardrails(asked.key_use.config_revision, principal)
-        return msgspec.structs.replace(caller, policy=replace(caller.policy, guard=guard))
+            policy, principal = replace(policy, guard=NO_GUARD, models=()), msgspec.structs.replace(principal, models=())
+        elif key_use is not None and key_use.config_revision not in {None, config.revision}:
+            # A request keeps its guardrails at every gateway: others would move what the caller has already read.
+            policy = replace(policy, guard=await self.read_guardrails(key_use.config_revision, principal))
+        return CallerContext(principal, policy, config, names)
 
     def _limits(self, principal: Principal, choice: TargetChoice) -> Sequence[RequestLimit]:
         """Return the limits of the caller, of the model or route that it named, and of the model that is tried first."""
@@ -190,6 +193,6 @@ def _bounds(record: AdmissionRecord, choice: TargetChoice, seconds: float, max_t
         max_tokens=max_tokens,
         answers=answers,
         seconds=seconds,
-        priced_as=choice.priced_as,
+        priced_as=ModelName(choice.route.name) if choice.route is not None and choice.route.has_own_price else None,
         holds=tuple(hold for target in choice.targets if (hold := choice.find_hold(target, usages[target.model])) is not None),
     )

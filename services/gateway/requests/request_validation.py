@@ -74,6 +74,9 @@ class Admitted(msgspec.Struct, frozen=True):
     likely_prompt_tokens: int
     #: A prompt has hardly ever fewer. Workers count exactly; this is for what no model could read.
     least_prompt_tokens: int = 0
+    images: int = 0
+    #: It contains no earlier answer.
+    begins_conversation: bool = False
 
 
 def admit(request: InferenceRequest) -> Admitted:
@@ -95,7 +98,8 @@ def admit(request: InferenceRequest) -> Admitted:
     # Templates may leave thoughts out.
     characters = sum(len(message.content) for message in messages)
     characters += sum(len(tool.description) + len(tool.parameters) for tool in request.tools)
-    return Admitted(messages, most, likely, characters // _MAX_CHARACTERS_IN_A_TOKEN)
+    begins = all(message.role != "assistant" for message in messages)
+    return Admitted(messages, most, likely, characters // _MAX_CHARACTERS_IN_A_TOKEN, len(images), begins)
 
 
 _BLANKS = bytes(0x20 if chr(byte).isspace() and byte < 0x80 else 0x78 for byte in range(256))

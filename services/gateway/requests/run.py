@@ -12,7 +12,7 @@ import msgspec
 from services.gateway.facts import request_record
 from services.gateway.facts.guard_counts import GuardCount, GuardPlace
 from services.gateway.facts.reader import AnswerHead
-from services.gateway.facts.request_record import RequestLabels, RequestRow, ReservationState, RouteUse
+from services.gateway.facts.request_record import RequestLabels, RequestRow, ReservationState
 from services.gateway.facts.tally import Tally
 from services.gateway.facts.upstream_prices import TargetSpending
 from services.gateway.facts.waiting_request import WaitingRequest
@@ -71,11 +71,12 @@ class Run:
         self.is_all_or_nothing = self.is_all_or_nothing or (plan.moderation is not None and plan.moderation.holds)
         # Now, because the head names the route.
         self.attempts.try_target(plan.calls[0].target)
+        route = self.attempts.route
         self.head = AnswerHead(
             self.request_id,
             plan.choice.model,
             self.began_at,
-            self._shown_route(),
+            route if route is None or plan.choice.shows_target else replace(route, variant=None),
             self.admission.limit_usage.tightest,
             self.clamped_to,
         )
@@ -150,11 +151,6 @@ class Run:
 
     def _mark_counted(self) -> None:
         self._is_counted_late = True
-
-    def _shown_route(self) -> RouteUse | None:
-        route = self.attempts.route
-        assert self.plan is not None
-        return route if route is None or self.plan.choice.shows_target else replace(route, variant=None)
 
     # --- its end ------------------------------------------------------------------------------------------------------
 

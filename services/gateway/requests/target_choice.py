@@ -18,7 +18,7 @@ from services.gateway.facts.policies import Policy
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import UpstreamPrices
 from services.gateway.requests import request_validation
-from services.gateway.requests.asked import Asked
+from services.gateway.requests.asked import Asked, AskedPrompt
 from services.gateway.requests.run import Run
 from services.gateway.requests.targets import ServingTarget, TargetAttempts, TargetChoice
 from services.gateway.scheduling import route_choice, routing
@@ -56,12 +56,6 @@ class TargetSearch:
     clock: Callable[[], float] = time.monotonic
     worker_wait_seconds: float = 0.0
     discovery_ends_at: float = -math.inf
-
-    def read_context(self, principal: Principal, *, forbids_external: bool) -> CallerContext:
-        """Return what applies to the caller."""
-        config = self.source.config
-        policy = config.policies.of(principal, forbids_external=forbids_external)
-        return CallerContext(principal, policy, config, config.names if policy.direct_models.value else config.route_names)
 
     async def find(self, run: Run, asked: Asked[Any, Any], caller: CallerContext) -> TargetChoice:
         """Return the targets; without a route, the run's attempts name the model also if the caller may not use it. Wait briefly if the
@@ -163,11 +157,14 @@ class TargetSearch:
                 return run.principal.tenant_id.bytes
             case Sticky.REQUEST:
                 return run.request_id.bytes
-        conversation = asked.conversation or str(run.request_id)
-        if not isinstance(conversation, str):
+        if not isinstance(asked, AskedPrompt):
+            conversation = str(run.request_id)
+        elif asked.request.conversation_id:
+            conversation = asked.request.conversation_id
+        else:
             # The system message and the first question stay the same during a conversation.
-            system = [message for message in conversation[:1] if message.role == "system"]
-            question = next((message for message in conversation if message.role == "user"), None)
+            system = [message for message in asked.content[:1] if message.role == "system"]
+            question = next((message for message in asked.content if message.role == "user"), None)
             conversation = request_validation.fingerprint([*system, *([] if question is None else [question])], self.prompt_hash_secret)
         return run.principal.tenant_id.bytes + conversation.encode()
 

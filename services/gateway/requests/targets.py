@@ -189,10 +189,6 @@ class TargetChoice(msgspec.Struct, frozen=True):
             )
         return msgspec.structs.replace(self, targets=left)
 
-    @property
-    def priced_as(self) -> ModelName | None:
-        return ModelName(self.route.name) if self.route is not None and self.route.has_own_price else None
-
     def find_hold(self, target: ServingTarget, most: Usage) -> TargetHold | None:
         """Return what the request may cost at the target; None without a ceiling."""
         if target.ceiling_micro is None:
