@@ -229,10 +229,6 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     presence_penalty: Penalty | None = None
     stop: Stop | Stops | None = None
 
-    @property
-    def stop_texts(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else self.stop or ()
-
 
 #: What a request has under the same name in all APIs that have it.
 _SHARED_PARAMETERS = (

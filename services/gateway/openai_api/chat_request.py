@@ -161,7 +161,12 @@ def named_conversation(metadata: Mapping[str, Any]) -> str | None:
 def sampled_request(body: SamplingBody) -> InferenceRequest:
     """Return a request with the shared parameters. Raises BadField."""
     biases = _biases(body.logit_bias) if body.logit_bias else {}
-    return InferenceRequest(**chat_messages.shared_parameters(body), stop=body.stop_texts, logit_bias=biases, format=_guide(body))
+    return InferenceRequest(
+        **chat_messages.shared_parameters(body),
+        stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
+        logit_bias=biases,
+        format=_guide(body),
+    )
 
 
 def _biases(biases: dict[str, float]) -> dict[int, float]:
