@@ -61,16 +61,8 @@ class MeasuredAnswer(msgspec.Struct, frozen=True, kw_only=True):
     #: The error code; empty on success.
     error: str = ""
 
-    @property
-    def seconds_per_token(self) -> float | None:
-        """Return the mean time per token after the first; None without such tokens or after an error."""
-        return self._seconds_per(self.output_tokens)
-
-    @property
-    def seconds_per_chunk(self) -> float | None:
-        return self._seconds_per(self.chunks)
-
-    def _seconds_per(self, pieces: int) -> float | None:
+    def seconds_per(self, pieces: int) -> float | None:
+        """Return the mean time per token or chunk after the first; None without such pieces or after an error."""
         if self.error or self.first_text_seconds is None or pieces <= self.at_once:
             return None
         # One of the two may be rounded, so the difference can be negative.
@@ -163,7 +155,7 @@ class WorkerAnswers(_Answers):
         self._metrics.server_request_duration.labels(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
         if answer.first_text_seconds is not None:
             self._metrics.server_time_to_first_token.labels(*labels).observe(answer.first_text_seconds, exemplar)
-        if (seconds := answer.seconds_per_token) is not None:
+        if (seconds := answer.seconds_per(answer.output_tokens)) is not None:
             self._metrics.server_time_per_output_token.labels(*labels).observe(seconds, exemplar)
 
 
@@ -179,7 +171,7 @@ class GatewayAnswers(_Answers):
         self._count(answer, model, exemplar)
         if not asked or not model:
             return
-        if (seconds := answer.seconds_per_token) is not None:
+        if (seconds := answer.seconds_per(answer.output_tokens)) is not None:
             self._metrics.inter_token_seconds.labels(model).observe(seconds, exemplar)
         labels = (answer.operation, PROVIDER, model)
         self._metrics.client_operation_duration.labels(*labels, _error_type(answer.error)).observe(answer.seconds, exemplar)
@@ -189,7 +181,7 @@ class GatewayAnswers(_Answers):
             self._metrics.client_token_usage.labels(*labels, "output").observe(answer.output_tokens, exemplar)
         if answer.first_text_seconds is not None:
             self._metrics.client_time_to_first_chunk.labels(*labels).observe(answer.first_text_seconds, exemplar)
-        if (seconds := answer.seconds_per_chunk) is not None:
+        if (seconds := answer.seconds_per(answer.chunks)) is not None:
             self._metrics.client_time_per_output_chunk.labels(*labels).observe(seconds, exemplar)
 
 

@@ -10,14 +10,13 @@ kept its part of the trace. All buffers are bounded and drop the oldest.
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Self
 
 from shared import context, errors, spans
-from shared.spans import OpenSpan, Span, SpanKind, Trace, Value
+from shared.spans import OpenSpan, Span, SpanKind, Trace
 from shared.telemetry.ring_buffer import RingBuffer
 from shared.timing.token_bucket import TokenBucket
 from shared.types import RequestId
@@ -40,8 +39,6 @@ _ENOUGH_TO_KNOW = 64
 _MAX_NAMES = 200
 
 _LOT = 2**56
-
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -223,50 +220,6 @@ class span(OpenSpan):  # noqa: N801 - read as a statement: with tracing.span("ro
         if error is not None:
             self.error = error_code(error)
         self.end()
-
-
-class CallSpan(Generic[T]):
-    """A context manager that wraps a stream to another node in a client span.
-
-    A different task may exit it than entered it, as happens inside generators.
-    """
-
-    __slots__ = ("_stream", "span")
-
-    def __init__(self, name: str, attributes: Mapping[str, Value], stream: AbstractAsyncContextManager[T]) -> None:
-        self.span = OpenSpan(name, attributes, SpanKind.CLIENT)
-        self._stream = stream
-
-    async def __aenter__(self) -> T:
-        now = context.current.get()
-        if now is None or now.span is None or now.span.trace is None:
-            return await self._stream.__aenter__()
-        self.span.begin(now.span.trace, now.span)
-        context.current.set(context.RequestContext(now.request_id, span=self.span))
-        try:
-            return await self._stream.__aenter__()
-        except BaseException as error:
-            self.span.error = error_code(error)
-            self.span.end()
-            raise
-        finally:
-            context.current.set(now)
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        if self.span.trace is not None:
-            self.span.error = "" if error is None else error_code(error)
-            self.span.end()
-        await self._stream.__aexit__(kind, error, where)
-
-
-def begin(name: str, attributes: Mapping[str, Value] | None = None, kind: SpanKind = SpanKind.INTERNAL) -> OpenSpan | None:
-    """Begin a span that the caller must ``end``, for example inside a generator. Returns None without a current trace."""
-    now = context.current.get()
-    if now is None or now.span is None or now.span.trace is None:
-        return None
-    made = OpenSpan(name, attributes, kind)
-    made.begin(now.span.trace, now.span)
-    return made
 
 
 def of_headers(headers: Iterable[tuple[bytes, bytes]]) -> str:

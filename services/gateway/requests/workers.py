@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,6 @@ from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcClient, RpcReply
 from shared.telemetry import logs, tracing
 from shared.telemetry.instruments import node_label
-from shared.telemetry.tracing import CallSpan
 from shared.types import NodeId
 
 #: Fail over if a live worker sends nothing for this long in a started answer.
@@ -150,26 +149,21 @@ class _RunningWork:
         core, dispatch = self.core, self.workers.dispatch
         self.why, self.claim = wanted.why, None
         needs = self._requirements_for(wanted)
-        selecting = tracing.begin("route.select", {"gen_ai.request.model": needs.model})
         try:
-            if not wanted.why:
-                with suppress(errors.NotReachable):
-                    self.claim = dispatch.claim_now(needs)
-            self.has_waited = self.claim is None
-            if self.claim is None:
-                async with aclosing(dispatch.find(needs)) as found:
-                    async for step in found:
-                        if isinstance(step, Claim):
-                            self.claim = step
-                        elif not core.began and not await self._notify(step):
-                            return None
+            with tracing.span("route.select", {"gen_ai.request.model": needs.model}):
+                if not wanted.why:
+                    with suppress(errors.NotReachable):
+                        self.claim = dispatch.claim_now(needs)
+                self.has_waited = self.claim is None
+                if self.claim is None:
+                    async with aclosing(dispatch.find(needs)) as found:
+                        async for step in found:
+                            if isinstance(step, Claim):
+                                self.claim = step
+                            elif not core.began and not await self._notify(step):
+                                return None
         except (errors.NotReachable, errors.Overloaded) as error:
-            if selecting is not None:
-                selecting.error = errors.code_of(error)
             return core.no_worker(error, self.workers.clock(), self.workers.draw)
-        finally:
-            if selecting is not None:
-                selecting.end()
         assert self.claim is not None  # the generator ends with one
         self.is_preempted = False
         return core.claimed(self.claim.offer.digest, self.workers.clock(), self.claim.start_wait_seconds)
@@ -199,24 +193,25 @@ class _RunningWork:
                     self.workers.dispatch.ensure_allowed(claim.worker.node, self.requirements)
                 self.on_claim(claim, core.at.ids)
                 try:
-                    async with self._call(claim, asked) as answer:
-                        accepted, self.reply, claim.call = None, answer, None if claim.provider else self
-                        try:
-                            with watch:
-                                async for item in answer:
-                                    watch.since = None
-                                    if accepted is None and isinstance(accepted := answer.accepted, PromptAccepted):
-                                        self._accept(accepted)
-                                    at = core.item(item)
-                                    if at is not None and not await reader.take(0 if item.waiting else 1, item, at):
-                                        return None
-                                    if core.began and not claim.has_delivered:
-                                        claim.record_delivery()
-                                    watch.expect()
-                        finally:
-                            self.reply, claim.call = None, None
-                            claim.was_accepted = answer.accepted is not None
-                        step: Step = self._end(claim, answer.end)
+                    with self._span(claim.worker.node):
+                        async with self._call(claim.worker.node, asked) as answer:
+                            accepted, self.reply, claim.call = None, answer, None if claim.provider else self
+                            try:
+                                with watch:
+                                    async for item in answer:
+                                        watch.since = None
+                                        if accepted is None and isinstance(accepted := answer.accepted, PromptAccepted):
+                                            self._accept(accepted)
+                                        at = core.item(item)
+                                        if at is not None and not await reader.take(0 if item.waiting else 1, item, at):
+                                            return None
+                                        if core.began and not claim.has_delivered:
+                                            claim.record_delivery()
+                                        watch.expect()
+                            finally:
+                                self.reply, claim.call = None, None
+                                claim.was_accepted = answer.accepted is not None
+                            step: Step = self._end(claim, answer.end)
                 finally:
                     if core.processed_tokens is not None:
                         claim.record_tokens(*core.processed_tokens)
@@ -233,19 +228,22 @@ class _RunningWork:
         if self.core.accepted(accepted):
             self.reader.begin(accepted)
 
-    def _call(self, claim: Claim, asked: AskWorker) -> CallSpan[RpcReply[Any, Any]]:
-        kind, node, work = self.core.kind, claim.worker.node, self.work
-        if asked.delivered:
-            work = msgspec.structs.replace(work, delivered=asked.delivered, numerics=asked.numerics)
+    def _span(self, node: NodeId) -> tracing.span:
+        operation, model = self.core.kind.operation, self.requirements.model
         attributes: dict[str, spans.Value] = {
             "rpc.system": "aimesh",
-            "gen_ai.operation.name": kind.operation,
+            "gen_ai.operation.name": operation,
             "gen_ai.provider.name": "aimesh",
-            "gen_ai.request.model": self.requirements.model,
+            "gen_ai.request.model": model,
             "server.address": node_label(node),
         }
-        call = self.workers.rpc.stream(kind.method, work, to=node, deadline_seconds=asked.seconds)
-        return CallSpan(f"{kind.operation} {self.requirements.model}", attributes, call)
+        return tracing.span(f"{operation} {model}", attributes, spans.SpanKind.CLIENT)
+
+    def _call(self, node: NodeId, asked: AskWorker) -> AbstractAsyncContextManager[RpcReply[Any, Any]]:
+        kind, work = self.core.kind, self.work
+        if asked.delivered:
+            work = msgspec.structs.replace(work, delivered=asked.delivered, numerics=asked.numerics)
+        return self.workers.rpc.stream(kind.method, work, to=node, deadline_seconds=asked.seconds)
 
     def _end(self, claim: Claim, end: End) -> Done:
         done, dispatch, node = self.core.ended(end), self.workers.dispatch, claim.worker.node

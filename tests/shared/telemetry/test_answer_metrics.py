@@ -91,7 +91,8 @@ def test_what_no_worker_was_asked_is_no_operation_of_a_client() -> None:
     ],
 )
 def test_the_time_between_tokens(fields: dict[str, object], expected: float | None) -> None:
-    assert _answer(**fields).seconds_per_token == expected
+    answer = _answer(**fields)
+    assert answer.seconds_per(answer.output_tokens) == expected
 
 
 @pytest.mark.parametrize(
