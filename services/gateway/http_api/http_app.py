@@ -201,20 +201,16 @@ class HttpApp:
         preflight, cors = "", self._access.cors
         if cors.origins:
             preflight = cors.preflight_verb(scope["method"], scope["path"], call.header(b"access-control-request-method"))
-        route = self._find(scope, call, preflight or scope["method"])
-        if cors.origins and route.access.who is Audience.PERSON and cors.covers(route.path):
-            call.add_headers(cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
-        return route, bool(preflight)
-
-    def _find(self, scope: Scope, call: HttpCall, verb: str) -> HttpRoute:
-        found = self._match(scope["path"])
+        found, verb = self._match(scope["path"]), preflight or scope["method"]
         if found is None:
             raise self._missing(scope["path"], call.origin)
         by_verb, call.rest_of_path = found
         route = by_verb.get(verb)
         if route is None:
             raise errors.MethodNotAllowed(f"{scope['path']} accepts {' and '.join(by_verb)}, not {verb[:20]}")
-        return route
+        if cors.origins and route.access.who is Audience.PERSON and cors.covers(route.path):
+            call.add_headers(cors.headers(call.header(b"origin"), preflight, call.header(b"access-control-request-headers")))
+        return route, bool(preflight)
 
     def _match(self, path: str) -> tuple[dict[str, HttpRoute], str] | None:
         """Return the path's routes by verb, and the part of it that their braces match."""

@@ -388,21 +388,18 @@ class Dispatch:
                     seconds = outliers.ejection_seconds(node, model, self.clock())
                     _log.warning("worker ejected", worker=node, model=model, seconds=seconds, code=errors.code_of(error))
             case Charged(cost, answer_tokens):
-                self._charge(claim, cost, answer_tokens)
+                model_queue = self.model_queue(model)
+                model_queue.queue.charge(claim.tenant, cost)
+                if answer_tokens is not None:
+                    model_queue.record_length(answer_tokens)
+                if model_queue.queue:
+                    # The others order what waits by it.
+                    self.on_change()
             case Released(seconds):
                 self._end_claim(claim, model)
                 if seconds is not None:
                     self.model_queue(model).record_duration(seconds)
                 self._reassign(node)
-
-    def _charge(self, claim: Claim, cost: float, answer_tokens: int | None) -> None:
-        model_queue = self.model_queue(claim.requirements.model)
-        model_queue.queue.charge(claim.tenant, cost)
-        if answer_tokens is not None:
-            model_queue.record_length(answer_tokens)
-        if model_queue.queue:
-            # The others order what waits by it.
-            self.on_change()
 
     def _end_claim(self, claim: Claim, model: ModelName) -> None:
         node = claim.worker.node
