@@ -17,13 +17,13 @@ from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest
 from shared.api.gateway import InferenceRequest, InferenceResult
-from shared.api.generation import ChatMessage, Tool, ToolCall, ToolCallPart
+from shared.api.generation import ChatMessage, GenerationEnd, Tool, ToolCall, ToolCallPart, Usage
 from shared.api.inference import Chunk
 from shared.config_documents import PolicyDocument
 from shared.stores.cache import Cache
 from shared.types import FinishReason, KeyId, ModelName, RequestStatus
 from tests.services.gateway import fakes, thinking
-from tests.services.gateway.fakes import OWNER, RunningService
+from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 from tests.services.gateway.pulled import PulledRuns
 from tests.services.gateway.requests.test_embedding_runs import EmbeddingWorker
 from tests.services.gateway.thinking import Thinks
@@ -192,6 +192,25 @@ async def test_a_refused_answer_ends_before_the_match_and_the_worker_stops(guard
     row = guarded.service.store.only_row
     assert (row.status, row.completion_tokens) == (RequestStatus.SUCCESS, 4)
     assert [action for action, _, _ in guarded.acts.found] == ["guard.refuse"]
+
+
+async def test_a_refused_answer_ends_no_other_of_its_request(guarded: Guarded) -> None:
+    class Both(FakeWorker):
+        async def run(self, prompt: Any) -> AsyncIterator[Chunk | GenerationEnd]:
+            for answer, words in enumerate((("Pay ", CARD, " now", " and", "."), ("Fine", " so", " far", " and", "."))):
+                for word in words:
+                    yield Chunk(word, (1,), answer=answer)
+            yield GenerationEnd(FinishReason.STOP, Usage(7, 10), (FinishReason.STOP, FinishReason.STOP))
+
+    guarded.use(mesh={"answer": {"card": "refuse"}})
+    guarded.service.add_worker(1, Both(), "smollm2")
+    context.start()
+    texts = ["", ""]
+    async with guarded.pulled.run(OWNER, InferenceRequest(prompt="hi", n=2), seconds=10) as running:
+        async for _, chunk in running:
+            texts[chunk.answer] += chunk.text
+    assert texts == ["Pay ", "Fine so far and."]
+    assert running.result.finish_reasons == (FinishReason.CONTENT_FILTER, FinishReason.STOP)
 
 
 async def test_a_cached_answer_is_guarded_by_the_policy_of_now(guarded: Guarded) -> None:

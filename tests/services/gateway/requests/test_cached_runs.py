@@ -96,6 +96,15 @@ async def test_a_hit_has_all_tokens_of_an_answer_that_took_several_steps(asker: 
     assert computed.usage.completion_tokens == hit.usage.completion_tokens == 5
 
 
+async def test_a_hit_that_its_caller_leaves_has_saved_nothing(asker: Asker) -> None:
+    await asker.ask()
+    context.start()
+    async with asker.pulled.run(OWNER, InferenceRequest(prompt="hi", temperature=0.0), seconds=10) as running:
+        await anext(running)
+    row = list(asker.running_service.store.rows.values())[-1]
+    assert (row.cached, row.status, row.completion_tokens, row.saved_micro) == (True, "cancelled", 1, 0)
+
+
 async def test_a_hit_uses_nothing_of_its_callers_limit(asker: Asker) -> None:
     service, left = asker.running_service, []
     plans = {OWNER.tier: replace(tiers.NO_LIMITS, tokens_per_minute=100_000)}

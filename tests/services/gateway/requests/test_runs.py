@@ -166,6 +166,19 @@ async def test_output_is_counted_by_token_ids_and_not_by_the_workers_claim(runni
     assert result.usage.prompt_tokens < 1000
 
 
+@pytest.mark.parametrize(("claimed", "counted"), [(10**6, Usage(7, 3, 7, 3)), (-5, Usage(7, 3, 0, 0)), (2, Usage(7, 3, 2, 2))])
+async def test_cached_and_reasoning_tokens_are_within_what_was_counted(
+    running_service: RunningService, claimed: int, counted: Usage
+) -> None:
+    class Claiming(FakeWorker):
+        async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
+            async for item in super().run(prompt):
+                yield msgspec.structs.replace(item, usage=Usage(7, 3, claimed, claimed)) if isinstance(item, GenerationEnd) else item
+
+    running_service.add_worker(1, Claiming(), "smollm2")
+    assert (await ask(running_service))[1].usage == counted
+
+
 async def test_a_full_queue_of_rows_refuses_before_anything_runs(running_service: RunningService) -> None:
     running_service.store.away = True
     for _ in range(10_000):

@@ -15,6 +15,7 @@ from services.gateway.requests.generation import Failed, FindWorker, Generation
 from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, GenerationEnd, Usage
@@ -108,6 +109,15 @@ async def test_errors_that_every_worker_would_return_are_not_retried(error: type
     with pytest.raises(error):
         await WorkersHarness(*workers).text()
     assert sum(len(worker.received) for worker in workers) == 1
+
+
+async def test_a_tenants_share_is_charged_for_what_its_worker_has_processed(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[tuple[int, int]] = []
+    monkeypatch.setattr(Claim, "record_tokens", lambda _claim, *tokens: recorded.append(tokens))
+    await WorkersHarness(FakeWorker()).text()
+    with pytest.raises(errors.WorkerLost):
+        await WorkersHarness(FakeWorker(fails_with=errors.LinkLost("gone"), fails_after=1)).text()
+    assert recorded == [(7, 3), (7, 1)]
 
 
 async def test_no_worker() -> None:
