@@ -92,7 +92,7 @@ biome: ## check JavaScript and CSS, as make check and the pre-commit hook do
 	@$(BIOME) --config-path=services/web/static/js tests/services/web/js
 	@cd services/web/static/js && $(BIOME) .
 
-mutants: setup-dev ## inject the faults of tests/mutants.toml; a test must fail for each (5 minutes)
+mutants: setup-dev ## inject the faults of tests/mutants.toml; a test must fail for each (9 minutes)
 	@$(BIN)/python -m tools.mutants $(ONLY)
 
 chaos: setup-dev ## break every part of a stack under load, three times each, and write docs/reference/faults.md (25 minutes)
