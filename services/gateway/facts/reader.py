@@ -8,6 +8,7 @@ import msgspec
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.tally import Tally
 from services.gateway.facts.tightest_limit import TightestLimit
+from shared import errors
 from shared.types import ModelName, RequestId
 
 Head_contra = TypeVar("Head_contra", contravariant=True)
@@ -45,3 +46,8 @@ class Reader(Generic[Head_contra, Piece_contra]):
         """Take the next piece; number 0 is a waiting notice. ``at``: the count of the answer with it. Return whether more is wanted. Raises
         an AimeshError if the caller can't take more; what reads a worker's answer never raises one, because it would be the worker's."""
         return True
+
+
+def left_early() -> errors.Cancelled:
+    """Return how an answer ends whose reader wants no more of it."""
+    return errors.Cancelled("the reader wanted no more of the answer")

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.facts import tally
-from services.gateway.facts.reader import AnswerHead, Reader
+from services.gateway.facts.reader import AnswerHead, Reader, left_early
 from services.gateway.idempotency import answer_encryption, idempotency_keys
 from services.gateway.idempotency.idempotency_keys import (
     AbandonedRequest,
@@ -138,7 +138,7 @@ class IdempotentRequests:
         recorder, place = found
         end = await recorder.play(reader, place)
         if end is None:
-            raise errors.Cancelled("the reader wanted no more of the answer")
+            raise left_early()
         return end
 
     async def cancel(self, owner: TenantId, key: str) -> None:
@@ -381,7 +381,8 @@ async def _play_stored(stored: KeptAnswer[Piece, End], reader: KeyReader[Piece],
     """Give the reader what is stored. Raises the error with which the answer ended, after the chunks before it."""
     reader.begin(AnswerHead(stored.request_id, stored.model, stored.began_at))
     for number, chunk in [*enumerate(stored.chunks or (), start=1)][after:]:
-        await reader.take(number, chunk, tally.NOTHING)
+        if not await reader.take(number, chunk, tally.NOTHING):
+            raise left_early()
     if stored.problem is not None:
         raise errors.from_problem(stored.problem)
     assert stored.result is not None  # set if `problem` is None

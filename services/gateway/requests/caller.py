@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from services.gateway.facts.reader import Reader
+from services.gateway.facts.reader import Reader, left_early
 from services.gateway.facts.tally import Tally
 from services.gateway.requests.answers import TextAnswer
 from services.gateway.requests.hold import Hold
@@ -56,7 +56,7 @@ class Caller(Reader[PromptAccepted, Any]):
         try:
             shown = run.take(piece, at, self._clock())
             if shown is not None and not await self._reader.take(*shown, at):
-                raise _left()
+                raise left_early()
         except errors.AimeshError as error:
             # Not the worker's, so nothing is tried again.
             run.failure = error
@@ -90,7 +90,7 @@ class Caller(Reader[PromptAccepted, Any]):
     async def _give(self, number: int, piece: Any, at: Tally) -> bool:
         try:
             if not await self._reader.take(number, piece, at):
-                raise _left()
+                raise left_early()
         except errors.AimeshError as error:
             self.run.failure = error
             return False
@@ -123,7 +123,3 @@ class Caller(Reader[PromptAccepted, Any]):
         if self._extending is not None:
             self._extending.cancel()
             await asyncio.wait([self._extending], timeout=_LATE_SECONDS if self._is_late else None)
-
-
-def _left() -> errors.Cancelled:
-    return errors.Cancelled("the reader wanted no more of the answer")

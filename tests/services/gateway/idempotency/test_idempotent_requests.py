@@ -128,6 +128,7 @@ async def test_a_repeat_gets_the_same_answer(running_service: RunningService) ->
         assert is_whole(repeat)
         assert repeat.result == first.result
     assert (await other.ask(keyed_request(after=3))).texts == whole(after=3)
+    assert (await other.ask(keyed_request(), stops_after=2)).numbers == [1, 2], "a reader may leave a stored answer, too"
     assert (gateway.maker.seeds, other.maker.seeds) == ([7], [])
     # An answer that is in PostgreSQL needn't stay in memory.
     assert gateway.recorders._bytes == 0
