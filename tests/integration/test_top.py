@@ -10,6 +10,7 @@ import termios
 
 import pytest
 
+from shared.lists import health
 from shared.types import SERVICE_NAMES
 from tests.cli.top import screens
 from tests.cli.top.screens import PICTURE
@@ -40,7 +41,7 @@ async def test_a_person_watches_the_mesh_and_leaves_by_ctrl_c(stack: RunningStac
         running = start(stack, person)
         try:
             picture = await person.sees("requests/s", *SERVICE_NAMES.values(), "echo", seconds=30)
-            assert picture.startswith(("aimesh healthy", "aimesh degraded")), picture
+            assert picture.startswith(tuple(f"aimesh {health.status(of)[0]} " for of in ("healthy", "degraded"))), picture
             assert "not known" not in picture
             await person.sees("requests/s", pictures=person.shown.count(PICTURE) + 2)
             person.press(CTRL_C)
