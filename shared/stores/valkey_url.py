@@ -7,6 +7,7 @@
 ``rediss+sentinel`` and ``rediss+cluster`` use TLS.
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -38,10 +39,14 @@ class ValkeyUrl:
 def parse(url: str) -> ValkeyUrl:
     """Raises ValueError with a message that does not quote the URL."""
     try:
-        parts = urlsplit(url)
+        # urlsplit refuses an IPv6 address behind the first host, so it gets the first host only.
+        start, slashes, rest = url.partition("://")
+        authority = re.split("[/?#]", rest, maxsplit=1)[0]
+        login, at, servers = authority.rpartition("@")
+        hosts = servers.split(",") if "+" in start else [servers]
+        parts = urlsplit(f"{start}{slashes}{login}{at}{hosts[0]}{rest[len(authority) :]}")
         scheme, _, kind = parts.scheme.partition("+")
         options = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        hosts = parts.netloc.rpartition("@")[2].split(",") if kind else [parts.netloc]
         nodes = tuple(_node(each, _SENTINEL_PORT if kind == "sentinel" else _PORT) for each in hosts)
     except ValueError:
         # The original error would quote the password.

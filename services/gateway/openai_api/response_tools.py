@@ -143,9 +143,10 @@ def arguments_of(text: str) -> str:
 #: Models write no more spaces than this before it.
 _MAX_BEGINNING = 256
 #: The beginning of the arguments, and as much of their text as can be decoded alone: no half escape, and no half of a surrogate pair.
+#: Its repeats are not possessive: those of Python before 3.11.5, such as Debian 12's, may fail where they should match.
 _BEGINNING = re.compile(rf'\s*\{{\s*"{_ARGUMENT}"\s*:\s*"')
 _DECODABLE = re.compile(
-    r'(?:[^"\\]++|\\["\\/bfnrt]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*+'
+    r'(?:[^"\\]+|\\["\\/bfnrt]|\\u(?![dD][89a-fA-F])[0-9a-fA-F]{4}|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*'
 )
 
 

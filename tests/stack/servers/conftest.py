@@ -15,5 +15,5 @@ def old_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> None:
         extract(self, path, members, numeric_owner=numeric_owner)
 
-    monkeypatch.delattr(tarfile, "data_filter")
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
     monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
