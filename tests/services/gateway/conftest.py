@@ -1,7 +1,8 @@
-"""Databases with the gateway's tables, and configurations that are read in the test's own process."""
+"""Databases with the gateway's tables, an HTTP client, and configurations that are read in the test's own process."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
+import httpx
 import pytest
 
 from services.gateway.configuration import config_file
@@ -9,6 +10,8 @@ from services.gateway.configuration.config_file import ReadDocument, ReadRequest
 from services.gateway.facts.config_snapshot import DocumentKey
 from services.gateway.guard import guard_checks
 from services.gateway.idempotency import sealed_values
+from tests.services.gateway import http_answers
+from tests.services.gateway.fakes import RunningService
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +34,12 @@ def _wait_for_cached_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sealed_values, "VALKEY_SECONDS", 5.0)
         yield
+
+
+@pytest.fixture
+async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
+    async with http_answers.connected(running_service) as client:
+        yield client
 
 
 async def _read(request: ReadRequest) -> dict[DocumentKey, ReadDocument]:

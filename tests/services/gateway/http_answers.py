@@ -5,10 +5,15 @@ from typing import Any
 
 import httpx
 
-from tests.services.gateway.fakes import KEY
+from tests.services.gateway.fakes import KEY, RunningService
 
 BEARER = {"authorization": f"Bearer {KEY}"}
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def connected(running_service: RunningService) -> httpx.AsyncClient:
+    """Return a client with a key, which calls the HTTP API without sockets."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER)
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:

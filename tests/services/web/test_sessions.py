@@ -2,15 +2,8 @@ import pytest
 
 from services.web import sessions
 from shared import errors
+from tests.clocks import Clock
 from tests.services.web.fake_mesh import FakeMesh
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

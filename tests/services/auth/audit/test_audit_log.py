@@ -6,15 +6,9 @@ from services.auth.audit.audit_log import AuditLog
 from services.auth.audit.audit_store import AuditStore
 from shared import errors
 from shared.api.audit import Result
+from tests.clocks import Clock
 from tests.servers import PostgresServer
 from tests.services.auth.audit.deeds import act, all_rows, refusal
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

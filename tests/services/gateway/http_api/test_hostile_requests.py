@@ -32,7 +32,6 @@ from tests import tiers
 from tests.services.gateway import fakes, openai_clients
 from tests.services.gateway.fakes import KEY, RunningService
 
-BEARER = {"authorization": f"Bearer {KEY}"}
 HI: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "hi"},
@@ -52,12 +51,6 @@ READ: dict[str, Read] = {
 async def running_service() -> AsyncIterator[RunningService]:
     async with fakes.running_service() as service:
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 # --- paths that are decoded differently ------------------------------------------------------------------------------------

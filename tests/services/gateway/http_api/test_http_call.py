@@ -34,10 +34,10 @@ from shared.context import new_request_id
 from shared.types import FinishReason, RequestId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
+from tests.services.gateway.http_answers import BEARER
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
 
-BEARER = {"authorization": f"Bearer {KEY}"}
 #: Each route with a streamed answer, and a request body for it.
 STREAMS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}], "stream": True},
@@ -53,12 +53,6 @@ STREAMS: dict[str, dict[str, Any]] = {
 async def running_service() -> AsyncIterator[RunningService]:
     async with fakes.running_service() as service:
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 # --- ids ------------------------------------------------------------------------------------------------------------------

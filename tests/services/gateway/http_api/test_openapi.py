@@ -12,9 +12,8 @@ import pytest
 from shared import errors
 from shared.access_table import Audience
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, RunningService
+from tests.services.gateway.fakes import RunningService
 
-BEARER = {"authorization": f"Bearer {KEY}"}
 #: The OpenAPI Initiative's schema of a document.
 META = json.loads(Path(__file__).with_name("openapi-3.1.schema.json").read_text())
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -48,12 +47,6 @@ ASKED: dict[str, list[dict[str, Any]]] = {
 async def running_service() -> AsyncIterator[RunningService]:
     async with fakes.running_service() as service:
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import USER, RunningService
-from tests.services.gateway.http_answers import BEARER, problem
+from tests.services.gateway.http_answers import problem
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 OWN, ANOTHERS = RequestId(UUID(int=31)), RequestId(UUID(int=32))
@@ -33,12 +33,6 @@ async def running_service() -> AsyncIterator[RunningService]:
     async with fakes.running_service() as service:
         service.reports.rows = (logged(OWN, rating=-1), logged(ANOTHERS, UserId(UUID(int=99))))
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 # --- the request log ------------------------------------------------------------------------------------------------------

@@ -13,20 +13,13 @@ from services.gateway.idempotency.recorder import Produce, Recorder, Recorders, 
 from shared import errors
 from shared.api.inference import Chunk
 from shared.types import UserId
+from tests.clocks import Clock
 from tests.testnet import until
 
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 NAME = RecordingId(ADA, b"one")
 
 Made = Recorder[str, Chunk, int]
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope,
 from shared import errors
 from shared.api.gateway import LimitState
 from shared.types import Tier
-from tests.services.gateway import fakes
+from tests.services.gateway import fakes, http_answers
 from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, problem
 from tests.services.gateway.limits import kinds
@@ -85,7 +85,7 @@ async def test_a_budget_refusal_has_the_limit_headers(running_service: RunningSe
 async def test_a_refusal_without_the_ledger_has_the_limit_headers(running_service: RunningService, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.gateway.billing.ledger.RESERVE_SECONDS", 0.01)
     running_service.books.away = True
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
+    async with http_answers.connected(running_service) as client:
         answer = await client.post("/v1/chat/completions", json=CHAT)
     problem(answer, 503, "ledger_unavailable")
     assert answer.headers.get_list("x-ratelimit-remaining-requests") == ["99"]
@@ -96,7 +96,7 @@ async def test_a_refusal_without_the_ledger_has_the_limit_headers(running_servic
 )
 async def test_a_workers_error_has_the_limit_headers_once(running_service: RunningService, error: errors.AimeshError, status: int) -> None:
     running_service.worker.fails_with = error
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
+    async with http_answers.connected(running_service) as client:
         for stream in (False, True):
             answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
             assert answer.status_code == status

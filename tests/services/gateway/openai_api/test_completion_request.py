@@ -13,21 +13,13 @@ from shared.api import inference
 from shared.api.generation import MAX_PROMPT_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, GenerationEnd, OutputFormat, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
-
-BEARER = {"authorization": f"Bearer {KEY}"}
+from tests.services.gateway.fakes import FakeWorker, RunningService
 
 
 @pytest.fixture
 async def running_service() -> AsyncIterator[RunningService]:
     async with fakes.running_service() as service:
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 async def complete(http: httpx.AsyncClient, **fields: Any) -> Completion:

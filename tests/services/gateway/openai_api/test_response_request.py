@@ -14,9 +14,8 @@ from shared.api import inference
 from shared.api.generation import ChatMessage, FormatKind, GenerationEnd, ToolCall, Usage
 from shared.types import FinishReason
 from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
+from tests.services.gateway.fakes import FakeWorker, RunningService
 
-BEARER = {"authorization": f"Bearer {KEY}"}
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 TOOL: dict[str, Any] = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}
 OTHER = {"type": "function", "name": "count", "description": "Counts.", "parameters": None, "strict": True}
@@ -27,12 +26,6 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 async def running_service() -> AsyncIterator[RunningService]:
     async with fakes.running_service() as service:
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 async def respond(http: httpx.AsyncClient, **fields: Any) -> Response:

@@ -23,9 +23,9 @@ from shared.api.generation import ChatMessage, GenerationEnd, ToolCall, Usage
 from shared.config_documents import PolicyDocument
 from shared.stores.cache import Cache
 from shared.types import FinishReason, UserId
-from tests.services.gateway import fakes
+from tests.services.gateway import fakes, http_answers
 from tests.services.gateway.fakes import OWNER, TOKEN, FakeWorker, RunningService, rpc_call
-from tests.services.gateway.openai_api.test_response_request import BEARER, respond, streamed
+from tests.services.gateway.openai_api.test_response_request import respond, streamed
 from tests.services.gateway.openai_api.test_response_tools import AGENTS
 from tests.stopwatch import HANG_SECONDS
 
@@ -59,12 +59,6 @@ async def running_service(valkey_url: str) -> AsyncIterator[RunningService]:
     async with Cache.open(valkey_url) as cache, fakes.running_service() as service:
         service.items = StoredItems(cache, service, secret="s" * 16, most_bytes=40 * 2**20)
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 @pytest.fixture
@@ -216,7 +210,7 @@ async def test_a_dropped_tenant_has_nothing_left(
 async def test_without_valkey_the_answer_still_comes(valkey_url: str) -> None:
     async with fakes.running_service() as service:
         service.add_worker(1, Agent(), "smollm2")
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(service.app()), base_url="http://gateway", headers=BEARER) as http:
+        async with http_answers.connected(service) as http:
             response = await respond(http, tools=[AGENTS])
             events = await streamed(http, tools=[AGENTS])
             assert [response.to_dict()["store"], *(events[at].response.to_dict()["store"] for at in (0, -1))] == [False, True, False]

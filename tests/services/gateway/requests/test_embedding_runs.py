@@ -20,10 +20,8 @@ from shared.api import embedding
 from shared.api.auth import Principal
 from shared.api.embedding import Embedded, EmbeddingRequest, EmbeddingResult, Vectors
 from shared.types import ModelName, TenantId, UserId
-from tests.services.gateway import fakes, openai_clients
-from tests.services.gateway.fakes import KEY, KEY_ID, OWNER, USER, FakeWorker, RunningService
-
-BEARER = {"authorization": f"Bearer {KEY}"}
+from tests.services.gateway import fakes, http_answers, openai_clients
+from tests.services.gateway.fakes import KEY_ID, OWNER, USER, FakeWorker, RunningService
 
 
 def packed(*numbers: float) -> bytes:
@@ -57,12 +55,6 @@ async def running_service() -> AsyncIterator[RunningService]:
         service.worker = EmbeddingWorker()
         service.add_worker(1, service.worker, "smollm2")
         yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 @pytest.fixture
@@ -103,7 +95,7 @@ async def test_an_organization_that_shares_its_founders_limits_waits_as_its_foun
 
 
 async def test_infer_takes_embeddings(running_service: RunningService) -> None:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as http:
+    async with http_answers.connected(running_service) as http:
         answer = await http.post("/api/infer", json={"model": "smollm2", "payload": {"input": ["a", "bcd", "ef"]}})
         assert answer.status_code == 200, answer.text
         body = answer.json()
@@ -129,7 +121,7 @@ async def test_infer_takes_embeddings(running_service: RunningService) -> None:
     ],
 )
 async def test_infer_refuses_embeddings_that_say_two_things(running_service: RunningService, payload: dict[str, Any], param: str) -> None:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(running_service.app()), base_url="http://gateway", headers=BEARER) as http:
+    async with http_answers.connected(running_service) as http:
         answer = await http.post("/api/infer", json={"payload": payload})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 

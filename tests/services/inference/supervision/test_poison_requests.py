@@ -6,16 +6,10 @@ from services.inference.jobs import GenerationJob
 from services.inference.supervision import poison_requests
 from services.inference.supervision.poison_requests import KEPT_SECONDS, MOST_SUSPECTS, PoisonRequests, RequestSuspicion
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat
+from tests.clocks import Clock
 from tests.services.inference.standins import job
 
 A, B = b"a" * 32, b"b" * 32
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_every_request_running_during_a_crash_is_suspect() -> None:
