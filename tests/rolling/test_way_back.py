@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -45,6 +46,12 @@ def next_version(folder: Path) -> Release:
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "services" / "gateway" / "migrations" / POST).write_text("CREATE TABLE after_rolling (number integer);")
     return Release(HEAD.python, folder)
+
+
+def version_of(release: Release) -> str:
+    text = (release.folder / "sdk/python/src/aimesh/version.py").read_text(encoding="utf-8")
+    (found,) = re.findall(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    return str(found)
 
 
 async def is_ready(program: Program) -> bool:
@@ -180,6 +187,7 @@ class Fleet:
 @pytest.mark.timeout(600)
 async def test_each_service_is_replaced_and_taken_back_under_load(tmp_path: Path) -> None:
     previous = await asyncio.to_thread(previous_release.find)
+    before = version_of(previous)
     head = await asyncio.to_thread(next_version, tmp_path / "head")
     async with stack(previous, **SETTINGS) as old, people.api_client(old) as api_client:
         ann = await api_client.register("ann", Tier.ENTERPRISE)
@@ -199,7 +207,7 @@ async def test_each_service_is_replaced_and_taken_back_under_load(tmp_path: Path
                         await fleet.start(service, head, traffic)
                         if service == "auth":
                             refused = await new.aicli("stack", "migrate", "--post")
-                            assert (refused.status, "gateway" in refused.err, "(0.2.0)" in refused.err) == (2, True, True), refused.err
+                            assert (refused.status, "gateway" in refused.err, f"({before})" in refused.err) == (2, True, True), refused.err
                     for service in reversed(list(replicas.ROLES)):
                         await fleet.start(service, previous, traffic)
                     traffic.is_over = True
