@@ -283,12 +283,11 @@ async def _show_login(
 
 
 def _json(answer: msgspec.Struct, status: HTTPStatus) -> Page:
-    return Page(msgspec.json.encode(_both_spellings(answer)), media_type=MediaType.JSON, status_code=status)
+    return Page(msgspec.json.encode(_in_snake_case(answer)), media_type=MediaType.JSON, status_code=status)
 
 
-def _both_spellings(value: object) -> object:
-    """Return a message with snake_case names, as in the rest of the API, and the camelCase ones of 0.2.0, which the next release drops."""
+def _in_snake_case(value: object) -> object:
+    """Return a message with snake_case names, as in the rest of the API."""
     if not isinstance(value, msgspec.Struct):
         return value
-    fields = msgspec.structs.fields(value)
-    return {name: _both_spellings(getattr(value, field.name)) for field in fields for name in (field.name, field.encode_name)}
+    return {name: _in_snake_case(part) for name, part in msgspec.structs.asdict(value).items()}
