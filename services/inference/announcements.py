@@ -228,7 +228,6 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         only_moderates=status.only_moderates,
         rests=status.rests,
         region=status.region,
-        open_ended=True,
         abilities=status.abilities,
         is_adapter=status.parent is not None,
         is_upstream=status.is_upstream,

@@ -45,8 +45,6 @@ class ProcessPrompt(Body, frozen=True):
     streamed: bool = True
     #: The reader's credit means that the caller got the items. Otherwise a receipt counts nothing as credited.
     reader_paced: bool = False
-    #: Always true.
-    call_parts: bool = False
     #: The caller named no max_tokens. That of ``model_config`` is only the gateway's own bound, which other servers may refuse.
     open_ended: bool = False
 

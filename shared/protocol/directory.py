@@ -80,8 +80,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     rests: bool = False
     #: Where its server is, for people.
     region: Annotated[str, msgspec.Meta(max_length=64)] = ""
-    #: Always true.
-    open_ended: bool = False
+    #: Always false. It has the place of a former field, because the fields of an array are known by their places.
+    unused: bool = False
     #: ``Ability`` or newer ones.
     abilities: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=32)], ...], msgspec.Meta(max_length=32)] = ()
     #: Its name is that of a model, a colon and that of an adapter.

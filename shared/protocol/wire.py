@@ -49,8 +49,6 @@ class Hello(msgspec.Struct, array_like=True, tag=1, frozen=True):
     max_calls: int = MAX_CALLS
     #: The process, as in announcements. Over NATS, two processes with one key both get every message of this link.
     instance: str = ""
-    #: The longest request that the sender takes, for methods that allow one. The same for all.
-    max_request_bytes: int = MAX_REQUEST_BYTES
 
 
 class Announce(msgspec.Struct, array_like=True, tag=2, frozen=True):

@@ -136,7 +136,7 @@ class AskedPrompt(Asked[InferenceRequest, ProcessPrompt]):
         limit = record.most_answer_tokens if is_open_ended else record.held.max_tokens
         sampling = dict(zip(_SAMPLED, _sampling_of(self.request), strict=True)) | {"max_tokens": limit}
         config = inference.ModelConfig(**sampling, model=target.model)
-        return ProcessPrompt(tuple(self.content), config, request_id, self._salt, call_parts=True, open_ended=is_open_ended)
+        return ProcessPrompt(tuple(self.content), config, request_id, self._salt, open_ended=is_open_ended)
 
 
 class AskedTexts(Asked[Request, Call]):

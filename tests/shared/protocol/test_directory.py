@@ -243,7 +243,7 @@ def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
     announcement = make_announcement(models=(offer,))
     assert directory.decode(directory.encode(announcement)).models == (offer,)
     fields = msgspec.structs.fields(ModelOffer)
-    newest = ["provider", "only_moderates", "rests", "region", "open_ended", "abilities", "is_adapter", "is_upstream"]
+    newest = ["provider", "only_moderates", "rests", "region", "unused", "abilities", "is_adapter", "is_upstream"]
     assert [field.name for field in fields[-11:]] == [*newest, "upstream_model", "can_suit_agents", "numerics"], (
         "fields of an array may only be appended"
     )
