@@ -257,6 +257,7 @@ METHODS: Mapping[str, AccessRule] = {
     "inference.setModelConsent": _NODE,
     "inference.readReceipts": _NODE,
     "metrics.getScaling": _person(Permission.READ_SCALING, unless={Role.OPERATOR}),
+    "metrics.getEnergy": _NODE,
     "metrics.recordMetric": _NODE,
     "metrics.recordMetrics": _NODE,
     "metrics.getMetrics": _NODE,

@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import console_status, infer_http, jobs, missing_libraries, moderation
+from services.inference import console_status, energy, infer_http, jobs, missing_libraries, moderation
 from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
@@ -75,6 +75,11 @@ class InferenceService:
             watcher.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
             node.tasks.create_task(watcher.follow_pause())
+
+            def is_busy() -> bool:
+                return any(status.running for status in backend.models())
+
+            node.tasks.create_task(energy.measure(node.metrics, settings, node.host.fresh_gpus, is_busy), name="energy")
             if print_line is not None or settings.status_file is not None:
                 console = console_status.ConsoleStatus(
                     node.id,

@@ -155,6 +155,18 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
             " /folder/{node}/name, and adopt the files of replicas that are gone",
         ),
     ] = None
+    watts_idle: Annotated[
+        Annotated[float, Meta(ge=0, le=100_000)] | None,
+        Variable("NODE_WATTS_IDLE", "watts of this machine without a running request, if it has no GPU that reports its energy or power"),
+    ] = None
+    watts_busy: Annotated[
+        Annotated[float, Meta(ge=0, le=100_000)] | None,
+        Variable("NODE_WATTS_BUSY", "watts of this machine with a running request; by default as NODE_WATTS_IDLE"),
+    ] = None
+    kwh_price: Annotated[
+        Annotated[float, Meta(ge=0, le=1000)] | None,
+        Variable("KWH_PRICE", "what a kWh costs at this machine, in credits; for the statements of node owners"),
+    ] = None
     service_token: Annotated[
         str | None, Variable("SERVICE_TOKEN", "the bearer token for POST /infer; without it /infer is disabled", secret=True)
     ] = None

@@ -79,6 +79,35 @@ class History(Body, frozen=True, omit_defaults=False):
 get_history = Method("metrics.getHistory", GetHistory, History, callers=PEOPLE_OR_GATEWAY)
 
 
+JOULES_PER_KWH = 3_600_000
+
+
+class GetEnergy(Body, frozen=True):
+    """Of whole UTC days."""
+
+    since: datetime
+    until: datetime
+
+
+class NodeEnergy(Body, frozen=True, omit_defaults=False):
+    """What a worker's machine used. A GPU of several workers is only in one of them."""
+
+    #: The first 12 characters of the node's id.
+    node: str
+    #: How it was measured: counter, power or watts.
+    source: str
+    joules: float
+    #: In credits; None without a price.
+    cost: float | None
+
+
+class Energy(Body, frozen=True, omit_defaults=False):
+    nodes: tuple[NodeEnergy, ...]
+
+
+get_energy = Method("metrics.getEnergy", GetEnergy, Energy, callers={Role.GATEWAY})
+
+
 EVERYONE = {Role.AUTH, Role.GATEWAY, Role.WORKER, Role.WEB, Role.OPERATOR}
 
 

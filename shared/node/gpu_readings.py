@@ -39,6 +39,10 @@ class Gpu:
     memory_total: int | None = None
     watts: float | None = None
     celsius: float | None = None
+    #: Used since the driver was started.
+    joules: float | None = None
+    #: The same in every container.
+    uuid: str | None = None
 
 
 class NoDriver(Exception):
@@ -83,7 +87,7 @@ class Nvml:
         def reported(read: Callable[[], T]) -> T | None:
             try:
                 return read()
-            except (binding.NVMLError_NotSupported, binding.NVMLError_NoPermission):
+            except (binding.NVMLError_NotSupported, binding.NVMLError_NoPermission, binding.NVMLError_FunctionNotFound):
                 return None
 
         try:
@@ -92,6 +96,8 @@ class Nvml:
             memory = reported(lambda: binding.nvmlDeviceGetMemoryInfo(device))
             milliwatts = reported(lambda: binding.nvmlDeviceGetPowerUsage(device))
             celsius = reported(lambda: binding.nvmlDeviceGetTemperature(device, binding.NVML_TEMPERATURE_GPU))
+            millijoules = reported(lambda: binding.nvmlDeviceGetTotalEnergyConsumption(device))
+            uuid = reported(lambda: binding.nvmlDeviceGetUUID(device))
         except binding.NVMLError as error:
             raise NvmlRefused(str(error)) from error
         return Gpu(
@@ -101,6 +107,8 @@ class Nvml:
             memory_total=None if memory is None else memory.total,
             watts=None if milliwatts is None else milliwatts / 1000,
             celsius=None if celsius is None else float(celsius),
+            joules=None if millijoules is None else millijoules / 1000,
+            uuid=uuid,
         )
 
 

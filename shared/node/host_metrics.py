@@ -64,6 +64,9 @@ class Host:
     async def run(self) -> None:
         await self._gpus.run()
 
+    def fresh_gpus(self) -> list[Gpu]:
+        return self._gpus.fresh()
+
     def update(self) -> None:
         now = self._clock()
         if now - self._updated_at >= UPDATE_SECONDS:

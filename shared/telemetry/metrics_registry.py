@@ -141,6 +141,8 @@ class Metrics:
     gpu_memory_total = _LazyMetric(Gauge, host_instruments.GPU_MEMORY_TOTAL)
     gpu_power = _LazyMetric(Gauge, host_instruments.GPU_POWER)
     gpu_temperature = _LazyMetric(Gauge, host_instruments.GPU_TEMPERATURE)
+    energy = _LazyMetric(Counter, host_instruments.ENERGY)
+    energy_cost = _LazyMetric(Counter, host_instruments.ENERGY_COST)
     database_query_seconds = _LazyMetric(Histogram, instruments.DATABASE_QUERY_SECONDS)
     database_connections = _LazyMetric(Gauge, instruments.DATABASE_CONNECTIONS)
     database_bytes = _LazyMetric(Gauge, instruments.DATABASE_BYTES)

@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
-from services.metrics.history import chart_lines, query_plan, rollup
-from services.metrics.history.history_store import HistoryStore
+from services.metrics.history import chart_lines, energy, query_plan, rollup
+from services.metrics.history.history_store import FoundRows, HistoryStore
 from services.metrics.history.history_writer import HistoryWriter
 from services.metrics.settings import MetricsSettings
 from shared import errors
@@ -25,6 +25,7 @@ _log = logs.get(part="history")
 
 AGAIN_SECONDS: Final = 5.0
 _CHECK_SCHEMA_SECONDS: Final = 5.0
+_DAY_SECONDS: Final = 24 * 3600
 
 
 class HistoryModule:
@@ -102,17 +103,27 @@ class HistoryModule:
     @serves(api.get_history)
     async def get_history(self, request: api.GetHistory, call: RpcCall) -> api.History:
         question = query_plan.read(request, datetime.now(UTC), self._retention)
+        found = await self._find(question, request.by)
+        drawn = chart_lines.draw(question, request.by, found.points, found.covered)
+        return api.History(question.since, question.step_seconds, question.resolution, drawn)
+
+    @serves(api.get_energy)
+    async def get_energy(self, request: api.GetEnergy, call: RpcCall) -> api.Energy:
+        wanted = api.GetHistory(energy.NAMES, request.since, request.until, _DAY_SECONDS)
+        question = query_plan.read(wanted, datetime.now(UTC), self._retention)
+        return api.Energy(energy.sum_up((await self._find(question, (api.HistoryGrouping.NODE,))).points))
+
+    async def _find(self, question: query_plan.QueryPlan, by: tuple[api.HistoryGrouping, ...]) -> FoundRows:
         if self._url is None:
             hint = "set DATABASE_URL for the metrics service, and HISTORY_RAW_HOURS above 0"
             raise errors.NotFound("this mesh has no metrics history", hint=hint)
         if self._store is None:
             raise errors.Unavailable("the history cannot be read: PostgreSQL does not answer", hint="check `aicli stack status`")
-        found = await self._store.lines(question, request.by, query_plan.MOST_POINTS + 1)
+        found = await self._store.lines(question, by, query_plan.MOST_POINTS + 1)
         if len(found.points) > query_plan.MOST_POINTS:
             hint = "request fewer names, or a longer stepSeconds"
             raise errors.BadRequest(f"the response would have more than {query_plan.MOST_POINTS} values", hint=hint)
-        drawn = chart_lines.draw(question, request.by, found.points, found.covered)
-        return api.History(question.since, question.step_seconds, question.resolution, drawn)
+        return found
 
 
 def retention_of(settings: MetricsSettings) -> Mapping[int, timedelta]:

@@ -119,6 +119,8 @@ ALL: tuple[KeptSeries, ...] = (
     KeptSeries(instrument=instruments.RESPONSE_CACHE, labels=("result",)),
     *(KeptSeries(instrument=one, labels=("machine",)) for one in _OF_MACHINE),
     *(KeptSeries(instrument=one, labels=("gpu", "machine")) for one in _GPU),
+    KeptSeries(instrument=host_instruments.ENERGY, labels=("gpu", "source")),
+    KeptSeries(instrument=host_instruments.ENERGY_COST, labels=("gpu",)),
     *(KeptSeries(instrument=one, labels=("model",)) for one in _OF_MODEL),
     KeptSeries(instrument=instruments.WANTED_REPLICAS, labels=("pool",)),
     KeptSeries(instrument=instruments.POOL_REPLICAS, labels=("pool", "state")),

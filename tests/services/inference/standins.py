@@ -26,6 +26,7 @@ from shared.api.inference import Chunk
 from shared.identity import node_keys
 from shared.identity.trust import Trust
 from shared.node.certificate_renewal import CertificateRenewal
+from shared.node.host_metrics import Host
 from shared.node.membership_file import MembershipFile
 from shared.protocol import directory
 from shared.rpc import ConnectionPool, RpcClient
@@ -141,6 +142,7 @@ class Node:
 
     def __init__(self, state_file: Path = Path("/nowhere/worker.mesh"), *, accept_models: bool | None = None) -> None:
         self.metrics = telemetry.Metrics("inference")
+        self.host = Host(self.metrics, state_file.parent)
         self.offers: list[Offer] = []
         key = node_keys.NodeKey(node_keys.new_seed())
         self.id = key.id

@@ -1,4 +1,4 @@
-/* The seven functions of NVML that we use, for two GPUs: the second tells of its memory alone, a third is lost. */
+/* The functions of NVML that we use, for two GPUs: the second tells of its memory alone, a third is lost. */
 
 typedef void *device_t;
 struct utilization { unsigned int gpu, memory; };
@@ -29,4 +29,16 @@ int nvmlDeviceGetTemperature(device_t device, int sensor, unsigned int *celsius)
 {
     *celsius = sensor == 0 ? 66 : 0;
     return device == &gpus[0] ? 0 : 4;
+}
+int nvmlDeviceGetTotalEnergyConsumption(device_t device, unsigned long long *millijoules)
+{
+    *millijoules = 12000500;
+    return device == &gpus[0] ? 0 : 3;
+}
+int nvmlDeviceGetUUID(device_t device, char *uuid, unsigned int length)
+{
+    const char *known = device == &gpus[0] ? "GPU-1" : "GPU-2";
+    unsigned int at = 0;
+    do uuid[at] = known[at]; while (known[at++] && at < length);
+    return 0;
 }

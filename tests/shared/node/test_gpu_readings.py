@@ -213,12 +213,14 @@ def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Nvml:
 
 def test_a_gpu_reports_all_readings(nvml: Nvml) -> None:
     assert nvml.count() == 3
-    assert nvml.read(0) == Gpu(0, usage=0.42, memory_used=2**35, memory_total=2**37, watts=350.5, celsius=66.0)
+    assert nvml.read(0) == Gpu(
+        0, usage=0.42, memory_used=2**35, memory_total=2**37, watts=350.5, celsius=66.0, joules=12000.5, uuid="GPU-1"
+    )
 
 
 def test_unsupported_readings_are_omitted(nvml: Nvml) -> None:
     nvml.count()
-    assert nvml.read(1) == Gpu(1, memory_used=2**35, memory_total=2**37)
+    assert nvml.read(1) == Gpu(1, memory_used=2**35, memory_total=2**37, uuid="GPU-2")
 
 
 def test_a_lost_gpu_is_reported_with_the_drivers_message(nvml: Nvml) -> None:
