@@ -232,6 +232,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.dropStoredItems": _NODE,
     "gateway.getUsageReport": _USAGE,
     "gateway.getBusinessReport": _ADMIN,
+    "gateway.getOwnerStatements": _NODES,
     "gateway.listRequests": _USAGE,
     "gateway.exportRequests": _USAGE,
     "gateway.giveFeedback": _INFER,

@@ -80,7 +80,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def report() -> None:
-    """Report usage and cost across all users. Admins only."""
+    """Report usage and cost across all users. Admins only, except for a node owner's own statement."""
 
 
 @report.command()
@@ -99,6 +99,22 @@ def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label
     """Show credits spent, provider costs, and savings by caching and your own machines."""
     query = _build_query(since, until, by, label)
     _show(here, query, _COST, as_json=as_json)
+
+
+@report.command()
+@click.option("--month", metavar="MONTH", help="UTC month, such as 2026-11. Default: this month.")
+@_csv
+@watching.listing_options("Print a JSON list; amounts in micro-credits.")
+@click.pass_obj
+def owners(here: CliContext, /, *, month: str | None, as_json: bool) -> None:
+    """Show requests, revenue and energy of node owners in a month. Node owners see only their own."""
+    from shared.lists.statements import list_statements
+
+    wanted = api.business.GetOwnerStatements(month or f"{datetime.now(UTC):%Y-%m}")
+    found = here.run(lambda connection: connection.call(api.business.get_owner_statements, wanted, deadline_seconds=_REPORT_SECONDS))
+    if found.missing:
+        printing.note(f"the energy is unknown: {found.missing}")
+    printing.show_list(found.rows, list_statements(found.rows), as_json=as_json)
 
 
 def _build_query(since: date, until: date | None, by: str, label: str | None) -> GetBusinessReport:

@@ -54,6 +54,7 @@ from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
+from services.gateway.owner_statements import OwnerStatements
 from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
@@ -251,6 +252,7 @@ class GatewayService:
             self._items,
             self._reports,
             self._business,
+            OwnerStatements(DaysStore(stores.database), node.rpc),
             GatewaySettingsRpc(self._settings, lambda: live.config.limits.plans),
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting=audit_reporting, served=self._served),
             PolicyRpc(live, node.rpc, audit_reporting, self._quotas),

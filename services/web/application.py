@@ -29,6 +29,7 @@ from services.web.pages import (
     policies,
     requests,
     setup,
+    statements,
     usage,
 )
 from services.web.pages import organizations as teams
@@ -84,6 +85,7 @@ _PAGES: tuple[ModuleType, ...] = (
     invitation,
     join,
     nodes,
+    statements,
     health,
     charts,
     report,

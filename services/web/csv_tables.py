@@ -1,12 +1,14 @@
-"""Export usage, the request log, the admin report and rollouts as CSV (RFC 4180). Pure."""
+"""Export usage, the request log, the admin report, statements and rollouts as CSV (RFC 4180). Pure."""
 
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC
 
+import msgspec
+
 from shared import amounts, business_report_rows, csv_cells
-from shared.api.business import BusinessGrouping
+from shared.api.business import BusinessGrouping, OwnerStatement
 from shared.api.configuration import RolloutPoint
 from shared.api.usage_report import LoggedRequest, UsageBucket
 from shared.business_report_rows import ReportLine
@@ -45,6 +47,11 @@ def request_rows(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, st
 def business(by: BusinessGrouping, lines: Iterable[ReportLine]) -> bytes:
     """Return the report without a total row, which a spreadsheet would count twice."""
     return _written((business_report_rows.head(by), *(business_report_rows.cells(line) for line in lines)))
+
+
+def statements(rows: Iterable[OwnerStatement]) -> bytes:
+    lines = ([", ".join(cell) if isinstance(cell, tuple) else cell for cell in msgspec.structs.astuple(row)] for row in rows)
+    return _written((OwnerStatement.__struct_fields__, *lines))
 
 
 def rollout(points: Iterable[RolloutPoint]) -> bytes:

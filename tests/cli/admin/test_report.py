@@ -228,3 +228,29 @@ def test_csv_numbers_are_exact(rows: list[tuple[str | None, BusinessSum]]) -> No
         {name: getattr(one, name) for name in BusinessSum.__struct_fields__} for _, one in rows
     ]
     assert [amounts.read(line["cost_credits"]) for line in read] == [one.cost_micro for _, one in rows]
+
+
+STATEMENT = business.OwnerStatement(
+    owner="alice", requests=12, prompt_tokens=700, completion_tokens=300, revenue_micro=MicroCredits(2_500_000), revenue_share=None,
+    kwh=1.5, measured_by=("counter", "power"), energy_cost=0.45,
+)  # fmt: skip
+
+
+def test_owners_see_a_month(shell: Shell) -> None:
+    shell.mesh.answer(business.get_owner_statements, business.OwnerStatements("2026-03", (STATEMENT,), ""))
+    head, line = shell("report", "owners", "--month", "2026-03", "-o", "wide").stdout.splitlines()
+    assert [entry.request for entry in shell.mesh.calls] == [business.GetOwnerStatements("2026-03")]
+    assert " ".join(head.split()) == "OWNER REQUESTS TOKENS IN TOKENS OUT REVENUE KWH ENERGY COST MEASURED BY"
+    assert line.split() == ["alice", "12", "700", "300", "2.5", "1.500", "0.45", "counter,", "power"]
+    (written,) = csv.DictReader(io.StringIO(shell("report", "owners", "--csv").stdout))
+    assert (written["owner"], written["kwh"], written["energy_cost"]) == ("alice", "1.5", "0.45")
+
+
+def test_administrators_see_shares_and_why_there_is_no_energy(shell: Shell) -> None:
+    unmeasured = msgspec.structs.replace(STATEMENT, owner=None, revenue_share=0.25, kwh=None, measured_by=(), energy_cost=None)
+    shell.mesh.answer(business.get_owner_statements, business.OwnerStatements("2026-03", (unmeasured,), "no history"))
+    found = shell("report", "owners")
+    assert [entry.request for entry in shell.mesh.calls] == [business.GetOwnerStatements(f"{TODAY:%Y-%m}")]
+    assert "No owner or node" in found.stdout
+    assert "25 %" in found.stdout
+    assert "the energy is unknown: no history" in found.stderr
