@@ -189,6 +189,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "metrics.getHistory": lambda: metrics.GetHistory(
         ("ai_platform_node_up",), datetime.now(UTC) - timedelta(hours=1), datetime.now(UTC) + timedelta(hours=1)
     ),
+    "metrics.getEnergy": lambda: metrics.GetEnergy(datetime.now(UTC) - timedelta(days=1), datetime.now(UTC)),
     "metrics.getTrace": lambda: metrics.GetTrace("f" * 32),
     "metrics.silenceAlerts": lambda: alerts.SilenceAlerts(1),
     "metrics.endSilence": lambda: alerts.EndSilence("there is none"),
