@@ -201,7 +201,9 @@ class GatewayService:
             cache_only_when_asked=settings.response_cache == "asked",
         )
         self._reports = UsageReports(UsageStore(stores.database), request_log_days=settings.request_log_days)
-        self._business = BusinessReports(DaysStore(stores.database), request_log_days=settings.request_log_days)
+        self._business = BusinessReports(
+            DaysStore(stores.database), request_log_days=settings.request_log_days, upstream_monthly=settings.upstream_monthly
+        )
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )

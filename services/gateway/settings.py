@@ -170,6 +170,13 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             "EXTERNAL_PROVIDERS", "providers that may get prompts, by name; * for all. `make up` names those of your upstreams" + _SEEDS
         ),
     ] = ()
+    upstream_monthly: Annotated[
+        float,
+        Meta(ge=0, le=10**9),
+        Variable(
+            "UPSTREAM_MONTHLY", "cost of providers in a month, in credits, from which on the alert upstream_monthly fires; 0 for never"
+        ),
+    ] = 500.0
     request_timeout_seconds: Annotated[
         float, Meta(gt=0, le=MAX_REQUEST_SECONDS), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")
     ] = 300

@@ -10,6 +10,7 @@ from shared.access_table import Permission
 from shared.api import business, usage_report
 from shared.api.auth import Principal
 from shared.api.business import BusinessGrouping, GetBusinessReport
+from shared.api.ledger import MICRO
 from shared.api.method import Nothing
 from shared.api.usage_report import Bucket, GetUsageReport, LoggedRequests, UsageBucket, UsageSum, UsageSummary
 from shared.rpc import RpcCall, StreamCall, serves
@@ -110,9 +111,10 @@ def _subject(caller: Principal, tenant: TenantId | None) -> TenantId:
 class BusinessReports:
     """Handlers of the report on all tenants' usage. Any number of gateways may sum up at the same time: each takes another day."""
 
-    def __init__(self, store: DaysStore, *, request_log_days: int) -> None:
+    def __init__(self, store: DaysStore, *, request_log_days: int, upstream_monthly: float = 0.0) -> None:
         self._store = store
         self._days = request_log_days
+        self._upstream_monthly = upstream_monthly
 
     @serves(business.get_business_report)
     async def get_business_report(self, request: GetBusinessReport, call: RpcCall) -> business.BusinessReport:
@@ -126,6 +128,8 @@ class BusinessReports:
             _report_log.info("usage day summed up", day=day.isoformat())
         await self._store.close_days(self._days)
         metrics.cost_of_usual.set(await self._store.compare_cost())
+        if self._upstream_monthly:
+            metrics.upstream_of_month.set(await self._store.sum_upstream() / MICRO / self._upstream_monthly)
 
 
 def check_period(query: GetBusinessReport) -> None:

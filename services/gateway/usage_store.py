@@ -143,6 +143,10 @@ class DaysStore:
         found: float = await self._database.value("compare_cost", deadline_seconds=_REPORT_SECONDS)
         return found
 
+    async def sum_upstream(self) -> MicroCredits:
+        """Return what providers have cost in this month."""
+        return MicroCredits(await self._database.value("sum_upstream", deadline_seconds=_REPORT_SECONDS))
+
     async def close_days(self, days: int) -> None:
         """Freeze days whose rows may be deleted after ``days``: they are never summed up again."""
         await self._database.run("close_days", days)

@@ -219,6 +219,9 @@ COST_OF_USUAL = gauge(
     "ai_platform_cost_of_usual_ratio",
     "Cost of this or the last UTC day, if that was higher, as a multiple of the mean of the seven days before it; 0 until it is known",
 )
+UPSTREAM_OF_MONTH = gauge(
+    "ai_platform_upstream_of_month_ratio", "Cost of providers in this UTC month, as a multiple of UPSTREAM_MONTHLY; 0 without this limit"
+)
 LEDGER_RESERVE_SECONDS = histogram(
     "ai_platform_ledger_reserve_seconds",
     "Time that PostgreSQL took to reserve the maximum cost of a request",

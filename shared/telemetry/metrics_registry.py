@@ -168,6 +168,7 @@ class Metrics:
     inter_token_seconds = _LazyMetric(Histogram, instruments.INTER_TOKEN_SECONDS)
     cost = _LazyMetric(Counter, instruments.COST)
     cost_of_usual = _LazyMetric(Gauge, instruments.COST_OF_USUAL)
+    upstream_of_month = _LazyMetric(Gauge, instruments.UPSTREAM_OF_MONTH)
     ledger_reserve_seconds = _LazyMetric(Histogram, instruments.LEDGER_RESERVE_SECONDS)
     ledger_open_reservations = _LazyMetric(Gauge, instruments.LEDGER_OPEN_RESERVATIONS)
     ledger_oldest_reservation = _LazyMetric(Gauge, instruments.LEDGER_OLDEST_RESERVATION)

@@ -645,6 +645,12 @@ CROSS JOIN LATERAL (
 ) AS usual
 WHERE usual.first > 0;
 
+-- name: sum_upstream
+-- Sum up what providers have cost in this UTC month.
+SELECT coalesce(sum(used.upstream_micro), 0)::bigint
+FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS day) AS this,
+    LATERAL usage_between(date_trunc('month', this.day::timestamp)::date, this.day) AS used;
+
 -- name: close_days
 -- Freeze days whose rows will soon be deleted from the request log.
 UPDATE usage_rolls SET is_final = true

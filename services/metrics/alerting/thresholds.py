@@ -188,6 +188,7 @@ THRESHOLDS: Final = (
     Threshold("high_latency", _latency, _OVER, 1, "{:.3g} s", grows=True),
     Threshold("error_rate_spike", _failing, _OVER, 0.05, "{:.1%}", grows=True),
     Threshold("cost_anomaly", _fold(max, instruments.COST_OF_USUAL), _OVER, 1.5, "{:.3g} times as much"),
+    Threshold("upstream_monthly", _fold(max, instruments.UPSTREAM_OF_MONTH), _OVER, 1, "{:.0%} of UPSTREAM_MONTHLY"),
 )
 FORMATS: Final = {threshold.name: threshold.shown for threshold in THRESHOLDS}
 #: What a collection needs for them.
@@ -195,8 +196,8 @@ SERIES: Final = frozenset(_COUNTERS) | {
     one.name
     for one in (
         instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT, instruments.BACKUP_AGE,
-        instruments.CERTIFICATE_SECONDS_LEFT, instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, host_instruments.HOST_DISK_FREE,
-        host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
+        instruments.CERTIFICATE_SECONDS_LEFT, instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
+        host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
     )
 }  # fmt: skip
 FAMILIES: Final = frozenset(name.removesuffix("_bucket") for name in SERIES)

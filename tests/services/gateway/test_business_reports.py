@@ -12,6 +12,7 @@ from services.gateway.usage_store import DaysStore
 from shared import errors
 from shared.api.business import MOST_DAYS, BusinessGrouping, GetBusinessReport
 from shared.telemetry import Metrics
+from shared.types import MicroCredits
 
 SINCE = date(2026, 3, 1)
 
@@ -57,6 +58,9 @@ class Days(DaysStore):
     async def compare_cost(self) -> float:
         return 1.6
 
+    async def sum_upstream(self) -> MicroCredits:
+        return MicroCredits(600_000_000)
+
 
 async def test_days_are_summed_up_before_their_rows_are_deleted() -> None:
     days = Days(SINCE, SINCE + timedelta(days=1))
@@ -64,3 +68,10 @@ async def test_days_are_summed_up_before_their_rows_are_deleted() -> None:
     await BusinessReports(days, request_log_days=90).roll(metrics)
     assert days.done == ["open", "roll 2026-03-01", "roll 2026-03-02", "close after 90 days"]
     assert "ai_platform_cost_of_usual_ratio 1.6" in metrics.render()
+    assert "upstream_of_month" not in metrics.render()
+
+
+async def test_what_providers_cost_is_compared_with_the_limit_of_a_month() -> None:
+    metrics = Metrics("gateway")
+    await BusinessReports(Days(), request_log_days=90, upstream_monthly=500).roll(metrics)
+    assert "ai_platform_upstream_of_month_ratio 1.2" in metrics.render()

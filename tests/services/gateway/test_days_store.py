@@ -382,3 +382,11 @@ async def test_cost_is_compared_with_the_usual(
     assert await days.compare_cost() == pytest.approx(times)
     await roll(days)
     assert await days.compare_cost() == pytest.approx(times)
+
+
+async def test_providers_of_this_month_are_summed_up(days: DaysStore, opened: database.Database) -> None:
+    assert await days.sum_upstream() == 0
+    spent = (TargetSpending("chat", "api", MicroCredits(7)), TargetSpending("chat", "other", MicroCredits(5)))
+    before = TODAY.replace(day=1) - timedelta(seconds=1)
+    await GatewayStore(opened).write_requests([row(spending=spent, created_at=at) for at in (TODAY, TODAY.replace(day=1), before)])
+    assert await days.sum_upstream() == 24
