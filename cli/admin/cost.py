@@ -1,9 +1,8 @@
 """`aicli cost`: what machines of your own cost beside an API, and the cost tables of the source documents computed again."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +13,7 @@ from cli.cli_context import CliContext
 from cli.options import Command
 from cli.output import print_format, printing
 from cli.output.printing import TableColumn
-from shared import api, cost_seeds
+from shared import api, cost_model, cost_seeds
 from shared.cost_model import CostPlan
 from shared.cost_seeds import Checked
 
@@ -23,11 +22,8 @@ if TYPE_CHECKING:
     from shared.api.business import BusinessSum
 
 _DEFAULTS = CostPlan()
-_MONTH_DAYS = 30
 #: Shown beside the break-even.
 _CONVERSATIONS = (1_000, 10_000, 100_000)
-#: Of any number of a plan.
-_MOST = Decimal(10**9)
 
 
 class PlanRow(msgspec.Struct, frozen=True):
@@ -41,28 +37,13 @@ class PlanRow(msgspec.Struct, frozen=True):
     own_per_million_tokens: Decimal
 
 
-def _number(context: click.Context, parameter: click.Parameter, text: str) -> Decimal:
-    try:
-        found = Decimal(text)
-    except InvalidOperation:
-        found = Decimal(-1)
-    if not (found.is_finite() and 0 <= found <= _MOST):
-        raise click.BadParameter(f"{text[:30]!r} is not a number from 0 to {_MOST:,}", context, parameter)
-    return found
-
-
-def _above_zero(context: click.Context, parameter: click.Parameter, text: str) -> Decimal:
-    found = _number(context, parameter, text)
-    if not found:
-        raise click.BadParameter("must be above 0", context, parameter)
-    return found
-
-
-def _option(name: str, field: str, text: str, *, above_zero: bool = False) -> Callable[[Command], Command]:
-    default = str(getattr(_DEFAULTS, field))
-    return click.option(
-        name, field, default=default, show_default=True, metavar="NUMBER", callback=_above_zero if above_zero else _number, help=text
-    )
+def _plan_options(command: Command) -> Command:
+    for field in reversed(cost_model.FIELDS):
+        default = str(getattr(_DEFAULTS, field.name))
+        command = click.option(f"--{field.option}", field.name, default=default, show_default=True, metavar="NUMBER", help=field.text)(
+            command
+        )
+    return command
 
 
 @click.group()
@@ -71,34 +52,22 @@ def cost() -> None:
 
 
 @cost.command()
-@_option("--machine-hour", "hourly", "Price of one machine.")
-@_option("--tokens-per-second", "tokens_per_second", "Output tokens of one machine, over all its streams.", above_zero=True)
-@_option("--utilization", "utilization", "Share of the month in which a machine can be busy.", above_zero=True)
-@_option("--watts-idle", "watts_idle", "Power of an idle machine, if its price doesn't include it.")
-@_option("--watts-busy", "watts_busy", "Power of a busy machine.")
-@_option("--kwh", "kwh", "Price of a kWh.")
-@_option("--fixed", "fixed", "All other costs a month with machines of your own.")
-@_option("--api-fixed", "api_fixed", "All other costs a month with an API.")
-@_option("--api-input", "api_input", "The API's price of a million input tokens.")
-@_option("--api-output", "api_output", "The API's price of a million output tokens.")
-@_option("--input-tokens", "input_tokens", "Input tokens of a conversation.")
-@_option("--output-tokens", "output_tokens", "Output tokens of a conversation.", above_zero=True)
+@_plan_options
 @click.option(
     "--conversations", type=click.IntRange(1, 10**9), multiple=True, help="Conversations a month. Several times for several rows."
 )
 @click.option("--from-mesh", metavar="TIME", help="Take tokens and conversations from this mesh: 30d, 4w or since a day. Admins only.")
 @print_format.output_options("Print a JSON object: capacity, break_even, stays_cheaper_from, rows.")
 @click.pass_obj
-def plan(here: CliContext, /, *, conversations: tuple[int, ...], from_mesh: str | None, as_json: bool, **numbers: Decimal) -> None:
+def plan(here: CliContext, /, *, conversations: tuple[int, ...], from_mesh: str | None, as_json: bool, **numbers: str) -> None:
     """Compare machines of your own with an API, for a month."""
-    if numbers["utilization"] > 1:
-        raise click.BadParameter("must be at most 1", param_hint="--utilization")
-    planned = CostPlan(**numbers)
-    if from_mesh is not None:
-        planned, seen = _of_mesh(here, planned, from_mesh)
-        conversations = conversations or (seen,)
-    if not planned.capacity:
-        raise click.UsageError("one machine answers less than one conversation a month")
+    try:
+        planned = cost_model.read(numbers)
+        if from_mesh is not None:
+            planned, seen = _of_mesh(here, planned, from_mesh)
+            conversations = conversations or (seen,)
+    except cost_model.WrongNumber as error:
+        raise click.BadParameter(str(error), param_hint=f"--{error.field.option}") from error
     found = planned.break_even()
     wanted = sorted({*(conversations or _CONVERSATIONS), *(found[:1] if found else ())})
     rows = [_row(planned, number) for number in wanted]
@@ -109,14 +78,8 @@ def plan(here: CliContext, /, *, conversations: tuple[int, ...], from_mesh: str 
         )
         return
     printing.show_rows(rows, _PLAN_COLUMNS, as_json=False, empty="")
-    click.echo(f"One machine answers {planned.capacity:,} conversations a month, and costs {planned.machine_month:,.2f} while idle.")
-    if first is None:
-        click.echo("Machines of your own never cost less than the API.")
-    elif stays is None:
-        click.echo(f"Break-even: {first:,} conversations a month. From the next machine on, the API costs less again.")
-    else:
-        again = "" if stays == first else f" From {stays:,} on, the API never costs less again."
-        click.echo(f"Break-even: {first:,} conversations a month.{again}")
+    for sentence in planned.verdict():
+        click.echo(sentence)
 
 
 @cost.command()
@@ -148,14 +111,10 @@ def _of_mesh(here: CliContext, planned: CostPlan, since: str) -> tuple[CostPlan,
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--from-mesh") from error
     total = here.run(lambda connection: _total(connection, first, today + timedelta(days=1)))
-    if not (total.conversations and total.completion_tokens):
+    found = planned.of_mesh(total.prompt_tokens, total.completion_tokens, total.conversations, (today - first).days + 1)
+    if found is None:
         raise click.UsageError(f"nobody has asked this mesh since {first}; leave out --from-mesh")
-    days = (today - first).days + 1
-    per_conversation = {
-        "input_tokens": Decimal(total.prompt_tokens) / total.conversations,
-        "output_tokens": Decimal(total.completion_tokens) / total.conversations,
-    }
-    return replace(planned, **per_conversation), max(1, round(total.conversations * _MONTH_DAYS / days))
+    return found
 
 
 async def _total(connection: "CliConnection", since: date, until: date) -> "BusinessSum":

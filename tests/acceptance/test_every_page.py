@@ -65,7 +65,10 @@ OF_ADMINISTRATORS = {
     "admin-alerts": "/admin/alerts",
     "admin-runbook": "/admin/runbooks/worker_gone",
     "admin-report": "/admin/report",
+    "admin-cost": "/admin/cost",
+    "admin-cost-wrong": "/admin/cost?utilization=2",
     "admin-nodes": "/admin/nodes",
+    "admin-statement": "/admin/nodes/statement",
     "admin-tickets": "/admin/nodes/tickets",
     "admin-users": "/admin/users",
     "admin-user-new": "/admin/users/new",
@@ -96,7 +99,7 @@ print("hello, " + "world" * 30, "and a line that is longer than any telephone is
 |------|--------|
 | one  | 1      |
 """
-OF_OWNERS = {"machines": "/nodes", "machines-tickets": "/nodes/tickets"}
+OF_OWNERS = {"machines": "/nodes", "machines-tickets": "/nodes/tickets", "machines-statement": "/nodes/statement"}
 #: Paths that are not pages.
 _NO_PAGES = ("/static/", "/live/", ".csv")
 
