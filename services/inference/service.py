@@ -79,7 +79,7 @@ class InferenceService:
             def is_busy() -> bool:
                 return any(status.running for status in backend.models())
 
-            node.tasks.create_task(energy.measure(node.metrics, settings, node.host.fresh_gpus, is_busy), name="energy")
+            node.tasks.create_task(energy.measure(node.metrics, settings, node.host, is_busy), name="energy")
             if print_line is not None or settings.status_file is not None:
                 console = console_status.ConsoleStatus(
                     node.id,

@@ -90,7 +90,7 @@ class GetEnergy(Body, frozen=True):
 
 
 class NodeEnergy(Body, frozen=True, omit_defaults=False):
-    """What a worker's machine used. A GPU of several workers is only in one of them."""
+    """What a worker's machine used. A GPU or machine of several workers is only in one of them."""
 
     #: The first 12 characters of the node's id.
     node: str

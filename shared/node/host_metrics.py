@@ -46,8 +46,9 @@ class Host:
         self._updated_at = -math.inf
         #: Figures that the system does not report, so that each is logged once.
         self._unavailable: set[str] = set()
-        self._name = self._machine.name()
-        self._disk_labels = (self._name, self._machine.disk_name(folder))
+        #: Of the machine.
+        self.name = self._machine.name()
+        self._disk_labels = (self.name, self._machine.disk_name(folder))
         self._memory: Space | None = None
         self._space: Space | None = None
         self._disk = (CounterRate(), CounterRate())
@@ -77,15 +78,15 @@ class Host:
             self._show_transferred(seconds)
         gpus = self._gpus.fresh()
         for read, series in self._of_gpus.items():
-            series.show({(self._name, str(gpu.index)): value for gpu in gpus if (value := read(gpu)) is not None})
+            series.show({(self.name, str(gpu.index)): value for gpu in gpus if (value := read(gpu)) is not None})
 
     def _show_processors(self) -> None:
         before, now = self._processors, self._ask("processors", self._machine.processors)
         share = None if before is None or now is None else cpu_share(before, now)
         if share is not None:
-            self._metrics.host_cpu.labels(self._name).set(share)
+            self._metrics.host_cpu.labels(self.name).set(share)
         elif now is None and before is not None:
-            self._metrics.host_cpu.labels(self._name).set(math.nan)
+            self._metrics.host_cpu.labels(self.name).set(math.nan)
         # The system counts in steps of 10 ms. If nothing was counted, the next share covers the longer time.
         if share is not None or before is None or now is None or before.of != now.of:
             self._processors = now
@@ -97,8 +98,8 @@ class Host:
             self._ask("disk", partial(self._machine.disk, self._folder)),
         )
         if memory is not None or self._memory is not None:
-            metrics.host_memory_used.labels(self._name).set(math.nan if memory is None else memory.used)
-            metrics.host_memory_total.labels(self._name).set(math.nan if memory is None else memory.total)
+            metrics.host_memory_used.labels(self.name).set(math.nan if memory is None else memory.used)
+            metrics.host_memory_total.labels(self.name).set(math.nan if memory is None else memory.total)
         if disk is not None or self._space is not None:
             metrics.host_disk_free.labels(*self._disk_labels).set(math.nan if disk is None else disk.free)
             metrics.host_disk_total.labels(*self._disk_labels).set(math.nan if disk is None else disk.total)
@@ -118,7 +119,7 @@ class Host:
         totals: Mapping[str, TransferredBytes],
         seconds: float,
     ) -> None:
-        inwards, outwards = (counter.labels(self._name) for counter in counters)
+        inwards, outwards = (counter.labels(self.name) for counter in counters)
         inwards.inc(growths[0].take({source: moved.inwards for source, moved in totals.items()}, seconds))
         outwards.inc(growths[1].take({source: moved.outwards for source, moved in totals.items()}, seconds))
 

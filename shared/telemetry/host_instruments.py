@@ -39,10 +39,10 @@ GPU_POWER = gauge("ai_platform_gpu_power_watts", "Current power draw of the GPU"
 GPU_TEMPERATURE = gauge("ai_platform_gpu_temperature_celsius", "Temperature of the GPU", ("machine", "gpu"), unit="celsius")
 ENERGY = counter(
     "ai_platform_energy_joules_total",
-    "Energy of a worker's GPU, or of its machine if gpu is empty, by source: counter, power (integrated) or watts (of its settings)",
-    ("gpu", "source"),
+    "Energy of a worker's GPU or machine (device), by source: counter, power (integrated) or watts (of its settings)",
+    ("device", "source"),
     unit="joules",
 )
-ENERGY_COST = counter("ai_platform_energy_cost_total", "What that energy cost at the worker's KWH_PRICE, in credits", ("gpu",))
+ENERGY_COST = counter("ai_platform_energy_cost_total", "What that energy cost at the worker's KWH_PRICE, in credits", ("device",))
 
 ALL: tuple[Instrument, ...] = tuple(found for found in list(globals().values()) if isinstance(found, Instrument))

@@ -12,23 +12,21 @@ NAMES = (host_instruments.ENERGY.name, host_instruments.ENERGY_COST.name)
 
 
 def sum_up(points: Iterable[StoredPoint]) -> tuple[NodeEnergy, ...]:
-    """Return the energy of each node. Every worker on a GPU counts all of it, so it goes to the one that counted most on that day."""
+    """Return the energy of each node. Every worker on a GPU or machine counts all of it: it goes to the one that counted most that day."""
     joules: dict[tuple[str, int, str], dict[str, float]] = defaultdict(dict)
     costs: dict[tuple[str, int, str], float] = {}
     for point in points:
         head = series.parse_head(point.name)
         if head is None:
             continue
-        counted = (head.labels.get("gpu", ""), point.step, point.node)
+        counted = (head.labels.get("device", ""), point.step, point.node)
         if head.name == NAMES[0]:
             joules[counted][head.labels.get("source", "")] = point.growth
         else:
             costs[counted] = point.growth
-    chosen: dict[tuple[str, int, str], tuple[str, int, str]] = {}
-    for gpu, step, node in sorted(joules):
-        # Without a GPU each worker's settings count.
-        shared = (gpu, step, "" if gpu else node)
-        chosen[shared] = max(chosen.get(shared, (gpu, step, node)), (gpu, step, node), key=lambda one: sum(joules[one].values()))
+    chosen: dict[tuple[str, int], tuple[str, int, str]] = {}
+    for counted in sorted(joules):
+        chosen[counted[:2]] = max(chosen.get(counted[:2], counted), counted, key=lambda one: sum(joules[one].values()))
     found: dict[tuple[str, str], NodeEnergy] = {}
     for counted in chosen.values():
         node, whole = counted[2], sum(joules[counted].values())

@@ -10,6 +10,7 @@ from services.inference import energy
 from services.inference.energy import Energy, EnergyMeter, EnergySource
 from services.inference.settings import InferenceSettings
 from shared.node.gpu_readings import Gpu
+from shared.node.host_metrics import Host
 from shared.telemetry.metrics_registry import Metrics
 from tests.testnet import MESH, until
 
@@ -21,14 +22,14 @@ def joules(meter: EnergyMeter, *gpus: Gpu, seconds: float = 2, is_busy: bool = F
 
 
 def test_a_gpus_own_counter_is_preferred_to_its_power() -> None:
-    meter = EnergyMeter()
+    meter = EnergyMeter("rig")
     assert joules(meter, COUNTING, POWER) == [Energy("GPU-1", EnergySource.COUNTER, 0), Energy("GPU-2", EnergySource.POWER, 100)]
     (counted,) = joules(meter, Gpu(0, joules=1700, uuid="GPU-1"))
     assert counted == Energy("GPU-1", EnergySource.COUNTER, 700)
 
 
 def test_energy_is_counted_on_after_a_gpu_was_silent_and_after_its_driver_restarted() -> None:
-    meter = EnergyMeter(watts_idle=100)
+    meter = EnergyMeter("rig", 100)
     joules(meter, COUNTING)
     assert joules(meter) == [], "the settings don't count in addition"
     assert joules(meter, Gpu(0, joules=1800, uuid="GPU-1"))[0].joules == 800
@@ -41,18 +42,18 @@ def test_energy_is_counted_on_after_a_gpu_was_silent_and_after_its_driver_restar
 def test_a_machine_without_such_a_gpu_uses_the_watts_of_its_settings(
     idle: float | None, busy: float | None, expected: Sequence[float]
 ) -> None:
-    meter = EnergyMeter(idle, busy)
+    meter = EnergyMeter("rig", idle, busy)
     silent = Gpu(0, usage=0.5)
     found = [*joules(meter, silent), *joules(meter, silent, is_busy=True)]
     assert [each.joules for each in found] == expected
-    assert {(each.gpu, each.source) for each in found} <= {("", EnergySource.WATTS)}
+    assert {(each.device, each.source) for each in found} <= {("rig", EnergySource.WATTS)}
 
 
 async def test_a_worker_counts_its_energy_and_what_it_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "_LOOK_SECONDS", 0.001)
     metrics, settings = Metrics("inference"), InferenceSettings(mesh=MESH, node_key_file=Path("none"), watts_idle=3_600_000, kwh_price=0.5)
-    task = asyncio.create_task(energy.measure(metrics, settings, list, lambda: False))
-    await until(lambda: 'energy_joules_total{gpu="",source="watts"}' in metrics.render())
+    task = asyncio.create_task(energy.measure(metrics, settings, Host(metrics, Path("/")), lambda: False))
+    await until(lambda: 'source="watts"}' in metrics.render())
     task.cancel()
     counted = {
         line.split("{")[0]: float(line.split()[-1]) for line in metrics.render().splitlines() if line.startswith("ai_platform_energy")

@@ -21,8 +21,8 @@ async def test_energy_is_summed_by_node_and_source(store: HistoryStore) -> None:
     mesh = Mesh()
     await mesh.look()
     for _ in range(20):
-        mesh.workers["a"].energy.labels("", "watts").inc(1000)
-        mesh.workers["a"].energy_cost.labels("").inc(0.25)
+        mesh.workers["a"].energy.labels("rig", "watts").inc(1000)
+        mesh.workers["a"].energy_cost.labels("rig").inc(0.25)
         mesh.workers["b"].energy.labels("GPU-1", "counter").inc(500)
         mesh.workers["b"].energy.labels("GPU-2", "counter").inc(500)
         mesh.workers["b"].energy.labels("GPU-3", "power").inc(1)
@@ -34,15 +34,15 @@ async def test_energy_is_summed_by_node_and_source(store: HistoryStore) -> None:
     )
 
 
-async def test_a_gpu_of_two_workers_is_counted_once(store: HistoryStore) -> None:
+async def test_a_gpu_and_a_machine_of_two_workers_are_counted_once(store: HistoryStore) -> None:
     mesh = Mesh()
     await mesh.look()
     for step in range(4):
         for number, worker in enumerate(mesh.workers.values()):
             worker.energy.labels("GPU-1", "counter").inc(100 + number)
             worker.energy_cost.labels("GPU-1").inc(1 + number)
-            worker.energy.labels("", "watts").inc(10)
+            worker.energy.labels("rig", "watts").inc(10 * (1 + number))
         await mesh.look(seconds=24 * 3600 if step else 15)
     total = await found(mesh, store)
-    assert sum(each.joules for each in total) == pytest.approx(4 * 101 + 2 * 4 * 10)
+    assert sum(each.joules for each in total) == pytest.approx(4 * 101 + 4 * 20)
     assert [each.cost for each in total if each.source == "counter"] == [8.0]
