@@ -20,7 +20,7 @@ def list_statements(rows: Sequence[OwnerStatement]) -> Listing[OwnerStatement]:
             *([share] if any(row.revenue_share is not None for row in rows) else []),
             Column(title="kWh", show=lambda row: None if row.kwh is None else f"{row.kwh:,.3f}", is_number=True),
             Column(
-                title="Energy cost", show=lambda row: None if row.energy_cost is None else f"{row.energy_cost:,.2f}", rank=2, is_number=True
+                title="Energy cost", show=lambda row: None if row.energy_cost is None else f"{row.energy_cost:,.3f}", rank=2, is_number=True
             ),
             Column(title="Measured by", show=lambda row: row.measured_by, rank=6),
         ),

@@ -241,7 +241,7 @@ def test_owners_see_a_month(shell: Shell) -> None:
     head, line = shell("report", "owners", "--month", "2026-03", "-o", "wide").stdout.splitlines()
     assert [entry.request for entry in shell.mesh.calls] == [business.GetOwnerStatements("2026-03")]
     assert " ".join(head.split()) == "OWNER REQUESTS TOKENS IN TOKENS OUT REVENUE KWH ENERGY COST MEASURED BY"
-    assert line.split() == ["alice", "12", "700", "300", "2.5", "1.500", "0.45", "counter,", "power"]
+    assert line.split() == ["alice", "12", "700", "300", "2.5", "1.500", "0.450", "counter,", "power"]
     (written,) = csv.DictReader(io.StringIO(shell("report", "owners", "--csv").stdout))
     assert (written["owner"], written["kwh"], written["energy_cost"]) == ("alice", "1.5", "0.45")
 

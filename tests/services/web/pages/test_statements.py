@@ -31,7 +31,7 @@ async def test_a_month_is_shown_with_its_neighbors(mesh: AdminMesh, browser: Bro
         ">alice<",
         ">1,221<",
         ">12.500<",
-        ">3.75<",
+        ">3.750<",
         "power",
         f'href="{root}/statement?month=2026-10"',
     ):
