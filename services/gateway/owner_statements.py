@@ -1,7 +1,6 @@
 """Monthly statements of node owners: the gateway's count of their requests, and the energy of their nodes."""
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
@@ -65,15 +64,12 @@ def join(
 ) -> tuple[OwnerStatement, ...]:
     """Return the owners' statements, highest revenue first; that of nodes without an owner has none. Pure."""
     owners = {node_label(member.id): member.owner or None for member in members}
-    joules: defaultdict[str | None, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-    costs: defaultdict[str | None, float] = defaultdict(float)
+    used: dict[str | None, NodeEnergy] = {}
     for found in energy:
         owner = owners.get(found.node)
-        joules[owner][found.source] += found.joules
-        if found.cost is not None:
-            costs[owner] += found.cost
+        used[owner] = used[owner] + found if owner in used else found
     sums = {None if row.name is None else names.get(row.name, row.name): row.sum for row in report.rows}
-    sums |= {owner: BusinessSum() for owner in joules if owner not in sums}
+    sums |= {owner: BusinessSum() for owner in used if owner not in sums}
     total = report.total.cost_micro
     return tuple(
         OwnerStatement(
@@ -83,9 +79,9 @@ def join(
             completion_tokens=one.completion_tokens,
             revenue_micro=one.cost_micro,
             revenue_share=one.cost_micro / total if total else None,
-            kwh=round(sum(joules[owner].values()) / metrics.JOULES_PER_KWH, 6) if owner in joules else None,
-            measured_by=tuple(sorted(joules[owner])),
-            energy_cost=round(costs[owner], 6) if owner in costs else None,
+            kwh=round(used[owner].joules / metrics.JOULES_PER_KWH, 6) if owner in used else None,
+            measured_by=used[owner].sources if owner in used else (),
+            energy_cost=round(cost, 6) if owner in used and (cost := used[owner].cost) is not None else None,
         )
         for owner, one in sums.items()
     )

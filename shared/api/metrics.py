@@ -94,11 +94,16 @@ class NodeEnergy(Body, frozen=True, omit_defaults=False):
 
     #: The first 12 characters of the node's id.
     node: str
-    #: How it was measured: counter, power or watts.
-    source: str
     joules: float
     #: In credits; None without a price.
     cost: float | None
+    #: How it was measured: counter, power or watts, sorted.
+    sources: tuple[str, ...]
+
+    def __add__(self, other: "NodeEnergy") -> "NodeEnergy":
+        costs = [cost for cost in (self.cost, other.cost) if cost is not None]
+        sources = tuple(sorted({*self.sources, *other.sources}))
+        return NodeEnergy(self.node, self.joules + other.joules, sum(costs) if costs else None, sources)
 
 
 class Energy(Body, frozen=True, omit_defaults=False):

@@ -13,27 +13,17 @@ NAMES = (host_instruments.ENERGY.name, host_instruments.ENERGY_COST.name)
 
 def sum_up(points: Iterable[StoredPoint]) -> tuple[NodeEnergy, ...]:
     """Return the energy of each node. Every worker on a GPU or machine counts all of it: it goes to the one that counted most that day."""
-    joules: dict[tuple[str, int, str], dict[str, float]] = defaultdict(dict)
-    costs: dict[tuple[str, int, str], float] = {}
+    counted: dict[tuple[str, int], dict[str, NodeEnergy]] = defaultdict(dict)
     for point in points:
-        head = series.parse_head(point.name)
-        if head is None:
+        if (head := series.parse_head(point.name)) is None:
             continue
-        counted = (head.labels.get("device", ""), point.step, point.node)
-        if head.name == NAMES[0]:
-            joules[counted][head.labels.get("source", "")] = point.growth
-        else:
-            costs[counted] = point.growth
-    chosen: dict[tuple[str, int], tuple[str, int, str]] = {}
-    for counted in sorted(joules):
-        chosen[counted[:2]] = max(chosen.get(counted[:2], counted), counted, key=lambda one: sum(joules[one].values()))
-    found: dict[tuple[str, str], NodeEnergy] = {}
-    for counted in chosen.values():
-        node, whole = counted[2], sum(joules[counted].values())
-        for source, amount in joules[counted].items():
-            before = found.get((node, source), NodeEnergy(node, source, 0.0, None))
-            cost = before.cost
-            if counted in costs:
-                cost = (cost or 0.0) + (costs[counted] * amount / whole if whole else 0.0)
-            found[node, source] = NodeEnergy(node, source, before.joules + amount, cost)
-    return tuple(found[key] for key in sorted(found))
+        of_device = counted[head.labels.get("device", ""), point.step]
+        is_cost = head.name == host_instruments.ENERGY_COST.name
+        joules, cost = (0.0, point.growth) if is_cost else (point.growth, None)
+        one = NodeEnergy(point.node, joules, cost, () if is_cost else (head.labels.get("source", ""),))
+        of_device[point.node] = of_device[point.node] + one if point.node in of_device else one
+    found: dict[str, NodeEnergy] = {}
+    for of_device in counted.values():
+        most = max(of_device.values(), key=lambda one: (one.joules, one.node))
+        found[most.node] = found[most.node] + most if most.node in found else most
+    return tuple(found[node] for node in sorted(found))

@@ -34,7 +34,7 @@ def node(number: int) -> NodeId:
 
 
 def used(number: int, source: str, kwh: float, cost: float | None = None) -> NodeEnergy:
-    return NodeEnergy(node_label(node(number)), source, kwh * metrics.JOULES_PER_KWH, cost)
+    return NodeEnergy(node_label(node(number)), kwh * metrics.JOULES_PER_KWH, cost, (source,))
 
 
 def earned(credits_: int) -> BusinessSum:
