@@ -42,7 +42,7 @@ RouteName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]{0,98
 ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
-Credits = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
+TokenLimit = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
 OrganizationId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
 #: Credits with at most six decimals, as text or as a number.
 Money = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\Z")] | Annotated[float, Meta(ge=0, lt=10**6)]
@@ -287,8 +287,8 @@ class PolicyDocument(Document, frozen=True):
 class PlanDocument(Document, frozen=True):
     """The limits of a tier. A missing number is the tier's built-in default."""
 
-    #: Per month.
-    credits: Credits | None = None
+    #: Tokens that it includes each month, while MONEY is on.
+    included_tokens: TokenLimit | None = None
 
 
 @limits.fields(Limit | None)

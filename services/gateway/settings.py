@@ -135,6 +135,10 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Decimal,
         Variable("PRICE_PER_INPUT_TOKEN", "in credits: the first price of models without their own; see `aicli admin prices`"),
     ] = Decimal("0.0001")
+    money: Annotated[
+        Literal["on", "off"],
+        Variable("MONEY", "on: plans include tokens, and what is beyond them is paid from the balance; off: costs are only recorded"),
+    ] = "off"
     price_per_output_token: Annotated[Decimal, Variable("PRICE_PER_OUTPUT_TOKEN", "the same for output tokens")] = Decimal("0.0002")
     queue_seconds: Annotated[
         float, Meta(gt=0, le=600), Variable("QUEUE_SECONDS", "longest wait for a worker; then the request is refused with 503")
@@ -256,7 +260,7 @@ class GatewaySettingsRpc:
     async def list_tiers(self, request: api.ListTiers, call: RpcCall) -> api.Tiers:
         return api.Tiers(
             tuple(
-                api.TierTerms(tier, **{name: getattr(plan, name) for name in BY_NAME}, monthly_micro=plan.monthly_micro)
+                api.TierTerms(tier, **{name: getattr(plan, name) for name in BY_NAME}, included_tokens=plan.included_tokens)
                 for tier, plan in self._read_plans().items()
             )
         )

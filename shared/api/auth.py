@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared import limits
+from shared.api.ledger import Budget, Every
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing, StreamMethod
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
 
@@ -137,8 +138,9 @@ class LogoutUser(Body, frozen=True):
 class ApiKeyLimits(Body, frozen=True, omit_defaults=False):
     """Limits of one key, in addition to its user's. None means no extra limit. The tightest limit applies."""
 
-    #: What all its requests may cost in total.
+    #: What all its requests may cost, in total or until it is renewed.
     budget_micro: MicroCredits | None = None
+    budget_every: Every | None = None
 
 
 class KeyKind(StrEnum):
@@ -292,8 +294,10 @@ class Principal(Body, frozen=True, cache_hash=True):
     confirmed_at: float | None = None
     #: When the key or its replaced secret expires, in seconds since 1970; None for never. No cache entry may outlive it.
     expires_at: float | None = None
-    #: The founder of an organization that shares the founder's limits and has no included credits.
+    #: The founder of an organization that shares the founder's limits and has no included tokens.
     founder_id: UserId | None = None
+    #: Of the tenant that pays.
+    budget: Budget | None = None
 
     @property
     def tenant_id(self) -> TenantId:

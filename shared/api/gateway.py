@@ -8,7 +8,7 @@ import msgspec
 
 from shared.api.generation import Messages, NamedModel, Sampling, ToolCall, ToolCallPart, Usage
 from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLogprob
-from shared.api.ledger import Account
+from shared.api.ledger import Account, Every
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
@@ -236,12 +236,14 @@ class LimitState(Body, frozen=True, omit_defaults=False):
 
 
 class KeyBudget(Body, frozen=True, omit_defaults=False):
-    """The total cost limit of one key, if it has one."""
+    """The cost limit of one key, if it has one."""
 
     budget_micro: MicroCredits
+    #: In total, or since it was renewed.
     spent_micro: MicroCredits
     #: Held by running requests.
     reserved_micro: MicroCredits
+    every: Every | None = None
 
     @property
     def free_micro(self) -> int:

@@ -3,7 +3,10 @@
 Amounts are whole micro-credits: 1 credit is 1,000,000 of them. The operator decides what a credit is worth.
 """
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method
 from shared.types import MicroCredits, ModelName, RequestId, Role, UserId
@@ -11,26 +14,61 @@ from shared.types import MicroCredits, ModelName, RequestId, Role, UserId
 MICRO = 1_000_000
 
 
+#: When a budget is renewed: at the start of each UTC day, week or month. A budget that isn't renewed covers a whole life.
+Every = Literal["day", "week", "month"]
+
+
+class Budget(Body, frozen=True):
+    """What may be spent, in money."""
+
+    micro: Annotated[MicroCredits, Meta(ge=1, le=10**18)]
+    every: Every | None = None
+
+
+class Allowance(Body, frozen=True, omit_defaults=False):
+    """The tokens that a plan includes in a period. Never add them to money."""
+
+    #: None: as many as are used.
+    included: int | None
+    used: int
+    #: Held by running requests.
+    held: int
+    #: The end of the period. Unused tokens are lost.
+    renews_at: datetime
+
+    @property
+    def left(self) -> int | None:
+        return None if self.included is None else max(0, self.included - self.used - self.held)
+
+
 class Account(Body, frozen=True, omit_defaults=False):
     """What one user or organization can spend."""
 
-    #: Left of the tier's monthly credits.
-    included_micro: MicroCredits
-    #: Topped-up credits; negative if a correction took more than there was.
+    #: Prepaid credits; below zero: owed.
     balance_micro: MicroCredits
     #: Held by running requests.
     reserved_micro: MicroCredits
-    #: The tier's monthly credits; None is unlimited.
-    monthly_micro: MicroCredits | None
-    #: When the monthly credits are renewed. Unused ones are lost.
-    renews_at: datetime
+    #: How far the balance may fall below zero; None: it doesn't bound requests.
+    overage_micro: MicroCredits | None = None
+    #: None while MONEY is off.
+    allowance: Allowance | None = None
+    #: What all requests of the owner may cost, and what they have cost since it was renewed.
+    budget: Budget | None = None
+    spent_micro: MicroCredits = MicroCredits(0)
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
+    #: These three are for clients of release 0.3: credits that a tier included each month.
+    included_micro: MicroCredits = MicroCredits(0)
+    monthly_micro: MicroCredits | None = None
+    renews_at: datetime = datetime(1, 1, 1, tzinfo=UTC)
 
     @property
-    def free_micro(self) -> int:
-        """Return how much a new request may cost."""
-        return self.included_micro + self.balance_micro - self.reserved_micro
+    def free_micro(self) -> int | None:
+        """Return how much money a new request may cost; None if nothing bounds it."""
+        of_balance = None if self.overage_micro is None else self.balance_micro + self.overage_micro - self.reserved_micro
+        of_budget = None if self.budget is None else self.budget.micro - self.spent_micro - self.reserved_micro
+        bounds = [bound for bound in (of_balance, of_budget) if bound is not None]
+        return max(0, min(bounds)) if bounds else None
 
 
 class ReadAccount(Body, frozen=True):
@@ -61,6 +99,8 @@ class ModelPrice(Body, frozen=True, omit_defaults=False):
     output_micro_per_million: MicroCredits
     request_micro: MicroCredits = MicroCredits(0)
     compute_second_micro: MicroCredits = MicroCredits(0)
+    #: How many tokens of a plan's allowance a token uses; 0: the allowance never covers this model.
+    allowance_weight: Annotated[int, Meta(ge=0, le=1000)] = 1
     #: When the price took effect. A request pays the price at its admission.
     since: datetime | None = None
 
@@ -113,6 +153,8 @@ class LedgerReport(Body, frozen=True, omit_defaults=False):
     findings: tuple[str, ...] = ()
     #: Checkpoints whose signature or entries do not match.
     broken_checkpoints: int = 0
+    #: As the first three, in tokens of plans.
+    drift_tokens: int = 0
     #: The last day that was taken from its checkpoint; None if every entry was added up.
     closed_until: date | None = None
 

@@ -35,8 +35,8 @@ class TierTerms(Body, frozen=True, omit_defaults=False):
     """A tier's limits; None is unlimited."""
 
     tier: Tier
-    #: Credits included each month.
-    monthly_micro: MicroCredits | None = None
+    #: Tokens included each month, while MONEY is on.
+    included_tokens: int | None = None
 
 
 class Tiers(Body, frozen=True):

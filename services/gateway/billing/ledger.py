@@ -14,10 +14,11 @@ import msgspec
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
-from services.gateway.billing import orphan_settlement
+from services.gateway.billing import orphan_settlement, refusals
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.prices import PriceList
+from services.gateway.billing.prices import LEAST_TOKENS, PriceList
 from services.gateway.billing.reservations import (
+    NO_PLAN,
     CostBounds,
     GrantedReservation,
     HeldCredits,
@@ -25,6 +26,7 @@ from services.gateway.billing.reservations import (
     InsufficientCredits,
     OpenReservation,
     ReservationRequest,
+    Spending,
     WorkerClaim,
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
@@ -33,10 +35,10 @@ from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.facts.upstream_prices import TargetHold, UpstreamPrices
-from shared import amounts, errors
+from shared import errors
 from shared.api.auth import Principal
 from shared.api.inference import Receipt
-from shared.api.ledger import MICRO, LedgerReport, ModelPrice
+from shared.api.ledger import Budget, LedgerReport, ModelPrice
 from shared.node import lifecycle
 from shared.stores.database_clock import DatabaseClock
 from shared.telemetry import Metrics, logs
@@ -50,8 +52,6 @@ GRACE_SECONDS = 30.0
 MOST_SECONDS = 2 * 3600.0
 #: How long a request waits if PostgreSQL is down.
 RESERVE_SECONDS = 2.0
-#: A smaller answer is useless.
-LEAST_TOKENS = 16
 _SWEEP_SECONDS, _SWEEP_MOST = 15.0, 100
 _PRICES_SECONDS = 5.0
 _VERIFY_SECONDS = 60.0
@@ -77,7 +77,14 @@ class Ledger:
     """The ledger of this gateway, for any number of concurrent requests. Use ``running``."""
 
     def __init__(
-        self, store: LedgerStore, source: ConfigSource, gateway: NodeId, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        store: LedgerStore,
+        source: ConfigSource,
+        gateway: NodeId,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        has_plans: bool = False,
     ) -> None:
         self._store = store
         self._source = source
@@ -93,6 +100,8 @@ class Ledger:
         metrics.ledger_oldest_reservation.set_function(self._oldest_seconds)
         self._batches = QueryBatching(self._reserve_all)
         self._extensions = QueryBatching(store.extend_holds)
+        #: Accounts have plans: MONEY is on.
+        self.has_plans = has_plans
         self._suspend_detector = SuspendDetector()
         self._claims = WorkerClaims(store.record_claims)
         #: Since when all heartbeats have succeeded; None after a failure.
@@ -113,9 +122,14 @@ class Ledger:
             tasks.create_task(self._claims.write())
             yield self
 
-    def plan_of(self, principal: Principal) -> TierPlan:
-        plans = self._source.config.limits.plans
-        return plans[principal.tier] if principal.founder_id is None else tiers.plan_of(plans, principal.tier, shares_limits=True)
+    def spending_of(self, principal: Principal) -> Spending:
+        plan = tiers.plan_of(self._source.config.limits.plans, principal.tier, shares_limits=principal.founder_id is not None)
+        of_key = principal.key_limits
+        key_budget = None if of_key.budget_micro is None else Budget(of_key.budget_micro, of_key.budget_every)
+        return msgspec.structs.replace(self.terms_of(plan), key_budget=key_budget, owner_budget=principal.budget)
+
+    def terms_of(self, plan: TierPlan) -> Spending:
+        return Spending(plan.included_tokens, plan.overage_micro, has_plan=True) if self.has_plans else NO_PLAN
 
     def price_of(self, model: ModelName) -> ModelPrice:
         return self._prices.find(model).price
@@ -125,9 +139,14 @@ class Ledger:
         the cheapest gets fewer tokens. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow every
         call that doesn't raise with ``forget``."""
         prices = {model: self._prices.find(bounds.priced_as or model) for model in bounds.prompt_tokens}
+        spending = self.spending_of(principal)
         while True:
             most = bounds.max_tokens * bounds.answers, bounds.seconds
-            costs = {model: price.cost(bounds.prompt_tokens[model], *most) for model, price in prices.items()}
+            any_uncovered = not all(price.price.allowance_weight for price in prices.values())
+            # A plan that covers some of the models doesn't help with the others.
+            costs = {
+                model: (not price.price.allowance_weight, price.cost(bounds.prompt_tokens[model], *most)) for model, price in prices.items()
+            }
             dearest = max(costs, key=costs.__getitem__)
             cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
             request = ReservationRequest(
@@ -135,24 +154,25 @@ class Ledger:
                 owner=principal.tenant_id,
                 key_id=principal.key_id,
                 model=dearest,
-                price_id=prices[dearest].id,
+                price=prices[dearest],
+                allowance_weight=0 if any_uncovered else max(price.price.allowance_weight for price in prices.values()),
                 prompt_tokens=bounds.prompt_tokens[dearest],
                 max_tokens=bounds.max_tokens,
                 least_tokens=bounds.max_tokens if cheaper else LEAST_TOKENS,
                 answers=bounds.answers,
-                fixed_micro=prices[dearest].cost(bounds.prompt_tokens[dearest], 0, bounds.seconds),
-                micro_per_million=prices[dearest].price.output_micro_per_million,
-                monthly_micro=self.plan_of(principal).monthly_micro,
-                key_budget_micro=principal.key_limits.budget_micro,
+                seconds=bounds.seconds,
+                spending=spending,
                 holds=tuple(hold for hold in bounds.holds if hold.model in prices),
             )
             answer = await self._reserve(request)
             if isinstance(answer, GrantedReservation):
                 self._open[request_id] = self._clock()
                 clamped = answer.max_tokens < bounds.max_tokens
-                return HeldCredits(request_id, prices, answer.max_tokens, clamped=clamped, over_ceiling=answer.over_ceiling)
+                return HeldCredits(
+                    request_id, prices, answer.max_tokens, clamped=clamped, plan_tokens=answer.plan_tokens, over_ceiling=answer.over_ceiling
+                )
             if not cheaper:
-                raise _exhausted(answer, request, await self._held_micro(request, of_key=answer.of_key))
+                raise await self._exhausted(answer, request)
             prices = cheaper
 
     async def extend(
@@ -166,15 +186,15 @@ class Ledger:
             max_tokens=max_tokens,
             least_more=min(LEAST_TOKENS, max_tokens - held.max_tokens),
             answers=answers,
-            micro_per_million=held.prices[model].price.output_micro_per_million,
-            monthly_micro=self.plan_of(principal).monthly_micro,
-            key_budget_micro=principal.key_limits.budget_micro,
+            price=held.prices[model],
+            spending=self.spending_of(principal),
             target=target,
         )
         answer, _ = await self._ask(self._extensions, extension)
         if answer.max_tokens is None or answer.is_over_ceiling:
             return held
-        return msgspec.structs.replace(held, max_tokens=answer.max_tokens, clamped=answer.max_tokens < max_tokens)
+        clamped = answer.max_tokens < max_tokens
+        return msgspec.structs.replace(held, max_tokens=answer.max_tokens, clamped=clamped, plan_tokens=answer.plan_tokens)
 
     def record_claim(self, claim: WorkerClaim) -> None:
         """Record which worker is about to run the request."""
@@ -218,7 +238,7 @@ class Ledger:
     async def verify(self, *, full: bool = False) -> LedgerReport:
         """Verify the sums of the open day, or of everything. Raises Unavailable."""
         report = await self._store.verify(grace_seconds=LEASE_SECONDS + GRACE_SECONDS, full=full)
-        drift = report.drift_micro + abs(report.sum_micro) + report.reserved_drift_micro
+        drift = report.drift_micro + abs(report.sum_micro) + report.reserved_drift_micro + report.drift_tokens
         self._metrics.ledger_drift.set(drift + report.broken_checkpoints)
         if report.findings:
             _log.error("ledger verification failed", findings=report.findings)
@@ -238,14 +258,16 @@ class Ledger:
             raise errors.Internal("a request id was used twice", hint="retry the request")
         return answer
 
-    async def _held_micro(self, request: ReservationRequest, *, of_key: bool) -> int:
-        """Return what running requests hold; 0 if PostgreSQL is down."""
+    async def _exhausted(self, answer: InsufficientCredits, request: ReservationRequest) -> errors.BudgetExhausted:
+        """Explain the refusal, as far as PostgreSQL can be read."""
         try:
-            if of_key and request.key_id is not None:
-                return (await self._store.read_key_spending(request.owner, request.key_id))[1]
-            return (await self._store.read_account(request.owner, request.monthly_micro)).reserved_micro
+            account = await self._store.read_account(request.owner, request.spending)
+            held = account.reserved_micro
+            if answer.limited_by == "key" and request.key_id is not None:
+                _, held = await self._store.read_key_spending(request.owner, request.key_id)
         except errors.Unavailable:
-            return 0
+            return refusals.explain(answer, request)
+        return refusals.explain(answer, request, account.allowance, held)
 
     async def _ask(self, batches: "QueryBatching[Question, Answer]", question: Question) -> tuple[Answer, bool]:
         """Return the answer, and whether PostgreSQL was asked more than once."""
@@ -269,22 +291,6 @@ class Ledger:
             return await self._store.reserve(requests, gateway=self._gateway, lease_seconds=LEASE_SECONDS)
         finally:
             self._metrics.ledger_reserve_seconds.observe(time.perf_counter() - began)
-
-
-def _exhausted(answer: InsufficientCredits, request: ReservationRequest, held_micro: int) -> errors.BudgetExhausted:
-    least = request.fixed_micro + -(-min(LEAST_TOKENS, request.max_tokens) * request.answers * request.micro_per_million // MICRO)
-    left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least)}"
-    what, hint = "your credits are too low", "wait until next month, or ask an administrator for more; see `aicli usage`"
-    if answer.of_key:
-        what, hint = "this key's budget is too low", "ask for a key with a larger budget"
-    if answer.room_micro + held_micro >= least:
-        held = _credits(held_micro)
-        hint = f"your running requests hold {held} and free what they don't use when they end; retry then, or lower their max_tokens"
-    return errors.BudgetExhausted(f"{what}: {left}", hint=hint)
-
-
-def _credits(micro: int) -> str:
-    return f"{amounts.written(max(0, micro))} credits"
 
 
 #: Maximum batch size, so that the first query doesn't wait too long for the last.

@@ -2,8 +2,7 @@
 a reservation together with its request's row."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from operator import attrgetter
 
 from services.gateway.billing.checkpoint_store import CheckpointStore
@@ -16,25 +15,18 @@ from services.gateway.billing.reservations import (
     InsufficientCredits,
     OpenReservation,
     ReservationRequest,
+    Spending,
     WorkerClaim,
 )
 from services.gateway.facts import request_record
 from services.gateway.facts.request_record import RouteUse
-from shared.api.ledger import LedgerReport, ModelPrice
+from shared.api.ledger import Account, Allowance, Budget, LedgerReport, ModelPrice
 from shared.stores import database
 from shared.types import KeyId, MeshName, MicroCredits, NodeId, RequestId, TenantId
 
 _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 30.0, 1800.0
 #: The contract's limit.
 _MOST_FINDINGS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class AccountRow:
-    included_micro: MicroCredits
-    balance_micro: MicroCredits
-    reserved_micro: MicroCredits
-    month: date
 
 
 class LedgerStore:
@@ -60,7 +52,9 @@ class LedgerStore:
         """Raise what running requests hold, in one transaction; answer in order. Safe to repeat."""
         columns = zip(*(_extension_columns(extension) for extension in extensions), strict=True)
         rows = await self._database.rows("extend_holds", *columns, deadline_seconds=2)
-        answers = {row["request_id"]: ExtendedHold(row["granted_tokens"], row["is_over_ceiling"]) for row in rows}
+        answers = {
+            row["request_id"]: ExtendedHold(row["granted_tokens"], row["held_tokens"] or 0, row["is_over_ceiling"]) for row in rows
+        }
         return [answers.get(extension.request_id, ExtendedHold(None)) for extension in extensions]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
@@ -75,18 +69,24 @@ class LedgerStore:
         columns = zip(*((*_CLAIM(claim), *request_record.route_columns(claim.route), claim.provider) for claim in claims), strict=True)
         return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
 
-    async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
+    async def read_account(self, owner: TenantId, spending: Spending) -> Account:
         async with self._database.bound(owner) as transaction:
-            row = await transaction.row("read_account", owner, monthly_micro)
+            row = await transaction.row("read_account", owner, spending.included_tokens, spending.has_plan)
         assert row is not None  # the query creates a missing account
-        return AccountRow(row["included_micro"], row["balance_micro"], row["reserved_micro"], row["month"])
+        allowance = None
+        if spending.has_plan:
+            # Who changed to a smaller plan keeps the tokens of this period.
+            included = None if spending.included_tokens is None else max(spending.included_tokens, row["granted_tokens"])
+            used = row["granted_tokens"] - row["allowance_tokens"]
+            allowance = Allowance(included, used, row["held_tokens"], row["period_end"].astimezone(UTC))
+        return Account(
+            row["balance_micro"], row["reserved_micro"], spending.overage_micro, allowance, spending.owner_budget, row["spent_micro"]
+        )
 
-    async def top_up(
-        self, transfer_id: RequestId, owner: TenantId, amount: MicroCredits, note: str, monthly_micro: MicroCredits | None
-    ) -> bool:
+    async def top_up(self, transfer_id: RequestId, owner: TenantId, amount: MicroCredits, note: str, spending: Spending) -> bool:
         """Return False if this transfer was already made."""
         try:
-            await self._database.run("top_up", transfer_id, owner, amount, note, monthly_micro)
+            await self._database.run("top_up", transfer_id, owner, amount, note, spending.included_tokens, spending.has_plan)
         except database.UniqueViolation:
             return False
         return True
@@ -122,6 +122,7 @@ class LedgerStore:
         await self._database.run(
             "add_price",
             *(price.model, price.input_micro_per_million, price.output_micro_per_million, price.request_micro, price.compute_second_micro),
+            price.allowance_weight,
         )
 
     async def ensure_default_price(self, input_micro_per_million: int, output_micro_per_million: int) -> None:
@@ -161,6 +162,9 @@ def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken
     findings = {
         "accounts differ from the sum of their entries by {} micro-credits": row["drift_micro"],
         "all entries sum up to {} micro-credits instead of 0": row["sum_micro"],
+        "accounts differ from the sum of their entries by {} tokens": row["drift_tokens"],
+        "all entries sum up to {} tokens instead of 0": row["sum_tokens"],
+        "the tokens that accounts hold differ from the open reservations by {}": row["held_drift_tokens"],
         "the reservations on accounts differ from the open reservations by {} micro-credits": row["account_reserved_drift_micro"],
         "the reservations on keys differ from their open reservations by {} micro-credits": row["key_reserved_drift_micro"],
         "the reservations on targets differ from the open reservations by {} micro-credits": row["target_reserved_drift_micro"],
@@ -179,6 +183,7 @@ def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken
         findings=(*(text.format(number) for text, number in findings.items() if number), *broken)[:_MOST_FINDINGS],
         broken_checkpoints=len(broken),
         closed_until=chain[-1].closed.day if chain else None,
+        drift_tokens=row["drift_tokens"] + abs(row["sum_tokens"]) + row["held_drift_tokens"],
     )
 
 
@@ -187,21 +192,29 @@ class AlreadyReverted(Exception):
 
 
 _RESERVATION = attrgetter(
-    *("request_id", "owner", "key_id", "model", "price_id", "prompt_tokens", "max_tokens", "least_tokens", "answers"),
-    *("fixed_micro", "micro_per_million"),
+    *("request_id", "owner", "key_id", "model", "price.id", "prompt_tokens", "max_tokens", "least_tokens", "answers"),
 )
-_EXTENSION = attrgetter("request_id", "owner", "max_tokens", "least_more", "answers", "micro_per_million")
+_EXTENSION = attrgetter("request_id", "owner", "max_tokens", "least_more", "answers")
+_PRICES = attrgetter("input_micro_per_million", "output_micro_per_million")
+_PLAN = attrgetter("included_tokens", "overage_micro", "has_plan")
 _CLAIM = attrgetter("request_id", "worker", "delivered_before", "model", "price_id")
 
 
 def _columns(request: ReservationRequest) -> tuple[object, ...]:
-    return (*_RESERVATION(request), request.monthly_micro, request.monthly_micro is not None, request.key_budget_micro)
+    spending, price = request.spending, request.price
+    prices = (price.fixed(request.seconds), *_PRICES(price.price), request.allowance_weight)
+    return (*_RESERVATION(request), *prices, *_PLAN(spending), *_budget(spending.key_budget), *_budget(spending.owner_budget))
+
+
+def _budget(budget: Budget | None) -> tuple[MicroCredits | None, str | None]:
+    return (None, None) if budget is None else (budget.micro, budget.every)
 
 
 def _extension_columns(extension: HoldExtension) -> tuple[object, ...]:
-    target, monthly_micro = extension.target, extension.monthly_micro
+    target, spending, price = extension.target, extension.spending, extension.price.price
     hold = (None, None, None) if target is None else (target.target, target.micro, target.ceiling_micro)
-    return (*_EXTENSION(extension), monthly_micro, monthly_micro is not None, extension.key_budget_micro, *hold)
+    budgets = (_budget(spending.key_budget)[0], _budget(spending.owner_budget)[0])
+    return (*_EXTENSION(extension), *_PRICES(price), price.allowance_weight, *_PLAN(spending), *budgets, *hold)
 
 
 def _open_reservation(row: database.DatabaseRow) -> OpenReservation:
@@ -212,8 +225,8 @@ def _open_reservation(row: database.DatabaseRow) -> OpenReservation:
 
 def _answer(row: database.DatabaseRow) -> GrantedReservation | InsufficientCredits:
     if row["granted_tokens"] is None:
-        return InsufficientCredits(row["room_micro"], row["key_is_tightest"])
-    return GrantedReservation(row["granted_tokens"], row["is_repeated"], frozenset(row["over_ceiling"]))
+        return InsufficientCredits(row["room_micro"], row["limited_by"])
+    return GrantedReservation(row["granted_tokens"], row["held_tokens"], row["is_repeated"], frozenset(row["over_ceiling"]))
 
 
 def _price(row: database.DatabaseRow) -> Price:
@@ -223,6 +236,7 @@ def _price(row: database.DatabaseRow) -> Price:
         output_micro_per_million=row["output_micro_per_million"],
         request_micro=row["request_micro"],
         compute_second_micro=row["compute_second_micro"],
+        allowance_weight=row["allowance_weight"],
         since=row["since"].astimezone(UTC),
     )
     return Price(row["id"], price)

@@ -65,6 +65,7 @@ def build_row(
     # The time of earlier workers is unknown, and waiting is free.
     worked = (ended_at - reservation.claimed_at).total_seconds() if reservation.claimed_at else 0.0
     compute_seconds = max(0.0, min(worked, receipt.seconds if receipt else 0.0))
+    cost, covered = price.settle(Usage(prompt_tokens, completion_tokens), compute_seconds, reservation.held_tokens)
     return RequestRow(
         id=reservation.request_id,
         # The user isn't known for an organization's request.
@@ -79,7 +80,8 @@ def build_row(
         status=RequestStatus.ERROR,
         error_code=ERROR_CODE,
         created_at=reservation.created_at,
-        cost_micro=price.cost(prompt_tokens, completion_tokens, compute_seconds) if delivered else MicroCredits(0),
+        cost_micro=cost if delivered else MicroCredits(0),
+        covered_tokens=covered if delivered else 0,
         reservation=ReservationState.SETTLED if delivered else ReservationState.EXPIRED,
         route=reservation.route,
         provider=reservation.provider,

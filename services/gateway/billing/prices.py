@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared import errors
+from shared.api.generation import Usage
 from shared.api.ledger import MICRO, ModelPrice
 from shared.types import MicroCredits, ModelName
 
 #: The table's bounds, which keep every sum within 64 bits.
 MOST_PER_MILLION = 10 * MICRO * MICRO
 MOST_OTHER = MICRO * MICRO
+#: A smaller answer is useless.
+LEAST_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,22 @@ class Price:
     id: int
     price: ModelPrice
 
-    def cost(self, prompt_tokens: int, completion_tokens: int, compute_seconds: float) -> MicroCredits:
-        """Return the cost of a request that delivered something."""
+    def cost(self, prompt_tokens: int, completion_tokens: int, compute_seconds: float, covered: int = 0) -> MicroCredits:
+        """Return the cost of a request that delivered something. Its plan covers so many tokens, first those of the prompt."""
         price = self.price
-        millionths = prompt_tokens * price.input_micro_per_million + completion_tokens * price.output_micro_per_million
-        compute = -int(-compute_seconds * price.compute_second_micro // 1)
-        return MicroCredits(-(-millionths // MICRO) + price.request_micro + compute)
+        rest = completion_tokens - max(covered - prompt_tokens, 0)
+        millionths = max(prompt_tokens - covered, 0) * price.input_micro_per_million + rest * price.output_micro_per_million
+        return MicroCredits(-(-millionths // MICRO) + self.fixed(compute_seconds))
+
+    def fixed(self, compute_seconds: float) -> MicroCredits:
+        """Return the part of the cost that doesn't depend on tokens."""
+        return MicroCredits(self.price.request_micro - int(-compute_seconds * self.price.compute_second_micro // 1))
+
+    def settle(self, usage: Usage, compute_seconds: float, plan_tokens: int) -> tuple[MicroCredits, int]:
+        """Return the cost, and what it uses of the plan's tokens, of which it holds ``plan_tokens``."""
+        weight = self.price.allowance_weight
+        covered = min(plan_tokens // weight, usage.prompt_tokens + usage.completion_tokens) if weight else 0
+        return self.cost(usage.prompt_tokens, usage.completion_tokens, compute_seconds, covered), covered * weight
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,30 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
 from services.gateway.billing.prices import Price
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import TargetHold
+from shared.api.ledger import Budget
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
+
+
+class Spending(msgspec.Struct, frozen=True):
+    """What an account's plan and budgets let it spend. The default: everything is recorded, and nothing is included or refused."""
+
+    #: The tokens of a period; None: as many as are used.
+    included_tokens: int | None = 0
+    #: How far the balance may fall below zero; None: as far as it does.
+    overage_micro: MicroCredits | None = None
+    has_plan: bool = False
+    key_budget: Budget | None = None
+    owner_budget: Budget | None = None
+
+
+NO_PLAN = Spending()
 
 
 class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +54,8 @@ class HeldCredits(msgspec.Struct, frozen=True):
     max_tokens: int
     #: The credits covered fewer tokens than requested.
     clamped: bool
+    #: What the plan covers at most, in tokens of the allowance.
+    plan_tokens: int = 0
     #: Targets that would exceed their ceiling.
     over_ceiling: frozenset[str] = frozenset()
 
@@ -48,19 +67,17 @@ class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
     owner: TenantId
     key_id: KeyId | None
     model: ModelName
-    price_id: int
-    #: Upper bound.
+    price: Price
+    #: How many tokens of the plan a token uses at most, of the models that may serve it; 0 if the plan doesn't cover one of them.
+    allowance_weight: int
+    #: Upper bounds.
     prompt_tokens: int
     max_tokens: int
+    seconds: float
     #: A grant of fewer tokens is useless.
     least_tokens: int
     answers: int
-    #: Cost that doesn't depend on the output.
-    fixed_micro: MicroCredits
-    micro_per_million: int
-    #: None for no limit.
-    monthly_micro: MicroCredits | None
-    key_budget_micro: MicroCredits | None
+    spending: Spending
     #: See ``CostBounds``.
     holds: tuple[TargetHold, ...] = ()
 
@@ -68,6 +85,8 @@ class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
 class GrantedReservation(msgspec.Struct, frozen=True):
     #: For each answer.
     max_tokens: int
+    #: See ``HeldCredits``.
+    plan_tokens: int = 0
     #: The request already had this reservation.
     is_repeated: bool = False
     #: Targets that would exceed their ceiling.
@@ -79,8 +98,7 @@ class InsufficientCredits:
     """Nothing was reserved."""
 
     room_micro: int
-    #: The key's budget is exhausted, rather than the account.
-    of_key: bool
+    limited_by: Literal["account", "owner", "key"] = "account"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +112,8 @@ class HoldExtension:
     #: A smaller raise is useless.
     least_more: int
     answers: int
-    micro_per_million: int
-    #: As in ``ReservationRequest``.
-    monthly_micro: MicroCredits | None
-    key_budget_micro: MicroCredits | None
+    price: Price
+    spending: Spending
     #: What it may cost upstream in all; None without a ceiling.
     target: TargetHold | None = None
 
@@ -106,6 +122,7 @@ class HoldExtension:
 class ExtendedHold:
     #: For each answer: what it already held if nothing more is granted; None if the request is not open.
     max_tokens: int | None
+    plan_tokens: int = 0
     #: The target would exceed its ceiling. The credits are held nevertheless.
     is_over_ceiling: bool = False
 
@@ -122,6 +139,8 @@ class OpenReservation:
     prompt_tokens: int
     completion_tokens: int
     created_at: datetime
+    #: See ``HeldCredits``.
+    held_tokens: int = 0
     #: In order of their claims; the last one runs it.
     workers: tuple[NodeId, ...] = ()
     #: Answer tokens that the caller had when the last worker claimed it.

@@ -55,8 +55,10 @@ class RequestTotals(msgspec.Struct, frozen=True):
 
     response_time_ms: int = 0
     usage: Usage = Usage(0, 0)
-    #: By its reservation's price; 0 for a cached answer, which has saved that cost.
+    #: By its reservation's price, without what the plan covers; 0 for a cached answer, which has saved that cost.
     cost_micro: MicroCredits = _NOTHING
+    #: The tokens of the plan that it used.
+    covered_tokens: int = 0
     saved_micro: MicroCredits = _NOTHING
     #: What it has cost upstream, and what an answer of our own machines would have cost where its route compares it.
     spending: tuple[TargetSpending, ...] = ()
@@ -90,6 +92,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     #: By its reservation's price; the ledger charges at most what was reserved.
     cost_micro: MicroCredits = _NOTHING
+    covered_tokens: int = 0
     cached: bool = False
     #: Outcome of its reservation, if there is one.
     reservation: ReservationState = ReservationState.RELEASED

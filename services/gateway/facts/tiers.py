@@ -5,11 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shared import limits
-from shared.api.ledger import MICRO
 from shared.types import MicroCredits, ModelName, Tier
 
 #: The numbers of a tier, by their names in the settings.
-NUMBERS = (*limits.BY_NAME, "credits")
+NUMBERS = (*limits.BY_NAME, "included_tokens")
 #: The setting's value for no limit.
 UNLIMITED = "unlimited"
 #: While Valkey is down: each gateway counts alone, nothing is counted, or every request is refused.
@@ -19,17 +18,14 @@ WithoutValkey = Literal["degrade", "open", "closed"]
 @dataclass(frozen=True, slots=True)
 @limits.fields(int | None)
 class TierPlan:
-    """The limits and credits of a tier or model; None means no limit."""
+    """The limits of a tier or model, and what a tier includes; None means no limit."""
 
-    #: Credits per month. A model has no account and so no credits.
-    credits: int | None = None
+    #: Tokens each month, while MONEY is on. A model has no account and so no tokens.
+    included_tokens: int | None = None
+    #: How far the balance of an account may fall below zero.
+    overage_micro: MicroCredits | None = MicroCredits(0)
     #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
-    #: The credits, in the ledger's unit.
-    monthly_micro: MicroCredits | None = field(init=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "monthly_micro", None if self.credits is None else MicroCredits(self.credits * MICRO))
 
     def source_of(self, name: str) -> str:
         """Return the setting that defines the number, for people."""
@@ -37,9 +33,9 @@ class TierPlan:
 
 
 #: Enterprise is negotiated with each customer.
-_CREDITS = {Tier.FREE: 100_000, Tier.PRO: 1_000_000}
+_INCLUDED = {Tier.FREE: TierPlan(included_tokens=100_000), Tier.PRO: TierPlan(included_tokens=1_000_000), Tier.ENTERPRISE: TierPlan(overage_micro=None)}
 DEFAULTS = {
-    tier: replace(TierPlan(credits=_CREDITS.get(tier)), **{kind.name: kind.defaults.get(tier) for kind in limits.LIMITS})  # type: ignore[arg-type]
+    tier: replace(_INCLUDED[tier], **{kind.name: kind.defaults.get(tier) for kind in limits.LIMITS})  # type: ignore[arg-type]
     for tier in Tier
 }
 
@@ -66,9 +62,9 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
 
 
 def plan_of(plans: Mapping[Tier, TierPlan], tier: Tier, *, shares_limits: bool) -> TierPlan:
-    """Return the tier's plan. An organization that shares its founder's limits gets no credits: otherwise users could found organizations
+    """Return the tier's plan. An organization that shares its founder's limits gets no tokens: otherwise users could found organizations
     to get more."""
-    return replace(plans[tier], credits=0) if shares_limits else plans[tier]
+    return replace(plans[tier], included_tokens=0) if shares_limits else plans[tier]
 
 
 def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> TierPlan:
@@ -117,6 +113,6 @@ def _number(name: str, text: str, allowed: Sequence[str]) -> int | None:
         raise ValueError(f"{name!r} is not one of {', '.join(allowed)}")
     if text == UNLIMITED:
         return None
-    if not text.isascii() or not text.isdigit() or not (0 if name == "credits" else 1) <= int(text) <= 10**12:
+    if not text.isascii() or not text.isdigit() or not (0 if name == "included_tokens" else 1) <= int(text) <= 10**12:
         raise ValueError(f"{name}={text}: use a whole number, or {UNLIMITED}")
     return int(text)

@@ -7,7 +7,7 @@ WITH line AS (
     FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (subject, details, at)
 ),
 done AS MATERIALIZED (
-    SELECT top_up(transfer, (details ->> 'owner')::uuid, (details ->> 'micro')::bigint, 'recovery log', NULL)
+    SELECT top_up(transfer, (details ->> 'owner')::uuid, (details ->> 'micro')::bigint, 'recovery log', 0, false)
     FROM line
     WHERE NOT EXISTS (SELECT FROM entry_keys WHERE entry_keys.transfer = line.transfer AND kind = 'top_up')
 )
@@ -20,7 +20,7 @@ WITH line AS (
     SELECT DISTINCT subject::uuid AS request FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (subject, details, at)
 ),
 released AS MATERIALIZED (
-    SELECT request, settle(request, 0, 'released') AS micro
+    SELECT request, settle(request, 0, 0, 'released') AS micro
     FROM line JOIN reservations ON request_id = request
     WHERE state = 'reserved'
 ),

@@ -6,13 +6,13 @@ WITH settled AS MATERIALIZED (
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
         $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
-        $31::boolean[], $32::text[], $33::text[], settle_batch($1, $12, $13)
+        $31::boolean[], $32::text[], $33::text[], $34::bigint[], settle_batch($1, $12, $34, $13)
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
         provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
-        is_counted_late, error_field, ignored_fields, settled_micro
+        is_counted_late, error_field, ignored_fields, covered_tokens, settled_micro
     )
     -- Always write in this order, so that gateways can't deadlock on rows of the same requests.
     ORDER BY tenant_id, id
@@ -76,7 +76,7 @@ paid AS MATERIALIZED (
         ARRAY(SELECT id FROM settled WHERE settled_micro IS NOT NULL), array_agg((fresh.created_at AT TIME ZONE 'UTC')::date),
         array_agg(spent.route), array_agg(spent.target), array_agg(spent.micro)
     )
-    FROM unnest($34::uuid[], $35::text[], $36::text[], $37::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
+    FROM unnest($35::uuid[], $36::text[], $37::text[], $38::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
     -- After everything else, because it locks the spending of all targets.
     HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) >= 0
 )
@@ -127,14 +127,16 @@ WHERE tenant_id = $1;
 -- name: reserve
 -- Reserve the maximum cost of requests, and hold it at targets with a ceiling; granted_tokens is NULL if the credits are too low.
 WITH reserved AS MATERIALIZED (
-    SELECT * FROM reserve_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+    SELECT * FROM reserve_batch(
+        $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22
+    )
 ),
 holds AS (
     -- Of all reservations at once, because it locks the spending of all targets after all accounts.
     SELECT array_agg(request_id ORDER BY number) AS requests, array_agg(is_repeated ORDER BY number) AS are_repeated,
         array_agg(route ORDER BY number) AS routes, array_agg(target ORDER BY number) AS targets,
         array_agg(micro ORDER BY number) AS micros, array_agg(ceiling ORDER BY number) AS ceilings
-    FROM unnest($17::uuid[], $18::text[], $19::text[], $20::bigint[], $21::bigint[]) WITH ORDINALITY
+    FROM unnest($23::uuid[], $24::text[], $25::text[], $26::bigint[], $27::bigint[]) WITH ORDINALITY
         AS hold (request_id, route, target, micro, ceiling, number)
     JOIN reserved USING (request_id)
     WHERE granted_tokens IS NOT NULL
@@ -147,22 +149,22 @@ over_ceiling AS MATERIALIZED (
 SELECT reserved.*, coalesce(over_ceiling.targets, '{}') AS over_ceiling FROM reserved LEFT JOIN over_ceiling USING (request_id);
 
 -- name: extend_holds
--- Raise what running requests hold, as far as their credits cover it; granted_tokens is NULL if a request is not open.
+-- Raise what running requests hold, as far as their plans and credits cover it; granted_tokens is NULL if a request is not open.
 WITH wanted AS (
     SELECT * FROM unnest(
-        $1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $8::boolean[], $9::bigint[],
-        $10::text[], $11::bigint[], $12::bigint[]
+        $1::uuid[], $2::uuid[], $3::integer[], $4::integer[], $5::integer[], $6::bigint[], $7::bigint[], $8::integer[],
+        $9::bigint[], $10::bigint[], $11::boolean[], $12::bigint[], $13::bigint[], $14::text[], $15::bigint[], $16::bigint[]
     ) AS row (
-        request_id, owner, max_tokens, least_more, answers, micro_per_million, monthly_micro, is_bounded, key_budget_micro,
-        target, target_micro, target_ceiling
+        request_id, owner, max_tokens, least_more, answers, input, output, weight,
+        included_tokens, overage_micro, has_plan, key_budget, owner_budget, target, target_micro, target_ceiling
     )
     -- As in reserve.
     ORDER BY owner, request_id
 ),
 extended AS MATERIALIZED (
-    SELECT request_id, target, target_micro, target_ceiling, held.granted_tokens
+    SELECT request_id, target, target_micro, target_ceiling, held.granted_tokens, held.held_tokens
     FROM wanted, LATERAL extend_hold(
-        request_id, max_tokens, least_more, answers, micro_per_million, monthly_micro, is_bounded, key_budget_micro
+        request_id, max_tokens, least_more, answers, input, output, weight, included_tokens, overage_micro, has_plan, key_budget, owner_budget
     ) AS held
 ),
 holds AS (
@@ -173,7 +175,7 @@ holds AS (
 over_ceiling AS MATERIALIZED (
     SELECT over_request FROM holds, LATERAL extend_targets(requests, targets, micros, ceilings)
 )
-SELECT request_id, granted_tokens, over_request IS NOT NULL AS is_over_ceiling
+SELECT request_id, granted_tokens, held_tokens, over_request IS NOT NULL AS is_over_ceiling
 FROM extended LEFT JOIN over_ceiling ON over_request = request_id;
 
 -- name: extend_leases
@@ -209,7 +211,7 @@ RETURNING held.request_id;
 
 -- name: list_overdue
 -- List open reservations whose lease has expired for longer than a grace period, oldest first.
-SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, gateway, created_at, lease_until,
+SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, held_tokens, gateway, created_at, lease_until,
     workers, delivered_before, claimed_at, route, route_version, variant, target, provider
 FROM reservations
 WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)
@@ -217,17 +219,19 @@ ORDER BY lease_until
 LIMIT $2;
 
 -- name: read_account
--- Read an account after granting this month's credits; lock it briefly.
-WITH opened AS MATERIALIZED (SELECT * FROM open_account($1, $2))
-SELECT included_micro, balance_micro, reserved_micro, month FROM opened;
+-- Read an account after granting this period's tokens; lock it briefly.
+WITH opened AS MATERIALIZED (SELECT * FROM open_account($1, $2, $3))
+SELECT allowance_tokens, granted_tokens, held_tokens, period_end, balance_micro, reserved_micro,
+    CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END AS spent_micro
+FROM opened;
 
 -- name: read_key_spending
 -- Read what a key has spent and reserved.
-SELECT spent_micro, reserved_micro FROM key_spending WHERE key_id = $1;
+SELECT CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END AS spent_micro, reserved_micro FROM key_spending WHERE key_id = $1;
 
 -- name: top_up
 -- Add or withdraw a user's credits; repeating a transfer is a unique violation.
-WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5)) SELECT count(*) FROM done;
+WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5, $6)) SELECT count(*) FROM done;
 
 -- name: revert
 -- Refund a request; return its owner, or NULL if it cost nothing.
@@ -235,28 +239,31 @@ WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner) SELECT owner FROM don
 
 -- name: list_prices
 -- List the current prices.
-SELECT DISTINCT ON (model) id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
+SELECT DISTINCT ON (model) id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro,
+    allowance_weight, since
 FROM prices
 WHERE since <= now()
 ORDER BY model, since DESC, id DESC;
 
 -- name: list_price_history
 -- List all prices ever set, newest first.
-SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
+SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro,
+    allowance_weight, since
 FROM prices
 ORDER BY since DESC, id DESC
 LIMIT 1000;
 
 -- name: find_price
 -- Find a price by its number.
-SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since
+SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro,
+    allowance_weight, since
 FROM prices
 WHERE id = $1;
 
 -- name: add_price
 -- Set a price as of now.
-INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro)
-VALUES ($1, $2, $3, $4, $5);
+INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, allowance_weight)
+VALUES ($1, $2, $3, $4, $5, $6);
 
 -- name: ensure_default_price
 -- Insert the default price from the settings if there is none.
@@ -266,21 +273,28 @@ WHERE NOT EXISTS (SELECT FROM prices WHERE model IS NULL);
 
 -- name: verify_ledger
 -- Verify the sums in one snapshot: entries and payments since $2, and checkpoints for the time before it; NULL: all entries.
-WITH recent_entries AS MATERIALIZED (SELECT transfer, kind, account, owner, amount_micro FROM entries WHERE at >= coalesce($2::timestamptz, '-infinity')),
+WITH recent_entries AS MATERIALIZED (
+    SELECT transfer, kind, account, owner, amount_micro, amount_tokens FROM entries WHERE at >= coalesce($2::timestamptz, '-infinity')
+),
 per_account AS (
-    SELECT owner, sum(included)::bigint AS included, sum(balance)::bigint AS balance
+    SELECT owner, sum(included)::bigint AS included, sum(balance)::bigint AS balance, sum(allowance)::bigint AS allowance
     FROM (
-        SELECT owner, included_micro, balance_micro FROM ledger_balances WHERE $2::timestamptz IS NOT NULL
+        SELECT owner, included_micro, balance_micro, allowance_tokens FROM ledger_balances WHERE $2::timestamptz IS NOT NULL
         UNION ALL
-        SELECT owner, sum(amount_micro) FILTER (WHERE account = 'included'), sum(amount_micro) FILTER (WHERE account = 'balance')
+        SELECT owner, sum(amount_micro) FILTER (WHERE account = 'included'), sum(amount_micro) FILTER (WHERE account = 'balance'),
+            sum(amount_tokens) FILTER (WHERE account = 'allowance')
         FROM recent_entries GROUP BY owner
-    ) AS parts (owner, included, balance)
+    ) AS parts (owner, included, balance, allowance)
     GROUP BY owner
 ),
-held AS (SELECT owner, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY owner),
+held AS (
+    SELECT owner, sum(reserved_micro) AS micro, sum(held_tokens) AS tokens FROM reservations WHERE state = 'reserved' GROUP BY owner
+),
 held_by_key AS (SELECT key_id, sum(reserved_micro) AS micro FROM reservations WHERE state = 'reserved' GROUP BY key_id),
 spent AS (
-    SELECT transfer, sum(amount_micro) AS micro FROM recent_entries WHERE kind = 'usage' AND account = 'revenue' GROUP BY transfer
+    SELECT transfer, coalesce(sum(amount_micro) FILTER (WHERE account = 'revenue'), 0) AS micro,
+        coalesce(sum(amount_tokens) FILTER (WHERE account = 'served'), 0) AS tokens
+    FROM recent_entries WHERE kind = 'usage' GROUP BY transfer
 ),
 held_by_target AS (
     SELECT day, target_holds.route, held.target, sum(micro) AS micro
@@ -288,11 +302,19 @@ held_by_target AS (
     WHERE state = 'reserved'
     GROUP BY 1, 2, 3
 ),
-paid AS (SELECT request_id, settled_micro FROM reservations WHERE settled_micro > 0 AND ended_at >= coalesce($2::timestamptz, '-infinity'))
+paid AS (
+    SELECT request_id, settled_micro, covered_tokens FROM reservations
+    WHERE (settled_micro > 0 OR covered_tokens > 0) AND ended_at >= coalesce($2::timestamptz, '-infinity')
+)
 SELECT
     (SELECT coalesce(sum(abs(coalesce(a.included_micro, 0) - coalesce(e.included, 0)) + abs(coalesce(a.balance_micro, 0) - coalesce(e.balance, 0))), 0)
      FROM accounts AS a FULL JOIN per_account AS e USING (owner))::bigint AS drift_micro,
+    (SELECT coalesce(sum(abs(coalesce(a.allowance_tokens, 0) - coalesce(e.allowance, 0))), 0)
+     FROM accounts AS a FULL JOIN per_account AS e USING (owner))::bigint AS drift_tokens,
     (SELECT coalesce(sum(amount_micro), 0) FROM recent_entries)::bigint AS sum_micro,
+    (SELECT coalesce(sum(amount_tokens), 0) FROM recent_entries)::bigint AS sum_tokens,
+    (SELECT coalesce(sum(abs(coalesce(a.held_tokens, 0) - coalesce(h.tokens, 0))), 0) FROM accounts AS a FULL JOIN held AS h USING (owner))::bigint
+        AS held_drift_tokens,
     (SELECT coalesce(sum(abs(coalesce(a.reserved_micro, 0) - coalesce(h.micro, 0))), 0) FROM accounts AS a FULL JOIN held AS h USING (owner))::bigint
         AS account_reserved_drift_micro,
     (SELECT coalesce(sum(abs(k.reserved_micro - coalesce(h.micro, 0))), 0) FROM key_spending AS k LEFT JOIN held_by_key AS h USING (key_id))::bigint
@@ -305,13 +327,13 @@ SELECT
         - (SELECT coalesce(sum(used.upstream_micro), 0) FROM usage_between((SELECT min(day) FROM target_spending), (now() AT TIME ZONE 'UTC')::date) AS used)
     ) ELSE 0 END::bigint AS upstream_drift_micro,
     (SELECT count(*) FROM paid AS r FULL JOIN spent AS s ON s.transfer = r.request_id
-     WHERE coalesce(r.settled_micro, 0) <> coalesce(s.micro, 0)) AS wrong_settles,
+     WHERE (coalesce(r.settled_micro, 0), coalesce(r.covered_tokens, 0)) <> (coalesce(s.micro, 0), coalesce(s.tokens, 0))) AS wrong_settles,
     (SELECT count(*) FROM reservations WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)) AS overdue,
     (SELECT count(*) FROM accounts) AS accounts,
     (SELECT count(*) FROM recent_entries) AS entries,
     (SELECT count(*) FROM reservations WHERE state = 'reserved') AS open_reservations,
     (SELECT max(day) FROM ledger_checkpoints) AS last_day,
-    (SELECT coalesce(sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro), 'UTF8'), '\x0a' ORDER BY owner)), '')
+    (SELECT coalesce(sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro, 't' || nullif(allowance_tokens, 0)), 'UTF8'), '\x0a' ORDER BY owner)), '')
      FROM ledger_balances) AS balances_hash;
 
 -- name: allow_long_statements
@@ -332,12 +354,13 @@ WHERE (day + 1)::timestamp AT TIME ZONE 'UTC' < now() - interval '10 minutes';
 -- name: sum_ledger_day
 -- Sum up a day's entries, and hash all of them in pieces of 10,000.
 WITH of_day AS MATERIALIZED (
-    SELECT id, transfer, kind, account, owner, amount_micro, note, at FROM entries
+    SELECT id, transfer, kind, account, owner, amount_micro, amount_tokens, period, note, at FROM entries
     WHERE at >= $1::date::timestamp AT TIME ZONE 'UTC' AND at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC'
 ),
 pieces AS (
     SELECT id / 10000 AS piece, sha256(string_agg(convert_to(concat_ws(
-        '|', id, transfer, kind, account, owner, amount_micro, (extract(epoch FROM at) * 1000000)::bigint,
+        '|', id, transfer, kind, account, owner, amount_micro, 't' || amount_tokens, (extract(epoch FROM at) * 1000000)::bigint,
+        'p' || (extract(epoch FROM period) * 1000000)::bigint,
         CASE WHEN note <> '' THEN encode(sha256(convert_to(note, 'UTF8')), 'hex') END
     ), 'UTF8'), '\x0a' ORDER BY id)) AS hash
     FROM of_day GROUP BY 1
@@ -353,18 +376,20 @@ FROM of_day;
 
 -- name: add_to_balances
 -- Add a day's entries to the balances of their owners.
-INSERT INTO ledger_balances AS kept (owner, included_micro, balance_micro)
-SELECT owner, coalesce(sum(amount_micro) FILTER (WHERE account = 'included'), 0), coalesce(sum(amount_micro) FILTER (WHERE account = 'balance'), 0)
+INSERT INTO ledger_balances AS kept (owner, included_micro, balance_micro, allowance_tokens)
+SELECT owner, coalesce(sum(amount_micro) FILTER (WHERE account = 'included'), 0), coalesce(sum(amount_micro) FILTER (WHERE account = 'balance'), 0),
+    coalesce(sum(amount_tokens) FILTER (WHERE account = 'allowance'), 0)
 FROM entries
 WHERE at >= $1::date::timestamp AT TIME ZONE 'UTC' AND at < ($1::date + 1)::timestamp AT TIME ZONE 'UTC'
 GROUP BY owner
 ON CONFLICT (owner) DO UPDATE SET
-    included_micro = kept.included_micro + excluded.included_micro, balance_micro = kept.balance_micro + excluded.balance_micro;
+    included_micro = kept.included_micro + excluded.included_micro, balance_micro = kept.balance_micro + excluded.balance_micro,
+    allowance_tokens = kept.allowance_tokens + excluded.allowance_tokens;
 
 -- name: hash_balances
 -- Hash the balances as in verify_ledger.
 SELECT coalesce(
-    sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro), 'UTF8'), '\x0a' ORDER BY owner)), ''
+    sha256(string_agg(convert_to(concat_ws('|', owner, included_micro, balance_micro, 't' || nullif(allowance_tokens, 0)), 'UTF8'), '\x0a' ORDER BY owner)), ''
 ) FROM ledger_balances;
 
 -- name: add_checkpoint

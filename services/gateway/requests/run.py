@@ -165,7 +165,7 @@ class Run:
         is_free = is_lost and answer is not None and self.is_all_or_nothing
         target, claim = attempts.target, attempts.claims[-1][1] if attempts.claims else None
         route, first_text = attempts.route, self.first_text_seconds
-        self.cost_micro, saved = self._costs(now)
+        self.cost_micro, saved, covered_tokens = self._costs(now)
         variant_failed: bool | None = None
         if route is not None and (answer is None or answer.judges_target):
             variant_failed = attempts.find_fault(status, failure, complete=is_complete, cached=self.cached)
@@ -185,6 +185,7 @@ class Run:
             ignored_fields=record.ignored_fields or None,
             created_at=self.began_at,
             cost_micro=_FREE if is_free else self.cost_micro,
+            covered_tokens=0 if is_free else covered_tokens,
             cached=self.cached,
             reservation=ReservationState.RELEASED if is_free else request_record.reservation_of(status, usage),
             worker_owner=None if claim is None else claim.worker.announcement.owner or None,
@@ -202,19 +203,20 @@ class Run:
             guard=self._guard_counts() if record.is_guarded else (),
         )
 
-    def _costs(self, now: float) -> tuple[MicroCredits, MicroCredits]:
-        """Return what it costs, and what a cached answer has saved."""
+    def _costs(self, now: float) -> tuple[MicroCredits, MicroCredits, int]:
+        """Return what it costs, what a cached answer has saved, and how many tokens of the plan it used."""
         target, claims, usage = self.attempts.target, self.attempts.claims, self.usage
         price = None if target is None or self.answer is None else self.admission.held.prices.get(target.model)
         if price is None or request_record.reservation_of(self.status, usage) is not ReservationState.SETTLED:
-            return _FREE, _FREE
+            return _FREE, _FREE, 0
         if self.cached:
             is_complete = self.answer is not None and self.answer.is_complete
-            return _FREE, price.cost(usage.prompt_tokens, usage.completion_tokens, 0) if is_complete else _FREE
+            return _FREE, price.cost(usage.prompt_tokens, usage.completion_tokens, 0) if is_complete else _FREE, 0
         # Waiting in the queue is free. A request that joined another's answer has no worker: count from its first item.
         joined = 0.0 if claims or self.first_item_at is None else now - self.first_item_at
         computed = joined + sum([claim.seconds for _, claim in claims])
-        return price.cost(usage.prompt_tokens, usage.completion_tokens, computed), _FREE
+        cost, covered = price.settle(usage, computed, self.admission.held.plan_tokens)
+        return cost, _FREE, covered
 
     @property
     def _has_delivered(self) -> bool:

@@ -1,7 +1,6 @@
 """Serves accounts to their owners, and the administration of accounts and prices."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import msgspec
@@ -53,20 +52,17 @@ class AccountRpc:
     audit_reporting: AuditReporting
 
     async def account_of(self, caller: Principal) -> Account:
-        return await self._account(caller.tenant_id, self.ledger.plan_of(caller))
+        return await self.store.read_account(caller.tenant_id, self.ledger.spending_of(caller))
 
     async def _account(self, owner: TenantId, plan: TierPlan) -> Account:
-        row = await self.store.read_account(owner, plan.monthly_micro)
-        year, month = divmod(row.month.year * 12 + row.month.month, 12)
-        renews_at = datetime(year, month + 1, 1, tzinfo=UTC)
-        return Account(row.included_micro, row.balance_micro, row.reserved_micro, plan.monthly_micro, renews_at)
+        return await self.store.read_account(owner, self.ledger.terms_of(plan))
 
     async def find_key_budget(self, caller: Principal) -> KeyBudget | None:
         """Return the remaining budget of the caller's key; None if it has none."""
         if caller.key_id is None or caller.key_limits.budget_micro is None:
             return None
         spent, reserved = await self.store.read_key_spending(caller.tenant_id, caller.key_id)
-        return KeyBudget(caller.key_limits.budget_micro, spent, reserved)
+        return KeyBudget(caller.key_limits.budget_micro, spent, reserved, caller.key_limits.budget_every)
 
     @serves(ledgers.read_account)
     async def read_account(self, request: ReadAccount, call: RpcCall) -> Account:
@@ -87,7 +83,7 @@ class AccountRpc:
         _check_note(request.note)
         owner, plan = await self._find_owner(request.user, call.credential)
         transfer_id = request.transfer_id or RequestId(uuid4())
-        if await self.store.top_up(transfer_id, owner, request.amount_micro, request.note, plan.monthly_micro):
+        if await self.store.top_up(transfer_id, owner, request.amount_micro, request.note, self.ledger.terms_of(plan)):
             _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=call.principal.user_id)
         account = await self._account(owner, plan)
         self.audit_reporting.report_action("credits.move", call.principal, target=owner, micro=str(request.amount_micro), note=request.note)

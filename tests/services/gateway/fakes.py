@@ -5,12 +5,12 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
 from services.gateway.billing.ledger import Ledger
-from services.gateway.billing.ledger_store import AccountRow, LedgerStore
+from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import (
     ExtendedHold,
@@ -19,6 +19,7 @@ from services.gateway.billing.reservations import (
     InsufficientCredits,
     OpenReservation,
     ReservationRequest,
+    Spending,
     WorkerClaim,
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
@@ -65,7 +66,7 @@ from shared.api.embedding import Embedded
 from shared.api.gateway import KeyBudget, ServedModel
 from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Converted, Moderated, Receipt
-from shared.api.ledger import MICRO, Account, LedgerReport, ModelPrice
+from shared.api.ledger import MICRO, Account, Allowance, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.config_documents import PolicyDocument
 from shared.identity import credentials
@@ -297,8 +298,8 @@ class FakeLedgerStore(LedgerStore):
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
         """Do nothing: on a slow machine, a test may run until the first heartbeat."""
 
-    async def read_account(self, owner: TenantId, monthly_micro: MicroCredits | None) -> AccountRow:
-        return AccountRow(MicroCredits(0), self.held_micro, self.held_micro, date(2026, 11, 1))
+    async def read_account(self, owner: TenantId, spending: Spending) -> Account:
+        return Account(self.held_micro, self.held_micro, spending.overage_micro)
 
     async def read_key_spending(self, owner: TenantId, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
         return MicroCredits(0), self.held_micro
@@ -416,8 +417,8 @@ class FakeAccounts:
     async def account_of(self, caller: auth.Principal) -> Account:
         if self.away:
             raise errors.Unavailable("PostgreSQL is down", hint="try again")
-        micro = (MicroCredits(number) for number in (2_500_000, 10_000_000, 500_000))
-        return Account(*micro, monthly_micro=MicroCredits(5_000_000), renews_at=datetime(2026, 4, 1, tzinfo=UTC))
+        allowance = Allowance(100_000, 2_500, 500, datetime(2026, 4, 1, tzinfo=UTC))
+        return Account(MicroCredits(12_500_000), MicroCredits(500_000), MicroCredits(0), allowance)
 
     async def find_key_budget(self, caller: auth.Principal) -> KeyBudget | None:
         return self.budget

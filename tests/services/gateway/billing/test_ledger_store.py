@@ -12,7 +12,8 @@ import pytest
 
 from services.gateway import store
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, WorkerClaim
+from services.gateway.billing.prices import Price
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, Spending, WorkerClaim
 from services.gateway.facts.request_record import RequestRow, ReservationState
 from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
@@ -25,6 +26,15 @@ from tests.stacks import until
 
 MODEL = ModelName("smollm2")
 GATEWAY = NodeId("U" + "A" * 55)
+
+
+#: Without a plan: nothing is included, and the balance may fall this far below zero.
+CREDIT = Spending(overage_micro=MicroCredits(3500))
+
+
+def priced(*, output: int = 1_000_000, fixed: int = 0, weight: int = 1) -> Price:
+    """A price by which the prompt is free."""
+    return Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(output), request_micro=MicroCredits(fixed), allowance_weight=weight))
 
 
 class Books:
@@ -43,17 +53,17 @@ class Books:
     @staticmethod
     def wanted(owner: UserId, request: RequestId, tokens: int = 500) -> ReservationRequest:
         return ReservationRequest(
-            request_id=request, owner=owner, key_id=None, model=MODEL, price_id=1, prompt_tokens=10,
-            max_tokens=tokens, least_tokens=tokens, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000,
-            monthly_micro=MicroCredits(3500), key_budget_micro=None,
+            request_id=request, owner=owner, key_id=None, model=MODEL, price=priced(), allowance_weight=1, prompt_tokens=10,
+            max_tokens=tokens, least_tokens=tokens, answers=1, seconds=0, spending=CREDIT,
         )  # fmt: skip
 
     async def settle(self, owner: UserId, *costs: tuple[RequestId, int], key: KeyId | None = None) -> None:
         await self.requests.write_requests([row(owner, request, cost, key) for request, cost in costs])
 
-    async def account(self, owner: UserId, monthly: int | None = 3500) -> tuple[int, int, int]:
-        found = await self.ledger.read_account(owner, None if monthly is None else MicroCredits(monthly))
-        return found.included_micro, found.balance_micro, found.reserved_micro
+    async def account(self, owner: UserId) -> tuple[int, int]:
+        """Return the balance, and what is reserved."""
+        found = await self.ledger.read_account(owner, CREDIT)
+        return found.balance_micro, found.reserved_micro
 
     async def report(self) -> LedgerReport:
         return await self.ledger.verify(grace_seconds=60)

@@ -1,0 +1,39 @@
+"""Explains why a request is refused that its account can't pay. Pure."""
+
+from services.gateway.billing.prices import LEAST_TOKENS
+from services.gateway.billing.reservations import InsufficientCredits, ReservationRequest
+from shared import amounts, errors
+from shared.api.ledger import Allowance
+
+_BUDGETS = {"key": "this key's budget", "owner": "the budget of your account"}
+
+
+def explain(
+    answer: InsufficientCredits, request: ReservationRequest, allowance: Allowance | None = None, held_micro: int = 0
+) -> errors.BudgetExhausted:
+    """``held_micro``: of what is too low, by running requests."""
+    left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least := _least(request, allowance))}"
+    if answer.limited_by in _BUDGETS:
+        what, hint = f"{_BUDGETS[answer.limited_by]} is too low", "ask for a larger budget"
+    else:
+        what, hint = "your credits are too low", "add credits, or ask an administrator for more; see `aicli usage`"
+    if allowance is not None and allowance.included is not None and answer.limited_by == "account":
+        renews = f"{allowance.renews_at:%Y-%m-%d}"
+        what = f"your plan's tokens are used up ({allowance.used:,} of {allowance.included:,}, renewed on {renews}), and {what}"
+        hint = f"wait until {renews}, add credits, or choose a larger plan; see `aicli usage`"
+    if answer.room_micro + held_micro >= least:
+        held = _credits(held_micro)
+        hint = f"your running requests hold {held} and free what they don't use when they end; retry then, or lower their max_tokens"
+    return errors.BudgetExhausted(f"{what}: {left}", hint=hint)
+
+
+def _least(request: ReservationRequest, allowance: Allowance | None) -> int:
+    """Return what the smallest useful answer costs."""
+    completion = min(LEAST_TOKENS, request.max_tokens) * request.answers
+    left = None if allowance is None or request.allowance_weight == 0 else allowance.left
+    covered = 0 if left is None else min(left // request.allowance_weight, request.prompt_tokens + completion)
+    return request.price.cost(request.prompt_tokens, completion, request.seconds, covered)
+
+
+def _credits(micro: int) -> str:
+    return f"{amounts.written(micro)} credits"
