@@ -44,7 +44,13 @@ def keys() -> None:
     "budget_micro",
     callback=credit_amounts.reader(least_micro=1),
     metavar="CREDITS",
-    help="Total budget in credits, such as 2.5.",
+    help="Budget in credits, such as 2.5.",
+)
+@click.option(
+    "--every",
+    "budget_every",
+    type=click.Choice(["day", "week", "month"]),
+    help="Renew the budget each UTC day, week or month.  [default: never]",
 )
 @click.option(
     "--kind", type=click.Choice(["live", "test", "adm"]), default="live", help="live: for applications. test: for CI. adm: admin rights."

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import value_completion
+from cli import options, value_completion
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, print_format, printing, watching
 from shared import api
@@ -51,6 +51,13 @@ def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
     show_default=True,
     help="Price per second of compute time.",
 )
+@options.whole_number(
+    "--weight",
+    lambda: api.ledger.ModelPrice,
+    "allowance_weight",
+    default=1,
+    help="How many tokens of a plan each token uses. 0: plans never cover the model.",
+)
 @print_format.output_options("Print all prices as a JSON list in micro-credits; token prices are per million tokens.")
 @click.pass_obj
 def set_(
@@ -62,6 +69,7 @@ def set_(
     output_price: "MicroCredits",
     request_price: "MicroCredits",
     compute_price: "MicroCredits",
+    weight: int,
     as_json: bool,
 ) -> None:
     """Set the price of MODEL. `default` applies to every model without its own price.
@@ -69,7 +77,7 @@ def set_(
     New requests use this price. Running requests keep theirs. The list shows prices per 1M tokens.
     """
     named = None if model == DEFAULT else ModelName(model)
-    price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price)
+    price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price, weight)
     _show(here.call(api.ledger.set_price, api.ledger.SetPrice(price)).prices, as_json=as_json)
 
 

@@ -221,9 +221,10 @@ async def _check_quota(connection: CliConnection, chosen: Profile) -> DoctorFind
 
 def _judge(left: gateway.UserQuota) -> DoctorFinding:
     account = left.account
-    if account is not None and account.monthly_micro is not None and account.free_micro <= 0:
-        hint = f"ask an administrator for more, or wait for the monthly renewal: {account.renews_at:%Y-%m-%d}"
-        return DoctorFinding("quota", False, "no credits left", hint)
+    allowance = None if account is None else account.allowance
+    if account is not None and account.free_micro == 0 and (allowance is None or allowance.left == 0):
+        renewal = "" if allowance is None else f", or wait until your plan renews: {allowance.renews_at:%Y-%m-%d}"
+        return DoctorFinding("quota", False, "no tokens and no credits left" if allowance else "no credits left", f"ask for more{renewal}")
     if left.limit_per_hour >= gateway.NO_LIMIT:
         return DoctorFinding("quota", True, "no hourly request limit")
     text = f"{left.remaining} of {printing.counted(left.limit_per_hour, 'request')} left this hour"

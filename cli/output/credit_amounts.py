@@ -39,20 +39,13 @@ def reader(*, for_a_token: bool = False, least_micro: int | None = None) -> Read
 
 def account_lines(account: "Account") -> Iterator[str]:
     """Show what can be spent and where it comes from."""
-    if account.monthly_micro is None:
-        yield "credits left  unlimited"
-    else:
-        yield f"credits left  {written(account.free_micro)}"
-        renewed = printing.moment(account.renews_at)
-        yield f"included      {written(account.included_micro)} of {written(account.monthly_micro)} per month, renews {renewed}"
-    if account.balance_micro < 0:
-        yield f"owed          {written(-account.balance_micro)}"
-    elif account.balance_micro > 0:
-        yield f"topped up     {written(account.balance_micro)}"
-    if account.reserved_micro:
-        yield f"held          {written(account.reserved_micro)} by running requests"
+    from shared.lists.account import lines
+
+    for name, text in lines(account):
+        yield f"{name:<12}  {text}"
 
 
 def budget_line(budget: "KeyBudget") -> str:
     held = f", {written(budget.reserved_micro)} of it held by running requests" if budget.reserved_micro else ""
-    return f"this key      {written(budget.free_micro)} left of its {written(budget.budget_micro)}{held}"
+    renewed = f" every {budget.every}" if budget.every else ""
+    return f"this key      {written(budget.free_micro)} left of its {written(budget.budget_micro)}{renewed}{held}"

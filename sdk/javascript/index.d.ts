@@ -252,19 +252,26 @@ export interface QuotaLimit {
   resetsInSeconds: number
 }
 
-/** What your account can spend. Amounts are exact decimals, in credits. */
+/** What your account can spend in money. Amounts are exact decimals, in credits. */
 export interface Credits {
-  /** What a new request may cost: included + balance - reserved. */
+  /** What a new request may cost; for an account without a bound, balance - reserved. */
   available: string
-  /** Left of the tier's monthly credits. */
-  included: string
-  /** Topped-up credits. */
+  /** Prepaid credits; below zero: owed. */
   balance: string
   /** Held by running requests. */
   reserved: string
-  /** The tier's monthly credits; null is unlimited. */
-  monthly: string | null
-  /** When the monthly credits are renewed, in ISO 8601. */
+  /** How far the balance may fall below zero; null without a bound. */
+  overage: string | null
+}
+
+/** The tokens that your plan includes in its present period. */
+export interface Allowance {
+  /** Null: as many as you use. */
+  included: number | null
+  used: number
+  /** Held by running requests. */
+  held: number
+  /** The end of the period, in ISO 8601. Unused tokens are lost. */
   renewsAt: string
 }
 
@@ -275,6 +282,8 @@ export interface Budget {
   /** Held by running requests. */
   reserved: string
   available: string
+  /** day, week or month: when it is renewed, in UTC; null: never. */
+  every: string | null
 }
 
 export interface Quota {
@@ -290,6 +299,8 @@ export interface Quota {
   credits: Credits | null
   /** Of the key of this client; null if it has none. */
   budget: Budget | null
+  /** Null if the mesh has no plans, or while the ledger is down. */
+  allowance: Allowance | null
 }
 
 /** Supports any number of concurrent calls. */

@@ -17,6 +17,7 @@ from services.web.charts import usage_chart
 from services.web.http import forms
 from shared import amounts, errors, limits
 from shared.api.auth import User
+from shared.lists import account
 from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
@@ -148,6 +149,7 @@ class Renderer:
         environment.filters |= {
             "number": usage_chart.number,
             "credits": amounts.grouped,
+            "account_lines": account.lines,
             "day": day,
             "clock": _clock,
             "sentence": _sentence,

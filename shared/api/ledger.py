@@ -4,7 +4,8 @@ Amounts are whole micro-credits: 1 credit is 1,000,000 of them. The operator dec
 """
 
 from datetime import UTC, date, datetime
-from typing import Annotated, Literal
+from enum import StrEnum
+from typing import Annotated
 
 from msgspec import Meta
 
@@ -14,8 +15,12 @@ from shared.types import MicroCredits, ModelName, RequestId, Role, UserId
 MICRO = 1_000_000
 
 
-#: When a budget is renewed: at the start of each UTC day, week or month. A budget that isn't renewed covers a whole life.
-Every = Literal["day", "week", "month"]
+class Every(StrEnum):
+    """When a budget is renewed: at the start of each of these in UTC. A budget that isn't renewed covers a whole life."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
 
 
 class Budget(Body, frozen=True):

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
-from shared import amounts, limits
+from shared import limits
 from shared.access_table import Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, KeyKind
+from shared.api.ledger import Budget
+from shared.lists.account import budget_words
 from shared.lists.columns import Column, Listing, Tone
 
 #: Keys that expire within this time are highlighted.
@@ -80,8 +82,7 @@ def _permissions(key: ApiKey) -> Iterator[str]:
 def _limits(of_key: ApiKeyLimits) -> list[str]:
     if of_key.budget_micro is None:
         return limits.in_words(of_key)
-    budget = amounts.grouped(of_key.budget_micro)
-    return [*limits.in_words(of_key), f"{budget} credit{'' if budget == '1' else 's'}"]
+    return [*limits.in_words(of_key), budget_words(Budget(of_key.budget_micro, of_key.budget_every))]
 
 
 def _expiry_tone(key: ApiKey, now: datetime) -> Tone:

@@ -3,7 +3,7 @@
 
 import { AnswerBroken } from './errors.js'
 
-/** @import {Answer, AssistantMessage, Budget, Credits, Embeddings, Model, Quota, QuotaLimit, LogProbability, ToolCall, Usage, UsageDay} from '../index.d.ts' */
+/** @import {Allowance, Answer, AssistantMessage, Budget, Credits, Embeddings, Model, Quota, QuotaLimit, LogProbability, ToolCall, Usage, UsageDay} from '../index.d.ts' */
 /** @typedef {Record<string, unknown>} JsonObject */
 
 /**
@@ -178,6 +178,7 @@ export function readQuota(json) {
     limits: list(answer.limits, 'limits').map(readLimit),
     credits: answer.credits == null ? null : readCredits(object(answer.credits, 'credits')),
     budget: answer.budget == null ? null : readBudget(object(answer.budget, 'budget')),
+    allowance: answer.allowance == null ? null : readAllowance(object(answer.allowance, 'allowance')),
   }
 }
 
@@ -188,11 +189,22 @@ export function readQuota(json) {
 function readCredits(credits) {
   return {
     available: field(credits, 'available', 'string'),
-    included: field(credits, 'included', 'string'),
     balance: field(credits, 'balance', 'string'),
     reserved: field(credits, 'reserved', 'string'),
-    monthly: credits.monthly === null ? null : field(credits, 'monthly', 'string'),
-    renewsAt: field(credits, 'renews_at', 'string'),
+    overage: credits.overage == null ? null : field(credits, 'overage', 'string'),
+  }
+}
+
+/**
+ * @param {JsonObject} allowance
+ * @returns {Allowance}
+ */
+function readAllowance(allowance) {
+  return {
+    included: allowance.included == null ? null : field(allowance, 'included', 'number'),
+    used: field(allowance, 'used', 'number'),
+    held: field(allowance, 'held', 'number'),
+    renewsAt: field(allowance, 'renews_at', 'string'),
   }
 }
 
@@ -206,6 +218,7 @@ function readBudget(budget) {
     spent: field(budget, 'spent', 'string'),
     reserved: field(budget, 'reserved', 'string'),
     available: field(budget, 'available', 'string'),
+    every: budget.every == null ? null : field(budget, 'every', 'string'),
   }
 }
 

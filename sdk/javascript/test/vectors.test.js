@@ -84,8 +84,8 @@ for (const vector of vectors.requests) {
 for (const vector of vectors.quotas) {
   test(`quota: ${vector.name}`, async (context) => {
     const { client } = await scripted(context, json(vector.wire))
-    const { credits, budget } = await client.quota()
-    assert.deepEqual([credits, budget], [camelKeys(vector.credits), camelKeys(vector.budget)])
+    const { credits, budget, allowance } = await client.quota()
+    assert.deepEqual([credits, budget, allowance], [vector.credits, vector.budget, vector.allowance].map(camelKeys))
   })
 }
 

@@ -52,9 +52,7 @@ class LedgerStore:
         """Raise what running requests hold, in one transaction; answer in order. Safe to repeat."""
         columns = zip(*(_extension_columns(extension) for extension in extensions), strict=True)
         rows = await self._database.rows("extend_holds", *columns, deadline_seconds=2)
-        answers = {
-            row["request_id"]: ExtendedHold(row["granted_tokens"], row["held_tokens"] or 0, row["is_over_ceiling"]) for row in rows
-        }
+        answers = {row["request_id"]: ExtendedHold(row["granted_tokens"], row["held_tokens"] or 0, row["is_over_ceiling"]) for row in rows}
         return [answers.get(extension.request_id, ExtendedHold(None)) for extension in extensions]
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:

@@ -33,7 +33,11 @@ class TierPlan:
 
 
 #: Enterprise is negotiated with each customer.
-_INCLUDED = {Tier.FREE: TierPlan(included_tokens=100_000), Tier.PRO: TierPlan(included_tokens=1_000_000), Tier.ENTERPRISE: TierPlan(overage_micro=None)}
+_INCLUDED = {
+    Tier.FREE: TierPlan(included_tokens=100_000),
+    Tier.PRO: TierPlan(included_tokens=1_000_000),
+    Tier.ENTERPRISE: TierPlan(overage_micro=None),
+}
 DEFAULTS = {
     tier: replace(_INCLUDED[tier], **{kind.name: kind.defaults.get(tier) for kind in limits.LIMITS})  # type: ignore[arg-type]
     for tier in Tier

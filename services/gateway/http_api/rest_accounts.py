@@ -11,6 +11,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from shared import amounts, limits
 from shared.api import auth
+from shared.api.ledger import Every
 from shared.rpc import RpcClient
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
 
@@ -25,6 +26,8 @@ class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     user_id: UserId | None = None
     #: In credits, over all requests of the key; use a string for more than 15 digits.
     budget: str | int | float | None = None
+    #: When the budget is renewed: at the start of each UTC day, week or month. By default never.
+    budget_every: Every | None = None
     #: live, test or adm.
     kind: auth.KeyKind = auth.KeyKind.LIVE
     #: For example `inference:execute`; empty for using models and reading usage.
@@ -49,6 +52,8 @@ class ApiKeyView(msgspec.Struct, frozen=True, omit_defaults=True):
     created_at: datetime
     #: In credits; a string, to keep it exact.
     budget: str | None
+    #: When the budget is renewed; null: never.
+    budget_every: Every | None
     kind: auth.KeyKind
     scopes: tuple[str, ...]
     models: tuple[ModelName, ...]
@@ -80,7 +85,9 @@ class ApiKeyAnswer(msgspec.Struct, frozen=True):
 
 def to_key_request(body: ApiKeyBody) -> auth.GenerateApiKey:
     """Convert the body. Raises BadField for an invalid budget; auth checks the limits."""
-    of_key = auth.ApiKeyLimits(**{kind.name: kind.of(body) for kind in limits.LIMITS}, budget_micro=_micro(body.budget))
+    of_key = auth.ApiKeyLimits(
+        **{kind.name: kind.of(body) for kind in limits.LIMITS}, budget_micro=_micro(body.budget), budget_every=body.budget_every
+    )
     bounds = auth.KeyBounds(body.scopes, body.models, body.networks)
     return auth.GenerateApiKey(body.name, body.user_id, of_key, body.kind, bounds, body.days, body.all_rights)
 

@@ -1,6 +1,6 @@
 """Serves the /api routes for usage: by day, by request, remaining quota; and accepts feedback."""
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Annotated
 
 import msgspec
@@ -17,7 +17,7 @@ from services.gateway.usage_reports import UsageReports
 from shared import amounts, errors
 from shared.api.auth import Principal
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import Account
+from shared.api.ledger import Account, Allowance, Every
 from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, ModelName, RequestId, RequestStatus, Tier, UserId
 
@@ -51,31 +51,47 @@ class LimitAnswer(msgspec.Struct, frozen=True):
 
 
 class CreditsAnswer(msgspec.Struct, frozen=True):
-    """What the account can spend. Amounts are in credits; strings, to keep them exact."""
+    """What the account can spend in money. Amounts are in credits; strings, to keep them exact."""
 
-    #: included + balance - reserved: what a new request may cost.
+    #: What a new request may cost; for an account without a bound, balance - reserved.
     available: str
-    #: Left of the tier's monthly credits.
-    included: str
-    #: Topped-up credits.
+    #: Prepaid credits; below zero: owed.
     balance: str
     #: Held by running requests.
     reserved: str
-    #: The tier's monthly credits; null is unlimited.
-    monthly: str | None
-    #: When the monthly credits are renewed.
-    renews_at: datetime
+    #: How far the balance may fall below zero; null without a bound.
+    overage: str | None
+    #: These three are for SDKs of release 0.3: credits that a tier included each month.
+    included: str = "0"
+    monthly: str | None = None
+    renews_at: datetime = datetime(1, 1, 1, tzinfo=UTC)
 
     @classmethod
     def of(cls, account: Account) -> "CreditsAnswer":
+        left = account.balance_micro - account.reserved_micro
         return cls(
-            available=amounts.written(account.free_micro),
-            included=amounts.written(account.included_micro),
+            available=amounts.written(left if account.free_micro is None else account.free_micro),
             balance=amounts.written(account.balance_micro),
             reserved=amounts.written(account.reserved_micro),
-            monthly=None if account.monthly_micro is None else amounts.written(account.monthly_micro),
-            renews_at=account.renews_at,
+            overage=None if account.overage_micro is None else amounts.written(account.overage_micro),
+            monthly=None if account.free_micro is None else "0",
         )
+
+
+class AllowanceAnswer(msgspec.Struct, frozen=True):
+    """The tokens that the plan includes in its present period."""
+
+    #: null: as many as are used.
+    included: int | None
+    used: int
+    #: Held by running requests.
+    held: int
+    #: The end of the period. Unused tokens are lost.
+    renews_at: datetime
+
+    @classmethod
+    def of(cls, allowance: Allowance) -> "AllowanceAnswer":
+        return cls(allowance.included, allowance.used, allowance.held, allowance.renews_at)
 
 
 class BudgetAnswer(msgspec.Struct, frozen=True):
@@ -86,11 +102,14 @@ class BudgetAnswer(msgspec.Struct, frozen=True):
     #: Held by running requests.
     reserved: str
     available: str
+    #: When it is renewed: at the start of each UTC day, week or month; null: never.
+    every: Every | None
 
     @classmethod
     def of(cls, budget: KeyBudget) -> "BudgetAnswer":
         micro = (budget.budget_micro, budget.spent_micro, budget.reserved_micro, budget.free_micro)
-        return cls(*map(amounts.written, micro))
+        limit, spent, reserved, free = map(amounts.written, micro)
+        return cls(limit, spent, reserved, free, budget.every)
 
 
 class QuotaAnswer(msgspec.Struct, frozen=True):
@@ -106,6 +125,8 @@ class QuotaAnswer(msgspec.Struct, frozen=True):
     credits: CreditsAnswer | None = None
     #: null without one, and for a login.
     budget: BudgetAnswer | None = None
+    #: null while MONEY is off, and while PostgreSQL is down.
+    allowance: AllowanceAnswer | None = None
 
 
 class RequestsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -184,13 +205,14 @@ class RestUsage:
             QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits, *left)
         )
 
-    async def _read_credits(self, caller: Principal) -> tuple[CreditsAnswer | None, BudgetAnswer | None]:
+    async def _read_credits(self, caller: Principal) -> tuple[CreditsAnswer | None, BudgetAnswer | None, AllowanceAnswer | None]:
         try:
             account, budget = await self._accounts.account_of(caller), await self._accounts.find_key_budget(caller)
         except errors.Unavailable:
             # The limits are counted in Valkey, so they are known without PostgreSQL.
-            return None, None
-        return CreditsAnswer.of(account), None if budget is None else BudgetAnswer.of(budget)
+            return None, None, None
+        of_plan = None if account.allowance is None else AllowanceAnswer.of(account.allowance)
+        return CreditsAnswer.of(account), None if budget is None else BudgetAnswer.of(budget), of_plan
 
     async def _requests(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, RequestsQuery)

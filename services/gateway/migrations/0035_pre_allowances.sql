@@ -357,8 +357,8 @@ BEGIN
 END
 $$;
 
--- Gives back what a request cost: money to the balance, and tokens while their period lasts. NULL where it cost nothing; a second time is a
--- unique violation.
+-- Gives back what a request cost: money to the balance, and tokens while their period lasts. NULL where there is nothing to give back; a
+-- second time is a unique violation.
 CREATE OR REPLACE FUNCTION revert(the_request uuid, the_note text) RETURNS uuid
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
@@ -373,6 +373,9 @@ BEGIN
     END IF;
     account := open_account(held.owner, 0, false);
     tokens := CASE WHEN held.ended_at >= account.period_start AND account.period_end > clock_timestamp() THEN held.covered_tokens ELSE 0 END;
+    IF held.settled_micro = 0 AND tokens = 0 THEN
+        RETURN NULL;
+    END IF;
     INSERT INTO entries (transfer, kind, account, owner, amount_micro, amount_tokens, period, note, at)
     SELECT the_request, 'reversal', side.account, held.owner, side.micro, side.tokens, account.period_start, the_note, clock_timestamp()
     FROM (VALUES

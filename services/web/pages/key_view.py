@@ -10,6 +10,7 @@ from services.web.http import forms
 from shared import amounts, errors, limits
 from shared.access_table import ROLES, Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
+from shared.api.ledger import Every
 from shared.types import MicroCredits, ModelName, UserRole
 
 
@@ -53,6 +54,8 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     #: As the limits: empty means the tier default.
     budget: str = ""
+    #: Empty for never.
+    budget_every: str = ""
     use: KeyUse = KeyUse.USUAL
     #: Empty for the default lifetime, 0 for no expiry.
     days: str = ""
@@ -93,7 +96,8 @@ def read_request(form: NewKeyForm) -> GenerateApiKey:
 def read_limits(form: NewKeyForm) -> ApiKeyLimits:
     """Return the optional limits of a new key. Raises BadRequest."""
     numbers = {kind.name: forms.read_number(getattr(form, kind.name), kind.words, ApiKeyLimits, kind.name) for kind in limits.LIMITS}
-    return msgspec.structs.replace(ApiKeyLimits(budget_micro=_read_budget(form.budget)), **numbers)
+    every = forms.read_choice(Every, form.budget_every, "budget_every") if form.budget_every else None
+    return msgspec.structs.replace(ApiKeyLimits(budget_micro=_read_budget(form.budget), budget_every=every), **numbers)
 
 
 def scopes_of(role: UserRole) -> Mapping[str, Permission]:

@@ -172,7 +172,10 @@ def _report_values(report: UsageSummary, wanted: usage_report.GetUsageReport) ->
 def _quota_values(quota: UserQuota) -> live_updates.Values:
     line = quota_view.credits(quota.account)
     limits = quota_view.limits(quota)
-    return {"limits": [asdict(each) for each in limits], "no_limits": not limits, "credits": line.left, "credits_detail": line.detail}
+    return {"limits": [asdict(each) for each in limits], "no_limits": not limits, "credits": line.left, "credits_detail": line.detail} | {
+        "tokens": line.tokens,
+        "tokens_detail": line.tokens_detail,
+    }
 
 
 def _recent_values(recent: LoggedRequests) -> live_updates.Values:

@@ -1,14 +1,13 @@
 """Describe the remaining quota and credits for the overview. Pure."""
 
 from dataclasses import dataclass
-from datetime import UTC
 
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING
-from shared import amounts
 from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
 from shared.api.ledger import Account
 from shared.limits import BY_NAME, words
+from shared.lists import account as account_words
 
 #: A meter warns at this percentage or less.
 _LOW = 10
@@ -34,10 +33,13 @@ class LimitView:
     renewal: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CreditsView:
     left: str = NOTHING
     detail: str = ""
+    #: The tokens of a plan; empty without one.
+    tokens: str = ""
+    tokens_detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +60,14 @@ def limits(quota: UserQuota) -> tuple[LimitView, ...]:
 def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's word
     if account is None:
         return CreditsView()
-    if account.monthly_micro is None:
-        return CreditsView(left="unlimited")
-    renews = account.renews_at.astimezone(UTC)
-    held = f"{usage_chart.cost(account.reserved_micro)} reserved for running requests; " if account.reserved_micro else ""
-    month = f"{amounts.grouped(account.monthly_micro)} per month included; renews {renews.day} {renews:%b %Y}"
-    return CreditsView(left=usage_chart.cost(account.free_micro), detail=held + month)
+    left = "unlimited" if account.free_micro is None else usage_chart.cost(account.free_micro)
+    details = [f"{usage_chart.cost(account.reserved_micro)} reserved for running requests"] if account.reserved_micro else []
+    if account.budget is not None:
+        details.append(f"{usage_chart.cost(account.spent_micro)} of {account_words.budget_words(account.budget)} spent")
+    tokens, allowance = ("", ""), account.allowance
+    if allowance is not None:
+        tokens = account_words.tokens_left(allowance), account_words.tokens_detail(allowance)
+    return CreditsView(left, "; ".join(details), *tokens)
 
 
 def hourly(answer: UserQuota) -> HourlyQuotaView:

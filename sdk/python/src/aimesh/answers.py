@@ -143,19 +143,28 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Credits:
-    """What your account can spend. Amounts are exact decimals, in credits."""
+    """What your account can spend in money. Amounts are exact decimals, in credits."""
 
-    #: What a new request may cost: included + balance - reserved.
+    #: What a new request may cost; for an account without a bound, balance - reserved.
     available: str
-    #: Left of the tier's monthly credits.
-    included: str
-    #: Topped-up credits.
+    #: Prepaid credits; below zero: owed.
     balance: str
     #: Held by running requests.
     reserved: str
-    #: The tier's monthly credits; None is unlimited.
-    monthly: str | None
-    #: When the monthly credits are renewed.
+    #: How far the balance may fall below zero; None without a bound.
+    overage: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The tokens that your plan includes in its present period."""
+
+    #: None: as many as you use.
+    included: int | None
+    used: int
+    #: Held by running requests.
+    held: int
+    #: The end of the period. Unused tokens are lost.
     renews_at: datetime
 
 
@@ -168,6 +177,8 @@ class Budget:
     #: Held by running requests.
     reserved: str
     available: str
+    #: day, week or month: when it is renewed, in UTC; None: never.
+    every: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +196,8 @@ class Quota:
     credits: Credits | None = None
     #: Of the key of this client; None if it has none.
     budget: Budget | None = None
+    #: None if the mesh has no plans, or while the ledger is down.
+    allowance: Allowance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,22 +327,26 @@ def read_quota(found: JsonFields) -> Quota:
         limits=limits,
         credits=_read_credits(found.child("credits")) if found.has("credits") else None,
         budget=_read_budget(found.child("budget")) if found.has("budget") else None,
+        allowance=_read_allowance(found.child("allowance")) if found.has("allowance") else None,
     )
 
 
 def _read_credits(found: JsonFields) -> Credits:
     return Credits(
         available=found.text("available"),
-        included=found.text("included"),
         balance=found.text("balance"),
         reserved=found.text("reserved"),
-        monthly=found.maybe_text("monthly"),
-        renews_at=found.moment("renews_at"),
+        overage=found.maybe_text("overage"),
     )
 
 
+def _read_allowance(found: JsonFields) -> Allowance:
+    included = found.integer("included") if found.has("included") else None
+    return Allowance(included, found.integer("used"), found.integer("held"), found.moment("renews_at"))
+
+
 def _read_budget(found: JsonFields) -> Budget:
-    return Budget(found.text("limit"), found.text("spent"), found.text("reserved"), found.text("available"))
+    return Budget(found.text("limit"), found.text("spent"), found.text("reserved"), found.text("available"), found.maybe_text("every"))
 
 
 def read_user(found: JsonFields) -> User:

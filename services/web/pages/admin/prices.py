@@ -10,6 +10,7 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
+from services.web.http import forms
 from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import gateway, ledger
@@ -35,6 +36,8 @@ class PriceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output: str = ""
     request: str = ""
     compute_second: str = ""
+    #: Empty for 1.
+    weight: str = ""
 
 
 NOTHING_TYPED = PriceForm()
@@ -77,6 +80,7 @@ def read_price(form: PriceForm) -> ledger.ModelPrice:
         _amount(form.output, "the output price"),
         _amount(form.request or "0", "the price per request"),
         _amount(form.compute_second or "0", "the price per compute second"),
+        forms.read_number(form.weight or "1", "the plan’s tokens per token", ledger.ModelPrice, "allowance_weight") or 0,
     )
 
 

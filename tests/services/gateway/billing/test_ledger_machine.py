@@ -36,7 +36,11 @@ prices = st.builds(
     lambda fixed, each, weight: Price(
         1,
         ModelPrice(
-            None, MicroCredits(each[0] * 1_000_000), MicroCredits(each[1] * 1_000_000), request_micro=MicroCredits(fixed), allowance_weight=weight
+            None,
+            MicroCredits(each[0] * 1_000_000),
+            MicroCredits(each[1] * 1_000_000),
+            request_micro=MicroCredits(fixed),
+            allowance_weight=weight,
         ),
     ),
     st.sampled_from([0, 0, 50, 400]),
@@ -128,7 +132,14 @@ class Machine(RuleBasedStateMachine):
             owner_budget=Budget(MicroCredits(OWNER_BUDGET), "month") if with_budget else None,
         )
 
-    @rule(number=numbers, tokens=st.integers(0, 1200), least=st.integers(0, 300), price=prices, with_key=st.booleans(), with_budget=st.booleans())
+    @rule(
+        number=numbers,
+        tokens=st.integers(0, 1200),
+        least=st.integers(0, 300),
+        price=prices,
+        with_key=st.booleans(),
+        with_budget=st.booleans(),
+    )
     def reserve(self, number: int, tokens: int, least: int, price: Price, with_key: bool, with_budget: bool) -> None:
         account, request = self.accounts[number], RequestId(uuid4())
         account.grant()
@@ -207,7 +218,9 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.reservations)
     @rule(
-        which=st.lists(st.tuples(st.integers(0, 50), st.integers(0, PROMPT), st.sampled_from([0, 0.3, 0.9, 1]), amounts), min_size=1, max_size=4),
+        which=st.lists(
+            st.tuples(st.integers(0, 50), st.integers(0, PROMPT), st.sampled_from([0, 0.3, 0.9, 1]), amounts), min_size=1, max_size=4
+        ),
         state=st.sampled_from(ReservationState),
     )
     def settle(self, which: list[tuple[int, int, float, int]], state: ReservationState) -> None:
@@ -249,19 +262,18 @@ class Machine(RuleBasedStateMachine):
     def revert(self, which: int) -> None:
         request = self.some(which)
         reservation = self.reservations[request]
+        # Tokens of a period that is over are lost.
+        used = reservation.used if reservation.period == self.periods[reservation.owner] else 0
+        if not reservation.cost and not used:
+            assert self.run(self.books.ledger.revert(request, "")) is None
+            return
         if reservation.reverted:
             with pytest.raises(AlreadyReverted):
                 self.run(self.books.ledger.revert(request, ""))
             return
-        # Tokens of a period that is over are lost, and without them there may be nothing to give back.
-        used = reservation.used if reservation.period == self.periods[reservation.owner] else 0
-        owner = self.run(self.books.ledger.revert(request, ""))
-        if not reservation.cost and not reservation.used:
-            assert owner is None
-            return
-        assert owner == self.owners[reservation.owner]
+        assert self.run(self.books.ledger.revert(request, "")) == self.owners[reservation.owner]
         account, cost = self.accounts[reservation.owner], reservation.cost or 0
-        reservation.reverted = bool(cost or used)
+        reservation.reverted = True
         account.balance += cost
         account.left += used
         account.spent = max(0, account.spent - cost)
