@@ -312,7 +312,7 @@ class HttpCall:
             await self.end_events()
             return
         self.add_headers(http_errors.headers(error))
-        status = http_errors.status(error)
+        status = http_errors.status(error, self._scope["path"])
         await self.answer(http_errors.body_at(self._scope["path"], content, status), status=status)
 
     def expect_events(self, failed: Callable[[ErrorBody], Sequence[ServerSentEvent]], stream: EventStream = SERVER_SENT_EVENTS) -> None:

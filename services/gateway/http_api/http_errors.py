@@ -106,13 +106,20 @@ def body_at(path: str, shown: ErrorBody, code: int) -> msgspec.Struct:
     """Return the error as the API of this path has it."""
     if path.startswith(gateway.OLLAMA):
         return ollama_body(shown)
-    return anthropic_body(shown, code=code) if f"{path}/".startswith("/v1/messages/") else shown
+    return anthropic_body(shown, code=code) if _is_anthropics(path) else shown
 
 
-def status(error: AimeshError) -> int:
-    """Return the status. 500 is reserved for our own bugs: an unknown error of a peer becomes 400 or 503."""
+def _is_anthropics(path: str) -> bool:
+    return f"{path}/".startswith("/v1/messages/")
+
+
+def status(error: AimeshError, path: str = "") -> int:
+    """Return the status. 500 is reserved for our own bugs: an unknown error of a peer becomes 400 or 503. OpenAI's clients know exhausted
+    credits as 429; Anthropic's know 402."""
     if isinstance(error, errors.RemoteError):
         return 400 if error.problem.fault is Fault.CALLER else 503
+    if error.status == 402 and path.startswith("/v1/") and not _is_anthropics(path):
+        return 429
     return error.status
 
 
@@ -125,8 +132,8 @@ def headers(error: AimeshError) -> Headers:
         seconds = error.retry_after_seconds if error.retry_after_seconds is not None else _RETRY_AFTER_SECONDS
         found.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(seconds * 1000))))
-    if code == 409 and not error.to_problem().retryable:
-        # OpenAI's clients retry a 409 unless told not to.
+    if code in {402, 409} and not error.to_problem().retryable:
+        # OpenAI's clients retry a 409, and a 429 of exhausted credits, unless told not to.
         found.append((b"x-should-retry", b"false"))
     tightest = limit_rules.attached_limits(error)
     if tightest is not None:

@@ -70,14 +70,15 @@ async def running_service() -> AsyncIterator[RunningService]:
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])
 @pytest.mark.parametrize("key", [{}, {"idempotency-key": "one"}])
 async def test_a_budget_refusal_has_the_limit_headers(running_service: RunningService, path: str, key: dict[str, str]) -> None:
-    running_service.books.refuses = InsufficientCredits(0, of_key=False)
+    running_service.books.refuses = InsufficientCredits(0)
     running_service.add_worker(2, FakeWorker(), "minilm", only_embeds=True)
     plain = CHAT if "chat" in path else {"input": "hi", "model": "minilm"}
     transport = httpx.ASGITransport(running_service.app())
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER | key) as client:
         for body in (plain, {**plain, "stream": True} if "chat" in path else plain):
             answer = await client.post(path, json=body)
-            problem(answer, 402, "budget_exhausted")
+            problem(answer, 429, "budget_exhausted")
+            assert (answer.headers["x-should-retry"], "retry-after" in answer.headers) == ("false", False)
             assert answer.headers["x-ratelimit-limit-requests"] == "100"
             assert int(answer.headers["x-ratelimit-remaining-requests"]) < 100
 
