@@ -42,6 +42,7 @@ SECTIONS = {
         "guard": "cli.account.guard:guard",
         "usage": "cli.account.usage:usage",
         "quota": "cli.account.usage:quota",
+        "billing": "cli.account.billing:billing",
         "dashboard": "cli.account.dashboard:dashboard",
     },
     "Machines": {

@@ -35,6 +35,7 @@ from services.auth.nodes.node_rpc import EnrollmentRpc, NodeAdminRpc
 from services.auth.nodes.node_store import NodeStore
 from services.auth.oidc.oidc_rpc import OidcDependencies, OidcRpc
 from services.auth.organizations.organization_rpc import Invitations, OrganizationRpc
+from services.auth.organizations.plan_rpc import PlanRpc
 from services.auth.organizations.organization_store import OrganizationStore
 from services.auth.passwords import Passwords
 from services.auth.privacy import export, retention
@@ -175,6 +176,7 @@ class Wiring:
             ProfileRpc(parts, accounts, factors, mailer),
             ApiKeyRpc(parts),
             OrganizationRpc(parts, organizations),
+            PlanRpc(parts),
             Invitations(parts, organizations, mailer),
             EnrollmentRpc(parts, self.members, ca, nats),
             NodeAdminRpc(parts, self.members, ca, nats),

@@ -139,6 +139,18 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Literal["on", "off"],
         Variable("MONEY", "on: plans include tokens, and what is beyond them is paid from the balance; off: costs are only recorded"),
     ] = "off"
+    currency: Annotated[
+        str, Meta(pattern=r"^[A-Z]{3}\Z"), Variable("CURRENCY", "what a credit is worth, and the currency of plans and invoices: ISO 4217")
+    ] = "USD"
+    seller_name: Annotated[
+        str, Meta(max_length=200), Variable("SELLER_NAME", "who writes the invoices; without it, they are numbered as tests")
+    ] = ""
+    seller_address: Annotated[
+        tuple[str, ...],
+        Variable("SELLER_ADDRESS", "lines under the seller's name: address, tax number, bank account; separated by commas"),
+    ] = ()
+    tax_name: Annotated[str, Meta(max_length=40), Variable("TAX_NAME", "the tax on invoices, such as VAT; empty for none")] = ""
+    tax_percent: Annotated[Decimal, Variable("TAX_PERCENT", "its rate; prices are without it")] = Decimal(0)
     price_per_output_token: Annotated[Decimal, Variable("PRICE_PER_OUTPUT_TOKEN", "the same for output tokens")] = Decimal("0.0002")
     queue_seconds: Annotated[
         float, Meta(gt=0, le=600), Variable("QUEUE_SECONDS", "longest wait for a worker; then the request is refused with 503")
@@ -233,6 +245,8 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         for origin in self.cors_origins:
             if not is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"
+        if not 0 <= self.tax_percent <= 100:
+            yield f"TAX_PERCENT: {self.tax_percent}; use 0 to 100"
         for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
             if not 0 <= price <= 10:
                 yield f"{name}: {price} credits per token; use 0 to 10"

@@ -52,21 +52,38 @@ RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     ) / 1000000)::bigint
 $$;
 
+-- What accounts owed at the end of a period, until an invoice or a provider's meter has it. The id is the transfer's.
+CREATE TABLE owed (
+    id uuid PRIMARY KEY,
+    owner uuid NOT NULL,
+    micro bigint NOT NULL,
+    period_start timestamptz NOT NULL,
+    at timestamptz NOT NULL
+);
+CREATE INDEX owed_by_time ON owed (at);
+ALTER TABLE owed ENABLE ROW LEVEL SECURITY;
+ALTER TABLE owed FORCE ROW LEVEL SECURITY;
+CREATE POLICY of_tenant ON owed USING (sees(owner));
+
 -- Ends the period of a locked account if it is over, and the first time: unused tokens are lost, and what the balance owes is billed. Before
 -- its first period, an account has spent without owing it.
 CREATE FUNCTION end_period(account accounts, moment timestamptz) RETURNS accounts
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
+    transfer uuid := gen_random_uuid();
     begun timestamp;
     months integer;
 BEGIN
     IF account.period_end > moment THEN
         RETURN account;
     END IF;
-    WITH transfer AS (SELECT gen_random_uuid() AS id)
+    IF account.balance_micro < 0 AND account.anchor IS NOT NULL THEN
+        INSERT INTO owed (id, owner, micro, period_start, at)
+        VALUES (transfer, account.owner, -account.balance_micro, account.period_start, moment);
+    END IF;
     INSERT INTO entries (transfer, kind, account, owner, amount_micro, amount_tokens, period, at)
-    SELECT id, side.kind, side.account, account.owner, side.micro, side.tokens, account.period_start, moment
-    FROM transfer, LATERAL (VALUES
+    SELECT transfer, side.kind, side.account, account.owner, side.micro, side.tokens, account.period_start, moment
+    FROM (VALUES
         ('expiry', 'allowance', NULL, -account.allowance_tokens),
         ('expiry', 'grants', NULL, account.allowance_tokens),
         (CASE WHEN account.anchor IS NULL THEN 'expiry' ELSE 'invoice' END, 'balance', -least(account.balance_micro, 0), NULL),

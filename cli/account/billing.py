@@ -1,0 +1,194 @@
+"""`aicli billing`: your plan, prepaid credits and invoices; `aicli admin plans` and `aicli admin invoices`: those of all accounts."""
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+
+from cli import options
+from cli.cli_context import CliContext
+from cli.output import credit_amounts, print_format, printing, watching
+from shared import api
+from shared.types import RequestId, TenantId
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from shared.api.billing import Invoice, Order
+
+
+@click.group(invoke_without_command=True)
+@print_format.output_options("Print a JSON object; amounts in minor units, such as cents.")
+@click.pass_context
+@click.pass_obj
+def billing(here: CliContext, context: click.Context, /, *, as_json: bool) -> None:
+    """Show your plan and what it includes. Choose a plan, buy credits, read invoices."""
+    if context.invoked_subcommand is not None:
+        return
+    from shared.lists.billing import beyond, fee
+
+    found = here.call(api.billing.read_billing, api.billing.ReadBilling())
+    lines = [f"plan          {found.plan.name}, {fee(found.plan)}; beyond its tokens: {beyond(found.plan)}"]
+    if found.waits_for is not None:
+        lines.append(f"next plan     {found.next_plan}, once the invoice {found.waits_for} is paid")
+    elif found.next_plan is not None:
+        lines.append(f"next plan     {found.next_plan}, at the end of the period")
+    printing.show_message(found, "\n".join([*lines, *credit_amounts.account_lines(found.account)]), as_json=as_json)
+
+
+@billing.command()
+@watching.listing_options("Print a JSON list; amounts in minor units, such as cents.")
+@click.pass_obj
+def plans(here: CliContext, /, *, as_json: bool) -> None:
+    """List the plans that you can choose."""
+    from shared.lists.billing import PLANS
+
+    printing.show_list(here.call(api.billing.list_plans, api.billing.ListPlans()).plans, PLANS, as_json=as_json)
+
+
+@billing.group()
+def plan() -> None:
+    """Change your plan."""
+
+
+@plan.command("set")
+@click.argument("name")
+@print_format.output_options("Print a JSON object.")
+@click.pass_obj
+def set_(here: CliContext, /, name: str, *, as_json: bool) -> None:
+    """Change to the plan NAME. A larger plan begins when it is paid, a cheaper one at the end of the period."""
+    _show_order(here.call(api.billing.set_plan, api.billing.SetPlan(name)), as_json=as_json)
+
+
+@billing.command("top-up")
+@click.argument("amount")
+@click.option("--order-id", type=click.UUID, metavar="UUID", help="Makes retries safe: the same ID is the same order.")
+@print_format.output_options("Print a JSON object.")
+@click.pass_obj
+def top_up(here: CliContext, /, amount: str, *, order_id: UUID | None, as_json: bool) -> None:
+    """Buy prepaid credits for AMOUNT, such as 25 or 25.00."""
+    from shared import context
+
+    wanted = api.billing.OrderTopUp(amount, order_id=RequestId(order_id) if order_id else context.new_request_id())
+    _show_order(here.call(api.billing.order_top_up, wanted), as_json=as_json)
+
+
+def _show_order(order: "Order", *, as_json: bool) -> None:
+    text = "Done."
+    if order.url is not None:
+        text = f"Pay here: {printing.printable(order.url)}"
+    elif order.invoice is not None:
+        text = f"It takes effect when the invoice {order.invoice} is paid. Read it: aicli billing invoice {order.invoice}"
+    printing.show_message(order, text, as_json=as_json)
+
+
+@billing.command()
+@watching.listing_options("Print a JSON list; amounts in minor units, such as cents.")
+@click.pass_obj
+def invoices(here: CliContext, /, *, as_json: bool) -> None:
+    """List your invoices, newest first."""
+    _list(here, api.billing.ListInvoices(), as_json=as_json)
+
+
+def _list(here: CliContext, request: "api.billing.ListInvoices", *, as_json: bool) -> None:
+    from shared.lists.billing import INVOICES
+
+    printing.show_list(here.call(api.billing.list_invoices, request).invoices, INVOICES, as_json=as_json)
+
+
+@billing.command()
+@click.argument("number")
+@print_format.output_options("Print the invoice as a JSON object.")
+@click.pass_obj
+def invoice(here: CliContext, /, number: str, *, as_json: bool) -> None:
+    """Show an invoice."""
+    found = here.call(api.billing.get_invoice, api.billing.GetInvoice(number))
+    printing.show_message(found, "\n".join(_lines(found)), as_json=as_json)
+
+
+def _lines(invoice: "Invoice") -> list[str]:
+    from shared import currency
+    from shared.lists.billing import STATES
+
+    document = invoice.document
+
+    def money(minor: int) -> str:
+        return currency.written(minor, document.currency)
+
+    rows = [(line.text, money(line.amount_minor)) for line in document.lines]
+    if document.tax_name:
+        rows += [("Net", money(document.net_minor)), (f"{document.tax_name} {document.tax_percent} %", money(document.tax_minor))]
+    rows.append(("Total", money(document.total_minor)))
+    width, right = max(len(text) for text, _ in rows), max(len(amount) for _, amount in rows)
+    dates = f"{document.issued_at:%Y-%m-%d}, due {document.due_at:%Y-%m-%d}"
+    parties = [party.name for party in (document.seller, document.customer) if party.name]
+    head = [f"Invoice {document.number}: {STATES[invoice.state][0].lower()}", dates, " to ".join(map(printing.printable, parties))]
+    return [*head, "", *(f"{printing.printable(text):<{width}}  {amount:>{right}}" for text, amount in rows)]
+
+
+@click.group("plans")
+def admin_plans() -> None:
+    """List all plans, and give accounts one."""
+
+
+@admin_plans.command("list")
+@watching.listing_options("Print a JSON list; amounts in minor units, such as cents.")
+@click.pass_obj
+def list_plans(here: CliContext, /, *, as_json: bool) -> None:
+    """List all plans. Change them with `aicli admin config apply`."""
+    from shared.lists.billing import PLANS
+
+    printing.show_list(here.call(api.billing.list_plans, api.billing.ListPlans()).plans, PLANS, as_json=as_json)
+
+
+@admin_plans.command("set")
+@click.argument("whose", metavar="ACCOUNT")
+@click.argument("name", metavar="PLAN")
+@click.option("--reason", required=True, help="Recorded in the audit log.")
+@print_format.output_options("Print a JSON object.")
+@click.pass_obj
+def give_plan(here: CliContext, /, whose: str, name: str, *, reason: str, as_json: bool) -> None:
+    """Begin PLAN for an ACCOUNT now, without a first invoice. ACCOUNT is a username, email address, user ID or organization ID."""
+    order = here.run(lambda connection: _give(connection, whose, name, reason))
+    printing.show_message(order, f"{printing.printable(whose)} has the plan {printing.printable(name)} from now on.", as_json=as_json)
+
+
+async def _give(connection: "CliConnection", whose: str, name: str, reason: str) -> "Order":
+    try:
+        owner = TenantId(UUID(whose))
+    except ValueError:
+        owner = TenantId((await connection.call(api.auth.get_user_called, api.auth.GetUserCalled(whose))).id)
+    return await connection.call(api.billing.set_plan, api.billing.SetPlan(name, owner, reason))
+
+
+@click.group("invoices", invoke_without_command=True)
+@click.option("--open", "only_open", is_flag=True, help="Only invoices that are not paid.")
+@options.whole_number("--limit", lambda: api.billing.ListInvoices, "limit", default=50, help="Maximum number of rows.")
+@watching.listing_options("Print a JSON list; amounts in minor units, such as cents.")
+@click.pass_context
+@click.pass_obj
+def admin_invoices(here: CliContext, context: click.Context, /, *, only_open: bool, limit: int, as_json: bool) -> None:
+    """List the invoices of all accounts, newest first."""
+    if context.invoked_subcommand is None:
+        _list(here, api.billing.ListInvoices(everyone=True, only_open=only_open, limit=limit), as_json=as_json)
+
+
+@admin_invoices.command()
+@click.argument("number")
+@click.option("--reference", required=True, help="How it was paid, such as `wire 17`.")
+@print_format.output_options("Print the invoice as a JSON object.")
+@click.pass_obj
+def pay(here: CliContext, /, number: str, *, reference: str, as_json: bool) -> None:
+    """Mark an invoice as paid. Its plan begins, or its credits are added."""
+    found = here.call(api.billing.pay_invoice, api.billing.PayInvoice(number, reference))
+    printing.show_message(found, f"The invoice {found.document.number} is paid.", as_json=as_json)
+
+
+@admin_invoices.command()
+@click.argument("number")
+@click.option("--reason", required=True, help="Stands on the credit note.")
+@print_format.output_options("Print the invoice as a JSON object.")
+@click.pass_obj
+def void(here: CliContext, /, number: str, *, reason: str, as_json: bool) -> None:
+    """Take an unpaid invoice back, with a credit note."""
+    found = here.call(api.billing.void_invoice, api.billing.VoidInvoice(number, reason))
+    printing.show_message(found, f"A credit note takes the invoice {found.document.number} back.", as_json=as_json)

@@ -1,0 +1,34 @@
+"""Tells the gateway who pays, and follows the plans that it has sold."""
+
+import msgspec
+
+from services.auth import audit_records
+from services.auth.dependencies import AuthHandlers
+from shared import errors
+from shared.api import billing as api
+from shared.api.method import Nothing
+from shared.rpc import RpcCall, serves
+
+
+class PlanRpc(AuthHandlers):
+    """Only the gateway may call these methods."""
+
+    @serves(api.describe_account)
+    async def describe_account(self, request: api.DescribeAccount, call: RpcCall) -> api.AccountName:
+        async with self._store.transaction() as transaction:
+            row = await transaction.row("describe_account", request.owner)
+        if row is None:
+            raise errors.NotFound("no user or organization has this id")
+        return api.AccountName(row["name"], row["email"] or "")
+
+    @serves(api.apply_plan)
+    async def apply_plan(self, request: api.ApplyPlan, call: RpcCall) -> Nothing:
+        async with self._store.transaction() as transaction:
+            row = await transaction.row("apply_plan", request.owner, request.plan)
+            if row is None:
+                raise errors.NotFound("no user or organization has this id")
+            if row["before"] != request.plan:
+                what = "user.tier" if row["is_user"] else "organisation.tier"
+                act = audit_records.of_mesh(what, None, target=request.owner, before=row["before"], after=request.plan)
+                await self._trail.add(transaction, msgspec.structs.replace(act, tenant_id=request.owner))
+        return Nothing()

@@ -1,0 +1,1 @@
+"""Sells plans and credits: subscriptions, invoices, and payment providers."""

@@ -1,0 +1,306 @@
+"""Sells plans and prepaid credits: what an order leads to, and what a paid or late invoice and the end of a period do.
+
+A subscription keeps the terms of its plan's version. A plan that costs more than the present one begins when its invoice is paid, and a
+cheaper one at the end of the period. Every step is one transaction, and safe to repeat; auth learns of a plan after the commit, and again
+until it has.
+"""
+
+from collections.abc import Awaitable, Callable
+from uuid import UUID, uuid5
+
+import msgspec
+
+from services.gateway.billing.ledger import Ledger
+from services.gateway.facts.config_snapshot import ConfigSource, PlanOffer
+from services.gateway.payments import invoices
+from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
+from services.gateway.payments.invoices import Seller
+from shared import currency, errors
+from shared.api import billing as api
+from shared.api.billing import Invoice, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
+from shared.rpc import RpcClient
+from shared.telemetry import logs
+from shared.types import RequestId, TenantId, Tier
+
+MANUAL = "manual"
+#: How long auth may take while a row is locked.
+AUTH_SECONDS = 5.0
+#: For ids of orders that the gateway makes up: the same cause has the same order.
+_ORDERS = UUID("7f1d3a52-6b0e-4f3c-9a60-0d5c1e5a8b11")
+
+_log = logs.get(part="billing")
+
+#: Returns who an invoice is for. Raises NotFound.
+FindCustomer = Callable[[TenantId], Awaitable[Party]]
+
+
+class BillingDesk:
+    """``work`` is repeated by every gateway; the rows are taken by one at a time."""
+
+    def __init__(
+        self, store: BillingStore, source: ConfigSource, ledger: Ledger, rpc: RpcClient, seller: Seller, find_customer: FindCustomer
+    ) -> None:
+        self._store = store
+        self._source = source
+        self._ledger = ledger
+        self._rpc = rpc
+        self._seller = seller
+        self._find_customer = find_customer
+
+    # --- orders -------------------------------------------------------------------------------------------------------
+
+    def offer(self, name: str) -> PlanOffer:
+        """Raises NotFound."""
+        found = self._source.config.offers.get(name)
+        if found is None:
+            raise errors.NotFound(f"no plan is called {name}", hint="see `aicli billing plans`")
+        return found
+
+    async def order_plan(self, owner: TenantId, present: str, name: str) -> Order:
+        """Change the plan of somebody who pays. ``present``: the plan that they have. Raises NotFound, and AlreadyExists while another
+        change waits for its payment."""
+        offer, customer = self.offer(name), await self._find_customer(owner)
+        async with self._store.transaction() as rows:
+            held = await rows.lock(owner, MANUAL)
+            waiting = held.next_plan is not None and held.invoice is not None
+            if name == _name(present):
+                await self._withdraw(rows, held)
+                return Order(done=True)
+            if waiting and held.next_plan != offer.versioned:
+                raise errors.AlreadyExists(
+                    f"a change to {_name(held.next_plan or '')} waits for the invoice {held.invoice}",
+                    hint=f"pay it, or undo the change first: aicli billing plan set {_name(present)}",
+                )
+            if waiting:
+                return Order(done=False, invoice=held.invoice)
+            fee = offer.fee_minor(self._seller.currency)
+            if fee <= self._fee_of(present):
+                await rows.write(msgspec.structs.replace(held, next_plan=offer.versioned, plan=held.plan or present))
+                return Order(done=True)
+            line = InvoiceLine(f"Plan {name}, a month", fee)
+            order_id = uuid5(_ORDERS, f"{owner}|{offer.versioned}|{await rows.now()}")
+            made = await rows.add_invoice(self._seller, owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
+            await rows.write(msgspec.structs.replace(held, next_plan=offer.versioned, invoice=made.document.number))
+        _log.info("plan ordered", owner=owner, plan=offer.versioned, invoice=made.document.number)
+        return Order(done=False, invoice=made.document.number)
+
+    def _fee_of(self, plan: str) -> int:
+        found = self._source.config.offers.get(_name(plan))
+        return 0 if found is None else found.fee_minor(self._seller.currency)
+
+    async def _withdraw(self, rows: BillingRows, held: Subscription) -> None:
+        """Undo a change that has not happened."""
+        if held.invoice is not None and (stored := await rows.lock_invoice(held.invoice)) is not None and _is_open(stored.invoice):
+            await self._take_back(rows, stored, "the change was undone")
+        await rows.write(msgspec.structs.replace(held, next_plan=None, invoice=None))
+
+    async def give_plan(self, owner: TenantId, name: str) -> Order:
+        """Begin a plan now, for nothing: an administrator wants it. Raises NotFound."""
+        offer = self.offer(name)
+        async with self._store.transaction() as rows:
+            held = await rows.lock(owner, MANUAL)
+            await self._withdraw(rows, held)
+            await self._begin(rows, held, offer.versioned)
+        await self.apply()
+        return Order(done=True)
+
+    async def _begin(self, rows: BillingRows, held: Subscription, plan: str) -> None:
+        """The period begins now, and the one before ends."""
+        await rows.begin_period(held.owner, None)
+        started = await rows.open_period(held.owner, self._included(plan))
+        await rows.write(
+            msgspec.structs.replace(
+                held, plan=plan, next_plan=None, invoice=None, is_applied=False, is_past_due=False, billed_period=started
+            )
+        )
+
+    def _included(self, plan: str) -> int | None:
+        return self._ledger.terms_of(self._source.config.limits.plan_of(plan)).included_tokens
+
+    async def order_top_up(self, owner: TenantId, wanted: api.OrderTopUp) -> Order:
+        """Raises BadRequest for an amount that nobody sells."""
+        amount_minor, order_id = self._read_amount(wanted), wanted.order_id
+        customer = await self._find_customer(owner)
+        line, credit = InvoiceLine("Prepaid credits", amount_minor), currency.micro(amount_minor, self._seller.currency)
+        async with self._store.transaction() as rows:
+            made = await rows.add_invoice(
+                self._seller, owner, customer, (line,), InvoicePurpose.TOP_UP, order_id=uuid5(_ORDERS, f"{owner}|{order_id}"), credit_micro=credit
+            )
+        if made.document.net_minor != amount_minor:
+            raise errors.IdempotencyConflict("this order id was used with another amount", hint="use a new id for a new order")
+        return Order(done=made.state is InvoiceState.PAID, invoice=made.document.number)
+
+    def _read_amount(self, wanted: api.OrderTopUp) -> int:
+        sold = self._seller.currency
+        if wanted.currency not in {None, sold}:
+            raise errors.BadRequest(f"the currency must be {sold}", field="currency")
+        unit = 10 ** currency.decimals(sold)
+        least, most = api.MIN_TOP_UP * unit, api.MAX_TOP_UP * unit
+        try:
+            amount = currency.read(wanted.amount, sold)
+        except ValueError as error:
+            raise errors.BadRequest(f"the amount {error}", field="amount") from error
+        if not least <= amount <= most:
+            raise errors.BadRequest(f"the amount must be {currency.written(least, sold)} to {currency.written(most, sold)}", field="amount")
+        return amount
+
+    # --- payments -----------------------------------------------------------------------------------------------------
+
+    async def pay(self, number: str, reference: str) -> Invoice:
+        """Raises NotFound, and AlreadyExists if it was paid otherwise or taken back."""
+        async with self._store.transaction() as rows:
+            stored = await self._lock(rows, number)
+            invoice = stored.invoice
+            if invoice.state is InvoiceState.PAID and invoice.reference == reference:
+                return invoice
+            _ensure_open(invoice)
+            paid = await rows.settle(number, await rows.now(), reference)
+            await self._fulfil(rows, stored)
+        _log.info("invoice paid", number=number, owner=invoice.owner)
+        await self.apply()
+        return paid
+
+    async def _fulfil(self, rows: BillingRows, stored: StoredInvoice) -> None:
+        owner, number = stored.invoice.owner, stored.invoice.document.number
+        if stored.credit_micro:
+            await rows.give_credit(RequestId(stored.order_id), owner, stored.credit_micro, f"invoice {number}")
+            return
+        held = await rows.lock(owner, MANUAL)
+        if held.invoice == number and held.next_plan is not None:
+            await self._begin(rows, held, held.next_plan)
+        elif held.is_past_due:
+            await rows.write(msgspec.structs.replace(held, is_past_due=False))
+
+    async def void(self, number: str, reason: str) -> Invoice:
+        """Raises NotFound, and AlreadyExists if it was paid or taken back."""
+        async with self._store.transaction() as rows:
+            stored = await self._lock(rows, number)
+            _ensure_open(stored.invoice)
+            return await self._take_back(rows, stored, reason)
+
+    async def _take_back(self, rows: BillingRows, stored: StoredInvoice, reason: str) -> Invoice:
+        """With it goes the change of plan that waited for it."""
+        number = stored.invoice.document.number
+        held = await rows.lock(stored.invoice.owner, MANUAL)
+        if held.invoice == number:
+            await rows.write(msgspec.structs.replace(held, next_plan=None, invoice=None))
+        return await rows.take_back(self._seller, stored, uuid5(_ORDERS, f"void {number}"), reason)
+
+    @staticmethod
+    async def _lock(rows: BillingRows, number: str) -> StoredInvoice:
+        stored = await rows.lock_invoice(number)
+        if stored is None:
+            raise errors.NotFound(f"there is no invoice {number}", hint="see `aicli admin invoices`")
+        return stored
+
+    # --- what time does -----------------------------------------------------------------------------------------------
+
+    async def work(self) -> None:
+        """Raises Unavailable; the next round does the rest."""
+        for step in (self._renew_one, self._bill_owed, self._remind_one):
+            while await step():
+                pass
+        await self.apply()
+
+    async def apply(self) -> None:
+        """Tell auth of new plans. What fails is told again by ``work``."""
+        while await self._apply_one():
+            pass
+
+    async def _apply_one(self) -> bool:
+        # The lock is kept until auth has answered: an older plan must not arrive after a newer one.
+        async with self._store.transaction() as rows:
+            held = await rows.take_unapplied()
+            if held is None:
+                return False
+            plan = held.plan or Tier.FREE.value
+            try:
+                await self._rpc.call(api.apply_plan, api.ApplyPlan(held.owner, plan), deadline_seconds=AUTH_SECONDS)
+            except errors.NotFound:
+                await rows.write(_ended(held))
+            except errors.AimeshError as error:
+                _log.warning("auth does not know of a plan yet", owner=held.owner, plan=plan, reason=error.message)
+                return False
+            else:
+                await rows.write(msgspec.structs.replace(held, is_applied=True))
+        return True
+
+    async def _renew_one(self) -> bool:
+        """Begin and bill the next period of one subscription; False if none is due."""
+        async with self._store.transaction() as rows:
+            held = await rows.take_due()
+            if held is None or held.plan is None:
+                return False
+            try:
+                customer = await self._find_customer(held.owner)
+            except errors.NotFound:
+                await rows.write(_ended(held))
+                return True
+            plan = held.plan if held.next_plan is None or held.invoice is not None else held.next_plan
+            started = await rows.open_period(held.owner, self._included(plan))
+            changed = msgspec.structs.replace(held, billed_period=started, plan=plan)
+            if plan != held.plan:
+                changed = msgspec.structs.replace(changed, next_plan=None, is_applied=False)
+            fee = self._fee_of(plan)
+            if fee and held.provider == MANUAL:
+                line = InvoiceLine(f"Plan {_name(plan)}, a month from {started:%Y-%m-%d}", fee)
+                order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
+                await rows.add_invoice(self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
+            await rows.write(changed)
+        return True
+
+    async def _bill_owed(self) -> bool:
+        async with self._store.transaction() as rows:
+            owed = await rows.take_owed()
+            if owed is None:
+                return False
+            order_id, owner, micro, since = owed
+            if amount := currency.minor(micro, self._seller.currency):
+                line = InvoiceLine(f"Usage beyond the plan, from {since:%Y-%m-%d}", amount)
+                try:
+                    customer = await self._find_customer(owner)
+                except errors.NotFound:
+                    return True
+                await rows.add_invoice(self._seller, owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=order_id)
+        return True
+
+    async def _remind_one(self) -> bool:
+        """Remember one late invoice; after the last reminder, its plan ends."""
+        async with self._store.transaction() as rows:
+            late = await rows.take_late()
+            if late is None:
+                return False
+            number, owner = late.invoice.document.number, late.invoice.owner
+            await rows.count_reminder(number)
+            held, is_last = await rows.lock(owner, MANUAL), late.reminders + 1 == len(invoices.REMINDER_DAYS)
+            if held.invoice == number or late.invoice.document.purpose is InvoicePurpose.TOP_UP:
+                # Nothing was delivered for it.
+                if is_last:
+                    await self._take_back(rows, late, "it was not paid")
+                return True
+            if held.plan is None:
+                return True
+            await rows.write(msgspec.structs.replace(held, is_past_due=True))
+            if is_last:
+                _log.info("plan ends unpaid", owner=owner, plan=held.plan, invoice=number)
+                await self._begin(rows, held, self.offer(Tier.FREE.value).versioned)
+        return True
+
+
+def _ended(held: Subscription) -> Subscription:
+    """The account is gone."""
+    return msgspec.structs.replace(held, plan=None, next_plan=None, invoice=None, is_applied=True)
+
+
+def _name(versioned: str) -> str:
+    return versioned.partition("@")[0]
+
+
+def _is_open(invoice: Invoice) -> bool:
+    return invoice.state in {InvoiceState.OPEN, InvoiceState.LATE}
+
+
+def _ensure_open(invoice: Invoice) -> None:
+    if not _is_open(invoice):
+        how = f"was paid ({invoice.reference})" if invoice.state is InvoiceState.PAID else "was taken back"
+        raise errors.AlreadyExists(f"the invoice {invoice.document.number} {how}", hint="see `aicli admin invoices`")

@@ -1,0 +1,120 @@
+"""Serves plans, orders and invoices to the people who pay, and to administrators."""
+
+from dataclasses import dataclass
+
+from services.gateway.facts.config_snapshot import ConfigSource
+from services.gateway.payments.billing import AUTH_SECONDS, MANUAL, BillingDesk
+from services.gateway.payments.billing_store import BillingStore
+from services.gateway.rpc_api.account_rpc import AccountRpc
+from shared import access_table, errors
+from shared.access_table import Permission
+from shared.api import organizations
+from shared.api import billing as api
+from shared.api.auth import Principal
+from shared.api.billing import Billing, Invoice, Invoices, Order, Party, Plans, PlanState
+from shared.api.organizations import TeamRole
+from shared.rpc import RpcCall, RpcClient, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class BillingRpc:
+    desk: BillingDesk
+    store: BillingStore
+    source: ConfigSource
+    accounts: AccountRpc
+    rpc: RpcClient
+    audit_reporting: AuditReporting
+    currency: str
+    is_on: bool
+
+    @serves(api.list_plans)
+    async def list_plans(self, request: api.ListPlans, call: RpcCall) -> Plans:
+        everyone = access_table.may(call.principal, Permission.EVERYTHING)
+        offers = sorted(self.source.config.offers.values(), key=lambda offer: (offer.fee_micro is None, offer.fee_micro, offer.name))
+        return Plans(tuple(offer.shown(self.currency) for offer in offers if everyone or offer.for_sale))
+
+    @serves(api.read_billing)
+    async def read_billing(self, request: api.ReadBilling, call: RpcCall) -> Billing:
+        self._ensure_on()
+        owner, present = await self._payer(request.owner, call, may_read=True)
+        account = await self.accounts.read_of(owner, present)
+        held = await self.store.find_subscription(owner)
+        offer = self.source.config.offer_of(present)
+        state = PlanState.GIVEN if held is None or held.plan is None else PlanState.PAST_DUE if held.is_past_due else PlanState.ACTIVE
+        following = (held.next_plan, held.invoice) if held is not None else (None, None)
+        return Billing(offer.shown(self.currency), state, account, MANUAL, *following)
+
+    @serves(api.set_plan)
+    async def set_plan(self, request: api.SetPlan, call: RpcCall) -> Order:
+        self._ensure_on()
+        owner, present = await self._payer(request.owner, call)
+        is_admin = request.owner is not None and access_table.may(call.principal, Permission.EVERYTHING)
+        if is_admin:
+            order = await self.desk.give_plan(owner, request.plan)
+        elif not self.desk.offer(request.plan).for_sale:
+            raise errors.NotAllowed(f"the plan {request.plan} is not for sale", hint="see `aicli billing plans`, or ask an administrator")
+        else:
+            order = await self.desk.order_plan(owner, present, request.plan)
+        self.audit_reporting.report_action("plan.set", call.principal, target=owner, plan=request.plan, reason=request.reason)
+        return order
+
+    @serves(api.order_top_up)
+    async def order_top_up(self, request: api.OrderTopUp, call: RpcCall) -> Order:
+        self._ensure_on()
+        owner, _ = await self._payer(request.owner, call)
+        return await self.desk.order_top_up(owner, request)
+
+    @serves(api.list_invoices)
+    async def list_invoices(self, request: api.ListInvoices, call: RpcCall) -> Invoices:
+        owner = None
+        if not (request.everyone and access_table.may(call.principal, Permission.EVERYTHING)):
+            owner, _ = await self._payer(request.owner, call, may_read=True)
+        found = await self.store.list_invoices(owner, only_open=request.only_open, before=request.before, limit=request.limit)
+        return Invoices(found)
+
+    @serves(api.get_invoice)
+    async def get_invoice(self, request: api.GetInvoice, call: RpcCall) -> Invoice:
+        """Raises NotFound for an invoice of others."""
+        owner = None if access_table.may(call.principal, Permission.EVERYTHING) else call.principal.tenant_id
+        found = await self.store.find_invoice(request.number, owner)
+        if found is None:
+            raise errors.NotFound(f"there is no invoice {request.number}", hint="see `aicli billing invoices`")
+        return found
+
+    @serves(api.pay_invoice)
+    async def pay_invoice(self, request: api.PayInvoice, call: RpcCall) -> Invoice:
+        paid = await self.desk.pay(request.number, request.reference)
+        self.audit_reporting.report_action("invoice.pay", call.principal, target=request.number, reference=request.reference)
+        return paid
+
+    @serves(api.void_invoice)
+    async def void_invoice(self, request: api.VoidInvoice, call: RpcCall) -> Invoice:
+        found = await self.desk.void(request.number, request.reason)
+        self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason)
+        return found
+
+    def _ensure_on(self) -> None:
+        if not self.is_on:
+            raise errors.NotFound("this mesh sells nothing", hint="an administrator can start it with MONEY=on; see docs/howto/billing.md")
+
+    async def _payer(self, owner: TenantId | None, call: RpcCall, *, may_read: bool = False) -> tuple[TenantId, str]:
+        """Return whose bill it is, and their plan. Members of an organization may read its bill; owners may change it. Raises NotFound for
+        one of others."""
+        principal = call.principal
+        owner = principal.tenant_id if owner is None else owner
+        if owner == TenantId(principal.user_id) and principal.team_id is None:
+            return owner, principal.tier
+        if access_table.may(principal, Permission.EVERYTHING):
+            return owner, await self.accounts.tier_of(owner, call.credential)
+        found = (await self.rpc.call(organizations.get_organisation, organizations.GetOrganization(owner), credential=call.credential)).organisation
+        if not may_read and found.role is not TeamRole.OWNER:
+            raise errors.NotAllowed("only owners of an organization change what it pays", hint="ask an owner")
+        return owner, found.tier
+
+
+async def find_customer(rpc: RpcClient, owner: TenantId) -> Party:
+    """Return the name and address of an account for its invoices. Raises NotFound."""
+    found = await rpc.call(api.describe_account, api.DescribeAccount(owner), deadline_seconds=AUTH_SECONDS)
+    return Party(found.name, (found.email,) if found.email else ())

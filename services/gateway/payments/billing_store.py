@@ -1,0 +1,181 @@
+"""Reads and writes subscriptions and invoices. Every method may raise Unavailable."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from services.gateway.payments import invoices
+from services.gateway.payments.invoices import Seller
+from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Party
+from shared.stores import database
+from shared.stores.database import DatabaseRow, Transaction
+from shared.types import MicroCredits, RequestId, TenantId
+
+
+class Subscription(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the table."""
+
+    owner: TenantId
+    plan: str | None
+    next_plan: str | None
+    invoice: str | None
+    provider: str
+    customer: str | None
+    subscription: str | None
+    is_past_due: bool
+    is_applied: bool
+    billed_period: datetime | None
+
+
+class StoredInvoice(msgspec.Struct, frozen=True, kw_only=True):
+    invoice: Invoice
+    order_id: UUID
+    credit_micro: MicroCredits
+    reminders: int
+
+
+class BillingRows:
+    """What one transaction sees and changes."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+
+    async def lock(self, owner: TenantId, provider: str) -> Subscription:
+        await self._transaction.run("ensure_subscription", owner, provider)
+        row = await self._transaction.row("lock_subscription", owner)
+        assert row is not None  # they are never deleted
+        return _subscription(row)
+
+    async def write(self, changed: Subscription) -> None:
+        await self._transaction.run("change_subscription", *msgspec.structs.astuple(changed))
+
+    async def take_unapplied(self) -> Subscription | None:
+        row = await self._transaction.row("take_unapplied")
+        return None if row is None else _subscription(row)
+
+    async def take_due(self) -> Subscription | None:
+        row = await self._transaction.row("take_due_subscription")
+        return None if row is None else _subscription(row)
+
+    async def take_owed(self) -> tuple[UUID, TenantId, MicroCredits, datetime] | None:
+        """Return the order that it makes, the owner, the amount and the start of its period."""
+        row = await self._transaction.row("take_owed")
+        return None if row is None else (row["id"], row["owner"], row["micro"], row["period_start"])
+
+    async def begin_period(self, owner: TenantId, anchor: datetime | None) -> None:
+        await self._transaction.run("begin_period", owner, anchor)
+
+    async def open_period(self, owner: TenantId, included_tokens: int | None) -> datetime:
+        started: datetime = await self._transaction.value("open_period", owner, included_tokens)
+        return started
+
+    async def add_invoice(
+        self,
+        seller: Seller,
+        owner: TenantId,
+        customer: Party,
+        lines: tuple[InvoiceLine, ...],
+        purpose: InvoicePurpose,
+        *,
+        order_id: UUID,
+        credit_micro: MicroCredits = MicroCredits(0),  # noqa: B008 - immutable
+    ) -> Invoice:
+        """Return the invoice of this order, which is new if there is none yet."""
+        row = await self._transaction.row("find_order", order_id)
+        if row is None:
+            now: datetime = await self._transaction.value("read_clock")
+            document = invoices.write(await self._next_number(seller, now), seller, customer, lines, purpose, now)
+            row = await self._add(document, owner, order_id, credit_micro)
+        return _invoice(row).invoice
+
+    async def take_back(self, seller: Seller, stored: StoredInvoice, order_id: UUID, reason: str) -> Invoice:
+        """Write the credit note of an invoice; return the invoice."""
+        now: datetime = await self._transaction.value("read_clock")
+        note = invoices.take_back(await self._next_number(seller, now), seller, stored.invoice.document, now)
+        await self._add(note, stored.invoice.owner, order_id, MicroCredits(0), paid_at=now, reference=reason)
+        return await self.settle(stored.invoice.document.number, None, "", void_by=note.number)
+
+    async def _next_number(self, seller: Seller, now: datetime) -> str:
+        series = seller.series(now.year)
+        return invoices.number(series, await self._transaction.value("next_number", series))
+
+    async def _add(
+        self, document: InvoiceDocument, owner: TenantId, order_id: UUID, credit: MicroCredits, paid_at: datetime | None = None, reference: str = ""
+    ) -> DatabaseRow:
+        text = msgspec.json.encode(document).decode()
+        row = await self._transaction.row(
+            "add_invoice", document.number, owner, order_id, text, credit, document.issued_at, document.due_at, paid_at, reference
+        )
+        assert row is not None
+        return row
+
+    async def lock_invoice(self, number: str) -> StoredInvoice | None:
+        row = await self._transaction.row("lock_invoice", number)
+        return None if row is None else _invoice(row)
+
+    async def settle(self, number: str, paid_at: datetime | None, reference: str, *, void_by: str | None = None) -> Invoice:
+        row = await self._transaction.row("settle_invoice", number, paid_at, reference, void_by)
+        assert row is not None
+        return _invoice(row).invoice
+
+    async def give_credit(self, transfer: RequestId, owner: TenantId, micro: MicroCredits, note: str) -> None:
+        await self._transaction.run("top_up", transfer, owner, micro, note, 0, False)
+
+    async def take_late(self) -> StoredInvoice | None:
+        row = await self._transaction.row("take_late_invoice", list(invoices.REMINDER_DAYS))
+        return None if row is None else _invoice(row)
+
+    async def count_reminder(self, number: str) -> None:
+        await self._transaction.run("count_reminder", number)
+
+    async def now(self) -> datetime:
+        found: datetime = await self._transaction.value("read_clock")
+        return found
+
+
+class BillingStore:
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[BillingRows]:
+        async with self._database.transaction() as transaction:
+            yield BillingRows(transaction)
+
+    async def find_subscription(self, owner: TenantId) -> Subscription | None:
+        async with self._database.bound(owner) as transaction:
+            row = await transaction.row("find_subscription", owner)
+        return None if row is None else _subscription(row)
+
+    async def find_invoice(self, number: str, owner: TenantId | None) -> Invoice | None:
+        """With an owner, only their own."""
+        if owner is None:
+            row = await self._database.row("find_invoice", number)
+        else:
+            async with self._database.bound(owner) as transaction:
+                row = await transaction.row("find_invoice", number)
+        return None if row is None else _invoice(row).invoice
+
+    async def list_invoices(self, owner: TenantId | None, *, only_open: bool, before: str | None, limit: int) -> tuple[Invoice, ...]:
+        if owner is None:
+            rows = await self._database.rows("list_invoices", owner, only_open, before, limit)
+        else:
+            async with self._database.bound(owner) as transaction:
+                rows = await transaction.rows("list_invoices", owner, only_open, before, limit)
+        return tuple(_invoice(row).invoice for row in rows)
+
+
+def _subscription(row: DatabaseRow) -> Subscription:
+    return Subscription(**{name: row[name] for name in Subscription.__struct_fields__})
+
+
+def _invoice(row: DatabaseRow) -> StoredInvoice:
+    document = msgspec.json.decode(row["document"], type=InvoiceDocument)
+    state = InvoiceState.VOID if row["void_by"] else InvoiceState.PAID if row["paid_at"] else InvoiceState.OPEN
+    if state is InvoiceState.OPEN and row["due_at"] < datetime.now(row["due_at"].tzinfo):
+        state = InvoiceState.LATE
+    invoice = Invoice(document, row["owner"], state, row["paid_at"], row["reference"])
+    return StoredInvoice(invoice=invoice, order_id=row["order_id"], credit_micro=row["credit_micro"], reminders=row["reminders"])

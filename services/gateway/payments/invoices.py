@@ -1,0 +1,69 @@
+"""Writes invoices. Pure."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Decimal
+
+from shared.api.billing import InvoiceDocument, InvoiceLine, InvoicePurpose, Party
+
+DUE_DAYS = 14
+#: Days after the issue on which an unpaid invoice is mentioned again.
+REMINDER_DAYS = (3, 7, 14)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seller:
+    """From the settings SELLER_…, TAX_… and CURRENCY."""
+
+    party: Party = Party("")
+    tax_name: str = ""
+    tax_percent: Decimal = Decimal(0)
+    currency: str = "USD"
+
+    def series(self, year: int) -> str:
+        """Return what the numbers of a year begin with. Without a seller, invoices are tests."""
+        return f"INV-{year}" if self.party.name else f"TEST-INV-{year}"
+
+
+def number(series: str, count: int) -> str:
+    return f"{series}-{count:06d}"
+
+
+def write(
+    number: str,
+    seller: Seller,
+    customer: Party,
+    lines: tuple[InvoiceLine, ...],
+    purpose: InvoicePurpose,
+    now: datetime,
+    *,
+    corrects: InvoiceDocument | None = None,
+) -> InvoiceDocument:
+    """Return the document. Prices are without tax, which is rounded once, on the sum."""
+    net = sum(line.amount_minor for line in lines)
+    tax = int((net * seller.tax_percent / 100).quantize(Decimal(1), ROUND_HALF_UP))
+    tax_name, percent = seller.tax_name, f"{seller.tax_percent:f}"
+    if corrects is not None:
+        # What it takes back, also if the settings have changed since.
+        tax, tax_name, percent = -corrects.tax_minor, corrects.tax_name, corrects.tax_percent
+    return InvoiceDocument(
+        number=number,
+        issued_at=now,
+        due_at=now + timedelta(days=DUE_DAYS),
+        seller=seller.party,
+        customer=customer,
+        currency=seller.currency if corrects is None else corrects.currency,
+        lines=lines,
+        net_minor=net,
+        tax_name=tax_name,
+        tax_percent=percent,
+        tax_minor=tax,
+        total_minor=net + tax,
+        purpose=purpose,
+        corrects=None if corrects is None else corrects.number,
+    )
+
+
+def take_back(number: str, seller: Seller, invoice: InvoiceDocument, now: datetime) -> InvoiceDocument:
+    lines = tuple(InvoiceLine(line.text, -line.amount_minor) for line in invoice.lines)
+    return write(number, seller, invoice.customer, lines, InvoicePurpose.CREDIT_NOTE, now, corrects=invoice)

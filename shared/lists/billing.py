@@ -1,0 +1,58 @@
+"""The lists of plans and invoices."""
+
+from shared import currency
+from shared.api.billing import Invoice, InvoiceState, Plan
+from shared.lists.columns import Column, Listing, Tone
+
+STATES = {
+    InvoiceState.OPEN: ("To be paid", Tone.WARN),
+    InvoiceState.LATE: ("Late", Tone.BAD),
+    InvoiceState.PAID: ("Paid", Tone.GOOD),
+    InvoiceState.VOID: ("Taken back", Tone.OFF),
+}
+
+
+def fee(plan: Plan) -> str:
+    """Return `29.00 USD a month`."""
+    if plan.fee_minor is None:
+        return "agreed"
+    return "free" if not plan.fee_minor else f"{currency.written(plan.fee_minor, plan.currency)} a month"
+
+
+def included(plan: Plan) -> str:
+    return "unlimited" if plan.included_tokens is None else f"{plan.included_tokens:,}"
+
+
+def beyond(plan: Plan) -> str:
+    """Return what usage beyond the tokens needs."""
+    if plan.overage_minor is None:
+        return "billed each month"
+    return "prepaid credits" if not plan.overage_minor else f"billed up to {currency.written(plan.overage_minor, plan.currency)}"
+
+
+PLANS: Listing[Plan] = Listing(
+    columns=(
+        Column(title="Plan", show=lambda row: row.name),
+        Column(title="Fee", show=fee),
+        Column(title="Tokens a month", show=included, is_number=True),
+        Column(title="Beyond", show=beyond, rank=3),
+        Column(title="Limits", show=lambda row: row.limits, rank=4, wraps=True),
+        Column(title="For sale", show=lambda row: "Yes" if row.for_sale else "No", rank=5),
+    ),
+    empty="No plans.",
+)
+
+INVOICES: Listing[Invoice] = Listing(
+    columns=(
+        Column(title="Invoice", show=lambda row: row.document.number, is_code=True),
+        Column(title="State", show=lambda row: STATES[row.state][0], tone=lambda row: STATES[row.state][1]),
+        Column(title="Total", show=lambda row: currency.written(row.document.total_minor, row.document.currency), is_number=True),
+        Column(title="For", show=lambda row: ", ".join(line.text for line in row.document.lines), rank=2, wraps=True),
+        Column(title="Customer", show=lambda row: row.document.customer.name, rank=4, wraps=True),
+        Column(title="Date", show=lambda row: row.document.issued_at, rank=3, is_day=True),
+        Column(title="Due", show=lambda row: row.document.due_at, rank=5, is_day=True),
+        Column(title="Reference", show=lambda row: row.reference or None, rank=6, wraps=True),
+    ),
+    empty="No invoices yet.",
+    is_over=lambda row: row.state in {InvoiceState.PAID, InvoiceState.VOID},
+)
