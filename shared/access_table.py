@@ -153,7 +153,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.getSettings": _ADMIN,
     "gateway.followRecoveryLog": _NODE,
     "gateway.getSettings": _ADMIN,
-    "gateway.listTiers": _ADMIN,
+    "gateway.listTiers": _person(Permission.EVERYTHING, unless={Role.AUTH}),
     "gateway.applyConfig": _ADMIN_FRESH,
     "gateway.rollbackConfig": _ADMIN_FRESH,
     "gateway.importEnvironment": _ADMIN_FRESH,

@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from shared import limits
-from shared.types import Tier
+from shared.types import PlanName
 
 MAX_ROUTES = 500
 MAX_TARGETS = 20
@@ -76,7 +76,7 @@ class TargetConditions(Document, frozen=True):
     #: Whether the request has a response format.
     response_format: bool | None = None
     #: Any of these; empty for all.
-    tiers: tuple[Tier, ...] = ()
+    tiers: tuple[PlanName, ...] = ()
     #: Ids of organizations, or of users for their own requests; empty for all.
     organizations: Annotated[tuple[OrganizationId, ...], Meta(max_length=100)] = ()
     #: Such as `Mon-Fri 08:00-18:00 Europe/Berlin`; None for always.
@@ -285,7 +285,7 @@ class PolicyDocument(Document, frozen=True):
 
 @limits.fields(Limit | None)
 class PlanDocument(Document, frozen=True):
-    """The limits of a tier. A missing number is the tier's built-in default."""
+    """The limits of a plan. A missing number is the built-in default, or that of `free` for a plan that isn't built in."""
 
     #: Tokens that it includes each month, while MONEY is on.
     included_tokens: TokenLimit | None = None
@@ -334,7 +334,6 @@ SECTIONS: dict[str, ConfigKind] = {
 #: Kinds whose documents have fixed names.
 FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {
     ConfigKind.POLICY: (MESH_POLICY, DEFAULT_POLICY),
-    ConfigKind.PLAN: tuple(Tier),
     ConfigKind.DEFAULT_MODEL: (DEFAULT_MODEL,),
 }
 #: And names that begin with one of these, followed by an id.

@@ -60,9 +60,15 @@ class UserRole(StrEnum):
 
 
 class Tier(StrEnum):
+    """The names of the built-in plans. Those of an account may be any ``PlanName``."""
+
     FREE = "free"
     PRO = "pro"
     ENTERPRISE = "enterprise"
+
+
+#: What an account includes and may use: a built-in plan, or one that the configuration adds.
+PlanName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
 
 
 class RequestStatus(StrEnum):

@@ -18,7 +18,7 @@ from shared.api.method import Method, Nothing, StreamMethod
 from shared.config_documents import ConfigKind
 from shared.protocol import topics, wire
 from shared.telemetry import instruments
-from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
+from shared.types import SERVICE_NAMES, MeshName, NodeId, PlanName, Role
 from stack import settings as stack_settings
 from tools import generated, shapes
 
@@ -356,7 +356,7 @@ def config_schema() -> str:
     bodies = config_documents.BODIES
     schemas, definitions = msgspec.json.schema_components(bodies.values(), ref_template="#/$defs/{name}")
     bodies_by_kind = {kind: {"anyOf": [schema, {"type": "null"}]} for kind, schema in zip(bodies, schemas, strict=True)}
-    sections: dict[str, object] = {}
+    sections: dict[str, dict[str, object]] = {}
     for section, kind in config_documents.SECTIONS.items():
         if kind is ConfigKind.DEFAULT_MODEL:
             sections[section] = {"type": ["string", "null"]}
@@ -367,6 +367,8 @@ def config_schema() -> str:
             sections[section] = {"type": "object", **properties, "additionalProperties": False}
         else:
             sections[section] = {"type": "object", "additionalProperties": bodies_by_kind[kind]}
+            if kind is ConfigKind.PLAN:
+                sections[section] |= {"propertyNames": {"pattern": typing.get_args(PlanName)[1].pattern}}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "aimesh configuration",

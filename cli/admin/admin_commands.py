@@ -18,7 +18,7 @@ from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api
-from shared.types import Tier, UserRole
+from shared.types import UserRole
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -38,15 +38,6 @@ async def newest(connection: "CliConnection", most: int, search: str = "") -> "t
         users += page.users
         if not page.more or len(users) >= most:
             return users
-
-
-class _Tier(click.Choice[str]):
-    """Accepts the old name of a tier."""
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value == "premium":
-            self.fail("'premium' is now called 'pro'", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -80,15 +71,15 @@ def list_(here: CliContext, /, *, search: str, limit: int, as_json: bool) -> Non
 
 @users.command("set-tier")
 @click.argument("user")
-@click.argument("tier", type=_Tier([tier.value for tier in Tier]))
+@click.argument("tier")
 @print_format.output_options("Print the account as a JSON object.")
 @click.pass_obj
 def set_tier(here: CliContext, /, user: str, tier: str, *, as_json: bool) -> None:
     """Set the tier of USER (username, email address or ID).
 
-    The plans of `aicli admin config` define what each tier includes.
+    TIER is free, pro, enterprise, or another plan of `aicli admin config`, which defines what each includes.
     """
-    _show(here.call(api.auth.set_tier, api.auth.SetTier(user, Tier(tier))), as_json=as_json)
+    _show(here.call(api.auth.set_tier, api.auth.SetTier(user, tier)), as_json=as_json)
 
 
 @users.command("set-role")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cli.connection import CliConnection
     from shared.api.configuration import RouteState, TriedRoute
 
-_TIERS = [tier.value for tier in Tier]
 _NAME = click.argument("name", shell_complete=value_completion.routes)
 
 
@@ -56,7 +55,7 @@ def show(here: CliContext, /, *, name: str, as_json: bool) -> None:
 @options.whole_number("--prompt-tokens", lambda: api.configuration.TryRoute, "prompt_tokens", default=100, help="Size of each prompt.")
 @click.option("--tools", is_flag=True, help="Requests with tools.")
 @click.option("--response-format", is_flag=True, help="Requests with a response format.")
-@click.option("--tier", type=click.Choice(_TIERS), default=Tier.FREE.value, show_default=True, help="Tier of the caller.")
+@click.option("--tier", metavar="NAME", default=Tier.FREE.value, show_default=True, help="Tier of the caller.")
 @click.option("--key", "key_name", metavar="NAME", help="Name of the caller's key.")
 @click.option("--organization", metavar="NAME_OR_ID", help="The caller's organization, whose policy applies.")
 @watching.listing_options("Print the targets as JSON.")
@@ -80,7 +79,7 @@ def try_route(
 
     async def work(connection: "CliConnection") -> "TriedRoute":
         of = None if organization is None else await policy.find_organization(connection, organization)
-        request = api.configuration.TryRoute(name, count, prompt_tokens, tools, response_format, Tier(tier), key_name, of)
+        request = api.configuration.TryRoute(name, count, prompt_tokens, tools, response_format, tier, key_name, of)
         return await connection.call(api.configuration.try_route, request)
 
     tried = here.run(work)

@@ -12,7 +12,7 @@ from shared.api.recovery import BackupState
 from shared.config import Port, Variable
 from shared.identity import install_line, node_keys
 from shared.node.settings import Migrate
-from shared.types import Tier, UserRole
+from shared.types import PlanName, Tier, UserRole
 
 
 class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ] = False
     invited_tier: Annotated[
-        Tier, Variable("INVITED_TIER", "tier of users that an administrator invites to the mesh or adds; `make up` sets enterprise")
+        PlanName, Variable("INVITED_TIER", "tier of users that an administrator invites to the mesh or adds; `make up` sets enterprise")
     ] = Tier.FREE
     organisations_per_user: Annotated[
         int,
@@ -111,7 +111,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         dict[str, UserRole], Variable("OIDC_ROLES", 'the role of each group, as JSON: {"ml-team": "developer"}; others are users')
     ] = field(default_factory=dict)
     oidc_tier: Annotated[
-        Tier, Variable("OIDC_TIER", "tier of accounts that log in with the provider or IAP, once; `make up` sets enterprise")
+        PlanName, Variable("OIDC_TIER", "tier of accounts that log in with the provider or IAP, once; `make up` sets enterprise")
     ] = Tier.FREE
     oidc_ca_file: Annotated[Path | None, Variable("OIDC_CA_FILE", "the CA of the provider's certificate, if it is a private one")] = None
 

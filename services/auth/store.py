@@ -26,7 +26,7 @@ from shared.api.gateway import Check
 from shared.mail import letters
 from shared.recovery import recovery_store
 from shared.stores import database
-from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
+from shared.types import KeyId, ModelName, PlanName, TenantId, Tier, UserId, UserRole
 
 #: Anyone who needs more is creating one key per request.
 MOST_ACTIVE_KEYS = 100
@@ -133,9 +133,9 @@ class AccountTables(AuthTables):
         return None if row is None else (UserId(row["invited_by"]), TenantId(row["organisation_id"]))
 
     async def add_user(
-        self, transaction: database.Transaction, username: str, email: str, password_hash: str, tier: Tier = Tier.FREE
+        self, transaction: database.Transaction, username: str, email: str, password_hash: str, tier: PlanName = Tier.FREE
     ) -> User:
-        row = await transaction.row("add_user", uuid4(), username, email, password_hash, tier.value)
+        row = await transaction.row("add_user", uuid4(), username, email, password_hash, tier)
         assert row is not None  # an INSERT without a condition returns its row
         return _user(row)
 
@@ -204,8 +204,8 @@ class AccountTables(AuthTables):
         """Count new users and keys per UTC day before ``until``; days without any are left out."""
         return tuple(NewOfDay(row["day"], row["registrations"], row["keys"]) for row in await self._db.rows("count_new", since, until))
 
-    async def set_tier(self, transaction: database.Transaction, user_id: UserId, tier: Tier) -> User:
-        return _user(_there(await transaction.row("set_tier", user_id, tier.value)))
+    async def set_tier(self, transaction: database.Transaction, user_id: UserId, tier: PlanName) -> User:
+        return _user(_there(await transaction.row("set_tier", user_id, tier)))
 
     async def set_role(self, transaction: database.Transaction, user_id: UserId, role: UserRole) -> User:
         return _user(_there(await transaction.row("set_role", user_id, role.value)))
@@ -291,7 +291,7 @@ class AccountTables(AuthTables):
             user_id=UserId(row["id"]),
             username=row["username"],
             role=role,
-            tier=Tier(row["subscription_tier"]),
+            tier=row["subscription_tier"],
             key_id=KeyId(row["key_id"]),
             key_name=row["key_name"],
             key_limits=_limits(row),
@@ -349,7 +349,7 @@ def _user(row: database.DatabaseRow) -> User:
         username=row["username"],
         email=row["email"],
         role=UserRole(row["role"]),
-        tier=Tier(row["subscription_tier"]),
+        tier=row["subscription_tier"],
         is_active=row["is_active"],
         created_at=row["created_at"],
     )

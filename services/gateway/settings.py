@@ -22,7 +22,7 @@ from shared.limits import BY_NAME
 from shared.node.settings import READ_URL, Migrate, ReadLagSeconds, list_settings
 from shared.rpc import RpcCall, serves
 from shared.stores import replica_files
-from shared.types import ModelName, Tier
+from shared.types import ModelName, PlanName, Tier
 
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
 _NUMBERS = ", ".join(tiers.NUMBERS)
@@ -262,7 +262,7 @@ def is_origin(text: str) -> bool:
 
 
 class GatewaySettingsRpc:
-    def __init__(self, settings: GatewaySettings, read_plans: Callable[[], Mapping[Tier, TierPlan]]) -> None:
+    def __init__(self, settings: GatewaySettings, read_plans: Callable[[], Mapping[PlanName, TierPlan]]) -> None:
         self._settings = settings
         self._read_plans = read_plans
 

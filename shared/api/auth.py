@@ -9,7 +9,7 @@ import msgspec
 from shared import limits
 from shared.api.ledger import Budget, Every
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing, StreamMethod
-from shared.types import Credential, KeyId, MicroCredits, ModelName, Role, TenantId, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, ModelName, PlanName, Role, TenantId, UserId, UserRole
 
 PEOPLE = PEOPLE_OR_GATEWAY
 
@@ -28,7 +28,7 @@ class User(Body, frozen=True):
     username: str
     email: str
     role: UserRole
-    tier: Tier
+    tier: PlanName
     is_active: bool
     created_at: datetime
     #: False: it is done, but the recovery log on disk lacks it for now.
@@ -276,7 +276,7 @@ class Principal(Body, frozen=True, cache_hash=True):
     user_id: UserId
     username: str
     role: UserRole
-    tier: Tier
+    tier: PlanName
     #: None for an access token.
     key_id: KeyId | None = None
     key_name: str | None = None
@@ -313,7 +313,7 @@ class Principal(Body, frozen=True, cache_hash=True):
 class SetTier(Body, frozen=True):
     #: A username, an email address or a user id.
     user: str
-    tier: Tier
+    tier: PlanName
 
 
 class SetRole(Body, frozen=True):

@@ -19,7 +19,7 @@ from shared.config_documents import (
     Sticky,
     TokenCount,
 )
-from shared.types import KeyId, MicroCredits, TenantId, Tier
+from shared.types import KeyId, MicroCredits, PlanName, TenantId, Tier
 
 #: Of one file: a message of the mesh has up to 1 MiB.
 MAX_FILE_BYTES = 960 * 1024
@@ -181,7 +181,7 @@ class TryRoute(Body, frozen=True):
     prompt_tokens: TokenCount = 100
     tools: bool = False
     response_format: bool = False
-    tier: Tier = Tier.FREE
+    tier: PlanName = Tier.FREE
     key_name: str | None = None
     #: Whose policy applies; None for the default one.
     organization: TenantId | None = None

@@ -11,7 +11,7 @@ from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLog
 from shared.api.ledger import Account, Every
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
-from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId
+from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, PlanName, RequestId, Role, TenantId, UserId
 
 MAX_IGNORED_CHARACTERS = 500
 ConversationId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -257,7 +257,7 @@ NO_LIMIT = 10**9
 
 class UserQuota(Body, frozen=True, omit_defaults=False):
     user_id: UserId
-    tier: Tier
+    tier: PlanName
     #: NO_LIMIT if the tier has no limit.
     limit_per_hour: int
     used_this_hour: int

@@ -8,7 +8,7 @@ import msgspec
 
 from shared.api.auth import PEOPLE, ClientFacts, Search, User
 from shared.api.method import Body, Method, Nothing
-from shared.types import TenantId, Tier, UserId, UserRole
+from shared.types import PlanName, TenantId, UserId, UserRole
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
@@ -23,7 +23,7 @@ class TeamRole(StrEnum):
 class Organization(Body, frozen=True, omit_defaults=False):
     id: TenantId
     name: str
-    tier: Tier
+    tier: PlanName
     created_at: datetime
     members: int
     #: The caller's role; None for an administrator who is not a member.
@@ -145,7 +145,7 @@ class ListAllOrganizations(Body, frozen=True):
 
 class SetTeamTier(Body, frozen=True):
     organisation: TenantId
-    tier: Tier
+    tier: PlanName
 
 
 class ColleagueInvitation(Body, frozen=True, omit_defaults=False):

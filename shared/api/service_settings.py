@@ -6,7 +6,7 @@ import msgspec
 
 from shared import limits
 from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method, Nothing
-from shared.types import MicroCredits, Tier
+from shared.types import PlanName, Role
 
 
 class ShownSetting(Body, frozen=True, omit_defaults=False):
@@ -34,7 +34,7 @@ class ListTiers(Body, frozen=True):
 class TierTerms(Body, frozen=True, omit_defaults=False):
     """A tier's limits; None is unlimited."""
 
-    tier: Tier
+    tier: PlanName
     #: Tokens included each month, while MONEY is on.
     included_tokens: int | None = None
 
@@ -89,7 +89,7 @@ class MailTestResult(Body, frozen=True, omit_defaults=False):
 
 auth_settings = Method("auth.getSettings", GetSettings, ShownSettings, callers=PEOPLE_OR_GATEWAY)
 gateway_settings = Method("gateway.getSettings", GetSettings, ShownSettings, callers=PEOPLE)
-list_tiers = Method("gateway.listTiers", ListTiers, Tiers, callers=PEOPLE)
+list_tiers = Method("gateway.listTiers", ListTiers, Tiers, callers={*PEOPLE, Role.AUTH})
 get_setup = Method("auth.getSetup", GetSetup, SetupFacts, callers=PEOPLE_OR_GATEWAY)
 dismiss_setup = Method("auth.dismissSetup", DismissSetup, Nothing, callers=PEOPLE_OR_GATEWAY)
 confirm_registration = Method("auth.confirmRegistration", ConfirmRegistration, Nothing, callers=PEOPLE_OR_GATEWAY)

@@ -112,7 +112,7 @@ class ColleagueRpc(AuthHandlers):
             raise membership_rules.why_not_accepted(known, datetime.now(UTC))
         await self._record(transaction, accepted, user)
         tier = user.tier
-        if await transaction.run("set_first_tier", user.id, self._settings.invited_tier.value):
+        if await transaction.run("set_first_tier", user.id, self._settings.invited_tier):
             tier = self._settings.invited_tier
             await self._trail.add(transaction, audit_records.done_by("user.tier", user.id, target=user.id, before=user.tier, after=tier))
         return msgspec.structs.replace(user, role=accepted.role, tier=tier)

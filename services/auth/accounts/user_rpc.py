@@ -103,6 +103,7 @@ class UserRpc(AuthHandlers):
     @serves(auth.set_tier)
     async def set_tier(self, request: auth.SetTier, call: RpcCall) -> auth.User:
         user = await self._store.get_user_called(request.user)
+        await self._check_plan(request.tier, call)
         async with self._store.transaction() as transaction:
             changed = await self._store.set_tier(transaction, user.id, request.tier)
             act = audit_records.done("user.tier", call.principal, target=user.id, before=user.tier, after=changed.tier)

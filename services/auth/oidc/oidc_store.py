@@ -11,7 +11,7 @@ from services.auth.oidc.account_provisioning import FoundAccounts, Identity, Nam
 from shared.api.accounts import OidcLink
 from shared.mail import letters
 from shared.stores import database
-from shared.types import Tier, UserId, UserRole
+from shared.types import PlanName, Tier, UserId, UserRole
 
 #: Unique constraint -> what it makes unique.
 _TAKEN = {"users_username_key": NameTaken.USERNAME, "users_email_key": NameTaken.EMAIL, "oidc_identities_pkey": NameTaken.IDENTITY}
@@ -20,7 +20,7 @@ _TAKEN = {"users_username_key": NameTaken.USERNAME, "users_email_key": NameTaken
 class OidcStore:
     """``account_provisioning.IdentityStore`` on PostgreSQL."""
 
-    def __init__(self, db: database.Database, trail: AuditTrail, first_tier: Tier = Tier.FREE) -> None:
+    def __init__(self, db: database.Database, trail: AuditTrail, first_tier: PlanName = Tier.FREE) -> None:
         self._db = db
         self._trail = trail
         self._first_tier = first_tier
@@ -35,7 +35,7 @@ class OidcStore:
         try:
             async with self._db.transaction() as transaction:
                 await transaction.run(
-                    "add_oidc_user", user_id, username, email, role.value, self._first_tier.value, identity.issuer, identity.subject
+                    "add_oidc_user", user_id, username, email, role.value, self._first_tier, identity.issuer, identity.subject
                 )
                 act = audit_records.done_by(
                     "user.register", user_id, target=user_id, issuer=identity.issuer, role=role, tier=self._first_tier
@@ -55,7 +55,7 @@ class OidcStore:
                 # The subject may be an email address, so it goes into the details, which can be erased.
                 act = audit_records.done_by("oidc.link", user_id, target=user_id, issuer=identity.issuer, subject=identity.subject)
                 await self._trail.add(transaction, act)
-                if await transaction.run("set_first_tier", user_id, self._first_tier.value):
+                if await transaction.run("set_first_tier", user_id, self._first_tier):
                     act = audit_records.done_by("user.tier", user_id, target=user_id, after=self._first_tier, issuer=identity.issuer)
                     await self._trail.add(transaction, act)
         return bool(linked)

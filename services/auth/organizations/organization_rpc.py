@@ -92,6 +92,7 @@ class OrganizationRpc(AuthHandlers):
     @serves(api.set_team_tier)
     async def set_team_tier(self, request: api.SetTeamTier, call: RpcCall) -> Organization:
         caller, id_ = call.principal, request.organisation
+        await self._check_plan(request.tier, call)
         async with self._organisations.bound(id_) as transaction:
             before = await self._organisations.lock(transaction, id_, caller)
             await self._organisations.set_tier(transaction, id_, request.tier)

@@ -16,7 +16,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.organizations import Invitation, InvitationOffer, Organization, OrganizationDetails, TeamMember, TeamRole
 from shared.stores import database
-from shared.types import KeyId, TenantId, Tier, UserId
+from shared.types import KeyId, PlanName, TenantId, UserId
 
 
 class OrganizationStore(AuthTables):
@@ -77,8 +77,8 @@ class OrganizationStore(AuthTables):
     async def rename(self, transaction: database.Transaction, organisation: TenantId, name: str) -> None:
         await transaction.run("rename_organisation", organisation, name)
 
-    async def set_tier(self, transaction: database.Transaction, organisation: TenantId, tier: Tier) -> None:
-        await transaction.run("set_organisation_tier", organisation, tier.value)
+    async def set_tier(self, transaction: database.Transaction, organisation: TenantId, tier: PlanName) -> None:
+        await transaction.run("set_organisation_tier", organisation, tier)
 
     async def set_role(self, transaction: database.Transaction, organisation: TenantId, member: UserId, role: TeamRole) -> None:
         """Raises NotFound for a non-member, and NotAllowed if no owner would be left."""
@@ -141,7 +141,7 @@ def _organisation(row: database.DatabaseRow) -> Organization:
     return Organization(
         id=TenantId(row["id"]),
         name=row["name"],
-        tier=Tier(row["subscription_tier"]),
+        tier=row["subscription_tier"],
         created_at=row["created_at"],
         members=row["members"],
         role=None if row["role"] is None else TeamRole(row["role"]),

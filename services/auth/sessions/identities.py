@@ -23,7 +23,7 @@ from shared.api.auth import ClientFacts, Principal, Step, User
 from shared.rpc import RpcCall
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
-from shared.types import Credential, KeyId, Role, TenantId, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, PlanName, Role, TenantId, UserId, UserRole
 
 #: Older cached answers are not used: another replica may still reach PostgreSQL and revoke there, without this one noticing.
 MAX_AGE_SECONDS = 3600.0
@@ -55,7 +55,7 @@ _log = logs.get(part="last_known")
 class TeamTerms:
     """What an organization may use."""
 
-    tier: Tier
+    tier: PlanName
     #: Set if it shares its founder's limits.
     founder_id: UserId | None = None
 
@@ -186,7 +186,7 @@ class Identities:
         """Return None if the user is not a member of the organization."""
         async with self._store.transaction() as transaction:
             found = await transaction.row("find_membership", user_id, team_id)
-        return None if found is None else TeamTerms(Tier(found["subscription_tier"]), found["founder_id"])
+        return None if found is None else TeamTerms(found["subscription_tier"], found["founder_id"])
 
     async def _of_token(self, token: Credential) -> Principal:
         session = await self._session(token)

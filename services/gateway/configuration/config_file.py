@@ -20,11 +20,15 @@ from services.gateway.facts.config_snapshot import DocumentKey
 from shared import errors, yaml_text
 from shared.api.configuration import ConfigDocument
 from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName, RouteName
+from shared.types import PlanName
 
 #: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
 _MOST_MISTAKES = 50
 _PROGRAM = (sys.executable, "-m", "services.gateway.config_reader")
+_NAMES = {ConfigKind.ROUTE: RouteName, ConfigKind.MODEL_LIMIT: RouteName, ConfigKind.PLAN: PlanName}
+_NAME_RULE = "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
+_PLAN_RULE = "use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter"
 _TAG = "tag:yaml.org,2002:"
 _VALUES = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 #: Deeper than any document.
@@ -121,9 +125,9 @@ def _name_mistakes(path: Path, kind: ConfigKind, name: str) -> Iterator[tuple[Pa
         yield path, f"there is no {kind.value} {name[:100]!r}; use {allowed}"
         return
     try:
-        msgspec.convert(name, RouteName if kind in {ConfigKind.ROUTE, ConfigKind.MODEL_LIMIT} else DocumentName)
+        msgspec.convert(name, _NAMES.get(kind, DocumentName))
     except msgspec.ValidationError:
-        yield path, "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
+        yield path, _PLAN_RULE if kind is ConfigKind.PLAN else _NAME_RULE
 
 
 def _body_mistakes(path: Path, kind: ConfigKind, body: object, check_guard: CheckGuard) -> Iterator[tuple[Path, str]]:

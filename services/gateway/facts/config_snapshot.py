@@ -25,7 +25,7 @@ from shared.config_documents import (
     is_pattern,
 )
 from shared.limits import BY_NAME
-from shared.types import ModelName, TenantId, Tier
+from shared.types import ModelName, PlanName, TenantId, Tier
 
 #: Kind and name of a document.
 DocumentKey = tuple[ConfigKind, str]
@@ -72,7 +72,7 @@ def build(
     revision: int, documents: Mapping[DocumentKey, StoredDocument], rollouts: Mapping[str, OpenRollout] = NO_ROLLOUTS
 ) -> ConfigSnapshot:
     """Build the snapshot of a revision. ``rollouts``: the open ones, by route."""
-    plans = dict(tiers.DEFAULTS)
+    plans: dict[PlanName, PlanDocument] = {}
     model_limits: dict[ModelName, TierPlan] = {}
     aliases: dict[str, str] = {}
     routes: dict[str, Route] = {}
@@ -87,7 +87,7 @@ def build(
             case RouteDocument() as route:
                 routes[name] = model_routes.compile_route(name, stored.version, route, rollouts.get(name))
             case PlanDocument() as plan:
-                plans[Tier(name)] = tier_plan(tiers.DEFAULTS[Tier(name)], plan, f"plan {name}")
+                plans[name] = plan
             case ModelLimitDocument() as limits:
                 model_limits[ModelName(name)] = tier_plan(tiers.NO_LIMITS, limits, f"model limit {name}")
             case DefaultModelDocument() as chosen if name == DEFAULT_MODEL:
@@ -101,10 +101,18 @@ def build(
         revision=revision,
         names=names,
         route_names=replace(names, only_routes=True),
-        limits=LimitRules(plans, model_limits),
+        limits=LimitRules(_all_plans(plans), model_limits),
         policies=Policies(policies, policy_revisions),
         upstream_prices=prices,
     )
+
+
+def _all_plans(documents: Mapping[PlanName, PlanDocument]) -> dict[PlanName, TierPlan]:
+    """Return the built-in plans and those of the documents; what a plan that isn't built in leaves out is as in `free`."""
+    plans = dict(tiers.DEFAULTS)
+    for name in sorted(documents, key=lambda name: (name not in tiers.DEFAULTS, name)):
+        plans[name] = tier_plan(plans.get(name, plans[Tier.FREE]), documents[name], f"plan {name}")
+    return plans
 
 
 def tier_plan(base: TierPlan, document: PlanDocument | ModelLimitDocument, source: str) -> TierPlan:

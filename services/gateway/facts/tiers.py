@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shared import limits
-from shared.types import MicroCredits, ModelName, Tier
+from shared.types import MicroCredits, ModelName, PlanName, Tier
 
 #: The numbers of a tier, by their names in the settings.
 NUMBERS = (*limits.BY_NAME, "included_tokens")
@@ -38,7 +38,7 @@ _INCLUDED = {
     Tier.PRO: TierPlan(included_tokens=1_000_000),
     Tier.ENTERPRISE: TierPlan(overage_micro=None),
 }
-DEFAULTS = {
+DEFAULTS: Mapping[PlanName, TierPlan] = {
     tier: replace(_INCLUDED[tier], **{kind.name: kind.defaults.get(tier) for kind in limits.LIMITS})  # type: ignore[arg-type]
     for tier in Tier
 }
@@ -50,7 +50,7 @@ NO_LIMITS = TierPlan()
 
 @dataclass(frozen=True, slots=True)
 class LimitRules:
-    plans: Mapping[Tier, TierPlan] = field(default_factory=lambda: DEFAULTS)
+    plans: Mapping[PlanName, TierPlan] = field(default_factory=lambda: DEFAULTS)
     #: Limits of a model over all its callers.
     models: Mapping[ModelName, TierPlan] = field(default_factory=dict)
 
@@ -65,10 +65,16 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
     return replace(with_numbers(plan, changes, setting), **dropped)  # type: ignore[arg-type]
 
 
-def plan_of(plans: Mapping[Tier, TierPlan], tier: Tier, *, shares_limits: bool) -> TierPlan:
-    """Return the tier's plan. An organization that shares its founder's limits gets no tokens: otherwise users could found organizations
-    to get more."""
-    return replace(plans[tier], included_tokens=0) if shares_limits else plans[tier]
+def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits: bool = False) -> TierPlan:
+    """Return the tier's plan; that of `free` if the configuration has lost it. An organization that shares its founder's limits gets no
+    tokens: otherwise users could found organizations to get more."""
+    plan = plans[tier if tier in plans else Tier.FREE]
+    return replace(plan, included_tokens=0) if shares_limits else plan
+
+
+def label_of(tier: PlanName) -> str:
+    """Return the label of metrics: their number must not grow with the configuration."""
+    return tier if tier in DEFAULTS else "other"
 
 
 def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> TierPlan:

@@ -13,7 +13,7 @@ from shared import amounts, limits
 from shared.api import auth
 from shared.api.ledger import Every
 from shared.rpc import RpcClient
-from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, ModelName, PlanName, UserId, UserRole
 
 Days = Annotated[int, msgspec.Meta(ge=0, le=3650)]
 
@@ -162,7 +162,7 @@ class UserAnswer(msgspec.Struct, frozen=True):
     username: str
     email: str
     role: UserRole
-    tier: Tier
+    tier: PlanName
     is_active: bool
     created_at: datetime
 

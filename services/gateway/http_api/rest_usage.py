@@ -19,7 +19,7 @@ from shared.api.auth import Principal
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import Account, Allowance, Every
 from shared.api.usage_report import ListRequests, LoggedRequest
-from shared.types import KeyId, ModelName, RequestId, RequestStatus, Tier, UserId
+from shared.types import KeyId, ModelName, PlanName, RequestId, RequestStatus, UserId
 
 
 class UsageDayAnswer(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class BudgetAnswer(msgspec.Struct, frozen=True):
 
 class QuotaAnswer(msgspec.Struct, frozen=True):
     user_id: UserId
-    tier: Tier
+    tier: PlanName
     limit_per_hour: int
     used_this_hour: int
     remaining: int

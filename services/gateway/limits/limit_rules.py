@@ -14,7 +14,7 @@ from shared import errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
 from shared.limits import BY_NAME, LIMITS, LimitKind
-from shared.types import ModelName, RequestId, Tier
+from shared.types import ModelName, PlanName, RequestId
 
 #: Gateways that count alone may together admit this multiple of the limit, so that an uneven distribution of calls doesn't cause
 #: refusals.
@@ -78,7 +78,7 @@ class LimitVerdict(msgspec.Struct, frozen=True):
 class LimitReached(errors.Limited):
     """A limit is exceeded; of several, the one with the longest wait. Carries what is left of all, see ``attach_limits``."""
 
-    def __init__(self, limits: Sequence[RequestLimit], counts: Sequence[Count], tier: Tier) -> None:
+    def __init__(self, limits: Sequence[RequestLimit], counts: Sequence[Count], tier: PlanName) -> None:
         limit, count = max(zip(limits, counts, strict=True), key=lambda pair: pair[1].retry_after_seconds)
         reached = "reached" if limit.kind.counter == "slots" else "used up"
         super().__init__(
@@ -198,7 +198,7 @@ def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> Tightes
     return TightestLimit(**found)
 
 
-def _describe(limit: RequestLimit, tier: Tier) -> str:
+def _describe(limit: RequestLimit, tier: PlanName) -> str:
     owner = {LimitScope.USER: f"the {tier} tier's", LimitScope.KEY: "this key's", LimitScope.MODEL: "the model's"}[limit.scope]
     if limit.shared_most in (None, limit.most):
         return f"{owner} limit of {limit.most} {limit.kind.words}"

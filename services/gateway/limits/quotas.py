@@ -10,6 +10,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
+from services.gateway.facts import tiers
 from services.gateway.facts.tiers import LimitRules, WithoutValkey
 from services.gateway.facts.tightest_limit import TightestLimit
 from services.gateway.limits import limit_rules
@@ -31,7 +32,7 @@ from shared.limits import LimitKind
 from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import Metrics, logs
 from shared.timing.circuit_breaker import FAILURES, Breaker
-from shared.types import ModelName, RequestId, Tier
+from shared.types import ModelName, PlanName, RequestId
 
 #: How long the tokens of an unsettled request stay recorded after its deadline.
 _LEASE_SLACK_SECONDS = 10.0
@@ -92,7 +93,7 @@ class Quotas:
         self._degraded.set(0)
 
     async def spend(
-        self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: Tier, tokens: int, images: int = 0, seconds: float
+        self, found: Sequence[RequestLimit], request_id: RequestId, *, tier: PlanName, tokens: int, images: int = 0, seconds: float
     ) -> LimitUsage:
         """Count a request of at most ``tokens`` and ``seconds`` against the limits ``found``. Pass the result to ``settle``. Raises
         LimitReached, or for what can never fit TokensTooLarge or BadRequest, without counting; Unavailable if Valkey is down and the
@@ -131,7 +132,7 @@ class Quotas:
                 self._settle_later(LimitUsage(CountedRequest.NOWHERE, request_id, held, TightestLimit()), 0)
                 raise errors.Unavailable("requests can't be counted: Valkey is down", hint="retry soon", retry_after_seconds=1)
 
-    def ensure_left(self, found: Sequence[RequestLimit], tier: Tier) -> None:
+    def ensure_left(self, found: Sequence[RequestLimit], tier: PlanName) -> None:
         """Raise LimitReached if ``count_refused`` has raised it here and the wait is not over. Call it before reading a body, whose reading
         takes the gateway's time."""
         now = self._clock()
@@ -226,7 +227,7 @@ class Quotas:
     def limits(self, principal: Principal, *models: ModelName) -> tuple[RequestLimit, ...]:
         """Return every limit that a request of this caller to these models counts against."""
         rules = self._read_rules()
-        limits = limit_rules.caller_limits(principal, rules.plans[principal.tier])
+        limits = limit_rules.caller_limits(principal, tiers.plan_of(rules.plans, principal.tier))
         for model in models:
             if model in rules.models:
                 limits += limit_rules.model_limits(model, rules.models)
@@ -253,7 +254,7 @@ class Quotas:
         request_id: RequestId,
         found: Sequence[RequestLimit],
         verdict: LimitVerdict,
-        tier: Tier,
+        tier: PlanName,
         *,
         lease_seconds: float,
     ) -> LimitUsage:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.billing.reservations import CostBounds
+from services.gateway.facts import tiers
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
@@ -155,7 +156,7 @@ class RequestAdmission:
                     limits, run.request_id, tier=tier, tokens=tokens, images=run.admission.images, seconds=seconds
                 )
         except LimitReached as error:
-            self.metrics.rate_limit_violations.labels(scope=error.scope, tier=tier, model=needs.model).inc()
+            self.metrics.rate_limit_violations.labels(scope=error.scope, tier=tiers.label_of(tier), model=needs.model).inc()
             raise
 
     def extend_hold(

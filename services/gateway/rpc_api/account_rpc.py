@@ -132,15 +132,14 @@ class AccountRpc:
             if owner is None:
                 raise
             return owner, await self._plan_of_organisation(owner, credential)
-        return TenantId(user.id), self.source.config.limits.plans[user.tier]
+        return TenantId(user.id), tiers.plan_of(self.source.config.limits.plans, user.tier)
 
     async def _plan_of(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
         try:
-            return self.source.config.limits.plans[
-                (await self.rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)).tier
-            ]
+            user = await self.rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)
         except errors.NotFound:
             return await self._plan_of_organisation(tenant, credential)
+        return tiers.plan_of(self.source.config.limits.plans, user.tier)
 
     async def _plan_of_organisation(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
         try:

@@ -14,7 +14,7 @@ from services.gateway.facts.policies import Policy
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ANY_PROVIDER, TargetConditions
 from shared.protocol.directory import DirectoryEntry
-from shared.types import ModelName, TenantId, Tier
+from shared.types import ModelName, PlanName, TenantId
 
 #: Targets that one request tries.
 MOST_TARGETS = 3
@@ -60,7 +60,7 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     has_tools: bool = False
     has_format: bool = False
     has_images: bool = False
-    tier: Tier
+    tier: PlanName
     key_name: str | None
     organization: TenantId
     now: datetime

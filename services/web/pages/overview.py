@@ -22,7 +22,7 @@ from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared.api import gateway, usage_report
 from shared.api.gateway import UserQuota
 from shared.api.usage_report import LoggedRequests, UsageSummary
-from shared.types import Credential, ModelName, RequestId, Tier
+from shared.types import Credential, ModelName, PlanName, RequestId
 
 RECENT = 10
 #: A report is expensive: it sorts all requests of its period by latency. With new requests, the pause is long enough that the reports of
@@ -43,7 +43,7 @@ class FirstSteps:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OverviewPage:
-    tier: Tier
+    tier: PlanName
     span: UsageSpan
     #: None if the gateway did not respond; the same below.
     chart: UsageChart | None

@@ -14,7 +14,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, events, gateway, membership
+from shared.api import auth, events, gateway, membership, service_settings
 from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
@@ -47,19 +47,23 @@ def settings_of(database_url: str, redis_url: str) -> AuthSettings:
 
 
 class Gateway:
-    """Answers readUsage and dropStoredItems as the gateway would."""
+    """Answers readUsage, listTiers and dropStoredItems as the gateway would."""
 
     def __init__(self) -> None:
         self.asked: list[UserId] = []
         self.days: tuple[DailyUsage, ...] = ()
         self.dropped: list[TenantId] = []
         self.away = False
+        self.plans: tuple[str, ...] = ("free", "pro", "enterprise")
 
     async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float) -> Reply:
+        if self.away:
+            raise errors.NotReachable("no gateway on the mesh")
+        if isinstance(request, service_settings.ListTiers):
+            assert method is service_settings.list_tiers
+            return cast("Reply", service_settings.Tiers(tuple(service_settings.TierTerms(name) for name in self.plans)))
         if isinstance(request, gateway.DropStoredItems):
             assert method is gateway.drop_stored_items
-            if self.away:
-                raise errors.NotReachable("no gateway on the mesh")
             self.dropped.append(request.tenant_id)
             return cast("Reply", Nothing())
         assert method is gateway.read_usage

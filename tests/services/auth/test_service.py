@@ -408,6 +408,21 @@ async def test_the_last_use_of_a_key_is_recorded(world: Surroundings) -> None:
 # --- administration ---------------------------------------------------------------------------------------------------
 
 
+async def test_a_tier_is_a_plan_that_the_gateway_knows(world: Surroundings) -> None:
+    user, new = await world.user_with_key()
+    admin = await world.admin_token()
+    with pytest.raises(errors.NotFound, match="there is no plan 'gold'") as unknown:
+        await world.ask(auth.set_tier, auth.SetTier(user.username, "gold"), admin)
+    assert unknown.value.hint.startswith("use free, pro, enterprise, or add it")
+    world.rpc.plans += ("gold",)
+    assert (await world.ask(auth.set_tier, auth.SetTier(user.username, "gold"), admin)).tier == "gold"
+    assert (await identify(world, new.api_key)).tier == "gold"
+    world.rpc.away = True
+    with pytest.raises(errors.Unavailable, match="whether there is a plan 'gold'"):
+        await world.ask(auth.set_tier, auth.SetTier(user.username, "gold"), admin)
+    assert (await world.ask(auth.set_tier, auth.SetTier(user.username, Tier.PRO), admin)).tier == Tier.PRO, "is built in"
+
+
 async def test_only_administrators_administer(world: Surroundings) -> None:
     user, new = await world.user_with_key()
     for credential, error in ((None, errors.NotAuthenticated), (new.api_key, errors.NotAllowed)):
@@ -418,10 +433,10 @@ async def test_only_administrators_administer(world: Surroundings) -> None:
         with pytest.raises(error):
             await world.ask(auth.list_users, auth.ListUsers(), credential)
     admin = await world.admin_token()
-    assert (await world.ask(auth.set_tier, auth.SetTier(user.email, Tier.PRO), admin)).tier is Tier.PRO
-    assert (await identify(world, new.api_key)).tier is Tier.PRO
+    assert (await world.ask(auth.set_tier, auth.SetTier(user.email, Tier.PRO), admin)).tier == Tier.PRO
+    assert (await identify(world, new.api_key)).tier == Tier.PRO
     assert {found.username for found in (await world.ask(auth.list_users, auth.ListUsers(), admin)).users} == {"admin", "john_doe"}
-    assert (await world.ask(auth.get_user, auth.GetUser(user.id), admin)).tier is Tier.PRO
+    assert (await world.ask(auth.get_user, auth.GetUser(user.id), admin)).tier == Tier.PRO
     for someone in (user.id, UserId(uuid4())):
         with pytest.raises(errors.NotAllowed, match="john_doe is no administrator"):
             await world.ask(auth.get_user, auth.GetUser(someone), new.api_key)

@@ -10,7 +10,6 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from services.web import paged_search
-from services.web.http import forms
 from services.web.paged_search import PagedSearch, Pager
 from services.web.pages.admin import credit_form
 from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
@@ -18,7 +17,7 @@ from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import ledger, organizations
 from shared.lists.columns import Column, Listing
-from shared.types import TenantId, Tier, UserId
+from shared.types import PlanName, TenantId, UserId
 
 _DONE = {"tier": "Tier changed. New requests use its limits.", "credits": "Credits updated."}
 
@@ -39,7 +38,7 @@ class AllOrganizationsPage:
     listing: ClassVar[Listing[organizations.Organization]] = _LISTING
     search: str
     pager: Pager
-    tiers: ClassVar[tuple[Tier, ...]] = tuple(Tier)
+    tiers: tuple[PlanName, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +46,7 @@ class AdminOrganizationPage:
     team: organizations.Organization
     #: None if the gateway did not respond.
     account: ledger.Account | None
-    tiers: ClassVar[tuple[Tier, ...]] = tuple(Tier)
+    tiers: tuple[PlanName, ...]
     typed: CreditsForm
     transfer: str
 
@@ -61,8 +60,7 @@ async def show_organisations(page_request: NamedDependency[PageRequest], search:
 async def set_team_tier(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
     tier = await page_request.read_field("tier")
     try:
-        request = organizations.SetTeamTier(TenantId(team_id), forms.read_choice(Tier, tier, "tier"))
-        await page_request.submit(organizations.set_team_tier, request)
+        await page_request.submit(organizations.set_team_tier, organizations.SetTeamTier(TenantId(team_id), tier))
     except errors.CallerError as error:
         return await _list(page_request, PagedSearch(), error)
     return page_request.redirect("/admin/organisations?done=tier")
@@ -86,20 +84,23 @@ async def give_credits(page_request: NamedDependency[PageRequest], team_id: From
 async def _page(
     page_request: PageRequest, team_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.CallerError | None = None
 ) -> Page:
-    found, account = await asyncio.gather(
+    found, account, tiers = await asyncio.gather(
         page_request.call(organizations.get_organisation, organizations.GetOrganization(TenantId(team_id))),
         page_request.fetch(ledger.read_account, ledger.ReadAccount(UserId(team_id))),
+        credit_form.find_tiers(page_request),
     )
     transfer = typed.transfer or credit_form.new_transfer()
-    view = AdminOrganizationPage(team=found.organisation, account=account, typed=typed, transfer=transfer)
+    view = AdminOrganizationPage(team=found.organisation, account=account, tiers=tiers, typed=typed, transfer=transfer)
     return page_request.page("admin/organization.html", view, problem=problem, notices=_DONE)
 
 
 async def _list(page_request: PageRequest, wanted: PagedSearch, problem: errors.CallerError | None = None) -> Page:
     place = TenantId(wanted.after) if wanted.after else None
     request = organizations.ListAllOrganizations(paged_search.ROWS_OF_A_PAGE, wanted.search, place)
-    found = await page_request.call(organizations.list_all_organisations, request)
+    found, tiers = await asyncio.gather(
+        page_request.call(organizations.list_all_organisations, request), credit_form.find_tiers(page_request)
+    )
     teams = found.organisations
     pager = paged_search.pager("/admin/organisations", wanted, teams[-1].id if teams else None, more=found.more)
-    view = AllOrganizationsPage(organisations=teams, search=wanted.search, pager=pager)
+    view = AllOrganizationsPage(organisations=teams, search=wanted.search, pager=pager, tiers=tiers)
     return page_request.page("admin/organizations.html", view, problem=problem, notices=_DONE)

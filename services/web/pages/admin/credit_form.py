@@ -6,8 +6,8 @@ import msgspec
 
 from services.web.request_context import PageRequest
 from shared import amounts, context, errors
-from shared.api import ledger
-from shared.types import MicroCredits, RequestId
+from shared.api import ledger, service_settings
+from shared.types import MicroCredits, PlanName, RequestId, Tier
 
 
 class CreditsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -18,6 +18,12 @@ class CreditsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NOTHING_TYPED = CreditsForm()
+
+
+async def find_tiers(page_request: PageRequest) -> tuple[PlanName, ...]:
+    """Return the names of all plans, or of the built-in ones if the gateway did not respond."""
+    found = await page_request.fetch(service_settings.list_tiers, service_settings.ListTiers())
+    return tuple(Tier) if found is None else tuple(each.tier for each in found.tiers)
 
 
 def new_transfer() -> str:

@@ -26,7 +26,7 @@ from shared import errors
 from shared.api import accounts, auth, gateway, ledger, usage_report
 from shared.lists.columns import Listing, Tone
 from shared.lists.users import STATES, USERS
-from shared.types import TenantId, Tier, UserId, UserRole
+from shared.types import PlanName, TenantId, UserId, UserRole
 
 USAGE_DAYS = 30
 _DONE: dict[str, str | Notice] = {
@@ -68,7 +68,7 @@ class UserPage:
     usage_days: ClassVar[int] = USAGE_DAYS
     states: ClassVar[Mapping[bool, tuple[str, Tone]]] = STATES
     roles: ClassVar[tuple[UserRole, ...]] = tuple(UserRole)
-    tiers: ClassVar[tuple[Tier, ...]] = tuple(Tier)
+    tiers: tuple[PlanName, ...]
     typed: CreditsForm
     transfer: str
 
@@ -128,7 +128,7 @@ async def set_role(page_request: NamedDependency[PageRequest], user_id: FromPath
 async def set_tier(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
     tier = await page_request.read_field("tier")
     try:
-        await page_request.submit(auth.set_tier, auth.SetTier(str(user_id), forms.read_choice(Tier, tier, "tier")))
+        await page_request.submit(auth.set_tier, auth.SetTier(str(user_id), tier))
     except errors.CallerError as error:
         return await _page(page_request, user_id, error)
     return page_request.redirect(f"/admin/users/{user_id}?done=tier")
@@ -185,10 +185,11 @@ async def _page(
     user = await page_request.call(auth.get_user_called, auth.GetUserCalled(str(user_id)))
     now = page_request.app.now()
     period = msgspec.structs.replace(usage_chart.last_days(now, USAGE_DAYS), tenant_id=TenantId(user.id))
-    account, quota, usage = await asyncio.gather(
+    account, quota, usage, tiers = await asyncio.gather(
         page_request.fetch(ledger.read_account, ledger.ReadAccount(user.id)),
         page_request.fetch(gateway.get_user_quota, gateway.GetUserQuota(user.id)),
         page_request.fetch(usage_report.get_usage_report, period),
+        credit_form.find_tiers(page_request),
     )
     view = UserPage(
         user=user,
@@ -196,6 +197,7 @@ async def _page(
         account=account,
         quota=quota_view.hourly(quota) if quota else None,
         usage=usage,
+        tiers=tiers,
         typed=typed,
         transfer=typed.transfer or credit_form.new_transfer(),
     )

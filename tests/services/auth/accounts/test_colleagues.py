@@ -116,19 +116,19 @@ async def test_people_that_an_administrator_invites_or_adds_get_a_tier(settings:
     world = Surroundings()
     chosen = msgspec.structs.replace(settings, invited_tier=Tier.ENTERPRISE)
     async with AuthService.open(chosen, world.as_node()) as world.service:
-        assert (await register(world, None, "eve", "eve@example.com")).tier is Tier.FREE, "public registration"
-        assert (await register(world, (await invite(world)).token)).tier is Tier.ENTERPRISE
-        assert (await world.login("ben")).user.tier is Tier.ENTERPRISE
+        assert (await register(world, None, "eve", "eve@example.com")).tier == Tier.FREE, "public registration"
+        assert (await register(world, (await invite(world)).token)).tier == Tier.ENTERPRISE
+        assert (await world.login("ben")).user.tier == Tier.ENTERPRISE
         data = auth.UserData("ann", "ann@example.com", PASSWORD)
-        assert (await world.administer(auth.register_user, auth.RegisterUser(data))).tier is Tier.ENTERPRISE
+        assert (await world.administer(auth.register_user, auth.RegisterUser(data))).tier == Tier.ENTERPRISE
         # They have an account before they accept; an administrator's choice stays.
         for name, before, after in (("cid", Tier.FREE, Tier.ENTERPRISE), ("dan", Tier.PRO, Tier.PRO)):
             code = (await invite(world, f"{name}@example.com")).token
             await register(world, None, name, f"{name}@example.com")
             await world.administer(auth.set_tier, auth.SetTier(name, before))
             token = (await world.login(name)).access_token
-            assert (await accept(world, code, token)).tier is after
-            assert (await world.login(name)).user.tier is after
+            assert (await accept(world, code, token)).tier == after
+            assert (await world.login(name)).user.tier == after
         tiers = [row.act.details for row in await rows(world) if row.act.action == "user.tier" and row.act.details.get("after") != "pro"]
         assert [details["after"] for details in tiers].count("enterprise") == 2, "the invitations of ben and cid"
 

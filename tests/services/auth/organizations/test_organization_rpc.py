@@ -81,6 +81,8 @@ async def test_a_new_organisation_shares_its_founders_limits_until_it_gets_a_tie
     async with seeded_db.store.transaction() as transaction:
         await seeded_db.store.set_tier(transaction, anna.user.id, Tier.ENTERPRISE)
     assert await terms() == (Tier.ENTERPRISE, anna.user.id, TenantId(anna.user.id))
+    with pytest.raises(errors.NotFound, match="there is no plan 'gold'"):
+        await seeded_db.ask(api.set_team_tier, api.SetTeamTier(acme.id, "gold"), boss.login)
     given = await seeded_db.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
     assert not given.shares_limits
     assert await terms() == (Tier.PRO, None, acme.id)
@@ -257,7 +259,7 @@ async def test_an_administrator_sees_all_and_sets_the_tier(seeded_db: SeededDb) 
     anna, ben, boss = await seeded_db.person("anna"), await seeded_db.person("ben"), await seeded_db.admin()
     acme = await seeded_db.found(anna)
     made = await seeded_db.key(seeded_db.login(anna.user, acme.id))
-    assert (await seeded_db.principal(made.api_key)).tier is Tier.FREE
+    assert (await seeded_db.principal(made.api_key)).tier == Tier.FREE
     own = await seeded_db.found(boss, "Own")
     listed = (await seeded_db.ask(api.list_all_organisations, api.ListAllOrganizations(), boss.login)).organisations
     assert [(found.id, found.role) for found in listed] == [(own.id, TeamRole.OWNER), (acme.id, None)]
@@ -271,7 +273,7 @@ async def test_an_administrator_sees_all_and_sets_the_tier(seeded_db: SeededDb) 
     assert (await seeded_db.page(acme, boss.login)).organisation.role is None
     changed = await seeded_db.ask(api.set_team_tier, api.SetTeamTier(acme.id, Tier.PRO), boss.login)
     assert (changed.tier, (await seeded_db.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)
-    assert (await seeded_db.principal(made.api_key)).tier is Tier.PRO
+    assert (await seeded_db.principal(made.api_key)).tier == Tier.PRO
     assert seeded_db.trail.acts[-1].details == {"before": "free", "after": "pro"}
     with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
         await seeded_db.ask(api.set_team_tier, api.SetTeamTier(TenantId(uuid4()), Tier.PRO), boss.login)

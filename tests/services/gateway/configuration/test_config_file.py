@@ -42,7 +42,7 @@ routes:
 policies:
   mesh: {machines: trusted, direct_models: false}
 plans:
-  free: {requests_per_minute: 10, credits: unlimited}
+  free: {requests_per_minute: 10, included_tokens: unlimited}
 model_limits:
   smollm2: {concurrency: 3}
 default_model: assistant
@@ -62,7 +62,7 @@ def test_a_whole_file() -> None:
         (ConfigKind.ROUTE, "assistant", 3), (ConfigKind.POLICY, "mesh", 8), (ConfigKind.PLAN, "free", 10),
         (ConfigKind.MODEL_LIMIT, "smollm2", 12), (ConfigKind.DEFAULT_MODEL, "default", 13),
     ]  # fmt: skip
-    assert result.documents[2].body == '{"requests_per_minute":10,"credits":"unlimited"}'
+    assert result.documents[2].body == '{"requests_per_minute":10,"included_tokens":"unlimited"}'
 
 
 def test_all_mistakes_are_named_with_their_lines() -> None:
@@ -79,8 +79,8 @@ def test_all_mistakes_are_named_with_their_lines() -> None:
             targets: []
           text: smollm2
         plans:
-          free: {requests_per_minute: 0, credits: -1}
-          gold: {}
+          free: {requests_per_minute: 0, included_tokens: -1}
+          Gold: {}
         policies:
           mesh: {machines: everywhere}
         default_model: 3
@@ -93,8 +93,8 @@ def test_all_mistakes_are_named_with_their_lines() -> None:
         "line 10, routes.none.targets: expected `array` of length >= 1",
         "line 11, routes.text: write fields here, as name: value",
         "line 13, plans.free.requests_per_minute: expected `int` >= 1",
-        "line 13, plans.free.credits: expected `int` >= 0",
-        "line 14, plans.gold: there is no plan 'gold'; use free or pro or enterprise",
+        "line 13, plans.free.included_tokens: expected `int` >= 0",
+        "line 14, plans.Gold: use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter",
         "line 16, policies.mesh.machines: invalid enum value 'everywhere'",
         "line 17, default_model.model: expected `str`, got `int`",
     )
@@ -183,10 +183,13 @@ def test_documents_of_programs_are_checked_alike() -> None:
     def read_document(body: str | None, name: str = "free") -> ReadResult:
         return config_file.read_here(ReadRequest(documents=(ConfigDocument(ConfigKind.PLAN, name, body),)), guard_checks.check)
 
-    assert read_document('{"credits": 3}').documents[0].body == '{"credits":3}'
+    assert read_document('{"included_tokens": 3}').documents[0].body == '{"included_tokens":3}'
     assert read_document(None).documents[0].body is None
-    assert read_document('{"credit": 3}').mistakes == ("plan.free.credit: unknown field; did you mean credits?",)
-    assert read_document("{}", "gold").mistakes == ("plan.gold: there is no plan 'gold'; use free or pro or enterprise",)
+    assert read_document('{"included_token": 3}').mistakes == ("plan.free.included_token: unknown field; did you mean included_tokens?",)
+    assert read_document("{}", "gold").mistakes == ()
+    for name in ("Gold", "2gold", "g" * 33, "gold\n", "a.b"):
+        (mistake,) = read_document("{}", name).mistakes
+        assert mistake.endswith("in the name, beginning with a letter"), name
     (mistake,) = read_document("{").mistakes
     assert mistake.startswith("a body is not JSON: ")
 
@@ -194,7 +197,7 @@ def test_documents_of_programs_are_checked_alike() -> None:
 _limits = st.none() | st.just("unlimited") | st.integers(1, 10**12)
 _names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}", fullmatch=True)
 _models = st.text(min_size=1, max_size=200).filter(lambda name: name.isprintable())
-_numbers = dict.fromkeys(("requests_per_hour", "requests_per_minute", "tokens_per_minute", "concurrency", "credits"), _limits)
+_numbers = dict.fromkeys(("requests_per_hour", "requests_per_minute", "tokens_per_minute", "concurrency", "included_tokens"), _limits)
 
 
 def _documents(
@@ -260,5 +263,5 @@ def test_the_schema_describes_the_file() -> None:
     schema = json.loads(reference.config_schema())
     check = jsonschema.Draft202012Validator(schema)
     assert list(check.iter_errors(yaml.safe_load(WHOLE))) == []
-    for wrong in ("route: {}", "plans: {gold: {}}", "routes: {a: {targets: []}}", "default_model: 3", "plans: {free: {credit: 1}}"):
+    for wrong in ("route: {}", "plans: {Gold: {}}", "routes: {a: {targets: []}}", "default_model: 3", "plans: {free: {included_token: 1}}"):
         assert list(check.iter_errors(yaml.safe_load(wrong))), wrong

@@ -27,15 +27,15 @@ def stored(
 
 def test_the_snapshot_of_the_settings_is_what_the_settings_said() -> None:
     settings = load(
-        TIER_FREE="requests_per_hour=7,credits=unlimited", TIER_ENTERPRISE="concurrency=3", PREMIUM_RATE_LIMIT="70", DEFAULT_MODEL="a",
-        MODEL_LIMITS="m.v1.concurrency=3,m.v1.tokens_per_minute=unlimited", MODEL_ALIASES="a=m,B=n", ROUTING_POLICY="trusted",
+        TIER_FREE="requests_per_hour=7,included_tokens=unlimited", TIER_ENTERPRISE="concurrency=3", PREMIUM_RATE_LIMIT="70",
+        DEFAULT_MODEL="a", MODEL_LIMITS="m.v1.concurrency=3,m.v1.tokens_per_minute=unlimited", MODEL_ALIASES="a=m,B=n", ROUTING_POLICY="trusted",
     )  # fmt: skip
     snapshot = config_snapshot.build(1, stored(environment.read_documents(settings)))
     assert snapshot.limits.plans == settings.plans()
     assert snapshot.limits.models == settings.model_plans()
     assert (dict(snapshot.names.aliases), snapshot.names.default) == ({"a": "m", "B": "n"}, "a")
     assert snapshot.policies.find(None).machines.value is Machines.TRUSTED
-    assert snapshot.limits.plans[Tier.FREE].source_of("credits") == "plan free"
+    assert snapshot.limits.plans[Tier.FREE].source_of("included_tokens") == "plan free"
 
 
 def test_without_settings_there_are_the_defaults() -> None:
@@ -48,11 +48,11 @@ def test_without_settings_there_are_the_defaults() -> None:
 
 def test_a_changed_setting_changes_its_document_until_somebody_edits_it() -> None:
     before = environment.read_documents(load(MODEL_ALIASES="old=m,same=m"))
-    wanted = environment.read_documents(load(MODEL_ALIASES="same=m,new=m", TIER_FREE="credits=3"))
+    wanted = environment.read_documents(load(MODEL_ALIASES="same=m,new=m", TIER_FREE="included_tokens=3"))
     new, old = (ConfigKind.ROUTE, "new"), (ConfigKind.ROUTE, "old")
     assert environment.find_changes(wanted, stored(before)) == {FREE: wanted[FREE], new: wanted[new], old: None}
     assert environment.find_changes(wanted, stored(wanted)) == {}
-    edited = stored(before) | stored({FREE: PlanDocument(credits=9), old: before[old]}, "applied")
+    edited = stored(before) | stored({FREE: PlanDocument(included_tokens=9), old: before[old]}, "applied")
     assert environment.find_changes(wanted, edited) == {new: wanted[new]}
     assert environment.find_changes(wanted, edited, force=True) == {FREE: wanted[FREE], new: wanted[new]}
 
@@ -66,7 +66,7 @@ def test_a_removed_document_stays_removed() -> None:
 
 
 def test_settings_without_effect_are_named() -> None:
-    settings = load(TIER_FREE="credits=3", MODEL_ALIASES="llama3=m")
+    settings = load(TIER_FREE="included_tokens=3", MODEL_ALIASES="llama3=m")
     edited = stored(environment.read_documents(settings))
     assert list(environment.ignored_settings(settings, edited)) == []
     policy = (ConfigKind.POLICY, "mesh")
@@ -86,5 +86,5 @@ def test_settings_without_effect_are_named() -> None:
 
 def test_every_setting_that_seeds_has_a_default() -> None:
     assert environment.read_documents(
-        msgspec.structs.replace(load(TIER_PRO="credits=1"), **environment._DEFAULTS)
+        msgspec.structs.replace(load(TIER_PRO="included_tokens=1"), **environment._DEFAULTS)
     ) == environment.read_documents(load())

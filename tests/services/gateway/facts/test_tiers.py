@@ -2,22 +2,45 @@ from dataclasses import replace
 
 import pytest
 
-from services.gateway.facts import tiers
+from services.gateway.facts import config_snapshot, tiers
+from services.gateway.facts.config_snapshot import StoredDocument
 from services.gateway.facts.tiers import TierPlan
+from shared.config_documents import ConfigKind, PlanDocument
 from shared.types import ModelName, Tier
 
 FREE = tiers.DEFAULTS[Tier.FREE]
 
 
 def test_the_defaults_match_the_documentation() -> None:
-    assert TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, credits=100_000) == FREE
-    assert tiers.DEFAULTS[Tier.PRO] == TierPlan(requests_per_hour=1_000, requests_per_minute=100, concurrency=100, credits=1_000_000)
-    assert tiers.DEFAULTS[Tier.ENTERPRISE] == tiers.NO_LIMITS
+    assert TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, included_tokens=100_000) == FREE
+    assert tiers.DEFAULTS[Tier.PRO] == TierPlan(
+        requests_per_hour=1_000, requests_per_minute=100, concurrency=100, included_tokens=1_000_000
+    )
+    assert tiers.DEFAULTS[Tier.ENTERPRISE] == TierPlan(overage_micro=None)
+
+
+def test_a_plan_that_is_not_built_in_takes_missing_numbers_from_free() -> None:
+    plans = {"gold": PlanDocument(requests_per_hour=7), "free": PlanDocument(concurrency=3), "basic": PlanDocument()}
+    documents = {(ConfigKind.PLAN, name): StoredDocument(1, 1, "applied", body) for name, body in plans.items()}
+    documents[ConfigKind.PLAN, "pro"] = StoredDocument(2, 1, "applied", None)
+    found = config_snapshot.build(1, documents).limits.plans
+    free = replace(FREE, concurrency=3)
+    assert found == {**tiers.DEFAULTS, "free": free, "gold": replace(free, requests_per_hour=7), "basic": free}
+    assert (found["gold"].source_of("requests_per_hour"), found["gold"].source_of("concurrency")) == ("plan gold", "plan free")
+
+
+def test_accounts_of_a_removed_plan_have_the_limits_of_free() -> None:
+    assert tiers.plan_of(tiers.DEFAULTS, "gold") == FREE
+    assert tiers.plan_of(tiers.DEFAULTS, "gold", shares_limits=True).included_tokens == 0
+
+
+def test_metrics_count_plans_that_are_not_built_in_together() -> None:
+    assert [tiers.label_of(name) for name in (*Tier, "gold", "basic")] == ["free", "pro", "enterprise", "other", "other"]
 
 
 def test_a_setting_overrides_its_default_and_the_rest_stays() -> None:
-    changed = tiers.changed(FREE, {"requests_per_minute": "unlimited", "tokens_per_minute": "9000", "credits": "0"})
-    assert changed == replace(FREE, requests_per_minute=None, tokens_per_minute=9000, credits=0)
+    changed = tiers.changed(FREE, {"requests_per_minute": "unlimited", "tokens_per_minute": "9000", "included_tokens": "0"})
+    assert changed == replace(FREE, requests_per_minute=None, tokens_per_minute=9000, included_tokens=0)
 
 
 def test_limits_of_models_whose_names_have_dots() -> None:
@@ -32,7 +55,7 @@ def test_limits_of_models_whose_names_have_dots() -> None:
     ("numbers", "messages"),
     [
         ({"requests": "7", "concurrency": "0"}, ("'requests' is not one of", "concurrency=0")),
-        ({"credits": "-1"}, ("credits=-1",)),
+        ({"included_tokens": "-1"}, ("included_tokens=-1",)),
         ({"requests_per_hour": "1.5"}, ("requests_per_hour=1.5",)),
         ({"tokens_per_minute": "1" * 13}, ("unlimited",)),
     ],
@@ -43,7 +66,7 @@ def test_all_mistakes_in_a_tier_are_reported(numbers: dict[str, str], messages: 
     assert all(part in str(refused.value) for part in messages)
 
 
-@pytest.mark.parametrize("place", ["concurrency", "smollm2.credits", "smollm2.", ".concurrency"])
+@pytest.mark.parametrize("place", ["concurrency", "smollm2.included_tokens", "smollm2.", ".concurrency"])
 def test_an_invalid_limit_of_a_model_is_reported(place: str) -> None:
     with pytest.raises(ValueError, match=r"is not one of|write model\."):
         tiers.of_models({place: "5", "other.concurrency": "5"})

@@ -14,7 +14,7 @@ from shared.limits import LimitKind
 from shared.types import KeyId, ModelName, TenantId, Tier, UserId, UserRole
 from tests.services.gateway.limits.kinds import HOUR, MINUTE, SLOTS, TOKENS
 
-FREE = TierPlan(requests_per_hour=100, requests_per_minute=10, tokens_per_minute=None, concurrency=10, credits=100_000)
+FREE = TierPlan(requests_per_hour=100, requests_per_minute=10, tokens_per_minute=None, concurrency=10, included_tokens=100_000)
 MODEL = ModelName("smollm2")
 USER_HOUR = RequestLimit(LimitScope.USER, HOUR, "u", 100)
 KEY_HOUR = RequestLimit(LimitScope.KEY, HOUR, "k", 10)
@@ -36,9 +36,9 @@ def test_an_organisation_that_shares_its_founders_limits_uses_the_founders_count
     assert not set(limit_rules.caller_limits(own, FREE)) & set(limit_rules.caller_limits(founder, FREE))
 
 
-def test_an_organisation_that_shares_limits_has_no_credits_of_its_own() -> None:
+def test_an_organisation_that_shares_limits_has_no_tokens_of_its_own() -> None:
     for tier in Tier:
-        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=True).monthly_micro == 0
+        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=True).included_tokens == 0
         assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=False) == tiers.DEFAULTS[tier]
 
 
@@ -73,7 +73,7 @@ def test_a_models_limits_apply_to_every_caller() -> None:
 
 
 def test_all_counters_are_distinct_and_on_one_cluster_node() -> None:
-    everything = TierPlan(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1, credits=1)
+    everything = TierPlan(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1, included_tokens=1)
     limits = [
         *limit_rules.caller_limits(principal(requests_per_hour=1, requests_per_minute=1, tokens_per_minute=1, concurrency=1), everything),
         *limit_rules.model_limits(MODEL, {MODEL: everything}),

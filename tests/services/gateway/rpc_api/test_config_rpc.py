@@ -93,7 +93,7 @@ async def until(holds: Callable[[], bool]) -> None:
 async def test_an_applied_file_is_used_at_every_gateway(opened: OpenGateway) -> None:
     async with opened() as one, opened() as two:
         before = one.live.config
-        applied = await one.apply(f"{ROUTE}\nplans: {{free: {{credits: 5}}}}\ndefault_model: assistant", note="first")
+        applied = await one.apply(f"{ROUTE}\nplans: {{free: {{included_tokens: 5}}}}\ndefault_model: assistant", note="first")
         assert [(str(change.kind), change.name, change.version) for change in applied.changes] == [
             ("route", "assistant", 1), ("plan", "free", 2), ("default_model", "default", 1)
         ]  # fmt: skip
@@ -103,7 +103,7 @@ async def test_an_applied_file_is_used_at_every_gateway(opened: OpenGateway) -> 
         assert dict(before.names.aliases) == {"llama3": "smollm2"}, "running requests keep their snapshot"
         await until(lambda: two.live.config.revision == applied.revision)
         assert two.aliases == one.aliases
-        assert two.live.config.limits.plans[Tier.FREE].credits == 5
+        assert two.live.config.limits.plans[Tier.FREE].included_tokens == 5
         assert two.live.config.names.default == "assistant"
         await one.reporting.send()
         assert [(act.action, act.actor, act.target, act.details) for act in one.acts] == [
@@ -149,7 +149,7 @@ async def test_mistakes_change_nothing(opened: OpenGateway) -> None:
             ("routes: {a: {targets: []}}", "line 1, routes.a.targets"),
         ):
             with pytest.raises(errors.BadRequest, match=mistake):
-                await one.apply(f"{text}\nplans: {{free: {{credits: 1}}}}")
+                await one.apply(f"{text}\nplans: {{free: {{included_tokens: 1}}}}")
         with pytest.raises(errors.BadRequest, match="send either text or documents"):
             await one.rpc.apply(api.ApplyConfig(), CALL)
         with pytest.raises(errors.BadRequest, match=f"larger than {api.MAX_FILE_BYTES} bytes"):
@@ -230,11 +230,11 @@ async def test_a_large_change_is_answered_without_its_texts(opened: OpenGateway)
 
 
 async def test_prune_removes_what_the_file_does_not_name(opened: OpenGateway) -> None:
-    async with opened(TIER_FREE="credits=3") as one:
+    async with opened(TIER_FREE="included_tokens=3") as one:
         await one.apply(ROUTE, prune=True)
         assert one.aliases == {"assistant": "smollm2"}
-        assert one.live.config.limits.plans[Tier.FREE].credits == 100_000, "the built-in default"
-    async with opened(TIER_FREE="credits=3") as one:
+        assert one.live.config.limits.plans[Tier.FREE].included_tokens == 100_000, "the built-in default"
+    async with opened(TIER_FREE="included_tokens=3") as one:
         assert one.aliases == {"assistant": "smollm2"}, "the environment does not bring back what was removed by hand"
 
 

@@ -179,7 +179,12 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         return self._set_user(request.user, credential, role=request.role)
 
     def _set_tier(self, request: auth.SetTier, credential: Credential | None) -> auth.User:
+        self._check_plan(request.tier)
         return self._set_user(request.user, credential, tier=request.tier)
+
+    def _check_plan(self, name: str) -> None:
+        if name not in (*Tier, *(each.tier for each in self.tiers)):
+            raise errors.NotFound(f"there is no plan {name!r}", hint="use free")
 
     def _set_active(self, request: auth.SetActive, credential: Credential | None) -> auth.User:
         if not request.is_active and self._named(request.user).user == self._admin(credential):
@@ -221,6 +226,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
     def _set_organisation_tier(self, request: organizations.SetTeamTier, credential: Credential | None) -> organizations.Organization:
         self._admin(credential)
         self._fresh()
+        self._check_plan(request.tier)
         for place, team in enumerate(self.organisations):
             if team.id == request.organisation:
                 self.organisations[place] = msgspec.structs.replace(team, tier=request.tier)
@@ -237,7 +243,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
     def _read_account(self, _request: ledger.ReadAccount, credential: Credential | None) -> ledger.Account:
         self._admin(credential)
         topped = sum(each.amount_micro for each in self.moved.values())
-        return ledger.Account(MicroCredits(1_500_000), MicroCredits(topped), MicroCredits(0), MicroCredits(5_000_000), NOW)
+        return ledger.Account(MicroCredits(1_500_000 + topped), MicroCredits(0), MicroCredits(0))
 
     def _top_up(self, request: ledger.TopUp, credential: Credential | None) -> ledger.Account:
         self._admin(credential)

@@ -5,6 +5,7 @@ import pytest
 
 from services.web import paged_search
 from shared import errors
+from shared.api.service_settings import TierTerms
 from shared.types import Tier, UserRole
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
@@ -135,7 +136,6 @@ async def test_repeated_form_books_once(root: Browser, mesh: AdminMesh) -> None:
     ("what", "typed", "message"),
     [
         pytest.param("role", {"role": "emperor"}, "Unknown role.", id="no role"),
-        pytest.param("tier", {"tier": ""}, "Unknown tier.", id="no tier"),
         pytest.param("credits", {"amount": "many"}, "Credits: &#39;many&#39; is not an amount", id="no amount"),
         pytest.param("credits", {"amount": "0"}, "The amount is 0.", id="nothing"),
         pytest.param("credits", {"amount": "99999999"}, "That is too much.", id="the gateway refuses"),
@@ -154,6 +154,24 @@ async def test_invalid_input_is_reported(root: Browser, mesh: AdminMesh, what: s
         # The form keeps its transfer ID, so that a retry is booked only once.
         kept = {name: value for name, value in (forms_of(form)[f"{path}/credits"] | typed).items() if name != "token"}
         assert forms_of(page)[f"{path}/credits"].items() >= kept.items()
+
+
+async def test_tiers_are_the_plans_of_the_gateway_and_the_present_one(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.USER)
+    path = f"/admin/users/{dana.id}"
+
+    async def offered() -> list[str]:
+        return re.findall(r'<option value="([a-z]+)"', (await root.get(path)).text.partition('id="tier"')[2].partition("</select>")[0])
+
+    mesh.tiers = tuple(TierTerms(name) for name in ("free", "pro", "enterprise", "gold"))
+    done = await root.submit(await root.get(path), f"{path}/tier", tier="gold")
+    assert (done.status_code, mesh.accounts["dana"].user.tier) == (303, "gold")
+    assert await offered() == ["free", "pro", "enterprise", "gold"]
+    mesh.broken["gateway.listTiers"] = errors.NotReachable("nobody there")
+    assert await offered() == ["free", "pro", "enterprise", "gold"], "the built-in ones, and the user's own"
+    unknown = await root.submit(await root.get(path), f"{path}/tier", tier="silver")
+    assert unknown.status_code == 404
+    assert "There is no plan &#39;silver&#39;." in unknown.text
 
 
 async def test_own_account_offers_no_forbidden_actions(root: Browser, mesh: AdminMesh) -> None:
