@@ -39,6 +39,7 @@ UNLIMITED: Literal["unlimited"] = "unlimited"
 DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}\Z")]
 #: With * at its end, a route is for all names that begin like it.
 RouteName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]{0,98}[A-Za-z0-9._:/@*-]?)\Z")]
+PlanDocumentName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
 ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
@@ -289,6 +290,12 @@ class PlanDocument(Document, frozen=True):
 
     #: Tokens that it includes each month, while MONEY is on.
     included_tokens: TokenLimit | None = None
+    #: For a month, in the mesh's currency.
+    fee: Money | None = None
+    #: How much usage beyond the tokens is billed at the end of a month; 0: it needs prepaid credits.
+    overage_limit: Money | Literal["unlimited"] | None = None
+    #: Whether people may choose it.
+    for_sale: bool | None = None
 
 
 @limits.fields(Limit | None)

@@ -67,8 +67,8 @@ class Tier(StrEnum):
     ENTERPRISE = "enterprise"
 
 
-#: What an account includes and may use: a built-in plan, or one that the configuration adds.
-PlanName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
+#: What an account includes and may use: a built-in plan, or one that the configuration adds. A subscription keeps a version, as in `pro@3`.
+PlanName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}(@[0-9]{1,9})?\Z")]
 
 
 class RequestStatus(StrEnum):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import options
+from cli.account.billing import admin_invoices, admin_plans
 from cli.admin.audit import audit
 from cli.admin.config import config
 from cli.admin.credits import credits_, ledger
@@ -45,7 +46,21 @@ def admin() -> None:
     """Administer the installation (requires a key of kind adm). Node owners can use `nodes` and `tickets` for their own machines."""
 
 
-for command in (invite, invitations, tickets, nodes, credits_, prices, config, routes, rollouts, ledger, audit):
+for command in (
+    invite,
+    invitations,
+    tickets,
+    nodes,
+    credits_,
+    prices,
+    config,
+    routes,
+    rollouts,
+    ledger,
+    audit,
+    admin_plans,
+    admin_invoices,
+):
     admin.add_command(command)
 
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.output import printing
 from shared.amounts import written
 from shared.types import MicroCredits
 

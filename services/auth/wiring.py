@@ -35,8 +35,8 @@ from services.auth.nodes.node_rpc import EnrollmentRpc, NodeAdminRpc
 from services.auth.nodes.node_store import NodeStore
 from services.auth.oidc.oidc_rpc import OidcDependencies, OidcRpc
 from services.auth.organizations.organization_rpc import Invitations, OrganizationRpc
-from services.auth.organizations.plan_rpc import PlanRpc
 from services.auth.organizations.organization_store import OrganizationStore
+from services.auth.organizations.plan_rpc import PlanRpc
 from services.auth.passwords import Passwords
 from services.auth.privacy import export, retention
 from services.auth.privacy.erasure import Erasures

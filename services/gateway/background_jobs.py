@@ -30,6 +30,7 @@ class UpkeepJob(StrEnum):
     PARTITIONS = "partitions"
     ADOPTION = "adoption"
     KEY_POLICIES = "key_policies"
+    BILLING = "billing"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

@@ -24,7 +24,7 @@ from services.gateway.callers import Callers
 from services.gateway.configuration import ended_keys
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.facts import policies
+from services.gateway.facts import policies, tiers
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.model_routes import Route
 from services.gateway.guard import detectors
@@ -34,6 +34,7 @@ from services.gateway.http_api.http_app import HttpAccess, HttpApp
 from services.gateway.http_api.http_over_rpc import HttpOverRpc
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
+from services.gateway.http_api.rest_billing import RestBilling
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rpc_routes import RpcRoutes
@@ -55,6 +56,9 @@ from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.owner_statements import OwnerStatements
+from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing_rpc import BillingRpc
+from services.gateway.payments.billing_store import BillingStore
 from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
@@ -166,6 +170,11 @@ class GatewayService:
         stores.recovery.report(self.audit_reporting)
         self._finish = node.dispatcher.finish = stores.recovery.log.finish
         self._accounts = AccountRpc(stores.ledger, records.ledger, live, node.rpc, self.audit_reporting)
+        billing_store = BillingStore(stores.database)
+        self._desk = BillingDesk(billing_store, live, node.rpc, settings.seller())
+        self._billing = BillingRpc(
+            self._desk, billing_store, live, stores.ledger, node.rpc, self.audit_reporting, settings.currency, is_on=settings.money == "on"
+        )
         self._quotas = Quotas(
             stores.cache, lambda: live.config.limits, metrics, self._gateways, without_valkey=settings.limiter_without_valkey
         )
@@ -255,7 +264,8 @@ class GatewayService:
             self._reports,
             self._business,
             OwnerStatements(DaysStore(stores.database), node.rpc),
-            GatewaySettingsRpc(self._settings, lambda: live.config.limits.plans),
+            GatewaySettingsRpc(self._settings, lambda: {name: offer.terms for name, offer in live.config.offers.items()}),
+            self._billing,
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting=audit_reporting, served=self._served),
             PolicyRpc(live, node.rpc, audit_reporting, self._quotas),
             RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
@@ -295,6 +305,8 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics),
         ):
             node.tasks.create_task(task)
+        if settings.money == "on":
+            node.tasks.create_task(background_jobs.repeat(UpkeepJob.BILLING, 60, self._desk.work, metrics))
 
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))
@@ -333,6 +345,7 @@ class GatewayService:
             RestAccounts(self._node.rpc),
             RestInference(self._runs),
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
+            RestBilling(self._billing, self._accounts, self._node.id),
             OpenAiRoutes(self._runs, self._catalogue, self._items),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
@@ -484,7 +497,7 @@ class GatewayService:
         hour = limit_rules.hourly(found)
         return gateway.UserQuota(
             user_id=principal.user_id,
-            tier=principal.tier,
+            tier=tiers.name_of(principal.tier),
             limit_per_hour=hour.limit,
             used_this_hour=hour.used,
             remaining=hour.remaining,

@@ -10,9 +10,11 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.facts import tiers
+from services.gateway.facts.plan_offers import Seller
 from services.gateway.facts.tiers import TierPlan, WithoutValkey
 from shared import client_address, node
 from shared.api import service_settings as api
+from shared.api.billing import Party
 from shared.api.gateway import MAX_REQUEST_SECONDS
 from shared.api.generation import MAX_IMAGES
 from shared.api.ledger import MICRO
@@ -250,6 +252,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
             if not 0 <= price <= 10:
                 yield f"{name}: {price} credits per token; use 0 to 10"
+
+    def seller(self) -> Seller:
+        return Seller(Party(self.seller_name, self.seller_address), self.tax_name, self.tax_percent, self.currency)
 
     def default_price(self) -> tuple[int, int]:
         """Return micro-credits per million tokens, input and output."""

@@ -83,10 +83,10 @@ class OrderTopUp(Body, frozen=True):
 
     #: Such as `25` or `25.00`.
     amount: Annotated[str, Meta(min_length=1, max_length=30)]
-    #: ISO 4217; the mesh has one, which is the default.
-    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")] | None = None
     #: Chosen by the caller. The same id again is the same order.
     order_id: RequestId
+    #: ISO 4217; the mesh has one, which is the default.
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")] | None = None
     owner: TenantId | None = None
 
 
@@ -206,6 +206,7 @@ class AccountName(Body, frozen=True):
     name: str
     #: Of the user, or of an owner of the organization; empty if there is none.
     email: str
+    plan: str
 
 
 list_plans = Method("gateway.listPlans", ListPlans, Plans, callers=PEOPLE)

@@ -19,14 +19,13 @@ from services.gateway.configuration.config_checks import CheckGuard
 from services.gateway.facts.config_snapshot import DocumentKey
 from shared import errors, yaml_text
 from shared.api.configuration import ConfigDocument
-from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName, RouteName
-from shared.types import PlanName
+from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName, PlanDocumentName, RouteName
 
 #: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
 _MOST_MISTAKES = 50
 _PROGRAM = (sys.executable, "-m", "services.gateway.config_reader")
-_NAMES = {ConfigKind.ROUTE: RouteName, ConfigKind.MODEL_LIMIT: RouteName, ConfigKind.PLAN: PlanName}
+_NAMES = {ConfigKind.ROUTE: RouteName, ConfigKind.MODEL_LIMIT: RouteName, ConfigKind.PLAN: PlanDocumentName}
 _NAME_RULE = "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
 _PLAN_RULE = "use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter"
 _TAG = "tag:yaml.org,2002:"

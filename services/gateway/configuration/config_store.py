@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -14,11 +14,11 @@ from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.facts.model_routes import OpenRollout
 from shared import errors
 from shared.api.configuration import RolloutPlan
-from shared.config_documents import BODIES, ConfigKind, Document, PolicyDocument
+from shared.config_documents import BODIES, ConfigKind, Document, PlanDocument, PolicyDocument
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.telemetry import logs
-from shared.types import KeyId, TenantId, UserId
+from shared.types import KeyId, PlanName, TenantId, UserId
 
 #: The channel of the query ``write_config``.
 _CHANGES = "gateway_config"
@@ -69,6 +69,14 @@ class ConfigReader:
             if number % _DOCUMENTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
         return ConfigChanges(max((row["revision"] for row in rows), default=revision), documents)
+
+    async def plan_versions(self) -> dict[tuple[PlanName, int], PlanDocument]:
+        """Return all versions of plans: subscriptions keep theirs."""
+        found: dict[tuple[PlanName, int], PlanDocument] = {}
+        for row in await self._source.rows("list_plan_versions"):
+            with suppress(msgspec.DecodeError):
+                found[row["name"], row["version"]] = msgspec.json.decode(row["body"], type=PlanDocument)
+        return found
 
     async def open_rollouts(self) -> dict[str, OpenRollout]:
         """Return the open rollouts by route. No other starts while the configuration is locked."""

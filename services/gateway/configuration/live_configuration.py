@@ -10,7 +10,7 @@ from uuid import UUID
 from services.gateway.configuration import config_checks, config_file, environment
 from services.gateway.configuration.config_store import ConfigChanges, ConfigStore, LockedConfig
 from services.gateway.facts import config_snapshot, policies
-from services.gateway.facts.config_snapshot import ConfigSnapshot, DocumentKey, StoredDocument
+from services.gateway.facts.config_snapshot import ConfigSnapshot, DocumentKey, PlanVersions, StoredDocument
 from services.gateway.facts.guardrails import Guardrails
 from services.gateway.facts.model_routes import OpenRollout
 from services.gateway.facts.policies import Policies
@@ -53,6 +53,7 @@ class LiveConfiguration:
         self.documents: Mapping[DocumentKey, StoredDocument] = {}
         #: The open rollouts by route, also those that this gateway has stopped.
         self.rollouts: Mapping[str, OpenRollout] = {}
+        self._plan_versions: PlanVersions = {}
         #: Rollouts that this gateway has stopped: see ``RolloutBrake``.
         self._stopped: set[UUID] = set()
         self.config = ConfigSnapshot()
@@ -85,6 +86,7 @@ class LiveConfiguration:
             if changes.revision != self.config.revision or rollouts != self.rollouts:
                 if changes.revision != self.config.revision:
                     _log.info("configuration in use", revision=changes.revision)
+                    self._plan_versions = await self._store.plan_versions()
                 self.documents = self._merge(changes)
                 self.rollouts = rollouts
                 self._stopped.intersection_update(rollout.id for rollout in rollouts.values())
@@ -98,7 +100,7 @@ class LiveConfiguration:
 
     def _build(self, revision: int) -> None:
         moving = {route: rollout for route, rollout in self.rollouts.items() if rollout.id not in self._stopped}
-        self.config = config_snapshot.build(revision, self.documents, moving)
+        self.config = config_snapshot.build(revision, self.documents, moving, self._plan_versions)
 
     async def guardrails_at(self, revision: int, caller: Principal) -> Guardrails:
         """Return the caller's guardrails at a revision, which may be newer than this gateway's; the current ones if the versions of then

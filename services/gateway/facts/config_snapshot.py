@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.gateway.facts import model_routes, tiers, upstream_prices
 from services.gateway.facts.model_names import ModelNames
 from services.gateway.facts.model_routes import OpenRollout, Route
+from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.tiers import LimitRules, TierPlan
 from services.gateway.facts.upstream_prices import UpstreamPrice
@@ -52,12 +53,17 @@ class ConfigSnapshot:
     revision: int = 0
     names: ModelNames = field(default_factory=lambda: ModelNames({}, None))
     limits: LimitRules = field(default_factory=LimitRules)
+    #: The plans as they are now, by name.
+    offers: Mapping[PlanName, PlanOffer] = field(default_factory=lambda: _offers({}, tiers.DEFAULTS))
     policies: Policies = field(default_factory=Policies)
     upstream_prices: Mapping[ModelName, UpstreamPrice] = field(default_factory=dict)
     #: For callers whose policy forbids ``direct_models``.
     route_names: ModelNames = field(default_factory=lambda: ModelNames({}, None, only_routes=True))
 
 
+#: Name and version of a plan's document.
+PlanVersions = Mapping[tuple[PlanName, int], PlanDocument]
+NO_VERSIONS: PlanVersions = MappingProxyType({})
 NO_ROLLOUTS: Mapping[str, OpenRollout] = MappingProxyType({})
 
 
@@ -69,9 +75,12 @@ class ConfigSource(Protocol):
 
 
 def build(
-    revision: int, documents: Mapping[DocumentKey, StoredDocument], rollouts: Mapping[str, OpenRollout] = NO_ROLLOUTS
+    revision: int,
+    documents: Mapping[DocumentKey, StoredDocument],
+    rollouts: Mapping[str, OpenRollout] = NO_ROLLOUTS,
+    plan_versions: PlanVersions = NO_VERSIONS,
 ) -> ConfigSnapshot:
-    """Build the snapshot of a revision. ``rollouts``: the open ones, by route."""
+    """Build the snapshot of a revision. ``rollouts``: the open ones, by route. ``plan_versions``: all that are kept."""
     plans: dict[PlanName, PlanDocument] = {}
     model_limits: dict[ModelName, TierPlan] = {}
     aliases: dict[str, str] = {}
@@ -97,22 +106,49 @@ def build(
             case UpstreamPriceDocument() as price:
                 prices[ModelName(name)] = upstream_prices.compiled(price)
     names = ModelNames(aliases, default, routes=routes)
+    all_plans = _all_plans(plans, plan_versions)
     return ConfigSnapshot(
         revision=revision,
         names=names,
         route_names=replace(names, only_routes=True),
-        limits=LimitRules(_all_plans(plans), model_limits),
+        limits=LimitRules(all_plans, model_limits),
+        offers=_offers(documents, all_plans),
         policies=Policies(policies, policy_revisions),
         upstream_prices=prices,
     )
 
 
-def _all_plans(documents: Mapping[PlanName, PlanDocument]) -> dict[PlanName, TierPlan]:
-    """Return the built-in plans and those of the documents; what a plan that isn't built in leaves out is as in `free`."""
+def _all_plans(documents: Mapping[PlanName, PlanDocument], versions: PlanVersions) -> dict[PlanName, TierPlan]:
+    """Return the built-in plans, those of the documents, and their versions by names such as `pro@3`; what a plan that isn't built in
+    leaves out is as in `free`, but nobody may choose it."""
     plans = dict(tiers.DEFAULTS)
+    other = replace(tiers.DEFAULTS[Tier.FREE], for_sale=False)
     for name in sorted(documents, key=lambda name: (name not in tiers.DEFAULTS, name)):
-        plans[name] = tier_plan(plans.get(name, plans[Tier.FREE]), documents[name], f"plan {name}")
-    return plans
+        base = tier_plan(tiers.DEFAULTS.get(name) or other, documents[name], f"plan {name}")
+        plans[name] = _sold(base, documents[name])
+    kept = {
+        f"{name}@{version}": _sold(tier_plan(tiers.DEFAULTS.get(name) or other, document, f"plan {name}"), document)
+        for (name, version), document in versions.items()
+    }
+    # Of a plan without a document.
+    return plans | {f"{name}@0": plan for name, plan in tiers.DEFAULTS.items()} | kept
+
+
+def _offers(documents: Mapping[DocumentKey, StoredDocument], plans: Mapping[PlanName, TierPlan]) -> dict[PlanName, PlanOffer]:
+    versions = {name: stored.version for (kind, name), stored in documents.items() if kind is ConfigKind.PLAN and stored.body is not None}
+    return {name: PlanOffer(name, versions.get(name, 0), plan) for name, plan in plans.items() if name == tiers.name_of(name)}
+
+
+def _sold(plan: TierPlan, document: PlanDocument) -> TierPlan:
+    """Return the plan with what the document says about money."""
+    changes: dict[str, Any] = {}
+    if document.fee is not None:
+        changes["fee_micro"] = upstream_prices.micro(document.fee)
+    if document.overage_limit is not None:
+        changes["overage_micro"] = None if document.overage_limit == UNLIMITED else upstream_prices.micro(document.overage_limit)
+    if document.for_sale is not None:
+        changes["for_sale"] = document.for_sale
+    return replace(plan, **changes)
 
 
 def tier_plan(base: TierPlan, document: PlanDocument | ModelLimitDocument, source: str) -> TierPlan:
@@ -127,7 +163,7 @@ def plan_document(tier: Tier, plan: TierPlan) -> PlanDocument:
     kind of limit refuse a document that names it."""
     numbers = {name: getattr(plan, name) for name in tiers.NUMBERS}
     stated = {name: number for name, number in numbers.items() if number is not None or getattr(tiers.DEFAULTS[tier], name) is not None}
-    return PlanDocument(**{name: UNLIMITED if number is None else number for name, number in stated.items()})
+    return PlanDocument(**{name: UNLIMITED if number is None else number for name, number in stated.items()})  # type: ignore[arg-type]
 
 
 def limit_document(plan: TierPlan) -> ModelLimitDocument:

@@ -1,10 +1,11 @@
-"""The plans that accounts can have. Pure."""
+"""The plans that accounts can have, and who sells them. Pure."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 from services.gateway.facts.tiers import TierPlan
 from shared import currency, limits
-from shared.api.billing import Plan
+from shared.api.billing import Party, Plan
 from shared.types import MicroCredits
 
 
@@ -42,3 +43,20 @@ class PlanOffer:
             tuple(limits.in_words(terms)),
             self.for_sale,
         )
+
+
+_NOBODY = Party("")
+
+
+@dataclass(frozen=True, slots=True)
+class Seller:
+    """From the settings SELLER_…, TAX_… and CURRENCY."""
+
+    party: Party = _NOBODY
+    tax_name: str = ""
+    tax_percent: Decimal = Decimal(0)
+    currency: str = "USD"
+
+    def series(self, year: int) -> str:
+        """Return what the numbers of a year begin with. Without a seller, invoices are tests."""
+        return f"INV-{year}" if self.party.name else f"TEST-INV-{year}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shared import limits
+from shared.api.ledger import MICRO
 from shared.types import MicroCredits, ModelName, PlanName, Tier
 
 #: The numbers of a tier, by their names in the settings.
@@ -15,6 +16,9 @@ UNLIMITED = "unlimited"
 WithoutValkey = Literal["degrade", "open", "closed"]
 
 
+_NOTHING = MicroCredits(0)
+
+
 @dataclass(frozen=True, slots=True)
 @limits.fields(int | None)
 class TierPlan:
@@ -23,7 +27,11 @@ class TierPlan:
     #: Tokens each month, while MONEY is on. A model has no account and so no tokens.
     included_tokens: int | None = None
     #: How far the balance of an account may fall below zero.
-    overage_micro: MicroCredits | None = MicroCredits(0)
+    overage_micro: MicroCredits | None = _NOTHING
+    #: For a month; None: agreed with each customer.
+    fee_micro: MicroCredits | None = _NOTHING
+    #: Whether people may choose it.
+    for_sale: bool = False
     #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -34,9 +42,9 @@ class TierPlan:
 
 #: Enterprise is negotiated with each customer.
 _INCLUDED = {
-    Tier.FREE: TierPlan(included_tokens=100_000),
-    Tier.PRO: TierPlan(included_tokens=1_000_000),
-    Tier.ENTERPRISE: TierPlan(overage_micro=None),
+    Tier.FREE: TierPlan(included_tokens=100_000, for_sale=True),
+    Tier.PRO: TierPlan(included_tokens=1_000_000, fee_micro=MicroCredits(29 * MICRO), for_sale=True),
+    Tier.ENTERPRISE: TierPlan(overage_micro=None, fee_micro=None),
 }
 DEFAULTS: Mapping[PlanName, TierPlan] = {
     tier: replace(_INCLUDED[tier], **{kind.name: kind.defaults.get(tier) for kind in limits.LIMITS})  # type: ignore[arg-type]
@@ -66,15 +74,20 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
 
 
 def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits: bool = False) -> TierPlan:
-    """Return the tier's plan; that of `free` if the configuration has lost it. An organization that shares its founder's limits gets no
-    tokens: otherwise users could found organizations to get more."""
-    plan = plans[tier if tier in plans else Tier.FREE]
+    """Return the tier's plan, or its version, as in `pro@3`; that of `free` if the configuration has lost it. An organization that shares
+    its founder's limits gets no tokens: otherwise users could found organizations to get more."""
+    plan = plans.get(tier) or plans.get(name_of(tier)) or plans[Tier.FREE]
     return replace(plan, included_tokens=0) if shares_limits else plan
 
 
 def label_of(tier: PlanName) -> str:
     """Return the label of metrics: their number must not grow with the configuration."""
-    return tier if tier in DEFAULTS else "other"
+    return name if (name := name_of(tier)) in DEFAULTS else "other"
+
+
+def name_of(tier: PlanName) -> PlanName:
+    """Return the plan's name without its version."""
+    return tier.partition("@")[0]
 
 
 def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> TierPlan:

@@ -95,7 +95,7 @@ class RestBilling:
 
     async def _top_up(self, call: HttpCall) -> None:
         body = await call.read_fields(TopUpBody)
-        wanted = api.OrderTopUp(body.amount, body.currency, _order_id(call), body.owner)
+        wanted = api.OrderTopUp(body.amount, _order_id(call), body.currency, body.owner)
         await call.answer(await self._billing.order_top_up(wanted, self._of(call)))
 
     async def _invoices(self, call: HttpCall) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from services.gateway.facts import tiers
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -202,7 +203,9 @@ class RestUsage:
         limits = tuple(msgspec.convert(state, LimitAnswer, from_attributes=True) for state in states)
         left = await self._read_credits(caller)
         await call.answer(
-            QuotaAnswer(caller.user_id, caller.tier, hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits, *left)
+            QuotaAnswer(
+                caller.user_id, tiers.name_of(caller.tier), hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits, *left
+            )
         )
 
     async def _read_credits(self, caller: Principal) -> tuple[CreditsAnswer | None, BudgetAnswer | None, AllowanceAnswer | None]:

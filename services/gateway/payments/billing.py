@@ -5,16 +5,15 @@ cheaper one at the end of the period. Every step is one transaction, and safe to
 until it has.
 """
 
-from collections.abc import Awaitable, Callable
 from uuid import UUID, uuid5
 
 import msgspec
 
-from services.gateway.billing.ledger import Ledger
-from services.gateway.facts.config_snapshot import ConfigSource, PlanOffer
+from services.gateway.facts import tiers
+from services.gateway.facts.config_snapshot import ConfigSource
+from services.gateway.facts.plan_offers import PlanOffer, Seller
 from services.gateway.payments import invoices
 from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
-from services.gateway.payments.invoices import Seller
 from shared import currency, errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
@@ -30,22 +29,23 @@ _ORDERS = UUID("7f1d3a52-6b0e-4f3c-9a60-0d5c1e5a8b11")
 
 _log = logs.get(part="billing")
 
-#: Returns who an invoice is for. Raises NotFound.
-FindCustomer = Callable[[TenantId], Awaitable[Party]]
-
 
 class BillingDesk:
     """``work`` is repeated by every gateway; the rows are taken by one at a time."""
 
-    def __init__(
-        self, store: BillingStore, source: ConfigSource, ledger: Ledger, rpc: RpcClient, seller: Seller, find_customer: FindCustomer
-    ) -> None:
+    def __init__(self, store: BillingStore, source: ConfigSource, rpc: RpcClient, seller: Seller) -> None:
         self._store = store
         self._source = source
-        self._ledger = ledger
         self._rpc = rpc
         self._seller = seller
-        self._find_customer = find_customer
+
+    async def describe(self, owner: TenantId) -> api.AccountName:
+        """Raises NotFound."""
+        return await self._rpc.call(api.describe_account, api.DescribeAccount(owner), deadline_seconds=AUTH_SECONDS)
+
+    async def _find_customer(self, owner: TenantId) -> Party:
+        found = await self.describe(owner)
+        return Party(found.name, (found.email,) if found.email else ())
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -63,13 +63,13 @@ class BillingDesk:
         async with self._store.transaction() as rows:
             held = await rows.lock(owner, MANUAL)
             waiting = held.next_plan is not None and held.invoice is not None
-            if name == _name(present):
+            if name == tiers.name_of(present):
                 await self._withdraw(rows, held)
                 return Order(done=True)
             if waiting and held.next_plan != offer.versioned:
                 raise errors.AlreadyExists(
-                    f"a change to {_name(held.next_plan or '')} waits for the invoice {held.invoice}",
-                    hint=f"pay it, or undo the change first: aicli billing plan set {_name(present)}",
+                    f"a change to {tiers.name_of(held.next_plan or '')} waits for the invoice {held.invoice}",
+                    hint=f"pay it, or undo the change first: aicli billing plan set {tiers.name_of(present)}",
                 )
             if waiting:
                 return Order(done=False, invoice=held.invoice)
@@ -85,7 +85,7 @@ class BillingDesk:
         return Order(done=False, invoice=made.document.number)
 
     def _fee_of(self, plan: str) -> int:
-        found = self._source.config.offers.get(_name(plan))
+        found = self._source.config.offers.get(tiers.name_of(plan))
         return 0 if found is None else found.fee_minor(self._seller.currency)
 
     async def _withdraw(self, rows: BillingRows, held: Subscription) -> None:
@@ -115,7 +115,7 @@ class BillingDesk:
         )
 
     def _included(self, plan: str) -> int | None:
-        return self._ledger.terms_of(self._source.config.limits.plan_of(plan)).included_tokens
+        return tiers.plan_of(self._source.config.limits.plans, plan).included_tokens
 
     async def order_top_up(self, owner: TenantId, wanted: api.OrderTopUp) -> Order:
         """Raises BadRequest for an amount that nobody sells."""
@@ -124,7 +124,13 @@ class BillingDesk:
         line, credit = InvoiceLine("Prepaid credits", amount_minor), currency.micro(amount_minor, self._seller.currency)
         async with self._store.transaction() as rows:
             made = await rows.add_invoice(
-                self._seller, owner, customer, (line,), InvoicePurpose.TOP_UP, order_id=uuid5(_ORDERS, f"{owner}|{order_id}"), credit_micro=credit
+                self._seller,
+                owner,
+                customer,
+                (line,),
+                InvoicePurpose.TOP_UP,
+                order_id=uuid5(_ORDERS, f"{owner}|{order_id}"),
+                credit_micro=credit,
             )
         if made.document.net_minor != amount_minor:
             raise errors.IdempotencyConflict("this order id was used with another amount", hint="use a new id for a new order")
@@ -243,7 +249,7 @@ class BillingDesk:
                 changed = msgspec.structs.replace(changed, next_plan=None, is_applied=False)
             fee = self._fee_of(plan)
             if fee and held.provider == MANUAL:
-                line = InvoiceLine(f"Plan {_name(plan)}, a month from {started:%Y-%m-%d}", fee)
+                line = InvoiceLine(f"Plan {tiers.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
                 order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
                 await rows.add_invoice(self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
             await rows.write(changed)
@@ -290,10 +296,6 @@ class BillingDesk:
 def _ended(held: Subscription) -> Subscription:
     """The account is gone."""
     return msgspec.structs.replace(held, plan=None, next_plan=None, invoice=None, is_applied=True)
-
-
-def _name(versioned: str) -> str:
-    return versioned.partition("@")[0]
 
 
 def _is_open(invoice: Invoice) -> bool:

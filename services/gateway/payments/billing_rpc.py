@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import Spending
+from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
-from services.gateway.payments.billing import AUTH_SECONDS, MANUAL, BillingDesk
+from services.gateway.facts.plan_offers import PlanOffer
+from services.gateway.payments.billing import MANUAL, BillingDesk
 from services.gateway.payments.billing_store import BillingStore
-from services.gateway.rpc_api.account_rpc import AccountRpc
 from shared import access_table, errors
 from shared.access_table import Permission
-from shared.api import organizations
 from shared.api import billing as api
-from shared.api.auth import Principal
-from shared.api.billing import Billing, Invoice, Invoices, Order, Party, Plans, PlanState
+from shared.api import organizations
+from shared.api.billing import Billing, Invoice, Invoices, Order, Plans, PlanState
 from shared.api.organizations import TeamRole
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
@@ -23,7 +25,7 @@ class BillingRpc:
     desk: BillingDesk
     store: BillingStore
     source: ConfigSource
-    accounts: AccountRpc
+    ledger_store: LedgerStore
     rpc: RpcClient
     audit_reporting: AuditReporting
     currency: str
@@ -39,9 +41,10 @@ class BillingRpc:
     async def read_billing(self, request: api.ReadBilling, call: RpcCall) -> Billing:
         self._ensure_on()
         owner, present = await self._payer(request.owner, call, may_read=True)
-        account = await self.accounts.read_of(owner, present)
+        terms = tiers.plan_of(self.source.config.limits.plans, present)
+        account = await self.ledger_store.read_account(owner, Spending(terms.included_tokens, terms.overage_micro, has_plan=True))
         held = await self.store.find_subscription(owner)
-        offer = self.source.config.offer_of(present)
+        offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)
         state = PlanState.GIVEN if held is None or held.plan is None else PlanState.PAST_DUE if held.is_past_due else PlanState.ACTIVE
         following = (held.next_plan, held.invoice) if held is not None else (None, None)
         return Billing(offer.shown(self.currency), state, account, MANUAL, *following)
@@ -107,14 +110,10 @@ class BillingRpc:
         if owner == TenantId(principal.user_id) and principal.team_id is None:
             return owner, principal.tier
         if access_table.may(principal, Permission.EVERYTHING):
-            return owner, await self.accounts.tier_of(owner, call.credential)
-        found = (await self.rpc.call(organizations.get_organisation, organizations.GetOrganization(owner), credential=call.credential)).organisation
+            return owner, (await self.desk.describe(owner)).plan
+        found = (
+            await self.rpc.call(organizations.get_organisation, organizations.GetOrganization(owner), credential=call.credential)
+        ).organisation
         if not may_read and found.role is not TeamRole.OWNER:
             raise errors.NotAllowed("only owners of an organization change what it pays", hint="ask an owner")
         return owner, found.tier
-
-
-async def find_customer(rpc: RpcClient, owner: TenantId) -> Party:
-    """Return the name and address of an account for its invoices. Raises NotFound."""
-    found = await rpc.call(api.describe_account, api.DescribeAccount(owner), deadline_seconds=AUTH_SECONDS)
-    return Party(found.name, (found.email,) if found.email else ())

@@ -7,12 +7,15 @@ from uuid import UUID
 
 import msgspec
 
+from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
-from services.gateway.payments.invoices import Seller
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Party
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.types import MicroCredits, RequestId, TenantId
+
+
+_NO_CREDIT = MicroCredits(0)
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,21 +84,21 @@ class BillingRows:
         purpose: InvoicePurpose,
         *,
         order_id: UUID,
-        credit_micro: MicroCredits = MicroCredits(0),  # noqa: B008 - immutable
+        credit_micro: MicroCredits = _NO_CREDIT,
     ) -> Invoice:
         """Return the invoice of this order, which is new if there is none yet."""
         row = await self._transaction.row("find_order", order_id)
         if row is None:
             now: datetime = await self._transaction.value("read_clock")
-            document = invoices.write(await self._next_number(seller, now), seller, customer, lines, purpose, now)
-            row = await self._add(document, owner, order_id, credit_micro)
+            document = invoices.write(await self._next_number(seller, now), seller, customer, lines, purpose=purpose, now=now)
+            row = await self._add(document, owner, order_id, credit=credit_micro)
         return _invoice(row).invoice
 
     async def take_back(self, seller: Seller, stored: StoredInvoice, order_id: UUID, reason: str) -> Invoice:
         """Write the credit note of an invoice; return the invoice."""
         now: datetime = await self._transaction.value("read_clock")
         note = invoices.take_back(await self._next_number(seller, now), seller, stored.invoice.document, now)
-        await self._add(note, stored.invoice.owner, order_id, MicroCredits(0), paid_at=now, reference=reason)
+        await self._add(note, stored.invoice.owner, order_id, paid_at=now, reference=reason)
         return await self.settle(stored.invoice.document.number, None, "", void_by=note.number)
 
     async def _next_number(self, seller: Seller, now: datetime) -> str:
@@ -103,7 +106,14 @@ class BillingRows:
         return invoices.number(series, await self._transaction.value("next_number", series))
 
     async def _add(
-        self, document: InvoiceDocument, owner: TenantId, order_id: UUID, credit: MicroCredits, paid_at: datetime | None = None, reference: str = ""
+        self,
+        document: InvoiceDocument,
+        owner: TenantId,
+        order_id: UUID,
+        *,
+        credit: MicroCredits = _NO_CREDIT,
+        paid_at: datetime | None = None,
+        reference: str = "",
     ) -> DatabaseRow:
         text = msgspec.json.encode(document).decode()
         row = await self._transaction.row(

@@ -1,28 +1,14 @@
 """Writes invoices. Pure."""
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 
+from services.gateway.facts.plan_offers import Seller
 from shared.api.billing import InvoiceDocument, InvoiceLine, InvoicePurpose, Party
 
 DUE_DAYS = 14
 #: Days after the issue on which an unpaid invoice is mentioned again.
 REMINDER_DAYS = (3, 7, 14)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seller:
-    """From the settings SELLER_…, TAX_… and CURRENCY."""
-
-    party: Party = Party("")
-    tax_name: str = ""
-    tax_percent: Decimal = Decimal(0)
-    currency: str = "USD"
-
-    def series(self, year: int) -> str:
-        """Return what the numbers of a year begin with. Without a seller, invoices are tests."""
-        return f"INV-{year}" if self.party.name else f"TEST-INV-{year}"
 
 
 def number(series: str, count: int) -> str:
@@ -34,9 +20,9 @@ def write(
     seller: Seller,
     customer: Party,
     lines: tuple[InvoiceLine, ...],
+    *,
     purpose: InvoicePurpose,
     now: datetime,
-    *,
     corrects: InvoiceDocument | None = None,
 ) -> InvoiceDocument:
     """Return the document. Prices are without tax, which is rounded once, on the sum."""
@@ -66,4 +52,4 @@ def write(
 
 def take_back(number: str, seller: Seller, invoice: InvoiceDocument, now: datetime) -> InvoiceDocument:
     lines = tuple(InvoiceLine(line.text, -line.amount_minor) for line in invoice.lines)
-    return write(number, seller, invoice.customer, lines, InvoicePurpose.CREDIT_NOTE, now, corrects=invoice)
+    return write(number, seller, invoice.customer, lines, purpose=InvoicePurpose.CREDIT_NOTE, now=now, corrects=invoice)

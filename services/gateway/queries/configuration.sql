@@ -23,6 +23,10 @@ LEFT JOIN LATERAL (
 ) AS then_current ON true
 WHERE then_current.version IS NOT NULL OR oldest.version > 1;
 
+-- name: list_plan_versions
+-- List all versions of plans.
+SELECT name, version, body::text AS body FROM config_versions WHERE kind = 'plan' AND body IS NOT NULL;
+
 -- name: write_config
 -- Write new versions as the next revision, make them current, and notify all gateways; return the versions in the order of the arguments.
 WITH next AS (
