@@ -28,15 +28,12 @@ class PlanOffer:
     def for_sale(self) -> bool:
         return self.terms.for_sale and self.terms.fee_micro is not None
 
-    def fee_minor(self, sold_in: str) -> int:
-        return 0 if self.terms.fee_micro is None else currency.minor(self.terms.fee_micro, sold_in)
-
     def shown(self, sold_in: str) -> Plan:
         terms = self.terms
         return Plan(
             self.name,
             self.version,
-            None if terms.fee_micro is None else self.fee_minor(sold_in),
+            None if terms.fee_micro is None else currency.minor(terms.fee_micro, sold_in),
             sold_in,
             terms.included_tokens,
             None if terms.overage_micro is None else currency.minor(terms.overage_micro, sold_in),

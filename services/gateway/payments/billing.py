@@ -73,7 +73,7 @@ class BillingDesk:
                 )
             if waiting:
                 return Order(done=False, invoice=held.invoice)
-            fee = offer.fee_minor(self._seller.currency)
+            fee = self._fee_of(offer.versioned)
             if fee <= self._fee_of(present):
                 await rows.write(msgspec.structs.replace(held, next_plan=offer.versioned, plan=held.plan or present))
                 return Order(done=True)
@@ -85,8 +85,8 @@ class BillingDesk:
         return Order(done=False, invoice=made.document.number)
 
     def _fee_of(self, plan: str) -> int:
-        found = self._source.config.offers.get(tiers.name_of(plan))
-        return 0 if found is None else found.fee_minor(self._seller.currency)
+        fee = tiers.plan_of(self._source.config.limits.plans, plan).fee_micro
+        return 0 if fee is None else currency.minor(fee, self._seller.currency)
 
     async def _withdraw(self, rows: BillingRows, held: Subscription) -> None:
         """Undo a change that has not happened."""

@@ -1,0 +1,251 @@
+"""Plans, prepaid credits and invoices without a payment provider, on a real PostgreSQL and with a fake auth."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import msgspec
+import pytest
+
+from services.gateway import store
+from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import Spending
+from services.gateway.configuration.config_store import ConfigStore
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.facts.plan_offers import Seller
+from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing_store import BillingStore
+from shared import errors
+from shared.api import billing as api
+from shared.api.billing import Invoice, InvoiceState, OrderTopUp, Party
+from shared.api.method import Nothing
+from shared.config_documents import ConfigKind, PlanDocument
+from shared.types import MicroCredits, RequestId, TenantId
+from tests.services.gateway.fakes import FakeRpc
+
+SELLER = Seller(Party("Mesh GmbH", ("Hamburg",)), "VAT", Decimal(19), "EUR")
+
+
+class Shop:
+    """A billing desk, and the plans that auth was told of."""
+
+    def __init__(self, opened: Any, live: LiveConfiguration, url: str, seller: Seller = SELLER) -> None:
+        self.rows, self.live, self.url = BillingStore(opened), live, url
+        self.ledger = LedgerStore(opened)
+        self.plans: dict[TenantId, str] = {}
+        self.gone: set[TenantId] = set()
+        self.auth_is_away = False
+        self.rpc = FakeRpc()
+        self.rpc.answers |= {api.describe_account.name: self._describe, api.apply_plan.name: self._apply}
+        self.desk = BillingDesk(self.rows, live, self.rpc, seller)
+
+    async def _describe(self, request: api.DescribeAccount) -> api.AccountName:
+        if request.owner in self.gone:
+            raise errors.NotFound("gone")
+        return api.AccountName("ada", "ada@example.org", self.plan_of(request.owner))
+
+    async def _apply(self, request: api.ApplyPlan) -> Nothing:
+        if self.auth_is_away:
+            raise errors.Unavailable("auth does not answer")
+        if request.owner in self.gone:
+            raise errors.NotFound("gone")
+        self.plans[request.owner] = request.plan
+        return Nothing()
+
+    def plan_of(self, owner: TenantId) -> str:
+        return self.plans.get(owner, "free")
+
+    async def order(self, owner: TenantId, plan: str) -> api.Order:
+        return await self.desk.order_plan(owner, self.plan_of(owner), plan)
+
+    async def invoices(self, owner: TenantId) -> list[Invoice]:
+        """Return them oldest first."""
+        return list(reversed(await self.rows.list_invoices(owner, only_open=False, before=None, limit=100)))
+
+    async def execute(self, sql: str, *args: object) -> None:
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+        try:
+            await connection.execute(sql, *args)
+        finally:
+            await connection.close()
+
+    async def end_period(self, owner: TenantId) -> None:
+        """Let a month pass for this account."""
+        await self.execute("UPDATE accounts SET anchor = now(), period_end = now() WHERE owner = $1", owner)
+
+    async def wait_days(self, number: str, days: int) -> None:
+        """Let an invoice become older."""
+        await self.execute("ALTER TABLE invoices DISABLE TRIGGER invoices_are_immutable")
+        await self.execute(
+            "UPDATE invoices SET created_at = now() - make_interval(days => $2), due_at = now() + make_interval(days => 14 - $2)"
+            " WHERE number = $1", number, days,
+        )  # fmt: skip
+        await self.execute("ALTER TABLE invoices ENABLE TRIGGER invoices_are_immutable")
+
+
+@pytest.fixture
+async def shop(postgres_url: str) -> AsyncIterator[Shop]:
+    async with store.opened(postgres_url) as opened:
+        live = LiveConfiguration(ConfigStore(opened))
+        await live.reload()
+        yield Shop(opened, live, postgres_url)
+
+
+def owner() -> TenantId:
+    return TenantId(uuid4())
+
+
+async def test_a_larger_plan_begins_when_its_invoice_is_paid(shop: Shop) -> None:
+    ada = owner()
+    order = await shop.order(ada, "pro")
+    assert (order.done, shop.plan_of(ada)) == (False, "free")
+    assert await shop.order(ada, "pro") == order, "the same order again"
+    (invoice,) = await shop.invoices(ada)
+    document = invoice.document
+    assert (document.number, document.net_minor, document.tax_minor, document.total_minor, document.currency) == (
+        f"INV-{datetime.now(UTC).year}-000001", 2900, 551, 3451, "EUR",
+    )  # fmt: skip
+    assert (document.seller.name, document.customer, invoice.state) == ("Mesh GmbH", Party("ada", ("ada@example.org",)), InvoiceState.OPEN)
+    for _ in range(2):
+        assert (await shop.desk.pay(document.number, "wire 17")).state is InvoiceState.PAID
+    assert shop.plan_of(ada) == "pro@0"
+    with pytest.raises(errors.AlreadyExists, match=r"was paid \(wire 17\)"):
+        await shop.desk.pay(document.number, "wire 18")
+    assert (await shop.ledger.read_account(ada, Spending(1_000_000, MicroCredits(0), has_plan=True))).allowance.included == 1_000_000
+    await shop.desk.work()
+    assert len(await shop.invoices(ada)) == 1, "the first period is paid"
+
+
+async def test_one_of_two_changes_at_once_wins(shop: Shop) -> None:
+    ada = owner()
+    await shop.live.change(
+        lambda *_: {(ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0, for_sale=True)}, origin="applied", author=None
+    )
+    first = await shop.order(ada, "pro")
+    with pytest.raises(errors.AlreadyExists, match=f"a change to pro waits for the invoice {first.invoice}"):
+        await shop.order(ada, "gold")
+    assert (await shop.order(ada, "free")).done, "undone"
+    assert [(one.state, one.document.total_minor) for one in await shop.invoices(ada)] == [
+        (InvoiceState.VOID, 3451), (InvoiceState.PAID, -3451),
+    ]  # fmt: skip
+    assert (await shop.order(ada, "gold")).invoice is not None
+    with pytest.raises(errors.NotFound, match="no plan is called silver"):
+        await shop.order(ada, "silver")
+
+
+async def test_a_subscription_keeps_its_terms_and_is_billed_each_month(shop: Shop) -> None:
+    ada = owner()
+    await shop.live.change(lambda *_: {(ConfigKind.PLAN, "pro"): PlanDocument(fee=10.0)}, origin="applied", author=None)
+    order = await shop.order(ada, "pro")
+    assert order.invoice is not None
+    await shop.desk.pay(order.invoice, "cash")
+    assert shop.plan_of(ada) == "pro@1"
+    await shop.live.change(lambda *_: {(ConfigKind.PLAN, "pro"): PlanDocument(fee=90.0)}, origin="applied", author=None)
+    await shop.end_period(ada)
+    for _ in range(2):
+        await shop.desk.work()
+    first, second = await shop.invoices(ada)
+    assert (first.document.net_minor, second.document.net_minor) == (1000, 1000)
+    assert second.document.lines[0].text.startswith("Plan pro, a month from 20")
+
+
+async def test_a_cheaper_plan_begins_at_the_end_of_the_period(shop: Shop) -> None:
+    ada = owner()
+    await shop.desk.give_plan(ada, "pro")
+    assert await shop.order(ada, "free") == api.Order(done=True)
+    await shop.desk.work()
+    assert shop.plan_of(ada) == "pro@0"
+    await shop.end_period(ada)
+    await shop.desk.work()
+    assert (shop.plan_of(ada), await shop.invoices(ada)) == ("free@0", [])
+
+
+async def test_an_unpaid_plan_is_reminded_of_and_ends(shop: Shop) -> None:
+    ada = owner()
+    await shop.desk.give_plan(ada, "pro")
+    await shop.end_period(ada)
+    await shop.desk.work()
+    (late,) = await shop.invoices(ada)
+    for days, plan, past_due in ((2, "pro@0", False), (3, "pro@0", True), (7, "pro@0", True), (14, "free@0", False)):
+        await shop.wait_days(late.document.number, days)
+        await shop.desk.work()
+        held = await shop.rows.find_subscription(ada)
+        assert held is not None
+        assert (shop.plan_of(ada), held.is_past_due) == (plan, past_due), days
+    await shop.desk.work()
+    assert len(await shop.invoices(ada)) == 1, "a free plan costs nothing"
+
+
+async def test_credits_are_added_once_when_their_invoice_is_paid(shop: Shop) -> None:
+    ada, order_id = owner(), RequestId(uuid4())
+    orders = [await shop.desk.order_top_up(ada, OrderTopUp("25.00", order_id)) for _ in range(3)]
+    assert len(set(orders)) == 1
+    with pytest.raises(errors.IdempotencyConflict):
+        await shop.desk.order_top_up(ada, OrderTopUp("26", order_id))
+    number = orders[0].invoice
+    assert number is not None
+    for _ in range(2):
+        await shop.desk.pay(number, "wire 9")
+    assert (await shop.ledger.read_account(ada, Spending())).balance_micro == 25_000_000
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+    with pytest.raises(errors.AlreadyExists):
+        await shop.desk.void(number, "typo")
+
+
+@pytest.mark.parametrize("wanted", ["4.99", "10000.01", "-5", "1e3", "5.001", "9" * 30, "x"])
+async def test_other_amounts_are_refused(shop: Shop, wanted: str) -> None:
+    with pytest.raises(errors.BadRequest, match="the amount"):
+        await shop.desk.order_top_up(owner(), OrderTopUp(wanted, RequestId(uuid4())))
+    with pytest.raises(errors.BadRequest, match="the currency must be EUR"):
+        await shop.desk.order_top_up(owner(), OrderTopUp("25", RequestId(uuid4()), "USD"))
+
+
+async def test_usage_beyond_the_plan_is_billed_at_the_end_of_the_period(shop: Shop) -> None:
+    ada = owner()
+    await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))
+    await shop.execute("UPDATE accounts SET balance_micro = -12345678 WHERE owner = $1", ada)
+    await shop.end_period(ada)
+    await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))
+    for _ in range(2):
+        await shop.desk.work()
+    (invoice,) = await shop.invoices(ada)
+    assert (invoice.document.net_minor, invoice.document.lines[0].text[:28]) == (1234, "Usage beyond the plan, from ")
+    assert (await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))).balance_micro == 0
+
+
+async def test_auth_learns_of_a_plan_when_it_is_back(shop: Shop) -> None:
+    ada = owner()
+    shop.auth_is_away = True
+    await shop.desk.give_plan(ada, "pro")
+    assert shop.plan_of(ada) == "free"
+    shop.auth_is_away = False
+    await shop.desk.work()
+    assert shop.plan_of(ada) == "pro@0"
+
+
+async def test_an_erased_account_is_billed_no_more(shop: Shop) -> None:
+    ada = owner()
+    await shop.desk.give_plan(ada, "pro")
+    shop.gone.add(ada)
+    await shop.end_period(ada)
+    await shop.desk.work()
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert (held.plan, await shop.invoices(ada)) == (None, [])
+
+
+async def test_invoices_have_no_gaps_and_never_change(shop: Shop) -> None:
+    numbers = []
+    for amount in ("5", "6", "x", "7"):
+        try:
+            numbers.append((await shop.desk.order_top_up(owner(), OrderTopUp(amount, RequestId(uuid4())))).invoice)
+        except errors.BadRequest:
+            continue
+    year = datetime.now(UTC).year
+    assert numbers == [f"INV-{year}-00000{number}" for number in (1, 2, 3)]
+    for statement in ("UPDATE invoices SET document = '{}'", "DELETE FROM invoices"):
+        with pytest.raises(asyncpg.RaiseError, match="never changed"):
+            await shop.execute(statement)
