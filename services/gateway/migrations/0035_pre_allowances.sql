@@ -219,7 +219,7 @@ BEGIN
             granted_tokens := NULL;
             RETURN;
         END IF;
-        granted_tokens := (greatest(coverable - the_prompt_tokens, 0) + floor(millionths / output_per_million)) / answers;
+        granted_tokens := floor((greatest(coverable - the_prompt_tokens, 0) + floor(millionths / output_per_million)) / answers);
         IF granted_tokens < least(least_tokens, wanted_tokens) THEN
             granted_tokens := NULL;
             RETURN;
@@ -346,7 +346,7 @@ BEGIN
     UPDATE key_spending
     SET reserved_micro = reserved_micro - held.reserved_micro,
         spent_micro = CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END + held.settled_micro, since = budget_since(every)
-    WHERE key_id = held.key_id;
+    WHERE key_id = held.key_id AND held.reserved_micro > 0;
     INSERT INTO entries (transfer, kind, account, owner, amount_micro, amount_tokens, period, at)
     SELECT the_request, 'usage', side.account, held.owner, side.micro, side.tokens, account.period_start, moment
     FROM (VALUES
@@ -401,9 +401,10 @@ BEGIN
     WHERE coalesce(side.micro, side.tokens) <> 0;
     UPDATE accounts
     SET balance_micro = balance_micro + held.settled_micro, allowance_tokens = allowance_tokens + tokens,
-        spent_micro = greatest(0, spent_micro - held.settled_micro * (held.ended_at >= since)::integer)
+        spent_micro = greatest(0, spent_micro - held.settled_micro * (held.ended_at AT TIME ZONE 'UTC' >= since)::integer)
     WHERE owner = held.owner;
-    UPDATE key_spending SET spent_micro = spent_micro - held.settled_micro * (held.ended_at >= since)::integer WHERE key_id = held.key_id;
+    UPDATE key_spending SET spent_micro = greatest(0, spent_micro - held.settled_micro * (held.ended_at AT TIME ZONE 'UTC' >= since)::integer)
+    WHERE key_id = held.key_id;
     RETURN held.owner;
 END
 $$;

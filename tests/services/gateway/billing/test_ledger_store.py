@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import asyncpg
@@ -13,13 +13,20 @@ import pytest
 from services.gateway import store
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
 from services.gateway.billing.prices import Price
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, Spending, WorkerClaim
+from services.gateway.billing.reservations import (
+    NO_PLAN,
+    GrantedReservation,
+    InsufficientCredits,
+    ReservationRequest,
+    Spending,
+    WorkerClaim,
+)
 from services.gateway.facts.request_record import RequestRow, ReservationState
 from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.store import GatewayStore
 from shared.api.gateway import InferenceRequest
-from shared.api.ledger import LedgerReport, ModelPrice
+from shared.api.ledger import Budget, LedgerReport, ModelPrice
 from shared.stores.database_clock import DatabaseClock
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
 from tests.stacks import until
@@ -123,7 +130,7 @@ async def test_exactly_as_many_of_64_concurrent_reservations_as_fit_are_granted(
         ada = new_owner()
         answers = await asyncio.gather(*(books.reserve(ada) for _ in range(64)))
         assert sum(isinstance(answer, GrantedReservation) for answer in answers) == 7
-        assert await books.account(ada) == (3500, 0, 3500)
+        assert await books.account(ada) == (0, 3500)
     report = await books.report()
     assert (report.findings, report.open_reservations, report.sum_micro) == ((), 140, 0)
 
@@ -132,11 +139,11 @@ async def test_a_settled_request_is_charged_once_however_often_it_is_settled(boo
     ada, request = new_owner(), new_request()
     assert await books.reserve(ada, request=request) == GrantedReservation(500)
     await asyncio.gather(*(books.settle(ada, (request, 300)) for _ in range(16)))
-    assert await books.account(ada) == (3200, 0, 0)
+    assert await books.account(ada) == (-300, 0)
     # An ended reservation stays ended, and its request can't be reserved again.
     await books.settle(ada, (request, 500))
     assert await books.reserve(ada, request=request) == GrantedReservation(500, is_repeated=True)
-    assert await books.account(ada) == (3200, 0, 0)
+    assert await books.account(ada) == (-300, 0)
     usage = await books.requests.read_usage(ada)
     assert (usage.request_count, usage.cost_micro) == (1, 300)
     assert (await books.report()).findings == ()
@@ -146,7 +153,7 @@ async def test_duplicate_reservations_reserve_once(books: Books) -> None:
     ada, request = new_owner(), new_request()
     answers = await asyncio.gather(*(books.reserve(ada, request=request) for _ in range(16)))
     assert sorted(answer.is_repeated for answer in answers if isinstance(answer, GrantedReservation)) == [False] + 15 * [True]
-    assert await books.account(ada) == (3500, 0, 500)
+    assert await books.account(ada) == (0, 500)
 
 
 async def test_a_batch_is_answered_in_order_with_one_reservation_each(books: Books) -> None:
@@ -157,7 +164,7 @@ async def test_a_batch_is_answered_in_order_with_one_reservation_each(books: Boo
     for owner in owners:
         mine = [answer for one, answer in zip(wanted, answers, strict=False) if one.owner == owner]
         assert sum(isinstance(answer, GrantedReservation) for answer in mine) == 7
-        assert await books.account(owner) == (3500, 0, 3500)
+        assert await books.account(owner) == (0, 3500)
     assert (await books.report()).findings == ()
 
 
@@ -165,39 +172,41 @@ async def test_a_charge_never_exceeds_its_reservation(books: Books) -> None:
     ada, request = new_owner(), new_request()
     await books.reserve(ada, request=request)
     await books.settle(ada, (request, 10_000), (new_request(), 10_000))
-    assert await books.account(ada) == (3000, 0, 0)
+    assert await books.account(ada) == (-500, 0)
     await books.reserve(ada, request=(alone := new_request()))
     await books.settle(ada, (alone, 10_000))
-    assert await books.account(ada) == (2500, 0, 0)
+    assert await books.account(ada) == (-1000, 0)
     assert (await books.report()).findings == ()
 
 
 async def test_a_reservation_is_reduced_to_the_balance_but_not_below_the_minimum(books: Books) -> None:
     ada = new_owner()
-    assert await books.reserve(ada, tokens=5000, least_tokens=16, fixed_micro=500) == GrantedReservation(3000)
-    assert await books.account(ada) == (3500, 0, 3500)
-    assert await books.reserve(ada, tokens=16) == InsufficientCredits(0, of_key=False)
+    assert await books.reserve(ada, tokens=5000, least_tokens=16, price=priced(fixed=500)) == GrantedReservation(3000)
+    assert await books.account(ada) == (0, 3500)
+    assert await books.reserve(ada, tokens=16) == InsufficientCredits(0)
     bob = new_owner()
-    # 4 answers of 875 tokens.
-    assert await books.reserve(bob, tokens=1000, least_tokens=1, answers=4) == GrantedReservation(875)
+    # 4 answers of 875 tokens, and 3 credits that are too few for a token of each.
+    more = msgspec.structs.replace(CREDIT, overage_micro=MicroCredits(3503))
+    assert await books.reserve(bob, tokens=1000, least_tokens=1, answers=4, spending=more) == GrantedReservation(875)
+    assert await books.account(bob) == (0, 3500)
     assert await books.reserve(new_owner(), tokens=5000, least_tokens=3500) == GrantedReservation(3500)
     eve = new_owner()
-    assert await books.reserve(eve, tokens=5000, least_tokens=3001, fixed_micro=500) == InsufficientCredits(3500, of_key=False)
-    assert await books.reserve(eve, fixed_micro=3501, micro_per_million=0) == InsufficientCredits(3500, of_key=False)
-    assert await books.account(eve) == (3500, 0, 0)
+    assert await books.reserve(eve, tokens=5000, least_tokens=3001, price=priced(fixed=500)) == InsufficientCredits(3500)
+    assert await books.reserve(eve, price=priced(fixed=3501, output=0)) == InsufficientCredits(3500)
+    assert await books.account(eve) == (0, 0)
     assert (await books.report()).findings == ()
 
 
 async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
     ada, key = new_owner(), KeyId(uuid4())
-    budget = {"key_id": key, "key_budget_micro": MicroCredits(1000)}
+    budget = {"key_id": key, "spending": msgspec.structs.replace(CREDIT, key_budget=Budget(MicroCredits(1000)))}
     requests = [new_request() for _ in range(30)]
     answers = await asyncio.gather(*(books.reserve(ada, request=one, tokens=100, **budget) for one in requests))
     granted = [request for request, answer in zip(requests, answers, strict=True) if isinstance(answer, GrantedReservation)]
     assert len(granted) == 10
-    assert answers[-1] == InsufficientCredits(0, of_key=True)
+    assert answers[-1] == InsufficientCredits(0, "key")
     await books.settle(ada, *((request, 50) for request in granted), key=key)
-    assert await books.account(ada) == (3000, 0, 0)
+    assert await books.account(ada) == (-500, 0)
     assert sum([isinstance(await books.reserve(ada, tokens=100, **budget), GrantedReservation) for _ in range(10)]) == 5
     # The key's budget doesn't limit the user's other requests.
     assert await books.reserve(ada, tokens=2500) == GrantedReservation(2500)
@@ -208,50 +217,35 @@ async def test_a_key_spends_no_more_than_its_budget(books: Books) -> None:
     assert (await books.report()).findings == ()
 
 
-async def test_included_credits_renew_monthly_and_are_spent_first(books: Books) -> None:
-    ada, first, second = new_owner(), new_request(), new_request()
-    await books.ledger.top_up(new_request(), ada, MicroCredits(2000), "welcome", MicroCredits(1000))
-    await books.reserve(ada, request=first, tokens=1500, monthly_micro=MicroCredits(1000))
-    await books.settle(ada, (first, 1400))
-    assert await books.account(ada, 1000) == (0, 1600, 0)
-    await books.execute("UPDATE accounts SET month = month - interval '1 month'")
-    assert await books.account(ada, 1000) == (1000, 1600, 0)
-    await books.reserve(ada, request=second, tokens=100, monthly_micro=MicroCredits(1000))
-    await books.settle(ada, (second, 100))
-    # A month's unused credits expire with it, and a higher tier grants the difference immediately.
-    await books.execute("UPDATE accounts SET month = month - interval '1 month'")
-    assert await books.account(ada, 1000) == (1000, 1600, 0)
-    assert await books.account(ada, 5000) == (5000, 1600, 0)
-    assert await books.account(ada, 1000) == (5000, 1600, 0)
-    assert (await books.report()).findings == ()
-
-
-async def test_an_unlimited_account_is_never_refused_and_goes_negative(books: Books) -> None:
+async def test_without_money_no_account_is_refused(books: Books) -> None:
     ada, request = new_owner(), new_request()
-    assert await books.reserve(ada, request=request, tokens=1_000_000, monthly_micro=None) == GrantedReservation(1_000_000)
+    assert await books.reserve(ada, request=request, tokens=1_000_000, spending=NO_PLAN) == GrantedReservation(1_000_000)
     await books.settle(ada, (request, 999_999))
-    assert await books.account(ada, None) == (0, -999_999, 0)
+    assert await books.account(ada) == (-999_999, 0)
+    assert await books.reserve(ada, tokens=1_000_000, spending=NO_PLAN) == GrantedReservation(1_000_000)
     assert (await books.report()).findings == ()
 
 
 async def test_top_ups_and_refunds_happen_once(books: Books) -> None:
     ada, request, transfer = new_owner(), new_request(), new_request()
-    assert await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
-    assert not await books.ledger.top_up(transfer, ada, MicroCredits(100), "", MicroCredits(0))
-    await books.reserve(ada, request=request, tokens=80, monthly_micro=MicroCredits(0))
+    prepaid = Spending(overage_micro=MicroCredits(0))
+    assert await books.ledger.top_up(transfer, ada, MicroCredits(100), "", prepaid)
+    assert not await books.ledger.top_up(transfer, ada, MicroCredits(100), "", prepaid)
+    assert await books.reserve(ada, tokens=101, spending=prepaid) == InsufficientCredits(100)
+    assert await books.reserve(ada, request=request, tokens=80, spending=prepaid) == GrantedReservation(80)
     assert await books.ledger.revert(request, "still open") is None
     await books.settle(ada, (request, 80))
-    assert await books.account(ada, 0) == (0, 20, 0)
+    assert await books.account(ada) == (20, 0)
     assert await books.ledger.revert(request, "the answer was nonsense") == ada
     with pytest.raises(AlreadyReverted):
         await books.ledger.revert(request, "again")
     assert await books.ledger.revert(new_request(), "never was") is None
-    assert await books.account(ada, 0) == (0, 100, 0)
+    assert await books.account(ada) == (100, 0)
     assert (await books.report()).findings == ()
 
 
 async def test_entries_cannot_be_changed(books: Books) -> None:
-    await books.account(new_owner())
+    await books.ledger.top_up(new_request(), new_owner(), MicroCredits(100), "", CREDIT)
     for statement in ("UPDATE entries SET amount_micro = 1", "DELETE FROM entries", "TRUNCATE entries"):
         with pytest.raises(asyncpg.RaiseError, match="never changed"):
             await books.execute(statement)
@@ -263,7 +257,7 @@ async def test_verify_finds_errors(books: Books) -> None:
     await books.settle(ada, (request, 10))
     await books.reserve(ada, lease=-100)
     assert (await books.report()).findings == ("1 open reservations belong to lost gateways",)
-    await books.execute("UPDATE accounts SET included_micro = included_micro - 3, reserved_micro = reserved_micro + 2")
+    await books.execute("UPDATE accounts SET balance_micro = balance_micro - 3, reserved_micro = reserved_micro + 2")
     await books.execute("UPDATE reservations SET settled_micro = 9 WHERE state = 'settled'")
     report = await books.report()
     assert (report.drift_micro, report.reserved_drift_micro, report.sum_micro, len(report.findings)) == (3, 2, 0, 4)
@@ -305,7 +299,7 @@ async def test_a_takeover_committed_while_the_row_is_written_is_seen(books: Book
         return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
 
     async with asyncio.TaskGroup() as tasks, connection.transaction():
-        await connection.fetchval("SELECT settle($1, 0, 'expired')", request)
+        await connection.fetchval("SELECT settle($1, 0, 0, 'expired')", request)
         tasks.create_task(books.settle(owner, (request, 400)))
         await until(it_waits, seconds=10, what="the row waits for the account")
     await connection.close()
@@ -314,23 +308,27 @@ async def test_a_takeover_committed_while_the_row_is_written_is_seen(books: Book
 
 
 async def test_concurrent_settlements_are_charged_one_after_the_other(books: Books) -> None:
-    """Both charge one account: the second request must see what the first left of the included credits."""
+    """Both charge one account whose period is over: the second request must see that the first has ended it."""
     ada, first, second = new_owner(), new_request(), new_request()
-    await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
+    plan = Spending(1000, MicroCredits(3500), has_plan=True)
     for request in (first, second):
-        await books.reserve(ada, request=request, tokens=400, monthly_micro=MicroCredits(500))
+        await books.reserve(ada, request=request, tokens=990, spending=plan)
+    await books.execute("UPDATE accounts SET anchor = anchor - interval '40 d', period_end = now()")
     connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
 
     async def it_waits() -> bool:
         return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
 
     async with asyncio.TaskGroup() as tasks, connection.transaction():
-        assert await connection.fetchval("SELECT settle($1, 400, 'settled')", first) == 400
+        assert await connection.fetchval("SELECT settle($1, 0, 1000, 'settled')", first) == 0
         tasks.create_task(books.settle(ada, (second, 400)))
         await until(it_waits, seconds=10, what="the second waits for the account")
     await connection.close()
-    # 500 included and 1000 paid credits, less twice 400.
-    assert await books.account(ada, 500) == (0, 700, 0)
+    assert await books.account(ada) == (-400, 0)
+    # Both count in the new period; the tokens of the old one expired once.
+    allowance = (await books.ledger.read_account(ada, plan)).allowance
+    assert allowance is not None
+    assert (allowance.used, allowance.held) == (1000, 0)
     assert (await books.report()).findings == ()
 
 
@@ -343,33 +341,12 @@ async def test_a_concurrent_second_settlement_charges_nothing(books: Books) -> N
         return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
 
     async with asyncio.TaskGroup() as tasks, connection.transaction():
-        assert await connection.fetchval("SELECT settle($1, 300, 'settled')", request) == 300
+        assert await connection.fetchval("SELECT settle($1, 300, 0, 'settled')", request) == 300
         tasks.create_task(books.settle(ada, (request, 400)))
         await until(it_waits, seconds=10, what="the second waits for the account")
     await connection.close()
-    assert await books.account(ada) == (3200, 0, 0)
+    assert await books.account(ada) == (-300, 0)
     assert (await books.report()).findings == ()
-
-
-@pytest.mark.parametrize(
-    ("now", "zone", "month"),
-    [
-        pytest.param("2026-02-28 23:00+00", "Asia/Tokyo", date(2026, 2, 1), id="east of a month's last hour"),
-        pytest.param("2026-03-01 01:00+00", "America/Los_Angeles", date(2026, 3, 1), id="west of a month's first hour"),
-    ],
-)
-async def test_a_month_of_credits_starts_at_midnight_utc_in_any_session_time_zone(books: Books, now: str, zone: str, month: date) -> None:
-    # Stop the function's clock in this database.
-    await books.execute(
-        f"CREATE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT '{now}'::timestamptz $$;"
-        "ALTER FUNCTION open_account(uuid, bigint) SET search_path = gateway, pg_catalog"
-    )
-    settings = {"search_path": "gateway", "aimesh.tenant": "*", "TimeZone": zone}
-    connection = await asyncpg.connect(books.url, server_settings=settings)
-    try:
-        assert await connection.fetchval("SELECT month FROM open_account($1, 100)", new_owner()) == month
-    finally:
-        await connection.close()
 
 
 async def test_a_day_of_usage_is_a_utc_day_in_any_session_time_zone(plain_url: str) -> None:
@@ -410,17 +387,17 @@ async def test_the_gateway_that_takes_over_a_request_charges_for_it(plain_url: s
         await books.reserve(ada, request=first)
         again = replace(keyed_request, request_id=second)
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90) is None
-        assert await books.account(ada) == (3500, 0, 500)
+        assert await books.account(ada) == (0, 500)
         await books.ledger.record_claims([WorkerClaim(first, NodeId("worker"), 0, ModelName("next"), 1, None)])
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=first) == OrphanedKeyUse(7, ModelName("next"))
-        assert await books.account(ada) == (3500, 0, 0)
+        assert await books.account(ada) == (0, 0)
         third = replace(keyed_request, request_id=new_request())
         assert await keys.claim(third, b"f" * 32, GATEWAY, lease_seconds=90, dead=second) == OrphanedKeyUse(7), "no worker had begun it"
         assert await keys.claim(again, b"f" * 32, GATEWAY, lease_seconds=90, dead=third.request_id) == OrphanedKeyUse(7)
         await books.reserve(ada, request=second)
         # The first gateway is still alive, and reports what it delivered.
         await books.settle(ada, (first, 400), (second, 300))
-        assert await books.account(ada) == (3200, 0, 0)
+        assert await books.account(ada) == (-300, 0)
         assert await books.log(ada) == [(second, "success", None, 300)]
         assert (await books.report()).findings == ()
 
@@ -431,7 +408,8 @@ async def test_a_bound_tenant_cannot_read_other_tenants_rows(plain_url: str) -> 
     async with store.opened(plain_url) as opened:
         books, keys = Books(GatewayStore(opened), LedgerStore(opened), plain_url), IdempotencyStore(opened)
         await books.ledger.ensure_default_price(100_000_000, 200_000_000)
-        assert await books.reserve(bob, request=request, key_id=key, key_budget_micro=MicroCredits(5000)) == GrantedReservation(500)
+        budget = msgspec.structs.replace(CREDIT, key_budget=Budget(MicroCredits(5000)))
+        assert await books.reserve(bob, request=request, key_id=key, spending=budget) == GrantedReservation(500)
         keyed_request = IdempotentRequest(owner=bob, key="once", request=InferenceRequest(prompt="hi"), request_id=request, seed=7)
         assert await keys.claim(keyed_request, b"f" * 32, GATEWAY, lease_seconds=60) == NewKeyUse(7)
         async with opened.bound(ada) as transaction:
@@ -445,10 +423,10 @@ async def test_a_bound_tenant_cannot_read_other_tenants_rows(plain_url: str) -> 
                 assert await books.count(table, tenant) == rows, (tenant, table)
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             async with opened.bound(ada) as transaction:
-                await transaction.row("read_account", bob, 3500)
+                await transaction.row("read_account", bob, 0, False)
         assert await books.ledger.read_key_spending(bob, key) == (0, 500)
         await books.settle(bob, (request, 300), key=key)
-        assert [await books.count("entries", tenant) for tenant in (str(bob), str(ada), "")] == [4, 0, 0]
+        assert [await books.count("entries", tenant) for tenant in (str(bob), str(ada), "")] == [2, 0, 0]
         assert (await books.report()).findings == ()
 
 
