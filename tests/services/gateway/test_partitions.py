@@ -17,6 +17,7 @@ from services import gateway
 from services.gateway import store as stores
 from services.gateway.background_jobs import AHEAD_DAYS, Partitions
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import NO_PLAN
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.store import GatewayStore
 from services.gateway.usage_store import DaysStore, UsageStore
@@ -137,8 +138,8 @@ async def test_old_tables_become_the_first_partitions_without_copying(connection
         assert await connection.fetchval("SELECT count(*) FROM request_logs") == ROWS + 1, "one of the two existed already"
         ledger = LedgerStore(opened)
         transfer = await connection.fetchval("SELECT transfer FROM entries LIMIT 1")
-        assert await ledger.top_up(transfer, TenantId(ADA), MicroCredits(5), "", None), "the same id in another kind is another transfer"
-        assert not await ledger.top_up(transfer, TenantId(ADA), MicroCredits(5), "", None)
+        assert await ledger.top_up(transfer, TenantId(ADA), MicroCredits(5), "", NO_PLAN), "the same id in another kind is another transfer"
+        assert not await ledger.top_up(transfer, TenantId(ADA), MicroCredits(5), "", NO_PLAN)
     assert await connection.fetchval("SELECT max(id) FROM entries") > last_id
     with pytest.raises(asyncpg.UniqueViolationError):
         await connection.execute(
@@ -225,14 +226,14 @@ async def test_entries_that_arrive_before_their_partition_are_kept_and_moved(
         pass
     assert [(await connection.fetchval(where.format(table)))[-8:].isdigit() for table in ("entries", "request_logs")] == [True, True]
     assert (await LedgerStore(opened).verify(grace_seconds=60)).findings == ()
-    assert not await LedgerStore(opened).top_up(RequestId(transfer), TenantId(ADA), MicroCredits(5), "", None)
+    assert not await LedgerStore(opened).top_up(RequestId(transfer), TenantId(ADA), MicroCredits(5), "", NO_PLAN)
 
 
 async def test_entries_of_every_partition_are_immutable(
     opened: database.Database, connection: asyncpg.Connection, metrics: Metrics
 ) -> None:
     await Partitions(opened, metrics).extend()
-    await LedgerStore(opened).top_up(RequestId(uuid4()), TenantId(ADA), MicroCredits(5), "", None)
+    await LedgerStore(opened).top_up(RequestId(uuid4()), TenantId(ADA), MicroCredits(5), "", NO_PLAN)
     names = [name for (name,) in await connection.fetch("SELECT name FROM partitions WHERE parent = 'entries'")]
     for name in ("entries", "entries_default", "entry_keys", *names):
         with pytest.raises(asyncpg.RaiseError, match="never changed"):

@@ -11,6 +11,7 @@ import pytest
 
 from services.gateway import recovery_check, store
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import NO_PLAN
 from shared.stores.recovery_check import RecoveryCheck, RecoveryCheckFailed
 from shared.types import MicroCredits, RequestId, TenantId
 
@@ -23,7 +24,7 @@ async def tables(plain_url: str) -> AsyncIterator[asyncpg.Connection]:
         ledger = LedgerStore(opened)
         await ledger.ensure_default_price(1, 1)
         for amount in (5, 7):
-            await ledger.top_up(RequestId(uuid4()), OWNER, MicroCredits(amount), "", None)
+            await ledger.top_up(RequestId(uuid4()), OWNER, MicroCredits(amount), "", NO_PLAN)
     connection = await asyncpg.connect(plain_url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
     yield connection
     await connection.close()

@@ -117,7 +117,7 @@ async def test_a_target_that_fails_before_its_first_token_is_replaced_and_billed
     assert row(routed) == (API, RouteUse("assistant", 4, "own", "paid"), 10 * 7 + 20 * 2)
     assert result.cost_micro == 110
     (held,) = routed.service.books.reserved
-    assert (held.price_id, held.model) == (2, API), "the dearest is reserved"
+    assert (held.price.id, held.model) == (2, API), "the dearest is reserved"
 
 
 # --- rollouts -------------------------------------------------------------------------------------------------------------
@@ -547,10 +547,10 @@ async def test_what_the_credits_do_not_cover_is_left_out_from_the_dearest_down(r
     async def reserve(wanted: list[ReservationRequest], **_: Any) -> list[Any]:
         store.reserved += wanted
         (one,) = wanted
-        cost = one.fixed_micro + one.max_tokens * one.micro_per_million // MICRO
+        cost = one.price.cost(one.prompt_tokens, one.max_tokens, one.seconds)
         if cost <= 3_000:
             return [GrantedReservation(one.max_tokens)]
-        return [GrantedReservation(40) if one.least_tokens <= 40 else InsufficientCredits(3_000, of_key=False)]
+        return [GrantedReservation(40) if one.least_tokens <= 40 else InsufficientCredits(3_000)]
 
     store.reserve = reserve  # type: ignore[method-assign, assignment]
     text, result = await routed.ask(max_tokens=1000)

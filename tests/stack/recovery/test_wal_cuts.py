@@ -14,6 +14,7 @@ import pytest
 from services.gateway import recovery_check
 from services.gateway import store as gateway_store
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import NO_PLAN
 from shared.stores import objects
 from shared.types import MicroCredits, RequestId, TenantId
 from stack.recovery import catalog, sealing
@@ -48,7 +49,7 @@ class History:
             backup = await self.maker.base()
             for number in range(1, COMMITS + 1):
                 transfer = RequestId(uuid4())
-                await ledger.top_up(transfer, TenantId(UUID(int=number % 3)), MicroCredits(number), "", None)
+                await ledger.top_up(transfer, TenantId(UUID(int=number % 3)), MicroCredits(number), "", NO_PLAN)
                 self.commits.append((transfer, int(str(await self.maker.run("SELECT pg_current_wal_flush_lsn()")))))
                 if number % PER_SEGMENT == 0:
                     await self.maker.run("SELECT pg_switch_wal()")

@@ -14,7 +14,7 @@ from services.gateway import store
 from services.gateway.billing import ledger, orphan_settlement
 from services.gateway.billing.ledger import WorkerClaims
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.reservations import OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.billing.reservations import NO_PLAN, OpenReservation, ReservationRequest, WorkerClaim
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrice, UpstreamPrices
 from services.gateway.store import GatewayStore
@@ -22,13 +22,14 @@ from shared import errors
 from shared.api.ledger import ModelPrice
 from shared.node import lifecycle
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, UserId
+from tests.services.gateway.billing.test_ledger_store import priced
 from tests.services.gateway.billing.test_worker_receipts import Mesh, Worker, make_receipt
 from tests.services.gateway.fakes import USER, node_id
 from tests.testnet import until
 
 WANTED = ReservationRequest(
-    request_id=RequestId(uuid4()), owner=USER, key_id=None, model=ModelName("m"), price_id=1, prompt_tokens=10, max_tokens=4096,
-    least_tokens=16, answers=1, fixed_micro=MicroCredits(0), micro_per_million=1_000_000, monthly_micro=None, key_budget_micro=None,
+    request_id=RequestId(uuid4()), owner=USER, key_id=None, model=ModelName("m"), price=priced(), allowance_weight=1, prompt_tokens=10,
+    max_tokens=4096, least_tokens=16, answers=1, seconds=0, spending=NO_PLAN,
 )  # fmt: skip
 
 
@@ -90,7 +91,7 @@ async def test_a_lost_gateways_request_costs_the_price_of_the_target_that_served
     await connection.close()
     assert logged is not None
     assert tuple(logged) == ("assistant", 3, "local", "next", 4, 85)
-    assert (await stores.ledger.read_account(USER, None)).balance_micro == -4
+    assert (await stores.ledger.read_account(USER, NO_PLAN)).balance_micro == -4
 
 
 async def test_a_claim_skips_a_request_that_is_being_settled(stores: BillingStores) -> None:
@@ -119,7 +120,7 @@ async def test_another_workers_receipt_bills_nobody(stores: BillingStores) -> No
         for one in overdue.values()
     ]
     await stores.requests.write_requests([row for row in rows if row is not None])
-    account = await stores.ledger.read_account(USER, None)
+    account = await stores.ledger.read_account(USER, NO_PLAN)
     assert (account.balance_micro, account.reserved_micro) == (-5, 0)
     assert mesh.struck == [liar.key.id]
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 from uuid import UUID, uuid4
 
 import msgspec
@@ -11,15 +12,26 @@ import pytest
 from services.gateway.billing import ledger as ledgers
 from services.gateway.billing.ledger import Ledger, LedgerUnavailable
 from services.gateway.billing.prices import Price
-from services.gateway.billing.reservations import CostBounds, GrantedReservation, InsufficientCredits, OpenReservation, ReservationRequest
+from services.gateway.billing.reservations import (
+    NO_PLAN,
+    CostBounds,
+    GrantedReservation,
+    InsufficientCredits,
+    OpenReservation,
+    ReservationRequest,
+    Spending,
+)
 from services.gateway.facts import tiers
 from services.gateway.facts.request_record import RequestRow, ReservationState
 from shared import errors
+from shared.api.auth import ApiKeyLimits
 from shared.api.inference import RUNNING, Receipt
-from shared.api.ledger import LedgerReport
+from shared.api.ledger import Account, Allowance, Budget, LedgerReport, ModelPrice
 from shared.telemetry import Metrics
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, FixedConfig, node_id
+
+LimitedBy = Literal["account", "owner", "key"]
 
 BOUNDS = CostBounds(prompt_tokens={ModelName("m"): 100}, max_tokens=1000, answers=1, seconds=60.0)
 
@@ -35,6 +47,8 @@ class LedgerHarness(FakeLedgerStore):
         self.failures = 0
         #: How many seconds this process is suspended during a call to PostgreSQL.
         self.stops_for = 0.0
+        #: What an account has left of its plan.
+        self.allowance: Allowance | None = None
         self.happened_anyway = False
         self.extended: list[RequestId] = []
         self.overdue: tuple[OpenReservation, ...] = ()
@@ -57,6 +71,9 @@ class LedgerHarness(FakeLedgerStore):
         if self.happened_anyway:
             return [GrantedReservation(one.max_tokens, is_repeated=True) for one in wanted]
         return await super().reserve(wanted, gateway=gateway, lease_seconds=lease_seconds)
+
+    async def read_account(self, owner: TenantId, spending: Spending) -> Account:
+        return msgspec.structs.replace(await super().read_account(owner, spending), allowance=self.allowance)
 
     async def extend_leases(self, requests: Sequence[RequestId], seconds: float) -> None:
         if self.away:
@@ -100,8 +117,8 @@ def new_request() -> RequestId:
 async def test_the_maximum_cost_of_a_request_is_reserved(harness: LedgerHarness) -> None:
     held = await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     (wanted,) = harness.reserved
-    assert (wanted.fixed_micro, wanted.micro_per_million, wanted.max_tokens) == (100, 2_000_000, 1000)
-    assert (wanted.owner, wanted.monthly_micro, wanted.key_budget_micro) == (USER, 100_000_000_000, None)
+    assert (wanted.price, wanted.allowance_weight, wanted.prompt_tokens, wanted.max_tokens) == (harness.prices[0], 1, 100, 1000)
+    assert (wanted.owner, wanted.spending) == (USER, NO_PLAN)
     assert (held.max_tokens, held.clamped) == (1000, False)
     harness.most_tokens = 20
     held = await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
@@ -109,27 +126,49 @@ async def test_the_maximum_cost_of_a_request_is_reserved(harness: LedgerHarness)
 
 
 @pytest.mark.parametrize(
-    ("of_key", "message"),
+    ("limited_by", "message"),
     [
-        (False, "your credits are too low: 0.00005 credits left, this request needs at least 0.000132 credits"),
-        (True, "this key's budget is too low: 0.00005 credits left"),
+        ("account", "your credits are too low: 0.00005 credits left, this request needs at least 0.000132 credits"),
+        ("key", "this key's budget is too low: 0.00005 credits left"),
+        ("owner", "the budget of your account is too low: 0.00005 credits left"),
     ],
 )
-async def test_an_insufficient_balance_error_says_how_much_is_missing(harness: LedgerHarness, of_key: bool, message: str) -> None:
-    harness.refuses = InsufficientCredits(50, of_key=of_key)
+async def test_an_insufficient_balance_error_says_how_much_is_missing(harness: LedgerHarness, limited_by: LimitedBy, message: str) -> None:
+    harness.refuses = InsufficientCredits(50, limited_by)
     with pytest.raises(errors.BudgetExhausted, match=message) as caught:
         await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (errors.code_of(caught.value), caught.value.status) == ("budget_exhausted", 402)
 
 
-@pytest.mark.parametrize("of_key", [False, True])
-async def test_credits_that_running_requests_hold_are_free_when_these_end(harness: LedgerHarness, of_key: bool) -> None:
-    harness.refuses = InsufficientCredits(50, of_key=of_key)
-    for held, hint in ((10, "a larger budget" if of_key else "wait until next month"), (100, "your running requests hold 0.0001 credits")):
+@pytest.mark.parametrize(
+    ("limited_by", "else_hint"), [("account", "add credits"), ("key", "a larger budget"), ("owner", "a larger budget")]
+)
+async def test_credits_that_running_requests_hold_are_free_when_these_end(
+    harness: LedgerHarness, limited_by: LimitedBy, else_hint: str
+) -> None:
+    harness.refuses = InsufficientCredits(50, limited_by)
+    for held, hint in ((10, else_hint), (100, "your running requests hold 0.0001 credits")):
         harness.held_micro = MicroCredits(held)
         with pytest.raises(errors.BudgetExhausted) as caught:
             await harness.ledger.reserve(msgspec.structs.replace(OWNER, key_id=KeyId(UUID(int=5))), new_request(), BOUNDS)
         assert hint in caught.value.hint
+
+
+async def test_a_refusal_says_when_the_plan_renews(harness: LedgerHarness) -> None:
+    harness.ledger.has_plans = True
+    harness.allowance = Allowance(100_000, 100_000, 0, datetime(2026, 3, 31, 9, tzinfo=UTC))
+    harness.refuses = InsufficientCredits(50)
+    with pytest.raises(errors.BudgetExhausted) as caught:
+        await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
+    assert caught.value.message == (
+        "your plan's tokens are used up (100,000 of 100,000, renewed on 2026-03-31), and your credits are too low: 0.00005 credits left, "
+        "this request needs at least 0.000132 credits"
+    )
+    assert "wait until 2026-03-31, add credits, or choose a larger plan" in caught.value.hint
+    # A budget bounds money alone, whatever the plan has left.
+    harness.refuses = InsufficientCredits(50, "key")
+    with pytest.raises(errors.BudgetExhausted, match="this key's budget is too low"):
+        await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
 
 
 async def test_reserved_credits_are_shown_until_the_request_ends(harness: LedgerHarness) -> None:
@@ -163,11 +202,42 @@ async def test_a_short_outage_of_postgresql_is_waited_out(harness: LedgerHarness
     assert harness.now < 1 + 3
 
 
-async def test_an_organisation_that_shares_its_founders_limits_gets_no_included_credits(harness: LedgerHarness) -> None:
+async def test_an_organisation_that_shares_its_founders_limits_gets_no_included_tokens(harness: LedgerHarness) -> None:
+    harness.ledger.has_plans = True
     team = msgspec.structs.replace(OWNER, team_id=TenantId(uuid4()), founder_id=USER)
     await harness.ledger.reserve(team, RequestId(uuid4()), BOUNDS)
     await harness.ledger.reserve(OWNER, RequestId(uuid4()), BOUNDS)
-    assert [one.monthly_micro for one in harness.reserved] == [0, tiers.DEFAULTS[OWNER.tier].monthly_micro]
+    assert [one.spending.included_tokens for one in harness.reserved] == [0, tiers.DEFAULTS[OWNER.tier].included_tokens]
+    assert all(one.spending.has_plan for one in harness.reserved)
+
+
+async def test_budgets_hold_with_and_without_plans(harness: LedgerHarness) -> None:
+    of_key, of_owner = Budget(MicroCredits(7), "day"), Budget(MicroCredits(9), "month")
+    limits = ApiKeyLimits(budget_micro=of_key.micro, budget_every=of_key.every)
+    caller = msgspec.structs.replace(OWNER, key_limits=limits, budget=of_owner)
+    for has_plans in (False, True):
+        harness.ledger.has_plans = has_plans
+        await harness.ledger.reserve(caller, new_request(), BOUNDS)
+    assert [(one.spending.key_budget, one.spending.owner_budget) for one in harness.reserved] == [(of_key, of_owner)] * 2
+    assert [one.spending.has_plan for one in harness.reserved] == [False, True]
+
+
+async def test_a_plan_helps_only_if_it_covers_every_model_that_may_serve(harness: LedgerHarness) -> None:
+    """The heaviest weight counts; and of models that a plan doesn't cover, the request pays as if it covered none."""
+    models = {ModelName("light"): 1, ModelName("heavy"): 3, ModelName("paid"): 0}
+    harness.prices = (
+        tuple(
+            Price(number, ModelPrice(model, MicroCredits(1_000_000), MicroCredits(2_000_000), allowance_weight=weight))
+            for number, (model, weight) in enumerate(models.items(), start=2)
+        )
+        + harness.prices
+    )
+    await harness.ledger.refresh_prices()
+    for names in (("light", "heavy"), ("light", "paid"), ("light",)):
+        bounds = msgspec.structs.replace(BOUNDS, prompt_tokens={ModelName(name): 100 for name in names})
+        await harness.ledger.reserve(OWNER, new_request(), bounds)
+    assert [one.allowance_weight for one in harness.reserved] == [3, 0, 1]
+    assert harness.reserved[1].model == "paid"
 
 
 async def test_a_retry_finds_a_reservation_whose_response_was_lost(harness: LedgerHarness) -> None:

@@ -1,5 +1,5 @@
-"""Random answer lengths without max_tokens, small balances, callers who leave, and gateways that die: no hold remains, and no answer
-exceeds its hold."""
+"""Random answer lengths without max_tokens, small balances and plans, callers who leave, and gateways that die: no hold remains, and no
+answer exceeds its hold."""
 
 import asyncio
 import random
@@ -11,6 +11,7 @@ from uuid import uuid4
 import msgspec
 
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import NO_PLAN
 from services.gateway.facts import tiers as limit_tiers
 from services.gateway.facts.tiers import LimitRules
 from services.gateway.requests.hold import STEP_TOKENS
@@ -60,9 +61,11 @@ async def walk(gateway: Gateway, stub: LongStub, rng: random.Random) -> None:
     # An output token costs 2 micro-credits; the bound on the prompt is reserved, too.
     balance = rng.choice([None, rng.randint(300, 8000), rng.randint(8500, 26_000)])
     if balance is not None:
-        await LedgerStore(gateway.database).top_up(RequestId(uuid4()), owner.tenant_id, MicroCredits(balance), "", MicroCredits(0))
+        await LedgerStore(gateway.database).top_up(RequestId(uuid4()), owner.tenant_id, MicroCredits(balance), "", NO_PLAN)
+    included = 0 if balance is None else rng.choice([0, 0, rng.randint(100, 9000)])
+    overage = None if balance is None else MicroCredits(0)
     per_minute = rng.choice([None, PER_MINUTE, rng.randint(300, 9000)])
-    plan = replace(limit_tiers.NO_LIMITS, tokens_per_minute=per_minute, credits=None if balance is None else 0)
+    plan = replace(limit_tiers.NO_LIMITS, tokens_per_minute=per_minute, included_tokens=included, overage_micro=overage)
     gateway.service.config = replace(gateway.service.config, limits=LimitRules({owner.tier: plan}))
     leaves_after, dies = rng.choice([None, None, rng.randint(1, 9000)]), rng.random() < 0.4
     context.start()
@@ -97,13 +100,15 @@ async def test_after_a_long_walk_nothing_is_held_and_the_books_balance(plain_url
     async with running_gateway(plain_url) as gateway:
         stub = LongStub(rng)
         gateway.stubs["long"] = stub
+        gateway.service.admission.search.ledger.has_plans = True
         gateway.service.add_worker(40, stub, "long", context_tokens=131_072)
         for _ in range(rounds):
             await walk(gateway, stub, rng)
         await gateway.settle_dead_requests()
         shares = [await gateway.number(f"SELECT 100 * count(*) / {rounds} FROM reservations WHERE {which}") for which in HAPPENED]
         assert min(shares) >= 3, shares
-        sums = "SELECT sum(abs(reserved_micro)) FROM accounts"
+        assert await gateway.number("SELECT count(*) FROM reservations WHERE covered_tokens > 0 AND settled_micro > 0") > 0
+        sums = "SELECT sum(abs(reserved_micro) + abs(held_tokens)) FROM accounts"
         assert (await gateway.number(sums), await gateway.number("SELECT count(*) FROM reservations WHERE state = 'reserved'")) == (0, 0)
         report = await gateway.service.admission.search.ledger.verify(full=True)
         assert report.findings == ()

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,7 +12,8 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.billing.reservations import GrantedReservation, ReservationRequest
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, Spending
+from shared.api.ledger import Budget
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests import tiers
 from tests.servers import PostgresServer
@@ -21,43 +23,68 @@ from tests.stacks import until
 
 __all__ = ["books"]
 
-_RESERVE = "SELECT * FROM reserve_batch($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, 90)"
-_SETTLE = "SELECT settle_batch($1, $2, $3)"
-#: One call per request, as gateways did before migration 0029.
+_RESERVE = f"SELECT * FROM reserve_batch({', '.join(f'${number}' for number in range(1, 22))}, 90)"
+_SETTLE = "SELECT settle_batch($1, $2, $3, $4)"
 _RESERVE_EACH = """
     SELECT request, held.* FROM (
         SELECT * FROM unnest(
             $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::integer[], $7::integer[], $8::integer[], $9::integer[],
-            $10::bigint[], $11::bigint[], $12::bigint[], $13::boolean[], $14::bigint[]
+            $10::bigint[], $11::bigint[], $12::bigint[], $13::integer[], $14::bigint[], $15::bigint[], $16::boolean[],
+            $17::bigint[], $18::text[], $19::bigint[], $20::text[]
         ) WITH ORDINALITY AS given (
-            request, owner, key, model, price, prompt, tokens, least, answers, fixed, rate, monthly, bounded, budget, number
+            request, owner, key, model, price, prompt, tokens, least, answers, fixed, input, output, weight,
+            included, overage, has_plan, key_budget, key_every, owner_budget, owner_every, number
         )
         ORDER BY owner, request, number
     ) AS given, LATERAL reserve(
-        request, owner, key, model, price, $15, 90, prompt, tokens, least, answers, fixed, rate, monthly, bounded, budget
+        request, owner, key, model, price, $21, 90, prompt, tokens, least, answers, fixed, input, output, weight,
+        included, overage, has_plan, key_budget, key_every, owner_budget, owner_every
     ) AS held"""
 _SETTLE_EACH = """
     WITH settled AS MATERIALIZED (
-        SELECT number, settle(request, micro, state) AS cost FROM (
-            SELECT given.* FROM unnest($1::uuid[], $2::bigint[], $3::text[]) WITH ORDINALITY AS given (request, micro, state, number)
+        SELECT number, settle(request, micro, tokens, state) AS cost FROM (
+            SELECT given.* FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[]) WITH ORDINALITY
+                AS given (request, micro, tokens, state, number)
             LEFT JOIN reservations ON request_id = request
             ORDER BY owner, request, number
         ) AS given
     )
     SELECT array_agg(cost ORDER BY number) FROM settled"""
+#: How gateways of release 0.3 reserve and settle; migration 0036 drops these functions.
+_OLD_RESERVE = """
+    SELECT count(reserve(request, owner, NULL, 'm', 1, $3, 90, 1, 100, 1, 1, 0, 1000000, 1000000000, true, NULL))
+    FROM (SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS given (request, owner) ORDER BY owner, request) AS given"""
+_OLD_SETTLE = """
+    SELECT count(settle(request, 50, 'settled')) FROM (
+        SELECT request FROM unnest($1::uuid[]) AS given (request) LEFT JOIN reservations ON request_id = request ORDER BY owner, request
+    ) AS given"""
+#: Everything but when it was written.
 _ROWS = (
-    "SELECT * FROM accounts ORDER BY owner",
-    "SELECT * FROM key_spending ORDER BY key_id",
-    "SELECT * FROM reservations ORDER BY request_id",
-    "SELECT CASE WHEN kind = 'usage' THEN transfer END, kind, account, owner, amount_micro, at FROM entries ORDER BY id",
+    "SELECT to_jsonb(accounts) FROM accounts ORDER BY owner",
+    "SELECT to_jsonb(key_spending) FROM key_spending ORDER BY key_id",
+    "SELECT to_jsonb(reservations) FROM reservations ORDER BY request_id",
+    # The period of a batch's accounts ends before any of its requests is settled.
+    """
+    SELECT CASE WHEN kind = 'usage' THEN transfer END, kind, account, owner, amount_micro, amount_tokens, period FROM entries
+    ORDER BY owner, id
+    """,
     "SELECT count(*) FROM entry_keys",
 )
 
 _OWNERS, _MOST = 2, 8
 #: Index into this example's requests, newest first. A reservation with an index out of range is a new request.
 _requests = st.integers(-12, 15)
+_every = st.sampled_from([None, None, "day", "week", "month"])
+#: Of an owner: the included tokens, how far the balance may fall, whether it has a plan, and how the budgets renew.
+_plans = st.tuples(
+    st.sampled_from([0, 1_000, 1_000, 1_500, None]),
+    st.sampled_from([0, 0, 1_000, None]),
+    st.sampled_from([True, True, False]),
+    _every,
+    _every,
+)
 _reservations = st.tuples(
-    st.sampled_from([1_000, 1_000, 1_500, None]),  # monthly
+    st.tuples(*[_plans] * _OWNERS),
     st.lists(
         st.tuples(
             st.integers(0, _OWNERS - 1),
@@ -65,17 +92,25 @@ _reservations = st.tuples(
             _requests,
             st.sampled_from([0, 10, 100, 400]),  # wanted tokens
             st.sampled_from([0, 50, 400]),  # least tokens
-            st.integers(1, 2),  # answers
+            st.integers(1, 3),  # answers
             st.sampled_from([0, 0, 50]),  # fixed
-            st.sampled_from([0, 333_333, 1_000_000]),  # per million tokens
+            st.sampled_from([0, 333_333, 1_000_000]),  # per million tokens of the prompt
+            st.sampled_from([0, 333_333, 1_000_000]),  # and of the answer
+            st.sampled_from([0, 1, 1, 3]),  # the weight
             st.sampled_from([None, 300, 1_000]),  # the key's budget
+            st.sampled_from([None, None, 700, 2_000]),  # the owner's budget
         ),
         min_size=1,
         max_size=_MOST,
     ),
 )
 _settlements = st.lists(
-    st.tuples(_requests, st.sampled_from([0, 1, 100, 1_000]), st.sampled_from(["settled", "settled", "released", "expired"])),
+    st.tuples(
+        _requests,
+        st.sampled_from([0, 1, 100, 1_000]),
+        st.sampled_from([0, 0, 1, 100, 1_000]),  # tokens of the plan
+        st.sampled_from(["settled", "settled", "released", "expired"]),
+    ),
     min_size=1,
     max_size=_MOST,
 )
@@ -93,29 +128,38 @@ class Comparison:
 
     async def open(self, paid: int) -> None:
         for owner in self.owners:
-            await self.connection.execute("SELECT top_up($1, $2, $3, '', 1000)", uuid4(), owner, paid)
+            await self.connection.execute("SELECT top_up($1, $2, $3, '', 1000, true)", uuid4(), owner, paid)
 
-    async def pass_month(self) -> None:
-        await self.connection.execute("UPDATE accounts SET month = month - interval '1 month'")
+    async def pass_time(self, days: int) -> None:
+        """Let the periods of plans end after a month, and budgets renew."""
+        for table in ("accounts", "key_spending"):
+            await self.connection.execute(f"UPDATE {table} SET since = since - $1::integer WHERE since > '0001-01-01'", days)
+        await self.connection.execute(
+            "UPDATE accounts SET anchor = anchor - $1::interval, period_start = period_start - $1::interval,"
+            " period_end = period_end - $1::interval",
+            timedelta(days=days),
+        )
 
-    async def reserve(self, monthly: int | None, wanted: Sequence[tuple[Any, ...]]) -> None:
-        columns = list(zip(*(self._reservation(monthly, *one) for one in wanted), strict=True))
+    async def reserve(self, plans: Sequence[tuple[Any, ...]], wanted: Sequence[tuple[Any, ...]]) -> None:
+        columns = list(zip(*(self._reservation(plans, *one) for one in wanted), strict=True))
         await self._apply(_RESERVE_EACH, _RESERVE, *columns, GATEWAY)
 
-    def _reservation(self, monthly: int | None, owner: int, key: int, number: int, *rest: Any) -> tuple[object, ...]:
+    def _reservation(self, plans: Sequence[tuple[Any, ...]], owner: int, key: int, number: int, *rest: Any) -> tuple[object, ...]:
         if 0 <= number < len(self.requests):
             request, owner = self.requests[number]
         else:
             request = uuid4()
             self.requests.insert(0, (request, owner))
         the_key = self.keys[owner][key]
-        tokens, least, answers, fixed, rate, budget = rest
-        price = (tokens, least, answers, fixed, rate, monthly, monthly is not None, None if the_key is None else budget)
-        return (request, self.owners[owner], the_key, "smollm2", 1, 10, *price)
+        *size, key_budget, owner_budget = rest
+        *plan, key_every, owner_every = plans[owner]
+        of_key = (None, None) if the_key is None or key_budget is None else (key_budget, key_every)
+        of_owner = (None, None) if owner_budget is None else (owner_budget, owner_every)
+        return (request, self.owners[owner], the_key, "smollm2", 1, 10, *size, *plan, *of_key, *of_owner)
 
-    async def settle(self, wanted: Sequence[tuple[int, int, str]]) -> None:
+    async def settle(self, wanted: Sequence[tuple[int, int, int, str]]) -> None:
         known = [request for request, _ in self.requests]
-        settled = [(known[abs(number)] if abs(number) < len(known) else uuid4(), cost, state) for number, cost, state in wanted]
+        settled = [(known[abs(number)] if abs(number) < len(known) else uuid4(), *rest) for number, *rest in wanted]
         await self._apply(_SETTLE_EACH, _SETTLE, *zip(*settled, strict=True))
 
     async def _apply(self, each: str, batch: str, *args: object) -> None:
@@ -133,14 +177,17 @@ class Comparison:
 
 
 def _answer(row: tuple[Any, ...]) -> tuple[object, ...]:
-    """Leave out the column that nobody reads: the room of a granted reservation."""
+    """Leave out what nobody reads: the room of a granted reservation, and what bounds it."""
     match row:
-        case (UUID(), int(), _, _, _):
-            return (*row[:2], row[4])
+        case (UUID(), int(), _, _, _, _):
+            return (*row[:3], row[5])
     return row
 
 
-@given(paid=st.sampled_from([1, 500, 5_000]), steps=st.lists(_reservations | _settlements | st.none(), min_size=1, max_size=8))
+@given(
+    paid=st.sampled_from([1, 500, 5_000]),
+    steps=st.lists(_reservations | _settlements | st.sampled_from([1, 7, 32]), min_size=1, max_size=8),
+)
 def _compare(runner: asyncio.Runner, connection: asyncpg.Connection, paid: int, steps: list[Any]) -> None:
     async def compare() -> None:
         transaction = connection.transaction()
@@ -150,8 +197,8 @@ def _compare(runner: asyncio.Runner, connection: asyncpg.Connection, paid: int, 
             await comparison.open(paid)
             for step in steps:
                 match step:
-                    case None:
-                        await comparison.pass_month()
+                    case int():
+                        await comparison.pass_time(step)
                     case tuple():
                         await comparison.reserve(*step)
                     case _:
@@ -173,37 +220,66 @@ def test_a_batch_does_the_same_as_one_request_after_the_other(postgres: Postgres
 
 
 async def test_a_batch_sees_what_was_reserved_and_settled_while_it_waited(books: Books) -> None:
-    """The account has 500 included and 1,000 paid credits: 300 are reserved before the batch, and 700 while it waits."""
+    """The account has 1,500 credits: 300 are reserved before the batch, and 700 while it waits."""
     ada, key, requests = new_owner(), KeyId(uuid4()), [new_request() for _ in range(4)]
-    await books.ledger.top_up(new_request(), ada, MicroCredits(1000), "", MicroCredits(500))
-    await books.reserve(ada, tokens=300, request=requests[0], monthly_micro=MicroCredits(500))
+    prepaid = Spending(overage_micro=MicroCredits(0))
+    await books.ledger.top_up(new_request(), ada, MicroCredits(1500), "", prepaid)
+    await books.reserve(ada, tokens=300, request=requests[0], spending=prepaid)
     connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
 
     async def it_waits() -> bool:
         return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
 
     async def reserve_both() -> None:
-        wanted = [
-            _wanted(ada, request, 100, monthly_micro=MicroCredits(500), key_id=key, key_budget_micro=MicroCredits(750))
-            for request in requests[2:]
-        ]
+        spending = msgspec.structs.replace(prepaid, key_budget=Budget(MicroCredits(750)))
+        wanted = [_wanted(ada, request, 100, spending=spending, key_id=key) for request in requests[2:]]
         answers = await books.ledger.reserve(wanted, gateway=GATEWAY, lease_seconds=90)
         # The key's budget has 50 left: enough for only one of the two requests.
         assert answers.count(GrantedReservation(50)) == 1
         assert len(set(answers)) == 2
 
-    columns = [list(column) for column in zip((requests[1], ada, key, "m", 1, 1, 700, 1, 1, 0, 1_000_000, 500, True, None), strict=True)]
+    one = (requests[1], ada, key, "m", 1, 1, 700, 1, 1, 0, 0, 1_000_000, 1, 0, 0, False, None, None, None, None)
+    columns = [list(column) for column in zip(one, strict=True)]
     async with asyncio.TaskGroup() as tasks, connection.transaction():
         await connection.fetch(_RESERVE_EACH, *columns, GATEWAY)
         tasks.create_task(reserve_both())
         await until(it_waits, seconds=10, what="the batch waits for the account")
     async with asyncio.TaskGroup() as tasks, connection.transaction():
-        assert await connection.fetchval("SELECT settle($1, 300, 'settled')", requests[0]) == 300
+        assert await connection.fetchval("SELECT settle($1, 300, 0, 'settled')", requests[0]) == 300
         tasks.create_task(books.settle(ada, *((request, 300) for request in requests[:2]), key=key))
         await until(it_waits, seconds=10, what="the batch waits for the account")
     await connection.close()
     # Both cost 300; the first is charged only once.
-    assert await books.account(ada, 500) == (0, 900, 50)
+    assert await books.account(ada) == (900, 50)
+    assert (await books.report()).findings == ()
+
+
+async def test_a_batch_sees_what_was_used_of_a_plan_while_it_waited(books: Books) -> None:
+    """Of 1,000 tokens, 700 are held while the batch waits: enough are left for only one of its two requests."""
+    ada, requests = new_owner(), [new_request() for _ in range(3)]
+    plan = Spending(1000, MicroCredits(0), has_plan=True)
+    await books.ledger.read_account(ada, plan)
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+
+    async def it_waits() -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"))
+
+    async def reserve_both() -> None:
+        wanted = [_wanted(ada, request, 190, spending=plan, least_tokens=190) for request in requests[1:]]
+        answers = await books.ledger.reserve(wanted, gateway=GATEWAY, lease_seconds=90)
+        assert answers.count(GrantedReservation(190, plan_tokens=200)) == 1
+        assert answers.count(InsufficientCredits(0)) == 1
+
+    one = (requests[0], ada, None, "m", 1, 10, 690, 1, 1, 0, 0, 1_000_000, 1, 1000, 0, True, None, None, None, None)
+    columns = [list(column) for column in zip(one, strict=True)]
+    async with asyncio.TaskGroup() as tasks, connection.transaction():
+        await connection.fetch(_RESERVE_EACH, *columns, GATEWAY)
+        tasks.create_task(reserve_both())
+        await until(it_waits, seconds=10, what="the batch waits for the account")
+    await connection.close()
+    allowance = (await books.ledger.read_account(ada, plan)).allowance
+    assert allowance is not None
+    assert (allowance.used, allowance.held) == (0, 900)
     assert (await books.report()).findings == ()
 
 
@@ -215,7 +291,8 @@ async def test_gateways_of_both_releases_never_deadlock(books: Books) -> None:
 
     def draw() -> list[ReservationRequest]:
         owners.extend(new_owner() for _ in range(rng.randint(0, 2)))
-        return [_wanted(rng.choice(owners[-4:] or [new_owner()]), new_request(), 100) for _ in range(rng.randint(2, 8))]
+        spending = Spending(10**4, has_plan=rng.random() < 0.5)
+        return [_wanted(rng.choice(owners[-4:] or [new_owner()]), new_request(), 100, spending=spending) for _ in range(rng.randint(2, 8))]
 
     async def use_new() -> None:
         for _ in range(rounds):
@@ -227,12 +304,9 @@ async def test_gateways_of_both_releases_never_deadlock(books: Books) -> None:
     async def use_old() -> None:
         for _ in range(rounds):
             wanted = draw()
-            columns = zip(
-                *((o.request_id, o.owner, None, "m", 1, 1, 100, 1, 1, 0, 1_000_000, 10**9, True, None) for o in wanted), strict=True
-            )
-            await connection.fetch(_RESERVE_EACH, *columns, GATEWAY)
             requests = [one.request_id for one in wanted]
-            await connection.fetch(_SETTLE_EACH, requests, [50] * len(requests), ["settled"] * len(requests))
+            await connection.fetch(_OLD_RESERVE, requests, [one.owner for one in wanted], GATEWAY)
+            await connection.fetch(_OLD_SETTLE, requests)
 
     async with asyncio.TaskGroup() as tasks:
         for use in (use_new, use_new, use_old):
@@ -245,4 +319,4 @@ async def test_gateways_of_both_releases_never_deadlock(books: Books) -> None:
 
 
 def _wanted(owner: UserId, request: RequestId, tokens: int, **more: Any) -> ReservationRequest:
-    return msgspec.structs.replace(Books.wanted(owner, request, tokens), least_tokens=1, **({"monthly_micro": MicroCredits(10**9)} | more))
+    return msgspec.structs.replace(Books.wanted(owner, request, tokens), **({"least_tokens": 1} | more))

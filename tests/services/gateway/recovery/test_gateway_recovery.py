@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from services.gateway.billing.journal import Journal, held_journal
+from services.gateway.billing.reservations import NO_PLAN
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.idempotency import cache_keys, stored_items
 from services.gateway.recovery import kinds
@@ -35,7 +36,7 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.stores import signed_lines
 from shared.types import MicroCredits, TenantId, UserId
 from tests.servers import PostgresServer
-from tests.services.gateway.billing.test_ledger_store import new_owner, new_request, row
+from tests.services.gateway.billing.test_ledger_store import CREDIT, new_owner, new_request, row
 from tests.services.gateway.fakes import FakeRpc
 from tests.services.gateway.recovery.restoring import RestorableGateway, RunningGateway
 
@@ -58,7 +59,7 @@ def stored(plain_url: str, valkey_url: str, postgres: PostgresServer, tmp_path: 
 
 
 async def top_up(gateway: RunningGateway, owner: UserId, micro: int) -> None:
-    assert await gateway.books.ledger.top_up(new_request(), owner, MicroCredits(micro), "a note about ann", MicroCredits(3500))
+    assert await gateway.books.ledger.top_up(new_request(), owner, MicroCredits(micro), "a note about ann", CREDIT)
     assert await gateway.recovery.log.is_written()
 
 
@@ -82,12 +83,12 @@ async def test_paid_credits_come_back_once_and_the_books_add_up(stored: Restorab
     async with stored.running() as gateway:
         await top_up(gateway, ann, 700)
         await top_up(gateway, ann, -100)
-        assert await gateway.books.account(ann) == (3500, 1100, 0)
+        assert await gateway.books.account(ann) == (1100, 0)
     assert "ann" not in stored.file.read_text()
     stored.url = backup
     for number in (1, 1, 2):
         async with stored.running(number) as gateway:
-            assert await gateway.books.account(ann) == (3500, 1100, 0)
+            assert await gateway.books.account(ann) == (1100, 0)
             assert (await gateway.books.ledger.verify(grace_seconds=60, full=True)).findings == ()
             assert [found["lines"] for found in await restores(gateway)] == [2]
             await top_up(gateway, ann, 1)
@@ -122,10 +123,10 @@ async def test_without_the_log_they_would_be_lost(stored: RestorableGateway) -> 
         pass
     backup = await stored.restore_point()
     async with stored.running() as gateway:
-        await gateway.books.ledger.top_up(new_request(), ann, MicroCredits(500), "", None)
+        await gateway.books.ledger.top_up(new_request(), ann, MicroCredits(500), "", NO_PLAN)
     stored.url = backup
     async with stored.running() as gateway:
-        assert await gateway.books.account(ann) == (3500, 0, 0)
+        assert await gateway.books.account(ann) == (0, 0)
 
 
 async def test_refunds_stand_whatever_the_restored_ledger_knows_of_the_request(stored: RestorableGateway) -> None:
@@ -147,7 +148,7 @@ async def test_refunds_stand_whatever_the_restored_ledger_knows_of_the_request(s
         async with stored.running() as gateway:
             # Rows that are left in a gateway's journal aren't billed.
             await gateway.books.settle(ann, (running, 200), (lost, 100))
-            assert await gateway.books.account(ann) == (3200, 300, 0)
+            assert await gateway.books.account(ann) == (0, 0)
             assert (await gateway.books.ledger.verify(grace_seconds=60, full=True)).findings == ()
 
 
@@ -170,7 +171,7 @@ async def test_requests_of_the_journal_that_the_database_does_not_know_are_repor
                 async with UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running():
                     pass  # the rows are written at the end
                 assert journal.read() == []
-            assert await gateway.books.account(ann) == (3200, 0, 0)
+            assert await gateway.books.account(ann) == (-300, 0)
             # The unknown request is in the request log, without a cost.
             assert [found[3] for found in await gateway.books.log(ann)] == [0, 0, 300]
             (line,) = path.with_name("gateway.journal.unknown.jsonl").read_bytes().splitlines()
@@ -319,7 +320,7 @@ async def test_a_full_disk_refuses_no_transfer_and_says_so(stored: RestorableGat
         note = recovery_log.noting(kinds.RESTRICTING)
         with monkeypatch.context() as patch:
             patch.setattr(signed_lines, "append", full)
-            await gateway.books.ledger.top_up(new_request(), new_owner(), MicroCredits(5), "", None)
+            await gateway.books.ledger.top_up(new_request(), new_owner(), MicroCredits(5), "", NO_PLAN)
             note("price.set")
             assert (await gateway.recovery.log.finish(Nothing())).logged
             note("credits.move")

@@ -495,7 +495,7 @@ class Teller:
         service.store.rows.clear()
         books = service.books
         books.most_tokens, books.claims = told.granted, []
-        books.refuses = InsufficientCredits(0, of_key=False) if told.refuses == "credits" else None
+        books.refuses = InsufficientCredits(0) if told.refuses == "credits" else None
         books.over_ceiling = frozenset({"to-smollm2"}) if told.refuses == "ceiling" else frozenset()
         books.prices = (
             Price(1, ModelPrice(None, MicroCredits(MICRO), MicroCredits(2 * MICRO), compute_second_micro=MicroCredits(3))),

@@ -130,7 +130,7 @@ async def test_agents_recognize_every_limit_of_a_prompt(
 
 async def test_the_context_counts_before_all_other_limits(service: RunningService, http: httpx.AsyncClient) -> None:
     service.config = replace(service.config, limits=LimitRules({Tier.FREE: replace(tiers.NO_LIMITS, tokens_per_minute=100)}))
-    service.books.refuses = InsufficientCredits(0, of_key=False)
+    service.books.refuses = InsufficientCredits(0)
     problem(await ask(http, TEXT * 2), 400, "context_length_exceeded")
     problem(await ask(http, TEXT), 400, "tokens_too_large")
     service.config = replace(service.config, limits=LimitRules({Tier.FREE: tiers.NO_LIMITS}))
@@ -167,7 +167,7 @@ async def test_a_hold_has_at_most_the_context_of_its_target(service: RunningServ
     assert (await ask(http, max_tokens=100)).status_code == 200
     [reserved] = service.books.reserved
     assert (reserved.prompt_tokens, reserved.max_tokens) == (8192, 100)
-    assert reserved.fixed_micro == 8192
+    assert reserved.price.cost(reserved.prompt_tokens, 0, 0) == 8192
 
 
 async def test_a_hold_is_that_of_the_dearest_target(service: RunningService, http: httpx.AsyncClient) -> None:
@@ -187,7 +187,7 @@ async def test_a_hold_is_that_of_the_dearest_target(service: RunningService, htt
     # The first target alone would hold 24,016 of these.
     assert (await ask(http, "word " * 4800, model="route", max_tokens=100)).status_code == 200
     [reserved] = service.books.reserved
-    assert (reserved.model, reserved.prompt_tokens, reserved.fixed_micro) == ("small", 8192, 81_920)
+    assert (reserved.model, reserved.prompt_tokens, reserved.price.cost(reserved.prompt_tokens, 0, 0)) == ("small", 8192, 81_920)
 
 
 def test_a_ceiling_holds_at_most_the_context_too() -> None:

@@ -52,7 +52,7 @@ async def test_low_credits_shorten_the_answer_with_a_notice(running_service: Run
 
 
 async def test_insufficient_credits_are_a_402_before_any_worker_is_called(running_service: RunningService) -> None:
-    running_service.books.refuses = InsufficientCredits(0, of_key=False)
+    running_service.books.refuses = InsufficientCredits(0)
     with pytest.raises(errors.BudgetExhausted):
         await ask(running_service)
     assert not running_service.worker.received

@@ -21,6 +21,7 @@ import pytest
 
 from services.gateway import store as gateway_store
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import NO_PLAN
 from shared import errors
 from shared.types import MicroCredits, RequestId, TenantId
 from stack.recovery import catalog, layout
@@ -100,7 +101,7 @@ class Site:
             ledger = LedgerStore(database)
             while True:
                 with contextlib.suppress(errors.Unavailable):
-                    await ledger.top_up(RequestId(uuid4()), TenantId(UUID(int=rng.randrange(OWNERS) + 1)), MicroCredits(7), "", None)
+                    await ledger.top_up(RequestId(uuid4()), TenantId(UUID(int=rng.randrange(OWNERS) + 1)), MicroCredits(7), "", NO_PLAN)
                 await asyncio.sleep(0.01)
 
     async def fill_segments(self) -> None:

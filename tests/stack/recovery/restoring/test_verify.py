@@ -21,6 +21,7 @@ from services.auth.audit.anchoring import Anchoring, AnchorKeys
 from services.auth.audit.audit_store import AuditStore
 from services.gateway import store as gateway_store
 from services.gateway.billing.ledger_store import LedgerStore
+from services.gateway.billing.reservations import NO_PLAN
 from shared import errors
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
@@ -68,7 +69,7 @@ class Site:
 
     async def top_up(self, micro: int) -> None:
         async with gateway_store.opened(self.url("gateway")) as database:
-            await LedgerStore(database).top_up(RequestId(uuid4()), OWNER, MicroCredits(micro), "", None)
+            await LedgerStore(database).top_up(RequestId(uuid4()), OWNER, MicroCredits(micro), "", NO_PLAN)
 
     async def execute(self, role: str, *statements: str) -> None:
         """Execute statements as a superuser, without triggers."""
