@@ -331,11 +331,11 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    IF held.reserved_micro = 0 AND held.held_tokens = 0 THEN
-        RETURN 0;
-    END IF;
     IF account.period_end <= moment THEN
         account := end_period(account, moment);
+    END IF;
+    IF held.reserved_micro = 0 AND held.held_tokens = 0 THEN
+        RETURN 0;
     END IF;
     UPDATE accounts
     SET reserved_micro = reserved_micro - held.reserved_micro, balance_micro = balance_micro - held.settled_micro,

@@ -288,7 +288,7 @@ async def test_replicas_that_start_at_once_replay_once(stored: RestorableGateway
             assert await gateway.recovery.log.is_written()
             return await gateway.books.account(ann), len(await restores(gateway))
 
-    assert await asyncio.gather(*(start(number) for number in (1, 2, 3))) == [((3500, 500, 0), 1)] * 3
+    assert await asyncio.gather(*(start(number) for number in (1, 2, 3))) == [((500, 0), 1)] * 3
     assert stored.log_dir is not None
     copies = [lines_in(file) for file in stored.log_dir.glob("gateway-*.jsonl")]
     # Each file begins with the initial policies of the environment.

@@ -210,7 +210,7 @@ async def test_an_answer_without_max_tokens_reserves_step_by_step(long: LongServ
     assert (length, result.finish_reason, result.usage.completion_tokens, result.clamped_to) == (10_000, STOP, 10_000, None)
     (reserved,) = long.service.books.reserved
     assert (reserved.max_tokens, long.extended) == (4096, [8192, 12_288])
-    assert {(one.request_id, one.micro_per_million) for one in long.service.books.extended} == {(result.request_id, 2_000_000)}
+    assert {(one.request_id, one.price) for one in long.service.books.extended} == {(result.request_id, long.service.books.prices[0])}
     row = long.service.store.only_row
     assert (row.cost_micro, row.reservation) == (7 + 2 * 10_000, ReservationState.SETTLED)
 

@@ -423,7 +423,7 @@ async def test_an_open_rollout_keeps_its_route_and_targets(gateway: Gateway) -> 
         with pytest.raises(errors.AlreadyExists, match="has an open rollout, which needs"):
             await gateway.config.apply(api.ApplyConfig(text=text), CALL)
     with pytest.raises(errors.AlreadyExists, match="has an open rollout, which needs"):
-        await gateway.config.apply(api.ApplyConfig(text="plans: {free: {credits: 5}}", prune=True), CALL)
+        await gateway.config.apply(api.ApplyConfig(text="plans: {free: {included_tokens: 5}}", prune=True), CALL)
     await gateway.config.apply(api.ApplyConfig(text=ROUTE.replace("llama", "llama2")), CALL)
     assert gateway.step == 10
     await gateway.change(RolloutAction.ABORT)
