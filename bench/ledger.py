@@ -25,11 +25,11 @@ from services.gateway import store
 from services.gateway.billing.journal import Journal
 from services.gateway.billing.ledger import QueryBatching
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest
+from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, Spending
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.facts import tally
 from services.gateway.facts.reader import Reader
-from services.gateway.facts.request_record import RequestRow, RouteUse
+from services.gateway.facts.request_record import RequestRow, ReservationState, RouteUse
 from services.gateway.facts.upstream_prices import TargetHold, TargetSpending
 from services.gateway.requests.caller import Caller
 from services.gateway.requests.hold import STEP_TOKENS, Hold
@@ -51,6 +51,9 @@ ANSWER_TOKENS = 10_000
 #: Of all measurements in turn.
 ROUNDS = 9
 ROUTE = RouteUse("assistant", 1, "api-0", "api-0")
+#: More credits than the bench uses, and more tokens.
+BOUNDED = Spending(overage_micro=MicroCredits(10**15))
+PLAN = Spending(10**12, MicroCredits(0), has_plan=True)
 #: How many targets of the route have a ceiling.
 FOUR_TARGETS = {"no ceiling": 0, "a ceiling": 1, "four ceilings": 4}
 
@@ -60,12 +63,14 @@ One = Callable[..., Awaitable[None]]
 CEILINGS = tuple(TargetHold("assistant", f"api-{number}", MODEL, MicroCredits(1), MicroCredits(10**15)) for number in range(4))
 
 
-def reservation_of(request: RequestId, owner: UserId) -> ReservationRequest:
-    return msgspec.structs.replace(Books.wanted(owner, request), monthly_micro=MicroCredits(10**15))
+def reservation_of(request: RequestId, owner: UserId, spending: Spending) -> ReservationRequest:
+    return msgspec.structs.replace(Books.wanted(owner, request), spending=spending)
 
 
-def row_of(request: RequestId, owner: UserId) -> RequestRow:
-    return test_ledger_store.row(owner, request, cost=300)
+def row_of(request: RequestId, owner: UserId, covered_tokens: int) -> RequestRow:
+    """The plan covers all of it, or nothing."""
+    row = test_ledger_store.row(owner, request, cost=0 if covered_tokens else 300)
+    return msgspec.structs.replace(row, reservation=ReservationState.SETTLED, covered_tokens=covered_tokens)
 
 
 @asynccontextmanager
@@ -81,13 +86,19 @@ async def _requests(opened: Database, ledger: LedgerStore) -> AsyncIterator[One]
         recorder = UsageRecorder(GatewayStore(opened), journal, metrics.usage_queue_rows, metrics.settle_failures)
         async with recorder.running(), QueryBatching(reserve).running() as batches:
 
-            async def one(owner: UserId, route: RouteUse | None = None, holds: tuple[TargetHold, ...] = ()) -> None:
+            async def one(
+                owner: UserId, route: RouteUse | None = None, holds: tuple[TargetHold, ...] = (), spending: Spending = BOUNDED
+            ) -> None:
                 request = RequestId(uuid4())
-                wanted = msgspec.structs.replace(reservation_of(request, owner), holds=holds)
-                assert isinstance(await batches.ask(wanted), GrantedReservation)
+                wanted = msgspec.structs.replace(reservation_of(request, owner, spending), holds=holds)
+                granted = await batches.ask(wanted)
+                assert isinstance(granted, GrantedReservation)
+                assert bool(granted.plan_tokens) == spending.has_plan
                 recorder.reserve()
-                spending = tuple(TargetSpending(hold.route, hold.target, hold.micro) for hold in holds[:1])
-                pending = recorder.add(msgspec.structs.replace(row_of(request, owner), route=route, spending=spending))
+                upstream = tuple(TargetSpending(hold.route, hold.target, hold.micro) for hold in holds[:1])
+                pending = recorder.add(
+                    msgspec.structs.replace(row_of(request, owner, min(granted.plan_tokens, 310)), route=route, spending=upstream)
+                )
                 await recorder.wait_until_saved(pending)
                 await pending.written.wait()
 
@@ -112,6 +123,7 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
 async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> None:
     tenants = [UserId(uuid4()) for _ in range(TENANTS)]
     kinds: dict[str, tuple[One, list[UserId]]] = {"50": (ours, tenants), "plain": (plain, tenants), "1": (ours, tenants[:1])}
+    kinds["plan"] = partial(ours, spending=PLAN), [UserId(uuid4()) for _ in range(TENANTS)]
     for name, ceilings in FOUR_TARGETS.items():
         kinds[name] = partial(ours, route=ROUTE, holds=CEILINGS[:ceilings]), tenants
 
@@ -124,6 +136,7 @@ async def _measure_rates(rows: Rows, ours: One, plain: One, seconds: float) -> N
         claim = f"reserve + settle, {what}"
         rows.paired(claim, rates[name], "requests/s", "one committed INSERT", rates["plain"])
         rows.alone(claim, statistics.median(rates[name]), "requests/s", at_least=at_least)
+    rows.paired("reserve + settle, tokens of a plan", rates["plan"], "requests/s", "without a plan", rates["50"], at_least=0.95)
     for name in FOUR_TARGETS:
         rows.paired(f"reserve + settle, four targets, {name}", rates[name], "requests/s", "one target", rates["50"], at_least=0.9)
 

@@ -23,11 +23,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 MODEL = openai_upstream.MODEL
 TENANTS = 50
-#: All limits are counted and none is reached; every account has unlimited credits in the ledger.
+#: All limits are counted and none is reached. MONEY is off, so that the ledger refuses nothing.
 UNREACHED = {
     # Cached answers would not be measured.
     "RESPONSE_CACHE": "off",
-    "TIER_FREE": ",".join([*(f"{name}=1000000000" for name in BY_NAME), "credits=unlimited"]),
+    "TIER_FREE": ",".join(f"{name}=1000000000" for name in BY_NAME),
     "DEFAULT_RATE_LIMIT": "1000000000",
     "PREMIUM_RATE_LIMIT": "1000000000",
 }

@@ -136,3 +136,7 @@ def _of_accounts(books: Books) -> Iterator[str]:
             yield f"I3: {owner} has {account.left_micro} and the entries say {account.entries_micro}"
         if account.reserved_micro and not account.open:
             yield f"I5: {account.reserved_micro} micro-credits of {owner} are held and no reservation is open"
+        if account.left_tokens != account.entries_tokens:
+            yield f"I3: the plan of {owner} has {account.left_tokens} tokens and the entries say {account.entries_tokens}"
+        if account.held_tokens and not account.open:
+            yield f"I5: {account.held_tokens} tokens of the plan of {owner} are held and no reservation is open"

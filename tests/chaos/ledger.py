@@ -29,13 +29,17 @@ class Logged:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    #: Included and topped-up credits together.
+    #: Topped-up credits, and those that release 0.3 included.
     left_micro: int
     reserved_micro: int
     #: Sum of the entries of both.
     entries_micro: int
     #: Number of open reservations, whenever they began.
     open: int
+    #: What the plan has left, what open reservations hold of it, and the sum of its entries.
+    left_tokens: int = 0
+    held_tokens: int = 0
+    entries_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,15 +75,20 @@ async def read(stack: RunningStack, owners: Sequence[UserId], since: datetime | 
         accounts = await database.fetch(
             """
             SELECT a.owner, a.included_micro + a.balance_micro AS left_micro, a.reserved_micro,
+                   a.allowance_tokens AS left_tokens, a.held_tokens,
                    (SELECT count(*) FROM reservations r WHERE r.owner = a.owner AND r.state = 'reserved')::int AS open,
                    (SELECT coalesce(sum(e.amount_micro), 0)::bigint FROM entries e
-                    WHERE e.owner = a.owner AND e.account IN ('included', 'balance')) AS entries_micro
+                    WHERE e.owner = a.owner AND e.account IN ('included', 'balance')) AS entries_micro,
+                   (SELECT coalesce(sum(e.amount_tokens), 0)::bigint FROM entries e
+                    WHERE e.owner = a.owner AND e.account = 'allowance') AS entries_tokens
             FROM accounts a WHERE a.owner = ANY($1)
             """,
             ids,
         )
         lopsided = await database.fetch(
-            "SELECT transfer, kind FROM entries WHERE owner = ANY($1) GROUP BY transfer, kind HAVING sum(amount_micro) <> 0", ids
+            "SELECT transfer, kind FROM entries WHERE owner = ANY($1) GROUP BY transfer, kind"
+            " HAVING sum(amount_micro) <> 0 OR sum(amount_tokens) <> 0",
+            ids,
         )
         charged = await database.fetch(
             "SELECT transfer, sum(amount_micro)::bigint AS micro FROM entries"
@@ -89,7 +98,7 @@ async def read(stack: RunningStack, owners: Sequence[UserId], since: datetime | 
     return Books(
         logged={row["id"]: _logged(row) for row in logged},
         reservations={row["request_id"]: Reservation(row["state"], row["reserved_micro"], row["settled_micro"]) for row in reservations},
-        accounts={row["owner"]: Account(row["left_micro"], row["reserved_micro"], row["entries_micro"], row["open"]) for row in accounts},
+        accounts={row["owner"]: Account(**{name: row[name] for name in Account.__dataclass_fields__}) for row in accounts},
         lopsided=tuple(f"{row['kind']} {row['transfer']}" for row in lopsided),
         charged={row["transfer"]: row["micro"] for row in charged},
     )

@@ -21,7 +21,7 @@ FAILED = replace(GOOD, pieces=PIECES[:2], ends=("link_lost",), usage=None)
 BOOKS = Books(
     logged={ID: Logged("success", 3, 3, 9)},
     reservations={ID: Reservation("settled", 20, 9)},
-    accounts={OWNER: Account(100, 0, 100, 0)},
+    accounts={OWNER: Account(100, 0, 100, 0, left_tokens=50, entries_tokens=50)},
     charged={ID: 9},
 )
 FAILED_BOOKS = replace(BOOKS, logged={ID: Logged("error", 3, 2, 9)})
@@ -85,6 +85,8 @@ def test_an_outage_lasts_from_one_answer_to_the_next() -> None:
         (GOOD, replace(BOOKS, lopsided=("usage 1",)), Allowed(), "do not add up to zero"),
         (GOOD, replace(BOOKS, accounts={OWNER: Account(100, 0, 91, 0)}), Allowed(), "the entries say 91"),
         (GOOD, replace(BOOKS, accounts={OWNER: Account(100, 20, 100, 0)}), Allowed(), "I5: 20 micro-credits"),
+        (GOOD, replace(BOOKS, accounts={OWNER: Account(100, 0, 100, 0, left_tokens=5)}), Allowed(), "5 tokens and the entries say 0"),
+        (GOOD, replace(BOOKS, accounts={OWNER: Account(100, 0, 100, 0, held_tokens=7)}), Allowed(), "I5: 7 tokens"),
     ],
 )
 def test_each_kind_of_wrong(call: Call, books: Books, allowed: Allowed, what: str) -> None:

@@ -38,7 +38,7 @@ WORKERS = 3
 SLOTS, QUEUE = 64, 16
 TOKEN_MS = 50
 #: Every limit is counted but never reached.
-UNREACHED = ",".join([*(f"{name}=1000000000" for name in BY_NAME), "credits=unlimited"])
+UNREACHED = ",".join(f"{name}=1000000000" for name in BY_NAME)
 START_SECONDS = 20.0
 #: A call is in the books within this time after its end, unless its gateway died.
 REST_SECONDS = 15.0

@@ -153,6 +153,9 @@ class Comparison:
         the_key = self.keys[owner][key]
         *size, key_budget, owner_budget = rest
         *plan, key_every, owner_every = plans[owner]
+        if key_every is not None:
+            # A key's first requests, some with a budget that renews and some without one, begin its period in one batch or the next.
+            key_budget = key_budget or 1_000
         of_key = (None, None) if the_key is None or key_budget is None else (key_budget, key_every)
         of_owner = (None, None) if owner_budget is None else (owner_budget, owner_every)
         return (request, self.owners[owner], the_key, "smollm2", 1, 10, *size, *plan, *of_key, *of_owner)
