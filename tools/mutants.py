@@ -41,7 +41,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     file: str
     #: The qualified name of a function, class or constant; in SQL, of a function or query.
     function: str
-    #: A text that occurs once in the function.
+    #: A text that occurs once in the function, or in one of those with its name.
     old: str
     new: str
     tests: tuple[str, ...]
@@ -54,12 +54,14 @@ def load() -> list[Mutant]:
 
 def apply(text: str, mutant: Mutant) -> str:
     """Return the file's text with the fault. Raises ValueError if the entry does not fit it."""
+    # In SQL, functions of different arguments may share a name.
     found = [span for name, *span in _named(text, mutant.file) if name == mutant.function]
-    if len(found) != 1:
-        raise ValueError(f"{mutant.file} has {mutant.function} {len(found)} times, not once")
-    start, end = found[0]
-    if (count := text.count(mutant.old, start, end)) != 1:
-        raise ValueError(f"{mutant.function} in {mutant.file} has this text {count} times, not once: {mutant.old}")
+    if not found:
+        raise ValueError(f"{mutant.file} has no {mutant.function}")
+    counts = [text.count(mutant.old, *span) for span in found]
+    if sum(counts) != 1:
+        raise ValueError(f"{mutant.function} in {mutant.file} has this text {sum(counts)} times, not once: {mutant.old}")
+    start, end = found[counts.index(1)]
     return text[:start] + text[start:end].replace(mutant.old, mutant.new) + text[end:]
 
 

@@ -123,14 +123,6 @@ BEGIN
     END IF;
     -- Read under the lock, so that an account's entries are in order of their ids.
     moment := clock_timestamp();
-    IF account.included_micro > 0 THEN
-        -- Until release 0.3, tiers included credits. They were never meant as money, and end here.
-        WITH transfer AS (SELECT gen_random_uuid() AS id)
-        INSERT INTO entries (transfer, kind, account, owner, amount_micro, note, at)
-        SELECT id, 'expiry', side.account, the_owner, side.micro, 'credits included until release 0.3', moment
-        FROM transfer, LATERAL (VALUES ('included', -account.included_micro), ('grants', account.included_micro)) AS side (account, micro);
-        UPDATE accounts SET included_micro = 0 WHERE owner = the_owner RETURNING * INTO account;
-    END IF;
     IF NOT has_plan THEN
         RETURN account;
     END IF;
@@ -450,7 +442,7 @@ BEGIN
         ),
         judged AS (
             SELECT owner, has_plan AND (is_unlimited OR tokens <= allowance_tokens - held_tokens) AS is_covered,
-                (NOT has_plan OR period_end > clock_timestamp() AND (is_unlimited OR granted_tokens >= included)) AND included_micro = 0
+                (NOT has_plan OR period_end > clock_timestamp() AND (is_unlimited OR granted_tokens >= included))
                 AND (budget IS NULL OR (locked.every, since) IS NOT DISTINCT FROM (wanted.every, budget_since(wanted.every))) AS is_current,
                 has_plan AND NOT is_unlimited AND allowance_tokens > held_tokens AS has_some,
                 least(balance_micro + overage, budget - spent_micro) - reserved_micro AS room, micro, rest

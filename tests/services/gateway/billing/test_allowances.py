@@ -5,6 +5,7 @@ A token of the prompt costs 1 micro-credit here, and one of the answer 2.
 
 import itertools
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -12,10 +13,12 @@ import asyncpg
 import msgspec
 import pytest
 
+from services.gateway import store
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, Spending
 from shared.api.generation import Usage
 from shared.api.ledger import Budget, Every, ModelPrice
+from shared.stores import migrations
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests.services.gateway.billing.test_ledger_store import GATEWAY, Books, books, new_owner, new_request, row
 
@@ -235,14 +238,33 @@ async def test_what_was_spent_before_the_first_period_is_not_owed(books: Books) 
     assert (await books.report()).findings == ()
 
 
-async def test_credits_that_release_03_included_end(books: Books) -> None:
-    ada = new_owner()
-    await fetch(books, "SELECT open_account($1, 400)", ada)
-    await books.execute(f"UPDATE accounts SET balance_micro = 0 WHERE owner = '{ada}'")
+#: How a gateway of release 0.3 reserves 100 micro-credits for an owner with 400 a month.
+RESERVE_AS_03 = "SELECT granted_tokens FROM reserve($2, $1, NULL, 'm', 1, 'old', 90, 1, 100, 100, 1, 0, 1000000, 400, true, NULL)"
+
+
+async def test_credits_that_release_03_included_last_until_its_gateways_are_gone(books: Books) -> None:
+    """During a rolling upgrade, a user asks gateways of both releases. The migration that follows it ends what was included."""
+    ada, first, second = new_owner(), new_request(), new_request()
+    assert await fetch(books, RESERVE_AS_03, ada, first) == [(100,)]
+    await use(books, ada, 0, 50, spending=Spending())
+    assert await fetch(books, RESERVE_AS_03, ada, second) == [(100,)], "200 of its credits are left"
+    for request in (first, second):
+        await fetch(books, "SELECT settle($1, 60, 'settled')", request)
+    assert await fetch(books, "SELECT included_micro, balance_micro FROM accounts WHERE owner = $1", ada) == [(400, -220)]
     assert (await books.report()).findings == ()
-    assert await tokens(books, ada) == (INCLUDED, 0, 0)
-    assert await fetch(books, "SELECT included_micro, balance_micro FROM accounts WHERE owner = $1", ada) == [(0, 0)]
+    connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway"})
+    try:
+        known = migrations.read(Path(store.__file__).parent / "migrations")
+        assert "0036_post_included_credits.sql" in await migrations.run(connection, "gateway", known, post=True)
+    finally:
+        await connection.close()
+    assert await fetch(books, "SELECT included_micro, balance_micro FROM accounts WHERE owner = $1", ada) == [(0, -220)]
     assert await entries(books, "expiry") == [("expiry", "included", -400, None), ("expiry", "grants", 400, None)]
+    # What was spent is not owed.
+    assert await tokens(books, ada) == (INCLUDED, 0, 0)
+    assert await books.account(ada) == (0, 0)
+    await use(books, ada, 100, 200)
+    assert await tokens(books, ada) == (INCLUDED, 300, 0)
     assert (await books.report()).findings == ()
 
 
