@@ -122,16 +122,14 @@ def _all_plans(documents: Mapping[PlanName, PlanDocument], versions: PlanVersion
     """Return the built-in plans, those of the documents, and their versions by names such as `pro@3`; what a plan that isn't built in
     leaves out is as in `free`, but nobody may choose it."""
     plans = dict(tiers.DEFAULTS)
-    other = replace(tiers.DEFAULTS[Tier.FREE], for_sale=False)
+
+    def plan(name: PlanName, document: PlanDocument) -> TierPlan:
+        base = tiers.DEFAULTS[name] if name in tiers.DEFAULTS else replace(plans[Tier.FREE], for_sale=False)
+        return _sold(tier_plan(base, document, f"plan {name}"), document)
+
     for name in sorted(documents, key=lambda name: (name not in tiers.DEFAULTS, name)):
-        base = tier_plan(tiers.DEFAULTS.get(name) or other, documents[name], f"plan {name}")
-        plans[name] = _sold(base, documents[name])
-    kept = {
-        f"{name}@{version}": _sold(tier_plan(tiers.DEFAULTS.get(name) or other, document, f"plan {name}"), document)
-        for (name, version), document in versions.items()
-    }
-    # Of a plan without a document.
-    return plans | {f"{name}@0": plan for name, plan in tiers.DEFAULTS.items()} | kept
+        plans[name] = plan(name, documents[name])
+    return plans | {f"{name}@{version}": plan(name, document) for (name, version), document in versions.items()}
 
 
 def _offers(documents: Mapping[DocumentKey, StoredDocument], plans: Mapping[PlanName, TierPlan]) -> dict[PlanName, PlanOffer]:

@@ -26,7 +26,7 @@ def test_the_old_variables_set_hourly_limits_and_tiers_override_them() -> None:
     plans = load(DEFAULT_RATE_LIMIT="9", PREMIUM_RATE_LIMIT="90", TIER_PRO="requests_per_hour=unlimited,tokens_per_minute=5000").plans()
     assert plans[Tier.FREE] == replace(FREE, requests_per_hour=9, requests_per_minute=None)
     assert plans[Tier.PRO] == replace(PRO, requests_per_hour=None, requests_per_minute=None, tokens_per_minute=5000)
-    assert plans[Tier.ENTERPRISE] == TierPlan(overage_micro=None)
+    assert plans[Tier.ENTERPRISE] == TierPlan(overage_micro=None, fee_micro=None)
 
 
 def test_an_old_variable_disables_the_minute_limit_unless_its_tier_sets_one() -> None:

@@ -6,17 +6,18 @@ from services.gateway.facts import config_snapshot, tiers
 from services.gateway.facts.config_snapshot import StoredDocument
 from services.gateway.facts.tiers import TierPlan
 from shared.config_documents import ConfigKind, PlanDocument
-from shared.types import ModelName, Tier
+from shared.types import MicroCredits, ModelName, Tier
 
 FREE = tiers.DEFAULTS[Tier.FREE]
 
 
 def test_the_defaults_match_the_documentation() -> None:
-    assert TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, included_tokens=100_000) == FREE
+    assert TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, included_tokens=100_000, for_sale=True) == FREE
     assert tiers.DEFAULTS[Tier.PRO] == TierPlan(
-        requests_per_hour=1_000, requests_per_minute=100, concurrency=100, included_tokens=1_000_000
-    )
-    assert tiers.DEFAULTS[Tier.ENTERPRISE] == TierPlan(overage_micro=None)
+        requests_per_hour=1_000, requests_per_minute=100, concurrency=100, included_tokens=1_000_000,
+        fee_micro=MicroCredits(29_000_000), for_sale=True,
+    )  # fmt: skip
+    assert tiers.DEFAULTS[Tier.ENTERPRISE] == TierPlan(overage_micro=None, fee_micro=None)
 
 
 def test_a_plan_that_is_not_built_in_takes_missing_numbers_from_free() -> None:
@@ -25,7 +26,7 @@ def test_a_plan_that_is_not_built_in_takes_missing_numbers_from_free() -> None:
     documents[ConfigKind.PLAN, "pro"] = StoredDocument(2, 1, "applied", None)
     found = config_snapshot.build(1, documents).limits.plans
     free = replace(FREE, concurrency=3)
-    assert found == {**tiers.DEFAULTS, "free": free, "gold": replace(free, requests_per_hour=7), "basic": free}
+    assert found == {**tiers.DEFAULTS, "free": free, "gold": replace(free, requests_per_hour=7, for_sale=False), "basic": replace(free, for_sale=False)}
     assert (found["gold"].source_of("requests_per_hour"), found["gold"].source_of("concurrency")) == ("plan gold", "plan free")
 
 
