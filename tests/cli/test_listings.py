@@ -10,7 +10,7 @@ import pytest
 
 from shared.api import auth, gateway, usage_report
 from shared.api.gateway import KeyBudget, LimitState, NodeRow, ServedModel, UserQuota
-from shared.api.ledger import Account
+from shared.api.ledger import Account, Allowance, Every
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import Shell
@@ -31,7 +31,7 @@ LEFT = UserQuota(
         LimitState("user", "concurrency", 10, 10, 0, source="default"),
         LimitState("model", "requests_per_minute", 3, 3, 0),
     ),
-    account=Account(MicroCredits(99_977_500), MicroCredits(0), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY),
+    account=Account(MicroCredits(99_977_500), MicroCredits(0), MicroCredits(0), Allowance(100_000, 150, 0, FEBRUARY)),
 )
 WORKER = NodeRow(
     id=NodeId("UABCDEFGHIJKLMNOP"),
@@ -177,7 +177,8 @@ def test_usage_json_has_everything(used: Shell) -> None:
         "name": "",
         "source": "key",
     }
-    assert (shown["account"]["included_micro"], shown["account"]["renews_at"]) == (99_977_500, "2026-02-01T00:00:00Z")
+    assert shown["account"]["balance_micro"] == 99_977_500
+    assert shown["account"]["allowance"] == {"included": 100_000, "used": 150, "held": 0, "renews_at": "2026-02-01T00:00:00Z"}
 
 
 def test_usage_text(used: Shell) -> None:
@@ -185,9 +186,12 @@ def test_usage_text(used: Shell) -> None:
     days, left, limits = (part.splitlines() for part in result.stdout.split("\n\n"))
     assert [line.split("0.0075")[1].strip() for line in days[1:4]] == ["laptop", "00000004…", "(signed in without a key)"]
     assert days[4] == "12 requests, 150 tokens, 0.0225 credits in total"
-    assert left[:2] == ["tier          free", "credits left  99.9775"]
-    assert left[2].startswith("included      99.9775 of 100 per month, renews 2026-0")
-    assert len(left) == 3
+    assert left == [
+        "tier          free",
+        "tokens left   99,850; 150 of 100,000 used; renews 1 Feb 2026",
+        "credits left  99.9775",
+        "topped up     99.9775",
+    ]
     assert limits == [
         "LIMIT                OF             USED        SET BY              RESETS IN",
         "requests per hour    account        3 of 100    DEFAULT_RATE_LIMIT  59 min",
@@ -208,7 +212,10 @@ def test_usage_shows_the_remaining_budget_of_the_key(used: Shell) -> None:
             "budget_micro": 5_000_000,
             "spent_micro": 1_250_000,
             "reserved_micro": 250_000,
+            "every": None,
         }
+    used.mesh.answer(gateway.get_user_quota, msgspec.structs.replace(LEFT, key_budget=msgspec.structs.replace(budget, every=Every.DAY)))
+    assert line.replace("its 5,", "its 5 every day,") in used("usage").stdout.splitlines()
 
 
 def test_overdrawn_budget_shows_zero(used: Shell) -> None:

@@ -10,17 +10,18 @@ import pytest
 from cli.output import credit_amounts
 from shared import errors
 from shared.api import auth, ledger
-from shared.api.ledger import Account, LedgerReport, ModelPrice
+from shared.api.ledger import Account, Allowance, Budget, Every, LedgerReport, ModelPrice
 from shared.types import MicroCredits, ModelName, RequestId, Tier, UserId, UserRole
 from tests.cli.fake_mesh import Shell
 
 RENEWS = datetime(2026, 2, 1, tzinfo=UTC)
-ACCOUNT = Account(MicroCredits(99_750_000), MicroCredits(12_500_000), MicroCredits(250_000), MicroCredits(100_000_000), RENEWS)
+ALLOWANCE = Allowance(100_000, 2_500, 0, RENEWS)
+ACCOUNT = Account(MicroCredits(12_500_000), MicroCredits(250_000), MicroCredits(0), ALLOWANCE)
 ALICE = auth.User(UserId(UUID(int=5)), "alice", "alice@example.org", UserRole.USER, Tier.PRO, True, RENEWS)
 REQUEST = RequestId(UUID("019c0000-0000-7000-8000-000000000001"))
 PRICES = (
     ModelPrice(None, MicroCredits(100_000_000), MicroCredits(200_000_000), since=datetime(1970, 1, 1, tzinfo=UTC)),
-    ModelPrice(ModelName("smollm2"), MicroCredits(1), MicroCredits(0), MicroCredits(500_000), MicroCredits(3_000_000), RENEWS),
+    ModelPrice(ModelName("smollm2"), MicroCredits(1), MicroCredits(0), MicroCredits(500_000), MicroCredits(3_000_000), 2, RENEWS),
 )
 RIGHT = LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 12, 345, 2)
 
@@ -44,22 +45,44 @@ def ledger_shell(shell: Shell) -> Shell:
 def test_credits_of_a_user(ledger_shell: Shell) -> None:
     lines = ledger_shell("admin", "credits", "alice").stdout.splitlines()
     assert [entry.request for entry in ledger_shell.mesh.calls] == [auth.GetUserCalled("alice"), ledger.ReadAccount(ALICE.id)]
-    assert lines[0] == "credits left  112"
-    assert lines[1].startswith("included      99.75 of 100 per month, renews 2026-0")
-    assert lines[2:] == ["topped up     12.5", "held          0.25 by running requests"]
+    assert lines == [
+        "tokens left   97,500; 2,500 of 100,000 used; renews 1 Feb 2026",
+        "credits left  12.25",
+        "topped up     12.5",
+        "held          0.25 by running requests",
+    ]
     shown = json.loads(ledger_shell("admin", "credits", "alice", "--json").stdout)
     assert shown == {
-        "included_micro": 99_750_000,
         "balance_micro": 12_500_000,
         "reserved_micro": 250_000,
-        "monthly_micro": 100_000_000,
-        "renews_at": "2026-02-01T00:00:00Z",
+        "overage_micro": 0,
+        "allowance": {"included": 100_000, "used": 2_500, "held": 0, "renews_at": "2026-02-01T00:00:00Z"},
+        "budget": None,
+        "spent_micro": 0,
+        # For scripts of release 0.3.
+        "included_micro": 0,
+        "monthly_micro": None,
+        "renews_at": "0001-01-01T00:00:00Z",
     }
 
 
 def test_unlimited_account_shows_its_debt() -> None:
-    account = Account(MicroCredits(0), MicroCredits(-1_500_000), MicroCredits(0), None, RENEWS)
-    assert [*credit_amounts.account_lines(account)] == ["credits left  unlimited", "owed          1.5"]
+    account = Account(MicroCredits(-1_500_000), MicroCredits(0), allowance=Allowance(None, 7, 3, RENEWS))
+    assert [*credit_amounts.account_lines(account)] == [
+        "tokens left   unlimited; 7 used, 3 held by running requests; renews 1 Feb 2026",
+        "credits left  unlimited",
+        "owed          1.5",
+    ]
+
+
+def test_account_without_a_plan_shows_what_it_spent() -> None:
+    budget = Budget(MicroCredits(2_000_000), Every.MONTH)
+    account = Account(MicroCredits(-1_500_000), MicroCredits(0), budget=budget, spent_micro=MicroCredits(1_250_000))
+    assert [*credit_amounts.account_lines(account)] == [
+        "credits left  0.75",
+        "spent         1.5",
+        "budget        1.25 of 2 credits every month spent",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +99,7 @@ def test_unlimited_account_shows_its_debt() -> None:
 def test_top_up(ledger_shell: Shell, typed: list[str], micro: int) -> None:
     result = ledger_shell("admin", "credits", "alice", *typed)
     assert result.exit_code == 0, result.stderr
-    assert result.stdout.startswith("credits left  112\n")
+    assert "credits left  12.25\n" in result.stdout
     sent = ledger_shell.mesh.calls[0].request
     assert isinstance(sent, ledger.TopUp)
     assert (sent.user, sent.amount_micro) == ("alice", micro)
@@ -126,14 +149,15 @@ def test_lost_answer_says_how_to_retry_safely(ledger_shell: Shell) -> None:
 
 def test_prices(ledger_shell: Shell) -> None:
     lines = ledger_shell("admin", "prices", "list").stdout.splitlines()
-    assert lines[1].split() == ["Default", "100", "200", "0", "0", "Always"]
-    assert lines[2].split()[:5] == ["smollm2", "0.000001", "0", "0.5", "3"]
+    assert lines[1].split() == ["Default", "100", "200", "0", "0", "1", "Always"]
+    assert lines[2].split()[:6] == ["smollm2", "0.000001", "0", "0.5", "3", "2"]
     assert json.loads(ledger_shell("admin", "prices", "list", "--history", "--json").stdout)[0] == {
         "model": None,
         "input_micro_per_million": 100_000_000,
         "output_micro_per_million": 200_000_000,
         "request_micro": 0,
         "compute_second_micro": 0,
+        "allowance_weight": 1,
         "since": "1970-01-01T00:00:00Z",
     }
     assert [entry.request for entry in ledger_shell.mesh.calls] == [ledger.ListPrices(), ledger.ListPrices(history=True)]
@@ -142,11 +166,13 @@ def test_prices(ledger_shell: Shell) -> None:
 def test_price_is_set_exactly(ledger_shell: Shell) -> None:
     result = ledger_shell("admin", "prices", "set", "default", "--input", ".00015", "--output", ".0003")
     assert result.exit_code == 0, result.stderr
-    options = ["--input", "0.000000000001", "--output", "0", "--request", ".5", "--compute-second", "3"]
+    options = ["--input", "0.000000000001", "--output", "0", "--request", ".5", "--compute-second", "3", "--weight", "0"]
     assert ledger_shell("admin", "prices", "set", "smollm2", *options).exit_code == 0
     assert [entry.request for entry in ledger_shell.mesh.calls] == [
         ledger.SetPrice(ModelPrice(None, MicroCredits(150_000_000), MicroCredits(300_000_000))),
-        ledger.SetPrice(ModelPrice(ModelName("smollm2"), MicroCredits(1), MicroCredits(0), MicroCredits(500_000), MicroCredits(3_000_000))),
+        ledger.SetPrice(
+            ModelPrice(ModelName("smollm2"), MicroCredits(1), MicroCredits(0), MicroCredits(500_000), MicroCredits(3_000_000), 0)
+        ),
     ]
 
 
@@ -157,6 +183,7 @@ def test_price_is_set_exactly(ledger_shell: Shell) -> None:
         (["--input", "-1", "--output", "1"], "0 or more"),
         (["--input", "0.0000000000001", "--output", "1"], "more than 12 decimals"),
         (["--input", "1", "--output", "1", "--request", "0.0000001"], "more than 6 decimals"),
+        (["--input", "1", "--output", "1", "--weight", "1001"], "--weight"),
     ],
 )
 def test_invalid_price(ledger_shell: Shell, options: list[str], message: str) -> None:
@@ -186,6 +213,7 @@ def test_singular_forms(ledger_shell: Shell) -> None:
         LedgerReport(MicroCredits(0), MicroCredits(1), MicroCredits(0), 0, 12, 345, 2),
         LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(1), 0, 12, 345, 2),
         LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 1, 12, 345, 2),
+        LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 12, 345, 2, drift_tokens=1),
         LedgerReport(MicroCredits(0), MicroCredits(0), MicroCredits(0), 0, 12, 345, 2, ("accounts differ",)),
     ],
 )
@@ -200,7 +228,7 @@ def test_inconsistent_ledger_fails_the_command(ledger_shell: Shell, report: Ledg
 
 def test_request_is_refunded(ledger_shell: Shell) -> None:
     result = ledger_shell("admin", "ledger", "revert", str(REQUEST), "--note", "sorry")
-    assert result.stdout.startswith("Refunded. The account now:\ncredits left  112\n")
+    assert result.stdout.startswith("Refunded. The account now:\ntokens left   97,500; ")
     assert ledger_shell.mesh.calls[0].request == ledger.RevertRequest(REQUEST, "sorry")
     assert ledger_shell("admin", "ledger", "revert", "nonsense").exit_code == 2
 

@@ -17,8 +17,8 @@ from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 SUMS = {
-    "accounts": "SELECT count(*), sum(balance_micro), sum(included_micro) FROM accounts",
-    "entries": "SELECT count(*), sum(amount_micro) FROM entries",
+    "accounts": "SELECT count(*), sum(balance_micro), sum(allowance_tokens) FROM accounts",
+    "entries": "SELECT count(*), sum(amount_micro), sum(amount_tokens) FROM entries",
     "days": "SELECT sum(request_count), sum(tokens_used) FROM usage_stats",
     "requests": "SELECT count(*), sum(cost_micro), sum(prompt_tokens), sum(completion_tokens) FROM request_logs",
     "thumbs": "SELECT count(*), sum(rating) FROM feedback",
@@ -86,7 +86,7 @@ async def _use_everything(stack: RunningStack, api_client: ApiClient, gone: Pers
         credential=gone.access_token,
     )
     team = await rpc.call(organizations.create_organisation, organizations.CreateOrganization("Shared"), credential=other.access_token)
-    # The organization has no credits before.
+    # The organization shares the limits of its founder before.
     await rpc.call(organizations.set_team_tier, organizations.SetTeamTier(team.id, Tier.FREE), credential=api_client.admin_key)
     invited = organizations.InviteMember(team.id, f"{gone.username}@example.org", TeamRole.MEMBER)
     sent = await rpc.call(organizations.invite_member, invited, credential=other.access_token)

@@ -173,8 +173,8 @@ def _quota_values(quota: UserQuota) -> live_updates.Values:
     line = quota_view.credits(quota.account)
     limits = quota_view.limits(quota)
     return {"limits": [asdict(each) for each in limits], "no_limits": not limits, "credits": line.left, "credits_detail": line.detail} | {
-        "tokens": line.tokens,
-        "tokens_detail": line.tokens_detail,
+        "plan_tokens": line.tokens,
+        "plan_tokens_detail": line.tokens_detail,
     }
 
 

@@ -22,7 +22,7 @@ from cli.profile import Profile
 from shared import errors
 from shared.api import auth, gateway, recovery
 from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
-from shared.api.ledger import Account
+from shared.api.ledger import Account, Allowance
 from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState
 from shared.types import Credential, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import FakeMesh, Shell
@@ -46,7 +46,7 @@ async def listening(greeting: bytes) -> AsyncIterator[int]:
 
 
 QUOTA = UserQuota(user_id=UserId(UUID(int=1)), tier=Tier.FREE, limit_per_hour=100, used_this_hour=1, remaining=99, resets_at=NOW)
-NO_MONEY = Account(MicroCredits(0), MicroCredits(5), MicroCredits(5), MicroCredits(100), NOW)
+NO_MONEY = Account(MicroCredits(5), MicroCredits(5), MicroCredits(0), Allowance(100, 90, 10, NOW))
 
 
 def well(mesh: FakeMesh) -> None:
@@ -265,8 +265,10 @@ async def test_no_gateway(shell: Shell) -> None:
         ({}, True, "99 of 100 requests left this hour"),
         ({"remaining": 0}, False, "0 of 100 requests left this hour"),
         ({"limit_per_hour": gateway.NO_LIMIT}, True, "no hourly request limit"),
-        ({"account": NO_MONEY}, False, "no credits left"),
-        ({"account": msgspec.structs.replace(NO_MONEY, monthly_micro=None)}, True, "99 of 100 requests left this hour"),
+        ({"account": NO_MONEY}, False, "no tokens and no credits left"),
+        ({"account": msgspec.structs.replace(NO_MONEY, allowance=None)}, False, "no credits left"),
+        ({"account": msgspec.structs.replace(NO_MONEY, allowance=Allowance(100, 90, 9, NOW))}, True, "99 of 100 requests left this hour"),
+        ({"account": msgspec.structs.replace(NO_MONEY, allowance=None, overage_micro=None)}, True, "99 of 100 requests left this hour"),
     ],
 )
 def test_remaining_quota(changed: dict[str, object], ok: bool, detail: str) -> None:

@@ -32,7 +32,7 @@ def test_json_has_every_field_under_its_python_name() -> None:
         "is_active": True,
         "created_at": "2026-01-02T03:04:05Z",
         "last_used_at": None,
-        "limits": dict.fromkeys((*BY_NAME, "budget_micro")),
+        "limits": dict.fromkeys((*BY_NAME, "budget_micro", "budget_every")),
         "kind": "live",
         "bounds": {"scopes": [], "models": [], "networks": []},
         "expires_at": None,

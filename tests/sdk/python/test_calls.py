@@ -186,6 +186,7 @@ MAY_BE_ABSENT = {
     "limits",
     "credits",
     "budget",
+    "allowance",
     "api_key_id",
     "is_active",
     "created_at",

@@ -128,11 +128,11 @@ async def test_credits_and_a_budget_that_is_used_up(stack: RunningStack, ann: Pe
     async with aimesh.AsyncClient(base_url=stack.url("web"), session=session) as logged_in:
         quota = await logged_in.quota()
         assert quota.credits is not None
-        assert (float(quota.credits.available) > 0, quota.budget) == (True, None)
-        made = await logged_in.keys.create("small", budget="0.001")
+        assert (quota.credits.available, quota.credits.overage, quota.budget, quota.allowance) == ("0", None, None, None)
+        made = await logged_in.keys.create("small", budget="0.001", budget_every="month")
     async with aimesh.AsyncClient(made.secret, stack.url("web")) as client:
         budget = (await client.quota()).budget
-        assert budget == aimesh.Budget(limit="0.001", spent="0", reserved="0", available="0.001")
+        assert budget == aimesh.Budget(limit="0.001", spent="0", reserved="0", available="0.001", every="month")
         with pytest.raises(aimesh.BudgetExhausted, match="budget"):
             await client.inference("word " * 500, model="echo")
 

@@ -411,14 +411,15 @@ class FakeAccounts:
     """Credits and budgets that a test sets."""
 
     def __init__(self) -> None:
+        allowance = Allowance(100_000, 2_500, 500, datetime(2026, 4, 1, tzinfo=UTC))
+        self.account = Account(MicroCredits(12_500_000), MicroCredits(500_000), MicroCredits(0), allowance)
         self.budget: KeyBudget | None = None
         self.away = False
 
     async def account_of(self, caller: auth.Principal) -> Account:
         if self.away:
             raise errors.Unavailable("PostgreSQL is down", hint="try again")
-        allowance = Allowance(100_000, 2_500, 500, datetime(2026, 4, 1, tzinfo=UTC))
-        return Account(MicroCredits(12_500_000), MicroCredits(500_000), MicroCredits(0), allowance)
+        return self.account
 
     async def find_key_budget(self, caller: auth.Principal) -> KeyBudget | None:
         return self.budget

@@ -7,6 +7,7 @@ with aimesh.Client() as client:
 """
 
 from aimesh.answers import (
+    Allowance,
     Answer,
     AnswerPiece,
     ApiKey,
@@ -59,9 +60,9 @@ from aimesh.errors import (
 from aimesh.version import __version__
 
 __all__ = [
-    "AimeshError", "AlreadyExists", "Answer", "AnswerBroken", "AnswerGone", "AnswerPiece", "ApiKey", "AsyncClient", "AsyncKeys",
-    "AsyncStream", "BadRequest", "Budget", "BudgetExhausted", "Cancelled", "Client", "ConfirmationNeeded", "Conflict", "ConnectionFailed",
-    "ContextExceeded", "Credits", "DeadlineExceeded", "Embeddings", "IdempotencyConflict", "InProgress", "KeyLimits", "Keys", "Limit",
+    "AimeshError", "Allowance", "AlreadyExists", "Answer", "AnswerBroken", "AnswerGone", "AnswerPiece", "ApiKey", "AsyncClient",
+    "AsyncKeys", "AsyncStream", "BadRequest", "Budget", "BudgetExhausted", "Cancelled", "Client", "ConfirmationNeeded", "Conflict",
+    "ConnectionFailed", "ContextExceeded", "Credits", "DeadlineExceeded", "Embeddings", "IdempotencyConflict", "InProgress", "KeyLimits", "Keys", "Limit",
     "LogProbability", "Message", "Model", "NewApiKey", "NotAllowed", "NotAuthenticated", "NotFound", "Options", "Overloaded",
     "ProtocolError", "Quota", "RateLimited", "SecondFactorNeeded", "ServerFailed", "Session", "SessionEnded", "Stream", "TooLarge",
     "ToolCall", "Unavailable", "UnknownModel", "Usage", "UsageDay", "UsageReport", "User", "__version__",

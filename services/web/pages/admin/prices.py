@@ -74,13 +74,14 @@ async def set_price(page_request: NamedDependency[PageRequest]) -> Page:
 def read_price(form: PriceForm) -> ledger.ModelPrice:
     """Parse the form. Raises BadRequest."""
     model = form.model.strip()
+    weight = forms.read_number(form.weight, "the plan’s tokens per token", ledger.ModelPrice, "allowance_weight")
     return ledger.ModelPrice(
         ModelName(model) if model else None,
         _amount(form.input, "the input price"),
         _amount(form.output, "the output price"),
         _amount(form.request or "0", "the price per request"),
         _amount(form.compute_second or "0", "the price per compute second"),
-        forms.read_number(form.weight or "1", "the plan’s tokens per token", ledger.ModelPrice, "allowance_weight") or 0,
+        1 if weight is None else weight,
     )
 
 

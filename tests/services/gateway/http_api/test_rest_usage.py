@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from shared.api.gateway import KeyBudget
+from shared.api.ledger import Account, Every
 from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
 from tests.services.gateway import fakes
@@ -148,23 +149,33 @@ async def test_an_invalid_rating_names_its_field(
 # --- usage and quota ------------------------------------------------------------------------------------------------------
 
 
-async def test_the_quota_has_the_credits_of_the_account_and_the_budget_of_the_key(
+async def test_the_quota_has_the_money_and_tokens_of_the_account_and_the_budget_of_the_key(
     running_service: RunningService, http: httpx.AsyncClient
 ) -> None:
     quota = (await http.get("/api/quota")).json()
     assert quota["credits"] == {
-        "available": "12", "included": "2.5", "balance": "10", "reserved": "0.5", "monthly": "5", "renews_at": "2026-04-01T00:00:00Z",
-    }  # fmt: skip
+        "available": "12", "balance": "12.5", "reserved": "0.5", "overage": "0",
+        "included": "0", "monthly": "0", "renews_at": "0001-01-01T00:00:00Z",
+    }, "the last three are for SDKs of release 0.3"  # fmt: skip
+    assert quota["allowance"] == {"included": 100_000, "used": 2500, "held": 500, "renews_at": "2026-04-01T00:00:00Z"}
     assert quota["budget"] is None
-    running_service.accounts.budget = KeyBudget(MicroCredits(2_000_000), MicroCredits(1_900_000), MicroCredits(300_000))
+    running_service.accounts.budget = KeyBudget(MicroCredits(2_000_000), MicroCredits(1_900_000), MicroCredits(300_000), Every.MONTH)
     budget = (await http.get("/api/quota")).json()["budget"]
-    assert budget == {"limit": "2", "spent": "1.9", "reserved": "0.3", "available": "0"}
+    assert budget == {"limit": "2", "spent": "1.9", "reserved": "0.3", "available": "0", "every": "month"}
+
+
+async def test_without_plans_the_quota_has_no_allowance_and_no_bound(running_service: RunningService, http: httpx.AsyncClient) -> None:
+    running_service.accounts.account = Account(MicroCredits(-2_000_000), MicroCredits(500_000))
+    quota = (await http.get("/api/quota")).json()
+    found = quota["credits"]
+    assert (found["available"], found["balance"], found["overage"], found["monthly"]) == ("-2.5", "-2", None, None)
+    assert quota["allowance"] is None
 
 
 async def test_the_limits_are_known_without_postgresql(running_service: RunningService, http: httpx.AsyncClient) -> None:
     running_service.accounts.away = True
     quota = (await http.get("/api/quota")).json()
-    assert (quota["remaining"], quota["credits"], quota["budget"]) == (100, None, None)
+    assert (quota["remaining"], quota["credits"], quota["budget"], quota["allowance"]) == (100, None, None, None)
 
 
 async def test_usage_and_quota_are_the_callers_own(running_service: RunningService, http: httpx.AsyncClient) -> None:

@@ -1,7 +1,8 @@
 """The ledger's methods for users and administrators, on a real PostgreSQL and with a fake auth."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -13,12 +14,13 @@ from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import CostBounds
 from services.gateway.facts import tiers
+from services.gateway.facts.request_record import ReservationState
 from services.gateway.rpc_api.account_rpc import MOST_TOP_UP, AccountRpc
 from services.gateway.store import GatewayStore
 from shared import errors
 from shared.api import audit, auth, organizations
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import MICRO, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.api.ledger import MICRO, Allowance, Every, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.api.method import Nothing
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
@@ -30,7 +32,7 @@ LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
 ADMIN = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), username="root", role=UserRole.ADMIN)
 ACME = organizations.Organization(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO, 1)
-FREE = 100_000 * MICRO
+BOUNDS = CostBounds(prompt_tokens={ModelName("m"): 0}, max_tokens=1000, answers=1, seconds=1.0)
 
 
 class AccountRpcHarness:
@@ -66,10 +68,22 @@ class AccountRpcHarness:
 
 @pytest.fixture
 async def harness(postgres_url: str) -> AsyncIterator[AccountRpcHarness]:
+    async with harness_with(postgres_url, has_plans=False) as without_plans:
+        yield without_plans
+
+
+@pytest.fixture
+async def with_plans(postgres_url: str) -> AsyncIterator[AccountRpcHarness]:
+    async with harness_with(postgres_url, has_plans=True) as harness:
+        yield harness
+
+
+@asynccontextmanager
+async def harness_with(postgres_url: str, *, has_plans: bool) -> AsyncIterator[AccountRpcHarness]:
     async with store.opened(postgres_url) as opened:
         ledger_store, requests = LedgerStore(opened), GatewayStore(opened)
         await ledger_store.ensure_default_price(100_000_000, 200_000_000)
-        ledger = Ledger(ledger_store, FixedConfig(), node_id(1), Metrics("gateway"))
+        ledger = Ledger(ledger_store, FixedConfig(), node_id(1), Metrics("gateway"), has_plans=has_plans)
 
         async def no_receipts(_: object) -> dict[RequestId, Any]:
             return {}
@@ -82,14 +96,47 @@ class _NothingWaits:
     waiting: tuple[RequestId, ...] = ()
 
 
-async def test_an_account_starts_with_the_tiers_credits(harness: AccountRpcHarness) -> None:
-    account = await harness.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))
-    assert (account.included_micro, account.balance_micro, account.reserved_micro, account.monthly_micro) == (FREE, 0, 0, FREE)
-    assert account.renews_at > datetime.now(UTC)
-    assert (account.renews_at.day, account.renews_at.hour) == (1, 0)
+async def test_an_account_starts_with_the_tokens_of_its_plan(with_plans: AccountRpcHarness) -> None:
+    account = await with_plans.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))
+    assert (account.balance_micro, account.reserved_micro, account.overage_micro, account.free_micro) == (0, 0, 0, 0)
+    assert account.allowance is not None
+    assert account.allowance == Allowance(100_000, 0, 0, account.allowance.renews_at)
+    assert timedelta(days=27) < account.allowance.renews_at - datetime.now(UTC) <= timedelta(days=31), "a month from now"
     rich = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), tier=Tier.ENTERPRISE)
-    enterprise = await harness.account_rpc.account_of(rich)
-    assert (enterprise.included_micro, enterprise.monthly_micro) == (0, None)
+    enterprise = await with_plans.account_rpc.account_of(rich)
+    assert enterprise.allowance is not None
+    assert (enterprise.allowance.included, enterprise.allowance.left, enterprise.free_micro) == (None, None, None)
+
+
+async def test_without_plans_an_account_has_no_tokens_and_no_bound(harness: AccountRpcHarness) -> None:
+    account = await harness.account_rpc.account_of(OWNER)
+    assert (account.allowance, account.overage_micro, account.free_micro, account.balance_micro) == (None, None, None, 0)
+    request = RequestId(uuid4())
+    held = await harness.ledger.reserve(OWNER, request, BOUNDS)
+    assert (held.max_tokens, held.clamped, held.plan_tokens) == (1000, False, 0)
+    await harness.requests.write_requests([row(OWNER.user_id, request, 700)])
+    assert (await harness.account_rpc.account_of(OWNER)).balance_micro == -700
+    assert (await harness.ledger.verify()).findings == ()
+
+
+async def test_tokens_of_the_plan_are_used_before_the_balance(with_plans: AccountRpcHarness) -> None:
+    """A model's weight says how many; 0: only the balance pays."""
+    three, none = ModelName("three"), ModelName("none")
+    for model, weight in ((three, 3), (none, 0)):
+        price = ModelPrice(model, MicroCredits(100 * MICRO), MicroCredits(200 * MICRO), allowance_weight=weight)
+        await with_plans.account_rpc.set_price(SetPrice(price), rpc_call(ADMIN))
+    request = RequestId(uuid4())
+    held = await with_plans.ledger.reserve(OWNER, request, msgspec.structs.replace(BOUNDS, prompt_tokens={three: 10}))
+    assert held.plan_tokens == 3 * 1010
+    await with_plans.requests.write_requests(
+        [msgspec.structs.replace(row(OWNER.user_id, request, 0), covered_tokens=90, reservation=ReservationState.SETTLED)]
+    )
+    account = await with_plans.account_rpc.account_of(OWNER)
+    assert account.allowance is not None
+    assert (account.allowance.used, account.allowance.held, account.balance_micro) == (90, 0, 0)
+    with pytest.raises(errors.BudgetExhausted):
+        await with_plans.ledger.reserve(OWNER, RequestId(uuid4()), msgspec.structs.replace(BOUNDS, prompt_tokens={none: 10}))
+    assert (await with_plans.ledger.verify()).findings == ()
 
 
 async def test_the_remaining_budget_of_a_key(harness: AccountRpcHarness) -> None:
@@ -97,19 +144,23 @@ async def test_the_remaining_budget_of_a_key(harness: AccountRpcHarness) -> None
     limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
     assert await harness.account_rpc.find_key_budget(msgspec.structs.replace(limited, key_id=None)) is None
     assert await harness.account_rpc.find_key_budget(limited) == KeyBudget(MicroCredits(5 * MICRO), MicroCredits(0), MicroCredits(0))
-    bounds = CostBounds(prompt_tokens={ModelName("m"): 0}, max_tokens=1000, answers=1, seconds=1.0)
     first, second = RequestId(uuid4()), RequestId(uuid4())
     for request in (first, second):
-        await harness.ledger.reserve(limited, request, bounds)
+        await harness.ledger.reserve(limited, request, BOUNDS)
     await harness.requests.write_requests([row(OWNER.user_id, first, 700)])
     # 1,000 tokens at 200 micro-credits are reserved for the second request.
     assert await harness.account_rpc.find_key_budget(limited) == KeyBudget(
         MicroCredits(5 * MICRO), MicroCredits(700), MicroCredits(200_000)
     )
+    monthly = msgspec.structs.replace(limited, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO), budget_every=Every.MONTH))
+    renewed = await harness.account_rpc.find_key_budget(monthly)
+    assert renewed is not None
+    assert renewed.every is Every.MONTH
 
 
 async def test_only_an_admin_reads_other_accounts(harness: AccountRpcHarness) -> None:
-    assert (await harness.account_rpc.read_account(ReadAccount(ADA.id), rpc_call(ADMIN))).included_micro == FREE
+    await harness.account_rpc.top_up(TopUp("ada", MicroCredits(5)), rpc_call(ADMIN))
+    assert (await harness.account_rpc.read_account(ReadAccount(ADA.id), rpc_call(ADMIN))).balance_micro == 5
     for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
         with pytest.raises(errors.NotAllowed, match="this is another user's account"):
             await harness.account_rpc.read_account(ReadAccount(UserId(uuid4())), rpc_call(nobody))
@@ -125,16 +176,17 @@ async def test_a_repeated_top_up_happens_once(harness: AccountRpcHarness) -> Non
     assert (await harness.ledger.verify()).findings == ()
 
 
-async def test_an_organisation_is_topped_up_by_its_id(harness: AccountRpcHarness) -> None:
-    account = await harness.account_rpc.top_up(TopUp(str(ACME.id), MicroCredits(5 * MICRO)), rpc_call(ADMIN))
-    assert (account.balance_micro, account.monthly_micro) == (5 * MICRO, tiers.DEFAULTS[Tier.PRO].monthly_micro)
-    assert [(action, target) for action, target, _ in await harness.audited()] == [("credits.move", str(ACME.id))]
-    assert await harness.account_rpc.read_account(ReadAccount(UserId(ACME.id)), rpc_call(ADMIN)) == account
+async def test_an_organisation_is_topped_up_by_its_id(with_plans: AccountRpcHarness) -> None:
+    account = await with_plans.account_rpc.top_up(TopUp(str(ACME.id), MicroCredits(5 * MICRO)), rpc_call(ADMIN))
+    assert account.allowance is not None
+    assert (account.balance_micro, account.allowance.included) == (5 * MICRO, tiers.DEFAULTS[Tier.PRO].included_tokens)
+    assert [(action, target) for action, target, _ in await with_plans.audited()] == [("credits.move", str(ACME.id))]
+    assert await with_plans.account_rpc.read_account(ReadAccount(UserId(ACME.id)), rpc_call(ADMIN)) == account
     for whose in ("Acme", str(uuid4())):
         with pytest.raises(errors.NotFound, match=r"there is no such user|no user or organization has the id"):
-            await harness.account_rpc.top_up(TopUp(whose, MicroCredits(MICRO)), rpc_call(ADMIN))
+            await with_plans.account_rpc.top_up(TopUp(whose, MicroCredits(MICRO)), rpc_call(ADMIN))
     with pytest.raises(errors.NotFound, match="no user or organization has the id"):
-        await harness.account_rpc.read_account(ReadAccount(UserId(uuid4())), rpc_call(ADMIN))
+        await with_plans.account_rpc.read_account(ReadAccount(UserId(uuid4())), rpc_call(ADMIN))
 
 
 @pytest.mark.parametrize(
@@ -171,13 +223,12 @@ async def test_a_new_price_applies_to_new_requests_only(harness: AccountRpcHarne
 
 async def test_a_request_is_refunded_once(harness: AccountRpcHarness) -> None:
     request = RequestId(uuid4())
-    bounds = CostBounds(prompt_tokens={ModelName("m"): 0}, max_tokens=1000, answers=1, seconds=1.0)
-    await harness.ledger.reserve(OWNER, request, bounds)
+    await harness.ledger.reserve(OWNER, request, BOUNDS)
     with pytest.raises(errors.NotFound, match="no request with this id has cost anything"):
         await harness.account_rpc.revert(RevertRequest(request), rpc_call(ADMIN))
     await harness.requests.write_requests([row(OWNER.user_id, request, 700)])
-    assert (await harness.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))).free_micro == FREE - 700
-    assert (await harness.account_rpc.revert(RevertRequest(request, "nonsense"), rpc_call(ADMIN))).free_micro == FREE
+    assert (await harness.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))).balance_micro == -700
+    assert (await harness.account_rpc.revert(RevertRequest(request, "nonsense"), rpc_call(ADMIN))).balance_micro == 0
     assert await harness.audited() == [("credits.revert", str(request), {"note": "nonsense"})]
     with pytest.raises(errors.AlreadyExists, match="the cost of this request was already refunded"):
         await harness.account_rpc.revert(RevertRequest(request), rpc_call(ADMIN))

@@ -6,15 +6,25 @@ from services.web.pages.key_view import KeyUse, NewKeyForm
 from shared import errors
 from shared.access_table import Permission
 from shared.api.auth import ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
+from shared.api.ledger import Every
 from shared.types import MicroCredits, ModelName, UserRole
 
 
 def test_limits_of_a_key() -> None:
-    form = NewKeyForm("laptop", requests_per_hour="1", requests_per_minute=" 2 ", tokens_per_minute="3", concurrency="4", budget=".5")
+    form = NewKeyForm(
+        "laptop", requests_per_hour="1", requests_per_minute=" 2 ", tokens_per_minute="3", concurrency="4", budget=".5", budget_every="week"
+    )
     assert key_view.read_limits(form) == ApiKeyLimits(
-        requests_per_hour=1, requests_per_minute=2, tokens_per_minute=3, concurrency=4, budget_micro=MicroCredits(500_000)
+        requests_per_hour=1,
+        requests_per_minute=2,
+        tokens_per_minute=3,
+        concurrency=4,
+        budget_micro=MicroCredits(500_000),
+        budget_every=Every.WEEK,
     )
     assert form.has_limits
+    with pytest.raises(errors.BadRequest, match="unknown renewal of the budget"):
+        key_view.read_limits(NewKeyForm("laptop", budget="1", budget_every="year"))
     assert key_view.read_limits(NewKeyForm("laptop", budget=" ")) == ApiKeyLimits()
     assert not NewKeyForm("laptop").has_limits
 

@@ -21,6 +21,7 @@ async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
 
 async def test_new_key_is_shown_once(alice: Browser) -> None:
     limits = {"requests_per_hour": "20", "requests_per_minute": "3", "tokens_per_minute": "4000", "concurrency": "2", "budget": "1234.5"}
+    limits["budget_every"] = "month"
     page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", **limits)
     assert page.status_code == 201
     assert page.headers["cache-control"] == "no-store"
@@ -30,7 +31,7 @@ async def test_new_key_is_shown_once(alice: Browser) -> None:
     listed = await alice.get("/api-keys")
     assert key not in listed.text
     assert "laptop" in listed.text
-    assert ">20/h, 3/min, 4,000 tokens/min, 2 concurrent, 1,234.5 credits<" in listed.text
+    assert ">20/h, 3/min, 4,000 tokens/min, 2 concurrent, 1,234.5 credits every month<" in listed.text
     assert "<details open>" not in listed.text
 
 
@@ -53,10 +54,11 @@ async def test_refused_key_keeps_the_input(alice: Browser, mesh: FakeMesh, name:
 
 async def test_every_limit_of_a_refused_form_is_kept(alice: Browser, mesh: FakeMesh) -> None:
     typed = {"requests_per_hour": "20", "requests_per_minute": "3", "tokens_per_minute": "4000", "concurrency": "2", "budget": "2,5"}
-    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", **typed)
+    page = await alice.submit(await alice.get("/api-keys"), "/api-keys", name="laptop", budget_every="week", **typed)
     assert (page.status_code, mesh.keys) == (400, [])
     assert "Budget: &#39;2,5&#39; is not an amount" in page.text
     assert typed.items() <= forms_of(page)["/api-keys"].items()
+    assert '<option value="week" selected>' in page.text
 
 
 async def test_revoking_needs_confirmation(alice: Browser, mesh: FakeMesh) -> None:

@@ -106,16 +106,18 @@ async def test_new_user_sees_first_steps_before_empty_numbers(alice: Browser, me
 
 
 async def test_overview_shows_the_credits(alice: Browser, mesh: FakeMesh) -> None:
-    mesh.account = ledger.Account(
-        MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY
-    )
+    mesh.account = ledger.Account(MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(0))
     page = await alice.get("/dashboard")
-    assert 'data-live="credits">1,334.25</p>' in page.text
-    assert "100 per month included; renews 1 Feb 2027" in page.text
+    assert 'data-live="credits">1,234.50</p>' in page.text
+    assert "Tokens of your plan" not in page.text
+    mesh.account = msgspec.structs.replace(mesh.account, allowance=ledger.Allowance(100_000, 2_500, 0, FEBRUARY))
+    page = await alice.get("/dashboard")
+    assert 'data-live="plan_tokens">97,500</p>' in page.text
+    assert 'data-live="plan_tokens_detail">2,500 of 100,000 used; renews 1 Feb 2027</p>' in page.text
 
 
 async def test_user_without_limits_sees_none(browser: Browser, mesh: FakeMesh) -> None:
-    mesh.account = ledger.Account(MicroCredits(0), MicroCredits(-5), MicroCredits(0), None, FEBRUARY)
+    mesh.account = ledger.Account(MicroCredits(-5), MicroCredits(0))
     mesh.add_account("bob", "correct horse", tier=Tier.ENTERPRISE)
     await browser.sign_in("bob", "correct horse")
     page = await browser.get("/dashboard")

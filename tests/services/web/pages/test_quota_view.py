@@ -49,20 +49,27 @@ def test_meter_stays_between_zero_and_full(limit: int, remaining: int) -> None:
     assert 0 <= int(line.percent) <= 100
 
 
-def test_credits_show_the_balance_and_the_renewal() -> None:
-    account = ledger.Account(MicroCredits(99_750_000), MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(100_000_000), FEBRUARY)
-    line = quota_view.credits(account)
-    assert (line.left, line.detail) == ("1,334.25", "100 per month included; renews 1 Feb 2027")
+def test_credits_and_tokens_of_the_plan_stand_apart() -> None:
+    allowance = ledger.Allowance(100_000, 2_500, 500, FEBRUARY)
+    line = quota_view.credits(ledger.Account(MicroCredits(1_234_500_000), MicroCredits(0), MicroCredits(0), allowance))
+    assert (line.left, line.detail) == ("1,234.50", "")
+    assert (line.tokens, line.tokens_detail) == (
+        "97,000",
+        "2,500 of 100,000 used, 500 held by running requests; renews 1 Feb 2027",
+    )
 
 
-def test_reserved_credits_are_mentioned() -> None:
-    account = ledger.Account(MicroCredits(5_000_000), MicroCredits(0), MicroCredits(1_000_000), MicroCredits(5_000_000), FEBRUARY)
+def test_reserved_credits_and_a_budget_are_mentioned() -> None:
+    budget = ledger.Budget(MicroCredits(20_000_000), ledger.Every.MONTH)
+    spent = MicroCredits(15_000_000)
+    account = ledger.Account(MicroCredits(0), MicroCredits(1_000_000), budget=budget, spent_micro=spent)
     line = quota_view.credits(account)
-    assert line.left == "4.00"
-    assert line.detail.startswith("1.00 reserved for running requests; ")
+    assert (line.left, line.detail) == ("4.00", "1.00 reserved for running requests; 15.00 of 20 credits every month spent")
+    assert (line.tokens, line.tokens_detail) == ("", "")
 
 
 def test_unlimited_and_unknown_credits_differ() -> None:
-    unbound = ledger.Account(MicroCredits(0), MicroCredits(-5), MicroCredits(0), None, FEBRUARY)
-    assert quota_view.credits(unbound).left == "unlimited"
+    unbound = ledger.Account(MicroCredits(-5), MicroCredits(0), allowance=ledger.Allowance(None, 7, 0, FEBRUARY))
+    line = quota_view.credits(unbound)
+    assert (line.left, line.tokens, line.tokens_detail) == ("unlimited", "unlimited", "7 used; renews 1 Feb 2027")
     assert quota_view.credits(None).left == "–"

@@ -243,7 +243,8 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
     def _read_account(self, _request: ledger.ReadAccount, credential: Credential | None) -> ledger.Account:
         self._admin(credential)
         topped = sum(each.amount_micro for each in self.moved.values())
-        return ledger.Account(MicroCredits(1_500_000 + topped), MicroCredits(0), MicroCredits(0))
+        allowance = ledger.Allowance(100_000, 2_500, 0, NOW)
+        return ledger.Account(MicroCredits(topped), MicroCredits(500_000), MicroCredits(0), allowance)
 
     def _top_up(self, request: ledger.TopUp, credential: Credential | None) -> ledger.Account:
         self._admin(credential)

@@ -35,13 +35,13 @@ async def test_set_the_tier_of_an_organization(root: Browser, mesh: AdminMesh) -
 async def test_organization_shows_its_credits_and_gets_more(root: Browser, mesh: AdminMesh) -> None:
     acme = mesh.add_organisation("Acme")
     page = await root.get(f"{PATH}/{acme.id}")
-    for word in ("Acme", str(acme.id), ">1.5<", f'href="/organisations/{acme.id}"', "free tier"):
+    for word in ("Acme", str(acme.id), "<dd>0.5 by running requests</dd>", f'href="/organisations/{acme.id}"', "free tier"):
         assert word in page.text
     done = await root.submit(page, f"{PATH}/{acme.id}/credits", amount="25.5", note=" paid ")
     assert done.headers["location"] == f"{PATH}/{acme.id}?done=credits"
     shown = (await root.get(done.headers["location"])).text
     assert "Credits updated." in shown
-    assert "<dt>Topped up</dt><dd>27</dd>" in shown
+    assert "<dt>Topped up</dt><dd>25.5</dd>" in shown
     again = await root.submit(page, f"{PATH}/{acme.id}/credits", amount="25.5", note=" paid ")
     assert again.status_code == 303
     assert [(each.user, each.amount_micro, each.note) for each in mesh.moved.values()] == [(str(acme.id), 25_500_000, "paid")]

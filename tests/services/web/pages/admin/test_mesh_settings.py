@@ -37,7 +37,7 @@ async def test_page_works_without_the_gateway_and_auth_settings(root: Browser, m
 
 async def test_tiers_and_settings_are_shown_with_changed_ones_first(root: Browser, mesh: AdminMesh) -> None:
     mesh.tiers = (
-        TierTerms(Tier.FREE, requests_per_hour=100, requests_per_minute=10, concurrency=10, included_tokens=2_500_000),
+        TierTerms(Tier.FREE, requests_per_hour=100, requests_per_minute=10, concurrency=10, included_tokens=250_000),
         TierTerms(Tier.ENTERPRISE),
     )
     mesh.settings = (
@@ -48,7 +48,15 @@ async def test_tiers_and_settings_are_shown_with_changed_ones_first(root: Browse
         ShownSetting("OIDC_NAME", "<b>Corp</b>", "", "what the button says"),
     )
     text = (await root.get(PATH)).text
-    for words in ("2,500,000", "unlimited", "Auth settings", "Gateway settings", "Days that rows are kept.", "set (hidden)"):
+    for words in (
+        "250,000",
+        "Included tokens per month",
+        "unlimited",
+        "Auth settings",
+        "Gateway settings",
+        "Days that rows are kept.",
+        "set (hidden)",
+    ):
         assert words in text
     assert "<b>Corp</b>" not in text
     changed, usual = text.split("2 defaults")[0], text.split("2 defaults")[1].split("</details>")[0]

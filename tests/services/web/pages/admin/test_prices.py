@@ -53,18 +53,25 @@ async def test_price_history_is_shown_on_request(root: Browser, mesh: AdminMesh)
 
 
 async def test_price_is_entered_per_million_tokens(root: Browser, mesh: AdminMesh) -> None:
-    typed = {"model": " smollm2 ", "input": "100", "output": "0.5", "request": "", "compute_second": "0.000001"}
+    typed = {"model": " smollm2 ", "input": "100", "output": "0.5", "request": "", "compute_second": "0.000001", "weight": "0"}
     done = await root.submit(await root.get(PATH), PATH, **typed)
     assert (done.status_code, done.headers["location"]) == (303, f"{PATH}?done=set")
     assert mesh.prices == [
-        ModelPrice(ModelName("smollm2"), MicroCredits(100_000_000), MicroCredits(500_000), compute_second_micro=MicroCredits(1))
+        ModelPrice(
+            ModelName("smollm2"), MicroCredits(100_000_000), MicroCredits(500_000), compute_second_micro=MicroCredits(1), allowance_weight=0
+        )
     ]
     assert "New requests use this price." in (await root.get(done.headers["location"])).text
 
 
+@pytest.mark.parametrize(("typed", "weight"), [("", 1), (" ", 1), ("0", 0), (" 7 ", 7)])
+def test_empty_weight_is_one(typed: str, weight: int) -> None:
+    assert prices.read_price(prices.PriceForm(input="1", output="1", weight=typed)).allowance_weight == weight
+
+
 async def test_default_is_the_price_without_a_model(root: Browser, mesh: AdminMesh) -> None:
     await root.submit(await root.get(PATH), PATH, input="1", output="2")
-    assert [each.model for each in mesh.prices] == [None]
+    assert [(each.model, each.allowance_weight) for each in mesh.prices] == [(None, 1)]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +85,8 @@ async def test_default_is_the_price_without_a_model(root: Browser, mesh: AdminMe
             "The price per request: 0.0000001 has more than 6 decimals.",
             id="too fine",
         ),
+        pytest.param({"input": "1", "output": "1", "weight": "1001"}, "The plan’s tokens per token", id="too heavy"),
+        pytest.param({"input": "1", "output": "1", "weight": "half"}, "The plan’s tokens per token", id="no weight"),
         pytest.param({"input": "99999999", "output": "1"}, "The price of input tokens is out of range.", id="the gateway refuses"),
     ],
 )
