@@ -20,7 +20,6 @@ import yaml
 from cli import main as cli_main
 from cli.option_values import NumberTakingCommand
 from services.gateway.facts import tiers
-from services.gateway.settings import GatewaySettings
 from services.inference.settings import InferenceSettings
 from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES
 from services.web import agent_setups
@@ -440,9 +439,8 @@ def test_paths_and_names_in_the_feature_list_exist() -> None:
     assert not [f"spec.md:{row.line}: `{name}`: {why}" for row, name in named if (why := missing_name(name))]
 
 
-def _free_credits_buy_a_billion_tokens() -> bool:
-    [price] = [field.default for field in msgspec.structs.fields(GatewaySettings) if field.name == "price_per_input_token"]
-    return tiers.DEFAULTS[Tier.FREE].credits == 10**9 * price
+def _free_plan_is_that_of_the_documents() -> bool:
+    return tiers.DEFAULTS[Tier.FREE].included_tokens == 100_000 and tiers.DEFAULTS[Tier.PRO].included_tokens == 1_000_000
 
 
 def _example_models() -> list[str]:
@@ -458,7 +456,7 @@ def _chart(file: str = "") -> str:
 
 #: Each row has these words exactly as long as the code is so.
 CLAIMS: dict[tuple[str, str], Callable[[], bool]] = {
-    ("`PRICING`, `TIERS`", "100,000 pay for a billion input tokens"): _free_credits_buy_a_billion_tokens,
+    ("`PRICING`, `TIERS`", "the same included tokens"): _free_plan_is_that_of_the_documents,
     ("LLM inference service", "only Mistral 7B has an entry"): lambda: _example_models() == ["mistral"],
     ("Model services", "StatefulSets"): lambda: '"kind" "StatefulSet"' in _chart("templates/pools.yaml"),
     ("GPU-aware scheduling", "each pool of the chart has `nodeSelector`"): lambda: "poolDefaults.nodeSelector" in _chart("README.md"),

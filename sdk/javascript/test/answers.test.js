@@ -61,6 +61,7 @@ test('what the gateway says, in the words of JavaScript', () => {
     resetsInSeconds: 36.5,
     credits: null,
     budget: null,
+    allowance: null,
   })
   assert.deepEqual(limits, [{ scope: 'user', kind: 'requests_per_hour', limit: 100, remaining: 99, resetsInSeconds: 36.5 }])
 })

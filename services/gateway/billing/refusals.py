@@ -21,7 +21,8 @@ def explain(
         what, hint = "your credits are too low", "add credits, or ask an administrator for more; see `aicli usage`"
     if allowance is not None and allowance.included is not None and answer.limited_by == "account":
         renews = f"{allowance.renews_at:%Y-%m-%d}"
-        what = f"your plan's tokens are used up ({allowance.used:,} of {allowance.included:,}, renewed on {renews}), and {what}"
+        state = f"has only {allowance.left:,} tokens left" if allowance.left else "has no tokens left"
+        what = f"your plan {state} ({allowance.used:,} of {allowance.included:,} used, renewed on {renews}), and {what}"
         hint = f"wait until {renews}, add credits, or choose a larger plan; see `aicli usage`"
     if answer.room_micro + held_micro >= least:
         held = _credits(held_micro)

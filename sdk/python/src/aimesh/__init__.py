@@ -62,8 +62,8 @@ from aimesh.version import __version__
 __all__ = [
     "AimeshError", "Allowance", "AlreadyExists", "Answer", "AnswerBroken", "AnswerGone", "AnswerPiece", "ApiKey", "AsyncClient",
     "AsyncKeys", "AsyncStream", "BadRequest", "Budget", "BudgetExhausted", "Cancelled", "Client", "ConfirmationNeeded", "Conflict",
-    "ConnectionFailed", "ContextExceeded", "Credits", "DeadlineExceeded", "Embeddings", "IdempotencyConflict", "InProgress", "KeyLimits", "Keys", "Limit",
-    "LogProbability", "Message", "Model", "NewApiKey", "NotAllowed", "NotAuthenticated", "NotFound", "Options", "Overloaded",
-    "ProtocolError", "Quota", "RateLimited", "SecondFactorNeeded", "ServerFailed", "Session", "SessionEnded", "Stream", "TooLarge",
-    "ToolCall", "Unavailable", "UnknownModel", "Usage", "UsageDay", "UsageReport", "User", "__version__",
+    "ConnectionFailed", "ContextExceeded", "Credits", "DeadlineExceeded", "Embeddings", "IdempotencyConflict", "InProgress",
+    "KeyLimits", "Keys", "Limit", "LogProbability", "Message", "Model", "NewApiKey", "NotAllowed", "NotAuthenticated", "NotFound",
+    "Options", "Overloaded", "ProtocolError", "Quota", "RateLimited", "SecondFactorNeeded", "ServerFailed", "Session", "SessionEnded",
+    "Stream", "TooLarge", "ToolCall", "Unavailable", "UnknownModel", "Usage", "UsageDay", "UsageReport", "User", "__version__",
 ]  # fmt: skip

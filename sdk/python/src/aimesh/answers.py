@@ -234,6 +234,8 @@ class ApiKey(ShownLimits):
     created_at: datetime
     #: In credits, exact; None if the key has no budget.
     budget: str | None
+    #: day, week or month: when the budget is renewed, in UTC; None: never.
+    budget_every: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +368,7 @@ def read_new_key(found: JsonFields) -> NewApiKey:
         created_at=key.moment("created_at"),
         **asdict(limits.read(key)),
         budget=key.maybe_text("budget"),
+        budget_every=key.maybe_text("budget_every"),
     )
     return NewApiKey(found.text("api_key"), shown)
 

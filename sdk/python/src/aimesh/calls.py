@@ -77,6 +77,8 @@ class KeyLimits(NewKeyLimits, total=False):
 
     #: What all requests of the key may cost, in credits; a string if it has more than 15 digits.
     budget: str | float | None
+    #: day, week or month: when the budget is renewed, in UTC; by default never.
+    budget_every: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
