@@ -121,9 +121,7 @@ async def test_a_larger_plan_begins_when_its_invoice_is_paid(shop: Shop) -> None
 
 async def test_one_of_two_changes_at_once_wins(shop: Shop) -> None:
     ada = owner()
-    await shop.live.change(
-        lambda *_: {(ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0, for_sale=True)}, origin="applied", author=None
-    )
+    await shop.live.change(lambda *_: {(ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0, for_sale=True)}, origin="applied", author=None)
     first = await shop.order(ada, "pro")
     with pytest.raises(errors.AlreadyExists, match=f"a change to pro waits for the invoice {first.invoice}"):
         await shop.order(ada, "gold")
