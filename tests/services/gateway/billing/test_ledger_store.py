@@ -307,11 +307,12 @@ async def test_a_takeover_committed_while_the_row_is_written_is_seen(books: Book
     assert await books.log(owner) == []
 
 
-async def test_concurrent_settlements_are_charged_one_after_the_other(books: Books) -> None:
-    """Both charge one account whose period is over: the second request must see that the first has ended it."""
-    ada, first, second = new_owner(), new_request(), new_request()
+@pytest.mark.parametrize("together", [1, 2], ids=["one alone", "a batch"])
+async def test_concurrent_settlements_are_charged_one_after_the_other(books: Books, together: int) -> None:
+    """Both charge one account whose period is over: the second settlement must see that the first has ended it."""
+    ada, first, *others = new_owner(), *(new_request() for _ in range(1 + together))
     plan = Spending(1000, MicroCredits(3500), has_plan=True)
-    for request in (first, second):
+    for request in (first, *others):
         await books.reserve(ada, request=request, tokens=990, spending=plan)
     await books.execute("UPDATE accounts SET anchor = anchor - interval '40 d', period_end = now()")
     connection = await asyncpg.connect(books.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
@@ -321,10 +322,10 @@ async def test_concurrent_settlements_are_charged_one_after_the_other(books: Boo
 
     async with asyncio.TaskGroup() as tasks, connection.transaction():
         assert await connection.fetchval("SELECT settle($1, 0, 1000, 'settled')", first) == 0
-        tasks.create_task(books.settle(ada, (second, 400)))
+        tasks.create_task(books.settle(ada, *((request, 400) for request in others)))
         await until(it_waits, seconds=10, what="the second waits for the account")
     await connection.close()
-    assert await books.account(ada) == (-400, 0)
+    assert await books.account(ada) == (-400 * together, 0)
     # Both count in the new period; the tokens of the old one expired once.
     allowance = (await books.ledger.read_account(ada, plan)).allowance
     assert allowance is not None
