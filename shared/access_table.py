@@ -251,6 +251,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.setPrice": _ADMIN_FRESH,
     "gateway.listPrices": _KNOWN,
     "gateway.revertRequest": _ADMIN_FRESH,
+    "gateway.readUsageExport": _ADMIN,
     "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),
     # --- workers, metrics and every node: no user involved
     "inference.processPrompt": _NODE,

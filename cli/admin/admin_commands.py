@@ -15,6 +15,7 @@ from cli.admin.prices import prices
 from cli.admin.rollouts import rollouts
 from cli.admin.routes import routes
 from cli.admin.tickets import tickets
+from cli.admin.usage_export import usage_export
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
@@ -57,6 +58,7 @@ for command in (
     routes,
     rollouts,
     ledger,
+    usage_export,
     audit,
     admin_plans,
     admin_invoices,

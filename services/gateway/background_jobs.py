@@ -31,6 +31,7 @@ class UpkeepJob(StrEnum):
     ADOPTION = "adoption"
     KEY_POLICIES = "key_policies"
     BILLING = "billing"
+    USAGE_EXPORT = "usage_export"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

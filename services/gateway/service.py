@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -87,6 +87,10 @@ from services.gateway.scheduling.worker_records import WorkerPresence, WorkerSta
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from services.gateway.settings import GatewaySettings, GatewaySettingsRpc
 from services.gateway.store import GatewayStore
+from services.gateway.usage_export.export import UsageExport
+from services.gateway.usage_export.file_sink import FileSink
+from services.gateway.usage_export.outbox_store import OutboxStore
+from services.gateway.usage_export.sinks import CloudEventsSink, Sink
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import access_table, client_address, context, errors, worker_pools
@@ -213,6 +217,8 @@ class GatewayService:
         self._business = BusinessReports(
             DaysStore(stores.database), request_log_days=settings.request_log_days, upstream_monthly=settings.upstream_monthly
         )
+        outbox = OutboxStore(stores.database, f"/aimesh/{settings.mesh}")
+        self._usage_export = UsageExport(outbox, tuple(_usage_sinks(settings)), settings.usage_export_unit, metrics)
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
@@ -266,6 +272,7 @@ class GatewayService:
             OwnerStatements(DaysStore(stores.database), node.rpc),
             GatewaySettingsRpc(self._settings, lambda: {name: offer.terms for name, offer in live.config.offers.items()}),
             self._billing,
+            self._usage_export,
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting=audit_reporting, served=self._served),
             PolicyRpc(live, node.rpc, audit_reporting, self._quotas),
             RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
@@ -283,6 +290,7 @@ class GatewayService:
         async def delete_old() -> None:
             await partitions.drop_old(settings.request_log_days)
             await self._reports.delete_old()
+            await self._usage_export.delete_old()
 
         remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
         for task in (
@@ -303,6 +311,8 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.ROLL, 600, partial(self._business.roll, metrics), metrics),
             background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, metrics),
             background_jobs.repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics),
+            background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
+            *(export.run() for export in self._usage_export.exports),
         ):
             node.tasks.create_task(task)
         if settings.money == "on":
@@ -525,11 +535,17 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
     ):
         checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-        ledger = LedgerStore(database, checkpoints)
+        ledger = LedgerStore(database, checkpoints, exports_usage=settings.exports_usage)
+        requests = GatewayStore(database, exports_usage=settings.exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
-        yield GatewayStores(
-            cache, database, recovery, checkpoints, GatewayStore(database), ledger, ConfigStore(database), RolloutStore(database)
-        )
+        yield GatewayStores(cache, database, recovery, checkpoints, requests, ledger, ConfigStore(database), RolloutStore(database))
+
+
+def _usage_sinks(settings: GatewaySettings) -> Iterator[Sink]:
+    if settings.usage_export_url is not None:
+        yield CloudEventsSink(settings.usage_export_url, settings.usage_export_token_file)
+    if settings.usage_export_file is not None:
+        yield FileSink(settings.usage_export_file)
 
 
 def _database(settings: GatewaySettings, node: Node, cache: Cache) -> AbstractAsyncContextManager[Database]:

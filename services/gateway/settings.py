@@ -195,6 +195,21 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             "UPSTREAM_MONTHLY", "cost of providers in a month, in credits, from which on the alert upstream_monthly fires; 0 for never"
         ),
     ] = 500.0
+    usage_export_url: Annotated[
+        str | None,
+        Variable("USAGE_EXPORT_URL", "gets settled usage as batches of CloudEvents; see docs/howto/usage-export.md", secret=True),
+    ] = None
+    usage_export_token_file: Annotated[
+        Path | None, Variable("USAGE_EXPORT_TOKEN_FILE", "file with the bearer token for USAGE_EXPORT_URL")
+    ] = None
+    usage_export_file: Annotated[
+        Path | None,
+        Variable("USAGE_EXPORT_FILE", "gets settled usage as CloudEvents, one a line; 64 MB each, earlier ones have a time as suffix"),
+    ] = None
+    usage_export_unit: Annotated[
+        Literal["request", "minute"],
+        Variable("USAGE_EXPORT_UNIT", "one event per request, or per account, model and minute in which requests were settled"),
+    ] = "request"
     request_timeout_seconds: Annotated[
         float, Meta(gt=0, le=MAX_REQUEST_SECONDS), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")
     ] = 300
@@ -237,6 +252,10 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         return 0.0 if self.pools_file is None else self.queue_start_seconds
 
     @property
+    def exports_usage(self) -> bool:
+        return self.usage_export_url is not None or self.usage_export_file is not None
+
+    @property
     def journal(self) -> Path:
         return self.journal_file or self.state_file.with_suffix(".journal")
 
@@ -244,6 +263,10 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         yield from super().mistakes()
         yield from self._mistakes_of_limits()
         yield from replica_files.mistakes("JOURNAL_FILE", self.journal_file)
+        if self.usage_export_token_file is not None and self.usage_export_url is None:
+            yield "USAGE_EXPORT_TOKEN_FILE needs USAGE_EXPORT_URL"
+        if self.usage_export_url is not None and not self.usage_export_url.startswith(("https://", "http://")):
+            yield "USAGE_EXPORT_URL is no http:// or https:// address"
         for origin in self.cors_origins:
             if not is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"

@@ -22,13 +22,18 @@ opened = partial(database.Database.open, schema="gateway", package=Path(__file__
 class GatewayStore:
     """Access to requests and usage. Every method may raise Unavailable."""
 
-    def __init__(self, opened: database.Database) -> None:
+    def __init__(self, opened: database.Database, *, exports_usage: bool = False) -> None:
         self._database = opened
+        self._exports_usage = exports_usage
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
         spent = [(row.id, one.route, one.target, one.micro) for row in rows for one in row.spending]
-        columns = (*zip(*(_columns(row) for row in rows), strict=True), *(zip(*spent, strict=True) if spent else ((), (), (), ())))
+        columns = (
+            *zip(*(_columns(row) for row in rows), strict=True),
+            *(zip(*spent, strict=True) if spent else ((), (), (), ())),
+            self._exports_usage,
+        )
         try:
             if not any(row.guard for row in rows):
                 await self._database.rows("write_requests", *columns)

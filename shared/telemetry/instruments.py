@@ -266,6 +266,24 @@ LEDGER_DRIFT = gauge(
     "ai_platform_ledger_drift_micro", "Difference between accounts, entries and reservations in micro-credits; any value but 0 is an error"
 )
 
+USAGE_EXPORT_LAG = gauge(
+    "ai_platform_usage_export_lag_seconds",
+    "For how long the oldest usage has been settled that a sink of the usage export lacks; 0 if it has all",
+    ("sink",),
+    unit="seconds",
+)
+USAGE_EXPORT_DIFFERENCE_TOKENS = gauge(
+    "ai_platform_usage_export_difference_tokens",
+    "Difference between a sink of the usage export and the outbox in tokens, yesterday and today; any value but 0 is an error",
+    ("sink",),
+)
+USAGE_EXPORT_DIFFERENCE_MICRO = gauge(
+    "ai_platform_usage_export_difference_micro",
+    "Difference between a sink of the usage export, the outbox and the ledger in micro-credits, yesterday and today; any value but 0 is an"
+    " error",
+    ("sink",),
+)
+
 UPKEEP_LAST_SUCCESS = gauge(
     "ai_platform_upkeep_last_success_timestamp_seconds",
     "Unix time of the last success of a gateway's background job on PostgreSQL: verify, checkpoint, roll, retention or partitions",

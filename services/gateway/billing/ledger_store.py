@@ -32,9 +32,9 @@ _MOST_FINDINGS = 20
 class LedgerStore:
     """Access to the ledger. Every method may raise Unavailable."""
 
-    def __init__(self, opened: database.Database, checkpoints: CheckpointStore | None = None) -> None:
+    def __init__(self, opened: database.Database, checkpoints: CheckpointStore | None = None, *, exports_usage: bool = False) -> None:
         """The default for ``checkpoints`` compares closed days without verifying signatures, for which it has no secret."""
-        self._database = opened
+        self._database, self._exports_usage = opened, exports_usage
         self._checkpoints = checkpoints or CheckpointStore(opened, CheckpointSigner(None, MeshName("")))
 
     async def reserve(
@@ -92,7 +92,7 @@ class LedgerStore:
     async def revert(self, request_id: RequestId, note: str) -> TenantId | None:
         """Refund a request; return its owner, or None if it cost nothing. Raises AlreadyReverted."""
         try:
-            owner: TenantId | None = await self._database.value("revert", request_id, note)
+            owner: TenantId | None = await self._database.value("revert", request_id, note, self._exports_usage)
         except database.UniqueViolation as error:
             raise AlreadyReverted from error
         if owner is not None:

@@ -33,7 +33,15 @@ fresh AS (
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
     ON CONFLICT (id) DO NOTHING
-    RETURNING id, tenant_id, user_id, api_key_id, tokens_used, status, created_at, cost_micro
+    RETURNING id, tenant_id, user_id, api_key_id, model_used, prompt_tokens, completion_tokens, tokens_used, status, created_at, cost_micro
+),
+exported AS (
+    INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, created_at)
+    SELECT id, fresh.tenant_id, fresh.api_key_id, fresh.model_used, fresh.prompt_tokens, fresh.completion_tokens, covered_tokens,
+        fresh.cost_micro, fresh.created_at
+    FROM fresh JOIN settled USING (id)
+    WHERE $39 AND (tokens_used > 0 OR fresh.cost_micro > 0)
+    RETURNING true
 ),
 counted AS (
     INSERT INTO usage_stats (tenant_id, user_id, api_key_id, date, request_count, tokens_used, cost_micro)
@@ -78,7 +86,7 @@ paid AS MATERIALIZED (
     )
     FROM unnest($35::uuid[], $36::text[], $37::text[], $38::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
     -- After everything else, because it locks the spending of all targets.
-    HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) >= 0
+    HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) + (SELECT count(*) FROM exported) >= 0
 )
 SELECT fresh.id FROM paid LEFT JOIN fresh ON true;
 
@@ -234,8 +242,15 @@ SELECT CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END AS spen
 WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5, $6)) SELECT count(*) FROM done;
 
 -- name: revert
--- Refund a request; return its owner, or NULL if it cost nothing.
-WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner) SELECT owner FROM done;
+-- Refund a request, and export that if $3; return its owner, or NULL if it cost nothing.
+WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner),
+exported AS (
+    INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, is_refund, created_at)
+    SELECT derive_id('refund', $1), owner, key_id, model, 0, 0, -covered_tokens, -settled_micro, true, created_at
+    FROM done JOIN reservations USING (owner)
+    WHERE $3 AND request_id = $1
+)
+SELECT owner FROM done;
 
 -- name: list_prices
 -- List the current prices.

@@ -1,0 +1,48 @@
+"""`aicli admin usage-export`: show how far the export of usage is."""
+
+import click
+
+from cli.cli_context import CliContext
+from cli.output import print_format, printing
+from cli.output.exit_codes import ExitCode
+from shared import api
+
+
+@click.group("usage-export")
+def usage_export() -> None:
+    """Export usage to billing systems."""
+
+
+@usage_export.command()
+@print_format.output_options("Print the sinks as a JSON object.")
+@click.pass_context
+@click.pass_obj
+def status(here: CliContext, context: click.Context, /, *, as_json: bool) -> None:
+    """Show how far each sink is, and whether it agrees with the ledger. Exits with 1 if one of them differs."""
+    state = here.call(api.usage_export.read_usage_export, api.usage_export.ReadUsageExport())
+    if as_json:
+        printing.show_json(printing.plain(state))
+    elif not state.sinks:
+        click.echo("Usage isn't exported. Set USAGE_EXPORT_URL or USAGE_EXPORT_FILE of the gateways.")
+    else:
+        for sink in state.sinks:
+            click.echo("\n".join(_lines(sink)))
+    if any(sink.difference_tokens or sink.difference_micro for sink in state.sinks):
+        context.exit(ExitCode.FAILED)
+
+
+def _lines(sink: api.usage_export.UsageSink) -> list[str]:
+    behind = f"{sink.waiting:,} waiting, {printing.duration(sink.lag_seconds)} behind" if sink.lag_seconds else "up to date"
+    lines = [f"{sink.name}: {behind}; last sent {printing.moment(sink.sent_at)}"]
+    if sink.compared_at is None:
+        lines.append("  not compared with the ledger yet")
+    else:
+        difference = f"{sink.difference_tokens:,} tokens and {sink.difference_micro:,} micro-credits"
+        lines.append(f"  difference from the ledger, yesterday and today: {difference} (compared {printing.moment(sink.compared_at)})")
+    if sink.error is not None:
+        lines.append(f"  error: {printing.printable(sink.error)}")
+    if sink.doubtful_since is not None:
+        lines.append(
+            f"  the sink may have the next events since {printing.moment(sink.doubtful_since)}; they are sent again with the same ids"
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""Exports settled usage to billing systems, each request exactly once."""

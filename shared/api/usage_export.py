@@ -1,0 +1,40 @@
+"""gateway: the state of the usage export."""
+
+from datetime import datetime
+
+from shared.api.method import PEOPLE, Body, Method
+from shared.types import MicroCredits
+
+
+class ReadUsageExport(Body, frozen=True):
+    """For administrators."""
+
+
+class UsageSink(Body, frozen=True, omit_defaults=False):
+    """A system that gets the usage, and how far it is."""
+
+    name: str
+    #: When the export to it began.
+    created_at: datetime
+    #: How many settled requests it lacks, or a few less.
+    waiting: int
+    #: For how long the oldest of them has been settled.
+    lag_seconds: float
+    #: When it took events for the last time.
+    sent_at: datetime | None = None
+    #: Why it didn't take the next events; None if it did.
+    error: str | None = None
+    #: Since when it may have some of the next events.
+    doubtful_since: datetime | None = None
+    #: When yesterday and today were compared with the ledger, and how much differed: all sums are 0 if the export is exact.
+    compared_at: datetime | None = None
+    difference_tokens: int = 0
+    difference_micro: MicroCredits = MicroCredits(0)
+
+
+class UsageExportState(Body, frozen=True, omit_defaults=False):
+    #: Empty if no export is configured.
+    sinks: tuple[UsageSink, ...]
+
+
+read_usage_export = Method("gateway.readUsageExport", ReadUsageExport, UsageExportState, callers=PEOPLE)
