@@ -14,7 +14,6 @@ from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.types import MicroCredits, RequestId, TenantId
 
-
 _NO_CREDIT = MicroCredits(0)
 
 

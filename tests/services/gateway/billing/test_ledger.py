@@ -161,7 +161,7 @@ async def test_a_refusal_says_when_the_plan_renews(harness: LedgerHarness) -> No
     with pytest.raises(errors.BudgetExhausted) as caught:
         await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert caught.value.message == (
-        "your plan's tokens are used up (100,000 of 100,000, renewed on 2026-03-31), and your credits are too low: 0.00005 credits left, "
+        "your plan has no tokens left (100,000 of 100,000 used, renewed on 2026-03-31), and your credits are too low: 0.00005 credits left, "
         "this request needs at least 0.000132 credits"
     )
     assert "wait until 2026-03-31, add credits, or choose a larger plan" in caught.value.hint
