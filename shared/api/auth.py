@@ -7,7 +7,6 @@ from typing import Annotated
 import msgspec
 
 from shared import limits
-from shared.api.ledger import Budget, Every
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing, StreamMethod
 from shared.types import Credential, KeyId, MicroCredits, ModelName, PlanName, Role, TenantId, UserId, UserRole
 
@@ -132,6 +131,21 @@ class ConfirmAgain(Body, frozen=True):
 
 class LogoutUser(Body, frozen=True):
     session_token: str
+
+
+class Every(StrEnum):
+    """When a budget is renewed: at the start of each of these in UTC. A budget that isn't renewed covers a whole life."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+class Budget(Body, frozen=True):
+    """What may be spent, in money."""
+
+    micro: Annotated[MicroCredits, msgspec.Meta(ge=1, le=10**18)]
+    every: Every | None = None
 
 
 @limits.fields(limits.OfKey | None)

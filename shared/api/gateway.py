@@ -6,9 +6,10 @@ from typing import Annotated
 
 import msgspec
 
+from shared.api.auth import Every
 from shared.api.generation import Messages, NamedModel, Sampling, ToolCall, ToolCallPart, Usage
 from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLogprob
-from shared.api.ledger import Account, Every
+from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
 from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, PlanName, RequestId, Role, TenantId, UserId

@@ -4,30 +4,15 @@ Amounts are whole micro-credits: 1 credit is 1,000,000 of them. The operator dec
 """
 
 from datetime import UTC, date, datetime
-from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta
 
+from shared.api.auth import Budget
 from shared.api.method import PEOPLE, Body, Method
 from shared.types import MicroCredits, ModelName, RequestId, Role, UserId
 
 MICRO = 1_000_000
-
-
-class Every(StrEnum):
-    """When a budget is renewed: at the start of each of these in UTC. A budget that isn't renewed covers a whole life."""
-
-    DAY = "day"
-    WEEK = "week"
-    MONTH = "month"
-
-
-class Budget(Body, frozen=True):
-    """What may be spent, in money."""
-
-    micro: Annotated[MicroCredits, Meta(ge=1, le=10**18)]
-    every: Every | None = None
 
 
 class Allowance(Body, frozen=True, omit_defaults=False):

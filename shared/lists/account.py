@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from shared.amounts import grouped
-from shared.api.ledger import Account, Allowance, Budget
+from shared.api.auth import Budget
+from shared.api.ledger import Account, Allowance
 
 
 def tokens_left(allowance: Allowance) -> str:

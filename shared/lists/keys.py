@@ -5,8 +5,7 @@ from datetime import datetime, timedelta
 
 from shared import limits
 from shared.access_table import Permission
-from shared.api.auth import ApiKey, ApiKeyLimits, KeyKind
-from shared.api.ledger import Budget
+from shared.api.auth import ApiKey, ApiKeyLimits, Budget, KeyKind
 from shared.lists.account import budget_words
 from shared.lists.columns import Column, Listing, Tone
 

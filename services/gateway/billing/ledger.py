@@ -36,9 +36,9 @@ from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.facts.upstream_prices import TargetHold, UpstreamPrices
 from shared import errors
-from shared.api.auth import Principal
+from shared.api.auth import Budget, Principal
 from shared.api.inference import Receipt
-from shared.api.ledger import Budget, LedgerReport, ModelPrice
+from shared.api.ledger import LedgerReport, ModelPrice
 from shared.node import lifecycle
 from shared.stores.database_clock import DatabaseClock
 from shared.telemetry import Metrics, logs

@@ -20,7 +20,8 @@ from services.gateway.billing.reservations import (
 )
 from services.gateway.facts import request_record
 from services.gateway.facts.request_record import RouteUse
-from shared.api.ledger import Account, Allowance, Budget, LedgerReport, ModelPrice
+from shared.api.auth import Budget
+from shared.api.ledger import Account, Allowance, LedgerReport, ModelPrice
 from shared.stores import database
 from shared.types import KeyId, MeshName, MicroCredits, NodeId, RequestId, TenantId
 

@@ -10,7 +10,7 @@ import msgspec
 from services.gateway.billing.prices import Price
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import TargetHold
-from shared.api.ledger import Budget
+from shared.api.auth import Budget
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 
 

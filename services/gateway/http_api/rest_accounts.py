@@ -11,7 +11,6 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from shared import amounts, limits
 from shared.api import auth
-from shared.api.ledger import Every
 from shared.rpc import RpcClient
 from shared.types import Credential, KeyId, MicroCredits, ModelName, PlanName, UserId, UserRole
 
@@ -27,7 +26,7 @@ class ApiKeyBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: In credits, over all requests of the key; use a string for more than 15 digits.
     budget: str | int | float | None = None
     #: When the budget is renewed: at the start of each UTC day, week or month. By default never.
-    budget_every: Every | None = None
+    budget_every: auth.Every | None = None
     #: live, test or adm.
     kind: auth.KeyKind = auth.KeyKind.LIVE
     #: For example `inference:execute`; empty for using models and reading usage.
@@ -53,7 +52,7 @@ class ApiKeyView(msgspec.Struct, frozen=True, omit_defaults=True):
     #: In credits; a string, to keep it exact.
     budget: str | None
     #: When the budget is renewed; null: never.
-    budget_every: Every | None
+    budget_every: auth.Every | None
     kind: auth.KeyKind
     scopes: tuple[str, ...]
     models: tuple[ModelName, ...]

@@ -16,9 +16,9 @@ from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.store import GatewayStore
 from services.gateway.usage_reports import UsageReports
 from shared import amounts, errors
-from shared.api.auth import Principal
+from shared.api.auth import Every, Principal
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import Account, Allowance, Every
+from shared.api.ledger import Account, Allowance
 from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, ModelName, PlanName, RequestId, RequestStatus, UserId
 

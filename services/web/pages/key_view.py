@@ -9,8 +9,7 @@ import msgspec
 from services.web.http import forms
 from shared import amounts, errors, limits
 from shared.access_table import ROLES, Permission
-from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
-from shared.api.ledger import Every
+from shared.api.auth import ApiKey, ApiKeyLimits, Every, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
 
 
