@@ -172,6 +172,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.setTier": _ADMIN_FRESH,
     "auth.describeAccount": _NODE,
     "auth.applyPlan": _NODE,
+    "auth.setBudget": _ADMIN_FRESH,
     "auth.setRole": _ADMIN_FRESH,
     "auth.setActive": _ADMIN_FRESH,
     "auth.removeMfa": _ADMIN_FRESH,

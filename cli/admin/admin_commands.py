@@ -8,7 +8,7 @@ from cli import options
 from cli.account.billing import admin_invoices, admin_plans
 from cli.admin.audit import audit
 from cli.admin.config import config
-from cli.admin.credits import credits_, ledger
+from cli.admin.credits import budget, credits_, ledger
 from cli.admin.invitations import invitations, invite
 from cli.admin.members import nodes
 from cli.admin.prices import prices
@@ -53,6 +53,7 @@ for command in (
     tickets,
     nodes,
     credits_,
+    budget,
     prices,
     config,
     routes,

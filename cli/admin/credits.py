@@ -1,4 +1,4 @@
-"""`aicli admin credits` and `aicli admin ledger`: show and top up credits, verify the ledger and refund requests."""
+"""`aicli admin credits`, `aicli admin budget` and `aicli admin ledger`: accounts and budgets, the ledger, and refunds."""
 
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -67,6 +67,36 @@ async def _top_up(connection: "CliConnection", wanted: "TopUp") -> "Account":
 
 #: Longer than the gateway's own limit.
 _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 60, 1860
+
+
+@click.command("budget")
+@click.argument("owner")
+@click.argument("amount", callback=credit_amounts.reader(least_micro=1), required=False)
+@click.option(
+    "--every",
+    type=click.Choice(["day", "week", "month"]),
+    help="Renew the budget each UTC day, week or month.  [default: never]",
+)
+@click.option("--none", "removes", is_flag=True, help="Remove the budget.")
+@print_format.output_options("Print the budget as a JSON object; amounts in micro-credits.")
+@click.pass_obj
+def budget(here: CliContext, /, owner: str, amount: MicroCredits | None, *, every: str | None, removes: bool, as_json: bool) -> None:
+    """Limit what all requests of OWNER may cost. OWNER is a username, email address, user ID or organization ID.
+
+    A budget that is never renewed counts what OWNER has spent before, too.
+
+    \b
+    aicli admin budget alice 20 --every month
+    aicli admin budget alice --none
+    """
+    from shared.lists.account import budget_words
+
+    if (amount is None) != removes or (removes and every is not None):
+        raise click.UsageError("give an AMOUNT, or --none to remove the budget")
+    wanted = None if amount is None else api.auth.Budget(amount, None if every is None else api.auth.Every(every))
+    found = here.call(api.auth.set_budget, api.auth.SetBudget(owner, wanted))
+    words = "no budget" if found.budget is None else budget_words(found.budget)
+    printing.show_message(found, f"{printing.printable(found.name)}: {words}", as_json=as_json)
 
 
 @click.group()

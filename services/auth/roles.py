@@ -95,6 +95,8 @@ def check_limits_of_new_key(caller: Principal, limits: ApiKeyLimits) -> None:
     if limits.budget_micro is not None and not 1 <= limits.budget_micro <= _MAX_BUDGET_MICRO:
         allowed = f"budget: from {amounts.written(1)} to {amounts.written(_MAX_BUDGET_MICRO)} credits"
         raise errors.BadRequest(allowed, hint="leave it out to use the tier's limit")
+    if limits.budget_every is not None and limits.budget_micro is None:
+        raise errors.BadRequest.of("budget_every", "there is no budget to renew", hint="give a budget, too")
     if caller.key_limits != ApiKeyLimits():
         raise errors.NotAllowed("a key with its own limit cannot create keys", hint=_LOG_IN_HINT)
 

@@ -20,7 +20,7 @@ from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
 from shared import errors
 from shared.api.accounts import StaleKey, StaleUser
-from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, Principal, User
+from shared.api.auth import ApiKey, ApiKeyLimits, Budget, Change, Every, KeyBounds, KeyKind, Principal, User
 from shared.api.business import NewOfDay
 from shared.api.gateway import Check
 from shared.mail import letters
@@ -225,6 +225,7 @@ class AccountTables(AuthTables):
         row = await transaction.row(
             "add_key", uuid4(), key.user_id, key.team_id, key.mark.key_hash, key.name, key.mark.preview, terms.kind.value,
             bounds.scopes, bounds.models, bounds.networks, terms.expires_at, _written(terms.limits), MOST_ACTIVE_KEYS, key.made_by,
+            terms.limits.budget_every,
         )  # fmt: skip
         if row is None:
             where = "" if key.team_id is None else " here, or you are no longer a member of this organization"
@@ -301,6 +302,7 @@ class AccountTables(AuthTables):
             networks=bounds.networks,
             expires_at=min(ends, default=None),
             founder_id=None if row["founder_id"] is None else UserId(row["founder_id"]),
+            budget=budget_of(row),
         )
         return OwnedKey(principal, row["key_is_active"], row["is_active"], row["expires_at"], row["good_until"])
 
@@ -352,7 +354,13 @@ def _user(row: database.DatabaseRow) -> User:
         tier=row["subscription_tier"],
         is_active=row["is_active"],
         created_at=row["created_at"],
+        budget=budget_of(row),
     )
+
+
+def budget_of(row: database.DatabaseRow) -> Budget | None:
+    """Return the budget of the user or organization."""
+    return None if row["budget"] is None else msgspec.json.decode(row["budget"], type=Budget)
 
 
 def _key(row: database.DatabaseRow) -> ApiKey:
@@ -375,12 +383,17 @@ def _key(row: database.DatabaseRow) -> ApiKey:
 
 def _limits(row: database.DatabaseRow) -> ApiKeyLimits:
     found = msgspec.json.decode(row["limits"], type=dict[str, int])
+    every = None if row["budget_every"] is None else Every(row["budget_every"])
     # A newer version may know more kinds.
-    return msgspec.structs.replace(ApiKeyLimits(), **{name: found[name] for name in ApiKeyLimits.__struct_fields__ if name in found})
+    known = {name: found[name] for name in ApiKeyLimits.__struct_fields__ if name in found}
+    return msgspec.structs.replace(ApiKeyLimits(budget_every=every), **known)
 
 
 def _written(limits: ApiKeyLimits) -> str:
-    return msgspec.json.encode({name: number for name, number in msgspec.structs.asdict(limits).items() if number is not None}).decode()
+    """Return the numbers as JSON."""
+    return msgspec.json.encode(
+        {name: number for name, number in msgspec.structs.asdict(limits).items() if isinstance(number, int)}
+    ).decode()
 
 
 def _bounds(row: database.DatabaseRow) -> KeyBounds:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from services.auth import api_keys, name_rules, sealing
 from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
+from services.auth.accounts.budget_rpc import BudgetRpc
 from services.auth.accounts.colleague_rpc import ColleagueRpc
 from services.auth.accounts.colleague_store import ColleagueStore
 from services.auth.accounts.device_login_rpc import DeviceLoginRpc
@@ -181,6 +182,7 @@ class Wiring:
             EnrollmentRpc(parts, self.members, ca, nats),
             NodeAdminRpc(parts, self.members, ca, nats),
             AccessReviews(parts, self.members),
+            BudgetRpc(parts),
             AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),
             SigningKeyRpc(self.trail, self._opened.signers),
             backups,

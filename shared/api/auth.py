@@ -22,6 +22,21 @@ class UserData(Body, frozen=True):
     password: str
 
 
+class Every(StrEnum):
+    """When a budget is renewed: at the start of each of these in UTC. A budget that isn't renewed covers a whole life."""
+
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+class Budget(Body, frozen=True):
+    """What may be spent, in money."""
+
+    micro: Annotated[MicroCredits, msgspec.Meta(ge=1, le=10**18)]
+    every: Every | None = None
+
+
 class User(Body, frozen=True):
     id: UserId
     username: str
@@ -32,6 +47,8 @@ class User(Body, frozen=True):
     created_at: datetime
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
+    #: Of their own requests, not of those for an organization.
+    budget: Budget | None = None
 
 
 class Credentials(Body, frozen=True):
@@ -131,21 +148,6 @@ class ConfirmAgain(Body, frozen=True):
 
 class LogoutUser(Body, frozen=True):
     session_token: str
-
-
-class Every(StrEnum):
-    """When a budget is renewed: at the start of each of these in UTC. A budget that isn't renewed covers a whole life."""
-
-    DAY = "day"
-    WEEK = "week"
-    MONTH = "month"
-
-
-class Budget(Body, frozen=True):
-    """What may be spent, in money."""
-
-    micro: Annotated[MicroCredits, msgspec.Meta(ge=1, le=10**18)]
-    every: Every | None = None
 
 
 @limits.fields(limits.OfKey | None)
@@ -330,6 +332,21 @@ class SetTier(Body, frozen=True):
     tier: PlanName
 
 
+class SetBudget(Body, frozen=True):
+    """Set what all requests of a user or an organization may cost, or remove the budget with None."""
+
+    #: A username, an email address or an id. For an organization, only the id, because names are not unique.
+    owner: str
+    budget: Budget | None = None
+
+
+class OwnerBudget(Body, frozen=True, omit_defaults=False):
+    owner: TenantId
+    #: Of the user or the organization.
+    name: str
+    budget: Budget | None
+
+
 class SetRole(Body, frozen=True):
     #: A username, an email address or a user id.
     user: str
@@ -508,6 +525,7 @@ validate_api_key = Method(
 )
 identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.METRICS, Role.WEB}, asks_another=True)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
+set_budget = Method("auth.setBudget", SetBudget, OwnerBudget, callers=PEOPLE)
 set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)
 set_active = Method("auth.setActive", SetActive, User, callers=PEOPLE)
 remove_mfa = Method("auth.removeMfa", RemoveMfa, User, callers=PEOPLE)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from shared.api.auth import PEOPLE, ClientFacts, Search, User
+from shared.api.auth import PEOPLE, Budget, ClientFacts, Search, User
 from shared.api.method import Body, Method, Nothing
 from shared.types import PlanName, TenantId, UserId, UserRole
 
@@ -30,6 +30,7 @@ class Organization(Body, frozen=True, omit_defaults=False):
     role: TeamRole | None = None
     #: Shares its founder's limits and tier and has no included credits, until an administrator gives it a tier.
     shares_limits: bool = False
+    budget: Budget | None = None
 
 
 class Organizations(Body, frozen=True):

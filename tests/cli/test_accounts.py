@@ -10,9 +10,9 @@ import pytest
 from cli import profile
 from shared import errors
 from shared.api import accounts, auth
-from shared.api.auth import ApiKey, CreatedApiKey, LoginSession, User
+from shared.api.auth import ApiKey, Budget, CreatedApiKey, Every, LoginSession, User
 from shared.api.method import Nothing
-from shared.types import Credential, KeyId, MicroCredits, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, TenantId, Tier, UserId, UserRole
 from tests.cli.conftest import KEY
 from tests.cli.fake_mesh import Shell
 
@@ -280,8 +280,30 @@ def test_user_list_is_fetched_page_by_page(running_service: Shell) -> None:
     assert sent == [(1000, "user"), (1000, "user"), (100, "user")]
 
 
-def test_old_tier_name_premium_gets_its_new_name(running_service: Shell) -> None:
+def test_a_tier_is_any_plan_that_the_mesh_knows(running_service: Shell) -> None:
+    running_service.mesh.answer(auth.set_tier, errors.NotFound("there is no plan 'premium'", hint="use free, pro, enterprise"))
     result = running_service("admin", "users", "set-tier", "bob", "premium")
+    assert result.exit_code == 1
+    assert "there is no plan 'premium' – use free, pro, enterprise" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "budget", "shown"),
+    [
+        (["20", "--every", "month"], Budget(MicroCredits(20_000_000), Every.MONTH), "Acme: 20 credits every month"),
+        (["1"], Budget(MicroCredits(1_000_000)), "Acme: 1 credit"),
+        (["--none"], None, "Acme: no budget"),
+    ],
+)
+def test_a_budget_is_set_and_removed(running_service: Shell, typed: list[str], budget: Budget | None, shown: str) -> None:
+    running_service.mesh.answer(auth.set_budget, lambda request: auth.OwnerBudget(TenantId(UUID(int=7)), "Acme", request.budget))
+    result = running_service("admin", "budget", "acme", *typed)
+    assert (result.exit_code, result.stdout.strip()) == (0, shown)
+    assert [entry.request for entry in running_service.mesh.calls] == [auth.SetBudget("acme", budget)]
+
+
+@pytest.mark.parametrize("typed", [[], ["20", "--none"], ["--none", "--every", "day"]])
+def test_a_budget_needs_an_amount_or_none(running_service: Shell, typed: list[str]) -> None:
+    result = running_service("admin", "budget", "acme", *typed)
     assert (result.exit_code, running_service.mesh.calls) == (2, [])
-    assert "'premium' is now called 'pro'" in result.stderr
-    assert "enterprise" in running_service("admin", "users", "set-tier", "bob", "gold").stderr
+    assert "give an AMOUNT, or --none to remove the budget" in result.stderr

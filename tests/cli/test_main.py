@@ -78,7 +78,7 @@ def test_debug_shows_the_traceback(shell: Shell, monkeypatch: pytest.MonkeyPatch
         pytest.param(["infer"], id="a missing argument"),
         pytest.param(["infer", "hi", "--max-tokens", "0"], id="out of range"),
         pytest.param(["infer", "hi", "--temperature", "warm"], id="no number"),
-        pytest.param(["admin", "users", "set-tier", "bob", "gold"], id="an unknown tier"),
+        pytest.param(["admin", "users", "set-role", "bob", "king"], id="an unknown role"),
     ],
 )
 def test_wrong_usage_exits_with_2_in_one_line(shell: Shell, arguments: list[str]) -> None:

@@ -121,6 +121,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.confirmRegistration": lambda: service_settings.ConfirmRegistration(is_open=False),
     "auth.setOrganisationRole": lambda: organizations.SetTeamRole(NO_TEAM, NOBODY, organizations.TeamRole.MEMBER),
     "auth.removeOrganisationMember": lambda: organizations.RemoveTeamMember(NO_TEAM, NOBODY),
+    "auth.setBudget": lambda: auth.SetBudget("nobody-at-all"),
     "auth.setTier": lambda: auth.SetTier("nobody-at-all", Tier.FREE),
     "auth.setRole": lambda: auth.SetRole("nobody-at-all", UserRole.USER),
     "auth.setActive": lambda: auth.SetActive("nobody-at-all", is_active=True),

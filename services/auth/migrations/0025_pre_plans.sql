@@ -3,10 +3,14 @@
 
 ALTER TABLE users
     DROP CONSTRAINT users_subscription_tier_check,
-    ADD COLUMN budget jsonb CONSTRAINT users_budget_check CHECK (jsonb_typeof(budget) = 'object');
+    ADD COLUMN budget jsonb CONSTRAINT users_budget_check CHECK (budget IS NULL OR coalesce(jsonb_path_match(
+        budget, '$.micro >= 1 && (!exists($.every) || $.every == "day" || $.every == "week" || $.every == "month")', silent => true
+    ), false));
 ALTER TABLE organisations
     DROP CONSTRAINT organisations_subscription_tier_check,
-    ADD COLUMN budget jsonb CONSTRAINT organisations_budget_check CHECK (jsonb_typeof(budget) = 'object');
+    ADD COLUMN budget jsonb CONSTRAINT organisations_budget_check CHECK (budget IS NULL OR coalesce(jsonb_path_match(
+        budget, '$.micro >= 1 && (!exists($.every) || $.every == "day" || $.every == "week" || $.every == "month")', silent => true
+    ), false));
 -- Not in the limits, which are numbers. Null: the budget covers the key's whole life.
 ALTER TABLE api_keys
     ADD COLUMN budget_every varchar(5) CONSTRAINT api_keys_budget_every_check CHECK (budget_every IN ('day', 'week', 'month'));

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 from services.auth import roles
 from services.auth.organizations import membership_rules
 from services.auth.organizations.membership_rules import KnownInvitation
-from services.auth.store import AuthTables
+from services.auth.store import AuthTables, budget_of
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.organizations import Invitation, InvitationOffer, Organization, OrganizationDetails, TeamMember, TeamRole
@@ -146,6 +146,7 @@ def _organisation(row: database.DatabaseRow) -> Organization:
         members=row["members"],
         role=None if row["role"] is None else TeamRole(row["role"]),
         shares_limits=row["shares_limits"],
+        budget=budget_of(row),
     )
 
 

@@ -3,16 +3,18 @@
 -- name: add_key
 -- Add a key; no row if the user has $13 active ones, or is not a member of the organization.
 INSERT INTO api_keys (
-    id, user_id, team_id, key_hash, name, preview, kind, scopes, models, networks, expires_at, limits, made_by
+    id, user_id, team_id, key_hash, name, preview, kind, scopes, models, networks, expires_at, limits, budget_every, made_by
 )
-SELECT $1, $2::uuid, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, $12, $14
+SELECT $1, $2::uuid, $3::uuid, $4, $5, $6, $7, $8, $9, $10, $11, $12, $15, $14
 WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2 AND is_active) < $13
     AND ($3 IS NULL OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $3 AND user_id = $2))
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every;
 
 -- name: find_key_of_tenant
 -- A key of tenant $2 that user $3 may see: their own, or any of an organization that they own.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every
 FROM api_keys
 WHERE id = $1 AND tenant_id = $2 AND (
     user_id = $3 OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $2 AND user_id = $3 AND role = 'owner')
@@ -20,19 +22,22 @@ WHERE id = $1 AND tenant_id = $2 AND (
 
 -- name: find_key_by_id
 -- A key of any tenant: for administrators.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every
 FROM api_keys
 WHERE id = $1;
 
 -- name: list_keys_named
 -- A user's active keys with this name in tenant $1.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every
 FROM api_keys
 WHERE tenant_id = $1 AND user_id = $2 AND name = $3 AND is_active;
 
 -- name: list_keys_of_tenant
 -- The keys of tenant $1 that user $2 may see, newest first, including revoked ones.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every
 FROM api_keys
 WHERE tenant_id = $1 AND (
     user_id = $2 OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $1 AND user_id = $2 AND role = 'owner')
@@ -42,7 +47,8 @@ LIMIT 1000;
 
 -- name: list_keys_of_user
 -- All keys of a user, including those of organizations, newest first: for administrators.
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every
 FROM api_keys
 WHERE user_id = $1
 ORDER BY created_at DESC, id
@@ -51,7 +57,8 @@ LIMIT 1000;
 -- name: revoke_key
 -- Revoke a key; no row if it has ended already.
 UPDATE api_keys SET is_active = false WHERE id = $1 AND tenant_id = $2 AND is_active
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every;
 
 -- name: list_keys_made_by
 -- The active keys that key $1 created, that those created, and so on. A key that has ended may have created others.
@@ -60,7 +67,8 @@ WITH RECURSIVE made AS (
     UNION
     SELECT api_keys.id FROM api_keys JOIN made ON api_keys.made_by = made.id
 )
-SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits
+SELECT id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every
 FROM api_keys
 WHERE id IN (SELECT id FROM made) AND is_active
 ORDER BY created_at, id
@@ -69,7 +77,8 @@ LIMIT 1000;
 -- name: rename_key
 -- Rename a key; no row if it has ended.
 UPDATE api_keys SET name = $3 WHERE id = $1 AND tenant_id = $2 AND is_active
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every;
 
 -- name: end_former_secrets
 -- Limit the key's former secrets to the overlap of $2 seconds.
@@ -86,14 +95,16 @@ FOR UPDATE;
 -- name: replace_secret
 -- Replace the key's secret.
 UPDATE api_keys SET key_hash = $3, preview = $4 WHERE id = $1 AND tenant_id = $2
-RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by, limits;
+RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, is_active, created_at, last_used_at, expires_at, made_by,
+    limits, budget_every;
 
 -- name: find_owner_of_key
 -- The key with this hash, current or rotated, with its owner and organization. A key of an organization is valid while its owner is a
 -- member.
 SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.team_id, api_keys.kind, api_keys.scopes, api_keys.models,
     api_keys.networks, api_keys.expires_at, found.good_until,
-    api_keys.limits,
+    api_keys.limits, api_keys.budget_every,
+    CASE WHEN api_keys.team_id IS NULL THEN users.budget ELSE organisations.budget END AS budget,
     api_keys.is_active AND (api_keys.team_id IS NULL OR organisation_members.user_id IS NOT NULL) AS key_is_active,
     users.id, users.username, users.role, users.is_active,
     coalesce(founders.subscription_tier, organisations.subscription_tier, users.subscription_tier) AS subscription_tier,

@@ -47,8 +47,9 @@ WHERE id = $1 AND is_active AND ($2::text IS NULL OR password_hash = $2)
 FOR SHARE;
 
 -- name: find_membership
--- The tier of an organization, if the user is a member; its founder's tier and id, while it shares their limits.
-SELECT coalesce(founders.subscription_tier, organisations.subscription_tier) AS subscription_tier, founders.id AS founder_id
+-- The tier and budget of an organization, if the user is a member; its founder's tier and id, while it shares their limits.
+SELECT coalesce(founders.subscription_tier, organisations.subscription_tier) AS subscription_tier, founders.id AS founder_id,
+    organisations.budget
 FROM organisation_members
 JOIN organisations ON organisations.id = organisation_members.organisation_id
 LEFT JOIN users AS founders ON founders.id = organisations.founder_id AND organisations.shares_limits

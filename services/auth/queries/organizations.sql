@@ -15,15 +15,16 @@ WITH made AS (
         JOIN organisations ON organisations.id = organisation_members.organisation_id
         WHERE organisation_members.user_id = $3 AND organisation_members.role = 'owner' AND organisations.founder_id IS NULL
     ) < $4
-    RETURNING id, name, subscription_tier, shares_limits, created_at
+    RETURNING id, name, subscription_tier, budget, shares_limits, created_at
 ), founder AS (
     INSERT INTO organisation_members (organisation_id, user_id, role) SELECT id, $3, 'owner' FROM made
 )
-SELECT id, name, subscription_tier, shares_limits, created_at, 1::bigint AS members, 'owner' AS role FROM made;
+SELECT id, name, subscription_tier, budget, shares_limits, created_at, 1::bigint AS members, 'owner' AS role FROM made;
 
 -- name: list_organisations_of
 -- The organizations of a user, by name.
-SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.budget, organisations.shares_limits,
+    organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisation_members AS mine
 JOIN organisations ON organisations.id = mine.organisation_id
@@ -34,7 +35,8 @@ LIMIT 1000;
 -- name: list_all_organisations
 -- For administrators: the newest organizations, older than organization $4, with $3 in the name or as the id; and whether user $1 is a
 -- member.
-SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.budget, organisations.shares_limits,
+    organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisations
 LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $1
@@ -46,7 +48,8 @@ LIMIT $2;
 
 -- name: find_organisation
 -- An organization, if user $2 is a member, or $3 is true.
-SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.shares_limits, organisations.created_at, mine.role,
+SELECT organisations.id, organisations.name, organisations.subscription_tier, organisations.budget, organisations.shares_limits,
+    organisations.created_at, mine.role,
     (SELECT count(*) FROM organisation_members AS each WHERE each.organisation_id = organisations.id) AS members
 FROM organisations
 LEFT JOIN organisation_members AS mine ON mine.organisation_id = organisations.id AND mine.user_id = $2
@@ -76,6 +79,12 @@ UPDATE organisations SET name = $2 WHERE id = $1;
 -- name: set_organisation_tier
 -- Set the tier of an organization; from then on it has its own limits and included credits.
 UPDATE organisations SET subscription_tier = $2, shares_limits = false WHERE id = $1;
+
+-- name: set_organisation_budget
+-- Set an organization's budget, and return the former one.
+UPDATE organisations SET budget = $2 FROM (SELECT id, budget FROM organisations WHERE id = $1 FOR NO KEY UPDATE) AS former
+WHERE organisations.id = former.id
+RETURNING organisations.name, former.budget;
 
 -- name: set_team_role
 -- Change a member's role.

@@ -150,7 +150,7 @@ WHERE id = $1;
 -- name: export_account
 -- The user's row.
 SELECT row_to_json(found)::text AS written FROM (
-    SELECT users.id, username, email, role, subscription_tier AS tier, is_active, created_at, erase_at,
+    SELECT users.id, username, email, role, subscription_tier AS tier, budget, is_active, created_at, erase_at,
         password_hash IS NOT NULL AS has_password,
         EXISTS (SELECT 1 FROM second_factors WHERE user_id = users.id AND enabled_at IS NOT NULL) AS has_second_factor
     FROM users
@@ -167,7 +167,7 @@ SELECT row_to_json(found)::text AS written FROM (
 -- Without hashes of their secrets.
 SELECT (to_jsonb(found) - 'limits' || found.limits)::text AS written FROM (
     SELECT id, name, preview, kind, is_active, created_at, last_used_at, expires_at, revoked_at, team_id AS organisation_id,
-        scopes, models, networks, limits
+        scopes, models, networks, limits, budget_every
     FROM api_keys
     WHERE user_id = $1
     ORDER BY created_at, id

@@ -68,6 +68,8 @@ WITHOUT_KIND: dict[str, str] = {
     "account.ask_erasure": "the person asks again; the erasure itself is recorded",
     "account.change": "a name or an address, which the log must not contain",
     "organisation.tier": "settings and limits are not replayed; the restore's runbook says so",
+    "organisation.budget": "settings and limits are not replayed; the restore's runbook says so",
+    "user.budget": "settings and limits are not replayed; the restore's runbook says so",
     "user.tier": "settings and limits are not replayed; the restore's runbook says so",
     "registration.confirm": "confirms a setting, which is outside the database",
     "guard.refuse": "refuses one request",

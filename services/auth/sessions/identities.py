@@ -16,10 +16,10 @@ from typing import TypeVar, cast
 from services.auth import api_keys
 from services.auth.sessions.session_store import OpenedSession, SessionStore, StoredSession
 from services.auth.sessions.tokens import LIFETIME_SECONDS, AccessTokens
-from services.auth.store import AccountTables, OwnedKey, StoredAccount
+from services.auth.store import AccountTables, OwnedKey, StoredAccount, budget_of
 from shared import access_table, errors
 from shared.api import auth
-from shared.api.auth import ClientFacts, Principal, Step, User
+from shared.api.auth import Budget, ClientFacts, Principal, Step, User
 from shared.rpc import RpcCall
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
@@ -53,11 +53,12 @@ _log = logs.get(part="last_known")
 
 @dataclass(frozen=True, slots=True)
 class TeamTerms:
-    """What an organization may use."""
+    """What an organization, or a user with their own requests, may use."""
 
     tier: PlanName
     #: Set if it shares its founder's limits.
     founder_id: UserId | None = None
+    budget: Budget | None = None
 
 
 class Identities:
@@ -186,13 +187,13 @@ class Identities:
         """Return None if the user is not a member of the organization."""
         async with self._store.transaction() as transaction:
             found = await transaction.row("find_membership", user_id, team_id)
-        return None if found is None else TeamTerms(found["subscription_tier"], found["founder_id"])
+        return None if found is None else TeamTerms(found["subscription_tier"], found["founder_id"], budget_of(found))
 
     async def _of_token(self, token: Credential) -> Principal:
         session = await self._session(token)
         logged_in_from.set(session.client.address)
         user = await self.bearer(session)
-        terms = TeamTerms(user.tier)
+        terms = TeamTerms(user.tier, budget=user.budget)
         if session.team_id is not None:
             found = await self.find_team_terms(user.id, session.team_id)
             # A user who was removed from an organization must not silently continue, and pay, as themselves.
@@ -206,6 +207,7 @@ class Identities:
             tier=terms.tier,
             team_id=session.team_id,
             founder_id=terms.founder_id,
+            budget=terms.budget,
             step=self._step(user, session),
             confirmed_at=session.confirmed_at,
         )

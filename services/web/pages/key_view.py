@@ -96,7 +96,7 @@ def read_limits(form: NewKeyForm) -> ApiKeyLimits:
     """Return the optional limits of a new key. Raises BadRequest."""
     numbers = {kind.name: forms.read_number(getattr(form, kind.name), kind.words, ApiKeyLimits, kind.name) for kind in limits.LIMITS}
     every = forms.read_choice(Every, form.budget_every, "renewal of the budget") if form.budget_every else None
-    return msgspec.structs.replace(ApiKeyLimits(budget_micro=_read_budget(form.budget), budget_every=every), **numbers)
+    return msgspec.structs.replace(ApiKeyLimits(budget_micro=read_budget(form.budget), budget_every=every), **numbers)
 
 
 def scopes_of(role: UserRole) -> Mapping[str, Permission]:
@@ -120,7 +120,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text.replace(",", " ").split()))
 
 
-def _read_budget(text: str) -> MicroCredits | None:
+def read_budget(text: str) -> MicroCredits | None:
     if not text.strip():
         return None
     try:

@@ -505,7 +505,7 @@ async def test_a_member_switches_to_the_organisation_with_a_new_token_and_back(a
     as_team = await switch(api_client, before, team)
     assert (as_team.team_id, as_team.step) == (team, Step.DONE)
     principal = await api_client.identify(as_team)
-    assert (principal.tenant_id, principal.tier.value, principal.user_id) == (team, "enterprise", user.id)
+    assert (principal.tenant_id, principal.tier, principal.user_id) == (team, "enterprise", user.id)
     with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
         await api_client.identify(before)
     with pytest.raises(errors.NotAuthenticated, match="the session has ended"):

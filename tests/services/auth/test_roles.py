@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.auth import roles
 from shared import access_table, errors
 from shared.access_table import Permission
-from shared.api.auth import ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind, Principal
+from shared.api.auth import ApiKey, ApiKeyLimits, Every, GenerateApiKey, KeyBounds, KeyKind, Principal
 from shared.types import KeyId, MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
 from tests.cases import case
 
@@ -64,7 +64,7 @@ def test_subject_of(role: UserRole, named: UserId | None, expected: UserId | Non
     ],
 )
 def test_limits_of_a_new_key(ceiling: int | None, asked: int | None, error: type[errors.AimeshError] | None) -> None:
-    for name in ApiKeyLimits.__struct_fields__:
+    for name in set(ApiKeyLimits.__struct_fields__) - {"budget_every"}:
         with case(name):
             caller = principal(limits=limits(name, ceiling))
             if error is None:
@@ -72,6 +72,13 @@ def test_limits_of_a_new_key(ceiling: int | None, asked: int | None, error: type
                 continue
             with pytest.raises(error):
                 roles.check_limits_of_new_key(caller, limits(name, asked))
+
+
+def test_only_a_budget_is_renewed() -> None:
+    with pytest.raises(errors.BadRequest, match="there is no budget to renew") as refused:
+        roles.check_limits_of_new_key(principal(), ApiKeyLimits(budget_every=Every.MONTH))
+    assert refused.value.field == "budget_every"
+    roles.check_limits_of_new_key(principal(), ApiKeyLimits(budget_micro=MicroCredits(1), budget_every=Every.MONTH))
 
 
 def test_an_invalid_budget_is_refused_with_the_valid_range() -> None:

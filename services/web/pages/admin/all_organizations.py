@@ -12,14 +12,18 @@ from litestar.params import FromPath, FromQuery
 from services.web import paged_search
 from services.web.paged_search import PagedSearch, Pager
 from services.web.pages.admin import credit_form
-from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
+from services.web.pages.admin.credit_form import NOTHING_TYPED, BudgetForm, CreditsForm
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import ledger, organizations
 from shared.lists.columns import Column, Listing
 from shared.types import PlanName, TenantId, UserId
 
-_DONE = {"tier": "Tier changed. New requests use its limits.", "credits": "Credits updated."}
+_DONE = {
+    "tier": "Tier changed. New requests use its limits.",
+    "credits": "Credits updated.",
+    "budget": "Budget changed. New requests use it.",
+}
 
 _LISTING: Listing[organizations.Organization] = Listing(
     columns=(
@@ -47,6 +51,7 @@ class AdminOrganizationPage:
     #: None if the gateway did not respond.
     account: ledger.Account | None
     tiers: tuple[PlanName, ...]
+    budget: BudgetForm
     typed: CreditsForm
     transfer: str
 
@@ -81,6 +86,15 @@ async def give_credits(page_request: NamedDependency[PageRequest], team_id: From
     return page_request.redirect(f"/admin/organisations/{team_id}?done=credits")
 
 
+@post("/admin/organisations/{team_id:uuid}/budget")
+async def set_budget(page_request: NamedDependency[PageRequest], team_id: FromPath[UUID]) -> Page:
+    try:
+        await credit_form.submit_budget(page_request, team_id)
+    except errors.CallerError as error:
+        return await _page(page_request, team_id, problem=error)
+    return page_request.redirect(f"/admin/organisations/{team_id}?done=budget")
+
+
 async def _page(
     page_request: PageRequest, team_id: UUID, typed: CreditsForm = NOTHING_TYPED, problem: errors.CallerError | None = None
 ) -> Page:
@@ -90,7 +104,14 @@ async def _page(
         credit_form.find_tiers(page_request),
     )
     transfer = typed.transfer or credit_form.new_transfer()
-    view = AdminOrganizationPage(team=found.organisation, account=account, tiers=tiers, typed=typed, transfer=transfer)
+    view = AdminOrganizationPage(
+        team=found.organisation,
+        account=account,
+        tiers=tiers,
+        budget=credit_form.budget_form(found.organisation.budget),
+        typed=typed,
+        transfer=transfer,
+    )
     return page_request.page("admin/organization.html", view, problem=problem, notices=_DONE)
 
 

@@ -1,12 +1,14 @@
-"""Read the form that adds credits to a user or an organization, and book them."""
+"""Read the forms that add credits to a user or an organization, and set their budget."""
 
 from uuid import UUID
 
 import msgspec
 
+from services.web.http import forms
+from services.web.pages import key_view
 from services.web.request_context import PageRequest
 from shared import amounts, context, errors
-from shared.api import ledger, service_settings
+from shared.api import auth, ledger, service_settings
 from shared.types import MicroCredits, PlanName, RequestId, Tier
 
 
@@ -18,6 +20,26 @@ class CreditsForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 NOTHING_TYPED = CreditsForm()
+
+
+class BudgetForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: Empty for none.
+    budget: str = ""
+    #: Empty: it is never renewed.
+    every: str = ""
+
+
+def budget_form(budget: auth.Budget | None) -> BudgetForm:
+    return BudgetForm() if budget is None else BudgetForm(amounts.written(budget.micro), budget.every or "")
+
+
+async def submit_budget(page_request: PageRequest, owner: UUID) -> None:
+    """Read the form and set the budget. Raises BadRequest, and what ``submit`` raises."""
+    form = await page_request.read_form(BudgetForm)
+    micro = key_view.read_budget(form.budget)
+    every = forms.read_choice(auth.Every, form.every, "every") if form.every and micro is not None else None
+    budget = None if micro is None else auth.Budget(micro, every)
+    await page_request.submit(auth.set_budget, auth.SetBudget(str(owner), budget))
 
 
 async def find_tiers(page_request: PageRequest) -> tuple[PlanName, ...]:

@@ -19,7 +19,7 @@ from services.web.paged_search import Pager
 from services.web.pages import quota_view
 from services.web.pages.account import signing_in
 from services.web.pages.admin import credit_form
-from services.web.pages.admin.credit_form import NOTHING_TYPED, CreditsForm
+from services.web.pages.admin.credit_form import NOTHING_TYPED, BudgetForm, CreditsForm
 from services.web.rendering import Notice
 from services.web.request_context import Page, PageRequest
 from shared import errors
@@ -35,6 +35,7 @@ _DONE: dict[str, str | Notice] = {
     "closed": "Account disabled. Its keys and sessions no longer work.",
     "opened": "Account enabled. Its keys work again.",
     "credits": "Credits updated.",
+    "budget": "Budget changed. New requests use it.",
     "added": "User added. Give them the password in person.",
     "mailed": "User added. We emailed them a link to choose a password.",
     "unmailed": Notice("User added, but the email failed. “Forgot your password?” on the sign-in page sends another one.", "warn"),
@@ -69,6 +70,7 @@ class UserPage:
     states: ClassVar[Mapping[bool, tuple[str, Tone]]] = STATES
     roles: ClassVar[tuple[UserRole, ...]] = tuple(UserRole)
     tiers: tuple[PlanName, ...]
+    budget: BudgetForm
     typed: CreditsForm
     transfer: str
 
@@ -164,6 +166,15 @@ async def give_credits(page_request: NamedDependency[PageRequest], user_id: From
     return page_request.redirect(f"/admin/users/{user_id}?done=credits")
 
 
+@post("/admin/users/{user_id:uuid}/budget")
+async def set_budget(page_request: NamedDependency[PageRequest], user_id: FromPath[UUID]) -> Page:
+    try:
+        await credit_form.submit_budget(page_request, user_id)
+    except errors.CallerError as error:
+        return await _page(page_request, user_id, error)
+    return page_request.redirect(f"/admin/users/{user_id}?done=budget")
+
+
 async def _invite(page_request: PageRequest, user: auth.User) -> str:
     """Request the email. Returns the `done` parameter. The account exists, so a failure is only reported."""
     try:
@@ -198,6 +209,7 @@ async def _page(
         quota=quota_view.hourly(quota) if quota else None,
         usage=usage,
         tiers=tiers,
+        budget=credit_form.budget_form(user.budget),
         typed=typed,
         transfer=typed.transfer or credit_form.new_transfer(),
     )

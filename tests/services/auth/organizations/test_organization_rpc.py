@@ -9,7 +9,7 @@ from services.auth.sessions.identities import TeamTerms
 from shared import errors
 from shared.api import auth, events
 from shared.api import organizations as api
-from shared.api.auth import KeyKind
+from shared.api.auth import Change, KeyKind
 from shared.api.organizations import Organization, TeamRole
 from shared.types import TenantId, Tier, UserId
 from tests.services.auth import by_hand
@@ -304,10 +304,12 @@ async def test_a_change_of_tier_or_members_reaches_every_cache(seeded_db: Seeded
     before = (await seeded_db.store.missed_changes(0))[-1].sequence
     await by_hand.run(postgres_url, "UPDATE auth.organisations SET subscription_tier = 'pro'")
     assert (await seeded_db.store.missed_changes(0))[-1].sequence == before + 1
+    await by_hand.run(postgres_url, "UPDATE auth.organisations SET budget = '{\"micro\": 5}'")
+    assert (await seeded_db.store.missed_changes(0))[-1] == Change(before + 2)
     await set_role(seeded_db, acme, ben, TeamRole.OWNER, anna.login)
     await remove(seeded_db, acme, ben, anna.login)
     told = [change.user_id for change in await seeded_db.store.missed_changes(before + 1) if change.sequence > before]
-    assert told == [None, ben.user.id, ben.user.id]
+    assert told == [None, None, ben.user.id, ben.user.id]
 
 
 async def test_an_organisations_key_is_not_listed_among_personal_keys(seeded_db: SeededDb) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from services.auth import audit_records
 from shared import access_table, errors
+from tests.services.auth import by_hand
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user_with_data
 from tests.services.auth.surroundings import PASSWORD
 
@@ -57,6 +58,15 @@ async def test_a_user_acting_for_an_organisation_gets_only_their_own_data(api_cl
     files = await api_client.export(bert.login(team_id=team))
     assert canaries.left_in(b"\n".join(files.values()).decode()) == []
     assert json.loads(files["account.json"])[0]["username"] == "bert"
+
+
+async def test_budgets_are_exported(api_client: PrivacyDesk, postgres_url: str) -> None:
+    anna = await user_with_data(api_client, Canaries())
+    await by_hand.run(postgres_url, "UPDATE auth.users SET budget = '{\"micro\": 5}'")
+    await by_hand.run(postgres_url, "UPDATE auth.api_keys SET limits = '{\"budget_micro\": 7}', budget_every = 'week'")
+    files = await api_client.export(anna.login())
+    assert json.loads(files["account.json"])[0]["budget"] == {"micro": 5}
+    assert {(key["budget_micro"], key["budget_every"]) for key in json.loads(files["keys.json"])} == {(7, "week")}
 
 
 async def test_a_long_file_arrives_in_pieces_and_complete(api_client: PrivacyDesk) -> None:

@@ -26,7 +26,7 @@ ADA = auth.User(USER, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_act
 SESSION = auth.LoginSession(Credential("a.b.c"), 600, "s" * 43, ADA, step=auth.Step.ENTER_CODE, team_id=None, theme="dark")
 API_KEY = auth.ApiKey(
     KEY_ID, USER, "ci", "aip_live_abc…wxyz", is_active=True, created_at=AT, kind=auth.KeyKind.TEST,
-    limits=auth.ApiKeyLimits(requests_per_hour=60, concurrency=2, budget_micro=MicroCredits(2_500_000), budget_every=Every.MONTH),
+    limits=auth.ApiKeyLimits(requests_per_hour=60, concurrency=2, budget_micro=MicroCredits(2_500_000), budget_every=auth.Every.MONTH),
     bounds=auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",)), expires_at=AT,
 )  # fmt: skip
 
@@ -195,8 +195,9 @@ async def test_refusals_of_auth_keep_their_message(
 SHOWN_KEY = {
     "id": str(KEY_ID), "user_id": str(USER), "name": "ci", "preview": "aip_live_abc…wxyz", "is_active": True,
     "created_at": "2026-03-02T12:00:00Z", **dict.fromkeys(BY_NAME), "requests_per_hour": 60, "concurrency": 2,
-    "budget": "2.5", "budget_every": "month", "kind": "test", "scopes": ["inference:execute"], "models": ["smollm2"],
-    "networks": ["192.0.2.0/24"], "last_used_at": None, "expires_at": "2026-03-02T12:00:00Z", "made_by": None,
+    "budget": "2.5", "budget_every": "month", "kind": "test",
+    "scopes": ["inference:execute"], "models": ["smollm2"], "networks": ["192.0.2.0/24"],
+    "last_used_at": None, "expires_at": "2026-03-02T12:00:00Z", "made_by": None,
 }  # fmt: skip
 
 
@@ -214,9 +215,8 @@ async def test_a_key_is_created_with_all_its_limits_for_the_caller(
     answer = await http.post("/api/auth/api-keys", json=body, headers=bearer(TOKEN))
     assert (answer.status_code, answer.json()) == (201, {"api_key": KEY, "key": SHOWN_KEY})
     assert answer.headers["cache-control"] == "no-store"
-    limits = auth.ApiKeyLimits(requests_per_hour=60, concurrency=2, budget_micro=MicroCredits(2_500_000), budget_every=Every.MONTH)
     bounds = auth.KeyBounds(("inference:execute",), (ModelName("smollm2"),), ("192.0.2.0/24",))
-    expected = auth.GenerateApiKey("ci", UserId(other), limits, auth.KeyKind.TEST, bounds, 7)
+    expected = auth.GenerateApiKey("ci", UserId(other), API_KEY.limits, auth.KeyKind.TEST, bounds, 7)
     assert api_client.only == (expected, TOKEN)
 
 
@@ -230,7 +230,7 @@ async def test_omitted_fields_are_left_to_auth(api_client: Auth, http: httpx.Asy
     ("body", "named"),
     [
         ({"kind": "root"}, "kind"),
-        ({"budget": 2, "budget_every": "year"}, "budget_every"),
+        ({"budget": "2.5", "budget_every": "year"}, "budget_every"),
         ({"scopes": "inference:execute"}, "scopes"),
         ({"scopes": [1]}, "scopes[0]"),
         ({"models": {"a": 1}}, "models"),

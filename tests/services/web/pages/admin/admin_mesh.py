@@ -182,6 +182,16 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self._check_plan(request.tier)
         return self._set_user(request.user, credential, tier=request.tier)
 
+    def _set_budget(self, request: auth.SetBudget, credential: Credential | None) -> auth.OwnerBudget:
+        for place, team in enumerate(self.organisations):
+            if str(team.id) == request.owner:
+                self._admin(credential)
+                self._fresh()
+                self.organisations[place] = msgspec.structs.replace(team, budget=request.budget)
+                return auth.OwnerBudget(team.id, team.name, request.budget)
+        user = self._set_user(request.owner, credential, budget=request.budget)
+        return auth.OwnerBudget(TenantId(user.id), user.username, request.budget)
+
     def _check_plan(self, name: str) -> None:
         if name not in (*Tier, *(each.tier for each in self.tiers)):
             raise errors.NotFound(f"there is no plan {name!r}", hint="use free")

@@ -5,8 +5,9 @@ import pytest
 
 from services.web import paged_search
 from shared import errors
+from shared.api.auth import Budget, Every
 from shared.api.service_settings import TierTerms
-from shared.types import Tier, UserRole
+from shared.types import MicroCredits, Tier, UserRole
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
@@ -141,6 +142,26 @@ async def test_repeated_form_books_once(root: Browser, mesh: AdminMesh) -> None:
     assert len(mesh.moved) == 2
 
 
+async def test_budget_is_set_shown_and_removed(root: Browser, mesh: AdminMesh) -> None:
+    dana, acme = mesh.add_person("dana", UserRole.USER), mesh.add_organisation("Acme")
+    paths = (f"/admin/users/{dana.id}", f"/admin/organisations/{acme.id}")
+    for path, budget_of in zip(paths, (lambda: mesh.accounts["dana"].user.budget, lambda: mesh.organisations[0].budget), strict=True):
+        done = await root.submit(await root.get(path), f"{path}/budget", budget=" 2.5 ", every="month")
+        assert done.headers["location"] == f"{path}?done=budget"
+        assert budget_of() == Budget(MicroCredits(2_500_000), Every.MONTH)
+        page = await root.get(done.headers["location"])
+        assert "Budget changed." in page.text
+        assert forms_of(page)[f"{path}/budget"]["budget"] == "2.5"
+        assert '<option value="month" selected>' in page.text
+        wrong = await root.submit(page, f"{path}/budget", budget="much", every="")
+        assert wrong.status_code == 400
+        assert "&#39;much&#39; is not an amount" in wrong.text
+        await root.submit(page, f"{path}/budget", budget="20", every="")
+        assert budget_of() == Budget(MicroCredits(20_000_000))
+        await root.submit(page, f"{path}/budget", budget="", every="month")
+        assert budget_of() is None
+
+
 @pytest.mark.parametrize(
     ("what", "typed", "message"),
     [
@@ -187,7 +208,7 @@ async def test_own_account_offers_no_forbidden_actions(root: Browser, mesh: Admi
     path = f"/admin/users/{mesh.accounts['root'].user.id}"
     page = await root.get(path)
     assert "You can’t change your own role" in page.text
-    assert set(forms_of(page)) == {"/logout", f"{path}/tier", f"{path}/credits"}
+    assert set(forms_of(page)) == {"/logout", f"{path}/tier", f"{path}/credits", f"{path}/budget"}
     # Sending the missing form anyway is refused.
     token = forms_of(page)["/logout"]["token"]
     closed = await root.client.post(f"{path}/active", data={"active": "no", "token": token}, headers=SAME_ORIGIN)
@@ -208,12 +229,12 @@ async def test_confirmation_needs_the_password_and_resumes_the_form(root: Browse
     assert [each.amount_micro for each in mesh.moved.values()] == [5_000_000]
 
 
-@pytest.mark.parametrize("what", ["role", "tier", "active", "credits"])
+@pytest.mark.parametrize("what", ["role", "tier", "active", "credits", "budget"])
 async def test_cross_site_form_changes_nothing(root: Browser, mesh: AdminMesh, what: str) -> None:
     dana = mesh.add_person("dana", UserRole.USER)
     path = f"/admin/users/{dana.id}"
     page = await root.get(path)
-    typed = {"role": "admin", "tier": "pro", "active": "no", "credits": "5"}
+    typed = {"role": "admin", "tier": "pro", "active": "no", "credits": "5", "budget": "5"}
     fields = {"amount" if what == "credits" else what: typed[what]}
     assert (await root.submit(page, f"{path}/{what}", {"Sec-Fetch-Site": "cross-site"}, **fields)).status_code == 403
     assert (await root.submit(page, f"{path}/{what}", token="forged", **fields)).status_code == 403
