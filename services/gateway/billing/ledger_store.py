@@ -70,7 +70,8 @@ class LedgerStore:
 
     async def read_account(self, owner: TenantId, spending: Spending) -> Account:
         async with self._database.bound(owner) as transaction:
-            row = await transaction.row("read_account", owner, spending.included_tokens, spending.has_plan)
+            every = spending.owner_budget and spending.owner_budget.every
+            row = await transaction.row("read_account", owner, spending.included_tokens, spending.has_plan, every)
         assert row is not None  # the query creates a missing account
         allowance = None
         if spending.has_plan:

@@ -15,8 +15,8 @@ def explain(
     left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least := _least(request, allowance))}"
     if answer.limited_by in _BUDGETS:
         budget = request.spending.key_budget if answer.limited_by == "key" else request.spending.owner_budget
-        waits = f"wait for the next {budget.every}, or " if budget is not None and budget.every is not None else ""
-        what, hint = f"{_BUDGETS[answer.limited_by]} is too low", f"{waits}ask for a larger budget"
+        renewed = "" if budget is None or budget.every is None else f", or wait for the next {budget.every} (UTC)"
+        what, hint = f"{_BUDGETS[answer.limited_by]} is too low", f"ask for a larger budget{renewed}"
     else:
         what, hint = "your credits are too low", "add credits, or ask an administrator for more; see `aicli usage`"
     if allowance is not None and allowance.included is not None and answer.limited_by == "account":

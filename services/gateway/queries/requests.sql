@@ -230,7 +230,8 @@ LIMIT $2;
 -- Read an account after granting this period's tokens; lock it briefly.
 WITH opened AS MATERIALIZED (SELECT * FROM open_account($1, $2, $3))
 SELECT allowance_tokens, granted_tokens, held_tokens, period_end, balance_micro, reserved_micro,
-    CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END AS spent_micro
+    -- As ``reserve`` begins another budget or period.
+    CASE WHEN $4::text IS NOT NULL AND (every, since) IS DISTINCT FROM ($4, budget_since($4)) THEN 0 ELSE spent_micro END AS spent_micro
 FROM opened;
 
 -- name: read_key_spending

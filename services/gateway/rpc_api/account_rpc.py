@@ -8,9 +8,9 @@ import msgspec
 from services.gateway.billing import prices
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
+from services.gateway.billing.reservations import Spending
 from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
-from services.gateway.facts.tiers import TierPlan
 from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import auth, organizations
@@ -54,8 +54,10 @@ class AccountRpc:
     async def account_of(self, caller: Principal) -> Account:
         return await self.store.read_account(caller.tenant_id, self.ledger.spending_of(caller))
 
-    async def _account(self, owner: TenantId, plan: TierPlan) -> Account:
-        return await self.store.read_account(owner, self.ledger.terms_of(plan))
+    def _spending(self, of: auth.User | organizations.Organization) -> Spending:
+        shares_limits = isinstance(of, organizations.Organization) and of.shares_limits
+        plan = tiers.plan_of(self.source.config.limits.plans, of.tier, shares_limits=shares_limits)
+        return msgspec.structs.replace(self.ledger.terms_of(plan), owner_budget=of.budget)
 
     async def find_key_budget(self, caller: Principal) -> KeyBudget | None:
         """Return the remaining budget of the caller's key; None if it has none."""
@@ -74,18 +76,18 @@ class AccountRpc:
                 "this is another user's account", hint="omit userId for your own account; only an administrator can read others"
             )
         owner = TenantId(request.user_id)
-        return await self._account(owner, await self._plan_of(owner, call.credential))
+        return await self.store.read_account(owner, await self._spending_of(owner, call.credential))
 
     @serves(ledgers.top_up)
     async def top_up(self, request: TopUp, call: RpcCall) -> Account:
         if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
             raise errors.BadRequest("the amount is 0 or too large", hint="transfer at most 10 billion credits at once")
         _check_note(request.note)
-        owner, plan = await self._find_owner(request.user, call.credential)
+        owner, spending = await self._find_owner(request.user, call.credential)
         transfer_id = request.transfer_id or RequestId(uuid4())
-        if await self.store.top_up(transfer_id, owner, request.amount_micro, request.note, self.ledger.terms_of(plan)):
+        if await self.store.top_up(transfer_id, owner, request.amount_micro, request.note, spending):
             _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=call.principal.user_id)
-        account = await self._account(owner, plan)
+        account = await self.store.read_account(owner, spending)
         self.audit_reporting.report_action("credits.move", call.principal, target=owner, micro=str(request.amount_micro), note=request.note)
         return account
 
@@ -116,7 +118,7 @@ class AccountRpc:
                 "no request with this id has cost anything", hint="if the request is still running, refund it after it has ended"
             )
         _log.info("request reverted", request_id=request.request_id, user_id=owner, by=call.principal.user_id)
-        account = await self._account(owner, await self._plan_of(owner, call.credential))
+        account = await self.store.read_account(owner, await self._spending_of(owner, call.credential))
         self.audit_reporting.report_action("credits.revert", call.principal, target=request.request_id, note=request.note)
         return account
 
@@ -124,29 +126,29 @@ class AccountRpc:
     async def verify(self, request: VerifyLedger, call: RpcCall) -> LedgerReport:
         return await self.ledger.verify(full=request.full)
 
-    async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, TierPlan]:
+    async def _find_owner(self, text: str, credential: Credential | None) -> tuple[TenantId, Spending]:
         try:
             user = await self.rpc.call(auth.get_user_called, auth.GetUserCalled(text), credential=credential)
         except errors.NotFound:
             owner = _tenant_id(text)
             if owner is None:
                 raise
-            return owner, await self._plan_of_organisation(owner, credential)
-        return TenantId(user.id), tiers.plan_of(self.source.config.limits.plans, user.tier)
+            return owner, await self._spending_of_organisation(owner, credential)
+        return TenantId(user.id), self._spending(user)
 
-    async def _plan_of(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
+    async def _spending_of(self, tenant: TenantId, credential: Credential | None) -> Spending:
         try:
             user = await self.rpc.call(auth.get_user, auth.GetUser(UserId(tenant)), credential=credential)
         except errors.NotFound:
-            return await self._plan_of_organisation(tenant, credential)
-        return tiers.plan_of(self.source.config.limits.plans, user.tier)
+            return await self._spending_of_organisation(tenant, credential)
+        return self._spending(user)
 
-    async def _plan_of_organisation(self, tenant: TenantId, credential: Credential | None) -> TierPlan:
+    async def _spending_of_organisation(self, tenant: TenantId, credential: Credential | None) -> Spending:
         try:
             found = await self.rpc.call(organizations.get_organisation, organizations.GetOrganization(tenant), credential=credential)
         except errors.NotFound:
             raise errors.NotFound(f"no user or organization has the id {tenant}", hint="check the id") from None
-        return tiers.plan_of(self.source.config.limits.plans, found.organisation.tier, shares_limits=found.organisation.shares_limits)
+        return self._spending(found.organisation)
 
 
 def _tenant_id(text: str) -> TenantId | None:

@@ -19,8 +19,9 @@ from services.gateway.rpc_api.account_rpc import MOST_TOP_UP, AccountRpc
 from services.gateway.store import GatewayStore
 from shared import errors
 from shared.api import audit, auth, organizations
+from shared.api.auth import Budget, Every
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import MICRO, Allowance, Every, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.api.ledger import MICRO, Allowance, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.api.method import Nothing
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
@@ -29,9 +30,10 @@ from tests.services.gateway.billing.test_ledger_store import row
 from tests.services.gateway.fakes import OWNER, FakeRpc, FixedConfig, node_id, rpc_call
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
-ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO)
+MONTHLY, DAILY = Budget(MicroCredits(200_000), Every.MONTH), Budget(MicroCredits(2 * MICRO), Every.DAY)
+ADA = auth.User(OWNER.user_id, "ada", "ada@example.org", UserRole.USER, Tier.FREE, is_active=True, created_at=LONG_AGO, budget=MONTHLY)
 ADMIN = msgspec.structs.replace(OWNER, user_id=UserId(uuid4()), username="root", role=UserRole.ADMIN)
-ACME = organizations.Organization(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO, 1)
+ACME = organizations.Organization(TenantId(uuid4()), "Acme", Tier.PRO, LONG_AGO, 1, budget=DAILY)
 BOUNDS = CostBounds(prompt_tokens={ModelName("m"): 0}, max_tokens=1000, answers=1, seconds=1.0)
 
 
@@ -139,6 +141,33 @@ async def test_tokens_of_the_plan_are_used_before_the_balance(with_plans: Accoun
     assert (await with_plans.ledger.verify()).findings == ()
 
 
+async def test_without_plans_an_account_is_bounded_by_its_budget_alone(harness: AccountRpcHarness) -> None:
+    account = await harness.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))
+    assert (account.balance_micro, account.reserved_micro, account.allowance, account.free_micro) == (0, 0, None, None)
+    limited = await harness.account_rpc.account_of(msgspec.structs.replace(OWNER, budget=MONTHLY))
+    assert (limited.budget, limited.spent_micro, limited.free_micro) == (MONTHLY, 0, MONTHLY.micro)
+
+
+async def test_the_budget_of_this_month_refuses_what_it_does_not_cover(harness: AccountRpcHarness) -> None:
+    bounds = CostBounds(prompt_tokens={ModelName("m"): 0}, max_tokens=1000, answers=1, seconds=1.0)
+    before = RequestId(uuid4())
+    await harness.ledger.reserve(OWNER, before, bounds)
+    await harness.requests.write_requests([row(OWNER.user_id, before, 150_000)])
+    limited = msgspec.structs.replace(OWNER, budget=MONTHLY)
+    assert (await harness.account_rpc.account_of(limited)).spent_micro == 0, "the budget begins now"
+    first = RequestId(uuid4())
+    await harness.ledger.reserve(limited, first, bounds)
+    await harness.requests.write_requests([row(OWNER.user_id, first, 199_900)])
+    with pytest.raises(errors.BudgetExhausted) as refused:
+        await harness.ledger.reserve(limited, RequestId(uuid4()), bounds)
+    assert refused.value.message.startswith("the budget of your account is too low: 0.0001 credits left, this request needs at least ")
+    assert refused.value.hint == "ask for a larger budget, or wait for the next month (UTC)"
+    account = await harness.account_rpc.account_of(limited)
+    assert (account.spent_micro, account.free_micro) == (199_900, 100)
+    assert (await harness.ledger.reserve(OWNER, RequestId(uuid4()), bounds)).max_tokens == 1000, "without the budget"
+    assert (await harness.ledger.verify()).findings == ()
+
+
 async def test_the_remaining_budget_of_a_key(harness: AccountRpcHarness) -> None:
     assert await harness.account_rpc.find_key_budget(OWNER) is None
     limited = msgspec.structs.replace(OWNER, key_limits=auth.ApiKeyLimits(budget_micro=MicroCredits(5 * MICRO)))
@@ -161,6 +190,7 @@ async def test_the_remaining_budget_of_a_key(harness: AccountRpcHarness) -> None
 async def test_only_an_admin_reads_other_accounts(harness: AccountRpcHarness) -> None:
     await harness.account_rpc.top_up(TopUp("ada", MicroCredits(5)), rpc_call(ADMIN))
     assert (await harness.account_rpc.read_account(ReadAccount(ADA.id), rpc_call(ADMIN))).balance_micro == 5
+    assert (await harness.account_rpc.read_account(ReadAccount(ADA.id), rpc_call(ADMIN))).budget == MONTHLY
     for nobody in (OWNER, msgspec.structs.replace(ADMIN, scopes=("usage:read",))):
         with pytest.raises(errors.NotAllowed, match="this is another user's account"):
             await harness.account_rpc.read_account(ReadAccount(UserId(uuid4())), rpc_call(nobody))
@@ -179,7 +209,7 @@ async def test_a_repeated_top_up_happens_once(harness: AccountRpcHarness) -> Non
 async def test_an_organisation_is_topped_up_by_its_id(with_plans: AccountRpcHarness) -> None:
     account = await with_plans.account_rpc.top_up(TopUp(str(ACME.id), MicroCredits(5 * MICRO)), rpc_call(ADMIN))
     assert account.allowance is not None
-    assert (account.balance_micro, account.allowance.included) == (5 * MICRO, tiers.DEFAULTS[Tier.PRO].included_tokens)
+    assert (account.balance_micro, account.allowance.included, account.budget) == (5 * MICRO, tiers.DEFAULTS[Tier.PRO].included_tokens, DAILY)
     assert [(action, target) for action, target, _ in await with_plans.audited()] == [("credits.move", str(ACME.id))]
     assert await with_plans.account_rpc.read_account(ReadAccount(UserId(ACME.id)), rpc_call(ADMIN)) == account
     for whose in ("Acme", str(uuid4())):
