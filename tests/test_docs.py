@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import click
-import msgspec
 import pytest
 import yaml
 

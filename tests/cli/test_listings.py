@@ -9,8 +9,9 @@ import msgspec
 import pytest
 
 from shared.api import auth, gateway, usage_report
+from shared.api.auth import Every
 from shared.api.gateway import KeyBudget, LimitState, NodeRow, ServedModel, UserQuota
-from shared.api.ledger import Account, Allowance, Every
+from shared.api.ledger import Account, Allowance
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import Shell

@@ -10,7 +10,8 @@ import pytest
 from cli.output import credit_amounts
 from shared import errors
 from shared.api import auth, ledger
-from shared.api.ledger import Account, Allowance, Budget, Every, LedgerReport, ModelPrice
+from shared.api.auth import Budget, Every
+from shared.api.ledger import Account, Allowance, LedgerReport, ModelPrice
 from shared.types import MicroCredits, ModelName, RequestId, Tier, UserId, UserRole
 from tests.cli.fake_mesh import Shell
 

@@ -16,8 +16,9 @@ import pytest
 from services.gateway import store
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, Spending
+from shared.api.auth import Budget, Every
 from shared.api.generation import Usage
-from shared.api.ledger import Budget, Every, ModelPrice
+from shared.api.ledger import ModelPrice
 from shared.stores import migrations
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests.services.gateway.billing.test_ledger_store import GATEWAY, Books, books, new_owner, new_request, row

@@ -15,9 +15,9 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import NO_PLAN, ExtendedHold, GrantedReservation, HoldExtension, Spending
 from services.gateway.facts.upstream_prices import TargetHold
 from services.gateway.store import GatewayStore
+from shared.api.auth import Budget
 from shared.api.generation import Usage
 from shared.api.inference import Receipt
-from shared.api.ledger import Budget
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests.services.gateway.billing.test_ledger_store import CREDIT, MODEL, Books, new_owner, new_request, priced, row
 from tests.stacks import until

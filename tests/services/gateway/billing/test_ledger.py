@@ -24,9 +24,9 @@ from services.gateway.billing.reservations import (
 from services.gateway.facts import tiers
 from services.gateway.facts.request_record import RequestRow, ReservationState
 from shared import errors
-from shared.api.auth import ApiKeyLimits
+from shared.api.auth import ApiKeyLimits, Budget
 from shared.api.inference import RUNNING, Receipt
-from shared.api.ledger import Account, Allowance, Budget, LedgerReport, ModelPrice
+from shared.api.ledger import Account, Allowance, LedgerReport, ModelPrice
 from shared.telemetry import Metrics
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
 from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, FixedConfig, node_id
@@ -161,8 +161,8 @@ async def test_a_refusal_says_when_the_plan_renews(harness: LedgerHarness) -> No
     with pytest.raises(errors.BudgetExhausted) as caught:
         await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert caught.value.message == (
-        "your plan has no tokens left (100,000 of 100,000 used, renewed on 2026-03-31), and your credits are too low: 0.00005 credits left, "
-        "this request needs at least 0.000132 credits"
+        "your plan has no tokens left (100,000 of 100,000 used, renewed on 2026-03-31), and your credits are too low: 0.00005 credits "
+        "left, this request needs at least 0.000132 credits"
     )
     assert "wait until 2026-03-31, add credits, or choose a larger plan" in caught.value.hint
     # A budget bounds money alone, whatever the plan has left.

@@ -17,8 +17,9 @@ from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import ExtendedHold, GrantedReservation, HoldExtension, InsufficientCredits, Spending
 from services.gateway.facts.request_record import ReservationState
 from services.gateway.store import GatewayStore
+from shared.api.auth import Budget
 from shared.api.generation import Usage
-from shared.api.ledger import Budget, ModelPrice
+from shared.api.ledger import ModelPrice
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests.servers import PostgresServer
 from tests.services.gateway.billing.test_ledger_store import GATEWAY, Books, row
@@ -140,7 +141,7 @@ class Machine(RuleBasedStateMachine):
         with_key=st.booleans(),
         with_budget=st.booleans(),
     )
-    def reserve(self, number: int, tokens: int, least: int, price: Price, with_key: bool, with_budget: bool) -> None:
+    def reserve(self, number: int, tokens: int, least: int, price: Price, *, with_key: bool, with_budget: bool) -> None:
         account, request = self.accounts[number], RequestId(uuid4())
         account.grant()
         if with_budget and not account.has_budget:

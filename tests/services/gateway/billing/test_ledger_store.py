@@ -25,8 +25,9 @@ from services.gateway.facts.request_record import RequestRow, ReservationState
 from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.store import GatewayStore
+from shared.api.auth import Budget
 from shared.api.gateway import InferenceRequest
-from shared.api.ledger import Budget, LedgerReport, ModelPrice
+from shared.api.ledger import LedgerReport, ModelPrice
 from shared.stores.database_clock import DatabaseClock
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, UserId
 from tests.stacks import until

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.billing.reservations import GrantedReservation, InsufficientCredits, ReservationRequest, Spending
-from shared.api.ledger import Budget
+from shared.api.auth import Budget
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests import tiers
 from tests.servers import PostgresServer

@@ -28,7 +28,8 @@ def stored(
 def test_the_snapshot_of_the_settings_is_what_the_settings_said() -> None:
     settings = load(
         TIER_FREE="requests_per_hour=7,included_tokens=unlimited", TIER_ENTERPRISE="concurrency=3", PREMIUM_RATE_LIMIT="70",
-        DEFAULT_MODEL="a", MODEL_LIMITS="m.v1.concurrency=3,m.v1.tokens_per_minute=unlimited", MODEL_ALIASES="a=m,B=n", ROUTING_POLICY="trusted",
+        DEFAULT_MODEL="a", MODEL_LIMITS="m.v1.concurrency=3,m.v1.tokens_per_minute=unlimited",
+        MODEL_ALIASES="a=m,B=n", ROUTING_POLICY="trusted",
     )  # fmt: skip
     snapshot = config_snapshot.build(1, stored(environment.read_documents(settings)))
     assert snapshot.limits.plans == settings.plans()

@@ -26,7 +26,12 @@ def test_a_plan_that_is_not_built_in_takes_missing_numbers_from_free() -> None:
     documents[ConfigKind.PLAN, "pro"] = StoredDocument(2, 1, "applied", None)
     found = config_snapshot.build(1, documents).limits.plans
     free = replace(FREE, concurrency=3)
-    assert found == {**tiers.DEFAULTS, "free": free, "gold": replace(free, requests_per_hour=7, for_sale=False), "basic": replace(free, for_sale=False)}
+    assert found == {
+        **tiers.DEFAULTS,
+        "free": free,
+        "gold": replace(free, requests_per_hour=7, for_sale=False),
+        "basic": replace(free, for_sale=False),
+    }
     assert (found["gold"].source_of("requests_per_hour"), found["gold"].source_of("concurrency")) == ("plan gold", "plan free")
 
 

@@ -13,7 +13,6 @@ import pytest
 
 from shared import errors
 from shared.api import auth
-from shared.api.ledger import Every
 from shared.api.method import Nothing
 from shared.limits import BY_NAME
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole

@@ -8,8 +8,9 @@ from uuid import UUID
 import httpx
 import pytest
 
+from shared.api.auth import Every
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import Account, Every
+from shared.api.ledger import Account
 from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, UserId
 from tests.services.gateway import fakes

@@ -1,13 +1,12 @@
 """Plans, prepaid credits and invoices without a payment provider, on a real PostgreSQL and with a fake auth."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
-import msgspec
 import pytest
 
 from services.gateway import store

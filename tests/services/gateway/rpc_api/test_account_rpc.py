@@ -209,7 +209,11 @@ async def test_a_repeated_top_up_happens_once(harness: AccountRpcHarness) -> Non
 async def test_an_organisation_is_topped_up_by_its_id(with_plans: AccountRpcHarness) -> None:
     account = await with_plans.account_rpc.top_up(TopUp(str(ACME.id), MicroCredits(5 * MICRO)), rpc_call(ADMIN))
     assert account.allowance is not None
-    assert (account.balance_micro, account.allowance.included, account.budget) == (5 * MICRO, tiers.DEFAULTS[Tier.PRO].included_tokens, DAILY)
+    assert (account.balance_micro, account.allowance.included, account.budget) == (
+        5 * MICRO,
+        tiers.DEFAULTS[Tier.PRO].included_tokens,
+        DAILY,
+    )
     assert [(action, target) for action, target, _ in await with_plans.audited()] == [("credits.move", str(ACME.id))]
     assert await with_plans.account_rpc.read_account(ReadAccount(UserId(ACME.id)), rpc_call(ADMIN)) == account
     for whose in ("Acme", str(uuid4())):

@@ -5,8 +5,7 @@ from services.web.pages import key_view
 from services.web.pages.key_view import KeyUse, NewKeyForm
 from shared import errors
 from shared.access_table import Permission
-from shared.api.auth import ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind
-from shared.api.ledger import Every
+from shared.api.auth import ApiKeyLimits, Every, GenerateApiKey, KeyBounds, KeyKind
 from shared.types import MicroCredits, ModelName, UserRole
 
 
