@@ -43,7 +43,7 @@ from tests.services.gateway.test_settings import GIVEN
 from tools import limits as guide
 
 body = msgspec.json.decode(b'{"requests_per_day": 2}', type=rest_accounts.ApiKeyBody)
-stored = store._limits({"limits": store._written(rest_accounts.to_key_request(body).limits)})
+stored = store._limits({"budget_every": None, "limits": store._written(rest_accounts.to_key_request(body).limits)})
 found = {
     "wire": msgspec.to_builtins(stored)["requestsPerDay"],
     "form": key_view.read_limits(forms.convert({"name": "a", "requests_per_day": "2"}, key_view.NewKeyForm)).requests_per_day,
