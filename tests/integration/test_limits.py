@@ -63,6 +63,34 @@ async def test_a_users_limit_holds_exactly_under_concurrency_and_over_keys_until
     assert quota["used_this_hour"] == FREE + 1
 
 
+async def test_a_plan_of_the_configuration_and_a_budget_hold_at_once(stack: RunningStack, api_client: ApiClient) -> None:
+    dora = await api_client.register("dora")
+    unknown = await stack.aicli("admin", "users", "set-tier", dora.username, "gold")
+    assert (unknown.status, "there is no plan 'gold'" in unknown.err) == (1, True), unknown.err
+    applied = await stack.aicli("admin", "config", "apply", "-f", "-", stdin="plans: {gold: {requests_per_hour: 7}}")
+    assert applied.status == 0, applied.err
+    set_ = await stack.aicli("admin", "users", "set-tier", dora.username, "gold")
+    assert set_.status == 0, set_.err
+    async with stack.http(dora.key.secret) as http:
+
+        async def has_limit(most: int) -> bool:
+            quota = (await http.get("/api/quota")).json()
+            return (quota["tier"], quota["limit_per_hour"]) == ("gold", most)
+
+        await until(lambda: has_limit(7), seconds=5, what="the plan holds")
+        budget = await stack.aicli("admin", "budget", dora.username, "0.000001", "--every", "day")
+        assert budget.out == f"{dora.username}: 0.000001 credits every day\n"
+
+        async def refused() -> bool:
+            answer = await http.post("/api/inference", json={"model": "echo", "prompt": "hi"})
+            return answer.status_code == 402 and "the budget of your account is too low" in answer.text
+
+        await until(refused, seconds=5, what="the budget holds")
+        removed = await stack.aicli("admin", "config", "apply", "-f", "-", stdin="plans: {gold: ~}")
+        assert removed.status == 0, removed.err
+        await until(lambda: has_limit(FREE), seconds=5, what="the limits of free")
+
+
 @pytest.mark.nightly("stacks")
 async def test_the_tighter_limit_of_a_key_holds_for_that_key(stack: RunningStack, api_client: ApiClient, ann: Person) -> None:
     made = (await stack.aicli("keys", "create", "tight", "--requests-per-hour", "3", "--json", AICLI_API_KEY=ann.key.secret)).json()
