@@ -10,7 +10,7 @@ from tests.integration.test_money import ASK
 
 @pytest.mark.nightly("stacks")
 async def test_a_plan_pays_first_then_the_balance_and_then_nobody() -> None:
-    numbers = "included_tokens=100,requests_per_minute=unlimited"
+    numbers = "included_tokens=350,requests_per_minute=unlimited"
     async with stacks.stack(AIMESH_ECHO="1", MONEY="on", TIER_FREE=numbers) as stack, people.api_client(stack) as api:
         ann = await api.register("ann", Tier.FREE)
         key = ann.key.secret
@@ -21,12 +21,12 @@ async def test_a_plan_pays_first_then_the_balance_and_then_nobody() -> None:
             await stack.recorded(ann.id, 1)
             quota = (await http.get("/api/quota")).json()
             assert quota["allowance"]["used"] == answer.json()["usage"]["total_tokens"] > 0
-            assert (quota["allowance"]["included"], quota["credits"]["balance"], quota["credits"]["available"]) == (100, "0", "0")
+            assert (quota["allowance"]["included"], quota["credits"]["balance"], quota["credits"]["available"]) == (350, "0", "0")
             while answer.status_code == 200:
                 answer = await http.post("/v1/chat/completions", json=body)
             assert asking.problem(answer, 429, "budget_exhausted")["code"] == "insufficient_quota"
             assert answer.headers["x-should-retry"] == "false"
-            asking.problem(await http.post("/api/inference", json=ASK), 402, "budget_exhausted")
+            asking.problem(await http.post("/api/inference", json={**ASK, "prompt": "a b c " * 60}), 402, "budget_exhausted")
             for command in ("quota", "usage"):
                 assert "tokens left   " in (await stack.aicli(command, AICLI_API_KEY=key)).out
             assert (await stack.aicli("admin", "credits", ann.username, "1")).status == 0
