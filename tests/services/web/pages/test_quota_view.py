@@ -4,7 +4,7 @@ from uuid import UUID
 import pytest
 
 from services.web.pages import quota_view
-from shared.api import gateway, ledger
+from shared.api import auth, gateway, ledger
 from shared.api.gateway import LimitState, UserQuota
 from shared.types import MicroCredits, Tier, UserId
 
@@ -60,7 +60,7 @@ def test_credits_and_tokens_of_the_plan_stand_apart() -> None:
 
 
 def test_reserved_credits_and_a_budget_are_mentioned() -> None:
-    budget = ledger.Budget(MicroCredits(20_000_000), ledger.Every.MONTH)
+    budget = auth.Budget(MicroCredits(20_000_000), auth.Every.MONTH)
     spent = MicroCredits(15_000_000)
     account = ledger.Account(MicroCredits(0), MicroCredits(1_000_000), budget=budget, spent_micro=spent)
     line = quota_view.credits(account)
