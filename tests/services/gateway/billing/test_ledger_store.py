@@ -425,7 +425,7 @@ async def test_a_bound_tenant_cannot_read_other_tenants_rows(plain_url: str) -> 
                 assert await books.count(table, tenant) == rows, (tenant, table)
         with pytest.raises(asyncpg.InsufficientPrivilegeError, match="row-level security"):
             async with opened.bound(ada) as transaction:
-                await transaction.row("read_account", bob, 0, False)
+                await transaction.row("read_account", bob, 0, False, None)
         assert await books.ledger.read_key_spending(bob, key) == (0, 500)
         await books.settle(bob, (request, 300), key=key)
         assert [await books.count("entries", tenant) for tenant in (str(bob), str(ada), "")] == [2, 0, 0]

@@ -135,7 +135,7 @@ async def test_the_context_counts_before_all_other_limits(service: RunningServic
     problem(await ask(http, TEXT), 400, "tokens_too_large")
     service.config = replace(service.config, limits=LimitRules({Tier.FREE: tiers.NO_LIMITS}))
     problem(await ask(http, TEXT * 2), 400, "context_length_exceeded")
-    problem(await ask(http, TEXT), 402, "budget_exhausted")
+    problem(await ask(http, TEXT), 429, "budget_exhausted")
 
 
 async def test_a_prompt_that_may_fit_is_left_to_the_worker(service: RunningService, http: httpx.AsyncClient) -> None:
