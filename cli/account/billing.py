@@ -160,16 +160,19 @@ async def _give(connection: "CliConnection", whose: str, name: str, reason: str)
     return await connection.call(api.billing.set_plan, api.billing.SetPlan(name, owner, reason))
 
 
-@click.group("invoices", invoke_without_command=True)
+@click.group("invoices")
+def admin_invoices() -> None:
+    """List the invoices of all accounts, and mark them as paid or take them back."""
+
+
+@admin_invoices.command("list")
 @click.option("--open", "only_open", is_flag=True, help="Only invoices that are not paid.")
 @options.whole_number("--limit", lambda: api.billing.ListInvoices, "limit", default=50, help="Maximum number of rows.")
 @watching.listing_options("Print a JSON list; amounts in minor units, such as cents.")
-@click.pass_context
 @click.pass_obj
-def admin_invoices(here: CliContext, context: click.Context, /, *, only_open: bool, limit: int, as_json: bool) -> None:
+def list_invoices(here: CliContext, /, *, only_open: bool, limit: int, as_json: bool) -> None:
     """List the invoices of all accounts, newest first."""
-    if context.invoked_subcommand is None:
-        _list(here, api.billing.ListInvoices(everyone=True, only_open=only_open, limit=limit), as_json=as_json)
+    _list(here, api.billing.ListInvoices(everyone=True, only_open=only_open, limit=limit), as_json=as_json)
 
 
 @admin_invoices.command()

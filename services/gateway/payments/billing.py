@@ -196,7 +196,7 @@ class BillingDesk:
     async def _lock(rows: BillingRows, number: str) -> StoredInvoice:
         stored = await rows.lock_invoice(number)
         if stored is None:
-            raise errors.NotFound(f"there is no invoice {number}", hint="see `aicli admin invoices`")
+            raise errors.NotFound(f"there is no invoice {number}", hint="see `aicli admin invoices list`")
         return stored
 
     # --- what time does -----------------------------------------------------------------------------------------------
@@ -305,4 +305,4 @@ def _is_open(invoice: Invoice) -> bool:
 def _ensure_open(invoice: Invoice) -> None:
     if not _is_open(invoice):
         how = f"was paid ({invoice.reference})" if invoice.state is InvoiceState.PAID else "was taken back"
-        raise errors.AlreadyExists(f"the invoice {invoice.document.number} {how}", hint="see `aicli admin invoices`")
+        raise errors.AlreadyExists(f"the invoice {invoice.document.number} {how}", hint="see `aicli admin invoices list`")
