@@ -9,6 +9,7 @@ rpc          calls and streams at /rpc against the same ones at /api and /v1
 localhost    what `aicli serve` over the mesh adds to the time to first token, and the tokens of 16 streams, against the gateway's port
 routes       a route of four targets with conditions against an alias
 guard        streams with guardrails for prompts and answers against streams without
+cache        the answers from the response cache, of common questions: of all requests and of repeated ones
 tolerant     an agent's chats with fields that have no effect, in each message, against the same ones without
 tracing      requests and processor time of stacks that make no traces, keep 1 of 100, and keep all; the metrics service reads the spans,
              and only export by OTLP is left out
@@ -19,6 +20,7 @@ Everything shares one machine, including the load generator, so compare ratios o
 import asyncio
 import itertools
 import json
+import random
 import statistics
 import sys
 import time
@@ -26,7 +28,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench import calls, http_load, processes, report, rivals, tenants
 from bench.http_load import Load, Outcome, Spread
@@ -382,6 +384,35 @@ async def _set_guard(stack: Tenants, actions: dict[str, str]) -> None:
         await until(is_used, seconds=10, what="the guardrails are in use")
 
 
+#: Zipf's law: the second most common question comes half as often as the first.
+QUESTIONS, QUESTIONS_ASKED = 300, 2_000
+
+
+async def _measure_cache(rows: Rows, _shared: None, _options: Options) -> None:
+    """As `aicli report cost` counts them."""
+    weights, dice = [1 / rank for rank in range(1, QUESTIONS + 1)], random.Random(1)
+    trace = iter(dice.choices(range(QUESTIONS), weights, k=QUESTIONS_ASKED))
+    async with tenants.opened(1, RESPONSE_CACHE="on") as stack, stack.running.http(stack.keys[0]) as client:
+
+        async def ask() -> None:
+            for number in trace:
+                messages = [{"role": "user", "content": f"{PROMPT} ({number})"}]
+                body = {"model": "echo", "temperature": 0, "max_tokens": MAX_TOKENS, "messages": messages}
+                (await client.post("/v1/chat/completions", json=body)).raise_for_status()
+
+        await asyncio.gather(*(ask() for _ in range(16)))
+        counted: dict[str, Any] = {}
+
+        async def is_counted() -> bool:
+            counted.update((await stack.running.aicli("report", "cost", "--json")).json())
+            return bool(counted["total"]["succeeded"] >= QUESTIONS_ASKED)
+
+        await until(is_counted, seconds=30, what="all requests are in the report")
+    cached, claim = counted["total"]["cached"], f"{QUESTIONS_ASKED:,} requests with {QUESTIONS} questions"
+    rows.alone(f"{claim}: from the cache, of all", 100 * cached / QUESTIONS_ASKED, "%", at_least=50)
+    rows.alone(f"{claim}: of repeated ones", 100 * cached / counted["repeated"], "%", at_least=95)
+
+
 #: An agent's conversation: turns of a question, a call and its result, and tools.
 AGENT_TURNS, AGENT_TOOLS, AGENT_WORDS = 30, 20, 100
 
@@ -456,6 +487,7 @@ if __name__ == "__main__":
         "localhost": _measure_localhost,
         "routes": _measure_routes,
         "guard": _measure_guard,
+        "cache": _measure_cache,
         "tolerant": _measure_tolerant,
         "tracing": _measure_tracing,
     }

@@ -10,7 +10,7 @@ from shared import amounts
 from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
 from shared.types import MicroCredits, UserId
 
-_OF_USERS = (BusinessGrouping.USER, BusinessGrouping.OWNER, BusinessGrouping.ORGANIZATION)
+_OF_IDS = (BusinessGrouping.USER, BusinessGrouping.OWNER, BusinessGrouping.ORGANIZATION, BusinessGrouping.KEY)
 
 
 class ReportLine(msgspec.Struct, frozen=True):
@@ -20,8 +20,8 @@ class ReportLine(msgspec.Struct, frozen=True):
 
 
 def ids_in(report: BusinessReport, by: BusinessGrouping) -> tuple[UserId, ...]:
-    """Return the users whose names the rows need."""
-    return tuple(UserId(UUID(row.name)) for row in report.rows if row.name) if by in _OF_USERS else ()
+    """Return the users, organizations or keys whose names the rows need."""
+    return tuple(UserId(UUID(row.name)) for row in report.rows if row.name) if by in _OF_IDS else ()
 
 
 def lines(report: BusinessReport, query: GetBusinessReport, names: Mapping[str, str]) -> tuple[ReportLine, ...]:

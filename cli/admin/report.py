@@ -97,7 +97,7 @@ def usage(here: CliContext, /, *, since: date, until: date | None, by: str, labe
 @click.pass_obj
 def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
     """Show credits spent, provider costs, and savings by caching and your own machines."""
-    query = _build_query(since, until, by, label)
+    query = msgspec.structs.replace(_build_query(since, until, by, label), counts_repeated=True)
     _show(here, query, _COST, as_json=as_json)
 
 
@@ -239,6 +239,10 @@ def _below(found: FoundReport) -> list[str]:
     if (reduction := business_report_rows.reduction(totals.total)) is not None:
         upstream, avoided = written(totals.total.upstream_micro), written(totals.total.avoided_micro)
         lines.append(f"upstream      {upstream} credits to providers, {avoided} avoided: {100 * reduction:.0f} % less")
+    if totals.repeated is not None:
+        cached, asked = totals.total.cached, totals.total.requests
+        of_repeated = f"{_share(cached, totals.repeated)} of {printing.counted(totals.repeated, 'repeated question')}"
+        lines.append(f"cache         {cached} answers: {_share(cached, asked)} of all requests, {of_repeated}")
     if found.new is not None:
         users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
         lines.append(f"new           {users} registered, {printing.counted(keys, 'key')} created")

@@ -196,9 +196,9 @@ class AccountTables(AuthTables):
     async def list_users(self, limit: int, search: str = "", after: UserId | None = None) -> tuple[User, ...]:
         return tuple(_user(row) for row in await self._db.rows("list_users", limit, search, after))
 
-    async def names_of(self, users: Sequence[UserId]) -> dict[str, str]:
-        """Return the names of those users and organizations that exist, by id."""
-        return {str(row["id"]): row["username"] for row in await self._db.rows("names_of", list(users))}
+    async def names_of(self, ids: Sequence[UserId | KeyId]) -> dict[str, str]:
+        """Return the names of those users, organizations and keys that exist, by id."""
+        return {str(row["id"]): row["username"] for row in await self._db.rows("names_of", list(ids))}
 
     async def count_new(self, since: date, until: date) -> tuple[NewOfDay, ...]:
         """Count new users and keys per UTC day before ``until``; days without any are left out."""

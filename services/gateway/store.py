@@ -95,4 +95,5 @@ _AFTER = attrgetter("provider", "attempts", "upstream_micro", "avoided_micro", "
 def _columns(row: RequestRow) -> tuple[object, ...]:
     labels, is_compared = msgspec.json.encode(dict(row.worker_labels)).decode(), row.route is not None and row.route.is_compared
     use = (labels, row.begins_conversation, row.saved_micro, *request_record.route_columns(row.route))
-    return (*_BEFORE(row), *use, *_AFTER(row), is_compared, row.is_counted_late, row.error_field, row.ignored_fields, row.covered_tokens)
+    rest = (is_compared, row.is_counted_late, row.error_field, row.ignored_fields, row.covered_tokens, row.plan)
+    return (*_BEFORE(row), *use, *_AFTER(row), *rest)

@@ -158,6 +158,7 @@ class DaysStore:
             found = await transaction.rows("report_days", query.since, query.until, query.by.value, query.label, MOST_ROWS + 2)
             refunded = await transaction.value("sum_refunds", query.since, query.until)
             active = await transaction.row("count_active_users")
+            repeated = await transaction.value("count_repeated", query.since, query.until) if query.counts_repeated else None
         assert active is not None  # an aggregate without GROUP BY always has one row
         total = next((_business_sum(row) for row in found if row["is_total"] and row["succeeded"] is not None), BusinessSum())
         rows = tuple(BusinessRow(row["name"], _business_sum(row)) for row in found if not row["is_total"])
@@ -167,6 +168,7 @@ class DaysStore:
             more=len(rows) > MOST_ROWS,
             given_back_micro=MicroCredits(refunded),
             active=ActiveUsers(hour=active["hour"], day=active["day"], week=active["week"], month=active["month"]),
+            repeated=repeated,
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method
-from shared.types import MicroCredits, UserId
+from shared.types import KeyId, MicroCredits, UserId
 
 #: The longest period of one report.
 MOST_DAYS = 750
@@ -27,6 +27,10 @@ class BusinessGrouping(StrEnum):
     TARGET = "target"
     #: Who pays: an organization, or a user outside any.
     ORGANIZATION = "organization"
+    #: An API key; none for a login.
+    KEY = "key"
+    #: The plan of the account when the request began.
+    PLAN = "plan"
 
 
 class GetBusinessReport(Body, frozen=True):
@@ -38,6 +42,8 @@ class GetBusinessReport(Body, frozen=True):
     by: BusinessGrouping = BusinessGrouping.DAY
     #: For grouping by label: the label whose values to compare; None groups by all labels together.
     label: str | None = None
+    #: Also count repeated questions, which reads the request log of the period.
+    counts_repeated: bool = False
 
 
 class BusinessSum(Body, frozen=True, omit_defaults=False):
@@ -78,7 +84,7 @@ class BusinessSum(Body, frozen=True, omit_defaults=False):
 
 
 class BusinessRow(Body, frozen=True, omit_defaults=False):
-    #: A day, a user's or owner's id, a model, a label value, or all labels as a JSON object; None if there is none.
+    #: A day, a user's, owner's or key's id, a model, a plan, a label value, or all labels as a JSON object; None if there is none.
     name: str | None
     sum: BusinessSum
 
@@ -103,6 +109,8 @@ class BusinessReport(Body, frozen=True, omit_defaults=False):
     #: Refunded in this period, whenever the requests ran.
     given_back_micro: MicroCredits
     active: ActiveUsers
+    #: Answered requests that repeat a conversation of the same payer; None if it wasn't asked for.
+    repeated: int | None = None
 
 
 class GetOwnerStatements(Body, frozen=True):
@@ -159,9 +167,9 @@ class NewAccounts(Body, frozen=True, omit_defaults=False):
 
 
 class NameUsers(Body, frozen=True):
-    """Look up the names for a report grouped by user, owner or organization."""
+    """Look up the names for a report grouped by user, owner, organization or key."""
 
-    ids: Annotated[tuple[UserId, ...], msgspec.Meta(max_length=MOST_ROWS)]
+    ids: Annotated[tuple[UserId | KeyId, ...], msgspec.Meta(max_length=MOST_ROWS)]
 
 
 class UserNames(Body, frozen=True, omit_defaults=False):

@@ -44,14 +44,18 @@ ORDER BY created_at DESC, id DESC
 LIMIT $1;
 
 -- name: names_of
--- The names of those users and organizations that exist.
+-- The names of those users, organizations and keys that exist; a key's after its owner's.
 SELECT id, username
 FROM users
 WHERE id = ANY($1::uuid[])
 UNION ALL
 SELECT id, name
 FROM organisations
-WHERE id = ANY($1::uuid[]);
+WHERE id = ANY($1::uuid[])
+UNION ALL
+SELECT api_keys.id, users.username || '/' || api_keys.name
+FROM api_keys JOIN users ON users.id = api_keys.user_id
+WHERE api_keys.id = ANY($1::uuid[]);
 
 -- name: count_new
 -- New users and keys per day.

@@ -115,6 +115,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     #: Whether the target that was drawn for it has failed; None if that isn't known, or the caller's doing.
     variant_failed: bool | None = None
     is_counted_late: bool = False
+    #: The plan of the account when the request began.
+    plan: str | None = None
     guard: tuple[GuardCount, ...] = ()
 
     @property

@@ -6,13 +6,13 @@ WITH settled AS MATERIALIZED (
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
         $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
-        $31::boolean[], $32::text[], $33::text[], $34::bigint[], settle_batch($1, $12, $34, $13)
+        $31::boolean[], $32::text[], $33::text[], $34::bigint[], $35::text[], settle_batch($1, $12, $34, $13)
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
         provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
-        is_counted_late, error_field, ignored_fields, covered_tokens, settled_micro
+        is_counted_late, error_field, ignored_fields, covered_tokens, plan, settled_micro
     )
     -- Always write in this order, so that gateways can't deadlock on rows of the same requests.
     ORDER BY tenant_id, id
@@ -22,13 +22,13 @@ fresh AS (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
-        provider, attempts, upstream_micro, avoided_micro, first_token_ms, error_field, ignored_fields
+        provider, attempts, upstream_micro, avoided_micro, first_token_ms, error_field, ignored_fields, plan
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro,
            route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro, first_token_ms,
-           error_field, ignored_fields
+           error_field, ignored_fields, plan
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
@@ -40,7 +40,7 @@ exported AS (
     SELECT id, fresh.tenant_id, fresh.api_key_id, fresh.model_used, fresh.prompt_tokens, fresh.completion_tokens, covered_tokens,
         fresh.cost_micro, fresh.created_at
     FROM fresh JOIN settled USING (id)
-    WHERE $39 AND (tokens_used > 0 OR fresh.cost_micro > 0)
+    WHERE $40 AND (tokens_used > 0 OR fresh.cost_micro > 0)
     RETURNING true
 ),
 counted AS (
@@ -84,7 +84,7 @@ paid AS MATERIALIZED (
         ARRAY(SELECT id FROM settled WHERE settled_micro IS NOT NULL), array_agg((fresh.created_at AT TIME ZONE 'UTC')::date),
         array_agg(spent.route), array_agg(spent.target), array_agg(spent.micro)
     )
-    FROM unnest($35::uuid[], $36::text[], $37::text[], $38::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
+    FROM unnest($36::uuid[], $37::text[], $38::text[], $39::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
     -- After everything else, because it locks the spending of all targets.
     HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) + (SELECT count(*) FROM exported) >= 0
 )
@@ -709,6 +709,8 @@ WITH named AS (
         WHEN 'route' THEN route
         WHEN 'target' THEN route || '/' || target
         WHEN 'organization' THEN tenant_id::text
+        WHEN 'key' THEN api_key_id::text
+        WHEN 'plan' THEN plan
         WHEN 'label' THEN CASE WHEN $4::text IS NULL THEN nullif(worker_labels, '{}')::text ELSE worker_labels ->> $4 END
     END AS name
     FROM usage_between($1::date, $2::date - 1) AS used
@@ -727,6 +729,18 @@ FROM named
 GROUP BY GROUPING SETS ((), (name))
 ORDER BY is_total DESC, CASE WHEN $3 = 'day' THEN name END, cost_micro DESC, succeeded DESC, name
 LIMIT $5;
+
+-- name: count_repeated
+-- Count answered requests whose conversation the same payer had asked the same model before, in this period and as far as the log goes back.
+-- replica
+SELECT coalesce(sum(greatest(asked - 1, cached)), 0)::bigint
+FROM (
+    SELECT count(*) AS asked, count(*) FILTER (WHERE cached) AS cached
+    FROM request_logs
+    WHERE created_at >= $1::date::timestamp AT TIME ZONE 'UTC' AND created_at < $2::date::timestamp AT TIME ZONE 'UTC'
+        AND status = 'success' AND prompt_hash IS NOT NULL
+    GROUP BY tenant_id, model_used, prompt_hash
+) AS questions;
 
 -- name: sum_refunds
 -- Sum up a period's refunds.

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.facts import request_record
+from services.gateway.facts import request_record, tiers
 from services.gateway.facts.guard_counts import GuardCount, GuardPlace
 from services.gateway.facts.reader import AnswerHead
 from services.gateway.facts.request_record import RequestLabels, RequestRow, ReservationState
@@ -200,6 +200,7 @@ class Run:
             first_token_ms=None if first_text is None else min(milliseconds(first_text), _MAX_ROW_NUMBER),
             variant_failed=variant_failed,
             is_counted_late=self._is_counted_late,
+            plan=tiers.name_of(self.principal.tier),
             guard=self._guard_counts() if record.is_guarded else (),
         )
 

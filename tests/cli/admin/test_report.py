@@ -127,7 +127,8 @@ def test_hidden_columns_are_mentioned(report_shell: Shell, monkeypatch: pytest.M
 def test_cost_by_user_shows_usernames(report_shell: Shell) -> None:
     report_shell.mesh.answer(business.get_business_report, make_report(str(ALICE.id), str(UUID(int=6)), back=500_000))
     lines = report_shell("report", "cost", "--since", "2026-03-01", "--until", "2026-03-31", "--by", "user").stdout.splitlines()
-    assert report_shell.mesh.calls[0].request == GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), BusinessGrouping.USER)
+    expected = GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), BusinessGrouping.USER, counts_repeated=True)
+    assert report_shell.mesh.calls[0].request == expected
     assert lines[1].split() == ["alice", "12", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
     assert lines[2].split()[0] == str(UUID(int=6))
     assert "revenue       2 credits (0.5 refunded)" in lines
@@ -144,6 +145,13 @@ def test_money_of_providers(report_shell: Shell) -> None:
     assert [word for word in lines[0].split() if word in ("UPSTREAM", "AVOIDED", "INTERNAL")] == ["UPSTREAM", "AVOIDED", "INTERNAL"]
     assert lines[1].startswith("assistant/api ")
     assert "upstream      1 credits to providers, 3 avoided: 75 % less" in lines
+
+
+@pytest.mark.parametrize(("repeated", "share"), [(4, "75 % of 4 repeated questions"), (0, "– of 0 repeated questions")])
+def test_cost_says_what_the_cache_answered(report_shell: Shell, repeated: int, share: str) -> None:
+    report_shell.mesh.answer(business.get_business_report, msgspec.structs.replace(make_report("pro"), repeated=repeated))
+    lines = report_shell("report", "cost", "--by", "plan").stdout.splitlines()
+    assert f"cache         3 answers: 25 % of all requests, {share}" in lines
 
 
 def test_labels_of_a_worker_form_one_name(report_shell: Shell) -> None:

@@ -474,6 +474,9 @@ async def test_users_are_found_by_part_of_their_name_and_listed_in_pages(world: 
     lab = await world.ask(organizations.create_organisation, organizations.CreateOrganization("Lab"), admin)
     of_lab = business.NameUsers((UserId(lab.id),))
     assert (await world.ask(business.name_users, of_lab, admin)).names == {str(lab.id): "Lab"}
+    key = (await world.ask(auth.generate_api_key, auth.GenerateApiKey("ci", made[0].id), admin)).key
+    of_key = business.NameUsers((key.id,))
+    assert (await world.ask(business.name_users, of_key, admin)).names == {str(key.id): "dana0/ci"}
     with pytest.raises(errors.NotAllowed, match="dana1 is no administrator"):
         await world.ask(business.name_users, asked, (await world.login("dana1")).access_token)
     for search in ("x" * 201, "a\0b"):

@@ -90,6 +90,8 @@ def some_rows(seed: int, number: int) -> list[RequestRow]:
             provider=dice.choice([None, None, "acme"]),
             spending=tuple(TargetSpending("chat", "api", MicroCredits(dice.randrange(1000))) for _ in range(dice.randrange(3))),
             avoided_micro=MicroCredits(dice.randrange(1000)),
+            api_key_id=dice.choice([None, KeyId(UUID(int=9)), KeyId(UUID(int=10))]),
+            plan=dice.choice([None, "free", "pro"]),
         )
         for _ in range(number)
     ]
@@ -149,6 +151,8 @@ async def test_a_report_is_the_same_before_and_after_days_are_summed_up(days: Da
             BusinessGrouping.ROUTE: None if one.route is None else one.route.route,
             BusinessGrouping.TARGET: None if one.route is None else f"{one.route.route}/{one.route.target}",
             BusinessGrouping.ORGANIZATION: str(one.tenant_id),
+            BusinessGrouping.KEY: None if one.api_key_id is None else str(one.api_key_id),
+            BusinessGrouping.PLAN: one.plan,
             BusinessGrouping.LABEL: ", ".join(f'"{key}": "{value}"' for key, value in one.worker_labels) or None,
         }
         return names[by]
@@ -162,6 +166,23 @@ async def test_a_report_is_the_same_before_and_after_days_are_summed_up(days: Da
     assert len(await roll(days)) >= 4
     for by, found in before.items():
         assert await report(days, by) == found, by
+
+
+async def test_repeated_questions_of_one_payer_are_counted(days: DaysStore, opened: database.Database) -> None:
+    asked = [
+        *(row(cached=cached) for cached in (False, True, False)),
+        row(prompt_hash="a" * 64, cached=True),
+        row(prompt_hash="b" * 64),
+        row(team_id=TEAM),
+        row(model_used=MODELS[1]),
+        row(prompt_hash=None),
+        row(status=RequestStatus.ERROR),
+        row(created_at=BEGIN - timedelta(days=1)),
+    ]
+    await GatewayStore(opened).write_requests(asked)
+    period = GetBusinessReport(BEGIN.date(), TODAY.date() + timedelta(days=1), counts_repeated=True)
+    assert (await days.report(period)).repeated == 2 + 1
+    assert (await days.report(structs.replace(period, counts_repeated=False))).repeated is None
 
 
 async def test_values_of_one_label_are_kept_apart(days: DaysStore, opened: database.Database) -> None:

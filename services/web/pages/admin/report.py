@@ -32,6 +32,8 @@ CHOICES = {
     BusinessGrouping.ROUTE: "Route",
     BusinessGrouping.TARGET: "Target",
     BusinessGrouping.ORGANIZATION: "Organization",
+    BusinessGrouping.KEY: "Key",
+    BusinessGrouping.PLAN: "Plan",
 }
 HEADS = CHOICES | {BusinessGrouping.OWNER: "Node owner", BusinessGrouping.LABEL: "Node labels"}
 _NAMELESS = {
@@ -40,6 +42,7 @@ _NAMELESS = {
     BusinessGrouping.LABEL: "No labels or node",
     BusinessGrouping.ROUTE: "No route",
     BusinessGrouping.TARGET: "No route",
+    BusinessGrouping.KEY: "No key",
 }
 
 
