@@ -71,6 +71,8 @@ WITHOUT_KIND: dict[str, str] = {
     "organisation.budget": "settings and limits are not replayed; the restore's runbook says so",
     "user.budget": "settings and limits are not replayed; the restore's runbook says so",
     "user.tier": "settings and limits are not replayed; the restore's runbook says so",
+    "plan.set": "plans and invoices are not replayed; the restore's runbook says so",
+    "invoice.void": "plans and invoices are not replayed; the restore's runbook says so",
     "registration.confirm": "confirms a setting, which is outside the database",
     "guard.refuse": "refuses one request",
     "guard.mask": "changes one answer",
@@ -86,7 +88,7 @@ WITHOUT_KIND: dict[str, str] = {
 HARMLESS = frozenset(
     {
         "account.keep", "account.export", "audit.export", "audit.verify", "audit.overflow", "database.restored", "key.create", "key.rename",
-        "mail.test", "model.load", "model.pull", "node.approve", "node.pardon", "oidc.link", "organisation.create", "organisation.invite",
+        "invoice.pay", "mail.test", "model.load", "model.pull", "node.approve", "node.pardon", "oidc.link", "organisation.create", "organisation.invite",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
     }
 )  # fmt: skip
