@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from shared import api
+
 ROOT = Path(__file__).parent.parent
 #: Code that users run. Only the safety rules apply to tests and benches.
 PROGRAM = ("services", "shared", "cli", "stack", "tools")
@@ -182,6 +184,15 @@ def longest_chain(graph: dict[str, set[str]]) -> list[str]:
 def test_shared_is_not_deep() -> None:
     chain = longest_chain(imports_inside("shared"))
     assert len(chain) - 1 <= MAX_SHARED_IMPORT_DEPTH, " -> ".join(chain)
+
+
+def test_programs_reach_every_part_of_the_contract_that_they_name() -> None:
+    """`api.billing` loads its module on first use, if the package lists it; in a test, another import may have loaded it before."""
+    paths = [path for folder in ("cli", "stack", "services", "shared") for path in (ROOT / folder).rglob("*.py")]
+    texts = [text for path in paths if "from shared import api" in (text := path.read_text("utf-8"))]
+    named = {name for text in texts for name in re.findall(r"(?<![\w.])api\.([a-z_]+)\.", text)}
+    assert len(named) > 10
+    assert named <= set(api.__all__)
 
 
 def test_the_gateway_is_not_deep() -> None:
