@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     )  # fmt: skip
 
 __all__ = [
-    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "embedding", "gateway", "ledger", "membership", "metrics",
-    "node", "organizations", "recovery", "usage_export", "usage_report",
+    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "embedding", "gateway", "ledger", "membership",
+    "metrics", "node", "organizations", "recovery", "usage_export", "usage_report",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def fee(plan: Plan) -> str:
     """Return `29.00 USD a month`."""
     if plan.fee_minor is None:
         return "agreed"
-    return "free" if not plan.fee_minor else f"{currency.written(plan.fee_minor, plan.currency)} a month"
+    return "no fee" if not plan.fee_minor else f"{currency.written(plan.fee_minor, plan.currency)} a month"
 
 
 def included(plan: Plan) -> str:

@@ -46,7 +46,7 @@ class BillingRpc:
         held = await self.store.find_subscription(owner)
         offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)
         state = PlanState.GIVEN if held is None or held.plan is None else PlanState.PAST_DUE if held.is_past_due else PlanState.ACTIVE
-        following = (held.next_plan, held.invoice) if held is not None else (None, None)
+        following = (None, None) if held is None or held.next_plan is None else (tiers.name_of(held.next_plan), held.invoice)
         return Billing(offer.shown(self.currency), state, account, MANUAL, *following)
 
     @serves(api.set_plan)
