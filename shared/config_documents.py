@@ -39,6 +39,7 @@ UNLIMITED: Literal["unlimited"] = "unlimited"
 DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}\Z")]
 #: With * at its end, a route is for all names that begin like it.
 RouteName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]{0,98}[A-Za-z0-9._:/@*-]?)\Z")]
+ProviderPrice = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,100}\Z")]
 PlanDocumentName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
 ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
@@ -296,6 +297,11 @@ class PlanDocument(Document, frozen=True):
     overage_limit: Money | Literal["unlimited"] | None = None
     #: Whether people may choose it.
     for_sale: bool | None = None
+    #: The monthly price at Stripe, such as `price_1N…`, and a metered price for usage beyond the tokens.
+    stripe_price: ProviderPrice | None = None
+    stripe_meter: ProviderPrice | None = None
+    #: The monthly price at Paddle, such as `pri_01h…`.
+    paddle_price: ProviderPrice | None = None
 
 
 @limits.fields(Limit | None)

@@ -72,6 +72,15 @@ def top_up(here: CliContext, /, amount: str, *, order_id: UUID | None, as_json: 
     _show_order(here.call(api.billing.order_top_up, wanted), as_json=as_json)
 
 
+@billing.command()
+@print_format.output_options("Print a JSON object.")
+@click.pass_obj
+def portal(here: CliContext, /, *, as_json: bool) -> None:
+    """Open the payment provider's page for cards and its invoices, to change or cancel your plan."""
+    found = here.call(api.billing.open_portal, api.billing.OpenPortal())
+    printing.show_message(found, f"Open: {printing.printable(found.url)}", as_json=as_json)
+
+
 def _show_order(order: "Order", *, as_json: bool) -> None:
     text = "Done."
     if order.url is not None:

@@ -38,6 +38,7 @@ from services.gateway.http_api.rest_billing import RestBilling
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rpc_routes import RpcRoutes
+from services.gateway.http_api.webhooks import Webhooks
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
@@ -56,9 +57,12 @@ from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.owner_statements import OwnerStatements
+from services.gateway.payments import payment_provider
 from services.gateway.payments.billing import BillingDesk
 from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.billing_store import BillingStore
+from services.gateway.payments.payment_provider import PaymentProvider
+from services.gateway.payments.provider_orders import ProviderOrders
 from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
@@ -128,6 +132,7 @@ class GatewayStores:
     ledger: LedgerStore
     config: ConfigStore
     rollouts: RolloutStore
+    provider: PaymentProvider | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +180,11 @@ class GatewayService:
         self._finish = node.dispatcher.finish = stores.recovery.log.finish
         self._accounts = AccountRpc(stores.ledger, records.ledger, live, node.rpc, self.audit_reporting)
         billing_store = BillingStore(stores.database)
-        self._desk = BillingDesk(billing_store, live, node.rpc, settings.seller())
+        orders = None
+        if stores.provider is not None:
+            orders = ProviderOrders(settings.payments, stores.provider, billing_store, live, settings.currency)
+        self._desk = BillingDesk(billing_store, live, node.rpc, settings.seller(), orders)
+        self._webhooks = Webhooks(self._desk, metrics)
         self._billing = BillingRpc(
             self._desk, billing_store, live, stores.ledger, node.rpc, self.audit_reporting, settings.currency, is_on=settings.money == "on"
         )
@@ -316,7 +325,12 @@ class GatewayService:
         ):
             node.tasks.create_task(task)
         if settings.money == "on":
-            node.tasks.create_task(background_jobs.repeat(UpkeepJob.BILLING, 60, self._desk.work, metrics))
+            node.tasks.create_task(background_jobs.repeat(UpkeepJob.BILLING, 60, self._work_on_bills, metrics))
+            node.tasks.create_task(self._webhooks.run())
+
+    async def _work_on_bills(self) -> None:
+        await self._desk.work()
+        self._node.metrics.webhook_backlog.set(await self._desk.measure_events())
 
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))
@@ -366,7 +380,7 @@ class GatewayService:
         )
         routes = tuple(route for part in parts for route in part.routes())
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
-        all_routes = (*routes, *rpc_routes, *Reference(routes).routes())
+        all_routes = (*routes, *rpc_routes, *Reference(routes).routes(), *self._webhooks.routes())
         access = HttpAccess(
             identify=self._callers.identify,
             quotas=self._quotas,
@@ -533,12 +547,15 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         Cache.open(settings.redis_url) as cache,
         _database(settings, node, cache) as database,
         GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
+        payment_provider.open_provider(settings.provider()) as provider,
     ):
         checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
         ledger = LedgerStore(database, checkpoints, exports_usage=settings.exports_usage)
         requests = GatewayStore(database, exports_usage=settings.exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
-        yield GatewayStores(cache, database, recovery, checkpoints, requests, ledger, ConfigStore(database), RolloutStore(database))
+        yield GatewayStores(
+            cache, database, recovery, checkpoints, requests, ledger, ConfigStore(database), RolloutStore(database), provider
+        )
 
 
 def _usage_sinks(settings: GatewaySettings) -> Iterator[Sink]:

@@ -1,5 +1,6 @@
 """Reads the gateway's settings from the environment, and shows them to administrators."""
 
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
@@ -11,6 +12,7 @@ from msgspec import Meta
 
 from services.gateway.facts import tiers
 from services.gateway.facts.plan_offers import Seller
+from services.gateway.facts.provider_settings import LIVE_KEYS, ProviderSettings
 from services.gateway.facts.tiers import TierPlan, WithoutValkey
 from shared import client_address, node
 from shared.api import service_settings as api
@@ -153,6 +155,23 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     ] = ()
     tax_name: Annotated[str, Meta(max_length=40), Variable("TAX_NAME", "the tax on invoices, such as VAT; empty for none")] = ""
     tax_percent: Annotated[Decimal, Variable("TAX_PERCENT", "its rate; prices are without it")] = Decimal(0)
+    payments: Annotated[
+        Literal["manual", "stripe", "paddle"],
+        Variable("PAYMENTS", "who collects payments; manual: you do, for the mesh's own invoices. See docs/howto/billing.md"),
+    ] = "manual"
+    public_url: Annotated[str, Variable("PUBLIC_URL", "the URL of the web pages, to which customers return from a payment provider")] = ""
+    stripe_secret_key_file: Annotated[Path | None, Variable("STRIPE_SECRET_KEY_FILE", "file with Stripe's secret key, sk_… or rk_…")] = None
+    stripe_webhook_secret_file: Annotated[
+        Path | None, Variable("STRIPE_WEBHOOK_SECRET_FILE", "file with the signing secret of Stripe's webhook, whsec_…")
+    ] = None
+    stripe_api_url: Annotated[str | None, Variable("STRIPE_API_URL", "another address of Stripe's API, for tests")] = None
+    paddle_api_key_file: Annotated[Path | None, Variable("PADDLE_API_KEY_FILE", "file with Paddle's API key, pdl_…")] = None
+    paddle_webhook_secret_file: Annotated[
+        Path | None, Variable("PADDLE_WEBHOOK_SECRET_FILE", "file with the secret of Paddle's notification destination, pdl_ntfset_…")
+    ] = None
+    paddle_api_url: Annotated[
+        str | None, Variable("PADDLE_API_URL", "another address of Paddle's API, for tests; by default the key says: sandbox or live")
+    ] = None
     price_per_output_token: Annotated[Decimal, Variable("PRICE_PER_OUTPUT_TOKEN", "the same for output tokens")] = Decimal("0.0002")
     queue_seconds: Annotated[
         float, Meta(gt=0, le=600), Variable("QUEUE_SECONDS", "longest wait for a worker; then the request is refused with 503")
@@ -270,6 +289,10 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         for origin in self.cors_origins:
             if not is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"
+        try:
+            self.provider()
+        except ValueError as error:
+            yield str(error)
         if not 0 <= self.tax_percent <= 100:
             yield f"TAX_PERCENT: {self.tax_percent}; use 0 to 100"
         for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
@@ -278,6 +301,33 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
 
     def seller(self) -> Seller:
         return Seller(Party(self.seller_name, self.seller_address), self.tax_name, self.tax_percent, self.currency)
+
+    def provider(self) -> ProviderSettings | None:
+        """Return how to reach the payment provider. Raises ValueError with all mistakes, without secrets."""
+        if self.payments == "manual":
+            return None
+        name, library = self.payments.upper(), "stripe" if self.payments == "stripe" else "paddle_billing"
+        key = "STRIPE_SECRET_KEY_FILE" if self.payments == "stripe" else "PADDLE_API_KEY_FILE"
+        files = {variable: getattr(self, variable.lower()) for variable in (key, f"{name}_WEBHOOK_SECRET_FILE")}
+        mistakes, secrets = list[str](), list[str]()
+        if importlib.util.find_spec(library) is None:
+            mistakes.append(f"PAYMENTS={self.payments} needs a library: pip install 'aimesh-server[{self.payments}]'")
+        for variable, file in files.items():
+            try:
+                secrets.append("" if file is None else file.read_text(encoding="ascii").strip())
+            except (OSError, ValueError) as error:
+                mistakes.append(f"{variable}: {file} can't be read: {type(error).__name__}")
+            else:
+                mistakes += [] if secrets[-1] else [f"PAYMENTS={self.payments} needs {variable}"]
+        if secrets and secrets[0].startswith(LIVE_KEYS) and not self.public_url.startswith("https://"):
+            mistakes.append(f"{key}: a live key needs a PUBLIC_URL with https://")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        api_url: str | None = getattr(self, f"{self.payments}_api_url")
+        page = f"{self.public_url.rstrip('/')}/billing" if self.public_url else "http://localhost:3000/billing"
+        return ProviderSettings(
+            name=self.payments, secret=secrets[0], webhook_secret=secrets[1], api_url=api_url, return_url=page, currency=self.currency
+        )
 
     def default_price(self) -> tuple[int, int]:
         """Return micro-credits per million tokens, input and output."""

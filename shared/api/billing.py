@@ -156,6 +156,16 @@ class Invoice(Body, frozen=True, omit_defaults=False):
     reference: str = ""
 
 
+class OpenPortal(Body, frozen=True):
+    """Open the payment provider's page for cards, its invoices, and changing or canceling the subscription."""
+
+    owner: TenantId | None = None
+
+
+class Portal(Body, frozen=True):
+    url: str
+
+
 class ListInvoices(Body, frozen=True):
     """Newest first. Without an owner: the caller's own; all of them for administrators with ``everyone``."""
 
@@ -213,6 +223,7 @@ list_plans = Method("gateway.listPlans", ListPlans, Plans, callers=PEOPLE)
 read_billing = Method("gateway.readBilling", ReadBilling, Billing, callers=PEOPLE)
 set_plan = Method("gateway.setPlan", SetPlan, Order, callers=PEOPLE)
 order_top_up = Method("gateway.orderTopUp", OrderTopUp, Order, callers=PEOPLE)
+open_portal = Method("gateway.openPortal", OpenPortal, Portal, callers=PEOPLE)
 list_invoices = Method("gateway.listInvoices", ListInvoices, Invoices, callers=PEOPLE)
 get_invoice = Method("gateway.getInvoice", GetInvoice, Invoice, callers=PEOPLE)
 pay_invoice = Method("gateway.payInvoice", PayInvoice, Invoice, callers=PEOPLE)

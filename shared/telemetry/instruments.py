@@ -294,6 +294,14 @@ UPKEEP_AGE = gauge(
     "Seconds since the last success of the gateway's background job; before the first success, since the gateway started",
     ("job",),
 )
+WEBHOOKS = counter(
+    "ai_platform_webhooks_total",
+    "Webhooks of the payment provider: kept, ignored because they are known or about something else, or refused for their signature",
+    ("provider", "result"),
+)
+WEBHOOK_BACKLOG = gauge(
+    "ai_platform_webhook_backlog_seconds", "Age of the oldest event of the payment provider that has not been handled", unit="seconds"
+)
 PARTITIONS_AHEAD = gauge(
     "ai_platform_partitions_ahead_seconds",
     "How far into the future the gateway's tables have partitions; later rows go to the default partitions",

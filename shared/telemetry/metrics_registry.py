@@ -198,6 +198,8 @@ class Metrics:
     usage_export_lag = _LazyMetric(Gauge, instruments.USAGE_EXPORT_LAG)
     usage_export_difference_tokens = _LazyMetric(Gauge, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS)
     usage_export_difference_micro = _LazyMetric(Gauge, instruments.USAGE_EXPORT_DIFFERENCE_MICRO)
+    webhooks = _LazyMetric(Counter, instruments.WEBHOOKS)
+    webhook_backlog = _LazyMetric(Gauge, instruments.WEBHOOK_BACKLOG)
     upkeep_last_success = _LazyMetric(Gauge, instruments.UPKEEP_LAST_SUCCESS)
     upkeep_age = _LazyMetric(Gauge, instruments.UPKEEP_AGE)
     partitions_ahead = _LazyMetric(Gauge, instruments.PARTITIONS_AHEAD)

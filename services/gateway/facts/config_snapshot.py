@@ -144,8 +144,9 @@ def _sold(plan: TierPlan, document: PlanDocument) -> TierPlan:
         changes["fee_micro"] = upstream_prices.micro(document.fee)
     if document.overage_limit is not None:
         changes["overage_micro"] = None if document.overage_limit == UNLIMITED else upstream_prices.micro(document.overage_limit)
-    if document.for_sale is not None:
-        changes["for_sale"] = document.for_sale
+    for name in ("for_sale", "stripe_price", "stripe_meter", "paddle_price"):
+        if (given := getattr(document, name)) is not None:
+            changes[name] = given
     return replace(plan, **changes)
 
 

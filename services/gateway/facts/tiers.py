@@ -32,6 +32,10 @@ class TierPlan:
     fee_micro: MicroCredits | None = _NOTHING
     #: Whether people may choose it.
     for_sale: bool = False
+    #: The ids of its prices at payment providers.
+    stripe_price: str | None = None
+    stripe_meter: str | None = None
+    paddle_price: str | None = None
     #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 

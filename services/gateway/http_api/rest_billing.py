@@ -38,6 +38,10 @@ class TopUpBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: TenantId | None = None
 
 
+class PortalBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    owner: TenantId | None = None
+
+
 class CreditBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """For administrators: give credits, or take them back with a negative amount."""
 
@@ -74,6 +78,8 @@ class RestBilling:
             HttpRoute("GET", "/api/billing", self._read, "readBilling", "Get your plan and what it includes", answer=api.Billing),
             HttpRoute("POST", "/api/billing/plan", self._plan, "setPlan", "Change the plan", body=PlanBody, answer=api.Order),
             HttpRoute("POST", "/api/billing/top-ups", self._top_up, "orderTopUp", "Buy prepaid credits", body=TopUpBody, answer=api.Order),
+            HttpRoute("POST", "/api/billing/portal", self._portal, "openPortal", "Open the payment provider's page for cards and invoices",
+                      body=PortalBody, answer=api.Portal),
             HttpRoute("GET", "/api/billing/invoices", self._invoices, "listInvoices", "List your invoices, newest first",
                       query=InvoicesQuery, answer=api.Invoices),
             HttpRoute("GET", "/api/billing/invoices/{number}", self._invoice, "getInvoice", "Get an invoice", answer=api.Invoice),
@@ -97,6 +103,10 @@ class RestBilling:
         body = await call.read_fields(TopUpBody)
         wanted = api.OrderTopUp(body.amount, _order_id(call), body.currency, body.owner)
         await call.answer(await self._billing.order_top_up(wanted, self._of(call)))
+
+    async def _portal(self, call: HttpCall) -> None:
+        body = await call.read_fields(PortalBody)
+        await call.answer(await self._billing.open_portal(api.OpenPortal(body.owner), self._of(call)))
 
     async def _invoices(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, InvoicesQuery)

@@ -5,6 +5,8 @@ cheaper one at the end of the period. Every step is one transaction, and safe to
 until it has.
 """
 
+from datetime import datetime
+from functools import partial
 from uuid import UUID, uuid5
 
 import msgspec
@@ -14,14 +16,14 @@ from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer, Seller
 from services.gateway.payments import invoices
 from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
+from services.gateway.payments.provider_orders import MANUAL, ProviderOrders
 from shared import currency, errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
 from shared.rpc import RpcClient
 from shared.telemetry import logs
-from shared.types import RequestId, TenantId, Tier
+from shared.types import MicroCredits, RequestId, TenantId, Tier
 
-MANUAL = "manual"
 #: How long auth may take while a row is locked.
 AUTH_SECONDS = 5.0
 #: For ids of orders that the gateway makes up: the same cause has the same order.
@@ -33,11 +35,15 @@ _log = logs.get(part="billing")
 class BillingDesk:
     """``work`` is repeated by every gateway; the rows are taken by one at a time."""
 
-    def __init__(self, store: BillingStore, source: ConfigSource, rpc: RpcClient, seller: Seller) -> None:
+    def __init__(
+        self, store: BillingStore, source: ConfigSource, rpc: RpcClient, seller: Seller, provider: ProviderOrders | None = None
+    ) -> None:
+        """Without a ``provider``, invoices of ours are paid by other means."""
         self._store = store
         self._source = source
         self._rpc = rpc
         self._seller = seller
+        self.provider = provider
 
     async def describe(self, owner: TenantId) -> api.AccountName:
         """Raises NotFound."""
@@ -60,6 +66,11 @@ class BillingDesk:
         """Change the plan of somebody who pays. ``present``: the plan that they have. Raises NotFound, and AlreadyExists while another
         change waits for its payment."""
         offer, customer = self.offer(name), await self._find_customer(owner)
+        held = await self._store.find_subscription(owner)
+        if self.provider is not None and held is not None and held.subscription is not None:
+            return Order(done=False, url=await self.provider.open_portal(owner))
+        if self.provider is not None and self._fee_of(offer.versioned) and name != tiers.name_of(present):
+            return await self.provider.order_plan(owner, offer, "".join(customer.lines))
         async with self._store.transaction() as rows:
             held = await rows.lock(owner, MANUAL)
             waiting = held.next_plan is not None and held.invoice is not None
@@ -95,10 +106,12 @@ class BillingDesk:
         await rows.write(msgspec.structs.replace(held, next_plan=None, invoice=None))
 
     async def give_plan(self, owner: TenantId, name: str) -> Order:
-        """Begin a plan now, for nothing: an administrator wants it. Raises NotFound."""
+        """Begin a plan now, for nothing: an administrator wants it. Raises NotFound, and AlreadyExists for a subscription at a provider."""
         offer = self.offer(name)
         async with self._store.transaction() as rows:
             held = await rows.lock(owner, MANUAL)
+            if held.subscription is not None:
+                raise errors.AlreadyExists(f"this account pays through {held.provider}", hint="cancel its subscription there first")
             await self._withdraw(rows, held)
             await self._begin(rows, held, offer.versioned)
         await self.apply()
@@ -121,6 +134,8 @@ class BillingDesk:
         """Raises BadRequest for an amount that nobody sells."""
         amount_minor, order_id = self._read_amount(wanted), wanted.order_id
         customer = await self._find_customer(owner)
+        if self.provider is not None:
+            return await self.provider.order_credits(owner, uuid5(_ORDERS, f"{owner}|{order_id}"), amount_minor, "".join(customer.lines))
         line, credit = InvoiceLine("Prepaid credits", amount_minor), currency.micro(amount_minor, self._seller.currency)
         async with self._store.transaction() as rows:
             made = await rows.add_invoice(
@@ -203,10 +218,21 @@ class BillingDesk:
 
     async def work(self) -> None:
         """Raises Unavailable; the next round does the rest."""
-        for step in (self._renew_one, self._bill_owed, self._remind_one):
+        await self.handle_events()
+        refused: list[UUID] = []
+        for step in (self._renew_one, partial(self._bill_owed, refused), self._remind_one):
             while await step():
                 pass
         await self.apply()
+
+    async def handle_events(self) -> None:
+        """Do what the payment provider told. What fails is done later by ``work``."""
+        while self.provider is not None and await self.provider.handle_one():
+            await self.apply()
+
+    async def measure_events(self) -> float:
+        """Return the age of the oldest event that waits, in seconds."""
+        return await self._store.measure_events()
 
     async def apply(self) -> None:
         """Tell auth of new plans. What fails is told again by ``work``."""
@@ -248,27 +274,42 @@ class BillingDesk:
             if plan != held.plan:
                 changed = msgspec.structs.replace(changed, next_plan=None, is_applied=False)
             fee = self._fee_of(plan)
-            if fee and held.provider == MANUAL:
+            if fee and held.subscription is None:
                 line = InvoiceLine(f"Plan {tiers.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
                 order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
                 await rows.add_invoice(self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
             await rows.write(changed)
         return True
 
-    async def _bill_owed(self) -> bool:
-        async with self._store.transaction() as rows:
-            owed = await rows.take_owed()
+    async def _bill_owed(self, refused: list[UUID]) -> bool:
+        """Bill what one account owes. ``refused``: what the provider does not bill now, for the next round."""
+        owed = None
+        try:
+            async with self._store.transaction() as rows:
+                owed = await rows.take_owed(refused)
+                if owed is None:
+                    return False
+                await self._bill(rows, *owed)
+        except errors.Unavailable as error:
             if owed is None:
-                return False
-            order_id, owner, micro, since = owed
-            if amount := currency.minor(micro, self._seller.currency):
-                line = InvoiceLine(f"Usage beyond the plan, from {since:%Y-%m-%d}", amount)
-                try:
-                    customer = await self._find_customer(owner)
-                except errors.NotFound:
-                    return True
-                await rows.add_invoice(self._seller, owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=order_id)
+                raise
+            _log.warning("usage not billed yet", owner=owed[1], reason=error.message)
+            refused.append(owed[0])
         return True
+
+    async def _bill(self, rows: BillingRows, order_id: UUID, owner: TenantId, micro: MicroCredits, since: datetime) -> None:
+        amount = currency.minor(micro, self._seller.currency)
+        if not amount:
+            return
+        text = f"Usage beyond the plan, from {since:%Y-%m-%d}"
+        if self.provider is not None and await self.provider.bill(order_id, await rows.lock(owner, MANUAL), amount, text):
+            return
+        try:
+            customer = await self._find_customer(owner)
+        except errors.NotFound:
+            return
+        line = InvoiceLine(text, amount)
+        await rows.add_invoice(self._seller, owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=order_id)
 
     async def _remind_one(self) -> bool:
         """Remember one late invoice; after the last reminder, its plan ends."""

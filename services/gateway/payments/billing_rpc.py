@@ -7,8 +7,9 @@ from services.gateway.billing.reservations import Spending
 from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer
-from services.gateway.payments.billing import MANUAL, BillingDesk
+from services.gateway.payments.billing import BillingDesk
 from services.gateway.payments.billing_store import BillingStore
+from services.gateway.payments.provider_orders import MANUAL
 from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import billing as api
@@ -47,7 +48,9 @@ class BillingRpc:
         offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)
         state = PlanState.GIVEN if held is None or held.plan is None else PlanState.PAST_DUE if held.is_past_due else PlanState.ACTIVE
         following = (None, None) if held is None or held.next_plan is None else (tiers.name_of(held.next_plan), held.invoice)
-        return Billing(offer.shown(self.currency), state, account, MANUAL, *following)
+        provider = self.desk.provider
+        name, has_portal = (MANUAL, False) if provider is None else (provider.name, provider.customer_of(held) is not None)
+        return Billing(offer.shown(self.currency), state, account, name, *following, portal=has_portal)
 
     @serves(api.set_plan)
     async def set_plan(self, request: api.SetPlan, call: RpcCall) -> Order:
@@ -68,6 +71,15 @@ class BillingRpc:
         self._ensure_on()
         owner, _ = await self._payer(request.owner, call)
         return await self.desk.order_top_up(owner, request)
+
+    @serves(api.open_portal)
+    async def open_portal(self, request: api.OpenPortal, call: RpcCall) -> api.Portal:
+        """Raises NotFound for somebody who has never paid through a provider, and Unavailable."""
+        self._ensure_on()
+        owner, _ = await self._payer(request.owner, call)
+        if self.desk.provider is None:
+            raise errors.NotFound("this mesh has no payment provider", hint="see `aicli billing invoices`")
+        return api.Portal(await self.desk.provider.open_portal(owner))
 
     @serves(api.list_invoices)
     async def list_invoices(self, request: api.ListInvoices, call: RpcCall) -> Invoices:

@@ -9,6 +9,7 @@ import msgspec
 
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
+from services.gateway.payments.payment_provider import ProviderOrder, WebhookEvent
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Party
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
@@ -62,9 +63,9 @@ class BillingRows:
         row = await self._transaction.row("take_due_subscription")
         return None if row is None else _subscription(row)
 
-    async def take_owed(self) -> tuple[UUID, TenantId, MicroCredits, datetime] | None:
+    async def take_owed(self, skipped: list[UUID]) -> tuple[UUID, TenantId, MicroCredits, datetime] | None:
         """Return the order that it makes, the owner, the amount and the start of its period."""
-        row = await self._transaction.row("take_owed")
+        row = await self._transaction.row("take_owed", skipped)
         return None if row is None else (row["id"], row["owner"], row["micro"], row["period_start"])
 
     async def begin_period(self, owner: TenantId, anchor: datetime | None) -> None:
@@ -144,6 +145,33 @@ class BillingRows:
         found: datetime = await self._transaction.value("read_clock")
         return found
 
+    # --- at a provider ------------------------------------------------------------------------------------------------
+
+    async def follow_anchor(self, owner: TenantId, period_start: datetime) -> None:
+        await self._transaction.run("follow_anchor", owner, period_start)
+
+    async def add_order(self, order_id: UUID, owner: TenantId, provider: str, plan: str | None, amount_minor: int) -> ProviderOrder | None:
+        """Return the order if it is new."""
+        return _order(await self._transaction.row("add_order", order_id, owner, provider, plan, amount_minor))
+
+    async def lock_order(self, order_id: UUID) -> ProviderOrder | None:
+        return _order(await self._transaction.row("lock_order", order_id))
+
+    async def find_plan_order(self, owner: TenantId, provider: str) -> ProviderOrder | None:
+        return _order(await self._transaction.row("find_plan_order", owner, provider))
+
+    async def name_order(self, order_id: UUID, object_id: str, url: str) -> None:
+        await self._transaction.run("name_order", order_id, object_id, url)
+
+    async def end_order(self, order_id: UUID, payment: str | None) -> None:
+        await self._transaction.run("end_order", order_id, payment)
+
+    async def lock_object(self, provider: str, object_id: str) -> None:
+        await self._transaction.run("lock_object", provider, object_id)
+
+    async def end_events(self, provider: str, object_id: str, taken_at: datetime) -> None:
+        await self._transaction.run("end_events", provider, object_id, taken_at)
+
 
 class BillingStore:
     def __init__(self, opened: database.Database) -> None:
@@ -158,6 +186,25 @@ class BillingStore:
         async with self._database.bound(owner) as transaction:
             row = await transaction.row("find_subscription", owner)
         return None if row is None else _subscription(row)
+
+    async def add_event(self, provider: str, event: WebhookEvent) -> bool:
+        """Return False for an event that is known. It is kept when this returns."""
+        return bool(await self._database.value("add_event", provider, event.id, event.object_id))
+
+    async def take_event(self, provider: str) -> tuple[str, datetime] | None:
+        """Return the object of an event, and when it was taken."""
+        row = await self._database.row("take_event", provider)
+        return None if row is None else (row["object_id"], row["taken_at"])
+
+    async def take_unheard(self, provider: str) -> str | None:
+        """Return an object of which the provider hasn't told for long."""
+        found: str | None = await self._database.value("take_order", provider) or await self._database.value("take_followed", provider)
+        return found
+
+    async def measure_events(self) -> float:
+        """Return the age of the oldest event that waits, in seconds, and delete old ones."""
+        await self._database.run("forget_events")
+        return float(await self._database.value("measure_events"))
 
     async def find_invoice(self, number: str, owner: TenantId | None) -> Invoice | None:
         """With an owner, only their own."""
@@ -179,6 +226,10 @@ class BillingStore:
 
 def _subscription(row: DatabaseRow) -> Subscription:
     return Subscription(**{name: row[name] for name in Subscription.__struct_fields__})
+
+
+def _order(row: DatabaseRow | None) -> ProviderOrder | None:
+    return None if row is None else ProviderOrder(**{name: row[name] for name in ProviderOrder.__slots__})
 
 
 def _invoice(row: DatabaseRow) -> StoredInvoice:

@@ -36,8 +36,8 @@ WHERE owner = $1 AND anchor IS NOT NULL;
 SELECT period_start FROM open_account($1, $2, true);
 
 -- name: take_owed
--- Take what an account owed at the end of a period, oldest first.
-DELETE FROM owed WHERE id = (SELECT id FROM owed ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED)
+-- Take what an account owed at the end of a period, oldest first, without those of $1.
+DELETE FROM owed WHERE id = (SELECT id FROM owed WHERE id <> ALL($1::uuid[]) ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING id, owner, micro, period_start;
 
 -- name: next_number
@@ -85,3 +85,78 @@ ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED;
 -- name: count_reminder
 -- Count a reminder.
 UPDATE invoices SET reminders = reminders + 1 WHERE number = $1;
+
+-- name: add_event
+-- Keep an event; return nothing if it is known.
+INSERT INTO webhook_events (provider, event_id, object_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING RETURNING true;
+
+-- name: take_event
+-- Take the event that is due first, except those that another gateway takes. Without success it is due again later, at the latest each hour.
+UPDATE webhook_events AS events SET tries = tries + 1, next_at = clock_timestamp() + least(10 * 2 ^ least(tries, 10), 3600) * interval '1 second'
+WHERE (provider, event_id) = (
+    SELECT provider, event_id FROM webhook_events WHERE handled_at IS NULL AND next_at <= now() AND provider = $1
+    ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING object_id, clock_timestamp() AS taken_at;
+
+-- name: lock_object
+-- Wait until no other gateway reads this object's state at the provider: an older state must not be written after a newer one.
+SELECT pg_advisory_xact_lock(hashtextextended('webhook ' || $1 || ' ' || $2, 0));
+
+-- name: end_events
+-- End the events of an object that were there when its state was read.
+UPDATE webhook_events SET handled_at = now() WHERE provider = $1 AND object_id = $2 AND handled_at IS NULL AND received_at <= $3;
+
+-- name: measure_events
+-- Return the age of the oldest event that waits, in seconds.
+SELECT coalesce(extract(epoch FROM now() - min(received_at)), 0)::float8 FROM webhook_events WHERE handled_at IS NULL;
+
+-- name: forget_events
+-- Delete handled events that no provider sends again.
+DELETE FROM webhook_events WHERE handled_at < now() - interval '30 days';
+
+-- name: add_order
+-- Add an order at a provider; return nothing if it exists.
+INSERT INTO payment_orders (id, owner, provider, plan, amount_minor) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING RETURNING *;
+
+-- name: lock_order
+-- Lock an order.
+SELECT * FROM payment_orders WHERE id = $1 FOR UPDATE;
+
+-- name: find_plan_order
+-- Find the checkout of a plan that an owner can still pay, or that the provider has not answered yet.
+SELECT * FROM payment_orders
+WHERE owner = $1 AND provider = $2 AND plan IS NOT NULL AND ended_at IS NULL
+    AND created_at > now() - CASE WHEN object_id IS NULL THEN interval '20 minutes' ELSE interval '1 hour' END
+ORDER BY created_at DESC LIMIT 1;
+
+-- name: name_order
+-- Keep what the provider has answered.
+UPDATE payment_orders SET object_id = $2, url = $3 WHERE id = $1;
+
+-- name: end_order
+-- End an order, with its payment if it was paid.
+UPDATE payment_orders SET ended_at = now(), payment = $2 WHERE id = $1;
+
+-- name: take_order
+-- Take an open order of which the provider hasn't told for long, in case a webhook was lost: less often as it grows older, and for a week.
+UPDATE payment_orders SET asked_at = now() WHERE id = (
+    SELECT id FROM payment_orders
+    WHERE ended_at IS NULL AND object_id IS NOT NULL AND provider = $1 AND created_at > now() - interval '7 days'
+        AND asked_at < now() - greatest(interval '5 minutes', (asked_at - created_at) / 4)
+    ORDER BY asked_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING object_id;
+
+-- name: take_followed
+-- Take a subscription of which the provider hasn't told for a day.
+UPDATE subscriptions SET changed_at = now() WHERE owner = (
+    SELECT owner FROM subscriptions WHERE subscription IS NOT NULL AND provider = $1 AND changed_at < now() - interval '1 day'
+    ORDER BY changed_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING subscription;
+
+-- name: follow_anchor
+-- Let the periods of an account begin when they begin at the provider: now, unless they do already.
+UPDATE accounts SET anchor = $2, period_end = clock_timestamp()
+WHERE owner = $1 AND abs(extract(epoch FROM anchor - $2)) > 86400 AND abs(extract(epoch FROM period_start - $2)) > 86400;

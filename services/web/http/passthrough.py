@@ -33,7 +33,7 @@ KEEPALIVE_SECONDS = 3.0
 
 Header = tuple[bytes, bytes]
 
-_PREFIXES = ("/api/", *gateway.HTTP_PREFIXES, "/rpc/", "/docs/")
+_PREFIXES = ("/api/", *gateway.HTTP_PREFIXES, "/rpc/", "/docs/", "/webhooks/")
 _EXACT = frozenset({"/api", "/v1", "/docs", "/openapi.json", "/.well-known/jwks.json"})
 
 #: Headers that web sets itself or must not leak.

@@ -1,0 +1,194 @@
+"""Payments with Paddle: transactions with a checkout, the customer portal, and one-time charges for usage beyond a plan.
+
+Only this module knows the library, which blocks: one thread runs its calls. Paddle has no idempotency keys. A checkout twice is harmless,
+because nobody knows the first; a charge is looked for before it is made.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+from uuid import UUID
+
+import requests
+from paddle_billing import Client, Environment, Options
+from paddle_billing.Entities.Shared import CurrencyCode, CustomData, Money, TaxCategory
+from paddle_billing.Entities.Subscription import Subscription
+from paddle_billing.Entities.Subscriptions import SubscriptionEffectiveFrom, SubscriptionOnPaymentFailure
+from paddle_billing.Entities.Transaction import Transaction
+from paddle_billing.Exceptions.ApiError import ApiError
+from paddle_billing.Notifications import PaddleSignature, Secret
+from paddle_billing.Resources.CustomerPortalSessions.Operations import CreateCustomerPortalSession
+from paddle_billing.Resources.Subscriptions.Operations import CreateOneTimeCharge
+from paddle_billing.Resources.Subscriptions.Operations.Charge import SubscriptionChargeItemWithPrice
+from paddle_billing.Resources.Subscriptions.Operations.Price import SubscriptionNonCatalogPriceWithProduct, SubscriptionNonCatalogProduct
+from paddle_billing.Resources.Transactions.Operations import CreateTransaction, ListTransactions
+from paddle_billing.Resources.Transactions.Operations.Create import TransactionCreateItem, TransactionCreateItemWithPrice
+from paddle_billing.Resources.Transactions.Operations.List.Origin import Origin
+from paddle_billing.Resources.Transactions.Operations.Price import TransactionNonCatalogPriceWithProduct, TransactionNonCatalogProduct
+
+from services.gateway.facts.provider_settings import ProviderSettings
+from services.gateway.facts.tiers import TierPlan
+from services.gateway.payments import payment_provider
+from services.gateway.payments.payment_provider import (
+    CheckoutState,
+    Forged,
+    Payer,
+    ProviderOrder,
+    ProviderSubscription,
+    SubscriptionState,
+    WebhookEvent,
+)
+from shared import errors
+from shared.telemetry import logs
+from shared.types import TenantId
+
+_FOLLOWED = ("txn_", "sub_")
+_STATES = {
+    "trialing": SubscriptionState.ACTIVE,
+    "active": SubscriptionState.ACTIVE,
+    "past_due": SubscriptionState.PAST_DUE,
+    "paused": SubscriptionState.ENDED,
+    "canceled": SubscriptionState.ENDED,
+}
+T = TypeVar("T")
+
+_log = logs.get(part="paddle")
+
+
+@dataclass(frozen=True)
+class _Address:
+    """In place of an environment of the library."""
+
+    base_url: str
+
+
+@asynccontextmanager
+async def opened(settings: ProviderSettings) -> AsyncIterator["PaddleProvider"]:
+    # Keys say which environment they are for.
+    own = Environment.SANDBOX if settings.secret.startswith("pdl_sdbx_") else Environment.PRODUCTION
+    options = Options(own if settings.api_url is None else _Address(settings.api_url))
+    client = Client(settings.secret, options=options, retry_count=0, timeout=payment_provider.READ_SECONDS)
+    thread = ThreadPoolExecutor(1, "paddle")
+    try:
+        yield PaddleProvider(client, thread, settings)
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
+
+
+class PaddleProvider:
+    signature_header: ClassVar[bytes] = b"paddle-signature"
+
+    def __init__(self, client: Client, thread: ThreadPoolExecutor, settings: ProviderSettings) -> None:
+        self._client = client
+        self._thread = thread
+        self._settings = settings
+
+    def price_of(self, plan: TierPlan) -> str | None:
+        return plan.paddle_price
+
+    def verify(self, body: bytes, signature: str) -> WebhookEvent:
+        # Not by the library's Verifier, which skips the age if the environment has TEST_MODE.
+        try:
+            signed_at, _ = PaddleSignature.parse(signature)
+            is_genuine = PaddleSignature().verify(signature, body.decode(), Secret(self._settings.webhook_secret))
+            if not is_genuine or abs(time.time() - signed_at) > payment_provider.MAX_AGE_SECONDS:
+                raise Forged
+            event = json.loads(body)
+            object_id = event["data"]["id"]
+            return WebhookEvent(id=event["event_id"], object_id=object_id if object_id.startswith(_FOLLOWED) else None)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise Forged from error
+
+    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, payer: Payer) -> tuple[str, str]:
+        if plan is not None:
+            item = TransactionCreateItem(plan.paddle_price, 1)
+        else:
+            product = TransactionNonCatalogProduct("Prepaid credits", TaxCategory.Standard)
+            price = TransactionNonCatalogPriceWithProduct("Prepaid credits", self._money(order.amount_minor), product)
+            item = TransactionCreateItemWithPrice(price, 1)
+        wanted = CreateTransaction([item], custom_data=CustomData(payment_provider.metadata(order)))
+        if payer.customer is not None:
+            wanted.customer_id = payer.customer
+        made: Transaction = await self._run(lambda: self._client.transactions.create(wanted))
+        if made.checkout is None or made.checkout.url is None:
+            raise errors.Unavailable("Paddle has made no page for this payment", hint="set a default payment link in Paddle's settings")
+        return made.id, made.checkout.url
+
+    async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
+        if object_id.startswith("txn_"):
+            return _checkout(await self._run(lambda: self._client.transactions.get(object_id)))
+        return _subscription(await self._run(lambda: self._client.subscriptions.get(object_id)))
+
+    async def open_portal(self, customer: str) -> str:
+        made = await self._run(lambda: self._client.customer_portal_sessions.create(customer, CreateCustomerPortalSession()))
+        return str(made.urls.general.overview)
+
+    async def bill(self, order_id: UUID, plan: TierPlan, subscription: str, amount_minor: int, text: str) -> bool:
+        await self._run(lambda: self._bill(str(order_id), subscription, self._money(amount_minor), text))
+        return True
+
+    def _bill(self, order_id: str, subscription: str, amount: Money, text: str) -> None:
+        made = self._client.transactions.list(ListTransactions(subscription_ids=[subscription], origins=[Origin.SubscriptionCharge]))
+        prices = (item.price for transaction in made for item in transaction.items)
+        if any(price.custom_data is not None and price.custom_data.data.get("order") == order_id for price in prices):
+            return
+        product = SubscriptionNonCatalogProduct("Usage", TaxCategory.Standard)
+        price = SubscriptionNonCatalogPriceWithProduct(text, amount, product, custom_data=CustomData({"order": order_id}))
+        # A card that is refused is Paddle's to follow.
+        charge = CreateOneTimeCharge(
+            SubscriptionEffectiveFrom.Immediately, [SubscriptionChargeItemWithPrice(price, 1)], SubscriptionOnPaymentFailure.ApplyChange
+        )
+        self._client.subscriptions.create_one_time_charge(subscription, charge)
+
+    def _money(self, amount_minor: int) -> Money:
+        return Money(str(amount_minor), CurrencyCode(self._settings.currency))
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        """Raises Unavailable, without the library's text, which may quote the request."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        except ApiError as error:
+            _log.warning("paddle refused", code=error.error_code, fields=[each.field for each in error.field_errors])
+        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+            _log.warning("paddle does not answer", kind=type(error).__name__)
+        raise errors.Unavailable("Paddle did not accept the call or did not answer", hint="try again in a minute; the log has the reason")
+
+
+def _checkout(found: Transaction) -> CheckoutState | None:
+    ours = _custom_data(found)
+    if "order" not in ours:
+        return None
+    status = str(found.status)
+    return CheckoutState(
+        order_id=UUID(ours["order"]),
+        is_over=status in {"completed", "canceled"},
+        payment=found.id if status in {"paid", "completed"} else None,
+        customer=found.customer_id,
+        subscription=found.subscription_id,
+    )
+
+
+def _subscription(found: Subscription) -> ProviderSubscription | None:
+    ours, state = _custom_data(found), _STATES.get(str(found.status))
+    if state is None or "owner" not in ours:
+        return None
+    period = found.current_billing_period
+    return ProviderSubscription(
+        id=found.id,
+        owner=TenantId(UUID(ours["owner"])),
+        customer=found.customer_id,
+        state=state,
+        plan=ours.get("plan", ""),
+        prices=frozenset(item.price.id for item in found.items),
+        period_start=found.created_at if period is None else period.starts_at,
+    )
+
+
+def _custom_data(found: Transaction | Subscription) -> dict[str, str]:
+    data = None if found.custom_data is None else found.custom_data.data
+    return {name: value for name, value in data.items() if isinstance(value, str)} if isinstance(data, dict) else {}

@@ -1,0 +1,135 @@
+"""Defines what a payment provider does for the mesh, and opens the one that the settings name.
+
+Nothing that a provider sends is a command: a webhook only names an object, whose present state is then read.
+"""
+
+import importlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import ClassVar, Protocol
+from uuid import UUID
+
+from services.gateway.facts.provider_settings import ProviderSettings
+from services.gateway.facts.tiers import TierPlan
+from shared.types import TenantId
+
+#: Stripe's limit, and the most that a signature may be old here. A repeated event has no effect, however young it is.
+MAX_AGE_SECONDS = 300
+#: Within a transaction that has 10 s.
+READ_SECONDS = 5.0
+#: A card is charged meanwhile.
+WRITE_SECONDS = 15.0
+
+
+class Forged(Exception):
+    """The signature of a webhook is missing, wrong or old."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookEvent:
+    id: str
+    #: None: it is about something that the mesh does not follow.
+    object_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderOrder:
+    """What a customer is about to pay at the provider."""
+
+    #: The key that makes calls about it safe to repeat.
+    id: UUID
+    owner: TenantId
+    #: Name and version; None: prepaid credits.
+    plan: str | None
+    amount_minor: int
+    created_at: datetime
+    #: At the provider; None until it has answered.
+    object_id: str | None
+    url: str | None
+    #: Paid, or too late to pay.
+    ended_at: datetime | None
+    #: The provider's id of the payment.
+    payment: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payer:
+    #: At the provider, if they have paid before.
+    customer: str | None
+    email: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckoutState:
+    order_id: UUID
+    is_over: bool
+    #: None: not paid.
+    payment: str | None
+    customer: str | None
+    #: The subscription that began with it.
+    subscription: str | None
+
+
+class SubscriptionState(Enum):
+    ACTIVE = "active"
+    PAST_DUE = "past_due"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderSubscription:
+    id: str
+    owner: TenantId
+    customer: str
+    state: SubscriptionState
+    #: What it was ordered as. The prices decide: customers change plans at the provider.
+    plan: str
+    prices: frozenset[str]
+    period_start: datetime
+
+
+class PaymentProvider(Protocol):
+    """Every coroutine may raise Unavailable: the provider does not answer, or refuses; then it is not known whether it has acted."""
+
+    #: The header of webhooks with their signature, in lower case.
+    signature_header: ClassVar[bytes]
+
+    def price_of(self, plan: TierPlan) -> str | None:
+        """Return the provider's price of a plan."""
+
+    def verify(self, body: bytes, signature: str) -> WebhookEvent:
+        """Check the signature of the raw bytes, then parse them. Raises Forged."""
+
+    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, payer: Payer) -> tuple[str, str]:
+        """Return the id of a checkout, and its page. The same order again is the same checkout, or another one that nobody knows of."""
+
+    async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
+        """Return the present state of what an event named; None if it isn't from this mesh."""
+
+    async def open_portal(self, customer: str) -> str:
+        """Return the page on which a customer manages cards, invoices and the subscription."""
+
+    async def bill(self, order_id: UUID, plan: TierPlan, subscription: str, amount_minor: int, text: str) -> bool:
+        """Bill usage beyond the plan, once for each ``order_id``. False: the provider doesn't, and an invoice is needed."""
+
+
+def open_provider(settings: ProviderSettings | None) -> AbstractAsyncContextManager[PaymentProvider | None]:
+    """Import the library of the provider, and no other."""
+    if settings is None:
+        return _nothing()
+    module = importlib.import_module(f"services.gateway.payments.{settings.name}_provider")
+    opened: AbstractAsyncContextManager[PaymentProvider] = module.opened(settings)
+    return opened
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncIterator[None]:
+    yield None
+
+
+def metadata(order: ProviderOrder) -> dict[str, str]:
+    """Return what the provider keeps beside an order, and gives back with its subscription."""
+    return {"order": str(order.id), "owner": str(order.owner), "plan": order.plan or ""}
