@@ -192,6 +192,6 @@ class ProviderOrders:
 
     async def _follow_period(self, rows: BillingRows, found: ProviderSubscription, plan: str) -> None:
         included = tiers.plan_of(self._source.config.limits.plans, plan).included_tokens
-        await rows.open_period(found.owner, included)
+        await rows.open_period(found.owner, 0)
         await rows.follow_anchor(found.owner, found.period_start)
         await rows.open_period(found.owner, included)

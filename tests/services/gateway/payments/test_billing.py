@@ -71,6 +71,14 @@ class Shop:
         finally:
             await connection.close()
 
+    async def fetch(self, sql: str, *args: object) -> Any:
+        """Return the one value."""
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+        try:
+            return await connection.fetchval(sql, *args)
+        finally:
+            await connection.close()
+
     async def end_period(self, owner: TenantId) -> None:
         """Let a month pass for this account."""
         await self.execute("UPDATE accounts SET anchor = now(), period_end = now() WHERE owner = $1", owner)

@@ -1,0 +1,217 @@
+"""A Stripe for tests: localstripe has customers, payments and subscriptions, and a proxy adds what it lacks.
+
+That is Checkout, the Customer Portal, meter events, idempotency keys, and faults. Requests are checked with the types of the official library.
+"""
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import pydantic
+import stripe
+from aiohttp import web
+from stripe.params.billing import MeterEventCreateParams
+from stripe.params.billing_portal import SessionCreateParams as PortalParams
+from stripe.params.checkout import SessionCreateParams
+
+from tests import testnet
+
+KEY, SECRET = "sk_test_localstripe", "whsec_of_tests"
+
+
+def _strict(params: Any) -> pydantic.TypeAdapter[Any]:
+    params.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    adapter = pydantic.TypeAdapter(params)
+    # Names of the base class, which the modules of parameters don't import.
+    adapter.rebuild(_types_namespace={"StripeContext": stripe.StripeContext, "Mapping": Mapping})
+    return adapter
+
+
+TYPES = {
+    "/v1/checkout/sessions": _strict(SessionCreateParams),
+    "/v1/billing_portal/sessions": _strict(PortalParams),
+    "/v1/billing/meter_events": _strict(MeterEventCreateParams),
+}
+
+
+def _nested(form: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a form such as `line_items[0][price]=p` says."""
+    nested: dict[str, Any] = {}
+    for name, value in form.items():
+        at, *parts = name.replace("]", "").split("[")
+        place = nested
+        for part in parts:
+            place, at = place.setdefault(at, {}), part
+        place[at] = value
+    return _with_lists(nested)
+
+
+def _with_lists(found: Any) -> Any:
+    if not isinstance(found, dict):
+        return found
+    values = {name: _with_lists(value) for name, value in found.items()}
+    return [*values.values()] if values and all(name.isdigit() for name in values) else values
+
+
+class StripeServer:
+    def __init__(self, behind: str) -> None:
+        self._behind = behind
+        self.url = ""
+        self.sessions: dict[str, dict[str, Any]] = {}
+        #: What each idempotency key was used for: its parameters and its answer.
+        self.keys: dict[str, tuple[Any, dict[str, Any]]] = {}
+        #: Changes of subscriptions that localstripe can't make.
+        self.changed: dict[str, dict[str, Any]] = {}
+        self.meter_events: list[dict[str, Any]] = []
+        self.reads: list[str] = []
+        #: For the next requests, in order: "lost" does it and never answers, "down" answers 500.
+        self.faults: list[str] = []
+        #: What localstripe has sent by itself.
+        self.delivered: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
+        self._numbers = itertools.count(1)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/hook":
+            await self.delivered.put((await request.read(), request.headers["stripe-signature"]))
+            return web.Response()
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "down":
+            return web.json_response({"error": {"type": "api_error", "message": "down"}}, status=500)
+        status, answer = await self._repeatable(request)
+        if fault == "lost":
+            await asyncio.sleep(60)
+        return web.json_response(answer, status=status)
+
+    async def _repeatable(self, request: web.Request) -> tuple[int, dict[str, Any]]:
+        form = _nested(await request.post()) if request.method == "POST" else {}
+        key = request.headers.get("idempotency-key")
+        if request.method == "POST" and key in self.keys:
+            before, answer = self.keys[key]
+            if before != (request.path, form):
+                return 400, {"error": {"type": "idempotency_error", "message": "used with other parameters"}}
+            return 200, answer
+        if request.method == "POST" and request.path in TYPES:
+            TYPES[request.path].validate_python(form)
+        status, answer = await self._answer(request, form)
+        if key is not None:
+            self.keys[key] = ((request.path, form), answer)
+        return status, answer
+
+    async def _answer(self, request: web.Request, form: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        path = request.path
+        self.reads += [path] if request.method == "GET" else []
+        if request.method == "GET" and path.startswith("/v1/checkout/sessions/"):
+            return 200, self.sessions[path.rpartition("/")[2]]
+        if path == "/v1/checkout/sessions":
+            return 200, self._new_session(form)
+        if path == "/v1/billing_portal/sessions":
+            return 200, {"id": "bps_1", "object": "billing_portal.session", "url": f"https://portal.test/{form['customer']}"}
+        if path == "/v1/billing/meter_events":
+            self.meter_events.append(form)
+            return 200, {"object": "billing.meter_event", **form}
+        return await self.call(request.method, path, form)
+
+    def _new_session(self, form: dict[str, Any]) -> dict[str, Any]:
+        assert 30 * 60 < int(form["expires_at"]) - time.time() < 24 * 3600
+        session_id = f"cs_test_{next(self._numbers)}"
+        self.sessions[session_id] = {
+            "id": session_id, "object": "checkout.session", "mode": form["mode"], "metadata": form["metadata"], "status": "open",
+            "payment_status": "unpaid", "payment_intent": None, "subscription": None, "customer": form.get("customer"),
+            "url": f"https://checkout.test/{session_id}", "_form": form,
+        }  # fmt: skip
+        return self.sessions[session_id]
+
+    async def call(self, method: str, path: str, form: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Ask localstripe."""
+        async with aiohttp.ClientSession() as http:
+            headers = {"authorization": f"Bearer {KEY}"}
+            async with http.request(method, self._behind + path, json=form or None, headers=headers) as response:
+                answer: dict[str, Any] = await response.json()
+        if path.startswith("/v1/subscriptions/") and response.status == 200:
+            answer |= self.changed.get(answer["id"], {})
+            for item in answer["items"]["data"]:
+                # Newer versions of Stripe's API have them here.
+                item["price"] = {"id": self.changed.get(answer["id"], {}).get("price", item["plan"]["id"]), "object": "price"}
+                item["current_period_start"] = answer["current_period_start"]
+        return response.status, answer
+
+    async def configure(self, hook: dict[str, Any]) -> tuple[int, str]:
+        """Let localstripe send its events."""
+        async with aiohttp.ClientSession() as http, http.post(f"{self._behind}/_config/webhooks/one", json=hook) as response:
+            return response.status, await response.text()
+
+    async def make(self, path: str, form: dict[str, Any]) -> str:
+        status, answer = await self.call("POST", path, form)
+        assert status == 200, answer
+        return str(answer["id"])
+
+    # --- what customers do --------------------------------------------------------------------------------------------
+
+    async def pay(self, session_id: str) -> str:
+        """Pay on the page of a checkout. Return the subscription, or the payment."""
+        session = self.sessions[session_id]
+        form = session["_form"]
+        customer = session["customer"] or await self.make("/v1/customers", {"email": form["customer_email"]})
+        card = {"number": "4242424242424242", "exp_month": "12", "exp_year": "2040", "cvc": "123"}
+        method = await self.make("/v1/payment_methods", {"type": "card", "card": card})
+        await self.make(f"/v1/payment_methods/{method}/attach", {"customer": customer})
+        if form["mode"] == "subscription":
+            await self.make(f"/v1/customers/{customer}", {"invoice_settings": {"default_payment_method": method}})
+            items = [{"plan": form["line_items"][0]["price"]}]
+            metadata = form["subscription_data"]["metadata"]
+            made = await self.make("/v1/subscriptions", {"customer": customer, "items": items, "metadata": metadata})
+            session["subscription"] = made
+        else:
+            price = form["line_items"][0]["price_data"]
+            payment = {"amount": price["unit_amount"], "currency": price["currency"], "customer": customer, "payment_method": method}
+            made = await self.make("/v1/payment_intents", {**payment, "confirm": "true"})
+            session["payment_intent"] = made
+        session |= {"customer": customer, "status": "complete", "payment_status": "paid"}
+        return made
+
+    def signed(self, object_id: str, *, event_id: str = "", age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
+        """Return an event about the object, as Stripe sends it, and its signature."""
+        kind = "checkout.session" if object_id.startswith("cs_") else "subscription"
+        event = {"id": event_id or f"evt_{next(self._numbers)}", "object": "event", "data": {"object": {"id": object_id, "object": kind}}}
+        body = json.dumps(event)
+        return body.encode(), stripe.WebhookSignature.generate_signature_header(body, secret, int(time.time()) - age)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[StripeServer]:
+    behind = testnet.free_port()
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "localstripe", "--port", str(behind), "--from-scratch",
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    made = StripeServer(f"http://localhost:{behind}")
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", made.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    await made.make("/v1/products", {"id": "prod_plan", "name": "Plan", "type": "service"})
+                    break
+                except aiohttp.ClientError:
+                    await asyncio.sleep(0.05)
+        for name, amount in (("price_pro", 2900), ("price_gold", 9900)):
+            plan = {"id": name, "amount": str(amount), "currency": "eur", "interval": "month", "product": "prod_plan"}
+            await made.make("/v1/plans", plan)
+        yield made
+    finally:
+        await runner.cleanup()
+        child.kill()
+        await child.wait()

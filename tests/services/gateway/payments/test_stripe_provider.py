@@ -1,0 +1,345 @@
+"""Plans and credits through Stripe: the official library against localstripe, with faults and kills between any two steps."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from services.gateway import store
+from services.gateway.billing.reservations import Spending
+from services.gateway.configuration.config_store import ConfigStore
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.facts.provider_settings import ProviderSettings
+from services.gateway.payments import payment_provider
+from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.payment_provider import Forged, PaymentProvider, WebhookEvent
+from services.gateway.payments.provider_orders import ProviderOrders
+from shared import errors
+from shared.api.billing import Order, OrderTopUp
+from shared.config_documents import ConfigKind, PlanDocument
+from shared.stores import transactions
+from shared.types import MicroCredits, RequestId, TenantId
+from tests.services.gateway.payments import stripe_server
+from tests.services.gateway.payments.stripe_server import StripeServer
+from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
+
+PLANS: dict[tuple[ConfigKind, str], Any] = {
+    (ConfigKind.PLAN, "pro"): PlanDocument(stripe_price="price_pro", stripe_meter="price_tokens", paddle_price="pri_pro"),
+    (ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0, for_sale=True, stripe_price="price_gold", paddle_price="pri_gold"),
+    (ConfigKind.PLAN, "silver"): PlanDocument(fee=49.0, for_sale=True),
+}
+
+
+@asynccontextmanager
+async def selling(shop: Shop, name: str, provider: PaymentProvider) -> AsyncIterator[Shop]:
+    await shop.live.change(lambda *_: PLANS, origin="applied", author=None)
+    orders = ProviderOrders(name, provider, shop.rows, shop.live, SELLER.currency)
+    shop.desk = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders)
+    yield shop
+
+
+@pytest.fixture
+async def shop(postgres_url: str) -> AsyncIterator[Shop]:
+    async with store.opened(postgres_url) as opened:
+        live = LiveConfiguration(ConfigStore(opened))
+        await live.reload()
+        yield Shop(opened, live, postgres_url)
+
+
+@pytest.fixture
+async def stripe() -> AsyncIterator[StripeServer]:
+    async with stripe_server.running() as running:
+        yield running
+
+
+@pytest.fixture
+async def selling_shop(shop: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
+    monkeypatch.setattr(payment_provider, "WRITE_SECONDS", 1.0)
+    settings = ProviderSettings(
+        name="stripe", secret=stripe_server.KEY, webhook_secret=stripe_server.SECRET, api_url=stripe.url,
+        return_url="http://localhost:3000/billing", currency="EUR",
+    )  # fmt: skip
+    async with payment_provider.open_provider(settings) as provider:
+        assert provider is not None
+        async with selling(shop, "stripe", provider) as selling_shop:
+            yield selling_shop
+
+
+def _orders(shop: Shop) -> ProviderOrders:
+    assert shop.desk.provider is not None
+    return shop.desk.provider
+
+
+async def deliver(shop: Shop, signed: tuple[bytes, str]) -> bool:
+    """Hand a webhook over. Return whether it was new."""
+    return await _orders(shop).receive(_orders(shop).provider.verify(*signed))
+
+
+async def tell(shop: Shop, stripe: StripeServer, *objects: str) -> None:
+    for object_id in objects:
+        await deliver(shop, stripe.signed(object_id))
+    await shop.desk.work()
+
+
+def session_of(order: Order) -> str:
+    assert order.url is not None
+    return order.url.rpartition("/")[2]
+
+
+async def top_up(shop: Shop, ada: TenantId, order_id: RequestId | None = None) -> Order:
+    return await shop.desk.order_top_up(ada, OrderTopUp("25.00", order_id or RequestId(uuid4())))
+
+
+async def balance(shop: Shop, ada: TenantId) -> int:
+    return (await shop.ledger.read_account(ada, Spending())).balance_micro
+
+
+async def test_a_plan_begins_when_its_checkout_is_paid(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    order = await shop.order(ada, "pro")
+    assert await shop.order(ada, "pro") == order, "the same checkout"
+    with pytest.raises(errors.AlreadyExists, match="a checkout for the plan pro is open"):
+        await shop.order(ada, "gold")
+    with pytest.raises(errors.BadRequest, match="the plan silver has no price at stripe"):
+        await shop.order(owner(), "silver")
+    await tell(shop, stripe, session_of(order))
+    assert (shop.plan_of(ada), await shop.invoices(ada)) == ("free", []), "coming back changes nothing"
+    subscription = await stripe.pay(session_of(order))
+    form = stripe.sessions[session_of(order)]["_form"]
+    assert [item["price"] for item in form["line_items"]] == ["price_pro", "price_tokens"]
+    await tell(shop, stripe, subscription)
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert (shop.plan_of(ada), held.subscription, held.provider, held.is_past_due) == ("pro@1", subscription, "stripe", False)
+    account = await shop.ledger.read_account(ada, Spending(1_000_000, MicroCredits(0), has_plan=True))
+    assert account.allowance.included == 1_000_000
+    assert await shop.order(ada, "gold") == Order(done=False, url=f"https://portal.test/{held.customer}")
+    with pytest.raises(errors.AlreadyExists, match="pays through stripe"):
+        await shop.desk.give_plan(ada, "gold")
+
+
+async def test_a_subscription_is_followed_to_its_end(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    subscription = await stripe.pay(session_of(await shop.order(ada, "pro")))
+    await tell(shop, stripe, subscription)
+    for change, plan, past_due in (
+        ({"status": "past_due"}, "pro@1", True),
+        ({"status": "active"}, "pro@1", False),
+        # In the portal.
+        ({"price": "price_gold"}, "gold@1", False),
+        ({"status": "canceled"}, "free@0", False),
+        # An older state that arrives late has the present one.
+        ({}, "free@0", False),
+    ):
+        stripe.changed.setdefault(subscription, {}).update(change)
+        await tell(shop, stripe, subscription)
+        held = await shop.rows.find_subscription(ada)
+        assert held is not None
+        assert (shop.plan_of(ada), held.is_past_due) == (plan, past_due), change
+    assert (await shop.order(ada, "pro")).url != f"https://portal.test/{held.customer}", "a new checkout"
+
+
+async def test_a_period_of_the_provider_gives_tokens_once(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    await shop.ledger.read_account(ada, Spending(100_000, MicroCredits(0), has_plan=True))
+    await shop.execute("UPDATE accounts SET anchor = now() - interval '20 days', period_start = now() - interval '20 days'")
+    subscription = await stripe.pay(session_of(await shop.order(ada, "pro")))
+    for _ in range(3):
+        await tell(shop, stripe, subscription)
+    spending = Spending(1_000_000, MicroCredits(0), has_plan=True)
+    began = (await shop.ledger.read_account(ada, spending)).allowance
+    assert began.included == 1_000_000
+    # Of a year, as seen in its fifth month.
+    stripe.changed[subscription] = {"current_period_start": int(datetime.now(UTC).timestamp()) - 130 * 86400}
+    for _ in range(3):
+        await tell(shop, stripe, subscription)
+    grants = "SELECT count(*) FROM entries WHERE kind = 'grant' AND account = 'allowance'"
+    assert await shop.fetch(grants) == 3, "of free, of pro, and of the moved period"
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+async def test_a_price_that_no_plan_names_waits_for_the_operator(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    subscription = await stripe.pay(session_of(await shop.order(ada, "pro")))
+    stripe.changed[subscription] = {"price": "price_platinum"}
+    await tell(shop, stripe, subscription)
+    assert shop.plan_of(ada) == "free"
+    assert await shop.desk.measure_events() > 0
+    await shop.live.change(
+        lambda *_: {(ConfigKind.PLAN, "platinum"): PlanDocument(fee=1.0, stripe_price="price_platinum")}, origin="applied", author=None
+    )
+    await shop.execute("UPDATE webhook_events SET next_at = now()")
+    await shop.desk.work()
+    assert (shop.plan_of(ada), await shop.desk.measure_events()) == ("platinum@1", 0)
+
+
+async def test_credits_are_added_once_however_often_stripe_tells(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada, order_id = selling_shop, owner(), RequestId(uuid4())
+    order = await top_up(shop, ada, order_id)
+    assert await top_up(shop, ada, order_id) == order
+    with pytest.raises(errors.IdempotencyConflict):
+        await shop.desk.order_top_up(ada, OrderTopUp("26", order_id))
+    early = stripe.signed(session_of(order))
+    assert await deliver(shop, early)
+    await shop.desk.work()
+    assert await balance(shop, ada) == 0
+    await stripe.pay(session_of(order))
+    await tell(shop, stripe, *[session_of(order)] * 5)
+    assert not await deliver(shop, early), "a replay"
+    await shop.desk.work()
+    assert await balance(shop, ada) == 25_000_000
+    assert (await top_up(shop, ada, order_id)).done
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+    # The second time, Stripe knows them.
+    again = await top_up(shop, ada)
+    assert stripe.sessions[session_of(again)]["customer"] == stripe.sessions[session_of(order)]["customer"]
+
+
+async def test_a_checkout_that_was_not_paid_in_time_ends(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada, order_id = selling_shop, owner(), RequestId(uuid4())
+    order = await top_up(shop, ada, order_id)
+    stripe.sessions[session_of(order)]["status"] = "expired"
+    await tell(shop, stripe, session_of(order))
+    with pytest.raises(errors.AlreadyExists, match="not paid in time"):
+        await top_up(shop, ada, order_id)
+    assert await balance(shop, ada) == 0
+
+
+@pytest.mark.parametrize("fault", ["lost", "down"])
+async def test_a_call_without_an_answer_is_repeated_with_its_key(selling_shop: Shop, stripe: StripeServer, fault: str) -> None:
+    shop, ada, order_id = selling_shop, owner(), RequestId(uuid4())
+    stripe.faults = [fault, "", fault]
+    with pytest.raises(errors.Unavailable, match="Stripe did not accept the call or did not answer"):
+        await top_up(shop, ada, order_id)
+    order = await top_up(shop, ada, order_id)
+    with pytest.raises(errors.Unavailable):
+        await shop.order(ada, "pro")
+    await shop.order(ada, "pro")
+    assert len(stripe.sessions) == 2, "one for each order"
+    await stripe.pay(session_of(order))
+    await tell(shop, stripe, session_of(order))
+    assert await balance(shop, ada) == 25_000_000
+
+
+async def test_a_lost_webhook_is_asked_for(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    order, plan = await top_up(shop, ada), await shop.order(ada, "pro")
+    await stripe.pay(session_of(order))
+    subscription = await stripe.pay(session_of(plan))
+    await shop.desk.work()
+    assert await balance(shop, ada) == 0
+    await shop.execute("UPDATE payment_orders SET asked_at = now() - interval '6 minutes', created_at = now() - interval '6 minutes'")
+    await shop.desk.work()
+    assert (await balance(shop, ada), shop.plan_of(ada)) == (25_000_000, "pro@1")
+    stripe.changed[subscription] = {"status": "canceled"}
+    await shop.desk.work()
+    assert shop.plan_of(ada) == "pro@1"
+    await shop.execute("UPDATE subscriptions SET changed_at = now() - interval '25 hours'")
+    await shop.desk.work()
+    assert shop.plan_of(ada) == "free@0"
+
+
+class Killed(BaseException):
+    pass
+
+
+async def test_a_kill_between_any_two_steps_leads_to_the_same(
+    selling_shop: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, steps, left = selling_shop, 0, 0
+
+    def dying(method: Any) -> Any:
+        async def step(*args: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Killed
+            return await method(*args)
+
+        return step
+
+    for name in ("row", "value", "run"):
+        monkeypatch.setattr(transactions.Transaction, name, dying(getattr(transactions.Transaction, name)))
+    provider = _orders(shop).provider
+    monkeypatch.setattr(provider, "read", dying(provider.read))
+    while True:
+        ada, steps, left = owner(), steps + 1, 0
+        order, plan = await top_up(shop, ada), await shop.order(ada, "pro")
+        await stripe.pay(session_of(order))
+        subscription = await stripe.pay(session_of(plan))
+        for object_id in (session_of(plan), session_of(order), subscription):
+            await deliver(shop, stripe.signed(object_id))
+        left = steps
+        try:
+            await shop.desk.work()
+            survived = True
+        except Killed:
+            survived = False
+        left = 0
+        await shop.execute("UPDATE webhook_events SET next_at = now()")
+        await shop.desk.work()
+        assert (await balance(shop, ada), shop.plan_of(ada), await shop.desk.measure_events()) == (25_000_000, "pro@1", 0), steps
+        if survived:
+            break
+    assert steps > 20
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+async def test_an_older_state_is_never_written_after_a_newer_one(
+    selling_shop: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two gateways handle events of one subscription; the first reads its state, and is slow."""
+    shop, ada = selling_shop, owner()
+    subscription = await stripe.pay(session_of(await shop.order(ada, "pro")))
+    provider = _orders(shop).provider
+    read, has_read, may_go_on = provider.read, asyncio.Event(), asyncio.Event()
+
+    async def slow(object_id: str) -> Any:
+        found = await read(object_id)
+        if not has_read.is_set():
+            has_read.set()
+            await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(provider, "read", slow)
+    await deliver(shop, stripe.signed(subscription))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(shop.desk.handle_events())
+        await has_read.wait()
+        stripe.changed[subscription] = {"status": "canceled"}
+        await deliver(shop, stripe.signed(subscription))
+        second = tasks.create_task(shop.desk.handle_events())
+        await asyncio.wait([second], timeout=0.05)
+        may_go_on.set()
+    await shop.desk.apply()
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert (held.plan, held.subscription) == ("free@0", None)
+
+
+async def test_webhooks_of_others_are_refused(selling_shop: Shop, stripe: StripeServer) -> None:
+    provider = _orders(selling_shop).provider
+    body, signature = stripe.signed("cs_test_1")
+    assert isinstance(provider.verify(body, signature), WebhookEvent)
+    forged = [
+        (body, ""), (body, "t=1,v1=2"), (body + b" ", signature), (body, signature[:-1]), (body, signature.replace("v1", "v0")),
+        stripe.signed("cs_test_1", age=301), stripe.signed("cs_test_1", secret="whsec_other"), (b"\xff", signature), (b"", signature),
+    ]  # fmt: skip
+    for forgery in forged:
+        with pytest.raises(Forged):
+            provider.verify(*forgery)
+
+
+async def test_localstripe_signs_as_the_library_verifies(selling_shop: Shop, stripe: StripeServer) -> None:
+    hook = {"url": f"{stripe.url}/hook", "secret": stripe_server.SECRET, "events": ["customer.subscription.created"]}
+    status, _ = await stripe.configure(hook)
+    assert status == 200
+    subscription = await stripe.pay(session_of(await selling_shop.order(owner(), "pro")))
+    async with asyncio.timeout(10):
+        body, signature = await stripe.delivered.get()
+    event = _orders(selling_shop).provider.verify(body, signature)
+    assert event.object_id == subscription
