@@ -6,6 +6,7 @@ because nobody knows the first; a charge is looked for before it is made.
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -69,10 +70,14 @@ class _Address:
 
 @asynccontextmanager
 async def opened(settings: ProviderSettings) -> AsyncIterator["PaddleProvider"]:
+    # The library logs every signature that it checks, and what it sends.
+    logging.getLogger("paddle_billing").setLevel(logging.WARNING)
+    silent = logging.getLogger("paddle_billing.client")
+    silent.disabled = True
     # Keys say which environment they are for.
     own = Environment.SANDBOX if settings.secret.startswith("pdl_sdbx_") else Environment.PRODUCTION
     options = Options(own if settings.api_url is None else _Address(settings.api_url))
-    client = Client(settings.secret, options=options, retry_count=0, timeout=payment_provider.READ_SECONDS)
+    client = Client(settings.secret, options=options, logger=silent, retry_count=0, timeout=payment_provider.READ_SECONDS)
     thread = ThreadPoolExecutor(1, "paddle")
     try:
         yield PaddleProvider(client, thread, settings)

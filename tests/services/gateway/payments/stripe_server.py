@@ -1,6 +1,7 @@
 """A Stripe for tests: localstripe has customers, payments and subscriptions, and a proxy adds what it lacks.
 
-That is Checkout, the Customer Portal, meter events, idempotency keys, and faults. Requests are checked with the types of the official library.
+That is Checkout, the Customer Portal, meter events, idempotency keys, and faults. Requests are checked with the types of the official
+library.
 """
 
 import asyncio

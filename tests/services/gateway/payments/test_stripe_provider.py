@@ -69,14 +69,14 @@ async def selling_shop(shop: Shop, stripe: StripeServer, monkeypatch: pytest.Mon
             yield selling_shop
 
 
-def _orders(shop: Shop) -> ProviderOrders:
+def orders_of(shop: Shop) -> ProviderOrders:
     assert shop.desk.provider is not None
     return shop.desk.provider
 
 
 async def deliver(shop: Shop, signed: tuple[bytes, str]) -> bool:
     """Hand a webhook over. Return whether it was new."""
-    return await _orders(shop).receive(_orders(shop).provider.verify(*signed))
+    return await orders_of(shop).receive(orders_of(shop).provider.verify(*signed))
 
 
 async def tell(shop: Shop, stripe: StripeServer, *objects: str) -> None:
@@ -264,7 +264,7 @@ async def test_a_kill_between_any_two_steps_leads_to_the_same(
 
     for name in ("row", "value", "run"):
         monkeypatch.setattr(transactions.Transaction, name, dying(getattr(transactions.Transaction, name)))
-    provider = _orders(shop).provider
+    provider = orders_of(shop).provider
     monkeypatch.setattr(provider, "read", dying(provider.read))
     while True:
         ada, steps, left = owner(), steps + 1, 0
@@ -295,7 +295,7 @@ async def test_an_older_state_is_never_written_after_a_newer_one(
     """Two gateways handle events of one subscription; the first reads its state, and is slow."""
     shop, ada = selling_shop, owner()
     subscription = await stripe.pay(session_of(await shop.order(ada, "pro")))
-    provider = _orders(shop).provider
+    provider = orders_of(shop).provider
     read, has_read, may_go_on = provider.read, asyncio.Event(), asyncio.Event()
 
     async def slow(object_id: str) -> Any:
@@ -322,7 +322,7 @@ async def test_an_older_state_is_never_written_after_a_newer_one(
 
 
 async def test_webhooks_of_others_are_refused(selling_shop: Shop, stripe: StripeServer) -> None:
-    provider = _orders(selling_shop).provider
+    provider = orders_of(selling_shop).provider
     body, signature = stripe.signed("cs_test_1")
     assert isinstance(provider.verify(body, signature), WebhookEvent)
     forged = [
@@ -341,5 +341,5 @@ async def test_localstripe_signs_as_the_library_verifies(selling_shop: Shop, str
     subscription = await stripe.pay(session_of(await selling_shop.order(owner(), "pro")))
     async with asyncio.timeout(10):
         body, signature = await stripe.delivered.get()
-    event = _orders(selling_shop).provider.verify(body, signature)
+    event = orders_of(selling_shop).provider.verify(body, signature)
     assert event.object_id == subscription

@@ -1,0 +1,136 @@
+"""A Paddle for tests: as much of its API as the gateway uses, with answers that the official library parses, and faults."""
+
+import asyncio
+import hashlib
+import hmac
+import itertools
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+
+KEY, SECRET = "pdl_sdbx_apikey_of_tests", "pdl_ntfset_of_tests"
+NOW = "2026-11-01T10:00:00.000000Z"
+_NAMES = ("subtotal", "discount", "tax", "total", "credit", "credit_to_balance", "balance", "grand_total", "grand_total_tax")
+_TOTALS = dict.fromkeys(_NAMES, "0") | {"fee": None, "earnings": None, "currency_code": "EUR"}
+_DATES = {"created_at": NOW, "updated_at": NOW}
+
+
+class PaddleServer:
+    def __init__(self) -> None:
+        self.url = ""
+        self.transactions: dict[str, dict[str, Any]] = {}
+        self.subscriptions: dict[str, dict[str, Any]] = {}
+        #: For the next requests, in order: "lost" does it and never answers, "down" answers 500, "" nothing.
+        self.faults: list[str] = []
+        self._numbers = itertools.count(1)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "down":
+            return _error(500, "internal_error")
+        found = self._answer(request, await request.json() if request.method == "POST" else {})
+        if fault == "lost":
+            await asyncio.sleep(60)
+        if found is None:
+            return _error(404, "entity_not_found")
+        page = {"per_page": 50, "next": request.url.human_repr(), "has_more": False, "estimated_total": 1}
+        return web.json_response({"data": found, "meta": {"request_id": "r", "pagination": page}})
+
+    def _answer(self, request: web.Request, body: dict[str, Any]) -> Any:
+        match request.method, request.path.strip("/").split("/"):
+            case "POST", ["transactions"]:
+                return self._transaction(body["items"], "api", body.get("custom_data"), body.get("customer_id"))
+            case "GET", ["transactions"]:
+                query = request.query
+                return [
+                    one for one in self.transactions.values()
+                    if one["subscription_id"] == query["subscription_id"] and one["origin"] in query["origin"].split(",")
+                ]  # fmt: skip
+            case "GET", ["transactions", found]:
+                return self.transactions.get(found)
+            case "GET", ["subscriptions", found]:
+                return self.subscriptions.get(found)
+            case "POST", ["subscriptions", found, "charge"]:
+                assert body["effective_from"] == "immediately"
+                held = self.subscriptions[found]
+                self._transaction(body["items"], "subscription_charge", held["custom_data"], held["customer_id"], found)
+                return held
+            case "POST", ["customers", customer, "portal-sessions"]:
+                urls = {"general": {"overview": f"https://portal.test/{customer}"}, "subscriptions": []}
+                return {"id": "cpls_1", "customer_id": customer, "urls": urls, "created_at": NOW}
+        raise AssertionError(request.path)
+
+    def _transaction(self, items: Any, origin: str, ours: Any, customer: str | None, subscription: str | None = None) -> dict[str, Any]:
+        number = f"txn_{next(self._numbers)}"
+        details = {"tax_rates_used": [], "totals": _TOTALS, "adjusted_totals": None, "payout_totals": None,
+                   "adjusted_payout_totals": None, "line_items": []}  # fmt: skip
+        self.transactions[number] = {
+            "id": number, "status": "ready", "customer_id": customer, "address_id": None, "business_id": None, "custom_data": ours,
+            "currency_code": "EUR", "origin": origin, "subscription_id": subscription, "collection_mode": "automatic",
+            "items": [{"price": self._price(item), "quantity": item["quantity"], "proration": None} for item in items],
+            "details": details, "payments": [], "checkout": {"url": f"https://shop.test/pay?_ptxn={number}"},
+            **_DATES, "billed_at": None,
+        }  # fmt: skip
+        return self.transactions[number]
+
+    def _price(self, item: dict[str, Any]) -> dict[str, Any]:
+        given = item.get("price", {})
+        return {
+            "id": item.get("price_id") or f"pri_{next(self._numbers)}", "product_id": "pro_1", "description": "x", "type": "standard",
+            "unit_price": {"amount": "2900", "currency_code": "EUR"}, "unit_price_overrides": [], "tax_mode": "account_setting",
+            "quantity": {"minimum": 1, "maximum": 1}, "status": "active", "custom_data": None, **_DATES,
+        } | {name: given[name] for name in ("description", "unit_price", "custom_data") if name in given}  # fmt: skip
+
+    # --- what customers do --------------------------------------------------------------------------------------------
+
+    def pay(self, number: str) -> str:
+        """Pay on the page of a transaction. Return the subscription, or the transaction."""
+        found = self.transactions[number]
+        found |= {"status": "completed", "customer_id": found["customer_id"] or f"ctm_{next(self._numbers)}"}
+        if not any(item["price"]["id"] in {"pri_pro", "pri_gold"} for item in found["items"]):
+            return number
+        made = f"sub_{next(self._numbers)}"
+        items = [
+            {"status": "active", "quantity": 1, "recurring": True, **_DATES, "price": item["price"],
+             "product": {"id": "pro_1", "name": "Plan", "tax_category": "standard", "status": "active", **_DATES}}
+            for item in found["items"]
+        ]  # fmt: skip
+        self.subscriptions[made] = {
+            "id": made, "status": "active", "customer_id": found["customer_id"], "address_id": "add_1", "business_id": None,
+            "currency_code": "EUR", **_DATES, "collection_mode": "automatic", "items": items,
+            "billing_cycle": {"interval": "month", "frequency": 1}, "custom_data": found["custom_data"],
+            "current_billing_period": {"starts_at": NOW, "ends_at": "2026-12-01T10:00:00.000000Z"},
+        }  # fmt: skip
+        found["subscription_id"] = made
+        return made
+
+    def signed(self, object_id: str, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
+        """Return an event about the object, as Paddle sends it, and its signature."""
+        body = json.dumps({"event_id": f"evt_{next(self._numbers)}", "event_type": "x", "data": {"id": object_id}}).encode()
+        at = int(time.time()) - age
+        return body, f"ts={at};h1={hmac.new(secret.encode(), b'%d:' % at + body, hashlib.sha256).hexdigest()}"
+
+
+def _error(status: int, code: str) -> web.Response:
+    error = {"type": "api_error", "code": code, "detail": code, "documentation_url": "https://paddle.test"}
+    return web.json_response({"error": error}, status=status)
+
+
+@asynccontextmanager
+async def running() -> AsyncIterator[PaddleServer]:
+    made = PaddleServer()
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", made.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield made
+    finally:
+        await runner.cleanup()
