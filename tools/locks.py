@@ -79,10 +79,13 @@ def read_locks() -> tuple[Lock, ...]:
     """Return all locks, in the order in which they are resolved."""
     document = tomllib.loads((setup_steps.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     groups, runtime = document["dependency-groups"], read_runtime()
+    payments = [*document["project"]["optional-dependencies"]["stripe"], *document["project"]["optional-dependencies"]["paddle"]]
     engine, *beside = document["project"]["optional-dependencies"]["engine"]
     return (
         Lock("runtime", runtime),
-        Lock("dev", (*runtime, *groups["dev"]), follows="runtime"),
+        Lock("dev", (*runtime, *payments, *groups["dev"]), follows="runtime"),
+        # For a gateway with PAYMENTS=stripe or paddle, after the runtime lock.
+        Lock("payments", tuple(payments), follows="runtime"),
         # hatchling needs editables for `pip install -e`, but does not declare it. The sdist of the engine needs scikit-build-core.
         Lock("build", (*document["build-system"]["requires"], "editables", "scikit-build-core[pyproject]")),
         # Apart from what it needs, because set-up makes or compiles its wheel.

@@ -41,17 +41,24 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
     last_success = metrics.upkeep_last_success.labels(job=job.value)
     while True:
         began = time.monotonic()
-        try:
-            await work()
-        except errors.AimeshError as error:
-            _log.warning("background work failed", job=job.value, reason=error.message)
-        except database.Refusal as error:
-            # Without the error's text, which may quote a row.
-            _log.warning("background work failed", job=job.value, reason=type(error).__name__)
-        else:
+        if await attempt(job, work):
             succeeded_at = time.monotonic()
             last_success.set_to_current_time()
         await asyncio.sleep(pause_seconds(seconds, time.monotonic() - began))
+
+
+async def attempt(job: UpkeepJob, work: Callable[[], Awaitable[object]]) -> bool:
+    """Return whether ``work`` has succeeded; otherwise it is logged."""
+    try:
+        await work()
+    except errors.AimeshError as error:
+        _log.warning("background work failed", job=job.value, reason=error.message)
+    except database.Refusal as error:
+        # Without the error's text, which may quote a row.
+        _log.warning("background work failed", job=job.value, reason=type(error).__name__)
+    else:
+        return True
+    return False
 
 
 def pause_seconds(seconds: float, took: float) -> float:

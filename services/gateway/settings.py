@@ -304,7 +304,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
 
     def provider(self) -> ProviderSettings | None:
         """Return how to reach the payment provider. Raises ValueError with all mistakes, without secrets."""
-        if self.payments == "manual":
+        if self.payments == "manual" or self.money == "off":
             return None
         name, library = self.payments.upper(), "stripe" if self.payments == "stripe" else "paddle_billing"
         key = "STRIPE_SECRET_KEY_FILE" if self.payments == "stripe" else "PADDLE_API_KEY_FILE"
@@ -319,7 +319,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
                 mistakes.append(f"{variable}: {file} can't be read: {type(error).__name__}")
             else:
                 mistakes += [] if secrets[-1] else [f"PAYMENTS={self.payments} needs {variable}"]
-        if secrets and secrets[0].startswith(LIVE_KEYS) and not self.public_url.startswith("https://"):
+        if any(secret.startswith(LIVE_KEYS) for secret in secrets) and not self.public_url.startswith("https://"):
             mistakes.append(f"{key}: a live key needs a PUBLIC_URL with https://")
         if mistakes:
             raise ValueError("; ".join(mistakes))

@@ -2,17 +2,16 @@
 
 import asyncio
 
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.payments.billing import BillingDesk
 from services.gateway.payments.payment_provider import Forged
 from shared import errors
-from shared.stores import database
-from shared.telemetry import Metrics, logs
+from shared.telemetry import Metrics
 
 MAX_BYTES, MAX_SECONDS = 256 * 1024, 10.0
-
-_log = logs.get(part="webhooks")
 
 
 class Webhooks:
@@ -46,7 +45,4 @@ class Webhooks:
         while True:
             await self._arrived.wait()
             self._arrived.clear()
-            try:
-                await self._desk.handle_events()
-            except (errors.AimeshError, *database.Refusal) as error:
-                _log.warning("events wait", kind=type(error).__name__)
+            await background_jobs.attempt(UpkeepJob.BILLING, self._desk.handle_events)

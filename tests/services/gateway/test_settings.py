@@ -1,4 +1,6 @@
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +55,34 @@ def test_limits_of_a_model() -> None:
     loaded = load(MODEL_LIMITS="smollm2.requests_per_minute=600,smollm2.concurrency=32")
     assert loaded.model_plans() == {ModelName("smollm2"): TierPlan(requests_per_minute=600, concurrency=32)}
     assert load().model_plans() == {}
+
+
+def test_a_payment_provider_needs_its_secrets_and_tls_for_live_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, hook, empty = tmp_path / "key", tmp_path / "hook", tmp_path / "empty"
+    key.write_text("sk_live_abc\n", encoding="ascii")
+    hook.write_text("whsec_abc\n", encoding="ascii")
+    empty.touch()
+    files = {"STRIPE_SECRET_KEY_FILE": str(key), "STRIPE_WEBHOOK_SECRET_FILE": str(hook)}
+    selling = {"MONEY": "on", "PAYMENTS": "stripe"}
+    found = load(**selling, **files, PUBLIC_URL="https://ai.example.org").provider()
+    assert found is not None
+    assert (found.secret, found.webhook_secret, found.return_url) == ("sk_live_abc", "whsec_abc", "https://ai.example.org/billing")
+    assert "abc" not in repr(found)
+    assert load(PAYMENTS="stripe").provider() is None, "with MONEY=off"
+    for given, mistake in (
+        ({}, "PAYMENTS=stripe needs STRIPE_SECRET_KEY_FILE; PAYMENTS=stripe needs STRIPE_WEBHOOK_SECRET_FILE"),
+        (files | {"STRIPE_WEBHOOK_SECRET_FILE": str(empty)}, "PAYMENTS=stripe needs STRIPE_WEBHOOK_SECRET_FILE"),
+        (files | {"STRIPE_SECRET_KEY_FILE": "/nowhere/key"}, "STRIPE_SECRET_KEY_FILE: /nowhere/key can't be read: FileNotFoundError"),
+        (files | {"PUBLIC_URL": "http://ai.example.org"}, "STRIPE_SECRET_KEY_FILE: a live key needs a PUBLIC_URL with https://"),
+        (files, "STRIPE_SECRET_KEY_FILE: a live key needs a PUBLIC_URL with https://"),
+    ):
+        with pytest.raises(errors.BadSettings) as refused:
+            load(**selling, **given)
+        assert mistake in str(refused.value)
+        assert "abc" not in str(refused.value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(errors.BadSettings, match=r"PAYMENTS=paddle needs a library: pip install 'aimesh-server\[paddle\]'"):
+        load(MONEY="on", PAYMENTS="paddle", PADDLE_API_KEY_FILE=str(key), PADDLE_WEBHOOK_SECRET_FILE=str(hook))
 
 
 def test_all_mistakes_are_reported_together() -> None:

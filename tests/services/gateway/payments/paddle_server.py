@@ -35,7 +35,7 @@ class PaddleServer:
             return _error(500, "internal_error")
         found = self._answer(request, await request.json() if request.method == "POST" else {})
         if fault == "lost":
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         if found is None:
             return _error(404, "entity_not_found")
         page = {"per_page": 50, "next": request.url.human_repr(), "has_more": False, "estimated_total": 1}

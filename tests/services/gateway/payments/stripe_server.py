@@ -87,7 +87,7 @@ class StripeServer:
             return web.json_response({"error": {"type": "api_error", "message": "down"}}, status=500)
         status, answer = await self._repeatable(request)
         if fault == "lost":
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         return web.json_response(answer, status=status)
 
     async def _repeatable(self, request: web.Request) -> tuple[int, dict[str, Any]]:
