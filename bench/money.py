@@ -1,11 +1,13 @@
-"""Measure what the usage export costs: the gateway's processor time at 1,000 settled requests a second, and PostgreSQL's for the outbox.
+"""Measure what the usage export costs at 1,000 settled requests a second, and how many webhooks of a payment provider a gateway handles.
 
 The gateway's own store settles batches of 20 requests; the export reads, writes and sends them in the same process, as in the gateway. The
-receiver of CloudEvents is another process. A request takes the gateway about 1,500 µs in all (bench/results/tracing.txt).
+receiver of CloudEvents is another process. A request takes the gateway about 1,500 µs in all (bench/results/tracing.txt). The provider of
+the webhooks answers at once.
 """
 
 import asyncio
 import itertools
+import random
 import statistics
 import sys
 import time
@@ -21,16 +23,22 @@ import msgspec
 from bench import report
 from bench.report import Options, Rows
 from services.gateway import store
+from services.gateway.configuration.config_store import ConfigStore
+from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.store import GatewayStore
 from services.gateway.usage_export.export import SinkExport
 from services.gateway.usage_export.file_sink import FileSink
 from services.gateway.usage_export.outbox_store import OutboxStore
 from services.gateway.usage_export.sinks import CloudEventsSink, Sink
 from shared.stores.database import Database
-from shared.types import RequestId, UserId
+from shared.types import RequestId, TenantId, UserId
 from tests.servers import PostgresServer, running
 from tests.services.gateway.billing import test_ledger_store
+from tests.services.gateway.payments import test_stripe_provider
+from tests.services.gateway.payments.memory_provider import MemoryProvider
+from tests.services.gateway.payments.test_billing import Shop
 
+EVENTS, AT_ONCE = 1000, 10
 RATE, BATCH, TENANTS, ROUNDS = 1000, 20, 50, 5
 REQUEST_US = 1500.0
 #: Answers each batch, and prints its port first.
@@ -116,5 +124,39 @@ async def _measure(rows: Rows, _shared: None, options: Options) -> None:
             rows.paired("settle batches of 20 with an outbox", rates["on"], "requests/s", "without", rates["off"], at_least=0.9)
 
 
+async def _measure_webhooks(rows: Rows, _shared: None, _options: Options) -> None:
+    with running(partial(PostgresServer, durable=True)) as postgres:
+        async with postgres.plain_role(postgres.url()) as url, store.opened(url) as opened:
+            live, provider = LiveConfiguration(ConfigStore(opened)), MemoryProvider()
+            await live.reload()
+            async with test_stripe_provider.selling(Shop(opened, live, url), "stripe", provider) as shop:
+                kept, handled = [], []
+                for _ in range(3):
+                    sent = await _paid_credits(shop, provider)
+                    began = time.perf_counter()
+                    for at in range(0, len(sent), AT_ONCE):
+                        await asyncio.gather(*(test_stripe_provider.deliver(shop, signed) for signed in sent[at : at + AT_ONCE]))
+                    kept.append(len(sent) / (time.perf_counter() - began))
+                    began = time.perf_counter()
+                    await shop.desk.work()
+                    handled.append(EVENTS / (time.perf_counter() - began))
+                assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+                credited = await shop.fetch("SELECT sum(balance_micro)::bigint FROM accounts")
+    assert credited == 3 * EVENTS * 25_000_000, f"{credited} micro-credits"
+    rows.alone("webhooks verified and kept, 10 % of them repeats", statistics.median(kept), "events/s", at_least=100)
+    rows.alone("events out of order, each of another payment, handled", statistics.median(handled), "events/s", at_least=100)
+
+
+async def _paid_credits(shop: Shop, provider: MemoryProvider) -> list[tuple[bytes, str]]:
+    """Return an event for each of many payments, and some again, in any order."""
+    sessions = [test_stripe_provider.session_of(await test_stripe_provider.top_up(shop, TenantId(uuid4()))) for _ in range(EVENTS)]
+    for session in sessions:
+        provider.pay(session)
+    signed = [provider.signed(session) for session in sessions]
+    sent = [*signed, *random.sample(signed, EVENTS // 10)]
+    random.shuffle(sent)
+    return sent
+
+
 if __name__ == "__main__":
-    report.run(__doc__, {"money": _measure}, limits=(300.0, 90.0), seconds=(8.0, 3.0))
+    report.run(__doc__, {"money": _measure, "webhooks": _measure_webhooks}, limits=(300.0, 90.0), seconds=(8.0, 3.0))

@@ -73,13 +73,7 @@ class StripeProvider:
         return plan.stripe_price
 
     def verify(self, body: bytes, signature: str) -> WebhookEvent:
-        try:
-            stripe.WebhookSignature.verify_header(body, signature, self._settings.webhook_secret, payment_provider.MAX_AGE_SECONDS)
-            event = json.loads(body)
-            found = event["data"]["object"]
-            return WebhookEvent(id=event["id"], object_id=found["id"] if found["object"] in _FOLLOWED else None)
-        except (stripe.SignatureVerificationError, ValueError, KeyError, TypeError) as error:
-            raise Forged from error
+        return verify(body, signature, self._settings.webhook_secret)
 
     async def check_out(self, order: ProviderOrder, plan: TierPlan | None, payer: Payer) -> tuple[str, str]:
         # The same parameters each time: Stripe refuses a key with others.
@@ -130,6 +124,17 @@ class StripeProvider:
     async def bill(self, order_id: UUID, plan: TierPlan, subscription: str, amount_minor: int, text: str) -> bool:
         # Its meter has counted the usage, which the export sends.
         return plan.stripe_meter is not None
+
+
+def verify(body: bytes, signature: str, secret: str) -> WebhookEvent:
+    """Raises Forged."""
+    try:
+        stripe.WebhookSignature.verify_header(body, signature, secret, payment_provider.MAX_AGE_SECONDS)
+        event = json.loads(body)
+        found = event["data"]["object"]
+        return WebhookEvent(id=event["id"], object_id=found["id"] if found["object"] in _FOLLOWED else None)
+    except (stripe.SignatureVerificationError, ValueError, KeyError, TypeError) as error:
+        raise Forged from error
 
 
 def _checkout(session: stripe.checkout.Session) -> CheckoutState | None:

@@ -177,12 +177,15 @@ class StripeServer:
         session |= {"customer": customer, "status": "complete", "payment_status": "paid"}
         return made
 
-    def signed(self, object_id: str, *, event_id: str = "", age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
-        """Return an event about the object, as Stripe sends it, and its signature."""
-        kind = "checkout.session" if object_id.startswith("cs_") else "subscription"
-        event = {"id": event_id or f"evt_{next(self._numbers)}", "object": "event", "data": {"object": {"id": object_id, "object": kind}}}
-        body = json.dumps(event)
-        return body.encode(), stripe.WebhookSignature.generate_signature_header(body, secret, int(time.time()) - age)
+    def signed(self, object_id: str, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
+        return sign(object_id, f"evt_{next(self._numbers)}", age=age, secret=secret)
+
+
+def sign(object_id: str, event_id: str, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
+    """Return an event about the object, as Stripe sends it, and its signature."""
+    kind = "checkout.session" if object_id.startswith("cs_") else "subscription"
+    body = json.dumps({"id": event_id, "object": "event", "data": {"object": {"id": object_id, "object": kind}}})
+    return body.encode(), stripe.WebhookSignature.generate_signature_header(body, secret, int(time.time()) - age)
 
 
 @asynccontextmanager

@@ -1,0 +1,61 @@
+"""Many events, repeated and out of order, and several gateways that handle them."""
+
+import asyncio
+import random
+
+from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.payment_provider import WebhookEvent
+from services.gateway.payments.provider_orders import ProviderOrders
+from shared.types import TenantId
+from tests.services.gateway.payments.memory_provider import MemoryProvider
+from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
+from tests.services.gateway.payments.test_stripe_provider import balance, orders_of, selling, session_of, shop, top_up
+
+__all__ = ["shop"]
+
+
+async def send_events(shop: Shop, provider: MemoryProvider, owners: list[TenantId], count: int, rng: random.Random) -> int:
+    """Let each owner buy credits twice and a plan, of which every third cancels it; then send so many events about it, in any order and
+    some repeated. Return how many were new."""
+    told: list[str] = []
+    for number, ada in enumerate(owners):
+        for order in [await top_up(shop, ada), await top_up(shop, ada), await shop.order(ada, "pro")]:
+            subscription = provider.pay(session_of(order))
+            told += [session_of(order)] + ([] if subscription is None else [subscription])
+            if subscription is not None and number % 3 == 0:
+                provider.cancel(subscription)
+    events = [WebhookEvent(id=f"evt_{at}", object_id=told[at % len(told)]) for at in range(count)]
+    sent = [*events, *rng.sample(events, count // 10)]
+    rng.shuffle(sent)
+    news = 0
+    for batch in (sent[at : at + 20] for at in range(0, len(sent), 20)):
+        news += sum(await asyncio.gather(*(orders_of(shop).receive(event) for event in batch)))
+    return news
+
+
+async def test_events_out_of_order_are_handled_once_each_by_three_gateways(shop: Shop) -> None:
+    provider, owners, rng = MemoryProvider(), [owner() for _ in range(12)], random.Random(1000)
+    async with selling(shop, "stripe", provider):
+        assert await send_events(shop, provider, owners, 1000, rng) == 1000
+        others = [
+            BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, ProviderOrders("stripe", provider, shop.rows, shop.live, SELLER.currency))
+            for _ in range(2)
+        ]
+        await asyncio.gather(*(desk.work() for desk in (shop.desk, *others)))
+        await shop.desk.work()
+    assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 0
+    assert [await balance(shop, ada) for ada in owners] == [50_000_000] * 12
+    held = [await shop.rows.find_subscription(ada) for ada in owners]
+    assert [None if one is None else one.plan for one in held] == [None if at % 3 == 0 else "pro@1" for at in range(12)]
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+    assert provider.reads < 300, "events of one object are handled together"
+
+
+async def test_old_events_are_forgotten(shop: Shop) -> None:
+    async with selling(shop, "stripe", MemoryProvider()):
+        for event_id in ("evt_1", "evt_2"):
+            await orders_of(shop).receive(WebhookEvent(id=event_id, object_id="cs_of_others"))
+        await shop.desk.work()
+        await shop.execute("UPDATE webhook_events SET handled_at = now() - interval '31 days' WHERE event_id = 'evt_1'")
+        assert await shop.desk.measure_events() == 0
+    assert await shop.fetch("SELECT string_agg(event_id, ',') FROM webhook_events") == "evt_2"
