@@ -311,7 +311,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         files = {variable: getattr(self, variable.lower()) for variable in (key, f"{name}_WEBHOOK_SECRET_FILE")}
         mistakes, secrets = list[str](), list[str]()
         if importlib.util.find_spec(library) is None:
-            mistakes.append(f"PAYMENTS={self.payments} needs a library: pip install 'aimesh-server[{self.payments}]'")
+            mistakes.append(f"PAYMENTS={self.payments} needs a library: install requirements/payments.lock, see docs/howto/billing.md")
         for variable, file in files.items():
             try:
                 secrets.append("" if file is None else file.read_text(encoding="ascii").strip())

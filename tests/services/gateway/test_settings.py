@@ -81,7 +81,7 @@ def test_a_payment_provider_needs_its_secrets_and_tls_for_live_keys(tmp_path: Pa
         assert mistake in str(refused.value)
         assert "abc" not in str(refused.value)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(errors.BadSettings, match=r"PAYMENTS=paddle needs a library: pip install 'aimesh-server\[paddle\]'"):
+    with pytest.raises(errors.BadSettings, match=r"PAYMENTS=paddle needs a library: install requirements/payments\.lock"):
         load(MONEY="on", PAYMENTS="paddle", PADDLE_API_KEY_FILE=str(key), PADDLE_WEBHOOK_SECRET_FILE=str(hook))
 
 
