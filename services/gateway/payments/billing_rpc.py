@@ -47,10 +47,11 @@ class BillingRpc:
         held = await self.store.find_subscription(owner)
         offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)
         state = PlanState.GIVEN if held is None or held.plan is None else PlanState.PAST_DUE if held.is_past_due else PlanState.ACTIVE
-        following = (None, None) if held is None or held.next_plan is None else (tiers.name_of(held.next_plan), held.invoice)
+        next_plan = None if held is None or held.next_plan is None else tiers.name_of(held.next_plan)
+        waits_for = None if held is None or next_plan is None else held.invoice
         provider = self.desk.provider
         name, has_portal = (MANUAL, False) if provider is None else (provider.name, provider.customer_of(held) is not None)
-        return Billing(offer.shown(self.currency), state, account, name, *following, portal=has_portal)
+        return Billing(offer.shown(self.currency), state, account, name, next_plan, waits_for, portal=has_portal)
 
     @serves(api.set_plan)
     async def set_plan(self, request: api.SetPlan, call: RpcCall) -> Order:
