@@ -38,10 +38,8 @@ from services.gateway.payments import payment_provider
 from services.gateway.payments.payment_provider import (
     CheckoutState,
     Forged,
-    Payer,
     ProviderOrder,
     ProviderSubscription,
-    SubscriptionState,
     WebhookEvent,
 )
 from shared import errors
@@ -49,13 +47,6 @@ from shared.telemetry import logs
 from shared.types import TenantId
 
 _FOLLOWED = ("txn_", "sub_")
-_STATES = {
-    "trialing": SubscriptionState.ACTIVE,
-    "active": SubscriptionState.ACTIVE,
-    "past_due": SubscriptionState.PAST_DUE,
-    "paused": SubscriptionState.ENDED,
-    "canceled": SubscriptionState.ENDED,
-}
 T = TypeVar("T")
 
 _log = logs.get(part="paddle")
@@ -109,7 +100,7 @@ class PaddleProvider:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise Forged from error
 
-    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, payer: Payer) -> tuple[str, str]:
+    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> tuple[str, str]:
         if plan is not None:
             item = TransactionCreateItem(plan.paddle_price, 1)
         else:
@@ -117,8 +108,8 @@ class PaddleProvider:
             price = TransactionNonCatalogPriceWithProduct("Prepaid credits", self._money(order.amount_minor), product)
             item = TransactionCreateItemWithPrice(price, 1)
         wanted = CreateTransaction([item], custom_data=CustomData(payment_provider.metadata(order)))
-        if payer.customer is not None:
-            wanted.customer_id = payer.customer
+        if customer is not None:
+            wanted.customer_id = customer
         made: Transaction = await self._run(lambda: self._client.transactions.create(wanted))
         if made.checkout is None or made.checkout.url is None:
             raise errors.Unavailable("Paddle has made no page for this payment", hint="set a default payment link in Paddle's settings")
@@ -179,15 +170,15 @@ def _checkout(found: Transaction) -> CheckoutState | None:
 
 
 def _subscription(found: Subscription) -> ProviderSubscription | None:
-    ours, state = _custom_data(found), _STATES.get(str(found.status))
-    if state is None or "owner" not in ours:
+    ours = _custom_data(found)
+    if "owner" not in ours:
         return None
     period = found.current_billing_period
     return ProviderSubscription(
         id=found.id,
         owner=TenantId(UUID(ours["owner"])),
         customer=found.customer_id,
-        state=state,
+        status=str(found.status),
         plan=ours.get("plan", ""),
         prices=frozenset(item.price.id for item in found.items),
         period_start=found.created_at if period is None else period.starts_at,

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
 from typing import ClassVar, Protocol
 from uuid import UUID
 
@@ -56,13 +55,6 @@ class ProviderOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Payer:
-    #: At the provider, if they have paid before.
-    customer: str | None
-    email: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutState:
     order_id: UUID
     is_over: bool
@@ -73,22 +65,21 @@ class CheckoutState:
     subscription: str | None
 
 
-class SubscriptionState(Enum):
-    ACTIVE = "active"
-    PAST_DUE = "past_due"
-    ENDED = "ended"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSubscription:
     id: str
     owner: TenantId
     customer: str
-    state: SubscriptionState
+    #: Stripe's or Paddle's word.
+    status: str
     #: What it was ordered as. The prices decide: customers change plans at the provider.
     plan: str
     prices: frozenset[str]
     period_start: datetime
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status not in {"trialing", "active", "past_due"}
 
 
 class PaymentProvider(Protocol):
@@ -103,8 +94,9 @@ class PaymentProvider(Protocol):
     def verify(self, body: bytes, signature: str) -> WebhookEvent:
         """Check the signature of the raw bytes, then parse them. Raises Forged."""
 
-    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, payer: Payer) -> tuple[str, str]:
-        """Return the id of a checkout, and its page. The same order again is the same checkout, or another one that nobody knows of."""
+    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> tuple[str, str]:
+        """Return the id of a checkout, and its page. The same order again is the same checkout, or another one that nobody knows of.
+        ``customer``: at the provider, if they have paid before."""
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         """Return the present state of what an event named; None if it isn't from this mesh."""

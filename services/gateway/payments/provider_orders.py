@@ -16,11 +16,9 @@ from services.gateway.facts.tiers import TierPlan
 from services.gateway.payments.billing_store import BillingRows, BillingStore, Subscription
 from services.gateway.payments.payment_provider import (
     CheckoutState,
-    Payer,
     PaymentProvider,
     ProviderOrder,
     ProviderSubscription,
-    SubscriptionState,
     WebhookEvent,
 )
 from shared import currency, errors
@@ -61,7 +59,7 @@ class ProviderOrders:
             raise errors.AlreadyExists(
                 f"a checkout for the plan {tiers.name_of(order.plan or '')} is open", hint="pay it, or wait an hour and choose again"
             )
-        return await self._check_out(order, Payer(customer=self.customer_of(held), email=email), offer.terms)
+        return await self._check_out(order, offer.terms, self.customer_of(held), email)
 
     async def order_credits(self, owner: TenantId, order_id: UUID, amount_minor: int, email: str) -> Order:
         """Raises IdempotencyConflict, AlreadyExists for an order that was not paid in time, and Unavailable."""
@@ -75,12 +73,12 @@ class ProviderOrders:
             return Order(done=True)
         if order.ended_at is not None:
             raise errors.AlreadyExists("this order was not paid in time", hint="use a new id for a new order")
-        return await self._check_out(order, Payer(customer=self.customer_of(held), email=email), None)
+        return await self._check_out(order, None, self.customer_of(held), email)
 
-    async def _check_out(self, order: ProviderOrder, payer: Payer, plan: TierPlan | None) -> Order:
+    async def _check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> Order:
         if order.url is not None:
             return Order(done=False, url=order.url)
-        object_id, url = await self.provider.check_out(order, plan, payer)
+        object_id, url = await self.provider.check_out(order, plan, customer, email)
         async with self._store.transaction() as rows:
             await rows.name_order(order.id, object_id, url)
         _log.info("checkout opened", owner=order.owner, plan=order.plan, amount=order.amount_minor)
@@ -159,12 +157,12 @@ class ProviderOrders:
     async def _follow_subscription(self, rows: BillingRows, found: ProviderSubscription) -> None:
         held = await rows.lock(found.owner, MANUAL)
         if held.subscription != found.id:
-            if found.state is SubscriptionState.ENDED:
+            if found.has_ended:
                 return
             if held.subscription is not None:
                 _log.error("an account has two subscriptions: cancel one", owner=found.owner, one=held.subscription, other=found.id)
                 return
-        if found.state is SubscriptionState.ENDED:
+        if found.has_ended:
             plan, subscription = self._source.config.offers[Tier.FREE].versioned, None
             _log.info("plan ended", owner=found.owner, plan=held.plan, subscription=found.id)
         else:
@@ -177,7 +175,7 @@ class ProviderOrders:
                 provider=self.name,
                 customer=found.customer,
                 subscription=subscription,
-                is_past_due=found.state is SubscriptionState.PAST_DUE,
+                is_past_due=found.status == "past_due",
                 is_applied=held.is_applied and plan == held.plan,
             )
         )

@@ -18,10 +18,8 @@ from services.gateway.payments import payment_provider
 from services.gateway.payments.payment_provider import (
     CheckoutState,
     Forged,
-    Payer,
     ProviderOrder,
     ProviderSubscription,
-    SubscriptionState,
     WebhookEvent,
 )
 from shared import errors
@@ -31,15 +29,6 @@ from shared.types import TenantId
 #: At least 30 minutes, as Stripe wants; the order may wait for its first answer that long, too.
 CHECKOUT_HOURS = 1
 _FOLLOWED = ("checkout.session", "subscription")
-_STATES = {
-    "trialing": SubscriptionState.ACTIVE,
-    "active": SubscriptionState.ACTIVE,
-    "past_due": SubscriptionState.PAST_DUE,
-    "unpaid": SubscriptionState.ENDED,
-    "paused": SubscriptionState.ENDED,
-    "canceled": SubscriptionState.ENDED,
-    "incomplete_expired": SubscriptionState.ENDED,
-}
 T = TypeVar("T")
 
 _log = logs.get(part="stripe")
@@ -75,7 +64,7 @@ class StripeProvider:
     def verify(self, body: bytes, signature: str) -> WebhookEvent:
         return verify(body, signature, self._settings.webhook_secret)
 
-    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, payer: Payer) -> tuple[str, str]:
+    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> tuple[str, str]:
         # The same parameters each time: Stripe refuses a key with others.
         metadata = payment_provider.metadata(order)
         params: SessionCreateParams = {
@@ -85,10 +74,10 @@ class StripeProvider:
             "cancel_url": self._settings.return_url,
             "expires_at": int((order.created_at + timedelta(hours=CHECKOUT_HOURS)).timestamp()),
         }
-        if payer.customer is not None:
-            params["customer"] = payer.customer
-        elif payer.email:
-            params["customer_email"] = payer.email
+        if customer is not None:
+            params["customer"] = customer
+        elif email:
+            params["customer_email"] = email
         if plan is not None:
             assert plan.stripe_price is not None
             params["mode"], params["subscription_data"] = "subscription", {"metadata": metadata}
@@ -107,7 +96,7 @@ class StripeProvider:
                     "quantity": 1,
                 }
             ]
-            if payer.customer is None:
+            if customer is None:
                 params["customer_creation"] = "always"
         made = await _answered(self._client.v1.checkout.sessions.create_async(params, {"idempotency_key": f"checkout-{order.id}"}))
         return made.id, made.url or ""
@@ -152,14 +141,15 @@ def _checkout(session: stripe.checkout.Session) -> CheckoutState | None:
 
 
 def _subscription(found: stripe.Subscription) -> ProviderSubscription | None:
-    state, ours, items = _STATES.get(found.status), _metadata(found), found.items.data
-    if state is None or "owner" not in ours:
+    ours, items = _metadata(found), found.items.data
+    # The first payment of an incomplete one is not made yet.
+    if found.status == "incomplete" or "owner" not in ours:
         return None
     return ProviderSubscription(
         id=found.id,
         owner=TenantId(UUID(ours["owner"])),
         customer=_id(found.customer) or "",
-        state=state,
+        status=found.status,
         plan=ours.get("plan", ""),
         prices=frozenset(item.price.id for item in items),
         period_start=datetime.fromtimestamp(min(item.current_period_start for item in items), UTC),

@@ -10,10 +10,8 @@ from services.gateway.facts.tiers import TierPlan
 from services.gateway.payments import stripe_provider
 from services.gateway.payments.payment_provider import (
     CheckoutState,
-    Payer,
     ProviderOrder,
     ProviderSubscription,
-    SubscriptionState,
     WebhookEvent,
 )
 from tests.services.gateway.payments import stripe_server
@@ -34,9 +32,9 @@ class MemoryProvider:
     def verify(self, body: bytes, signature: str) -> WebhookEvent:
         return stripe_provider.verify(body, signature, stripe_server.SECRET)
 
-    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, payer: Payer) -> tuple[str, str]:
+    async def check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> tuple[str, str]:
         object_id = f"cs_{next(self._numbers)}"
-        self.objects[object_id] = CheckoutState(order_id=order.id, is_over=False, payment=None, customer=payer.customer, subscription=None)
+        self.objects[object_id] = CheckoutState(order_id=order.id, is_over=False, payment=None, customer=customer, subscription=None)
         self.orders[object_id] = order
         return object_id, f"https://checkout.test/{object_id}"
 
@@ -65,7 +63,7 @@ class MemoryProvider:
             return None
         made = f"sub_{next(self._numbers)}"
         self.objects[made] = ProviderSubscription(
-            id=made, owner=order.owner, customer=customer, state=SubscriptionState.ACTIVE, plan=order.plan,
+            id=made, owner=order.owner, customer=customer, status="active", plan=order.plan,
             prices=frozenset({"price_pro"}), period_start=datetime.now(UTC),
         )  # fmt: skip
         self.objects[object_id] = replace(found, is_over=True, customer=customer, subscription=made)
@@ -74,4 +72,4 @@ class MemoryProvider:
     def cancel(self, subscription: str) -> None:
         found = self.objects[subscription]
         assert isinstance(found, ProviderSubscription)
-        self.objects[subscription] = replace(found, state=SubscriptionState.ENDED)
+        self.objects[subscription] = replace(found, status="canceled")

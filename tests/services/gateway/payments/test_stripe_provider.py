@@ -1,6 +1,7 @@
 """Plans and credits through Stripe: the official library against localstripe, with faults and kills between any two steps."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -210,7 +211,10 @@ async def test_a_checkout_that_was_not_paid_in_time_ends(selling_shop: Shop, str
 
 
 @pytest.mark.parametrize("fault", ["lost", "down"])
-async def test_a_call_without_an_answer_is_repeated_with_its_key(selling_shop: Shop, stripe: StripeServer, fault: str) -> None:
+async def test_a_call_without_an_answer_is_repeated_with_its_key(
+    selling_shop: Shop, stripe: StripeServer, fault: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.DEBUG)
     shop, ada, order_id = selling_shop, owner(), RequestId(uuid4())
     stripe.faults = [fault, "", fault]
     with pytest.raises(errors.Unavailable, match="Stripe did not accept the call or did not answer"):
@@ -220,6 +224,9 @@ async def test_a_call_without_an_answer_is_repeated_with_its_key(selling_shop: S
         await shop.order(ada, "pro")
     await shop.order(ada, "pro")
     assert len(stripe.sessions) == 2, "one for each order"
+    shown = "".join((caplog.text, *capfd.readouterr()))
+    assert stripe_server.KEY not in shown
+    assert "ada@example.org" not in shown
     await stripe.pay(session_of(order))
     await tell(shop, stripe, session_of(order))
     assert await balance(shop, ada) == 25_000_000

@@ -48,6 +48,8 @@ async def client(upstream: Upstream) -> AsyncIterator[httpx.AsyncClient]:
         ("/v1/models", True),
         ("/docs", True),
         ("/openapi.json", True),
+        ("/webhooks/stripe", True),
+        ("/webhooks", False),
         ("/api-keys", False),
         ("/apis", False),
         ("/v1x", False),
