@@ -70,6 +70,8 @@ def _person(*needs: Permission, fresh: bool = False, halfway: bool = False, unle
 
 _NODE = AccessRule(who=Audience.NODE)
 _KNOWN = _person()
+#: Web shows it to visitors.
+_PUBLIC = _person(unless={Role.WEB})
 _HALFWAY = _person(halfway=True)
 _ACCOUNT = _person(Permission.WRITE_ACCOUNT)
 _ACCOUNT_FRESH = _person(Permission.WRITE_ACCOUNT, fresh=True)
@@ -232,7 +234,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.giveUpPool": _NODE,
     "gateway.pardonNode": _ADMIN_FRESH,
     "gateway.readUsage": _NODE,
-    "gateway.listPlans": _KNOWN,
+    "gateway.listPlans": _PUBLIC,
     "gateway.readBilling": _USAGE,
     "gateway.setPlan": _ACCOUNT_FRESH,
     "gateway.orderTopUp": _ACCOUNT_FRESH,
@@ -241,6 +243,8 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.getInvoice": _USAGE,
     "gateway.payInvoice": _ADMIN_FRESH,
     "gateway.voidInvoice": _ADMIN_FRESH,
+    "gateway.listCustomers": _ADMIN,
+    "gateway.readRevenue": _ADMIN,
     "gateway.dropStoredItems": _NODE,
     "gateway.getUsageReport": _USAGE,
     "gateway.getBusinessReport": _ADMIN,
@@ -251,7 +255,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.readAccount": _USAGE,
     "gateway.topUp": _ADMIN_FRESH,
     "gateway.setPrice": _ADMIN_FRESH,
-    "gateway.listPrices": _KNOWN,
+    "gateway.listPrices": _PUBLIC,
     "gateway.revertRequest": _ADMIN_FRESH,
     "gateway.readUsageExport": _ADMIN,
     "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),

@@ -183,7 +183,16 @@ class GatewayService:
         orders = None
         if stores.provider is not None:
             orders = ProviderOrders(settings.payments, stores.provider, billing_store, live, settings.currency)
-        self._desk = BillingDesk(billing_store, live, node.rpc, settings.seller(), orders)
+        # The series exists from the start, so that the first payment is an increase.
+        metrics.revenue.labels(currency=settings.currency)
+        self._desk = BillingDesk(
+            billing_store,
+            live,
+            node.rpc,
+            settings.seller(),
+            orders,
+            on_paid=lambda paid: metrics.revenue.labels(currency=paid.currency).inc(paid.total_minor),
+        )
         self._webhooks = Webhooks(self._desk, metrics)
         self._billing = BillingRpc(
             self._desk, billing_store, live, stores.ledger, node.rpc, self.audit_reporting, settings.currency, is_on=settings.money == "on"

@@ -155,6 +155,10 @@ class Invoice(Body, frozen=True, omit_defaults=False):
     paid_at: datetime | None = None
     reference: str = ""
 
+    @property
+    def number(self) -> str:
+        return self.document.number
+
 
 class OpenPortal(Body, frozen=True):
     """Open the payment provider's page for cards, its invoices, and changing or canceling the subscription."""
@@ -199,6 +203,47 @@ class VoidInvoice(Body, frozen=True):
     reason: Annotated[str, Meta(min_length=1, max_length=500)]
 
 
+class Customer(Body, frozen=True, omit_defaults=False):
+    """An account that has ordered a plan, or was given one."""
+
+    owner: TenantId
+    #: The present plan, as name and version; None before the first one is paid.
+    plan: str | None
+    next_plan: str | None
+    state: PlanState
+    provider: str
+    #: None before its first request.
+    period_ends_at: datetime | None
+
+
+class ListCustomers(Body, frozen=True):
+    """For administrators."""
+
+    #: The last owner of the previous page.
+    after: TenantId | None = None
+    limit: Annotated[int, Meta(ge=1, le=500)] = 100
+
+
+class Customers(Body, frozen=True):
+    customers: tuple[Customer, ...] = ()
+
+
+class ReadRevenue(Body, frozen=True):
+    """For administrators: what paid invoices of the last 12 months add up to."""
+
+
+class MonthRevenue(Body, frozen=True, omit_defaults=False):
+    #: Such as 2026-02, in UTC.
+    month: str
+    currency: str
+    total_minor: MinorUnits
+
+
+class Revenue(Body, frozen=True):
+    #: Oldest first, without months in which nothing was paid.
+    months: tuple[MonthRevenue, ...] = ()
+
+
 class ApplyPlan(Body, frozen=True):
     """Of the gateway: an account has this plan from now on. Safe to repeat."""
 
@@ -228,5 +273,7 @@ list_invoices = Method("gateway.listInvoices", ListInvoices, Invoices, callers=P
 get_invoice = Method("gateway.getInvoice", GetInvoice, Invoice, callers=PEOPLE)
 pay_invoice = Method("gateway.payInvoice", PayInvoice, Invoice, callers=PEOPLE)
 void_invoice = Method("gateway.voidInvoice", VoidInvoice, Invoice, callers=PEOPLE)
+list_customers = Method("gateway.listCustomers", ListCustomers, Customers, callers=PEOPLE)
+read_revenue = Method("gateway.readRevenue", ReadRevenue, Revenue, callers=PEOPLE)
 describe_account = Method("auth.describeAccount", DescribeAccount, AccountName, callers={Role.GATEWAY})
 apply_plan = Method("auth.applyPlan", ApplyPlan, Nothing, callers={Role.GATEWAY})

@@ -5,6 +5,7 @@ cheaper one at the end of the period. Every step is one transaction, and safe to
 until it has.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid5
@@ -19,7 +20,7 @@ from services.gateway.payments.billing_store import BillingRows, BillingStore, S
 from services.gateway.payments.provider_orders import MANUAL, ProviderOrders
 from shared import currency, errors
 from shared.api import billing as api
-from shared.api.billing import Invoice, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
+from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
 from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.types import MicroCredits, RequestId, TenantId, Tier
@@ -36,7 +37,14 @@ class BillingDesk:
     """``work`` is repeated by every gateway; the rows are taken by one at a time."""
 
     def __init__(
-        self, store: BillingStore, source: ConfigSource, rpc: RpcClient, seller: Seller, provider: ProviderOrders | None = None
+        self,
+        store: BillingStore,
+        source: ConfigSource,
+        rpc: RpcClient,
+        seller: Seller,
+        provider: ProviderOrders | None = None,
+        *,
+        on_paid: Callable[[InvoiceDocument], None] = lambda _paid: None,
     ) -> None:
         """Without a ``provider``, invoices of ours are paid by other means."""
         self._store = store
@@ -44,6 +52,7 @@ class BillingDesk:
         self._rpc = rpc
         self._seller = seller
         self.provider = provider
+        self._on_paid = on_paid
 
     async def describe(self, owner: TenantId) -> api.AccountName:
         """Raises NotFound."""
@@ -177,6 +186,7 @@ class BillingDesk:
             _ensure_open(invoice)
             paid = await rows.settle(number, await rows.now(), reference)
             await self._fulfil(rows, stored)
+        self._on_paid(invoice.document)
         _log.info("invoice paid", number=number, owner=invoice.owner)
         await self.apply()
         return paid

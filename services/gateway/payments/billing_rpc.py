@@ -14,7 +14,7 @@ from shared import access_table, errors
 from shared.access_table import Permission
 from shared.api import billing as api
 from shared.api import organizations
-from shared.api.billing import Billing, Invoice, Invoices, Order, Plans, PlanState
+from shared.api.billing import Billing, Customers, Invoice, Invoices, Order, Plans, PlanState, Revenue
 from shared.api.organizations import TeamRole
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
@@ -34,7 +34,7 @@ class BillingRpc:
 
     @serves(api.list_plans)
     async def list_plans(self, request: api.ListPlans, call: RpcCall) -> Plans:
-        everyone = access_table.may(call.principal, Permission.EVERYTHING)
+        everyone = call.found is not None and access_table.may(call.found, Permission.EVERYTHING)
         offers = sorted(self.source.config.offers.values(), key=lambda offer: (offer.fee_micro is None, offer.fee_micro, offer.name))
         return Plans(tuple(offer.shown(self.currency) for offer in offers if everyone or offer.for_sale))
 
@@ -46,7 +46,7 @@ class BillingRpc:
         account = await self.ledger_store.read_account(owner, Spending(terms.included_tokens, terms.overage_micro, has_plan=True))
         held = await self.store.find_subscription(owner)
         offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)
-        state = PlanState.GIVEN if held is None or held.plan is None else PlanState.PAST_DUE if held.is_past_due else PlanState.ACTIVE
+        state = PlanState.GIVEN if held is None else held.state
         next_plan = None if held is None or held.next_plan is None else tiers.name_of(held.next_plan)
         waits_for = None if held is None or next_plan is None else held.invoice
         provider = self.desk.provider
@@ -110,6 +110,16 @@ class BillingRpc:
         found = await self.desk.void(request.number, request.reason)
         self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason)
         return found
+
+    @serves(api.list_customers)
+    async def list_customers(self, request: api.ListCustomers, call: RpcCall) -> Customers:
+        self._ensure_on()
+        return Customers(await self.store.list_customers(request.after, request.limit))
+
+    @serves(api.read_revenue)
+    async def read_revenue(self, request: api.ReadRevenue, call: RpcCall) -> Revenue:
+        self._ensure_on()
+        return Revenue(await self.store.sum_revenue())
 
     def _ensure_on(self) -> None:
         if not self.is_on:

@@ -10,7 +10,17 @@ import msgspec
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
 from services.gateway.payments.payment_provider import ProviderOrder, WebhookEvent
-from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Party
+from shared.api.billing import (
+    Customer,
+    Invoice,
+    InvoiceDocument,
+    InvoiceLine,
+    InvoicePurpose,
+    InvoiceState,
+    MonthRevenue,
+    Party,
+    PlanState,
+)
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.types import MicroCredits, RequestId, TenantId
@@ -31,6 +41,10 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     is_past_due: bool
     is_applied: bool
     billed_period: datetime | None
+
+    @property
+    def state(self) -> PlanState:
+        return PlanState.GIVEN if self.plan is None else PlanState.PAST_DUE if self.is_past_due else PlanState.ACTIVE
 
 
 class StoredInvoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +236,14 @@ class BillingStore:
             async with self._database.bound(owner) as transaction:
                 rows = await transaction.rows("list_invoices", owner, only_open, before, limit)
         return tuple(_invoice(row).invoice for row in rows)
+
+    async def list_customers(self, after: TenantId | None, limit: int) -> tuple[Customer, ...]:
+        found = ((_subscription(row), row) for row in await self._database.rows("list_customers", after, limit))
+        return tuple(Customer(held.owner, held.plan, held.next_plan, held.state, held.provider, row["period_end"]) for held, row in found)
+
+    async def sum_revenue(self) -> tuple[MonthRevenue, ...]:
+        rows = await self._database.rows("sum_revenue")
+        return tuple(MonthRevenue(row["month"], row["currency"], row["total_minor"]) for row in rows)
 
 
 def _subscription(row: DatabaseRow) -> Subscription:

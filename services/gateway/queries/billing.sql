@@ -160,3 +160,18 @@ RETURNING subscription;
 -- Let the periods of an account begin when they begin at the provider: now, unless they do already.
 UPDATE accounts SET anchor = $2, period_end = clock_timestamp()
 WHERE owner = $1 AND abs(extract(epoch FROM anchor - $2)) > 86400 AND abs(extract(epoch FROM period_start - $2)) > 86400;
+
+-- name: list_customers
+-- List the accounts with a subscription and the end of their period, by owner.
+SELECT subscriptions.*, period_end FROM subscriptions LEFT JOIN accounts USING (owner)
+WHERE (plan IS NOT NULL OR next_plan IS NOT NULL) AND ($1::uuid IS NULL OR owner > $1)
+ORDER BY owner LIMIT $2;
+
+-- name: sum_revenue
+-- Add up what was paid, by month and currency. Credit notes take back only what was never paid.
+SELECT to_char(paid_at AT TIME ZONE 'UTC', 'YYYY-MM') AS month, document ->> 'currency' AS currency,
+    sum((document ->> 'totalMinor')::bigint)::bigint AS total_minor
+FROM invoices
+WHERE paid_at >= date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '11 months'
+    AND document ->> 'purpose' <> 'credit_note'
+GROUP BY 1, 2 ORDER BY 1, 2;

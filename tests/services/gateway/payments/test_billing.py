@@ -16,14 +16,17 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.billing_store import BillingStore
 from shared import errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceState, OrderTopUp, Party
 from shared.api.method import Nothing
 from shared.config_documents import ConfigKind, PlanDocument
-from shared.types import MicroCredits, RequestId, TenantId
-from tests.services.gateway.fakes import FakeRpc
+from shared.rpc import RpcCall
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import MicroCredits, Peer, RequestId, Role, TenantId, UserRole
+from tests.services.gateway.fakes import PERSON, FakeRpc, node_id
 
 SELLER = Seller(Party("Mesh GmbH", ("Hamburg",)), "VAT", Decimal(19), "EUR")
 
@@ -39,7 +42,11 @@ class Shop:
         self.auth_is_away = False
         self.rpc = FakeRpc()
         self.rpc.answers |= {api.describe_account.name: self._describe, api.apply_plan.name: self._apply}
-        self.desk = BillingDesk(self.rows, live, self.rpc, seller)
+        #: Of each payment that was counted.
+        self.paid: list[tuple[str, int]] = []
+        self.desk = BillingDesk(
+            self.rows, live, self.rpc, seller, on_paid=lambda document: self.paid.append((document.currency, document.total_minor))
+        )
 
     async def _describe(self, request: api.DescribeAccount) -> api.AccountName:
         if request.owner in self.gone:
@@ -254,3 +261,48 @@ async def test_invoices_have_no_gaps_and_never_change(shop: Shop) -> None:
     for statement in ("UPDATE invoices SET document = '{}'", "DELETE FROM invoices"):
         with pytest.raises(asyncpg.RaiseError, match="never changed"):
             await shop.execute(statement)
+
+
+async def test_paid_invoices_are_revenue(shop: Shop) -> None:
+    ada = owner()
+    order = await shop.order(ada, "pro")
+    assert order.invoice is not None
+    for _ in range(2):
+        await shop.desk.pay(order.invoice, "wire 17")
+    second = (await shop.desk.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
+    assert second is not None
+    await shop.desk.void(second, "typo")
+    assert shop.paid == [("EUR", 3451)]
+    assert await shop.rows.sum_revenue() == (api.MonthRevenue(f"{datetime.now(UTC):%Y-%m}", "EUR", 3451),)
+    await shop.execute("ALTER TABLE invoices DISABLE TRIGGER invoices_are_immutable")
+    for months, count in ((10, 1), (13, 0)):
+        await shop.execute("UPDATE invoices SET paid_at = now() - make_interval(months => $1)", months)
+        assert len(await shop.rows.sum_revenue()) == count
+
+
+async def test_customers_are_listed_by_owner(shop: Shop) -> None:
+    ada, bob, cleo = sorted(owner() for _ in range(3))
+    await shop.desk.give_plan(ada, "pro")
+    await shop.order(bob, "pro")
+    await shop.order(cleo, "pro")
+    await shop.order(cleo, "free")
+    await shop.ledger.read_account(ada, Spending(100, MicroCredits(0), has_plan=True))
+    first, second = await shop.rows.list_customers(None, 10)
+    assert (first.owner, first.plan, first.state, first.provider) == (ada, "pro@0", api.PlanState.ACTIVE, "manual")
+    assert first.period_ends_at is not None
+    assert second == api.Customer(bob, None, "pro@0", api.PlanState.GIVEN, "manual", None)
+    assert await shop.rows.list_customers(None, 1) == (first,)
+    assert await shop.rows.list_customers(ada, 10) == (second,)
+
+
+async def test_visitors_see_the_plans_for_sale(shop: Shop) -> None:
+    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    await shop.live.change(lambda *_: {(ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0)}, origin="applied", author=None)
+    admin = msgspec.structs.replace(PERSON, role=UserRole.ADMIN)
+    names = {}
+    for who in (None, PERSON, admin):
+        call = RpcCall(Peer(Role.WEB, node_id(1)), deadline=0, credential=None, idempotency_key=None)
+        call.found = who
+        names[who] = [plan.name for plan in (await rpc.list_plans(api.ListPlans(), call)).plans]
+    assert names[None] == names[PERSON]
+    assert set(names[admin]) - set(names[None]) == {"gold", "enterprise"}
