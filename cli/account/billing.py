@@ -116,7 +116,7 @@ def invoice(here: CliContext, /, number: str, *, as_json: bool) -> None:
 
 def _lines(invoice: "Invoice") -> list[str]:
     from shared import currency
-    from shared.lists.billing import STATES
+    from shared.lists.billing import state
 
     document = invoice.document
 
@@ -130,7 +130,7 @@ def _lines(invoice: "Invoice") -> list[str]:
     width, right = max(len(text) for text, _ in rows), max(len(amount) for _, amount in rows)
     dates = f"{document.issued_at:%Y-%m-%d}, due {document.due_at:%Y-%m-%d}"
     parties = [party.name for party in (document.seller, document.customer) if party.name]
-    head = [f"Invoice {document.number}: {STATES[invoice.state][0].lower()}", dates, " to ".join(map(printing.printable, parties))]
+    head = [f"Invoice {document.number}: {state(invoice)[0].lower()}", dates, " to ".join(map(printing.printable, parties))]
     return [*head, "", *(f"{printing.printable(text):<{width}}  {amount:>{right}}" for text, amount in rows)]
 
 

@@ -16,6 +16,7 @@ from litestar.types import ExceptionHandlersMap
 from services.web import page_access, request_context
 from services.web.http import forms, json_errors
 from services.web.pages import (
+    billing,
     device,
     install,
     invitation,
@@ -27,6 +28,7 @@ from services.web.pages import (
     overview,
     playground,
     policies,
+    pricing,
     requests,
     setup,
     statements,
@@ -45,6 +47,7 @@ from services.web.pages.admin import (
     cost,
     health,
     mesh_settings,
+    money,
     prices,
     report,
     rollouts,
@@ -82,6 +85,8 @@ _PAGES: tuple[ModuleType, ...] = (
     own_data,
     teams,
     policies,
+    billing,
+    pricing,
     device,
     invitation,
     join,
@@ -98,6 +103,7 @@ _PAGES: tuple[ModuleType, ...] = (
     setup,
     all_organizations,
     prices,
+    money,
     routes,
     rollouts,
     audit_log,

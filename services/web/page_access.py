@@ -24,11 +24,11 @@ class PageAudience(Enum):
 
 #: Who may open which paths, with everything below them.
 _PATHS: Mapping[PageAudience, str] = {
-    PageAudience.ANYBODY: "/ /static /install /install.sh /register /login /login-link /logout /join /forgot /reset",
+    PageAudience.ANYBODY: "/ /static /install /install.sh /register /login /login-link /logout /join /forgot /reset /pricing",
     PageAudience.HALFWAY: "/login/code /login/second-factor",
     PageAudience.PERSON: """
         /join/accept /dashboard /api-keys /playground /usage /usage.csv /requests /requests.csv /models /settings /organisations /policies
-        /invitation /device /live /live/models
+        /invitation /device /billing /live /live/models
     """,
     PageAudience.NODE_OWNER: "/nodes /live/nodes",
     PageAudience.ADMIN: "/live/health /live/charts /live/alerts /admin",

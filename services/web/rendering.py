@@ -15,9 +15,9 @@ from markupsafe import Markup, escape
 from services.web.alert_banner import AlertBanner
 from services.web.charts import usage_chart
 from services.web.http import forms
-from shared import amounts, errors, limits
+from shared import amounts, currency, errors, limits
 from shared.api.auth import User
-from shared.lists import account
+from shared.lists import account, billing
 from shared.types import UserRole
 
 _PACKAGE = Path(__file__).parent
@@ -128,8 +128,9 @@ class Renderer:
         self.assets = assets
 
     @classmethod
-    def load(cls) -> "Renderer":
-        """Raises BadSettings if a static file is missing, so that a broken installation fails at startup."""
+    def load(cls, *, sells: bool = False, has_pricing: bool = False) -> "Renderer":
+        """``sells`` and ``has_pricing``: link to billing and to /pricing. Raises BadSettings if a static file is missing, so that a broken
+        installation fails at startup."""
         files = load_assets()
         root = _PACKAGE / "templates"
         templates = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.html")}
@@ -154,8 +155,12 @@ class Renderer:
             "clock": _clock,
             "sentence": _sentence,
             "in_code": in_code,
+            "money": currency.written,
+            "fee": billing.fee,
+            "plan_facts": billing.plan_facts,
         }
         environment.globals |= {"static": files.address, "limit_kinds": limits.LIMITS, "bounds": forms.bounds}
+        environment.globals |= {"sells": sells, "has_pricing": has_pricing}
         return cls(environment, files)
 
     def render(self, template: str, frame: PageFrame, view: object) -> bytes:

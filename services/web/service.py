@@ -36,7 +36,7 @@ class WebService:
             caller=node.rpc,
             sessions=sessions.WebSessions(node.rpc, time.monotonic),
             tokens=csrf.FormTokens(settings.secret, os.urandom),
-            renderer=rendering.Renderer.load(),
+            renderer=rendering.Renderer.load(sells=settings.money == "on", has_pricing=settings.pricing_page == "on"),
             now=lambda: datetime.now(UTC),
         )
         seconds = settings.request_timeout_seconds + settings.queue_start_seconds

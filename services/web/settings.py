@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from msgspec import Meta
@@ -48,6 +48,12 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Path | None,
         Variable("INSTALL_FOLDER", "the package index that web serves at /install; by default `install` in the folder of its Python"),
     ] = None
+    money: Annotated[
+        Literal["on", "off"], Variable("MONEY", "the same value as for the gateway; on: pages show the plan, invoices and customers")
+    ] = "off"
+    pricing_page: Annotated[
+        Literal["on", "off"], Variable("PRICING_PAGE", "on: anyone can see the plans for sale and the prices of models at /pricing")
+    ] = "off"
     password_min_length: Annotated[int, Variable("PASSWORD_MIN_LENGTH", "the minimum length of passwords")] = 8
 
     @property

@@ -1,15 +1,21 @@
 """The lists of plans and invoices."""
 
+from collections.abc import Iterator
+
 from shared import currency
 from shared.api.billing import Invoice, InvoiceState, Plan
 from shared.lists.columns import Column, Listing, Tone
 
-STATES = {
+_STATES = {
     InvoiceState.OPEN: ("To be paid", Tone.WARN),
     InvoiceState.LATE: ("Late", Tone.BAD),
     InvoiceState.PAID: ("Paid", Tone.GOOD),
     InvoiceState.VOID: ("Taken back", Tone.OFF),
 }
+
+
+def state(invoice: Invoice) -> tuple[str, Tone]:
+    return ("Credit note", Tone.OFF) if invoice.document.corrects else _STATES[invoice.state]
 
 
 def fee(plan: Plan) -> str:
@@ -30,6 +36,13 @@ def beyond(plan: Plan) -> str:
     return "prepaid credits" if not plan.overage_minor else f"billed up to {currency.written(plan.overage_minor, plan.currency)}"
 
 
+def plan_facts(plan: Plan) -> Iterator[str]:
+    """Yield what a plan offers, such as `100,000 tokens a month`."""
+    yield f"{included(plan)} tokens a month"
+    yield f"Beyond them: {beyond(plan)}"
+    yield from plan.limits
+
+
 PLANS: Listing[Plan] = Listing(
     columns=(
         Column(title="Plan", show=lambda row: row.name),
@@ -45,7 +58,7 @@ PLANS: Listing[Plan] = Listing(
 INVOICES: Listing[Invoice] = Listing(
     columns=(
         Column(title="Invoice", show=lambda row: row.document.number, is_code=True),
-        Column(title="State", show=lambda row: STATES[row.state][0], tone=lambda row: STATES[row.state][1]),
+        Column(title="State", show=lambda row: state(row)[0], tone=lambda row: state(row)[1]),
         Column(title="Total", show=lambda row: currency.written(row.document.total_minor, row.document.currency), is_number=True),
         Column(title="For", show=lambda row: ", ".join(line.text for line in row.document.lines), rank=2, wraps=True),
         Column(title="Customer", show=lambda row: row.document.customer.name, rank=4, wraps=True),

@@ -140,6 +140,12 @@ def test_no_page_is_forgotten() -> None:
         "/admin/nodes/{node_id:str}/approve",
         "/admin/nodes/{node_id:str}/revoke",
         "/nodes/{node_id:str}/revoke",
+        # Only a mesh that sells has these; tests/services/web/pages/admin/test_billing_in_chromium.py looks at them.
+        "/billing",
+        "/billing/invoices/{number:str}",
+        "/pricing",
+        "/admin/money",
+        "/admin/money/invoices/{number:str}",
         # Only a worker that is up has these; tests/services/web/pages/admin/test_hostile_names.py looks at them.
         "/admin/nodes/{worker_id:str}/models",
         "/nodes/{worker_id:str}/models",

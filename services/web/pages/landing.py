@@ -27,7 +27,7 @@ class LandingPage:
 @get("/")
 async def landing(page_request: NamedDependency[PageRequest]) -> Page:
     _, health, options = await asyncio.gather(
-        _session_if_auth_answers(page_request),
+        session_if_auth_answers(page_request),
         _health(page_request),
         signing_in.find_options(page_request, deadline_seconds=STATUS_CALL_SECONDS),
     )
@@ -49,7 +49,7 @@ async def static(page_request: NamedDependency[PageRequest], version: FromPath[s
     return Response(content, media_type=asset.media_type, headers=headers)
 
 
-async def _session_if_auth_answers(page_request: PageRequest) -> auth.LoginSession | None:
+async def session_if_auth_answers(page_request: PageRequest) -> auth.LoginSession | None:
     try:
         return await page_request.find_session()
     except errors.AimeshError:

@@ -103,8 +103,7 @@ class FakeUsage:
         self._user(credential)
         return gateway.NodeRows(tuple(self.nodes))
 
-    def _list_prices(self, _: ledger.ListPrices, credential: Credential | None) -> ledger.ModelPrices:
-        self._user(credential)
+    def _list_prices(self, _request: ledger.ListPrices, _: Credential | None) -> ledger.ModelPrices:
         return ledger.ModelPrices(tuple(self.prices))
 
     def _load_model(self, request: gateway.LoadOnWorker, credential: Credential | None) -> gateway.ModelPlaces:

@@ -1,4 +1,4 @@
-"""Send the browser to the login provider with an intermediate page.
+"""Send the browser to the login provider, or to the payment provider, with an intermediate page.
 
 Browsers check redirects after a form against the policy's `form-action`, which allows only our origin. A page that redirects itself is
 not a form.
@@ -14,6 +14,7 @@ from shared.api import accounts
 class RedirectReason(StrEnum):
     LOG_IN = "login"
     LOG_OUT = "logout"
+    PAY = "pay"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,8 +270,7 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         total = usage_report.UsageSum(1234, 5, 9000, 4000, MicroCredits(2_500_000))
         return usage_report.UsageSummary(total, (), (usage_report.UsageOfModel(ModelName("smollm2"), total),), ())
 
-    def _list_prices(self, request: ledger.ListPrices, credential: Credential | None) -> ledger.ModelPrices:
-        self._user(credential)
+    def _list_prices(self, request: ledger.ListPrices, _: Credential | None) -> ledger.ModelPrices:
         return ledger.ModelPrices((*self.prices, *self.past_prices) if request.history else tuple(self.prices))
 
     def _set_price(self, request: ledger.SetPrice, credential: Credential | None) -> ledger.ModelPrices:

@@ -8,11 +8,13 @@ import msgspec
 
 from shared.api import accounts, alerts, audit, auth, gateway, ledger, metrics, service_settings
 from shared.api import configuration as api
+from shared.api.billing import Customer, Party, PlanState
 from shared.api.membership import MemberState
 from shared.api.organizations import Invitation, TeamRole
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
 from shared.config_documents import PolicyDocument, Sticky
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
+from tests.services.web.fake_billing import PRO
 from tests.services.web.fake_mesh import NOW, Account
 from tests.services.web.fake_usage import FakeUsage
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
@@ -86,6 +88,12 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     mesh.routes[-1] = msgspec.structs.replace(mesh.routes[0], name="named")
     mesh.rollouts = [rollout(name, plan=api.RolloutPlan(name, name), reason=name), rollout("named", plan=api.RolloutPlan(name, name))]
     paths |= {"route": "named", "rollout": str(mesh.rollouts[0].id)}
+    named = Party(name, (name,))
+    invoice = mesh.add_invoice(text=name, seller=named, customer=named, tax_name=name, reference=name)
+    paths |= {"number": invoice.number}
+    mesh.plans = (msgspec.structs.replace(PRO, name=name, limits=(name,)),)
+    mesh.plan, mesh.next_plan = mesh.plans[0], name
+    mesh.customers = (Customer(invoice.owner, name, name, PlanState.ACTIVE, name, NOW),)
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)
     mesh.devices.append(auth.WaitingDeviceLogin("BCDF-GHJK", name, name, NOW))

@@ -6,11 +6,13 @@ from collections.abc import AsyncIterator
 from html.parser import HTMLParser
 
 import httpx
+import msgspec
 import pytest
 from litestar.types import ASGIApp
 
 from services.web import application, page_access
 from services.web.page_access import PageAudience
+from services.web.settings import WebSettings
 from shared.api.auth import Step
 from shared.api.gateway import ServedModel
 from shared.types import ModelName, UserRole
@@ -34,6 +36,11 @@ BLOCKS = {"td", "th", "dt", "dd", "li", "p", "h1", "h2", "h3", "div", "summary",
 #: Allowed link targets; the last one is for the authenticator app, next to the QR code.
 OURS = re.compile(r"/(?!/)|[#?]|$|otpauth://totp/")
 VOID = {"area", "base", "br", "col", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+
+
+@pytest.fixture
+def settings(settings: WebSettings) -> WebSettings:
+    return msgspec.structs.replace(settings, money="on", pricing_page="on")
 
 
 def pages() -> list[str]:
