@@ -28,6 +28,7 @@ BOUNDED = {
     "type",
     "state",
     "reason",
+    "currency",
     "event",
     "path",
     "node",
