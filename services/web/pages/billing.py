@@ -11,6 +11,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from services.web import paged_search, rendering
+from services.web.http import forms
 from services.web.pages import quota_view
 from services.web.pages.account import provider_redirect
 from services.web.pages.organizations import read_id
@@ -87,6 +88,16 @@ async def order_top_up(page_request: NamedDependency[PageRequest]) -> Page:
     form = await page_request.read_form(TopUpForm)
     request = api.OrderTopUp(form.amount.strip(), RequestId(read_id(form.order)))
     return await _order(page_request, api.order_top_up, request, form)
+
+
+@post("/billing/portal")
+async def open_portal(page_request: NamedDependency[PageRequest]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    try:
+        portal = await page_request.submit(api.open_portal, api.OpenPortal())
+    except errors.CallerError as error:
+        return await _page(page_request, problem=error)
+    return provider_redirect.page(page_request, portal.url, provider_redirect.RedirectReason.PAY)
 
 
 @get(["/billing/invoices/{number:str}", "/admin/money/invoices/{number:str}"])

@@ -57,7 +57,14 @@ class FakeBilling:
         self._user(credential)
         self._ensure_sells()
         account = Account(self.balance, MicroCredits(250_000), MicroCredits(0), self.allowance)
-        return api.Billing(self.plan, self.plan_state, account, "manual", self.next_plan, self.waits_for)
+        provider = "manual" if self.pay_at is None else "stripe"
+        return api.Billing(self.plan, self.plan_state, account, provider, self.next_plan, self.waits_for, portal=self.pay_at is not None)
+
+    def _open_portal(self, _: api.OpenPortal, credential: Credential | None) -> api.Portal:
+        self._check_order("gateway.openPortal", credential)
+        if self.pay_at is None:
+            raise errors.NotFound("this mesh has no payment provider", hint="see `aicli billing invoices`")
+        return api.Portal(self.pay_at)
 
     def _list_plans(self, _: api.ListPlans, credential: Credential | None) -> api.Plans:
         everything = credential is not None and self._user(credential).role is UserRole.ADMIN

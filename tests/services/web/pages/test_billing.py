@@ -116,6 +116,19 @@ async def test_the_provider_takes_the_payment(mesh: FakeMesh, ada: Browser) -> N
     page = await ada.submit(await ada.get(PATH), f"{PATH}/top-ups", amount="25")
     assert page.status_code == 200
     assert 'href="https://pay.example/1?a=b&amp;c=d"' in page.text
+    assert "Our payment provider takes it from here" in page.text
+
+
+async def test_the_provider_has_a_portal(mesh: FakeMesh, ada: Browser) -> None:
+    mesh.pay_at = "https://pay.example/portal"
+    page = await ada.get(PATH)
+    assert "You pay on the next page." in page.text
+    portal = await ada.submit(page, f"{PATH}/portal")
+    assert (portal.status_code, 'href="https://pay.example/portal"' in portal.text) == (200, True)
+    mesh.pay_at = None
+    gone = await ada.submit(page, f"{PATH}/portal")
+    assert (gone.status_code, "has no payment provider" in gone.text) == (404, True)
+    assert "Cards and receipts" not in (await ada.get(PATH)).text
 
 
 async def test_orders_need_a_fresh_login(mesh: FakeMesh, ada: Browser) -> None:
