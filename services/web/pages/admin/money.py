@@ -15,11 +15,12 @@ from services.web import paged_search
 from services.web.pages.billing import ROWS_OF_A_PAGE, invoice_page
 from services.web.pages.organizations import read_id
 from services.web.request_context import Page, PageRequest
-from shared import currency, errors
+from shared import amounts, currency, errors
 from shared.api import billing as api
-from shared.api import business
+from shared.api import business, usage_export
 from shared.api.billing import Customer, Invoice, MonthRevenue, Plan, PlanState
 from shared.api.method import Method, Request
+from shared.api.usage_export import UsageSink
 from shared.lists.billing import INVOICES, PLANS
 from shared.lists.columns import Column, Listing, Tone
 from shared.types import TenantId, UserId
@@ -28,6 +29,21 @@ _STATES = {PlanState.GIVEN: ("Given", Tone.OFF), PlanState.ACTIVE: ("Active", To
 _CUSTOMERS_OF_A_PAGE = 100
 
 
+_SINKS: Listing[UsageSink] = Listing(
+    columns=(
+        Column(title="Sink", show=lambda row: row.name),
+        Column(
+            title="State",
+            show=lambda row: row.error or (f"{row.waiting:,} waiting" if row.lag_seconds else "Up to date"),
+            tone=lambda row: Tone.BAD if row.error else Tone.WARN if row.lag_seconds else Tone.GOOD,
+        ),
+        Column(title="Sent", show=lambda row: row.sent_at),
+        Column(title="Compared", show=lambda row: row.compared_at),
+        Column(title="Tokens differ", show=lambda row: row.difference_tokens, is_number=True),
+        Column(title="Credits differ", show=lambda row: amounts.grouped(row.difference_micro), is_number=True),
+    ),
+    empty="Usage isn’t exported.",
+)
 #: A month, and its text and number by currency.
 RevenueLine = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -47,6 +63,8 @@ class MoneyPage:
     newest: str
     older: str
     is_later_page: bool
+    sinks: tuple[UsageSink, ...]
+    sink_list: ClassVar[Listing[UsageSink]] = _SINKS
     plans: tuple[Plan, ...]
     plan_list: ClassVar[Listing[Plan]] = PLANS
 
@@ -62,11 +80,12 @@ async def show_money(
     """Raises NotFound if this mesh sells nothing."""
     only_open, whose, place = show == "open", _read_owner(owner), _read_owner(after)
     request = api.ListInvoices(whose, everyone=whose is None, only_open=only_open, before=before or None, limit=ROWS_OF_A_PAGE)
-    revenue, customers, invoices, plans = await asyncio.gather(
+    revenue, customers, invoices, plans, export = await asyncio.gather(
         page_request.call(api.read_revenue, api.ReadRevenue()),
         page_request.call(api.list_customers, api.ListCustomers(place, _CUSTOMERS_OF_A_PAGE)),
         page_request.call(api.list_invoices, request),
         page_request.call(api.list_plans, api.ListPlans()),
+        page_request.fetch(usage_export.read_usage_export, usage_export.ReadUsageExport()),
     )
     found, rows = customers.customers, invoices.invoices
     ids = tuple(UserId(each.owner) for each in found)
@@ -85,6 +104,7 @@ async def show_money(
         newest=paged_search.address("/admin/money", filters),
         older=paged_search.address("/admin/money", filters | {"before": rows[-1].number}) if len(rows) == ROWS_OF_A_PAGE else "",
         is_later_page=bool(before),
+        sinks=export.sinks if export else (),
         plans=plans.plans,
     )
     return page_request.page("admin/money.html", view)

@@ -11,6 +11,7 @@ from shared.api import configuration as api
 from shared.api.billing import Customer, Party, PlanState
 from shared.api.membership import MemberState
 from shared.api.organizations import Invitation, TeamRole
+from shared.api.usage_export import UsageSink
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
 from shared.config_documents import PolicyDocument, Sticky
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
@@ -91,9 +92,10 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     named = Party(name, (name,))
     invoice = mesh.add_invoice(text=name, seller=named, customer=named, tax_name=name, reference=name)
     paths |= {"number": invoice.number}
-    mesh.plans = (msgspec.structs.replace(PRO, name=name, limits=(name,)),)
-    mesh.plan, mesh.next_plan = mesh.plans[0], name
+    mesh.plan, mesh.next_plan = msgspec.structs.replace(PRO, name=name, limits=(name,)), name
+    mesh.plans = mesh.plan, msgspec.structs.replace(PRO, name=f"{name}{name}")
     mesh.customers = (Customer(invoice.owner, name, name, PlanState.ACTIVE, name, NOW),)
+    mesh.sinks = (UsageSink(name, NOW, 1, 1.0, error=name),)
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)
     mesh.devices.append(auth.WaitingDeviceLogin("BCDF-GHJK", name, name, NOW))

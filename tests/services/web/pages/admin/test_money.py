@@ -7,7 +7,8 @@ import pytest
 
 from services.web.pages.admin import money
 from shared.api.billing import Customer, InvoiceState, MonthRevenue, PlanState
-from shared.types import TenantId
+from shared.api.usage_export import UsageSink
+from shared.types import MicroCredits, TenantId
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import NOW
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
@@ -30,6 +31,18 @@ async def test_revenue_customers_invoices_and_plans_are_shown(root: Browser, mes
         ">Sep 2026<", '<td class="n" data-value="0.00">0.00 EUR</td>', '<td class="n" data-value="69.02">69.02 EUR</td>', ">ada&lt;b&gt;<",
         str(unknown), "pro@3", "Late", ">23 Nov 2026<", f'href="{PATH}/invoices/INV-2026-000001"', "enterprise", "aicli admin config apply",
     ):  # fmt: skip
+        assert words in text, words
+
+
+async def test_the_export_of_usage_is_shown(root: Browser, mesh: AdminMesh) -> None:
+    assert "Usage export" not in (await root.get(PATH)).text
+    mesh.sinks = (
+        UsageSink("good", NOW, 0, 0.0, sent_at=NOW, compared_at=NOW),
+        UsageSink("late", NOW, 1234, 90.0, difference_tokens=7, difference_micro=MicroCredits(-1_500_000)),
+        UsageSink("bad<b>", NOW, 1, 5.0, error="503 <b>"),
+    )
+    text = (await root.get(PATH)).text
+    for words in ("Usage export", "Up to date", "1,234 waiting", ">7<", ">-1.5<", "503 &lt;b&gt;", "bad&lt;b&gt;"):
         assert words in text, words
 
 
