@@ -17,6 +17,7 @@ from shared.api import (
     alerts,
     audit,
     auth,
+    billing,
     business,
     configuration,
     embedding,
@@ -42,6 +43,7 @@ NOBODY = UserId(UUID(int=404))
 _MAKERS_OWN = ("key:write",)
 NO_TEAM = TenantId(UUID(int=405))
 NO_MODEL = ModelName("no-such-model")
+NO_INVOICE = "INV-2026-000000"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +171,13 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.getOwnerStatements": lambda: business.GetOwnerStatements("2026-03"),
     "gateway.giveFeedback": lambda: usage_report.GiveFeedback(RequestId(uuid4()), 1),
     "gateway.topUp": lambda: ledger.TopUp("nobody-at-all", MicroCredits(1)),
+    "gateway.setPlan": lambda: billing.SetPlan("no-such-plan"),
+    "gateway.orderTopUp": lambda: billing.OrderTopUp("0", RequestId(uuid4())),
+    "gateway.getInvoice": lambda: billing.GetInvoice(NO_INVOICE),
+    "gateway.payInvoice": lambda: billing.PayInvoice(NO_INVOICE, "none"),
+    "gateway.voidInvoice": lambda: billing.VoidInvoice(NO_INVOICE, "none"),
+    "auth.describeAccount": lambda: billing.DescribeAccount(NO_TEAM),
+    "auth.applyPlan": lambda: billing.ApplyPlan(NO_TEAM, "free"),
     "gateway.setPrice": lambda: ledger.SetPrice(_PRICE),
     "gateway.revertRequest": lambda: ledger.RevertRequest(RequestId(uuid4())),
     "gateway.pardonNode": lambda: gateway.PardonNode("nobody-at-all"),
@@ -245,6 +254,17 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "DELETE /api/auth/api-keys/{key}": lambda: None,
     "GET /api/usage": lambda: None,
     "GET /api/quota": lambda: None,
+    "GET /api/plans": lambda: None,
+    "GET /api/billing": lambda: None,
+    "POST /api/billing/plan": lambda: {"plan": "no-such-plan"},
+    "POST /api/billing/top-ups": lambda: {"amount": "0", "order_id": str(uuid4())},
+    "POST /api/billing/portal": dict,
+    "GET /api/billing/invoices": lambda: None,
+    "GET /api/billing/invoices/{number}": lambda: None,
+    "POST /api/billing/payments": lambda: {"number": NO_INVOICE, "reference": "none"},
+    "POST /api/billing/credits": lambda: {"user": "nobody-at-all", "amount": "1"},
+    "POST /webhooks/stripe": dict,
+    "POST /webhooks/paddle": dict,
     "GET /api/requests": lambda: None,
     "POST /api/feedback": lambda: {"request_id": str(uuid4()), "rating": 1},
     "POST /api/inference": lambda: {"prompt": "hi", "model": "echo"},
