@@ -18,7 +18,7 @@ from tools import release
 
 SIDECAR = "shared/transports/hyperswarm/sidecar/"
 #: The maximum size of each, in MB.
-LIMITS = {"aimesh_client": 1, "aimesh_hyperswarm": 5, "aimesh_server": 2}
+LIMITS = {"aimesh_client": 1, "aimesh_hyperswarm": 5, "aimesh_server": 3}
 PACKAGES = ("aimesh", "cli", "services", "shared", "stack")
 
 

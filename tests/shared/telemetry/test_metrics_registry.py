@@ -29,6 +29,7 @@ BOUNDED = {
     "state",
     "reason",
     "currency",
+    "sink",
     "event",
     "path",
     "node",
