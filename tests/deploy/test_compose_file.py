@@ -170,6 +170,12 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         "ALERT_WEBHOOK_URL_FILE",
         "SMTP_URL_FILE",
         "POOLS_FILE",
+        "STRIPE_SECRET_KEY_FILE",
+        "STRIPE_WEBHOOK_SECRET_FILE",
+        "PADDLE_API_KEY_FILE",
+        "PADDLE_WEBHOOK_SECRET_FILE",
+        "USAGE_EXPORT_TOKEN_FILE",
+        "USAGE_EXPORT_FILE",
         "SCALE_WEBHOOK_SECRET_FILE",
         *READ_URLS,
     ):

@@ -30,6 +30,8 @@ BOUNDED = {
     "reason",
     "currency",
     "sink",
+    "device",
+    "source",
     "event",
     "path",
     "node",
