@@ -27,6 +27,8 @@ from shared.types import MicroCredits, RequestId, TenantId, Tier
 
 #: How long auth may take while a row is locked.
 AUTH_SECONDS = 5.0
+#: The provider may be down, and each call takes its deadline: the rest of a round must not wait for all events.
+_MAX_FAILURES = 3
 #: For ids of orders that the gateway makes up: the same cause has the same order.
 _ORDERS = UUID("7f1d3a52-6b0e-4f3c-9a60-0d5c1e5a8b11")
 
@@ -237,7 +239,9 @@ class BillingDesk:
 
     async def handle_events(self) -> None:
         """Do what the payment provider told. What fails is done later by ``work``."""
-        while self.provider is not None and await self.provider.handle_one():
+        failures = 0
+        while self.provider is not None and failures < _MAX_FAILURES and (is_done := await self.provider.handle_one()) is not None:
+            failures += not is_done
             await self.apply()
 
     async def measure_events(self) -> float:
@@ -300,7 +304,7 @@ class BillingDesk:
                 if owed is None:
                     return False
                 await self._bill(rows, *owed)
-        except errors.Unavailable as error:
+        except errors.AimeshError as error:
             if owed is None:
                 raise
             _log.warning("usage not billed yet", owner=owed[1], reason=error.message)

@@ -116,9 +116,12 @@ class PaddleProvider:
         return made.id, made.checkout.url
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
-        if object_id.startswith("txn_"):
-            return _checkout(await self._run(lambda: self._client.transactions.get(object_id)))
-        return _subscription(await self._run(lambda: self._client.subscriptions.get(object_id)))
+        try:
+            if object_id.startswith("txn_"):
+                return _checkout(await self._run(lambda: self._client.transactions.get(object_id)))
+            return _subscription(await self._run(lambda: self._client.subscriptions.get(object_id)))
+        except errors.NotFound:
+            return None
 
     async def open_portal(self, customer: str) -> str:
         made = await self._run(lambda: self._client.customer_portal_sessions.create(customer, CreateCustomerPortalSession()))
@@ -145,10 +148,12 @@ class PaddleProvider:
         return Money(str(amount_minor), CurrencyCode(self._settings.currency))
 
     async def _run(self, call: Callable[[], T]) -> T:
-        """Raises Unavailable, without the library's text, which may quote the request."""
+        """Raises NotFound, and Unavailable without the library's text, which may quote the request."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, call)
         except ApiError as error:
+            if error.response.status_code == 404:
+                raise errors.NotFound("Paddle has no such object") from None
             _log.warning("paddle refused", code=error.error_code, fields=[each.field for each in error.field_errors])
         except (requests.RequestException, ValueError, KeyError, TypeError) as error:
             _log.warning("paddle does not answer", kind=type(error).__name__)

@@ -99,7 +99,7 @@ class PaymentProvider(Protocol):
         ``customer``: at the provider, if they have paid before."""
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
-        """Return the present state of what an event named; None if it isn't from this mesh."""
+        """Return the present state of what an event named; None if it is gone, or isn't from this mesh."""
 
     async def open_portal(self, customer: str) -> str:
         """Return the page on which a customer manages cards, invoices and the subscription."""

@@ -108,20 +108,22 @@ class ProviderOrders:
         """Keep an event. Return False if it was known, or is about something else. Raises Unavailable."""
         return event.object_id is not None and await self._store.add_event(self.name, event)
 
-    async def handle_one(self) -> bool:
-        """Follow the object of an event, or one of which the provider hasn't told for long. Return False if there is none."""
+    async def handle_one(self) -> bool | None:
+        """Follow the object of an event, or one of which the provider hasn't told for long. Return whether that was done; None if there is
+        nothing to do."""
         event = await self._store.take_event(self.name)
         if event is not None:
             object_id, taken_at = event
         elif (unheard := await self._store.take_unheard(self.name)) is not None:
             object_id, taken_at = unheard, None
         else:
-            return False
+            return None
         try:
             await self._follow(object_id, taken_at)
         except errors.AimeshError as error:
             # The event is due again later.
             _log.warning("event not handled", object=object_id, reason=error.message)
+            return False
         return True
 
     async def _follow(self, object_id: str, taken_at: datetime | None) -> None:

@@ -102,9 +102,12 @@ class StripeProvider:
         return made.id, made.url or ""
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
-        if object_id.startswith("cs_"):
-            return _checkout(await _answered(self._client.v1.checkout.sessions.retrieve_async(object_id)))
-        return _subscription(await _answered(self._client.v1.subscriptions.retrieve_async(object_id)))
+        try:
+            if object_id.startswith("cs_"):
+                return _checkout(await _answered(self._client.v1.checkout.sessions.retrieve_async(object_id)))
+            return _subscription(await _answered(self._client.v1.subscriptions.retrieve_async(object_id)))
+        except errors.NotFound:
+            return None
 
     async def open_portal(self, customer: str) -> str:
         made = self._client.v1.billing_portal.sessions.create_async({"customer": customer, "return_url": self._settings.return_url})
@@ -166,10 +169,12 @@ def _id(found: Any) -> str | None:
 
 
 async def _answered(call: Awaitable[T]) -> T:
-    """Raises Unavailable, without the library's text, which may quote the request."""
+    """Raises NotFound, and Unavailable without the library's text, which may quote the request."""
     try:
         return await call
     except stripe.StripeError as error:
+        if error.http_status == 404:
+            raise errors.NotFound("Stripe has no such object") from None
         # Its words for parameters name ids such as prices, which the operator has to mend.
         reason = error.user_message if isinstance(error, stripe.InvalidRequestError) else None
         _log.warning("stripe refused", kind=type(error).__name__, code=error.code, request=error.request_id, reason=reason)

@@ -109,7 +109,9 @@ class StripeServer:
         path = request.path
         self.reads += [path] if request.method == "GET" else []
         if request.method == "GET" and path.startswith("/v1/checkout/sessions/"):
-            return 200, self.sessions[path.rpartition("/")[2]]
+            found = self.sessions.get(path.rpartition("/")[2])
+            missing = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such checkout.session"}}
+            return (404, missing) if found is None else (200, found)
         if path == "/v1/checkout/sessions":
             return 200, self._new_session(form)
         if path == "/v1/billing_portal/sessions":

@@ -78,6 +78,11 @@ async def test_a_subscription_is_followed_from_checkout_to_end(selling_shop: Sho
         assert (shop.plan_of(ada), held.is_past_due) == (plan, status == "past_due")
 
 
+async def test_an_event_about_what_is_gone_ends(selling_shop: Shop, paddle: PaddleServer) -> None:
+    await tell(selling_shop, paddle, "txn_of_another_account", "sub_of_another_account")
+    assert await selling_shop.desk.measure_events() == 0
+
+
 async def test_credits_are_added_once(selling_shop: Shop, paddle: PaddleServer) -> None:
     shop, ada = selling_shop, owner()
     transaction = transaction_of(await top_up(shop, ada))

@@ -251,6 +251,25 @@ async def test_a_lost_webhook_is_asked_for(selling_shop: Shop, stripe: StripeSer
     assert shop.plan_of(ada) == "free@0"
 
 
+async def test_an_event_about_what_is_gone_ends(selling_shop: Shop, stripe: StripeServer) -> None:
+    await tell(selling_shop, stripe, "cs_test_of_another_account", "sub_of_another_account")
+    assert await selling_shop.desk.measure_events() == 0
+
+
+async def test_a_provider_that_is_down_does_not_hold_up_the_rest(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    await shop.desk.give_plan(ada, "silver")
+    await shop.end_period(ada)
+    for number in range(10):
+        await deliver(shop, stripe.signed(f"cs_test_of_others_{number}"))
+    stripe.faults = ["down"] * 3
+    await shop.desk.work()
+    assert len(await shop.invoices(ada)) == 1
+    assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 10
+    await shop.desk.work()
+    assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 3, "those are due again later"
+
+
 class Killed(BaseException):
     pass
 
