@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 #: Stands for every model without its own price.
 DEFAULT = "default"
 
+#: Model (None: every model without its own price), and micro-credits for a million input and output tokens.
+EXAMPLES = ((None, 100_000_000, 200_000_000), ("llama-2-7b", 100_000_000, 200_000_000), ("mistral-7b", 150_000_000, 300_000_000))
+
 _FOR_A_TOKEN, _CREDITS = credit_amounts.reader(for_a_token=True, least_micro=0), credit_amounts.reader(least_micro=0)
 
 
@@ -79,6 +82,19 @@ def set_(
     named = None if model == DEFAULT else ModelName(model)
     price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price, weight)
     _show(here.call(api.ledger.set_price, api.ledger.SetPrice(price)).prices, as_json=as_json)
+
+
+@prices.command("examples")
+@print_format.output_options("Print all prices as a JSON list in micro-credits; token prices are per million tokens.")
+@click.pass_obj
+def examples(here: CliContext, /, *, as_json: bool) -> None:
+    """Set example prices: of llama-2-7b, which is also the default, and of mistral-7b."""
+    listed: tuple[ModelPrice, ...] = ()
+    for model, input_price, output_price in EXAMPLES:
+        named = None if model is None else ModelName(model)
+        price = api.ledger.ModelPrice(named, MicroCredits(input_price), MicroCredits(output_price))
+        listed = here.call(api.ledger.set_price, api.ledger.SetPrice(price)).prices
+    _show(listed, as_json=as_json)
 
 
 def _show(listed: "tuple[ModelPrice, ...]", *, as_json: bool) -> None:

@@ -177,6 +177,18 @@ def test_price_is_set_exactly(ledger_shell: Shell) -> None:
     ]
 
 
+def test_examples_of_prices_are_set_with_one_command(ledger_shell: Shell) -> None:
+    assert ledger_shell("admin", "prices", "examples").exit_code == 0
+    sent = [entry.request.price for entry in ledger_shell.mesh.calls if isinstance(entry.request, ledger.SetPrice)]
+    prices = [(one.model, one.input_micro_per_million, one.output_micro_per_million) for one in sent]
+    # Of the documents: 0.0001 and 0.0002, 0.00015 and 0.0003 a token.
+    assert prices == [
+        (None, 100_000_000, 200_000_000),
+        ("llama-2-7b", 100_000_000, 200_000_000),
+        ("mistral-7b", 150_000_000, 300_000_000),
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,11 +15,15 @@ from shared.config_documents import (
     DefaultModelDocument,
     Document,
     Machines,
+    PlanDocument,
     PolicyDocument,
     RouteDocument,
     TargetDocument,
 )
+from shared.types import Tier
 
+#: Of the built-in plan pro, if a payment provider collects it.
+PRO_OVERAGE = 100.0
 #: The origin of versions that come from settings.
 ENVIRONMENT = "environment"
 #: The name of the only target of a route that was an alias.
@@ -57,6 +61,9 @@ def read_documents(settings: GatewaySettings) -> dict[DocumentKey, Document]:
         for alias, model in settings.model_aliases.items()
     }
     documents |= {(ConfigKind.PLAN, tier.value): config_snapshot.plan_document(tier, plan) for tier, plan in settings.plans().items()}
+    if settings.payments != "manual" and isinstance(pro := documents[ConfigKind.PLAN, Tier.PRO.value], PlanDocument):
+        # A card pays for usage beyond the tokens.
+        documents[ConfigKind.PLAN, Tier.PRO.value] = msgspec.structs.replace(pro, overage_limit=PRO_OVERAGE)
     documents |= {(ConfigKind.MODEL_LIMIT, model): config_snapshot.limit_document(plan) for model, plan in settings.model_plans().items()}
     if settings.default_model:
         documents[ConfigKind.DEFAULT_MODEL, DEFAULT_MODEL] = DefaultModelDocument(model=settings.default_model)

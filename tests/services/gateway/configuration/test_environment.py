@@ -47,6 +47,12 @@ def test_without_settings_there_are_the_defaults() -> None:
     assert snapshot.policies.find(None).placement == Placement(Machines.GROUP, ())
 
 
+def test_a_payment_provider_bills_usage_beyond_the_plan_pro() -> None:
+    provided = {"MONEY": "off", "PAYMENTS": "stripe"}
+    plans = config_snapshot.build(1, stored(environment.read_documents(load(**provided)))).limits.plans
+    assert (plans[Tier.PRO].overage_micro, plans[Tier.FREE].overage_micro) == (100_000_000, 0)
+
+
 def test_a_changed_setting_changes_its_document_until_somebody_edits_it() -> None:
     before = environment.read_documents(load(MODEL_ALIASES="old=m,same=m"))
     wanted = environment.read_documents(load(MODEL_ALIASES="same=m,new=m", TIER_FREE="included_tokens=3"))
