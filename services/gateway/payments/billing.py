@@ -6,7 +6,6 @@ until it has.
 """
 
 from collections.abc import Callable
-from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid5
 
@@ -17,13 +16,14 @@ from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer, Seller
 from services.gateway.payments import invoices
 from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
+from services.gateway.payments.payment_provider import OwedUsage
 from services.gateway.payments.provider_orders import MANUAL, ProviderOrders
 from shared import currency, errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
 from shared.rpc import RpcClient
 from shared.telemetry import logs
-from shared.types import MicroCredits, RequestId, TenantId, Tier
+from shared.types import RequestId, TenantId, Tier
 
 #: How long auth may take while a row is locked.
 AUTH_SECONDS = 5.0
@@ -303,27 +303,26 @@ class BillingDesk:
                 owed = await rows.take_owed(refused)
                 if owed is None:
                     return False
-                await self._bill(rows, *owed)
+                await self._bill(rows, owed)
         except errors.AimeshError as error:
             if owed is None:
                 raise
-            _log.warning("usage not billed yet", owner=owed[1], reason=error.message)
-            refused.append(owed[0])
+            _log.warning("usage not billed yet", owner=owed.owner, reason=error.message)
+            refused.append(owed.id)
         return True
 
-    async def _bill(self, rows: BillingRows, order_id: UUID, owner: TenantId, micro: MicroCredits, since: datetime) -> None:
-        amount = currency.minor(micro, self._seller.currency)
+    async def _bill(self, rows: BillingRows, owed: OwedUsage) -> None:
+        amount = currency.minor(owed.micro, self._seller.currency)
         if not amount:
             return
-        text = f"Usage beyond the plan, from {since:%Y-%m-%d}"
-        if self.provider is not None and await self.provider.bill(order_id, await rows.lock(owner, MANUAL), amount, text):
+        if self.provider is not None and await self.provider.bill(owed, await rows.lock(owed.owner, MANUAL), amount):
             return
         try:
-            customer = await self._find_customer(owner)
+            customer = await self._find_customer(owed.owner)
         except errors.NotFound:
             return
-        line = InvoiceLine(text, amount)
-        await rows.add_invoice(self._seller, owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=order_id)
+        line = InvoiceLine(owed.text, amount)
+        await rows.add_invoice(self._seller, owed.owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=owed.id)
 
     async def _remind_one(self) -> bool:
         """Remember one late invoice; after the last reminder, its plan ends."""

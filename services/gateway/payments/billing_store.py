@@ -9,7 +9,7 @@ import msgspec
 
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
-from services.gateway.payments.payment_provider import ProviderOrder, WebhookEvent
+from services.gateway.payments.payment_provider import OwedUsage, ProviderOrder, WebhookEvent
 from shared.api.billing import (
     Customer,
     Invoice,
@@ -77,10 +77,9 @@ class BillingRows:
         row = await self._transaction.row("take_due_subscription")
         return None if row is None else _subscription(row)
 
-    async def take_owed(self, skipped: list[UUID]) -> tuple[UUID, TenantId, MicroCredits, datetime] | None:
-        """Return the order that it makes, the owner, the amount and the start of its period."""
+    async def take_owed(self, skipped: list[UUID]) -> OwedUsage | None:
         row = await self._transaction.row("take_owed", skipped)
-        return None if row is None else (row["id"], row["owner"], row["micro"], row["period_start"])
+        return None if row is None else OwedUsage(**{name: row[name] for name in OwedUsage.__slots__})
 
     async def begin_period(self, owner: TenantId, anchor: datetime | None) -> None:
         await self._transaction.run("begin_period", owner, anchor)

@@ -38,6 +38,7 @@ from services.gateway.payments import payment_provider
 from services.gateway.payments.payment_provider import (
     CheckoutState,
     Forged,
+    OwedUsage,
     ProviderOrder,
     ProviderSubscription,
     WebhookEvent,
@@ -127,8 +128,8 @@ class PaddleProvider:
         made = await self._run(lambda: self._client.customer_portal_sessions.create(customer, CreateCustomerPortalSession()))
         return str(made.urls.general.overview)
 
-    async def bill(self, order_id: UUID, plan: TierPlan, subscription: str, amount_minor: int, text: str) -> bool:
-        await self._run(lambda: self._bill(str(order_id), subscription, self._money(amount_minor), text))
+    async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
+        await self._run(lambda: self._bill(str(owed.id), subscription, self._money(amount_minor), owed.text))
         return True
 
     def _bill(self, order_id: str, subscription: str, amount: Money, text: str) -> None:

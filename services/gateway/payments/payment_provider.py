@@ -13,7 +13,8 @@ from uuid import UUID
 
 from services.gateway.facts.provider_settings import ProviderSettings
 from services.gateway.facts.tiers import TierPlan
-from shared.types import TenantId
+from shared import errors
+from shared.types import MicroCredits, TenantId
 
 #: Stripe's limit, and the most that a signature may be old here. A repeated event has no effect, however young it is.
 MAX_AGE_SECONDS = 300
@@ -25,6 +26,10 @@ WRITE_SECONDS = 15.0
 
 class Forged(Exception):
     """The signature of a webhook is missing, wrong or old."""
+
+
+class Declined(errors.Unavailable):
+    """The provider has certainly done nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +87,34 @@ class ProviderSubscription:
         return self.status not in {"trialing", "active", "past_due"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwedUsage:
+    """What an account owed at the end of a period, beyond its plan and balance."""
+
+    #: Of the order that it makes.
+    id: UUID
+    owner: TenantId
+    micro: MicroCredits
+    period_start: datetime
+    ended_at: datetime
+    #: Since when a provider may have been told.
+    at: datetime
+
+    @property
+    def text(self) -> str:
+        return f"Usage beyond the plan, from {self.period_start:%Y-%m-%d}"
+
+
+class UsageMeters(Protocol):
+    """Counts usage at a provider. ``meter``: the name of its events, or a price that it has. Every coroutine may raise Unavailable."""
+
+    async def add(self, meter: str, customer: str, value: int, event_id: UUID, at: datetime) -> None:
+        """Count a value once for each id, if it is repeated within a day. Raises Declined."""
+
+    async def sum_up(self, meter: str, customer: str, since: datetime, until: datetime) -> int:
+        """Return the sum of whole minutes. What was added lately may be missing."""
+
+
 class PaymentProvider(Protocol):
     """Every coroutine may raise Unavailable: the provider does not answer, or refuses; then it is not known whether it has acted."""
 
@@ -104,8 +137,8 @@ class PaymentProvider(Protocol):
     async def open_portal(self, customer: str) -> str:
         """Return the page on which a customer manages cards, invoices and the subscription."""
 
-    async def bill(self, order_id: UUID, plan: TierPlan, subscription: str, amount_minor: int, text: str) -> bool:
-        """Bill usage beyond the plan, once for each ``order_id``. False: the provider doesn't, and an invoice is needed."""
+    async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
+        """Bill usage beyond the plan, once for each id. False: the provider doesn't, and an invoice is needed."""
 
 
 def open_provider(settings: ProviderSettings | None) -> AbstractAsyncContextManager[PaymentProvider | None]:

@@ -16,6 +16,7 @@ from services.gateway.facts.tiers import TierPlan
 from services.gateway.payments.billing_store import BillingRows, BillingStore, Subscription
 from services.gateway.payments.payment_provider import (
     CheckoutState,
+    OwedUsage,
     PaymentProvider,
     ProviderOrder,
     ProviderSubscription,
@@ -95,12 +96,13 @@ class ProviderOrders:
         """Return the provider's id of a customer; None for somebody who has never paid here."""
         return held.customer if held is not None and held.provider == self.name else None
 
-    async def bill(self, order_id: UUID, held: Subscription, amount_minor: int, text: str) -> bool:
+    async def bill(self, owed: OwedUsage, held: Subscription, amount_minor: int) -> bool:
         """Return whether the provider bills what an owner used beyond the plan; if not, an invoice has to. Raises Unavailable."""
-        if held.provider != self.name or held.subscription is None or held.plan is None:
+        customer = self.customer_of(held)
+        if customer is None or held.subscription is None or held.plan is None:
             return False
         plan = tiers.plan_of(self._source.config.limits.plans, held.plan)
-        return await self.provider.bill(order_id, plan, held.subscription, amount_minor, text)
+        return await self.provider.bill(owed, plan, customer, held.subscription, amount_minor)
 
     # --- what the provider tells --------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Payments with Stripe: Checkout, the Customer Portal, and meters for usage beyond a plan. Only this module knows the library."""
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable
@@ -10,6 +11,7 @@ from uuid import UUID
 
 import aiohttp
 import stripe
+from stripe.params.billing import MeterEventCreateParams
 from stripe.params.checkout import SessionCreateParams
 
 from services.gateway.facts.provider_settings import ProviderSettings
@@ -17,7 +19,9 @@ from services.gateway.facts.tiers import TierPlan
 from services.gateway.payments import payment_provider
 from services.gateway.payments.payment_provider import (
     CheckoutState,
+    Declined,
     Forged,
+    OwedUsage,
     ProviderOrder,
     ProviderSubscription,
     WebhookEvent,
@@ -28,6 +32,10 @@ from shared.types import TenantId
 
 #: At least 30 minutes, as Stripe wants; the order may wait for its first answer that long, too.
 CHECKOUT_HOURS = 1
+#: Stripe remembers the identifiers of meter events for a day.
+_REMEMBERED = timedelta(hours=23)
+#: The invoice of a period is a draft for an hour, in which Stripe still counts usage of the period.
+_DRAFT = timedelta(minutes=50)
 _FOLLOWED = ("checkout.session", "subscription")
 T = TypeVar("T")
 
@@ -57,6 +65,7 @@ class StripeProvider:
     def __init__(self, client: stripe.StripeClient, settings: ProviderSettings) -> None:
         self._client = client
         self._settings = settings
+        self.meters = StripeMeters(client)
 
     def price_of(self, plan: TierPlan) -> str | None:
         return plan.stripe_price
@@ -113,9 +122,71 @@ class StripeProvider:
         made = self._client.v1.billing_portal.sessions.create_async({"customer": customer, "return_url": self._settings.return_url})
         return (await _answered(made)).url
 
-    async def bill(self, order_id: UUID, plan: TierPlan, subscription: str, amount_minor: int, text: str) -> bool:
-        # Its meter has counted the usage, which the export sends.
-        return plan.stripe_meter is not None
+    async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
+        if plan.stripe_meter is None:
+            return False
+        await _answered(self._count(owed, plan.stripe_meter, customer, amount_minor))
+        return True
+
+    async def _count(self, owed: OwedUsage, price: str, customer: str, amount_minor: int) -> None:
+        now, end = datetime.now(UTC), owed.ended_at - timedelta(seconds=1)
+        async with asyncio.timeout(payment_provider.READ_SECONDS):
+            if now - owed.at > _REMEMBERED and (found := await self.meters.sum_up(price, customer, end, now)):
+                # Attempts that Stripe has forgotten are in the sum, and younger ones are remembered.
+                if found == amount_minor:
+                    return
+                raise errors.Unavailable(f"the meter has {found} of {customer} since the period's end; expected 0 or {amount_minor}")
+            # Later, it goes on the next invoice.
+            await self.meters.add(price, customer, amount_minor, owed.id, end if now - owed.ended_at < _DRAFT else now)
+
+
+class StripeMeters:
+    def __init__(self, client: stripe.StripeClient) -> None:
+        self._client = client
+        self._found: dict[str, stripe.billing.Meter] = {}
+
+    async def add(self, meter: str, customer: str, value: int, event_id: UUID, at: datetime) -> None:
+        found = await self._find(meter)
+        payload = {found.customer_mapping.event_payload_key: customer, found.value_settings.event_payload_key: str(value)}
+        params: MeterEventCreateParams = {
+            "event_name": found.event_name,
+            "identifier": str(event_id),
+            "timestamp": int(at.timestamp()),
+            "payload": payload,
+        }
+        await _answered(_once(self._client.v1.billing.meter_events.create_async(params)))
+
+    async def sum_up(self, meter: str, customer: str, since: datetime, until: datetime) -> int:
+        found = await self._find(meter)
+        start, end = (int(moment.timestamp()) // 60 * 60 for moment in (since, until + timedelta(seconds=59)))
+        summaries = self._client.v1.billing.meters.event_summaries
+        listed = await _answered(summaries.list_async(found.id, {"customer": customer, "start_time": start, "end_time": end}))
+        return round(sum(one.aggregated_value for one in listed.data))
+
+    async def _find(self, meter: str) -> stripe.billing.Meter:
+        """Raises NotFound, and Unavailable."""
+        if meter not in self._found:
+            billing = self._client.v1.billing
+            if meter.startswith("price_"):
+                price = await _answered(self._client.v1.prices.retrieve_async(meter))
+                if price.recurring is None or price.recurring.meter is None:
+                    raise errors.NotFound(f"the price {meter} has no meter")
+                self._found[meter] = await _answered(billing.meters.retrieve_async(price.recurring.meter))
+            else:
+                listed = await _answered(billing.meters.list_async({"status": "active", "limit": 100}))
+                self._found |= {one.event_name: one for one in listed.data}
+        if meter not in self._found:
+            raise errors.NotFound(f"no meter has the event name {meter}")
+        return self._found[meter]
+
+
+async def _once(call: Awaitable[object]) -> None:
+    """Stripe refuses an event that it has."""
+    try:
+        await call
+    except stripe.InvalidRequestError as error:
+        if error.code != "duplicate_meter_event" and "already exists with identifier" not in (error.user_message or ""):
+            raise
 
 
 def verify(body: bytes, signature: str, secret: str) -> WebhookEvent:
@@ -169,15 +240,19 @@ def _id(found: Any) -> str | None:
 
 
 async def _answered(call: Awaitable[T]) -> T:
-    """Raises NotFound, and Unavailable without the library's text, which may quote the request."""
+    """Raises NotFound, and Unavailable without the library's text, which may quote the request; Declined if nothing was done."""
+    kind = errors.Unavailable
     try:
         return await call
     except stripe.StripeError as error:
-        if error.http_status == 404:
+        status = error.http_status
+        if status == 404:
             raise errors.NotFound("Stripe has no such object") from None
+        if isinstance(error.__cause__, aiohttp.ClientConnectorError) or (status is not None and 400 <= status < 500 and status != 409):
+            kind = Declined
         # Its words for parameters name ids such as prices, which the operator has to mend.
         reason = error.user_message if isinstance(error, stripe.InvalidRequestError) else None
         _log.warning("stripe refused", kind=type(error).__name__, code=error.code, request=error.request_id, reason=reason)
     except (aiohttp.ClientError, TimeoutError) as error:
         _log.warning("stripe does not answer", kind=type(error).__name__)
-    raise errors.Unavailable("Stripe did not accept the call or did not answer", hint="try again in a minute; the log has the reason")
+    raise kind("Stripe did not accept the call or did not answer", hint="try again in a minute; the log has the reason")

@@ -36,9 +36,14 @@ WHERE owner = $1 AND anchor IS NOT NULL;
 SELECT period_start FROM open_account($1, $2, true);
 
 -- name: take_owed
--- Take what an account owed at the end of a period, oldest first, without those of $1.
-DELETE FROM owed WHERE id = (SELECT id FROM owed WHERE id <> ALL($1::uuid[]) ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED)
-RETURNING id, owner, micro, period_start;
+-- Take what an account owed at the end of a period, without those of $1: the oldest, and of each account in order. The account's next period
+-- tells when it ended.
+DELETE FROM owed WHERE id = (
+    SELECT id FROM owed
+    WHERE id <> ALL($1::uuid[]) AND NOT EXISTS (SELECT FROM owed AS older WHERE older.owner = owed.owner AND older.at < owed.at)
+    ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING id, owner, micro, period_start, at, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at;
 
 -- name: next_number
 -- Count an invoice of a series; the transaction that doesn't commit leaves no gap.

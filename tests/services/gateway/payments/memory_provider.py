@@ -4,12 +4,12 @@ import itertools
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import ClassVar
-from uuid import UUID
 
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.payments import stripe_provider
 from services.gateway.payments.payment_provider import (
     CheckoutState,
+    OwedUsage,
     ProviderOrder,
     ProviderSubscription,
     WebhookEvent,
@@ -45,7 +45,7 @@ class MemoryProvider:
     async def open_portal(self, customer: str) -> str:
         return f"https://portal.test/{customer}"
 
-    async def bill(self, order_id: UUID, plan: TierPlan, subscription: str, amount_minor: int, text: str) -> bool:
+    async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
         return True
 
     def signed(self, object_id: str) -> tuple[bytes, str]:

@@ -34,6 +34,10 @@ def _strict(params: Any) -> pydantic.TypeAdapter[Any]:
     return adapter
 
 
+METER = {
+    "id": "mtr_1", "object": "billing.meter", "event_name": "mesh_usage", "status": "active",
+    "customer_mapping": {"type": "by_id", "event_payload_key": "customer"}, "value_settings": {"event_payload_key": "tokens"},
+}  # fmt: skip
 TYPES = {
     "/v1/checkout/sessions": _strict(SessionCreateParams),
     "/v1/billing_portal/sessions": _strict(PortalParams),
@@ -69,9 +73,12 @@ class StripeServer:
         self.keys: dict[str, tuple[Any, dict[str, Any]]] = {}
         #: Changes of subscriptions that localstripe can't make.
         self.changed: dict[str, dict[str, Any]] = {}
-        self.meter_events: list[dict[str, Any]] = []
+        #: By identifier.
+        self.meter_events: dict[str, dict[str, Any]] = {}
+        #: Those that Stripe still refuses.
+        self.remembered: set[str] = set()
         self.reads: list[str] = []
-        #: For the next requests, in order: "lost" does it and never answers, "down" answers 500.
+        #: For the next requests, in order: "lost" does it and never answers, "down" answers 500, "busy" 429.
         self.faults: list[str] = []
         #: What localstripe has sent by itself.
         self.delivered: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
@@ -85,6 +92,8 @@ class StripeServer:
         fault = self.faults.pop(0) if self.faults else ""
         if fault == "down":
             return web.json_response({"error": {"type": "api_error", "message": "down"}}, status=500)
+        if fault == "busy":
+            return web.json_response({"error": {"type": "invalid_request_error", "code": "rate_limit", "message": "busy"}}, status=429)
         status, answer = await self._repeatable(request)
         if fault == "lost":
             await asyncio.Event().wait()
@@ -117,9 +126,42 @@ class StripeServer:
         if path == "/v1/billing_portal/sessions":
             return 200, {"id": "bps_1", "object": "billing_portal.session", "url": f"https://portal.test/{form['customer']}"}
         if path == "/v1/billing/meter_events":
-            self.meter_events.append(form)
-            return 200, {"object": "billing.meter_event", **form}
+            return self._count(form)
+        if (found := self._read_meter(request)) is not None:
+            return 200, found
         return await self.call(request.method, path, form)
+
+    def _count(self, form: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        # These are the observed words; the type and the code are those of other mistakes, too.
+        identifier, refusal = form["identifier"], "An event already exists with identifier {}."
+        if identifier in self.remembered:
+            return 400, {"error": {"type": "invalid_request_error", "message": refusal.format(identifier)}}
+        assert identifier not in self.meter_events, "counted twice"
+        assert time.time() - 35 * 86400 < int(form["timestamp"]) < time.time() + 300
+        self.meter_events[identifier] = form
+        self.remembered.add(identifier)
+        return 200, {"object": "billing.meter_event", **form}
+
+    def _read_meter(self, request: web.Request) -> dict[str, Any] | None:
+        match request.path.split("/")[2:]:
+            case ["prices", "price_tokens"]:
+                return {"id": "price_tokens", "object": "price", "recurring": {"meter": METER["id"], "usage_type": "metered"}}
+            case ["billing", "meters"]:
+                return {"object": "list", "data": [METER]}
+            case ["billing", "meters", "mtr_1"]:
+                return METER
+            case ["billing", "meters", "mtr_1", "event_summaries"]:
+                return {"object": "list", "data": [{"aggregated_value": float(self._sum_up(request.query))}]}
+        return None
+
+    def _sum_up(self, query: Mapping[str, str]) -> int:
+        start, end = int(query["start_time"]), int(query["end_time"])
+        assert start % 60 == end % 60 == 0
+        return sum(
+            int(event["payload"]["tokens"])
+            for event in self.meter_events.values()
+            if event["payload"]["customer"] == query["customer"] and start <= int(event["timestamp"]) < end
+        )
 
     def _new_session(self, form: dict[str, Any]) -> dict[str, Any]:
         assert 30 * 60 < int(form["expires_at"]) - time.time() < 24 * 3600

@@ -251,6 +251,97 @@ async def test_a_lost_webhook_is_asked_for(selling_shop: Shop, stripe: StripeSer
     assert shop.plan_of(ada) == "free@0"
 
 
+async def subscribe(shop: Shop, stripe: StripeServer, ada: TenantId) -> str:
+    """Return the customer."""
+    await tell(shop, stripe, await stripe.pay(session_of(await shop.order(ada, "pro"))))
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert held.customer is not None
+    return held.customer
+
+
+async def owe(shop: Shop, ada: TenantId, micro: int, *, ended: str = "1 minute") -> None:
+    """Let a period end with a debt."""
+    await shop.execute("UPDATE accounts SET balance_micro = -$2::bigint WHERE owner = $1", ada, micro)
+    await shop.end_period(ada)
+    await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))
+    await shop.execute("UPDATE owed SET at = at - $2::text::interval WHERE owner = $1", ada, ended)
+
+
+async def bill(shop: Shop) -> int:
+    """Return how many are left."""
+    await shop.desk.work()
+    return int(await shop.fetch("SELECT count(*) FROM owed"))
+
+
+@pytest.mark.parametrize("fault", ["", "lost", "down", "busy"])
+async def test_usage_beyond_the_plan_is_counted_once_with_what_is_owed(selling_shop: Shop, stripe: StripeServer, fault: str) -> None:
+    """The event is stored, and its answer is lost; or Stripe refuses it."""
+    shop, ada = selling_shop, owner()
+    customer = await subscribe(shop, stripe, ada)
+    await owe(shop, ada, 12_345_678)
+    ended = (await shop.fetch("SELECT at FROM owed")).timestamp()
+    stripe.faults = ["", "", fault]
+    assert await bill(shop) == (fault != "")
+    for _ in range(2):
+        assert await bill(shop) == 0
+    (event,) = stripe.meter_events.values()
+    assert (event["event_name"], event["payload"]) == ("mesh_usage", {"customer": customer, "tokens": "1234"})
+    assert ended - 2 <= int(event["timestamp"]) < ended, "in the period that ended"
+    assert await shop.invoices(ada) == []
+    assert len([path for path in stripe.reads if path == "/v1/prices/price_tokens"]) == 1
+
+
+async def test_usage_that_comes_after_the_draft_goes_on_the_next_invoice(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    await subscribe(shop, stripe, ada)
+    await owe(shop, ada, 12_345_678, ended="51 minutes")
+    assert await bill(shop) == 0
+    (event,) = stripe.meter_events.values()
+    assert abs(int(event["timestamp"]) - datetime.now(UTC).timestamp()) < 30
+
+
+@pytest.mark.parametrize("fault", ["lost", "down"])
+async def test_an_identifier_that_stripe_has_forgotten_is_asked_for(selling_shop: Shop, stripe: StripeServer, fault: str) -> None:
+    shop, ada = selling_shop, owner()
+    await subscribe(shop, stripe, ada)
+    await owe(shop, ada, 12_345_678)
+    stripe.faults = ["", "", fault]
+    assert await bill(shop) == 1
+    await shop.execute("UPDATE owed SET at = at - interval '25 hours'")
+    for event in stripe.meter_events.values():
+        event["timestamp"] = int(event["timestamp"]) - 25 * 3600
+    stripe.remembered.clear()
+    assert await bill(shop) == 0
+    assert [event["payload"]["tokens"] for event in stripe.meter_events.values()] == ["1234"]
+
+
+async def test_usage_is_held_if_the_meter_has_another_sum(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada, bob = selling_shop, owner(), owner()
+    customer = await subscribe(shop, stripe, ada)
+    await subscribe(shop, stripe, bob)
+    await owe(shop, ada, 12_345_678, ended="25 hours")
+    await owe(shop, bob, 5_000_000)
+    other = {"timestamp": int(datetime.now(UTC).timestamp()) - 60, "payload": {"customer": customer, "tokens": "7"}}
+    stripe.meter_events["of the operator"] = other
+    assert await bill(shop) == 1, "only that of ada"
+    # Those of an account are billed in order, so that a sum is never that of a later period.
+    await owe(shop, ada, 7_000_000)
+    assert await bill(shop) == 2
+    del stripe.meter_events["of the operator"]
+    assert await bill(shop) == 0
+    assert sorted(event["payload"]["tokens"] for event in stripe.meter_events.values()) == ["1234", "500", "700"]
+
+
+async def test_a_plan_without_a_metered_price_leads_to_an_invoice(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    await tell(shop, stripe, await stripe.pay(session_of(await shop.order(ada, "gold"))))
+    await owe(shop, ada, 12_345_678)
+    assert await bill(shop) == 0
+    assert [one.document.net_minor for one in await shop.invoices(ada)] == [1234]
+    assert stripe.meter_events == {}
+
+
 async def test_an_event_about_what_is_gone_ends(selling_shop: Shop, stripe: StripeServer) -> None:
     await tell(selling_shop, stripe, "cs_test_of_another_account", "sub_of_another_account")
     assert await selling_shop.desk.measure_events() == 0
@@ -314,6 +405,45 @@ async def test_a_kill_between_any_two_steps_leads_to_the_same(
             break
     assert steps > 20
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+async def test_a_kill_while_usage_is_billed_counts_it_once(
+    selling_shop: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, steps, left = selling_shop, 0, 0
+
+    def dying(method: Any) -> Any:
+        async def step(*args: Any) -> Any:
+            nonlocal left
+            left -= 2
+            if left == -1:
+                raise Killed
+            found = await method(*args)
+            if left == 0:
+                raise Killed
+            return found
+
+        return step
+
+    for name in ("row", "value", "run"):
+        monkeypatch.setattr(transactions.Transaction, name, dying(getattr(transactions.Transaction, name)))
+    provider = orders_of(shop).provider
+    monkeypatch.setattr(provider, "bill", dying(provider.bill))
+    survived = False
+    while not survived:
+        ada, steps = owner(), steps + 1
+        await subscribe(shop, stripe, ada)
+        await owe(shop, ada, 12_345_678)
+        left = steps
+        try:
+            await shop.desk.work()
+            survived = left > 0
+        except Killed:
+            pass
+        left = 0
+        assert await bill(shop) == 0
+        assert [event["payload"]["tokens"] for event in stripe.meter_events.values()] == ["1234"] * steps
+    assert steps > 6
 
 
 async def test_an_older_state_is_never_written_after_a_newer_one(
