@@ -23,7 +23,7 @@ def status(here: CliContext, context: click.Context, /, *, as_json: bool) -> Non
     if as_json:
         printing.show_json(printing.plain(state))
     elif not state.sinks:
-        click.echo("Usage isn't exported. Set USAGE_EXPORT_URL or USAGE_EXPORT_FILE of the gateways.")
+        click.echo("Usage isn't exported. Set USAGE_EXPORT_URL, USAGE_EXPORT_FILE or USAGE_EXPORT_STRIPE_METER of the gateways.")
     else:
         for sink in state.sinks:
             click.echo("\n".join(_lines(sink)))

@@ -63,6 +63,7 @@ from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.billing_store import BillingStore
 from services.gateway.payments.payment_provider import PaymentProvider
 from services.gateway.payments.provider_orders import ProviderOrders
+from services.gateway.payments.stripe_sink import StripeSink
 from services.gateway.pull_orders import PullOrders
 from services.gateway.recovery import kinds as recovery_kinds
 from services.gateway.recovery.gateway_recovery import GatewayRecovery
@@ -236,7 +237,9 @@ class GatewayService:
             DaysStore(stores.database), request_log_days=settings.request_log_days, upstream_monthly=settings.upstream_monthly
         )
         outbox = OutboxStore(stores.database, f"/aimesh/{settings.mesh}")
-        self._usage_export = UsageExport(outbox, tuple(_usage_sinks(settings)), settings.usage_export_unit, metrics)
+        self._usage_export = UsageExport(
+            outbox, tuple(_usage_sinks(settings, outbox, stores.provider)), settings.usage_export_unit, metrics
+        )
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
@@ -567,11 +570,13 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         )
 
 
-def _usage_sinks(settings: GatewaySettings) -> Iterator[Sink]:
+def _usage_sinks(settings: GatewaySettings, outbox: OutboxStore, provider: PaymentProvider | None) -> Iterator[Sink]:
     if settings.usage_export_url is not None:
         yield CloudEventsSink(settings.usage_export_url, settings.usage_export_token_file)
     if settings.usage_export_file is not None:
         yield FileSink(settings.usage_export_file)
+    if settings.usage_export_stripe_meter is not None and provider is not None and provider.meters is not None:
+        yield StripeSink(provider.meters, settings.usage_export_stripe_meter, outbox)
 
 
 def _database(settings: GatewaySettings, node: Node, cache: Cache) -> AbstractAsyncContextManager[Database]:

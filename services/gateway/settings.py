@@ -225,6 +225,10 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Path | None,
         Variable("USAGE_EXPORT_FILE", "gets settled usage as CloudEvents, one a line; 64 MB each, earlier ones have a time as suffix"),
     ] = None
+    usage_export_stripe_meter: Annotated[
+        str | None,
+        Variable("USAGE_EXPORT_STRIPE_METER", "event name of the meter at Stripe that gets tokens beyond plans; needs PAYMENTS=stripe"),
+    ] = None
     usage_export_unit: Annotated[
         Literal["request", "minute"],
         Variable("USAGE_EXPORT_UNIT", "one event per request, or per account, model and minute in which requests were settled"),
@@ -272,7 +276,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
 
     @property
     def exports_usage(self) -> bool:
-        return self.usage_export_url is not None or self.usage_export_file is not None
+        return any(each is not None for each in (self.usage_export_url, self.usage_export_file, self.usage_export_stripe_meter))
 
     @property
     def journal(self) -> Path:
@@ -286,6 +290,8 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             yield "USAGE_EXPORT_TOKEN_FILE needs USAGE_EXPORT_URL"
         if self.usage_export_url is not None and not self.usage_export_url.startswith(("https://", "http://")):
             yield "USAGE_EXPORT_URL is no http:// or https:// address"
+        if self.usage_export_stripe_meter is not None and (self.payments != "stripe" or self.money == "off"):
+            yield "USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"
         for origin in self.cors_origins:
             if not is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"

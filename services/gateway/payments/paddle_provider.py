@@ -78,6 +78,7 @@ async def opened(settings: ProviderSettings) -> AsyncIterator["PaddleProvider"]:
 
 
 class PaddleProvider:
+    meters: ClassVar[None] = None
     signature_header: ClassVar[bytes] = b"paddle-signature"
 
     def __init__(self, client: Client, thread: ThreadPoolExecutor, settings: ProviderSettings) -> None:

@@ -121,6 +121,10 @@ class PaymentProvider(Protocol):
     #: The header of webhooks with their signature, in lower case.
     signature_header: ClassVar[bytes]
 
+    @property
+    def meters(self) -> UsageMeters | None:
+        """Return what counts usage there; None if nothing does."""
+
     def price_of(self, plan: TierPlan) -> str | None:
         """Return the provider's price of a plan."""
 

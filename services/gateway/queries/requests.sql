@@ -247,8 +247,10 @@ WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5, $6)) SELECT count(*
 WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner),
 exported AS (
     INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, is_refund, created_at)
-    SELECT derive_id('refund', $1), owner, key_id, model, 0, 0, -covered_tokens, -settled_micro, true, created_at
-    FROM done JOIN reservations USING (owner)
+    -- If the request was not exported, none of its tokens are counted as paid for.
+    SELECT derive_id('refund', $1), done.owner, reservations.key_id, reservations.model, -coalesce(request.prompt_tokens, reservations.covered_tokens),
+        -coalesce(request.completion_tokens, 0), -reservations.covered_tokens, -settled_micro, true, reservations.created_at
+    FROM done JOIN reservations USING (owner) LEFT JOIN usage_outbox AS request ON request.id = $1
     WHERE $3 AND request_id = $1
 )
 SELECT owner FROM done;

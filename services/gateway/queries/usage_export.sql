@@ -34,8 +34,11 @@ RETURNING claimed.sent_number, claimed.sending_number, claimed.sending_unit, sin
 
 -- name: list_usage_by_request
 -- List the events of these rows.
-SELECT id, owner, settled_at, model, key_id, (NOT is_refund)::integer AS requests, prompt_tokens + completion_tokens AS tokens,
-    prompt_tokens, completion_tokens, covered_tokens, cost_micro
+SELECT id, owner, settled_at, model, key_id, (NOT is_refund)::integer AS requests,
+    CASE WHEN is_refund THEN 0 ELSE prompt_tokens + completion_tokens END AS tokens,
+    CASE WHEN is_refund THEN 0 ELSE prompt_tokens END AS prompt_tokens,
+    CASE WHEN is_refund THEN 0 ELSE completion_tokens END AS completion_tokens,
+    covered_tokens, cost_micro, prompt_tokens + completion_tokens - covered_tokens AS uncovered_tokens
 FROM usage_outbox
 WHERE number > $1 AND number <= $2
 ORDER BY number;
@@ -43,9 +46,12 @@ ORDER BY number;
 -- name: list_usage_by_minute
 -- List the sums of these rows by account, model and minute of settlement. A minute that is cut in two has two events.
 SELECT derive_id('minute', (array_agg(id ORDER BY number))[1]) AS id, owner, date_trunc('minute', settled_at) AS settled_at, model,
-    NULL::uuid AS key_id, count(*) FILTER (WHERE NOT is_refund) AS requests, sum(prompt_tokens + completion_tokens) AS tokens,
-    sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens, sum(covered_tokens) AS covered_tokens,
-    sum(cost_micro)::bigint AS cost_micro
+    NULL::uuid AS key_id, count(*) FILTER (WHERE NOT is_refund) AS requests,
+    coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE NOT is_refund), 0) AS tokens,
+    coalesce(sum(prompt_tokens) FILTER (WHERE NOT is_refund), 0) AS prompt_tokens,
+    coalesce(sum(completion_tokens) FILTER (WHERE NOT is_refund), 0) AS completion_tokens,
+    sum(covered_tokens) AS covered_tokens, sum(cost_micro)::bigint AS cost_micro,
+    sum(prompt_tokens + completion_tokens - covered_tokens) AS uncovered_tokens
 FROM usage_outbox
 WHERE number > $1 AND number <= $2
 GROUP BY owner, model, date_trunc('minute', settled_at)
@@ -68,11 +74,27 @@ UPDATE usage_sinks SET error = $2, doubtful_since = $3 WHERE name = $1;
 
 -- name: sum_usage_days
 -- Sum up what a sink must have since a day, by account and day.
-SELECT owner, (settled_at AT TIME ZONE 'UTC')::date AS day, sum(prompt_tokens + completion_tokens)::bigint AS tokens,
+SELECT owner, (settled_at AT TIME ZONE 'UTC')::date AS day,
+    coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE NOT is_refund), 0)::bigint AS tokens,
     sum(outbox.cost_micro)::bigint AS cost_micro
 FROM usage_outbox AS outbox, usage_sinks
 WHERE name = $1 AND number > first_number AND number <= sent_number AND settled_at >= $2::date::timestamp AT TIME ZONE 'UTC'
 GROUP BY 1, 2;
+
+-- name: list_metered
+-- List who of these owners is a customer of Stripe.
+SELECT owner, customer FROM subscriptions WHERE provider = 'stripe' AND customer IS NOT NULL AND owner = ANY ($1::uuid[]);
+
+-- name: sum_metered
+-- Sum up what a meter at Stripe must have of $2 to $3, by customer. Who may have become one after $2 is left out.
+SELECT customer, sum(prompt_tokens + completion_tokens - covered_tokens)::bigint AS tokens
+FROM usage_sinks, usage_outbox AS outbox JOIN subscriptions USING (owner)
+WHERE name = $1 AND number > first_number AND number <= sent_number AND settled_at >= $2 AND settled_at < $3
+    AND provider = 'stripe' AND customer IS NOT NULL AND NOT EXISTS (
+        SELECT FROM payment_orders AS placed
+        WHERE placed.owner = outbox.owner AND placed.provider = 'stripe' AND object_id IS NOT NULL AND coalesce(ended_at, now()) >= $2
+    )
+GROUP BY customer;
 
 -- name: list_acknowledged_days
 -- List what a sink has acknowledged since a day.

@@ -11,7 +11,7 @@ from services.gateway.usage_export.usage_events import DaySums, UsageData, Usage
 from shared import errors
 from shared.api.usage_export import UsageSink
 from shared.stores import database
-from shared.types import MicroCredits
+from shared.types import MicroCredits, TenantId
 
 Unit = Literal["request", "minute"]
 ExportSession = database.Leadership
@@ -106,6 +106,15 @@ class OutboxStore:
         """Sum up what a sink must have, by account and day."""
         rows = await self._database.rows("sum_usage_days", sink, since, deadline_seconds=_SUM_SECONDS)
         return {(row["owner"], row["day"]): UsageSum(row["tokens"], row["cost_micro"]) for row in rows}
+
+    async def list_metered(self, owners: Iterable[TenantId]) -> dict[TenantId, str]:
+        """Return Stripe's ids of those owners who are its customers."""
+        return {row["owner"]: row["customer"] for row in await self._database.rows("list_metered", list(owners))}
+
+    async def sum_metered(self, sink: str, since: datetime, until: datetime) -> dict[str, int]:
+        """Sum up the tokens that a meter must have of each customer."""
+        rows = await self._database.rows("sum_metered", sink, since, until, deadline_seconds=_SUM_SECONDS)
+        return {row["customer"]: row["tokens"] for row in rows}
 
     async def list_acknowledged(self, sink: str, since: date) -> dict[date, UsageSum]:
         rows = await self._database.rows("list_acknowledged_days", sink, since)

@@ -27,6 +27,8 @@ class UsageData(msgspec.Struct, frozen=True):
     covered_tokens: int
     #: Negative for a refund.
     cost_micro: MicroCredits
+    #: All but the covered ones; of a refund, those of its request, negative.
+    uncovered_tokens: int = 0
 
 
 #: Reads it from a row of the database.

@@ -14,7 +14,12 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 @pytest.mark.parametrize(
     ("sinks", "lines", "exit_code"),
     [
-        pytest.param((), ["Usage isn't exported. Set USAGE_EXPORT_URL or USAGE_EXPORT_FILE of the gateways."], 0, id="without an export"),
+        pytest.param(
+            (),
+            ["Usage isn't exported. Set USAGE_EXPORT_URL, USAGE_EXPORT_FILE or USAGE_EXPORT_STRIPE_METER of the gateways."],
+            0,
+            id="without an export",
+        ),
         pytest.param(
             (UsageSink("file", NOON, 0, 0.0, sent_at=NOON, compared_at=NOON),),
             [

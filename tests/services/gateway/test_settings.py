@@ -69,6 +69,8 @@ def test_a_payment_provider_needs_its_secrets_and_tls_for_live_keys(tmp_path: Pa
     assert (found.secret, found.webhook_secret, found.return_url) == ("sk_live_abc", "whsec_abc", "https://ai.example.org/billing")
     assert "abc" not in repr(found)
     assert load(PAYMENTS="stripe").provider() is None, "with MONEY=off"
+    with pytest.raises(errors.BadSettings, match="USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"):
+        load(PAYMENTS="stripe", USAGE_EXPORT_STRIPE_METER="mesh_tokens")
     for given, mistake in (
         ({}, "PAYMENTS=stripe needs STRIPE_SECRET_KEY_FILE; PAYMENTS=stripe needs STRIPE_WEBHOOK_SECRET_FILE"),
         (files | {"STRIPE_WEBHOOK_SECRET_FILE": str(empty)}, "PAYMENTS=stripe needs STRIPE_WEBHOOK_SECRET_FILE"),

@@ -18,6 +18,7 @@ from tests.services.gateway.payments import stripe_server
 
 
 class MemoryProvider:
+    meters: ClassVar[None] = None
     signature_header: ClassVar[bytes] = b"signature"
 
     def __init__(self) -> None:
