@@ -263,13 +263,22 @@ class BillingDesk:
             try:
                 await self._rpc.call(api.apply_plan, api.ApplyPlan(held.owner, plan), deadline_seconds=AUTH_SECONDS)
             except errors.NotFound:
-                await rows.write(_ended(held))
+                await self._end(rows, held)
             except errors.AimeshError as error:
                 _log.warning("auth does not know of a plan yet", owner=held.owner, plan=plan, reason=error.message)
                 return False
             else:
                 await rows.write(msgspec.structs.replace(held, is_applied=True))
         return True
+
+    async def _end(self, rows: BillingRows, held: Subscription) -> None:
+        """The account is gone. A subscription that is not canceled now is followed again in a day, and comes here again."""
+        try:
+            if self.provider is not None:
+                await self.provider.cancel(held)
+        except errors.AimeshError as error:
+            _log.warning("the subscription of an erased account is not canceled yet", owner=held.owner, reason=error.message)
+        await rows.write(msgspec.structs.replace(held, plan=None, next_plan=None, invoice=None, is_applied=True))
 
     async def _renew_one(self) -> bool:
         """Begin and bill the next period of one subscription; False if none is due."""
@@ -280,7 +289,7 @@ class BillingDesk:
             try:
                 customer = await self._find_customer(held.owner)
             except errors.NotFound:
-                await rows.write(_ended(held))
+                await self._end(rows, held)
                 return True
             plan = held.plan if held.next_plan is None or held.invoice is not None else held.next_plan
             started = await rows.open_period(held.owner, self._included(plan))
@@ -345,11 +354,6 @@ class BillingDesk:
                 _log.info("plan ends unpaid", owner=owner, plan=held.plan, invoice=number)
                 await self._begin(rows, held, self.offer(Tier.FREE.value).versioned)
         return True
-
-
-def _ended(held: Subscription) -> Subscription:
-    """The account is gone."""
-    return msgspec.structs.replace(held, plan=None, next_plan=None, invoice=None, is_applied=True)
 
 
 def _is_open(invoice: Invoice) -> bool:

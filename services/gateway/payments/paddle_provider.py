@@ -24,7 +24,7 @@ from paddle_billing.Entities.Transaction import Transaction
 from paddle_billing.Exceptions.ApiError import ApiError
 from paddle_billing.Notifications import PaddleSignature, Secret
 from paddle_billing.Resources.CustomerPortalSessions.Operations import CreateCustomerPortalSession
-from paddle_billing.Resources.Subscriptions.Operations import CreateOneTimeCharge
+from paddle_billing.Resources.Subscriptions.Operations import CancelSubscription, CreateOneTimeCharge
 from paddle_billing.Resources.Subscriptions.Operations.Charge import SubscriptionChargeItemWithPrice
 from paddle_billing.Resources.Subscriptions.Operations.Price import SubscriptionNonCatalogPriceWithProduct, SubscriptionNonCatalogProduct
 from paddle_billing.Resources.Transactions.Operations import CreateTransaction, ListTransactions
@@ -132,6 +132,10 @@ class PaddleProvider:
     async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
         await self._run(lambda: self._bill(str(owed.id), subscription, self._money(amount_minor), owed.text))
         return True
+
+    async def cancel(self, subscription: str) -> None:
+        ending = CancelSubscription(SubscriptionEffectiveFrom.NextBillingPeriod)
+        await self._run(lambda: self._client.subscriptions.cancel(subscription, ending))
 
     def _bill(self, order_id: str, subscription: str, amount: Money, text: str) -> None:
         made = self._client.transactions.list(ListTransactions(subscription_ids=[subscription], origins=[Origin.SubscriptionCharge]))

@@ -144,6 +144,9 @@ class PaymentProvider(Protocol):
     async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
         """Bill usage beyond the plan, once for each id. False: the provider doesn't, and an invoice is needed."""
 
+    async def cancel(self, subscription: str) -> None:
+        """End it with its period; again, it changes nothing. May raise NotFound, too."""
+
 
 def open_provider(settings: ProviderSettings | None) -> AbstractAsyncContextManager[PaymentProvider | None]:
     """Import the library of the provider, and no other."""

@@ -104,6 +104,11 @@ class ProviderOrders:
         plan = tiers.plan_of(self._source.config.limits.plans, held.plan)
         return await self.provider.bill(owed, plan, customer, held.subscription, amount_minor)
 
+    async def cancel(self, held: Subscription) -> None:
+        """End a subscription with its period. Raises NotFound, and Unavailable."""
+        if self.customer_of(held) is not None and held.subscription is not None:
+            await self.provider.cancel(held.subscription)
+
     # --- what the provider tells --------------------------------------------------------------------------------------
 
     async def receive(self, event: WebhookEvent) -> bool:
@@ -180,7 +185,8 @@ class ProviderOrders:
                 customer=found.customer,
                 subscription=subscription,
                 is_past_due=found.status == "past_due",
-                is_applied=held.is_applied and plan == held.plan,
+                # Auth is asked each time, which is how an erased account is noticed.
+                is_applied=False,
             )
         )
 

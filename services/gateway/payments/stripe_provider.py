@@ -125,19 +125,22 @@ class StripeProvider:
     async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
         if plan.stripe_meter is None:
             return False
-        await _answered(self._count(owed, plan.stripe_meter, customer, amount_minor))
+        await _answered(self._count(owed, plan.stripe_meter, customer, amount_minor), payment_provider.READ_SECONDS)
         return True
+
+    async def cancel(self, subscription: str) -> None:
+        ending = self._client.v1.subscriptions.update_async(subscription, {"cancel_at_period_end": True})
+        await _answered(ending, payment_provider.READ_SECONDS)
 
     async def _count(self, owed: OwedUsage, price: str, customer: str, amount_minor: int) -> None:
         now, end = datetime.now(UTC), owed.ended_at - timedelta(seconds=1)
-        async with asyncio.timeout(payment_provider.READ_SECONDS):
-            if now - owed.at > _REMEMBERED and (found := await self.meters.sum_up(price, customer, end, now)):
-                # Attempts that Stripe has forgotten are in the sum, and younger ones are remembered.
-                if found == amount_minor:
-                    return
-                raise errors.Unavailable(f"the meter has {found} of {customer} since the period's end; expected 0 or {amount_minor}")
-            # Later, it goes on the next invoice.
-            await self.meters.add(price, customer, amount_minor, owed.id, end if now - owed.ended_at < _DRAFT else now)
+        if now - owed.at > _REMEMBERED and (found := await self.meters.sum_up(price, customer, end, now)):
+            # Attempts that Stripe has forgotten are in the sum, and younger ones are remembered.
+            if found == amount_minor:
+                return
+            raise errors.Unavailable(f"the meter has {found} of {customer} since the period's end; expected 0 or {amount_minor}")
+        # Later, it goes on the next invoice.
+        await self.meters.add(price, customer, amount_minor, owed.id, end if now - owed.ended_at < _DRAFT else now)
 
 
 class StripeMeters:
@@ -239,11 +242,12 @@ def _id(found: Any) -> str | None:
     return found if found is None or isinstance(found, str) else str(found.id)
 
 
-async def _answered(call: Awaitable[T]) -> T:
+async def _answered(call: Awaitable[T], seconds: float | None = None) -> T:
     """Raises NotFound, and Unavailable without the library's text, which may quote the request; Declined if nothing was done."""
     kind = errors.Unavailable
     try:
-        return await call
+        async with asyncio.timeout(seconds):
+            return await call
     except stripe.StripeError as error:
         status = error.http_status
         if status == 404:

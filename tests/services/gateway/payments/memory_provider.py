@@ -49,6 +49,9 @@ class MemoryProvider:
     async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
         return True
 
+    async def cancel(self, subscription: str) -> None:
+        raise NotImplementedError
+
     def signed(self, object_id: str) -> tuple[bytes, str]:
         """Return an event about the object, as Stripe sends it."""
         return stripe_server.sign(object_id, f"evt_{next(self._numbers)}")
@@ -70,7 +73,7 @@ class MemoryProvider:
         self.objects[object_id] = replace(found, is_over=True, customer=customer, subscription=made)
         return made
 
-    def cancel(self, subscription: str) -> None:
+    def end(self, subscription: str) -> None:
         found = self.objects[subscription]
         assert isinstance(found, ProviderSubscription)
         self.objects[subscription] = replace(found, status="canceled")

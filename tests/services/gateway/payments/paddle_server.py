@@ -26,6 +26,8 @@ class PaddleServer:
         self.subscriptions: dict[str, dict[str, Any]] = {}
         #: For the next requests, in order: "lost" does it and never answers, "down" answers 500, "" nothing.
         self.faults: list[str] = []
+        #: Subscriptions that end with their period.
+        self.canceled: list[str] = []
         self._numbers = itertools.count(1)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -55,10 +57,14 @@ class PaddleServer:
                 return self.transactions.get(found)
             case "GET", ["subscriptions", found]:
                 return self.subscriptions.get(found)
-            case "POST", ["subscriptions", found, "charge"]:
-                assert body["effective_from"] == "immediately"
+            case "POST", ["subscriptions", found, act]:
                 held = self.subscriptions[found]
-                self._transaction(body["items"], "subscription_charge", held["custom_data"], held["customer_id"], found)
+                if act == "cancel":
+                    assert body == {"effective_from": "next_billing_period"}
+                    self.canceled.append(found)
+                else:
+                    assert (act, body["effective_from"]) == ("charge", "immediately")
+                    self._transaction(body["items"], "subscription_charge", held["custom_data"], held["customer_id"], found)
                 return held
             case "POST", ["customers", customer, "portal-sessions"]:
                 urls = {"general": {"overview": f"https://portal.test/{customer}"}, "subscriptions": []}

@@ -78,6 +78,8 @@ class StripeServer:
         #: Those that Stripe still refuses.
         self.remembered: set[str] = set()
         self.reads: list[str] = []
+        #: Subscriptions that end with their period.
+        self.canceled: list[str] = []
         #: For the next requests, in order: "lost" does it and never answers, "down" answers 500, "busy" 429.
         self.faults: list[str] = []
         #: What localstripe has sent by itself.
@@ -125,6 +127,9 @@ class StripeServer:
             return 200, self._new_session(form)
         if path == "/v1/billing_portal/sessions":
             return 200, {"id": "bps_1", "object": "billing_portal.session", "url": f"https://portal.test/{form['customer']}"}
+        if request.method == "POST" and path.startswith("/v1/subscriptions/"):
+            assert form == {"cancel_at_period_end": "true"}
+            self.canceled.append(path.rpartition("/")[2])
         if path == "/v1/billing/meter_events":
             return self._count(form)
         if (found := self._read_meter(request)) is not None:

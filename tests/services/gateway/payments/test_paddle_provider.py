@@ -111,6 +111,15 @@ async def test_usage_beyond_the_plan_is_charged_once(selling_shop: Shop, paddle:
     assert (await shop.invoices(ada), await shop.fetch("SELECT count(*) FROM owed")) == ([], 0)
 
 
+async def test_the_subscription_of_an_erased_account_is_canceled(selling_shop: Shop, paddle: PaddleServer) -> None:
+    shop, ada = selling_shop, owner()
+    subscription = await subscribe(shop, paddle, ada)
+    shop.gone.add(ada)
+    await shop.execute("UPDATE subscriptions SET changed_at = now() - interval '25 hours'")
+    await shop.desk.work()
+    assert paddle.canceled == [subscription]
+
+
 async def test_one_refused_charge_does_not_hold_up_the_others(selling_shop: Shop, paddle: PaddleServer) -> None:
     shop, ada, bob = selling_shop, owner(), owner()
     for one in (ada, bob):

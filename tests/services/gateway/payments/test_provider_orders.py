@@ -23,7 +23,7 @@ async def send_events(shop: Shop, provider: MemoryProvider, owners: list[TenantI
             subscription = provider.pay(session_of(order))
             told += [session_of(order)] + ([] if subscription is None else [subscription])
             if subscription is not None and number % 3 == 0:
-                provider.cancel(subscription)
+                provider.end(subscription)
     events = [WebhookEvent(id=f"evt_{at}", object_id=told[at % len(told)]) for at in range(count)]
     sent = [*events, *rng.sample(events, count // 10)]
     rng.shuffle(sent)

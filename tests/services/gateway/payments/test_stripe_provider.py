@@ -251,6 +251,23 @@ async def test_a_lost_webhook_is_asked_for(selling_shop: Shop, stripe: StripeSer
     assert shop.plan_of(ada) == "free@0"
 
 
+async def test_the_subscription_of_an_erased_account_is_canceled(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada = selling_shop, owner()
+    subscription = await stripe.pay(session_of(await shop.order(ada, "pro")))
+    await tell(shop, stripe, subscription)
+    shop.gone.add(ada)
+    for faults, canceled in (([], []), (["", "down"], []), ([], [subscription]), ([], [subscription] * 2)):
+        stripe.faults = list(faults)
+        await shop.desk.work()
+        assert stripe.canceled == canceled
+        await shop.execute("UPDATE subscriptions SET changed_at = now() - interval '25 hours'")
+    stripe.changed[subscription] = {"status": "canceled"}
+    await tell(shop, stripe, subscription)
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert (held.plan, held.subscription, len(stripe.canceled)) == (None, None, 2)
+
+
 async def subscribe(shop: Shop, stripe: StripeServer, ada: TenantId) -> str:
     """Return the customer."""
     await tell(shop, stripe, await stripe.pay(session_of(await shop.order(ada, "pro"))))
