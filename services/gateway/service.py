@@ -343,6 +343,7 @@ class GatewayService:
     async def _work_on_bills(self) -> None:
         await self._desk.work()
         self._node.metrics.webhook_backlog.set(await self._desk.measure_events())
+        self._node.metrics.unbilled_usage.set(await self._desk.measure_owed())
 
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))

@@ -303,6 +303,11 @@ WEBHOOKS = counter(
 WEBHOOK_BACKLOG = gauge(
     "ai_platform_webhook_backlog_seconds", "Age of the oldest event of the payment provider that has not been handled", unit="seconds"
 )
+UNBILLED_USAGE = gauge(
+    "ai_platform_unbilled_usage_seconds",
+    "Age of the oldest usage beyond a plan whose period has ended and which has not been billed",
+    unit="seconds",
+)
 PARTITIONS_AHEAD = gauge(
     "ai_platform_partitions_ahead_seconds",
     "How far into the future the gateway's tables have partitions; later rows go to the default partitions",

@@ -248,6 +248,10 @@ class BillingDesk:
         """Return the age of the oldest event that waits, in seconds."""
         return await self._store.measure_events()
 
+    async def measure_owed(self) -> float:
+        """Return the age of the oldest usage that is not billed yet, in seconds."""
+        return await self._store.measure_owed()
+
     async def apply(self) -> None:
         """Tell auth of new plans. What fails is told again by ``work``."""
         while await self._apply_one():

@@ -219,6 +219,10 @@ class BillingStore:
         await self._database.run("forget_events")
         return float(await self._database.value("measure_events"))
 
+    async def measure_owed(self) -> float:
+        """Return the age of the oldest usage that is not billed yet, in seconds."""
+        return float(await self._database.value("measure_owed"))
+
     async def find_invoice(self, number: str, owner: TenantId | None) -> Invoice | None:
         """With an owner, only their own."""
         if owner is None:

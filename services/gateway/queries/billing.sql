@@ -45,6 +45,10 @@ DELETE FROM owed WHERE id = (
 )
 RETURNING id, owner, micro, period_start, at, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at;
 
+-- name: measure_owed
+-- Return the age of the oldest usage that is not billed yet, in seconds.
+SELECT coalesce(extract(epoch FROM now() - min(at)), 0)::float8 FROM owed;
+
 -- name: next_number
 -- Count an invoice of a series; the transaction that doesn't commit leaves no gap.
 INSERT INTO invoice_numbers AS numbers (series, last) VALUES ($1, 1)

@@ -342,6 +342,7 @@ async def test_usage_is_held_if_the_meter_has_another_sum(selling_shop: Shop, st
     other = {"timestamp": int(datetime.now(UTC).timestamp()) - 60, "payload": {"customer": customer, "tokens": "7"}}
     stripe.meter_events["of the operator"] = other
     assert await bill(shop) == 1, "only that of ada"
+    assert 25 * 3600 <= await shop.desk.measure_owed() < 26 * 3600
     # Those of an account are billed in order, so that a sum is never that of a later period.
     await owe(shop, ada, 7_000_000)
     assert await bill(shop) == 2
