@@ -28,7 +28,7 @@ class Plan(Body, frozen=True, omit_defaults=False):
     included_tokens: int | None
     #: How much usage beyond them is billed at the end of a period; None: all of it; 0: it needs prepaid credits.
     overage_minor: MinorUnits | None
-    #: Limits in words, such as `100/h`.
+    #: In words, such as `100 requests per hour`.
     limits: tuple[str, ...] = ()
     for_sale: bool = False
 

@@ -37,7 +37,7 @@ class PlanOffer:
             sold_in,
             terms.included_tokens,
             None if terms.overage_micro is None else currency.minor(terms.overage_micro, sold_in),
-            tuple(limits.in_words(terms)),
+            tuple(f"{number:,} {kind.words}" for kind in limits.LIMITS if (number := kind.of(terms)) is not None),
             self.for_sale,
         )
 
