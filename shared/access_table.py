@@ -174,6 +174,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.setTier": _ADMIN_FRESH,
     "auth.describeAccount": _NODE,
     "auth.applyPlan": _NODE,
+    "auth.addNotice": _NODE,
     "auth.setBudget": _ADMIN_FRESH,
     "auth.setRole": _ADMIN_FRESH,
     "auth.setActive": _ADMIN_FRESH,

@@ -3,7 +3,10 @@
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from shared import currency
+from shared.api.notices import LimitUsed
 from shared.mail import letters
+from shared.types import MicroCredits
 
 _LONGEST_NAME = 60
 _NOT_YOU = "If this wasn't you, change your password now, and check your sessions and API keys."
@@ -70,6 +73,50 @@ def key_expires(username: str, name: str, preview: str, at: datetime, page: str)
         f"The API key {_line(name)} ({preview}) expires on {_time(at)}. Programs that use it will then get an error.\n\n"
         f"Create a new key and replace this one before that day.\n\n{_switch_off(page)}",
     )
+
+
+def about_account(username: str, organization: str | None, said: AccountMail, page: str, settings: str) -> AccountMail:
+    """Complete one of the next texts. ``page`` is where the user does something about it, ``settings`` is as above."""
+    whose = f"This is about the organization {_line(organization)}.\n\n" if organization else ""
+    link = f":\n\n{page}" if page else "."
+    return _text(said.subject, username, f"{whose}{said.text}{link}\n\n{_switch_off(settings)}")
+
+
+def limit_used(limit: LimitUsed, key: str | None, unit: str) -> AccountMail:
+    """``unit``: the currency. ``key``: the name of the key that it is about."""
+    counts = limit.used, limit.most, limit.most - limit.used
+    if limit.of == "allowance":
+        used, most, left = (f"{count:,} tokens" for count in counts)
+    else:
+        used, most, left = (currency.written(currency.minor(MicroCredits(count), unit), unit) for count in counts)
+    what = {"allowance": "allowance", "budget": f"budget of the key {_line(key)}" if key else "budget", "balance": "balance"}[limit.of]
+    subject = f"The {what} is used up" if limit.percent == 100 else f"The {what} is {limit.percent} % used"
+    then = f" It renews on {_time(limit.renews_at)}." if limit.renews_at else ""
+    todo = {
+        "allowance": "Requests that need more than the rest are paid from your balance, or as your plan says, and else refused.\n\n"
+        "Add credits or choose a larger plan under Billing",
+        "budget": "Requests that need more than the rest are refused.\n\n"
+        + (
+            "Set another budget, or create another key, under API keys"
+            if key
+            else "Ask an administrator for more. See what you spent under Billing"
+        ),
+        "balance": "Without it, only what your plan includes still works.\n\nAdd credits under Billing",
+    }[limit.of]
+    return AccountMail(subject, f"Used: {used} of {most}. Left: {left}.{then} {todo}")
+
+
+def payment_late(invoice: str | None, due_at: datetime | None, *, is_last: bool) -> AccountMail:
+    if invoice is None or due_at is None:
+        text = "We could not collect the money for your plan. If that fails again, the plan ends.\n\nCheck your card under Billing"
+        return AccountMail("A payment failed", text)
+    then = "What it is for ends now" if is_last else "If it isn't paid by then, what it is for ends"
+    return AccountMail(f"The invoice {invoice} is not paid", f"It is due on {_time(due_at)}. {then}.\n\nFind it under Billing")
+
+
+def plan_changed(before: str, after: str) -> AccountMail:
+    old, new = (_line(plan.partition("@")[0]) for plan in (before, after))
+    return AccountMail("Your plan has changed", f"Your plan is now {new}; it was {old}.\n\nSee what it includes under Billing")
 
 
 def address_changed_to(username: str) -> AccountMail:

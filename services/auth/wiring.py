@@ -16,6 +16,7 @@ from services.auth.accounts.device_login_rpc import DeviceLoginRpc
 from services.auth.accounts.notice_store import NoticeStore
 from services.auth.accounts.notices import Notices
 from services.auth.accounts.password_changes import PasswordChanges
+from services.auth.accounts.plan_rpc import PlanRpc
 from services.auth.accounts.profile import ProfileRpc
 from services.auth.accounts.request_limits import MailLimits, RegistrationLimits
 from services.auth.accounts.setup_rpc import SetupRpc
@@ -37,7 +38,6 @@ from services.auth.nodes.node_store import NodeStore
 from services.auth.oidc.oidc_rpc import OidcDependencies, OidcRpc
 from services.auth.organizations.organization_rpc import Invitations, OrganizationRpc
 from services.auth.organizations.organization_store import OrganizationStore
-from services.auth.organizations.plan_rpc import PlanRpc
 from services.auth.passwords import Passwords
 from services.auth.privacy import export, retention
 from services.auth.privacy.erasure import Erasures
@@ -154,7 +154,8 @@ class Wiring:
         accounts, organizations, own_data = AccountStore(database), OrganizationStore(database), PrivacyStore(database)
         factors = Factors.of(parts)
         erasures = Erasures(parts, own_data, self._audit_rows, mailer)
-        notices = Notices(NoticeStore(database), mailer, self._opened.mail_sink, self._settings.page("/settings"))
+        notice_rows = NoticeStore(database)
+        notices = Notices(notice_rows, mailer, self._opened.mail_sink, self._settings.page)
         opening = SessionOpening(parts, at_login=(erasures.call_off_at_login, notices.note_login))
         logins = LoginRpc(parts, factors, opening)
         passwords = PasswordChanges(parts, accounts, MailLimits(cache), mailer)
@@ -177,7 +178,7 @@ class Wiring:
             ProfileRpc(parts, accounts, factors, mailer),
             ApiKeyRpc(parts),
             OrganizationRpc(parts, organizations),
-            PlanRpc(parts),
+            PlanRpc(parts, notice_rows),
             Invitations(parts, organizations, mailer),
             EnrollmentRpc(parts, self.members, ca, nats),
             NodeAdminRpc(parts, self.members, ca, nats),

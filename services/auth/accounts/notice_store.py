@@ -7,8 +7,9 @@ from enum import StrEnum
 import msgspec
 
 from services.auth.store import AuthTables
+from shared.api.notices import LimitUsed, Notice
 from shared.stores.database import Transaction
-from shared.types import UserId
+from shared.types import TenantId, UserId
 
 #: How long before its end a key is announced.
 EXPIRING_DAYS = 7
@@ -25,6 +26,9 @@ KEY_BATCH = 500
 class NoticeKind(StrEnum):
     SIGN_IN = "sign_in"
     KEY_EXPIRES = "key_expires"
+    LIMIT = "limit"
+    PAYMENT = "payment"
+    PLAN = "plan"
 
 
 class SignIn(msgspec.Struct, frozen=True):
@@ -37,6 +41,23 @@ class ExpiringKey(msgspec.Struct, frozen=True):
     name: str
     preview: str
     expires_at: datetime
+
+
+class PlanChanged(msgspec.Struct, frozen=True, tag_field="kind", tag="plan"):
+    before: str
+    after: str
+
+
+Fact = Notice | PlanChanged
+
+
+class AboutAccount(msgspec.Struct, frozen=True):
+    fact: Fact
+    currency: str
+    #: None if the account is the user's own.
+    organization: str | None
+    #: The name of the key that it is about.
+    key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +81,11 @@ class NoticeStore(AuthTables):
     async def add_sign_in(self, transaction: Transaction, user_id: UserId, subject: str, sign_in: SignIn) -> None:
         details = msgspec.json.encode(sign_in).decode()
         await transaction.run("add_sign_in_notice", user_id, subject, details, NEW_ACCOUNT_SECONDS, MAX_SIGN_INS)
+
+    async def add_about_account(self, transaction: Transaction, owner: TenantId, subject: str, fact: Fact, currency: str = "") -> None:
+        """The same subject again adds nothing."""
+        kind, key = fact.__struct_config__.tag, fact.key if isinstance(fact, LimitUsed) else None
+        await transaction.run("add_account_notice", owner, kind, subject, msgspec.json.encode(fact).decode(), currency, key)
 
     async def add_expiring_keys(self) -> int:
         """Return how many keys were searched, at most KEY_BATCH. Each is searched once, by one replica."""

@@ -1,18 +1,29 @@
-"""Emails that users may switch off: sign-ins from new browsers, and API keys that expire soon.
+"""Emails that users may switch off: sign-ins from new browsers, API keys that expire soon, plans, budgets and payments.
 
 A notice is a row of auth's table notices before it is a mail. Every replica sends; each notice is taken by one of them, and again by any of
 them if that one fails. A replica that dies between the mail and its note sends it twice.
 """
 
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
 
 from services.auth import mail_texts
-from services.auth.accounts.notice_store import KEY_BATCH, DueNotice, ExpiringKey, NoticeKind, NoticeStore, SignIn
+from services.auth.accounts.notice_store import (
+    KEY_BATCH,
+    AboutAccount,
+    DueNotice,
+    ExpiringKey,
+    NoticeKind,
+    NoticeStore,
+    PlanChanged,
+    SignIn,
+)
 from services.auth.mail_texts import AccountMail
 from services.auth.session_opening import CompleteLogin
+from shared.api.notices import LimitUsed, PaymentLate
 from shared.mail import mailer
 from shared.mail.letters import Letter
 from shared.mail.mailer import Mailer, MailSink
@@ -34,11 +45,12 @@ _log = logs.get(part="notices")
 class Notices:
     """``run`` is the task that sends them."""
 
-    def __init__(self, rows: NoticeStore, mails: Mailer, sink: MailSink, settings_page: str) -> None:
+    def __init__(self, rows: NoticeStore, mails: Mailer, sink: MailSink, page: Callable[[str], str]) -> None:
+        """``page`` returns the address of a page of web; empty if no public URL is set."""
         self._rows = rows
         self._mails = mails
         self._sink = sink
-        self._settings_page = settings_page
+        self._page = page
 
     async def note_login(self, transaction: Transaction, login: CompleteLogin) -> None:
         """Add a notice in the transaction of the login, so that none is lost."""
@@ -90,10 +102,25 @@ class Notices:
         mailer.raise_if_canceled()
 
     def _written(self, notice: DueNotice) -> AccountMail:
+        settings = self._page("/settings")
         match notice.kind:
             case NoticeKind.SIGN_IN:
                 seen = msgspec.json.decode(notice.details, type=SignIn)
-                return mail_texts.new_sign_in(notice.username, seen.at, seen.address, seen.agent, self._settings_page)
+                return mail_texts.new_sign_in(notice.username, seen.at, seen.address, seen.agent, settings)
             case NoticeKind.KEY_EXPIRES:
                 key = msgspec.json.decode(notice.details, type=ExpiringKey)
-                return mail_texts.key_expires(notice.username, key.name, key.preview, key.expires_at, self._settings_page)
+                return mail_texts.key_expires(notice.username, key.name, key.preview, key.expires_at, settings)
+            case _:
+                about = msgspec.json.decode(notice.details, type=AboutAccount)
+                page = self._page("/api-keys" if about.key else "/billing")
+                return mail_texts.about_account(notice.username, about.organization, _said(about), page, settings)
+
+
+def _said(about: AboutAccount) -> AccountMail:
+    match about.fact:
+        case PlanChanged() as plan:
+            return mail_texts.plan_changed(plan.before, plan.after)
+        case PaymentLate() as payment:
+            return mail_texts.payment_late(payment.invoice, payment.due_at, is_last=payment.is_last)
+        case LimitUsed() as limit:
+            return mail_texts.limit_used(limit, about.key, about.currency)

@@ -29,7 +29,7 @@ _OWN_FILES = {
     "organisations.json": ("export_organisations", "The organizations that you are a member of."),
     "invitations.json": ("export_invitations", "Invitations to organizations and to the mesh, sent to you and by you."),
     "logins-at-providers.json": ("export_links", "Logins at providers that open your account."),
-    "notices.json": ("export_notices", "Emails about sign-ins and expiring keys, of the last 30 days."),
+    "notices.json": ("export_notices", "Emails that you may switch off, of the last 30 days."),
     "nodes.json": ("export_nodes", "Machines that you added to the mesh."),
     "tickets.json": ("export_tickets", "Tickets with which machines can join in your name."),
 }

@@ -11,6 +11,20 @@ WHERE users.id = $1 AND coalesce(preferences.notify_by_mail, true) AND users.cre
     ) < $5
 ON CONFLICT DO NOTHING;
 
+-- name: add_account_notice
+-- Add a notice about an account, to its user or to the organization's owners, as far as they want mails.
+INSERT INTO notices (user_id, kind, subject, details)
+SELECT users.id, $2, $3, jsonb_build_object(
+    'fact', $4::text::jsonb, 'currency', $5::text, 'organization', organisations.name, 'key', (SELECT name FROM api_keys WHERE id = $6)
+)
+FROM users
+LEFT JOIN organisations ON organisations.id = $1
+LEFT JOIN preferences ON preferences.user_id = users.id
+WHERE users.is_active AND coalesce(preferences.notify_by_mail, true) AND (
+    users.id = $1 OR users.id IN (SELECT user_id FROM organisation_members WHERE organisation_id = $1 AND role = 'owner')
+)
+ON CONFLICT DO NOTHING;
+
 -- name: add_key_notices
 -- Add notices about the next $2 keys that expire within $1 days, to users who want them; return how many keys were searched. While another
 -- replica does it, none. A key that never had more than $1 days gets none, because its user knows.

@@ -4,6 +4,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import uuid4
 
 import asyncpg
 import msgspec
@@ -13,8 +16,12 @@ from services.auth.accounts import notice_store, notices
 from services.auth.accounts.notices import Notices
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
-from shared.api import accounts, auth
+from shared.api import accounts, auth, billing, organizations
+from shared.api import notices as notices_api
 from shared.api.accounts import Preferences
+from shared.api.notices import LimitUsed, Notice, PaymentLate
+from shared.types import KeyId, TenantId, UserId
+from tests.cases import case
 from tests.services.auth.accounts.surroundings import by_hand
 from tests.services.auth.mfa.equipment import WEB, ApiClient
 from tests.services.auth.surroundings import Surroundings
@@ -237,3 +244,61 @@ async def test_keys_are_found_by_the_index(mesh: Mesh) -> None:
     plan = "\n".join(row[0] for row in await mesh.sql(f"EXPLAIN {query}", notice_store.EXPIRING_DAYS, notice_store.KEY_BATCH))
     assert "api_keys_expiring" in plan
     assert "Seq Scan on api_keys" not in plan
+
+
+def used(of: Literal["allowance", "budget", "balance"], percent: int, key: KeyId | None = None) -> LimitUsed:
+    return LimitUsed(of, percent, 900_000, 1_000_000, key, datetime(2026, 12, 1, tzinfo=UTC))
+
+
+async def tell(mesh: Mesh, owner: UserId | TenantId, subject: str, notice: Notice) -> None:
+    """Say it to two replicas, as a gateway does that was killed before it could note that auth has it."""
+    for replica in mesh.replicas[:2]:
+        await replica.ask(notices_api.add_notice, notices_api.AddNotice(TenantId(owner), subject, notice, "EUR"))
+
+
+async def test_what_the_gateway_tells_is_mailed_once(mesh: Mesh) -> None:
+    user, made = await mesh.replicas[0].user_with_key("anna")
+    page = "https://ai.example.com/billing"
+    for number, (notice, subject, said) in enumerate((
+        (used("allowance", 80), "The allowance is 80 % used", ("900,000 tokens of 1,000,000 tokens", "01 December 2026, 00:00 UTC", page)),
+        (used("allowance", 100), "The allowance is used up", ("Left: 100,000 tokens", page)),
+        (used("budget", 80), "The budget is 80 % used", ("0.90 EUR of 1.00 EUR", "administrator", page)),
+        (used("budget", 100, made.key.id), f"The budget of the key {made.key.name} is used up", ("https://ai.example.com/api-keys",)),
+        (used("balance", 90), "The balance is 90 % used", ("Left: 0.10 EUR", page)),
+        (PaymentLate(), "A payment failed", ("card", page)),
+        (PaymentLate("INV-2026-000001", datetime(2026, 12, 1, tzinfo=UTC)), "The invoice INV-2026-000001 is not paid", ("due on", page)),
+    )):  # fmt: skip
+        with case(subject):
+            await tell(mesh, user.id, f"subject {number}", notice)
+            assert await mesh.send() == [("anna@example.com", subject)]
+            text = mesh.mails.mails[0][2].get_content()
+            assert all(each in text for each in (*said, "To stop these emails"))
+            assert await mesh.send() == []
+    await mesh.switch_off()
+    await tell(mesh, user.id, "another", used("balance", 90))
+    assert await mesh.send() == []
+
+
+async def test_the_owners_of_an_organization_are_told(mesh: Mesh) -> None:
+    _, eve = [await mesh.replicas[0].register(name) for name in ("anna", "eve")]
+    await mesh.replicas[0].register("max")
+    login = (await mesh.replicas[0].login("anna")).access_token
+    team = await mesh.replicas[0].ask(organizations.create_organisation, organizations.CreateOrganization("Acme"), login)
+    member = "INSERT INTO organisation_members (organisation_id, user_id, role) VALUES ($1, $2, $3)"
+    await mesh.sql(member, team.id, eve.id, "owner")
+    await mesh.sql(member, team.id, (await mesh.sql("SELECT id FROM users WHERE username = 'max'"))[0][0], "member")
+    await tell(mesh, TenantId(team.id), "one", used("budget", 80))
+    assert await mesh.send() == [(f"{name}@example.com", "The budget is 80 % used") for name in ("anna", "eve")]
+    assert "the organization Acme" in mesh.mails.mails[0][2].get_content()
+    await tell(mesh, TenantId(uuid4()), "one", used("budget", 80))
+    assert await mesh.send() == [], "nobody has this id"
+
+
+async def test_a_changed_plan_is_mailed_once(mesh: Mesh) -> None:
+    user = await mesh.replicas[0].register("anna")
+    for plan, mailed in (("pro@2", 1), ("pro@2", 0), ("free@1", 1)):
+        for _ in range(2):
+            await mesh.replicas[0].ask(billing.apply_plan, billing.ApplyPlan(TenantId(user.id), plan))
+        assert await mesh.send() == [("anna@example.com", "Your plan has changed")] * mailed
+    text = mesh.mails.mails[0][2].get_content()
+    assert "Your plan is now free; it was pro." in text

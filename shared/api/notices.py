@@ -1,0 +1,47 @@
+"""auth: emails about the ends of plans, budgets and balances, and about payments. Users may switch them off."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from shared.api.method import Body, Method, Nothing
+from shared.types import KeyId, Role, TenantId
+
+
+class LimitUsed(Body, frozen=True, tag_field="kind", tag="limit"):
+    """The tokens of a plan, or the money of a budget or of the last top-up, are used up to a threshold."""
+
+    of: Literal["allowance", "budget", "balance"]
+    percent: Annotated[int, Meta(ge=1, le=100)]
+    #: Tokens of an allowance, else micro-credits.
+    used: int
+    most: int
+    #: Whose budget it is; None: that of the user or the organization.
+    key: KeyId | None = None
+    #: None: never.
+    renews_at: datetime | None = None
+
+
+class PaymentLate(Body, frozen=True, tag_field="kind", tag="payment"):
+    #: None: a payment provider could not collect the money.
+    invoice: str | None = None
+    due_at: datetime | None = None
+    #: What the invoice is for ends now.
+    is_last: bool = False
+
+
+Notice = LimitUsed | PaymentLate
+
+
+class AddNotice(Body, frozen=True):
+    """Of the gateway: mail this to the user, or to the owners of the organization. The same subject again adds nothing."""
+
+    owner: TenantId
+    subject: Annotated[str, Meta(min_length=1, max_length=100)]
+    notice: Notice
+    #: ISO 4217, of all money.
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")]
+
+
+add_notice = Method("auth.addNotice", AddNotice, Nothing, callers={Role.GATEWAY})
