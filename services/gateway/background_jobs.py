@@ -32,6 +32,7 @@ class UpkeepJob(StrEnum):
     KEY_POLICIES = "key_policies"
     BILLING = "billing"
     USAGE_EXPORT = "usage_export"
+    NOTICES = "notices"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

@@ -57,10 +57,11 @@ from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.owner_statements import OwnerStatements
-from services.gateway.payments import payment_provider
+from services.gateway.payments import notice_outbox, payment_provider
 from services.gateway.payments.billing import BillingDesk
 from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.billing_store import BillingStore
+from services.gateway.payments.notice_outbox import NoticeOutbox
 from services.gateway.payments.payment_provider import PaymentProvider
 from services.gateway.payments.provider_orders import ProviderOrders
 from services.gateway.payments.stripe_sink import StripeSink
@@ -195,6 +196,7 @@ class GatewayService:
             on_paid=lambda paid: metrics.revenue.labels(currency=paid.currency).inc(paid.total_minor),
         )
         self._webhooks = Webhooks(self._desk, metrics)
+        self._notices = NoticeOutbox(billing_store, node.rpc, settings.currency, sells=settings.money == "on")
         self._billing = BillingRpc(
             self._desk, billing_store, live, stores.ledger, node.rpc, self.audit_reporting, settings.currency, is_on=settings.money == "on"
         )
@@ -333,6 +335,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.RETENTION, 3600, delete_old, metrics),
             background_jobs.repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics),
             background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
+            background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
             *(export.run() for export in self._usage_export.exports),
         ):
             node.tasks.create_task(task)

@@ -16,8 +16,14 @@ ALTER TABLE accounts
     -- Money spent, for the owner's budget: since the beginning, or since the budget was renewed.
     ADD COLUMN spent_micro bigint NOT NULL DEFAULT 0,
     ADD COLUMN every varchar(5),
-    ADD COLUMN since date NOT NULL DEFAULT '0001-01-01';
-ALTER TABLE key_spending ADD COLUMN every varchar(5), ADD COLUMN since date NOT NULL DEFAULT '0001-01-01';
+    ADD COLUMN since date NOT NULL DEFAULT '0001-01-01',
+    -- The budget when something was reserved last; null without one.
+    ADD COLUMN budget_micro bigint,
+    -- The last time that somebody added credits; null before.
+    ADD COLUMN top_up_micro bigint,
+    ADD COLUMN topped_up_at timestamptz;
+ALTER TABLE key_spending
+    ADD COLUMN every varchar(5), ADD COLUMN since date NOT NULL DEFAULT '0001-01-01', ADD COLUMN budget_micro bigint;
 ALTER TABLE reservations ADD COLUMN held_tokens bigint NOT NULL DEFAULT 0, ADD COLUMN covered_tokens bigint NOT NULL DEFAULT 0;
 ALTER TABLE ledger_balances ADD COLUMN allowance_tokens bigint NOT NULL DEFAULT 0;
 
@@ -207,13 +213,14 @@ BEGIN
     held := fixed_micro + rest_micro(the_prompt_tokens, wanted_tokens::bigint * answers, covered, input_per_million, output_per_million);
     IF held > room_micro THEN
         millionths := (room_micro - fixed_micro)::numeric * 1000000 - greatest(the_prompt_tokens - coverable, 0)::numeric * input_per_million;
-        IF millionths < 0 OR output_per_million = 0 THEN
-            granted_tokens := NULL;
-            RETURN;
-        END IF;
-        granted_tokens := floor((greatest(coverable - the_prompt_tokens, 0) + floor(millionths / output_per_million)) / answers);
+        granted_tokens := CASE WHEN millionths >= 0 AND output_per_million > 0 THEN
+            floor((greatest(coverable - the_prompt_tokens, 0) + floor(millionths / output_per_million)) / answers) ELSE -1 END;
         IF granted_tokens < least(least_tokens, wanted_tokens) THEN
             granted_tokens := NULL;
+            account.budget_micro := owner_budget;
+            PERFORM note_account(account, limited_by, weight);
+            PERFORM note_budget(owner, key_id, spent_micro, key_budget, since, every, true)
+            FROM key_spending WHERE key_id = the_key AND limited_by = 'key';
             RETURN;
         END IF;
         covered := least(the_prompt_tokens + granted_tokens::bigint * answers, coverable);
@@ -227,10 +234,13 @@ BEGIN
         now() + make_interval(secs => lease_seconds)
     );
     IF held > 0 OR held_tokens > 0 THEN
-        UPDATE accounts SET reserved_micro = reserved_micro + held, held_tokens = accounts.held_tokens + reserve.held_tokens WHERE owner = the_owner;
+        UPDATE accounts
+        SET reserved_micro = reserved_micro + held, held_tokens = accounts.held_tokens + reserve.held_tokens, budget_micro = owner_budget
+        WHERE owner = the_owner;
         IF the_key IS NOT NULL THEN
-            INSERT INTO key_spending (key_id, owner, reserved_micro, every, since) VALUES (the_key, the_owner, held, key_every, budget_since(key_every))
-            ON CONFLICT (key_id) DO UPDATE SET reserved_micro = key_spending.reserved_micro + held;
+            INSERT INTO key_spending (key_id, owner, reserved_micro, every, since, budget_micro)
+            VALUES (the_key, the_owner, held, key_every, budget_since(key_every), key_budget)
+            ON CONFLICT (key_id) DO UPDATE SET reserved_micro = key_spending.reserved_micro + held, budget_micro = excluded.budget_micro;
         END IF;
     END IF;
 END
@@ -308,6 +318,7 @@ LANGUAGE plpgsql SET search_path FROM CURRENT SET plan_cache_mode TO force_gener
 DECLARE
     held reservations;
     account accounts;
+    of_key key_spending;
     moment timestamptz;
 BEGIN
     SELECT * INTO held FROM reservations WHERE request_id = the_request AND state = 'reserved';
@@ -334,11 +345,17 @@ BEGIN
         held_tokens = held_tokens - held.held_tokens, allowance_tokens = allowance_tokens - held.covered_tokens,
         spent_micro = CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END + held.settled_micro,
         since = budget_since(every)
-    WHERE owner = held.owner;
+    WHERE owner = held.owner RETURNING * INTO account;
     UPDATE key_spending
     SET reserved_micro = reserved_micro - held.reserved_micro,
         spent_micro = CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END + held.settled_micro, since = budget_since(every)
-    WHERE key_id = held.key_id AND held.reserved_micro > 0;
+    WHERE key_id = held.key_id AND held.reserved_micro > 0 RETURNING * INTO of_key;
+    IF is_crossed(account, held.settled_micro, held.covered_tokens) THEN
+        PERFORM note_account(account);
+    END IF;
+    IF crosses(of_key.spent_micro - held.settled_micro, of_key.spent_micro, of_key.budget_micro, 80) THEN
+        PERFORM note_budget(of_key.owner, of_key.key_id, of_key.spent_micro, of_key.budget_micro, of_key.since, of_key.every, false);
+    END IF;
     INSERT INTO entries (transfer, kind, account, owner, amount_micro, amount_tokens, period, at)
     SELECT the_request, 'usage', side.account, held.owner, side.micro, side.tokens, account.period_start, moment
     FROM (VALUES
@@ -362,7 +379,10 @@ BEGIN
     INSERT INTO entries (transfer, kind, account, owner, amount_micro, note, at)
     VALUES (the_transfer, 'top_up', 'balance', the_owner, amount, the_note, clock_timestamp()),
            (the_transfer, 'top_up', 'payments', the_owner, -amount, the_note, clock_timestamp());
-    UPDATE accounts SET balance_micro = balance_micro + amount WHERE owner = the_owner;
+    UPDATE accounts
+    SET balance_micro = balance_micro + amount, top_up_micro = CASE WHEN amount > 0 THEN amount ELSE top_up_micro END,
+        topped_up_at = CASE WHEN amount > 0 THEN clock_timestamp() ELSE topped_up_at END
+    WHERE owner = the_owner;
 END
 $$;
 
@@ -481,16 +501,24 @@ BEGIN
             ON CONFLICT DO NOTHING RETURNING request_id, owner, key_id, reserved_micro, held_tokens
         ),
         of_accounts AS (
-            UPDATE accounts SET reserved_micro = accounts.reserved_micro + held.micro, held_tokens = accounts.held_tokens + held.tokens
-            FROM (SELECT owner, sum(reserved_micro) AS micro, sum(held_tokens) AS tokens FROM fresh GROUP BY owner) AS held
+            UPDATE accounts
+            SET reserved_micro = accounts.reserved_micro + held.micro, held_tokens = accounts.held_tokens + held.tokens, budget_micro = held.budget
+            FROM (
+                -- The budgets are of the last request that held something.
+                SELECT owner, sum(reserved_micro) AS micro, sum(held_tokens) AS tokens,
+                    (array_agg(budget ORDER BY request_id DESC) FILTER (WHERE reserved_micro + held_tokens > 0))[1] AS budget
+                FROM fresh JOIN unnest(requests, owner_budgets) AS given (request, budget) ON request = request_id GROUP BY owner
+            ) AS held
             WHERE accounts.owner = held.owner AND accounts.owner = ANY (owners) AND held.micro + held.tokens > 0
         ),
         of_keys AS (
-            INSERT INTO key_spending (key_id, owner, reserved_micro, every, since)
-            SELECT key_id, (array_agg(owner))[1], sum(reserved_micro), min(given.every), budget_since(min(given.every))
-            FROM fresh JOIN unnest(requests, keys_every) AS given (request, every) ON request = request_id
+            INSERT INTO key_spending (key_id, owner, reserved_micro, every, since, budget_micro)
+            SELECT key_id, (array_agg(owner))[1], sum(reserved_micro), min(given.every), budget_since(min(given.every)),
+                (array_agg(budget ORDER BY request_id DESC))[1]
+            FROM fresh JOIN unnest(requests, key_budgets, keys_every) AS given (request, budget, every) ON request = request_id
             WHERE reserved_micro + held_tokens > 0 AND key_id IS NOT NULL GROUP BY key_id
-            ON CONFLICT (key_id) DO UPDATE SET reserved_micro = key_spending.reserved_micro + excluded.reserved_micro
+            ON CONFLICT (key_id) DO UPDATE
+            SET reserved_micro = key_spending.reserved_micro + excluded.reserved_micro, budget_micro = excluded.budget_micro
         )
         SELECT array_agg(request_id) INTO granted FROM fresh;
         RETURN QUERY
@@ -566,6 +594,7 @@ BEGIN
             FROM ended GROUP BY owner
         ) AS total
         WHERE accounts.owner = total.owner AND accounts.owner = ANY (owners) AND total.reserved + total.held > 0
+        RETURNING accounts.owner, is_crossed(accounts, total.settled::bigint, total.covered::bigint)
     ),
     of_keys AS (
         UPDATE key_spending
@@ -573,6 +602,7 @@ BEGIN
             spent_micro = CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END + total.settled, since = budget_since(every)
         FROM (SELECT key_id, sum(reserved_micro) AS reserved, sum(settled_micro) AS settled FROM ended GROUP BY key_id) AS total
         WHERE key_spending.key_id = total.key_id AND key_spending.key_id = ANY (keys) AND total.reserved > 0
+        RETURNING key_spending.key_id, crosses(spent_micro - total.settled::bigint, spent_micro, budget_micro, 80) AS is_crossed
     ),
     booked AS (
         INSERT INTO entries (transfer, kind, account, owner, amount_micro, amount_tokens, period, at)
@@ -582,8 +612,14 @@ BEGIN
         ) AS side (account, micro, tokens)
         WHERE accounts.owner = ANY (owners) AND coalesce(side.micro, side.tokens) <> 0
     )
-    SELECT array_agg(settled_micro ORDER BY place.number) INTO costs
+    SELECT array_agg(settled_micro ORDER BY place.number),
+        ARRAY(SELECT owner FROM of_accounts WHERE is_crossed), ARRAY(SELECT key_id FROM of_keys WHERE is_crossed)
+    INTO costs, owners, keys
     FROM generate_series(1, cardinality(requests)) AS place (number) LEFT JOIN ended USING (number);
+    IF owners <> '{}' OR keys <> '{}' THEN
+        PERFORM note_account(accounts) FROM accounts WHERE owner = ANY (owners);
+        PERFORM note_budget(owner, key_id, spent_micro, budget_micro, since, every, false) FROM key_spending WHERE key_id = ANY (keys);
+    END IF;
     RETURN costs;
 END
 $$;

@@ -21,6 +21,7 @@ from services.gateway.payments.provider_orders import MANUAL, ProviderOrders
 from shared import currency, errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
+from shared.api.notices import PaymentLate
 from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.types import RequestId, TenantId, Tier
@@ -346,6 +347,7 @@ class BillingDesk:
             number, owner = late.invoice.document.number, late.invoice.owner
             await rows.count_reminder(number)
             held, is_last = await rows.lock(owner, MANUAL), late.reminders + 1 == len(invoices.REMINDER_DAYS)
+            await rows.notify(owner, f"{number}/{late.reminders + 1}", PaymentLate(number, late.invoice.document.due_at, is_last))
             if held.invoice == number or late.invoice.document.purpose is InvoicePurpose.TOP_UP:
                 # Nothing was delivered for it.
                 if is_last:

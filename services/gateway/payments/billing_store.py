@@ -21,6 +21,7 @@ from shared.api.billing import (
     Party,
     PlanState,
 )
+from shared.api.notices import Notice, PaymentLate
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.types import MicroCredits, RequestId, TenantId
@@ -150,6 +151,15 @@ class BillingRows:
     async def take_late(self) -> StoredInvoice | None:
         row = await self._transaction.row("take_late_invoice", list(invoices.REMINDER_DAYS))
         return None if row is None else _invoice(row)
+
+    async def notify(self, owner: TenantId, subject: str, notice: PaymentLate) -> None:
+        """Add a notice; the same subject again adds nothing."""
+        await self._transaction.run("add_notice", owner, f"payment/{subject}", msgspec.json.encode(notice).decode())
+
+    async def take_notice(self) -> tuple[TenantId, str, Notice] | None:
+        """Take the oldest notice, with its owner and subject. It stays if the transaction fails."""
+        row = await self._transaction.row("take_threshold_notice")
+        return None if row is None else (row["owner"], row["subject"], msgspec.json.decode(row["notice"], type=Notice))
 
     async def count_reminder(self, number: str) -> None:
         await self._transaction.run("count_reminder", number)

@@ -24,6 +24,7 @@ from services.gateway.payments.payment_provider import (
 )
 from shared import currency, errors
 from shared.api.billing import Order
+from shared.api.notices import PaymentLate
 from shared.telemetry import logs
 from shared.types import RequestId, TenantId, Tier
 
@@ -177,6 +178,8 @@ class ProviderOrders:
         else:
             plan, subscription = self._plan_of(found, held.plan), found.id
             await self._follow_period(rows, found, plan)
+        if found.state is SubscriptionState.PAST_DUE and not held.is_past_due:
+            await rows.notify(found.owner, f"{found.id}/{await rows.now()}", PaymentLate())
         await rows.write(
             msgspec.structs.replace(
                 held,

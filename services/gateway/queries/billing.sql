@@ -184,3 +184,14 @@ FROM invoices
 WHERE paid_at >= date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '11 months'
     AND document ->> 'purpose' <> 'credit_note'
 GROUP BY 1, 2 ORDER BY 1, 2;
+
+-- name: add_notice
+-- Add what auth should mail to an owner.
+INSERT INTO threshold_notices (owner, subject, notice) VALUES ($1, $2, $3::text::jsonb) ON CONFLICT DO NOTHING;
+
+-- name: take_threshold_notice
+-- Take the oldest notice, except those that another gateway is at. It stays if the transaction fails.
+DELETE FROM threshold_notices WHERE (owner, subject) = (
+    SELECT owner, subject FROM threshold_notices ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING owner, subject, notice::text;

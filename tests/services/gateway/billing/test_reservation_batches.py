@@ -69,6 +69,11 @@ _ROWS = (
     ORDER BY owner, id
     """,
     "SELECT count(*) FROM entry_keys",
+    # A batch may pass two thresholds at once.
+    """
+    SELECT owner, regexp_replace(subject, '/[0-9]+$', ''), max((notice ->> 'percent')::integer) FROM threshold_notices
+    GROUP BY 1, 2 ORDER BY 1, 2
+    """,
 )
 
 _OWNERS, _MOST = 2, 8

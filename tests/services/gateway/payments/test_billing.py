@@ -23,6 +23,7 @@ from shared import errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceState, OrderTopUp, Party
 from shared.api.method import Nothing
+from shared.api.notices import Notice, PaymentLate
 from shared.config_documents import ConfigKind, PlanDocument
 from shared.rpc import RpcCall
 from shared.rpc.audit_reporting import AuditReporting
@@ -86,6 +87,14 @@ class Shop:
             return await connection.fetchval(sql, *args)
         finally:
             await connection.close()
+
+    async def notices(self) -> list[tuple[str, Notice]]:
+        """Take them all, oldest first, with their subjects."""
+        taken = []
+        async with self.rows.transaction() as rows:
+            while (one := await rows.take_notice()) is not None:
+                taken.append(one[1:])
+        return taken
 
     async def end_period(self, owner: TenantId) -> None:
         """Let a month pass for this account."""
@@ -188,6 +197,10 @@ async def test_an_unpaid_plan_is_reminded_of_and_ends(shop: Shop) -> None:
         held = await shop.rows.find_subscription(ada)
         assert held is not None
         assert (shop.plan_of(ada), held.is_past_due) == (plan, past_due), days
+    number = late.document.number
+    told = await shop.notices()
+    assert [subject for subject, _ in told] == [f"payment/{number}/{reminder}" for reminder in (1, 2, 3)]
+    assert [notice.is_last for _, notice in told if isinstance(notice, PaymentLate) and notice.invoice == number] == [False, False, True]
     await shop.desk.work()
     assert len(await shop.invoices(ada)) == 1, "a free plan costs nothing"
 

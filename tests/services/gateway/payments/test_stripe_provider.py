@@ -21,6 +21,7 @@ from services.gateway.payments.payment_provider import Forged, PaymentProvider, 
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared import errors
 from shared.api.billing import Order, OrderTopUp
+from shared.api.notices import PaymentLate
 from shared.config_documents import ConfigKind, PlanDocument
 from shared.stores import transactions
 from shared.types import MicroCredits, RequestId, TenantId
@@ -137,11 +138,13 @@ async def test_a_subscription_is_followed_to_its_end(selling_shop: Shop, stripe:
         ({}, "free@0", False),
     ):
         stripe.changed.setdefault(subscription, {}).update(change)
-        await tell(shop, stripe, subscription)
+        for _ in range(2):
+            await tell(shop, stripe, subscription)
         held = await shop.rows.find_subscription(ada)
         assert held is not None
         assert (shop.plan_of(ada), held.is_past_due) == (plan, past_due), change
     assert (await shop.order(ada, "pro")).url != f"https://portal.test/{held.customer}", "a new checkout"
+    assert [notice for _, notice in await shop.notices()] == [PaymentLate()]
 
 
 async def test_a_period_of_the_provider_gives_tokens_once(selling_shop: Shop, stripe: StripeServer) -> None:
