@@ -6,12 +6,18 @@ from shared.types import Tier
 from tests import people, stacks
 from tests.integration import asking
 from tests.integration.test_money import ASK
+from tests.shared.mail.mail_server import MailServer, serving
 
 
 @pytest.mark.nightly("stacks")
 async def test_a_plan_pays_first_then_the_balance_and_then_nobody() -> None:
-    numbers = "included_tokens=350,requests_per_minute=unlimited"
-    async with stacks.stack(AIMESH_ECHO="1", MONEY="on", TIER_FREE=numbers) as stack, people.api_client(stack) as api:
+    numbers = "included_tokens=10000,requests_per_minute=unlimited,requests_per_hour=unlimited"
+    mails = MailServer()
+    async with (
+        serving(mails),
+        stacks.stack(AIMESH_ECHO="1", MONEY="on", TIER_FREE=numbers, SMTP_URL=f"smtp://localhost:{mails.port}") as stack,
+        people.api_client(stack) as api,
+    ):
         ann = await api.register("ann", Tier.FREE)
         key = ann.key.secret
         body = asking.chat_body("one two three", max_tokens=16)
@@ -21,9 +27,11 @@ async def test_a_plan_pays_first_then_the_balance_and_then_nobody() -> None:
             await stack.recorded(ann.id, 1)
             quota = (await http.get("/api/quota")).json()
             assert quota["allowance"]["used"] == answer.json()["usage"]["total_tokens"] > 0
-            assert (quota["allowance"]["included"], quota["credits"]["balance"], quota["credits"]["available"]) == (350, "0", "0")
-            while answer.status_code == 200:
-                answer = await http.post("/v1/chat/completions", json=body)
+            assert (quota["allowance"]["included"], quota["credits"]["balance"], quota["credits"]["available"]) == (10_000, "0", "0")
+            # A prompt reserves more tokens than it has, so that small ones still fit after large ones.
+            for prompt in ("one two three " * 60, "one two three"):
+                while (answer := await http.post("/v1/chat/completions", json=asking.chat_body(prompt, max_tokens=400))).status_code == 200:
+                    pass
             assert asking.problem(answer, 429, "budget_exhausted")["code"] == "insufficient_quota"
             assert answer.headers["x-should-retry"] == "false"
             asking.problem(await http.post("/api/inference", json={**ASK, "prompt": "a b c " * 60}), 402, "budget_exhausted")
@@ -31,5 +39,11 @@ async def test_a_plan_pays_first_then_the_balance_and_then_nobody() -> None:
                 assert "tokens left   " in (await stack.aicli(command, AICLI_API_KEY=key)).out
             assert (await stack.aicli("admin", "credits", ann.username, "1")).status == 0
             assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+
+        async def told() -> bool:
+            return "The allowance is used up" in [mail["Subject"] for _, _, mail in mails.mails]
+
+        # The gateway tells auth within 30 seconds, and auth mails it within 30 more.
+        await stacks.until(told, seconds=90, what="the mail that the plan's tokens are used up")
         done = await stack.aicli("admin", "ledger", "verify")
         assert done.status == 0, done.out
