@@ -178,7 +178,7 @@ class ProviderOrders:
         else:
             plan, subscription = self._plan_of(found, held.plan), found.id
             await self._follow_period(rows, found, plan)
-        if found.state is SubscriptionState.PAST_DUE and not held.is_past_due:
+        if found.status == "past_due" and not held.is_past_due:
             await rows.notify(found.owner, f"{found.id}/{await rows.now()}", PaymentLate())
         await rows.write(
             msgspec.structs.replace(
