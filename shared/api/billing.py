@@ -262,6 +262,8 @@ class AccountName(Body, frozen=True):
     #: Of the user, or of an owner of the organization; empty if there is none.
     email: str
     plan: str
+    #: An organization that shares its founder's limits has no tokens of its own.
+    shares_limits: bool = False
 
 
 list_plans = Method("gateway.listPlans", ListPlans, Plans, callers=PEOPLE)

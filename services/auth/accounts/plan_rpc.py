@@ -27,7 +27,7 @@ class PlanRpc(AuthHandlers):
             row = await transaction.row("describe_account", request.owner)
         if row is None:
             raise errors.NotFound("no user or organization has this id")
-        return api.AccountName(row["name"], row["email"] or "", row["plan"])
+        return api.AccountName(row["name"], row["email"] or "", row["plan"], row["shares_limits"])
 
     @serves(api.apply_plan)
     async def apply_plan(self, request: api.ApplyPlan, call: RpcCall) -> Nothing:

@@ -62,8 +62,7 @@ class BillingDesk:
         return await self._rpc.call(api.describe_account, api.DescribeAccount(owner), deadline_seconds=AUTH_SECONDS)
 
     async def _find_customer(self, owner: TenantId) -> Party:
-        found = await self.describe(owner)
-        return Party(found.name, (found.email,) if found.email else ())
+        return _party(await self.describe(owner))
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -74,10 +73,10 @@ class BillingDesk:
             raise errors.NotFound(f"no plan is called {name}", hint="see `aicli billing plans`")
         return found
 
-    async def order_plan(self, owner: TenantId, present: str, name: str) -> Order:
-        """Change the plan of somebody who pays. ``present``: the plan that they have. Raises NotFound, and AlreadyExists while another
-        change waits for its payment."""
-        offer, customer = self.offer(name), await self._find_customer(owner)
+    async def order_plan(self, owner: TenantId, name: str) -> Order:
+        """Change the plan of somebody who pays. Raises NotFound, and AlreadyExists while another change waits for its payment."""
+        offer, described = self.offer(name), await self.describe(owner)
+        present, customer = described.plan, _party(described)
         held = await self._store.find_subscription(owner)
         if self.provider is not None and held is not None and held.subscription is not None:
             return Order(done=False, url=await self.provider.open_portal(owner))
@@ -360,6 +359,10 @@ class BillingDesk:
                 _log.info("plan ends unpaid", owner=owner, plan=held.plan, invoice=number)
                 await self._begin(rows, held, self.offer(Tier.FREE.value).versioned)
         return True
+
+
+def _party(described: api.AccountName) -> Party:
+    return Party(described.name, (described.email,) if described.email else ())
 
 
 def _is_open(invoice: Invoice) -> bool:

@@ -41,8 +41,10 @@ class BillingRpc:
     @serves(api.read_billing)
     async def read_billing(self, request: api.ReadBilling, call: RpcCall) -> Billing:
         self._ensure_on()
-        owner, present = await self._payer(request.owner, call, may_read=True)
-        terms = tiers.plan_of(self.source.config.limits.plans, present)
+        owner = await self._payer(request.owner, call, may_read=True)
+        described = await self.desk.describe(owner)
+        present = described.plan
+        terms = tiers.plan_of(self.source.config.limits.plans, present, shares_limits=described.shares_limits)
         account = await self.ledger_store.read_account(owner, Spending(terms.included_tokens, terms.overage_micro, has_plan=True))
         held = await self.store.find_subscription(owner)
         offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)
@@ -56,28 +58,28 @@ class BillingRpc:
     @serves(api.set_plan)
     async def set_plan(self, request: api.SetPlan, call: RpcCall) -> Order:
         self._ensure_on()
-        owner, present = await self._payer(request.owner, call)
+        owner = await self._payer(request.owner, call)
         is_admin = request.owner is not None and access_table.may(call.principal, Permission.EVERYTHING)
         if is_admin:
             order = await self.desk.give_plan(owner, request.plan)
         elif not self.desk.offer(request.plan).for_sale:
             raise errors.NotAllowed(f"the plan {request.plan} is not for sale", hint="see `aicli billing plans`, or ask an administrator")
         else:
-            order = await self.desk.order_plan(owner, present, request.plan)
+            order = await self.desk.order_plan(owner, request.plan)
         self.audit_reporting.report_action("plan.set", call.principal, target=owner, plan=request.plan, reason=request.reason)
         return order
 
     @serves(api.order_top_up)
     async def order_top_up(self, request: api.OrderTopUp, call: RpcCall) -> Order:
         self._ensure_on()
-        owner, _ = await self._payer(request.owner, call)
+        owner = await self._payer(request.owner, call)
         return await self.desk.order_top_up(owner, request)
 
     @serves(api.open_portal)
     async def open_portal(self, request: api.OpenPortal, call: RpcCall) -> api.Portal:
         """Raises NotFound for somebody who has never paid through a provider, and Unavailable."""
         self._ensure_on()
-        owner, _ = await self._payer(request.owner, call)
+        owner = await self._payer(request.owner, call)
         if self.desk.provider is None:
             raise errors.NotFound("this mesh has no payment provider", hint="see `aicli billing invoices`")
         return api.Portal(await self.desk.provider.open_portal(owner))
@@ -86,7 +88,7 @@ class BillingRpc:
     async def list_invoices(self, request: api.ListInvoices, call: RpcCall) -> Invoices:
         owner = None
         if not (request.everyone and access_table.may(call.principal, Permission.EVERYTHING)):
-            owner, _ = await self._payer(request.owner, call, may_read=True)
+            owner = await self._payer(request.owner, call, may_read=True)
         found = await self.store.list_invoices(owner, only_open=request.only_open, before=request.before, limit=request.limit)
         return Invoices(found)
 
@@ -125,18 +127,15 @@ class BillingRpc:
         if not self.is_on:
             raise errors.NotFound("this mesh sells nothing", hint="an administrator can start it with MONEY=on; see docs/howto/billing.md")
 
-    async def _payer(self, owner: TenantId | None, call: RpcCall, *, may_read: bool = False) -> tuple[TenantId, str]:
-        """Return whose bill it is, and their plan. Members of an organization may read its bill; owners may change it. Raises NotFound for
-        one of others."""
+    async def _payer(self, owner: TenantId | None, call: RpcCall, *, may_read: bool = False) -> TenantId:
+        """Return whose bill it is. Members of an organization may read its bill; owners may change it. Raises NotFound for others."""
         principal = call.principal
         owner = principal.tenant_id if owner is None else owner
-        if owner == TenantId(principal.user_id) and principal.team_id is None:
-            return owner, principal.tier
-        if access_table.may(principal, Permission.EVERYTHING):
-            return owner, (await self.desk.describe(owner)).plan
+        if (owner == TenantId(principal.user_id) and principal.team_id is None) or access_table.may(principal, Permission.EVERYTHING):
+            return owner
         found = (
             await self.rpc.call(organizations.get_organisation, organizations.GetOrganization(owner), credential=call.credential)
         ).organisation
         if not may_read and found.role is not TeamRole.OWNER:
             raise errors.NotAllowed("only owners of an organization change what it pays", hint="ask an owner")
-        return owner, found.tier
+        return owner

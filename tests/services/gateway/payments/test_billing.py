@@ -28,7 +28,7 @@ from shared.config_documents import ConfigKind, PlanDocument
 from shared.rpc import RpcCall
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import MicroCredits, Peer, RequestId, Role, TenantId, UserRole
-from tests.services.gateway.fakes import PERSON, FakeRpc, node_id
+from tests.services.gateway.fakes import PERSON, FakeRpc, node_id, rpc_call
 
 SELLER = Seller(Party("Mesh GmbH", ("Hamburg",)), "VAT", Decimal(19), "EUR")
 
@@ -41,6 +41,8 @@ class Shop:
         self.ledger = LedgerStore(opened)
         self.plans: dict[TenantId, str] = {}
         self.gone: set[TenantId] = set()
+        #: Organizations that share their founder's limits.
+        self.sharing: set[TenantId] = set()
         self.auth_is_away = False
         self.rpc = FakeRpc()
         self.rpc.answers |= {api.describe_account.name: self._describe, api.apply_plan.name: self._apply}
@@ -53,7 +55,7 @@ class Shop:
     async def _describe(self, request: api.DescribeAccount) -> api.AccountName:
         if request.owner in self.gone:
             raise errors.NotFound("gone")
-        return api.AccountName("ada", "ada@example.org", self.plan_of(request.owner))
+        return api.AccountName("ada", "ada@example.org", self.plan_of(request.owner), request.owner in self.sharing)
 
     async def _apply(self, request: api.ApplyPlan) -> Nothing:
         if self.auth_is_away:
@@ -67,7 +69,7 @@ class Shop:
         return self.plans.get(owner, "free")
 
     async def order(self, owner: TenantId, plan: str) -> api.Order:
-        return await self.desk.order_plan(owner, self.plan_of(owner), plan)
+        return await self.desk.order_plan(owner, plan)
 
     async def invoices(self, owner: TenantId) -> list[Invoice]:
         """Return them oldest first."""
@@ -320,3 +322,12 @@ async def test_visitors_see_the_plans_for_sale(shop: Shop) -> None:
         names[who] = [plan.name for plan in (await rpc.list_plans(api.ListPlans(), call)).plans]
     assert names[None] == names[PERSON]
     assert set(names[admin]) - set(names[None]) == {"gold", "enterprise"}
+
+
+async def test_an_organization_that_shares_limits_gets_no_tokens_of_its_own(shop: Shop) -> None:
+    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    call = rpc_call(msgspec.structs.replace(PERSON, role=UserRole.ADMIN))
+    sharing, own = owner(), owner()
+    shop.sharing.add(sharing)
+    allowances = [(await rpc.read_billing(api.ReadBilling(of), call)).account.allowance for of in (sharing, own)]
+    assert [allowance and allowance.included for allowance in allowances] == [0, 100_000]
