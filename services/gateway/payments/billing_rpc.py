@@ -128,7 +128,7 @@ class BillingRpc:
             raise errors.NotFound("this mesh sells nothing", hint="an administrator can start it with MONEY=on; see docs/howto/billing.md")
 
     async def _payer(self, owner: TenantId | None, call: RpcCall, *, may_read: bool = False) -> TenantId:
-        """Return whose bill it is. Members of an organization may read its bill; owners may change it. Raises NotFound for others."""
+        """Return whose bill it is. Members of an organization may read its bill; owners may change it. Raises NotFound for others'."""
         principal = call.principal
         owner = principal.tenant_id if owner is None else owner
         if (owner == TenantId(principal.user_id) and principal.team_id is None) or access_table.may(principal, Permission.EVERYTHING):
