@@ -203,6 +203,15 @@ class RunningStack:
 
         await until(is_written, what=f"{requests} requests are in PostgreSQL")
 
+    async def knows_its_models(self) -> None:
+        """Wait until the gateway calls a model unknown. Just after its start it says instead that no worker has been found yet."""
+        async with self.http(self.api_key) as http:
+
+            async def is_unknown() -> bool:
+                return (await http.post("/api/inference", json={"prompt": "x", "model": "nobody-has-it"})).status_code == 404
+
+            await until(is_unknown, what="the gateway knows which models there are")
+
     async def metric(self, program: str, name: str, /, **labels: str) -> float:
         """Return the sum of the samples with these labels in a service's /metrics."""
         async with self.http(service=program) as http:

@@ -19,6 +19,7 @@ FORGOTTEN_SECONDS = 5.0
 
 
 async def test_a_key_is_made_used_counted_and_revoked(stack: RunningStack, watch: Watch) -> None:
+    await stack.knows_its_models()
     ann = Visitor(await watch.open(), stack.url("web"))
     await ann.register()
     key = await ann.create_key("laptop")

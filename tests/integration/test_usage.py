@@ -55,6 +55,7 @@ async def test_rows_are_the_sum_of_the_answers_for_each_user_and_key(
     people = [(person, key) for person in (ann, bob) for key in (person.key, await api_client.make_key(person, "second"))]
     asked = [one for each in people for one in await _ask_in_every_way(stack, api_client, *each)]
     assert len({one.answered.request_id for one in asked}) == len(asked) == 4 * EACH * 7
+    await stack.knows_its_models()
     # A request that fails is in the log and not in the usage.
     async with stack.http(ann.key.secret) as http:
         assert (await http.post("/api/inference", json={"prompt": "x", "model": "no-such"})).status_code == 404
