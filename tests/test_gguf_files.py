@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import gguf_header
+from shared.gguf import gguf_header
 from tests import gguf_by_llama, gguf_files
 from tests.gguf_files import LlamaShape, Weights
 

@@ -20,9 +20,9 @@ import msgspec
 from msgspec import Meta
 from yarl import URL
 
-from services.inference.engine.gguf_header import MAX_CONTEXT_TOKENS
 from shared import errors
 from shared.config_documents import TargetTask
+from shared.gguf.gguf_header import MAX_CONTEXT_TOKENS
 from shared.types import Ability, ModelName
 
 #: Each upstream has a pool of connections and is polled every 2 s.

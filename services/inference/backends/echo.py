@@ -13,13 +13,13 @@ from services.inference.backend_interface import Backend, Sink, VectorSink, Watc
 from services.inference.chat.stop_sequences import StopSequences
 from services.inference.engine import sequence
 from services.inference.engine.embedding_loop import Pooled
-from services.inference.engine.gguf_header import PoolingKind
 from services.inference.jobs import GenerationJob
 from services.inference.queue_limits import QueueLimits
 from shared import errors
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
 from shared.api.generation import MAX_TOKEN_ID, GenerationEnd, Usage
 from shared.api.inference import TOKEN_BYTES, Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
+from shared.gguf.gguf_header import PoolingKind
 from shared.types import FinishReason, ModelName
 
 MODEL = ModelName("echo")

@@ -16,8 +16,7 @@ from services.inference.backend_interface import Backend, Sink, VectorSink, Watc
 from services.inference.backends.model_cache import CachedModel, ModelCache, ModelPrograms, SendWaiting
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
-from services.inference.engine import engine_messages, gguf_header
-from services.inference.engine.gguf_header import PoolingKind
+from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
 from services.inference.models import catalog, memory
@@ -29,6 +28,8 @@ from shared.api import generation
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import PoolingKind
 from shared.telemetry import logs
 from shared.types import Ability, LoadPurpose, ModelName
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.inference.backends import backend_selection
-from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import NotAModel
 from services.inference.models import load_plan, memory, model_discovery
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
 from shared import config, errors, model_folder
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import NotAModel
 from shared.types import ModelName
 
 

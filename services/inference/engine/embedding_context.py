@@ -13,9 +13,9 @@ import llama_cpp.llama_cpp as native
 
 from services.inference.engine import model_loading, vocabulary
 from services.inference.engine.embedding_loop import TextPiece, probability
-from services.inference.engine.gguf_header import PoolingKind
 from services.inference.engine.model_loading import NativeBatch, NativeLog
 from shared import errors
+from shared.gguf.gguf_header import PoolingKind
 
 #: For the logits that llama.cpp computes for every token: 1 MB each with a vocabulary of 256,000.
 LOGITS_BYTES = 64 * 1024 * 1024

@@ -21,10 +21,10 @@ from services.inference.engine.engine_messages import (
     GenerationRefused,
     StepReport,
 )
-from services.inference.engine.gguf_header import PoolingKind
 from services.inference.engine.scheduler import PrefillBudget
 from shared import errors
 from shared.api import embedding
+from shared.gguf.gguf_header import PoolingKind
 
 
 def probability(logit: float) -> float:

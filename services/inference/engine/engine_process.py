@@ -25,13 +25,14 @@ import llama_cpp.llama_cpp as native
 import msgspec
 
 from services.inference import confinement, landlock
-from services.inference.engine import engine_messages, gguf_header, llama_model, model_loading
+from services.inference.engine import engine_messages, llama_model, model_loading
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
-from services.inference.engine.gguf_header import NotAModel
 from services.inference.engine.tokenize_queue import TextReport, TokenizeQueue
 from services.inference.images.prompt_images import DecodedImage
 from shared import errors, model_folder
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import NotAModel
 
 _RECEIVE_BYTES = 256 * 1024
 #: Reads between two steps: 4 MiB of images take a few milliseconds.

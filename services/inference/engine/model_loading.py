@@ -15,11 +15,12 @@ from typing import Any
 import llama_cpp.llama_cpp as native
 
 from services.inference import numerics
-from services.inference.engine import devices, engine_messages, gguf_header, lookup
+from services.inference.engine import devices, engine_messages, lookup
 from services.inference.engine.engine_messages import KV_BLOCKS, KvMode, KvType, LoadCommand
-from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.images.image_encoder import ImageEncoder, NotUsable
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import GgufHeader, NotAModel
 
 #: A context that doesn't fit is halved down to this.
 LEAST_CONTEXT_TOKENS = 512

@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from services.inference.engine import engine_messages, gguf_header
+from services.inference.engine import engine_messages
 from services.inference.engine.engine_messages import KV_BLOCKS, KvMode, KvType, KvTypes, SplitMode
-from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import memory
 from services.inference.models.catalog import SERVER_SLOTS, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.quantities import MemoryBytes
 from shared.amounts import show_bytes
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import GgufHeader
 from shared.protocol.agent_requirements import CONTEXT_TOKENS
 from shared.types import LoadPurpose
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.inference.engine import gguf_header, lookup
+from services.inference.engine import lookup
 from services.inference.engine.devices import MARGIN_BYTES, Device
-from services.inference.engine.gguf_header import GgufHeader, NotAModel
 from services.inference.models.quantities import MemoryBytes
 from shared import amounts
 from shared.api.generation import LONG_SIDE
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import GgufHeader, NotAModel
 from shared.node import machine
 
 #: Share of the free memory that is left to the rest of the machine.

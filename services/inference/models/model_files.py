@@ -23,11 +23,11 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import memory
 from services.inference.models.catalog import CatalogAdapter, CatalogEntry
 from shared import model_folder
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import GgufHeader
 from shared.identity import private_file
 from shared.telemetry import logs
 

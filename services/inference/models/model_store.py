@@ -16,11 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import NotAModel
 from shared import errors
 from shared.amounts import show_bytes
 from shared.api.inference import PullProgress, StoredModel
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import NotAModel
 from shared.identity import private_file
 from shared.protocol.directory import ModelPull
 from shared.types import ModelName

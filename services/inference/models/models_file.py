@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
-from services.inference.engine.gguf_header import MAX_LAYERS
 from services.inference.models import catalog, quantities, yaml_tree
 from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, ModelProgram, RemoteModel
 from services.inference.upstreams import Dialect
 from shared.api import generation
+from shared.gguf.gguf_header import MAX_LAYERS
 from shared.types import LoadPurpose, ModelName
 
 MAX_DEVICES = 16

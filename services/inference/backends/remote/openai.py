@@ -17,8 +17,8 @@ from services.inference.backends.remote.remote_backend import RemoteBackend
 from services.inference.backends.remote.remote_models import ModelListing, RemoteModels
 from services.inference.backends.remote.remote_server import RemoteServer, ServerApi
 from services.inference.backends.remote.server_errors import RefusalSource
-from services.inference.engine.gguf_header import MAX_CONTEXT_TOKENS
 from services.inference.upstreams import Upstream
+from shared.gguf.gguf_header import MAX_CONTEXT_TOKENS
 from shared.types import Ability
 
 NAME = "openai"

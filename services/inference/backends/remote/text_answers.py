@@ -16,11 +16,11 @@ from services.inference.backends.remote.event_stream import BadStream, convert_o
 from services.inference.backends.remote.openai_chat import JsonObject
 from services.inference.backends.remote.token_counts import ReportedUsage
 from services.inference.engine.embedding_loop import Pooled, probability
-from services.inference.engine.gguf_header import PoolingKind
 from shared import errors
 from shared.api import embedding
 from shared.api.embedding import Embed, Embedded, EmbeddingInput
 from shared.api.inference import CategoryName, ModerationVerdict, Score
+from shared.gguf.gguf_header import PoolingKind
 
 #: The limit of Text Embeddings Inference; parsing a response of this size doesn't block the loop for long.
 BATCH_TEXTS = 32

@@ -19,13 +19,13 @@ from services.inference.backends import llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
 from services.inference.engine.engine_messages import KvMode
-from services.inference.engine.gguf_header import PoolingKind
 from services.inference.jobs import GenerationJob
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
 from shared import errors
 from shared.api.generation import ChatMessage, FormatKind, GenerationEnd, OutputFormat, Tool, ToolCall, ToolChoice
 from shared.api.inference import MAX_CONVERTED_BYTES, Chunk, Detokenize, ModelState, RenderChat, Tokenize
+from shared.gguf.gguf_header import PoolingKind
 from shared.model_folder import PACKAGED_MODEL
 from shared.types import Ability, FinishReason, ModelName
 from tests import stopwatch, tiers

@@ -12,11 +12,12 @@ import llama_cpp
 import pytest
 
 from services.inference.backends import backend_selection
-from services.inference.engine import devices, engine_messages, gguf_header
+from services.inference.engine import devices, engine_messages
 from services.inference.models import load_plan, model_discovery
 from services.inference.settings import InferenceSettings
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared.api.inference import ModelState
+from shared.gguf import gguf_header
 from shared.types import ModelName
 from tests import capabilities
 from tests.services.inference.standins import PlainChat, Reader, Watch, job, until

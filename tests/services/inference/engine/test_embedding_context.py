@@ -13,12 +13,12 @@ from services.inference.engine import engine_messages, llama_model
 from services.inference.engine.embedding_context import EmbeddingContext
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused, PreparedPrompt
-from services.inference.engine.gguf_header import PoolingKind
 from services.inference.engine.model_loading import NativeLog
 from services.inference.engine.special_tokens import SpecialTokens
 from services.inference.models import model_discovery
 from shared import errors
 from shared.api.embedding import EmbeddingInput
+from shared.gguf.gguf_header import PoolingKind
 from tests.services.inference.engine import bert_file
 from tests.services.inference.vector_reader import of_one_text
 

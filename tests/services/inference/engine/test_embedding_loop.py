@@ -7,8 +7,8 @@ import pytest
 
 from services.inference.engine.embedding_loop import LEAST_TOKENS, EmbeddingLoop, TextPiece
 from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused, StepReport
-from services.inference.engine.gguf_header import PoolingKind
 from shared import errors
+from shared.gguf.gguf_header import PoolingKind
 
 LETTERS = "abcd"
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from services.inference.engine import gguf_header, llama_model, lookup, model_loading
+from services.inference.engine import llama_model, lookup, model_loading
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import (
     AnswerProgress,
@@ -29,6 +29,7 @@ from services.inference.engine.model_loading import NativeLog
 from services.inference.engine.sampling import Parameters
 from services.inference.models import memory, model_discovery
 from services.inference.structured_output import lark
+from shared.gguf import gguf_header
 from tests import gguf_files, tiers
 from tests.gguf_files import LlamaShape
 from tests.services.inference.engine.commands import handle

@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 from services.inference import numerics
-from services.inference.engine import devices, gguf_header, model_loading
+from services.inference.engine import devices, model_loading
 from services.inference.engine.engine_messages import FLASH_ATTENTION_SLOTS, KvMode, KvType, KvTypes, LoadCommand, SplitMode
 from services.inference.engine.kv_slots import KvLayout
 from services.inference.engine.model_loading import LoadRefused, NativeLog, layout_of
+from shared.gguf import gguf_header
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
 

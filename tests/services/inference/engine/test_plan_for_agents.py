@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from services.inference.engine import gguf_header, llama_model
+from services.inference.engine import llama_model
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import GenerationAccepted, KvType, KvTypes, LoadCommand, PreparedPrompt, StartGeneration
 from services.inference.engine.sampling import Parameters
 from services.inference.models import load_plan
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.memory import MemoryBudget
+from shared.gguf import gguf_header
 from shared.protocol.agent_requirements import CONTEXT_TOKENS
 from shared.types import LoadPurpose, ModelName
 from tests import gguf_files

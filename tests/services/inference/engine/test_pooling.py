@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.inference.engine.embedding_loop import Pooled
-from services.inference.engine.gguf_header import PoolingKind
+from shared.gguf.gguf_header import PoolingKind
 
 ROWS = [(1.0, 2.0, 2.0), (3.0, 0.0, 4.0), (5.0, 6.0, 0.0)]
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
-from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import load_plan
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.load_plan import LoadPlan
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.quantities import MemoryBytes
+from shared.gguf.gguf_header import GgufHeader
 from shared.protocol.agent_requirements import CONTEXT_TOKENS
 from shared.types import LoadPurpose, ModelName
 

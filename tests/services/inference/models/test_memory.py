@@ -4,14 +4,15 @@ from pathlib import Path
 import pytest
 
 from services.inference.backends import llama
-from services.inference.engine import engine_messages, gguf_header
+from services.inference.engine import engine_messages
 from services.inference.engine.devices import MARGIN_BYTES, Device
 from services.inference.engine.engine_messages import KvType, KvTypes
-from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import load_plan, memory, model_discovery
 from services.inference.models.catalog import Catalog, CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from shared.api.inference import ModelState
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import GgufHeader
 from shared.node import machine
 from shared.types import ModelName
 from tests.services.inference.standins import Reader, Watch, engine_pid, job, until

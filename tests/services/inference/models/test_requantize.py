@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import GgufHeader
 from services.inference.models import model_discovery, requantize
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import GgufHeader
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
 

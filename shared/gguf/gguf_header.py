@@ -11,8 +11,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from services.inference.engine import gguf_container
-from services.inference.engine.gguf_container import GgufContainer, NotAModel, StoredTensor, Value, ValueKind
+from shared.gguf import gguf_container
+from shared.gguf.gguf_container import GgufContainer, NotAModel, StoredTensor, Value, ValueKind
 
 __all__ = ["GgufHeader", "NotAModel", "PoolingKind", "check_adapters", "check_parts", "kv_bytes_per_token", "read_header"]
 

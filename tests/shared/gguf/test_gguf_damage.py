@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import gguf_container, gguf_header
-from services.inference.engine.gguf_header import GgufHeader, NotAModel
+from shared.gguf import gguf_container, gguf_header
+from shared.gguf.gguf_header import GgufHeader, NotAModel
 from tests import gguf_by_llama, gguf_files, tiers
 from tests.gguf_files import LlamaShape, Role, Tensor, array, single, text, texts
 

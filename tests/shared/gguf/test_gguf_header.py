@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import GgufHeader, NotAModel, PoolingKind
 from services.inference.models import model_discovery
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import GgufHeader, NotAModel, PoolingKind
 from tests import gguf_files
 from tests.gguf_files import Tensor, Typed, array, single, text, texts
 

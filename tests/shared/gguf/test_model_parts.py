@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from services.inference.engine import gguf_header
-from services.inference.engine.gguf_header import NotAModel
 from services.inference.models import model_discovery
+from shared.gguf import gguf_header
+from shared.gguf.gguf_header import NotAModel
 from tests import gguf_files
 from tests.gguf_files import Tensor, Typed, single, text
 

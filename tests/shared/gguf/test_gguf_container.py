@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine import gguf_container
-from services.inference.engine.gguf_container import GgufContainer, NotAModel, Value, ValueKind
+from shared.gguf import gguf_container
+from shared.gguf.gguf_container import GgufContainer, NotAModel, Value, ValueKind
 from tests import gguf_by_llama, gguf_files
 from tests.gguf_files import Part, Role, Tensor, Typed, array, single, text, texts
 

@@ -1,0 +1,1 @@
+"""The format of models as artifacts: versions, their manifests and names, and which block to copy from whom. Pure."""
