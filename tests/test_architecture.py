@@ -43,7 +43,7 @@ READS_ENVIRONMENT = {
     "services/metrics/scaling/hooks.py": "hands the machine's variables on to a hook, without secrets",
     "services/inference/backends/plan_program.py": "a program that loads the worker's settings, once",
     "services/inference/backends/model_offer.py": "a program that loads the worker's settings, once",
-    "services/inference/landlock.py": "lets an engine read the folders that the system's loader finds in its variable",
+    "shared/landlock.py": "lets an engine read the folders that the system's loader finds in its variable",
     "services/inference/child_process.py": "hands the machine's variables on to child processes, without secrets",
 }
 #: Code with SQL, other than queries.sql and migrations.

@@ -15,12 +15,12 @@ from typing import assert_never
 
 import msgspec
 
-from services.inference import confinement, landlock
 from services.inference.chat import chat_messages
 from services.inference.chat.chat_messages import ChatRefused, ChatReply, ChatRequest
 from services.inference.chat.chat_template import ChatTemplate
 from services.inference.chat.library import ChatLibrary, NotUnderstood
 from services.inference.engine import engine_messages
+from shared import confinement, landlock
 
 #: In addition to what libraries have mapped: CUDA's alone take more.
 _MEMORY_BYTES = 512 * 1024 * 1024

@@ -24,13 +24,12 @@ from typing import assert_never
 import llama_cpp.llama_cpp as native
 import msgspec
 
-from services.inference import confinement, landlock
 from services.inference.engine import engine_messages, llama_model, model_loading
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.tokenize_queue import TextReport, TokenizeQueue
 from services.inference.images.prompt_images import DecodedImage
-from shared import errors, model_folder
+from shared import confinement, errors, landlock, model_folder
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import NotAModel
 

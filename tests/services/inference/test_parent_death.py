@@ -103,7 +103,7 @@ node.wait()
 
 def test_child_ends_with_its_parent() -> None:
     child = (
-        "import os, signal; from services.inference import confinement as lifeline\n"
+        "import os, signal; from shared import confinement as lifeline\n"
         "lifeline.die_with(os.getppid())\nprint('up', flush=True)\nsignal.pause()"
     )
     parent = (

@@ -1,9 +1,9 @@
-"""Ends a child process with its worker, and confines the engine's before it opens a model file, which is untrusted (SECURITY.md, T24).
+"""Ends a child process with its parent, and confines one before it opens a model file, which is untrusted (SECURITY.md, T24).
 
 An attacker who takes over llama.cpp through a model file finds no network, can't start programs, can't look into other processes, reads no
-file but the model and the libraries, and writes none. On Linux, Landlock (`services.inference.landlock`) does the last two, and a seccomp
-filter the others; neither can be removed. The filter denies a list of system calls and allows the others, because the calls of a GPU driver
-change with its version.
+file but the model and the libraries, and writes none. On Linux, Landlock (`shared.landlock`) does the last two, and a seccomp filter the
+others; neither can be removed. The filter denies a list of system calls and allows the others, because the calls of a GPU driver change
+with its version.
 """
 
 import ctypes

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from services.inference import confinement
-from services.inference.confinement import ALLOW, KILL, MACHINES
+from shared import confinement
+from shared.confinement import ALLOW, KILL, MACHINES
 
 PID = 4321
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[2]
 X86, ARM = MACHINES["x86_64"], MACHINES["aarch64"]
 THREAD, NEW_USER_NAMESPACE = 0x00010000, 0x10000000
 
@@ -103,8 +103,8 @@ def test_system_calls_of_another_architecture_end_the_process(machine: confineme
 TRIES = """
 import ctypes, errno, json, os, resource, socket, subprocess, sys, threading
 from pathlib import Path
-from services.inference import landlock
-from services.inference import confinement
+from shared import landlock
+from shared import confinement
 model, secret, venv = sys.argv[1:]
 assert landlock.restrict([Path(model)]) == ""
 confinement.confine(local_sockets=False)

@@ -68,7 +68,7 @@ def restrict(files: Iterable[Path]) -> str:
 def _own_program() -> Iterator[Path]:
     """Yield the folders of the code. Not the checkout itself, where a stack keeps its keys."""
     yield from {Path(sys.prefix), Path(sys.base_prefix)}
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[1]
     yield from (root / "services", root / "shared")
     yield from (Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder)
     for pattern in _OPTIONAL_FOLDERS:
