@@ -53,6 +53,7 @@ class Announcements:
         self.no_models = "it has no model to serve"
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
+        self._assigned: tuple[ModelName, ...] = ()
         self._warning = ""
         self._missing = ""
         #: Runs while changes of the load wait.
@@ -71,12 +72,17 @@ class Announcements:
                 self.is_paused = is_paused
                 self.changed()
 
-    async def follow_machine(self, read_pulls: Callable[[], tuple[directory.ModelPull, ...]], read_missing: Callable[[], str]) -> None:
-        """Announce the downloads and the missing libraries that these return, which block; runs until cancelled."""
+    async def follow_machine(
+        self,
+        read_pulls: Callable[[], tuple[directory.ModelPull, ...]],
+        read_assigned: Callable[[], tuple[ModelName, ...]],
+        read_missing: Callable[[], str],
+    ) -> None:
+        """Announce the downloads, the assigned models and the missing libraries that these return, which block; runs until cancelled."""
         while True:
-            found = await asyncio.to_thread(read_pulls), await asyncio.to_thread(read_missing)
-            if found != (self._pulls, self._missing):
-                self._pulls, self._missing = found
+            found = await asyncio.to_thread(lambda: (read_pulls(), read_assigned(), read_missing()))
+            if found != (self._pulls, self._assigned, self._missing):
+                self._pulls, self._assigned, self._missing = found
                 self.changed()
             await asyncio.sleep(directory.ANNOUNCE_SECONDS)
 
@@ -115,6 +121,7 @@ class Announcements:
             ),
             not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
+            assigned=self._assigned,
             warning="; ".join(filter(None, (self._warning, self._missing)))[:MAX_WARNING_CHARACTERS],
         )
         for server, seen in self.backend.server_states().items():
@@ -142,7 +149,8 @@ class Announcements:
     def _fitting(self, offers: tuple[directory.ModelOffer, ...]) -> tuple[directory.ModelOffer, ...]:
         """Leave out the last models if an announcement has no room for them: no node would read it."""
         ends = itertools.accumulate(len(directory.encode(offer)) for offer in offers)
-        fitting = offers[: sum(end <= directory.MAX_ANNOUNCEMENT_BYTES - REST_BYTES for end in ends)]
+        room = directory.MAX_ANNOUNCEMENT_BYTES - REST_BYTES - sum(len(name) + 3 for name in self._assigned)
+        fitting = offers[: sum(end <= room for end in ends)]
         left_out = [offer.name for offer in offers[len(fitting) :]]
         if len(left_out) > self._left_out:
             log.warning("models_not_served", models=left_out, reason=f"an announcement has no room for more than {len(fitting)} models")

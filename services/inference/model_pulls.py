@@ -1,22 +1,38 @@
-"""Pulls models into this worker's store, for administrators and at its start, each in a program that `aicli models pull` runs too."""
+"""Pulls models into this worker's store, for administrators, for deployments and at its start, each in a program that `aicli models pull`
+runs too."""
 
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import msgspec
 
 from services.inference import child_process
+from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
 from shared import errors, model_sources
-from shared.api.inference import PulledModel, PullModel, PullProgress, SetModelConsent, StoreLine, StoreRequest, StoreResult
+from shared.api.inference import (
+    Assignment,
+    EnsuredModel,
+    EnsureModel,
+    PulledModel,
+    PullModel,
+    PullProgress,
+    RemoveModel,
+    SetModelConsent,
+    StoreLine,
+    StoreRequest,
+    StoreResult,
+)
 from shared.node import Node, lifecycle
+from shared.protocol.directory import MAX_ASSIGNED
 from shared.rpc import StreamCall
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
+from shared.types import ModelName
 
 PROGRAM = (sys.executable, "-m", "services.inference.models.store_program")
 MOST_AT_ONCE = 4
@@ -57,23 +73,81 @@ class ModelConsent:
 
 
 class ModelPulls:
-    def __init__(self, settings: InferenceSettings, is_allowed: Callable[[], bool], drain_started: asyncio.Event) -> None:
+    def __init__(
+        self, settings: InferenceSettings, is_allowed: Callable[[], bool], drain_started: asyncio.Event, tasks: asyncio.TaskGroup
+    ) -> None:
         self._settings = settings
+        self._store = ModelStore(settings.store_path)
+        self._tasks = tasks
+        #: What the mesh has ordered, and why it is not here yet.
+        self._ordered: dict[ModelName, asyncio.Task[str]] = {}
         self._is_allowed = is_allowed
         self._drain_started = drain_started
         self._running = 0
 
     async def pull(self, request: PullModel, stream: StreamCall[PullProgress]) -> PulledModel:
         """Download a model. Raises NotAllowed if the machine's owner forbids it, Overloaded, Draining, and what the program reports."""
+        self._ensure_allowed()
+        with self._counted():
+            return await self._pull(request, stream.send)
+
+    async def ensure(self, request: EnsureModel) -> EnsuredModel:
+        """Begin to get a model that the mesh orders, unless it is here or on its way. Raises NotAllowed and Overloaded."""
+        self._ensure_allowed()
+        stored = await asyncio.to_thread(self._store.find, request.name)
+        if stored is not None and stored.source == model_sources.redact(request.source):
+            if stored.assignment is not None and stored.assignment != request.assignment:
+                changed = msgspec.structs.replace(stored, assignment=request.assignment)
+                await asyncio.to_thread(self._store.update, changed)
+            return EnsuredModel(is_stored=True)
+        if (running := self._ordered.get(request.name)) is None:
+            self._ordered[request.name] = self._tasks.create_task(self._get(request), name=f"pull of {request.name}")
+        elif running.done():
+            return EnsuredModel(is_stored=False, problem=self._ordered.pop(request.name).result())
+        return EnsuredModel(is_stored=False)
+
+    def assigned(self) -> tuple[ModelName, ...]:
+        """Return what the mesh has put here, or has ordered. Blocks."""
+        coming = (name for name, order in tuple(self._ordered.items()) if not order.done())
+        return tuple(dict.fromkeys((*self._store.assigned(), *coming)))[:MAX_ASSIGNED]
+
+    async def remove(self, request: RemoveModel) -> None:
+        """Raises NotFound for what the mesh has not put there."""
+        if (running := self._ordered.pop(request.name, None)) is not None:
+            running.cancel()
+        stored = await asyncio.to_thread(self._store.find, request.name)
+        if stored is not None and stored.assignment is not None:
+            await asyncio.to_thread(self._store.remove, request.name)
+        elif running is None:
+            raise errors.NotFound(f"the mesh has put no model {request.name[:80]!r} on this machine")
+
+    async def _get(self, request: EnsureModel) -> str:
+        """Return why it failed; empty if it did not."""
+
+        async def ignore(_: PullProgress) -> None:
+            """Announcements have the progress."""
+
+        try:
+            with self._counted():
+                await self._pull(PullModel(request.source, request.name), ignore, assignment=request.assignment)
+        except errors.AimeshError as error:
+            log.warning("model_not_pulled", source=model_sources.redact(request.source), reason=error.message)
+            return error.message
+        return ""
+
+    def _ensure_allowed(self) -> None:
         if not self._is_allowed():
             raise errors.NotAllowed(
                 "the owner of this worker does not allow pulls", hint="ask them for: aicli admin nodes accept-models ID"
             )
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         if self._running >= MOST_AT_ONCE:
             raise errors.Overloaded(f"this worker runs {MOST_AT_ONCE} pulls already", hint="try again when one of them is done")
         self._running += 1
         try:
-            return await self._pull(request, stream.send)
+            yield
         finally:
             self._running -= 1
 
@@ -113,10 +187,15 @@ class ModelPulls:
         return "run `aicli models pull`" + ("" if folder is None else f", or put a .gguf file into {folder}")
 
     async def _pull(
-        self, request: PullModel, report: Callable[[PullProgress], Awaitable[None]], *, by_settings: bool = False
+        self,
+        request: PullModel,
+        report: Callable[[PullProgress], Awaitable[None]],
+        *,
+        by_settings: bool = False,
+        assignment: Assignment | None = None,
     ) -> PulledModel:
         """Raises Draining, and what the program reports."""
-        async with self._program(request, by_settings=by_settings) as program:
+        async with self._program(request, by_settings=by_settings, assignment=assignment) as program:
             result = await self._follow(program, report)
         if result is None:
             raise errors.Internal(f"the program that changes the store ended with status {program.returncode}")
@@ -149,7 +228,9 @@ class ModelPulls:
         return last.result
 
     @asynccontextmanager
-    async def _program(self, request: PullModel, *, by_settings: bool) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def _program(
+        self, request: PullModel, *, by_settings: bool, assignment: Assignment | None
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
         settings, pipe = self._settings, asyncio.subprocess.PIPE
         order = StoreRequest(
             command="pull",
@@ -160,6 +241,7 @@ class ModelPulls:
             insecure=request.insecure,
             sources=settings.model_sources,
             by_settings=by_settings,
+            assignment=assignment,
             parent=os.getpid(),
         )
         program = await asyncio.create_subprocess_exec(

@@ -58,7 +58,7 @@ class InferenceService:
         self._backend = backend
         self._receipts = ReceiptKeeper(replica_files.path_of(settings.receipts_path, node.trust.me.id), node.trust.me)
         self._adopted = AdoptedReceipts(settings.receipts_path, node.trust.me.id)
-        self._pulls = ModelPulls(settings, self._consent.is_given, node.drain_started)
+        self._pulls = ModelPulls(settings, self._consent.is_given, node.drain_started, node.tasks)
 
     @classmethod
     @asynccontextmanager
@@ -94,7 +94,9 @@ class InferenceService:
                 await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
                 node.tasks.create_task(service._adopted.run(), name="adoption of receipts")
             if backend.has_engines:
-                node.tasks.create_task(watcher.follow_machine(ModelStore(settings.store_path).pulls, missing_libraries.find))
+                node.tasks.create_task(
+                    watcher.follow_machine(ModelStore(settings.store_path).pulls, service._pulls.assigned, missing_libraries.find)
+                )
                 node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
             yield service
 
@@ -206,6 +208,15 @@ class InferenceService:
     async def pull_model(self, request: inference.PullModel, stream: StreamCall[inference.PullProgress]) -> inference.PulledModel:
         self._loader()
         return await self._pulls.pull(request, stream)
+
+    @serves(inference.ensure_model)
+    async def ensure_model(self, request: inference.EnsureModel, call: RpcCall) -> inference.EnsuredModel:
+        return await self._pulls.ensure(request)
+
+    @serves(inference.remove_model)
+    async def remove_model(self, request: inference.RemoveModel, call: RpcCall) -> Nothing:
+        await self._pulls.remove(request)
+        return Nothing()
 
     @serves(inference.set_model_consent)
     async def set_model_consent(self, request: inference.SetModelConsent, call: RpcCall) -> Nothing:

@@ -284,6 +284,34 @@ class PulledModel(Body, frozen=True, omit_defaults=False):
     unchanged: bool = False
 
 
+class Assignment(msgspec.Struct, frozen=True):
+    """How a worker serves a model that the mesh has put there."""
+
+    #: None: as the worker's settings say.
+    context_tokens: int | None = None
+    slots: int | None = None
+
+
+class EnsureModel(Body, frozen=True):
+    """Get a model, unless it is here or on its way, and serve it as assigned from then on, also after a restart. Returns at once."""
+
+    name: ModelName
+    source: PullSource
+    assignment: Assignment = Assignment()
+
+
+class EnsuredModel(Body, frozen=True, omit_defaults=False):
+    is_stored: bool
+    #: Why the last attempt failed. The next order tries again.
+    problem: str = ""
+
+
+class RemoveModel(Body, frozen=True):
+    """Remove a model that the mesh has put there, once its last request has ended. What people put there stays."""
+
+    name: ModelName
+
+
 class Receipt(Body, frozen=True, omit_defaults=False):
     """A worker's record of one request, for when the gateway that sent it is lost. Only the last run of a request is kept."""
 
@@ -365,6 +393,8 @@ get_model_status = Method("inference.getModelStatus", GetModelStatus, ModelStatu
 load_model = Method("inference.loadModel", LoadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 unload_model = Method("inference.unloadModel", UnloadModel, ModelStatus, callers={Role.GATEWAY, Role.OPERATOR})
 pull_model = StreamMethod("inference.pullModel", PullModel, item=PullProgress, end=PulledModel, callers={Role.GATEWAY, Role.OPERATOR})
+ensure_model = Method("inference.ensureModel", EnsureModel, EnsuredModel, callers={Role.GATEWAY})
+remove_model = Method("inference.removeModel", RemoveModel, Nothing, callers={Role.GATEWAY})
 set_model_consent = Method("inference.setModelConsent", SetModelConsent, Nothing, callers={Role.GATEWAY})
 read_receipts = Method("inference.readReceipts", ReadReceipts, Receipts, callers={Role.GATEWAY})
 
@@ -396,6 +426,8 @@ class StoreRequest(msgspec.Struct, frozen=True, kw_only=True):
     sources: ModelSources = ModelSources()
     #: MODELS_PULL names the source; no person asked for it.
     by_settings: bool = False
+    #: The mesh has put it there; no person of this machine asked for it.
+    assignment: Assignment | None = None
     #: A process; the program ends with it.
     parent: int | None = None
 
@@ -416,6 +448,8 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     projector: str = ""
     #: What MODELS_PULL called it, in all workers of the store. They serve it as long as they call it so; empty: people pulled or added it.
     pulled_as: tuple[str, ...] = ()
+    #: Set if the mesh has put it there.
+    assignment: Assignment | None = None
 
 
 class StarterOffer(msgspec.Struct, frozen=True):

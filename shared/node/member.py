@@ -42,7 +42,7 @@ from shared.telemetry.version import version
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import SwarmTransport
-from shared.types import SERVICE_NAMES, MeshName, NodeId, Role
+from shared.types import SERVICE_NAMES, MeshName, ModelName, NodeId, Role
 
 #: Services often start before their NATS server. After this they exit and are restarted.
 CONNECT_SECONDS = 30.0
@@ -81,6 +81,7 @@ class _Offer:
     not_ready: str = ""
     pulls: tuple[ModelPull, ...] = ()
     warning: str = ""
+    assigned: tuple[ModelName, ...] = ()
 
 
 class Node:
@@ -151,9 +152,10 @@ class Node:
         not_ready: str = "",
         pulls: tuple[ModelPull, ...] = (),
         warning: str = "",
+        assigned: tuple[ModelName, ...] = (),
     ) -> None:
         """Change what announcements say, and announce a change at once. ``warning``: see ``Announcement``."""
-        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning)
+        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning, assigned)
         if offer != self._offer:
             self._offer = offer
             self.announcer.announce_soon()
@@ -307,7 +309,7 @@ class Node:
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.node_transports.faults(),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
-            offer.warning,
+            offer.warning, offer.assigned,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

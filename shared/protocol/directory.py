@@ -33,6 +33,8 @@ MAX_NODES = 4096
 MAX_CLOCK_ERROR_SECONDS = 2.0
 _CLOCK_SAMPLES = 3
 MAX_ANNOUNCEMENT_BYTES = 16 * 1024
+#: More would take the room of other models.
+MAX_ASSIGNED = 32
 
 
 #: Callers need one reason; operators have `aicli nodes`.
@@ -161,6 +163,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     settings: tuple[str, ...] = ()
     #: What it works without, such as an unused GPU or a missing library, and how to change that; empty if nothing.
     warning: str = ""
+    #: Those of its models that the mesh has put there.
+    assigned: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -11,6 +11,7 @@ from services.inference.models import catalog, model_files
 from services.inference.models.catalog import MAX_CHARACTERS, Catalog, CatalogEntry, CatalogReading, Defaults
 from services.inference.models.model_store import ModelStore
 from shared import errors, model_folder, model_sources
+from shared.api.inference import Assignment
 from shared.types import ModelName
 
 #: Installed only for its GGUF file; its code is never imported, because it needs the package `llm`.
@@ -87,10 +88,21 @@ def in_store(store: ModelStore, defaults: Defaults, pulls: Iterable[str] = ()) -
     """Return the models that people pulled or added, and those that ``pulls`` (MODELS_PULL) names now. Blocks."""
     named = set(map(model_sources.redact, pulls))
     return tuple(
-        defaults.entry(name=model.name, file=store.file(model), projector=store.projector(model), projector_is_optional=True)
+        _assigned(defaults, model.assignment).entry(
+            name=model.name,
+            file=store.file(model),
+            projector=store.projector(model),
+            projector_is_optional=True,
+        )
         for model in store.models()
         if not model.pulled_as or named & set(model.pulled_as)
     )
+
+
+def _assigned(defaults: Defaults, assignment: Assignment | None) -> Defaults:
+    if assignment is None:
+        return defaults
+    return replace(defaults, context_tokens=assignment.context_tokens or defaults.context_tokens, slots=assignment.slots or defaults.slots)
 
 
 def packaged() -> Path:

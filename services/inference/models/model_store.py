@@ -108,6 +108,10 @@ class ModelStore:
         """Return the progress of the downloads that run in any process."""
         return tuple(pull for file in sorted(self._partial.glob("*.progress"))[:MOST_PULLS] if (pull := self._read_pull(file)) is not None)
 
+    def assigned(self) -> tuple[ModelName, ...]:
+        """Return the models that the mesh has put here."""
+        return tuple(model.name for model in self.models() if model.assignment is not None)
+
     def _read_pull(self, file: Path) -> ModelPull | None:
         try:
             with contextlib.suppress(BlockingIOError), _locked(file.with_suffix(".lock"), _refuse_to_wait):

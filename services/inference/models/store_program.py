@@ -26,7 +26,7 @@ from services.inference.models.model_reference import PullPlan, RemoteFile
 from services.inference.models.model_store import ModelStore
 from services.inference.models.quantities import parse_bytes
 from shared import confinement, errors, model_folder, model_sources
-from shared.api.inference import PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
+from shared.api.inference import Assignment, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.types import ModelName
 
 #: How often a download may outlive its token.
@@ -93,7 +93,8 @@ class _Pull:
         is_same = known is not None and all(wanted) and (known.digest, known.projector) == _joined(wanted, parts)
         # Another process may just have pulled it.
         if known is not None and known.source_key == key and (is_same or known.stored_at >= self._began):
-            self._store.update(model := msgspec.structs.replace(known, pulled_as=self._pulled_as(known, key)))
+            kept = {"pulled_as": self._pulled_as(known, key), "assignment": self._assignment(known)}
+            self._store.update(model := msgspec.structs.replace(known, **kept))
             return StoreResult(models=(model,), unchanged=True)
         total, done, digests = sum(file.size or 0 for file in files), 0, []
         self._store.check_room(total - sum(each.stat().st_size for each in partials if each.exists()))
@@ -112,9 +113,14 @@ class _Pull:
             parts=parts,
             projector=projector,
             pulled_as=self._pulled_as(known, key),
+            assignment=self._assignment(known),
         )
         self._store.commit(partials, model)
         return StoreResult(models=(model,))
+
+    def _assignment(self, known: StoredModel | None) -> Assignment | None:
+        """What a person pulled stays theirs, and what a person asks for becomes theirs."""
+        return None if known is not None and known.assignment is None else self._request.assignment
 
     def _pulled_as(self, known: StoredModel | None, key: str) -> tuple[str, ...]:
         """Return what MODELS_PULL calls the model, unless a person asked for it, now or before."""

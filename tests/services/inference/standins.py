@@ -119,6 +119,7 @@ class Offer:
     not_ready: str
     pulls: tuple[directory.ModelPull, ...] = ()
     warning: str = ""
+    assigned: tuple[ModelName, ...] = ()
 
 
 class FakeTransports:
@@ -163,8 +164,9 @@ class Node:
         not_ready: str = "",
         pulls: tuple[directory.ModelPull, ...] = (),
         warning: str = "",
+        assigned: tuple[ModelName, ...] = (),
     ) -> None:
-        self.offers.append(Offer(models, load, not_ready, pulls, warning))
+        self.offers.append(Offer(models, load, not_ready, pulls, warning, assigned))
 
 
 def engine_pid(backend: LlamaBackend, model: ModelName) -> int | None:

@@ -224,25 +224,28 @@ class BackendOfAccounts(EchoBackend):
         return {"openai": self.seen}
 
 
-async def test_running_downloads_and_what_is_missing_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_downloads_assigned_models_and_what_is_missing_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directory, "ANNOUNCE_SECONDS", 0.001)
     node = Node()
     watcher = Announcements(node)
     watcher.backend = EchoBackend(0, 1, watcher)
+    pulls, assigned = (directory.ModelPull("qwen", 1, 2, 0.5),), (ModelName("qwen"),)
+
     looks = 0
-    pulls = (directory.ModelPull("qwen", 1, 2, 0.5),)
 
     def read_pulls() -> tuple[directory.ModelPull, ...]:
         nonlocal looks
         looks += 1
         return pulls if looks < 5 else ()
 
-    following = asyncio.create_task(watcher.follow_machine(read_pulls, lambda: "a library is missing" if looks < 9 else ""))
-    await until(lambda: len(node.offers) > 2 and looks > 12)
+    work = watcher.follow_machine(read_pulls, lambda: assigned if looks >= 7 else (), lambda: "a library is missing" if looks < 9 else "")
+    following = asyncio.create_task(work)
+    await until(lambda: len(node.offers) > 3 and looks > 12)
     following.cancel()
     await asyncio.wait({following})
-    assert [(offer.pulls, offer.warning) for offer in node.offers] == [
-        (pulls, "a library is missing"),
-        ((), "a library is missing"),
-        ((), ""),
+    assert [(offer.pulls, offer.assigned, offer.warning) for offer in node.offers] == [
+        (pulls, (), "a library is missing"),
+        ((), (), "a library is missing"),
+        ((), assigned, "a library is missing"),
+        ((), assigned, ""),
     ]

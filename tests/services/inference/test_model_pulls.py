@@ -7,20 +7,25 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import psutil
 import pytest
 
 from services.inference import model_pulls
 from services.inference.model_pulls import ModelPulls
+from services.inference.models import model_discovery
+from services.inference.models.catalog import Defaults
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
 from shared import errors
-from shared.api.inference import PulledModel, PullModel, PullProgress
+from shared.api.inference import Assignment, EnsuredModel, EnsureModel, PulledModel, PullModel, PullProgress, RemoveModel
+from shared.node import lifecycle
 from shared.rpc import StreamCall
 from shared.types import ModelName
 from tests.services.inference.models import ranged_server
 from tests.services.inference.models.ranged_server import RangedServer
 from tests.services.inference.standins import until
+from tests.stopwatch import HANG_SECONDS
 
 BODY = ranged_server.model_bytes(3_000_000)
 
@@ -62,14 +67,20 @@ def drain_started() -> asyncio.Event:
     return asyncio.Event()
 
 
-def pulls_of(store: ModelStore, drain_started: asyncio.Event, **settings: object) -> ModelPulls:
+@pytest.fixture
+async def tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    async with lifecycle.background() as group:
+        yield group
+
+
+def pulls_of(store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup, **settings: object) -> ModelPulls:
     given = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), model_store=store._root, **settings)  # type: ignore[arg-type]
-    return ModelPulls(given, lambda: given.allow_pulls is not False, drain_started)
+    return ModelPulls(given, lambda: given.allow_pulls is not False, drain_started, tasks)
 
 
 @pytest.fixture
-def pulls(store: ModelStore, drain_started: asyncio.Event) -> ModelPulls:
-    return pulls_of(store, drain_started)
+def pulls(store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup) -> ModelPulls:
+    return pulls_of(store, drain_started, tasks)
 
 
 async def pull(pulls: ModelPulls, request: PullModel, reader: ProgressReader | None = None) -> PulledModel:
@@ -166,9 +177,11 @@ async def test_slow_reader_of_the_progress_does_not_hold_up_the_download(
     assert (await task).digest == server.digest
 
 
-async def test_owner_can_forbid_pulls(store: ModelStore, drain_started: asyncio.Event, server: RangedServer) -> None:
+async def test_owner_can_forbid_pulls(
+    store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup, server: RangedServer
+) -> None:
     with pytest.raises(errors.NotAllowed, match="the owner of this worker does not allow pulls"):
-        await pull(pulls_of(store, drain_started, allow_pulls=False), PullModel(server.url))
+        await pull(pulls_of(store, drain_started, tasks, allow_pulls=False), PullModel(server.url))
     assert server.asked == []
 
 
@@ -185,14 +198,76 @@ async def test_program_that_is_killed_is_an_error_of_the_worker(pulls: ModelPull
 
 
 async def test_program_gets_the_proxy_but_no_secrets(
-    store: ModelStore, drain_started: asyncio.Event, server: RangedServer, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup, server: RangedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("SERVICE_TOKEN", "secret")
-    pulls = pulls_of(store, drain_started, hub_token="hub-secret")
+    pulls = pulls_of(store, drain_started, tasks, hub_token="hub-secret")
     async with pulling(pulls, server):
         (program,) = programs()
         environment = program.environ() if os.geteuid() == 0 else {"HTTPS_PROXY": "http://127.0.0.1:9"}
         assert environment["HTTPS_PROXY"] == "http://127.0.0.1:9"
         assert not [name for name, value in environment.items() if "secret" in value]
         assert "secret" not in " ".join(program.cmdline())
+
+
+async def ensured(pulls: ModelPulls, order: EnsureModel) -> None:
+    async with asyncio.timeout(HANG_SECONDS):
+        while not (await pulls.ensure(order)).is_stored:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_what_the_mesh_orders_is_pulled_once_and_served_as_assigned(
+    pulls: ModelPulls, store: ModelStore, server: RangedServer
+) -> None:
+    order = EnsureModel(ModelName("llama3@2"), server.url, Assignment(context_tokens=2048, slots=3))
+    assert await pulls.ensure(order) == EnsuredModel(is_stored=False)
+    assert pulls.assigned() == ("llama3@2",)
+    await ensured(pulls, order)
+    assert pulls.assigned() == ("llama3@2",)
+    assert server.sent_bytes == len(BODY)
+    assert store.assigned() == ("llama3@2",)
+    (entry,) = model_discovery.in_store(store, Defaults(slots=1))
+    assert (entry.name, entry.context_tokens, entry.slots) == ("llama3@2", 2048, 3)
+    assert await pulls.ensure(msgspec.structs.replace(order, assignment=Assignment(slots=4))) == EnsuredModel(is_stored=True)
+    (entry,) = model_discovery.in_store(store, Defaults(slots=1))
+    assert (entry.context_tokens, entry.slots) == (None, 4)
+    await pulls.remove(RemoveModel(ModelName("llama3@2")))
+    assert store.models() == ()
+    with pytest.raises(errors.NotFound):
+        await pulls.remove(RemoveModel(ModelName("llama3@2")))
+
+
+async def test_an_order_tells_why_the_last_attempt_failed_and_tries_again(pulls: ModelPulls, server: RangedServer) -> None:
+    server.url += "x#sha256=" + 64 * "0"
+    order = EnsureModel(ModelName("a"), server.url)
+    await pulls.ensure(order)
+    async with asyncio.timeout(HANG_SECONDS):
+        while not (problem := (await pulls.ensure(order)).problem):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert "SHA-256" in problem
+    assert await pulls.ensure(order) == EnsuredModel(is_stored=False)
+
+
+async def test_a_model_of_a_person_stays_when_the_mesh_removes_its_own(pulls: ModelPulls, store: ModelStore, server: RangedServer) -> None:
+    await pull(pulls, PullModel(server.url, ModelName("mine")))
+    await ensured(pulls, EnsureModel(ModelName("mine"), server.url, Assignment(slots=3)))
+    assert store.assigned() == ()
+    with pytest.raises(errors.NotFound):
+        await pulls.remove(RemoveModel(ModelName("mine")))
+    assert pulls.assigned() == ()
+    assert [model.name for model in store.models()] == ["mine"]
+    await ensured(pulls, EnsureModel(ModelName("theirs"), server.url))
+    assert store.assigned() == ("theirs",)
+    await pull(pulls, PullModel(server.url, ModelName("theirs")))
+    assert store.assigned() == ()
+
+
+async def test_an_order_that_is_taken_back_ends_its_pull(pulls: ModelPulls, server: RangedServer) -> None:
+    server.gate.clear()
+    server.pause_at = 1_000_000
+    order = EnsureModel(ModelName("a"), server.url)
+    await pulls.ensure(order)
+    await until(lambda: len(programs()) == 1, seconds=HANG_SECONDS)
+    await pulls.remove(RemoveModel(ModelName("a")))
+    await until(lambda: programs() == [], seconds=HANG_SECONDS)
