@@ -229,6 +229,9 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.loadModel": _MODELS,
     "gateway.unloadModel": _MODELS,
     "gateway.pullModel": _ADMIN,
+    "gateway.listDeployments": _person(),
+    "gateway.deployModel": _ADMIN,
+    "gateway.undeployModel": _ADMIN,
     # The worker checks that the caller owns it.
     "gateway.setModelConsent": _NODES,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
@@ -273,6 +276,8 @@ METHODS: Mapping[str, AccessRule] = {
     "inference.loadModel": _NODE,
     "inference.unloadModel": _NODE,
     "inference.pullModel": _NODE,
+    "inference.ensureModel": _NODE,
+    "inference.removeModel": _NODE,
     "inference.setModelConsent": _NODE,
     "inference.readReceipts": _NODE,
     "metrics.getScaling": _person(Permission.READ_SCALING, unless={Role.OPERATOR}),

@@ -11,6 +11,7 @@ from shared.types import PlanName
 
 MAX_ROUTES = 500
 MAX_TARGETS = 20
+MAX_COPIES = 1000
 #: Of the documents that administrators write: policies, and the bytes of all bodies as JSON, so that they fit into one message as YAML.
 MAX_POLICIES = 2_000
 MAX_CONFIG_BYTES = 512 * 1024
@@ -61,6 +62,7 @@ class ConfigKind(StrEnum):
     MODEL_LIMIT = "model_limit"
     DEFAULT_MODEL = "default_model"
     UPSTREAM_PRICE = "upstream_price"
+    DEPLOYMENT = "deployment"
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -327,6 +329,25 @@ class UpstreamPriceDocument(Document, frozen=True):
     request: Money = 0.0
 
 
+class DeploymentDocument(Document, frozen=True):
+    """On which machines a model is. The document's name is the name under which it is served."""
+
+    #: As `aicli models pull` takes it: hf:, ollama:, oci:// or a URL.
+    source: Annotated[str, Meta(min_length=1, max_length=2000)]
+    copies: Annotated[int, Meta(ge=1, le=MAX_COPIES)] | Literal["all"] = 1
+    #: Machines that have all of these.
+    labels: Annotated[dict[str, str], Meta(max_length=10)] = {}
+    #: Beginnings of the ids of machines; empty for any.
+    nodes: Annotated[tuple[Annotated[str, Meta(min_length=4, max_length=60)], ...], Meta(max_length=100)] = ()
+    #: Load it at once, not on the first request.
+    preload: bool = False
+    #: Nothing is fetched, loaded or removed.
+    paused: bool = False
+    #: None: as the settings of each machine say.
+    context: Annotated[int, Meta(ge=64, le=1_048_576)] | None = None
+    slots: Annotated[int, Meta(ge=1, le=256)] | None = None
+
+
 #: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.
 BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.ROUTE: RouteDocument,
@@ -335,6 +356,7 @@ BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.MODEL_LIMIT: ModelLimitDocument,
     ConfigKind.DEFAULT_MODEL: DefaultModelDocument,
     ConfigKind.UPSTREAM_PRICE: UpstreamPriceDocument,
+    ConfigKind.DEPLOYMENT: DeploymentDocument,
 }
 SECTIONS: dict[str, ConfigKind] = {
     "routes": ConfigKind.ROUTE,
@@ -343,6 +365,7 @@ SECTIONS: dict[str, ConfigKind] = {
     "model_limits": ConfigKind.MODEL_LIMIT,
     "default_model": ConfigKind.DEFAULT_MODEL,
     "upstream_prices": ConfigKind.UPSTREAM_PRICE,
+    "deployments": ConfigKind.DEPLOYMENT,
 }
 #: Kinds whose documents have fixed names.
 FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {

@@ -48,6 +48,8 @@ from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
+from services.gateway.models.deployment_store import DeploymentStore
+from services.gateway.models.deployments import Deployments
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.infill_route import InfillRoute
@@ -80,6 +82,7 @@ from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.rpc_api.config_rpc import ConfigRpc
+from services.gateway.rpc_api.deployment_rpc import DeploymentRpc
 from services.gateway.rpc_api.policy_rpc import PolicyRpc
 from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_api.routes_rpc import RoutesRpc
@@ -238,6 +241,7 @@ class GatewayService:
         self._business = BusinessReports(
             DaysStore(stores.database), request_log_days=settings.request_log_days, upstream_monthly=settings.upstream_monthly
         )
+        self._deployments = Deployments(node.directory, node.rpc, DeploymentStore(stores.database, stores.cache), lambda: live.documents)
         outbox = OutboxStore(stores.database, f"/aimesh/{settings.mesh}")
         self._usage_export = UsageExport(
             outbox, tuple(_usage_sinks(settings, outbox, stores.provider)), settings.usage_export_unit, metrics
@@ -289,6 +293,7 @@ class GatewayService:
             HttpOverRpc(self._http),
             ModelOrders(node.rpc, node.directory, live, audit_reporting),
             PullOrders(node.rpc, node.directory, audit_reporting),
+            DeploymentRpc(live, self._deployments, audit_reporting),
             self._items,
             self._reports,
             self._business,
@@ -322,6 +327,7 @@ class GatewayService:
             route_metrics.measure_spending(metrics, self._routes, self._stores.requests.read_spending),
             live.watch(),
             self._rollouts.run(),
+            self._deployments.run(),
             self._callers.watch(),
             self._quotas.watch(),
             lifecycle.every(quotas.SLOT_HEARTBEAT_SECONDS, self._quotas.extend_slots),

@@ -1,0 +1,1 @@
+"""Which models the mesh has, and on which machines it puts them."""

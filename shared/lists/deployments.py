@@ -1,0 +1,60 @@
+"""The list of the copies of models on machines."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from shared.amounts import show_bytes
+from shared.api.deployments import CopyState, Deployment, ModelCopy
+from shared.api.method import Body
+from shared.lists import nodes
+from shared.lists.columns import Column, Listing, Tone
+from shared.types import ModelName, NodeId
+
+_TONES = {CopyState.LOADED: Tone.GOOD, CopyState.STORED: Tone.GOOD, CopyState.COMING: Tone.WARN, CopyState.REFUSED: Tone.BAD}
+
+
+class DeployedCopy(Body, frozen=True, omit_defaults=False):
+    name: ModelName
+    source: str
+    wanted: int | Literal["all"]
+    #: How many more machines the deployment needs.
+    short: int
+    #: None: no machine has or will have a copy.
+    node: NodeId | None = None
+    state: CopyState = CopyState.REFUSED
+    done_bytes: int = 0
+    total_bytes: int | None = None
+    bytes_per_second: float = 0.0
+    reason: str = "no machine matches its labels and ids"
+
+
+def rows(deployments: tuple[Deployment, ...]) -> Iterator[DeployedCopy]:
+    for each in deployments:
+        shared = each.name, each.document.source, each.document.copies, each.short
+        for copy in each.copies:
+            yield DeployedCopy(*shared, copy.node, copy.state, copy.done_bytes, copy.total_bytes, copy.bytes_per_second, copy.reason)
+        if not each.copies:
+            yield DeployedCopy(*shared)
+
+
+def describe(copy: ModelCopy | DeployedCopy) -> str:
+    """Return the state in words, such as `coming, 3.1 of 5.0 GB, 12 MB/s`."""
+    if copy.state is not CopyState.COMING or not copy.done_bytes:
+        return copy.state.value
+    total = "" if copy.total_bytes is None else f" of {show_bytes(copy.total_bytes)}"
+    speed = f", {show_bytes(round(copy.bytes_per_second))}/s" if copy.bytes_per_second else ""
+    return f"coming, {show_bytes(copy.done_bytes)}{total}{speed}"
+
+
+COPIES: Listing[DeployedCopy] = Listing(
+    columns=(
+        Column(title="Model", show=lambda copy: copy.name, wraps=True),
+        Column(title="Machine", show=lambda copy: None if copy.node is None else nodes.short(copy.node)),
+        Column(title="State", show=describe, tone=lambda copy: _TONES[copy.state], wraps=True),
+        Column(title="Wanted", show=lambda copy: copy.wanted, rank=2, is_number=True),
+        Column(title="Short", show=lambda copy: copy.short or None, rank=3, is_number=True),
+        Column(title="From", show=lambda copy: copy.source, rank=4, wraps=True),
+        Column(title="Reason", show=lambda copy: copy.reason or None, wraps=True, below=True),
+    ),
+    empty="No deployments. Make one: aicli models deploy NAME SOURCE",
+)
