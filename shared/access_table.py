@@ -229,6 +229,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.loadModel": _MODELS,
     "gateway.unloadModel": _MODELS,
     "gateway.pullModel": _ADMIN,
+    "gateway.readBlob": _NODE,
     "gateway.listDeployments": _person(),
     "gateway.deployModel": _ADMIN,
     "gateway.undeployModel": _ADMIN,

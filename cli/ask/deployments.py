@@ -52,9 +52,11 @@ def deploy(here: CliContext, /, name: str, source: str, *, wait: bool, **wanted:
 
     document = DeploymentDocument(source=source, **wanted)
     here.call(api.deployments.deploy_model, api.deployments.DeployModel(name, document))
-    printing.note(f"{name} will be on {document.copies} of the machines. See: aicli models copies")
     if wait:
         _wait(here, name)
+    else:
+        machines = "all machines" if document.copies == "all" else f"{document.copies} machine{'s' * (document.copies != 1)}"
+        printing.note(f"{name} will be on {machines}. See: aicli models copies {name}")
 
 
 @click.command()
@@ -63,6 +65,7 @@ def deploy(here: CliContext, /, name: str, source: str, *, wait: bool, **wanted:
 def undeploy(here: CliContext, /, name: str) -> None:
     """Take a model off the machines that the mesh put it on. Admins only."""
     here.call(api.deployments.undeploy_model, api.deployments.UndeployModel(name))
+    printing.note(f"{name} will be removed from the machines that the mesh put it on")
 
 
 @click.command()
@@ -87,6 +90,7 @@ def _read(here: CliContext, name: str | None) -> "tuple[Deployment, ...]":
 
 
 def _wait(here: CliContext, name: str) -> None:
+    from shared.api.deployments import CopyState
     from shared.lists.deployments import describe
 
     shown = ""
@@ -101,4 +105,6 @@ def _wait(here: CliContext, name: str) -> None:
             shown = text
         if each.is_done:
             return
+        if each.short and not any(copy.state is CopyState.COMING for copy in each.copies):
+            raise errors.Unavailable(f"{name} needs {each.short} more machine{'s' * (each.short != 1)}", hint="see `aicli models copies`")
         time.sleep(_LOOK_SECONDS)

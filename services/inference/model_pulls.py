@@ -13,6 +13,7 @@ import msgspec
 from services.inference import child_process
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
+from services.inference.version_copy import VersionCopy
 from shared import errors, model_sources
 from shared.api.inference import (
     Assignment,
@@ -27,6 +28,7 @@ from shared.api.inference import (
     StoreRequest,
     StoreResult,
 )
+from shared.api.model_copies import VERSION_SOURCE
 from shared.node import Node, lifecycle
 from shared.protocol.directory import MAX_ASSIGNED
 from shared.rpc import StreamCall
@@ -73,16 +75,13 @@ class ModelConsent:
 
 
 class ModelPulls:
-    def __init__(
-        self, settings: InferenceSettings, is_allowed: Callable[[], bool], drain_started: asyncio.Event, tasks: asyncio.TaskGroup
-    ) -> None:
+    def __init__(self, settings: InferenceSettings, is_allowed: Callable[[], bool], node: Node) -> None:
         self._settings = settings
         self._store = ModelStore(settings.store_path)
-        self._tasks = tasks
+        self._node = node
         #: What the mesh has ordered, and why it is not here yet.
         self._ordered: dict[ModelName, asyncio.Task[str]] = {}
         self._is_allowed = is_allowed
-        self._drain_started = drain_started
         self._running = 0
 
     async def pull(self, request: PullModel, stream: StreamCall[PullProgress]) -> PulledModel:
@@ -101,7 +100,7 @@ class ModelPulls:
                 await asyncio.to_thread(self._store.update, changed)
             return EnsuredModel(is_stored=True)
         if (running := self._ordered.get(request.name)) is None:
-            self._ordered[request.name] = self._tasks.create_task(self._get(request), name=f"pull of {request.name}")
+            self._ordered[request.name] = self._node.tasks.create_task(self._get(request), name=f"pull of {request.name}")
         elif running.done():
             return EnsuredModel(is_stored=False, problem=self._ordered.pop(request.name).result())
         return EnsuredModel(is_stored=False)
@@ -129,7 +128,10 @@ class ModelPulls:
 
         try:
             with self._counted():
-                await self._pull(PullModel(request.source, request.name), ignore, assignment=request.assignment)
+                if request.source.startswith(VERSION_SOURCE):
+                    await VersionCopy(self._node.rpc, self._store).get(request.name, request.source, request.assignment)
+                else:
+                    await self._pull(PullModel(request.source, request.name), ignore, assignment=request.assignment)
         except errors.AimeshError as error:
             log.warning("model_not_pulled", source=model_sources.redact(request.source), reason=error.message)
             return error.message
@@ -217,7 +219,7 @@ class ModelPulls:
 
         async with lifecycle.background() as tasks:
             # The program never waits for a slow reader of the progress.
-            reading, draining = tasks.create_task(read()), tasks.create_task(self._drain_started.wait())
+            reading, draining = tasks.create_task(read()), tasks.create_task(self._node.drain_started.wait())
             while not reading.done():
                 if draining.done():
                     raise errors.Draining("this worker is shutting down", hint="run the same command again; it resumes")

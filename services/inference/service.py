@@ -58,7 +58,7 @@ class InferenceService:
         self._backend = backend
         self._receipts = ReceiptKeeper(replica_files.path_of(settings.receipts_path, node.trust.me.id), node.trust.me)
         self._adopted = AdoptedReceipts(settings.receipts_path, node.trust.me.id)
-        self._pulls = ModelPulls(settings, self._consent.is_given, node.drain_started, node.tasks)
+        self._pulls = ModelPulls(settings, self._consent.is_given, node)
 
     @classmethod
     @asynccontextmanager

@@ -39,6 +39,8 @@ def rows(deployments: tuple[Deployment, ...]) -> Iterator[DeployedCopy]:
 
 def describe(copy: ModelCopy | DeployedCopy) -> str:
     """Return the state in words, such as `coming, 3.1 of 5.0 GB, 12 MB/s`."""
+    if copy.node is None:
+        return "missing"
     if copy.state is not CopyState.COMING or not copy.done_bytes:
         return copy.state.value
     total = "" if copy.total_bytes is None else f" of {show_bytes(copy.total_bytes)}"

@@ -24,7 +24,7 @@ from shared.rpc import StreamCall
 from shared.types import ModelName
 from tests.services.inference.models import ranged_server
 from tests.services.inference.models.ranged_server import RangedServer
-from tests.services.inference.standins import until
+from tests.services.inference.standins import Node, until
 from tests.stopwatch import HANG_SECONDS
 
 BODY = ranged_server.model_bytes(3_000_000)
@@ -63,24 +63,20 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 @pytest.fixture
-def drain_started() -> asyncio.Event:
-    return asyncio.Event()
+async def node() -> AsyncIterator[Node]:
+    found = Node()
+    async with lifecycle.background() as found.tasks:
+        yield found
 
 
-@pytest.fixture
-async def tasks() -> AsyncIterator[asyncio.TaskGroup]:
-    async with lifecycle.background() as group:
-        yield group
-
-
-def pulls_of(store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup, **settings: object) -> ModelPulls:
+def pulls_of(store: ModelStore, node: Node, **settings: object) -> ModelPulls:
     given = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), model_store=store._root, **settings)  # type: ignore[arg-type]
-    return ModelPulls(given, lambda: given.allow_pulls is not False, drain_started, tasks)
+    return ModelPulls(given, lambda: given.allow_pulls is not False, node)  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def pulls(store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup) -> ModelPulls:
-    return pulls_of(store, drain_started, tasks)
+def pulls(store: ModelStore, node: Node) -> ModelPulls:
+    return pulls_of(store, node)
 
 
 async def pull(pulls: ModelPulls, request: PullModel, reader: ProgressReader | None = None) -> PulledModel:
@@ -132,9 +128,9 @@ async def test_canceled_pull_ends_its_program_and_is_resumed(pulls: ModelPulls, 
     assert server.ranges()[-1] is not None
 
 
-async def test_shutdown_ends_a_pull_with_a_reason(pulls: ModelPulls, server: RangedServer, drain_started: asyncio.Event) -> None:
+async def test_shutdown_ends_a_pull_with_a_reason(pulls: ModelPulls, server: RangedServer, node: Node) -> None:
     async with pulling(pulls, server) as task:
-        drain_started.set()
+        node.drain_started.set()
         with pytest.raises(errors.Draining, match="this worker is shutting down"):
             await asyncio.wait_for(task, 60)
     assert programs() == []
@@ -177,11 +173,9 @@ async def test_slow_reader_of_the_progress_does_not_hold_up_the_download(
     assert (await task).digest == server.digest
 
 
-async def test_owner_can_forbid_pulls(
-    store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup, server: RangedServer
-) -> None:
+async def test_owner_can_forbid_pulls(store: ModelStore, node: Node, server: RangedServer) -> None:
     with pytest.raises(errors.NotAllowed, match="the owner of this worker does not allow pulls"):
-        await pull(pulls_of(store, drain_started, tasks, allow_pulls=False), PullModel(server.url))
+        await pull(pulls_of(store, node, allow_pulls=False), PullModel(server.url))
     assert server.asked == []
 
 
@@ -198,11 +192,11 @@ async def test_program_that_is_killed_is_an_error_of_the_worker(pulls: ModelPull
 
 
 async def test_program_gets_the_proxy_but_no_secrets(
-    store: ModelStore, drain_started: asyncio.Event, tasks: asyncio.TaskGroup, server: RangedServer, monkeypatch: pytest.MonkeyPatch
+    store: ModelStore, node: Node, server: RangedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("SERVICE_TOKEN", "secret")
-    pulls = pulls_of(store, drain_started, tasks, hub_token="hub-secret")
+    pulls = pulls_of(store, node, hub_token="hub-secret")
     async with pulling(pulls, server):
         (program,) = programs()
         environment = program.environ() if os.geteuid() == 0 else {"HTTPS_PROXY": "http://127.0.0.1:9"}

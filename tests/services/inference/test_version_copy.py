@@ -1,0 +1,237 @@
+"""A worker gets versions from the mesh's store, which loses answers, flips bytes and goes away."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.inference import version_copy
+from services.inference.models.model_store import ModelStore
+from services.inference.version_copy import DamagedBlob, VersionCopy
+from shared import errors
+from shared.api.inference import Assignment
+from shared.api.model_copies import MAX_RANGE_BYTES, PART_BYTES, VERSION_SOURCE, BlobPart, ReadBlob
+from shared.models import block_list, manifest
+from shared.models.block_list import BLOCK_BYTES
+from shared.models.manifest import VersionConfig, VersionFile
+from shared.timing.backoff import Backoff
+from shared.types import ModelName
+from tests import gguf_files
+from tests.services.inference.models import ranged_server
+
+NAME = ModelName("llama3@2")
+MODEL = ranged_server.model_bytes(20 * BLOCK_BYTES + 7)
+PROJECTOR = gguf_files.joined(gguf_files.file({"general.architecture": gguf_files.text("clip")}, []))
+
+Change = Callable[[ReadBlob, bytes], bytes]
+
+
+@dataclass
+class Origin:
+    """Answers `gateway.readBlob`."""
+
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    asked: list[ReadBlob] = field(default_factory=list)
+    change: Change = lambda _asked, data: data
+    #: How many answers to lose after their first part.
+    losses: int = 0
+
+    def add(self, data: bytes) -> str:
+        self.blobs[manifest.digest_of(data)] = data
+        return manifest.digest_of(data)
+
+    def push(self, files: dict[str, bytes]) -> str:
+        """Add a version, and return its source."""
+        found = [
+            VersionFile(path, self.add(data), len(data), self.add(b"".join(block_list.compute([data])))) for path, data in files.items()
+        ]
+        config = manifest.encode_config(VersionConfig())
+        self.add(config)
+        return VERSION_SOURCE + self.add(manifest.build(config, found))
+
+    @asynccontextmanager
+    async def stream(self, _method: Any, request: ReadBlob, *, deadline_seconds: float) -> AsyncIterator[Any]:
+        self.asked.append(request)
+        data = self.change(request, self.blobs[request.digest][request.start : request.start + request.length])
+        is_lost = self.losses > 0
+        self.losses -= is_lost
+
+        async def parts() -> AsyncIterator[BlobPart]:
+            for start in range(0, len(data), PART_BYTES):
+                if is_lost and start:
+                    raise errors.LinkLost("the link was lost")
+                yield BlobPart(data[start : start + PART_BYTES])
+
+        yield parts()
+
+    def asked_of(self, data: bytes) -> list[int]:
+        """Return where the calls for these bytes began."""
+        return [each.start for each in self.asked if each.digest == manifest.digest_of(data)]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version_copy, "_BACKOFF", Backoff(first_seconds=0.001, longest_seconds=0.001, jitter=0.5))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store")
+
+
+@pytest.fixture
+def origin() -> Origin:
+    return Origin()
+
+
+async def get(origin: Origin, store: ModelStore, source: str, name: ModelName = NAME) -> None:
+    await VersionCopy(origin, store).get(name, source, Assignment(slots=2))  # type: ignore[arg-type]
+
+
+async def test_a_version_is_a_model_of_the_store(origin: Origin, store: ModelStore) -> None:
+    source = origin.push({"model.gguf": MODEL, "mmproj.gguf": PROJECTOR})
+    await get(origin, store, source)
+    (model,) = store.models()
+    assert (model.name, model.source, model.assignment, model.size) == (NAME, source, Assignment(slots=2), len(MODEL) + len(PROJECTOR))
+    assert store.file(model).read_bytes() == MODEL
+    projector = store.projector(model)
+    assert projector is not None
+    assert projector.read_bytes() == PROJECTOR
+    assert model.digest == manifest.digest_of(MODEL).removeprefix("sha256:")
+    assert list((store._root / "partial").iterdir()) == []
+    assert origin.asked_of(MODEL) == [0, MAX_RANGE_BYTES]
+
+
+async def test_a_file_that_another_version_has_is_not_fetched(origin: Origin, store: ModelStore) -> None:
+    await get(origin, store, origin.push({"model.gguf": MODEL}))
+    await get(origin, store, origin.push({"other.gguf": MODEL}), ModelName("llama3@3"))
+    first, second = store.models()
+    assert first.digest == second.digest
+    assert origin.asked_of(MODEL) == [0, MAX_RANGE_BYTES]
+    store.blob(first.digest).chmod(0o600)
+    with store.blob(first.digest).open("r+b") as damaged:
+        damaged.seek(5 * BLOCK_BYTES)
+        damaged.write(b"damaged")
+    await get(origin, store, origin.push({"third.gguf": MODEL}), ModelName("llama3@4"))
+    assert origin.asked_of(MODEL)[2:] == [5 * BLOCK_BYTES]
+    assert store.blob(first.digest).read_bytes() == MODEL
+
+
+async def test_lost_answers_are_asked_for_again(origin: Origin, store: ModelStore) -> None:
+    source = origin.push({"model.gguf": MODEL})
+    cut = 3 * BLOCK_BYTES + 5
+    origin.change, origin.losses = lambda asked, data: data[:cut] if asked.digest == manifest.digest_of(MODEL) else data, 3
+    await get(origin, store, source)
+    # Only whole blocks count.
+    assert origin.asked_of(MODEL)[-7:] == [start * 3 * BLOCK_BYTES for start in range(7)]
+
+
+async def test_a_gateway_that_is_away_is_asked_several_times(origin: Origin, store: ModelStore) -> None:
+    source = origin.push({"model.gguf": MODEL})
+
+    def lose(_asked: ReadBlob, _data: bytes) -> bytes:
+        raise errors.NotReachable("no gateway")
+
+    origin.change = lose
+    with pytest.raises(errors.NotReachable):
+        await get(origin, store, source)
+    assert len(origin.asked) == version_copy._MOST_FAILURES
+
+
+async def test_flipped_bytes_are_fetched_again_and_never_stored(origin: Origin, store: ModelStore) -> None:
+    source = origin.push({"model.gguf": MODEL})
+    flips = 3
+
+    def flip(asked: ReadBlob, data: bytes) -> bytes:
+        nonlocal flips
+        if asked.digest != manifest.digest_of(MODEL) or not flips:
+            return data
+        flips -= 1
+        return data[: 2 * BLOCK_BYTES + 9] + bytes([data[2 * BLOCK_BYTES + 9] ^ 1]) + data[2 * BLOCK_BYTES + 10 :]
+
+    origin.change = flip
+    await get(origin, store, source)
+    (model,) = store.models()
+    assert store.file(model).read_bytes() == MODEL
+
+
+async def test_a_store_that_only_lies_is_given_up(origin: Origin, store: ModelStore) -> None:
+    source = origin.push({"model.gguf": MODEL})
+    origin.change = lambda asked, data: bytes(len(data)) if asked.digest == manifest.digest_of(MODEL) else data
+    with pytest.raises(DamagedBlob, match=r"other bytes of model\.gguf"):
+        await get(origin, store, source)
+    assert store.models() == ()
+    origin.change = lambda _asked, data: data + b"x" * MAX_RANGE_BYTES
+    with pytest.raises(DamagedBlob, match="more of"):
+        await get(origin, store, source)
+    origin.change = lambda asked, data: data[:-1] + b"x"
+    with pytest.raises(DamagedBlob):
+        await get(origin, store, source)
+
+
+@pytest.mark.parametrize("torn", [0, 1, BLOCK_BYTES, 3 * BLOCK_BYTES + 99])
+async def test_what_a_killed_worker_left_is_checked_and_kept(origin: Origin, store: ModelStore, torn: int) -> None:
+    source = origin.push({"model.gguf": MODEL})
+    store.ensure_folders()
+    partial = store._root / "partial" / manifest.digest_of(MODEL).removeprefix("sha256:")
+    # The end of what was written before a power cut is zeros.
+    partial.write_bytes(MODEL[:torn] + bytes(2 * BLOCK_BYTES))
+    await get(origin, store, source)
+    assert origin.asked_of(MODEL)[0] == torn // BLOCK_BYTES * BLOCK_BYTES
+    (model,) = store.models()
+    assert store.file(model).read_bytes() == MODEL
+
+
+async def test_a_canceled_copy_is_resumed(origin: Origin, store: ModelStore) -> None:
+    source, reached = origin.push({"model.gguf": MODEL}), asyncio.Event()
+
+    def stop(asked: ReadBlob, data: bytes) -> bytes:
+        if asked.start == MAX_RANGE_BYTES:
+            reached.set()
+            raise errors.LinkLost("the link was lost")
+        return data
+
+    origin.change = stop
+    copying = asyncio.create_task(get(origin, store, source))
+    await reached.wait()
+    copying.cancel()
+    await asyncio.wait({copying})
+    origin.change = lambda _asked, data: data
+    origin.asked.clear()
+    await get(origin, store, source)
+    assert origin.asked_of(MODEL) == [MAX_RANGE_BYTES]
+
+
+async def test_a_disk_without_room_is_told_before_the_first_byte(origin: Origin, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store", quota_bytes=len(MODEL) - 1)
+    source = origin.push({"model.gguf": MODEL})
+    with pytest.raises(errors.TooLarge, match="the store may use"):
+        await get(origin, store, source)
+    assert origin.asked_of(MODEL) == []
+
+
+async def test_parts_of_a_model_are_one_model(origin: Origin, store: ModelStore) -> None:
+    def part(number: int) -> bytes:
+        pairs = {
+            "general.architecture": gguf_files.text("llama"),
+            "llama.context_length": gguf_files.single("u32", 64),
+            "split.count": gguf_files.single("u16", 2),
+            "split.no": gguf_files.single("u16", number),
+        }
+        return gguf_files.joined(gguf_files.file(pairs, []))
+
+    source = origin.push({"m-00002-of-00002.gguf": part(1), "m-00001-of-00002.gguf": part(0)})
+    await get(origin, store, source)
+    (model,) = store.models()
+    assert model.parts == 2
+    assert store.file(model).read_bytes() == part(0)
+
+
+async def test_what_is_no_model_is_refused(origin: Origin, store: ModelStore) -> None:
+    with pytest.raises(errors.BadRequest, match="not a usable model"):
+        await get(origin, store, origin.push({"model.gguf": b"x" * 100}))
+    assert store.models() == ()
