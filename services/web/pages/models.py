@@ -73,6 +73,8 @@ class ModelsPage:
     has_prices: bool
     #: Why no model is served, if the gateway knows.
     why_none: str
+    #: What some workers work without, or their models wait for; empty if nothing.
+    warning: str
     #: Set in the response to an order that some workers refused.
     refusals: tuple[OrderRefusal, ...] = ()
 
@@ -137,6 +139,7 @@ async def _page(
         has_places=nodes is not None,
         has_prices=prices is not None,
         why_none=served.why_none,
+        warning=served.warning,
         refusals=refusals,
     )
     return page_request.page("models.html", view, problem=problem, notices=_DONE)

@@ -74,7 +74,7 @@ class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts, FakeBilling):
         #: The account of every user.
         self.account: ledger.Account | None = None
         self.workers = 1
-        self.why_none = ""
+        self.why_none = self.warning = ""
         #: The code of an open invitation; only registration accepts it.
         self.invitation = "a-code-of-an-invitation"
         self.calls: list[RecordedCall] = []
@@ -237,7 +237,7 @@ class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts, FakeBilling):
 
     def _list_models(self, _request: gateway.ListModels, _: Credential | None) -> gateway.ServedModels:
         models = (gateway.ServedModel(ModelName("smollm2"), self.workers, 2048),) if self.workers else ()
-        return gateway.ServedModels(models if self.served is None else self.served, self.why_none)
+        return gateway.ServedModels(models if self.served is None else self.served, self.why_none, self.warning)
 
     def _get_service_health(self, _request: gateway.GetServiceHealth, _: Credential | None) -> gateway.ServiceHealth:
         models = (ModelName("smollm2"),) if self.workers else ()

@@ -58,6 +58,11 @@ async def test_served_models_with_workers_and_prices(alice: Browser, mesh: FakeM
     assert ORDERS not in forms_of(page)
 
 
+async def test_what_workers_work_without_is_shown(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.warning = "UWORKER1… a, b: swapped <too> often"
+    assert "UWORKER1… a, b: swapped &lt;too&gt; often." in (await alice.get("/models")).text
+
+
 async def test_unpriced_model_is_free_and_an_embedding_model_has_no_try_link(alice: Browser, mesh: FakeMesh) -> None:
     mesh.served = (gateway.ServedModel(ModelName("vectors"), 1, 512, only_embeds=True),)
     page = await alice.get("/models")
