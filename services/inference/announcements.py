@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prometheus_client import Gauge
 
-from services.inference.backend_interface import Backend
+from services.inference.backend_interface import Backend, WarningTopic
 from services.inference.engine_speed import EngineSpeed
 from shared.api import inference
 from shared.api.inference import ModelStatus
@@ -25,7 +25,7 @@ PAUSED = "paused by its owner"
 #: What an announcement needs for everything but its models.
 REST_BYTES = 1850
 MAX_REASON_CHARACTERS = 500
-#: Of the engine and of missing libraries together.
+#: Of the engine, the models and missing libraries together.
 MAX_WARNING_CHARACTERS = 450
 
 log = logs.get()
@@ -54,7 +54,7 @@ class Announcements:
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
         self._assigned: tuple[ModelName, ...] = ()
-        self._warning = ""
+        self._warnings: dict[WarningTopic, str] = {}
         self._missing = ""
         #: Runs while changes of the load wait.
         self._timer: asyncio.TimerHandle | None = None
@@ -122,7 +122,7 @@ class Announcements:
             not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
             assigned=self._assigned,
-            warning="; ".join(filter(None, (self._warning, self._missing)))[:MAX_WARNING_CHARACTERS],
+            warning="; ".join(filter(None, (*self._warnings.values(), self._missing)))[:MAX_WARNING_CHARACTERS],
         )
         for server, seen in self.backend.server_states().items():
             self._node.metrics.upstream_up.labels(server=server).set(seen.is_up)
@@ -167,9 +167,13 @@ class Announcements:
     def parse_failed(self, model: ModelName) -> None:
         self._node.metrics.answer_parse_failures.labels(model=model).inc()
 
-    def warn(self, text: str) -> None:
-        self._warning = text
-        self.changed()
+    def warn(self, text: str, topic: WarningTopic) -> None:
+        if text != self._warnings.get(topic, ""):
+            self._warnings[topic] = text
+            self.changed()
+
+    def swapped(self, model: ModelName) -> None:
+        self._node.metrics.model_swaps.labels(model=model).inc()
 
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         self._node.metrics.image_seconds.labels(model=model).inc(seconds)
@@ -182,7 +186,7 @@ class Announcements:
         metrics, model = self._node.metrics, status.model_id
         is_new = model not in self._measured
         # Prometheus only sees a counter grow that it has seen before.
-        for counter in (metrics.engine_restarts, metrics.answer_parse_failures, metrics.image_seconds):
+        for counter in (metrics.engine_restarts, metrics.answer_parse_failures, metrics.image_seconds, metrics.model_swaps):
             counter.labels(model=model).inc(0)
         self.drafted(model, 0, 0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)

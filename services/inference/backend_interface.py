@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol, TypeAlias, TypeVar
 
 from services.inference.engine_speed import EngineSpeed
@@ -14,6 +15,13 @@ from shared.api.inference import Chunk, Conversion, ModelStatus, Moderate, Moder
 from shared.types import LoadPurpose, ModelName
 
 Sent_contra = TypeVar("Sent_contra", contravariant=True)
+
+
+class WarningTopic(Enum):
+    """What a warning is about; a newer warning replaces the older one of its topic."""
+
+    DEVICES = "devices"
+    SWAPS = "swaps"
 
 
 class Watcher(Protocol):
@@ -39,8 +47,12 @@ class Watcher(Protocol):
         """An answer was not what the model's chat template describes, or its parser was lost. The rest of it is text."""
         ...
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, topic: WarningTopic) -> None:
         """The worker works, but not as well as it could, for people; empty if it does."""
+        ...
+
+    def swapped(self, model: ModelName) -> None:
+        """A model is unloaded because another one needs its memory."""
         ...
 
     def images_encoded(self, model: ModelName, seconds: float) -> None:

@@ -81,6 +81,15 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         str,
         Variable("MODEL_KEEP_ALIVE", "how long an idle model stays in memory, such as 5m; forever: until another model needs the memory"),
     ] = "forever"
+    swap_seconds: Annotated[
+        float,
+        Meta(ge=0, le=3600),
+        Variable(
+            "MODEL_SWAP_SECONDS",
+            "how long a request for a model that isn't loaded may wait for its turn while other models answer their requests in a row;"
+            " 0: a model leaves as soon as it is idle and another needs its memory",
+        ),
+    ] = 30.0
     slots: Annotated[
         Annotated[int, Meta(ge=1, le=256)] | None,
         Variable("ENGINE_SLOTS", "concurrent answers per model, 1 to 256; by default 4, or on a GPU as many as fit, up to 32"),

@@ -427,6 +427,7 @@ DRAFTED_TOKENS = counter(
     "Tokens of answers that the engine guessed from the text before and computed at once, by result: accepted or rejected",
     ("model", "result"),
 )
+MODEL_SWAPS = counter("ai_platform_model_swaps_total", "How often a model was unloaded because another one needed its memory", ("model",))
 ENGINE_RESTARTS = counter("ai_platform_engine_restarts_total", "How often the engine process died and was restarted", ("model",))
 ENGINE_OVERHEAD = gauge(
     "ai_platform_engine_overhead_ratio",

@@ -230,6 +230,7 @@ class Metrics:
     worker_up = _LazyMetric(Gauge, instruments.WORKER_UP)
     worker_slots = _LazyMetric(Gauge, instruments.WORKER_SLOTS)
     engine_restarts = _LazyMetric(Counter, instruments.ENGINE_RESTARTS)
+    model_swaps = _LazyMetric(Counter, instruments.MODEL_SWAPS)
     answer_parse_failures = _LazyMetric(Counter, instruments.ANSWER_PARSE_FAILURES)
     drafted_tokens = _LazyMetric(Counter, instruments.DRAFTED_TOKENS)
     image_seconds = _LazyMetric(Counter, instruments.IMAGE_SECONDS)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import assert_never
 
 from services.inference import gpus
-from services.inference.backend_interface import Backend, Watcher
+from services.inference.backend_interface import Backend, WarningTopic, Watcher
 from services.inference.backends import echo, llama
 from services.inference.engine import devices, engine_messages
 from services.inference.models import memory, model_discovery
@@ -70,7 +70,7 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
     pulls, defaults = bool(settings.models_pull), settings.model_defaults()
     catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls)
     lines, unused_gpu, budget = await find_devices(settings)
-    watcher.warn(unused_gpu)
+    watcher.warn(unused_gpu, WarningTopic.DEVICES)
     watcher.memory_found(budget.fast_bytes)
     for line in lines:
         log.info("devices", found=line)
@@ -92,7 +92,9 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
         put = () if settings.models_dir is None else model_discovery.find_later(settings.models_dir, catalog.entries, defaults)
         return (*model_discovery.in_store(store, defaults, settings.models_pull), *put)
 
-    opened_llama = llama.opened(catalog, load, settings.queue, budget, watcher, programs=programs, digests_file=digests_file)
+    opened_llama = llama.opened(
+        catalog, load, settings.queue, budget, watcher, programs=programs, digests_file=digests_file, swap_seconds=settings.swap_seconds
+    )
     async with opened_llama as backend, lifecycle.background() as tasks:
         backend.print_plans(print_line)
         tasks.create_task(backend.follow(read_later), name="later models")

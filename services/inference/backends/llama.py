@@ -232,6 +232,7 @@ async def opened(
     *,
     programs: ModelPrograms = PROGRAMS,
     digests_file: Path | None = None,
+    swap_seconds: float = 0.0,
 ) -> AsyncIterator[LlamaBackend]:
     """Serve the models of ``configured`` within ``budget``, and end all engines on leaving.
 
@@ -240,7 +241,7 @@ async def opened(
     for other in configured.elsewhere:
         log.info("model_elsewhere", model=other.name, at=other.service, path=other.path)
     known = KnownDigests(digests_file)
-    cached = ModelCache(configured.entries, options, queue, budget, watcher, programs=programs, known=known)
+    cached = ModelCache(configured.entries, options, queue, budget, watcher, programs=programs, known=known, swap_seconds=swap_seconds)
     async with cached.opened() as cache:
         yield LlamaBackend(cache, watcher)
 

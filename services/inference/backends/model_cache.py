@@ -15,13 +15,15 @@ from typing import assert_never
 
 import msgspec
 
-from services.inference.backend_interface import Watcher
+from services.inference.backend_interface import WarningTopic, Watcher
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
 from services.inference.models import load_plan, memory
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.load_plan import LoadPlan
 from services.inference.models.model_cache_policy import (
+    MOST_SWAPS,
+    SWAPS_SECONDS,
     AdmitStep,
     Decision,
     LoadModelStep,
@@ -40,6 +42,7 @@ from shared import errors
 from shared.api.inference import ModelState
 from shared.node import lifecycle
 from shared.protocol.agent_requirements import CONTEXT_TOKENS
+from shared.protocol.directory import say_reasons
 from shared.telemetry import logs
 from shared.types import LoadPurpose, ModelName
 
@@ -182,13 +185,14 @@ class ModelCache:
         *,
         programs: ModelPrograms,
         known: KnownDigests,
+        swap_seconds: float,
     ) -> None:
         self._entries = tuple(entries)
         self._options = options
         self._budget = budget
         self._watcher = watcher
         self.restarting, self.parse_failed, self.images_encoded = watcher.restarting, watcher.parse_failed, watcher.images_encoded
-        self.drafted = watcher.drafted
+        self.drafted, self.swapped = watcher.drafted, watcher.swapped
         self.warn = watcher.warn
         self.memory_found = watcher.memory_found
         self._programs = programs
@@ -199,7 +203,7 @@ class ModelCache:
         self._known = known
         #: Gets the plan of each load, if someone watches.
         self.print_line: Callable[[str], None] | None = None
-        self._core = ModelCachePolicy(budget.total)
+        self._core = ModelCachePolicy(budget.total, swap_seconds)
         self._models: dict[ModelName, CachedModel] = {}
         #: The name of each adapter's model.
         self._bases: dict[ModelName, ModelName] = {}
@@ -478,18 +482,26 @@ class ModelCache:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            self._act(self._core.tick(time.monotonic()))
+            now = time.monotonic()
+            self._act(self._core.tick(now))
+            self._watcher.warn(self._describe_thrashing(now), WarningTopic.SWAPS)
             self._watcher.changed()  # a state may depend on the time
+
+    def _describe_thrashing(self, now: float) -> str:
+        """Say which models are unloaded for each other too often, and what to do; empty if none is."""
+        why = (
+            f"swapped more than {MOST_SWAPS} times in {SWAPS_SECONDS / 60:.0f} minutes, because the models of this worker share"
+            f" {self._core.budget}; raise MODEL_SWAP_SECONDS or MODEL_MEMORY, or remove a model"
+        )
+        return say_reasons(((name, why) for name in self._core.thrashing(now)), ": ")
 
     def _act(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             match decision:
                 case LoadModelStep(model):
                     self._start_engines(self._models[model])
-                case UnloadModelStep(model):
-                    log.info("model_unloading", model=model)
-                    if (engines := self._models[model].engines_task) is not None:
-                        engines.cancel()
+                case UnloadModelStep(model, makes_room_for):
+                    self._stop_engines(self._models[model], makes_room_for)
                 case RecheckStep(model):
                     cached = self._models[model]
                     if cached.recheck is None or cached.recheck.done():
@@ -502,6 +514,13 @@ class ModelCache:
             self._watcher.changed()
         elif decisions:
             self._watcher.load_changed()
+
+    def _stop_engines(self, cached: CachedModel, makes_room_for: ModelName | None) -> None:
+        log.info("model_unloading", model=cached.entry.name, makes_room_for=makes_room_for)
+        if makes_room_for is not None:
+            self._watcher.swapped(cached.entry.name)
+        if cached.engines_task is not None:
+            cached.engines_task.cancel()
 
     def _start_engines(self, cached: CachedModel) -> None:
         entry, plan = cached.entry, cached.plan

@@ -6,16 +6,23 @@ The rules:
 - A pinned model, and a model with a running job, is never unloaded.
 - Callers wait in order of arrival. The first whose model isn't loaded is the *claimant*: idle models are unloaded for it, the
   least recently used first, as soon as that makes enough room.
-- While a claimant waits for busy models, other callers are served as before, and models that fit are loaded. After
-  PATIENCE_SECONDS, the models that must go are *closed*: their jobs finish, new ones wait behind the claimant, and nothing
-  else is loaded. This bounds the wait to PATIENCE_SECONDS plus the jobs that run then.
+- While a claimant waits for busy models, other callers are served as before, and models that fit are loaded. When it is
+  *overdue*, the models that must go are *closed*: their jobs finish, new ones wait behind the claimant, and nothing else is
+  loaded.
+- With ``swap_seconds``, models that don't fit together take turns, so that ABCABC becomes AABBCC: the claimants divide the time
+  that is left until each of them has waited ``swap_seconds``, in equal turns. Loads don't count, or else slow ones would leave no
+  time for answers. This bounds each wait to ``swap_seconds`` plus the loads and the running jobs in between.
+- With ``swap_seconds``, an idle model stays for as long as its load took, if its last caller came that soon. So callers that send
+  one request after the other keep their model, and those of single requests delay nobody.
+- Without ``swap_seconds``, a claimant is overdue after PATIENCE_SECONDS, and idle models leave at once.
 - A model that can't fit, alone or beside the pinned ones, is refused with the numbers.
 - After a failed load, a model is retried after a pause that doubles; callers get the reason meanwhile. The retry needs no caller,
   because the gateway sends no requests to the model until a load succeeds.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 
@@ -28,6 +35,9 @@ PATIENCE_SECONDS = 15.0
 LOAD_BACKOFF = Backoff(first_seconds=5.0, longest_seconds=300.0)
 #: After this many failed loads in a row, the model is loaded again only on request.
 MOST_FAILURES = 5
+#: A model that makes room for others more often in SWAPS_SECONDS is *thrashing*.
+MOST_SWAPS = 6
+SWAPS_SECONDS = 600.0
 _NOTHING = MemoryBytes()
 
 
@@ -53,6 +63,8 @@ class UnloadModelStep:
     """Stop the idle model, then call ``unloaded``."""
 
     model: ModelName
+    #: The model that needs its memory; None: it is unloaded for another reason.
+    makes_room_for: ModelName | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,13 @@ class ManagedModel:
     stage: Stage = Stage.UNLOADED
     jobs: int = 0
     used_at: float = 0.0
+    loading_since: float = 0.0
+    #: How long its last load took.
+    load_seconds: float = 0.0
+    #: Its last caller came within ``load_seconds`` after the job before.
+    is_asked_soon: bool = False
+    #: When it last made room for others.
+    swapped_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_SWAPS + 1))
     #: Gets no new jobs until the claimant is served.
     closed: bool = False
     failures: int = 0
@@ -115,14 +134,21 @@ class ManagedModel:
 class _WaitingForModel:
     caller: int
     model: ModelName
+    #: By the clock of turns.
     since: float
 
 
 class ModelCachePolicy:
     """Has one owner, which carries out the returned decisions at once and in order."""
 
-    def __init__(self, budget: MemoryBytes) -> None:
+    def __init__(self, budget: MemoryBytes, swap_seconds: float = 0.0) -> None:
         self.budget = budget
+        self._swap_seconds = swap_seconds
+        #: The clock of turns stands still during loads and unloads, if there are turns.
+        self._clock = self._clock_read_at = 0.0
+        self._clock_stands = False
+        #: When the last model was loaded, by the clock of turns.
+        self._turn_since = 0.0
         self.models: dict[ModelName, ManagedModel] = {}
         #: In order of arrival; the models' QueueLimits bound it.
         self._waiting: list[_WaitingForModel] = []
@@ -145,7 +171,11 @@ class ModelCachePolicy:
 
     def wanted(self, model: ModelName, caller: int, now: float) -> list[Decision]:
         """A job arrived. The caller is admitted or refused, now or later, unless it is ``withdrawn`` first."""
-        self._waiting.append(_WaitingForModel(caller, model, now))
+        known = self.models[model]
+        if not known.jobs and all(waiting.model != model for waiting in self._waiting):
+            known.is_asked_soon = now - known.used_at <= known.load_seconds
+        self._read_clock(now)
+        self._waiting.append(_WaitingForModel(caller, model, self._clock))
         return list(self._advance(now))
 
     def withdrawn(self, caller: int, now: float) -> list[Decision]:
@@ -163,6 +193,7 @@ class ModelCachePolicy:
     def loaded(self, model: ModelName, now: float) -> list[Decision]:
         known = self.models[model]
         known.stage, known.used_at, known.failures, known.why_failed = Stage.LOADED, now, 0, ""
+        known.load_seconds, self._turn_since = now - known.loading_since, self._clock
         return list(self._advance(now))
 
     def load_failed(self, model: ModelName, reason: str, now: float) -> list[Decision]:
@@ -189,10 +220,7 @@ class ModelCachePolicy:
     def preload(self, model: ModelName, now: float) -> list[Decision]:
         """Load a model if it fits without unloading another."""
         known = self.models[model]
-        if not self._may_load(known, now):
-            return []
-        known.stage = Stage.LOADING
-        return [LoadModelStep(model)]
+        return [self._load(model, now)] if self._may_load(known, now) else []
 
     def retry(self, model: ModelName, now: float) -> list[Decision]:
         """Load a rechecked model, unless a caller waits for the free memory."""
@@ -230,13 +258,26 @@ class ModelCachePolicy:
         """Return the models whose jobs delay the claimants."""
         return tuple(name for name, known in self.models.items() if known.may_go and known.jobs)
 
+    def thrashing(self, now: float) -> list[ModelName]:
+        """Return the models that make room for others too often."""
+        many = [(name, known.swapped_at) for name, known in self.models.items() if len(known.swapped_at) > MOST_SWAPS]
+        return [name for name, swapped_at in many if now - swapped_at[0] <= SWAPS_SECONDS]
+
     # --- the rules ------------------------------------------------------------------------------------------------------------
 
     def _advance(self, now: float) -> Iterator[Decision]:
-        self._reopen(now)
+        self._read_clock(now)
+        self._reopen()
         yield from self._admit_or_refuse(now)
         yield from self._make_room(now)
         yield from self._expire(now)
+        switching = (known.stage in (Stage.LOADING, Stage.UNLOADING) for known in self.models.values())
+        self._clock_stands = self._swap_seconds > 0 and any(switching)
+
+    def _read_clock(self, now: float) -> None:
+        if not self._clock_stands:
+            self._clock += now - self._clock_read_at
+        self._clock_read_at = now
 
     def _admit_or_refuse(self, now: float) -> Iterator[Decision]:
         """Admit callers whose model is loaded, and refuse those whose model can't be."""
@@ -258,13 +299,12 @@ class ModelCachePolicy:
         for claimant in self._claimants():
             known = self.models[claimant.model]
             if known.need.fits(self._free()):
-                known.stage = Stage.LOADING
-                yield LoadModelStep(claimant.model)
+                yield self._load(claimant.model, now)
             elif not is_blocked:
                 # Room is only made for the first; the others may use free memory that it doesn't need.
                 is_blocked = True
                 yield from self._clear(claimant, now)
-                if self._is_overdue(claimant, now) or self._lacking(claimant).fits(_NOTHING):
+                if self._is_overdue(claimant) or self._lacking(claimant).fits(_NOTHING):
                     return
 
     def _claimants(self) -> list[_WaitingForModel]:
@@ -275,23 +315,24 @@ class ModelCachePolicy:
                 first.setdefault(waiting.model, waiting)
         return list(first.values())
 
-    def _reopen(self, now: float) -> None:
+    def _reopen(self) -> None:
         """Open closed models again when no overdue claimant needs their memory."""
-        if any(self._is_overdue(claimant, now) and not self._lacking(claimant).fits(_NOTHING) for claimant in self._claimants()):
+        if any(self._is_overdue(claimant) and not self._lacking(claimant).fits(_NOTHING) for claimant in self._claimants()):
             return
         for known in self.models.values():
             known.closed = False
 
     def _clear(self, claimant: _WaitingForModel, now: float) -> Iterator[Decision]:
         """Unload idle models if that frees enough; else close busy ones for an overdue claimant."""
-        lacking = self._lacking(claimant)
+        lacking, is_overdue = self._lacking(claimant), self._is_overdue(claimant)
         if lacking.fits(_NOTHING):
             return
-        idle = self._choose((name for name in self._candidates() if not self.models[name].jobs), lacking)
+        idle = self._choose((name for name in self._candidates() if self._may_go_now(name, now, is_overdue=is_overdue)), lacking)
         if lacking.fits(sum((self.models[name].need for name in idle), _NOTHING)):
             for name in idle:
-                yield self._unload(name)
-        elif self._is_overdue(claimant, now):
+                self.models[name].swapped_at.append(now)
+                yield self._unload(name, claimant.model)
+        elif is_overdue:
             chosen = self._choose(self._candidates(), lacking)
             for name, known in self.models.items():
                 known.closed = name in chosen
@@ -304,8 +345,18 @@ class ModelCachePolicy:
     def _may_load(self, known: ManagedModel, now: float) -> bool:
         return known.stage is Stage.UNLOADED and known.need.fits(self._free()) and known.retry_at <= now
 
-    def _is_overdue(self, claimant: _WaitingForModel, now: float) -> bool:
-        return now - claimant.since >= PATIENCE_SECONDS
+    def _is_overdue(self, claimant: _WaitingForModel) -> bool:
+        if not self._swap_seconds:
+            return self._clock - claimant.since >= PATIENCE_SECONDS
+        begun = max(self._turn_since, claimant.since)
+        turns = enumerate((each for each in self._claimants() if each.since >= claimant.since), start=1)
+        return any(self._clock - begun >= (each.since + self._swap_seconds - begun) / number for number, each in turns)
+
+    def _may_go_now(self, model: ModelName, now: float, *, is_overdue: bool) -> bool:
+        """Whether the model is idle, and its next caller isn't worth waiting for."""
+        known = self.models[model]
+        is_awaited = self._swap_seconds > 0 and known.is_asked_soon and now - known.used_at < known.load_seconds
+        return not known.jobs and (is_overdue or not is_awaited)
 
     def _candidates(self) -> list[ModelName]:
         """Return the models to unload, in order: closed ones first, or else busy models would be closed in turns forever."""
@@ -336,10 +387,15 @@ class ModelCachePolicy:
             if keep_alive is not None and known.may_go and not known.jobs and now - known.used_at >= keep_alive:
                 yield self._unload(name)
 
-    def _unload(self, model: ModelName) -> UnloadModelStep:
+    def _load(self, model: ModelName, now: float) -> LoadModelStep:
+        known = self.models[model]
+        known.stage, known.loading_since = Stage.LOADING, now
+        return LoadModelStep(model)
+
+    def _unload(self, model: ModelName, makes_room_for: ModelName | None = None) -> UnloadModelStep:
         known = self.models[model]
         known.stage, known.closed = Stage.UNLOADING, False
-        return UnloadModelStep(model)
+        return UnloadModelStep(model, makes_room_for)
 
     def _refusal(self, model: ModelName, now: float) -> tuple[str, float | None] | None:
         """Return why the model can't be loaded, and when a retry may help."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.inference import jobs
 from services.inference.announcements import Announcements
-from services.inference.backend_interface import Backend
+from services.inference.backend_interface import Backend, WarningTopic
 from services.inference.backends.llama import LlamaBackend
 from services.inference.chat import prompt_plan
 from services.inference.chat.chat_messages import RenderedPrompt
@@ -78,7 +78,8 @@ class Watch:
         self.changes = 0
         self.restarts: list[str] = []
         self.parse_failures: list[str] = []
-        self.warnings: list[str] = []
+        self.warnings: dict[WarningTopic, str] = {}
+        self.swaps: list[str] = []
         self.drafts: list[tuple[int, int]] = []
 
     def changed(self) -> None:
@@ -89,8 +90,11 @@ class Watch:
     def restarting(self, model: ModelName) -> None:
         self.restarts.append(model)
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+    def warn(self, text: str, topic: WarningTopic) -> None:
+        self.warnings[topic] = text
+
+    def swapped(self, model: ModelName) -> None:
+        self.swaps.append(model)
 
     def memory_found(self, free_bytes: int) -> None:
         pass

@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 
 from services.inference import announcements
 from services.inference.announcements import Announcements
-from services.inference.backend_interface import ServerState
+from services.inference.backend_interface import ServerState, WarningTopic
 from services.inference.backends.echo import EchoBackend
 from services.inference.engine_speed import EngineSpeed
 from services.inference.models import catalog
@@ -45,13 +45,15 @@ async def test_an_unused_gpu_is_announced_and_hides_nothing() -> None:
     node = Node()
     watcher = Announcements(node)
     # The devices are searched before there is a backend.
-    watcher.warn("the GPU is not used")
+    watcher.warn("the GPU is not used", WarningTopic.DEVICES)
     watcher.backend = EchoBackend(0, 1, watcher)
     watcher.changed()
     (offer,) = node.offers
     assert (offer.warning, offer.not_ready) == ("the GPU is not used", "")
-    watcher.warn("")
-    assert node.offers[-1].warning == ""
+    watcher.warn("a swaps", WarningTopic.SWAPS)
+    assert node.offers[-1].warning == "the GPU is not used; a swaps"
+    watcher.warn("", WarningTopic.DEVICES)
+    assert node.offers[-1].warning == "a swaps"
 
 
 class NoModels(EchoBackend):
@@ -89,7 +91,7 @@ async def test_a_worker_with_hundreds_of_models_announces_those_that_other_nodes
     """A provider may list 400 models. Nodes drop an announcement that is too large, and the worker with it."""
     node = Node()
     watcher = Announcements(node)
-    watcher.warn("w" * 1000)
+    watcher.warn("w" * 1000, WarningTopic.DEVICES)
     watcher.backend = ProviderOfModels(0, 1, watcher)
     watcher.changed()
     (offer,) = node.offers
@@ -202,6 +204,14 @@ class BackendWithAdapter(ShrinkingBackend):
 
 def exposed(node: Node) -> str:
     return generate_latest(node.metrics.registry).decode()
+
+
+async def test_swaps_are_counted_by_model() -> None:
+    node = Node()
+    watcher = Announcements(node)
+    for _ in range(2):
+        watcher.swapped(ModelName("a"))
+    assert 'ai_platform_model_swaps_total{model="a"} 2.0' in exposed(node)
 
 
 async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -> None:

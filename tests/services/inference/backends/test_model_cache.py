@@ -127,9 +127,11 @@ class Site:
         return CatalogEntry(**{"name": name, "file": file, "memory_bytes": 4, "slots": 2, **fields})
 
     @asynccontextmanager
-    async def backend(self, *entries: CatalogEntry, budget: int = 10) -> AsyncIterator[LlamaBackend]:
+    async def backend(self, *entries: CatalogEntry, budget: int = 10, swap_seconds: float = 0.0) -> AsyncIterator[LlamaBackend]:
         room, programs = MemoryBudget(budget, "a test", self.gpus), ModelPrograms(self.start, PlainChat)
-        opened = llama.opened(Catalog(entries), OPTIONS, 3, room, self.watch, programs=programs, digests_file=self.digests_file)
+        opened = llama.opened(
+            Catalog(entries), OPTIONS, 3, room, self.watch, programs=programs, digests_file=self.digests_file, swap_seconds=swap_seconds
+        )
         async with asyncio.timeout(30), opened as backend:
             yield backend
         assert not self.running, "an engine outlived its worker"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.inference.models import model_cache_policy
 from services.inference.models.model_cache_policy import (
@@ -38,8 +38,11 @@ NEEDS = {
 KEEP_ALIVE_SECONDS = {B: 60.0}
 
 
-def policy(budget: int = BUDGET) -> ModelCachePolicy:
-    core = ModelCachePolicy(MemoryBytes(budget, GPU_BUDGET))
+SWAP_SECONDS = 30.0
+
+
+def policy(budget: int = BUDGET, swap_seconds: float = 0.0) -> ModelCachePolicy:
+    core = ModelCachePolicy(MemoryBytes(budget, GPU_BUDGET), swap_seconds)
     for model, need in NEEDS.items():
         core.add(model, need, KEEP_ALIVE_SECONDS.get(model))
     return core
@@ -106,7 +109,7 @@ def test_two_models_that_fit_are_loaded_together() -> None:
 
 def test_least_recently_used_idle_model_is_evicted() -> None:
     site = Site(A, B, A)
-    assert site.wants(C, 1) == [UnloadModelStep(B), LoadModelStep(C), AdmitStep(1)]
+    assert site.wants(C, 1) == [UnloadModelStep(B, C), LoadModelStep(C), AdmitStep(1)]
 
 
 def test_only_as_many_models_are_evicted_as_needed() -> None:
@@ -120,7 +123,7 @@ def test_busy_model_is_waited_for() -> None:
     site = Site(A, B)
     site.wants(A, 1)
     assert site.wants(BIG, 2) == []
-    assert site.finishes(A) == [UnloadModelStep(B), UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
+    assert site.finishes(A) == [UnloadModelStep(B, BIG), UnloadModelStep(A, BIG), LoadModelStep(BIG), AdmitStep(2)]
 
 
 def test_busy_model_that_must_go_accepts_callers_only_for_a_while() -> None:
@@ -131,8 +134,8 @@ def test_busy_model_that_must_go_accepts_callers_only_for_a_while() -> None:
     site.finishes(A)
     assert site.after(PATIENCE_SECONDS) == []
     assert site.wants(A, 4) == []
-    assert site.finishes(A) == [UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
-    assert site.finishes(BIG) == [UnloadModelStep(BIG), LoadModelStep(A), AdmitStep(4)]
+    assert site.finishes(A) == [UnloadModelStep(A, BIG), LoadModelStep(BIG), AdmitStep(2)]
+    assert site.finishes(BIG) == [UnloadModelStep(BIG, A), LoadModelStep(A), AdmitStep(4)]
 
 
 def test_closing_model_stays_the_chosen_one() -> None:
@@ -145,8 +148,8 @@ def test_closing_model_stays_the_chosen_one() -> None:
     assert site.finishes(B) == []
     assert site.wants(B, 5) == [], "b was the least recently used, so it ends"
     assert site.wants(A, 6) == [AdmitStep(6)]
-    assert site.finishes(B) == [UnloadModelStep(B), LoadModelStep(C), AdmitStep(4)]
-    assert site.finishes(C) == [UnloadModelStep(C), LoadModelStep(B), AdmitStep(5)]
+    assert site.finishes(B) == [UnloadModelStep(B, C), LoadModelStep(C), AdmitStep(4)]
+    assert site.finishes(C) == [UnloadModelStep(C, B), LoadModelStep(B), AdmitStep(5)]
 
 
 def test_model_that_fits_is_loaded_past_a_waiting_caller_for_a_while() -> None:
@@ -158,7 +161,7 @@ def test_model_that_fits_is_loaded_past_a_waiting_caller_for_a_while() -> None:
     site.after(PATIENCE_SECONDS)
     site.do(lambda core, _now: core.unload(B))
     assert site.wants(C, 4) == [], "the room that is free now is the one's who has waited"
-    assert site.finishes(A) == [UnloadModelStep(A), LoadModelStep(BIG), AdmitStep(2)]
+    assert site.finishes(A) == [UnloadModelStep(A, BIG), LoadModelStep(BIG), AdmitStep(2)]
 
 
 def test_memory_is_freed_only_for_the_first_waiting_caller() -> None:
@@ -166,8 +169,8 @@ def test_memory_is_freed_only_for_the_first_waiting_caller() -> None:
     site.wants(B, 1)
     assert site.wants(BIG, 2) == []
     assert site.wants(C, 3) == [], "a is idle, and it is the first one's"
-    assert site.finishes(B) == [UnloadModelStep(A), UnloadModelStep(B), LoadModelStep(BIG), AdmitStep(2)]
-    assert site.finishes(BIG) == [UnloadModelStep(BIG), LoadModelStep(C), AdmitStep(3)]
+    assert site.finishes(B) == [UnloadModelStep(A, BIG), UnloadModelStep(B, BIG), LoadModelStep(BIG), AdmitStep(2)]
+    assert site.finishes(BIG) == [UnloadModelStep(BIG, C), LoadModelStep(C), AdmitStep(3)]
 
 
 def test_memory_being_freed_is_reserved() -> None:
@@ -175,7 +178,7 @@ def test_memory_being_freed_is_reserved() -> None:
     core.wanted(A, 1, 0)
     core.loaded(A, 0)
     core.finished(A, 0)
-    assert core.wanted(BIG, 2, 1) == [UnloadModelStep(A)]
+    assert core.wanted(BIG, 2, 1) == [UnloadModelStep(A, BIG)]
     assert core.wanted(B, 3, 1) == []
     assert core.unloaded(A, core.models[A].need, 1) == [LoadModelStep(BIG)]
 
@@ -216,7 +219,7 @@ def test_pinned_model_stays_and_a_conflicting_one_is_refused_by_name() -> None:
     assert "a is pinned" in refused.reason
     assert site.wants(B, 2) == [LoadModelStep(B), AdmitStep(2)]
     site.finishes(B)
-    assert site.wants(C, 3) == [UnloadModelStep(B), LoadModelStep(C), AdmitStep(3)]
+    assert site.wants(C, 3) == [UnloadModelStep(B, C), LoadModelStep(C), AdmitStep(3)]
 
 
 @pytest.mark.parametrize(
@@ -331,10 +334,10 @@ def test_measured_memory_applies_from_the_next_load() -> None:
 def test_gpu_memory_counts_apart_from_the_machines() -> None:
     site = Site(A, ON_GPU)
     # The GPU is full, so only the model on it is evicted, although the other model was used less recently.
-    assert site.wants(PARTLY, 1) == [UnloadModelStep(ON_GPU), LoadModelStep(PARTLY), AdmitStep(1)]
+    assert site.wants(PARTLY, 1) == [UnloadModelStep(ON_GPU, PARTLY), LoadModelStep(PARTLY), AdmitStep(1)]
     site.finishes(PARTLY)
     # Now RAM is short: the least recently used model is evicted, because freeing GPU memory would not help.
-    assert site.wants(B, 2) == [UnloadModelStep(A), LoadModelStep(B), AdmitStep(2)]
+    assert site.wants(B, 2) == [UnloadModelStep(A, B), LoadModelStep(B), AdmitStep(2)]
     (refused,) = site.wants(ModelName("huge on the GPU"), 3)
     assert refused == RefuseStep(
         3, "needs 0.0 MiB of GPU memory and 0.0 MiB, but models may use 0.0 MiB of GPU memory and 0.0 MiB on this machine", None
@@ -376,6 +379,10 @@ class Machine(RuleBasedStateMachine):
                     self.rechecked.add(model)
 
     unpinned_order = False
+
+    @initialize(swap_seconds=st.sampled_from([0.0, SWAP_SECONDS]))
+    def begin(self, swap_seconds: float) -> None:
+        self.core = policy(swap_seconds=swap_seconds)
 
     @rule(model=models)
     def want(self, model: ModelName) -> None:
@@ -449,7 +456,7 @@ class Machine(RuleBasedStateMachine):
                 self.end_load(0, works=True)
             while self.leaving:
                 self.end_unload(0)
-            self.pass_time(PATIENCE_SECONDS)
+            self.pass_time(max(PATIENCE_SECONDS, SWAP_SECONDS))
         assert not self.waiting
 
 
