@@ -10,9 +10,9 @@ import psutil
 from msgspec import Meta
 
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
-from services.inference.models import model_reference, quantities
+from services.inference.models import quantities
 from services.inference.models.catalog import SERVER_SLOTS, Defaults
-from shared import errors, model_sources, node
+from shared import errors, model_reference, model_sources, node
 from shared.api.inference import ModelSources
 from shared.config import Port, Variable
 from shared.node import machine

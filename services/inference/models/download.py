@@ -20,10 +20,9 @@ from typing import IO
 
 import msgspec
 
-from services.inference.models import model_reference
-from services.inference.models.model_reference import RemoteFile
-from shared import addresses, errors
+from shared import addresses, errors, model_reference
 from shared.identity import private_file
+from shared.model_reference import RemoteFile
 from shared.timing.backoff import Backoff
 
 #: Read, hashed and written at once; three of these are in memory.

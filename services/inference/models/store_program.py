@@ -20,13 +20,13 @@ from typing import assert_never
 
 import msgspec
 
-from services.inference.models import download, model_reference, model_store
+from services.inference.models import download, model_store
 from services.inference.models.download import Challenged, Progress
-from services.inference.models.model_reference import PullPlan, RemoteFile
 from services.inference.models.model_store import ModelStore
 from services.inference.models.quantities import parse_bytes
-from shared import confinement, errors, model_folder, model_sources
+from shared import confinement, errors, model_folder, model_reference, model_sources
 from shared.api.inference import Assignment, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
+from shared.model_reference import PullPlan, RemoteFile
 from shared.types import ModelName
 
 #: How often a download may outlive its token.

@@ -3,7 +3,7 @@
 import pytest
 
 from services.inference.backends import model_offer
-from services.inference.models import model_reference
+from shared import model_reference
 from shared.api.inference import ModelSources
 
 GB = 10**9

@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from services.inference.models import download, model_store, store_program
-from services.inference.models.model_reference import RemoteFile
 from services.inference.models.model_store import ModelStore
 from shared import errors
 from shared.api.inference import StoredModel, StoreLine, StoreRequest, StoreResult
+from shared.model_reference import RemoteFile
 from shared.timing.backoff import Backoff
 from tests.services.inference.models import ranged_server
 from tests.services.inference.models.ranged_server import RangedServer
