@@ -233,6 +233,9 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.listDeployments": _person(),
     "gateway.deployModel": _ADMIN,
     "gateway.undeployModel": _ADMIN,
+    "gateway.searchModels": _person(Permission.INFER, Permission.READ_MODELS),
+    "gateway.planModel": _person(Permission.INFER, Permission.READ_MODELS),
+    "gateway.refreshCatalog": _ADMIN,
     # The worker checks that the caller owns it.
     "gateway.setModelConsent": _NODES,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
@@ -279,6 +282,7 @@ METHODS: Mapping[str, AccessRule] = {
     "inference.pullModel": _NODE,
     "inference.ensureModel": _NODE,
     "inference.removeModel": _NODE,
+    "inference.planModels": _NODE,
     "inference.setModelConsent": _NODE,
     "inference.readReceipts": _NODE,
     "metrics.getScaling": _person(Permission.READ_SCALING, unless={Role.OPERATOR}),
@@ -365,6 +369,8 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /ollama/api/generate": METHODS["gateway.processInferenceRequest"],
     "POST /ollama/api/embed": METHODS["gateway.embed"],
     "POST /ollama/api/embeddings": METHODS["gateway.embed"],
+    "GET /api/models": _person(Permission.INFER, Permission.READ_MODELS),
+    "GET /api/models/search": METHODS["gateway.searchModels"],
     "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
 }

@@ -1,4 +1,4 @@
-"""The documents of the configuration: routes, policies, plans, limits and prices, as files and messages write them."""
+"""The documents of the configuration: routes, policies, plans, limits, prices and models to pull, as files and messages write them."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -63,6 +63,7 @@ class ConfigKind(StrEnum):
     DEFAULT_MODEL = "default_model"
     UPSTREAM_PRICE = "upstream_price"
     DEPLOYMENT = "deployment"
+    CATALOG_MODEL = "catalog_model"
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -348,6 +349,39 @@ class DeploymentDocument(Document, frozen=True):
     slots: Annotated[int, Meta(ge=1, le=256)] | None = None
 
 
+class CatalogUse(StrEnum):
+    """What people use a model for."""
+
+    CHAT = "chat"
+    CODE = "code"
+    #: It sees images.
+    IMAGES = "images"
+    EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+
+
+class CatalogDocument(Document, frozen=True):
+    """A model that people can pull. `aicli models catalog refresh` asks its hub for the size, SHA-256 and context."""
+
+    #: As `aicli models pull` takes it; it names the first of the quantizations.
+    source: Annotated[str, Meta(pattern=r"^(hf:|ollama:|oci:)[!-~]{1,300}\Z")]
+    parameters: Annotated[int, Meta(ge=1, le=10**13)]
+    quantizations: Annotated[tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,20}\Z")], ...], Meta(min_length=1, max_length=20)]
+    #: SPDX.
+    license: Annotated[str, Meta(max_length=100)] = ""
+    uses: Annotated[tuple[CatalogUse, ...], Meta(max_length=len(CatalogUse))] = (CatalogUse.CHAT,)
+    tools: bool = False
+    aliases: Annotated[tuple[DocumentName, ...], Meta(max_length=10)] = ()
+    #: Layers, and the keys of a token in one of them: heads of keys times their size.
+    layers: Annotated[int, Meta(ge=1, le=1_000)] | None = None
+    key_width: Annotated[int, Meta(ge=0, le=10**6)] | None = None
+    #: In tokens.
+    context: TokenCount | None = None
+    #: Bytes of all files. Without a SHA-256, nobody has asked the hub.
+    size: Annotated[int, Meta(ge=1, le=2**50)] | None = None
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
+
+
 #: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.
 BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.ROUTE: RouteDocument,
@@ -357,6 +391,7 @@ BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.DEFAULT_MODEL: DefaultModelDocument,
     ConfigKind.UPSTREAM_PRICE: UpstreamPriceDocument,
     ConfigKind.DEPLOYMENT: DeploymentDocument,
+    ConfigKind.CATALOG_MODEL: CatalogDocument,
 }
 SECTIONS: dict[str, ConfigKind] = {
     "routes": ConfigKind.ROUTE,
@@ -366,6 +401,7 @@ SECTIONS: dict[str, ConfigKind] = {
     "default_model": ConfigKind.DEFAULT_MODEL,
     "upstream_prices": ConfigKind.UPSTREAM_PRICE,
     "deployments": ConfigKind.DEPLOYMENT,
+    "catalog": ConfigKind.CATALOG_MODEL,
 }
 #: Kinds whose documents have fixed names.
 FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {

@@ -36,6 +36,7 @@ from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_billing import RestBilling
 from services.gateway.http_api.rest_inference import RestInference
+from services.gateway.http_api.rest_models import RestModels
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.http_api.webhooks import Webhooks
@@ -48,8 +49,10 @@ from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
+from services.gateway.models import catalog as model_catalog
 from services.gateway.models.deployment_store import DeploymentStore
 from services.gateway.models.deployments import Deployments
+from services.gateway.models.hub import Hub
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.infill_route import InfillRoute
@@ -83,6 +86,7 @@ from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.rpc_api.deployment_rpc import DeploymentRpc
+from services.gateway.rpc_api.model_search_rpc import ModelSearch
 from services.gateway.rpc_api.policy_rpc import PolicyRpc
 from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_api.routes_rpc import RoutesRpc
@@ -138,6 +142,8 @@ class GatewayStores:
     config: ConfigStore
     rollouts: RolloutStore
     provider: PaymentProvider | None
+    #: None if the settings forbid to ask it.
+    hub: Hub | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +255,9 @@ class GatewayService:
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
+        self._model_search = ModelSearch(
+            live, node.rpc, node.directory, stores.hub, self._catalogue, self.audit_reporting, model_catalog.load()
+        )
         self._http = self._http_app(images)
 
     @classmethod
@@ -294,6 +303,7 @@ class GatewayService:
             ModelOrders(node.rpc, node.directory, live, audit_reporting),
             PullOrders(node.rpc, node.directory, audit_reporting),
             DeploymentRpc(live, self._deployments, audit_reporting),
+            self._model_search,
             self._items,
             self._reports,
             self._business,
@@ -392,6 +402,7 @@ class GatewayService:
             RestInference(self._runs),
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
             RestBilling(self._billing, self._accounts, self._node.id),
+            RestModels(self._model_search, self.list_models, self._node.id),
             OpenAiRoutes(self._runs, self._catalogue, self._items),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
@@ -570,13 +581,23 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         _database(settings, node, cache) as database,
         GatewayRecovery.open(settings, node, RecoveryStore(database, "gateway"), cache) as recovery,
         payment_provider.open_provider(settings.provider()) as provider,
+        Hub.opened(settings.hub_url) as hub,
     ):
         checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
         ledger = LedgerStore(database, checkpoints, exports_usage=settings.exports_usage)
         requests = GatewayStore(database, exports_usage=settings.exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
         yield GatewayStores(
-            cache, database, recovery, checkpoints, requests, ledger, ConfigStore(database), RolloutStore(database), provider
+            cache,
+            database,
+            recovery,
+            checkpoints,
+            requests,
+            ledger,
+            ConfigStore(database),
+            RolloutStore(database),
+            provider,
+            hub if settings.model_hub == "on" else None,
         )
 
 

@@ -14,7 +14,7 @@ from services.gateway.facts import tiers
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.facts.provider_settings import LIVE_KEYS, ProviderSettings
 from services.gateway.facts.tiers import TierPlan, WithoutValkey
-from shared import client_address, node
+from shared import client_address, model_sources, node
 from shared.api import service_settings as api
 from shared.api.billing import Party
 from shared.api.gateway import MAX_REQUEST_SECONDS
@@ -233,6 +233,11 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Literal["request", "minute"],
         Variable("USAGE_EXPORT_UNIT", "one event per request, or per account, model and minute in which requests were settled"),
     ] = "request"
+    model_hub: Annotated[
+        Literal["on", "off"],
+        Variable("MODEL_HUB", "on: searches for models, and plans of where they fit, also ask HF_ENDPOINT; off: only the catalog"),
+    ] = "on"
+    hub_url: model_sources.HubUrl = model_sources.HUB_URL
     request_timeout_seconds: Annotated[
         float, Meta(gt=0, le=MAX_REQUEST_SECONDS), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")
     ] = 300

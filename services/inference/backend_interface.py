@@ -1,17 +1,18 @@
 """The interface between the service and the backends, which run the models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias, TypeVar
 
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
+from services.inference.models.catalog import Defaults
 from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import GenerationEnd
-from shared.api.inference import Chunk, Conversion, ModelStatus, Moderate, Moderated
+from shared.api.inference import Chunk, Conversion, ModelFacts, ModelFit, ModelStatus, Moderate, Moderated
 from shared.types import LoadPurpose, ModelName
 
 Sent_contra = TypeVar("Sent_contra", contravariant=True)
@@ -157,6 +158,10 @@ class Backend(ABC):
 
     async def unload(self, model: ModelName) -> ModelStatus:
         """Return when the model's memory is free; raises Overloaded while it has requests. Only if it ``has_engines``."""
+        raise NotImplementedError
+
+    async def plan(self, models: Sequence[ModelFacts], defaults: Defaults) -> list[ModelFit]:
+        """Plan models that it doesn't have, each beside those that it has. Only if it ``has_engines``."""
         raise NotImplementedError
 
     def figures(self, model: ModelName) -> EngineSpeed:

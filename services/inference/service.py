@@ -17,6 +17,7 @@ from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelConsent, ModelPulls
 from services.inference.models.model_store import ModelStore
+from services.inference.models.quantities import parse_bytes
 from services.inference.receipts import AdoptedReceipts, ReceiptKeeper, keep_key
 from services.inference.settings import InferenceSettings
 from shared import errors, spans
@@ -24,7 +25,19 @@ from shared.api import embedding, inference
 from shared.api.embedding import Embedded, Vectors
 from shared.api.gateway import Check
 from shared.api.generation import ChatMessage, GenerationEnd, Sampling, Usage
-from shared.api.inference import Chunk, Conversion, Converted, ConvertedPart, ModelStatus, Moderate, Moderated, ModerationNotice
+from shared.api.inference import (
+    Chunk,
+    Conversion,
+    Converted,
+    ConvertedPart,
+    Fit,
+    ModelFacts,
+    ModelFit,
+    ModelStatus,
+    Moderate,
+    Moderated,
+    ModerationNotice,
+)
 from shared.api.method import Nothing
 from shared.api.node import FIRST_MODEL
 from shared.node import Node
@@ -217,6 +230,24 @@ class InferenceService:
     async def remove_model(self, request: inference.RemoveModel, call: RpcCall) -> Nothing:
         await self._pulls.remove(request)
         return Nothing()
+
+    @serves(inference.plan_models)
+    async def plan_models(self, request: inference.PlanModels, call: RpcCall) -> inference.ModelFits:
+        fits = await self._loader().plan(request.models, self._settings.model_defaults())
+        planned = zip(request.models, fits, strict=True)
+        return inference.ModelFits(tuple([await asyncio.to_thread(self._with_disk, facts, fit) for facts, fit in planned]))
+
+    def _with_disk(self, facts: ModelFacts, fit: ModelFit) -> ModelFit:
+        quota = self._settings.model_store_quota
+        store = ModelStore(self._settings.store_path, parse_bytes(quota) if quota else None)
+        try:
+            store.ensure_folders()
+            store.check_room(facts.file_bytes)
+        except errors.TooLarge as error:
+            return msgspec.structs.replace(fit, fit=Fit.NO, detail=error.message)
+        except OSError as error:
+            return msgspec.structs.replace(fit, fit=Fit.NO, detail=f"the store can't be used: {error.strerror}")
+        return fit
 
     @serves(inference.set_model_consent)
     async def set_model_consent(self, request: inference.SetModelConsent, call: RpcCall) -> Nothing:

@@ -312,6 +312,60 @@ class RemoveModel(Body, frozen=True):
     name: ModelName
 
 
+#: Of a file's beginning, which names the model's layers and context; most files have the vocabulary behind it.
+MAX_HEADER_BYTES = 256 * 1024
+#: Of one ``planModels``.
+MAX_PLANNED = 50
+
+
+class ModelFacts(Body, frozen=True, kw_only=True):
+    """What decides how much memory a model needs."""
+
+    #: Of all its files.
+    file_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    #: The beginning of its GGUF file; empty if nobody could read it. Then the numbers below count, which may be estimates.
+    header: Annotated[bytes, msgspec.Meta(max_length=MAX_HEADER_BYTES)] = b""
+    layers: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 32
+    #: Of a token within the model, and of its keys in one layer; 0 for a model that keeps no keys.
+    width: Annotated[int, msgspec.Meta(ge=1, le=10**6)] = 4096
+    key_width: Annotated[int, msgspec.Meta(ge=0, le=10**6)] = 1024
+    #: 0 if unknown.
+    context_tokens: Annotated[int, msgspec.Meta(ge=0, le=2**30)] = 0
+
+
+class Fit(StrEnum):
+    YES = "yes"
+    #: Some layers would be on the processor.
+    PARTLY = "partly"
+    NO = "no"
+    #: The worker did not say.
+    UNKNOWN = "unknown"
+
+
+class ModelFit(Body, frozen=True, kw_only=True, omit_defaults=False):
+    fit: Fit
+    #: For people: how, or why not, with the numbers.
+    detail: str = ""
+    #: Of a slot.
+    context_tokens: int = 0
+    #: Whether all of it would be on GPUs.
+    on_gpu: bool = False
+    #: Memory for models on this machine, on its GPUs or else all.
+    free_bytes: int = 0
+
+
+class PlanModels(Body, frozen=True):
+    """Plan how this worker would load models that it doesn't have."""
+
+    models: Annotated[tuple[ModelFacts, ...], msgspec.Meta(max_length=MAX_PLANNED)]
+
+
+class ModelFits(Body, frozen=True):
+    """In the order of the request."""
+
+    fits: tuple[ModelFit, ...]
+
+
 class Receipt(Body, frozen=True, omit_defaults=False):
     """A worker's record of one request, for when the gateway that sent it is lost. Only the last run of a request is kept."""
 
@@ -395,6 +449,7 @@ unload_model = Method("inference.unloadModel", UnloadModel, ModelStatus, callers
 pull_model = StreamMethod("inference.pullModel", PullModel, item=PullProgress, end=PulledModel, callers={Role.GATEWAY, Role.OPERATOR})
 ensure_model = Method("inference.ensureModel", EnsureModel, EnsuredModel, callers={Role.GATEWAY})
 remove_model = Method("inference.removeModel", RemoveModel, Nothing, callers={Role.GATEWAY})
+plan_models = Method("inference.planModels", PlanModels, ModelFits, callers={Role.GATEWAY})
 set_model_consent = Method("inference.setModelConsent", SetModelConsent, Nothing, callers={Role.GATEWAY})
 read_receipts = Method("inference.readReceipts", ReadReceipts, Receipts, callers={Role.GATEWAY})
 

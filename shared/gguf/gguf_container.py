@@ -4,9 +4,11 @@ Only this module knows the format; `gguf_header` interprets the pairs. The rules
 llama-cpp-python 0.3.36's reader (SECURITY.md, T24).
 """
 
+import io
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import BinaryIO, TypeAlias
@@ -43,6 +45,10 @@ _EXPERTS = "_exps."
 
 class NotAModel(Exception):
     """The file is not a sound GGUF model; the message, for people, says why."""
+
+
+class _TruncatedModel(NotAModel):
+    """The file ends within its header."""
 
 
 class ValueKind(IntEnum):
@@ -154,8 +160,18 @@ def read(file: BinaryIO, size: int, *, distinct: str) -> GgufContainer:
     reader = _GgufReader(file, size)
     _check_version(reader)
     tensor_count = reader.count("tensors", MAX_TENSORS)
-    values = _read_pairs(reader, reader.count("pairs", MAX_PAIRS), distinct)
+    values = _read_pairs(reader, reader.count("pairs", MAX_PAIRS), distinct, {})
     return GgufContainer(values, *_read_tensors(reader, tensor_count, _alignment(values)))
+
+
+def read_beginning(beginning: bytes) -> dict[str, Value]:
+    """Return the pairs that begin in the first bytes of a file. Raises NotAModel."""
+    reader, values = _GgufReader(io.BytesIO(beginning), len(beginning)), dict[str, Value]()
+    _check_version(reader)
+    reader.count("tensors", MAX_TENSORS)
+    with suppress(_TruncatedModel):
+        _read_pairs(reader, reader.count("pairs", MAX_PAIRS), "", values)
+    return values
 
 
 class _GgufReader:
@@ -197,7 +213,7 @@ class _GgufReader:
             return
         if self._limit < self.size:
             raise NotAModel(f"its header is larger than {MAX_HEADER_BYTES >> 20} MiB, or damaged at byte {self.position}")
-        raise NotAModel(
+        raise _TruncatedModel(
             f"it is truncated or damaged: {_shown(count)} bytes are expected at byte {self.position}, but the file has {self.size} bytes"
         )
 
@@ -281,27 +297,29 @@ def _check_version(reader: _GgufReader) -> None:
         raise NotAModel(f"it is GGUF version {version}; versions {' and '.join(map(str, VERSIONS))} are supported")
 
 
-def _read_pairs(reader: _GgufReader, count: int, distinct: str) -> dict[str, Value]:
-    values: dict[str, Value] = {}
+def _read_pairs(reader: _GgufReader, count: int, distinct: str, values: dict[str, Value]) -> dict[str, Value]:
+    """Add the pairs to ``values``, arrays of texts before their texts."""
     for _ in range(count):
         key = reader.name("pair", MAX_KEY_BYTES)
         if key in values:
             raise NotAModel(f"it has the key {key!r} twice")
         kind = reader.kind(key)
         if kind is ValueKind.ARRAY:
-            values[key] = _read_array(reader, key, distinct)
+            _read_array(reader, key, distinct, values)
         else:
             length = reader.length() if kind is ValueKind.STRING else _WIDTHS[kind]
             values[key] = Value(kind, None, reader.kept(length, MAX_KEPT_TEXT_BYTES))
     return values
 
 
-def _read_array(reader: _GgufReader, key: str, distinct: str) -> Value:
+def _read_array(reader: _GgufReader, key: str, distinct: str, values: dict[str, Value]) -> None:
     kind, count = reader.kind(key), reader.length()
     if kind is ValueKind.ARRAY:
         raise NotAModel(f"{key!r} is an array of arrays, which llama.cpp does not read")
     if kind is not ValueKind.STRING:
-        return Value(kind, count, reader.kept(count * _WIDTHS[kind], MAX_KEPT_ELEMENTS * _WIDTHS[kind]))
+        values[key] = Value(kind, count, reader.kept(count * _WIDTHS[kind], MAX_KEPT_ELEMENTS * _WIDTHS[kind]))
+        return
+    values[key] = Value(kind, count, None)
     seen: set[bytes] = set()
     for number, text in enumerate(reader.strings(key, count)):
         if key == distinct:
@@ -310,7 +328,6 @@ def _read_array(reader: _GgufReader, key: str, distinct: str) -> Value:
             if word in seen:
                 raise NotAModel(f"{key!r} has {word[:64]!r} twice")
             seen.add(word)
-    return Value(kind, count, None)
 
 
 def _alignment(values: dict[str, Value]) -> int:

@@ -14,7 +14,7 @@ from typing import BinaryIO, TypeVar
 from shared.gguf import gguf_container
 from shared.gguf.gguf_container import GgufContainer, NotAModel, StoredTensor, Value, ValueKind
 
-__all__ = ["GgufHeader", "NotAModel", "PoolingKind", "check_adapters", "check_parts", "kv_bytes_per_token", "read_header"]
+__all__ = ["GgufHeader", "NotAModel", "PoolingKind", "check_adapters", "check_parts", "kv_bytes_per_token", "read_beginning", "read_header"]
 
 Done = TypeVar("Done")
 
@@ -99,6 +99,11 @@ class GgufHeader:
 def read_header(file: BinaryIO, size: int) -> GgufHeader:
     """Read and check the header of a file of ``size`` bytes. Raises NotAModel."""
     return _interpret(gguf_container.read(file, size, distinct=_TOKENS))
+
+
+def read_beginning(beginning: bytes, file_bytes: int) -> GgufHeader:
+    """Read what the first bytes of a model's file say, of which all tensors have ``file_bytes``. Raises NotAModel."""
+    return _interpret(GgufContainer(gguf_container.read_beginning(beginning), {}, file_bytes, 0))
 
 
 def _interpret(container: GgufContainer) -> GgufHeader:

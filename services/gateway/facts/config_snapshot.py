@@ -15,6 +15,7 @@ from services.gateway.facts.upstream_prices import UpstreamPrice
 from shared.config_documents import (
     DEFAULT_MODEL,
     UNLIMITED,
+    CatalogDocument,
     ConfigKind,
     DefaultModelDocument,
     Document,
@@ -57,6 +58,8 @@ class ConfigSnapshot:
     offers: Mapping[PlanName, PlanOffer] = field(default_factory=lambda: _offers({}, tiers.DEFAULTS))
     policies: Policies = field(default_factory=Policies)
     upstream_prices: Mapping[ModelName, UpstreamPrice] = field(default_factory=dict)
+    #: Models that the built-in catalog lacks, or knows less about.
+    catalog: Mapping[str, CatalogDocument] = field(default_factory=dict)
     #: For callers whose policy forbids ``direct_models``.
     route_names: ModelNames = field(default_factory=lambda: ModelNames({}, None, only_routes=True))
 
@@ -86,6 +89,7 @@ def build(
     aliases: dict[str, str] = {}
     routes: dict[str, Route] = {}
     prices: dict[ModelName, UpstreamPrice] = {}
+    catalog: dict[str, CatalogDocument] = {}
     default: str | None = None
     policies: dict[str, PolicyDocument] = {}
     policy_revisions = {name: stored.revision for (kind, name), stored in documents.items() if kind is ConfigKind.POLICY}
@@ -105,6 +109,8 @@ def build(
                 policies[name] = policy
             case UpstreamPriceDocument() as price:
                 prices[ModelName(name)] = upstream_prices.compiled(price)
+            case CatalogDocument() as model:
+                catalog[name] = model
     names = ModelNames(aliases, default, routes=routes)
     all_plans = _all_plans(plans, plan_versions)
     return ConfigSnapshot(
@@ -115,6 +121,7 @@ def build(
         offers=_offers(documents, all_plans),
         policies=Policies(policies, policy_revisions),
         upstream_prices=prices,
+        catalog=catalog,
     )
 
 

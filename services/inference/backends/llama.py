@@ -20,14 +20,14 @@ from services.inference.engine import engine_messages
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
 from services.inference.models import catalog, memory
-from services.inference.models.catalog import Catalog, CatalogEntry
+from services.inference.models.catalog import Catalog, CatalogEntry, Defaults
 from services.inference.models.model_files import KnownDigests
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api import generation
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import GenerationEnd
-from shared.api.inference import Chunk, Conversion, Detokenize, ModelState, ModelStatus, Tokenize
+from shared.api.inference import Chunk, Conversion, Detokenize, ModelFacts, ModelFit, ModelState, ModelStatus, Tokenize
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import PoolingKind
 from shared.telemetry import logs
@@ -167,6 +167,9 @@ class LlamaBackend(Backend):
     async def unload(self, model: ModelName) -> ModelStatus:
         await self._cache.unload(self._cache.get(model).entry.name)
         return self._status_of(model)
+
+    async def plan(self, models: Sequence[ModelFacts], defaults: Defaults) -> list[ModelFit]:
+        return await self._cache.plan(models, defaults)
 
     def _status_of(self, model: ModelName) -> ModelStatus:
         return next(status for status in self._statuses(self._cache.get(model)) if status.model_id == model)

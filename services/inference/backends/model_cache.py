@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import assert_never
 
 import msgspec
@@ -18,8 +19,8 @@ import msgspec
 from services.inference.backend_interface import WarningTopic, Watcher
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
-from services.inference.models import load_plan, memory
-from services.inference.models.catalog import CatalogEntry
+from services.inference.models import load_plan, memory, model_fit
+from services.inference.models.catalog import CatalogEntry, Defaults
 from services.inference.models.load_plan import LoadPlan
 from services.inference.models.model_cache_policy import (
     MOST_SWAPS,
@@ -39,7 +40,7 @@ from services.inference.models.quantities import MemoryBytes
 from services.inference.queue_limits import QueueLimits
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
-from shared.api.inference import ModelState
+from shared.api.inference import ModelFacts, ModelFit, ModelState
 from shared.node import lifecycle
 from shared.protocol.agent_requirements import CONTEXT_TOKENS
 from shared.protocol.directory import say_reasons
@@ -410,6 +411,11 @@ class ModelCache:
         """Plan the next load of a model, unless it is in memory."""
         if cached.managed.stage is Stage.UNLOADED:
             self._core.set_need(cached.entry.name, self._next_need(cached))
+
+    async def plan(self, models: Sequence[ModelFacts], defaults: Defaults) -> list[ModelFit]:
+        others = [other.file_bytes for other in self.all() if other.file.checked is not None]
+        entry = defaults.entry(name=ModelName("planned"), file=Path())
+        return [await asyncio.to_thread(model_fit.plan, facts, entry, self._budget, others) for facts in models]
 
     def _next_need(self, cached: CachedModel) -> MemoryBytes:
         """Plan the next load of a model that isn't in memory any more, and return its need."""

@@ -135,8 +135,8 @@ def test_mistakes_within_a_route_or_policy_are_named_with_their_lines() -> None:
 
 def test_what_is_not_a_configuration() -> None:
     for text, mistake in {
-        "": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments",
-        "- 1": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments",
+        "": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog",
+        "- 1": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog",
         "route: {}": "line 1, route: unknown section; did you mean routes?",
         "routes: 3": "line 1, routes: write documents here, as name: fields",
         "routes: {a: 1, a: 2}": "line 1: 'a' is here twice",

@@ -38,13 +38,13 @@ class FakeHub:
     def paths(self) -> list[str]:
         return [path for path, _ in self.asked]
 
-    def add_repository(self, name: str, files: dict[str, bytes], sha: str = "a" * 40) -> None:
-        """List these files like the hub, and serve them."""
+    def add_repository(self, name: str, files: dict[str, bytes], sha: str = "a" * 40, **about: object) -> None:
+        """List these files like the hub, with further fields, and serve them."""
         listed = [
             {"rfilename": path, "size": len(body), "lfs": {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 1}}
             for path, body in files.items()
         ]
-        self.bodies[f"/api/models/{name}"] = json.dumps({"sha": sha, "siblings": [{"rfilename": "README.md"}, *listed]}).encode()
+        self.bodies[f"/api/models/{name}"] = json.dumps({"sha": sha, "siblings": [{"rfilename": "README.md"}, *listed], **about}).encode()
         for path, body in files.items():
             self.bodies[f"/{name}/resolve/{sha}/{path}"] = body
 
@@ -77,7 +77,7 @@ class FakeHub:
             self._send_file(handler, path, body, headers)
 
     def _send_file(self, handler: BaseHTTPRequestHandler, path: str, body: bytes, headers: dict[str, str]) -> None:
-        first = int(headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        first = int(headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         end = self.cuts.pop(path, len(body))
         told = {"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"} if first else {}
         handler.close_connection = end < len(body)

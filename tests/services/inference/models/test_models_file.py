@@ -25,6 +25,35 @@ FOLDER = Path("/srv/models")
 DEFAULTS = Defaults()
 
 
+#: As the documents that ordered this platform have them.
+REGISTRY = """apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: model-registry
+  namespace: ai-gateway
+data:
+  models.yaml: |
+    - name: llm-gptq
+      service: llm-gptq-service.ai-models.svc.cluster.local
+      path: /infer
+    - name: embeddings
+      service: embedding-service.ai-models.svc.cluster.local
+      path: /infer
+"""
+INFERENCE_BLOCK = """inference:
+  engine: vllm
+  models:
+    - name: llama-2-7b
+      replicas: 3
+      gpu_memory: 16GB
+      max_batch_size: 32
+    - name: mistral-7b
+      replicas: 2
+      gpu_memory: 16GB
+      max_batch_size: 16
+"""
+
+
 def read(text: str, found: dict[str, Path] | None = None, defaults: Defaults = DEFAULTS) -> CatalogReading:
     return models_file.read(text, source="models.yaml", folder=FOLDER, found=found or {}, defaults=defaults)
 
@@ -129,19 +158,13 @@ def test_an_entry_of_a_registry_with_its_options() -> None:
     ]
 
 
-def test_registry_in_a_config_map() -> None:
-    text = """
-apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: model-registry
-data:
-  models.yaml: |
-    - name: llm-gptq
-      service: llm
-      path: /infer
-"""
-    assert read(text).elsewhere == [RemoteModel(ModelName("llm-gptq"), "llm", "/infer")]
+def test_the_registry_of_a_source_document_loads_as_it_stands() -> None:
+    reading = read(REGISTRY)
+    assert not reading.mistakes
+    assert reading.elsewhere == [
+        RemoteModel(ModelName("llm-gptq"), "llm-gptq-service.ai-models.svc.cluster.local", "/infer"),
+        RemoteModel(ModelName("embeddings"), "embedding-service.ai-models.svc.cluster.local", "/infer"),
+    ]
 
 
 def test_nested_config_map_is_not_opened() -> None:
@@ -150,42 +173,23 @@ def test_nested_config_map_is_not_opened() -> None:
     assert "the text in data" in mistake
 
 
-def test_replicas_gpu_memory_and_max_batch_size_of_another_platform() -> None:
-    text = """
-    inference:
-      engine: vllm
-      models:
-        - name: llama-2-7b
-          replicas: 3
-          gpu_memory: 16GB
-          max_batch_size: 32
-        - name: mistral-7b
-          replicas: 2
-          gpu_memory: 16GB
-          max_batch_size: 16
-    """
+def test_files_here_replace_the_program_of_a_source_document() -> None:
     found = {"llama-2-7b": FOLDER / "llama.gguf", "mistral-7b": FOLDER / "mistral.gguf"}
-    assert entries(text, found) == [
+    assert entries(INFERENCE_BLOCK, found) == [
         entry("llama-2-7b", "llama.gguf", replicas=3, memory_bytes=16 * 10**9, slots=32),
         entry("mistral-7b", "mistral.gguf", replicas=2, memory_bytes=16 * 10**9, slots=16),
     ]
 
 
-def test_vllm_serves_models_without_a_file_here() -> None:
-    text = """
-    inference:
-      engine: vllm
-      models:
-        - {name: llama-2-7b, replicas: 3, gpu_memory: 16GB, max_batch_size: 32}
-        - {name: mistral-7b, gpu_memory: 16GB}
-    """
-    command = "vllm serve llama-2-7b --served-model-name llama-2-7b --max-num-seqs 32 --host 127.0.0.1 --port {port}"
-    program = ModelProgram(tuple(command.split()))
-    (first, second) = entries(text, {"mistral-7b": FOLDER / "mistral.gguf"})
-    assert first == Defaults().entry(
-        name=ModelName("llama-2-7b"), file=Path("vllm"), program=program, replicas=3, memory_bytes=16 * 10**9, slots=32
-    )
-    assert second.program is None
+def test_the_inference_block_of_a_source_document_loads_as_it_stands() -> None:
+    first, second = entries(INFERENCE_BLOCK)
+    for found, name, replicas, slots in ((first, "llama-2-7b", 3, 32), (second, "mistral-7b", 2, 16)):
+        command = f"vllm serve {name} --served-model-name {name} --max-num-seqs {slots} --host 127.0.0.1 --port {{port}}"
+        program = ModelProgram(tuple(command.split()))
+        assert found == Defaults().entry(
+            name=ModelName(name), file=Path("vllm"), program=program, replicas=replicas, memory_bytes=16 * 10**9, slots=slots
+        )
+    assert [found.program is None for found in entries(INFERENCE_BLOCK, {"mistral-7b": FOLDER / "mistral.gguf"})] == [False, True]
 
 
 @pytest.mark.parametrize("purpose", LoadPurpose)

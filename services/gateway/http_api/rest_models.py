@@ -1,0 +1,55 @@
+"""Serves the /api routes for models: those that are served, and those that can be found."""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from services.gateway.http_api import request_bodies
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.rpc_api.model_search_rpc import ModelSearch
+from shared.api import gateway
+from shared.api import model_search as api
+from shared.rpc import RpcCall
+from shared.types import NodeId, Peer, Role
+
+_SECONDS = 15.0
+
+
+class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    text: Annotated[str, Meta(max_length=100)] = ""
+    limit: Annotated[int, Meta(ge=1, le=api.MOST_FOUND)] = 20
+    #: Also ask the workers where the models fit.
+    fits: bool = False
+
+
+class RestModels:
+    def __init__(
+        self, search: ModelSearch, list_models: Callable[[gateway.ListModels, RpcCall], Awaitable[gateway.ServedModels]], node: NodeId
+    ) -> None:
+        self._search = search
+        self._list_models = list_models
+        self._peer = Peer(Role.CLIENT, node)
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        return (
+            HttpRoute("GET", "/api/models", self._list, "listModels", "List the served models, the default first",
+                      answer=gateway.ServedModels),
+            HttpRoute("GET", "/api/models/search", self._find, "searchModels", "Find models, and the machines on which they fit",
+                      query=SearchQuery, answer=api.FoundModels),
+        )  # fmt: skip
+
+    async def _list(self, call: HttpCall) -> None:
+        await call.answer(await self._list_models(gateway.ListModels(), self._of(call)))
+
+    async def _find(self, call: HttpCall) -> None:
+        query = request_bodies.read_query(call.query, SearchQuery)
+        await call.answer(await self._search.search(api.SearchModels(query.text, query.limit, query.fits), self._of(call)))
+
+    def _of(self, call: HttpCall) -> RpcCall:
+        made = RpcCall(self._peer, deadline=time.monotonic() + _SECONDS, credential=call.credential, idempotency_key=None)
+        made.found = call.caller
+        return made
