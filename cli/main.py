@@ -27,6 +27,7 @@ SECTIONS = {
     "Ask": {
         "infer": "cli.ask.infer:infer",
         "chat": "cli.ask.chat:chat",
+        "run": "cli.ask.run:run",
         "rerank": "cli.ask.rerank:rerank",
         "models": "cli.ask.models:models",
         "trace": "cli.ask.trace:trace",
@@ -75,7 +76,6 @@ HABITS: Mapping[str, tuple[str, ...] | str] = {
     "version": ("--version",),
     "list": ("models", "list"),
     "ls": ("models", "list"),
-    "run": "`aicli chat --model NAME`, or `aicli infer --model NAME PROMPT`",
     "pull": "`aicli models pull SOURCE`, such as ollama:NAME:TAG or hf:OWNER/REPO:QUANT",
     "rm": "`aicli models remove NAME`",
     "ps": "`aicli top` for what runs now, or `aicli nodes` for the machines and their models",

@@ -266,7 +266,7 @@ def nats_keys(*, renew: bool) -> None:
 @click.option("--ask", metavar="PROMPT", help="Send this prompt to the default model when everything is ready.")
 def up(ask: str | None) -> None:
     """Start everything in the background and wait until it is ready. Safe to run again."""
-    from stack import first_run, stack_plan, status_overview, up_down
+    from stack import first_run, model_hint, stack_plan, status_overview, up_down
 
     home = stack_home.locate(os.environ)
 
@@ -278,6 +278,8 @@ def up(ask: str | None) -> None:
     # Without a model here, the models may be on other machines.
     if ask is not None and all(row.ready for row in asyncio.run(status_overview.collect(home)) if row.name == "inference"):
         _run_prompt(home, ask)
+        if printing.is_terminal() and (hint := asyncio.run(model_hint.find(home))):
+            click.echo(f"\n{hint}")
     _show_places(home, settings)
 
 

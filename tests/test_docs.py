@@ -19,6 +19,7 @@ import yaml
 from cli import main as cli_main
 from cli.option_values import NumberTakingCommand
 from services.gateway.facts import tiers
+from services.gateway.models import catalog
 from services.inference.settings import InferenceSettings
 from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES
 from services.web import agent_setups
@@ -442,11 +443,9 @@ def _free_plan_is_that_of_the_documents() -> bool:
     return tiers.DEFAULTS[Tier.FREE].included_tokens == 100_000 and tiers.DEFAULTS[Tier.PRO].included_tokens == 1_000_000
 
 
-def _example_models() -> list[str]:
-    files = [
-        str(entry["file"]).lower() for entry in yaml.safe_load((ROOT / "deploy/models.example.yaml").read_text(encoding="utf-8"))["models"]
-    ]
-    return [name for name in ("llama-2", "mistral", "codellama", "starcoder", "yi-") if any(name in file for file in files)]
+def _catalog_models() -> list[str]:
+    sources = [model.source.lower() for model in catalog.load().values()]
+    return [name for name in ("llama-2", "mistral", "codellama", "starcoder", "yi-") if any(name in source for source in sources)]
 
 
 def _chart(file: str = "") -> str:
@@ -456,7 +455,7 @@ def _chart(file: str = "") -> str:
 #: Each row has these words exactly as long as the code is so.
 CLAIMS: dict[tuple[str, str], Callable[[], bool]] = {
     ("`PRICING`, `TIERS`", "the same included tokens"): _free_plan_is_that_of_the_documents,
-    ("LLM inference service", "only Mistral 7B has an entry"): lambda: _example_models() == ["mistral"],
+    ("LLM inference service", "Llama 2, Mistral 7B and CodeLlama are"): lambda: _catalog_models() == ["llama-2", "mistral", "codellama"],
     ("Model services", "StatefulSets"): lambda: '"kind" "StatefulSet"' in _chart("templates/pools.yaml"),
     ("GPU-aware scheduling", "each pool of the chart has `nodeSelector`"): lambda: "poolDefaults.nodeSelector" in _chart("README.md"),
     ("Managed Prometheus", "add a PodMonitoring"): lambda: "PodMonitoring" not in _chart(),

@@ -22,6 +22,7 @@ from shared.types import ModelName, NodeId
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
+    from shared.api.gateway import PulledPlaces, PullOnWorkers
 
 #: The longest deadline of a call.
 _PULL_SECONDS = 24 * 3600.0
@@ -89,16 +90,7 @@ def _pull_elsewhere(
         None if name is None else ModelName(name),
         insecure,
     )
-
-    async def follow(connection: "CliConnection") -> api.gateway.PulledPlaces:
-        show = ProgressLine()
-        async with connection.stream(api.gateway.pull_model, request, deadline_seconds=_PULL_SECONDS) as answer:
-            async for update in answer:
-                show(update.progress, f"{update.worker[:9]}… ")
-            show.close()
-            return answer.end
-
-    places = here.run(follow).places
+    places = here.run(lambda connection: follow_pull(connection, request)).places
     if as_json:
         printing.show_json([printing.plain(place) for place in places])
     for place in places if not as_json else ():
@@ -107,6 +99,16 @@ def _pull_elsewhere(
         click.echo(printing.printable(f"{place.worker[:9]}… {what}"))
     if not all(place.pulled for place in places):
         click.get_current_context().exit(1)
+
+
+async def follow_pull(connection: "CliConnection", request: "PullOnWorkers") -> "PulledPlaces":
+    """Pull on workers, and show their progress."""
+    show = ProgressLine()
+    async with connection.stream(api.gateway.pull_model, request, deadline_seconds=_PULL_SECONDS) as answer:
+        async for update in answer:
+            show(update.progress, f"{update.worker[:9]}… ")
+        show.close()
+        return answer.end
 
 
 def _done(model: str, size: int, digest: str, *, is_old: bool) -> str:

@@ -88,7 +88,8 @@ def _sample(info: inspect.Type, name: str, text: str) -> object:  # noqa: C901, 
             least = max(3, int(info.ge or 0))
             return least if info.le is None else min(least, int(info.le))
         case inspect.StrType():
-            return next(each for each in filter(None, (text, name, "3", name[:2].upper())) if re.search(info.pattern or "", each))
+            samples = (text, name, "3", name[:2].upper(), "hf:3", "0" * 64)
+            return next(each for each in filter(None, samples) if re.search(info.pattern or "", each))
         case inspect.BoolType():
             return True
     known = {inspect.DateTimeType: SAMPLE_TIME, inspect.DateType: SAMPLE_TIME[:10], inspect.UUIDType: f"{0:032x}", inspect.BytesType: ""}

@@ -109,7 +109,7 @@ def test_misspelled_name_suggests_the_nearest_one(shell: Shell, arguments: list[
 @pytest.mark.parametrize(
     ("word", "instead"),
     [
-        ("run", "aicli chat --model"), ("pull", "aicli models pull"), ("rm", "aicli models remove"), ("ps", "aicli top"),
+        ("pull", "aicli models pull"), ("rm", "aicli models remove"), ("ps", "aicli top"),
         ("logs", "aicli stack logs"), ("status", "aicli nodes"), ("config", "aicli profile"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
 """`aicli chat` with a fake mesh, as a program that the tests start in a terminal: python -m tests.cli.ask.chat_program FOLDER ARGUMENTS.
+`run` as the first argument starts `aicli run` instead.
 
 The model repeats the question. `think …` thinks first, `slow …` never ends, `pause …` ends when the test writes to the
 FIFO `go`, `full` exceeds the context, `lost` breaks and is resumed, `down` has no worker.
@@ -68,7 +69,8 @@ def run() -> None:
     mesh.answer(gateway.list_models, ServedModels(MODELS))
     mesh.answer(gateway.cancel_inference, Nothing())
     try:
-        main.aicli.main(["chat", *sys.argv[2:]], obj=CliContext(os.environ, folder, mesh.open))
+        given = sys.argv[2:]
+        main.aicli.main(given if given[:1] == ["run"] else ["chat", *given], obj=CliContext(os.environ, folder, mesh.open))
     finally:
         messages = [
             [message.content for message in call.request.request.messages]

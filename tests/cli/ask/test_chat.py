@@ -38,6 +38,16 @@ def seen_by(shell: Shell) -> Any:
     return json.loads((shell.folder / "seen.json").read_text())
 
 
+def test_run_of_a_served_model_is_a_chat(shell: Shell, chat: Chat) -> None:
+    with chat("run", "llama3") as terminal:
+        terminal.sees("echo, 2048 tokens of context. /help lists the commands, Ctrl-D leaves.")
+        terminal.sends("one two")
+        terminal.sees(SUMMARY)
+        terminal.types(CTRL_D)
+        assert terminal.ends() == 0
+    assert seen_by(shell)["messages"] == [["one two"]]
+
+
 def test_conversation_with_its_summary_and_context(shell: Shell, chat: Chat) -> None:
     with chat("--system", "Be brief") as terminal:
         terminal.sees("echo, 2048 tokens of context. /help lists the commands, Ctrl-D leaves.")
