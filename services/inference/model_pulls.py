@@ -4,13 +4,14 @@ runs too."""
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import msgspec
 
 from services.inference import child_process
+from services.inference.models import model_discovery
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
 from services.inference.version_copy import VersionCopy
@@ -19,6 +20,8 @@ from shared.api.inference import (
     Assignment,
     EnsuredModel,
     EnsureModel,
+    ModelState,
+    ModelStatus,
     PulledModel,
     PullModel,
     PullProgress,
@@ -38,6 +41,7 @@ from shared.types import ModelName
 
 PROGRAM = (sys.executable, "-m", "services.inference.models.store_program")
 MOST_AT_ONCE = 4
+QUARANTINE_SECONDS = 5.0
 #: Between two reports to the caller.
 REPORT_SECONDS = 0.5
 #: Between two attempts to pull what MODELS_PULL names.
@@ -104,6 +108,18 @@ class ModelPulls:
         elif running.done():
             return EnsuredModel(is_stored=False, problem=self._ordered.pop(request.name).result())
         return EnsuredModel(is_stored=False)
+
+    async def quarantine(self, read_statuses: Callable[[], Iterable[ModelStatus]]) -> None:
+        """Get versions again whose files were damaged, for ever. ``read_statuses``: of the models that this worker serves."""
+        while True:
+            await asyncio.sleep(QUARANTINE_SECONDS)
+            for status in read_statuses():
+                if status.state is not ModelState.FAILED or not status.digest:
+                    continue
+                stored = await asyncio.to_thread(self._store.find, status.model_id)
+                if stored is not None and model_discovery.is_version(stored) and stored.digest != status.digest:
+                    log.warning("model_damaged", model=status.model_id, digest=status.digest, expected=stored.digest)
+                    await asyncio.to_thread(self._store.quarantine, status.model_id)
 
     def assigned(self) -> tuple[ModelName, ...]:
         """Return what the mesh has put here, or has ordered. Blocks."""

@@ -111,6 +111,7 @@ class InferenceService:
                     watcher.follow_machine(ModelStore(settings.store_path).pulls, service._pulls.assigned, missing_libraries.find)
                 )
                 node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
+                node.tasks.create_task(service._pulls.quarantine(backend.models), name="quarantine")
             yield service
 
     async def checks(self) -> tuple[Check, ...]:

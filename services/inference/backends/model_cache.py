@@ -19,6 +19,7 @@ import msgspec
 from services.inference.backend_interface import WarningTopic, Watcher
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages
+from services.inference.engine.file_stamps import Stamps
 from services.inference.models import load_plan, memory, model_fit
 from services.inference.models.catalog import CatalogEntry, Defaults
 from services.inference.models.load_plan import LoadPlan
@@ -139,6 +140,11 @@ class CachedModel:
     def file_bytes(self) -> int:
         """The size of the files that are known, of adapters too."""
         return sum(file.checked.size for file in (self.file, *self.adapters) if file.checked is not None)
+
+    @property
+    def stamps(self) -> Stamps:
+        """Return the files, as they were checked, those of adapters too."""
+        return tuple(stamp for file in (self.file, *self.adapters) if file.checked is not None for stamp in file.checked.stamps)
 
     async def ensure_served(self) -> None:
         """Check the files, as far as a load needs it."""
@@ -549,6 +555,7 @@ class ModelCache:
             projector="" if entry.projector is None else str(entry.projector),
             projector_is_optional=entry.projector_is_optional,
             embedding_tokens=plan.embedding_tokens,
+            stamps=cached.stamps,
         )
         cached.limits.slots = plan.slots * len(plan.devices)
         loads = [msgspec.structs.replace(load, device=device) for device in plan.devices]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from services.inference.engine.file_stamps import Stamps
 from services.inference.engine.sampling import Parameters
 from services.inference.images.prompt_images import DecodedImage
 from shared import errors
@@ -112,6 +113,8 @@ class LoadCommand(_Message, frozen=True):
     projector_is_optional: bool = False
     #: The longest text to embed; None for a slot's context.
     embedding_tokens: int | None = None
+    #: The files as they were checked. The load fails if one has changed by its end.
+    stamps: Stamps = ()
 
 
 class ShowTokens(_Message, frozen=True):

@@ -24,7 +24,7 @@ from typing import assert_never
 import llama_cpp.llama_cpp as native
 import msgspec
 
-from services.inference.engine import engine_messages, llama_model, model_loading
+from services.inference.engine import engine_messages, file_stamps, llama_model, model_loading
 from services.inference.engine.embedding_loop import EmbeddingLoop
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.tokenize_queue import TextReport, TokenizeQueue
@@ -114,6 +114,8 @@ def _serve(channel: Channel) -> None:
     try:
         model_loading.check(gguf_header.check_parts(Path(load.path)), load)
         with llama_model.opened(load, lambda progress: channel.send(engine_messages.Loading(progress))) as model:
+            if changed := file_stamps.find_changed(load.stamps, _files(load)):
+                raise model_loading.LoadRefused(f"{changed} has changed since it was checked")
             channel.send(msgspec.structs.replace(model.describe(), unconfined=unconfined))
             loop = EngineLoop(model, slots=load.slots, cache_bytes=load.prompt_cache_bytes)
             run(channel, loop, EmbeddingLoop(model.embedder))

@@ -11,7 +11,8 @@ from services.inference.models import catalog, model_files
 from services.inference.models.catalog import MAX_CHARACTERS, Catalog, CatalogEntry, CatalogReading, Defaults
 from services.inference.models.model_store import ModelStore
 from shared import errors, model_folder, model_sources
-from shared.api.inference import Assignment
+from shared.api.inference import Assignment, StoredModel
+from shared.api.model_copies import VERSION_SOURCE
 from shared.types import ModelName
 
 #: Installed only for its GGUF file; its code is never imported, because it needs the package `llm`.
@@ -93,10 +94,16 @@ def in_store(store: ModelStore, defaults: Defaults, pulls: Iterable[str] = ()) -
             file=store.file(model),
             projector=store.projector(model),
             projector_is_optional=True,
+            digest=model.digest if is_version(model) else None,
         )
         for model in store.models()
         if not model.pulled_as or named & set(model.pulled_as)
     )
+
+
+def is_version(model: StoredModel) -> bool:
+    """Return whether it is a version of the mesh in one file, which is hashed before it is loaded. Parts have no digest together."""
+    return model.source.startswith(VERSION_SOURCE) and model.parts == 1
 
 
 def _assigned(defaults: Defaults, assignment: Assignment | None) -> Defaults:

@@ -13,7 +13,7 @@ import importlib.util
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from services.inference.engine.file_stamps import Stamps, stamps_of
 from services.inference.models import memory
 from services.inference.models.catalog import CatalogAdapter, CatalogEntry
 from shared import model_folder
@@ -48,20 +49,6 @@ MOST_BYTES = 1024 * 1024
 TICK_NS = 2_000_000_000
 
 
-class Stamp(msgspec.Struct, frozen=True, rename="camel"):
-    """Identifies the content of one file."""
-
-    path: str
-    size: int
-    modified_ns: int
-    #: The inode's time, which, unlike the one above, can't be set back.
-    changed_ns: int
-    inode: int
-
-
-Stamps = tuple[Stamp, ...]
-
-
 class _Known(msgspec.Struct, frozen=True, rename="camel"):
     stamps: Stamps
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -75,19 +62,6 @@ class _StoredDigest(msgspec.Struct, frozen=True):
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_StoredDigest).decode
-
-
-def stamps_of(files: Iterable[Path]) -> Stamps:
-    """Return an empty tuple if a file is missing."""
-    try:
-        found = [(path, path.stat()) for path in files]
-    except OSError:
-        return ()
-    return tuple(
-        # JSON can't hold bytes that are not UTF-8.
-        Stamp(os.fsencode(path).decode("utf-8", "backslashreplace"), one.st_size, one.st_mtime_ns, one.st_ctime_ns, one.st_ino)
-        for path, one in found
-    )
 
 
 class KnownDigests:

@@ -178,6 +178,16 @@ class ModelStore:
             _sync(self._names)
             return model, self._drop_unnamed(_digests(model))
 
+    def quarantine(self, name: str) -> None:
+        """Make a model's damaged file a partial one again, whose sound blocks the next copy keeps. Raises NotFound."""
+        with _locked(self._root / "lock"):
+            model = self.get(name)
+            self.blob(model.digest).replace(self._partial / model.digest)
+            for other in self.models():
+                if other.digest == model.digest:
+                    self._reference(other.name).unlink()
+            _sync(self._names)
+
     def prune(self) -> int:
         """Remove partial downloads that no process continues, and blobs without a name. Returns the bytes freed."""
         freed = 0

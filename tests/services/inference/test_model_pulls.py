@@ -1,9 +1,11 @@
 """Pulls requested by administrators, with the real program and a server on loopback."""
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +20,18 @@ from services.inference.models.catalog import Defaults
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
 from shared import errors
-from shared.api.inference import Assignment, EnsuredModel, EnsureModel, PulledModel, PullModel, PullProgress, RemoveModel
+from shared.api.inference import (
+    Assignment,
+    EnsuredModel,
+    EnsureModel,
+    ModelState,
+    ModelStatus,
+    PulledModel,
+    PullModel,
+    PullProgress,
+    RemoveModel,
+    StoredModel,
+)
 from shared.node import lifecycle
 from shared.rpc import StreamCall
 from shared.types import ModelName
@@ -27,6 +40,7 @@ from tests.services.inference.models.ranged_server import RangedServer
 from tests.services.inference.standins import Node, until
 from tests.stopwatch import HANG_SECONDS
 
+NOW = datetime(2026, 11, 29, tzinfo=UTC)
 BODY = ranged_server.model_bytes(3_000_000)
 
 
@@ -265,3 +279,24 @@ async def test_an_order_that_is_taken_back_ends_its_pull(pulls: ModelPulls, serv
     await until(lambda: len(programs()) == 1, seconds=HANG_SECONDS)
     await pulls.remove(RemoveModel(ModelName("a")))
     await until(lambda: programs() == [], seconds=HANG_SECONDS)
+
+
+async def test_a_version_whose_file_has_another_digest_is_quarantined(
+    pulls: ModelPulls, node: Node, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_pulls, "QUARANTINE_SECONDS", 0.01)
+    store.ensure_folders()
+    for name, source in (("llama3@2", "mesh:sha256:" + 64 * "0"), ("pulled", "hf:org/pulled")):
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        store.blob(digest).write_bytes(BODY)
+        store._write(StoredModel(name=ModelName(name), digest=digest, size=len(BODY), source=source, stored_at=NOW, source_key="k"))
+
+    def status(name: str, state: ModelState, digest: str) -> ModelStatus:
+        return ModelStatus(ModelName(name), state, "", "llama", 64, 1, 0, 0, digest=digest)
+
+    statuses = [status("llama3@2", ModelState.FAILED, ""), status("pulled", ModelState.FAILED, "other")]
+    node.tasks.create_task(pulls.quarantine(lambda: statuses))
+    await asyncio.sleep(0.05)
+    assert len(store.models()) == 2
+    statuses[0] = status("llama3@2", ModelState.FAILED, "other")
+    await until(lambda: [model.name for model in store.models()] == ["pulled"])

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from services.inference import version_copy
+from services.inference.models import model_discovery
+from services.inference.models.catalog import Defaults
 from services.inference.models.model_store import ModelStore
 from services.inference.version_copy import DamagedBlob, VersionCopy
 from shared import errors
@@ -235,3 +237,20 @@ async def test_what_is_no_model_is_refused(origin: Origin, store: ModelStore) ->
     with pytest.raises(errors.BadRequest, match="not a usable model"):
         await get(origin, store, origin.push({"model.gguf": b"x" * 100}))
     assert store.models() == ()
+
+
+async def test_a_damaged_version_is_taken_away_and_its_sound_blocks_are_kept(origin: Origin, store: ModelStore) -> None:
+    source = origin.push({"model.gguf": MODEL})
+    await get(origin, store, source)
+    await get(origin, store, source, ModelName("llama3@canary"))
+    (entry, _) = model_discovery.in_store(store, Defaults())
+    assert entry.digest == manifest.digest_of(MODEL).removeprefix("sha256:")
+    with entry.file.open("r+b") as damaged:
+        damaged.seek(7 * BLOCK_BYTES)
+        damaged.write(b"damaged")
+    origin.asked.clear()
+    store.quarantine(NAME)
+    assert store.models() == ()
+    await get(origin, store, source)
+    assert origin.asked_of(MODEL) == [7 * BLOCK_BYTES]
+    assert entry.file.read_bytes() == MODEL

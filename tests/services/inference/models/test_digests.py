@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.inference.engine import file_stamps
 from services.inference.models import model_files
 from services.inference.models.model_files import KnownDigests
 
@@ -96,7 +97,7 @@ def test_changed_file_is_read_again_and_remembered(model: Path, kept: Path, chan
     assert digest_of(kept, model) == (right, 0)
 
 
-@pytest.mark.parametrize("field", model_files.Stamp.__struct_encode_fields__)
+@pytest.mark.parametrize("field", file_stamps.Stamp.__struct_encode_fields__)
 def test_stored_digest_is_ignored_if_any_part_of_the_stamp_differs(model: Path, kept: Path, field: str) -> None:
     digest_of(kept, model)
     written = json.loads(kept.read_bytes())
@@ -146,8 +147,8 @@ def test_missing_model_has_no_digest(model: Path, kept: Path) -> None:
 
 
 def test_stamp_matches_the_file_system(model: Path) -> None:
-    (stamp,), found = model_files.stamps_of((model,)), model.stat()
-    assert stamp == model_files.Stamp(str(model), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+    (stamp,), found = file_stamps.stamps_of((model,)), model.stat()
+    assert stamp == file_stamps.Stamp(str(model), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def test_digest_file_writable_by_others_is_ignored(model: Path, kept: Path) -> None:
