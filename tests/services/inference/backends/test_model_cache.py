@@ -16,7 +16,7 @@ from services.inference.backends import llama, model_cache
 from services.inference.backends.llama import LlamaBackend
 from services.inference.backends.model_cache import ModelPrograms
 from services.inference.chat.model_chat import ModelChat
-from services.inference.engine import engine_messages
+from services.inference.engine import engine_messages, file_stamps
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
 from services.inference.engine_speed import EngineSpeed
 from services.inference.jobs import GenerationJob
@@ -168,7 +168,10 @@ async def test_model_is_loaded_by_its_first_job_and_stays(site: Site) -> None:
         await generate(backend, A)
         await generate(backend, A)
         assert [engine.answered for engine in site.engines] == [2]
-        expected = engine_messages.LoadCommand(str(site.folder / "a.gguf"), 2, 32, 1, 3, KvMode.EXACT, types, (1.0,), 1, speculates=False)
+        file = site.folder / "a.gguf"
+        expected = engine_messages.LoadCommand(
+            str(file), 2, 32, 1, 3, KvMode.EXACT, types, (1.0,), 1, speculates=False, stamps=file_stamps.stamps_of([file])
+        )
         assert site.engines[0].load == expected
         assert states(backend) == {A: ModelState.READY}
 
