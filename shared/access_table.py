@@ -108,6 +108,8 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.changePassword": _ACCOUNT_FRESH,
     "auth.requestPasswordReset": _NODE,
     "auth.resetPassword": _NODE,
+    "auth.sendVerification": _ACCOUNT,
+    "auth.verifyAddress": _NODE,
     "auth.setPreferences": _ACCOUNT,
     # --- second factor
     "auth.beginMfa": _person(Permission.WRITE_ACCOUNT, fresh=True, halfway=True),

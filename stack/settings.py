@@ -330,7 +330,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
     """,
     ("gateway", "web"): """
         METRICS_NETWORKS METRICS_TOKEN BIND_HOST ALLOW_PLAIN_HTTP TLS_CERT_FILE TLS_KEY_FILE REQUEST_TIMEOUT_SECONDS
-        QUEUE_START_SECONDS MONEY
+        QUEUE_START_SECONDS
     """,
     ("auth",): """
         AUTH_SERVICE_PORT SESSION_TIMEOUT SESSION_LONGEST OPEN_REGISTRATION REGISTRATIONS_PER_ADDRESS ORGANISATIONS_PER_USER
@@ -344,6 +344,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
     ("auth", "gateway", "metrics"): "DATABASE_POOL MIGRATE",
     ("auth", "web"): "PASSWORD_MIN_LENGTH PUBLIC_KEY_PIN",
     ("auth", "gateway", "metrics", "web"): "PUBLIC_URL",
+    ("auth", "gateway", "web"): "MONEY",
     ("auth", "metrics"): "SMTP_URL MAIL_FROM",
     ("gateway",): """
         GATEWAY_DATABASE_READ_URL

@@ -29,6 +29,18 @@ def reset(username: str, page: str, token: str, minutes: int) -> AccountMail:
     )
 
 
+def verify_address(username: str, page: str, token: str, hours: int) -> AccountMail:
+    """``page`` is as for ``reset``."""
+    link = f"To verify this address, open this link:\n\n{page}#{token}\n\nOr paste" if page else "To verify this address, paste"
+    return _text(
+        "Verify your email address",
+        username,
+        f"This account is registered with your address. Verify it to get the tokens that your plan includes.\n\n"
+        f"{link} this code into the page /verify, or run `aicli billing verify CODE`:\n\n{token}\n\n"
+        f"The code works once and expires after {hours} hours. If you didn't register, ignore this email.",
+    )
+
+
 def reset_at_provider(username: str, provider: str) -> AccountMail:
     return _text(
         "Your account has no password",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
@@ -92,6 +92,14 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ] = None
     mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of emails")] = "aimesh <noreply@localhost>"
+    money: Annotated[
+        Literal["on", "off"],
+        Variable(
+            "MONEY",
+            "the same value as for the gateway; on, with SMTP_URL: free tokens are for verified email addresses",
+            on_all_replicas=True,
+        ),
+    ] = "off"
 
     oidc_issuer: Annotated[
         str | None, Variable("OIDC_ISSUER", "an OpenID Connect provider whose users may log in", on_all_replicas=True)
@@ -207,6 +215,11 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     @property
     def makes_own_key(self) -> bool:
         return self.mesh_ca_key_file is not None
+
+    @property
+    def verifies_addresses(self) -> bool:
+        """Return whether users must verify their address to get the tokens of a plan without a fee."""
+        return self.money == "on" and self.smtp_url is not None
 
     def page(self, path: str) -> str:
         """Return the public address of a page; empty without PUBLIC_URL."""

@@ -115,7 +115,34 @@ class AuthTables:
             await asyncio.sleep(_LISTEN_AGAIN_SECONDS)
 
 
+async def verify_address(transaction: database.Transaction, user_id: UserId, email: str) -> None:
+    """Note that the user reads mail at this address, if it is theirs. The first account that verifies an address gets its free tokens."""
+    await transaction.value("lock_verified_addresses")
+    await transaction.run("verify_address", user_id, email)
+
+
 class AccountTables(AuthTables):
+    def __init__(self, db: database.Database, *, verifies_addresses: bool = False) -> None:
+        super().__init__(db)
+        self._verifies_addresses = verifies_addresses
+
+    def has_free_tokens(self, row: database.DatabaseRow) -> bool:
+        """Return whether an account gets the tokens of a plan without a fee."""
+        return not self._verifies_addresses or row["has_free_tokens"]
+
+    def _user(self, row: database.DatabaseRow) -> User:
+        return User(
+            id=UserId(row["id"]),
+            username=row["username"],
+            email=row["email"],
+            role=UserRole(row["role"]),
+            tier=row["subscription_tier"],
+            is_active=row["is_active"],
+            created_at=row["created_at"],
+            budget=budget_of(row),
+            has_free_tokens=self.has_free_tokens(row),
+        )
+
     async def check(self) -> Check:
         return await self._db.check()
 
@@ -137,7 +164,7 @@ class AccountTables(AuthTables):
     ) -> User:
         row = await transaction.row("add_user", uuid4(), username, email, password_hash, tier)
         assert row is not None  # an INSERT without a condition returns its row
-        return _user(row)
+        return self._user(row)
 
     async def ensure_first_admin(self, password_hash: str, first_key: Mark | None = None) -> bool:
         """Return whether this call created the administrator. Their first key never expires and may do everything."""
@@ -159,11 +186,11 @@ class AccountTables(AuthTables):
             row = await self._db.row("find_user_by_username", name)
         else:
             return None
-        return None if row is None else StoredAccount(_user(row), row["password_hash"])
+        return None if row is None else StoredAccount(self._user(row), row["password_hash"])
 
     async def find_account_of(self, user_id: UserId) -> StoredAccount | None:
         row = await self._db.row("find_user_by_id", user_id)
-        return None if row is None else StoredAccount(_user(row), row["password_hash"])
+        return None if row is None else StoredAccount(self._user(row), row["password_hash"])
 
     async def find_user(self, user_id: UserId) -> User | None:
         account = await self.find_account_of(user_id)
@@ -194,7 +221,7 @@ class AccountTables(AuthTables):
         return row["theme"], row["team_name"]
 
     async def list_users(self, limit: int, search: str = "", after: UserId | None = None) -> tuple[User, ...]:
-        return tuple(_user(row) for row in await self._db.rows("list_users", limit, search, after))
+        return tuple(self._user(row) for row in await self._db.rows("list_users", limit, search, after))
 
     async def names_of(self, ids: Sequence[UserId | KeyId]) -> dict[str, str]:
         """Return the names of those users, organizations and keys that exist, by id."""
@@ -205,13 +232,13 @@ class AccountTables(AuthTables):
         return tuple(NewOfDay(row["day"], row["registrations"], row["keys"]) for row in await self._db.rows("count_new", since, until))
 
     async def set_tier(self, transaction: database.Transaction, user_id: UserId, tier: PlanName) -> User:
-        return _user(_there(await transaction.row("set_tier", user_id, tier)))
+        return self._user(_there(await transaction.row("set_tier", user_id, tier)))
 
     async def set_role(self, transaction: database.Transaction, user_id: UserId, role: UserRole) -> User:
-        return _user(_there(await transaction.row("set_role", user_id, role.value)))
+        return self._user(_there(await transaction.row("set_role", user_id, role.value)))
 
     async def set_active(self, transaction: database.Transaction, user_id: UserId, is_active: bool) -> User:
-        return _user(_there(await transaction.row("set_active", user_id, is_active)))
+        return self._user(_there(await transaction.row("set_active", user_id, is_active)))
 
     async def replace_password_hash(self, account: StoredAccount, password_hash: str) -> bool:
         """Return False if the account has another password by now."""
@@ -303,6 +330,7 @@ class AccountTables(AuthTables):
             expires_at=min(ends, default=None),
             founder_id=None if row["founder_id"] is None else UserId(row["founder_id"]),
             budget=budget_of(row),
+            has_free_tokens=self.has_free_tokens(row),
         )
         return OwnedKey(principal, row["key_is_active"], row["is_active"], row["expires_at"], row["good_until"])
 
@@ -343,19 +371,6 @@ def _there(row: database.DatabaseRow | None) -> database.DatabaseRow:
     if row is None:
         raise errors.NotFound("this user was deleted a moment ago", hint="list the users again")
     return row
-
-
-def _user(row: database.DatabaseRow) -> User:
-    return User(
-        id=UserId(row["id"]),
-        username=row["username"],
-        email=row["email"],
-        role=UserRole(row["role"]),
-        tier=row["subscription_tier"],
-        is_active=row["is_active"],
-        created_at=row["created_at"],
-        budget=budget_of(row),
-    )
 
 
 def budget_of(row: database.DatabaseRow) -> Budget | None:

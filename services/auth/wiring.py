@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from services.auth import api_keys, name_rules, sealing
 from services.auth.accounts.account_store import AccountStore
+from services.auth.accounts.address_verification import AddressVerification
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
 from services.auth.accounts.budget_rpc import BudgetRpc
 from services.auth.accounts.colleague_rpc import ColleagueRpc
@@ -117,7 +118,7 @@ class Wiring:
         self._opened = opened
         self.members = NodeStore(opened.database)
         self._audit_rows = AuditStore(opened.database)
-        store, cache = AccountTables(opened.database), opened.cache
+        store, cache = AccountTables(opened.database, verifies_addresses=settings.verifies_addresses), opened.cache
         tokens = AccessTokens(opened.signers, issuer=f"aimesh/{settings.mesh}")
         sessions = SessionStore(
             cache,
@@ -158,7 +159,9 @@ class Wiring:
         notices = Notices(notice_rows, mailer, self._opened.mail_sink, self._settings.page)
         opening = SessionOpening(parts, at_login=(erasures.call_off_at_login, notices.note_login))
         logins = LoginRpc(parts, factors, opening)
-        passwords = PasswordChanges(parts, accounts, MailLimits(cache), mailer)
+        mail_limits = MailLimits(cache)
+        passwords = PasswordChanges(parts, accounts, mail_limits, mailer)
+        verification = AddressVerification(parts, cache, mail_limits, mailer)
         colleagues = ColleagueRpc(parts, ColleagueStore(database), mailer, cache)
         backups = BackupReports(parts, BackupStore(database))
         settings = self._settings
@@ -171,7 +174,8 @@ class Wiring:
             DeviceLoginRpc(parts, logins, cache),
             erasures,
             Exports(parts, own_data, (export.sessions(parts.sessions), export.audit(self._audit_rows))),
-            UserRpc(parts, RegistrationLimits(cache, settings.registrations_per_address), colleagues),
+            UserRpc(parts, RegistrationLimits(cache, settings.registrations_per_address), colleagues, verification),
+            verification,
             colleagues,
             SetupRpc(parts, self._opened.mail_sink, cache),
             passwords,

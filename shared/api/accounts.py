@@ -38,6 +38,8 @@ class OwnAccount(Body, frozen=True, omit_defaults=False):
     erased_at: datetime | None = None
     #: The provider's name on the login button; None if there is no provider.
     oidc_name: str | None = None
+    #: False if the mesh asks to verify the address, and the user hasn't yet.
+    is_verified: bool = True
 
 
 class ChangeProfile(Body, frozen=True):
@@ -66,6 +68,19 @@ class ResetPassword(Body, frozen=True):
 
     token: Text
     new_password: str
+
+
+class SendVerification(Body, frozen=True):
+    """Email a code to the caller's address, with which they show that they read it."""
+
+
+class VerifyAddress(Body, frozen=True):
+    token: Text
+
+
+class VerifiedAddress(Body, frozen=True, omit_defaults=False):
+    #: See ``User``.
+    has_free_tokens: bool
 
 
 class SetPreferences(Body, frozen=True):
@@ -299,6 +314,8 @@ change_profile = Method("auth.changeProfile", ChangeProfile, User, callers=PEOPL
 change_password = Method("auth.changePassword", ChangePassword, Nothing, callers=PEOPLE)
 request_password_reset = Method("auth.requestPasswordReset", RequestPasswordReset, Nothing, callers=PEOPLE)
 reset_password = Method("auth.resetPassword", ResetPassword, Nothing, callers=PEOPLE)
+send_verification = Method("auth.sendVerification", SendVerification, Nothing, callers=PEOPLE)
+verify_address = Method("auth.verifyAddress", VerifyAddress, VerifiedAddress, callers=PEOPLE)
 set_preferences = Method("auth.setPreferences", SetPreferences, Preferences, callers=PEOPLE)
 begin_mfa = Method("auth.beginMfa", BeginMfa, MfaSeed, callers=PEOPLE)
 enable_mfa = Method("auth.enableMfa", EnableMfa, RecoveryCodes, callers=PEOPLE)

@@ -49,6 +49,9 @@ class User(Body, frozen=True):
     logged: bool = True
     #: Of their own requests, not of those for an organization.
     budget: Budget | None = None
+    #: Whether they get the tokens of a plan without a fee. False until they have verified their address, if the mesh asks for it, and for
+    #: other accounts with the same address.
+    has_free_tokens: bool = True
 
 
 class Credentials(Body, frozen=True):
@@ -314,6 +317,8 @@ class Principal(Body, frozen=True, cache_hash=True):
     founder_id: UserId | None = None
     #: Of the tenant that pays.
     budget: Budget | None = None
+    #: See ``User``; true of requests for an organization.
+    has_free_tokens: bool = True
 
     @property
     def tenant_id(self) -> TenantId:

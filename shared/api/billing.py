@@ -264,6 +264,8 @@ class AccountName(Body, frozen=True):
     plan: str
     #: An organization that shares its founder's limits has no tokens of its own.
     shares_limits: bool = False
+    #: See ``User``; true of organizations.
+    has_free_tokens: bool = True
 
 
 list_plans = Method("gateway.listPlans", ListPlans, Plans, callers=PEOPLE)

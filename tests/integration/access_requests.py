@@ -94,6 +94,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.changePassword": lambda: accounts.ChangePassword("x"),
     "auth.requestPasswordReset": lambda: accounts.RequestPasswordReset("nobody"),
     "auth.resetPassword": lambda: accounts.ResetPassword("none", "x"),
+    "auth.verifyAddress": lambda: accounts.VerifyAddress("none"),
     "auth.setPreferences": lambda: accounts.SetPreferences(accounts.Preferences()),
     "auth.enableMfa": lambda: accounts.EnableMfa("wrong"),
     "auth.disableMfa": lambda: accounts.DisableMfa("wrong"),

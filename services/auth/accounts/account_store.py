@@ -21,6 +21,8 @@ class OwnRow:
     preferences: Preferences
     has_password: bool
     erase_at: datetime | None
+    #: None until the user has shown that they read mail at their address.
+    verified_at: datetime | None
 
 
 class AccountStore(AuthTables):
@@ -30,7 +32,7 @@ class AccountStore(AuthTables):
             row = await transaction.row("find_own_account", user_id)
         if row is None:
             raise _deleted()
-        return OwnRow(_preferences(row), row["has_password"], row["erase_at"])
+        return OwnRow(_preferences(row), row["has_password"], row["erase_at"], row["verified_at"])
 
     def renaming(self) -> contextlib.AbstractAsyncContextManager[database.Transaction]:
         """Raises AlreadyExists if a name or an address written in it is taken."""

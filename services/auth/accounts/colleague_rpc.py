@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.auth import api_keys, audit_records, mail_texts
+from services.auth import api_keys, audit_records, mail_texts, store
 from services.auth.accounts import request_limits
 from services.auth.accounts.colleague_store import AcceptedInvitation, ColleagueStore
 from services.auth.accounts.request_limits import HourlyLimits
@@ -110,6 +110,8 @@ class ColleagueRpc(AuthHandlers):
             if known is None:
                 return None
             raise membership_rules.why_not_accepted(known, datetime.now(UTC))
+        # Not so of invitations to an organization: anyone can send these, and is shown the code as well.
+        await store.verify_address(transaction, user.id, user.email)
         await self._record(transaction, accepted, user)
         tier = user.tier
         if await transaction.run("set_first_tier", user.id, self._settings.invited_tier):

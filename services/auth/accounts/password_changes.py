@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 
-from services.auth import api_keys, audit_records, mail_texts
+from services.auth import api_keys, audit_records, mail_texts, store
 from services.auth.accounts import request_limits
 from services.auth.accounts.account_store import AccountStore, SessionRevocation
 from services.auth.accounts.request_limits import MailLimits
@@ -87,6 +87,7 @@ class PasswordChanges(AuthHandlers):
         async with self._ends.transaction(user.id) as transaction:
             if await self._rows.use_reset(transaction, token_hash) is None:
                 raise self._token_expired()
+            await store.verify_address(transaction, user.id, user.email)
             await self._rows.set_password(transaction, user.id, password_hash)
             await self._trail.add(transaction, audit_records.done_by("password.reset", user.id, target=user.id))
         # Unlock the account after too many failed logins.

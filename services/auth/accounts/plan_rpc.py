@@ -27,7 +27,8 @@ class PlanRpc(AuthHandlers):
             row = await transaction.row("describe_account", request.owner)
         if row is None:
             raise errors.NotFound("no user or organization has this id")
-        return api.AccountName(row["name"], row["email"] or "", row["plan"], row["shares_limits"])
+        has_free_tokens = self._store.has_free_tokens(row)
+        return api.AccountName(row["name"], row["email"] or "", row["plan"], row["shares_limits"], has_free_tokens)
 
     @serves(api.apply_plan)
     async def apply_plan(self, request: api.ApplyPlan, call: RpcCall) -> Nothing:

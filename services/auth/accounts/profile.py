@@ -39,6 +39,7 @@ class ProfileRpc(AuthHandlers):
             recovery_codes_left=factor.recovery_codes_left,
             erased_at=row.erase_at,
             oidc_name=self._settings.oidc_name if self._settings.oidc_issuer else None,
+            is_verified=not self._settings.verifies_addresses or row.verified_at is not None,
         )
 
     @serves(accounts.change_profile)

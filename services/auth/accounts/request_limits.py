@@ -86,6 +86,11 @@ class MailLimits:
         message, hint = "too many password resets were requested from your address", f"wait; {FOR_AN_ADDRESS} per hour are allowed"
         await self._requested.charge(f"from:{requester}", FOR_AN_ADDRESS, message, hint=hint)
 
+    async def charge_account(self, user_id: UserId) -> None:
+        """Count a mail that its recipient asks for while logged in. Raises Limited."""
+        message, hint = "too many emails were requested for your account", f"wait; {FOR_AN_ACCOUNT} per hour are allowed"
+        await self._requested.charge(f"to:{user_id}", FOR_AN_ACCOUNT, message, hint=hint)
+
     async def may_mail(self, user_id: UserId) -> bool:
         """Count the mail and return whether to send it. An error would reveal that the account exists."""
         return not await self._requested.count(f"to:{user_id}", FOR_AN_ACCOUNT)

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.auth import api_keys, audit_records, mail_texts, name_rules, roles
+from services.auth import api_keys, audit_records, mail_texts, name_rules, roles, store
 from services.auth.accounts.account_store import SessionRevocation
+from services.auth.accounts.address_verification import AddressVerification
 from services.auth.accounts.colleague_rpc import ColleagueRpc
 from services.auth.accounts.request_limits import RegistrationLimits
 from services.auth.dependencies import AuthHandlers, Dependencies
@@ -28,10 +29,13 @@ _log = logs.get(part="auth")
 
 
 class UserRpc(AuthHandlers):
-    def __init__(self, parts: Dependencies, limits: RegistrationLimits, colleagues: ColleagueRpc) -> None:
+    def __init__(
+        self, parts: Dependencies, limits: RegistrationLimits, colleagues: ColleagueRpc, verification: AddressVerification
+    ) -> None:
         super().__init__(parts)
         self._limits = limits
         self._colleagues = colleagues
+        self._verification = verification
 
     @serves(auth.register_user)
     async def register_user(self, request: auth.RegisterUser, call: RpcCall) -> auth.User:
@@ -57,12 +61,17 @@ class UserRpc(AuthHandlers):
                 act = audit_records.done_by("user.register", user.id, target=user.id, address=address or "")
             else:
                 act = audit_records.done("user.register", by, tenant=TenantId(user.id), target=user.id)
+                await store.verify_address(transaction, user.id, user.email)
             await self._trail.add(transaction, act)
-            if by is None and request.invitation:
-                user = await self._colleagues.join(transaction, request.invitation, user) or user
+            joined = await self._colleagues.join(transaction, request.invitation, user) if by is None and request.invitation else None
         self._node.metrics.registrations.inc()
         self._node.publish(events.UserRegistered(datetime.now(UTC), user.id))
         _log.info("user registered", user_id=user.id)
+        if by is not None or joined is not None:
+            return await self._store.get_user(user.id)
+        # The account is there already, and its owner can ask for the mail again.
+        with contextlib.suppress(errors.Unavailable):
+            await self._verification.mail(user)
         return user
 
     async def _administrator(self, call: RpcCall, request: auth.RegisterUser) -> auth.Principal | None:

@@ -5,7 +5,7 @@ Every method may raise Unavailable.
 
 from uuid import uuid4
 
-from services.auth import audit_records
+from services.auth import audit_records, store
 from services.auth.audit_trail import AuditTrail
 from services.auth.oidc.account_provisioning import FoundAccounts, Identity, NameTaken
 from shared.api.accounts import OidcLink
@@ -41,6 +41,7 @@ class OidcStore:
                     "user.register", user_id, target=user_id, issuer=identity.issuer, role=role, tier=self._first_tier
                 )
                 await self._trail.add(transaction, act)
+                await _verify(transaction, user_id, identity)
         except database.UniqueViolation as error:
             taken = _TAKEN.get(str(error.constraint_name))
             if taken is None:
@@ -63,6 +64,7 @@ class OidcStore:
     async def note_login(self, user_id: UserId, identity: Identity, role: UserRole | None) -> None:
         async with self._db.transaction() as transaction:
             await transaction.run("note_oidc_login", identity.issuer, identity.subject, _email(identity))
+            await _verify(transaction, user_id, identity)
             if role is not None and await transaction.run("set_oidc_role", user_id, role.value):
                 act = audit_records.done_by("user.role", user_id, target=user_id, after=role, issuer=identity.issuer)
                 await self._trail.add(transaction, act)
@@ -79,6 +81,11 @@ class OidcStore:
                 act = audit_records.done_by("oidc.unlink", user_id, target=user_id, issuer=issuer, subject=subject)
                 await self._trail.add(transaction, act)
         return bool(removed)
+
+
+async def _verify(transaction: database.Transaction, user_id: UserId, identity: Identity) -> None:
+    if identity.email_verified and identity.email is not None:
+        await store.verify_address(transaction, user_id, identity.email)
 
 
 def _email(identity: Identity) -> str | None:

@@ -1,7 +1,7 @@
 -- name: find_own_account
 -- A user's preferences, whether they have a password, and when the account will be erased.
 SELECT
-    users.password_hash IS NOT NULL AS has_password, users.erase_at,
+    users.password_hash IS NOT NULL AS has_password, users.erase_at, users.verified_at,
     preferences.default_model, coalesce(preferences.theme, 'system') AS theme,
     coalesce(preferences.notify_by_mail, true) AS notify_by_mail
 FROM users
@@ -9,8 +9,9 @@ LEFT JOIN preferences ON preferences.user_id = users.id
 WHERE users.id = $1;
 
 -- name: change_profile
--- Change name or address; null leaves it unchanged. Anything taken is a unique violation.
-UPDATE users SET username = coalesce($2, username), email = coalesce($3, email)
+-- Change name or address; null leaves it unchanged. Anything taken is a unique violation. Another address is not verified.
+UPDATE users SET username = coalesce($2, username), email = coalesce($3, email),
+    verified_at = CASE WHEN lower($3) <> lower(email) THEN NULL ELSE verified_at END
 WHERE id = $1;
 
 -- name: find_password_hash

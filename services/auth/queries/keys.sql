@@ -108,7 +108,7 @@ SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.team_id, api_k
     api_keys.is_active AND (api_keys.team_id IS NULL OR organisation_members.user_id IS NOT NULL) AS key_is_active,
     users.id, users.username, users.role, users.is_active,
     coalesce(founders.subscription_tier, organisations.subscription_tier, users.subscription_tier) AS subscription_tier,
-    founders.id AS founder_id
+    founders.id AS founder_id, api_keys.team_id IS NOT NULL OR users.verified_address IS NOT NULL AS has_free_tokens
 FROM (
     SELECT id, NULL::timestamptz AS good_until FROM api_keys WHERE key_hash = $1
     UNION ALL

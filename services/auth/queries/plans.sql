@@ -1,12 +1,13 @@
 -- name: describe_account
 -- Who an account belongs to: a user, or an organization, with the address of its first owner.
-SELECT username AS name, email, subscription_tier AS plan, false AS shares_limits FROM users WHERE id = $1
+SELECT username AS name, email, subscription_tier AS plan, false AS shares_limits, verified_address IS NOT NULL AS has_free_tokens
+FROM users WHERE id = $1
 UNION ALL
 SELECT organisations.name, (
     SELECT users.email FROM organisation_members JOIN users ON users.id = organisation_members.user_id
     WHERE organisation_members.organisation_id = organisations.id AND organisation_members.role = 'owner'
     ORDER BY organisation_members.joined_at LIMIT 1
-), organisations.subscription_tier, organisations.shares_limits
+), organisations.subscription_tier, organisations.shares_limits, true
 FROM organisations WHERE organisations.id = $1;
 
 -- name: apply_plan

@@ -144,13 +144,13 @@ WHERE EXISTS (
 -- Keep a pseudonym for the ledger; nobody can log in as it.
 UPDATE users SET
     username = 'erased-' || $2, email = $2 || '@erased.invalid', password_hash = NULL, is_active = false, role = 'user',
-    erase_at = NULL, erased_at = now()
+    verified_at = NULL, verified_address = NULL, erase_at = NULL, erased_at = now()
 WHERE id = $1;
 
 -- name: export_account
 -- The user's row.
 SELECT row_to_json(found)::text AS written FROM (
-    SELECT users.id, username, email, role, subscription_tier AS tier, budget, is_active, created_at, erase_at,
+    SELECT users.id, username, email, role, subscription_tier AS tier, budget, is_active, created_at, erase_at, verified_at, verified_address,
         password_hash IS NOT NULL AS has_password,
         EXISTS (SELECT 1 FROM second_factors WHERE user_id = users.id AND enabled_at IS NOT NULL) AS has_second_factor
     FROM users

@@ -2,7 +2,7 @@
 -- Add a user; anything taken is a unique violation.
 INSERT INTO users (id, username, email, password_hash, subscription_tier)
 VALUES ($1, $2, $3, $4, $5)
-RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at;
+RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens;
 
 -- name: add_first_admin
 -- Add the administrator, unless there is one; concurrent replicas add one.
@@ -18,25 +18,28 @@ SELECT EXISTS (SELECT 1 FROM users WHERE role = 'admin');
 
 -- name: find_user_by_id
 -- Find by id.
-SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, password_hash
+SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens,
+    password_hash
 FROM users
 WHERE id = $1;
 
 -- name: find_user_by_username
 -- Not case-sensitive.
-SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, password_hash
+SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens,
+    password_hash
 FROM users
 WHERE lower(username) = lower($1);
 
 -- name: find_user_by_email
 -- Not case-sensitive.
-SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, password_hash
+SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens,
+    password_hash
 FROM users
 WHERE lower(email) = lower($1);
 
 -- name: list_users
 -- The newest users, older than user $3, with $2 in the name or the address, or as the id.
-SELECT id, username, email, role, subscription_tier, budget, is_active, created_at
+SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens
 FROM users
 WHERE (strpos(lower(username), lower($2)) > 0 OR strpos(lower(email), lower($2)) > 0 OR id::text = lower($2))
     AND ($3::uuid IS NULL OR (created_at, id) < (SELECT last.created_at, last.id FROM users AS last WHERE last.id = $3))
@@ -68,7 +71,7 @@ ORDER BY 1;
 -- name: set_tier
 -- Set a user's tier.
 UPDATE users SET subscription_tier = $2 WHERE id = $1
-RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at;
+RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens;
 
 -- name: set_user_budget
 -- Set a user's budget, and return the former one.
@@ -82,12 +85,24 @@ UPDATE users SET subscription_tier = $2 WHERE id = $1 AND subscription_tier = 'f
 -- name: set_role
 -- Set a user's role.
 UPDATE users SET role = $2 WHERE id = $1
-RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at;
+RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens;
 
 -- name: set_active
 -- Open or close an account.
 UPDATE users SET is_active = $2 WHERE id = $1
-RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at;
+RETURNING id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens;
+
+-- name: lock_verified_addresses
+-- Make concurrent verifications wait, so that one account gets the free tokens of an address.
+SELECT pg_advisory_xact_lock(hashtext('verified_addresses'));
+
+-- name: verify_address
+-- Note that the user's address, if it is $2, is theirs. The account keeps the first address whose free tokens it gets.
+UPDATE users SET verified_at = now(), verified_address = coalesce(verified_address, (
+    SELECT normalized_address(users.email)
+    WHERE NOT EXISTS (SELECT FROM users AS other WHERE other.verified_address = normalized_address(users.email))
+))
+WHERE id = $1 AND lower(email) = lower($2) AND verified_at IS NULL;
 
 -- name: replace_password_hash
 -- Store the same password with newer parameters, unless it was changed meanwhile. Not for the recovery log: the password stays.

@@ -89,7 +89,7 @@ HARMLESS = frozenset(
     {
         "account.keep", "account.export", "audit.export", "audit.verify", "audit.overflow", "database.restored", "key.create", "key.rename",
         "invoice.pay", "mail.test", "model.load", "model.pull", "node.approve", "node.pardon", "oidc.link", "organisation.create",
-        "organisation.invite",
+        "account.verify", "organisation.invite",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
     }
 )  # fmt: skip

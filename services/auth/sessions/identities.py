@@ -208,6 +208,7 @@ class Identities:
             team_id=session.team_id,
             founder_id=terms.founder_id,
             budget=terms.budget,
+            has_free_tokens=session.team_id is not None or user.has_free_tokens,
             step=self._step(user, session),
             confirmed_at=session.confirmed_at,
         )

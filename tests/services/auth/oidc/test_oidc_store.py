@@ -125,6 +125,23 @@ async def test_a_login_records_the_current_address(links: OidcStore, postgres_ur
     assert await by_hand.value(postgres_url, recorded) == "https://a"
 
 
+async def test_an_address_that_the_provider_has_verified_is_verified_here(links: OidcStore, postgres_url: str) -> None:
+    async def is_verified(user_id: UserId) -> bool:
+        return bool(await by_hand.value(postgres_url, "SELECT verified_at IS NOT NULL FROM auth.users WHERE id = $1", user_id))
+
+    assert await is_verified(await add(links))
+    claimed = Identity("https://a", "2", "bob@example.com")
+    bob = await add(links, "bob", claimed)
+    assert not await is_verified(bob)
+    for identity, expected in (
+        (claimed, False),
+        (replace(claimed, email="another@example.com", email_verified=True), False),
+        (replace(claimed, email="Bob@Example.com", email_verified=True), True),
+    ):
+        await links.note_login(bob, identity, None)
+        assert await is_verified(bob) is expected
+
+
 async def test_roles_follow_but_the_last_administrator_stays_one(links: OidcStore, postgres_url: str) -> None:
     user_id = await add(links)
     for role, became in [

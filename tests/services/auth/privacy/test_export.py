@@ -66,6 +66,7 @@ async def test_budgets_are_exported(api_client: PrivacyDesk, postgres_url: str) 
     await by_hand.run(postgres_url, "UPDATE auth.api_keys SET limits = '{\"budget_micro\": 7}', budget_every = 'week'")
     files = await api_client.export(anna.login())
     assert json.loads(files["account.json"])[0]["budget"] == {"micro": 5}
+    assert json.loads(files["account.json"])[0].items() >= {"verified_at": None, "verified_address": None}.items()
     assert {(key["budget_micro"], key["budget_every"]) for key in json.loads(files["keys.json"])} == {(7, "week")}
 
 

@@ -338,7 +338,7 @@ async def test_json_needs_no_csrf_token_and_returns_the_user(browser: Browser, m
     assert answer.status_code == 201
     user = answer.json()
     assert (user["username"], user["email"], user["tier"], user["is_active"]) == ("john_doe", "john@example.com", "free", True)
-    assert list(user) == ["id", "username", "email", "role", "tier", "is_active", "created_at", "logged", "budget"]
+    assert list(user) == ["id", "username", "email", "role", "tier", "is_active", "created_at", "logged", "budget", "has_free_tokens"]
     assert "password" not in answer.text
     assert "set-cookie" not in answer.headers
     assert "john_doe" in mesh.accounts
