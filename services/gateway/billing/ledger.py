@@ -123,13 +123,16 @@ class Ledger:
             yield self
 
     def spending_of(self, principal: Principal) -> Spending:
-        plan = tiers.plan_of(self._source.config.limits.plans, principal.tier, shares_limits=principal.founder_id is not None)
+        shares_limits, plans = principal.founder_id is not None, self._source.config.limits.plans
+        plan = tiers.plan_of(plans, principal.tier, shares_limits=shares_limits, has_free_tokens=principal.has_free_tokens)
         of_key = principal.key_limits
         key_budget = None if of_key.budget_micro is None else Budget(of_key.budget_micro, of_key.budget_every)
         return msgspec.structs.replace(self.terms_of(plan), key_budget=key_budget, owner_budget=principal.budget)
 
     def terms_of(self, plan: TierPlan) -> Spending:
-        return Spending(plan.included_tokens, plan.overage_micro, has_plan=True) if self.has_plans else NO_PLAN
+        if not self.has_plans:
+            return NO_PLAN
+        return Spending(plan.included_tokens, plan.overage_micro, has_plan=True, withholds_tokens=plan.withholds_tokens)
 
     def price_of(self, model: ModelName) -> ModelPrice:
         return self._prices.find(model).price

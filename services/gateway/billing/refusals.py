@@ -19,7 +19,10 @@ def explain(
         what, hint = f"{_BUDGETS[answer.limited_by]} is too low", f"ask for a larger budget{renewed}"
     else:
         what, hint = "your credits are too low", "add credits, or ask an administrator for more; see `aicli usage`"
-    if allowance is not None and allowance.included is not None and answer.limited_by == "account":
+    if request.spending.withholds_tokens and answer.limited_by == "account" and not (allowance and allowance.included):
+        what = f"your plan's tokens are for verified email addresses, one account each, and {what}"
+        hint = "verify your address in the settings or with `aicli billing verify`, or add credits"
+    elif allowance is not None and allowance.included is not None and answer.limited_by == "account":
         renews = f"{allowance.renews_at:%Y-%m-%d}"
         state = f"has only {allowance.left:,} tokens left" if allowance.left else "has no tokens left"
         what = f"your plan {state} ({allowance.used:,} of {allowance.included:,} used, renewed on {renews}), and {what}"

@@ -22,6 +22,8 @@ class Spending(msgspec.Struct, frozen=True):
     #: How far the balance may fall below zero; None: as far as it does.
     overage_micro: MicroCredits | None = None
     has_plan: bool = False
+    #: See ``TierPlan``.
+    withholds_tokens: bool = False
     key_budget: Budget | None = None
     owner_budget: Budget | None = None
 

@@ -36,6 +36,8 @@ class TierPlan:
     stripe_price: str | None = None
     stripe_meter: str | None = None
     paddle_price: str | None = None
+    #: It includes tokens, which an account gets once it has verified its address.
+    withholds_tokens: bool = False
     #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -77,11 +79,16 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
     return replace(with_numbers(plan, changes, setting), **dropped)  # type: ignore[arg-type]
 
 
-def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits: bool = False) -> TierPlan:
+def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits: bool = False, has_free_tokens: bool = True) -> TierPlan:
     """Return the tier's plan, or its version, as in `pro@3`; that of `free` if the configuration has lost it. An organization that shares
-    its founder's limits gets no tokens: otherwise users could found organizations to get more."""
+    its founder's limits gets no tokens, and a user who may not have free ones gets those of a plan with a fee: otherwise people could found
+    organizations, or register again, to get more."""
     plan = plans.get(tier) or plans.get(name_of(tier)) or plans[Tier.FREE]
-    return replace(plan, included_tokens=0) if shares_limits else plan
+    if shares_limits:
+        return replace(plan, included_tokens=0)
+    if not has_free_tokens and plan.fee_micro == 0 and plan.included_tokens != 0:
+        return replace(plan, included_tokens=0, withholds_tokens=True)
+    return plan
 
 
 def label_of(tier: PlanName) -> str:

@@ -139,7 +139,8 @@ class BillingDesk:
         )
 
     def _included(self, plan: str) -> int | None:
-        return tiers.plan_of(self._source.config.limits.plans, plan).included_tokens
+        # Those of a plan without a fee are granted at the account's next request, which tells whether it may have them.
+        return tiers.plan_of(self._source.config.limits.plans, plan, has_free_tokens=False).included_tokens
 
     async def order_top_up(self, owner: TenantId, wanted: api.OrderTopUp) -> Order:
         """Raises BadRequest for an amount that nobody sells."""

@@ -44,7 +44,8 @@ class BillingRpc:
         owner = await self._payer(request.owner, call, may_read=True)
         described = await self.desk.describe(owner)
         present = described.plan
-        terms = tiers.plan_of(self.source.config.limits.plans, present, shares_limits=described.shares_limits)
+        plans, shares_limits = self.source.config.limits.plans, described.shares_limits
+        terms = tiers.plan_of(plans, present, shares_limits=shares_limits, has_free_tokens=described.has_free_tokens)
         account = await self.ledger_store.read_account(owner, Spending(terms.included_tokens, terms.overage_micro, has_plan=True))
         held = await self.store.find_subscription(owner)
         offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)

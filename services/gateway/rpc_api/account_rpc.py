@@ -56,7 +56,8 @@ class AccountRpc:
 
     def _spending(self, of: auth.User | organizations.Organization) -> Spending:
         shares_limits = isinstance(of, organizations.Organization) and of.shares_limits
-        plan = tiers.plan_of(self.source.config.limits.plans, of.tier, shares_limits=shares_limits)
+        has_free_tokens = isinstance(of, organizations.Organization) or of.has_free_tokens
+        plan = tiers.plan_of(self.source.config.limits.plans, of.tier, shares_limits=shares_limits, has_free_tokens=has_free_tokens)
         return msgspec.structs.replace(self.ledger.terms_of(plan), owner_budget=of.budget)
 
     async def find_key_budget(self, caller: Principal) -> KeyBudget | None:

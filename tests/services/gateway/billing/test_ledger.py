@@ -171,6 +171,27 @@ async def test_a_refusal_says_when_the_plan_renews(harness: LedgerHarness) -> No
         await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
 
 
+async def test_a_refusal_says_that_tokens_wait_for_a_verified_address(harness: LedgerHarness) -> None:
+    harness.ledger.has_plans = True
+    harness.refuses = InsufficientCredits(50)
+    caller = msgspec.structs.replace(OWNER, has_free_tokens=False)
+    for allowance in (None, Allowance(0, 0, 0, datetime(2026, 3, 31, 9, tzinfo=UTC))):
+        harness.allowance = allowance
+        with pytest.raises(
+            errors.BudgetExhausted, match="your plan's tokens are for verified email addresses, one account each, and your"
+        ) as caught:
+            await harness.ledger.reserve(caller, new_request(), BOUNDS)
+        assert caught.value.hint == "verify your address in the settings or with `aicli billing verify`, or add credits"
+    assert {one.spending.included_tokens for one in harness.reserved} == {0}
+    # A budget bounds money alone; and with tokens from before, there is nothing to verify.
+    harness.refuses = InsufficientCredits(50, "key")
+    with pytest.raises(errors.BudgetExhausted, match="this key's budget is too low"):
+        await harness.ledger.reserve(caller, new_request(), BOUNDS)
+    harness.refuses, harness.allowance = InsufficientCredits(50), Allowance(100_000, 100_000, 0, datetime(2026, 3, 31, 9, tzinfo=UTC))
+    with pytest.raises(errors.BudgetExhausted, match="your plan has no tokens left"):
+        await harness.ledger.reserve(caller, new_request(), BOUNDS)
+
+
 async def test_reserved_credits_are_shown_until_the_request_ends(harness: LedgerHarness) -> None:
     def shown() -> tuple[float | None, float | None]:
         value = harness.metrics.registry.get_sample_value

@@ -43,6 +43,8 @@ class Shop:
         self.gone: set[TenantId] = set()
         #: Organizations that share their founder's limits.
         self.sharing: set[TenantId] = set()
+        #: Users who may not have free tokens.
+        self.unverified: set[TenantId] = set()
         self.auth_is_away = False
         self.rpc = FakeRpc()
         self.rpc.answers |= {api.describe_account.name: self._describe, api.apply_plan.name: self._apply}
@@ -55,7 +57,9 @@ class Shop:
     async def _describe(self, request: api.DescribeAccount) -> api.AccountName:
         if request.owner in self.gone:
             raise errors.NotFound("gone")
-        return api.AccountName("ada", "ada@example.org", self.plan_of(request.owner), request.owner in self.sharing)
+        return api.AccountName(
+            "ada", "ada@example.org", self.plan_of(request.owner), request.owner in self.sharing, request.owner not in self.unverified
+        )
 
     async def _apply(self, request: api.ApplyPlan) -> Nothing:
         if self.auth_is_away:
@@ -322,6 +326,31 @@ async def test_visitors_see_the_plans_for_sale(shop: Shop) -> None:
         names[who] = [plan.name for plan in (await rpc.list_plans(api.ListPlans(), call)).plans]
     assert names[None] == names[PERSON]
     assert set(names[admin]) - set(names[None]) == {"gold", "enterprise"}
+
+
+async def test_a_paid_plan_needs_no_verified_address_and_the_free_one_after_it_does(shop: Shop) -> None:
+    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    call = rpc_call(msgspec.structs.replace(PERSON, role=UserRole.ADMIN))
+    ada = owner()
+    shop.unverified.add(ada)
+
+    async def included() -> int | None:
+        allowance = (await rpc.read_billing(api.ReadBilling(ada), call)).account.allowance
+        assert allowance is not None
+        return allowance.included
+
+    assert await included() == 0
+    await shop.desk.give_plan(ada, "pro")
+    assert await included() == 1_000_000
+    await shop.order(ada, "free")
+    for _ in range(2):
+        await shop.end_period(ada)
+        await shop.desk.work()
+        assert (shop.plan_of(ada), await included()) == ("free@0", 0)
+    await shop.desk.give_plan(ada, "free")
+    assert await included() == 0
+    shop.unverified.clear()
+    assert await included() == 100_000
 
 
 async def test_an_organization_that_shares_limits_gets_no_tokens_of_its_own(shop: Shop) -> None:

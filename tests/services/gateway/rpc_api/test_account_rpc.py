@@ -110,6 +110,28 @@ async def test_an_account_starts_with_the_tokens_of_its_plan(with_plans: Account
     assert (enterprise.allowance.included, enterprise.allowance.left, enterprise.free_micro) == (None, None, None)
 
 
+async def test_a_verified_address_gets_the_tokens_of_a_free_plan_at_once(with_plans: AccountRpcHarness) -> None:
+    async def unverified(_: object) -> auth.User:
+        return msgspec.structs.replace(ADA, has_free_tokens=False)
+
+    rpc = with_plans.account_rpc.rpc
+    assert isinstance(rpc, FakeRpc)
+    rpc.answers |= {"auth.getUserCalled": unverified, "auth.getUser": unverified}
+    caller = msgspec.structs.replace(OWNER, has_free_tokens=False)
+    with pytest.raises(errors.BudgetExhausted, match="verified email addresses"):
+        await with_plans.ledger.reserve(caller, RequestId(uuid4()), BOUNDS)
+    # Nor do an administrator's look at the account and credits grant any.
+    as_admin = rpc_call(ADMIN)
+    seen = await with_plans.account_rpc.read_account(ReadAccount(ADA.id), as_admin)
+    topped_up = await with_plans.account_rpc.top_up(TopUp("ada", MicroCredits(MICRO), "gift"), as_admin)
+    assert [account.allowance and account.allowance.included for account in (seen, topped_up)] == [0, 0]
+    assert (await with_plans.ledger.reserve(caller, RequestId(uuid4()), BOUNDS)).plan_tokens == 0, "credits need no verified address"
+    assert (await with_plans.ledger.reserve(OWNER, RequestId(uuid4()), BOUNDS)).plan_tokens == 1000
+    account = await with_plans.account_rpc.account_of(OWNER)
+    assert account.allowance == Allowance(100_000, 0, 1000, account.allowance.renews_at) if account.allowance else False
+    assert (await with_plans.ledger.verify()).findings == ()
+
+
 async def test_without_plans_an_account_has_no_tokens_and_no_bound(harness: AccountRpcHarness) -> None:
     account = await harness.account_rpc.account_of(OWNER)
     assert (account.allowance, account.overage_micro, account.free_micro, account.balance_micro) == (None, None, None, 0)
