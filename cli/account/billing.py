@@ -81,6 +81,20 @@ def portal(here: CliContext, /, *, as_json: bool) -> None:
     printing.show_message(found, f"Open: {printing.printable(found.url)}", as_json=as_json)
 
 
+@billing.command()
+@click.argument("code", required=False)
+@print_format.output_options("Print a JSON object.")
+@click.pass_obj
+def verify(here: CliContext, /, code: str | None, *, as_json: bool) -> None:
+    """Verify your email address with the CODE that you were emailed; without it, get the email again."""
+    if code is None:
+        printing.show_message(here.call(api.accounts.send_verification, api.accounts.SendVerification()), "Email sent.", as_json=as_json)
+        return
+    found = here.call(api.accounts.verify_address, api.accounts.VerifyAddress(code))
+    text = "Verified." if found.has_free_tokens else "Verified. Another account with this address already has the tokens of a free plan."
+    printing.show_message(found, text, as_json=as_json)
+
+
 def _show_order(order: "Order", *, as_json: bool) -> None:
     text = "Done."
     if order.url is not None:

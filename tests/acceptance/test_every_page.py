@@ -36,6 +36,7 @@ VISITORS = {
     "forgot": "/forgot",
     "forgot-sent": "/forgot?done=sent",
     "reset": "/reset?token=abc",
+    "verify": "/verify",
     "login-link": "/login-link?token=abc",
     "login-oidc": "/login/oidc",
 }

@@ -1,5 +1,8 @@
 """Tokens that a plan includes, and the credits beyond them, on a stack with MONEY=on."""
 
+import re
+
+import httpx
 import pytest
 
 from shared.types import Tier
@@ -22,6 +25,14 @@ async def test_a_plan_pays_first_then_the_balance_and_then_nobody() -> None:
         key = ann.key.secret
         body = asking.chat_body("one two three", max_tokens=16)
         async with stack.http(key) as http:
+            answer = await http.post("/v1/chat/completions", json=body)
+            assert asking.problem(answer, 429, "budget_exhausted")["code"] == "insufficient_quota"
+            assert "verify your address" in answer.text
+            await mails.wait_for(1)
+            (code,) = set(re.findall(r"\b\w{43}\b", mails.mails[0][2].get_content()))
+            assert (await stack.aicli("billing", "verify", code, AICLI_API_KEY=key)).out == "Verified.\n"
+            # The gateway forgets what it has cached of the caller.
+            await stacks.until(lambda: _is_included(http), seconds=10, what="the tokens of the plan")
             answer = await http.post("/v1/chat/completions", json=body)
             assert answer.status_code == 200, answer.text
             await stack.recorded(ann.id, 1)
@@ -47,3 +58,7 @@ async def test_a_plan_pays_first_then_the_balance_and_then_nobody() -> None:
         await stacks.until(told, seconds=90, what="the mail that the plan's tokens are used up")
         done = await stack.aicli("admin", "ledger", "verify")
         assert done.status == 0, done.out
+
+
+async def _is_included(http: httpx.AsyncClient) -> bool:
+    return bool((await http.get("/api/quota")).json()["allowance"]["included"] == 10_000)

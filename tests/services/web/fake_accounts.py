@@ -61,6 +61,9 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         self.mails: list[str] = []
         #: Code in such a mail -> username.
         self.reset_codes: dict[str, str] = {}
+        self.unverified: set[str] = set()
+        #: Code -> whether the account gets the tokens of a free plan.
+        self.verification_codes: dict[str, bool] = {}
         self.preferences = contract.Preferences()
         self.erased_at: datetime | None = None
         self.logged: list[usage_report.LoggedRequest] = []
@@ -190,7 +193,17 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
             recovery_codes_left=10 if has_factor else 0,
             erased_at=self.erased_at,
             oidc_name=self.options.oidc_name,
+            is_verified=user.username not in self.unverified,
         )
+
+    def _send_verification(self, _: contract.SendVerification, credential: Credential | None) -> Nothing:
+        self.mails.append(self._user(credential).email)
+        return Nothing()
+
+    def _verify_address(self, request: contract.VerifyAddress, _: Credential | None) -> contract.VerifiedAddress:
+        if request.token not in self.verification_codes:
+            raise errors.NotAuthenticated("this code is wrong, was used, or has expired", hint="request another one")
+        return contract.VerifiedAddress(self.verification_codes.pop(request.token))
 
     def _change_profile(self, request: contract.ChangeProfile, credential: Credential | None) -> auth.User:
         user = self._user(credential)

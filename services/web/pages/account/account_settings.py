@@ -1,4 +1,4 @@
-"""Manage the user's profile and preferences."""
+"""Manage the user's profile and preferences, and verify their address, which needs no session."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,14 +8,16 @@ from typing import ClassVar
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
+from litestar.params import FromQuery
 
+from services.web.http import forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import accounts, gateway
 from shared.api.accounts import OwnAccount
 from shared.types import ModelName
 
-_DONE = {"saved": "Changes saved."}
+_DONE = {"saved": "Changes saved.", "sent": "Email sent. Open its link within 24 hours."}
 THEMES = {"system": "Match device", "light": "Light", "dark": "Dark"}
 
 
@@ -40,6 +42,13 @@ class ProfilePage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyPage:
+    code: str = ""
+    #: What became of a code: verified, or taken by another account.
+    done: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencesPage:
     typed: PreferencesForm
     #: The served models and the chosen one; None if the gateway did not respond.
@@ -61,6 +70,31 @@ async def change_profile(page_request: NamedDependency[PageRequest]) -> Page:
         return await _profile(page_request, form, error)
     page_request.forget_session()
     return page_request.redirect("/settings?done=saved")
+
+
+@get("/verify")
+async def show_verify(page_request: NamedDependency[PageRequest], done: FromQuery[str] = "") -> Page:
+    return page_request.page("verify.html", VerifyPage(done=done), here="login")
+
+
+@post("/verify")
+async def verify(page_request: NamedDependency[PageRequest]) -> Page:
+    code = await page_request.read_field("code", by_visitor=True)
+    try:
+        verified = await page_request.app.caller.call(accounts.verify_address, accounts.VerifyAddress(code.strip()))
+    except errors.CallerError as error:
+        return page_request.page("verify.html", VerifyPage(code=code), here="login", problem=error)
+    return page_request.redirect(f"/verify?done={'verified' if verified.has_free_tokens else 'taken'}")
+
+
+@post("/settings/verification")
+async def send_verification(page_request: NamedDependency[PageRequest]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    try:
+        await page_request.submit(accounts.send_verification, accounts.SendVerification())
+    except errors.CallerError as error:
+        return await _profile(page_request, problem=error)
+    return page_request.redirect("/settings?done=sent")
 
 
 @get("/settings/preferences")

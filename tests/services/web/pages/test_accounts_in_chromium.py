@@ -133,7 +133,7 @@ async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> Non
     team = mesh.add_team("W" * 100, alice, mesh.add_account(f"bob{width}{dark}", "x", "b" * 80 + "@example.com"))
     mesh.add_other_session("A" * 200)
     page = await stage.chrome.open(width=width, dark=dark)
-    for path in ("/login", "/register", "/forgot", "/forgot?done=sent", "/reset?token=abc", "/login/oidc?fresh=yes", "/join"):
+    for path in ("/login", "/register", "/forgot", "/forgot?done=sent", "/reset?token=abc", "/verify", "/login/oidc?fresh=yes", "/join"):
         await check(stage, page, path)
     await sign_in(stage, page)
     for path in ("/settings", "/settings/preferences", "/settings/security", "/settings/data", "/organisations", "/invitation?token=abc"):

@@ -282,7 +282,7 @@ async def test_head_is_get_without_the_body(browser: Browser) -> None:
 
 ACCOUNT_PATHS = (
     "/settings", "/settings/preferences", "/settings/security", "/settings/data", "/organisations", "/invitation?token=abc", "/forgot",
-    "/forgot?done=sent", "/reset?token=abc", "/login/oidc",
+    "/forgot?done=sent", "/reset?token=abc", "/verify", "/verify?done=taken", "/login/oidc",
 )  # fmt: skip
 
 

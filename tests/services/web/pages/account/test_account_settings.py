@@ -10,6 +10,7 @@ from tests.services.web.fake_mesh import FakeMesh
 
 AWAY = errors.NotReachable("no node of that role is alive")
 EVIL = "<script>alert(1)</script>"
+UNVERIFIED = "Your email address isn’t verified"
 TABS = ("/settings", "/settings/preferences", "/settings/security", "/settings/data")
 
 
@@ -174,3 +175,38 @@ async def test_cross_site_forms_are_refused(alice: Browser, mesh: FakeMesh, path
     assert (await alice.submit(page, path, **values, admin="yes")).status_code == 400
     assert "mallory" not in mesh.accounts
     assert mesh.preferences.theme == "system"
+
+
+@pytest.mark.parametrize(("has_free_tokens", "says"), [(True, "You can now use the tokens"), (False, "Another account with this address")])
+async def test_an_emailed_code_verifies_the_address_without_a_session(
+    browser: Browser, mesh: FakeMesh, has_free_tokens: bool, says: str
+) -> None:
+    mesh.verification_codes["mailed-code"] = has_free_tokens
+    answer = await browser.submit(await browser.get("/verify"), "/verify", code=" mailed-code\t")
+    assert answer.status_code == 303
+    assert says in (await browser.get(answer.headers["location"])).text
+    again = await browser.submit(await browser.get("/verify"), "/verify", code="mailed-code")
+    assert again.status_code == 401
+    assert "Request another one" in again.text
+    assert forms_of(again)["/verify"]["code"] == "mailed-code"
+
+
+async def test_a_user_who_is_signed_in_verifies_the_address(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.verification_codes["mailed-code"] = True
+    answer = await alice.submit(await alice.get("/verify"), "/verify", code="mailed-code")
+    assert answer.headers["location"] == "/verify?done=verified"
+    assert (await alice.get("/dashboard")).status_code == 200
+
+
+async def test_the_settings_send_the_mail_again(alice: Browser, mesh: FakeMesh) -> None:
+    assert UNVERIFIED not in (await alice.get("/settings")).text
+    mesh.unverified.add("alice")
+    page = await alice.get("/settings")
+    assert UNVERIFIED in page.text
+    answer = await alice.submit(page, "/settings/verification")
+    assert (answer.headers["location"], mesh.mails) == ("/settings?done=sent", ["alice@example.com"])
+    assert "Email sent." in (await alice.get("/settings?done=sent")).text
+    mesh.broken["auth.sendVerification"] = errors.Limited("too many emails were requested", hint="wait")
+    refused = await alice.submit(page, "/settings/verification")
+    assert refused.status_code == 429
+    assert "Too many emails were requested" in refused.text

@@ -26,7 +26,7 @@ from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh
 #: Not pages: files, streams, and routes that lead elsewhere.
 NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc|/install\..*|/install/.*")
 #: Pages that show no names, or only the seed of a second factor.
-NAMELESS = {"/", "/device", "/forgot", "/reset", "/login/second-factor", "/admin/runbooks/{name:str}"}
+NAMELESS = {"/", "/device", "/forgot", "/reset", "/verify", "/login/second-factor", "/admin/runbooks/{name:str}"}
 #: Pages of node owners; administrators have their own.
 OF_OWNERS = ("/nodes", "/nodes/tickets")
 #: Elements whose content cannot reverse the text around them.
