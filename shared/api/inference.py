@@ -345,7 +345,7 @@ class Fit(StrEnum):
 class ModelFit(Body, frozen=True, kw_only=True, omit_defaults=False):
     fit: Fit
     #: For people: how, or why not, with the numbers.
-    detail: str = ""
+    detail: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     #: Of a slot.
     context_tokens: int = 0
     #: Whether all of it would be on GPUs.
