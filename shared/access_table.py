@@ -80,6 +80,8 @@ _KEYS_FRESH = _person(Permission.WRITE_KEYS, fresh=True)
 _INFER = _person(Permission.INFER)
 _USAGE = _person(Permission.READ_USAGE)
 _MODELS = _person(Permission.WRITE_MODELS)
+_MODELS_FRESH = _person(Permission.WRITE_MODELS, fresh=True)
+_READ_MODELS = _person(Permission.READ_MODELS, Permission.WRITE_MODELS)
 _NODES = _person(Permission.OWN_NODES)
 _ADMIN = _person(Permission.EVERYTHING)
 _ADMIN_FRESH = _person(Permission.EVERYTHING, fresh=True)
@@ -238,6 +240,15 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.searchModels": _person(Permission.INFER, Permission.READ_MODELS),
     "gateway.planModel": _person(Permission.INFER, Permission.READ_MODELS),
     "gateway.refreshCatalog": _ADMIN,
+    # The handlers check that a model is the caller's, or the mesh's and the caller an administrator.
+    "gateway.findModelBlobs": _MODELS,
+    "gateway.completeModelVersion": _MODELS,
+    "gateway.listModelVersions": _READ_MODELS,
+    "gateway.promoteModel": _MODELS,
+    "gateway.rollbackModel": _MODELS,
+    "gateway.retireModelVersion": _MODELS,
+    "gateway.revokeModelVersion": _MODELS_FRESH,
+    "gateway.deleteModelVersion": _MODELS_FRESH,
     # The worker checks that the caller owns it.
     "gateway.setModelConsent": _NODES,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
@@ -339,6 +350,15 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /api/billing/credits": METHODS["gateway.topUp"],
     "GET /api/requests": METHODS["gateway.listRequests"],
     "POST /api/feedback": METHODS["gateway.giveFeedback"],
+    "HEAD /api/models/blobs/{digest}": METHODS["gateway.findModelBlobs"],
+    "GET /api/models/blobs/{digest}": METHODS["gateway.findModelBlobs"],
+    "PATCH /api/models/blobs/{digest}": METHODS["gateway.findModelBlobs"],
+    "GET /api/models/{model}/versions": METHODS["gateway.listModelVersions"],
+    "POST /api/models/{model}/versions": METHODS["gateway.completeModelVersion"],
+    "POST /api/models/{model}/promote": METHODS["gateway.promoteModel"],
+    "POST /api/models/{model}/rollback": METHODS["gateway.rollbackModel"],
+    "POST /api/models/{model}/retire": METHODS["gateway.retireModelVersion"],
+    "POST /api/models/{model}/revoke": METHODS["gateway.revokeModelVersion"],
     "POST /api/inference": METHODS["gateway.processInferenceRequest"],
     "POST /api/infer": METHODS["gateway.processInferenceRequest"],
     "DELETE /api/inference": METHODS["gateway.cancelInference"],

@@ -225,6 +225,10 @@ class Poison(CallerError, code="poison"):
     """The request crashed two engines or two workers and is not run again."""
 
 
+class InsufficientStorage(CallerError, code="insufficient_storage", status=507):
+    """A disk or a quota has no room for it. The message gives both sizes."""
+
+
 class Cancelled(CallerError, code="cancelled", status=499):
     """The caller canceled the call or disconnected."""
 

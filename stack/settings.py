@@ -19,6 +19,7 @@ from msgspec import Meta
 from shared import addresses, config
 from shared.config import Port, Variable
 from shared.identity import node_keys
+from shared.stores import object_credentials
 from shared.types import MeshName
 from stack.stack_home import StackHome, write_private
 
@@ -30,7 +31,6 @@ _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNITS = {"MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 #: How NATS servers admit nodes: they ask auth, or have a static list.
 NatsAuth = Literal["callout", "users"]
-S3, GOOGLE = "s3://", "gs://"
 
 
 class BackupSettings(config.Settings, frozen=True, kw_only=True):
@@ -78,16 +78,12 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
         Variable("BACKUP_DATABASE_URL", "your own PostgreSQL (15 or newer) as a role with REPLICATION, to copy it", secret=True),
     ] = None
     site_name: Annotated[str | None, Variable("SITE_NAME", "name of this site, for backups; by default the host name")] = None
-    aws_access_key_id: Annotated[
-        str | None, Variable("AWS_ACCESS_KEY_ID", "for s3://, like the next ones; by default the machine's identity", secret=True)
-    ] = None
-    aws_secret_access_key: Annotated[str | None, Variable("AWS_SECRET_ACCESS_KEY", "secret of AWS_ACCESS_KEY_ID", secret=True)] = None
-    aws_session_token: Annotated[str | None, Variable("AWS_SESSION_TOKEN", "for temporary credentials", secret=True)] = None
-    aws_region: Annotated[str | None, Variable("AWS_REGION", "region of the bucket")] = None
-    aws_endpoint_url: Annotated[str | None, Variable("AWS_ENDPOINT_URL", "S3 server other than Amazon's")] = None
-    google_credentials: Annotated[
-        Path | None, Variable("GOOGLE_APPLICATION_CREDENTIALS", "key file for gs://; by default the machine's identity")
-    ] = None
+    aws_access_key_id: object_credentials.AwsKeyId = None
+    aws_secret_access_key: object_credentials.AwsSecret = None
+    aws_session_token: object_credentials.AwsToken = None
+    aws_region: object_credentials.AwsRegion = None
+    aws_endpoint_url: object_credentials.AwsUrl = None
+    google_credentials: object_credentials.GoogleFile = None
 
     @property
     def base_backup_time(self) -> time:
@@ -111,16 +107,10 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
 
     @property
     def credentials(self) -> dict[str, str]:
-        """Return those for ``objects.open_store``."""
-        return {
-            setting.variable.name: str(value)
-            for setting in config.settings_of(BackupSettings)
-            if setting.variable.name in CREDENTIALS and (value := getattr(self, setting.field)) is not None
-        }
+        return object_credentials.of(self)
 
     def mistakes(self) -> Iterator[str]:
-        if self.backup_to is not None:
-            yield from self._mistakes_of_store(self.backup_to)
+        yield from object_credentials.mistakes("BACKUP_TO", self.backup_to)
         if self.backup_recipients:
             yield from _mistakes_of_recipients(self.backup_recipients)
         elif self.backup_to is not None:
@@ -140,23 +130,6 @@ class BackupSettings(config.Settings, frozen=True, kw_only=True):
                 yield "BACKUP_DATABASE_URL does not start with postgresql://"
             elif {"password", "sslpassword", "passfile"} & parse_qs(parts.query).keys():
                 yield "BACKUP_DATABASE_URL: put the password before the host, as in postgresql://user:password@host/database"
-
-    def _mistakes_of_store(self, address: str) -> Iterator[str]:
-        if "://" not in address:
-            if not address.startswith("/"):
-                yield f"BACKUP_TO: {address} is not an absolute path"
-            return
-        if not address.startswith((S3, GOOGLE)):
-            yield "BACKUP_TO is neither a folder nor s3://bucket/prefix nor gs://bucket/prefix"
-        elif not urlsplit(address).netloc or urlsplit(address).username is not None:
-            yield "BACKUP_TO: name a bucket, and put credentials into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-
-
-#: Only kept for the kind of store that reads them: most machines have some for other programs.
-CREDENTIALS = {
-    **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL"), S3),
-    "GOOGLE_APPLICATION_CREDENTIALS": GOOGLE,
-}
 
 
 def _bytes_of(text: str) -> int:
@@ -257,6 +230,9 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
     log_retention_days: Annotated[
         int, Meta(ge=1, le=36500), Variable("LOG_RETENTION_DAYS", "days to keep program logs, up to 20 MiB per program")
     ] = 90
+    object_store: Annotated[
+        str | None, Variable("OBJECT_STORE", "a store for all that needs one: sets BACKUP_TO and MODEL_ORIGIN, unless they are set")
+    ] = None
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
 
     @property
@@ -354,7 +330,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         IMAGE_MAX_COUNT IMAGE_MAX_BYTES STORED_ITEMS_MEGABYTES UPSTREAM_MONTHLY MODEL_HUB
         USAGE_EXPORT_URL USAGE_EXPORT_TOKEN_FILE USAGE_EXPORT_FILE USAGE_EXPORT_STRIPE_METER USAGE_EXPORT_UNIT
         CURRENCY SELLER_NAME SELLER_ADDRESS TAX_NAME TAX_PERCENT PAYMENTS STRIPE_SECRET_KEY_FILE STRIPE_WEBHOOK_SECRET_FILE STRIPE_API_URL
-        PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL
+        PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL MODEL_ORIGIN MODEL_ORIGIN_QUOTA
     """,
     ("inference",): """
         INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODELS_PULL MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS
@@ -370,7 +346,11 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
     """,
     ("web",): "WEB_SERVICE_PORT GATEWAY_URL GATEWAY_CA_FILE INSTALL_FOLDER PRICING_PAGE",
     ("backup",): " ".join(setting.variable.name for setting in config.settings_of(BackupSettings)),
+    # Behind the line before, which has them, too.
+    ("backup", "gateway"): " ".join(object_credentials.STORES),
 }
+#: The settings that OBJECT_STORE sets.
+_STORES = ("BACKUP_TO", "MODEL_ORIGIN")
 #: Variable -> services.
 PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}
 #: Saved in separate files and passed on as NAME_FILE.
@@ -395,7 +375,7 @@ _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
     | {"NATS_CA_FILE", "NATS_CERT_FILE", "NATS_KEY_FILE", "NATS_CREDS_FILE"}
     | {"MODELS_YAML", "MODELS_DIR", "MODEL_STORE", "OPENAI_UPSTREAMS", "OIDC_CA_FILE", "AUDIT_ANCHOR_FILE", "RECOVERY_LOG_DIR"}
-    | {"BACKUP_TO", "GOOGLE_APPLICATION_CREDENTIALS", "POOLS_FILE", "INSTALL_FOLDER"}
+    | {"BACKUP_TO", "MODEL_ORIGIN", "OBJECT_STORE", "GOOGLE_APPLICATION_CREDENTIALS", "POOLS_FILE", "INSTALL_FOLDER"}
 )
 
 
@@ -418,8 +398,13 @@ def merge(recorded: Mapping[str, str], environment: Mapping[str, str], folder: P
             if value:
                 is_path = (variable in _PATHS or variable not in known_names()) and "://" not in value
                 merged[variable] = str((folder / Path(value).expanduser()).absolute()) if is_path else value
-    for name, address in CREDENTIALS.items():
-        if not merged.get("BACKUP_TO", "").startswith(address):
+    for name in _STORES:
+        # It follows OBJECT_STORE, unless it was chosen.
+        if merged.get(name) in {None, recorded.get("OBJECT_STORE")}:
+            merged.pop(name, None)
+            merged |= {name: merged["OBJECT_STORE"]} if "OBJECT_STORE" in merged else {}
+    for name, address in object_credentials.STORES.items():
+        if not any(merged.get(store, "").startswith(address) for store in _STORES):
             merged.pop(name, None)
             merged.pop(f"{name}_FILE", None)
     return merged

@@ -67,6 +67,11 @@ class StackHome:
         return self.root / "models"
 
     @property
+    def model_origin(self) -> Path:
+        """The versions that people push, unless MODEL_ORIGIN names another store."""
+        return self.root / "model_origin"
+
+    @property
     def run(self) -> Path:
         return self.root / "run"
 

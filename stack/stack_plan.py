@@ -21,6 +21,7 @@ import msgspec
 from shared import addresses, errors, model_folder
 from shared.api.recovery import BackupState
 from shared.identity import install_line
+from shared.stores import object_credentials
 from shared.types import Tier
 from stack import stack_home as homes
 from stack.ports import WantedPort
@@ -189,7 +190,11 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
+        # Not those that open the store of backups only.
+        others = [name for name, address in object_credentials.STORES.items() if not recorded.get("MODEL_ORIGIN", "").startswith(address)]
+        environment = {name: value for name, value in environment.items() if name.removesuffix("_FILE") not in others}
         defaults = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "TIER_ENTERPRISE": "concurrency=32"}
+        defaults["MODEL_ORIGIN"] = str(home.model_origin)
         environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **environment}

@@ -33,6 +33,7 @@ class UpkeepJob(StrEnum):
     BILLING = "billing"
     USAGE_EXPORT = "usage_export"
     NOTICES = "notices"
+    MODELS = "models"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

@@ -38,6 +38,7 @@ from services.gateway.http_api.rest_billing import RestBilling
 from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_models import RestModels
 from services.gateway.http_api.rest_usage import RestUsage
+from services.gateway.http_api.rest_versions import RestVersions
 from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.http_api.webhooks import Webhooks
 from services.gateway.idempotency import cache_keys
@@ -50,9 +51,13 @@ from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
 from services.gateway.models import catalog as model_catalog
+from services.gateway.models import registry
 from services.gateway.models.deployment_store import DeploymentStore
 from services.gateway.models.deployments import Deployments
 from services.gateway.models.hub import Hub
+from services.gateway.models.model_origin import ModelOrigin
+from services.gateway.models.registry import ModelRegistry
+from services.gateway.models.registry_store import RegistryStore
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.infill_route import InfillRoute
@@ -144,6 +149,8 @@ class GatewayStores:
     provider: PaymentProvider | None
     #: None if the settings forbid to ask it.
     hub: Hub | None
+    #: None without MODEL_ORIGIN.
+    origin: ModelOrigin | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +259,9 @@ class GatewayService:
         self._usage_export = UsageExport(
             outbox, tuple(_usage_sinks(settings, outbox, stores.provider)), settings.usage_export_unit, metrics
         )
+        self._registry = ModelRegistry(
+            RegistryStore(stores.database), stores.origin, node.directory, self.audit_reporting, gibibytes=settings.model_origin_quota
+        )
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
@@ -310,6 +320,7 @@ class GatewayService:
             OwnerStatements(DaysStore(stores.database), node.rpc),
             GatewaySettingsRpc(self._settings, lambda: {name: offer.terms for name, offer in live.config.offers.items()}),
             self._billing,
+            self._registry,
             self._usage_export,
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting=audit_reporting, served=self._served),
             PolicyRpc(live, node.rpc, audit_reporting, self._quotas),
@@ -353,6 +364,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
             background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
             *(export.run() for export in self._usage_export.exports),
+            *(self._registry.run() for _ in range(registry.JOBS if self._stores.origin else 0)),
         ):
             node.tasks.create_task(task)
         if settings.money == "on":
@@ -403,6 +415,7 @@ class GatewayService:
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
             RestBilling(self._billing, self._accounts, self._node.id),
             RestModels(self._model_search, self.list_models, self._node.id),
+            RestVersions(self._registry, self._node.id),
             OpenAiRoutes(self._runs, self._catalogue, self._items),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
@@ -529,7 +542,7 @@ class GatewayService:
         tenant = _ANONYMOUS if caller is None else caller.tenant_id
         config = self._live.config
         policy = config.policies.find(None) if caller is None else config.policies.of(caller)
-        names = config.names if policy.direct_models.value else config.route_names
+        names = (config.names if policy.direct_models.value else config.route_names).seen_by(tenant)
         workers = policies.open_to(tenant, policy, self._node.directory.usable(Role.WORKER))
         startable = () if caller is None else self._dispatch.worker_stats.starts.pools
         served = routing.catalogue(workers, names, policy.allows_name, startable)
@@ -539,7 +552,7 @@ class GatewayService:
         return tuple(self._live.config.names.routes.values())
 
     def _served(self) -> tuple[ModelName, ...]:
-        return routing.served(self._node.directory.usable(Role.WORKER), self._live.config.names)
+        return routing.served(self._node.directory.usable(Role.WORKER), self._live.config.names.seen_by(None))
 
     # --- quota and usage ----------------------------------------------------------------------------------------------
 
@@ -587,6 +600,7 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         ledger = LedgerStore(database, checkpoints, exports_usage=settings.exports_usage)
         requests = GatewayStore(database, exports_usage=settings.exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
+        origin = None if settings.model_origin is None else await asyncio.to_thread(ModelOrigin.open, settings.model_origin, settings)
         yield GatewayStores(
             cache,
             database,
@@ -598,6 +612,7 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
             RolloutStore(database),
             provider,
             hub if settings.model_hub == "on" else None,
+            origin,
         )
 
 

@@ -25,7 +25,7 @@ from shared.config_documents import Provider
 from shared.limits import BY_NAME
 from shared.node.settings import READ_URL, Migrate, ReadLagSeconds, list_settings
 from shared.rpc import RpcCall, serves
-from shared.stores import replica_files
+from shared.stores import object_credentials, replica_files
 from shared.types import ModelName, PlanName, Tier
 
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?")
@@ -238,6 +238,25 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Variable("MODEL_HUB", "on: searches for models, and plans of where they fit, also ask HF_ENDPOINT; off: only the catalog"),
     ] = "on"
     hub_url: model_sources.HubUrl = model_sources.HUB_URL
+    model_origin: Annotated[
+        str | None,
+        Variable(
+            "MODEL_ORIGIN",
+            "where pushed models are kept: a folder of all gateways, s3://bucket/prefix or gs://bucket/prefix; unset: none can be pushed",
+            on_all_replicas=True,
+        ),
+    ] = None
+    model_origin_quota: Annotated[
+        int,
+        Meta(ge=1, le=1_000_000),
+        Variable("MODEL_ORIGIN_QUOTA", "limit for the models and uploads of one account or organization in MODEL_ORIGIN, in GiB"),
+    ] = 500
+    aws_access_key_id: object_credentials.AwsKeyId = None
+    aws_secret_access_key: object_credentials.AwsSecret = None
+    aws_session_token: object_credentials.AwsToken = None
+    aws_region: object_credentials.AwsRegion = None
+    aws_endpoint_url: object_credentials.AwsUrl = None
+    google_credentials: object_credentials.GoogleFile = None
     request_timeout_seconds: Annotated[
         float, Meta(gt=0, le=MAX_REQUEST_SECONDS), Variable("REQUEST_TIMEOUT_SECONDS", "time limit for a request")
     ] = 300
@@ -297,6 +316,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             yield "USAGE_EXPORT_URL is no http:// or https:// address"
         if self.usage_export_stripe_meter is not None and (self.payments != "stripe" or self.money == "off"):
             yield "USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"
+        yield from object_credentials.mistakes("MODEL_ORIGIN", self.model_origin)
         for origin in self.cors_origins:
             if not is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"

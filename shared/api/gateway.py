@@ -69,8 +69,10 @@ class ProcessInferenceRequest(Body, frozen=True):
 
 #: Where Ollama's API is; its programs expect it at the root.
 OLLAMA = "/ollama/"
-#: What ``serve_http`` serves: the APIs of vendors. Accounts and nodes have methods of their own.
+#: The APIs of vendors. Accounts and nodes have methods of their own.
 HTTP_PREFIXES = ("/v1/", OLLAMA)
+#: What ``serve_http`` serves: these, and uploads of models.
+OVER_MESH = (*HTTP_PREFIXES, "/api/models/blobs/")
 
 #: RFC 9110 §7.6.1, and `expect`, which the server that read it has answered. Nothing forwards them.
 HOP_BY_HOP = frozenset(
@@ -86,7 +88,7 @@ class HttpRequest(Body, frozen=True):
     """A request to the gateway's HTTP API, for the user of the call: credentials in its headers have no effect."""
 
     verb: str
-    #: Decoded, as ASGI has it. It begins with one of HTTP_PREFIXES.
+    #: Decoded, as ASGI has it. It begins with one of OVER_MESH.
     path: str
     query: bytes = b""
     #: With lowercase names.

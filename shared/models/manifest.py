@@ -56,7 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     layers: Annotated[tuple[Descriptor, ...], Meta(max_length=2 * MAX_FILES)]
 
 
-class ModelFacts(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+class VersionFacts(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
     """What the file itself says; a gateway reads it again and never believes a caller."""
 
     architecture: str = ""
@@ -83,7 +83,7 @@ class VersionConfig(msgspec.Struct, frozen=True, rename="camel", kw_only=True, o
     """The config's content."""
 
     kind: ModelKind = ModelKind.MODEL
-    facts: ModelFacts = ModelFacts()
+    facts: VersionFacts = VersionFacts()
     statement: Statement = Statement()
     #: Of an adapter: the weights digest of its base.
     base: Digest | None = None

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from obstore import store as stores
 from obstore.exceptions import AlreadyExistsError, BaseError
 
 from shared import errors
+from shared.stores import object_credentials
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig
 
-S3_CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_ENDPOINT_URL")
-GOOGLE_CREDENTIALS = ("GOOGLE_APPLICATION_CREDENTIALS",)
+S3_CREDENTIALS = tuple(name for name, address in object_credentials.STORES.items() if address == object_credentials.S3)
+GOOGLE_CREDENTIALS = tuple(name for name, address in object_credentials.STORES.items() if address == object_credentials.GOOGLE)
 #: One request, and between two pieces of a long answer.
 _REQUEST_SECONDS = 60
 _READ_SECONDS = 30
@@ -85,6 +87,10 @@ class ObjectStore(Protocol):
 
     async def delete(self, names: Sequence[str]) -> None:
         """Missing ones are ignored."""
+        ...
+
+    async def free_bytes(self) -> int | None:
+        """Return what is free on the disk of a folder; None for other stores."""
         ...
 
     async def delete_unfinished(self) -> None:
@@ -196,6 +202,9 @@ class _ObstoreObjects:
                     await obstore.delete_async(self._store, name)
             if self._folder is not None:
                 await asyncio.to_thread(_remove_empty, self._folder, (self._folder / name).parent)
+
+    async def free_bytes(self) -> int | None:
+        return None if self._folder is None else (await asyncio.to_thread(shutil.disk_usage, self._folder)).free
 
     async def delete_unfinished(self) -> None:
         if self._folder is not None:

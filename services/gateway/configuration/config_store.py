@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts.model_names import VersionedNames
 from services.gateway.facts.model_routes import OpenRollout
 from shared import errors
 from shared.api.configuration import RolloutPlan
@@ -77,6 +78,15 @@ class ConfigReader:
             with suppress(msgspec.DecodeError):
                 found[row["name"], row["version"]] = msgspec.json.decode(row["body"], type=PlanDocument)
         return found
+
+    async def models_revision(self) -> int:
+        """Return a number that changes with each change of a version or channel of a model."""
+        revision: int = await self._source.value("read_models_revision")
+        return revision
+
+    async def versioned_names(self) -> VersionedNames:
+        rows = await self._source.rows("list_model_names")
+        return VersionedNames.of((row["name"], row["organization"], row["word"], row["version"]) for row in rows)
 
     async def open_rollouts(self) -> dict[str, OpenRollout]:
         """Return the open rollouts by route. No other starts while the configuration is locked."""

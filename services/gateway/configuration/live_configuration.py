@@ -54,6 +54,7 @@ class LiveConfiguration:
         #: The open rollouts by route, also those that this gateway has stopped.
         self.rollouts: Mapping[str, OpenRollout] = {}
         self._plan_versions: PlanVersions = {}
+        self._models, self._models_revision = config_snapshot.NO_MODELS, 0
         #: Rollouts that this gateway has stopped: see ``RolloutBrake``.
         self._stopped: set[UUID] = set()
         self.config = ConfigSnapshot()
@@ -83,12 +84,15 @@ class LiveConfiguration:
             # Before the documents: those of a rollout that has just been promoted, with its last share, mean the same.
             rollouts = await self._store.open_rollouts()
             changes = await self._store.changes_since(self.config.revision)
-            if changes.revision != self.config.revision or rollouts != self.rollouts:
+            models_revision = await self._store.models_revision()
+            if models_revision != self._models_revision:
+                self._models = await self._store.versioned_names()
+            if (changes.revision, rollouts, models_revision) != (self.config.revision, self.rollouts, self._models_revision):
                 if changes.revision != self.config.revision:
                     _log.info("configuration in use", revision=changes.revision)
                     self._plan_versions = await self._store.plan_versions()
                 self.documents = self._merge(changes)
-                self.rollouts = rollouts
+                self.rollouts, self._models_revision = rollouts, models_revision
                 self._stopped.intersection_update(rollout.id for rollout in rollouts.values())
                 self._build(changes.revision)
             self._read_at = began
@@ -100,7 +104,7 @@ class LiveConfiguration:
 
     def _build(self, revision: int) -> None:
         moving = {route: rollout for route, rollout in self.rollouts.items() if rollout.id not in self._stopped}
-        self.config = config_snapshot.build(revision, self.documents, moving, self._plan_versions)
+        self.config = config_snapshot.build(revision, self.documents, moving, self._plan_versions, self._models)
 
     async def guardrails_at(self, revision: int, caller: Principal) -> Guardrails:
         """Return the caller's guardrails at a revision, which may be newer than this gateway's; the current ones if the versions of then

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from services.gateway.facts import model_routes, tiers, upstream_prices
-from services.gateway.facts.model_names import ModelNames
+from services.gateway.facts.model_names import ModelNames, VersionedNames
 from services.gateway.facts.model_routes import OpenRollout, Route
 from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.facts.policies import Policies
@@ -67,6 +67,7 @@ class ConfigSnapshot:
 #: Name and version of a plan's document.
 PlanVersions = Mapping[tuple[PlanName, int], PlanDocument]
 NO_VERSIONS: PlanVersions = MappingProxyType({})
+NO_MODELS = VersionedNames()
 NO_ROLLOUTS: Mapping[str, OpenRollout] = MappingProxyType({})
 
 
@@ -82,6 +83,7 @@ def build(
     documents: Mapping[DocumentKey, StoredDocument],
     rollouts: Mapping[str, OpenRollout] = NO_ROLLOUTS,
     plan_versions: PlanVersions = NO_VERSIONS,
+    models: VersionedNames = NO_MODELS,
 ) -> ConfigSnapshot:
     """Build the snapshot of a revision. ``rollouts``: the open ones, by route. ``plan_versions``: all that are kept."""
     plans: dict[PlanName, PlanDocument] = {}
@@ -111,7 +113,7 @@ def build(
                 prices[ModelName(name)] = upstream_prices.compiled(price)
             case CatalogDocument() as model:
                 catalog[name] = model
-    names = ModelNames(aliases, default, routes=routes)
+    names = ModelNames({**models.aliases, **aliases}, default, routes=routes, owners=models.owners)
     all_plans = _all_plans(plans, plan_versions)
     return ConfigSnapshot(
         revision=revision,

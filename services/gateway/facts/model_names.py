@@ -1,14 +1,39 @@
 """The names under which callers know models: routes, aliases and the default. Pure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from services.gateway.facts.model_routes import Route
 from shared.config_documents import is_pattern
-from shared.types import ModelName
+from shared.models.version_names import STABLE
+from shared.types import ModelName, TenantId
 
 #: Ollama's tag for a model without a version.
 _LATEST = ":latest"
+#: In the name of a version by its digest.
+_DIGEST = "@sha256:"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionedNames:
+    """The names of versions of models, which workers serve as ``llama3@7``."""
+
+    #: Such as ``llama3``, ``llama3@canary`` and ``llama3@sha256:…``.
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    #: Model -> the account or organization that it belongs to. The mesh's models are not here.
+    owners: Mapping[str, TenantId] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Iterable[tuple[str, TenantId | None, str, int]]) -> "VersionedNames":
+        """Each row has a model, its owner, what may stand behind its @, and the version."""
+        aliases, owners = dict[str, str](), dict[str, TenantId]()
+        for model, owner, word, version in rows:
+            aliases[f"{model}@{word}"] = f"{model}@{version}"
+            if word == STABLE:
+                aliases[model] = f"{model}@{version}"
+            if owner is not None:
+                owners[model] = owner
+        return cls(aliases, owners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +47,26 @@ class ModelNames:
     only_routes: bool = False
     #: Routes that do more than an alias.
     routes: Mapping[str, Route] = field(default_factory=dict)
+    #: See ``VersionedNames``.
+    owners: Mapping[str, TenantId] = field(default_factory=dict)
+    #: Models of others, whose versions don't exist for the caller.
+    hidden: frozenset[str] = frozenset()
+
+    def seen_by(self, tenant: TenantId | None) -> "ModelNames":
+        """Return the names that exist for an account or organization; None: for everybody."""
+        if not self.owners:
+            return self
+        hidden = frozenset(model for model, owner in self.owners.items() if owner != tenant)
+        aliases = {alias: name for alias, name in self.aliases.items() if _model_of(name) not in hidden}
+        return replace(self, aliases=aliases, hidden=hidden)
+
+    def hides(self, name: str) -> bool:
+        """Return whether this is a version of a model of others."""
+        return bool(self.hidden) and _model_of(name) in self.hidden
 
     def aliases_of(self, model: ModelName) -> tuple[str, ...]:
-        return tuple(alias for alias, name in self.aliases.items() if name == model)
+        """Digests are left out: nobody wants to read them in a list."""
+        return tuple(alias for alias, name in self.aliases.items() if name == model and _DIGEST not in alias)
 
     def find_route(self, wanted: ModelName | None) -> Route | None:
         """Return the route that a request names, or the default if it names none; None for a served model or an alias."""
@@ -48,6 +90,12 @@ class ModelNames:
 
     def resolve(self, name: ModelName) -> ModelName:
         return ModelName(self.aliases.get(name, name))
+
+
+def _model_of(name: str) -> str:
+    """Return the model of a version's name; empty for another name: anybody may have called a model like the file of a worker."""
+    model, at, _ = name.partition("@")
+    return model if at else ""
 
 
 def spellings(name: str) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class HttpRoute:
     """One row of the route table, used for dispatch and for the reference."""
 
     verb: str
-    #: The last part may be a name in braces, which matches the rest of the path, slashes included.
+    #: One part may be a name in braces, which matches any rest of the path, slashes included. The route whose path begins longest counts.
     path: str
     handler: Handler
     #: The contract's method, used as a metrics label.
@@ -79,6 +79,8 @@ class HttpRoute:
     takes_prompts: bool = False
     #: The body is JSON, whatever its media type: `curl -d` names another one.
     any_media_type: bool = False
+    #: The body isn't JSON; the most bytes that it has.
+    max_raw_bytes: int = 0
     #: The handler watches for a disconnect if the call takes long.
     watches: bool = False
     access: AccessRule = field(init=False, compare=False)
@@ -124,8 +126,11 @@ class HttpApp:
             if route.verb in self._routes.setdefault(route.path, {}):
                 raise ValueError(f"{route.verb} {route.path} is defined twice")
             self._routes[route.path][route.verb] = route
-        #: Path by the part before its braces.
-        self._open_ended = {path.partition("{")[0]: path for path in self._routes if "{" in path}
+        #: Paths with braces by the parts before and behind them, longest first.
+        self._open_ended = sorted(
+            ((before, path.partition("}")[2], path) for path in self._routes for before, brace, _ in [path.partition("{")] if brace),
+            key=lambda parts: (-len(parts[0]), -len(parts[1])),
+        )
         self._metrics = metrics
         self._exemplars = Exemplars()
         self._concurrency = PerTenantConcurrency()
@@ -216,8 +221,10 @@ class HttpApp:
         """Return the path's routes by verb, and the part of it that their braces match."""
         if "{" not in path and path in self._routes:
             return self._routes[path], ""
-        open_ended = (before for before in self._open_ended if path.startswith(before) and path != before)
-        return next(((self._routes[self._open_ended[before]], path.removeprefix(before)) for before in open_ended), None)
+        for before, behind, open_ended in self._open_ended:
+            if path.startswith(before) and path.endswith(behind) and len(path) > len(before) + len(behind):
+                return self._routes[open_ended], path[len(before) : len(path) - len(behind)]
+        return None
 
     def _missing(self, path: str, origin: str) -> errors.AimeshError:
         name = path.removeprefix(access_table.RPC_PATH)
@@ -239,7 +246,7 @@ class HttpApp:
         await until_disconnect(call, run())
 
     async def _run(self, route: HttpRoute, call: HttpCall) -> None:
-        if route.body is None:
+        if route.body is None and not route.max_raw_bytes:
             await route.handler(call)
             return
         counted: Sequence[RequestLimit] = ()
@@ -251,7 +258,7 @@ class HttpApp:
         try:
             with call.held or self._memory.hold(0, call.caller.limited_as) as held:
                 await self._read_body(route, call, held)
-                if len(call.body) > body_load.SMALL_BYTES:
+                if len(call.body) > body_load.SMALL_BYTES and not route.max_raw_bytes:
                     call.turns = self._turns
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling))
@@ -265,6 +272,9 @@ class HttpApp:
     async def _read_body(self, route: HttpRoute, call: HttpCall, held: HeldRequest) -> None:
         """Read the body, without its images if it is long. Raises Limited or Overloaded if there is no memory for it."""
         most_bytes = http_call.MAX_BODY_BYTES
+        if route.max_raw_bytes:
+            await call.read_body(most_bytes=route.max_raw_bytes, held=held, any_media_type=True, is_prompt=False)
+            return
         if route.takes_prompts:
             # Base64 takes four bytes for three; the request also has text.
             most_bytes = max(wire.MAX_REQUEST_BYTES, most_bytes + self._images.most_bytes * 4 // 3)

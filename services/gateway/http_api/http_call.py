@@ -214,6 +214,7 @@ class HttpCall:
         most_seconds: float | None = None,
         held: HeldRequest | None = None,
         any_media_type: bool = False,
+        is_prompt: bool = True,
     ) -> None:
         """Read the body; ``held`` gets its size. Raises UnsupportedMedia, TooLarge as soon as it is known, and what ``HeldRequest.resize``
         raises."""
@@ -225,18 +226,20 @@ class HttpCall:
         announced = self._headers.get(b"content-length", b"0")
         size = int(announced) if announced.isdigit() else 0
         if size > most_bytes:
-            raise _too_large(most_bytes)
+            raise _too_large(most_bytes, is_prompt=is_prompt)
         if held is not None:
             held.resize(size)
         most_seconds = most_seconds or (LONG_BODY_SECONDS if size > MAX_BODY_BYTES else BODY_SECONDS)
         try:
             async with asyncio.timeout(min(BODY_GRACE_SECONDS, most_seconds)) as limit:
-                self.body = await self._read(limit, most_bytes, most_seconds, held)
+                self.body = await self._read(limit, most_bytes, most_seconds, held, is_prompt=is_prompt)
         except TimeoutError:
             slow = f"the body took longer than {most_seconds:.0f} s, or arrived at less than {BODY_BYTES_PER_SECOND} bytes/s"
             raise errors.BadRequest(slow, hint="send the whole body immediately") from None
 
-    async def _read(self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float, held: HeldRequest | None) -> bytes:
+    async def _read(
+        self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float, held: HeldRequest | None, *, is_prompt: bool
+    ) -> bytes:
         parts: list[bytes] = []
         size = 0
         began = asyncio.get_running_loop().time()
@@ -250,7 +253,7 @@ class HttpCall:
             part = message.get("body", b"")
             size += len(part)
             if size > most_bytes:
-                raise _too_large(most_bytes)
+                raise _too_large(most_bytes, is_prompt=is_prompt)
             self.has_read = self.has_read or size > 0
             if held is not None and size > held.size:
                 # The client did not send its length.
@@ -387,7 +390,7 @@ class HttpCall:
             self._write_lock.release()
 
 
-def _too_large(most_bytes: int) -> errors.CallerError:
-    if most_bytes > MAX_BODY_BYTES:
+def _too_large(most_bytes: int, *, is_prompt: bool) -> errors.CallerError:
+    if most_bytes > MAX_BODY_BYTES and is_prompt:
         return PromptTooLarge.because(f"the body is larger than {most_bytes} bytes", hint="shorten it, or send fewer images")
     return errors.TooLarge(f"the body is larger than {most_bytes} bytes")

@@ -22,8 +22,8 @@ class HttpOverRpc:
     @serves(gateway.serve_http)
     async def serve_http(self, request: HttpRequest, stream: StreamCall[HttpPart]) -> Nothing:
         """If the caller cancels, so is this task, and with it the generation on the worker."""
-        if not request.path.startswith(gateway.HTTP_PREFIXES):
-            raise errors.NotFound(f"only {' and '.join(gateway.HTTP_PREFIXES)} are served over the mesh", hint="call the method itself")
+        if not request.path.startswith(gateway.OVER_MESH):
+            raise errors.NotFound(f"only {', '.join(gateway.OVER_MESH)} are served over the mesh", hint="call the method itself")
         exchange = _AsgiSide(request, stream)
         headers = [header for header in request.headers if header[0] not in _REPLACED]
         headers.append((b"authorization", f"Bearer {stream.credential}".encode()))

@@ -113,6 +113,8 @@ def _operation(route: HttpRoute) -> Json:
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(route.body)}}}
+    if route.max_raw_bytes:
+        operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
     return operation
 
 
@@ -129,7 +131,7 @@ def _responses(route: HttpRoute) -> Json:
     statuses = {
         *_OF_EVERYONE,
         *(_OF_CALLERS if route.access.who is Audience.PERSON else ()),
-        *(_OF_BODIES if route.body is not None else ()),
+        *(_OF_BODIES if route.body is not None or route.max_raw_bytes else ()),
         *((400,) if route.query is not None or route.method in _NEEDED_HEADERS else ()),
         *(_OF_MODELS if route.runs_a_model else ()),
         *((404,) if "{" in route.path else ()),
@@ -158,7 +160,7 @@ def _parameters(route: HttpRoute) -> list[Json]:
     found: list[Json] = []
     _, brace, name = route.path.partition("{")
     if brace:
-        found.append({"name": name.rstrip("}"), "in": "path", "required": True, "schema": {"type": "string"}})
+        found.append({"name": name.partition("}")[0], "in": "path", "required": True, "schema": {"type": "string"}})
     if route.query is not None:
         found += [_query_parameter(route.query, field) for field in msgspec.structs.fields(route.query)]
     if route.runs_a_model:

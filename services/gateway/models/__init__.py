@@ -1,1 +1,1 @@
-"""Which models people can find, which the mesh has, and on which machines it puts them."""
+"""Which models people can find, which the mesh has, their versions and files, and on which machines it puts them."""

@@ -92,3 +92,13 @@ WHERE ($1::text IS NULL OR kind = $1) AND ($2::text IS NULL OR name = $2) AND ($
   AND (NOT $4 OR (current.version IS NOT NULL AND body IS NOT NULL))
 ORDER BY listed.revision DESC, kind, name
 LIMIT $5;
+
+-- name: read_models_revision
+-- Return a number that changes with each change of a version or channel of a model.
+SELECT coalesce(sum(revision), 0)::bigint FROM models;
+
+-- name: list_model_names
+-- List what requests may write behind the @ of a model's name, and the version that it means.
+SELECT name, organization, channel AS word, version FROM models JOIN model_channels ON model = name
+UNION ALL
+SELECT name, organization, digest, version FROM models JOIN model_versions ON model = name WHERE state IN ('ready', 'retired') AND NOT is_deleted;

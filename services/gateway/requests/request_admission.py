@@ -89,7 +89,7 @@ class RequestAdmission:
         """Return what applies to the caller, and to what it asks for."""
         config, key_use = self.search.source.config, asked.key_use
         policy = config.policies.of(principal, forbids_external=asked.forbids_external)
-        names = config.names if policy.direct_models.value else config.route_names
+        names = (config.names if policy.direct_models.value else config.route_names).seen_by(principal.tenant_id)
         if asked.by_policy:
             # What the caller may name doesn't matter. Who may see the text does.
             policy, principal = replace(policy, guard=NO_GUARD, models=()), msgspec.structs.replace(principal, models=())

@@ -47,7 +47,7 @@ def not_allowed(caller: Principal, model: ModelName) -> errors.NotAllowed:
 def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelName, ...]:
     """Return the served models, without routes: the default first, then those of our own engines by name, and those of other servers; the
     synthetic one, those of external providers and models that only embed or moderate last."""
-    offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready]
+    offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready and not names.hides(offer.name)]
     answering = {offer.name for offer in offers if _has_answers(offer)}
     internal = {offer.name for offer in offers if not offer.provider}
     own = {offer.name for offer in offers if not offer.is_upstream}
@@ -240,6 +240,7 @@ def _meanings(requested: str, names: ModelNames) -> tuple[ModelName, ...]:
         dict.fromkeys(
             ModelName(name)
             for name in (*resolved, *spellings, *(spelling for name in resolved for spelling in model_names.spellings(name)))
+            if not names.hides(name)
         )
     )
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from shared import errors
 from shared.models import block_list, manifest
-from shared.models.manifest import ModelFacts, Statement, VersionConfig, VersionFile
+from shared.models.manifest import Statement, VersionConfig, VersionFacts, VersionFile
 
 CONFIG = manifest.encode_config(
-    VersionConfig(facts=ModelFacts(architecture="llama", parameters=7, quantization="Q4_K_M"), statement=Statement(license="MIT"))
+    VersionConfig(facts=VersionFacts(architecture="llama", parameters=7, quantization="Q4_K_M"), statement=Statement(license="MIT"))
 )
 
 

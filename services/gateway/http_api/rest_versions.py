@@ -1,0 +1,124 @@
+"""Serves the /api routes for models: uploads in pieces, versions and channels."""
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from services.gateway.facts.bad_field import BadField
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
+from services.gateway.models import model_origin
+from services.gateway.models.registry import MAX_PIECE_BYTES, ModelRegistry
+from shared import errors
+from shared.api import models as api
+from shared.api.method import Method
+from shared.api.models import BlobUpload, ModelVersion
+from shared.models import manifest
+from shared.models.version_names import DIGEST_PATTERN, STABLE
+from shared.rpc import RpcCall
+from shared.types import ModelName, NodeId, Peer, Role
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+_SECONDS = 120.0
+_RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
+
+
+class ChannelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    channel: api.Channel = STABLE
+
+
+class PromoteBody(ChannelBody, frozen=True, forbid_unknown_fields=True):
+    #: Default: the newest that is ready.
+    version: api.VersionNumber | None = None
+
+
+class VersionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: api.VersionNumber
+
+
+class RevokeBody(VersionBody, frozen=True, forbid_unknown_fields=True):
+    reason: Annotated[str, Meta(min_length=1, max_length=1000)]
+
+
+class RestVersions:
+    def __init__(self, registry: ModelRegistry, node: NodeId) -> None:
+        self._registry = registry
+        self._peer = Peer(Role.CLIENT, node)
+
+    def routes(self) -> tuple[HttpRoute, ...]:
+        registry, blob, of_model = self._registry, "/api/models/blobs/{digest}", "/api/models/{model}"
+        return (
+            *(HttpRoute(verb, blob, self._find, "findModelBlobs", "Find where the upload of a file continues") for verb in ("HEAD", "GET")),
+            HttpRoute("PATCH", blob, self._patch, "findModelBlobs", "Upload the next piece of a file", max_raw_bytes=MAX_PIECE_BYTES,
+                      status=202),
+            HttpRoute("GET", f"{of_model}/versions", self._list, "listModelVersions", "List the versions of a model",
+                      answer=api.ModelVersions),
+            HttpRoute("POST", f"{of_model}/versions", self._complete, "completeModelVersion", "Make a version of uploaded files",
+                      max_raw_bytes=manifest.MAX_MANIFEST_BYTES, answer=ModelVersion),
+            self._post(api.promote_model, "Let a channel serve a version", PromoteBody, registry.promote),
+            self._post(api.rollback_model, "Let a channel serve the version before", ChannelBody, registry.rollback),
+            self._post(api.retire_model_version, "Keep a version out of channels", VersionBody, registry.retire),
+            self._post(api.revoke_model_version, "Keep a version from being loaded, forever", RevokeBody, registry.revoke),
+        )  # fmt: skip
+
+    def _post(
+        self,
+        method: Method[R, ModelVersion],
+        summary: str,
+        body: type[msgspec.Struct],
+        handler: Callable[[R, RpcCall], Awaitable[ModelVersion]],
+    ) -> HttpRoute:
+        async def handle(call: HttpCall) -> None:
+            given = msgspec.structs.asdict(await call.read_fields(body))
+            await call.answer(await handler(method.request(model=call.rest_of_path, **given), self._of(call)))
+
+        name = method.name.partition(".")[2]
+        path = f"/api/models/{{model}}/{name.partition('Model')[0]}"
+        return HttpRoute("POST", path, handle, name, summary, body=body, answer=ModelVersion)
+
+    async def _find(self, call: HttpCall) -> None:
+        request = api.FindModelBlobs((_digest(call),))
+        (found,) = (await self._registry.find_blobs(request, self._of(call))).blobs
+        if found.actual_digest is not None:
+            raise model_origin.damaged(found.digest, found.actual_digest)
+        if not found.is_stored and not found.next_offset:
+            raise errors.NotFound(f"no upload of {found.digest} has begun")
+        await _answer(call, found)
+
+    async def _patch(self, call: HttpCall) -> None:
+        given = _RANGE.fullmatch(call.header(b"content-range") or b"")
+        if given is None:
+            raise BadField("Content-Range", "must be such as bytes 0-8388607/50000000")
+        start, last, size = map(int, given.groups())
+        if not start <= last < size or last - start + 1 != len(call.body):
+            raise BadField("Content-Range", f"doesn't fit the {len(call.body)} bytes of the body")
+        await _answer(call, await self._registry.upload(call.caller, _digest(call), start, size, call.body))
+
+    async def _list(self, call: HttpCall) -> None:
+        await call.answer(await self._registry.list(api.ListModelVersions(ModelName(call.rest_of_path)), self._of(call)))
+
+    async def _complete(self, call: HttpCall) -> None:
+        await call.answer(await self._registry.complete(api.CompleteModelVersion(ModelName(call.rest_of_path), call.body), self._of(call)))
+
+    def _of(self, call: HttpCall) -> RpcCall:
+        made = RpcCall(self._peer, deadline=time.monotonic() + _SECONDS, credential=call.credential, idempotency_key=None)
+        made.found = call.caller
+        return made
+
+
+async def _answer(call: HttpCall, found: BlobUpload) -> None:
+    """200: the mesh has it. 202: it continues at Upload-Offset, or is being checked if that is its size."""
+    if not found.is_stored:
+        call.add_headers([(b"upload-offset", b"%d" % found.next_offset)])
+    await call.answer_bytes(b"", b"application/octet-stream", status=200 if found.is_stored else 202)
+
+
+def _digest(call: HttpCall) -> str:
+    if not re.fullmatch(DIGEST_PATTERN, call.rest_of_path):
+        raise BadField("digest", "must be sha256: and 64 digits in hex")
+    return call.rest_of_path

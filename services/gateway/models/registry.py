@@ -1,0 +1,382 @@
+"""Keeps versions of models: uploads of their blobs, checks, channels, and who may see and change them."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
+from services.gateway.models import header_check, model_origin
+from services.gateway.models.model_origin import ModelOrigin
+from services.gateway.models.registry_store import RegistryRows, RegistryStore, StoredUpload, UncheckedVersion
+from shared import access_table, errors
+from shared.access_table import Permission
+from shared.amounts import show_bytes
+from shared.api import model_copies
+from shared.api import models as api
+from shared.api.auth import Principal
+from shared.api.method import Nothing
+from shared.api.models import BlobUpload, ModelVersion, VersionState
+from shared.models import manifest, version_names
+from shared.models.manifest import VersionFacts, VersionFile
+from shared.protocol.directory import Directory
+from shared.rpc import RpcCall, StreamCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.stores.objects import ObjectMissing
+from shared.timing.bounded_waits import wait_until_set
+from shared.types import ModelName, Role, TenantId
+
+#: Of a piece: an object on the store, and kept in memory.
+MIN_PIECE_BYTES, MAX_PIECE_BYTES = 8 << 20, 16 << 20
+#: Of one owner; a version has at most 514 blobs, one after the other.
+MAX_OPEN_UPLOADS = 64
+#: How many jobs a gateway does at once.
+JOBS = 3
+_LOOK_SECONDS, _KEEP_SECONDS = 5.0, 15.0
+#: While nobody may use or delete blobs, objects are written or deleted.
+_BLOB_SECONDS = 120.0
+_GIB = 1 << 30
+
+
+class WrongOffset(errors.AlreadyExists):
+    """The upload continues elsewhere."""
+
+
+class ModelRegistry:
+    """``run`` joins uploads and checks versions; several gateways may share the work."""
+
+    def __init__(
+        self, store: RegistryStore, origin: ModelOrigin | None, nodes: Directory, audit_reporting: AuditReporting, *, gibibytes: int
+    ) -> None:
+        """Without an ``origin``, nothing can be pushed. ``gibibytes``: what one account or organization may store."""
+        self._store, self._origin, self._nodes, self._audit, self._gibibytes = store, origin, nodes, audit_reporting, gibibytes
+        self._wake = asyncio.Event()
+
+    # --- uploads
+
+    @serves(api.find_model_blobs)
+    async def find_blobs(self, request: api.FindModelBlobs, call: RpcCall) -> api.BlobUploads:
+        self._get_origin()
+        async with self._store.transaction(_scope(call.principal)) as rows:
+            return api.BlobUploads(await rows.find_blobs(call.principal.tenant_id, request.digests))
+
+    async def upload(self, by: Principal, digest: str, start: int, size: int, data: bytes) -> BlobUpload:
+        """Store the piece of a blob at ``start``. Raises WrongOffset, NotFound for an upload that has not begun, and BadRequest."""
+        origin, owner = self._get_origin(), by.tenant_id
+        async with self._store.transaction(_scope(by)) as rows:
+            await rows.hold_blobs()
+            (found,) = await rows.find_blobs(owner, [digest])
+            if found.is_stored:
+                return found
+            upload = await self._begin(rows, by, digest, size, len(data)) if start == 0 else await rows.find_upload(owner, digest)
+        if upload is None:
+            raise errors.NotFound(f"no upload of {digest} has begun, or it has expired", hint="begin at byte 0")
+        if (start, size) != (upload.next_offset, upload.size):
+            raise WrongOffset(f"the upload of {digest} continues at byte {upload.next_offset} of {upload.size}, not at {start} of {size}")
+        end = start + len(data)
+        if len(data) != min(upload.piece_bytes, size - start):
+            raise errors.BadRequest(f"this piece must have {min(upload.piece_bytes, size - start)} bytes, not {len(data)}")
+        if (start, end) == (0, size):
+            actual = await asyncio.to_thread(manifest.digest_of, data)
+            if actual == digest:
+                await origin.put(digest, data)
+            await self._store.end_upload(upload, actual)
+            if actual != digest:
+                raise model_origin.damaged(digest, actual)
+            return BlobUpload(digest, is_stored=True)
+        await origin.put_piece(upload.id, start // upload.piece_bytes, data)
+        if not await self._store.advance(upload, end):
+            raise WrongOffset(f"another call has stored this piece of {digest}", hint="ask where the upload continues")
+        if end == size:
+            self._wake.set()
+        return BlobUpload(digest, next_offset=end)
+
+    async def _begin(self, rows: RegistryRows, by: Principal, digest: str, size: int, piece_bytes: int) -> StoredUpload | None:
+        if size > manifest.MAX_BYTES or (piece_bytes < size and not MIN_PIECE_BYTES <= piece_bytes <= MAX_PIECE_BYTES):
+            pieces = f"pieces of {MIN_PIECE_BYTES} to {MAX_PIECE_BYTES} bytes, and {manifest.MAX_BYTES} bytes in all"
+            raise errors.BadRequest(f"{piece_bytes} bytes of {size} can't be the first piece of an upload", hint=pieces)
+        begun = await rows.begin_upload(by.tenant_id, digest, size, piece_bytes)
+        if begun is None:
+            return await rows.find_upload(by.tenant_id, digest)
+        count, stored_bytes = await rows.measure(by.tenant_id)
+        if count > MAX_OPEN_UPLOADS:
+            raise errors.Limited(f"you have {MAX_OPEN_UPLOADS} unfinished uploads; each expires after a day", retry_after_seconds=60)
+        if not access_table.may(by, Permission.EVERYTHING) and stored_bytes > self._gibibytes * _GIB:
+            raise errors.InsufficientStorage(
+                f"with this upload, your models need {show_bytes(stored_bytes)}; the limit is {self._gibibytes} GiB",
+                hint="delete versions that you don't need, or ask an administrator for a higher MODEL_ORIGIN_QUOTA",
+            )
+        await self._get_origin().ensure_room(size)
+        return begun
+
+    # --- versions
+
+    @serves(api.complete_model_version)
+    async def complete(self, request: api.CompleteModelVersion, call: RpcCall) -> ModelVersion:
+        origin, by, version = self._get_origin(), call.principal, manifest.read(request.manifest)
+        model = version_names.check_model(request.model)
+        organization = request.organization if access_table.may(by, Permission.EVERYTHING) else by.tenant_id
+        async with self._store.transaction(_scope(by), seconds=_BLOB_SECONDS) as rows:
+            await rows.hold_blobs()
+            blobs = tuple(version.blobs)
+            if missing := [each.digest for each in await rows.find_blobs(by.tenant_id, blobs) if not each.is_stored]:
+                raise errors.BadRequest(f"{len(missing)} blobs of the manifest are missing, such as {missing[0]}", hint="upload them first")
+            config = manifest.read_config(await origin.read(version.config.digest, manifest.MAX_CONFIG_BYTES))
+            locked = await rows.lock_model(model, config, organization, by.user_id)
+            if locked is None:
+                raise errors.AlreadyExists(f"the name {model} is taken", hint="push the model under another name")
+            owner, last = locked
+            _ensure_may_change(by, model, owner)
+            known = await rows.versions(model, digest=version.digest)
+            number = known[0].version if known else last + 1
+            if request.version not in {None, number}:
+                present = await rows.versions(model, version=request.version)
+                is_digest = f"has the digest {present[0].digest}" if present else f"isn't the next one, {last + 1}"
+                raise errors.AlreadyExists(f"{model}@{request.version} {is_digest}, and this manifest has {version.digest}")
+            await origin.put(version.digest, request.manifest)
+            if known:
+                await rows.check_again(model, version.digest)
+            else:
+                await rows.add_version(model, version, len(request.manifest), config, by.user_id)
+            await rows.adopt(by.tenant_id, blobs)
+            (made,) = await rows.versions(model, version=number)
+        self._wake.set()
+        self._report("push", by, made, digest=made.digest)
+        return made
+
+    @serves(api.list_model_versions)
+    async def list(self, request: api.ListModelVersions, call: RpcCall) -> api.ModelVersions:
+        async with self._store.transaction(_scope(call.principal)) as rows:
+            found = await rows.versions(request.model, version=request.version)
+        if request.model is not None and not found:
+            raise _missing(request.model)
+        return api.ModelVersions(found)
+
+    @serves(model_copies.read_blob)
+    async def read_blob(self, request: model_copies.ReadBlob, stream: StreamCall[model_copies.BlobPart]) -> Nothing:
+        """Raises NotFound for what no version has that may be loaded."""
+        if not await self._store.is_loadable(request.digest):
+            raise errors.NotFound(f"no version has {request.digest}")
+        data = await self._get_origin().read_range(request.digest, request.start, request.length)
+        for at in range(0, len(data), model_copies.PART_BYTES):
+            await stream.send(model_copies.BlobPart(data[at : at + model_copies.PART_BYTES]))
+        return Nothing()
+
+    @serves(api.retire_model_version)
+    async def retire(self, request: api.RetireModelVersion, call: RpcCall) -> ModelVersion:
+        async with self._store.transaction(_scope(call.principal)) as rows:
+            version = await _get(rows, call.principal, request.model, request.version)
+            await _change(rows, version, VersionState.RETIRED, "", VersionState.READY)
+            # By now no channel can begin to serve it.
+            version = await _get(rows, call.principal, request.model, request.version)
+            _ensure_unused(version, [f"the channel {channel}" for channel in version.channels])
+        self._report("retire", call.principal, version)
+        return version
+
+    @serves(api.revoke_model_version)
+    async def revoke(self, request: api.RevokeModelVersion, call: RpcCall) -> ModelVersion:
+        async with self._store.transaction(_scope(call.principal)) as rows:
+            version = await _get(rows, call.principal, request.model, request.version)
+            before = (VersionState.CHECKING, VersionState.READY, VersionState.REFUSED, VersionState.RETIRED)
+            await _change(rows, version, VersionState.REVOKED, request.reason, *before)
+            version = await _get(rows, call.principal, request.model, request.version)
+        self._report("revoke", call.principal, version, reason=request.reason)
+        return version
+
+    @serves(api.delete_model_version)
+    async def delete(self, request: api.DeleteModelVersion, call: RpcCall) -> ModelVersion:
+        """Raises AlreadyExists with the users of the version."""
+        async with self._store.transaction(_scope(call.principal)) as rows:
+            version = await _get(rows, call.principal, request.model, request.version)
+            blobs = await rows.delete_files(version)
+            version = await _get(rows, call.principal, request.model, request.version)
+            served, workers = f"{version.model}@{version.version}", self._nodes.entries(Role.WORKER)
+            running = [each.node for each in workers if each.alive and any(offer.name == served for offer in each.announcement.models)]
+            channels = dict.fromkeys((*version.channels, *version.previous_of))
+            _ensure_unused(version, [*(f"the channel {name}" for name in channels), *(f"the worker {node}" for node in running)])
+        self._report("delete", call.principal, version)
+        await self._delete_unused(blobs)
+        await self._write_index()
+        return version
+
+    # --- channels
+
+    @serves(api.promote_model)
+    async def promote(self, request: api.PromoteModel, call: RpcCall) -> ModelVersion:
+        async with self._store.transaction(_scope(call.principal)) as rows:
+            found = await rows.versions(request.model, version=request.version)
+            ready = [each for each in found if each.state is VersionState.READY and not each.is_deleted]
+            version = ready[0] if ready else await _get(rows, call.principal, request.model, request.version)
+            serving = await rows.find_channel(request.model, request.channel)
+        return await self._switch("promote", call.principal, version, request.channel, None if serving is None else serving[0])
+
+    @serves(api.rollback_model)
+    async def rollback(self, request: api.RollbackModel, call: RpcCall) -> ModelVersion:
+        async with self._store.transaction(_scope(call.principal)) as rows:
+            serving = await rows.find_channel(request.model, request.channel)
+            version = await _get(rows, call.principal, request.model, None if serving is None else serving[1])
+        if serving is None or serving[1] is None:
+            raise errors.AlreadyExists(f"{request.model}@{request.channel} has no version before", hint="promote a version")
+        return await self._switch("rollback", call.principal, version, request.channel, serving[0])
+
+    async def _switch(self, action: str, by: Principal, version: ModelVersion, channel: str, expected: int | None) -> ModelVersion:
+        """Let a channel serve the version, if it still serves ``expected``. What must be loaded first is loaded here, before the switch."""
+        _ensure_may_change(by, version.model, version.organization)
+        if version.state is not VersionState.READY or version.is_deleted:
+            raise _not_possible(version, VersionState.READY)
+        if expected == version.version:
+            return version
+        async with self._store.transaction(_scope(by)) as rows:
+            if not await rows.set_channel(version.model, channel, version.version, expected, by.user_id):
+                raise errors.AlreadyExists(f"{version.model}@{channel} was changed meanwhile", hint="look at it, and decide again")
+            version = await _get(rows, by, version.model, version.version)
+        self._report(action, by, version, channel=channel, before="" if expected is None else str(expected))
+        return version
+
+    # --- jobs
+
+    async def run(self) -> None:
+        """Join uploads, check versions and delete what has expired, forever."""
+        while True:
+            await wait_until_set(self._wake, _LOOK_SECONDS)
+            self._wake.clear()
+            await background_jobs.attempt(UpkeepJob.MODELS, self.work)
+
+    async def work(self) -> None:
+        """Do all that is to be done now. Raises Unavailable; another round does the rest."""
+        while await self._join_one() or await self._check_one() or await self._expire_one():
+            pass
+
+    async def _join_one(self) -> bool:
+        upload = await self._store.take_upload()
+        if upload is None:
+            return False
+        origin, keep = self._get_origin(), _keeping(lambda: self._store.keep_upload(upload))
+        actual = await origin.join(upload.id, upload.digest, upload.size, upload.piece_bytes, keep)
+        await self._store.end_upload(upload, actual)
+        await origin.forget(upload.id)
+        return True
+
+    async def _check_one(self) -> bool:
+        found = await self._store.take_version()
+        if found is None:
+            return False
+        facts, refusal = VersionFacts(), ""
+        try:
+            facts = await self._check(found)
+        except (errors.BadRequest, ObjectMissing) as error:
+            refusal = error.message
+        async with self._store.transaction() as rows:
+            await rows.end_check(found, facts, refusal)
+        if refusal:
+            await self._delete_unused(found.blobs)
+        await self._write_index()
+        return True
+
+    async def _check(self, found: UncheckedVersion) -> VersionFacts:
+        """Return what the files say. Raises BadRequest if anything is damaged or no model, and ObjectMissing."""
+        origin, keep = self._get_origin(), _keeping(lambda: self._store.keep_version(found))
+        version = manifest.read(await origin.read(found.digest, manifest.MAX_MANIFEST_BYTES))
+        manifest.read_config(await origin.read(version.config.digest, manifest.MAX_CONFIG_BYTES))
+        facts = VersionFacts()
+        for file in version.files:
+            said = await self._check_file(origin, file, keep)
+            if said is not None and (not facts.architecture or not said.sees_images):
+                facts = said
+        return facts
+
+    async def _check_file(self, origin: ModelOrigin, file: VersionFile, keep: model_origin.OnBytes) -> VersionFacts | None:
+        """Return what the header says, of the first part of a model."""
+        if not file.path.endswith(".gguf"):
+            blocks, report = await origin.hash(file.digest, file.size, keep), None
+        else:
+            async with header_check.opened(file.size) as header:
+
+                async def pass_by(data: bytes) -> None:
+                    await keep(data)
+                    await header.feed(data)
+
+                blocks = await origin.hash(file.digest, file.size, pass_by)
+                report = await header.read()
+        if (actual := manifest.digest_of(blocks)) != file.blocks:
+            raise errors.BadRequest(f"the blocks of {file.path} have the list {actual}, not {file.blocks}")
+        return report.facts if report is not None and report.is_first else None
+
+    async def _expire_one(self) -> bool:
+        async with self._store.transaction(seconds=_BLOB_SECONDS) as rows:
+            expired = await rows.take_expired()
+            if expired is None:
+                return False
+            upload, digest = expired
+            await self._get_origin().forget(upload)
+            await self._get_origin().delete(await rows.lock_unused([digest]))
+        return True
+
+    async def _delete_unused(self, digests: Sequence[str]) -> None:
+        async with self._store.transaction(seconds=_BLOB_SECONDS) as rows:
+            await self._get_origin().delete(await rows.lock_unused(digests))
+
+    async def _write_index(self) -> None:
+        async with self._store.transaction(seconds=_BLOB_SECONDS) as rows:
+            await rows.lock_unused(())
+            await self._get_origin().write_index(await self._store.list_index())
+
+    def _get_origin(self) -> ModelOrigin:
+        if self._origin is None:
+            raise errors.Unavailable("this mesh has no store for models", hint="set OBJECT_STORE or MODEL_ORIGIN for the gateway")
+        return self._origin
+
+    def _report(self, action: str, by: Principal, version: ModelVersion, **details: str) -> None:
+        target = f"{version.model}@{version.version}"
+        self._audit.report_action(f"model.{action}", by, tenant=version.organization, target=target, **details)
+
+
+def _scope(by: Principal) -> TenantId | None:
+    """Return whose models somebody sees besides the mesh's; None: all."""
+    return None if access_table.may(by, Permission.EVERYTHING) else by.tenant_id
+
+
+def _ensure_may_change(by: Principal, model: ModelName, owner: TenantId | None) -> None:
+    if owner is None and not access_table.may(by, Permission.EVERYTHING):
+        raise errors.NotAllowed(f"{model} is the mesh's; only an administrator can change it", hint="push it under another name")
+
+
+async def _get(rows: RegistryRows, by: Principal, model: ModelName, number: int | None) -> ModelVersion:
+    """Return a version that somebody may change. Raises NotFound and NotAllowed."""
+    found = await rows.versions(model, version=number)
+    if not found:
+        raise _missing(model if number is None else f"{model}@{number}")
+    _ensure_may_change(by, model, found[0].organization)
+    return found[0]
+
+
+async def _change(rows: RegistryRows, version: ModelVersion, state: VersionState, reason: str, *before: VersionState) -> None:
+    if not await rows.set_state(version, state, reason, *before):
+        raise _not_possible(version, *before)
+
+
+def _ensure_unused(version: ModelVersion, users: Sequence[str]) -> None:
+    if users:
+        raise errors.AlreadyExists(f"{version.model}@{version.version} is used by {', '.join(users)}", hint="promote another version first")
+
+
+def _missing(name: str) -> errors.NotFound:
+    return errors.NotFound(f"there is no model {name[:100]}", hint="see `aicli models versions`")
+
+
+def _not_possible(version: ModelVersion, *needed: VersionState) -> errors.AlreadyExists:
+    state = "deleted" if version.is_deleted else version.state
+    return errors.AlreadyExists(f"{version.model}@{version.version} is {state}; it must be {' or '.join(needed)}")
+
+
+def _keeping(keep: Callable[[], Awaitable[None]]) -> model_origin.OnBytes:
+    """Return what keeps a job as long as bytes are read."""
+    kept_at = time.monotonic()
+
+    async def on_bytes(_data: bytes) -> None:
+        nonlocal kept_at
+        if time.monotonic() - kept_at > _KEEP_SECONDS:
+            kept_at = time.monotonic()
+            await keep()
+
+    return on_bytes

@@ -1,0 +1,192 @@
+"""Reads and writes the tables of models. Every method may raise Unavailable."""
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import msgspec
+
+from shared.api.models import MAX_VERSIONS, BlobUpload, ModelVersion, VersionState
+from shared.models.manifest import ModelKind, Version, VersionConfig, VersionFacts
+from shared.stores import database
+from shared.stores.database import DatabaseRow, Transaction
+from shared.types import ModelName, TenantId, UserId
+
+#: After the last piece.
+_UPLOAD_SECONDS = 24 * 3600.0
+#: A job is another gateway's after so long without a sign of life.
+_BUSY_SECONDS = 60.0
+
+
+class StoredUpload(msgspec.Struct, frozen=True):
+    """A row of the table."""
+
+    id: UUID
+    digest: str
+    size: int
+    piece_bytes: int
+    next_offset: int
+
+
+class UncheckedVersion(msgspec.Struct, frozen=True):
+    model: ModelName
+    version: int
+    digest: str
+    blobs: tuple[str, ...]
+
+
+class RegistryRows:
+    """What one transaction sees and changes: the mesh's models and those of a tenant; None: all."""
+
+    def __init__(self, transaction: Transaction, tenant: TenantId | None) -> None:
+        self._transaction = transaction
+        self._tenant = tenant
+
+    # --- uploads
+
+    async def find_blobs(self, owner: TenantId, digests: Sequence[str]) -> tuple[BlobUpload, ...]:
+        rows = await self._transaction.rows("find_model_blobs", owner, list(digests), self._tenant)
+        return tuple(BlobUpload(row["digest"], row["is_stored"], row["next_offset"], row["actual_digest"]) for row in rows)
+
+    async def hold_blobs(self) -> None:
+        """Keep blobs from being deleted until the end of the transaction."""
+        await self._transaction.run("lock_model_blobs")
+
+    async def measure(self, owner: TenantId) -> tuple[int, int]:
+        """Return how many uploads are open, and the bytes of all uploads and versions."""
+        row = await self._transaction.row("measure_model_storage", owner)
+        assert row is not None  # an aggregate
+        return row["open_uploads"], row["stored_bytes"]
+
+    async def begin_upload(self, owner: TenantId, digest: str, size: int, piece_bytes: int) -> StoredUpload | None:
+        """Return None if it has begun before."""
+        return _upload(await self._transaction.row("begin_upload", owner, digest, size, piece_bytes, _UPLOAD_SECONDS))
+
+    async def find_upload(self, owner: TenantId, digest: str) -> StoredUpload | None:
+        return _upload(await self._transaction.row("find_upload", owner, digest))
+
+    async def adopt(self, owner: TenantId, digests: Collection[str]) -> None:
+        """End the uploads of blobs that a version has from now on."""
+        await self._transaction.run("adopt_uploads", owner, list(digests))
+
+    async def take_expired(self) -> tuple[UUID, str] | None:
+        row = await self._transaction.row("take_expired_upload")
+        return None if row is None else (row["id"], row["digest"])
+
+    async def lock_unused(self, digests: Collection[str]) -> list[str]:
+        """Return those that nothing needs, and keep them so until the end of the transaction."""
+        await self._transaction.run("lock_unused_blobs")
+        return [row["digest"] for row in await self._transaction.rows("list_unused_blobs", list(digests))]
+
+    # --- versions
+
+    async def lock_model(
+        self, name: ModelName, config: VersionConfig, organization: TenantId | None, author: UserId
+    ) -> tuple[TenantId | None, int] | None:
+        """Lock the model, which is new if there is none. Return whose it is and its last version; None if it is hidden."""
+        await self._transaction.run("ensure_model", name, organization, config.kind.value, config.statement.description, author)
+        row = await self._transaction.row("lock_model", name, self._tenant)
+        return None if row is None else (row["organization"], row["last_version"])
+
+    async def add_version(self, model: ModelName, version: Version, manifest_bytes: int, config: VersionConfig, author: UserId) -> None:
+        said, blobs = config.statement, [version.digest, *version.blobs]
+        await self._transaction.run(
+            "add_model_version", model, version.digest, manifest_bytes, version.size, said.license, said.source, blobs, author
+        )
+
+    async def check_again(self, model: ModelName, digest: str) -> None:
+        await self._transaction.run("check_version_again", model, digest)
+
+    async def versions(self, model: ModelName | None, *, version: int | None = None, digest: str | None = None) -> tuple[ModelVersion, ...]:
+        rows = await self._transaction.rows("list_model_versions", model, version, digest, self._tenant, MAX_VERSIONS)
+        return tuple(map(_version, rows))
+
+    async def set_state(self, version: ModelVersion, state: VersionState, reason: str, *before: VersionState) -> bool:
+        """Return False unless the version was in one of these states before."""
+        changed = await self._transaction.run("set_version_state", version.model, version.version, state, reason, list(before))
+        await self.announce(version.model)
+        return changed == 1
+
+    async def delete_files(self, version: ModelVersion) -> list[str]:
+        """Return the blobs that the version had."""
+        await self.announce(version.model)
+        blobs: list[str] = await self._transaction.value("delete_version", version.model, version.version)
+        return blobs
+
+    async def find_channel(self, model: ModelName, channel: str) -> tuple[int, int | None] | None:
+        """Return the version that it serves, and the one before."""
+        row = await self._transaction.row("find_channel", model, channel)
+        return None if row is None else (row["version"], row["previous_version"])
+
+    async def set_channel(self, model: ModelName, channel: str, version: int, expected: int | None, author: UserId) -> bool:
+        """Return False if it serves something else than ``expected`` by now, or the version isn't ready."""
+        changed = await self._transaction.run("set_channel", model, channel, version, expected, author)
+        await self.announce(model)
+        return changed == 1
+
+    async def announce(self, model: ModelName) -> None:
+        """Notify all gateways when the transaction ends."""
+        await self._transaction.value("announce_model", model)
+
+    async def end_check(self, found: UncheckedVersion, facts: VersionFacts, refusal: str) -> None:
+        state = VersionState.REFUSED if refusal else VersionState.READY
+        encoded = msgspec.json.encode(facts).decode()
+        await self._transaction.run("end_check", found.model, found.version, state, refusal[:1000], encoded)
+        await self.announce(found.model)
+
+
+class RegistryStore:
+    def __init__(self, opened: database.Database) -> None:
+        self._database = opened
+
+    @asynccontextmanager
+    async def transaction(self, tenant: TenantId | None = None, *, seconds: float = 10) -> AsyncIterator[RegistryRows]:
+        """With a tenant, it sees only the mesh's models and the tenant's, and changes only these."""
+        begun = (
+            self._database.transaction(deadline_seconds=seconds)
+            if tenant is None
+            else self._database.bound(tenant, deadline_seconds=seconds)
+        )
+        async with begun as transaction:
+            yield RegistryRows(transaction, tenant)
+
+    async def advance(self, upload: StoredUpload, next_offset: int) -> bool:
+        """Count a piece; return False if another call has counted one at its place."""
+        return await self._database.run("advance_upload", upload.id, upload.next_offset, next_offset, _UPLOAD_SECONDS) == 1
+
+    async def take_upload(self) -> StoredUpload | None:
+        return _upload(await self._database.row("take_upload", _BUSY_SECONDS))
+
+    async def keep_upload(self, upload: StoredUpload) -> None:
+        await self._database.run("keep_upload", upload.id, _BUSY_SECONDS)
+
+    async def end_upload(self, upload: StoredUpload, actual: str) -> None:
+        """``actual``: the digest of what was uploaded."""
+        await self._database.run("end_upload", upload.id, None if actual == upload.digest else actual)
+
+    async def take_version(self) -> UncheckedVersion | None:
+        row = await self._database.row("take_version", _BUSY_SECONDS)
+        return None if row is None else UncheckedVersion(row["model"], row["version"], row["digest"], tuple(row["blobs"]))
+
+    async def keep_version(self, found: UncheckedVersion) -> None:
+        await self._database.run("keep_version", found.model, found.version, _BUSY_SECONDS)
+
+    async def is_loadable(self, digest: str) -> bool:
+        """Return whether a version has this blob that workers may load."""
+        return bool(await self._database.value("find_loadable_blob", digest))
+
+    async def list_index(self) -> list[tuple[str, str, int]]:
+        """Return the versions with their digests and the sizes of their manifests."""
+        rows = await self._database.rows("list_index")
+        return [(f"{row['model']}@{row['version']}", row["digest"], row["manifest_bytes"]) for row in rows]
+
+
+def _upload(row: DatabaseRow | None) -> StoredUpload | None:
+    return None if row is None else StoredUpload(*(row[name] for name in StoredUpload.__struct_fields__))
+
+
+def _version(row: DatabaseRow) -> ModelVersion:
+    fields = {name: row[name] for name in ModelVersion.__struct_fields__}
+    facts = VersionFacts() if row["facts"] is None else msgspec.json.decode(row["facts"], type=VersionFacts)
+    fields |= {"facts": facts, "state": VersionState(row["state"]), "kind": ModelKind(row["kind"])}
+    return ModelVersion(**fields | {name: tuple(row[name]) for name in ("channels", "previous_of")})

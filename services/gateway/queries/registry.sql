@@ -1,0 +1,155 @@
+-- name: find_model_blobs
+-- Return how far each of the blobs $2 is for an owner: what versions of the mesh and of $3 have is there; null: all versions.
+SELECT given.digest, coalesce(uploads.next_offset, 0) AS next_offset, uploads.size, uploads.actual_digest,
+    coalesce(uploads.is_stored, false) OR EXISTS (
+        SELECT FROM model_versions JOIN models ON name = model
+        WHERE blobs @> ARRAY[given.digest] AND NOT is_deleted AND state <> 'refused'
+            AND ($3::uuid IS NULL OR organization IS NULL OR organization = $3)
+    ) AS is_stored
+FROM unnest($2::text[]) AS given (digest)
+LEFT JOIN model_uploads AS uploads ON uploads.owner = $1 AND uploads.digest = given.digest AND expires_at > now();
+
+-- name: measure_model_storage
+-- Return how many uploads an owner has open, and the bytes of all its uploads and versions.
+SELECT count(*) FILTER (WHERE NOT is_stored) AS open_uploads, coalesce(sum(size), 0)::bigint + (
+    SELECT coalesce(sum(size), 0)::bigint FROM model_versions JOIN models ON name = model
+    WHERE organization = $1 AND NOT is_deleted AND state <> 'refused'
+) AS stored_bytes
+FROM model_uploads WHERE owner = $1 AND expires_at > now();
+
+-- name: begin_upload
+-- Begin an upload, or again the one whose pieces were other ones or another blob; return nothing if it goes on.
+INSERT INTO model_uploads AS known (owner, digest, size, piece_bytes, expires_at) VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
+ON CONFLICT (owner, digest) DO UPDATE SET size = $3, piece_bytes = $4, next_offset = 0, actual_digest = NULL, expires_at = excluded.expires_at
+WHERE NOT known.is_stored AND (known.actual_digest IS NOT NULL OR (known.size, known.piece_bytes) <> ($3, $4))
+RETURNING *;
+
+-- name: find_upload
+-- Find an upload that has not expired.
+SELECT * FROM model_uploads WHERE owner = $1 AND digest = $2 AND expires_at > now();
+
+-- name: advance_upload
+-- Count a piece that was stored, unless another call stored it first.
+UPDATE model_uploads SET next_offset = $3, expires_at = now() + make_interval(secs => $4) WHERE id = $1 AND next_offset = $2;
+
+-- name: take_upload
+-- Take an upload whose pieces are all there for $1 seconds, unless another gateway has it.
+UPDATE model_uploads SET busy_until = now() + make_interval(secs => $1)
+WHERE id = (
+    SELECT id FROM model_uploads
+    WHERE next_offset = size AND NOT is_stored AND actual_digest IS NULL AND busy_until < now() AND expires_at > now()
+    ORDER BY busy_until LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING *;
+
+-- name: keep_upload
+-- Keep an upload that this gateway joins.
+UPDATE model_uploads SET busy_until = now() + make_interval(secs => $2), expires_at = greatest(expires_at, now() + interval '1 hour')
+WHERE id = $1;
+
+-- name: end_upload
+-- Note that the blob has its final name, or which digest was uploaded instead.
+UPDATE model_uploads SET is_stored = $2::text IS NULL, actual_digest = $2, busy_until = '-infinity' WHERE id = $1;
+
+-- name: take_expired_upload
+-- Delete an upload that has expired.
+DELETE FROM model_uploads
+WHERE id = (SELECT id FROM model_uploads WHERE expires_at <= now() AND busy_until < now() LIMIT 1 FOR UPDATE SKIP LOCKED)
+RETURNING id, digest;
+
+-- name: lock_model_blobs
+-- Keep blobs from being deleted until the end of the transaction.
+SELECT pg_advisory_xact_lock_shared(hashtextextended('aimesh.gateway.models', 0));
+
+-- name: lock_unused_blobs
+-- Keep blobs from being used until the end of the transaction.
+SELECT pg_advisory_xact_lock(hashtextextended('aimesh.gateway.models', 0));
+
+-- name: list_unused_blobs
+-- List those of the blobs $1 that no version and no upload needs.
+SELECT given.digest FROM unnest($1::text[]) AS given (digest)
+WHERE NOT EXISTS (SELECT FROM model_uploads WHERE model_uploads.digest = given.digest)
+    AND NOT EXISTS (SELECT FROM model_versions WHERE blobs @> ARRAY[given.digest] AND NOT is_deleted AND state <> 'refused');
+
+-- name: ensure_model
+-- Add a model, if nobody has one of this name.
+INSERT INTO models (name, organization, kind, description, created_by) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING;
+
+-- name: lock_model
+-- Lock a model of the mesh or of $2 until the end of the transaction; null: anybody's.
+SELECT * FROM models WHERE name = $1 AND ($2::uuid IS NULL OR organization IS NULL OR organization = $2) FOR UPDATE;
+
+-- name: announce_model
+-- Count a change of a model, and notify all gateways when the transaction ends.
+UPDATE models SET revision = revision + 1 WHERE name = $1 RETURNING pg_notify('gateway_config', name);
+
+-- name: add_model_version
+-- Add the next version of a locked model.
+WITH next AS (UPDATE models SET last_version = last_version + 1 WHERE name = $1 RETURNING last_version)
+INSERT INTO model_versions (model, version, digest, manifest_bytes, size, license, source, blobs, created_by)
+SELECT $1, last_version, $2, $3, $4, $5, $6, $7, $8 FROM next;
+
+-- name: check_version_again
+-- Check a version again that was refused, or whose files were deleted.
+UPDATE model_versions SET state = 'checking', reason = '', is_deleted = false
+WHERE model = $1 AND digest = $2 AND (state = 'refused' OR (is_deleted AND state <> 'revoked'));
+
+-- name: adopt_uploads
+-- End the uploads of blobs that a version has from now on.
+UPDATE model_uploads SET expires_at = now() WHERE owner = $1 AND digest = ANY($2::text[]);
+
+-- name: list_model_versions
+-- List versions of the mesh and of $4, newest first; of one model, and with one number or digest. Null stands for all.
+SELECT model_versions.*, organization, kind, description,
+    ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.version = model_versions.version ORDER BY channel) AS channels,
+    ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.previous_version = model_versions.version) AS previous_of
+FROM model_versions JOIN models ON name = model
+WHERE ($1::text IS NULL OR name = $1) AND ($2::integer IS NULL OR version = $2) AND ($3::text IS NULL OR digest = $3)
+    AND ($4::uuid IS NULL OR organization IS NULL OR organization = $4)
+ORDER BY name, version DESC LIMIT $5;
+
+-- name: take_version
+-- Take a version to be checked for $1 seconds, unless another gateway has it.
+UPDATE model_versions SET busy_until = now() + make_interval(secs => $1)
+WHERE (model, version) = (
+    SELECT model, version FROM model_versions WHERE state = 'checking' AND busy_until < now() ORDER BY busy_until LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING model, version, digest, blobs;
+
+-- name: keep_version
+-- Keep a version that this gateway checks.
+UPDATE model_versions SET busy_until = now() + make_interval(secs => $3) WHERE model = $1 AND version = $2;
+
+-- name: end_check
+-- Note the result of a check.
+UPDATE model_versions SET state = $3, reason = $4, facts = $5::text::jsonb, busy_until = '-infinity'
+WHERE model = $1 AND version = $2 AND state = 'checking';
+
+-- name: set_version_state
+-- Change the state of a version from one of the states $5.
+UPDATE model_versions SET state = $3, reason = $4 WHERE model = $1 AND version = $2 AND state = ANY($5::text[]);
+
+-- name: delete_version
+-- Note that the files of a version are deleted.
+UPDATE model_versions SET is_deleted = true WHERE model = $1 AND version = $2 RETURNING blobs;
+
+-- name: find_channel
+-- Find what a channel serves.
+SELECT version, previous_version FROM model_channels WHERE model = $1 AND channel = $2;
+
+-- name: set_channel
+-- Let a channel serve a ready version, if it still serves the version $4; null: there is no such channel.
+WITH ready AS (SELECT model, version FROM model_versions WHERE model = $1 AND version = $3 AND state = 'ready' AND NOT is_deleted FOR SHARE)
+INSERT INTO model_channels AS known (model, channel, version, changed_by) SELECT model, $2, version, $5 FROM ready
+ON CONFLICT (model, channel) DO UPDATE
+SET version = excluded.version, previous_version = known.version, changed_at = now(), changed_by = excluded.changed_by
+WHERE known.version = $4;
+
+-- name: list_index
+-- List the manifests that the index of the origin names.
+SELECT model, version, digest, manifest_bytes FROM model_versions
+WHERE state IN ('ready', 'retired') AND NOT is_deleted ORDER BY model, version;
+
+-- name: find_loadable_blob
+-- Return whether a version has this blob that workers may load.
+SELECT EXISTS (SELECT FROM model_versions WHERE blobs @> ARRAY[$1::text] AND state IN ('ready', 'retired') AND NOT is_deleted);
