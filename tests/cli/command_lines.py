@@ -88,7 +88,7 @@ def _sample(info: inspect.Type, name: str, text: str) -> object:  # noqa: C901, 
             least = max(3, int(info.ge or 0))
             return least if info.le is None else min(least, int(info.le))
         case inspect.StrType():
-            samples = (text, name, "3", name[:2].upper(), "hf:3", "0" * 64)
+            samples = (text, name, "3", name[:2].upper(), "hf:3", "0" * 64, f"sha256:{0:064}")
             return next(each for each in filter(None, samples) if re.search(info.pattern or "", each))
         case inspect.BoolType():
             return True
