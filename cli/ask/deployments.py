@@ -30,7 +30,7 @@ def _document() -> type:
 
 @click.command()
 @click.argument("name")
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("--copies", callback=_read_copies, default="1", show_default=True, metavar="COUNT", help="Number of machines, or all.")
 @click.option(
     "--label", "labels", callback=option_values.read_labels, metavar="KEY=VALUE,…", multiple=True, help="Only machines with these labels."
@@ -43,14 +43,15 @@ def _document() -> type:
 @options.whole_number("--slots", _document, "slots", help="Requests at a time. Default: as each machine decides.")
 @click.option("--wait", is_flag=True, help="Wait until every copy is there; Ctrl-C stops only the waiting.")
 @click.pass_obj
-def deploy(here: CliContext, /, name: str, source: str, *, wait: bool, **wanted: Any) -> None:
+def deploy(here: CliContext, /, name: str, source: str | None, *, wait: bool, **wanted: Any) -> None:
     """Put a model on machines, and keep it there. Admins only.
 
-    SOURCE is what `aicli models pull` takes, such as hf:Qwen/Qwen3-8B-GGUF. Repeat the command to change a deployment.
+    SOURCE is what `aicli models pull` takes, such as hf:Qwen/Qwen3-8B-GGUF; names of `aicli models search` need none. Repeat the command to
+    change a deployment.
     """
     from shared.config_documents import DeploymentDocument
 
-    document = DeploymentDocument(source=source, **wanted)
+    document = DeploymentDocument(source=source or _find_source(here, name), **wanted)
     here.call(api.deployments.deploy_model, api.deployments.DeployModel(name, document))
     if wait:
         _wait(here, name)
@@ -80,6 +81,14 @@ def copies(here: CliContext, /, name: str | None, *, as_json: bool) -> None:
 
 
 COMMANDS = (deploy, undeploy, copies)
+
+
+def _find_source(here: CliContext, name: str) -> str:
+    """Return the catalog's source of a model. Raises UnknownModel, which suggests names."""
+    found = here.call(api.model_search.plan_model, api.model_search.PlanModel(name))
+    if found.model is None:
+        raise errors.UnknownModel(f"the catalog has no source of {name!r}", hint="name it: aicli models deploy NAME SOURCE")
+    return found.model.source
 
 
 def _read(here: CliContext, name: str | None) -> "tuple[Deployment, ...]":

@@ -254,7 +254,6 @@ class GatewayService:
         self._business = BusinessReports(
             DaysStore(stores.database), request_log_days=settings.request_log_days, upstream_monthly=settings.upstream_monthly
         )
-        self._deployments = Deployments(node.directory, node.rpc, DeploymentStore(stores.database, stores.cache), lambda: live.documents)
         outbox = OutboxStore(stores.database, f"/aimesh/{settings.mesh}")
         self._usage_export = UsageExport(
             outbox, tuple(_usage_sinks(settings, outbox, stores.provider)), settings.usage_export_unit, metrics
@@ -268,6 +267,8 @@ class GatewayService:
         self._model_search = ModelSearch(
             live, node.rpc, node.directory, stores.hub, self._catalogue, self.audit_reporting, model_catalog.load()
         )
+        deployment_store = DeploymentStore(stores.database, stores.cache)
+        self._deployments = Deployments(node.directory, node.rpc, deployment_store, lambda: live.documents, self._model_search.find_facts)
         self._http = self._http_app(images)
 
     @classmethod

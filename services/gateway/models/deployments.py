@@ -53,6 +53,8 @@ class DeploymentView:
         return tuple(_machine(entry.announcement) for entry in self.entries)
 
 
+#: Returns what decides how much memory the model of a source needs; None if nobody knows before it is there.
+FindFacts = Callable[[str], inference.ModelFacts | None]
 #: Returns the documents of the current configuration.
 ReadDocuments = Callable[[], Mapping[DocumentKey, StoredDocument]]
 
@@ -65,6 +67,7 @@ class Deployments:
     rpc: RpcClient
     store: DeploymentStore
     read_documents: ReadDocuments
+    find_facts: FindFacts
     clock: Callable[[], float] = time.monotonic
     #: Why machines refused, and until when that counts.
     _refusals: dict[tuple[NodeId, ModelName], tuple[str, float]] = field(default_factory=dict)
@@ -135,6 +138,8 @@ class Deployments:
         match action.step:
             case Step.FETCH:
                 assert document is not None, "only what a document wants is fetched"
+                if problem := await self._find_misfit(action.node, document.source):
+                    return problem
                 order = inference.EnsureModel(action.name, document.source, inference.Assignment(document.context, document.slots))
                 answer = await self.rpc.call(inference.ensure_model, order, to=action.node, deadline_seconds=_ORDER_SECONDS)
                 return answer.problem
@@ -145,6 +150,13 @@ class Deployments:
                 remove = inference.RemoveModel(action.name)
                 await self.rpc.call(inference.remove_model, remove, to=action.node, deadline_seconds=_ORDER_SECONDS)
         return ""
+
+    async def _find_misfit(self, node: NodeId, source: str) -> str:
+        """Return why the model can't be loaded there. Raises what the call raises."""
+        if (facts := self.find_facts(source)) is None:
+            return ""
+        answer = await self.rpc.call(inference.plan_models, inference.PlanModels((facts,)), to=node, deadline_seconds=_ORDER_SECONDS)
+        return next((fit.detail for fit in answer.fits if fit.fit is inference.Fit.NO), "")
 
 
 def _machine(announcement: Announcement) -> Machine:

@@ -45,6 +45,11 @@ class ModelSearch:
     def catalog(self) -> Catalog:
         return {**self.builtin, **self.live.config.catalog}
 
+    def find_facts(self, source: str) -> ModelFacts | None:
+        """Return what the catalog knows about the model of a source."""
+        known = catalog.find(self.catalog, source)
+        return None if known is None else catalog.facts(known[1])
+
     @serves(api.search_models)
     async def search(self, request: api.SearchModels, call: RpcCall) -> api.FoundModels:
         served, words = {model.name: model for model in self.list_served(call.principal)}, request.text.lower().split()

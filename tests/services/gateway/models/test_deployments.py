@@ -7,7 +7,7 @@ from typing import ClassVar
 import msgspec
 import pytest
 
-from services.gateway.models import deployments
+from services.gateway.models import catalog, deployments
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -43,6 +43,7 @@ class StandInWorker(StandIn):
         self.ensured: list[ModelName] = []
         self.problem = ""
         self.is_slow = False
+        self.memory_bytes = 10**12
         self.offer()
 
     def offer(self) -> None:
@@ -62,6 +63,15 @@ class StandInWorker(StandIn):
         self.stored[request.name] = request
         self.offer()
         return EnsuredModel(is_stored=not self.is_slow)
+
+    @serves(inference.plan_models)
+    async def plan(self, request: inference.PlanModels, _call: RpcCall) -> inference.ModelFits:
+        def fit(facts: inference.ModelFacts) -> inference.ModelFit:
+            if facts.file_bytes <= self.memory_bytes:
+                return inference.ModelFit(fit=inference.Fit.YES)
+            return inference.ModelFit(fit=inference.Fit.NO, detail=f"needs {facts.file_bytes} bytes, has {self.memory_bytes}")
+
+        return inference.ModelFits(tuple(map(fit, request.models)))
 
     @serves(inference.remove_model)
     async def remove(self, request: inference.RemoveModel, _call: RpcCall) -> Nothing:
@@ -165,6 +175,18 @@ async def test_another_machine_takes_what_one_refuses_and_the_reason_is_told(mes
     third = await mesh.add_worker()
     await mesh.become(lambda found: found.is_done)
     assert mesh.holders() == {fits.node.id, third.node.id}
+
+
+async def test_a_machine_without_memory_for_it_gets_no_byte_of_it(mesh: Mesh) -> None:
+    small, large = await mesh.add_worker(), await mesh.add_worker()
+    small.memory_bytes = 10**9
+    (source,) = {model.source for name, model in catalog.load().items() if name == "qwen3:8b"}
+    await mesh.deploy(DeploymentDocument(source=source, copies=2))
+    found = await mesh.become(lambda found: {copy.state for copy in found.copies} == {CopyState.REFUSED, CopyState.STORED})
+    (reason,) = [copy.reason for copy in found.copies if copy.node == small.node.id]
+    assert "needs 5036850000 bytes" in reason
+    assert "has 1000000000" in reason
+    assert (small.ensured, mesh.holders()) == ([], {large.node.id})
 
 
 async def test_progress_is_told_and_what_is_there_is_not_ordered_again(mesh: Mesh) -> None:
