@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.ask import chat, infer, model_search, model_store
+from cli.ask import chat, infer, model_store
 from cli.cli_context import CliContext
 from cli.output import printing
 from shared import api, errors
+from shared.lists import model_search as lists
 from shared.lists import nodes
 from shared.types import ModelName
 
@@ -53,7 +54,10 @@ async def _ensure_served(connection: "CliConnection", name: str) -> str:
         return found.name
     place, source = _choose(found), found.name if found.model is None else found.model.source
     how = f": {place.detail}" if place.detail else ""
-    click.echo(printing.printable(f"Pulling {found.name} ({model_search.size_of(found)}) on {nodes.short(place.worker)}…{how}"), err=True)
+    click.echo(
+        printing.printable(f"Pulling {found.name} ({lists.size_of(found) or 'unknown size'}) on {nodes.short(place.worker)}…{how}"),
+        err=True,
+    )
     # Models of the catalog keep their names.
     request = api.gateway.PullOnWorkers(source, place.worker, name=ModelName(found.name) if found.origin == "catalog" else None)
     (done,) = (await model_store.follow_pull(connection, request)).places
@@ -73,7 +77,7 @@ async def _served(connection: "CliConnection") -> set[str]:
 def _choose(found: "FoundModel") -> "MachineFit":
     """Return the machine where the model fits best. Raises NotAllowed, and TooLarge with the reason of each machine."""
     # Without a size, only the download shows whether it fits.
-    fitting = found.fits if found.model is None else model_search.fitting(found)
+    fitting = found.fits if found.model is None else lists.fitting(found)
     for fit in fitting:
         if fit.accepts_models:
             return fit
@@ -85,4 +89,4 @@ def _choose(found: "FoundModel") -> "MachineFit":
         )
     if not found.fits:
         raise errors.NotFound(f"there is no worker to run {found.name}", hint="start one: aicli worker")
-    raise errors.TooLarge(f"{found.name} fits on no machine: {'; '.join(model_search.explain(found))}", hint="see `aicli models search`")
+    raise errors.TooLarge(f"{found.name} fits on no machine: {'; '.join(lists.explain(found))}", hint="see `aicli models search`")

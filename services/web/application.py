@@ -18,6 +18,7 @@ from services.web.http import forms, json_errors
 from services.web.pages import (
     billing,
     device,
+    find_models,
     install,
     invitation,
     join,
@@ -78,6 +79,7 @@ _PAGES: tuple[ModuleType, ...] = (
     usage,
     requests,
     models,
+    find_models,
     keys,
     playground,
     account_settings,

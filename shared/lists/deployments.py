@@ -38,7 +38,7 @@ def rows(deployments: tuple[Deployment, ...]) -> Iterator[DeployedCopy]:
 
 
 def describe(copy: ModelCopy | DeployedCopy) -> str:
-    """Return the state in words, such as `coming, 3.1 of 5.0 GB, 12 MB/s`."""
+    """Return the state in words, such as `coming, 3.0 GiB of 5.0 GiB, 12.0 MiB/s`."""
     if copy.node is None:
         return "missing"
     if copy.state is not CopyState.COMING or not copy.done_bytes:

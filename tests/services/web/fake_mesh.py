@@ -18,6 +18,7 @@ from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
 from tests.services.web.fake_accounts import FakeAccounts
 from tests.services.web.fake_billing import FakeBilling
+from tests.services.web.fake_deployments import FakeDeployments
 from tests.services.web.fake_models import FakeModels
 from tests.services.web.fake_policies import FakePolicies
 from tests.services.web.fake_usage import FakeUsage
@@ -60,7 +61,7 @@ class Account:
     password: str
 
 
-class FakeMesh(FakeUsage, FakeModels, FakePolicies, FakeAccounts, FakeBilling):
+class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling):
     """Implements services.web.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:
