@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from shared.api.inference import Fit
 from shared.api.model_search import ROOM_GIGABYTES, FoundModel, MachineFit
 from shared.lists import nodes
-from shared.lists.columns import Column, Listing
+from shared.lists.columns import Column, Listing, Tone
+
+_TONES = {Fit.YES: Tone.GOOD, Fit.PARTLY: Tone.WARN, Fit.NO: Tone.BAD, Fit.UNKNOWN: Tone.OFF}
 
 
 def size_of(row: FoundModel) -> str | None:
@@ -19,6 +21,11 @@ def explain(row: FoundModel) -> Iterator[str]:
     for fit in row.fits:
         owner = "" if fit.accepts_models else ", but its owner doesn't accept models"
         yield f"{nodes.short(fit.worker)}…: {fit.fit}{owner}{f' ({fit.detail})' if fit.detail else ''}"
+
+
+def _explain(fit: MachineFit) -> str:
+    owner = "" if fit.accepts_models else "its owner doesn't accept models"
+    return "; ".join(filter(None, (fit.detail, owner)))
 
 
 def fitting(row: FoundModel) -> list[MachineFit]:
@@ -35,7 +42,7 @@ def _machines(row: FoundModel) -> str | tuple[str, ...] | None:
 
 FOUND: Listing[FoundModel] = Listing(
     columns=(
-        Column(title="Model", show=lambda row: row.name, wraps=True),
+        Column(title="Model", show=lambda row: row.name),
         Column(title="Size", show=size_of, rank=2),
         Column(title="Quantization", show=lambda row: row.model.quantizations[0] if row.model else None, rank=5),
         Column(title="License", show=lambda row: (row.model and row.model.license) or None, rank=6),
@@ -47,4 +54,12 @@ FOUND: Listing[FoundModel] = Listing(
         Column(title="Machines", show=lambda row: tuple(explain(row)), only_wide=True, wraps=True),
     ),
     empty="No models found.",
+)
+MACHINES: Listing[MachineFit] = Listing(
+    columns=(
+        Column(title="Machine", show=lambda fit: nodes.short(fit.worker), is_code=True),
+        Column(title="Fits", show=lambda fit: fit.fit, tone=lambda fit: _TONES[fit.fit]),
+        Column(title="How, or why not", show=_explain, wraps=True),
+    ),
+    empty="No machine is known.",
 )

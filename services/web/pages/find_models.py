@@ -16,7 +16,7 @@ from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import deployments, model_search
 from shared.api.deployments import Deployment
-from shared.api.model_search import FoundModel
+from shared.api.model_search import FoundModel, MachineFit
 from shared.config_documents import DeploymentDocument
 from shared.lists import deployments as copy_lists
 from shared.lists import model_search as search_lists
@@ -25,7 +25,7 @@ from shared.lists.columns import Listing
 
 #: The hub and the workers have deadlines of their own.
 _SEARCH_SECONDS = 20.0
-_MOST_TEXT = 100
+_MOST_TEXT, _MOST_NAME = 100, 400
 
 _DONE = {"deployed": "The model is on its way.", "removed": "The model is being removed.", "changed": "The deployment has changed."}
 
@@ -60,21 +60,21 @@ class CopyView:
 class FindPage:
     text: str
     found: tuple[FoundModel, ...]
-    listing: Listing[FoundModel]
+    listing: ClassVar[Listing[FoundModel]] = search_lists.FOUND
     #: What could not be searched.
     notes: tuple[str, ...]
     deployments: tuple[Deployment, ...]
     copies: tuple[CopyView, ...]
     blank_copy: ClassVar[CopyView] = CopyView()
-    #: Of each found model by name, how it fits each machine.
-    fits: dict[str, tuple[str, ...]]
-    #: Names of found models that are deployed.
-    deployed: frozenset[str]
+    #: The model whose machines are shown, and how it is deployed.
+    chosen: FoundModel | None
+    present: DeploymentDocument | None
+    machines: ClassVar[Listing[MachineFit]] = search_lists.MACHINES
 
 
 @get("/models/find")
-async def find_models(page_request: NamedDependency[PageRequest], q: FromQuery[str] = "") -> Page:
-    return await _page(page_request, q[:_MOST_TEXT])
+async def find_models(page_request: NamedDependency[PageRequest], q: FromQuery[str] = "", model: FromQuery[str] = "") -> Page:
+    return await _page(page_request, q[:_MOST_TEXT], model)
 
 
 @post("/models/deployments")
@@ -84,7 +84,7 @@ async def deploy(page_request: NamedDependency[PageRequest]) -> Page:
         request = deployments.DeployModel(form.name, read_document(form))
         await page_request.submit(deployments.deploy_model, request)
     except errors.CallerError as error:
-        return await _page(page_request, "", problem=error)
+        return await _page(page_request, "", form.name, problem=error)
     return page_request.redirect("/models/find?done=deployed")
 
 
@@ -130,28 +130,28 @@ def read_document(form: DeployForm) -> DeploymentDocument:
     )
 
 
-async def _page(page_request: PageRequest, text: str, *, problem: errors.CallerError | None = None) -> Page:
-    request = model_search.SearchModels(text, fits=True)
+async def _page(page_request: PageRequest, text: str, model: str = "", *, problem: errors.AimeshError | None = None) -> Page:
+    request, chosen = model_search.SearchModels(text, fits=True), None
+    found, deployed = model_search.FoundModels(()), tuple[Deployment, ...]()
     try:
         found, deployed = await asyncio.gather(
             page_request.call(model_search.search_models, request, deadline_seconds=_SEARCH_SECONDS), _read(page_request)
         )
-    except errors.PeerError as error:
-        return page_request.page("models/find.html", _view(text, model_search.FoundModels(()), ()), problem=error)
-    return page_request.page("models/find.html", _view(text, found, deployed), problem=problem, notices=_DONE)
-
-
-def _view(text: str, found: model_search.FoundModels, deployed: tuple[Deployment, ...]) -> FindPage:
-    return FindPage(
+        if model:
+            plan = model_search.PlanModel(model[:_MOST_NAME])
+            chosen = await page_request.call(model_search.plan_model, plan, deadline_seconds=_SEARCH_SECONDS)
+    except (errors.CallerError, errors.PeerError) as error:
+        problem = problem or error
+    view = FindPage(
         text=text,
         found=found.models,
-        listing=search_lists.FOUND,
         notes=found.notes,
         deployments=deployed,
         copies=_copies(deployed),
-        fits={row.name: tuple(search_lists.explain(row)) for row in found.models},
-        deployed=frozenset(each.name for each in deployed),
+        chosen=chosen,
+        present=next((each.document for each in deployed if chosen is not None and each.name == chosen.name), None),
     )
+    return page_request.page("models/find.html", view, problem=problem, notices=_DONE)
 
 
 async def _read(page_request: PageRequest) -> tuple[Deployment, ...]:

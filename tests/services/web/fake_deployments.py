@@ -32,6 +32,11 @@ class FakeDeployments:
         rows = tuple(row for row in self.found.models if request.text in row.name)
         return msgspec.structs.replace(self.found, models=rows)
 
+    def _plan_model(self, request: model_search.PlanModel, _: Credential | None) -> FoundModel:
+        if request.reference != FOUND.name:
+            raise errors.UnknownModel(f"no model is called {request.reference}", hint="did you mean qwen3:8b?")
+        return FOUND
+
     def _list_deployments(self, _request: deployments.ListDeployments, _: Credential | None) -> deployments.Deployments:
         return deployments.Deployments(tuple(Deployment(name, each, self.copies, 0) for name, each in self.deployments.items()))
 

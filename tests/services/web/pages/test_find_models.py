@@ -24,25 +24,27 @@ async def root(mesh: FakeMesh, browser: Browser) -> Browser:
 
 
 async def test_models_are_shown_with_the_machines_that_fit_and_why_others_do_not(mesh: FakeMesh, browser: Browser) -> None:
-    page = await (await sign_in(mesh, browser, UserRole.USER)).get("/models/find?q=qwen")
-    for text in (
-        "qwen3:8b", "5.0 GB, not checked", "Q4_K_M", "Apache-2.0", "ULARGE000…: yes (all layers on its GPU)",
-        "USMALL000…: no (it needs 5.1 GiB, and models may use 4.0 GiB)", 'value="qwen"',
-    ):  # fmt: skip
+    ann = await sign_in(mesh, browser, UserRole.USER)
+    page = await ann.get("/models/find?q=qwen")
+    for text in ("qwen3:8b", "5.0 GB, not checked", "Q4_K_M", "Apache-2.0", "ULARGE000", 'value="qwen"', "?model=qwen3%3A8b"):
         assert text in page.text, text
+    page = await ann.get("/models/find?model=qwen3:8b")
+    for text in ("all layers on its GPU", "it needs 5.1 GiB, and models may use 4.0 GiB", "Machines for qwen3:8b"):
+        assert text in page.text, text
+    assert "Did you mean qwen3:8b?" in (await ann.get("/models/find?model=qwen4")).text
     # Only administrators deploy.
     assert DEPLOY not in forms_of(page)
 
 
 async def test_a_model_is_deployed_seen_coming_paused_and_removed(root: Browser, mesh: FakeMesh, app: ASGIApp) -> None:
-    page = await root.get("/models/find")
+    page = await root.get("/models/find?model=qwen3:8b")
     answer = await root.submit(page, DEPLOY, copies="2", labels="gpu=yes, room=3", preload="yes")
     assert answer.headers["location"] == "/models/find?done=deployed"
     assert mesh.deployments == {NAME: DeploymentDocument(source=QWEN.source, copies=2, labels={"gpu": "yes", "room": "3"}, preload=True)}
     page = await root.get("/models/find?done=deployed")
     for text in ("The model is on its way.", "gpu=yes", "coming, 3.0 GiB of 5.0 GiB, 12.0 MiB/s"):
         assert text in page.text, text
-    assert DEPLOY not in forms_of(page), "it is deployed already"
+    assert forms_of(await root.get("/models/find?model=qwen3:8b"))[DEPLOY]["labels"] == "gpu=yes, room=3"
     (copy,) = (await followed.first_event(app, "/live/models/copies", "alice"))["copies"]
     assert copy == {
         "id": "qwen3:8b/ULARGE0001", "model": "qwen3:8b", "node": "ULARGE000",
@@ -79,7 +81,7 @@ async def test_reasons_of_machines_and_missing_machines_are_told(root: Browser, 
     ],
 )
 async def test_mistakes_are_told_on_the_page(root: Browser, mesh: FakeMesh, typed: dict[str, str], why: str) -> None:
-    answer = await root.submit(await root.get("/models/find"), DEPLOY, **({"copies": "1", "labels": ""} | typed))
+    answer = await root.submit(await root.get("/models/find?model=qwen3:8b"), DEPLOY, **({"copies": "1", "labels": ""} | typed))
     assert why in answer.text.lower() or why in answer.text
     assert mesh.deployments == {}
 
