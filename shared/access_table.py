@@ -249,6 +249,9 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.retireModelVersion": _MODELS,
     "gateway.revokeModelVersion": _MODELS_FRESH,
     "gateway.deleteModelVersion": _MODELS_FRESH,
+    "gateway.listServers": _ADMIN,
+    # The gateway checks the worker's certificate.
+    "gateway.takeServers": _NODE,
     # The worker checks that the caller owns it.
     "gateway.setModelConsent": _NODES,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
@@ -298,6 +301,7 @@ METHODS: Mapping[str, AccessRule] = {
     "inference.planModels": _NODE,
     "inference.setModelConsent": _NODE,
     "inference.readReceipts": _NODE,
+    "inference.tryServer": _NODE,
     "metrics.getScaling": _person(Permission.READ_SCALING, unless={Role.OPERATOR}),
     "metrics.getEnergy": _NODE,
     "metrics.recordMetric": _NODE,

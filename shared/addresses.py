@@ -5,6 +5,10 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+#: The metadata services outside of link-local networks: of AWS, Google, Alibaba, Oracle and Azure.
+_METADATA = frozenset(map(ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")))
+#: RFC 6052: its last four bytes are an IPv4 address.
+_NAT64 = ip_network("64:ff9b::/96")
 #: RFC 1123 section 2.1. The last label needs a letter, so that a mistyped IP address is not a name.
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?![0-9]+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
@@ -68,6 +72,14 @@ def is_public(address: str) -> bool:
     """Return whether an address is reachable over the internet, rather than loopback, private or shared by a VPN. True for no address."""
     found = parse(address.partition("%")[0])
     return found is None or found.is_global
+
+
+def is_forbidden(address: str) -> bool:
+    """Return whether no server of another program is at an address: it has no single machine, or one that tells the credentials of ours."""
+    found = parse(address.partition("%")[0])
+    if isinstance(found, IPv6Address) and found in _NAT64:
+        found = IPv4Address(int(found) & 0xFFFF_FFFF)
+    return found is None or found.is_link_local or found.is_multicast or found.is_unspecified or found in _METADATA
 
 
 def client_network(address: str) -> str:

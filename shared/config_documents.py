@@ -1,4 +1,5 @@
-"""The documents of the configuration: routes, policies, plans, limits, prices and models to pull, as files and messages write them."""
+"""The documents of the configuration: routes, policies, plans, limits, prices, models to pull and servers, as files and messages write
+them."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -21,6 +22,8 @@ MAX_TENANT_BYTES = 16 * 1024
 #: Of all tenants together. Every gateway keeps them in memory, and a change takes it 10 ms for 20,000 documents.
 MAX_TENANTS_DOCUMENTS = 20_000
 MAX_TENANTS_BYTES = 16 * 1024 * 1024
+#: Each worker that takes servers polls each of them every 2 s.
+MAX_SERVERS = 32
 #: The only document of the kind ``default_model``.
 DEFAULT_MODEL = "default"
 #: The policy that applies to everyone, and that of organizations and people without their own.
@@ -42,6 +45,8 @@ DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}
 RouteName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]{0,98}[A-Za-z0-9._:/@*-]?)\Z")]
 ProviderPrice = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,100}\Z")]
 PlanDocumentName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
+#: Also the provider's name, if prompts leave the operator's machines.
+ServerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
 ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
 TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
@@ -64,6 +69,7 @@ class ConfigKind(StrEnum):
     UPSTREAM_PRICE = "upstream_price"
     DEPLOYMENT = "deployment"
     CATALOG_MODEL = "catalog_model"
+    SERVER = "server"
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -380,6 +386,28 @@ class CatalogDocument(Document, frozen=True):
     #: Bytes of all files. Without a SHA-256, nobody has asked the hub.
     size: Annotated[int, Meta(ge=1, le=2**50)] | None = None
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
+class ServerKind(StrEnum):
+    """What a server speaks."""
+
+    #: OpenAI's API; what else it can do is recognized by its answers.
+    OPENAI = "openai"
+    VLLM = "vllm"
+    #: Ollama's own API.
+    OLLAMA = "ollama"
+
+
+class ServerDocument(Document, frozen=True):
+    """A server of another program. Workers with REMOTE_MODEL_HOSTS serve its models."""
+
+    #: For OpenAI's API with its version, as in https://api.openai.com/v1.
+    url: Annotated[str, Meta(min_length=1, max_length=2_000)]
+    kind: ServerKind = ServerKind.OPENAI
+    #: Its key, which the gateway replaces by ``sealed_key``. None: it has none, or for the same URL, the stored one.
+    key: Annotated[str, Meta(min_length=1, max_length=8_192)] | None = None
+    #: Its key, encrypted for this name and URL.
+    sealed_key: Annotated[bytes, Meta(max_length=12_000)] | None = None
+    #: Which of its models, by its own names; empty for all.
+    models: Annotated[tuple[ServedName, ...], Meta(max_length=256)] = ()
 
 
 #: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.
@@ -392,6 +420,7 @@ BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.UPSTREAM_PRICE: UpstreamPriceDocument,
     ConfigKind.DEPLOYMENT: DeploymentDocument,
     ConfigKind.CATALOG_MODEL: CatalogDocument,
+    ConfigKind.SERVER: ServerDocument,
 }
 SECTIONS: dict[str, ConfigKind] = {
     "routes": ConfigKind.ROUTE,
@@ -402,6 +431,7 @@ SECTIONS: dict[str, ConfigKind] = {
     "upstream_prices": ConfigKind.UPSTREAM_PRICE,
     "deployments": ConfigKind.DEPLOYMENT,
     "catalog": ConfigKind.CATALOG_MODEL,
+    "servers": ConfigKind.SERVER,
 }
 #: Kinds whose documents have fixed names.
 FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {

@@ -193,6 +193,9 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
     openai_url: Annotated[str | None, Variable("OPENAI_BASE_URL", "add a worker for this OpenAI-compatible API")] = None
     openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "add a worker for OpenAI, or for OPENAI_BASE_URL", secret=True)] = None
     openai_upstreams: Annotated[Path | None, Variable("OPENAI_UPSTREAMS", "add a worker for the upstreams of this file")] = None
+    remote_model_hosts: Annotated[
+        tuple[str, ...], Variable("REMOTE_MODEL_HOSTS", "add a worker for servers that administrators add, on these hosts")
+    ] = ()
     external_providers: Annotated[
         tuple[str, ...],
         Variable("EXTERNAL_PROVIDERS", "providers that may get prompts, by default those of your upstreams; `none` for none"),
@@ -335,8 +338,8 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
     ("inference",): """
         INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODELS_PULL MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS
         HF_TOKEN MODEL_MIRRORS MODEL_MEMORY PROMPT_CACHE_RAM MODEL_KEEP_ALIVE MODEL_SWAP_SECONDS MODELS_FOR
-        ENGINE_KV_MODE ENGINE_KV_TYPE OPENAI_UPSTREAMS OPENAI_UPSTREAM_KEYS OLLAMA_KEEP_ALIVE ENGINE_SLOTS ENGINE_QUEUE
-        ENGINE_CONTEXT_TOKENS ENGINE_THREADS GPU_LAYERS ECHO_SLOTS ECHO_TOKEN_MS OLLAMA_URL OPENAI_BASE_URL OPENAI_API_KEY NODE_WATTS_IDLE
+        ENGINE_KV_MODE ENGINE_KV_TYPE OPENAI_UPSTREAMS OPENAI_UPSTREAM_KEYS REMOTE_MODEL_HOSTS OLLAMA_KEEP_ALIVE ENGINE_SLOTS
+        ENGINE_QUEUE ENGINE_CONTEXT_TOKENS ENGINE_THREADS GPU_LAYERS ECHO_SLOTS ECHO_TOKEN_MS OLLAMA_URL OPENAI_BASE_URL OPENAI_API_KEY NODE_WATTS_IDLE
         NODE_WATTS_BUSY KWH_PRICE
     """,
     ("metrics",): """

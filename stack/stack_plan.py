@@ -82,7 +82,7 @@ _OWN_MODELS = frozenset({"MODELS", "MODELS_YAML", "MODELS_DIR", "MODELS_PULL"})
 _OF_BACKENDS = {
     **dict.fromkeys(_OWN_MODELS, ("llama", "http")),
     **dict.fromkeys(("OLLAMA_URL", "OLLAMA_KEEP_ALIVE"), ("ollama",)),
-    **dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS", "OPENAI_UPSTREAM_KEYS"), ("openai",)),
+    **dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS", "OPENAI_UPSTREAM_KEYS", "REMOTE_MODEL_HOSTS"), ("openai",)),
 }
 _NAMES_SERVICE = re.compile(r"""^[\s-]*["']?service["']?\s*:""", re.MULTILINE)
 _MAX_REGISTRY_CHARACTERS = 1024 * 1024
@@ -255,7 +255,7 @@ def more_workers(settings: StackSettings) -> tuple[str, ...]:
     wanted = {
         "echo": settings.echo,
         "ollama": settings.ollama_url,
-        "openai": settings.openai_key or settings.openai_url or settings.openai_upstreams,
+        "openai": settings.openai_key or settings.openai_url or settings.openai_upstreams or settings.remote_model_hosts,
         "http": settings.models_yaml is not None and _names_services(settings.models_yaml),
     }
     return tuple(backend for backend, is_wanted in wanted.items() if is_wanted and (backend == "echo" or backend != settings.backend))

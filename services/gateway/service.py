@@ -103,6 +103,7 @@ from services.gateway.scheduling.quarantine import Quarantine, QuarantineStore
 from services.gateway.scheduling.queue_sharing import QueueSharing
 from services.gateway.scheduling.worker_records import WorkerPresence, WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
+from services.gateway.servers import Servers
 from services.gateway.settings import GatewaySettings, GatewaySettingsRpc
 from services.gateway.store import GatewayStore
 from services.gateway.usage_export.export import UsageExport
@@ -307,6 +308,7 @@ class GatewayService:
     def _serve_others(self) -> None:
         """Serve the methods of the gateway's parts; the service's own are served by the node."""
         node, stores, live, audit_reporting = self._node, self._stores, self._live, self.audit_reporting
+        servers = Servers(live, node.rpc, node.trust, self._settings.prompt_hash_secret)
         for part in (
             stores.recovery,
             self._accounts,
@@ -323,7 +325,8 @@ class GatewayService:
             self._billing,
             self._registry,
             self._usage_export,
-            ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting=audit_reporting, served=self._served),
+            servers,
+            ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting, servers, served=self._served),
             PolicyRpc(live, node.rpc, audit_reporting, self._quotas),
             RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
             RolloutsRpc(live, stores.config, stores.rollouts, node.rpc, audit_reporting),

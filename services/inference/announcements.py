@@ -63,6 +63,8 @@ class Announcements:
         self._left_out = 0
         #: Models that have gauges; those of the speed ask the engines at each scrape.
         self._measured: set[ModelName] = set()
+        #: Servers of other programs that have gauges.
+        self._servers: set[str] = set()
 
     async def follow_pause(self, look_seconds: float = LOOK_SECONDS) -> None:
         """Announce when the owner pauses or resumes the worker; runs until cancelled. Returns at once without a pause file."""
@@ -124,7 +126,12 @@ class Announcements:
             assigned=self._assigned,
             warning="; ".join(filter(None, (*self._warnings.values(), self._missing)))[:MAX_WARNING_CHARACTERS],
         )
-        for server, seen in self.backend.server_states().items():
+        states = self.backend.server_states()
+        for server in self._servers - states.keys():
+            for gauge in (self._node.metrics.upstream_up, self._node.metrics.upstream_refused):
+                gauge.remove_by_labels({"server": server})
+        self._servers = set(states)
+        for server, seen in states.items():
             self._node.metrics.upstream_up.labels(server=server).set(seen.is_up)
             self._node.metrics.upstream_refused.labels(server=server).set(seen.is_refused)
         for status in statuses:

@@ -106,6 +106,14 @@ class InferenceService:
             if replica_files.is_shared(settings.receipts_path):
                 await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
                 node.tasks.create_task(service._adopted.run(), name="adoption of receipts")
+            if settings.remote_model_hosts:
+                # Imported late, as in `backend_selection`.
+                from services.inference.backends.remote.added_servers import AddedServers  # noqa: PLC0415
+
+                watcher.no_models = "no server was added: see `aicli models add-server`"
+                servers = AddedServers.of(settings, node, backend, watcher)
+                node.dispatcher.add(servers)
+                node.tasks.create_task(servers.run(), name="added servers")
             if backend.has_engines:
                 node.tasks.create_task(
                     watcher.follow_machine(ModelStore(settings.store_path).pulls, service._pulls.assigned, missing_libraries.find)

@@ -20,6 +20,8 @@ from shared.protocol.directory import DEFAULT_QUEUE
 from shared.stores import replica_files
 from shared.types import LoadPurpose
 
+OPENAI_URL = "https://api.openai.com/v1"
+
 
 class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "the HTTP port of the inference service")] = 3003
@@ -134,9 +136,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     echo_slots: Annotated[int, Meta(ge=1, le=256), Variable("ECHO_SLOTS", "concurrent answers of the echo backend, 1 to 256")] = 256
     echo_token_ms: Annotated[float, Meta(ge=0, le=60_000), Variable("ECHO_TOKEN_MS", "milliseconds per token of the echo backend")] = 0.0
     ollama_url: Annotated[str, Variable("OLLAMA_URL", "the address of Ollama, for INFERENCE_BACKEND=ollama")] = "http://127.0.0.1:11434"
-    openai_url: Annotated[str, Variable("OPENAI_BASE_URL", "an OpenAI-compatible API, for INFERENCE_BACKEND=openai")] = (
-        "https://api.openai.com/v1"
-    )
+    openai_url: Annotated[str, Variable("OPENAI_BASE_URL", "an OpenAI-compatible API, for INFERENCE_BACKEND=openai")] = OPENAI_URL
     openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "the key for OPENAI_BASE_URL", secret=True)] = None
     openai_upstreams: Annotated[
         Path | None, Variable("OPENAI_UPSTREAMS", "a TOML file of upstreams, instead of OPENAI_BASE_URL; see docs/howto/other-backends.md")
@@ -144,6 +144,14 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     openai_upstream_keys: Annotated[
         dict[str, str], Variable("OPENAI_UPSTREAM_KEYS", "keys of these upstreams, as name=key, comma-separated", secret=True)
     ] = msgspec.field(default_factory=dict)
+    remote_model_hosts: Annotated[
+        tuple[str, ...],
+        Variable(
+            "REMOTE_MODEL_HOSTS",
+            "hosts of the servers that administrators may add, comma-separated, for INFERENCE_BACKEND=openai: names, addresses, or patterns"
+            " such as *.example.org for public addresses only; by default none",
+        ),
+    ] = ()
     ollama_keep_alive: Annotated[
         str | None, Variable("OLLAMA_KEEP_ALIVE", "how long Ollama keeps a model after a request: 10m, 0, or -1 for always")
     ] = None
@@ -205,6 +213,8 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
             except errors.BadRequest as error:
                 yield f"MODELS_PULL: {source[:200]}: {error.message}; {error.hint}"
         yield from replica_files.mistakes("RECEIPTS_FILE", self.receipts_file)
+        if self.remote_model_hosts and self.backend != "openai":
+            yield "REMOTE_MODEL_HOSTS needs a worker with INFERENCE_BACKEND=openai"
         for name, text, parse in (
             ("MODEL_MEMORY", self.model_memory, quantities.parse_bytes),
             ("PROMPT_CACHE_RAM", None if self.prompt_cache_ram == "0" else self.prompt_cache_ram, quantities.parse_bytes),

@@ -191,7 +191,7 @@ def single(url: str, key: str | None) -> Upstream:
         mistakes += [f"OPENAI_API_KEY: {wrong}" for wrong in _key_mistakes(key)]
     if mistakes:
         raise errors.BadSettings("\n  ".join(mistakes), hint="see docs/howto/other-backends.md")
-    return Upstream(name=ONLY, url=url, dialect=_dialect_of(url), key=None if key is None else Key(key))
+    return Upstream(name=ONLY, url=url, dialect=dialect_of(url), key=None if key is None else Key(key))
 
 
 def check(setting: str, url: str, key: Key | None = None) -> None:
@@ -220,7 +220,7 @@ def _upstream(name: str, table: object, secrets: Secrets) -> Upstream:
     given = {each: value for each, value in msgspec.structs.asdict(fields).items() if value not in (None, "")}
     given |= {"key": None if key is None else Key(key), "key_setting": setting or f"key_file of {name}"}
     given.pop("key_file", None)
-    return Upstream(**{"name": name, "dialect": _dialect_of(fields.url), "provider": name, **given})
+    return Upstream(**{"name": name, "dialect": dialect_of(fields.url), "provider": name, **given})
 
 
 def _key_places(name: str, fields: _Table, secrets: Secrets) -> Iterator[str]:
@@ -261,7 +261,7 @@ def _url_mistakes(url: str) -> Iterator[str]:
         yield "the URL must be http:// or https:// with a host and no query, such as http://127.0.0.1:8000/v1"
 
 
-def _dialect_of(url: str) -> Dialect | None:
+def dialect_of(url: str) -> Dialect | None:
     return Dialect.OPENAI if URL(url).host == _OPENAI_HOST else None
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shared.api import (  # isort: skip
         accounts, alerts, audit, auth, billing, business, configuration, deployments, embedding, gateway, ledger, membership, metrics,
-        model_search, models, node, organizations, recovery, usage_export, usage_report,
+        model_search, models, node, organizations, recovery, servers, usage_export, usage_report,
     )  # fmt: skip
 
 __all__ = [

@@ -60,6 +60,8 @@ class ApplyConfig(Body, frozen=True):
     expected_revision: Revision | None = None
     #: Return the changes without making them.
     dry_run: bool = False
+    #: Refuse with already_exists if one of the documents exists.
+    only_new: bool = False
     #: Also remove the routes and model limits that ``text`` or ``documents`` don't name, and reset other unnamed documents; not what
     #: tenants wrote.
     prune: bool = False

@@ -234,6 +234,13 @@ def test_the_first_worker_may_be_the_one_of_a_backend(home: StackHome, variable:
     assert {variable, f"{variable}_FILE"} & found["inference"].keys()
 
 
+def test_servers_that_administrators_add_have_the_worker_of_openai(home: StackHome) -> None:
+    assert "inference-openai" not in _environments(_plan(home))
+    found = _environments(_plan(home, REMOTE_MODEL_HOSTS="vllm.lan,*.example.org"))
+    assert [name for name, one in found.items() if "REMOTE_MODEL_HOSTS" in one] == ["inference-openai"]
+    assert found["inference-openai"]["INFERENCE_BACKEND"] == "openai"
+
+
 def test_fingerprint_depends_on_settings_and_secrets_only(home: StackHome) -> None:
     first = _plan(home).fingerprint
     assert _plan(home).fingerprint == first

@@ -12,6 +12,7 @@ from shared.config_documents import (
     MAX_CONFIG_BYTES,
     MAX_POLICIES,
     MAX_ROUTES,
+    MAX_SERVERS,
     MAX_TENANT_BYTES,
     MAX_TENANT_DOCUMENTS,
     MAX_TENANTS_BYTES,
@@ -23,6 +24,7 @@ from shared.config_documents import (
     GuardDocument,
     PolicyDocument,
     RouteDocument,
+    ServerDocument,
     UpstreamPriceDocument,
 )
 from shared.types import ModelName, TenantId
@@ -139,6 +141,9 @@ def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
         yield f"policies: there would be {policies}; the limit is {MAX_POLICIES}"
     if len(routes) > MAX_ROUTES:
         yield f"routes: there would be {len(routes)}; the limit is {MAX_ROUTES}"
+    servers = sum(isinstance(body, ServerDocument) for body in documents.values())
+    if servers > MAX_SERVERS:
+        yield f"servers: there would be {servers}; the limit is {MAX_SERVERS}"
     yield from _check_moderation(documents, routes)
     for name, route in routes.items():
         for position, target in enumerate(route.targets):

@@ -19,15 +19,33 @@ from services.gateway.configuration.config_checks import CheckGuard
 from services.gateway.facts.config_snapshot import DocumentKey
 from shared import errors, yaml_text
 from shared.api.configuration import ConfigDocument
-from shared.config_documents import BODIES, DEFAULT_MODEL, SECTIONS, ConfigKind, Document, DocumentName, PlanDocumentName, RouteName
+from shared.config_documents import (
+    BODIES,
+    DEFAULT_MODEL,
+    SECTIONS,
+    ConfigKind,
+    Document,
+    DocumentName,
+    PlanDocumentName,
+    RouteName,
+    ServerName,
+)
 
 #: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
 _MOST_MISTAKES = 50
 _PROGRAM = (sys.executable, "-m", "services.gateway.config_reader")
-_NAMES = {ConfigKind.ROUTE: RouteName, ConfigKind.MODEL_LIMIT: RouteName, ConfigKind.PLAN: PlanDocumentName}
+_NAMES = {
+    ConfigKind.ROUTE: RouteName,
+    ConfigKind.MODEL_LIMIT: RouteName,
+    ConfigKind.PLAN: PlanDocumentName,
+    ConfigKind.SERVER: ServerName,
+}
 _NAME_RULE = "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
-_PLAN_RULE = "use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter"
+_RULES = {
+    ConfigKind.PLAN: "use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter",
+    ConfigKind.SERVER: "use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter or digit",
+}
 _TAG = "tag:yaml.org,2002:"
 _VALUES = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 #: Deeper than any document.
@@ -126,7 +144,7 @@ def _name_mistakes(path: Path, kind: ConfigKind, name: str) -> Iterator[tuple[Pa
     try:
         msgspec.convert(name, _NAMES.get(kind, DocumentName))
     except msgspec.ValidationError:
-        yield path, _PLAN_RULE if kind is ConfigKind.PLAN else _NAME_RULE
+        yield path, _RULES.get(kind, _NAME_RULE)
 
 
 def _body_mistakes(path: Path, kind: ConfigKind, body: object, check_guard: CheckGuard) -> Iterator[tuple[Path, str]]:
@@ -150,9 +168,9 @@ def _type_mistakes(path: Path, wanted: object, value: object) -> Iterator[tuple[
         msgspec.convert(value, wanted)
     except msgspec.ValidationError as error:
         message, _, deeper = str(error).partition(" - at `$")
-        # Deeper mistakes have been found above.
-        if not deeper:
-            yield path, message[0].lower() + message[1:]
+        # Deeper mistakes of documents have been found above.
+        if not deeper or item is None:
+            yield path, message[0].lower() + message[1:] + (f" (at {deeper.removesuffix('`')})" if deeper else "")
 
 
 def _field_mistakes(path: Path, wanted: type[Document], value: object) -> Iterator[tuple[Path, str]]:

@@ -176,10 +176,11 @@ class ConfigStore(ConfigReader):
     async def versions(
         self, kind: ConfigKind | None, name: str | None, version: int | None = None, *, only_current: bool = False, limit: int
     ) -> Sequence[StoredVersion]:
-        """Return versions, newest first; None stands for all."""
+        """Return versions, newest first, without those of kinds that only a newer release knows; None stands for all."""
         rows = await self._database.rows("list_config_versions", None if kind is None else kind.value, name, version, only_current, limit)
         fields = StoredVersion.__dataclass_fields__
-        return [StoredVersion(**{field: row[field] for field in fields} | {"kind": ConfigKind(row["kind"])}) for row in rows]
+        known = [row for row in rows if row["kind"] in set(ConfigKind)]
+        return [StoredVersion(**{field: row[field] for field in fields} | {"kind": ConfigKind(row["kind"])}) for row in known]
 
     async def watch(self) -> AsyncGenerator[None]:
         """Yield whenever the configuration may have changed, forever. Close it with ``aclosing``."""

@@ -12,6 +12,7 @@ from services.gateway.configuration import config_checks, config_file, environme
 from services.gateway.configuration.config_store import ConfigStore, StoredVersion
 from services.gateway.configuration.live_configuration import Bodies, ConfigOutcome, LiveConfiguration
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.servers import Servers
 from services.gateway.settings import GatewaySettings
 from shared import errors, yaml_text
 from shared.api import business
@@ -35,6 +36,7 @@ class ConfigRpc:
     settings: GatewaySettings
     rpc: RpcClient
     audit_reporting: AuditReporting
+    servers: Servers
     served: Callable[[], Collection[ModelName]]
 
     @serves(api.apply_config)
@@ -46,15 +48,18 @@ class ConfigRpc:
                 f"the file is larger than {api.MAX_FILE_BYTES} bytes", hint="apply it in parts; documents it doesn't name stay"
             )
         read = await config_file.read(config_file.ReadRequest(request.text, request.documents))
-        bodies = {key: _decode(key[0], document.body) for key, document in read.items()}
+        bodies, warnings = await self.servers.admit({key: _decode(key[0], document.body) for key, document in read.items()})
 
         def find_changes(current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
+            taken = [key for key in bodies if request.only_new and (stored := current.get(key)) is not None and stored.body is not None]
+            if taken:
+                raise errors.AlreadyExists(f"there is a {taken[0][0].value} {taken[0][1]!r} already", hint="choose another name")
             unnamed = dict.fromkeys(
                 key for key, stored in current.items() if stored.body is not None and stored.tenant is None and key not in bodies
             )
-            return bodies | unnamed if request.prune else bodies
+            return {**bodies, **unnamed} if request.prune else bodies
 
-        return await self._change(call, find_changes, request, origin="applied", note=request.note)
+        return await self._change(call, find_changes, request, origin="applied", note=request.note, warnings=warnings)
 
     @serves(api.rollback_config)
     async def roll_back(self, request: api.RollbackConfig, call: RpcCall) -> api.AppliedConfig:
@@ -72,7 +77,8 @@ class ConfigRpc:
                 f"this release can't use version {request.version}: {error}", hint="apply the document again"
             ) from error
         note = request.note or f"rollback to version {request.version}"
-        return await self._change(call, lambda _current: {key: body}, request, origin="rollback", note=note)
+        bodies, warnings = await self.servers.admit({key: body})
+        return await self._change(call, lambda _current: bodies, request, origin="rollback", note=note, warnings=warnings)
 
     @serves(api.import_environment)
     async def import_environment(self, request: api.ImportEnvironment, call: RpcCall) -> api.AppliedConfig:
@@ -103,6 +109,7 @@ class ConfigRpc:
         *,
         origin: str,
         note: str,
+        warnings: Collection[str] = (),
     ) -> api.AppliedConfig:
         """Write what differs, as one revision. Raises AlreadyExists after a newer revision, and BadRequest with all mistakes."""
         expected = getattr(request, "expected_revision", None)
@@ -130,7 +137,7 @@ class ConfigRpc:
         return api.AppliedConfig(
             done.revision,
             tuple(_compare(done)),
-            tuple(config_checks.warnings(done.changed, routes, self.served())),
+            (*warnings, *config_checks.warnings(done.changed, routes, self.served())),
         )
 
 

@@ -15,7 +15,7 @@ from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
-from services.inference.settings import InferenceSettings, free_cores
+from services.inference.settings import OPENAI_URL, InferenceSettings, free_cores
 from services.inference.supervision import engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
 from shared.node import lifecycle
@@ -40,10 +40,11 @@ def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[
             from services.inference import upstreams  # noqa: PLC0415
             from services.inference.backends.remote import openai  # noqa: PLC0415
 
-            if settings.openai_upstreams is None:
-                servers: tuple[upstreams.Upstream, ...] = (upstreams.single(settings.openai_url, settings.openai_key),)
-            else:
+            servers: tuple[upstreams.Upstream, ...] = ()
+            if settings.openai_upstreams is not None:
                 servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
+            elif settings.openai_key or not settings.remote_model_hosts or settings.openai_url != OPENAI_URL:
+                servers = (upstreams.single(settings.openai_url, settings.openai_key),)
             return openai.opened_all(servers, settings.remote_slots, settings.queue, watcher)
         case "http":
             from services.inference.backends.remote import registry  # noqa: PLC0415

@@ -24,6 +24,7 @@ from services.gateway.billing.reservations import (
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
 from services.gateway.callers import Callers
+from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts import model_names, policies, tiers
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.facts.guardrails import Guardrails
@@ -60,6 +61,7 @@ from services.gateway.scheduling import routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.worker_records import WorkerStats
 from services.gateway.scheduling.worker_starts import WorkerStarts
+from services.gateway.servers import Servers
 from shared import errors
 from shared.api import auth, events, inference
 from shared.api.embedding import Embedded
@@ -69,7 +71,8 @@ from shared.api.inference import Converted, Moderated, Receipt
 from shared.api.ledger import MICRO, Account, Allowance, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
 from shared.config_documents import PolicyDocument
-from shared.identity import credentials
+from shared.identity import credentials, node_keys
+from shared.identity.trust import Trust
 from shared.node import lifecycle
 from shared.protocol.directory import Announcement, Directory, ModelOffer, WorkerLoad
 from shared.protocol.request_memory import RequestMemory
@@ -107,6 +110,12 @@ def rpc_call(principal: auth.Principal) -> RpcCall:
     call = RpcCall(Peer(Role.CLIENT, node_id(1)), deadline=0, credential=None, idempotency_key=None)
     call.found = principal
     return call
+
+
+def no_servers(live: LiveConfiguration, rpc: Any) -> Servers:
+    """Return those of a mesh without workers for them."""
+    trust = Trust(node_keys.NodeKey(node_keys.new_seed()), Role.GATEWAY)
+    return Servers(live, rpc, trust, "s" * 16)
 
 
 def node_id(number: int) -> NodeId:

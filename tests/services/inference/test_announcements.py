@@ -225,13 +225,16 @@ async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -
     watcher.changed()
     await until(lambda: 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node))
     assert 'ai_platform_upstream_up{server="openai"} 0.0' in exposed(node)
+    backend.name = "another"
+    watcher.changed()
+    assert 'server="openai"' not in exposed(node), "an administrator has removed it"
 
 
 class BackendOfAccounts(EchoBackend):
     seen = ServerState(is_up=True, is_refused=False)
 
     def server_states(self) -> dict[str, ServerState]:
-        return {"openai": self.seen}
+        return {"openai" if self.name == "echo" else self.name: self.seen}
 
 
 async def test_downloads_assigned_models_and_what_is_missing_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def test_model_options() -> None:
         ("MODEL_MEMORY", "0"),
         ("MODEL_KEEP_ALIVE", "a while"),
         ("MODELS_FOR", "agent"),
+        ("REMOTE_MODEL_HOSTS", "vllm.lan"),
     ],
 )
 def test_invalid_settings_are_named(name: str, value: str) -> None:

@@ -1,8 +1,10 @@
 """The client of one HTTP server, over aiohttp: deadlines, limits, retries, and what its failures mean to a caller."""
 
 import asyncio
+import errno
 import io
 import re
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
@@ -10,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from math import inf
 from types import SimpleNamespace, TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -19,6 +21,7 @@ from services.inference.backends.remote import server_errors
 from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.server_errors import RefusalSource, ServerRefusal
 from services.inference.backends.remote.text_answers import JsonRequest
+from services.inference.remote_hosts import RemoteHosts
 from shared import errors
 from shared.errors import AimeshError
 from shared.telemetry import logs
@@ -258,17 +261,25 @@ class Server:
 
 
 @asynccontextmanager
-async def connected(source: RefusalSource) -> AsyncIterator[Server]:
+async def connected(source: RefusalSource, hosts: RemoteHosts | None = None) -> AsyncIterator[Server]:
     """Open connections to a server as they are needed; every request has its key. They use no proxy from the environment and follow no
-    redirect, because the key and the prompt are only for this address."""
+    redirect, because the key and the prompt are only for this address. ``hosts`` checks the address of each connection."""
     upstream = source.upstream
+
+    def open_socket(address: tuple[int, int, int, str, tuple[Any, ...]]) -> socket.socket:
+        # Here, because the name's address may have changed since an earlier check.
+        if hosts is not None and (why := hosts.mistake(upstream.url, str(address[4][0]))):
+            raise OSError(errno.EACCES, why)
+        return socket.socket(*address[:3])
+
     key = {} if upstream.key is None else {"authorization": f"Bearer {upstream.key.text}"}
     url = str(URL(upstream.url)).rstrip("/")
     tracing = aiohttp.TraceConfig()
     tracing.on_connection_reuseconn.append(_note_reuse)
     connector = aiohttp.TCPConnector(
         # SSL_CERT_FILE counts now, not when aiohttp was imported.
-        limit=0, keepalive_timeout=IDLE_SECONDS, ssl=ssl.create_default_context() if url.startswith("https") else True
+        limit=0, keepalive_timeout=IDLE_SECONDS, ssl=ssl.create_default_context() if url.startswith("https") else True,
+        socket_factory=open_socket,
     )  # fmt: skip
     async with aiohttp.ClientSession(
         connector=connector, timeout=aiohttp.ClientTimeout(total=None, connect=upstream.connect_seconds), trace_configs=[tracing],

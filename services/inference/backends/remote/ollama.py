@@ -76,18 +76,18 @@ class _Tags(msgspec.Struct, frozen=True):
 async def opened(url: str, slots: int, queue: int, watcher: Watcher, *, keep_alive: str | None = None) -> AsyncIterator[RemoteBackend]:
     """``slots`` and ``queue`` are per model. Raises BadSettings."""
     upstreams.check("OLLAMA_URL", url)
-    api = _api(None if keep_alive is None else parse_keep_alive(keep_alive))
     upstream = Upstream(name=NAME, url=url, dialect=Dialect.OLLAMA, key_setting="OLLAMA_URL")
+    api = api_of(upstream, None if keep_alive is None else parse_keep_alive(keep_alive))
     models = RemoteModels(NAME, upstream, slots, queue, watcher)
     async with remote_server.connected(api, RefusalSource(SERVER, "OLLAMA_URL", upstream), models) as server:
         yield RemoteBackend(NAME, [server])
 
 
-def _api(keep: int | str | None) -> ServerApi:
+def api_of(upstream: Upstream, keep: int | str | None = None) -> ServerApi:
     """``keep`` is Ollama's `keep_alive`; None for its default."""
     return ServerApi(
         models_path="api/tags",
-        read_models=_read_models,
+        read_models=partial(_read_models, upstream),
         chat_path="api/chat",
         chat_request=lambda _, model, job, most: body(model, job, most, keep=keep),
         chat_assembly=OllamaAssembly,
@@ -95,8 +95,9 @@ def _api(keep: int | str | None) -> ServerApi:
     )
 
 
-def _read_models(content: bytes) -> tuple[ModelListing, ...]:
-    return tuple(_listed(tag) for tag in msgspec.json.decode(content, type=_Tags).models)
+def _read_models(upstream: Upstream, content: bytes) -> tuple[ModelListing, ...]:
+    listed = map(_listed, msgspec.json.decode(content, type=_Tags).models)
+    return tuple(one for one in listed if not upstream.only_models or {one.name, one.own_name} & set(upstream.only_models))
 
 
 def _listed(tag: _Tag) -> ModelListing:

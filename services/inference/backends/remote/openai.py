@@ -92,10 +92,10 @@ def _connected(upstream: Upstream, models: RemoteModels) -> AbstractAsyncContext
         url_setting="OPENAI_BASE_URL" if is_only else f"url of {upstream.name} in OPENAI_UPSTREAMS",
         upstream=upstream,
     )
-    return remote_server.connected(_api(upstream, source.name), source, models)
+    return remote_server.connected(api_of(upstream, source.name), source, models)
 
 
-def _api(upstream: Upstream, name: str) -> ServerApi:
+def api_of(upstream: Upstream, name: str) -> ServerApi:
     return ServerApi(
         models_path="models",
         read_models=partial(_read_models, upstream),

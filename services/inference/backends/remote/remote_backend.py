@@ -99,7 +99,8 @@ class RemoteBackend(Backend):
 
     def __init__(self, name: str, servers: Sequence[ModelServer], rng: random.Random | None = None) -> None:
         self.name = name
-        self.servers = servers
+        #: In the order of the file, and then those that administrators have added, who may also remove them.
+        self.servers = list(servers)
         self._rng = rng or random.Random()  # noqa: S311 - no secret
 
     def models(self) -> tuple[ModelStatus, ...]:
@@ -136,6 +137,8 @@ class RemoteBackend(Backend):
         """Run a job on the best server, and on the next one if that fails and another can take over. Only the last retries."""
         tried: list[ModelServer] = []
         one = self._choose(model, tried, progress) or self._lead(model)
+        if one is None:
+            raise errors.UnknownModel(f"the server of {model} was removed", hint="`aicli models` lists what is served")
         while True:
             tried.append(one)
             try:
@@ -156,12 +159,13 @@ class RemoteBackend(Backend):
         if not progress.is_sending and patience.when() is None and self._choose(model, tried, progress) is not None:
             patience.reschedule(asyncio.get_running_loop().time())
 
-    def _lead(self, model: ModelName) -> ModelServer:
-        """Return the first server of the file that has the model. It decides who may see the prompts."""
-        return next((one for one in self.servers if one.models.listing(model) is not None), self.servers[0])
+    def _lead(self, model: ModelName) -> ModelServer | None:
+        """Return the first server that has the model. It decides who may see the prompts."""
+        return next((one for one in self.servers if one.models.listing(model) is not None), next(iter(self.servers), None))
 
     def _choose(self, model: ModelName, tried: Sequence[ModelServer], progress: _Progress[Any]) -> ModelServer | None:
-        lead = self._lead(model)
+        if (lead := self._lead(model)) is None:
+            return None
         status, last = lead.models.status(model), (tried[-1] if tried else lead).models.listing(model)
         digest = "" if last is None else last.digest
         others = [one for one in self.servers if one not in tried and _can_replace(one.models.status(model), status)]

@@ -152,6 +152,10 @@ class RemoteModels:
         """Why the server gets no requests; empty if it does."""
         return self._out or self._trouble
 
+    @property
+    def in_flight(self) -> int:
+        return sum(served.limits.in_flight for served in self._served.values())
+
     def set_out(self, reason: str) -> None:
         """Take the server out, or back in if there is no ``reason``."""
         before, self._out = self._out, reason
@@ -179,8 +183,7 @@ class RemoteModels:
     def set_load(self, load: ServerLoad | None) -> None:
         """Count the requests of others that the server reports; None if it doesn't any more."""
         before = self._slots, self._others
-        own = sum(served.limits.in_flight for served in self._served.values())
-        self._others = 0 if load is None else max(0, load.running + load.waiting - own)
+        self._others = 0 if load is None else max(0, load.running + load.waiting - self.in_flight)
         if load is not None:
             self.set_slots(load.slots or max(self._slots, load.running))
         if before != (self._slots, self._others):

@@ -33,6 +33,7 @@ from services.inference.backends.remote.token_ids import Ask, TokenApi, TokenIds
 from services.inference.engine.sampling import Parameters
 from services.inference.engine.sequence import check_fits
 from services.inference.jobs import GenerationJob
+from services.inference.remote_hosts import RemoteHosts
 from services.inference.upstreams import Dialect
 from shared import errors
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
@@ -298,9 +299,11 @@ class RemoteServer(ModelServer):
 
 
 @asynccontextmanager
-async def connected(api: ServerApi, source: RefusalSource, models: RemoteModels) -> AsyncIterator[RemoteServer]:
+async def connected(
+    api: ServerApi, source: RefusalSource, models: RemoteModels, hosts: RemoteHosts | None = None
+) -> AsyncIterator[RemoteServer]:
     """Open connections to a server, watch it and keep the list of its models fresh. Raises BadSettings."""
-    async with http_server_client.connected(source) as server:
+    async with http_server_client.connected(source, hosts) as server:
         watch = ServerWatch(server, models, api.models_path)
         one = RemoteServer(server, models, api, watch, TokenSupport(source.name))
         async with lifecycle.background() as tasks:

@@ -133,10 +133,17 @@ def test_mistakes_within_a_route_or_policy_are_named_with_their_lines() -> None:
     assert result.documents == ()
 
 
+def test_mistakes_in_lists_of_texts_and_in_mappings_are_named() -> None:
+    assert read("policies: {mesh: {external: [ok, 'Not Ok'], guard: {prompt: {email: never}}}}").mistakes == (
+        "line 1, policies.mesh.external: expected `str` matching regex '^([a-z0-9][a-z0-9_-]{0,31}|\\\\*)\\\\Z' (at [1])",
+        "line 1, policies.mesh.guard.prompt: invalid enum value 'never' (at [...])",
+    )
+
+
 def test_what_is_not_a_configuration() -> None:
     for text, mistake in {
-        "": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog",
-        "- 1": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog",
+        "": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog, servers",
+        "- 1": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog, servers",
         "route: {}": "line 1, route: unknown section; did you mean routes?",
         "routes: 3": "line 1, routes: write documents here, as name: fields",
         "routes: {a: 1, a: 2}": "line 1: 'a' is here twice",

@@ -28,7 +28,7 @@ from shared.config_documents import (
 )
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import KeyId, TenantId
-from tests.services.gateway.fakes import PERSON, rpc_call
+from tests.services.gateway.fakes import PERSON, no_servers, rpc_call
 from tests.services.gateway.rpc_api.test_policy_rpc import ADMIN, KEY, NOW, OTHERS, TEAM, TEAM_POLICY, Governed, api_key, open_gateway
 from tests.services.gateway.test_settings import GIVEN
 
@@ -49,7 +49,8 @@ def config_rpc(governed: Governed) -> ConfigRpc:
 
     governed.fake.answers[business.name_users.name] = names
     settings = config.load(GatewaySettings, GIVEN)
-    return ConfigRpc(governed.live, governed.tables, settings, governed.fake, AuditReporting(governed.fake), served=list)
+    live, rpc = governed.live, governed.fake
+    return ConfigRpc(live, governed.tables, settings, rpc, AuditReporting(rpc), no_servers(live, rpc), served=list)
 
 
 def names_of(size: int) -> list[str]:

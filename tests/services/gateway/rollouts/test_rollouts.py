@@ -35,7 +35,7 @@ from shared.config_documents import ConfigKind, RouteDocument
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
-from tests.services.gateway.fakes import PERSON, FakeRpc
+from tests.services.gateway.fakes import PERSON, FakeRpc, no_servers
 from tests.services.gateway.requests.admitted_runs import admitted_run
 from tests.services.gateway.rpc_api.test_config_rpc import ADMIN, CALL
 from tests.services.gateway.test_settings import GIVEN
@@ -154,7 +154,7 @@ def opened(postgres_url: str) -> Open:
             running: dict[Run, float] = {}
             yield Gateway(
                 live,
-                ConfigRpc(live, tables, settings, fake, audit_reporting=reporting, served=lambda: [ModelName("smollm2")]),
+                ConfigRpc(live, tables, settings, fake, reporting, no_servers(live, fake), served=lambda: [ModelName("smollm2")]),
                 RolloutsRpc(live, tables, rollouts, fake, reporting),
                 RolloutRunner(
                     live,

@@ -23,7 +23,7 @@ from shared.api.method import Nothing
 from shared.config_documents import ConfigKind
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, Tier, UserRole
-from tests.services.gateway.fakes import OWNER, FakeRpc, rpc_call
+from tests.services.gateway.fakes import OWNER, FakeRpc, no_servers, rpc_call
 from tests.services.gateway.test_settings import GIVEN
 
 ADMIN = msgspec.structs.replace(OWNER, username="root", role=UserRole.ADMIN)
@@ -76,7 +76,7 @@ def opened(postgres_url: str) -> OpenGateway:
             await live.start(settings)
             watching = tasks.create_task(live.watch()) if watches else None
             reporting = AuditReporting(fake)
-            rpc = ConfigRpc(live, tables, settings, fake, audit_reporting=reporting, served=lambda: [ModelName("smollm2")])
+            rpc = ConfigRpc(live, tables, settings, fake, reporting, no_servers(live, fake), served=lambda: [ModelName("smollm2")])
             yield Gateway(live, tables, rpc, acts, reporting)
             if watching is not None:
                 watching.cancel()

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,21 @@ async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypa
             await backend.load(ModelName("a"))
         assert backend.models()[0].digest in (state / "node.digests").read_text()
     assert "loading a\n  devices: the processor, as set\n  context: 8192 tokens per slot" in printed[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"remote_model_hosts": ("vllm.lan",)}, []),
+        ({"remote_model_hosts": ("vllm.lan",), "openai_key": "sk-x"}, ["openai"]),
+        ({"remote_model_hosts": ("vllm.lan",), "openai_url": "http://127.0.0.1:1/v1"}, ["openai"]),
+        ({}, ["openai"]),
+    ],
+)
+async def test_a_worker_for_added_servers_needs_no_other(tmp_path: Path, given: dict[str, Any], names: list[str]) -> None:
+    settings = InferenceSettings(node_key_file=tmp_path / "node.nk", backend="openai", **given)
+    async with backend_selection.opened(settings, Watch(), None) as backend:
+        assert [status.model_id for status in backend.models()] == names
 
 
 async def test_added_model_is_served_without_a_restart_and_removed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from services.inference.backends.remote.event_stream import BadStream
 from services.inference.backends.remote.ollama import OllamaAssembly
 from services.inference.backends.remote.openai_answer import AnswerStep
 from services.inference.backends.remote.token_counts import ReportedUsage
+from services.inference.upstreams import Upstream
 from shared import errors
 from shared.api.generation import (
     ChatMessage,
@@ -67,7 +68,7 @@ def test_images_are_sent_beside_the_text() -> None:
     ],
 )
 def test_the_list_says_what_a_model_can(tag: dict[str, Any], abilities: tuple[str, ...]) -> None:
-    [listed] = ollama._read_models(json.dumps({"models": [{"name": "m", **tag}]}).encode())
+    [listed] = ollama._read_models(Upstream(name="x", url="http://x"), json.dumps({"models": [{"name": "m", **tag}]}).encode())
     assert listed.abilities == abilities
 
 
