@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: A copy of shared.api.configuration.MAX_FILE_BYTES, so that `--help` need not import it; a test compares the two.
 MAX_FILE_BYTES = 960 * 1024
 #: A copy of shared.api.configuration.ConfigKind, for the same reason.
-KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_price", "deployment", "catalog_model")
+KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_price", "deployment", "catalog_model", "server")
 _LIMIT = options.WholeNumber(lambda: api.configuration.ListConfigVersions, "limit")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
 _NOTE = click.option("--note", default="", metavar="TEXT", help="Note for the history.")
@@ -56,7 +56,7 @@ def _document(*, required: bool = True) -> Callable[[Command], Command]:
 
 @click.group()
 def config() -> None:
-    """Change routes, policies, plans, model limits and the default model while the mesh runs."""
+    """Change routes, policies, plans, model limits, servers and the default model while the mesh runs."""
 
 
 @config.command()
