@@ -1,4 +1,4 @@
-"""Show the models, where they run and their prices. Authorized users can load and unload them."""
+"""Show the models, where they run and their prices. Authorized users can load and unload them, and administrators add servers."""
 
 import asyncio
 from collections.abc import Mapping
@@ -18,10 +18,14 @@ from services.web.pages.model_view import ModelPullView, ServedModelView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import access_table, errors
 from shared.access_table import Permission
-from shared.api import gateway, ledger, metrics
+from shared.api import configuration, gateway, ledger, metrics, servers
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
 from shared.api.metrics import History, HistoryGrouping
+from shared.api.servers import ServerRow
+from shared.config_documents import ConfigKind, ServerDocument, ServerKind
+from shared.lists.columns import Listing
 from shared.lists.nodes import short
+from shared.lists.servers import SERVERS
 from shared.telemetry.instruments import DRAFTED_TOKENS
 from shared.types import LoadPurpose, ModelName, NodeId
 
@@ -41,6 +45,8 @@ _DONE: Mapping[str, str] = {
     ModelAction.PIN: "Model loaded and pinned.",
     ModelAction.UNPIN: "Model unpinned. Its worker may unload it to make room.",
     ModelAction.UNLOAD: "Model unloaded.",
+    "server": "Server saved. Workers serve its models within seconds.",
+    "removed": "Server removed. Running answers finish.",
 }
 
 
@@ -51,6 +57,21 @@ class OrderForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     worker: str = ""
     #: What to load it for; empty leaves it as it is.
     purpose: str = ""
+
+
+class ServerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str = ""
+    url: str = ""
+    kind: str = ServerKind.OPENAI
+    #: Empty for none. If ``act`` is replace and the URL is the same, the stored one stays.
+    key: str = ""
+    #: Separated by commas; empty for all.
+    models: str = ""
+    #: replace or remove; empty adds one.
+    act: str = ""
+
+
+NOTHING_TYPED = ServerForm()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +98,14 @@ class ModelsPage:
     warning: str
     #: Set in the response to an order that some workers refused.
     refusals: tuple[OrderRefusal, ...] = ()
+    #: Only for administrators; None if they are unavailable.
+    servers: tuple[ServerRow, ...] | None = None
+    server_listing: ClassVar[Listing[ServerRow]] = SERVERS
+    server_kinds: ClassVar[Mapping[str, str]] = {"openai": "OpenAI-compatible", "vllm": "vLLM", "ollama": "Ollama"}
+    #: Without the key.
+    typed: ServerForm = NOTHING_TYPED
+    #: What to know about the server that was saved.
+    warnings: tuple[str, ...] = ()
 
 
 @get("/models")
@@ -101,6 +130,32 @@ async def order(page_request: NamedDependency[PageRequest]) -> Page:
     return page_request.redirect(f"/models?done={act}")
 
 
+@post("/models/servers")
+async def save_server(page_request: NamedDependency[PageRequest]) -> Page:
+    """Add, change or remove a server. The gateway authorizes it, and lets a worker try the server."""
+    form = await page_request.read_form(ServerForm)
+    try:
+        applied = await page_request.submit(configuration.apply_config, _change_of(form))
+    except (errors.CallerError, errors.PeerError) as error:
+        return await _page(page_request, problem=error, typed=msgspec.structs.replace(form, key=""))
+    if applied.warnings:
+        return await _page(page_request, warnings=applied.warnings)
+    return page_request.redirect(f"/models?done={'removed' if form.act == 'remove' else 'server'}")
+
+
+def _change_of(form: ServerForm) -> configuration.ApplyConfig:
+    """Raises BadRequest."""
+    body = None
+    if form.act != "remove":
+        if form.kind not in set(ServerKind):
+            raise errors.BadRequest("unknown kind of server", hint="reload the Models page and use its form")
+        models = tuple(name.strip() for name in form.models.split(",") if name.strip())
+        server = ServerDocument(url=form.url.strip(), kind=ServerKind(form.kind), key=form.key.strip() or None, models=models)
+        body = msgspec.json.encode(server).decode()
+    document = configuration.ConfigDocument(ConfigKind.SERVER, form.name.strip(), body)
+    return configuration.ApplyConfig(documents=(document,), only_new=not form.act)
+
+
 async def _apply(page_request: PageRequest, form: OrderForm) -> tuple[ModelAction, tuple[ModelPlace, ...]]:
     if form.act not in set(ModelAction) or form.purpose not in ("", *LoadPurpose):
         raise errors.BadRequest("unknown action", hint="reload the Models page and use its buttons")
@@ -120,12 +175,15 @@ async def _page(
     *,
     refusals: tuple[OrderRefusal, ...] = (),
     problem: errors.AimeshError | None = None,
+    typed: ServerForm = NOTHING_TYPED,
+    warnings: tuple[str, ...] = (),
 ) -> Page:
-    served, history, nodes, prices = await asyncio.gather(
+    served, history, nodes, prices, added = await asyncio.gather(
         _served(page_request),
         _drafts(page_request),
         page_request.fetch(gateway.list_nodes, gateway.ListNodes()),
         page_request.fetch(ledger.list_prices, ledger.ListPrices()),
+        _servers(page_request),
     )
     if not isinstance(served, gateway.ServedModels):
         problem, served = problem or served, gateway.ServedModels(())
@@ -141,6 +199,9 @@ async def _page(
         why_none=served.why_none,
         warning=served.warning,
         refusals=refusals,
+        servers=added,
+        typed=typed,
+        warnings=warnings,
     )
     return page_request.page("models.html", view, problem=problem, notices=_DONE)
 
@@ -171,6 +232,16 @@ async def _drafts(page_request: PageRequest) -> History | None:
     try:
         return await page_request.call(metrics.get_history, wanted, deadline_seconds=PAGE_CALL_SECONDS)
     except errors.AimeshError:
+        return None
+
+
+async def _servers(page_request: PageRequest) -> tuple[ServerRow, ...] | None:
+    if not page_request.is_administrator:
+        return None
+    try:
+        return (await page_request.call(servers.list_servers, servers.ListServers(), deadline_seconds=PAGE_CALL_SECONDS)).servers
+    except errors.AimeshError:
+        # Also from a gateway of an earlier release.
         return None
 
 

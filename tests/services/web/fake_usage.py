@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from shared import errors
-from shared.api import auth, gateway, ledger, usage_report
+from shared.api import auth, configuration, gateway, ledger, servers, usage_report
 from shared.api.usage_report import Bucket, LoggedRequest, UsageBucket, UsageOfKey, UsageOfModel, UsageSum
 from shared.types import Credential, KeyId, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, UserRole
 
@@ -37,6 +37,10 @@ class FakeUsage:
         self.prices: list[ledger.ModelPrice] = []
         #: The workers' answers to load and unload requests; if empty, the first worker succeeds.
         self.places: tuple[gateway.ModelPlace, ...] = ()
+        #: Added by administrators.
+        self.servers: tuple[servers.ServerRow, ...] = ()
+        #: Returned for each change of the configuration.
+        self.warnings: tuple[str, ...] = ()
 
     # --- for tests -------------------------------------------------------------------------------------------------------
 
@@ -105,6 +109,16 @@ class FakeUsage:
 
     def _list_prices(self, _request: ledger.ListPrices, _: Credential | None) -> ledger.ModelPrices:
         return ledger.ModelPrices(tuple(self.prices))
+
+    def _list_servers(self, _request: servers.ListServers, credential: Credential | None) -> servers.ServerRows:
+        if self._user(credential).role is not UserRole.ADMIN:
+            raise errors.NotAllowed("you may not do this: it needs *")
+        return servers.ServerRows(self.servers)
+
+    def _apply_config(self, _request: configuration.ApplyConfig, credential: Credential | None) -> configuration.AppliedConfig:
+        if self._user(credential).role is not UserRole.ADMIN:
+            raise errors.NotAllowed("you may not do this: it needs *")
+        return configuration.AppliedConfig(2, (), self.warnings)
 
     def _load_model(self, request: gateway.LoadOnWorker, credential: Credential | None) -> gateway.ModelPlaces:
         return self._obeyed(request.model, credential)

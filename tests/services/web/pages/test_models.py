@@ -6,7 +6,9 @@ import pytest
 from litestar.types import ASGIApp
 
 from shared import errors
-from shared.api import gateway, ledger, metrics
+from shared.api import configuration, gateway, ledger, metrics
+from shared.api.servers import ServerRow
+from shared.config_documents import ConfigKind, ServerDocument, ServerKind
 from shared.types import LoadPurpose, MicroCredits, ModelName, NodeId, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import Account, FakeMesh
@@ -282,3 +284,77 @@ async def test_users_who_cannot_load_models_see_no_downloads(alice: Browser, mes
     mesh.nodes.append(msgspec.structs.replace(mesh.add_worker("UWORKER9", "smollm2"), pulls=(PULL,)))
     assert "qwen" not in (await alice.get("/models")).text
     assert (await alice.get("/live/models")).status_code == 403
+
+
+SERVERS = "/models/servers"
+RACK = ServerRow("rack", "http://10.0.0.5:8000/v1", ServerKind.VLLM, True, (ModelName("qwen3"),), 2, "")
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture
+async def root(mesh: FakeMesh, browser: Browser) -> Browser:
+    """An administrator's browser."""
+    mesh.add_worker("UWORKER1", "smollm2")
+    return await sign_in(mesh, browser, UserRole.ADMIN)
+
+
+def sent_servers(mesh: FakeMesh) -> list[tuple[configuration.ConfigDocument, bool]]:
+    found = [each.request for each in mesh.calls if each.method == "gateway.applyConfig"]
+    return [(each.documents[0], each.only_new) for each in found if isinstance(each, configuration.ApplyConfig)]
+
+
+async def test_administrators_see_servers_and_others_do_not(root: Browser, mesh: FakeMesh) -> None:
+    mesh.servers = (RACK, ServerRow("attic", "http://attic", ServerKind.OLLAMA, False, (), 0, "attic <b> does not answer"))
+    page = (await root.get("/models")).text
+    for text in ("<bdi>rack</bdi>", "<bdi>http://10.0.0.5:8000/v1</bdi>", "<bdi>qwen3</bdi>", "attic &lt;b&gt; does not answer"):
+        assert text in page, text
+
+
+async def test_developers_see_no_servers(dana: Browser, mesh: FakeMesh) -> None:
+    page = await dana.get("/models")
+    assert SERVERS not in forms_of(page)
+    token = forms_of(page)[ORDERS]["token"]
+    answer = await dana.client.post(
+        SERVERS, data={"token": token, "name": "rack", "act": "remove"}, headers={"Sec-Fetch-Site": "same-origin"}
+    )
+    assert answer.status_code == 403
+    assert "gateway.listServers" not in mesh.called_methods()
+
+
+async def test_an_administrator_adds_changes_and_removes_a_server(root: Browser, mesh: FakeMesh) -> None:
+    mesh.servers = (RACK,)
+    typed = {"name": "rack", "url": " http://10.0.0.5:8000/v1 ", "kind": "vllm", "key": f" {KEY}\n", "models": "qwen3, gemma3,"}
+    body = msgspec.json.encode(ServerDocument(url=typed["url"].strip(), kind=ServerKind.VLLM, key=KEY, models=("qwen3", "gemma3"))).decode()
+    document = configuration.ConfigDocument(ConfigKind.SERVER, "rack", body)
+    for act, done in (("", "server"), ("replace", "server"), ("remove", "removed")):
+        answer = await root.submit(await root.get("/models"), SERVERS, **typed, act=act)
+        assert (answer.status_code, answer.headers["location"]) == (303, f"/models?done={done}")
+    removed = configuration.ConfigDocument(ConfigKind.SERVER, "rack", None)
+    assert sent_servers(mesh) == [(document, True), (document, False), (removed, False)]
+    assert "Server saved." in (await root.get("/models?done=server")).text
+
+
+async def test_a_refused_server_keeps_what_was_typed_but_not_the_key(root: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway.applyConfig"] = errors.BadRequest("server rack refuses this worker's key (status 401)", hint="check the key")
+    typed = {"name": "rack", "url": "http://10.0.0.5:8000/v1", "kind": "ollama", "key": KEY}
+    page = await root.submit(await root.get("/models"), SERVERS, **typed)
+    assert page.status_code == 400
+    assert "Server rack refuses this worker&#39;s key (status 401)." in page.text
+    assert 'value="http://10.0.0.5:8000/v1"' in page.text
+    assert '<option value="ollama" selected>' in page.text
+    assert KEY not in page.text
+    assert "unknown kind" in (await root.submit(page, SERVERS, name="a", url="b", kind="c")).text.lower()
+
+
+async def test_a_server_that_nobody_can_use_yet_is_told(root: Browser, mesh: FakeMesh) -> None:
+    mesh.warnings = ("server rack: add rack to `external` of the policies mesh and default",)
+    page = await root.submit(await root.get("/models"), SERVERS, name="rack", url="https://api.example.org/v1", kind="openai")
+    assert "Server saved, but nobody can use it yet." in page.text
+    assert "of the policies mesh and default." in page.text
+
+
+async def test_the_page_works_with_a_gateway_that_knows_no_servers(root: Browser, mesh: FakeMesh) -> None:
+    mesh.broken["gateway.listServers"] = errors.UnknownMethod("there is no method gateway.listServers")
+    page = await root.get("/models")
+    assert page.status_code == 200
+    assert "Servers are unavailable right now." in page.text

@@ -11,9 +11,10 @@ from shared.api import configuration as api
 from shared.api.billing import Customer, Party, PlanState
 from shared.api.membership import MemberState
 from shared.api.organizations import Invitation, TeamRole
+from shared.api.servers import ServerRow
 from shared.api.usage_export import UsageSink
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
-from shared.config_documents import PolicyDocument, Sticky
+from shared.config_documents import PolicyDocument, ServerKind, Sticky
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
 from tests.services.web.fake_billing import PRO
 from tests.services.web.fake_mesh import NOW, Account
@@ -95,6 +96,7 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     mesh.plan, mesh.next_plan = msgspec.structs.replace(PRO, name=name, limits=(name,)), name
     mesh.plans = mesh.plan, msgspec.structs.replace(PRO, name=f"{name}{name}")
     mesh.customers = (Customer(invoice.owner, name, name, PlanState.ACTIVE, name, NOW),)
+    mesh.servers = (ServerRow(name, name, ServerKind.VLLM, True, (ModelName(name),), 1, name),)
     mesh.sinks = (UsageSink(name, NOW, 1, 1.0, error=name),)
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)
