@@ -386,6 +386,8 @@ class CatalogDocument(Document, frozen=True):
     #: Bytes of all files. Without a SHA-256, nobody has asked the hub.
     size: Annotated[int, Meta(ge=1, le=2**50)] | None = None
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
+
+
 class ServerKind(StrEnum):
     """What a server speaks."""
 

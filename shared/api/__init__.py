@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "gateway", "ledger",
-    "membership", "metrics", "model_search", "models", "node", "organizations", "recovery", "usage_export", "usage_report",
+    "membership", "metrics", "model_search", "models", "node", "organizations", "recovery", "servers", "usage_export", "usage_report",
 ]  # fmt: skip
 
 

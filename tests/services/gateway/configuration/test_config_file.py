@@ -140,10 +140,15 @@ def test_mistakes_in_lists_of_texts_and_in_mappings_are_named() -> None:
     )
 
 
+SECTIONS = (
+    "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog, servers"
+)
+
+
 def test_what_is_not_a_configuration() -> None:
     for text, mistake in {
-        "": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog, servers",
-        "- 1": "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog, servers",
+        "": SECTIONS,
+        "- 1": SECTIONS,
         "route: {}": "line 1, route: unknown section; did you mean routes?",
         "routes: 3": "line 1, routes: write documents here, as name: fields",
         "routes: {a: 1, a: 2}": "line 1: 'a' is here twice",
