@@ -30,13 +30,14 @@ from shared.api import (
     models,
     organizations,
     recovery,
+    servers,
     service_settings,
     usage_report,
 )
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
 from shared.api.method import Method, StreamMethod
-from shared.config_documents import ConfigKind
+from shared.config_documents import ConfigKind, ServerKind
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
@@ -164,6 +165,8 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.loadModel": lambda: gateway.LoadOnWorker(NO_MODEL),
     "gateway.unloadModel": lambda: gateway.UnloadOnWorkers(NO_MODEL),
     "gateway.planModel": lambda: model_search.PlanModel("no-such-model"),
+    "gateway.takeServers": lambda: servers.TakeServers(b"none", -1),
+    "inference.tryServer": lambda: servers.OpenServer("rack", "http://127.0.0.1:1/v1", ServerKind.OPENAI),
     "gateway.pullModel": lambda: gateway.PullOnWorkers("https://example.org/x.gguf", NodeId("nobody-at-all")),
     "gateway.findModelBlobs": lambda: models.FindModelBlobs(()),
     "gateway.completeModelVersion": lambda: models.CompleteModelVersion(NO_MODEL, b"{}"),

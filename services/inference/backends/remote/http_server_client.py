@@ -325,7 +325,8 @@ def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
     reason = source.cleaned(_reason(error))
     match error:
         case aiohttp.ClientError():
-            hint = f"is it running? see {source.url_setting}"
+            is_forbidden = isinstance(error, OSError) and error.errno == errno.EACCES
+            hint = f"{'' if is_forbidden else 'is it running? '}see {source.url_setting}"
             return errors.Unavailable(f"{source.name} does not answer: {reason}", hint=hint, retry_after_seconds=5.0)
         case ServerTimedOut():
             return errors.Unavailable(f"{source.name} did not {reason}", hint="look at the server's own log")
