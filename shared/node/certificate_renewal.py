@@ -215,7 +215,7 @@ class CertificateRenewal:
     def _may_ask(self, node: NodeId) -> bool:
         """A node unknown to the directory has a link to us, so its role was checked."""
         entry = self._nodes.find(node)
-        return entry is None or topics.may_link(self._trust.role, entry.role)
+        return entry is None or topics.may_call(self._trust.role, entry.role)
 
     async def _pull(self, node: NodeId) -> bool:
         try:

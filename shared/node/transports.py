@@ -39,7 +39,7 @@ class Transports:
         self._by_swarm: dict[NodeId, RpcConnection] = {}
         for transport in self.transports():
             transport.on_link = self._opened
-            transport.on_number = lambda link, number: self.record_list_number(link.peer.node, number)
+            transport.on_number = self._record_list_number
 
     def transports(self) -> list[NatsTransport | SwarmTransport]:
         return [transport for transport in (self.nats, self.swarm) if transport is not None]
@@ -98,7 +98,7 @@ class Transports:
     async def reach(self, peer: Peer, transport: str) -> RpcConnection:
         """Connect to a peer over one transport. Raises PeerError, NodeRevoked, and WrongRole if SPEAKS_TO forbids the call: NATS would drop
         the HELLO silently, and the link would take the peer for dead."""
-        if not topics.may_link(self._trust.role, peer.role):
+        if not topics.may_call(self._trust.role, peer.role):
             raise errors.WrongRole(f"the role {self._trust.role} may not call {peer.role}", hint="see shared/protocol/topics.py")
         self._trust.check_not_revoked(peer.node)
         if transport == "nats" and self.nats is not None:
@@ -113,14 +113,20 @@ class Transports:
         if number > self._trust.number:
             self.on_number(node, number)
 
+    def _record_list_number(self, link: Link, number: int) -> None:
+        if topics.may_call(self._trust.role, link.peer.role):
+            self.record_list_number(link.peer.node, number)
+
     def _opened(self, link: Link) -> None:
         connection = self._adopt(link)
-        if link.transport == "swarm":
+        if link.transport == "swarm" and topics.may_call(self._trust.role, link.peer.role):
             self._by_swarm[link.peer.node] = connection
         self.on_link(link)
 
     def _adopt(self, link: Link) -> RpcConnection:
-        connection = RpcConnection(link, self._dispatcher)
+        # Workers link only for their sidecars to copy blocks.
+        dispatcher = self._dispatcher if topics.may_call(self._trust.role, link.peer.role) else None
+        connection = RpcConnection(link, dispatcher)
         connection.on_closed.append(self._closed)
         self._connections.add(connection)
         return connection

@@ -55,9 +55,15 @@ MEETING_PLACES = (
 )
 
 
-def may_link(one: Role, other: Role) -> bool:
-    """Return whether nodes of these roles may connect. A newcomer is not in the table: it may only ask auth for a certificate."""
+def may_call(one: Role, other: Role) -> bool:
+    """Return whether nodes of these roles may call each other. A newcomer is not in the table: it may only ask auth for a certificate."""
     return other in SPEAKS_TO[one] or {one, other} == {Role.AUTH, Role.NEWCOMER}
+
+
+def may_link(one: Role, other: Role) -> bool:
+    """Return whether nodes of these roles may connect over Hyperswarm. Workers do, for their sidecars to copy blocks of models, but never
+    call each other."""
+    return may_call(one, other) or one is other is Role.WORKER
 
 
 def meeting_topic(secret: bytes, place: MeetingPlace) -> bytes:

@@ -89,7 +89,7 @@ class StockRpcClients:
         # A msgpack map never begins with a brace.
         is_json = request.value[:1] in (b"{", b"")
         self._trust.check_not_revoked(node_keys.node_of(request.key))
-        if not topics.may_link(self._trust.role, Role.CLIENT):
+        if not topics.may_call(self._trust.role, Role.CLIENT):
             raise errors.WrongRole(f"a {self._trust.role} does not serve clients", hint="call a gateway or auth")
         if request.method == HELLO:
             client = self._introduce(request, is_json=is_json)

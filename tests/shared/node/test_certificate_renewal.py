@@ -232,7 +232,7 @@ async def test_each_role_meets_exactly_those_it_may_call(world: Callable[..., Wo
             for topic in mine.keys() & theirs.keys()
         )
         # Replicas of one role share a topic and see each other there, but never call each other.
-        assert meets is topics.may_link(role, other) or (meets and role == other) or {role, other} == {Role.METRICS, Role.WEB}, other
+        assert meets is topics.may_call(role, other) or (meets and role == other) or {role, other} == {Role.METRICS, Role.WEB}, other
 
 
 async def test_a_node_that_lost_auth_also_searches_the_enrollment_topic(world: Callable[..., World]) -> None:
