@@ -14,6 +14,7 @@ from shared.protocol.wire import Announce, Frame, Hello
 from shared.timing.backoff import Backoff
 from shared.transports.handshake import Handshake, HandshakeRefusal
 from shared.transports.hyperswarm import (
+    BlockCopies,
     Event,
     PathChanged,
     PeerAddress,
@@ -115,6 +116,8 @@ class SwarmTransport:
         #: Answers stock @hyperswarm/rpc clients. Set it before ``run``; None refuses them.
         self.on_request: Callable[[Request], Awaitable[bytes]] | None = None
         self.on_requester_gone: Callable[[bytes], None] = lambda channel: None
+        #: For the sidecar to copy blocks of files from and for peers.
+        self.copies = BlockCopies()
         self.restarts = 0
         self._open_swarm = open_swarm
         self._swarm: Swarm | None = None
@@ -150,6 +153,7 @@ class SwarmTransport:
                 swarm = self._open_swarm()
                 swarm.on_event = lambda event, of=swarm: self._on_event(of, event)  # type: ignore[misc]  # bound by the default
                 swarm.on_request, swarm.on_requester_gone = self.on_request, self.on_requester_gone
+                swarm.copies = self.copies
                 async with swarm:
                     failures = 0
                     await self._live(swarm)

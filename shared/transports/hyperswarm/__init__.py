@@ -3,6 +3,14 @@
 Needs only the standard library and Node.js.
 """
 
+from shared.transports.hyperswarm.block_copies import (
+    BLOCK_BYTES,
+    BlockCopies,
+    CopyFile,
+    CopyListener,
+    Ending,
+    WholeFile,
+)
 from shared.transports.hyperswarm.connection_table import (
     Banned,
     DhtStats,
@@ -20,10 +28,15 @@ from shared.transports.hyperswarm.swarm import Swarm
 from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, NodeMissing, RequestRefused, SidecarLost, SwarmError
 
 __all__ = [
+    "BLOCK_BYTES",
     "MAX_MESSAGE_BYTES",
     "Banned",
+    "BlockCopies",
     "ConnectionClosed",
+    "CopyFile",
+    "CopyListener",
     "DhtStats",
+    "Ending",
     "Event",
     "NodeMissing",
     "Path",
@@ -39,5 +52,6 @@ __all__ = [
     "Stats",
     "Swarm",
     "SwarmError",
+    "WholeFile",
     "find_node",
 ]

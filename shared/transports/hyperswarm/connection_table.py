@@ -96,6 +96,8 @@ class ConnectionTable:
         self.on_ended: Callable[[PeerConnection], None] = lambda connection: None
         self.on_network_change: Callable[[], None] = lambda: None
         self.on_request: Callable[[Pipe, int, bytes], None] = lambda pipe, number, payload: None
+        #: Called with the sidecar's events of ``BlockCopies``.
+        self.on_copy: Callable[[dict[str, Any]], None] = lambda event: None
 
     @property
     def connections(self) -> tuple[PeerConnection, ...]:
@@ -179,6 +181,8 @@ class ConnectionTable:
 
     def _on_table_event(self, event: dict[str, Any]) -> None:
         match event["event"]:
+            case "copy":
+                self.on_copy(event)
             case "network-changed":
                 self.on_network_change()
             case "refused":

@@ -14,6 +14,7 @@ from shared import addresses
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
 from shared.transports.hyperswarm import connection_table, sidecar_process
+from shared.transports.hyperswarm.block_copies import BlockCopies
 from shared.transports.hyperswarm.connection_table import ConnectionTable
 from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.transports.hyperswarm.peer_connection import PeerAddress, PeerConnection
@@ -73,6 +74,7 @@ class Swarm:
     #: Answers requests of stock protomux-rpc clients; None refuses them. May raise only RequestRefused.
     on_request: Answers | None = None
     on_requester_gone: OnGone = field(default=lambda channel: None)
+    copies: BlockCopies = field(default_factory=BlockCopies)
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
@@ -93,7 +95,8 @@ class Swarm:
             self.clock, window_bytes=self.window_bytes, first_bytes=self.first_bytes, max_pending=self.max_pending
         )
         self._table.on_event = lambda event: self.on_event(event)  # noqa: PLW0108 - it may be replaced
-        self._table.on_opened = lambda connection: self._recovery.opened(connection.key, connection.topics)
+        self._table.on_opened = self._opened
+        self._table.on_copy = lambda event: self.copies.receive(event)  # noqa: PLW0108 - it may be replaced
         self._table.on_lost = lambda connection: self._closed(connection, wanted=connection.key not in self.denied)
         self._table.on_ended = lambda connection: self._closed(connection, wanted=False)
         self._table.on_network_change = self._network_changed
@@ -218,10 +221,12 @@ class Swarm:
         sidecar.send_command("firewall", self._firewall())
         for topic, joined in self._topics.items():
             sidecar.send_command("join", {"topic": topic.hex(), "server": joined.server, "client": joined.client})
+        self.copies.started(sidecar)
         self._running.set()
 
     async def _stop(self) -> None:
         self._running.clear()
+        self.copies.lost()
         sidecar, self._sidecar = self._sidecar, None
         if sidecar is not None:
             await sidecar.stop()
@@ -254,6 +259,7 @@ class Swarm:
             self._sidecar = None
             self._running.clear()
             self._table.sidecar_lost()
+            self.copies.lost()
             self.on_event(connection_table.SidecarDied(words))
             if self.clock() - began_at >= RESTART_CALM_SECONDS:
                 failures = 0
@@ -327,7 +333,12 @@ class Swarm:
                 missed = 0
                 sidecar.kill()
 
+    def _opened(self, connection: PeerConnection) -> None:
+        self._recovery.opened(connection.key, connection.topics)
+        self.copies.opened(connection.key)
+
     def _closed(self, connection: PeerConnection, *, wanted: bool) -> None:
+        self.copies.closed(connection.key)
         self._recovery.closed(connection.key, self.clock(), wanted=wanted)
 
     def _network_changed(self) -> None:

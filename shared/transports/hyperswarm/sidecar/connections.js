@@ -22,9 +22,10 @@ const MAX_WINDOW = 1024 * 1024
 const MAX_UNSENT = 2 * MAX_WINDOW
 
 class Connection {
-  /** owner: outbox, firstBytes, pathOf(stream), adopt(connection, message), opened(connection, allowance), closed(connection) */
+  /** owner: outbox, firstBytes, pathOf(stream), adopt(connection, message), opened(connection, allowance), closed(connection), and
+   * receive(connection, message) for the messages of copying.js, which returns whether the peer may send it. */
   constructor(id, stream, info, owner) {
-    Object.assign(this, { id, stream, info, owner, isOpen: false, failure: null, mostBytes: MAX_SEALED })
+    Object.assign(this, { id, stream, info, owner, isOpen: false, isStranger: true, failure: null, mostBytes: MAX_SEALED })
     /** What the peer may still send. */
     this.allowance = owner.firstBytes
     /** What the peer may still grant. */
@@ -60,7 +61,8 @@ class Connection {
   grant(cost) {
     this.allowance += cost
     this.stream.write(withNumber(Buffer.of(CREDIT), cost))
-    this.stream.rawStream.off('data', this.guard) // not a stranger any more
+    this.stream.rawStream.off('data', this.guard)
+    this.isStranger = false
   }
 
   close(aborts) {
@@ -105,7 +107,7 @@ class Connection {
       this.grantable -= credit
       if (credit < OVERHEAD || this.grantable < 0) this.fail('FLOW_CONTROL', 'the peer granted too much credit')
       else this.owner.outbox.send(TYPE.CREDIT, this.id, message.subarray(1))
-    } else this.fail('BAD_MESSAGE', 'the peer does not speak our protocol')
+    } else if (kind <= PART || !this.owner.receive(this, message)) this.fail('BAD_MESSAGE', 'the peer does not speak our protocol')
   }
 }
 
@@ -115,4 +117,4 @@ function withNumber(prefix, number) {
   return message
 }
 
-module.exports = { Connection, DATA, PART, CREDIT, OVERHEAD, MAX_PART, MAX_WINDOW }
+module.exports = { Connection, DATA, PART, CREDIT, OVERHEAD, MAX_PART, MAX_UNSENT, MAX_WINDOW }

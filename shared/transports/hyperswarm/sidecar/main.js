@@ -4,6 +4,7 @@
 const net = require('node:net')
 const DHT = require('hyperdht')
 const { Connection, DATA, PART } = require('./connections')
+const { Copying } = require('./copying')
 const { TYPE, BadFrame, Outbox, Parser } = require('./frames')
 const { open, hexOf, DUPLICATE } = require('./network')
 
@@ -18,6 +19,7 @@ const REFUSALS_PER_SECOND = 20
 const socket = new net.Socket({ fd: Number(process.argv[2]), readable: true, writable: true })
 const outbox = new Outbox(socket)
 const connections = new Map()
+const copying = new Copying(outbox)
 let lastId = 0
 let swarm = null
 let isLeaving = false
@@ -71,11 +73,16 @@ const owner = {
     const topics = info.topics.map(hexOf)
     const facts = { ...connection.route(), key: hexOf(remotePublicKey), channel: hexOf(handshakeHash), initiator, topics, allowance }
     outbox.json(TYPE.OPEN, id, facts)
+    copying.opened(connection)
   },
-  closed({ id, isOpen, failure, stream }) {
+  receive: (connection, message) => copying.receive(connection, message),
+  closed(connection) {
+    const { id, isOpen, failure, stream } = connection
     connections.delete(id)
-    if (isOpen) outbox.send(TYPE.CLOSE, id, Buffer.from(failure?.message ?? ''))
-    else if (stream.isInitiator) dialFailed(stream.remotePublicKey, failure)
+    if (isOpen) {
+      copying.closed(connection)
+      outbox.send(TYPE.CLOSE, id, Buffer.from(failure?.message ?? ''))
+    } else if (stream.isInitiator) dialFailed(stream.remotePublicKey, failure)
   },
 }
 
@@ -116,6 +123,8 @@ const CALLS = {
   },
   leave: ({ topic }) => swarm.leave(bytesOf(topic)),
   dial: ({ key, topic }) => swarm.dial(bytesOf(key), bytesOf(topic)),
+  joinPeer: ({ key }) => swarm.joinPeer(bytesOf(key)),
+  leavePeer: ({ key }) => swarm.leavePeer(bytesOf(key)),
   refresh: ({ topic }) => swarm.status(bytesOf(topic))?.refresh(),
   flush: () => Promise.all([...swarm.topics()].map((discovery) => discovery.flushed())),
   firewall: ({ denied }) => swarm.deny(denied),
@@ -125,6 +134,7 @@ const CALLS = {
   isRemembered: () => swarm.isRemembered(),
   announce: () => swarm.server.refresh(),
   revive: () => swarm.revive(),
+  ...copying.calls,
   stats() {
     const { host, port, firewalled, randomized, bootstrapped } = swarm.dht
     const dht = { host, port, firewalled, randomized, bootstrapped, nodes: swarm.dht.toArray().length }

@@ -26,6 +26,7 @@ function connect({ isInitiator = false, adopts = false } = {}) {
       seen.opened = allowance
     },
     closed: () => seen.closed++,
+    receive: (_connection, message) => message[0] === 3 && message.length > 1,
   }
   const connection = new Connection(7, stream, { topics: [] }, owner)
   return { connection, stream, seen, say: (...bytes) => stream.emit('data', Buffer.from(bytes.flat())) }
@@ -139,6 +140,10 @@ test('a peer that grants and does not take goes', () => {
 })
 
 test('what is no message ends it', () => {
+  const { stream, seen, say } = opened()
+  say(3, 1) // one that the owner takes
+  assert.equal(stream.isDestroyed, false)
+  assert.deepEqual(seen.frames, [])
   for (const bytes of [[], [3], [0x48, 1], [255, 1], [CREDIT], [CREDIT, 1, 2, 3], [CREDIT, 1, 2, 3, 4, 5]]) {
     const { stream, say } = opened()
     say(bytes)

@@ -28,17 +28,28 @@ class Stream extends EventEmitter {
     this.isDestroyed = false
     this._len = 0
     this._writableState = { buffered: 0 }
+    /** What `write` returns: whether there is room. */
+    this.hasRoom = true
   }
 
   setKeepAlive() {}
   setTimeout() {}
 
+  alloc(length) {
+    return Buffer.alloc(length)
+  }
+
   write(message) {
     this.written.push(message)
+    return this.hasRoom
   }
 
   end() {
     this.destroy()
+  }
+
+  get destroying() {
+    return this.isDestroyed
   }
 
   destroy(error) {

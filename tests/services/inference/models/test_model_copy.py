@@ -1,0 +1,230 @@
+"""Copies between real sidecars on loopback: whole ones, and with peers that lie, are silent, send too much, or die."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from services.inference.models import model_copy
+from services.inference.models.model_copy import DownloadRate, ModelCopy
+from shared.transports.hyperswarm import BLOCK_BYTES, find_node
+from tests import dht
+from tests.services.inference.models.copying import MemoryOrigin, Source, finish, make_source, worker
+from tests.shared.transports.hyperswarm import swarms
+
+HOSTILE = Path(swarms.__file__).parent / "hostile_peer.js"
+
+
+async def test_a_worker_copies_a_file_from_another_one_without_the_origin(tmp_path: Path) -> None:
+    source = make_source(tmp_path, 8.3)
+    origin = MemoryOrigin(source, is_away=True)
+    async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
+        holder.offers(source.whole)
+        reader.peers = [holder.key]
+        await finish(reader.copy(source, origin), source)
+        assert reader.progress[-1].bytes == reader.progress[-1].from_peers == len(source.body)
+        assert not reader.reports
+        await swarms.until(lambda: not reader.swarm.connections and not holder.swarm.connections)
+
+
+async def test_three_workers_read_each_block_once_from_the_origin(tmp_path: Path) -> None:
+    source = make_source(tmp_path, 16)
+    origin = MemoryOrigin(source)
+    async with AsyncExitStack() as stack:
+        workers = [await stack.enter_async_context(worker(f"w{number}", tmp_path)) for number in range(3)]
+        for each in workers:
+            each.offers(None)
+            each.peers = [other.key for other in workers if other is not each]
+        async with asyncio.TaskGroup() as tasks:
+            for each in workers:
+                tasks.create_task(finish(each.copy(source, origin), source))
+    assert sorted(origin.sent) == list(range(source.count))
+    assert sum(each.progress[-1].from_peers for each in workers) == 2 * len(source.body)
+
+
+@pytest.fixture
+def found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New peers are found at once."""
+    monkeypatch.setattr(model_copy, "FIND_SECONDS", 0.1)
+    monkeypatch.setattr(model_copy, "ORIGIN_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize("elsewhere", ["a worker", "the origin"])
+@pytest.mark.usefixtures("found_soon")
+async def test_a_liar_is_dropped_and_its_block_comes_from_elsewhere(tmp_path: Path, elsewhere: str) -> None:
+    source = make_source(tmp_path)
+    origin = MemoryOrigin(source, is_away=True)
+    async with worker("liar", tmp_path) as liar, worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
+        liar.offers(source.flipped())
+        holder.offers(source.whole)
+        reader.peers = [liar.key]
+
+        def reported() -> None:
+            origin.is_away = elsewhere == "a worker"
+            reader.peers = [liar.key] if elsewhere == "the origin" else [liar.key, holder.key]
+
+        reader.on_report = reported
+        await finish(reader.copy(source, origin), source)
+        assert set(reader.reports) == {(liar.key, "wrong hash")}
+        assert set(reader.dropped) == {liar.key}
+        assert sorted(origin.sent) == (list(range(source.count)) if elsewhere == "the origin" else [])
+
+
+@asynccontextmanager
+async def hostile_peer(fault: str, blocks: int) -> AsyncIterator[bytes]:
+    """Run a peer of our protocol that breaks it; yield its key."""
+    command = [str(HOSTILE), str(dht.SIDECAR / "node_modules"), str(dht.shared()[0].port), fault, str(blocks)]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(str(find_node()), *command, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+            yield bytes.fromhex((await process.stdout.readline()).decode())
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "silent",
+        "another block",
+        "another file",
+        "a long slice",
+        "empty slices",
+        "a block beyond the end",
+        "another bitmap",
+        "a flood of news",
+        "a flood of refusals",
+        "half a message",
+    ],
+)
+@pytest.mark.usefixtures("found_soon")
+async def test_a_peer_that_is_silent_or_breaks_the_protocol_is_dropped(tmp_path: Path, fault: str) -> None:
+    source = make_source(tmp_path, 3)
+    origin = MemoryOrigin(source, is_away=True)
+    async with hostile_peer(fault, source.count) as key, worker("reader", tmp_path) as reader:
+        reader.peers = [key]
+
+        def reported() -> None:
+            origin.is_away = False
+
+        reader.on_report = reported
+        await finish(reader.copy(source, origin), source)
+        assert set(reader.reports) == {(key, "silent" if fault == "silent" else "broke the protocol")}
+
+
+async def test_a_killed_sidecar_costs_at_most_16_blocks(tmp_path: Path) -> None:
+    source = make_source(tmp_path, 40)
+    async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
+        holder.offers(source.whole)
+        holder.swarm.copies.set_rate(32 * BLOCK_BYTES)
+        reader.peers = [holder.key]
+        copying = asyncio.create_task(finish(reader.copy(source, MemoryOrigin(source, is_away=True)), source))
+        while (await reader.has_moved()).bytes < 30 * BLOCK_BYTES:
+            pass
+        os.kill((await reader.swarm.stats()).pid, signal.SIGKILL)
+        await copying
+        again = reader.progress[-1].from_peers - len(source.body)
+        assert 0 <= again <= 16 * BLOCK_BYTES
+        assert not reader.reports
+
+
+async def test_a_canceled_copy_continues_with_what_it_has(tmp_path: Path) -> None:
+    source = make_source(tmp_path, 16)
+    async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
+        holder.offers(source.whole)
+        holder.swarm.copies.set_rate(16 * BLOCK_BYTES)
+        reader.peers = [holder.key]
+        copying = asyncio.create_task(reader.copy(source, MemoryOrigin(source, is_away=True)).run())
+        while (await reader.has_moved()).bytes < 5 * BLOCK_BYTES:
+            pass
+        copying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await copying
+        copied = reader.progress[-1].bytes
+        await finish(reader.copy(source, MemoryOrigin(source, is_away=True)), source)
+        assert reader.progress[-1].from_peers <= len(source.body) - copied
+        # Nothing is left to do, and nobody is asked.
+        reader.peers = []
+        await finish(reader.copy(source, MemoryOrigin(source, is_away=True)), source)
+
+
+async def test_a_peer_whose_owner_has_paused_it_is_not_taken_for_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, news = make_source(tmp_path, 4), 0
+    async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
+        holder.offers(source.whole)
+        holder.swarm.copies.set_rate(0)
+        reader.peers = [holder.key]
+        copy = reader.copy(source, MemoryOrigin(source, is_away=True))
+        heard = asyncio.Event()
+
+        def count_news(key: bytes, blocks: int, queue: int) -> None:
+            nonlocal news
+            news += 1
+            if news > 6:  # one a second, for longer than the limit of silence
+                heard.set()
+            ModelCopy.peer_has(copy, key, blocks, queue)
+
+        monkeypatch.setattr(copy, "peer_has", count_news)
+        copying = asyncio.create_task(finish(copy, source))
+        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+            await heard.wait()
+        assert not reader.progress
+        holder.swarm.copies.set_rate(None)
+        await copying
+        assert not reader.reports
+
+
+@pytest.mark.usefixtures("found_soon")
+async def test_wrong_blocks_of_the_origin_are_not_stored(tmp_path: Path) -> None:
+    source = make_source(tmp_path, 2)
+    wrong = Source(tmp_path, source.flipped().path.read_bytes(), source.digest)
+    origin = MemoryOrigin(wrong)
+    async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
+        holder.offers(source.whole)
+        copying = asyncio.create_task(finish(reader.copy(source, origin), source))
+        await swarms.until(lambda: len(origin.sent) == source.count)
+        reader.peers = [holder.key]
+        await copying
+        assert reader.progress[-1].from_origin == 0
+
+
+async def test_a_wrong_list_of_blocks_is_refused(tmp_path: Path) -> None:
+    source = make_source(tmp_path, 2)
+    (tmp_path / "blocks").write_bytes(bytes(32))
+    async with worker("reader", tmp_path) as reader:
+        with pytest.raises(ValueError, match="digests of 2 blocks"):
+            await reader.copy(source, MemoryOrigin(source)).run()
+
+
+async def test_a_full_disk_ends_the_copy(tmp_path: Path) -> None:
+    source = make_source(tmp_path, 2)
+    async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
+        holder.offers(source.whole)
+        reader.peers = [holder.key]
+        (reader.folder / "partial").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=r"ENOSPC|Invalid argument"):
+            await reader.copy(source, MemoryOrigin(source, is_away=True)).run()
+
+
+def test_a_rate_lets_a_burst_pass_and_then_one_block_after_the_other() -> None:
+    rate = DownloadRate(2 * BLOCK_BYTES)
+    waits = []
+    for _ in range(5):
+        waits.append(rate.wait_seconds(100.0))
+        rate.spend(100.0)
+    assert waits == pytest.approx([0, 0, 0.5, 1.0, 1.5])
+    rate.give_back()
+    assert rate.wait_seconds(100.0) == pytest.approx(1.5)
+    assert rate.wait_seconds(200.0) == 0
+    rate.bytes_per_second = None
+    assert rate.wait_seconds(100.0) == 0
+    rate.spend(100.0)
+    assert rate.wait_seconds(100.0) == 0
