@@ -20,14 +20,17 @@ from shared.api import (
     billing,
     business,
     configuration,
+    deployments,
     embedding,
     gateway,
     inference,
     ledger,
     membership,
     metrics,
+    model_copies,
     model_search,
     models,
+    notices,
     organizations,
     recovery,
     servers,
@@ -37,7 +40,7 @@ from shared.api import (
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
 from shared.api.method import Method, StreamMethod
-from shared.config_documents import ConfigKind, ServerKind
+from shared.config_documents import ConfigKind, DeploymentDocument, ServerKind
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
@@ -168,6 +171,9 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.takeServers": lambda: servers.TakeServers(b"none", -1),
     "inference.tryServer": lambda: servers.OpenServer("rack", "http://127.0.0.1:1/v1", ServerKind.OPENAI),
     "gateway.pullModel": lambda: gateway.PullOnWorkers("https://example.org/x.gguf", NodeId("nobody-at-all")),
+    "gateway.deployModel": lambda: deployments.DeployModel(NO_MODEL, DeploymentDocument("no-such-source", nodes=("nobody-at-all",))),
+    "gateway.undeployModel": lambda: deployments.UndeployModel(NO_MODEL),
+    "gateway.readBlob": lambda: model_copies.ReadBlob("sha256:" + "0" * 64, 0, 1),
     "gateway.findModelBlobs": lambda: models.FindModelBlobs(()),
     "gateway.completeModelVersion": lambda: models.CompleteModelVersion(NO_MODEL, b"{}"),
     "gateway.promoteModel": lambda: models.PromoteModel(NO_MODEL),
@@ -192,6 +198,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.voidInvoice": lambda: billing.VoidInvoice(NO_INVOICE, "none"),
     "auth.describeAccount": lambda: billing.DescribeAccount(NO_TEAM),
     "auth.applyPlan": lambda: billing.ApplyPlan(NO_TEAM, "free"),
+    "auth.addNotice": lambda: notices.AddNotice(NO_TEAM, "none", notices.PaymentLate(), "USD"),
     "gateway.setPrice": lambda: ledger.SetPrice(_PRICE),
     "gateway.revertRequest": lambda: ledger.RevertRequest(RequestId(uuid4())),
     "gateway.pardonNode": lambda: gateway.PardonNode("nobody-at-all"),
@@ -206,6 +213,8 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "inference.loadModel": lambda: inference.LoadModel(NO_MODEL),
     "inference.unloadModel": lambda: inference.UnloadModel(NO_MODEL),
     "inference.pullModel": lambda: inference.PullModel("nothing"),
+    "inference.ensureModel": lambda: inference.EnsureModel(NO_MODEL, "no-such-source"),
+    "inference.removeModel": lambda: inference.RemoveModel(NO_MODEL),
     "inference.planModels": lambda: inference.PlanModels(()),
     "inference.setModelConsent": lambda: inference.SetModelConsent(NOBODY, accepts_models=False),
     "inference.readReceipts": lambda: inference.ReadReceipts(()),

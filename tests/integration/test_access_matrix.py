@@ -46,6 +46,7 @@ SECONDS = 10.0
 BRINGS_ITS_OWN = {
     "auth.refreshSession", "auth.resumeSession", "auth.redeemLoginLink", "auth.validateApiKey", "auth.identify",
     "auth.resetPassword",
+    "auth.verifyAddress",
     "POST /api/auth/refresh",
 }  # fmt: skip
 #: These act on a session, which a key doesn't have, or must not be open to a leaked key.
