@@ -9,10 +9,14 @@ import httpx
 import msgspec
 import pytest
 
+from cli.ask import model_versions
+from cli.ask.model_store import ProgressLine
+from cli.connection import MeshConnection
+from cli.profile import Profile
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.api import auth, gateway, model_copies
+from shared.api import auth, gateway, model_copies, models
 from shared.api.gateway import HttpRequest, InferenceRequest, ProcessInferenceRequest
 from shared.models import manifest
 from shared.node import Node
@@ -227,3 +231,20 @@ async def test_blobs_are_uploaded_over_the_mesh_and_read_by_workers_only_of_vers
     await push(site, "admin", made, "other")
     await registry.read_blob(read, Stream())
     assert b"".join(Stream.items) == data[10:15]
+
+
+async def test_aicli_pushes_over_the_mesh(site: Site, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(registries.gguf(tmp_path))
+    connection = MeshConnection(site.client, Profile(mesh=MESH, api_key=KEYS["admin"]))
+    show = ProgressLine()
+    files, blobs = model_versions._describe(file, show)
+    config = manifest.encode_config(manifest.VersionConfig())
+    blobs.append(model_versions._Blob(manifest.digest_of(config), len(config), config))
+    await model_versions._upload(connection, blobs, show)
+    request = models.CompleteModelVersion(ModelName("pushed"), manifest.build(config, files))
+    made = await connection.call(models.complete_model_version, request)
+    async with site.http(0, "admin") as http:
+        while (found := (await http.get("/api/models/pushed/versions")).json()["versions"][0])["state"] == "checking":
+            pass
+    assert (found["state"], found["digest"], found["facts"]["architecture"]) == ("ready", made.digest, "llama")

@@ -1,0 +1,265 @@
+"""`aicli models push`, `versions`, `promote`, `rollback`, `retire`, `revoke` and `delete`: versions that the mesh keeps."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import click
+import msgspec
+
+from cli.ask.model_store import ProgressLine
+from cli.cli_context import CliContext
+from cli.output import print_format, printing, watching
+from shared import api, errors, model_folder
+from shared.api.gateway import HttpRequest
+from shared.api.inference import PullProgress
+from shared.timing.backoff import Backoff
+from shared.types import ModelName, TenantId
+
+if TYPE_CHECKING:
+    from cli.connection import CliConnection
+    from shared.api.models import BlobUpload, ModelVersion
+    from shared.models.manifest import VersionFile
+
+#: A piece of an upload, and what is read at a time.
+_PIECE_BYTES, _READ_BYTES = 8 << 20, 1 << 20
+_BACKOFF, _MAX_FAILURES = Backoff(first_seconds=0.5, longest_seconds=15.0), 10
+_CHECK_SECONDS = 0.5
+_CALL_SECONDS = 120.0
+#: States of versions.
+_CHECKING, _READY = "checking", "ready"
+
+_channel = click.option("--channel", default="stable", show_default=True, help="What requests name behind the @.")
+_json = print_format.output_options("Print a JSON object.")
+_version = click.argument("version", metavar="NAME@VERSION")
+
+
+@dataclass(frozen=True, slots=True)
+class _Blob:
+    """What is uploaded: a file, or a few bytes."""
+
+    digest: str
+    size: int
+    content: Path | bytes
+
+    def read(self, start: int) -> bytes:
+        if isinstance(self.content, bytes):
+            return self.content[start : start + _PIECE_BYTES]
+        with self.content.open("rb") as file:
+            file.seek(start)
+            return file.read(_PIECE_BYTES)
+
+
+@click.command()
+@click.argument("path", metavar="FILE|DIR")
+@click.argument("name")
+@click.option("--license", "license_", metavar="SPDX", default="", help="License, such as Apache-2.0.")
+@click.option("--source", metavar="URL", default="", help="Where the model comes from.")
+@click.option("--description", metavar="TEXT", default="", help="Shown in lists.")
+@click.option("--organization", type=click.UUID, metavar="ID", help="Whose model a new one is. Default: the mesh's. Admins only.")
+@_json
+@click.pass_obj
+def push(
+    here: CliContext, /, path: Path, name: str, *, license_: str, source: str, description: str, organization: UUID | None, as_json: bool
+) -> None:
+    """Store a version of the model NAME on the mesh, from a GGUF file with its parts, or a folder.
+
+    An interrupted upload resumes when you run the same command again. With NAME@7, it is refused if 7 isn't the next number.
+    """
+    from shared.models import manifest, version_names
+    from shared.models.manifest import Statement, VersionConfig
+
+    wanted = version_names.parse(name)
+    if "@" in name and wanted.version is None:
+        raise errors.BadRequest(f"{name}: a version has a number", hint="push to a name; then promote the version to a channel")
+    show = ProgressLine()
+    files, blobs = _describe(here.folder / Path(path).expanduser(), show)
+    config = manifest.encode_config(VersionConfig(statement=Statement(license=license_, source=source, description=description)))
+    blobs.append(_Blob(manifest.digest_of(config), len(config), config))
+    request = api.models.CompleteModelVersion(
+        wanted.model, manifest.build(config, files), wanted.version, None if organization is None else TenantId(organization)
+    )
+
+    async def work(connection: "CliConnection") -> "ModelVersion":
+        await _upload(connection, blobs, show)
+        made = await connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS)
+        while made.state == _CHECKING:
+            show(PullProgress("checking", 0, None))
+            await asyncio.sleep(_CHECK_SECONDS)
+            asked = api.models.ListModelVersions(made.model, made.version)
+            (made,) = (await connection.call(api.models.list_model_versions, asked)).versions
+        return made
+
+    made = here.run(work)
+    show.close()
+    _show(made, as_json=as_json)
+    if made.state != _READY:
+        click.get_current_context().exit(1)
+
+
+def _describe(path: Path, show: ProgressLine) -> "tuple[list[VersionFile], list[_Blob]]":
+    """Read the files once, and return them with all blobs. Raises BadRequest for what can't be pushed."""
+    from shared.models import block_list, manifest
+    from shared.models.manifest import VersionFile
+
+    if path.is_dir():
+        found = {each.relative_to(path).as_posix(): each for each in sorted(path.rglob("*")) if not each.is_dir() or each.is_symlink()}
+    else:
+        projector = model_folder.find_projector(path)
+        found = {each.name: each for each in (*model_folder.parts(path), *(() if projector is None else (projector,)))}
+    if wrong := next((name for name, each in found.items() if each.is_symlink() or not each.is_file() or not each.stat().st_size), None):
+        raise errors.BadRequest(f"{wrong} is missing, empty or no regular file", hint="push regular files only")
+    manifest.check_paths(found)
+    total, done, files, blobs = sum(each.stat().st_size for each in found.values()), 0, list[VersionFile](), list[_Blob]()
+    for name, each in found.items():
+        whole, size = sha256(), 0
+
+        def read(each: Path = each) -> Iterator[bytes]:
+            nonlocal done, size
+            with each.open("rb") as file:
+                while data := file.read(_READ_BYTES):
+                    whole.update(data)  # noqa: B023 - read before the next file
+                    done, size = done + len(data), size + len(data)
+                    if done % _PIECE_BYTES < len(data):
+                        show(PullProgress("hashing", done, total))
+                    yield data
+
+        blocks = b"".join(block_list.compute(read()))
+        digest = f"sha256:{whole.hexdigest()}"
+        files.append(VersionFile(name, digest, size, manifest.digest_of(blocks)))
+        blobs += [_Blob(digest, size, each), _Blob(files[-1].blocks, len(blocks), blocks)]
+    return files, blobs
+
+
+async def _upload(connection: "CliConnection", blobs: list[_Blob], show: ProgressLine) -> None:
+    """Upload what the mesh lacks. A lost connection continues. Raises BadRequest if a file changes meanwhile."""
+    for blob in blobs:
+        failures = 0
+        began, first = time.monotonic(), None
+        while not (found := await _find(connection, blob)).is_stored:
+            if first is not None and found.actual_digest is not None:
+                raise errors.BadRequest(f"{blob.digest} arrived as {found.actual_digest}: the file has changed", hint="push it again")
+            at = 0 if found.actual_digest else found.next_offset
+            first = at if first is None else first
+            if at == blob.size:
+                show(PullProgress("checking", at, blob.size))
+                await asyncio.sleep(_CHECK_SECONDS)
+                continue
+            try:
+                while at < blob.size:
+                    at += await _send(connection, blob, at)
+                    speed = (at - first) / max(0.001, time.monotonic() - began)
+                    show(PullProgress("uploading", at, blob.size, speed))
+                    failures = 0
+            except (errors.PeerError, errors.AlreadyExists):
+                # The connection broke, or an earlier piece arrived after all.
+                failures += 1
+                if failures == _MAX_FAILURES:
+                    raise
+                await asyncio.sleep(_BACKOFF.pause(failures))
+
+
+async def _find(connection: "CliConnection", blob: _Blob) -> "BlobUpload":
+    (found,) = (await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs((blob.digest,)))).blobs
+    return found
+
+
+async def _send(connection: "CliConnection", blob: _Blob, start: int) -> int:
+    """Upload the piece at ``start``, and return its size. Raises the gateway's error."""
+    data = await asyncio.to_thread(blob.read, start)
+    content_range = b"bytes %d-%d/%d" % (start, start + len(data) - 1, blob.size)
+    headers = ((b"content-range", content_range), (b"content-type", b"application/octet-stream"))
+    status, body = 0, b""
+    async with connection.http(HttpRequest("PATCH", f"/api/models/blobs/{blob.digest}", headers=headers, body=data)) as parts:
+        async for part in parts:
+            status, body = status or part.status, body + part.body
+    if status >= 400:
+        refusal = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"]
+        raise errors.from_problem(errors.Problem(str(refusal["code"]), str(refusal["message"]), str(refusal.get("hint") or "")))
+    return len(data)
+
+
+@click.command()
+@click.argument("name", default="")
+@watching.listing_options("Print a JSON list.")
+@click.pass_obj
+def versions(here: CliContext, /, name: str, *, as_json: bool) -> None:
+    """List versions, newest first: of the model NAME, or of all."""
+    from shared.lists.model_versions import VERSIONS
+
+    found = here.call(api.models.list_model_versions, api.models.ListModelVersions(ModelName(name) if name else None))
+    printing.show_list(found.versions, VERSIONS, as_json=as_json)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("version", type=int, required=False)
+@_channel
+@_json
+@click.pass_obj
+def promote(here: CliContext, /, name: str, version: int | None, *, channel: str, as_json: bool) -> None:
+    """Let requests for NAME, or NAME@CHANNEL, use a version: VERSION, or the newest."""
+    _show(here.call(api.models.promote_model, api.models.PromoteModel(ModelName(name), version, channel)), as_json=as_json)
+
+
+@click.command()
+@click.argument("name")
+@_channel
+@_json
+@click.pass_obj
+def rollback(here: CliContext, /, name: str, *, channel: str, as_json: bool) -> None:
+    """Let requests for NAME, or NAME@CHANNEL, use the version before."""
+    _show(here.call(api.models.rollback_model, api.models.RollbackModel(ModelName(name), channel)), as_json=as_json)
+
+
+@click.command()
+@_version
+@_json
+@click.pass_obj
+def retire(here: CliContext, /, version: str, *, as_json: bool) -> None:
+    """Keep a version that no channel uses out of channels."""
+    _show(here.call(api.models.retire_model_version, api.models.RetireModelVersion(*_named(version))), as_json=as_json)
+
+
+@click.command()
+@_version
+@click.option("--reason", required=True, help="Why, for everyone who sees it.")
+@_json
+@click.pass_obj
+def revoke(here: CliContext, /, version: str, *, reason: str, as_json: bool) -> None:
+    """Keep a version from being loaded, forever."""
+    _show(here.call(api.models.revoke_model_version, api.models.RevokeModelVersion(*_named(version), reason)), as_json=as_json)
+
+
+@click.command()
+@_version
+@_json
+@click.pass_obj
+def delete(here: CliContext, /, version: str, *, as_json: bool) -> None:
+    """Delete the files of a version that nothing uses. Its number is never used again."""
+    _show(here.call(api.models.delete_model_version, api.models.DeleteModelVersion(*_named(version))), as_json=as_json)
+
+
+COMMANDS = (push, versions, promote, rollback, retire, revoke, delete)
+
+
+def _named(text: str) -> tuple[ModelName, int]:
+    from shared.models import version_names
+
+    found = version_names.parse(text)
+    if found.version is None:
+        raise errors.BadRequest(f"{text} names no version", hint=f"write {found.model}@7; see `aicli models versions {found.model}`")
+    return found.model, found.version
+
+
+def _show(version: "ModelVersion", *, as_json: bool) -> None:
+    from shared.lists.model_versions import name, state
+
+    channels = f", {printing.names(version.channels)}" if version.channels else ""
+    reason = f": {version.reason}" if version.reason else ""
+    printing.show_message(version, f"{name(version)} is {state(version)}{channels}{reason}", as_json=as_json)

@@ -1,0 +1,39 @@
+"""The list of versions of models."""
+
+from shared.amounts import show_bytes
+from shared.api.models import ModelVersion, VersionState
+from shared.lists.columns import Column, Listing, Tone
+
+_TONES = {
+    VersionState.READY: Tone.GOOD,
+    VersionState.CHECKING: Tone.WARN,
+    VersionState.REFUSED: Tone.BAD,
+    VersionState.REVOKED: Tone.BAD,
+    VersionState.RETIRED: Tone.OFF,
+}
+
+
+def name(version: ModelVersion) -> str:
+    return f"{version.model}@{version.version}"
+
+
+def state(version: ModelVersion) -> str:
+    return f"{version.state}, deleted" if version.is_deleted else version.state
+
+
+VERSIONS: Listing[ModelVersion] = Listing(
+    columns=(
+        Column(title="Version", show=name, wraps=True),
+        Column(title="State", show=state, tone=lambda row: Tone.OFF if row.is_deleted else _TONES[row.state]),
+        Column(title="Channels", show=lambda row: row.channels or None),
+        Column(title="Size", show=lambda row: show_bytes(row.size), rank=2),
+        Column(title="Quantization", show=lambda row: row.facts.quantization or None, rank=4),
+        Column(title="License", show=lambda row: row.license or None, rank=5, wraps=True),
+        Column(title="Pushed", show=lambda row: row.created_at, rank=3, is_day=True),
+        Column(title="SHA-256", show=lambda row: row.digest.removeprefix("sha256:")[:12], rank=6, is_code=True),
+        Column(title="Source", show=lambda row: row.source or None, rank=7, wraps=True, only_wide=True),
+        Column(title="Reason", show=lambda row: row.reason or None, wraps=True, below=True),
+    ),
+    empty="No versions. Push one: aicli models push FILE NAME",
+    is_over=lambda row: row.is_deleted or row.state in {VersionState.RETIRED, VersionState.REVOKED, VersionState.REFUSED},
+)

@@ -1,0 +1,146 @@
+"""`aicli models push` and its like, with a fake mesh; `test_pushed_models` pushes to real gateways."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from cli.ask import model_versions
+from cli.output.exit_codes import ExitCode
+from shared import errors
+from shared.api import gateway, models
+from shared.api.gateway import HttpPart, HttpRequest
+from shared.api.method import Nothing
+from shared.api.models import BlobUpload, BlobUploads, ModelVersion, ModelVersions, VersionState
+from shared.models import manifest
+from shared.timing.backoff import Backoff
+from shared.types import ModelName, UserId
+from tests.cli.fake_mesh import Shell
+
+VERSION = ModelVersion(
+    ModelName("tiny"), 1, "sha256:" + "0" * 64, VersionState.READY, 5, datetime(2026, 1, 2, tzinfo=UTC), UserId(UUID(int=1)),
+    channels=("stable",),
+)  # fmt: skip
+
+
+class Mesh:
+    """Keeps what is uploaded; ``broken`` says how many pieces are lost with their connection."""
+
+    def __init__(self, shell: Shell) -> None:
+        self.uploads: dict[str, bytearray] = {}
+        self.stored: dict[str, bytes] = {}
+        self.broken = 0
+        self.offsets: list[int] = []
+        self.manifest = b""
+        self.states = [VersionState.CHECKING, VersionState.READY]
+        shell.mesh.answer(models.find_model_blobs, self.find)
+        shell.mesh.answer(models.complete_model_version, self.complete)
+        shell.mesh.answer(models.list_model_versions, lambda _request: ModelVersions((self.version(),)))
+        shell.mesh.stream_script(gateway.serve_http, self.serve, Nothing())
+
+    def find(self, request: models.FindModelBlobs) -> BlobUploads:
+        (digest,) = request.digests
+        return BlobUploads((BlobUpload(digest, digest in self.stored, len(self.uploads.get(digest, b""))),))
+
+    async def serve(self, request: HttpRequest) -> AsyncIterator[HttpPart]:
+        digest = request.path.rpartition("/")[2]
+        upload = self.uploads.setdefault(digest, bytearray())
+        (_, given), *_ = request.headers
+        start, last, size = (int(text) for text in given.removeprefix(b"bytes ").replace(b"/", b"-").split(b"-"))
+        self.offsets.append(start)
+        assert (start, last + 1 - start) == (len(upload), len(request.body))
+        if self.broken:
+            self.broken -= 1
+            raise errors.LinkLost("the connection broke")
+        upload += request.body
+        if len(upload) == size:
+            assert manifest.digest_of(bytes(upload)) == digest
+            self.stored[digest] = bytes(upload)
+        yield HttpPart(b"", 200 if digest in self.stored else 202)
+
+    def complete(self, request: models.CompleteModelVersion) -> ModelVersion:
+        version = manifest.read(request.manifest)
+        assert set(version.blobs) <= self.stored.keys()
+        self.manifest = request.manifest
+        return self.version()
+
+    def version(self) -> ModelVersion:
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        return msgspec.structs.replace(VERSION, state=state, reason="it is no model" if state is VersionState.REFUSED else "")
+
+
+@pytest.fixture
+def mesh(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Mesh:
+    monkeypatch.setattr(model_versions, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(model_versions, "_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(model_versions, "_BACKOFF", Backoff(first_seconds=0.0, longest_seconds=0.0))
+    return Mesh(shell)
+
+
+def test_push_uploads_what_is_missing_and_waits_for_the_check(shell: Shell, mesh: Mesh) -> None:
+    (shell.folder / "model.gguf").write_bytes(b"a" * 2500)
+    done = shell("models", "push", "model.gguf", "tiny", "--license", "MIT", "--source", "hf:me/tiny")
+    assert (done.exit_code, done.stdout) == (0, "tiny@1 is ready, stable\n"), done.output
+    version = manifest.read(mesh.manifest)
+    assert [(file.path, file.size) for file in version.files] == [("model.gguf", 2500)]
+    config = manifest.read_config(mesh.stored[version.config.digest])
+    assert (config.statement.license, config.statement.source) == ("MIT", "hf:me/tiny")
+    assert mesh.offsets[:3] == [0, 1000, 2000]
+    # Again, with another license: only the config is new.
+    mesh.offsets.clear()
+    assert shell("models", "push", "model.gguf", "tiny", "--license", "Apache-2.0").exit_code == 0
+    assert mesh.offsets == [0]
+
+
+def test_a_push_continues_where_its_connection_broke(shell: Shell, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shell.folder / "model.gguf").write_bytes(b"b" * 2500)
+    mesh.broken = 3
+    assert shell("models", "push", "model.gguf", "tiny").exit_code == 0
+    assert mesh.offsets[:6] == [0, 0, 0, 0, 1000, 2000]
+    # Not forever.
+    mesh.broken = 1000
+    (shell.folder / "model.gguf").write_bytes(b"c" * 2500)
+    refused = shell("models", "push", "model.gguf", "tiny")
+    assert "the connection broke" in refused.stderr
+    assert mesh.broken == 1000 - model_versions._MAX_FAILURES
+
+
+def test_a_folder_is_pushed_with_its_paths_and_without_links(shell: Shell, mesh: Mesh) -> None:
+    folder = shell.folder / "model"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.gguf").write_bytes(b"a")
+    (folder / "sub" / "b.json").write_bytes(b"{}")
+    assert shell("models", "push", "model", "tiny@1").exit_code == 0
+    assert [file.path for file in manifest.read(mesh.manifest).files] == ["a.gguf", "sub/b.json"]
+    (folder / "link").symlink_to("/etc/passwd")
+    (folder / "folder link").symlink_to("/etc")
+    (folder / "nothing").touch()
+    for name in ("folder link", "link", "nothing"):
+        assert f"{name} is missing, empty or no regular file" in shell("models", "push", "model", "tiny").stderr
+        (folder / name).unlink()
+    (folder / "A.gguf").write_bytes(b"b")
+    assert "two files have the path" in shell("models", "push", "model", "tiny").stderr
+
+
+def test_a_refused_version_is_a_failure_with_the_reason(shell: Shell, mesh: Mesh, tmp_path: Path) -> None:
+    (shell.folder / "model.gguf").write_bytes(b"d")
+    mesh.states = [VersionState.CHECKING, VersionState.REFUSED]
+    done = shell("models", "push", "model.gguf", "tiny")
+    assert (done.exit_code, done.stdout) == (1, "tiny@1 is refused, stable: it is no model\n")
+    assert shell("models", "push", "model.gguf", "tiny@stable").exit_code == ExitCode.USAGE
+    assert shell("models", "retire", "tiny").exit_code == ExitCode.USAGE
+    assert shell("models", "push", "missing.gguf", "tiny").exit_code == ExitCode.USAGE
+
+
+def test_the_gateways_reason_for_refusing_a_piece_is_shown(shell: Shell, mesh: Mesh) -> None:
+    async def refuse(_request: HttpRequest) -> AsyncIterator[HttpPart]:
+        yield HttpPart(b'{"error": {"code": "insufficient_storage", "message": "the upload needs', 507)
+        yield HttpPart(b' 8 GiB", "hint": "free disk space"}}')
+
+    shell.mesh.stream_script(gateway.serve_http, refuse, Nothing())
+    (shell.folder / "model.gguf").write_bytes(b"e")
+    refused = shell("models", "push", "model.gguf", "tiny")
+    assert (refused.exit_code, "the upload needs 8 GiB" in refused.stderr) == (1, True)
