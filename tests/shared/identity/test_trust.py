@@ -10,7 +10,7 @@ from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
 from shared.identity.trust import NEWCOMER_SECONDS, Trust
 from shared.protocol import wire
-from shared.protocol.topics import SPEAKS_TO
+from shared.protocol.topics import may_call, may_link
 from shared.protocol.wire import Hello
 from shared.types import NodeId, Peer, Role
 
@@ -61,13 +61,19 @@ def test_a_certified_node_has_the_identity_of_its_certificate() -> None:
 
 @pytest.mark.parametrize("one", [role for role in Role if role not in (Role.OPERATOR, Role.NEWCOMER)])
 @pytest.mark.parametrize("other", [role for role in Role if role not in (Role.OPERATOR, Role.NEWCOMER)])
-def test_two_roles_link_only_if_they_may_call_each_other(one: Role, other: Role) -> None:
+def test_two_roles_link_only_if_they_may_call_each_other_or_are_workers(one: Role, other: Role) -> None:
     receiver, sender = certified(one), certified(other)
-    if other in SPEAKS_TO[one]:
+    assert may_link(one, other) is (may_call(one, other) or {one, other} == {Role.WORKER})
+    if may_link(one, other):
         assert receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW).peer.role is other
     else:
         with pytest.raises(errors.WrongRole, match="may not connect"):
             receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW)
+
+
+def test_workers_link_to_copy_models_and_never_call_each_other() -> None:
+    assert may_link(Role.WORKER, Role.WORKER)
+    assert not may_call(Role.WORKER, Role.WORKER)
 
 
 def test_a_process_of_a_client_profile_is_admitted_by_delegation_as_long_as_the_profile() -> None:

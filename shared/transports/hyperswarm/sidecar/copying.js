@@ -70,6 +70,7 @@ class File {
   constructor({ digest, path, size, blocks, bitmap, bits }) {
     Object.assign(this, { digest, size, count: Math.ceil(size / BLOCK) })
     this.bits = bits === undefined ? Buffer.alloc((this.count + 7) >> 3, 255) : Buffer.from(bits, 'hex')
+    this.bits[this.bits.length - 1] &= 255 >> (-this.count & 7)
     this.data = fs.openSync(path, bits === undefined ? 'r' : 'r+')
     if (bits === undefined) return
     this.blocks = fs.openSync(blocks)
