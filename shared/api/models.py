@@ -16,7 +16,7 @@ MAX_BLOBS = 600
 MAX_VERSIONS = 1000
 
 VersionNumber = Annotated[int, Meta(ge=1, le=MAX_VERSION)]
-Channel = Annotated[str, Meta(pattern=f"^{CHANNEL_PATTERN}$")]
+Channel = Annotated[str, Meta(pattern=rf"^{CHANNEL_PATTERN}\Z")]
 Reason = Annotated[str, Meta(min_length=1, max_length=1000)]
 
 

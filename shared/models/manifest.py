@@ -31,7 +31,7 @@ MAX_BYTES = 4 << 40
 _MAX_PATH_CHARACTERS = 200
 _HINT = "push the model with `aicli models push`"
 
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
 Checked = TypeVar("Checked")
 
 

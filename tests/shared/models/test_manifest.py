@@ -76,6 +76,7 @@ def test_paths_that_mean_one_place_are_refused(paths: tuple[str, str]) -> None:
         changed(artifactType="application/x"),
         changed(layers=[]),
         changed(config={"mediaType": "x", "digest": "sha256:0", "size": 1}),
+        changed(config={"mediaType": "x", "digest": f"{digest(1)}\n", "size": 1}),
         changed(config={"mediaType": "x", "digest": digest(1), "size": manifest.MAX_CONFIG_BYTES + 1}),
         changed(layers=[{"mediaType": "x", "digest": digest(1), "size": 1}] * 1_000_000)[: manifest.MAX_MANIFEST_BYTES],
         manifest.build(CONFIG, [file(f"{number}", number) for number in range(1, manifest.MAX_FILES + 2)]),
