@@ -54,7 +54,10 @@ def add_server(
 @_name
 @click.pass_obj
 def remove_server(here: CliContext, /, name: str) -> None:
-    """Stop serving a server's models, and delete its key. Running answers finish. Admins only."""
+    """Stop serving a server's models. Running answers finish. Admins only.
+
+    The history keeps its encrypted key, for a rollback. To end the key, revoke it at the server.
+    """
     if not _apply(here, name, None):
         raise errors.NotFound(f"there is no server {name!r}", hint="see `aicli models servers`")
     printing.note(f"Removed {name}.")

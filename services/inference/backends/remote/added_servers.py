@@ -24,7 +24,7 @@ from shared.types import NodeId, Role
 
 ASK_SECONDS = 2.0
 TRY_SECONDS = 5.0
-#: Between looks at a removed server's last answers.
+#: From a change to the next report, and between looks at a removed server's last answers.
 _LOOK_SECONDS = 0.2
 _DIALECTS = {ServerKind.OPENAI: None, ServerKind.VLLM: Dialect.VLLM, ServerKind.OLLAMA: Dialect.OLLAMA}
 
@@ -75,10 +75,13 @@ class AddedServers:
                 found = [taken for taken in await asyncio.gather(*map(self._ask, gateways)) if taken is not None]
                 # One of them may not know the last change yet.
                 newest = max(found, key=lambda taken: taken.revision, default=None)
+                pause = ASK_SECONDS
                 if newest is not None and newest.servers is not None and newest.revision != self._revision:
                     self._revision = newest.revision
                     self._use({server.name: server for server in newest.servers}, tasks)
-                await asyncio.sleep(ASK_SECONDS)
+                    # Then the gateways hear soon what has become of them.
+                    pause = _LOOK_SECONDS
+                await asyncio.sleep(pause)
 
     @serves(api.try_server)
     async def try_server(self, request: OpenServer, call: RpcCall) -> TriedServer:

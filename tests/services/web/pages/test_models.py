@@ -73,6 +73,11 @@ async def test_unpriced_model_is_free_and_an_embedding_model_has_no_try_link(ali
     assert "/playground?model" not in page.text
 
 
+async def test_a_context_that_a_server_does_not_say_is_a_dash(alice: Browser, mesh: FakeMesh) -> None:
+    mesh.served = (gateway.ServedModel(ModelName("gpt-x"), 1, 0),)
+    assert '<td role="cell" class="n" data-label="Context">–</td>' in (await alice.get("/models")).text
+
+
 @pytest.mark.parametrize(("role", "message"), [(UserRole.USER, "ask an administrator of this mesh"), (UserRole.ADMIN, "add one")])
 async def test_missing_models_are_explained(mesh: FakeMesh, browser: Browser, role: UserRole, message: str) -> None:
     mesh.workers = 0
