@@ -127,8 +127,13 @@ class Server:
             self.start()
 
     def kill(self) -> None:
-        """Simulate a crash: clients get no shutdown message."""
+        """Simulate a crash: clients get no shutdown message, and no child process answers them any more."""
+        children = [] if self._process is None else psutil.Process(self._process.pid).children(recursive=True)
         self._end(signal.SIGKILL)
+        for each in children:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(children, timeout=30)
 
     def stop(self) -> None:
         self._end(self._program.stop_signal)

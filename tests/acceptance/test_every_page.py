@@ -84,6 +84,7 @@ OF_ADMINISTRATORS = {
     "admin-invitations": "/admin/invitations",
     "admin-overview": "/dashboard",
     "admin-models": "/models",
+    "admin-models-find": "/models/find",
 }
 _MARKDOWN = """# A heading
 

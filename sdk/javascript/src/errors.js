@@ -123,6 +123,7 @@ const ROWS = {
   in_progress: [InProgress, true],
   answer_gone: [AnswerGone, false],
   too_large: [TooLarge, false],
+  insufficient_storage: [TooLarge, false],
   unsupported_media_type: [BadRequest, false],
   rate_limited: [RateLimited, true],
   cancelled: [Cancelled, false],

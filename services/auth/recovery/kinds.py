@@ -59,6 +59,7 @@ RESTRICTING: dict[str, frozenset[str]] = {
     "signing_keys.rotate": frozenset({"signing_keys.rotated_at_once"}),
 }
 
+_VERSIONS = "versions of models are not replayed; the restore's runbook says so"
 _SESSIONS_END = "a restore ends all sessions"
 #: Acts that restrict someone without a kind -> why not. The gateway's acts with a kind are in ``services.gateway.recovery.kinds``.
 WITHOUT_KIND: dict[str, str] = {
@@ -80,6 +81,12 @@ WITHOUT_KIND: dict[str, str] = {
     "rollout.start": "routes are not replayed; the restore's runbook says so",
     "rollout.change": "routes are not replayed; the restore's runbook says so",
     "rollout.end": "routes are not replayed; the restore's runbook says so",
+    "model.undeploy": "settings and limits are not replayed; the restore's runbook says so",
+    "model.retire": _VERSIONS,
+    "model.revoke": _VERSIONS,
+    "model.delete": _VERSIONS,
+    "model.promote": _VERSIONS,
+    "model.rollback": _VERSIONS,
     "model.unload": "workers keep no state in the database",
     "node.accept_models": "the worker keeps it",
 }
@@ -88,7 +95,7 @@ WITHOUT_KIND: dict[str, str] = {
 HARMLESS = frozenset(
     {
         "account.keep", "account.export", "audit.export", "audit.verify", "audit.overflow", "database.restored", "key.create", "key.rename",
-        "invoice.pay", "mail.test", "model.load", "model.pull", "node.approve", "node.pardon", "oidc.link", "organisation.create",
+        "catalog.refresh", "invoice.pay", "mail.test", "model.deploy", "model.load", "model.pull", "model.push", "node.approve", "node.pardon", "oidc.link", "organisation.create",
         "account.verify", "organisation.invite",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
     }

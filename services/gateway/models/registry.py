@@ -141,7 +141,7 @@ class ModelRegistry:
             await rows.adopt(by.tenant_id, blobs)
             (made,) = await rows.versions(model, version=number)
         self._wake.set()
-        self._report("push", by, made, digest=made.digest)
+        self._report_action("model.push", by, made, digest=made.digest)
         return made
 
     @serves(api.list_model_versions)
@@ -170,7 +170,7 @@ class ModelRegistry:
             # By now no channel can begin to serve it.
             version = await _get(rows, call.principal, request.model, request.version)
             _ensure_unused(version, [f"the channel {channel}" for channel in version.channels])
-        self._report("retire", call.principal, version)
+        self._report_action("model.retire", call.principal, version)
         return version
 
     @serves(api.revoke_model_version)
@@ -180,7 +180,7 @@ class ModelRegistry:
             before = (VersionState.CHECKING, VersionState.READY, VersionState.REFUSED, VersionState.RETIRED)
             await _change(rows, version, VersionState.REVOKED, request.reason, *before)
             version = await _get(rows, call.principal, request.model, request.version)
-        self._report("revoke", call.principal, version, reason=request.reason)
+        self._report_action("model.revoke", call.principal, version, reason=request.reason)
         return version
 
     @serves(api.delete_model_version)
@@ -194,7 +194,7 @@ class ModelRegistry:
             running = [each.node for each in workers if each.alive and any(offer.name == served for offer in each.announcement.models)]
             channels = dict.fromkeys((*version.channels, *version.previous_of))
             _ensure_unused(version, [*(f"the channel {name}" for name in channels), *(f"the worker {node}" for node in running)])
-        self._report("delete", call.principal, version)
+        self._report_action("model.delete", call.principal, version)
         await self._delete_unused(blobs)
         await self._write_index()
         return version
@@ -208,7 +208,7 @@ class ModelRegistry:
             ready = [each for each in found if each.state is VersionState.READY and not each.is_deleted]
             version = ready[0] if ready else await _get(rows, call.principal, request.model, request.version)
             serving = await rows.find_channel(request.model, request.channel)
-        return await self._switch("promote", call.principal, version, request.channel, None if serving is None else serving[0])
+        return await self._switch(call.principal, version, request.channel, None if serving is None else serving[0])
 
     @serves(api.rollback_model)
     async def rollback(self, request: api.RollbackModel, call: RpcCall) -> ModelVersion:
@@ -217,9 +217,11 @@ class ModelRegistry:
             version = await _get(rows, call.principal, request.model, None if serving is None else serving[1])
         if serving is None or serving[1] is None:
             raise errors.AlreadyExists(f"{request.model}@{request.channel} has no version before", hint="promote a version")
-        return await self._switch("rollback", call.principal, version, request.channel, serving[0])
+        return await self._switch(call.principal, version, request.channel, serving[0], rolls_back=True)
 
-    async def _switch(self, action: str, by: Principal, version: ModelVersion, channel: str, expected: int | None) -> ModelVersion:
+    async def _switch(
+        self, by: Principal, version: ModelVersion, channel: str, expected: int | None, *, rolls_back: bool = False
+    ) -> ModelVersion:
         """Let a channel serve the version, if it still serves ``expected``. What must be loaded first is loaded here, before the switch."""
         _ensure_may_change(by, version.model, version.organization)
         if version.state is not VersionState.READY or version.is_deleted:
@@ -230,7 +232,7 @@ class ModelRegistry:
             if not await rows.set_channel(version.model, channel, version.version, expected, by.user_id):
                 raise errors.AlreadyExists(f"{version.model}@{channel} was changed meanwhile", hint="look at it, and decide again")
             version = await _get(rows, by, version.model, version.version)
-        self._report(action, by, version, channel=channel, before="" if expected is None else str(expected))
+        self._report_action("model.rollback" if rolls_back else "model.promote", by, version, channel=channel, before="" if expected is None else str(expected))
         return version
 
     # --- jobs
@@ -326,9 +328,9 @@ class ModelRegistry:
             raise errors.Unavailable("this mesh has no store for models", hint="set OBJECT_STORE or MODEL_ORIGIN for the gateway")
         return self._origin
 
-    def _report(self, action: str, by: Principal, version: ModelVersion, **details: str) -> None:
+    def _report_action(self, action: str, by: Principal, version: ModelVersion, **details: str) -> None:
         target = f"{version.model}@{version.version}"
-        self._audit.report_action(f"model.{action}", by, tenant=version.organization, target=target, **details)
+        self._audit.report_action(action, by, tenant=version.organization, target=target, **details)
 
 
 def _scope(by: Principal) -> TenantId | None:

@@ -163,6 +163,7 @@ _OF_GATEWAY = (
 )  # fmt: skip
 BY_CODE: dict[str, type[AimeshError]] = {
     **{kind.default_code: kind for kind in _OF_GATEWAY},
+    "insufficient_storage": TooLarge,
     "method_not_allowed": BadRequest,
     "poison": BadRequest,
     "unsupported_media_type": BadRequest,

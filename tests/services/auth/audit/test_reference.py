@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 PAGE = ROOT / "docs" / "reference" / "audit.md"
 #: Functions that create an act. The first argument is the action.
-MAKES = re.compile(r"(^|\.)(audit_records\.(done|done_by|of_mesh|refused)|_?audit_reporting\.report_action)$")
+MAKES = re.compile(r"(^|\.)(audit_records\.(done|done_by|of_mesh|refused)|_?audit_reporting\.report_action|_report_action)$")
 MODULES = re.compile("audit_records|audit_reporting")
 ACTION = re.compile(r"[a-z_]+\.[a-z_]+")
 

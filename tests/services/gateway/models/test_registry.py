@@ -209,11 +209,11 @@ async def test_a_promotion_of_what_somebody_else_has_changed_is_refused(gateway:
     first, second = [await gateway.get(ADMIN, LLAMA, number) for number in (1, 2)]
     # Both have looked before anything is promoted.
     switch: Any = gateway.registry._switch
-    await switch("promote", ADMIN, first, "stable", None)
+    await switch(ADMIN, first, "stable", None)
     with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
-        await other.registry._switch("promote", ADMIN, second, "stable", None)
+        await other.registry._switch(ADMIN, second, "stable", None)
     with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
-        await other.registry._switch("promote", ADMIN, second, "stable", 7)
+        await other.registry._switch(ADMIN, second, "stable", 7)
 
 
 @dataclass
