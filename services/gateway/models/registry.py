@@ -232,7 +232,13 @@ class ModelRegistry:
             if not await rows.set_channel(version.model, channel, version.version, expected, by.user_id):
                 raise errors.AlreadyExists(f"{version.model}@{channel} was changed meanwhile", hint="look at it, and decide again")
             version = await _get(rows, by, version.model, version.version)
-        self._report_action("model.rollback" if rolls_back else "model.promote", by, version, channel=channel, before="" if expected is None else str(expected))
+        self._report_action(
+            "model.rollback" if rolls_back else "model.promote",
+            by,
+            version,
+            channel=channel,
+            before="" if expected is None else str(expected),
+        )
         return version
 
     # --- jobs
