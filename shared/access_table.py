@@ -252,8 +252,9 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.listServers": _ADMIN,
     # The gateway checks the worker's certificate.
     "gateway.takeServers": _NODE,
-    # The worker checks that the caller owns it.
+    # The worker checks that the caller owns it, or is an administrator.
     "gateway.setModelConsent": _NODES,
+    "gateway.removeModel": _NODES,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
     "gateway.giveUpPool": _NODE,
     "gateway.pardonNode": _ADMIN_FRESH,

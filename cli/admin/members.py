@@ -91,7 +91,10 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
 @print_format.output_options("Print the worker as a JSON object.")
 @click.pass_obj
 def accept_models(here: CliContext, /, node: str, *, refuses: bool, as_json: bool) -> None:
-    """Let administrators put models on your worker, by its node ID or a unique prefix. Only its owner can."""
+    """Let administrators put models on your worker, by its node ID or a unique prefix. Only its owner can.
+
+    Models that you removed from it may then come back, too.
+    """
     consented = here.call(api.gateway.set_model_consent, api.gateway.ConsentOnWorker(NodeId(node), accepts_models=not refuses))
     can = "can no longer" if refuses else "can now"
     printing.show_message(consented, f"Administrators {can} put models on worker {consented.worker[:9]}.", as_json=as_json)

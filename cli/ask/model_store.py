@@ -147,10 +147,18 @@ def show(here: CliContext, /, model: str, *, store: str | None, as_json: bool) -
 
 @click.command()
 @click.argument("model")
+@click.option("--node", metavar="ID", help="Remove from this worker instead: its ID or unique prefix. For its owner and admins.")
 @_store
 @click.pass_obj
-def remove(here: CliContext, /, model: str, *, store: str | None) -> None:
-    """Remove a pulled or added model. A running worker finishes its requests, then unloads it."""
+def remove(here: CliContext, /, model: str, *, node: str | None, store: str | None) -> None:
+    """Remove a pulled or added model. A running worker finishes its requests, then unloads it.
+
+    What the mesh put on a machine doesn't come back after that, until its owner runs `aicli admin nodes accept-models`.
+    """
+    if node is not None:
+        here.call(api.gateway.remove_model, api.gateway.RemoveFromWorker(NodeId(node), ModelName(model)))
+        printing.note(f"{model} will be removed. The mesh won't put it there again.")
+        return
     click.echo(f"Removed {model}: {amounts.show_bytes(_run(here, store, command='remove', target=model).freed_bytes)} freed.")
 
 

@@ -65,6 +65,8 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry, wrong_clocks: Ma
         trouble=_join(announcement.trouble, wrong_clocks.get(entry.node)) if entry.alive else "",
         free_bytes=announcement.load.free_bytes,
         accepts_models=announcement.load.accepts_models,
+        assigned=announcement.assigned,
+        refused_models=announcement.refused,
         pulls=tuple(
             ModelPullRow(pull.name, pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in announcement.pulls if entry.alive
         ),

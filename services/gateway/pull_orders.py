@@ -1,10 +1,12 @@
-"""Executes administrators' orders to pull models into the stores of workers, and tells workers whether their owners allow that."""
+"""Executes administrators' orders to pull models into the stores of workers, and owners' orders to remove them and to let none in."""
 
 from collections.abc import Mapping
 
-from shared import errors, model_sources
+from shared import access_table, errors, model_sources
+from shared.access_table import Permission
 from shared.api import gateway, inference
 from shared.api.gateway import PulledPlace, PulledPlaces, PullOnWorkers, WorkerPull
+from shared.api.method import Nothing
 from shared.node import lifecycle
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc import RpcCall, RpcClient, StreamCall, serves
@@ -38,13 +40,30 @@ class PullOrders:
     @serves(gateway.set_model_consent)
     async def set_consent(self, request: gateway.ConsentOnWorker, call: RpcCall) -> gateway.Consented:
         """Raises NotFound, and the worker's error."""
-        (worker,) = self._find(request.worker, {})
-        order = inference.SetModelConsent(call.principal.user_id, request.accepts_models)
+        worker, is_administrator = self._find_own(request.worker, call)
+        order = inference.SetModelConsent(call.principal.user_id, request.accepts_models, is_administrator)
         await self._rpc.call(inference.set_model_consent, order, to=worker.node, deadline_seconds=call.remaining_seconds())
         self._audit_reporting.report_action(
             "node.accept_models", call.principal, target=worker.node, accepts=str(request.accepts_models).lower()
         )
         return gateway.Consented(worker.node, request.accepts_models)
+
+    @serves(gateway.remove_model)
+    async def remove_model(self, request: gateway.RemoveFromWorker, call: RpcCall) -> Nothing:
+        """Raises NotFound, and the worker's error."""
+        worker, is_administrator = self._find_own(request.worker, call)
+        order = inference.RemoveModel(request.model, call.principal.user_id, is_administrator)
+        await self._rpc.call(inference.remove_model, order, to=worker.node, deadline_seconds=call.remaining_seconds())
+        self._audit_reporting.report_action("node.remove_model", call.principal, target=worker.node, model=request.model)
+        return Nothing()
+
+    def _find_own(self, id_prefix: NodeId, call: RpcCall) -> tuple[DirectoryEntry, bool]:
+        """Return the worker, and whether the caller is an administrator. The worker checks its certificate, too. Raises NotFound."""
+        (worker,) = self._find(id_prefix, {})
+        is_administrator = access_table.may(call.principal, Permission.EVERYTHING)
+        if not is_administrator and worker.announcement.owner != str(call.principal.user_id):
+            raise errors.NotFound("no worker matches", hint="see `aicli admin nodes list` for yours")
+        return worker, is_administrator
 
     async def _pull(self, worker: NodeId, request: PullOnWorkers, stream: StreamCall[WorkerPull]) -> PulledPlace:
         order = inference.PullModel(request.source, request.name, request.insecure)

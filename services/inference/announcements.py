@@ -54,6 +54,7 @@ class Announcements:
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
         self._assigned: tuple[ModelName, ...] = ()
+        self._refused: tuple[ModelName, ...] = ()
         self._warnings: dict[WarningTopic, str] = {}
         self._missing = ""
         #: Runs while changes of the load wait.
@@ -78,13 +79,15 @@ class Announcements:
         self,
         read_pulls: Callable[[], tuple[directory.ModelPull, ...]],
         read_assigned: Callable[[], tuple[ModelName, ...]],
+        read_refused: Callable[[], tuple[ModelName, ...]],
         read_missing: Callable[[], str],
     ) -> None:
-        """Announce the downloads, the assigned models and the missing libraries that these return, which block; runs until cancelled."""
+        """Announce the downloads, the assigned and the refused models and the missing libraries that these return, which block; runs until
+        cancelled."""
         while True:
-            found = await asyncio.to_thread(lambda: (read_pulls(), read_assigned(), read_missing()))
-            if found != (self._pulls, self._assigned, self._missing):
-                self._pulls, self._assigned, self._missing = found
+            found = await asyncio.to_thread(lambda: (read_pulls(), read_assigned(), read_refused(), read_missing()))
+            if found != (self._pulls, self._assigned, self._refused, self._missing):
+                self._pulls, self._assigned, self._refused, self._missing = found
                 self.changed()
             await asyncio.sleep(directory.ANNOUNCE_SECONDS)
 
@@ -124,6 +127,7 @@ class Announcements:
             not_ready=self.why_not_ready(statuses, is_paused=self.is_paused)[:MAX_REASON_CHARACTERS],
             pulls=self._pulls,
             assigned=self._assigned,
+            refused=self._refused,
             warning="; ".join(filter(None, (*self._warnings.values(), self._missing)))[:MAX_WARNING_CHARACTERS],
         )
         states = self.backend.server_states()
@@ -156,7 +160,7 @@ class Announcements:
     def _fitting(self, offers: tuple[directory.ModelOffer, ...]) -> tuple[directory.ModelOffer, ...]:
         """Leave out the last models if an announcement has no room for them: no node would read it."""
         ends = itertools.accumulate(len(directory.encode(offer)) for offer in offers)
-        room = directory.MAX_ANNOUNCEMENT_BYTES - REST_BYTES - sum(len(name) + 3 for name in self._assigned)
+        room = directory.MAX_ANNOUNCEMENT_BYTES - REST_BYTES - sum(len(name) + 3 for name in (*self._assigned, *self._refused))
         fitting = offers[: sum(end <= room for end in ends)]
         left_out = [offer.name for offer in offers[len(fitting) :]]
         if len(left_out) > self._left_out:

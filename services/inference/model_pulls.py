@@ -32,12 +32,13 @@ from shared.api.inference import (
     StoreResult,
 )
 from shared.api.model_copies import VERSION_SOURCE
+from shared.models import version_names
 from shared.node import Node, lifecycle
 from shared.protocol.directory import MAX_ASSIGNED
 from shared.rpc import StreamCall
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
-from shared.types import ModelName
+from shared.types import ModelName, UserId
 
 PROGRAM = (sys.executable, "-m", "services.inference.models.store_program")
 MOST_AT_ONCE = 4
@@ -49,6 +50,7 @@ BACKOFF = Backoff(first_seconds=2.0, longest_seconds=300.0, jitter=0.5)
 #: For urllib, which downloads.
 _NETWORK = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _MOST_LINE_BYTES = 64 * 1024
+_ACCEPT = "ask its owner for: aicli admin nodes accept-models ID"
 
 log = logs.get()
 
@@ -67,15 +69,27 @@ class ModelConsent:
 
     def set(self, request: SetModelConsent) -> None:
         """Keep the owner's choice over restarts. Raises NotAllowed, and Unavailable if it counts only until the next one."""
-        standing = self.node.trust.standing()
-        if standing is None or not standing.owner or standing.owner != str(request.by):
+        if not self._is_owner(request.by, is_administrator=request.is_administrator):
             raise errors.NotAllowed("only the owner of a machine decides whether administrators may put models on it", hint="ask its owner")
         if self.setting is not None:
-            raise errors.NotAllowed("ALLOW_MODEL_PULLS decides this on the machine itself", hint="change or remove that setting there")
+            if self.setting is not request.accepts_models:
+                raise errors.NotAllowed("ALLOW_MODEL_PULLS decides this on the machine itself", hint="change or remove that setting there")
+            return
         if not self.node.renewal.remember_model_consent(accepts_models=request.accepts_models):
             raise errors.Unavailable(
                 "this worker cannot write its state file, so it keeps the choice only until it restarts", hint="check its disk"
             )
+
+    def check_remover(self, request: RemoveModel) -> None:
+        """Raises NotAllowed."""
+        if request.by is not None and not request.is_administrator and not self._is_owner(request.by, is_administrator=False):
+            raise errors.NotAllowed("only the owner of a machine and administrators remove models from it", hint="ask its owner")
+
+    def _is_owner(self, user: UserId, *, is_administrator: bool) -> bool:
+        standing = self.node.trust.standing()
+        if standing is None or not standing.owner:
+            return is_administrator
+        return standing.owner == str(user)
 
 
 class ModelPulls:
@@ -97,6 +111,8 @@ class ModelPulls:
     async def ensure(self, request: EnsureModel) -> EnsuredModel:
         """Begin to get a model that the mesh orders, unless it is here or on its way. Raises NotAllowed and Overloaded."""
         self._ensure_allowed()
+        if version_names.strip_version(request.name) in await asyncio.to_thread(self._store.refused):
+            raise errors.NotAllowed(f"{request.name} was removed from this worker", hint=_ACCEPT)
         stored = await asyncio.to_thread(self._store.find, request.name)
         if stored is not None and stored.source == model_sources.redact(request.source):
             if stored.assignment is not None and stored.assignment != request.assignment:
@@ -126,15 +142,34 @@ class ModelPulls:
         coming = (name for name, order in tuple(self._ordered.items()) if not order.done())
         return tuple(dict.fromkeys((*self._store.assigned(), *coming)))[:MAX_ASSIGNED]
 
+    def refused(self) -> tuple[ModelName, ...]:
+        """Return what people removed and the mesh must not put here again. Blocks."""
+        return self._store.refused()[:MAX_ASSIGNED]
+
+    async def consent_changed(self, *, accepts_models: bool) -> None:
+        """Let the mesh put here what people removed, or stop what is on its way."""
+        if accepts_models:
+            await asyncio.to_thread(self._store.accept, *self._store.refused())
+        for name in () if accepts_models else tuple(self._ordered):
+            self._ordered.pop(name).cancel()
+
     async def remove(self, request: RemoveModel) -> None:
-        """Raises NotFound for what the mesh has not put there."""
-        if (running := self._ordered.pop(request.name, None)) is not None:
-            running.cancel()
+        """Raises NotFound for what is not in the store, or what the mesh has not put there if it orders this."""
+        running = self._ordered.pop(request.name, None)
         stored = await asyncio.to_thread(self._store.find, request.name)
-        if stored is not None and stored.assignment is not None:
+        if stored is not None and request.by is None and stored.assignment is None:
+            stored = None
+        if stored is None and running is None:
+            raise errors.NotFound(
+                f"nobody pulled a model {request.name[:80]!r} to this machine, or not for the mesh",
+                hint="to stop serving it, change the settings of the machine",
+            )
+        if request.by is not None:
+            await asyncio.to_thread(self._store.refuse, request.name)
+        if running is not None:
+            running.cancel()
+        if stored is not None:
             await asyncio.to_thread(self._store.remove, request.name)
-        elif running is None:
-            raise errors.NotFound(f"the mesh has put no model {request.name[:80]!r} on this machine")
 
     async def _get(self, request: EnsureModel) -> str:
         """Return why it failed; empty if it did not."""
@@ -155,9 +190,7 @@ class ModelPulls:
 
     def _ensure_allowed(self) -> None:
         if not self._is_allowed():
-            raise errors.NotAllowed(
-                "the owner of this worker does not allow pulls", hint="ask them for: aicli admin nodes accept-models ID"
-            )
+            raise errors.NotAllowed("the owner of this worker does not allow pulls", hint=_ACCEPT)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -116,7 +116,9 @@ class InferenceService:
                 node.tasks.create_task(servers.run(), name="added servers")
             if backend.has_engines:
                 node.tasks.create_task(
-                    watcher.follow_machine(ModelStore(settings.store_path).pulls, service._pulls.assigned, missing_libraries.find)
+                    watcher.follow_machine(
+                        ModelStore(settings.store_path).pulls, service._pulls.assigned, service._pulls.refused, missing_libraries.find
+                    )
                 )
                 node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
                 node.tasks.create_task(service._pulls.quarantine(backend.models), name="quarantine")
@@ -237,6 +239,7 @@ class InferenceService:
 
     @serves(inference.remove_model)
     async def remove_model(self, request: inference.RemoveModel, call: RpcCall) -> Nothing:
+        self._consent.check_remover(request)
         await self._pulls.remove(request)
         return Nothing()
 
@@ -261,6 +264,7 @@ class InferenceService:
     @serves(inference.set_model_consent)
     async def set_model_consent(self, request: inference.SetModelConsent, call: RpcCall) -> Nothing:
         self._consent.set(request)
+        await self._pulls.consent_changed(accepts_models=request.accepts_models)
         self._watcher.changed()
         return Nothing()
 

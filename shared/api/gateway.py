@@ -406,6 +406,15 @@ class ConsentOnWorker(Body, frozen=True):
     accepts_models: bool
 
 
+class RemoveFromWorker(Body, frozen=True):
+    """Remove a model from a worker's store. The mesh doesn't put it there again until the owner accepts models again. For the worker's
+    owner, and administrators."""
+
+    #: The worker's id or a unique prefix.
+    worker: NodeId
+    model: NamedModel
+
+
 class Consented(Body, frozen=True):
     worker: NodeId
     accepts_models: bool
@@ -459,6 +468,9 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     free_bytes: int = 0
     #: Whether administrators may put models on it.
     accepts_models: bool = True
+    #: Those of its models that the mesh has put there, and models that were removed, which the mesh doesn't put there again.
+    assigned: tuple[ModelName, ...] = ()
+    refused_models: tuple[ModelName, ...] = ()
 
     @property
     def free(self) -> str:
@@ -509,6 +521,7 @@ load_model = Method("gateway.loadModel", LoadOnWorker, ModelPlaces, callers=PEOP
 unload_model = Method("gateway.unloadModel", UnloadOnWorkers, ModelPlaces, callers=PEOPLE)
 pull_model = StreamMethod("gateway.pullModel", PullOnWorkers, item=WorkerPull, end=PulledPlaces, callers=PEOPLE)
 set_model_consent = Method("gateway.setModelConsent", ConsentOnWorker, Consented, callers=PEOPLE)
+remove_model = Method("gateway.removeModel", RemoveFromWorker, Nothing, callers=PEOPLE)
 list_nodes = Method("gateway.listNodes", ListNodes, NodeRows, callers={*PEOPLE, Role.METRICS})
 give_up_pool = Method("gateway.giveUpPool", GiveUpPool, Nothing, callers={Role.METRICS})
 pardon_node = Method("gateway.pardonNode", PardonNode, PardonedNode, callers=PEOPLE)

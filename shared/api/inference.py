@@ -307,9 +307,15 @@ class EnsuredModel(Body, frozen=True, omit_defaults=False):
 
 
 class RemoveModel(Body, frozen=True):
-    """Remove a model that the mesh has put there, once its last request has ended. What people put there stays."""
+    """Remove a model that the mesh has put there, once its last request has ended. What people put there stays.
+
+    With ``by``, a person removes any model of the worker's store; then the mesh doesn't put it there again until the owner accepts models
+    again. The worker refuses all but its owner and administrators.
+    """
 
     name: ModelName
+    by: UserId | None = None
+    is_administrator: bool = False
 
 
 #: Of a file's beginning, which names the model's layers and context; most files have the vocabulary behind it.
@@ -399,10 +405,12 @@ class SignedReceipt(Body, frozen=True):
 
 
 class SetModelConsent(Body, frozen=True):
-    """Let administrators put models on this machine, or don't. The worker refuses all but its owner."""
+    """Let administrators put models on this machine, or don't. The worker refuses all but its owner; a machine without one belongs to the
+    administrators."""
 
     by: UserId
     accepts_models: bool
+    is_administrator: bool = False
 
 
 class ReadReceipts(Body, frozen=True):

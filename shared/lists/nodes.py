@@ -79,6 +79,8 @@ NODES: Listing[NodeRow] = Listing(
         Column(title="Since", show=lambda node: node.since, rank=4),
         Column(title="Load", show=lambda node: load(node.running, node.slots, node.queued), rank=2),
         Column(title="Models", show=lambda node: tuple(node.models), rank=2, wraps=True),
+        Column(title="From the mesh", show=lambda node: tuple(node.assigned), only_wide=True, wraps=True),
+        Column(title="Removed", show=lambda node: tuple(node.refused_models), only_wide=True, wraps=True),
         Column(title="ID", show=lambda node: node.id, only_wide=True),
     ),
     empty="No nodes.",

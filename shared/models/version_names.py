@@ -54,6 +54,10 @@ def check_channel(text: str) -> str:
     return text
 
 
+def strip_version(name: ModelName) -> ModelName:
+    return ModelName(name.partition("@")[0])
+
+
 def parse(text: str) -> VersionName:
     """Raises BadRequest."""
     name, at, which = text.partition("@")

@@ -82,6 +82,7 @@ class _Offer:
     pulls: tuple[ModelPull, ...] = ()
     warning: str = ""
     assigned: tuple[ModelName, ...] = ()
+    refused: tuple[ModelName, ...] = ()
 
 
 class Node:
@@ -153,9 +154,10 @@ class Node:
         pulls: tuple[ModelPull, ...] = (),
         warning: str = "",
         assigned: tuple[ModelName, ...] = (),
+        refused: tuple[ModelName, ...] = (),
     ) -> None:
-        """Change what announcements say, and announce a change at once. ``warning``: see ``Announcement``."""
-        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning, assigned)
+        """Change what announcements say, and announce a change at once. For the last three see ``Announcement``."""
+        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning, assigned, refused)
         if offer != self._offer:
             self._offer = offer
             self.announcer.announce_soon()
@@ -309,7 +311,7 @@ class Node:
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.node_transports.faults(),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
-            offer.warning, offer.assigned,
+            offer.warning, offer.assigned, offer.refused,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

@@ -165,6 +165,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     warning: str = ""
     #: Those of its models that the mesh has put there.
     assigned: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
+    #: Models that were removed from it by its owner or an administrator, so the mesh doesn't put them there again.
+    refused: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -181,6 +181,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.retireModelVersion": lambda: models.RetireModelVersion(NO_MODEL, 1),
     "gateway.revokeModelVersion": lambda: models.RevokeModelVersion(NO_MODEL, 1, "no reason"),
     "gateway.deleteModelVersion": lambda: models.DeleteModelVersion(NO_MODEL, 1),
+    "gateway.removeModel": lambda: gateway.RemoveFromWorker(NodeId("nobody-at-all"), NO_MODEL),
     "gateway.setModelConsent": lambda: gateway.ConsentOnWorker(NodeId("nobody-at-all"), accepts_models=False),
     "gateway.readUsage": lambda: gateway.ReadUsage(NO_TEAM),
     "gateway.dropStoredItems": lambda: gateway.DropStoredItems(NO_TEAM),

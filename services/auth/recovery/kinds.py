@@ -89,6 +89,7 @@ WITHOUT_KIND: dict[str, str] = {
     "model.rollback": _VERSIONS,
     "model.unload": "workers keep no state in the database",
     "node.accept_models": "the worker keeps it",
+    "node.remove_model": "the worker keeps it",
 }
 
 #: Acts that restrict nobody.

@@ -124,7 +124,8 @@ class Deployments:
     async def _carry_out(self, action: Action, documents: dict[ModelName, DeploymentDocument]) -> None:
         try:
             problem = await self._order(action, documents.get(action.name))
-        except errors.PeerError as error:
+        # What an owner refuses, the next announcement says, and also when they accept it again.
+        except (errors.PeerError, errors.NotAllowed) as error:
             _log.info("order failed", step=action.step, model=action.name, worker=action.node, reason=error.message)
             return
         except errors.AimeshError as error:
@@ -162,8 +163,9 @@ class Deployments:
 def _machine(announcement: Announcement) -> Machine:
     coming = dict.fromkeys((*announcement.assigned, *(ModelName(pull.name) for pull in announcement.pulls)), Held.COMING)
     held = coming | {offer.name: _held(offer) for offer in announcement.models}
+    accepts = announcement.load.accepts_models
     return Machine(
-        announcement.node, announcement.labels, announcement.load.accepts_models, held, announcement.assigned, len(announcement.models)
+        announcement.node, announcement.labels, accepts, held, announcement.assigned, len(announcement.models), announcement.refused
     )
 
 

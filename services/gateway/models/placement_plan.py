@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+from shared.models import version_names
 from shared.types import ModelName, NodeId
 
 
@@ -35,6 +36,8 @@ class Machine:
     assigned: Collection[ModelName]
     #: All models that it serves, those of its owner included.
     models: int
+    #: What people removed from it and don't want there again, without versions.
+    refused: Collection[ModelName] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +81,21 @@ class Assignment:
 #: Why a machine refused a version.
 Refusals = Mapping[tuple[NodeId, ModelName], str]
 NO_CONSENT = "ask its owner: administrators may not put models on it"
+REMOVED = "ask its owner: the model was removed there"
 
 
 def assign(wanted: Wanted, machines: Sequence[Machine], refusals: Refusals) -> Assignment:
     chosen = [each for each in machines if _matches(wanted, each)]
     kept = [each for each in chosen if each.held.get(wanted.name, Held.NOTHING)]
-    fresh = [each for each in chosen if each.accepts and not each.held.get(wanted.name) and (each.node, wanted.name) not in refusals]
+    refused = {node: reason for (node, name), reason in refusals.items() if name == wanted.name}
+    refused |= {each.node: REMOVED if each.accepts else NO_CONSENT for each in chosen if not _may_hold(each, wanted)}
+    fresh = [each for each in chosen if not each.held.get(wanted.name) and each.node not in refused]
     kept.sort(key=lambda each: (-each.held[wanted.name], each.node))
     fresh.sort(key=lambda each: (each.models, each.node))
     most = len(chosen) if wanted.copies is None else wanted.copies
     nodes = tuple(each.node for each in (*kept, *fresh)[:most])
     short = max(0, most - len(nodes))
-    reasons = {each.node: refusals.get((each.node, wanted.name), NO_CONSENT) for each in chosen if each.node not in nodes} if short else {}
+    reasons = {each.node: refused[each.node] for each in chosen if each.node not in nodes} if short else {}
     return Assignment(wanted, nodes, short, reasons)
 
 
@@ -109,6 +115,10 @@ def plan(assignments: Collection[Assignment], machines: Sequence[Machine]) -> tu
         Action(Step.REMOVE, machine.node, name) for machine in machines for name in machine.assigned if (machine.node, name) not in places
     ]
     return tuple(actions)
+
+
+def _may_hold(machine: Machine, wanted: Wanted) -> bool:
+    return machine.accepts and version_names.strip_version(wanted.name) not in machine.refused
 
 
 def _matches(wanted: Wanted, machine: Machine) -> bool:

@@ -1,8 +1,8 @@
 """The worker's store of models that people pulled or added: files by their digest, and names that refer to them.
 
-Below its folder are `blobs/sha256/DIGEST` (a folder for a model in parts), `names/NAME.json` and `partial/KEY`, a download that can be
-resumed. A file gets its final name when it is complete and synced, so a killed process leaves at most a partial file. Several processes may
-use a store.
+Below its folder are `blobs/sha256/DIGEST` (a folder for a model in parts), `names/NAME.json`, `refused/NAME` for what the mesh must not put
+there, and `partial/KEY`, a download that can be resumed. A file gets its final name when it is complete and synced, so a killed process
+leaves at most a partial file. Several processes may use a store.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from shared.api.inference import PullProgress, StoredModel
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import NotAModel
 from shared.identity import private_file
+from shared.models import version_names
 from shared.protocol.directory import ModelPull
 from shared.types import ModelName
 
@@ -54,9 +55,10 @@ class ModelStore:
         self._root = root
         self._quota_bytes = quota_bytes
         self._blobs, self._names, self._partial = root / "blobs" / "sha256", root / "names", root / "partial"
+        self._refused = root / "refused"
 
     def ensure_folders(self) -> None:
-        for folder in (self._blobs, self._names, self._partial):
+        for folder in (self._blobs, self._names, self._partial, self._refused):
             folder.mkdir(parents=True, exist_ok=True)
 
     def blob(self, digest: str) -> Path:
@@ -112,6 +114,24 @@ class ModelStore:
         """Return the models that the mesh has put here."""
         return tuple(model.name for model in self.models() if model.assignment is not None)
 
+    def refused(self) -> tuple[ModelName, ...]:
+        """Return the models, without versions, that people removed and that the mesh must not put here again."""
+        return tuple(ModelName(urllib.parse.unquote(file.name)) for file in sorted(self._refused.glob("[!.]*")))
+
+    def refuse(self, name: ModelName) -> None:
+        """Keep a model's versions from coming back. Raises BadRequest for what can't be a name."""
+        self.ensure_folders()
+        self._refusal(check_store_name(name)).touch()
+        _sync(self._refused)
+
+    def accept(self, *names: ModelName) -> None:
+        """Let the mesh put these models here again."""
+        for name in names:
+            self._refusal(name).unlink(missing_ok=True)
+
+    def _refusal(self, name: ModelName) -> Path:
+        return self._refused / urllib.parse.quote(version_names.strip_version(name), safe="")
+
     def _read_pull(self, file: Path) -> ModelPull | None:
         try:
             with contextlib.suppress(BlockingIOError), _locked(file.with_suffix(".lock"), _refuse_to_wait):
@@ -160,6 +180,8 @@ class ModelStore:
                 projector.replace(self.blob(model.projector))
             _sync(self._blobs)
             self._write(model)
+            if model.assignment is None:
+                self.accept(model.name)
             if before is not None:
                 self._drop_unnamed(_digests(before))
 

@@ -51,6 +51,8 @@ def carry_out(request: StoreRequest) -> StoreResult:
         case "pull" | "add":
             return _Pull(request, store).run()
         case "remove":
+            if store.get(request.target).assignment is not None:
+                store.refuse(ModelName(request.target))
             model, freed_bytes = store.remove(request.target)
             return StoreResult(models=(model,), freed_bytes=freed_bytes)
         case "show":

@@ -4,7 +4,7 @@ Administrators see all nodes under /admin/nodes. Node owners see their own under
 """
 
 import asyncio
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -16,17 +16,20 @@ from services.web import live_updates
 from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import node_view
-from services.web.pages.admin.node_view import NodeList, NodeRowView
+from services.web.pages.admin.node_view import ModelOnNode, NodeList, NodeRowView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
 from shared.api import gateway, membership
+from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
 from shared.lists import nodes as lists
+from shared.types import ModelName
 
 _DONE = {
     "approved": "Node approved. It joins within a minute.",
     "accepts": "Administrators can now put models on the node.",
     "refuses": "Administrators can no longer put models on the node. It keeps the models that it has.",
+    "removed": "Model removed. The mesh doesn’t put it there again.",
     "revoked": "Node revoked. Its key can never rejoin. To add it again, create a new ticket.",
 }
 
@@ -43,14 +46,23 @@ class NodesPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfirmationPage:
-    """The confirmation page for approving or revoking a node, or for models on it."""
+    """The confirmation page for approving or revoking a node."""
 
     root: str
     member: Member
     short: str
     reason: str = ""
-    #: Whether administrators may put models on it.
-    accepts_models: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeModelsPage:
+    root: str
+    member: Member
+    short: str
+    row: NodeRow
+    models: tuple[ModelOnNode, ...]
+    #: Whether the person decides if administrators may put models on it.
+    decides: bool
 
 
 @get(["/nodes", "/admin/nodes"])
@@ -112,14 +124,14 @@ async def revoke(page_request: NamedDependency[PageRequest], node_id: FromPath[s
 
 
 @get(["/nodes/{worker_id:str}/models", "/admin/nodes/{worker_id:str}/models"])
-async def confirm_models(page_request: NamedDependency[PageRequest], worker_id: FromPath[str]) -> Page:
-    return page_request.page("admin/node_models.html", await _consent(page_request, worker_id))
+async def show_models(page_request: NamedDependency[PageRequest], worker_id: FromPath[str]) -> Page:
+    return page_request.page("admin/node_models.html", await _models(page_request, worker_id), notices=_DONE)
 
 
 @post(["/nodes/{worker_id:str}/models", "/admin/nodes/{worker_id:str}/models"])
 async def set_models(page_request: NamedDependency[PageRequest], worker_id: FromPath[str]) -> Page:
     accepts = await page_request.read_field("accepts") == "yes"
-    view = await _consent(page_request, worker_id)
+    view = await _models(page_request, worker_id)
     try:
         await page_request.submit(gateway.set_model_consent, gateway.ConsentOnWorker(view.member.id, accepts))
     except errors.CallerError as error:
@@ -127,13 +139,31 @@ async def set_models(page_request: NamedDependency[PageRequest], worker_id: From
     return page_request.redirect(f"{view.root}?done={'accepts' if accepts else 'refuses'}")
 
 
-async def _consent(page_request: PageRequest, node_id: str) -> NodeConfirmationPage:
+@post(["/nodes/{worker_id:str}/models/remove", "/admin/nodes/{worker_id:str}/models/remove"])
+async def remove_model(page_request: NamedDependency[PageRequest], worker_id: FromPath[str]) -> Page:
+    model = await page_request.read_field("model")
+    view = await _models(page_request, worker_id)
+    try:
+        await page_request.submit(gateway.remove_model, gateway.RemoveFromWorker(view.member.id, ModelName(model)))
+    except errors.CallerError as error:
+        return page_request.page("admin/node_models.html", view, problem=error)
+    return page_request.redirect(f"{view.root}/{view.member.id}/models?done=removed")
+
+
+async def _models(page_request: PageRequest, node_id: str) -> NodeModelsPage:
     member = await _member(page_request, node_id)
     rows = await page_request.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=PAGE_CALL_SECONDS)
     row = next((row for row in rows.nodes if row.id == member.id), None)
-    if row is None or not node_view.may_consent(member, row, page_request.person):
-        raise errors.NotFound("this is no worker of yours that is up", hint="only its owner decides about models on it, while it is up")
-    return replace(_question(page_request, member), accepts_models=row.accepts_models)
+    if row is None or not node_view.may_manage(member, row):
+        raise errors.NotFound("this is no worker of yours that is up", hint="its models are listed while it is up")
+    return NodeModelsPage(
+        root=node_view.root_of(page_request.person),
+        member=member,
+        short=lists.short(member.id),
+        row=row,
+        models=node_view.models_of(row),
+        decides=node_view.may_consent(member, row, page_request.person),
+    )
 
 
 async def _members(page_request: PageRequest) -> tuple[tuple[Member, ...], errors.PeerError | None]:

@@ -11,12 +11,13 @@ from services.gateway import pull_orders
 from services.gateway.pull_orders import PullOrders
 from shared import errors
 from shared.api import auth
-from shared.api.gateway import Consented, ConsentOnWorker, PulledPlace, PullOnWorkers, WorkerPull
-from shared.api.inference import PulledModel, PullModel, PullProgress, SetModelConsent
+from shared.api.gateway import Consented, ConsentOnWorker, PulledPlace, PullOnWorkers, RemoveFromWorker, WorkerPull
+from shared.api.inference import PulledModel, PullModel, PullProgress, RemoveModel, SetModelConsent
 from shared.types import ModelName, NodeId, Tier, UserRole
 from tests.services.gateway.fakes import USER, FakeDirectory, node_id
 
 ADMIN = auth.Principal(USER, "root", UserRole.ADMIN, Tier.FREE)
+ALICE = auth.Principal(USER, "alice", UserRole.NODE_OWNER, Tier.FREE)
 DONE = PulledModel(ModelName("m"), "ab", 3)
 SOURCE = "https://me:pw@example.org/m.gguf?signature=secret#sha256=00"
 
@@ -36,17 +37,18 @@ class Rpc:
 
     def __init__(self) -> None:
         self.received: list[tuple[NodeId, PullModel]] = []
-        self.consents: list[tuple[NodeId, SetModelConsent]] = []
+        self.orders: list[tuple[NodeId, SetModelConsent | RemoveModel]] = []
         self.refuse: dict[NodeId, errors.AimeshError] = {}
         self.gate = asyncio.Event()
         self.gate.set()
         self.left: list[NodeId] = []
 
-    async def call(self, method: Any, request: SetModelConsent, *, to: NodeId, deadline_seconds: float) -> None:
-        assert (method.name, deadline_seconds) == ("inference.setModelConsent", 99.0)
+    async def call(self, method: Any, request: SetModelConsent | RemoveModel, *, to: NodeId, deadline_seconds: float) -> None:
+        assert deadline_seconds == 99.0
+        assert isinstance(request, method.request)
         if to in self.refuse:
             raise self.refuse[to]
-        self.consents.append((to, request))
+        self.orders.append((to, request))
 
     @asynccontextmanager
     async def stream(self, method: Any, request: PullModel, *, to: NodeId, deadline_seconds: float) -> AsyncIterator[FakeAnswer]:
@@ -65,14 +67,13 @@ class Audit:
         self.actions: list[tuple[str, str, dict[str, str]]] = []
 
     def report_action(self, action: str, by: auth.Principal, *, target: str, **details: str) -> None:
-        assert by is ADMIN
+        assert by in (ADMIN, ALICE)
         self.actions.append((action, target, details))
 
 
 class Stream:
-    principal = ADMIN
-
-    def __init__(self) -> None:
+    def __init__(self, principal: auth.Principal = ADMIN) -> None:
+        self.principal = principal
         self.items: list[WorkerPull] = []
 
     def remaining_seconds(self) -> float:
@@ -89,8 +90,11 @@ class PullHarness:
             self.nodes.worker(number, "other", labels=each)
         self.orders = PullOrders(self.rpc, self.nodes, self.audit)  # type: ignore[arg-type]
 
-    async def consent(self, worker: str) -> Consented:
-        return await self.orders.set_consent(ConsentOnWorker(NodeId(worker), accepts_models=True), self.stream)  # type: ignore[arg-type]
+    async def consent(self, worker: str, by: auth.Principal = ADMIN) -> Consented:
+        return await self.orders.set_consent(ConsentOnWorker(NodeId(worker), accepts_models=True), Stream(by))  # type: ignore[arg-type]
+
+    async def remove(self, worker: str, by: auth.Principal) -> None:
+        await self.orders.remove_model(RemoveFromWorker(NodeId(worker), ModelName("m")), Stream(by))  # type: ignore[arg-type]
 
     async def pull(self, worker: str | None = None, **labels: str) -> tuple[PulledPlace, ...]:
         request = PullOnWorkers(SOURCE, None if worker is None else NodeId(worker), labels, ModelName("m"), insecure=True)
@@ -139,10 +143,10 @@ async def test_order_without_clear_workers_is_refused(
     assert (harness.rpc.received, harness.audit.actions) == ([], [])
 
 
-async def test_only_the_worker_is_asked_whether_the_caller_owns_it() -> None:
+async def test_the_worker_is_asked_whether_an_administrator_may_consent() -> None:
     harness = PullHarness({}, {})
     assert await harness.consent(node_id(1)) == Consented(node_id(1), accepts_models=True)
-    assert harness.rpc.consents == [(node_id(1), SetModelConsent(USER, accepts_models=True))]
+    assert harness.rpc.orders == [(node_id(1), SetModelConsent(USER, accepts_models=True, is_administrator=True))]
     assert harness.audit.actions == [("node.accept_models", node_id(1), {"accepts": "true"})]
     harness.rpc.refuse[node_id(0)] = errors.NotAllowed("only the owner of a machine decides")
     with pytest.raises(errors.NotAllowed, match="only the owner"):
@@ -150,6 +154,24 @@ async def test_only_the_worker_is_asked_whether_the_caller_owns_it() -> None:
     with pytest.raises(errors.NotFound, match="several workers match"):
         await harness.consent("U")
     assert len(harness.audit.actions) == 1, "what was refused is not reported as done"
+
+
+async def test_owners_order_their_own_machines_alone() -> None:
+    harness = PullHarness({})
+    harness.nodes.worker(1, owner=str(USER))
+    await harness.consent(node_id(1), ALICE)
+    await harness.remove(node_id(1), ALICE)
+    await harness.remove(node_id(0), ADMIN)
+    assert harness.rpc.orders == [
+        (node_id(1), SetModelConsent(USER, accepts_models=True)),
+        (node_id(1), RemoveModel(ModelName("m"), USER)),
+        (node_id(0), RemoveModel(ModelName("m"), USER, is_administrator=True)),
+    ]
+    assert harness.audit.actions[1:] == [("node.remove_model", node_id(node), {"model": "m"}) for node in (1, 0)]
+    for order in (harness.consent, harness.remove):
+        with pytest.raises(errors.NotFound, match="no worker matches"):
+            await order(node_id(0), ALICE)
+    assert len(harness.rpc.orders) == 3
 
 
 async def test_draining_and_dead_workers_are_left_out() -> None:

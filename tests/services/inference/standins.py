@@ -124,6 +124,7 @@ class Offer:
     pulls: tuple[directory.ModelPull, ...] = ()
     warning: str = ""
     assigned: tuple[ModelName, ...] = ()
+    refused: tuple[ModelName, ...] = ()
 
 
 class FakeTransports:
@@ -169,8 +170,9 @@ class Node:
         pulls: tuple[directory.ModelPull, ...] = (),
         warning: str = "",
         assigned: tuple[ModelName, ...] = (),
+        refused: tuple[ModelName, ...] = (),
     ) -> None:
-        self.offers.append(Offer(models, load, not_ready, pulls, warning, assigned))
+        self.offers.append(Offer(models, load, not_ready, pulls, warning, assigned, refused))
 
 
 def engine_pid(backend: LlamaBackend, model: ModelName) -> int | None:

@@ -251,14 +251,18 @@ async def test_downloads_assigned_models_and_what_is_missing_are_announced_when_
         looks += 1
         return pulls if looks < 5 else ()
 
-    work = watcher.follow_machine(read_pulls, lambda: assigned if looks >= 7 else (), lambda: "a library is missing" if looks < 9 else "")
+    def read_missing() -> str:
+        return "a library is missing" if looks < 9 else ""
+
+    work = watcher.follow_machine(read_pulls, lambda: assigned if looks >= 7 else (), lambda: assigned if looks >= 11 else (), read_missing)
     following = asyncio.create_task(work)
-    await until(lambda: len(node.offers) > 3 and looks > 12)
+    await until(lambda: len(node.offers) > 4 and looks > 14)
     following.cancel()
     await asyncio.wait({following})
-    assert [(offer.pulls, offer.assigned, offer.warning) for offer in node.offers] == [
-        (pulls, (), "a library is missing"),
-        ((), (), "a library is missing"),
-        ((), assigned, "a library is missing"),
-        ((), assigned, ""),
+    assert [(offer.pulls, offer.assigned, offer.refused, offer.warning) for offer in node.offers] == [
+        (pulls, (), (), "a library is missing"),
+        ((), (), (), "a library is missing"),
+        ((), assigned, (), "a library is missing"),
+        ((), assigned, (), ""),
+        ((), assigned, assigned, ""),
     ]

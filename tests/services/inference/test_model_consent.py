@@ -10,12 +10,12 @@ import pytest
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
-from shared.api.inference import SetModelConsent
+from shared.api.inference import RemoveModel, SetModelConsent
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
 from shared.node import membership_file
 from shared.node.lifecycle import background
-from shared.types import Role, UserId
+from shared.types import ModelName, Role, UserId
 from tests.services.inference.standins import Node
 
 ALICE, ROOT = (UserId(UUID(int=number)) for number in (1, 2))
@@ -28,11 +28,11 @@ def owned_node(state_file: Path, owner: str, *, accept_models: bool | None = Fal
     return node
 
 
-async def ask(node: Node, by: UserId, *, accepts: bool, **settings: Any) -> None:
+async def ask(node: Node, by: UserId, *, accepts: bool, is_administrator: bool = False, **settings: Any) -> None:
     given = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", **settings)
     async with background() as node.tasks, InferenceService.open(given, node) as service:
         assert node.offers[-1].load.accepts_models is bool(given.allow_pulls)
-        await service.set_model_consent(SetModelConsent(by, accepts), cast("Any", None))
+        await service.set_model_consent(SetModelConsent(by, accepts, is_administrator), cast("Any", None))
 
 
 @pytest.mark.parametrize("accepts", [True, False])
@@ -48,7 +48,7 @@ async def test_the_owners_choice_is_announced_and_outlives_a_restart(tmp_path: P
 @pytest.mark.parametrize(
     ("owner", "by", "settings", "why"),
     [
-        pytest.param(str(ALICE), ROOT, {}, "only the owner", id="an administrator"),
+        pytest.param(str(ALICE), ROOT, {"is_administrator": True}, "only the owner", id="an administrator"),
         pytest.param("", ROOT, {}, "only the owner", id="a machine of the mesh"),
         pytest.param(str(ALICE), ALICE, {"allow_pulls": False}, "on the machine itself", id="the machine's setting"),
     ],
@@ -59,6 +59,30 @@ async def test_all_others_are_refused(tmp_path: Path, owner: str, by: UserId, se
         await ask(node, by, accepts=True, **settings)
     assert not node.offers[-1].load.accepts_models
     assert not (tmp_path / "worker.mesh").exists()
+
+
+async def test_administrators_decide_about_a_machine_of_the_mesh(tmp_path: Path) -> None:
+    node = owned_node(tmp_path / "worker.mesh", "")
+    await ask(node, ROOT, accepts=True, is_administrator=True)
+    assert node.offers[-1].load.accepts_models
+
+
+@pytest.mark.parametrize(
+    ("by", "is_administrator", "why"),
+    [
+        pytest.param(ALICE, False, errors.NotFound, id="its owner"),
+        pytest.param(ROOT, True, errors.NotFound, id="an administrator"),
+        pytest.param(ROOT, False, errors.NotAllowed, id="somebody else"),
+    ],
+)
+async def test_owner_and_administrators_remove_models(
+    tmp_path: Path, by: UserId, why: type[errors.AimeshError], *, is_administrator: bool
+) -> None:
+    node = owned_node(tmp_path / "worker.mesh", str(ALICE))
+    given = InferenceSettings(node_key_file=Path("/nowhere/worker.nk"), backend="echo", model_store=tmp_path)
+    async with background() as node.tasks, InferenceService.open(given, node) as service:
+        with pytest.raises(why):
+            await service.remove_model(RemoveModel(ModelName("m"), by, is_administrator), cast("Any", None))
 
 
 async def test_a_choice_that_cannot_be_kept_is_an_error(tmp_path: Path) -> None:

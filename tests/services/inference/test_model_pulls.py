@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
+from uuid import UUID
 
 import msgspec
 import psutil
@@ -34,12 +35,13 @@ from shared.api.inference import (
 )
 from shared.node import lifecycle
 from shared.rpc import StreamCall
-from shared.types import ModelName
+from shared.types import ModelName, UserId
 from tests.services.inference.models import ranged_server
 from tests.services.inference.models.ranged_server import RangedServer
 from tests.services.inference.standins import Node, until
 from tests.stopwatch import HANG_SECONDS
 
+USER = UserId(UUID(int=1))
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
 BODY = ranged_server.model_bytes(3_000_000)
 
@@ -255,6 +257,41 @@ async def test_an_order_tells_why_the_last_attempt_failed_and_tries_again(pulls:
             await asyncio.sleep(0.01)
     assert "SHA-256" in problem
     assert await pulls.ensure(order) == EnsuredModel(is_stored=False)
+
+
+@pytest.mark.parametrize("is_owners", [False, True])
+async def test_what_a_person_removed_comes_back_only_when_the_owner_accepts_again(
+    pulls: ModelPulls, store: ModelStore, server: RangedServer, *, is_owners: bool
+) -> None:
+    first, second = (EnsureModel(ModelName(f"llama3@{number}"), server.url) for number in (1, 2))
+    if is_owners:
+        await pull(pulls, PullModel(server.url, first.name))
+    else:
+        await ensured(pulls, first)
+    await pulls.remove(RemoveModel(first.name, by=USER))
+    assert (store.find(first.name), pulls.assigned(), pulls.refused()) == (None, (), ("llama3",))
+    for order in (first, second):
+        with pytest.raises(errors.NotAllowed, match="was removed from this worker"):
+            await pulls.ensure(order)
+    await pulls.consent_changed(accepts_models=True)
+    await ensured(pulls, second)
+    assert pulls.refused() == ()
+
+
+async def test_nothing_is_refused_that_was_not_there(pulls: ModelPulls) -> None:
+    with pytest.raises(errors.NotFound):
+        await pulls.remove(RemoveModel(ModelName("llama3"), by=USER))
+    assert pulls.refused() == ()
+
+
+async def test_an_owner_who_refuses_models_stops_what_is_on_its_way(pulls: ModelPulls, store: ModelStore, server: RangedServer) -> None:
+    server.pause_at = 1_000_000
+    server.gate.clear()
+    await pulls.ensure(EnsureModel(ModelName("llama3"), server.url))
+    assert pulls.assigned() == ("llama3",)
+    await pulls.consent_changed(accepts_models=False)
+    assert (pulls.assigned(), store.models()) == ((), ())
+    await until(lambda: not programs())
 
 
 async def test_a_model_of_a_person_stays_when_the_mesh_removes_its_own(pulls: ModelPulls, store: ModelStore, server: RangedServer) -> None:

@@ -254,15 +254,15 @@ def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
     )
 
 
-def test_an_announcement_with_assigned_models_is_read_by_versions_without_that_field() -> None:
-    announcement = make_announcement(warning="a library is missing", assigned=(ModelName("qwen3"),))
+def test_an_announcement_with_assigned_and_refused_models_is_read_by_versions_without_these_fields() -> None:
+    announcement = make_announcement(warning="a library is missing", assigned=(ModelName("qwen3"),), refused=(ModelName("gemma3"),))
     assert directory.decode(directory.encode(announcement)) == announcement
     fields = msgspec.structs.fields(Announcement)
-    assert [field.name for field in fields[-2:]] == ["warning", "assigned"], "fields of an array may only be appended"
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-1]], array_like=True)
+    assert [field.name for field in fields[-3:]] == ["warning", "assigned", "refused"], "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-2]], array_like=True)
     read = msgspec.msgpack.decode(directory.encode(announcement), type=older)
-    assert msgspec.structs.astuple(read) == msgspec.structs.astuple(announcement)[:-1]
-    assert directory.decode(msgspec.msgpack.encode(read)) == msgspec.structs.replace(announcement, assigned=())
+    assert msgspec.structs.astuple(read) == msgspec.structs.astuple(announcement)[:-2]
+    assert directory.decode(msgspec.msgpack.encode(read)) == msgspec.structs.replace(announcement, assigned=(), refused=())
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from services.web.charts.usage_chart import NOTHING
 from services.web.pages.admin import time_texts
 from shared.api.auth import LoginSession
+from shared.api.deployments import CopyState, ModelCopy
 from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
+from shared.lists import deployments
 from shared.lists import nodes as lists
 from shared.lists.columns import Tone, pairs
-from shared.types import NodeId, Role, UserRole
+from shared.types import ModelName, NodeId, Role, UserRole
 
 #: The maximum of rows; bindings.js has the same limit.
 MOST_LINES = 500
@@ -41,15 +43,23 @@ class NodeRowView:
     #: The paths to approve and revoke it; empty if that is not possible.
     approve: str = ""
     revoke: str = ""
-    #: The path to let administrators put models on it, or not anymore; empty for all but its owner.
-    consent: str = ""
-    consent_text: str = ""
-    consent_label: str = ""
+    #: The page of its models; empty for all but its owner and administrators.
+    manage: str = ""
+    manage_text: str = ""
+    manage_label: str = ""
     approve_label: str = ""
     revoke_label: str = ""
     #: The link to its charts; empty for node owners.
     charts: str = ""
     charts_label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOnNode:
+    name: ModelName
+    state: str
+    #: The mesh has put it there.
+    is_assigned: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +94,9 @@ def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[in
 
 def _line(node: NodeId, member: Member | None, row: NodeRow | None, person: LoginSession, *, is_seen: bool) -> NodeRowView:
     state, tone, why = _state(member, row, is_seen=is_seen)
-    root, asks = root_of(person), may_consent(member, row, person)
-    if row is not None and row.free and not row.accepts_models and member is not None and member.owner and not asks:
+    root, decides = root_of(person), may_consent(member, row, person)
+    manage_text = "Accept models" if decides and row is not None and not row.accepts_models else "Models"
+    if row is not None and row.free and not row.accepts_models and member is not None and member.owner and not decides:
         why = f"{why}. Only {member.owner} can let it accept models."
     short = lists.short(node)
     # Use the role for unnamed nodes.
@@ -108,9 +119,9 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, person: Logi
         until=_until(member),
         approve=f"{root}/{node}/approve" if waits else "",
         revoke=f"{root}/{node}/revoke" if can_go else "",
-        consent=f"{root}/{node}/models" if asks else "",
-        consent_text=consent_text(row),
-        consent_label=f"{consent_text(row)} on {name} {short}",
+        manage=f"{root}/{node}/models" if may_manage(member, row) else "",
+        manage_text=manage_text,
+        manage_label=f"{manage_text} on {name} {short}",
         approve_label=f"Approve {name} {short}",
         revoke_label=f"Revoke {name} {short}",
         charts=f"/admin/charts?node={node}" if root.startswith("/admin") else "",
@@ -118,14 +129,24 @@ def _line(node: NodeId, member: Member | None, row: NodeRow | None, person: Logi
     )
 
 
-def may_consent(member: Member | None, row: NodeRow | None, person: LoginSession) -> bool:
-    """Return whether the person decides which models run on the node. The worker checks it again."""
+def may_manage(member: Member | None, row: NodeRow | None) -> bool:
+    """Return whether someone who sees the node may remove models from it. The worker checks it again."""
     is_worker = row is not None and row.alive and row.role is Role.WORKER
-    return is_worker and member is not None and member.state is MemberState.ACTIVE and member.owner == person.user.username
+    return is_worker and member is not None and member.state is MemberState.ACTIVE
 
 
-def consent_text(row: NodeRow | None) -> str:
-    return "Refuse models" if row is not None and row.accepts_models else "Accept models"
+def may_consent(member: Member | None, row: NodeRow | None, person: LoginSession) -> bool:
+    """Return whether the person decides if administrators may put models on the node. The worker checks it again."""
+    decides = member is not None and (member.owner == person.user.username or not (member.owner or person.user.role is not UserRole.ADMIN))
+    return decides and may_manage(member, row)
+
+
+def models_of(row: NodeRow) -> tuple[ModelOnNode, ...]:
+    """Return what it has and what is on its way."""
+    pulls = {ModelName(pull.model): (pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in row.pulls}
+    coming = {name: ModelCopy(row.id, CopyState.COMING, *pulls.get(name, ())) for name in (*row.assigned, *pulls) if name not in row.models}
+    states = dict.fromkeys(row.models, "served") | {name: deployments.describe(copy) for name, copy in coming.items()}
+    return tuple(ModelOnNode(name, state, name in row.assigned) for name, state in sorted(states.items()))
 
 
 def _role(member: Member | None, row: NodeRow | None) -> str:

@@ -42,6 +42,7 @@ class StandInWorker(StandIn):
         #: Orders, with repetitions.
         self.ensured: list[ModelName] = []
         self.problem = ""
+        self.refused: tuple[ModelName, ...] = ()
         self.is_slow = False
         self.memory_bytes = 10**12
         self.offer()
@@ -52,12 +53,15 @@ class StandInWorker(StandIn):
             models=tuple(ModelOffer(name, 2048, loaded=name in self.loaded) for name in self.stored if name not in coming),
             load=WorkerLoad(slots=1, accepts_models=True),
             assigned=tuple(self.stored),
+            refused=self.refused,
             pulls=tuple(ModelPull(name, 3_000_000, 5_000_000, 1e6) for name in coming),
         )
 
     @serves(inference.ensure_model)
     async def ensure(self, request: inference.EnsureModel, _call: RpcCall) -> EnsuredModel:
         self.ensured.append(request.name)
+        if request.name in self.refused:
+            raise errors.NotAllowed(f"{request.name} was removed from this worker")
         if self.problem:
             return EnsuredModel(is_stored=False, problem=self.problem)
         self.stored[request.name] = request
@@ -175,6 +179,23 @@ async def test_another_machine_takes_what_one_refuses_and_the_reason_is_told(mes
     third = await mesh.add_worker()
     await mesh.become(lambda found: found.is_done)
     assert mesh.holders() == {fits.node.id, third.node.id}
+
+
+async def test_what_an_owner_removed_comes_back_when_they_accept_it_again(mesh: Mesh) -> None:
+    worker = await mesh.add_worker()
+    await mesh.deploy(DeploymentDocument(source=SOURCE))
+    await mesh.become(lambda found: found.is_done)
+    worker.refused = (QWEN,)
+    # The gateway orders it again, before it knows.
+    del worker.stored[QWEN]
+    worker.node.offer(load=WorkerLoad(slots=1))
+    await until(lambda: len(worker.ensured) > 1)
+    worker.offer()
+    found = await mesh.become(lambda found: found.short == 1 and bool(found.copies))
+    assert [copy.reason for copy in found.copies] == ["ask its owner: the model was removed there"]
+    worker.refused = ()
+    worker.offer()
+    await mesh.become(lambda found: found.is_done)
 
 
 async def test_a_machine_without_memory_for_it_gets_no_byte_of_it(mesh: Mesh) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.models import placement_plan
-from services.gateway.models.placement_plan import NO_CONSENT, Action, Assignment, Held, Machine, Step, Wanted
+from services.gateway.models.placement_plan import NO_CONSENT, REMOVED, Action, Assignment, Held, Machine, Step, Wanted
 from shared.types import ModelName, NodeId
 
 A, B = ModelName("a"), ModelName("b")
@@ -50,6 +50,16 @@ def test_machines_that_refuse_are_passed_over_with_their_reasons() -> None:
 
 def test_what_an_owner_withdraws_consent_for_stays_where_it_is() -> None:
     assert assign(wanted(), machine(0, {A: Held.LOADED}, accepts=False), machine(1)).nodes == (NODES[0],)
+
+
+def test_what_an_owner_removed_is_not_put_there_again_in_any_version() -> None:
+    version = ModelName("a@3")
+    gone = Machine(NODES[0], {}, accepts=True, held={}, assigned=(), models=0, refused=(A,))
+    for name, other in ((A, ModelName("b")), (version, ModelName("b@3"))):
+        found = assign(wanted(name), gone)
+        assert (found.nodes, found.short, found.reasons) == ((), 1, {NODES[0]: REMOVED})
+        assert assign(wanted(name), gone, machine(1)).nodes == (NODES[1],)
+        assert assign(wanted(other), gone).nodes == (NODES[0],)
 
 
 def test_what_is_wanted_is_fetched_loaded_and_removed() -> None:

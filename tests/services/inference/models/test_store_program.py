@@ -16,9 +16,10 @@ import pytest
 from services.inference.models import download, model_store, store_program
 from services.inference.models.model_store import ModelStore
 from shared import errors
-from shared.api.inference import StoredModel, StoreLine, StoreRequest, StoreResult
+from shared.api.inference import Assignment, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.model_reference import RemoteFile
 from shared.timing.backoff import Backoff
+from shared.types import ModelName
 from tests.services.inference.models import ranged_server
 from tests.services.inference.models.ranged_server import RangedServer
 
@@ -346,6 +347,17 @@ def test_two_pulls_at_once_make_one_download(store: ModelStore, server: RangedSe
     server.gate.set()
     assert [result_of(process).unchanged for process in (first, second)] == [False, True]
     assert server.sent_bytes == len(BODY)
+
+
+def test_what_the_mesh_put_here_and_a_person_removes_is_refused_until_they_pull_it(store: ModelStore, server: RangedServer) -> None:
+    pull(store, server.url, name=ModelName("mine"))
+    run(store, "remove", "mine")
+    assert store.refused() == ()
+    pull(store, server.url, name=ModelName("team/its@2"), assignment=Assignment())
+    run(store, "remove", "team/its@2")
+    assert store.refused() == ("team/its",)
+    pull(store, server.url, name=ModelName("team/its"))
+    assert store.refused() == ()
 
 
 def test_errors_are_reported_as_problems(store: ModelStore) -> None:

@@ -3,9 +3,9 @@ import pytest
 from litestar.types import ASGIApp
 
 from shared import errors
-from shared.api import membership
+from shared.api import gateway, membership
 from shared.api.membership import MemberState
-from shared.types import Role, UserRole
+from shared.types import ModelName, Role, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.pages.admin import followed
 from tests.services.web.pages.admin.admin_mesh import GATEWAY, WAITING, WORKER, AdminMesh
@@ -139,22 +139,49 @@ async def test_owner_accepts_and_refuses_models_of_the_mesh(alice: Browser, mesh
     mesh.add_member(WORKER, name="mine")
     mesh.nodes[:] = [msgspec.structs.replace(mesh.add_node(WORKER), accepts_models=False)]
     path = f"/nodes/{WORKER}/models"
-    for link, done in (("Accept models", "accepts"), ("Refuse models", "refuses")):
+    for link, done in (("Accept models", "accepts"), ("Models", "refuses")):
         assert f'aria-label="{link} on mine {WORKER[:9]}"' in (await alice.get("/nodes")).text
-        answer = await alice.submit(await alice.get(path), path)
+        answer = await alice.submit(await alice.get(path), path, accepts="yes" if done == "accepts" else "no")
         assert answer.headers["location"] == f"/nodes?done={done}"
         assert "put models on the node." in (await alice.get(f"/nodes?done={done}")).text
         assert mesh.nodes[0].accepts_models is (done == "accepts")
     mesh.nodes[0] = msgspec.structs.replace(mesh.nodes[0], labels={"locked": "yes"})
-    assert "ALLOW_MODEL_PULLS decides this" in (await alice.submit(await alice.get(path), path)).text
+    assert "ALLOW_MODEL_PULLS decides this" in (await alice.submit(await alice.get(path), path, accepts="yes")).text
 
 
-async def test_nobody_else_decides_about_models(root: Browser, mesh: AdminMesh) -> None:
+async def test_owner_removes_a_model_and_accepts_it_again(alice: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, name="mine")
+    mesh.nodes[:] = [msgspec.structs.replace(mesh.add_node(WORKER), assigned=(ModelName("smollm2"),))]
+    path = f"/nodes/{WORKER}/models"
+    page = await alice.get(path)
+    assert "the mesh</td>" in page.text
+    assert "Accept removed" not in page.text
+    assert "other is not there" in (await alice.submit(page, f"{path}/remove", model="other")).text.lower()
+    done = await alice.submit(page, f"{path}/remove", model="smollm2")
+    assert done.headers["location"] == f"{path}?done=removed"
+    page = await alice.get(f"{path}?done=removed")
+    for text in ("Model removed.", "No models on this machine.", "not put there again", "Accept removed models again"):
+        assert text in page.text
+    await alice.submit(page, path, accepts="yes")
+    assert mesh.nodes[0].refused_models == ()
+
+
+async def test_administrators_remove_models_from_a_machine_and_ask_its_owner_to_accept_some(root: Browser, mesh: AdminMesh) -> None:
     mesh.add_member(WORKER)
+    mesh.nodes[:] = [msgspec.structs.replace(mesh.add_node(WORKER), accepts_models=False)]
+    path = f"/admin/nodes/{WORKER}/models"
+    page = await root.get(path)
+    assert "Ask alice to accept them." in page.text
+    assert 'name="accepts"' not in page.text
+    await root.submit(page, f"{path}/remove", model="smollm2")
+    assert mesh.requests_of("gateway.removeModel") == [gateway.RemoveFromWorker(WORKER, ModelName("smollm2"))]
+
+
+async def test_others_do_not_see_its_models(alice: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, owner="bob")
     mesh.add_node(WORKER)
-    assert "Refuse models on" not in (await root.get("/admin/nodes")).text.replace('aria-label="Refuse models on rig', "")
-    assert (await root.get(f"/admin/nodes/{WORKER}/models")).status_code == 404
-    assert mesh.requests_of("gateway.setModelConsent") == []
+    assert (await alice.get(f"/nodes/{WORKER}/models")).status_code == 404
+    assert (await alice.get(f"/admin/nodes/{WORKER}/models")).status_code == 403
 
 
 async def test_revoking_needs_confirmation_and_stores_the_reason(root: Browser, mesh: AdminMesh) -> None:

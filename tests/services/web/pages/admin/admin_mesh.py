@@ -10,6 +10,7 @@ from services.web import mesh_calls
 from shared import errors
 from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, recovery, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState
+from shared.api.method import Nothing
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 from tests.services.web.fake_mesh import NOW, Account
 from tests.services.web.pages.admin.fake_alerts import FakeAlerts
@@ -109,8 +110,18 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         place = next(place for place, row in enumerate(self.nodes) if row.id == request.worker)
         if self.nodes[place].labels.get("locked"):
             raise errors.NotAllowed("ALLOW_MODEL_PULLS decides this on the machine itself", hint="change it there")
-        self.nodes[place] = msgspec.structs.replace(self.nodes[place], accepts_models=request.accepts_models)
+        refused = () if request.accepts_models else self.nodes[place].refused_models
+        changed = {"accepts_models": request.accepts_models, "refused_models": refused}
+        self.nodes[place] = msgspec.structs.replace(self.nodes[place], **changed)
         return gateway.Consented(request.worker, request.accepts_models)
+
+    def _remove_model(self, request: gateway.RemoveFromWorker, credential: Credential | None) -> Nothing:
+        place, row = next((place, row) for place, row in enumerate(self.nodes) if row.id == request.worker)
+        if request.model not in row.models:
+            raise errors.NotFound(f"{request.model} is not there")
+        left = tuple(model for model in row.models if model != request.model)
+        self.nodes[place] = msgspec.structs.replace(row, models=left, assigned=(), refused_models=(request.model,))
+        return Nothing()
 
     def _revoke_node(self, request: membership.RevokeMember, credential: Credential | None) -> Member:
         self._fresh()

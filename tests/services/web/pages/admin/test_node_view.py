@@ -7,7 +7,7 @@ import pytest
 
 from services.web.pages.admin import node_view
 from shared.api.auth import LoginSession, User
-from shared.api.gateway import NodeRow
+from shared.api.gateway import ModelPullRow, NodeRow
 from shared.api.membership import Member, MemberState
 from shared.types import Credential, ModelName, NodeId, Role, Tier, UserId, UserRole
 
@@ -44,17 +44,41 @@ FREE = msgspec.structs.replace(row(ONE, why_not="it has no model"), models=(), f
     ("name", "role", "seen", "path", "text"),
     [
         pytest.param("alice", UserRole.NODE_OWNER, FREE, f"/nodes/{ONE}/models", "Accept models", id="its owner"),
-        pytest.param("alice", UserRole.NODE_OWNER, row(ONE), f"/nodes/{ONE}/models", "Refuse models", id="its owner, later"),
+        pytest.param("alice", UserRole.NODE_OWNER, row(ONE), f"/nodes/{ONE}/models", "Models", id="its owner, later"),
         pytest.param("alice", UserRole.ADMIN, FREE, f"/admin/nodes/{ONE}/models", "Accept models", id="an administrator's own"),
         pytest.param("alice", UserRole.NODE_OWNER, row(ONE, alive=False), "", "", id="gone"),
-        pytest.param("root", UserRole.ADMIN, FREE, "", "", id="an administrator"),
+        pytest.param("root", UserRole.ADMIN, FREE, f"/admin/nodes/{ONE}/models", "Models", id="an administrator"),
     ],
 )
-def test_only_the_owner_has_the_button_for_models(name: str, role: UserRole, seen: NodeRow, path: str, text: str) -> None:
+def test_the_owner_has_the_button_for_models(name: str, role: UserRole, seen: NodeRow, path: str, text: str) -> None:
     line = node_view.join((member(ONE),), (seen,), person(name, role)).lines[0]
-    assert line.consent == path
-    assert not path or line.consent_text == text
+    assert line.manage == path
+    assert not path or line.manage_text == text
     assert ("Only alice can let it accept models" in line.why) is (name == "root")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "role", "decides"),
+    [
+        ("alice", "alice", UserRole.NODE_OWNER, True),
+        ("alice", "root", UserRole.ADMIN, False),
+        ("", "root", UserRole.ADMIN, True),
+        ("", "alice", UserRole.NODE_OWNER, False),
+    ],
+)
+def test_administrators_decide_about_machines_without_an_owner(owner: str, name: str, role: UserRole, *, decides: bool) -> None:
+    assert node_view.may_consent(msgspec.structs.replace(member(ONE), owner=owner), row(ONE), person(name, role)) is decides
+
+
+def test_models_of_a_node() -> None:
+    coming, here = ModelName("coming"), ModelName("m")
+    pull = ModelPullRow("pulled", 2**30, 4 * 2**30, 2**20)
+    found = node_view.models_of(msgspec.structs.replace(row(ONE), assigned=(coming, here), pulls=(pull,)))
+    assert [(each.name, each.state, each.is_assigned) for each in found] == [
+        ("coming", "coming", True),
+        ("m", "served", True),
+        ("pulled", "coming, 1.0 GiB of 4.0 GiB, 1.0 MiB/s", False),
+    ]
 
 
 @pytest.mark.parametrize(
