@@ -2,11 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
 import click
@@ -33,6 +33,8 @@ _CHECK_SECONDS = 0.5
 _CALL_SECONDS = 120.0
 #: States of versions.
 _CHECKING, _READY = "checking", "ready"
+
+Found = TypeVar("Found")
 
 _channel = click.option("--channel", default="stable", show_default=True, help="What requests name behind the @.")
 _json = print_format.output_options("Print a JSON object.")
@@ -71,28 +73,28 @@ def push(
 
     An interrupted upload resumes when you run the same command again. With NAME@7, it is refused if 7 isn't the next number.
     """
-    from shared.models import manifest, version_names
+    from shared.models import manifest
     from shared.models.manifest import Statement, VersionConfig
 
-    wanted = version_names.parse(name)
-    if "@" in name and wanted.version is None:
-        raise errors.BadRequest(f"{name}: a version has a number", hint="push to a name; then promote the version to a channel")
-    show = ProgressLine()
-    files, blobs = _describe(here.folder / Path(path).expanduser(), show)
+    model, number = _split(name)
+    show, place = ProgressLine(), here.folder / Path(path).expanduser()
     config = manifest.encode_config(VersionConfig(statement=Statement(license=license_, source=source, description=description)))
-    blobs.append(_Blob(manifest.digest_of(config), len(config), config))
-    request = api.models.CompleteModelVersion(
-        wanted.model, manifest.build(config, files), wanted.version, None if organization is None else TenantId(organization)
-    )
 
     async def work(connection: "CliConnection") -> "ModelVersion":
+        # Is there a mesh that keeps models? Reading the files takes minutes.
+        await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs(()))
+        files, blobs = await asyncio.to_thread(_describe, place, show)
+        blobs.append(_Blob(manifest.digest_of(config), len(config), config))
         await _upload(connection, blobs, show)
-        made = await connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS)
+        request = api.models.CompleteModelVersion(
+            model, manifest.build(config, files), number, None if organization is None else TenantId(organization)
+        )
+        made = await _persist(lambda: connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS))
         while made.state == _CHECKING:
-            show(PullProgress("checking", 0, None))
+            show(PullProgress("checking", made.size, made.size))
             await asyncio.sleep(_CHECK_SECONDS)
             asked = api.models.ListModelVersions(made.model, made.version)
-            (made,) = (await connection.call(api.models.list_model_versions, asked)).versions
+            (made,) = (await _persist(lambda: connection.call(api.models.list_model_versions, asked))).versions  # noqa: B023
         return made
 
     made = here.run(work)
@@ -116,6 +118,9 @@ def _describe(path: Path, show: ProgressLine) -> "tuple[list[VersionFile], list[
         raise errors.BadRequest(f"{wrong} is missing, empty or no regular file", hint="push regular files only")
     manifest.check_paths(found)
     total, done, files, blobs = sum(each.stat().st_size for each in found.values()), 0, list[VersionFile](), list[_Blob]()
+    if total > manifest.MAX_BYTES or len(found) > manifest.MAX_FILES:
+        most = f"{manifest.MAX_FILES} files with {manifest.MAX_BYTES >> 40} TiB together"
+        raise errors.BadRequest(f"{len(found)} files with {total} bytes are too much for a version", hint=f"it may have {most}")
     for name, each in found.items():
         whole, size = sha256(), 0
 
@@ -138,30 +143,45 @@ def _describe(path: Path, show: ProgressLine) -> "tuple[list[VersionFile], list[
 
 async def _upload(connection: "CliConnection", blobs: list[_Blob], show: ProgressLine) -> None:
     """Upload what the mesh lacks. A lost connection continues. Raises BadRequest if a file changes meanwhile."""
+    total, done, sent, began = sum(blob.size for blob in blobs), 0, 0, time.monotonic()
     for blob in blobs:
-        failures = 0
-        began, first = time.monotonic(), None
-        while not (found := await _find(connection, blob)).is_stored:
-            if first is not None and found.actual_digest is not None:
+        failures, is_begun = 0, False
+        while not (found := await _persist(lambda: _find(connection, blob))).is_stored:  # noqa: B023
+            if is_begun and found.actual_digest is not None:
                 raise errors.BadRequest(f"{blob.digest} arrived as {found.actual_digest}: the file has changed", hint="push it again")
             at = 0 if found.actual_digest else found.next_offset
-            first = at if first is None else first
+            is_begun = True
             if at == blob.size:
-                show(PullProgress("checking", at, blob.size))
+                show(PullProgress("checking", done + at, total))
                 await asyncio.sleep(_CHECK_SECONDS)
                 continue
             try:
                 while at < blob.size:
-                    at += await _send(connection, blob, at)
-                    speed = (at - first) / max(0.001, time.monotonic() - began)
-                    show(PullProgress("uploading", at, blob.size, speed))
-                    failures = 0
-            except (errors.PeerError, errors.AlreadyExists):
+                    size = await _send(connection, blob, at)
+                    at, sent, failures = at + size, sent + size, 0
+                    show(PullProgress("uploading", done + at, total, sent / max(0.001, time.monotonic() - began)))
+            except (errors.PeerError, errors.AlreadyExists) as error:
                 # The connection broke, or an earlier piece arrived after all.
-                failures += 1
-                if failures == _MAX_FAILURES:
-                    raise
-                await asyncio.sleep(_BACKOFF.pause(failures))
+                failures = await _pause(failures, error)
+        done += blob.size
+
+
+async def _persist(ask: Callable[[], Awaitable[Found]]) -> Found:
+    """Ask again while gateways are lost or restart. Raises the last error."""
+    failures = 0
+    while True:
+        try:
+            return await ask()
+        except errors.PeerError as error:
+            failures = await _pause(failures, error)
+
+
+async def _pause(failures: int, error: errors.AimeshError) -> int:
+    """Return the number of failures in a row. Raises the error after several."""
+    if failures + 1 == _MAX_FAILURES:
+        raise error
+    await asyncio.sleep(_BACKOFF.pause(failures + 1))
+    return failures + 1
 
 
 async def _find(connection: "CliConnection", blob: _Blob) -> "BlobUpload":
@@ -189,22 +209,25 @@ async def _send(connection: "CliConnection", blob: _Blob, start: int) -> int:
 @watching.listing_options("Print a JSON list.")
 @click.pass_obj
 def versions(here: CliContext, /, name: str, *, as_json: bool) -> None:
-    """List versions, newest first: of the model NAME, or of all."""
+    """List versions, newest first: of the model NAME, the version NAME@7, or all."""
     from shared.lists.model_versions import VERSIONS
 
-    found = here.call(api.models.list_model_versions, api.models.ListModelVersions(ModelName(name) if name else None))
+    found = here.call(api.models.list_model_versions, api.models.ListModelVersions(*_split(name) if name else (None,)))
     printing.show_list(found.versions, VERSIONS, as_json=as_json)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME[@VERSION]")
 @click.argument("version", type=int, required=False)
 @_channel
 @_json
 @click.pass_obj
 def promote(here: CliContext, /, name: str, version: int | None, *, channel: str, as_json: bool) -> None:
     """Let requests for NAME, or NAME@CHANNEL, use a version: VERSION, or the newest."""
-    _show(here.call(api.models.promote_model, api.models.PromoteModel(ModelName(name), version, channel)), as_json=as_json)
+    model, number = _split(name)
+    if None not in {number, version}:
+        raise errors.BadRequest(f"{name} names a version already", hint=f"write {model}@{version}")
+    _show(here.call(api.models.promote_model, api.models.PromoteModel(model, number or version, channel)), as_json=as_json)
 
 
 @click.command()
@@ -248,13 +271,21 @@ def delete(here: CliContext, /, version: str, *, as_json: bool) -> None:
 COMMANDS = (push, versions, promote, rollback, retire, revoke, delete)
 
 
-def _named(text: str) -> tuple[ModelName, int]:
+def _split(text: str) -> tuple[ModelName, int | None]:
+    """Return the model and the number of the version; None for a name alone."""
     from shared.models import version_names
 
     found = version_names.parse(text)
-    if found.version is None:
-        raise errors.BadRequest(f"{text} names no version", hint=f"write {found.model}@7; see `aicli models versions {found.model}`")
+    if "@" in text and found.version is None:
+        raise errors.BadRequest(f"{text} names no version by its number", hint=f"see `aicli models versions {found.model}`")
     return found.model, found.version
+
+
+def _named(text: str) -> tuple[ModelName, int]:
+    model, number = _split(text)
+    if number is None:
+        raise errors.BadRequest(f"{text} names no version", hint=f"write {model}@7; see `aicli models versions {model}`")
+    return model, number
 
 
 def _show(version: "ModelVersion", *, as_json: bool) -> None:

@@ -27,12 +27,12 @@ VERSION = ModelVersion(
 
 
 class Mesh:
-    """Keeps what is uploaded; ``broken`` says how many pieces are lost with their connection."""
+    """Keeps what is uploaded; ``broken`` and ``lost`` say how many pieces and other calls are lost with their connection."""
 
     def __init__(self, shell: Shell) -> None:
         self.uploads: dict[str, bytearray] = {}
         self.stored: dict[str, bytes] = {}
-        self.broken = 0
+        self.broken = self.lost = 0
         self.offsets: list[int] = []
         self.manifest = b""
         self.states = [VersionState.CHECKING, VersionState.READY]
@@ -42,8 +42,13 @@ class Mesh:
         shell.mesh.stream_script(gateway.serve_http, self.serve, Nothing())
 
     def find(self, request: models.FindModelBlobs) -> BlobUploads:
-        (digest,) = request.digests
-        return BlobUploads((BlobUpload(digest, digest in self.stored, len(self.uploads.get(digest, b""))),))
+        self.lose(request.digests)
+        return BlobUploads(tuple(BlobUpload(each, each in self.stored, len(self.uploads.get(each, b""))) for each in request.digests))
+
+    def lose(self, is_important: object = True) -> None:
+        if is_important and self.lost:
+            self.lost -= 1
+            raise errors.LinkLost("the gateway was restarted")
 
     async def serve(self, request: HttpRequest) -> AsyncIterator[HttpPart]:
         digest = request.path.rpartition("/")[2]
@@ -62,6 +67,7 @@ class Mesh:
         yield HttpPart(b"", 200 if digest in self.stored else 202)
 
     def complete(self, request: models.CompleteModelVersion) -> ModelVersion:
+        self.lose()
         version = manifest.read(request.manifest)
         assert set(version.blobs) <= self.stored.keys()
         self.manifest = request.manifest
@@ -106,6 +112,45 @@ def test_a_push_continues_where_its_connection_broke(shell: Shell, mesh: Mesh, m
     refused = shell("models", "push", "model.gguf", "tiny")
     assert "the connection broke" in refused.stderr
     assert mesh.broken == 1000 - model_versions._MAX_FAILURES
+
+
+def test_a_gateway_may_be_lost_between_pieces(shell: Shell, mesh: Mesh) -> None:
+    (shell.folder / "model.gguf").write_bytes(b"b" * 1500)
+    mesh.lost = 3
+    assert shell("models", "push", "model.gguf", "tiny").exit_code == 0
+    mesh.lost = model_versions._MAX_FAILURES
+    assert "the gateway was restarted" in shell("models", "push", "model.gguf", "tiny").stderr
+
+
+def test_nothing_is_read_for_a_mesh_that_keeps_no_models(shell: Shell, mesh: Mesh) -> None:
+    (shell.folder / "model.gguf").write_bytes(b"b" * 1500)
+    shell.mesh.answer(models.find_model_blobs, errors.Unavailable("this mesh has no store for models"))
+    done = shell("models", "push", "model.gguf", "tiny")
+    assert "this mesh has no store" in done.stderr
+    assert "hashing" not in done.stderr
+
+
+def test_a_version_is_bounded_before_its_files_are_read(shell: Shell, mesh: Mesh) -> None:
+    with (shell.folder / "sparse.gguf").open("wb") as sparse:
+        sparse.truncate(manifest.MAX_BYTES + 1)
+    done = shell("models", "push", "sparse.gguf", "tiny")
+    assert (done.exit_code, "too much for a version" in done.stderr) == (ExitCode.USAGE, True)
+    (shell.folder / "many").mkdir()
+    for number in range(manifest.MAX_FILES + 1):
+        (shell.folder / "many" / f"{number}.gguf").write_bytes(b"a")
+    assert "257 files with 257 bytes are too much for a version" in shell("models", "push", "many", "tiny").stderr
+    assert mesh.offsets == []
+
+
+def test_a_version_has_one_number(shell: Shell, mesh: Mesh) -> None:
+    asked = list[models.PromoteModel]()
+    shell.mesh.answer(models.promote_model, lambda request: asked.append(request) or mesh.version())
+    for words in (("tiny",), ("tiny", "7"), ("tiny@7",)):
+        assert shell("models", "promote", *words).exit_code == 0
+    assert [request.version for request in asked] == [None, 7, 7]
+    assert shell("models", "promote", "tiny@7", "8").exit_code == ExitCode.USAGE
+    assert shell("models", "promote", "tiny@canary").exit_code == ExitCode.USAGE
+    assert shell("models", "versions", "tiny@1").exit_code == 0
 
 
 def test_a_folder_is_pushed_with_its_paths_and_without_links(shell: Shell, mesh: Mesh) -> None:
