@@ -339,8 +339,9 @@ class UpstreamPriceDocument(Document, frozen=True):
 class DeploymentDocument(Document, frozen=True):
     """On which machines a model is. The document's name is the name under which it is served."""
 
-    #: As `aicli models pull` takes it: hf:, ollama:, oci:// or a URL.
-    source: Annotated[str, Meta(min_length=1, max_length=2000)]
+    #: As `aicli models pull` takes it: hf:, ollama:, oci:// or a URL. Empty for a model that was pushed: then the document has its name, or
+    #: that of one of its channels or versions.
+    source: Annotated[str, Meta(max_length=2000)] = ""
     copies: Annotated[int, Meta(ge=1, le=MAX_COPIES)] | Literal["all"] = 1
     #: Machines that have all of these.
     labels: Annotated[dict[str, str], Meta(max_length=10)] = {}

@@ -46,12 +46,12 @@ def _document() -> type:
 def deploy(here: CliContext, /, name: str, source: str | None, *, wait: bool, **wanted: Any) -> None:
     """Put a model on machines, and keep it there. Admins only.
 
-    SOURCE is what `aicli models pull` takes, such as hf:Qwen/Qwen3-8B-GGUF; names of `aicli models search` need none. Repeat the command to
-    change a deployment.
+    SOURCE is what `aicli models pull` takes, such as hf:Qwen/Qwen3-8B-GGUF. Pushed models need none, nor do names of `aicli models search`.
+    Repeat the command to change a deployment.
     """
     from shared.config_documents import DeploymentDocument
 
-    document = DeploymentDocument(source=source or _find_source(here, name), **wanted)
+    document = DeploymentDocument(source=source or "", **wanted)
     here.call(api.deployments.deploy_model, api.deployments.DeployModel(name, document))
     if wait:
         _wait(here, name)
@@ -83,14 +83,6 @@ def copies(here: CliContext, /, name: str | None, *, as_json: bool) -> None:
 COMMANDS = (deploy, undeploy, copies)
 
 
-def _find_source(here: CliContext, name: str) -> str:
-    """Return the catalog's source of a model. Raises UnknownModel, which suggests names."""
-    found = here.call(api.model_search.plan_model, api.model_search.PlanModel(name))
-    if found.model is None:
-        raise errors.UnknownModel(f"the catalog has no source of {name!r}", hint="name it: aicli models deploy NAME SOURCE")
-    return found.model.source
-
-
 def _read(here: CliContext, name: str | None) -> "tuple[Deployment, ...]":
     from shared.types import ModelName
 
@@ -108,8 +100,8 @@ def _wait(here: CliContext, name: str) -> None:
         if not found:
             raise errors.NotFound(f"the deployment {name!r} was removed meanwhile")
         (each,) = found
-        states = [f"{copy.node[:9]}…: {copy.reason or describe(copy)}" for copy in each.copies]
-        if (text := "; ".join(states) or "no machine matches its labels and ids") != shown:
+        states = [f"{copy.model} on {copy.node[:9]}…: {copy.reason or describe(copy)}" for copy in each.copies]
+        if (text := "; ".join(states) or each.problem or "no machine matches its labels and ids") != shown:
             click.echo(printing.printable(text))
             shown = text
         if each.is_done:

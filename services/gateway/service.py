@@ -259,8 +259,14 @@ class GatewayService:
         self._usage_export = UsageExport(
             outbox, tuple(_usage_sinks(settings, outbox, stores.provider)), settings.usage_export_unit, metrics
         )
+        registry_store = RegistryStore(stores.database)
         self._registry = ModelRegistry(
-            RegistryStore(stores.database), stores.origin, node.directory, self.audit_reporting, gibibytes=settings.model_origin_quota
+            registry_store,
+            stores.origin,
+            node.directory,
+            self.audit_reporting,
+            gibibytes=settings.model_origin_quota,
+            is_deployed=self._is_deployed,
         )
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
@@ -268,9 +274,21 @@ class GatewayService:
         self._model_search = ModelSearch(
             live, node.rpc, node.directory, stores.hub, self._catalogue, self.audit_reporting, model_catalog.load()
         )
-        deployment_store = DeploymentStore(stores.database, stores.cache)
-        self._deployments = Deployments(node.directory, node.rpc, deployment_store, lambda: live.documents, self._model_search.find_facts)
+        self._deployments = Deployments(
+            node.directory,
+            node.rpc,
+            DeploymentStore(stores.database, stores.cache),
+            read_documents=lambda: live.documents,
+            read_versions=lambda: live.config.models,
+            find_facts=self._model_search.find_facts,
+            serve_next=registry_store.serve_next,
+        )
         self._http = self._http_app(images)
+
+    async def _is_deployed(self, channel: str) -> bool:
+        """Return whether the mesh puts a channel on machines, perhaps since just now. Raises Unavailable."""
+        await self._live.reload()
+        return self._deployments.is_deployed(channel)
 
     @classmethod
     @asynccontextmanager
@@ -315,7 +333,7 @@ class GatewayService:
             HttpOverRpc(self._http),
             ModelOrders(node.rpc, node.directory, live, audit_reporting),
             PullOrders(node.rpc, node.directory, audit_reporting),
-            DeploymentRpc(live, self._deployments, audit_reporting),
+            DeploymentRpc(live, self._deployments, self._model_search.find_source, audit_reporting),
             self._model_search,
             self._items,
             self._reports,

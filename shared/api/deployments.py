@@ -25,25 +25,31 @@ class ModelCopy(Body, frozen=True):
 
     node: NodeId
     state: CopyState
+    #: What workers call it, such as `llama3@7`.
+    model: ModelName
     done_bytes: int = 0
     #: None if unknown.
     total_bytes: int | None = None
     bytes_per_second: float = 0.0
     reason: str = ""
+    #: The version before, kept on the disk for a rollback.
+    is_spare: bool = False
 
 
 class Deployment(Body, frozen=True, omit_defaults=False):
     name: ModelName
     document: DeploymentDocument
     copies: tuple[ModelCopy, ...]
-    #: How many more machines it needs.
+    #: How many more machines it needs, of the versions that it serves and will serve next.
     short: int
+    #: Why there is nothing to put on machines.
+    problem: str = ""
 
     @property
     def is_done(self) -> bool:
         """Whether every copy is on its disk, or in memory if that is wanted."""
         ready = {CopyState.LOADED} if self.document.preload else {CopyState.LOADED, CopyState.STORED}
-        return self.short == 0 and all(copy.state in ready for copy in self.copies)
+        return self.short == 0 and all(copy.state in ready for copy in self.copies if not copy.is_spare)
 
 
 class ListDeployments(Body, frozen=True):

@@ -77,6 +77,8 @@ class ModelVersion(Body, frozen=True):
     channels: tuple[str, ...] = ()
     #: Channels that a rollback takes to it.
     previous_of: tuple[str, ...] = ()
+    #: Channels that will serve it once it is loaded where they are deployed.
+    next_of: tuple[str, ...] = ()
     kind: ModelKind = ModelKind.MODEL
     facts: VersionFacts = VersionFacts()
     license: str = ""

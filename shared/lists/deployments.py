@@ -25,16 +25,18 @@ class DeployedCopy(Body, frozen=True, omit_defaults=False):
     done_bytes: int = 0
     total_bytes: int | None = None
     bytes_per_second: float = 0.0
-    reason: str = "no machine matches its labels and ids"
+    reason: str = ""
 
 
 def rows(deployments: tuple[Deployment, ...]) -> Iterator[DeployedCopy]:
     for each in deployments:
-        shared = each.name, each.document.source, each.document.copies, each.short
+        shared = each.document.source or "the mesh", each.document.copies, each.short
         for copy in each.copies:
-            yield DeployedCopy(*shared, copy.node, copy.state, copy.done_bytes, copy.total_bytes, copy.bytes_per_second, copy.reason)
+            numbers = copy.done_bytes, copy.total_bytes, copy.bytes_per_second
+            reason = "for a rollback" if copy.is_spare else copy.reason
+            yield DeployedCopy(copy.model, *shared, copy.node, copy.state, *numbers, reason)
         if not each.copies:
-            yield DeployedCopy(*shared)
+            yield DeployedCopy(each.name, *shared, reason=each.problem or "no machine matches its labels and ids")
 
 
 def describe(copy: ModelCopy | DeployedCopy) -> str:

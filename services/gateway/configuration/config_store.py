@@ -4,14 +4,14 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
-from services.gateway.facts.model_names import VersionedNames
+from services.gateway.facts.model_names import NamedVersion, VersionedNames
 from services.gateway.facts.model_routes import OpenRollout
 from shared import errors
 from shared.api.configuration import RolloutPlan
@@ -86,7 +86,7 @@ class ConfigReader:
 
     async def versioned_names(self) -> VersionedNames:
         rows = await self._source.rows("list_model_names")
-        return VersionedNames.of((row["name"], row["organization"], row["word"], row["version"]) for row in rows)
+        return VersionedNames.of(NamedVersion(*(row[field.name] for field in fields(NamedVersion))) for row in rows)
 
     async def open_rollouts(self) -> dict[str, OpenRollout]:
         """Return the open rollouts by route. No other starts while the configuration is locked."""

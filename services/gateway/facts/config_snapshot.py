@@ -60,6 +60,8 @@ class ConfigSnapshot:
     upstream_prices: Mapping[ModelName, UpstreamPrice] = field(default_factory=dict)
     #: Models that the built-in catalog lacks, or knows less about.
     catalog: Mapping[str, CatalogDocument] = field(default_factory=dict)
+    #: Versions of the registry.
+    models: VersionedNames = field(default_factory=VersionedNames)
     #: For callers whose policy forbids ``direct_models``.
     route_names: ModelNames = field(default_factory=lambda: ModelNames({}, None, only_routes=True))
 
@@ -124,6 +126,7 @@ def build(
         policies=Policies(policies, policy_revisions),
         upstream_prices=prices,
         catalog=catalog,
+        models=models,
     )
 
 

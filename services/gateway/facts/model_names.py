@@ -15,6 +15,20 @@ _DIGEST = "@sha256:"
 
 
 @dataclass(frozen=True, slots=True)
+class NamedVersion:
+    """What may stand behind the @ of a model's name, and the version that it means."""
+
+    name: str
+    organization: TenantId | None
+    #: A channel, or the digest of a manifest.
+    word: str
+    version: int
+    #: Of a channel: what a rollback takes it to, and what it will serve once that is loaded.
+    previous_version: int | None = None
+    next_version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VersionedNames:
     """The names of versions of models, which workers serve as ``llama3@7``."""
 
@@ -22,18 +36,27 @@ class VersionedNames:
     aliases: Mapping[str, str] = field(default_factory=dict)
     #: Model -> the account or organization that it belongs to. The mesh's models are not here.
     owners: Mapping[str, TenantId] = field(default_factory=dict)
+    #: The digest of the manifest of each version that may be loaded, by its served name.
+    digests: Mapping[ModelName, str] = field(default_factory=dict)
+    #: By names such as ``llama3@stable``.
+    channels: Mapping[str, NamedVersion] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[str, TenantId | None, str, int]]) -> "VersionedNames":
-        """Each row has a model, its owner, what may stand behind its @, and the version."""
+    def of(cls, rows: Iterable[NamedVersion]) -> "VersionedNames":
         aliases, owners = dict[str, str](), dict[str, TenantId]()
-        for model, owner, word, version in rows:
-            aliases[f"{model}@{word}"] = f"{model}@{version}"
-            if word == STABLE:
-                aliases[model] = f"{model}@{version}"
-            if owner is not None:
-                owners[model] = owner
-        return cls(aliases, owners)
+        digests, channels = dict[ModelName, str](), dict[str, NamedVersion]()
+        for row in rows:
+            name, served = f"{row.name}@{row.word}", f"{row.name}@{row.version}"
+            aliases[name] = served
+            if row.word == STABLE:
+                aliases[row.name] = served
+            if row.organization is not None:
+                owners[row.name] = row.organization
+            if _DIGEST in name:
+                digests[ModelName(served)] = row.word
+            else:
+                channels[name] = row
+        return cls(aliases, owners, digests, channels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,11 +50,14 @@ CREATE TABLE model_channels (
     channel varchar(32) NOT NULL,
     version integer NOT NULL,
     previous_version integer,
+    -- It is loaded where the channel is deployed, and then served.
+    next_version integer,
     changed_at timestamptz NOT NULL DEFAULT now(),
     changed_by uuid NOT NULL,
     PRIMARY KEY (model, channel),
     FOREIGN KEY (model, version) REFERENCES model_versions (model, version),
-    FOREIGN KEY (model, previous_version) REFERENCES model_versions (model, version)
+    FOREIGN KEY (model, previous_version) REFERENCES model_versions (model, version),
+    FOREIGN KEY (model, next_version) REFERENCES model_versions (model, version)
 );
 
 CREATE TABLE model_uploads (

@@ -6,17 +6,20 @@ dies, and workers serve what they have without any gateway.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts.model_names import NamedVersion, VersionedNames
 from services.gateway.models import placement_plan
 from services.gateway.models.deployment_store import DeploymentSession, DeploymentStore
 from services.gateway.models.placement_plan import Action, Assignment, Held, Machine, Step, Wanted
 from shared import errors
 from shared.api import inference
 from shared.api.deployments import CopyState, Deployment, ModelCopy
+from shared.api.model_copies import VERSION_SOURCE
 from shared.config_documents import ConfigKind, DeploymentDocument
+from shared.models import version_names
 from shared.node import lifecycle
 from shared.protocol.directory import Announcement, Directory, DirectoryEntry, ModelOffer
 from shared.rpc import RpcClient
@@ -35,28 +38,34 @@ _log = logs.get(part="deployments")
 
 
 @dataclass(frozen=True, slots=True)
-class DeploymentView:
-    """The deployments and machines as this gateway sees them."""
+class PlacedVersion:
+    """What one deployment puts on machines: the model of its source, or one of its versions."""
 
-    documents: dict[ModelName, DeploymentDocument]
-    entries: tuple[DirectoryEntry, ...]
+    deployment: ModelName
+    document: DeploymentDocument
+    #: What workers call it.
+    name: ModelName
+    source: str
+    #: It is served as soon as it is loaded.
+    is_next: bool = False
+    #: It is kept for a rollback.
+    is_spare: bool = False
 
     @property
-    def wanted(self) -> tuple[Wanted, ...]:
-        return tuple(
-            Wanted(name, None if each.copies == "all" else each.copies, each.labels, each.nodes, each.preload)
-            for name, each in self.documents.items()
-        )
-
-    @property
-    def machines(self) -> tuple[Machine, ...]:
-        return tuple(_machine(entry.announcement) for entry in self.entries)
+    def wanted(self) -> Wanted:
+        document = self.document
+        copies = None if document.copies == "all" else document.copies
+        loads = (document.preload or self.is_next) and not self.is_spare
+        return Wanted(self.name, copies, document.labels, document.nodes, loads, self.is_spare)
 
 
 #: Returns what decides how much memory the model of a source needs; None if nobody knows before it is there.
 FindFacts = Callable[[str], inference.ModelFacts | None]
 #: Returns the documents of the current configuration.
 ReadDocuments = Callable[[], Mapping[DocumentKey, StoredDocument]]
+ReadVersions = Callable[[], VersionedNames]
+#: Lets a channel of a model serve a version, if that is what it was to serve next.
+ServeNext = Callable[[str, str, int], Awaitable[None]]
 
 
 @dataclass(slots=True)
@@ -67,26 +76,44 @@ class Deployments:
     rpc: RpcClient
     store: DeploymentStore
     read_documents: ReadDocuments
+    read_versions: ReadVersions
     find_facts: FindFacts
+    serve_next: ServeNext
     clock: Callable[[], float] = time.monotonic
     #: Why machines refused, and until when that counts.
     _refusals: dict[tuple[NodeId, ModelName], tuple[str, float]] = field(default_factory=dict)
 
-    def view(self) -> DeploymentView:
-        documents = {
+    @property
+    def documents(self) -> dict[ModelName, DeploymentDocument]:
+        return {
             ModelName(name): stored.body
             for (kind, name), stored in self.read_documents().items()
             if kind is ConfigKind.DEPLOYMENT and isinstance(stored.body, DeploymentDocument)
         }
-        alive = (entry for entry in self.nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining)
-        return DeploymentView(documents, tuple(alive))
+
+    def knows(self, name: str) -> bool:
+        """Return whether a pushed model, one of its versions or a channel has this name."""
+        versions = self.read_versions()
+        return name in versions.digests or _channel_of(name) in versions.channels
+
+    def is_deployed(self, channel: str) -> bool:
+        """Return whether the mesh puts a channel such as ``llama3@stable`` on machines."""
+        return any(not document.source and _channel_of(name) == channel for name, document in self.documents.items())
+
+    def _entries(self) -> list[DirectoryEntry]:
+        return [entry for entry in self.nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
 
     async def list(self, name: ModelName | None) -> tuple[Deployment, ...]:
         """Raises Unavailable."""
-        view, refusals = self.view(), await self.store.read_refusals()
-        machines = view.machines
-        assignments = (placement_plan.assign(each, machines, refusals) for each in view.wanted if name in {None, each.name})
-        return tuple(_describe(each, view) for each in assignments)
+        entries, refusals, versions = self._entries(), await self.store.read_refusals(), self.read_versions()
+        machines = [_machine(entry.announcement) for entry in entries]
+        found = []
+        for each, document in self.documents.items():
+            if name in {None, each}:
+                placed = list(versions_of(each, document, versions))
+                assigned = [placement_plan.assign(one.wanted, machines, refusals) for one in placed]
+                found.append(_describe(each, document, list(zip(placed, assigned, strict=True)), entries))
+        return tuple(found)
 
     async def run(self) -> None:
         """Work for ever, while this gateway has the lock."""
@@ -105,25 +132,31 @@ class Deployments:
             await asyncio.sleep(ROUND_SECONDS)
 
     async def step(self) -> None:
-        """Order what is left to do. Raises Unavailable."""
-        now, view = self.clock(), self.view()
-        self._refusals = {key: each for key, each in self._refusals.items() if each[1] > now and key[1] in view.documents}
-        machines = view.machines
-        assignments = [placement_plan.assign(each, machines, self._reasons()) for each in view.wanted]
-        paused = {name for name, document in view.documents.items() if document.paused}
+        """Order what is left to do, and let channels serve what is loaded. Raises Unavailable."""
+        now, versions = self.clock(), self.read_versions()
+        placed = [one for name, document in self.documents.items() for one in versions_of(name, document, versions)]
+        by_name = {one.name: one for one in placed}
+        self._refusals = {key: each for key, each in self._refusals.items() if each[1] > now and key[1] in by_name}
+        machines = [_machine(entry.announcement) for entry in self._entries()]
+        assignments = [placement_plan.assign(one.wanted, machines, self._reasons()) for one in placed]
+        paused = {one.name for one in placed if one.document.paused}
         actions = [each for each in placement_plan.plan(assignments, machines) if each.name not in paused][:_MOST_ORDERS]
+        for channel in _ready_channels(versions, list(zip(placed, assignments, strict=True)), machines):
+            assert channel.next_version is not None, "only these are ready"
+            _log.info("channel switched", model=channel.name, channel=channel.word, version=channel.next_version)
+            await self.serve_next(channel.name, channel.word, channel.next_version)
         async with lifecycle.background() as tasks:
-            for order in [tasks.create_task(self._carry_out(action, view.documents)) for action in actions]:
+            for order in [tasks.create_task(self._carry_out(action, by_name.get(action.name))) for action in actions]:
                 await order
-        if view.documents or self._refusals:
+        if placed or self._refusals:
             await self.store.share(self._reasons())
 
     def _reasons(self) -> placement_plan.Refusals:
         return {key: reason for key, (reason, _) in self._refusals.items()}
 
-    async def _carry_out(self, action: Action, documents: dict[ModelName, DeploymentDocument]) -> None:
+    async def _carry_out(self, action: Action, placed: PlacedVersion | None) -> None:
         try:
-            problem = await self._order(action, documents.get(action.name))
+            problem = await self._order(action, placed)
         # What an owner refuses, the next announcement says, and also when they accept it again.
         except (errors.PeerError, errors.NotAllowed) as error:
             _log.info("order failed", step=action.step, model=action.name, worker=action.node, reason=error.message)
@@ -134,14 +167,15 @@ class Deployments:
             _log.warning("order refused", step=action.step, model=action.name, worker=action.node, reason=problem)
             self._refusals[action.node, action.name] = problem, self.clock() + REFUSAL_SECONDS
 
-    async def _order(self, action: Action, document: DeploymentDocument | None) -> str:
+    async def _order(self, action: Action, placed: PlacedVersion | None) -> str:
         """Return why the worker can't; empty if it can. Raises what the call raises."""
         match action.step:
             case Step.FETCH:
-                assert document is not None, "only what a document wants is fetched"
-                if problem := await self._find_misfit(action.node, document.source):
+                assert placed is not None, "only what a document wants is fetched"
+                if problem := await self._find_misfit(action.node, placed.source):
                     return problem
-                order = inference.EnsureModel(action.name, document.source, inference.Assignment(document.context, document.slots))
+                assignment = inference.Assignment(placed.document.context, placed.document.slots)
+                order = inference.EnsureModel(action.name, placed.source, assignment)
                 answer = await self.rpc.call(inference.ensure_model, order, to=action.node, deadline_seconds=_ORDER_SECONDS)
                 return answer.problem
             case Step.LOAD:
@@ -158,6 +192,48 @@ class Deployments:
             return ""
         answer = await self.rpc.call(inference.plan_models, inference.PlanModels((facts,)), to=node, deadline_seconds=_ORDER_SECONDS)
         return next((fit.detail for fit in answer.fits if fit.fit is inference.Fit.NO), "")
+
+
+def versions_of(name: ModelName, document: DeploymentDocument, versions: VersionedNames) -> Iterator[PlacedVersion]:
+    """Yield what a deployment puts on machines: first what it serves. Pure."""
+    if document.source:
+        yield PlacedVersion(name, document, name, document.source)
+        return
+    if name in versions.digests:
+        yield PlacedVersion(name, document, name, VERSION_SOURCE + versions.digests[name])
+        return
+    if (channel := versions.channels.get(_channel_of(name))) is None:
+        return
+    roles = ((channel.version, False, False), (channel.next_version, True, False), (channel.previous_version, False, True))
+    seen = set[ModelName]()
+    for number, is_next, is_spare in roles:
+        served = ModelName(f"{channel.name}@{number}")
+        # A version that was revoked, or whose files are deleted, is taken away.
+        if number is not None and served in versions.digests and served not in seen:
+            seen.add(served)
+            yield PlacedVersion(name, document, served, VERSION_SOURCE + versions.digests[served], is_next, is_spare)
+
+
+def _channel_of(name: str) -> str:
+    return name if "@" in name else f"{name}@{version_names.STABLE}"
+
+
+def _ready_channels(
+    versions: VersionedNames, placed: Sequence[tuple[PlacedVersion, Assignment]], machines: Sequence[Machine]
+) -> Iterator[NamedVersion]:
+    """Yield the channels whose next version is loaded wherever they are deployed, on at least as many machines as the present one."""
+    held = {machine.node: machine.held for machine in machines}
+    for name, channel in versions.channels.items():
+        # One that was revoked is never ready.
+        if f"{channel.name}@{channel.next_version}" not in versions.digests:
+            continue
+        next_ones = [each for one, each in placed if one.is_next and _channel_of(one.deployment) == name]
+        present = ModelName(f"{channel.name}@{channel.version}")
+        needed = sum(machine.held.get(present) is Held.LOADED for machine in machines)
+        loaded = [all(held[node].get(each.wanted.name) is Held.LOADED for node in each.nodes) for each in next_ones]
+        enough = all(not each.short or len(each.nodes) >= max(1, needed) for each in next_ones)
+        if all(loaded) and enough:
+            yield channel
 
 
 def _machine(announcement: Announcement) -> Machine:
@@ -183,15 +259,19 @@ _STATES = {
 }
 
 
-def _describe(assignment: Assignment, view: DeploymentView) -> Deployment:
-    name = assignment.wanted.name
-    machines = {machine.node: machine for machine in view.machines}
-    pulls = {(entry.node, pull.name): pull for entry in view.entries for pull in entry.announcement.pulls}
+def _describe(
+    name: ModelName, document: DeploymentDocument, placed: Sequence[tuple[PlacedVersion, Assignment]], entries: Sequence[DirectoryEntry]
+) -> Deployment:
+    held = {entry.node: _machine(entry.announcement).held for entry in entries}
+    pulls = {(entry.node, pull.name): pull for entry in entries for pull in entry.announcement.pulls}
     copies = list[ModelCopy]()
-    for node in assignment.nodes:
-        state = _STATES[machines[node].held.get(name, Held.NOTHING)]
-        pull = pulls.get((node, name))
-        numbers = () if pull is None else (pull.done_bytes, pull.total_bytes, pull.bytes_per_second)
-        copies.append(ModelCopy(node, state, *numbers))
-    copies += (ModelCopy(node, CopyState.REFUSED, reason=reason) for node, reason in assignment.reasons.items())
-    return Deployment(name, view.documents[name], tuple(copies), assignment.short)
+    for one, assignment in placed:
+        for node in assignment.nodes:
+            state, pull = _STATES[held[node].get(one.name, Held.NOTHING)], pulls.get((node, one.name))
+            done, total, speed = (0, None, 0.0) if pull is None else (pull.done_bytes, pull.total_bytes, pull.bytes_per_second)
+            copies.append(ModelCopy(node, state, one.name, done, total, speed, is_spare=one.is_spare))
+        if not one.is_spare:
+            copies += (ModelCopy(node, CopyState.REFUSED, one.name, reason=reason) for node, reason in assignment.reasons.items())
+    short = max((assignment.short for one, assignment in placed if not one.is_spare), default=0)
+    problem = "" if placed else f"no version of {name} is promoted; see `aicli models versions {name.partition('@')[0]}`"
+    return Deployment(name, document, tuple(copies), short, problem)

@@ -51,6 +51,8 @@ class Wanted:
     #: Beginnings of ids; empty: any.
     nodes: tuple[str, ...]
     loads: bool
+    #: It stays where it is, and goes to no other machine.
+    is_spare: bool = False
 
 
 class Step(StrEnum):
@@ -86,13 +88,15 @@ REMOVED = "ask its owner: the model was removed there"
 
 def assign(wanted: Wanted, machines: Sequence[Machine], refusals: Refusals) -> Assignment:
     chosen = [each for each in machines if _matches(wanted, each)]
+    most = len(chosen) if wanted.copies is None else wanted.copies
     kept = [each for each in chosen if each.held.get(wanted.name, Held.NOTHING)]
+    kept.sort(key=lambda each: (-each.held[wanted.name], each.node))
+    if wanted.is_spare:
+        return Assignment(wanted, tuple(each.node for each in kept[:most]), 0, {})
     refused = {node: reason for (node, name), reason in refusals.items() if name == wanted.name}
     refused |= {each.node: REMOVED if each.accepts else NO_CONSENT for each in chosen if not _may_hold(each, wanted)}
     fresh = [each for each in chosen if not each.held.get(wanted.name) and each.node not in refused]
-    kept.sort(key=lambda each: (-each.held[wanted.name], each.node))
     fresh.sort(key=lambda each: (each.models, each.node))
-    most = len(chosen) if wanted.copies is None else wanted.copies
     nodes = tuple(each.node for each in (*kept, *fresh)[:most])
     short = max(0, most - len(nodes))
     reasons = {each.node: refused[each.node] for each in chosen if each.node not in nodes} if short else {}
@@ -101,7 +105,7 @@ def assign(wanted: Wanted, machines: Sequence[Machine], refusals: Refusals) -> A
 
 def plan(assignments: Collection[Assignment], machines: Sequence[Machine]) -> tuple[Action, ...]:
     """Return what is left to do."""
-    wanted = {each.wanted.name: each.wanted for each in assignments}
+    loaded = {each.wanted.name for each in assignments if each.wanted.loads}
     places = {(node, each.wanted.name) for each in assignments for node in each.nodes}
     held = {machine.node: machine.held for machine in machines}
     actions = list[Action]()
@@ -109,7 +113,7 @@ def plan(assignments: Collection[Assignment], machines: Sequence[Machine]) -> tu
         match held[node].get(name, Held.NOTHING):
             case Held.NOTHING:
                 actions.append(Action(Step.FETCH, node, name))
-            case Held.STORED if wanted[name].loads:
+            case Held.STORED if name in loaded:
                 actions.append(Action(Step.LOAD, node, name))
     actions += [
         Action(Step.REMOVE, machine.node, name) for machine in machines for name in machine.assigned if (machine.node, name) not in places

@@ -8,7 +8,7 @@ from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.models import header_check, model_origin
 from services.gateway.models.model_origin import ModelOrigin
-from services.gateway.models.registry_store import RegistryRows, RegistryStore, StoredUpload, UncheckedVersion
+from services.gateway.models.registry_store import RegistryRows, RegistryStore, ServingChannel, StoredUpload, UncheckedVersion
 from shared import access_table, errors
 from shared.access_table import Permission
 from shared.amounts import show_bytes
@@ -46,9 +46,18 @@ class ModelRegistry:
     """``run`` joins uploads and checks versions; several gateways may share the work."""
 
     def __init__(
-        self, store: RegistryStore, origin: ModelOrigin | None, nodes: Directory, audit_reporting: AuditReporting, *, gibibytes: int
+        self,
+        store: RegistryStore,
+        origin: ModelOrigin | None,
+        nodes: Directory,
+        audit_reporting: AuditReporting,
+        *,
+        gibibytes: int,
+        is_deployed: Callable[[str], Awaitable[bool]],
     ) -> None:
-        """Without an ``origin``, nothing can be pushed. ``gibibytes``: what one account or organization may store."""
+        """Without an ``origin``, nothing can be pushed. ``gibibytes``: what one account or organization may store. ``is_deployed``: whether
+        the mesh puts a channel such as ``llama3@stable`` on machines."""
+        self._is_deployed = is_deployed
         self._store, self._origin, self._nodes, self._audit, self._gibibytes = store, origin, nodes, audit_reporting, gibibytes
         self._wake = asyncio.Event()
 
@@ -169,7 +178,7 @@ class ModelRegistry:
             await _change(rows, version, VersionState.RETIRED, "", VersionState.READY)
             # By now no channel can begin to serve it.
             version = await _get(rows, call.principal, request.model, request.version)
-            _ensure_unused(version, [f"the channel {channel}" for channel in version.channels])
+            _ensure_unused(version, [f"the channel {channel}" for channel in (*version.channels, *version.next_of)])
         self._report_action("model.retire", call.principal, version)
         return version
 
@@ -179,6 +188,7 @@ class ModelRegistry:
             version = await _get(rows, call.principal, request.model, request.version)
             before = (VersionState.CHECKING, VersionState.READY, VersionState.REFUSED, VersionState.RETIRED)
             await _change(rows, version, VersionState.REVOKED, request.reason, *before)
+            await rows.drop_revoked(version)
             version = await _get(rows, call.principal, request.model, request.version)
         self._report_action("model.revoke", call.principal, version, reason=request.reason)
         return version
@@ -192,7 +202,7 @@ class ModelRegistry:
             version = await _get(rows, call.principal, request.model, request.version)
             served, workers = f"{version.model}@{version.version}", self._nodes.entries(Role.WORKER)
             running = [each.node for each in workers if each.alive and any(offer.name == served for offer in each.announcement.models)]
-            channels = dict.fromkeys((*version.channels, *version.previous_of))
+            channels = dict.fromkeys((*version.channels, *version.previous_of, *version.next_of))
             _ensure_unused(version, [*(f"the channel {name}" for name in channels), *(f"the worker {node}" for node in running)])
         self._report_action("model.delete", call.principal, version)
         await self._delete_unused(blobs)
@@ -208,37 +218,42 @@ class ModelRegistry:
             ready = [each for each in found if each.state is VersionState.READY and not each.is_deleted]
             version = ready[0] if ready else await _get(rows, call.principal, request.model, request.version)
             serving = await rows.find_channel(request.model, request.channel)
-        return await self._switch(call.principal, version, request.channel, None if serving is None else serving[0])
+        return await self._switch(call.principal, version, request.channel, serving)
 
     @serves(api.rollback_model)
     async def rollback(self, request: api.RollbackModel, call: RpcCall) -> ModelVersion:
         async with self._store.transaction(_scope(call.principal)) as rows:
             serving = await rows.find_channel(request.model, request.channel)
-            version = await _get(rows, call.principal, request.model, None if serving is None else serving[1])
-        if serving is None or serving[1] is None:
+            # A version that isn't loaded yet is taken back first.
+            before = None if serving is None else serving.previous_version if serving.next_version is None else serving.version
+            version = await _get(rows, call.principal, request.model, before)
+        if before is None:
             raise errors.AlreadyExists(f"{request.model}@{request.channel} has no version before", hint="promote a version")
-        return await self._switch(call.principal, version, request.channel, serving[0], rolls_back=True)
+        return await self._switch(call.principal, version, request.channel, serving, rolls_back=True)
 
     async def _switch(
-        self, by: Principal, version: ModelVersion, channel: str, expected: int | None, *, rolls_back: bool = False
+        self, by: Principal, version: ModelVersion, channel: str, serving: ServingChannel | None, *, rolls_back: bool = False
     ) -> ModelVersion:
-        """Let a channel serve the version, if it still serves ``expected``. What must be loaded first is loaded here, before the switch."""
+        """Let a channel serve the version, if it is still as ``serving``; one that is deployed, once the version is loaded."""
         _ensure_may_change(by, version.model, version.organization)
         if version.state is not VersionState.READY or version.is_deleted:
             raise _not_possible(version, VersionState.READY)
-        if expected == version.version:
+        model, number = version.model, version.version
+        if serving is not None and number == (serving.next_version or serving.version):
             return version
+        is_deployed = await self._is_deployed(f"{model}@{channel}")
         async with self._store.transaction(_scope(by)) as rows:
-            if not await rows.set_channel(version.model, channel, version.version, expected, by.user_id):
-                raise errors.AlreadyExists(f"{version.model}@{channel} was changed meanwhile", hint="look at it, and decide again")
-            version = await _get(rows, by, version.model, version.version)
-        self._report_action(
-            "model.rollback" if rolls_back else "model.promote",
-            by,
-            version,
-            channel=channel,
-            before="" if expected is None else str(expected),
-        )
+            if serving is not None and serving.version == number:
+                is_done = await rows.drop_next(model, channel, number)
+            elif serving is not None and is_deployed:
+                is_done = await rows.set_next(model, channel, number, serving, by.user_id)
+            else:
+                is_done = await rows.set_channel(model, channel, number, None if serving is None else serving.version, by.user_id)
+            if not is_done:
+                raise errors.AlreadyExists(f"{model}@{channel} was changed meanwhile", hint="see `aicli models versions`, and decide again")
+            version = await _get(rows, by, model, number)
+        before = "" if serving is None else str(serving.version)
+        self._report_action("model.rollback" if rolls_back else "model.promote", by, version, channel=channel, before=before)
         return version
 
     # --- jobs

@@ -35,6 +35,13 @@ class UncheckedVersion(msgspec.Struct, frozen=True):
     blobs: tuple[str, ...]
 
 
+class ServingChannel(msgspec.Struct, frozen=True):
+    version: int
+    previous_version: int | None
+    #: It is loaded where the channel is deployed, and then served.
+    next_version: int | None
+
+
 class RegistryRows:
     """What one transaction sees and changes: the mesh's models and those of a tenant; None: all."""
 
@@ -113,16 +120,34 @@ class RegistryRows:
         blobs: list[str] = await self._transaction.value("delete_version", version.model, version.version)
         return blobs
 
-    async def find_channel(self, model: ModelName, channel: str) -> tuple[int, int | None] | None:
-        """Return the version that it serves, and the one before."""
+    async def find_channel(self, model: ModelName, channel: str) -> ServingChannel | None:
         row = await self._transaction.row("find_channel", model, channel)
-        return None if row is None else (row["version"], row["previous_version"])
+        return None if row is None else ServingChannel(row["version"], row["previous_version"], row["next_version"])
 
     async def set_channel(self, model: ModelName, channel: str, version: int, expected: int | None, author: UserId) -> bool:
         """Return False if it serves something else than ``expected`` by now, or the version isn't ready."""
         changed = await self._transaction.run("set_channel", model, channel, version, expected, author)
         await self.announce(model)
         return changed == 1
+
+    async def set_next(self, model: ModelName, channel: str, version: int, expected: ServingChannel, author: UserId) -> bool:
+        """Return False if it is not as ``expected`` by now, or the version isn't ready."""
+        changed = await self._transaction.run("set_next_version", model, channel, version, expected.version, author, expected.next_version)
+        await self.announce(model)
+        return changed == 1
+
+    async def serve_next(self, model: ModelName, channel: str, version: int) -> None:
+        await self._transaction.run("serve_next_version", model, channel, version)
+        await self.announce(model)
+
+    async def drop_next(self, model: ModelName, channel: str, version: int) -> bool:
+        """Return False if it serves something else by now."""
+        changed = await self._transaction.run("drop_next_version", model, channel, version)
+        await self.announce(model)
+        return changed == 1
+
+    async def drop_revoked(self, version: ModelVersion) -> None:
+        await self._transaction.run("drop_revoked_next", version.model, version.version)
 
     async def announce(self, model: ModelName) -> None:
         """Notify all gateways when the transaction ends."""
@@ -171,6 +196,11 @@ class RegistryStore:
     async def keep_version(self, found: UncheckedVersion) -> None:
         await self._database.run("keep_version", found.model, found.version, _BUSY_SECONDS)
 
+    async def serve_next(self, model: str, channel: str, version: int) -> None:
+        """Let a channel serve what it was to serve next, unless that has changed."""
+        async with self.transaction() as rows:
+            await rows.serve_next(ModelName(model), channel, version)
+
     async def is_loadable(self, digest: str) -> bool:
         """Return whether a version has this blob that workers may load."""
         return bool(await self._database.value("find_loadable_blob", digest))
@@ -189,4 +219,4 @@ def _version(row: DatabaseRow) -> ModelVersion:
     fields = {name: row[name] for name in ModelVersion.__struct_fields__}
     facts = VersionFacts() if row["facts"] is None else msgspec.json.decode(row["facts"], type=VersionFacts)
     fields |= {"facts": facts, "state": VersionState(row["state"]), "kind": ModelKind(row["kind"])}
-    return ModelVersion(**fields | {name: tuple(row[name]) for name in ("channels", "previous_of")})
+    return ModelVersion(**fields | {name: tuple(row[name]) for name in ("channels", "previous_of", "next_of")})

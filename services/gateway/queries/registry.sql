@@ -102,7 +102,8 @@ UPDATE model_uploads SET expires_at = now() WHERE owner = $1 AND digest = ANY($2
 -- List versions of the mesh and of $4, newest first; of one model, and with one number or digest. Null stands for all.
 SELECT model_versions.*, organization, kind, description,
     ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.version = model_versions.version ORDER BY channel) AS channels,
-    ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.previous_version = model_versions.version) AS previous_of
+    ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.previous_version = model_versions.version) AS previous_of,
+    ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.next_version = model_versions.version) AS next_of
 FROM model_versions JOIN models ON name = model
 WHERE ($1::text IS NULL OR name = $1) AND ($2::integer IS NULL OR version = $2) AND ($3::text IS NULL OR digest = $3)
     AND ($4::uuid IS NULL OR organization IS NULL OR organization = $4)
@@ -135,15 +136,34 @@ UPDATE model_versions SET is_deleted = true WHERE model = $1 AND version = $2 RE
 
 -- name: find_channel
 -- Find what a channel serves.
-SELECT version, previous_version FROM model_channels WHERE model = $1 AND channel = $2;
+SELECT version, previous_version, next_version FROM model_channels WHERE model = $1 AND channel = $2;
 
 -- name: set_channel
 -- Let a channel serve a ready version, if it still serves the version $4; null: there is no such channel.
 WITH ready AS (SELECT model, version FROM model_versions WHERE model = $1 AND version = $3 AND state = 'ready' AND NOT is_deleted FOR SHARE)
 INSERT INTO model_channels AS known (model, channel, version, changed_by) SELECT model, $2, version, $5 FROM ready
 ON CONFLICT (model, channel) DO UPDATE
-SET version = excluded.version, previous_version = known.version, changed_at = now(), changed_by = excluded.changed_by
+SET version = excluded.version, previous_version = known.version, next_version = NULL, changed_at = now(), changed_by = excluded.changed_by
 WHERE known.version = $4;
+
+-- name: set_next_version
+-- Let a channel serve a ready version once it is loaded, if it still serves the version $4, and $6 is still the next one.
+UPDATE model_channels AS known SET next_version = found.version, changed_at = now(), changed_by = $5
+FROM (SELECT version FROM model_versions WHERE model = $1 AND version = $3 AND state = 'ready' AND NOT is_deleted FOR SHARE) AS found
+WHERE model = $1 AND channel = $2 AND known.version = $4 AND next_version IS NOT DISTINCT FROM $6;
+
+-- name: drop_next_version
+-- Let a channel go on to serve the version $3, if it still does.
+UPDATE model_channels SET next_version = NULL WHERE model = $1 AND channel = $2 AND version = $3;
+
+-- name: drop_revoked_next
+-- Let no channel serve a version next.
+UPDATE model_channels SET next_version = NULL WHERE model = $1 AND next_version = $2;
+
+-- name: serve_next_version
+-- Let a channel serve what it was to serve next, if that is still $3.
+UPDATE model_channels SET version = next_version, previous_version = version, next_version = NULL, changed_at = now()
+WHERE model = $1 AND channel = $2 AND next_version = $3;
 
 -- name: list_index
 -- List the manifests that the index of the origin names.

@@ -1,6 +1,9 @@
 """RPC for deployments: list, make, change and remove them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import msgspec
 
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.models.deployments import Deployments
@@ -16,6 +19,8 @@ from shared.rpc.audit_reporting import AuditReporting
 class DeploymentRpc:
     live: LiveConfiguration
     deployments: Deployments
+    #: Returns the catalog's source of a model. Raises UnknownModel.
+    find_source: Callable[[str], str]
     audit_reporting: AuditReporting
 
     @serves(api.list_deployments)
@@ -24,14 +29,20 @@ class DeploymentRpc:
 
     @serves(api.deploy_model)
     async def deploy(self, request: api.DeployModel, call: RpcCall) -> Nothing:
-        """Raises BadRequest with all mistakes."""
-        await self._change(request.name, request.document, call)
-        self.audit_reporting.report_action("model.deploy", call.principal, target=request.name, copies=str(request.document.copies))
+        """Raises BadRequest with all mistakes, and UnknownModel. A name without a source is a pushed model, or else one of the catalog."""
+        document = request.document
+        if not document.source:
+            # Perhaps the model was pushed just now.
+            await self.live.reload()
+        if not document.source and not self.deployments.knows(request.name):
+            document = msgspec.structs.replace(document, source=self.find_source(request.name))
+        await self._change(request.name, document, call)
+        self.audit_reporting.report_action("model.deploy", call.principal, target=request.name, copies=str(document.copies))
         return Nothing()
 
     @serves(api.undeploy_model)
     async def undeploy(self, request: api.UndeployModel, call: RpcCall) -> Nothing:
-        if request.name not in self.deployments.view().documents:
+        if request.name not in self.deployments.documents:
             raise errors.NotFound(f"no deployment is called {request.name!r}", hint="see `aicli models copies`")
         await self._change(request.name, None, call)
         self.audit_reporting.report_action("model.undeploy", call.principal, target=request.name)

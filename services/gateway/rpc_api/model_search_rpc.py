@@ -50,6 +50,17 @@ class ModelSearch:
         known = catalog.find(self.catalog, source)
         return None if known is None else catalog.facts(known[1])
 
+    def find_source(self, name: str) -> str:
+        """Return the catalog's source of a model. Raises UnknownModel."""
+        if (known := catalog.find(self.catalog, name)) is None:
+            raise self._unknown_model(name)
+        return known[1].source
+
+    def _unknown_model(self, name: str) -> errors.UnknownModel:
+        near = " or ".join(catalog.nearest(self.catalog, name))
+        hint = f"did you mean {near}?" if near else "see `aicli models search`, or name a source such as hf:OWNER/REPO:QUANT"
+        return errors.UnknownModel(f"no model is called {name[:80]!r}", hint=hint)
+
     @serves(api.search_models)
     async def search(self, request: api.SearchModels, call: RpcCall) -> api.FoundModels:
         served, words = {model.name: model for model in self.list_served(call.principal)}, request.text.lower().split()
@@ -74,9 +85,7 @@ class ModelSearch:
         known, problem, header = catalog.find(self.catalog, request.reference), "", b""
         name, model = known or (request.reference, None)
         if model is None and not name.startswith(("hf:", "ollama:", "oci://", "https://")):
-            near = " or ".join(catalog.nearest(self.catalog, name))
-            hint = f"did you mean {near}?" if near else "see `aicli models search`, or name a source such as hf:OWNER/REPO:QUANT"
-            raise errors.UnknownModel(f"no model is called {name[:80]!r}", hint=hint)
+            raise self._unknown_model(name)
         try:
             if self.hub is None:
                 raise errors.Unavailable("its size isn't known before the download")

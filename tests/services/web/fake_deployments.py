@@ -26,7 +26,9 @@ class FakeDeployments:
         super().__init__()
         self.found = FoundModels((FOUND,))
         self.deployments: dict[ModelName, DeploymentDocument] = {}
-        self.copies: tuple[ModelCopy, ...] = (ModelCopy(NodeId("ULARGE0001"), CopyState.COMING, 3 << 30, 5 << 30, 12 << 20),)
+        self.copies: tuple[ModelCopy, ...] = (
+            ModelCopy(NodeId("ULARGE0001"), CopyState.COMING, ModelName("qwen3:8b"), 3 << 30, 5 << 30, 12 << 20),
+        )
 
     def _search_models(self, request: model_search.SearchModels, _: Credential | None) -> FoundModels:
         rows = tuple(row for row in self.found.models if request.text in row.name)

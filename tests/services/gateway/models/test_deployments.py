@@ -98,8 +98,8 @@ class Mesh:
         self.gateways: list[RunningNode] = []
         self.client: ClientNode
 
-    async def add_worker(self, problem: str = "") -> StandInWorker:
-        running = await self.net.start(StandInWorker)
+    async def add_worker(self, kind: type[StandInWorker] = StandInWorker, *, problem: str = "") -> StandInWorker:
+        running = await self.net.start(kind)
         worker = running.service
         assert isinstance(worker, StandInWorker)
         worker.problem = problem
@@ -120,9 +120,9 @@ class Mesh:
         found = (await self.client.rpc.call(api.list_deployments, api.ListDeployments(name), credential=TOKEN)).deployments
         return found[0] if found else None
 
-    async def become(self, condition: Callable[[Deployment], bool]) -> Deployment:
+    async def become(self, condition: Callable[[Deployment], bool], name: ModelName = QWEN) -> Deployment:
         async with asyncio.timeout(HANG_SECONDS):
-            while (found := await self.read()) is None or not condition(found):  # noqa: ASYNC110
+            while (found := await self.read(name)) is None or not condition(found):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             return found
 
@@ -136,7 +136,8 @@ async def mesh(postgres_url: str, valkey_url: str, monkeypatch: pytest.MonkeyPat
     async with testnet() as net:
         settings = GatewaySettings(
             mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("unused", Role.GATEWAY), database_url=postgres_url,
-            redis_url=valkey_url, prompt_hash_secret="s" * 32,
+            redis_url=valkey_url, prompt_hash_secret="s" * 32, model_aliases={},
+            tier_free=dict.fromkeys(("requests_per_minute", "requests_per_hour", "concurrency"), "unlimited"),
         )  # fmt: skip
         found = Mesh(net, settings)
         await net.start(StandInAuth)

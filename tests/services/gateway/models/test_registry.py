@@ -12,6 +12,7 @@ import pytest
 
 from services.gateway.models import registry as registries_module
 from services.gateway.models.registry import WrongOffset
+from services.gateway.models.registry_store import ServingChannel
 from shared import errors
 from shared.api import models as api
 from shared.api.models import VersionState
@@ -204,16 +205,28 @@ async def test_of_two_promotions_at_once_one_wins(gateway: Gateway, other: Gatew
 
 
 async def test_a_promotion_of_what_somebody_else_has_changed_is_refused(gateway: Gateway, other: Gateway) -> None:
-    for seed in (1, 2):
+    for seed in (1, 2, 3):
         await gateway.push(ADMIN, push_of({"a": small(seed)}))
-    first, second = [await gateway.get(ADMIN, LLAMA, number) for number in (1, 2)]
+    first, second, third = [await gateway.get(ADMIN, LLAMA, number) for number in (1, 2, 3)]
     # Both have looked before anything is promoted.
     switch: Any = gateway.registry._switch
     await switch(ADMIN, first, "stable", None)
     with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
         await other.registry._switch(ADMIN, second, "stable", None)
     with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
-        await other.registry._switch(ADMIN, second, "stable", 7)
+        await other.registry._switch(ADMIN, second, "stable", ServingChannel(7, None, None))
+    # The same while the mesh has the channel on machines, and another version is loaded there.
+
+    async def is_deployed(_channel: str) -> bool:
+        return True
+
+    gateway.registry._is_deployed = other.registry._is_deployed = is_deployed
+    serving = ServingChannel(1, None, None)
+    assert (await switch(ADMIN, second, "stable", serving)).next_of == ("stable",)
+    with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
+        await other.registry._switch(ADMIN, third, "stable", serving)
+    with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
+        await other.registry._switch(ADMIN, first, "stable", ServingChannel(2, 1, None))
 
 
 @dataclass

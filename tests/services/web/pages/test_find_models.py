@@ -65,7 +65,7 @@ async def test_a_model_is_deployed_seen_coming_paused_and_removed(root: Browser,
 
 async def test_reasons_of_machines_and_missing_machines_are_told(root: Browser, mesh: FakeMesh) -> None:
     mesh.deployments[NAME] = DeploymentDocument(source=QWEN.source)
-    mesh.copies = (ModelCopy(NodeId("USMALL0001"), CopyState.REFUSED, reason="the disk is full"),)
+    mesh.copies = (ModelCopy(NodeId("USMALL0001"), CopyState.REFUSED, NAME, reason="the disk is full"),)
     assert "the disk is full" in (await root.get("/models/find")).text
     mesh.copies = ()
     assert "no machine matches its labels and ids" in (await root.get("/models/find")).text
