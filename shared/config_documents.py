@@ -45,6 +45,7 @@ DocumentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}
 RouteName = Annotated[str, Meta(pattern=r"^(\*|[A-Za-z0-9][A-Za-z0-9._:/@-]{0,98}[A-Za-z0-9._:/@*-]?)\Z")]
 ProviderPrice = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,100}\Z")]
 PlanDocumentName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,31}\Z")]
+ServerContext = Annotated[int, Meta(ge=64, le=1 << 30)]
 #: Also the provider's name, if prompts leave the operator's machines.
 ServerName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}\Z")]
 ServedName = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -411,6 +412,9 @@ class ServerDocument(Document, frozen=True):
     sealed_key: Annotated[bytes, Meta(max_length=12_000)] | None = None
     #: Which of its models, by its own names; empty for all.
     models: Annotated[tuple[ServedName, ...], Meta(max_length=256)] = ()
+    #: The context of its models in tokens, and whether they call tools; None: as its list of models says.
+    context: ServerContext | None = None
+    tools: bool | None = None
 
 
 #: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.

@@ -34,10 +34,22 @@ def servers(here: CliContext, /, *, as_json: bool) -> None:
 @click.option("--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True, help="API: OpenAI's, vLLM's or Ollama's own.")
 @click.option("--key-file", metavar="FILE", help="File with the server's key, or - for standard input.")
 @click.option("--model", "models", metavar="NAME", multiple=True, help="Serve only this model. Repeatable. Default: all.")
+@click.option("--context", type=click.IntRange(64), metavar="TOKENS", help="Context of its models. Default: as the server says.")
+@click.option("--tools/--no-tools", default=None, help="Whether its models call tools. Default: as the server says.")
 @click.option("--replace", is_flag=True, help="Change the server of this name. Without --key-file and with the same URL, its key stays.")
 @click.pass_obj
 def add_server(
-    here: CliContext, /, name: str, url: str, *, kind: str, key_file: str | None, models: tuple[str, ...], replace: bool
+    here: CliContext,
+    /,
+    name: str,
+    url: str,
+    *,
+    kind: str,
+    key_file: str | None,
+    models: tuple[str, ...],
+    context: int | None,
+    tools: bool | None,
+    replace: bool,
 ) -> None:
     """Serve the models of a server with OpenAI's API, vLLM or Ollama. Admins only.
 
@@ -46,7 +58,8 @@ def add_server(
     from shared.config_documents import ServerDocument, ServerKind
 
     key = None if key_file is None else _read_key(key_file)
-    _apply(here, name, ServerDocument(url=url, kind=ServerKind(kind), key=key, models=models), only_new=not replace)
+    server = ServerDocument(url=url, kind=ServerKind(kind), key=key, models=models, context=context, tools=tools)
+    _apply(here, name, server, only_new=not replace)
     printing.note(f"Added {name}. Workers serve its models within seconds.")
 
 
@@ -60,7 +73,7 @@ def remove_server(here: CliContext, /, name: str) -> None:
     """
     if not _apply(here, name, None):
         raise errors.NotFound(f"there is no server {name!r}", hint="see `aicli models servers`")
-    printing.note(f"Removed {name}.")
+    printing.note(f"Removed {name}. Workers stop serving its models within seconds.")
 
 
 def _apply(here: CliContext, name: str, body: "ServerDocument | None", *, only_new: bool = False) -> bool:

@@ -92,7 +92,8 @@ class Servers:
     async def _try(self, server: OpenServer) -> str:
         """Return why nobody may use the server yet; empty if nothing is in the way."""
         refusal: errors.AimeshError = errors.Unavailable(
-            "no worker takes servers", hint="set REMOTE_MODEL_HOSTS to the hosts that they may have: see docs/howto/other-backends.md"
+            "no worker takes servers",
+            hint="start one with the hosts of your servers, such as REMOTE_MODEL_HOSTS=10.0.0.5 make up: see docs/howto/other-backends.md",
         )
         for node in self._alive():
             try:
@@ -128,7 +129,7 @@ class Servers:
                 f"server {name}: its key was encrypted for another name, URL or PROMPT_HASH_SECRET",
                 hint="set it again: aicli models add-server --replace",
             )
-        return OpenServer(name, body.url, body.kind, None if key is None else key.decode(), body.models)
+        return OpenServer(name, body.url, body.kind, None if key is None else key.decode(), body.models, body.context, body.tools)
 
 
 def _purpose(name: str, body: ServerDocument) -> str:

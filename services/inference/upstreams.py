@@ -256,7 +256,7 @@ def _url_mistakes(url: str) -> Iterator[str]:
         yield "the URL is not valid"
         return
     if parts.user is not None or parts.password is not None:
-        yield "the URL contains a password: set the key with key_file or the environment"
+        yield "the URL contains a password: set the key instead"
     elif parts.scheme not in ("http", "https") or not parts.host or parts.query_string or parts.fragment or not url.isprintable():
         yield "the URL must be http:// or https:// with a host and no query, such as http://127.0.0.1:8000/v1"
 

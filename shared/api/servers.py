@@ -17,6 +17,8 @@ class OpenServer(Body, frozen=True):
     kind: ServerKind
     key: str | None = None
     models: tuple[str, ...] = ()
+    context: int | None = None
+    tools: bool | None = None
 
 
 class TriedServer(Body, frozen=True):

@@ -12,10 +12,10 @@ def find_shortfall(context_tokens: int, abilities: Collection[str], *, is_upstre
     """Return what a model that generates text lacks and what to change; empty if it has the context and tools.
 
     ``context_tokens`` is 0 if unknown. ``can_have_context``: it would have the context if its worker loaded it for agents."""
-    place, equals = ("its table of upstreams", " =") if is_upstream else ("models.yaml", ":")
+    where = "for its server" if is_upstream else "in models.yaml"
     shortfalls = []
     if not context_tokens:
-        shortfalls.append(f"Its context is unknown, and agents need {CONTEXT_TOKENS:,} tokens: set `context` in {place}.")
+        shortfalls.append(f"Its context is unknown, and agents need {CONTEXT_TOKENS:,} tokens: set `context` {where}.")
     elif context_tokens < CONTEXT_TOKENS:
         if can_have_context:
             change = "load it with `aicli models load --for agents`, or set `for: agents` in models.yaml"
@@ -25,5 +25,5 @@ def find_shortfall(context_tokens: int, abilities: Collection[str], *, is_upstre
             change = "even for agents it would be too short here. Raise `context` if it is set, or use another model or more memory"
         shortfalls.append(f"Its context has {context_tokens:,} tokens, and agents need {CONTEXT_TOKENS:,}: {change}.")
     if Ability.TOOLS not in abilities:
-        shortfalls.append(f"It doesn't say that it can call tools: if it can, set `tools{equals} true` in {place}.")
+        shortfalls.append(f"It doesn't say that it can call tools: if it can, set `tools` to true {where}.")
     return " ".join(shortfalls)

@@ -96,7 +96,7 @@ def bad_config(mistakes: tuple[str, ...]) -> errors.BadRequest:
     more = f"\n… and {len(mistakes) - _MOST_MISTAKES} more" if len(mistakes) > _MOST_MISTAKES else ""
     count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
     lines = "\n".join(mistakes[:_MOST_MISTAKES])
-    return errors.BadRequest(f"the configuration has {count}; nothing was applied\n{lines}{more}")
+    return errors.BadRequest(f"the configuration has {count}; nothing was applied:\n{lines}{more}")
 
 
 def read_here(request: ReadRequest, check_guard: CheckGuard) -> ReadResult:

@@ -53,7 +53,9 @@ class ConfigRpc:
         def find_changes(current: Mapping[DocumentKey, StoredDocument]) -> Bodies:
             taken = [key for key in bodies if request.only_new and (stored := current.get(key)) is not None and stored.body is not None]
             if taken:
-                raise errors.AlreadyExists(f"there is a {taken[0][0].value} {taken[0][1]!r} already", hint="choose another name")
+                raise errors.AlreadyExists(
+                    f"there is a {taken[0][0].value} {taken[0][1]!r} already", hint="choose another name, or replace it"
+                )
             unnamed = dict.fromkeys(
                 key for key, stored in current.items() if stored.body is not None and stored.tenant is None and key not in bodies
             )

@@ -12,6 +12,7 @@ from litestar import get, post
 from litestar.di import NamedDependency
 
 from services.web import live_updates
+from services.web.http import forms
 from services.web.http.event_response import EventResponse
 from services.web.pages import model_view
 from services.web.pages.model_view import ModelPullView, ServedModelView
@@ -67,6 +68,10 @@ class ServerForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str = ""
     #: Separated by commas; empty for all.
     models: str = ""
+    #: In tokens; empty for what the server says.
+    context: str = ""
+    #: yes or no; empty for what the server says.
+    tools: str = ""
     #: replace or remove; empty adds one.
     act: str = ""
 
@@ -150,7 +155,14 @@ def _change_of(form: ServerForm) -> configuration.ApplyConfig:
         if form.kind not in set(ServerKind):
             raise errors.BadRequest("unknown kind of server", hint="reload the Models page and use its form")
         models = tuple(name.strip() for name in form.models.split(",") if name.strip())
-        server = ServerDocument(url=form.url.strip(), kind=ServerKind(form.kind), key=form.key.strip() or None, models=models)
+        server = ServerDocument(
+            url=form.url.strip(),
+            kind=ServerKind(form.kind),
+            key=form.key.strip() or None,
+            models=models,
+            context=forms.read_number(form.context, "the context", ServerDocument, "context"),
+            tools={"yes": True, "no": False}.get(form.tools),
+        )
         body = msgspec.json.encode(server).decode()
     document = configuration.ConfigDocument(ConfigKind.SERVER, form.name.strip(), body)
     return configuration.ApplyConfig(documents=(document,), only_new=not form.act)

@@ -34,10 +34,27 @@ def test_a_server_is_added_with_a_key_from_a_file(shell: Shell, tmp_path: Path, 
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n", encoding="utf-8")
     source, stdin = (str(file), "") if from_file else ("-", f"{KEY}\n")
-    done = shell("models", "add-server", "rack", URL, "--kind", "vllm", "--key-file", source, "--model", "a", "--model", "b", stdin=stdin)
+    done = shell(
+        "models",
+        "add-server",
+        "rack",
+        URL,
+        "--kind",
+        "vllm",
+        "--key-file",
+        source,
+        "--model",
+        "a",
+        "--model",
+        "b",
+        "--context",
+        "65536",
+        "--tools",
+        stdin=stdin,
+    )
     assert done.exit_code == 0
     assert done.stderr == "Added rack. Workers serve its models within seconds.\n"
-    wanted = ApplyConfig(documents=(sent(kind=ServerKind.VLLM, key=KEY, models=("a", "b")),), only_new=True)
+    wanted = ApplyConfig(documents=(sent(kind=ServerKind.VLLM, key=KEY, models=("a", "b"), context=65536, tools=True),), only_new=True)
     assert [call.request for call in shell.mesh.calls] == [wanted]
     assert KEY not in done.output
 
@@ -61,7 +78,7 @@ def test_a_refusal_is_shown_and_an_unreadable_key_is_not_sent(shell: Shell, tmp_
 
 def test_a_server_is_removed(shell: Shell) -> None:
     shell.mesh.answer(configuration.apply_config, CHANGED)
-    assert shell("models", "remove-server", "rack").stderr == "Removed rack.\n"
+    assert shell("models", "remove-server", "rack").stderr == "Removed rack. Workers stop serving its models within seconds.\n"
     assert [call.request for call in shell.mesh.calls] == [ApplyConfig(documents=(ConfigDocument(ConfigKind.SERVER, "rack", None),))]
     shell.mesh.answer(configuration.apply_config, AppliedConfig(2, ()))
     assert "there is no server 'rack'" in shell("models", "remove-server", "rack").stderr

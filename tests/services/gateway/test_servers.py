@@ -195,8 +195,12 @@ async def test_ollama_speaks_its_own_api_and_only_some_models_are_served(mesh: M
     async with serving({"/api/tags": OLLAMA}) as server, started(mesh, postgres_url) as (one, taker):
         await one.add("attic", server.url, kind=ServerKind.OLLAMA, models=("qwen3",))
         await until(lambda: taker.served() == ["qwen3"])
-        with pytest.raises(errors.BadRequest, match="lists none of the models"):
-            await one.add("cellar", server.url, kind=ServerKind.OLLAMA, models=("gpt-x",))
+        with pytest.raises(errors.BadRequest, match="server cellar doesn't list gpt-x") as refused:
+            await one.add("cellar", server.url, kind=ServerKind.OLLAMA, models=("qwen3", "gpt-x"))
+        assert refused.value.hint.startswith("it lists ")
+        with pytest.raises(errors.BadRequest, match="does not know this path") as refused:
+            await one.add("cellar", f"{server.url}/v1", kind=ServerKind.OLLAMA)
+        assert refused.value.hint == "check the URL of server cellar: is it Ollama's, without a path?"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +213,7 @@ async def test_ollama_speaks_its_own_api_and_only_some_models_are_served(mesh: M
         (Answer(["x" * 65536], endless=True), "more than 2097152 bytes"),
         (Answer([""], hang=True), "did not list its models within"),
         (Answer([], silent=True), "does not answer"),
-        (Answer(['{"data": []}']), "lists none of the models"),
+        (Answer(['{"data": []}']), "lists no models"),
     ],
 )
 async def test_what_is_wrong_with_a_server_is_said_at_once(
@@ -229,6 +233,7 @@ async def test_what_is_wrong_with_a_server_is_said_at_once(
         ("http://10.1.2.3/v1", ("10.1.2.4", "127.0.0.1"), "doesn't have the host 10.1.2.3"),
         ("http://127.0.0.1:8000/v1", ("127.*",), "is private"),
         ("http://169.254.169.254/v1", ("169.254.169.254",), "never allowed"),
+        ("http://169.254.169.254/v1", ("10.0.0.5",), "never allowed"),
         ("http://[::ffff:169.254.169.254]/v1", ("*",), "never allowed"),
         ("http://[fd00:ec2::254]/v1", ("*",), "never allowed"),
         ("ftp://127.0.0.1/v1", ("127.0.0.1",), "must be http"),

@@ -35,18 +35,18 @@ class Facts:
         pytest.param(Facts(context_tokens=8192, is_upstream=True), ("start its server with a longer context",), id="an upstream"),
         pytest.param(
             Facts(context_tokens=0, is_upstream=True),
-            ("is unknown", "set `context` in its table of upstreams"),
+            ("is unknown", "set `context` for its server"),
             id="an upstream that is silent",
         ),
         pytest.param(Facts(context_tokens=0), ("is unknown", "set `context` in models.yaml"), id="a program that is silent"),
         pytest.param(
             Facts(abilities=(Ability.IMAGES,), is_upstream=True),
-            ("doesn't say that it can call tools: if it can, set `tools = true` in its table of upstreams",),
+            ("doesn't say that it can call tools: if it can, set `tools` to true for its server",),
             id="tools of an upstream",
         ),
-        pytest.param(Facts(abilities=()), ("set `tools: true` in models.yaml",), id="tools of a program"),
+        pytest.param(Facts(abilities=()), ("set `tools` to true in models.yaml",), id="tools of a program"),
         pytest.param(
-            Facts(context_tokens=0, abilities=(), is_upstream=True), ("set `context` in its table", "set `tools = true`"), id="both"
+            Facts(context_tokens=0, abilities=(), is_upstream=True), ("set `context` for its server", "set `tools` to true"), id="both"
         ),
     ],
 )

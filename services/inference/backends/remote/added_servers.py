@@ -3,6 +3,8 @@
 import asyncio
 from dataclasses import dataclass, field
 
+import msgspec
+
 from services.inference import upstreams
 from services.inference.backend_interface import Backend, Watcher
 from services.inference.backends.remote import http_server_client, ollama, openai, remote_models, remote_server
@@ -26,6 +28,8 @@ ASK_SECONDS = 2.0
 TRY_SECONDS = 5.0
 #: From a change to the next report, and between looks at a removed server's last answers.
 _LOOK_SECONDS = 0.2
+#: Of models, in a message.
+_MOST_NAMES = 10
 _DIALECTS = {ServerKind.OPENAI: None, ServerKind.VLLM: Dialect.VLLM, ServerKind.OLLAMA: Dialect.OLLAMA}
 
 log = logs.get()
@@ -86,16 +90,20 @@ class AddedServers:
     @serves(api.try_server)
     async def try_server(self, request: OpenServer, call: RpcCall) -> TriedServer:
         """List the models of a server. Raises NotAllowed, or BadRequest with what is wrong."""
-        source, models_api = self._describe(request)
+        source, models_api = self._describe(msgspec.structs.replace(request, models=()))
         try:
             async with asyncio.timeout(TRY_SECONDS), http_server_client.connected(source, self.hosts) as server:
                 listed = await server.get(models_api.models_path, models_api.read_models)
         except TimeoutError as error:
             raise errors.BadRequest(f"{source.name} did not list its models within {TRY_SECONDS:g} s", hint="check its URL") from error
         except errors.AimeshError as error:
-            raise errors.BadRequest(error.message, hint=error.hint) from error
-        if not listed:
-            raise errors.BadRequest(f"{source.name} lists none of the models", hint="load one there, or correct their names")
+            raise errors.BadRequest(error.message, hint=error.hint or "check its URL and kind") from error
+        names = [model.name for model in listed]
+        if missing := set(request.models).difference(names, (model.own_name for model in listed)):
+            hint = f"it lists {', '.join(names[:_MOST_NAMES])}" if names else "load one there"
+            raise errors.BadRequest(f"{source.name} doesn't list {', '.join(sorted(missing)[:_MOST_NAMES])}", hint=hint)
+        if not names:
+            raise errors.BadRequest(f"{source.name} lists no models", hint="load one there")
         return TriedServer(await remote_models.find_provider(source.upstream))
 
     async def _ask(self, gateway: NodeId) -> api.TakenServers | None:
@@ -154,6 +162,9 @@ class AddedServers:
             # A pattern allows public addresses only.
             external=None if self.hosts.is_named(terms.url) else True,
             only_models=terms.models,
+            context=terms.context,
+            tools=terms.tools,
         )
-        server_api = ollama.api_of(upstream) if terms.kind is ServerKind.OLLAMA else openai.api_of(upstream, name)
-        return RefusalSource(name, setting, upstream), server_api
+        if terms.kind is ServerKind.OLLAMA:
+            return RefusalSource(name, setting, upstream, ollama.URL_QUESTION), ollama.api_of(upstream)
+        return RefusalSource(name, setting, upstream), openai.api_of(upstream, name)

@@ -324,9 +324,10 @@ def _meaning(source: RefusalSource, error: Exception) -> AimeshError:
     """Turn the errors of connections, msgspec and the parsers into Unavailable,."""
     reason = source.cleaned(_reason(error))
     match error:
+        case aiohttp.ClientOSError() if error.errno == errno.EACCES:
+            return errors.Unavailable(f"{source.name} is not asked: {error.strerror}", hint=f"change {source.url_setting}")
         case aiohttp.ClientError():
-            is_forbidden = isinstance(error, OSError) and error.errno == errno.EACCES
-            hint = f"{'' if is_forbidden else 'is it running? '}see {source.url_setting}"
+            hint = f"is it running? see {source.url_setting}"
             return errors.Unavailable(f"{source.name} does not answer: {reason}", hint=hint, retry_after_seconds=5.0)
         case ServerTimedOut():
             return errors.Unavailable(f"{source.name} did not {reason}", hint="look at the server's own log")

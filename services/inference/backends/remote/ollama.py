@@ -31,6 +31,7 @@ from shared.types import Ability, ModelName
 
 NAME = "ollama"
 SERVER = "Ollama"
+URL_QUESTION = "is it Ollama's, without a path?"
 
 _OPTIONS = ServerFields(
     same("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "seed"),
@@ -79,7 +80,7 @@ async def opened(url: str, slots: int, queue: int, watcher: Watcher, *, keep_ali
     upstream = Upstream(name=NAME, url=url, dialect=Dialect.OLLAMA, key_setting="OLLAMA_URL")
     api = api_of(upstream, None if keep_alive is None else parse_keep_alive(keep_alive))
     models = RemoteModels(NAME, upstream, slots, queue, watcher)
-    async with remote_server.connected(api, RefusalSource(SERVER, "OLLAMA_URL", upstream), models) as server:
+    async with remote_server.connected(api, RefusalSource(SERVER, "OLLAMA_URL", upstream, URL_QUESTION), models) as server:
         yield RemoteBackend(NAME, [server])
 
 
@@ -96,11 +97,11 @@ def api_of(upstream: Upstream, keep: int | str | None = None) -> ServerApi:
 
 
 def _read_models(upstream: Upstream, content: bytes) -> tuple[ModelListing, ...]:
-    listed = map(_listed, msgspec.json.decode(content, type=_Tags).models)
+    listed = (_listed(tag, upstream) for tag in msgspec.json.decode(content, type=_Tags).models)
     return tuple(one for one in listed if not upstream.only_models or {one.name, one.own_name} & set(upstream.only_models))
 
 
-def _listed(tag: _Tag) -> ModelListing:
+def _listed(tag: _Tag, upstream: Upstream) -> ModelListing:
     digest = _SHA256.match(tag.digest)
     details = convert_or(_OllamaModelDetails(), tag.details)
     # Models of BERT's family can't generate text; the list doesn't tell for others.
@@ -111,8 +112,9 @@ def _listed(tag: _Tag) -> ModelListing:
         ModelName(tag.name.removesuffix(":latest")),
         tag.name,
         "" if digest is None else digest[1],
+        context_tokens=upstream.context or 0,
         only_embeds=only_embeds,
-        abilities=(Ability.EMBEDDINGS,) if only_embeds else found,
+        abilities=(Ability.EMBEDDINGS,) if only_embeds else upstream.abilities(found),
     )
 
 

@@ -28,6 +28,8 @@ class RefusalSource:
     #: The name of the setting with its address.
     url_setting: str
     upstream: Upstream
+    #: Asks what is most often wrong with the address.
+    url_question: str = "does it end in the API's version, such as /v1?"
 
     def cleaned(self, words: str) -> str:
         """Return a server's message on one line, shortened and without the key."""
@@ -134,10 +136,11 @@ def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshErro
             # Only the message tells a missing model from a wrong address.
             kind, what, hint = errors.UnknownModel, f"does not have this model now{suffix}", "`aicli models` lists what is served"
         case 404:
-            what, hint = f"does not know this path{suffix}", f"check {source.url_setting}: does it end in the API's version?"
+            what, hint = f"does not know this path{suffix}", f"check {source.url_setting}: {source.url_question}"
         case 401 | 403:
             # Not the server's message: some repeat a part of the key.
-            what, hint = f"refuses this worker's key (status {status})", f"check {source.upstream.key_setting}"
+            what, do = ("needs a", "set") if source.upstream.key is None else ("refuses this worker's", "check")
+            what, hint = f"{what} key (status {status})", f"{do} {source.upstream.key_setting}"
         case 402:
             what, hint = f"requires payment{suffix}", "check your account there"
         case _ if 300 <= status < 400:

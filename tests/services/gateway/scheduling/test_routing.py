@@ -185,7 +185,7 @@ def test_model_suits_agents_if_each_of_its_workers_does() -> None:
     listed = {model.name: model for model in routing.catalogue(directory.entries(), ModelNames({}, None), startable=(ModelName("off"),))}
     assert {name for name, model in listed.items() if model.suits_agents} == {"both"}
     assert "aicli models load --for agents" in listed[ModelName("one")].agents_hint
-    assert "table of upstreams" in listed[ModelName("upstream")].agents_hint
+    assert "for its server" in listed[ModelName("upstream")].agents_hint
     assert not any(listed[ModelName(name)].agents_hint for name in ("both", "vectors", "off"))
 
 

@@ -328,8 +328,18 @@ async def test_developers_see_no_servers(dana: Browser, mesh: FakeMesh) -> None:
 
 async def test_an_administrator_adds_changes_and_removes_a_server(root: Browser, mesh: FakeMesh) -> None:
     mesh.servers = (RACK,)
-    typed = {"name": "rack", "url": " http://10.0.0.5:8000/v1 ", "kind": "vllm", "key": f" {KEY}\n", "models": "qwen3, gemma3,"}
-    body = msgspec.json.encode(ServerDocument(url=typed["url"].strip(), kind=ServerKind.VLLM, key=KEY, models=("qwen3", "gemma3"))).decode()
+    typed = {
+        "name": "rack",
+        "url": " http://10.0.0.5:8000/v1 ",
+        "kind": "vllm",
+        "key": f" {KEY}\n",
+        "models": "qwen3, gemma3,",
+        "context": "65536",
+        "tools": "yes",
+    }
+    url, models = typed["url"].strip(), ("qwen3", "gemma3")
+    server = ServerDocument(url=url, kind=ServerKind.VLLM, key=KEY, models=models, context=65536, tools=True)
+    body = msgspec.json.encode(server).decode()
     document = configuration.ConfigDocument(ConfigKind.SERVER, "rack", body)
     for act, done in (("", "server"), ("replace", "server"), ("remove", "removed")):
         answer = await root.submit(await root.get("/models"), SERVERS, **typed, act=act)
@@ -349,6 +359,7 @@ async def test_a_refused_server_keeps_what_was_typed_but_not_the_key(root: Brows
     assert '<option value="ollama" selected>' in page.text
     assert KEY not in page.text
     assert "unknown kind" in (await root.submit(page, SERVERS, name="a", url="b", kind="c")).text.lower()
+    assert "The context must be a whole number" in (await root.submit(page, SERVERS, **typed, context="8k")).text
 
 
 async def test_a_server_that_nobody_can_use_yet_is_told(root: Browser, mesh: FakeMesh) -> None:

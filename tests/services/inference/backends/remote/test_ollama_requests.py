@@ -72,6 +72,13 @@ def test_the_list_says_what_a_model_can(tag: dict[str, Any], abilities: tuple[st
     assert listed.abilities == abilities
 
 
+def test_what_the_operator_says_counts_more_than_the_list() -> None:
+    upstream = Upstream(name="x", url="http://x", context=65_536, tools=False)
+    tags = {"models": [{"name": "m", "capabilities": ["tools", "thinking"]}]}
+    [listed] = ollama._read_models(upstream, json.dumps(tags).encode())
+    assert (listed.context_tokens, listed.abilities) == (65_536, ("reasoning",))
+
+
 def test_options() -> None:
     asked: dict[str, Any] = {"temperature": 0.5, "top_p": 0.9, "top_k": 3, "min_p": 0.1}
     asked |= {"repeat_penalty": 1.1, "frequency_penalty": 0.2, "presence_penalty": 0.3}

@@ -82,6 +82,12 @@ def test_a_key_is_never_shown(status: int, body: str) -> None:
     assert KEY not in repr(SOURCE)
 
 
+def test_a_missing_key_is_named() -> None:
+    without = RefusalSource("server rack", "the URL", Upstream(name="rack", url="http://h", key_setting="the key of server rack"))
+    error = server_errors.judge(without, 401, b"").error
+    assert (error.message, error.hint) == ("server rack needs a key (status 401)", "set the key of server rack")
+
+
 def test_words_are_cut_and_on_one_line() -> None:
     error = server_errors.judge(SOURCE, 400, b"a\nb\x1b[31m\x00" + b"x" * 100_000).error
     assert error.message.isprintable()
