@@ -282,6 +282,7 @@ class GatewayService:
             read_versions=lambda: live.config.models,
             find_facts=self._model_search.find_facts,
             serve_next=registry_store.serve_next,
+            metrics=node.metrics,
         )
         self._http = self._http_app(images)
 

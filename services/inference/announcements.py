@@ -197,7 +197,8 @@ class Announcements:
         metrics, model = self._node.metrics, status.model_id
         is_new = model not in self._measured
         # Prometheus only sees a counter grow that it has seen before.
-        for counter in (metrics.engine_restarts, metrics.answer_parse_failures, metrics.image_seconds, metrics.model_swaps):
+        counters = (metrics.engine_restarts, metrics.answer_parse_failures, metrics.image_seconds, metrics.model_swaps)
+        for counter in (*counters, metrics.model_quarantines):
             counter.labels(model=model).inc(0)
         self.drafted(model, 0, 0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)

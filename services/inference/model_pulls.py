@@ -136,6 +136,7 @@ class ModelPulls:
                 if stored is not None and model_discovery.is_version(stored) and stored.digest != status.digest:
                     log.warning("model_damaged", model=status.model_id, digest=status.digest, expected=stored.digest)
                     await asyncio.to_thread(self._store.quarantine, status.model_id)
+                    self._node.metrics.model_quarantines.labels(model=status.model_id).inc()
 
     def assigned(self) -> tuple[ModelName, ...]:
         """Return what the mesh has put here, or has ordered. Blocks."""

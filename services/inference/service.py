@@ -115,11 +115,13 @@ class InferenceService:
                 node.dispatcher.add(servers)
                 node.tasks.create_task(servers.run(), name="added servers")
             if backend.has_engines:
+                store = ModelStore(settings.store_path)
                 node.tasks.create_task(
-                    watcher.follow_machine(
-                        ModelStore(settings.store_path).pulls, service._pulls.assigned, service._pulls.refused, missing_libraries.find
-                    )
+                    watcher.follow_machine(store.pulls, service._pulls.assigned, service._pulls.refused, missing_libraries.find)
                 )
+                if settings.model_store_quota:
+                    quota = parse_bytes(settings.model_store_quota)
+                    node.metrics.model_store_used_ratio.set_function(lambda: store.used_bytes() / quota)
                 node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
                 node.tasks.create_task(service._pulls.quarantine(backend.models), name="quarantine")
             yield service

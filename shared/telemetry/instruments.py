@@ -407,6 +407,10 @@ QUEUE_WAIT_SECONDS = histogram(
     unit="seconds",
     buckets=FIRST_TOKEN_SECONDS,
 )
+MISSING_COPIES = gauge(
+    "ai_platform_missing_copies", "Machines that a deployment needs and that are not there, or can't have the model", ("model",)
+)
+COPY_FAILURES = counter("ai_platform_copy_failures_total", "Orders to put a model on a machine that the machine refused", ("model",))
 
 # --- inference -------------------------------------------------------------------------------------------------------
 
@@ -428,6 +432,12 @@ DRAFTED_TOKENS = counter(
     ("model", "result"),
 )
 MODEL_SWAPS = counter("ai_platform_model_swaps_total", "How often a model was unloaded because another one needed its memory", ("model",))
+MODEL_QUARANTINES = counter(
+    "ai_platform_model_quarantines_total", "How often the file of a model was damaged, so that the worker fetched it again", ("model",)
+)
+MODEL_STORE_USED_RATIO = gauge(
+    "ai_platform_model_store_used_ratio", "Share of MODEL_STORE_QUOTA that models use, from 0 to 1; only where it is set"
+)
 ENGINE_RESTARTS = counter("ai_platform_engine_restarts_total", "How often the engine process died and was restarted", ("model",))
 ENGINE_OVERHEAD = gauge(
     "ai_platform_engine_overhead_ratio",

@@ -6,7 +6,7 @@ dies, and workers serve what they have without any gateway.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
@@ -24,6 +24,7 @@ from shared.node import lifecycle
 from shared.protocol.directory import Announcement, Directory, DirectoryEntry, ModelOffer
 from shared.rpc import RpcClient
 from shared.telemetry import logs
+from shared.telemetry.metrics_registry import Metrics
 from shared.types import ModelName, NodeId, Role
 
 ROUND_SECONDS = 2.0
@@ -79,6 +80,7 @@ class Deployments:
     read_versions: ReadVersions
     find_facts: FindFacts
     serve_next: ServeNext
+    metrics: Metrics
     clock: Callable[[], float] = time.monotonic
     #: Why machines refused, and until when that counts.
     _refusals: dict[tuple[NodeId, ModelName], tuple[str, float]] = field(default_factory=dict)
@@ -127,7 +129,9 @@ class Deployments:
 
     async def _lead(self, session: DeploymentSession) -> None:
         while True:
-            if await session.take():
+            is_elected = await session.take()
+            self.metrics.missing_copies.clear()
+            if is_elected:
                 await self.step()
             await asyncio.sleep(ROUND_SECONDS)
 
@@ -140,6 +144,7 @@ class Deployments:
         machines = [_machine(entry.announcement) for entry in self._entries()]
         assignments = [placement_plan.assign(one.wanted, machines, self._reasons()) for one in placed]
         paused = {one.name for one in placed if one.document.paused}
+        self._count_missing(assignments, paused)
         actions = [each for each in placement_plan.plan(assignments, machines) if each.name not in paused][:_MOST_ORDERS]
         for channel in _ready_channels(versions, list(zip(placed, assignments, strict=True)), machines):
             assert channel.next_version is not None, "only these are ready"
@@ -150,6 +155,16 @@ class Deployments:
                 await order
         if placed or self._refusals:
             await self.store.share(self._reasons())
+
+    def _count_missing(self, assignments: Sequence[Assignment], paused: Set[ModelName]) -> None:
+        missing = dict[ModelName, int]()
+        for each in assignments:
+            model = version_names.strip_version(each.wanted.name)
+            missing[model] = missing.get(model, 0) + (0 if each.wanted.name in paused else each.short)
+        for model, short in missing.items():
+            self.metrics.missing_copies.labels(model=model).set(short)
+            # Prometheus only sees a counter grow that it has seen before.
+            self.metrics.copy_failures.labels(model=model).inc(0)
 
     def _reasons(self) -> placement_plan.Refusals:
         return {key: reason for key, (reason, _) in self._refusals.items()}
@@ -166,6 +181,7 @@ class Deployments:
         if problem:
             _log.warning("order refused", step=action.step, model=action.name, worker=action.node, reason=problem)
             self._refusals[action.node, action.name] = problem, self.clock() + REFUSAL_SECONDS
+            self.metrics.copy_failures.labels(model=version_names.strip_version(action.name)).inc()
 
     async def _order(self, action: Action, placed: PlacedVersion | None) -> str:
         """Return why the worker can't; empty if it can. Raises what the call raises."""

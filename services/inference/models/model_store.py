@@ -7,6 +7,7 @@ leaves at most a partial file. Several processes may use a store.
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -145,7 +146,7 @@ class ModelStore:
     def check_room(self, more_bytes: int) -> None:
         """Raises TooLarge if the disk or the quota has no room for so many more bytes."""
         free = shutil.disk_usage(self._root).free - RESERVED_BYTES
-        used = sum(file.stat().st_size for folder in (self._blobs, self._partial) for file in folder.rglob("*") if file.is_file())
+        used = self.used_bytes()
         if more_bytes > free:
             text = f"the disk of {self._root} is too full: {show_bytes(more_bytes)} more are needed, {show_bytes(max(0, free))} can be used"
             raise errors.TooLarge(text, hint=f"{_HINT}set MODEL_STORE to a folder on another disk")
@@ -154,6 +155,14 @@ class ModelStore:
                 f"the store may use {show_bytes(self._quota_bytes)} and uses {show_bytes(used)}; {show_bytes(more_bytes)} more are needed"
             )
             raise errors.TooLarge(text, hint=f"{_HINT}increase MODEL_STORE_QUOTA")
+
+    def used_bytes(self) -> int:
+        used = 0
+        for file in itertools.chain(self._blobs.rglob("*"), self._partial.rglob("*")):
+            # Another process may just have moved it.
+            with contextlib.suppress(FileNotFoundError):
+                used += file.stat().st_size if file.is_file() else 0
+        return used
 
     def commit(self, partials: Sequence[Path], model: StoredModel) -> None:
         """Move complete and synced parts, and behind them the projector, to their place and let the name refer to them. Raises BadRequest

@@ -337,3 +337,5 @@ async def test_a_version_whose_file_has_another_digest_is_quarantined(
     assert len(store.models()) == 2
     statuses[0] = status("llama3@2", ModelState.FAILED, "other")
     await until(lambda: [model.name for model in store.models()] == ["pulled"])
+    counter = node.metrics.registry.get_sample_value
+    await until(lambda: counter("ai_platform_model_quarantines_total", {"model": "llama3@2"}) == 1)

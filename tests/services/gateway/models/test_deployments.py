@@ -126,6 +126,9 @@ class Mesh:
                 await asyncio.sleep(0.01)
             return found
 
+    def sample(self, name: str, model: ModelName = QWEN) -> float | None:
+        return self.gateways[0].node.metrics.registry.get_sample_value(name, {"model": model})
+
     def holders(self, name: ModelName = QWEN) -> set[NodeId]:
         return {worker.node.id for worker in self.workers if name in worker.stored}
 
@@ -166,6 +169,7 @@ async def test_a_model_is_put_on_as_many_machines_as_wanted_and_taken_away(mesh:
     await mesh.client.rpc.call(api.undeploy_model, api.UndeployModel(QWEN), credential=ADMIN_TOKEN)
     await until(lambda: not mesh.holders())
     assert await mesh.read() is None
+    await until(lambda: mesh.sample("ai_platform_missing_copies") is None)
     with pytest.raises(errors.NotFound):
         await mesh.client.rpc.call(api.undeploy_model, api.UndeployModel(QWEN), credential=ADMIN_TOKEN)
 
@@ -177,8 +181,11 @@ async def test_another_machine_takes_what_one_refuses_and_the_reason_is_told(mes
     found = await mesh.become(lambda found: {copy.state for copy in found.copies} == {CopyState.REFUSED, CopyState.STORED})
     assert {copy.node: copy.state for copy in found.copies} == {full.node.id: CopyState.REFUSED, fits.node.id: CopyState.STORED}
     assert (found.short, [copy.reason for copy in found.copies if copy.reason]) == (1, [full.problem])
+    await until(lambda: mesh.sample("ai_platform_missing_copies") == 1)
+    assert mesh.sample("ai_platform_copy_failures_total") == 1
     third = await mesh.add_worker()
     await mesh.become(lambda found: found.is_done)
+    await until(lambda: mesh.sample("ai_platform_missing_copies") == 0)
     assert mesh.holders() == {fits.node.id, third.node.id}
 
 

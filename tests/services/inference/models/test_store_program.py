@@ -283,6 +283,7 @@ def test_file_that_changed_since_a_copy_was_broken_off_is_copied_anew(store: Mod
 def test_quota_counts_what_is_there(store: ModelStore, server: RangedServer) -> None:
     quota = str(2 * len(BODY) - 1)
     pull(store, server.url, quota=quota)
+    assert store.used_bytes() == len(BODY)
     with pytest.raises(errors.TooLarge, match="the store may use"):
         pull(store, server.url + "?other", name="second", quota=quota)
     run(store, "remove", "some-model")
