@@ -11,9 +11,14 @@ from cli.output import printing, watching
 from shared import api, errors
 
 if TYPE_CHECKING:
-    from shared.api.deployments import Deployment
+    from collections.abc import Sequence
 
-_LOOK_SECONDS = 1.0
+    from shared.api.deployments import Deployment
+    from shared.api.models import ModelVersion
+
+LOOK_SECONDS = 1.0
+#: One after the other, before waiting is given up.
+_STUCK_LOOKS = 5
 
 
 def _read_copies(context: click.Context, parameter: click.Parameter, text: str) -> int | Literal["all"]:
@@ -91,21 +96,49 @@ def _read(here: CliContext, name: str | None) -> "tuple[Deployment, ...]":
 
 
 def _wait(here: CliContext, name: str) -> None:
-    from shared.api.deployments import CopyState
-    from shared.lists.deployments import describe
-
-    shown = ""
-    while True:
+    def is_done() -> bool:
         found = _read(here, name)
         if not found:
             raise errors.NotFound(f"the deployment {name!r} was removed meanwhile")
-        (each,) = found
-        states = [f"{copy.model} on {copy.node[:9]}…: {copy.reason or describe(copy)}" for copy in each.copies]
-        if (text := "; ".join(states) or each.problem or "no machine matches its labels and ids") != shown:
+        progress.show(found)
+        return found[0].is_done
+
+    progress = CopyProgress()
+    while not is_done():
+        time.sleep(LOOK_SECONDS)
+
+
+def wait_for_version(here: CliContext, version: "ModelVersion", channel: str) -> "ModelVersion":
+    """Wait until a channel serves the version. Raises AlreadyExists if somebody else changes the channel meanwhile."""
+    progress, served = CopyProgress(), f"{version.model}@{version.version}"
+    while channel in version.next_of:
+        progress.show(_read(here, None), served)
+        time.sleep(LOOK_SECONDS)
+        request = api.models.ListModelVersions(version.model, version.version)
+        (version,) = here.call(api.models.list_model_versions, request).versions
+    if channel not in version.channels:
+        raise errors.AlreadyExists(f"{version.model}@{channel} was changed meanwhile", hint=f"see `aicli models versions {version.model}`")
+    return version
+
+
+class CopyProgress:
+    def __init__(self) -> None:
+        self._shown, self._stuck = "", 0
+
+    def show(self, found: "Sequence[Deployment]", model: str | None = None) -> None:
+        """Print where the copies are if that has changed. Raises Unavailable if too few machines can have one."""
+        from shared.api.deployments import CopyState
+        from shared.lists.deployments import describe
+
+        found = [each for each in found if model is None or any(copy.model == model for copy in each.copies)]
+        copies = [copy for each in found for copy in each.copies if model in {None, copy.model}]
+        text = "; ".join(f"{copy.model} on {copy.node[:9]}…: {copy.reason or describe(copy)}" for copy in copies)
+        text = text or next((each.problem for each in found if each.problem), "no machine matches its labels and ids")
+        if text != self._shown:
             click.echo(printing.printable(text))
-            shown = text
-        if each.is_done:
-            return
-        if each.short and not any(copy.state is CopyState.COMING for copy in each.copies):
-            raise errors.Unavailable(f"{name} needs {each.short} more machine{'s' * (each.short != 1)}", hint="see `aicli models copies`")
-        time.sleep(_LOOK_SECONDS)
+            self._shown = text
+        short = max((each.short for each in found), default=0)
+        waits = any(copy.state in {CopyState.COMING, CopyState.STORED} for copy in copies)
+        self._stuck = self._stuck + 1 if short and not waits else 0
+        if self._stuck == _STUCK_LOOKS:
+            raise errors.Unavailable(f"{short} more machine{'s are' if short != 1 else ' is'} needed", hint="see `aicli models copies`")

@@ -12,6 +12,7 @@ from uuid import UUID
 import click
 import msgspec
 
+from cli.ask import deployments
 from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
@@ -37,6 +38,7 @@ _CHECKING, _READY = "checking", "ready"
 Found = TypeVar("Found")
 
 _channel = click.option("--channel", default="stable", show_default=True, help="What requests name behind the @.")
+_wait = click.option("--wait", is_flag=True, help="Wait until it is served; Ctrl-C stops only the waiting.")
 _json = print_format.output_options("Print a JSON object.")
 _version = click.argument("version", metavar="NAME@VERSION")
 
@@ -220,24 +222,31 @@ def versions(here: CliContext, /, name: str, *, as_json: bool) -> None:
 @click.argument("name", metavar="NAME[@VERSION]")
 @click.argument("version", type=int, required=False)
 @_channel
+@_wait
 @_json
 @click.pass_obj
-def promote(here: CliContext, /, name: str, version: int | None, *, channel: str, as_json: bool) -> None:
-    """Let requests for NAME, or NAME@CHANNEL, use a version: VERSION, or the newest."""
+def promote(here: CliContext, /, name: str, version: int | None, *, channel: str, wait: bool, as_json: bool) -> None:
+    """Let requests for NAME, or NAME@CHANNEL, use a version: VERSION, or the newest.
+
+    If the mesh puts the model on machines, the version is loaded there first.
+    """
     model, number = _split(name)
     if None not in {number, version}:
         raise errors.BadRequest(f"{name} names a version already", hint=f"write {model}@{version}")
-    _show(here.call(api.models.promote_model, api.models.PromoteModel(model, number or version, channel)), as_json=as_json)
+    made = here.call(api.models.promote_model, api.models.PromoteModel(model, number or version, channel))
+    _show(deployments.wait_for_version(here, made, channel) if wait else made, as_json=as_json)
 
 
 @click.command()
 @click.argument("name")
 @_channel
+@_wait
 @_json
 @click.pass_obj
-def rollback(here: CliContext, /, name: str, *, channel: str, as_json: bool) -> None:
-    """Let requests for NAME, or NAME@CHANNEL, use the version before."""
-    _show(here.call(api.models.rollback_model, api.models.RollbackModel(ModelName(name), channel)), as_json=as_json)
+def rollback(here: CliContext, /, name: str, *, channel: str, wait: bool, as_json: bool) -> None:
+    """Let requests for NAME, or NAME@CHANNEL, use the version before. One that isn't loaded yet is taken back."""
+    made = here.call(api.models.rollback_model, api.models.RollbackModel(ModelName(name), channel))
+    _show(deployments.wait_for_version(here, made, channel) if wait else made, as_json=as_json)
 
 
 @click.command()
@@ -289,8 +298,8 @@ def _named(text: str) -> tuple[ModelName, int]:
 
 
 def _show(version: "ModelVersion", *, as_json: bool) -> None:
-    from shared.lists.model_versions import name, state
+    from shared.lists.model_versions import channels, name, state
 
-    channels = f", {printing.names(version.channels)}" if version.channels else ""
+    served = f", {printing.names(channels(version))}" if channels(version) else ""
     reason = f": {version.reason}" if version.reason else ""
-    printing.show_message(version, f"{name(version)} is {state(version)}{channels}{reason}", as_json=as_json)
+    printing.show_message(version, f"{name(version)} is {state(version)}{served}{reason}", as_json=as_json)

@@ -21,11 +21,16 @@ def state(version: ModelVersion) -> str:
     return f"{version.state}, deleted" if version.is_deleted else version.state
 
 
+def channels(version: ModelVersion) -> tuple[str, ...]:
+    """Return the channels that serve it, or will once it is loaded."""
+    return *version.channels, *(f"{channel} (loading)" for channel in version.next_of)
+
+
 VERSIONS: Listing[ModelVersion] = Listing(
     columns=(
         Column(title="Version", show=name, wraps=True),
         Column(title="State", show=state, tone=lambda row: Tone.OFF if row.is_deleted else _TONES[row.state]),
-        Column(title="Channels", show=lambda row: row.channels or None),
+        Column(title="Channels", show=lambda row: channels(row) or None),
         Column(title="Size", show=lambda row: show_bytes(row.size), rank=2),
         Column(title="Quantization", show=lambda row: row.facts.quantization or None, rank=4),
         Column(title="License", show=lambda row: row.license or None, rank=5, wraps=True),
