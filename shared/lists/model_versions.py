@@ -30,7 +30,7 @@ VERSIONS: Listing[ModelVersion] = Listing(
     columns=(
         Column(title="Version", show=name, wraps=True),
         Column(title="State", show=state, tone=lambda row: Tone.OFF if row.is_deleted else _TONES[row.state]),
-        Column(title="Channels", show=lambda row: channels(row) or None),
+        Column(title="Channels", show=lambda row: channels(row) or None, wraps=True),
         Column(title="Size", show=lambda row: show_bytes(row.size), rank=2),
         Column(title="Quantization", show=lambda row: row.facts.quantization or None, rank=4),
         Column(title="License", show=lambda row: row.license or None, rank=5, wraps=True),
