@@ -1,5 +1,5 @@
-"""The documents of the configuration: routes, policies, plans, limits, prices, models to pull and servers, as files and messages write
-them."""
+"""The documents of the configuration: routes, policies, plans, limits, prices, models to pull, servers and publishers' keys, as files and
+messages write them."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -71,6 +71,7 @@ class ConfigKind(StrEnum):
     DEPLOYMENT = "deployment"
     CATALOG_MODEL = "catalog_model"
     SERVER = "server"
+    TRUST = "trust"
 
 
 class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -417,6 +418,22 @@ class ServerDocument(Document, frozen=True):
     tools: bool | None = None
 
 
+class TrustMode(StrEnum):
+    OFF = "off"
+    #: What nobody trusted has signed is loaded, with a warning.
+    WARN = "warn"
+    #: It is not loaded.
+    ENFORCE = "enforce"
+
+
+class TrustDocument(Document, frozen=True):
+    """Who signs the models of the document's name, or with * at its end, of all names that begin like it. The longest name counts."""
+
+    mode: TrustMode
+    #: Public keys in PEM, for P-256, P-384 or P-521. Any of them will do.
+    keys: Annotated[tuple[Annotated[str, Meta(max_length=1_000)], ...], Meta(max_length=20)] = ()
+
+
 #: The body of each kind, and the key of the file that holds its documents by name; ``default_model`` is only a name there.
 BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.ROUTE: RouteDocument,
@@ -428,6 +445,7 @@ BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.DEPLOYMENT: DeploymentDocument,
     ConfigKind.CATALOG_MODEL: CatalogDocument,
     ConfigKind.SERVER: ServerDocument,
+    ConfigKind.TRUST: TrustDocument,
 }
 SECTIONS: dict[str, ConfigKind] = {
     "routes": ConfigKind.ROUTE,
@@ -439,6 +457,7 @@ SECTIONS: dict[str, ConfigKind] = {
     "deployments": ConfigKind.DEPLOYMENT,
     "catalog": ConfigKind.CATALOG_MODEL,
     "servers": ConfigKind.SERVER,
+    "trust": ConfigKind.TRUST,
 }
 #: Kinds whose documents have fixed names.
 FIXED_NAMES: dict[ConfigKind, tuple[str, ...]] = {

@@ -100,6 +100,8 @@ def read_locks() -> tuple[Lock, ...]:
         # LiteLLM pins old versions of both: certificates, and the migrations of its database mode.
         Lock("litellm", ("litellm[proxy]",), overrides=("certifi>=2026.10.18", "litellm-proxy-extras>=0.4.110"), universal=False),
         Lock("smg", ("smg",), universal=False),
+        # A stranger that must agree with shared.models.trust_bundle. It doesn't declare pyopenssl, which it imports.
+        Lock("model-signing", ("model-signing>=1.1", "pyopenssl"), universal=False),
         # Of deploy/compose/database-cluster.Dockerfile.
         Lock("patroni", ("patroni[etcd3,psycopg3]>=4",), universal=False),
     )

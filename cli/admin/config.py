@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: A copy of shared.api.configuration.MAX_FILE_BYTES, so that `--help` need not import it; a test compares the two.
 MAX_FILE_BYTES = 960 * 1024
 #: A copy of shared.api.configuration.ConfigKind, for the same reason.
-KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_price", "deployment", "catalog_model", "server")
+KINDS = ("route", "policy", "plan", "model_limit", "default_model", "upstream_price", "deployment", "catalog_model", "server", "trust")
 _LIMIT = options.WholeNumber(lambda: api.configuration.ListConfigVersions, "limit")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show the changes without making them.")
 _NOTE = click.option("--note", default="", metavar="TEXT", help="Note for the history.")

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shared.api import (  # isort: skip
         accounts, alerts, audit, auth, billing, business, configuration, deployments, embedding, gateway, ledger, membership, metrics,
-        model_search, models, node, organizations, recovery, servers, usage_export, usage_report,
+        model_search, model_trust, models, node, organizations, recovery, servers, usage_export, usage_report,
     )  # fmt: skip
 
 __all__ = [
     "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "gateway", "ledger",
-    "membership", "metrics", "model_search", "models", "node", "organizations", "recovery", "servers", "usage_export", "usage_report",
+    "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery", "servers", "usage_export",
+    "usage_report",
 ]  # fmt: skip
 
 

@@ -26,6 +26,8 @@ PATH_ANNOTATION = "org.cncf.model.filepath"
 #: Of the layer with blocks: the digest of the file.
 FILE_ANNOTATION = "io.aimesh.blocks-of"
 MAX_MANIFEST_BYTES, MAX_CONFIG_BYTES = 4 << 20, 1 << 20
+#: Of all signatures of a version. One over 256 files needs 50 KiB.
+MAX_SIGNATURE_BYTES = 64 << 10
 MAX_FILES = 256
 MAX_BYTES = 4 << 40
 _MAX_PATH_CHARACTERS = 200

@@ -7,6 +7,7 @@ import msgspec
 
 from services.gateway.facts import active_hours, model_routes, upstream_prices
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from shared import errors
 from shared.config_documents import (
     FIXED_NAMES,
     MAX_CONFIG_BYTES,
@@ -25,6 +26,7 @@ from shared.config_documents import (
     PolicyDocument,
     RouteDocument,
     ServerDocument,
+    TrustDocument,
     UpstreamPriceDocument,
 )
 from shared.types import ModelName, TenantId
@@ -68,6 +70,19 @@ def check_body(body: Document, check_guard: CheckGuard) -> Iterator[Mistake]:
         price = upstream_prices.compiled(body)
         if price.cached_input_micro_per_million > price.input_micro_per_million:
             yield ("cached_input",), "must not exceed input"
+    if isinstance(body, TrustDocument):
+        yield from _check_keys(body)
+
+
+def _check_keys(body: TrustDocument) -> Iterator[Mistake]:
+    # Imported late: the keys' library takes 50 ms.
+    from shared.models import trust_bundle  # noqa: PLC0415
+
+    for position, key in enumerate(body.keys):
+        try:
+            trust_bundle.read_public_key(key)
+        except errors.BadRequest as error:
+            yield ("keys", position), f"{error.message}; {error.hint}"
 
 
 def _repeated(names: Sequence[str]) -> Iterator[int]:

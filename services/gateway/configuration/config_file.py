@@ -40,8 +40,11 @@ _NAMES = {
     ConfigKind.MODEL_LIMIT: RouteName,
     ConfigKind.PLAN: PlanDocumentName,
     ConfigKind.SERVER: ServerName,
+    ConfigKind.TRUST: RouteName,
 }
-_NAME_RULE = "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
+_NAME_RULE = (
+    "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; for routes and trust, it may end with *"
+)
 _RULES = {
     ConfigKind.PLAN: "use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter",
     ConfigKind.SERVER: "use 1 to 32 lowercase letters, digits, _ and - in the name, beginning with a letter or digit",

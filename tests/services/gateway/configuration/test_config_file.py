@@ -48,7 +48,9 @@ model_limits:
 default_model: assistant
 """
 
-BAD_NAME = "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; a route's may end with *"
+BAD_NAME = (
+    "use 1 to 100 letters, digits and . _ : / @ - in the name, beginning with a letter or digit; for routes and trust, it may end with *"
+)
 
 
 def read(text: str) -> ReadResult:
@@ -141,7 +143,8 @@ def test_mistakes_in_lists_of_texts_and_in_mappings_are_named() -> None:
 
 
 SECTIONS = (
-    "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog, servers"
+    "the file: write sections here: routes, policies, plans, model_limits, default_model, upstream_prices, deployments, catalog, servers, "
+    "trust"
 )
 
 
