@@ -249,6 +249,9 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.retireModelVersion": _MODELS,
     "gateway.revokeModelVersion": _MODELS_FRESH,
     "gateway.deleteModelVersion": _MODELS_FRESH,
+    "gateway.signModelVersion": _MODELS,
+    "gateway.readModelTrust": _READ_MODELS,
+    "gateway.takeTrust": _NODE,
     "gateway.listServers": _ADMIN,
     # The gateway checks the worker's certificate.
     "gateway.takeServers": _NODE,

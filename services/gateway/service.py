@@ -92,6 +92,7 @@ from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.rpc_api.deployment_rpc import DeploymentRpc
 from services.gateway.rpc_api.model_search_rpc import ModelSearch
+from services.gateway.rpc_api.model_trust_rpc import ModelTrustRpc
 from services.gateway.rpc_api.policy_rpc import PolicyRpc
 from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_api.routes_rpc import RoutesRpc
@@ -343,6 +344,7 @@ class GatewayService:
             GatewaySettingsRpc(self._settings, lambda: {name: offer.terms for name, offer in live.config.offers.items()}),
             self._billing,
             self._registry,
+            ModelTrustRpc(live, RegistryStore(stores.database), self._registry, audit_reporting),
             self._usage_export,
             servers,
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting, servers, served=self._served),

@@ -161,6 +161,15 @@ class ModelRegistry:
             raise _missing(request.model)
         return api.ModelVersions(found)
 
+    async def get_changeable(self, by: Principal, model: ModelName, version: int) -> ModelVersion:
+        """Raises NotFound and NotAllowed."""
+        async with self._store.transaction(_scope(by)) as rows:
+            return await _get(rows, by, model, version)
+
+    async def read_manifest(self, digest: str) -> bytes:
+        """Raises BadRequest if it is damaged, and ObjectMissing."""
+        return await self._get_origin().read(digest, manifest.MAX_MANIFEST_BYTES)
+
     @serves(model_copies.read_blob)
     async def read_blob(self, request: model_copies.ReadBlob, stream: StreamCall[model_copies.BlobPart]) -> Nothing:
         """Raises NotFound for what no version has that may be loaded."""
@@ -299,7 +308,7 @@ class ModelRegistry:
     async def _check(self, found: UncheckedVersion) -> VersionFacts:
         """Return what the files say. Raises BadRequest if anything is damaged or no model, and ObjectMissing."""
         origin, keep = self._get_origin(), _keeping(lambda: self._store.keep_version(found))
-        version = manifest.read(await origin.read(found.digest, manifest.MAX_MANIFEST_BYTES))
+        version = manifest.read(await self.read_manifest(found.digest))
         manifest.read_config(await origin.read(version.config.digest, manifest.MAX_CONFIG_BYTES))
         facts = VersionFacts()
         for file in version.files:

@@ -1,13 +1,14 @@
 """Reads and writes the tables of models. Every method may raise Unavailable."""
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
 import msgspec
 
+from shared.api.model_trust import VersionTrust
 from shared.api.models import MAX_VERSIONS, BlobUpload, ModelVersion, VersionState
-from shared.models.manifest import ModelKind, Version, VersionConfig, VersionFacts
+from shared.models.manifest import MAX_SIGNATURE_BYTES, ModelKind, Version, VersionConfig, VersionFacts
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.types import ModelName, TenantId, UserId
@@ -16,6 +17,8 @@ from shared.types import ModelName, TenantId, UserId
 _UPLOAD_SECONDS = 24 * 3600.0
 #: A job is another gateway's after so long without a sign of life.
 _BUSY_SECONDS = 60.0
+#: PostgreSQL's integers have no more.
+_NUMBER_DIGITS = 10
 
 
 class StoredUpload(msgspec.Struct, frozen=True):
@@ -204,6 +207,18 @@ class RegistryStore:
     async def is_loadable(self, digest: str) -> bool:
         """Return whether a version has this blob that workers may load."""
         return bool(await self._database.value("find_loadable_blob", digest))
+
+    async def list_signatures(self, names: Iterable[str]) -> dict[ModelName, VersionTrust]:
+        """Return what is known of versions, by names such as `llama3@7`."""
+        found = [each.rpartition("@") for each in names]
+        numbered = [(model, int(number)) for model, _, number in found if number.isdecimal() and len(number) < _NUMBER_DIGITS]
+        rows = await self._database.rows("list_signatures", [model for model, _ in numbered], [number for _, number in numbered])
+        return {row["name"]: VersionTrust(row["digest"], tuple(row["signatures"]), row["revoked"]) for row in rows}
+
+    async def add_signature(self, version: ModelVersion, key: str, signature: bytes) -> bool:
+        """Return False if the version has no room for it."""
+        added = await self._database.run("add_signature", version.model, version.version, key, signature, MAX_SIGNATURE_BYTES)
+        return added == 1
 
     async def list_index(self) -> list[tuple[str, str, int]]:
         """Return the versions with their digests and the sizes of their manifests."""

@@ -173,3 +173,20 @@ WHERE state IN ('ready', 'retired') AND NOT is_deleted ORDER BY model, version;
 -- name: find_loadable_blob
 -- Return whether a version has this blob that workers may load.
 SELECT EXISTS (SELECT FROM model_versions WHERE blobs @> ARRAY[$1::text] AND state IN ('ready', 'retired') AND NOT is_deleted);
+
+-- name: add_signature
+-- Add a signature of a version, or replace that of the same key, unless all together would have more than $5 bytes.
+INSERT INTO model_signatures (model, version, key, signature)
+SELECT $1::text, $2::integer, $3::text, $4::bytea WHERE length($4) + (
+    SELECT coalesce(sum(length(signature)), 0) FROM model_signatures WHERE model = $1 AND version = $2 AND key <> $3
+) <= $5
+ON CONFLICT (model, version, key) DO UPDATE SET signature = excluded.signature, signed_at = now();
+
+-- name: list_signatures
+-- List the signatures of versions, given by models and numbers, and why they may not be loaded any more.
+SELECT model || '@' || version AS name, digest, CASE state WHEN 'revoked' THEN reason END AS revoked,
+    ARRAY(
+        SELECT signature FROM model_signatures AS by WHERE by.model = known.model AND by.version = known.version ORDER BY signed_at
+    ) AS signatures
+FROM model_versions AS known
+WHERE (model, version) IN (SELECT * FROM unnest($1::text[], $2::integer[]));

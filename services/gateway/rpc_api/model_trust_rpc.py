@@ -1,0 +1,56 @@
+"""Keeps signatures of versions, and gives them to workers with the configuration's rules about whose signatures count."""
+
+from dataclasses import dataclass
+
+from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.models.registry import ModelRegistry
+from services.gateway.models.registry_store import RegistryStore
+from shared import errors
+from shared.api import model_trust as api
+from shared.api import models
+from shared.config_documents import TrustDocument
+from shared.models import manifest, trust_bundle
+from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import ModelName
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTrustRpc:
+    live: LiveConfiguration
+    store: RegistryStore
+    registry: ModelRegistry
+    audit_reporting: AuditReporting
+
+    @serves(api.take_trust)
+    async def take(self, request: api.TakeTrust, _call: RpcCall) -> api.TakenTrust:
+        return api.TakenTrust(self._rules(), await self.store.list_signatures(request.versions))
+
+    @serves(api.read_model_trust)
+    async def read(self, request: api.ReadModelTrust, call: RpcCall) -> api.ModelTrust:
+        """Raises NotFound."""
+        if request.model is None:
+            return api.ModelTrust(self._rules())
+        found = (await self.registry.list(models.ListModelVersions(request.model, request.version), call)).versions
+        name = ModelName(f"{request.model}@{found[0].version}")
+        known = (await self.store.list_signatures([name]))[name]
+        return api.ModelTrust(self._rules(), await self.registry.read_manifest(known.digest), known.signatures)
+
+    @serves(api.sign_model_version)
+    async def sign(self, request: api.SignModelVersion, call: RpcCall) -> models.ModelVersion:
+        """Raises NotFound, NotAllowed, TooLarge, and BadRequest for what is no signature of this version."""
+        version = await self.registry.get_changeable(call.principal, request.model, request.version)
+        signature = trust_bundle.read(request.signature)
+        if not signature.covers(manifest.read(await self.registry.read_manifest(version.digest))):
+            raise errors.BadRequest(
+                f"the signature is not one of {version.model}@{version.version}",
+                hint=f"it must name the manifest {version.digest}, or exactly the version's files",
+            )
+        if not await self.store.add_signature(version, signature.hint, request.signature):
+            raise errors.TooLarge(f"all signatures of a version may have {manifest.MAX_SIGNATURE_BYTES} bytes")
+        name = f"{version.model}@{version.version}"
+        self.audit_reporting.report_action("model.sign", call.principal, tenant=version.organization, target=name, key=signature.hint)
+        return version
+
+    def _rules(self) -> dict[str, TrustDocument]:
+        return {name: each.body for (_, name), each in self.live.documents.items() if isinstance(each.body, TrustDocument)}
