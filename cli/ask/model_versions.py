@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 #: A piece of an upload, and what is read at a time.
 _PIECE_BYTES, _READ_BYTES = 8 << 20, 1 << 20
 _BACKOFF, _MAX_FAILURES = Backoff(first_seconds=0.5, longest_seconds=15.0), 10
+#: Of a signature, which the gateway refuses with more.
+_MAX_SMALL_BYTES = 64 * 1024 + 1
 _CHECK_SECONDS = 0.5
 _CALL_SECONDS = 120.0
 #: States of versions.
@@ -65,11 +67,22 @@ class _Blob:
 @click.option("--license", "license_", metavar="SPDX", default="", help="License, such as Apache-2.0.")
 @click.option("--source", metavar="URL", default="", help="Where the model comes from.")
 @click.option("--description", metavar="TEXT", default="", help="Shown in lists.")
+@click.option("--signature", metavar="FILE", help="A publisher's signature of the folder, by OpenSSF's model-signing.")
 @click.option("--organization", type=click.UUID, metavar="ID", help="Whose model a new one is. Default: the mesh's. Admins only.")
 @_json
 @click.pass_obj
 def push(
-    here: CliContext, /, path: Path, name: str, *, license_: str, source: str, description: str, organization: UUID | None, as_json: bool
+    here: CliContext,
+    /,
+    path: Path,
+    name: str,
+    *,
+    license_: str,
+    source: str,
+    description: str,
+    signature: str | None,
+    organization: UUID | None,
+    as_json: bool,
 ) -> None:
     """Store a version of the model NAME on the mesh, from a GGUF file with its parts, or a folder.
 
@@ -80,18 +93,23 @@ def push(
 
     model, number = _split(name)
     show, place = ProgressLine(), here.folder / Path(path).expanduser()
+    signed_by = None if signature is None else here.folder / Path(signature).expanduser()
+    bundle = None if signed_by is None else read_small(signed_by)
     config = manifest.encode_config(VersionConfig(statement=Statement(license=license_, source=source, description=description)))
 
     async def work(connection: "CliConnection") -> "ModelVersion":
         # Is there a mesh that keeps models? Reading the files takes minutes.
         await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs(()))
-        files, blobs = await asyncio.to_thread(_describe, place, show)
+        files, blobs = await asyncio.to_thread(_describe, place, show, signed_by)
         blobs.append(_Blob(manifest.digest_of(config), len(config), config))
         await _upload(connection, blobs, show)
         request = api.models.CompleteModelVersion(
             model, manifest.build(config, files), number, None if organization is None else TenantId(organization)
         )
         made = await _persist(lambda: connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS))
+        if bundle is not None:
+            signed = api.model_trust.SignModelVersion(made.model, made.version, bundle)
+            await _persist(lambda: connection.call(api.model_trust.sign_model_version, signed))
         while made.state == _CHECKING:
             show(PullProgress("checking", made.size, made.size))
             await asyncio.sleep(_CHECK_SECONDS)
@@ -106,13 +124,14 @@ def push(
         click.get_current_context().exit(1)
 
 
-def _describe(path: Path, show: ProgressLine) -> "tuple[list[VersionFile], list[_Blob]]":
+def _describe(path: Path, show: ProgressLine, but: Path | None = None) -> "tuple[list[VersionFile], list[_Blob]]":
     """Read the files once, and return them with all blobs. Raises BadRequest for what can't be pushed."""
     from shared.models import block_list, manifest
     from shared.models.manifest import VersionFile
 
     if path.is_dir():
-        found = {each.relative_to(path).as_posix(): each for each in sorted(path.rglob("*")) if not each.is_dir() or each.is_symlink()}
+        below = [each for each in sorted(path.rglob("*")) if each != but and (not each.is_dir() or each.is_symlink())]
+        found = {each.relative_to(path).as_posix(): each for each in below}
     else:
         projector = model_folder.find_projector(path)
         found = {each.name: each for each in (*model_folder.parts(path), *(() if projector is None else (projector,)))}
@@ -278,6 +297,15 @@ def delete(here: CliContext, /, version: str, *, as_json: bool) -> None:
 
 
 COMMANDS = (push, versions, promote, rollback, retire, revoke, delete)
+
+
+def read_small(file: Path) -> bytes:
+    """Return the content of a key or signature. Raises BadRequest."""
+    try:
+        with file.open("rb") as opened:
+            return opened.read(_MAX_SMALL_BYTES)
+    except OSError as error:
+        raise errors.BadRequest(f"{file} can't be read: {error.strerror}") from error
 
 
 def _split(text: str) -> tuple[ModelName, int | None]:
