@@ -18,7 +18,7 @@ def name(version: ModelVersion) -> str:
 
 
 def state(version: ModelVersion) -> str:
-    return f"{version.state}, deleted" if version.is_deleted else version.state
+    return "deleted" if version.is_deleted and version.state is not VersionState.REVOKED else version.state
 
 
 def channels(version: ModelVersion) -> tuple[str, ...]:
