@@ -234,6 +234,8 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.unloadModel": _MODELS,
     "gateway.pullModel": _ADMIN,
     "gateway.readBlob": _NODE,
+    "gateway.findModelPeers": _NODE,
+    "gateway.leaseBlocks": _NODE,
     "gateway.listDeployments": _person(),
     "gateway.deployModel": _ADMIN,
     "gateway.undeployModel": _ADMIN,

@@ -82,6 +82,12 @@ def is_forbidden(address: str) -> bool:
     return found is None or found.is_link_local or found.is_multicast or found.is_unspecified or found in _METADATA
 
 
+def local_network(address: str) -> str | None:
+    """Return the /24 or /64 of ``address``, whose machines are probably near each other. None for no address."""
+    found = parse(address)
+    return None if found is None else str(ip_network((found, 64 if isinstance(found, IPv6Address) else 24), strict=False))
+
+
 def client_network(address: str) -> str:
     """Return what to count for ``address``: for IPv6 the /64 network, which is the least that one customer gets. Empty for no address."""
     found = parse(address)

@@ -91,6 +91,7 @@ from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.rpc_api.deployment_rpc import DeploymentRpc
+from services.gateway.rpc_api.model_peers_rpc import ModelPeersRpc
 from services.gateway.rpc_api.model_search_rpc import ModelSearch
 from services.gateway.rpc_api.model_trust_rpc import ModelTrustRpc
 from services.gateway.rpc_api.policy_rpc import PolicyRpc
@@ -345,6 +346,7 @@ class GatewayService:
             self._billing,
             self._registry,
             ModelTrustRpc(live, RegistryStore(stores.database), self._registry, audit_reporting),
+            ModelPeersRpc(node, RegistryStore(stores.database)),
             self._usage_export,
             servers,
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting, servers, served=self._served),

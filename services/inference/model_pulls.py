@@ -7,14 +7,16 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from services.inference import child_process
 from services.inference.models import model_discovery
+from services.inference.models.model_copy import ModelShare
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
-from services.inference.version_copy import VersionCopy
+from services.inference.version_copy import Exchange, VersionCopy
 from shared import errors, model_sources
 from shared.api.inference import (
     Assignment,
@@ -95,6 +97,8 @@ class ModelConsent:
 class ModelPulls:
     def __init__(self, settings: InferenceSettings, is_allowed: Callable[[], bool], node: Node) -> None:
         self._settings = settings
+        swarm = node.node_transports.swarm
+        self.exchange = Exchange(shares=settings.model_share) if swarm is None else Exchange(swarm.copies, shares=settings.model_share)
         self._store = ModelStore(settings.store_path)
         self._node = node
         #: What the mesh has ordered, and why it is not here yet.
@@ -107,6 +111,12 @@ class ModelPulls:
         self._ensure_allowed()
         with self._counted():
             return await self._pull(request, stream.send)
+
+    async def exchange_blocks(self, is_busy: Callable[[], bool], is_paused: Callable[[], bool]) -> None:
+        """Let other workers read from the store, if a gateway grants it, within the limits; forever."""
+        find_whole = partial(self.exchange.find_whole, self._store)
+        ModelShare(self.exchange.copies, self._node.trust, find_whole, shares=self.exchange.shares)
+        await self.exchange.limit(self._settings.model_copy_bytes_per_second, is_busy, is_paused)
 
     async def ensure(self, request: EnsureModel) -> EnsuredModel:
         """Begin to get a model that the mesh orders, unless it is here or on its way. Raises NotAllowed and Overloaded."""
@@ -181,7 +191,8 @@ class ModelPulls:
         try:
             with self._counted():
                 if request.source.startswith(VERSION_SOURCE):
-                    await VersionCopy(self._node.rpc, self._store).get(request.name, request.source, request.assignment)
+                    copy = VersionCopy(self._node.rpc, self._node.directory, self._store, self.exchange)
+                    await copy.get(request.name, request.source, request.assignment)
                 else:
                     await self._pull(PullModel(request.source, request.name), ignore, assignment=request.assignment)
         except errors.AimeshError as error:

@@ -124,6 +124,7 @@ class InferenceService:
                     node.metrics.model_store_used_ratio.set_function(lambda: store.used_bytes() / quota)
                 node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
                 node.tasks.create_task(service._pulls.quarantine(backend.models), name="quarantine")
+                node.tasks.create_task(service._pulls.exchange_blocks(is_busy, lambda: watcher.is_paused), name="exchange of blocks")
             yield service
 
     async def checks(self) -> tuple[Check, ...]:

@@ -64,6 +64,17 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
             " chose, else true",
         ),
     ] = None
+    model_share: Annotated[
+        bool,
+        Variable("MODEL_SHARE", "whether other workers may copy models from this one over Hyperswarm, if a gateway lets them"),
+    ] = True
+    model_copy_rate: Annotated[
+        str,
+        Variable(
+            "MODEL_COPY_RATE",
+            "bytes per second that copies of models may receive, and send to other workers, such as 50MB; half of it while answers run",
+        ),
+    ] = "50MB"
     hub_url: model_sources.HubUrl = model_sources.HUB_URL
     hub_token: model_sources.HubToken = None
     mirrors: model_sources.Mirrors = msgspec.field(default_factory=dict)
@@ -219,6 +230,7 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
             ("MODEL_MEMORY", self.model_memory, quantities.parse_bytes),
             ("PROMPT_CACHE_RAM", None if self.prompt_cache_ram == "0" else self.prompt_cache_ram, quantities.parse_bytes),
             ("MODEL_STORE_QUOTA", self.model_store_quota, quantities.parse_bytes),
+            ("MODEL_COPY_RATE", self.model_copy_rate, quantities.parse_bytes),
             ("MODEL_KEEP_ALIVE", self.model_keep_alive, quantities.parse_seconds),
         ):
             try:
@@ -229,6 +241,10 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     @property
     def model_memory_bytes(self) -> int | None:
         return None if self.model_memory is None else quantities.parse_bytes(self.model_memory)
+
+    @property
+    def model_copy_bytes_per_second(self) -> int:
+        return quantities.parse_bytes(self.model_copy_rate)
 
     @property
     def prompt_cache_bytes(self) -> int | None:

@@ -1,6 +1,7 @@
-"""Gets a version of a model from the mesh's store: its manifest, the lists of its blocks, and its files block by block.
+"""Gets a version of a model: its manifest and the lists of its blocks from the mesh's store, and its files block by block, also from other
+workers.
 
-A block is written after its SHA-256 matched. What an earlier attempt left is checked and kept.
+What an earlier attempt left is checked and kept.
 """
 
 import asyncio
@@ -8,15 +9,16 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256
-from io import FileIO
+from hashlib import file_digest, sha256
 from pathlib import Path
 
-from services.inference.models.model_store import ModelStore, check_store_name
+from services.inference.mesh_origin import MeshOrigin
+from services.inference.models.model_copy import CopyProgress, DownloadRate, ModelCopy
+from services.inference.models.model_store import ModelStore, check_store_name, disk_bytes
 from shared import errors
 from shared.api import model_copies
 from shared.api.inference import Assignment, PullProgress, StoredModel
@@ -24,10 +26,13 @@ from shared.api.model_copies import MAX_RANGE_BYTES, VERSION_SOURCE, ReadBlob
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import NotAModel
 from shared.models import block_list, manifest
-from shared.models.block_list import BLOCK_BYTES, DIGEST_BYTES
+from shared.models.block_list import DIGEST_BYTES
 from shared.models.manifest import VersionFile
+from shared.node import lifecycle
+from shared.protocol.directory import Directory
 from shared.rpc import RpcClient
 from shared.timing.backoff import Backoff
+from shared.transports.hyperswarm import BlockCopies, CopyFile, SwarmError, WholeFile
 from shared.types import ModelName
 
 _READ_SECONDS = 60.0
@@ -35,6 +40,7 @@ _READ_SECONDS = 60.0
 _MOST_FAILURES = 8
 _BACKOFF = Backoff(first_seconds=0.2, longest_seconds=8.0, jitter=0.5)
 _NOTE_SECONDS = 0.5
+_LIMIT_SECONDS = 0.5
 
 
 class DamagedBlob(errors.PeerError):
@@ -42,34 +48,70 @@ class DamagedBlob(errors.PeerError):
 
 
 @dataclass(slots=True)
+class Exchange:
+    """How this worker exchanges blocks with others."""
+
+    copies: BlockCopies = field(default_factory=BlockCopies)
+    #: Of all copies together.
+    rate: DownloadRate = field(default_factory=lambda: DownloadRate(None))
+    #: Whether others may read from us.
+    shares: bool = True
+    #: Files by their digest that are whole, and not yet in the store because their version isn't.
+    _whole: dict[bytes, WholeFile] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def offered(self, file: VersionFile, path: Path) -> Iterator[None]:
+        digest = bytes.fromhex(_hex(file.digest))
+        self._whole[digest] = WholeFile(path, file.size)
+        yield
+        self._whole.pop(digest, None)
+
+    def find_whole(self, store: ModelStore, digest: bytes) -> WholeFile | None:
+        """Return a file that is not being copied."""
+        if (found := self._whole.get(digest)) is not None:
+            return found
+        blob = store.blob(digest.hex())
+        return WholeFile(blob, blob.stat().st_size) if blob.is_file() else None
+
+    async def limit(self, bytes_per_second: float, is_busy: Callable[[], bool], is_paused: Callable[[], bool]) -> None:
+        """Leave half of the rate to running answers, and send nothing while the owner has paused the machine; forever."""
+        limits: tuple[float, float] | None = None
+        while True:
+            rate = bytes_per_second / 2 if is_busy() else bytes_per_second
+            if (rate, up := 0.0 if is_paused() else rate) != limits:
+                limits = rate, up
+                self.rate.bytes_per_second = rate
+                self.copies.set_rate(up)
+            await asyncio.sleep(_LIMIT_SECONDS)
+
+
 class _Progress:
-    """Tells other processes of the machine how far a copy is."""
+    """Tells other processes of the machine how far a version is."""
 
-    store: ModelStore
-    key: str
-    name: ModelName
-    total_bytes: int
-    done_bytes: int = 0
-    _began: float = 0.0
-    _first_bytes: int = 0
-    _noted_at: float = 0.0
+    def __init__(self, store: ModelStore, key: str, name: ModelName, total_bytes: int) -> None:
+        self._store, self._key, self._name, self._total_bytes = store, key, name, total_bytes
+        self._files: dict[str, CopyProgress] = {}
+        self._began, self._first_bytes = 0.0, 0
 
-    def add(self, size: int) -> None:
-        """Blocks."""
-        now = time.monotonic()
-        if not self._began:
-            self._began, self._first_bytes = now, self.done_bytes
-        self.done_bytes += size
-        if now - self._noted_at >= _NOTE_SECONDS:
-            self._noted_at = now
-            speed = (self.done_bytes - self._first_bytes) / max(0.001, now - self._began)
-            self.store.note_progress(self.key, self.name, PullProgress("copying", self.done_bytes, self.total_bytes, round(speed)))
+    def update(self, digest: str, progress: CopyProgress) -> None:
+        self._files[digest] = progress
+
+    async def run(self) -> None:
+        while True:
+            files = self._files.values()
+            done, now = sum(each.bytes for each in files), time.monotonic()
+            if not self._began:
+                self._began, self._first_bytes = now, done
+            speed = (done - self._first_bytes) / max(0.001, now - self._began)
+            from_peers, peers = sum(each.from_peers for each in files), max((each.peers for each in files), default=0)
+            progress = PullProgress("copying", done, self._total_bytes, round(speed), from_peers, peers)
+            await asyncio.to_thread(self._store.note_progress, self._key, self._name, progress)
+            await asyncio.sleep(_NOTE_SECONDS)
 
 
 class VersionCopy:
-    def __init__(self, rpc: RpcClient, store: ModelStore) -> None:
-        self._rpc = rpc
-        self._store = store
+    def __init__(self, rpc: RpcClient, nodes: Directory, store: ModelStore, exchange: Exchange) -> None:
+        self._rpc, self._nodes, self._store, self._exchange = rpc, nodes, store, exchange
 
     async def get(self, name: ModelName, source: str, assignment: Assignment) -> None:
         """Put a version into the store. Raises BadRequest, TooLarge, and PeerError after several attempts."""
@@ -81,12 +123,19 @@ class VersionCopy:
         await asyncio.to_thread(self._store.ensure_folders)
         async with AsyncExitStack() as held:
             partials = [await held.enter_async_context(self._held(_hex(file.digest))) for file in files]
-            there = sum(each.stat().st_size for each in partials if each.exists())
+            there = await asyncio.to_thread(lambda: sum(map(disk_bytes, partials)))
             await asyncio.to_thread(self._store.check_room, max(0, version.size - there))
             progress = _Progress(self._store, _hex(files[0].digest), name, version.size)
+            tasks = await held.enter_async_context(lifecycle.background())
+            tasks.create_task(progress.run())
             for file, blocks, each in zip(files, lists, partials, strict=True):
                 block_list.check(blocks, file.size)
-                await self._get_file(file, blocks, each, progress)
+                try:
+                    await self._get_file(file, files, blocks, each, progress)
+                except OSError as error:
+                    text = f"cannot write {each}: {error.strerror or error}"
+                    raise errors.TooLarge(text, hint="free disk space; what is there stays") from error
+                held.enter_context(self._exchange.offered(file, each))
             await asyncio.to_thread(self._commit, name, source, list(zip(files, partials, strict=True)), assignment)
 
     @asynccontextmanager
@@ -127,29 +176,33 @@ class VersionCopy:
                     raise DamagedBlob(f"the mesh's store sent more of {digest} than was asked for")
         return bytes(data)
 
-    async def _get_file(self, file: VersionFile, blocks: bytes, path: Path, progress: _Progress) -> None:
-        whole = sha256()
-        await asyncio.to_thread(_copy_local, self._store.blob(_hex(file.digest)), path, file.size)
-        with await asyncio.to_thread(FileIO, path, "a+") as opened:
-            done = await asyncio.to_thread(_keep_verified, opened, blocks, file.size, whole.update)
-            progress.done_bytes += done
-            failures = 0
-            while done < file.size:
-                try:
-                    data = await self._read(file.digest, done, min(MAX_RANGE_BYTES, file.size - done))
-                    verified = await asyncio.to_thread(_verified, data, blocks, done // BLOCK_BYTES, file.size)
-                    if not verified:
-                        raise DamagedBlob(f"the mesh's store sent other bytes of {file.path} than its manifest names")
-                except errors.PeerError as error:
-                    failures = await _pause(failures, error)
-                    continue
-                await asyncio.to_thread(_append, opened, data[:verified], whole.update)
-                failures, done = 0, done + verified
-                await asyncio.to_thread(progress.add, verified)
-            await asyncio.to_thread(os.fsync, opened.fileno())
-        if f"sha256:{whole.hexdigest()}" != file.digest:
-            await asyncio.to_thread(path.unlink)
-            raise errors.BadRequest(f"the blocks of {file.path} do not make its file", hint="push the version again")
+    async def _get_file(self, file: VersionFile, files: Sequence[VersionFile], blocks: bytes, partial: Path, progress: _Progress) -> None:
+        """Raises OSError."""
+        whole = CopyFile(bytes.fromhex(_hex(file.digest)), file.size, partial.with_suffix(".blocks"), partial)
+        model = max(files, key=lambda each: each.size)
+        origin = MeshOrigin(self._rpc, self._nodes, self._read, file, _hex(model.digest))
+        copy = ModelCopy(
+            copies=self._exchange.copies,
+            file=whole,
+            origin=origin,
+            find_peers=origin.find_peers,
+            rate=self._exchange.rate,
+            report=origin.report,
+            offers=self._exchange.shares,
+            on_progress=lambda found: progress.update(file.digest, found),
+        )
+        while True:
+            checked = await asyncio.to_thread(_prepare, whole, blocks, self._store.blob(_hex(file.digest)))
+            try:
+                await copy.run()
+            except SwarmError as error:
+                raise errors.Unavailable(f"Hyperswarm failed: {error}") from error
+            if await asyncio.to_thread(_digest, partial) == file.digest:
+                return
+            # The disk has lost what was written before, unless all blocks have just been checked: then the list is wrong.
+            await asyncio.to_thread((partial if checked else whole.bitmap).unlink)
+            if checked:
+                raise errors.BadRequest(f"the blocks of {file.path} do not make its file", hint="push the version again")
 
     def _commit(self, name: ModelName, source: str, found: Sequence[tuple[VersionFile, Path]], assignment: Assignment) -> None:
         """Blocks. Raises BadRequest."""
@@ -182,44 +235,31 @@ def _hex(digest: str) -> str:
     return digest.removeprefix("sha256:")
 
 
-def _copy_local(blob: Path, path: Path, size: int) -> None:
-    """Begin with the file of another version, if there is one."""
-    if path.exists() or not blob.is_file() or blob.stat().st_size != size:
-        return
-    shutil.copyfile(blob, path)
+def _prepare(file: CopyFile, blocks: bytes, local: Path) -> bool:
+    """Write the list of blocks, and find out which are there if nothing says so. Begin with the file of another version, if there is one.
+    Returns whether blocks were checked."""
+    if not file.blocks.exists() or file.blocks.read_bytes() != blocks:
+        file.blocks.write_bytes(blocks)
+    if file.bitmap.exists():
+        return False
+    if not file.partial.exists() and local.is_file() and local.stat().st_size == file.size:
+        shutil.copyfile(local, file.partial)
+    if not file.partial.exists():
+        return False
+    sound = 0
+    with file.partial.open("rb") as opened:
+        for index in range(file.count):
+            if sha256(opened.read(file.length(index))).digest() == blocks[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
+                sound |= 1 << index
+    os.truncate(file.partial, file.size)
+    file.bitmap.touch(0o600)
+    file.save(sound)
+    return True
 
 
-def _verified(data: bytes, blocks: bytes, first: int, size: int) -> int:
-    """Return how many bytes of ``data``, which begins with the block ``first``, are those of the list."""
-    done = 0
-    while done < len(data):
-        index = first + done // BLOCK_BYTES
-        block = data[done : done + block_list.length(size, index)]
-        if sha256(block).digest() != blocks[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]:
-            break
-        done += len(block)
-    return done
-
-
-def _keep_verified(opened: FileIO, blocks: bytes, size: int, hash_also: Callable[[bytes], None]) -> int:
-    """Cut a partial file before its first block that is not verified. Return its size."""
-    opened.seek(0)
-    done = 0
-    while done < size and (data := opened.read(block_list.length(size, done // BLOCK_BYTES))):
-        verified = _verified(data, blocks, done // BLOCK_BYTES, size)
-        hash_also(data[:verified])
-        done += verified
-        if verified < len(data):
-            break
-    opened.truncate(done)
-    return done
-
-
-def _append(opened: FileIO, data: bytes, hash_also: Callable[[bytes], None]) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[opened.write(left) :]
-    hash_also(data)
+def _digest(path: Path) -> str:
+    with path.open("rb") as opened:
+        return f"sha256:{file_digest(opened, 'sha256').hexdigest()}"
 
 
 def _is_projector(path: Path) -> bool:

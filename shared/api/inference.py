@@ -274,6 +274,10 @@ class PullProgress(Body, frozen=True):
     #: None if unknown.
     total_bytes: int | None = None
     bytes_per_second: float = 0.0
+    #: Of ``done_bytes``, since the copy began or was resumed.
+    from_peers_bytes: int = 0
+    #: Other workers from which it is copied.
+    peers: int = 0
 
 
 class PulledModel(Body, frozen=True, omit_defaults=False):

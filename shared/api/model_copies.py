@@ -4,12 +4,16 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from shared.api.method import Body, Nothing, StreamMethod
+from shared.api.method import Body, Method, Nothing, StreamMethod
+from shared.models.copy_plan import MAX_ORPHANS
 from shared.models.manifest import MAX_BYTES, Digest
-from shared.types import Role
+from shared.types import NodeId, Role
 
 #: Of one call, and of one part of its answer: messages have 1 MiB.
 MAX_RANGE_BYTES, PART_BYTES = 16 << 20, 256 << 10
+#: Of one answer, and of one worker.
+MAX_INTRODUCED, MAX_LEASED_BLOCKS = 8, 16
+_Block = Annotated[int, Meta(ge=0, lt=MAX_BYTES >> 20)]
 #: How an order names a version in place of a source; its manifest's digest follows.
 VERSION_SOURCE = "mesh:"
 
@@ -28,3 +32,50 @@ class BlobPart(Body, frozen=True):
 
 
 read_blob = StreamMethod("gateway.readBlob", ReadBlob, item=BlobPart, end=Nothing, callers={Role.WORKER})
+
+
+class FindModelPeers(Body, frozen=True):
+    """Ask for other workers that have a file of a version, or are copying it."""
+
+    digest: Digest
+    #: How workers announce the model that the file is a part of.
+    model: Annotated[str, Meta(max_length=64)] = ""
+
+
+class ModelPeer(Body, frozen=True):
+    node: NodeId
+    #: See ``copy_grants``.
+    grant: bytes
+
+
+class ModelPeers(Body, frozen=True):
+    #: Those in the caller's network first.
+    peers: tuple[ModelPeer, ...]
+
+
+class LeaseBlocks(Body, frozen=True):
+    """Ask which blocks of a file to read from the mesh's store. The caller offers what it has to other workers."""
+
+    digest: Digest
+    size: Annotated[int, Meta(ge=1, le=MAX_BYTES)]
+    #: Leased blocks that it has now.
+    done: Annotated[tuple[_Block, ...], Meta(max_length=1024)] = ()
+    #: Blocks that no other worker offers it.
+    orphans: Annotated[tuple[_Block, ...], Meta(max_length=MAX_ORPHANS)] = ()
+    #: How many blocks in a row it reads in a short time.
+    most: Annotated[int, Meta(ge=1, le=MAX_LEASED_BLOCKS)] = 1
+    #: What it had before: bits, the first byte has those of the lowest blocks. None unless the gateway has asked.
+    had: Annotated[bytes, Meta(max_length=512 << 10)] | None = None
+    #: Workers that sent it something wrong, or nothing.
+    faulty: Annotated[tuple[NodeId, ...], Meta(max_length=16)] = ()
+
+
+class LeasedBlocks(Body, frozen=True):
+    #: None while others read them.
+    blocks: tuple[int, ...] = ()
+    #: The gateway does not know the caller yet: ask again with ``had``.
+    is_new: bool = False
+
+
+find_model_peers = Method("gateway.findModelPeers", FindModelPeers, ModelPeers, callers={Role.WORKER})
+lease_blocks = Method("gateway.leaseBlocks", LeaseBlocks, LeasedBlocks, callers={Role.WORKER})

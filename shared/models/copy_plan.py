@@ -178,6 +178,10 @@ class CopyPlan:
         later, earlier = numbers_of(orphans >> start), numbers_of(orphans & all_blocks(start))
         return tuple(islice(chain((start + block for block in later), earlier), MAX_ORPHANS))
 
+    def lowest(self, most: int) -> tuple[int, ...]:
+        """Return the first blocks to read from the origin, if there are no peers."""
+        return tuple(islice(numbers_of(self.missing & ~self._leased), most))
+
     def _withdraw(self, block: int) -> list[BlockRequest]:
         asked = [peer for peer, source in self._sources.items() if source.asked.pop(block, None) is not None]
         return [BlockRequest(peer, block) for peer in asked]
@@ -224,7 +228,7 @@ class Leases:
         self._reports: dict[str, set[str]] = {}
 
     def take(self, worker: str, now: float, orphans: Sequence[int] = (), *, most: int = 1) -> tuple[int, ...]:
-        """Return blocks for the worker: up to ``most`` in a row that nobody has had, or one of the orphans."""
+        """Return up to ``most`` blocks for the worker: in a row that nobody has had, or of the orphans."""
         self._expire(now)
         blocks = self._next(orphans, most)
         if not blocks or len(self._reports.get(worker, ())) >= REPORTS:
@@ -240,6 +244,12 @@ class Leases:
         self._delivered = {name: had & ~taken for name, had in self._delivered.items()}
         self._taken[worker] += 1
         return tuple(blocks)
+
+    def had(self, worker: str, blocks: Blocks) -> None:
+        """The worker offers these blocks, which it has not read from the origin now."""
+        if len(self._reports.get(worker, ())) < REPORTS:
+            self._free &= ~blocks
+            self._delivered[worker] = self._delivered.get(worker, 0) | blocks
 
     def done(self, worker: str, block: int, now: float) -> None:
         """The worker has the block and offers it to others. Blocks that it does not hold are ignored."""
@@ -273,10 +283,13 @@ class Leases:
             free = self._free >> first & all_blocks(most)
             row = (~free & free + 1).bit_length() - 1
             return range(first, first + row)
-        delivered = 0
+        delivered = held = 0
         for had in self._delivered.values():
             delivered |= had
-        return sorted(block for block in orphans if delivered >> block & 1 and block not in self._recent)[:1]
+        for lease in self._held:
+            held |= lease.left
+        delivered &= ~held
+        return sorted(block for block in orphans if delivered >> block & 1 and block not in self._recent)[:most]
 
     def _expire(self, now: float) -> None:
         self._recent = {block: when for block, when in self._recent.items() if now - when < ORPHAN_SECONDS}

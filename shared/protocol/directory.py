@@ -118,6 +118,9 @@ class ModelPull(msgspec.Struct, array_like=True, frozen=True):
     done_bytes: int
     total_bytes: int | None
     bytes_per_second: float
+    #: Of ``done_bytes``: from other workers, and from how many.
+    from_peers_bytes: int = 0
+    peers: int = 0
 
 
 class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):

@@ -178,6 +178,8 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.deployModel": lambda: deployments.DeployModel(NO_MODEL, DeploymentDocument("no-such-source", nodes=("nobody-at-all",))),
     "gateway.undeployModel": lambda: deployments.UndeployModel(NO_MODEL),
     "gateway.readBlob": lambda: model_copies.ReadBlob("sha256:" + "0" * 64, 0, 1),
+    "gateway.findModelPeers": lambda: model_copies.FindModelPeers("sha256:" + "0" * 64),
+    "gateway.leaseBlocks": lambda: model_copies.LeaseBlocks("sha256:" + "0" * 64, 1),
     "gateway.findModelBlobs": lambda: models.FindModelBlobs(()),
     "gateway.completeModelVersion": lambda: models.CompleteModelVersion(NO_MODEL, b"{}"),
     "gateway.promoteModel": lambda: models.PromoteModel(NO_MODEL),

@@ -4,6 +4,7 @@ The sidecar moves the blocks of peers and checks each; ``CopyPlan`` chooses them
 """
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,11 +13,13 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from shared import errors
+from shared.api.model_copies import MAX_LEASED_BLOCKS
 from shared.identity import copy_grants, node_keys
 from shared.identity.trust import Trust
-from shared.models.copy_plan import BUSY_SECONDS, MAX_PEERS, BlockRequest, CopyPlan
+from shared.models.copy_plan import BUSY_SECONDS, MAX_PEERS, BlockRequest, CopyPlan, all_blocks
 from shared.node.lifecycle import background
 from shared.telemetry import logs
+from shared.timing.backoff import Backoff
 from shared.transports.hyperswarm import (
     BLOCK_BYTES,
     BlockCopies,
@@ -29,13 +32,18 @@ from shared.transports.hyperswarm import (
 
 #: A peer that lied or was silent is not asked for this file for so long.
 DROP_SECONDS: Final = 3600.0
-#: More peers are looked for this often, and those that were not reached in the meantime are given up.
+#: More peers are looked for this often, and first sooner; those that were not reached in the meantime are given up.
 FIND_SECONDS: Final = 10.0
+FIND_BACKOFF: Final = Backoff(first_seconds=0.25, longest_seconds=FIND_SECONDS)
 TICK_SECONDS: Final = BUSY_SECONDS
-#: Pauses before the next attempt: without a lease, after a failure of the origin, and while the sidecar is being restarted.
+#: Pauses before the next attempt: without a lease, after a failure of the origin, and when the sidecar has died or come.
 LEASE_SECONDS, ORIGIN_SECONDS, RESTART_SECONDS = 0.5, 5.0, 0.5
-#: Blocks that are read from the origin at the same time.
+#: In a row without a block from anywhere.
+MOST_FAILURES: Final = 16
+#: What is read from the origin at the same time, ...
 ORIGIN_READERS: Final = 2
+#: ... and for about how long before the next lease.
+RANGE_SECONDS: Final = 0.5
 #: What may be asked for at once, whatever the rate.
 BURST_BLOCKS: Final = 2
 
@@ -61,8 +69,9 @@ class CopyProgress:
 class Origin(Protocol):
     """Where the file comes from, and the gateway that says who reads which block there."""
 
-    async def lease(self, done: Sequence[int], orphans: Sequence[int]) -> Sequence[int]:
-        """Report the leased blocks that are stored, and return the next ones; none if others read them. Raises AimeshError."""
+    async def lease(self, done: Sequence[int], orphans: Sequence[int], most: int, have: int) -> Sequence[int]:
+        """Report the leased blocks that are stored, and return the next ones; none if others read them. ``have``: all blocks that are
+        stored. Raises AimeshError."""
         ...
 
     async def read(self, block: int, size: int) -> bytes:
@@ -107,6 +116,8 @@ class ModelCopy:
     rate: DownloadRate
     #: Called with a peer that lied or was silent, and which.
     report: Callable[[bytes, str], None]
+    #: Whether other workers may read from us. If not, we read from the origin without leases.
+    offers: bool = True
     on_progress: Callable[[CopyProgress], None] = lambda progress: None
     #: Peer -> until when it is not asked for this file. Shared by all attempts at it.
     dropped: dict[bytes, float] = field(default_factory=dict)
@@ -114,8 +125,8 @@ class ModelCopy:
     clock: Callable[[], float] = time.monotonic
 
     async def run(self) -> None:
-        """Return when all blocks are on the disk; the caller compares the SHA-256 of the whole. Raises OSError, SwarmError, and ValueError
-        if the list of blocks is not that of the file."""
+        """Return when all blocks are on the disk; the caller compares the SHA-256 of the whole. Raises OSError, SwarmError, AimeshError if
+        neither the origin nor a peer gives a block for long, and ValueError if the list of blocks is not that of the file."""
         self._from_origin = self._from_peers = 0
         while True:
             try:
@@ -127,6 +138,9 @@ class ModelCopy:
     async def _copy(self) -> None:
         have = await asyncio.to_thread(self.file.prepare)
         self._plan = CopyPlan(self.file.count, self.rng, have)
+        if not self._plan.missing:
+            return
+        self._failures = 0
         #: Peer -> since when we watch it.
         self._watched: dict[bytes, float] = {}
         #: Blocks that were leased to us and are stored, to report with the next lease.
@@ -143,7 +157,7 @@ class ModelCopy:
                 self._step()
                 await self._ended
         except BaseException:
-            with suppress(SwarmError):
+            with suppress(SwarmError, OSError):
                 await self.copies.close(self.file, is_whole=False)
             raise
         finally:
@@ -151,7 +165,7 @@ class ModelCopy:
         await self.copies.close(self.file, is_whole=True)
 
     async def _find(self) -> None:
-        while True:
+        for round_ in itertools.count(1):
             peers: Sequence[CopyPeer] = ()
             try:
                 peers = await self.find_peers()
@@ -164,23 +178,36 @@ class ModelCopy:
                 if peer.key not in self._watched and self.dropped.get(peer.key, now) <= now and len(self._watched) < MAX_PEERS:
                     self._watched[peer.key] = now
                     self.copies.watch(self.file.digest, peer.key, peer.grant)
-            await asyncio.sleep(FIND_SECONDS)
+            await asyncio.sleep(FIND_BACKOFF.pause(round_))
 
     async def _read_origin(self) -> None:
+        most = 1
         while True:
             done, self._done = self._done, []
             try:
-                blocks = await self.origin.lease(done, self._plan.orphans(self.clock()))
-                done = []
+                blocks = await self._lease(done, most)
+                done, began = [], self.clock()
                 await self._fetch(blocks)
+                most = max(1, min(MAX_LEASED_BLOCKS, int(len(blocks) * RANGE_SECONDS / max(0.001, self.clock() - began))))
             except errors.AimeshError as error:
                 self._done += done
+                self._failures += 1
+                if self._failures == MOST_FAILURES:
+                    self._stop(error)
                 _log.info("the origin of a model does not give it", why=error.message)
                 await asyncio.sleep(ORIGIN_SECONDS)
             except OSError as error:
                 self._stop(error)
             else:
                 await asyncio.sleep(0 if blocks else LEASE_SECONDS)
+
+    async def _lease(self, done: Sequence[int], most: int) -> Sequence[int]:
+        if not self.copies.has_peers(self.file.digest):
+            return self._plan.lowest(most)
+        orphans = self._plan.orphans(self.clock())
+        if not self.offers:
+            return orphans[:most]
+        return await self.origin.lease(done, orphans, most, all_blocks(self.file.count) & ~self._plan.missing)
 
     async def _fetch(self, blocks: Sequence[int]) -> None:
         for block in blocks:
@@ -194,7 +221,7 @@ class ModelCopy:
                     body = await self.origin.read(block, self.file.length(block))
                     if not await asyncio.to_thread(self.file.write, block, body):
                         raise errors.Unavailable(f"block {block} of the origin is not that of the model", hint="push the model again")
-                    self.copies.add(self.file.digest, block)
+                    await self.copies.add(self.file.digest, block)
                     self._from_origin += len(body)
                     self._received(block, None)
                 self._done.append(block)
@@ -226,9 +253,10 @@ class ModelCopy:
         self._received(block, key)
 
     def copy_stopped(self, why: str) -> None:
-        self._stop(OSError(why) if why else SidecarLost("the sidecar died"))
+        self._stop(OSError(why) if why else SidecarLost("the sidecar has died or come"))
 
     def _received(self, block: int, key: bytes | None) -> None:
+        self._failures = 0
         self._cancel(self._plan.received(block, key, self.clock()))
         left = self._plan.missing.bit_count() * BLOCK_BYTES
         self.on_progress(CopyProgress(max(0, self.file.size - left), self._from_origin, self._from_peers, len(self._plan.peers)))
@@ -279,13 +307,14 @@ class ModelShare:
         copies.on_grant = self._answer
 
     def _answer(self, key: bytes, digest: bytes, grant: bytes) -> None:
-        whole, now = self._find_whole(digest), self._clock()
+        now = self._clock()
         try:
             found = copy_grants.check(grant, self._trust, node_keys.node_of(key), digest, now)
         except errors.NotAllowed:
             self._copies.deny(key, digest)
             return
-        if not self._shares or (whole is None and not self._copies.is_copying(digest)):
+        whole = self._find_whole(digest) if self._shares else None
+        if not self._shares or (whole is None and not self._copies.has_peers(digest)):
             self._copies.deny(key, digest)
             return
         self._copies.allow(key, digest, whole)

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import shutil
+import stat
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ RESERVED_BYTES = 256 * 1024 * 1024
 MOST_PULLS = 8
 _MAX_REFERENCE_BYTES = 16 * 1024
 _PROGRESS_BYTES = 1024
+#: Of the files beside a partial one; its lock is the last.
+_SUFFIXES = (".json", ".progress", ".blocks", ".bitmap", ".lock")
 _HINT = "remove models with `aicli models remove` and `aicli models prune`, or "
 _DIGEST = re.compile("[0-9a-f]{64}")
 #: Up to catalog.MAX_NAME_CHARACTERS. Parts start with a letter or digit, so none is `..`.
@@ -94,13 +97,14 @@ class ModelStore:
         with _locked(partial.with_suffix(".lock"), waits):
             yield partial
             if not partial.exists():
-                partial.with_suffix(".json").unlink(missing_ok=True)
-                partial.with_suffix(".progress").unlink(missing_ok=True)
-                partial.with_suffix(".lock").unlink(missing_ok=True)
+                for suffix in _SUFFIXES:
+                    partial.with_suffix(suffix).unlink(missing_ok=True)
 
     def note_progress(self, key: str, name: ModelName, progress: PullProgress) -> None:
         """Let other processes see the progress of the download whose partial file this process has locked."""
-        pull = ModelPull(name, progress.done_bytes, progress.total_bytes, progress.bytes_per_second)
+        pull = ModelPull(
+            name, progress.done_bytes, progress.total_bytes, progress.bytes_per_second, progress.from_peers_bytes, progress.peers
+        )
         # Overwritten in place: ext4 writes out a file that replaces another, which waits for the download's own data.
         with contextlib.suppress(OSError):
             handle = os.open(self._partial / f"{key}.progress", os.O_WRONLY | os.O_CREAT, 0o600)
@@ -157,12 +161,8 @@ class ModelStore:
             raise errors.TooLarge(text, hint=f"{_HINT}increase MODEL_STORE_QUOTA")
 
     def used_bytes(self) -> int:
-        used = 0
-        for file in itertools.chain(self._blobs.rglob("*"), self._partial.rglob("*")):
-            # Another process may just have moved it.
-            with contextlib.suppress(FileNotFoundError):
-                used += file.stat().st_size if file.is_file() else 0
-        return used
+        # Another process may just have moved a file.
+        return sum(disk_bytes(file) for file in itertools.chain(self._blobs.rglob("*"), self._partial.rglob("*")))
 
     def commit(self, partials: Sequence[Path], model: StoredModel) -> None:
         """Move complete and synced parts, and behind them the projector, to their place and let the name refer to them. Raises BadRequest
@@ -224,7 +224,7 @@ class ModelStore:
         freed = 0
         for lock in self._partial.glob("*.lock"):
             with contextlib.suppress(BlockingIOError), _locked(lock, _refuse_to_wait):
-                freed += sum(_unlink(file) for file in (lock.with_suffix(""), *map(lock.with_suffix, (".json", ".progress", ".lock"))))
+                freed += sum(_unlink(file) for file in (lock.with_suffix(""), *map(lock.with_suffix, _SUFFIXES)))
         with _locked(self._root / "lock"):
             return freed + self._drop_unnamed({file.name for file in self._blobs.iterdir()})
 
@@ -246,6 +246,14 @@ class ModelStore:
 
     def _reference(self, name: str) -> Path:
         return self._names / f"{urllib.parse.quote(name[:200], safe=':@+')}.json"
+
+
+def disk_bytes(file: Path) -> int:
+    """Return what a file has of its disk, which is less than its size while blocks are missing; 0 for none. Blocks."""
+    with contextlib.suppress(FileNotFoundError):
+        found = file.stat()
+        return min(found.st_size, found.st_blocks * 512) if stat.S_ISREG(found.st_mode) else 0
+    return 0
 
 
 def check_model(file: Path, parts: int = 1) -> None:

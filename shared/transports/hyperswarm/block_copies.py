@@ -3,6 +3,7 @@
 Sets of blocks are the bits of an int.
 """
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,10 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from shared.transports.hyperswarm.swarm_errors import SidecarLost
-
 BLOCK_BYTES: Final = 1 << 20
 _DIGEST_BYTES: Final = 32
+#: As the sidecar does: a kill repeats few blocks.
+_SAVE_BLOCKS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,14 @@ class CopyFile:
         os.truncate(self.partial, self.size)
         return 0
 
+    def save(self, blocks: int) -> None:
+        """Make these blocks durable, and then the bitmap that claims them. Blocks; raises OSError."""
+        with self.partial.open("rb") as partial, self.bitmap.open("r+b") as bitmap:
+            os.fdatasync(partial.fileno())
+            bitmap.write(blocks.to_bytes((self.count + 7) // 8, "little"))
+            bitmap.flush()
+            os.fdatasync(bitmap.fileno())
+
 
 @dataclass(frozen=True, slots=True)
 class WholeFile:
@@ -99,7 +108,7 @@ class CopyListener(Protocol):
     def block_stored(self, key: bytes, block: int) -> None: ...
 
     def copy_stopped(self, why: str) -> None:
-        """The sidecar cannot write, or has died: then ``why`` is empty, and the file must be opened again."""
+        """The sidecar cannot write. With an empty ``why``, it has died or come, and the file must be opened again."""
         ...
 
 
@@ -111,14 +120,24 @@ class Calls(Protocol):
     async def call(self, method: str, parameters: dict[str, object]) -> Any: ...
 
 
+@dataclass(slots=True)
+class _Lonely:
+    """A file that we copy without a sidecar, so only from elsewhere."""
+
+    file: CopyFile
+    blocks: int
+    unsaved: int = 0
+
+
 class BlockCopies:
-    """Owned by a swarm, for all lives of its sidecar."""
+    """Owned by a swarm, for all lives of its sidecar. Without one, files have no peers."""
 
     def __init__(self) -> None:
         #: Called when a peer wants to read a file, with its key, the digest and its grant. Answer with ``allow`` or ``deny``, now or later.
         self.on_grant: Callable[[bytes, bytes, bytes], None] = lambda key, digest, grant: self.deny(key, digest)
         self._sidecar: Calls | None = None
         self._listeners: dict[bytes, CopyListener] = {}
+        self._lonely: dict[bytes, _Lonely] = {}
         #: Key of a peer -> digest -> grant.
         self._watched: dict[bytes, dict[bytes, bytes]] = {}
         self._rate: float | None = None
@@ -126,7 +145,8 @@ class BlockCopies:
     async def open(self, file: CopyFile, blocks: int, listener: CopyListener) -> None:
         """Begin to copy a file of which these blocks are there, see ``CopyFile.prepare``. Raises SwarmError."""
         if self._sidecar is None:
-            raise SidecarLost("the sidecar is being restarted")
+            self._listeners[file.digest], self._lonely[file.digest] = listener, _Lonely(file, blocks)
+            return
         places = {"path": str(file.partial), "blocks": str(file.blocks), "bitmap": str(file.bitmap), "size": file.size}
         bits = blocks.to_bytes((file.count + 7) // 8, "little").hex()
         self._listeners[file.digest] = listener
@@ -137,7 +157,9 @@ class BlockCopies:
         self._listeners.pop(file.digest, None)
         for key in [key for key, grants in self._watched.items() if file.digest in grants]:
             self.drop(file.digest, key)
-        if self._sidecar is not None:
+        if (lonely := self._lonely.pop(file.digest, None)) is not None:
+            await asyncio.to_thread(file.save, lonely.blocks)
+        elif self._sidecar is not None:
             await self._sidecar.call("copyClose", {"digest": file.digest.hex(), "isWhole": is_whole})
 
     def watch(self, digest: bytes, key: bytes, grant: bytes) -> None:
@@ -157,17 +179,25 @@ class BlockCopies:
         self._forget(digest, key)
         self._send("copyDrop", digest=digest.hex(), key=key.hex())
 
-    def add(self, digest: bytes, block: int) -> None:
-        """Count a block that the caller has checked and written into the file."""
-        self._send("copyHave", digest=digest.hex(), index=block)
+    async def add(self, digest: bytes, block: int) -> None:
+        """Count a block that the caller has checked and written into the file. Raises OSError."""
+        if (lonely := self._lonely.get(digest)) is None:
+            self._send("copyHave", digest=digest.hex(), index=block)
+            return
+        lonely.blocks |= 1 << block
+        lonely.unsaved += 1
+        if lonely.unsaved == _SAVE_BLOCKS:
+            lonely.unsaved = 0
+            await asyncio.to_thread(lonely.file.save, lonely.blocks)
 
     def set_rate(self, bytes_per_second: float | None) -> None:
         """Limit what all peers together read; None for no limit, 0 for a pause."""
         self._rate = bytes_per_second
         self._send("copyRate", rate=bytes_per_second)
 
-    def is_copying(self, digest: bytes) -> bool:
-        return digest in self._listeners
+    def has_peers(self, digest: bytes) -> bool:
+        """Return whether peers can read what there is of a file that we are copying, and we theirs."""
+        return digest in self._listeners and digest not in self._lonely
 
     def allow(self, key: bytes, digest: bytes, whole: WholeFile | None) -> None:
         """Let a peer read a whole file, or what there is of one that we are copying."""
@@ -183,13 +213,15 @@ class BlockCopies:
     def started(self, sidecar: Calls) -> None:
         self._sidecar = sidecar
         self._send("copyRate", rate=self._rate)
+        for digest in list(self._lonely):
+            self._listeners[digest].copy_stopped("")
 
     def lost(self) -> None:
         """The sidecar is gone, and with it all that was open."""
         self._sidecar = None
         self._watched.clear()
-        for listener in list(self._listeners.values()):
-            listener.copy_stopped("")
+        for digest in self._listeners.keys() - self._lonely.keys():
+            self._listeners[digest].copy_stopped("")
 
     def opened(self, key: bytes) -> None:
         for digest, grant in self._watched.get(key, {}).items():

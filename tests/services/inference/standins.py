@@ -30,6 +30,7 @@ from shared.node.host_metrics import Host
 from shared.node.membership_file import MembershipFile
 from shared.protocol import directory
 from shared.rpc import ConnectionPool, RpcClient
+from shared.transports.swarm_transport import SwarmTransport
 from shared.types import MeshName, ModelName, NodeId, Role
 from tests import stopwatch
 
@@ -133,6 +134,7 @@ class FakeTransports:
     def __init__(self) -> None:
         self.trouble = ""
         self.round_trips: dict[NodeId, float] = {}
+        self.swarm: SwarmTransport | None = None
 
     def checks(self) -> tuple[Check, ...]:
         return (Check("Hyperswarm", not self.trouble, self.trouble),)

@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 
 from services.inference import version_copy
-from services.inference.models import model_discovery
+from services.inference.models import model_copy, model_discovery
 from services.inference.models.catalog import Defaults
 from services.inference.models.model_store import ModelStore
-from services.inference.version_copy import DamagedBlob, VersionCopy
+from services.inference.version_copy import DamagedBlob, Exchange, VersionCopy
 from shared import errors
 from shared.api.inference import Assignment
 from shared.api.model_copies import MAX_RANGE_BYTES, PART_BYTES, VERSION_SOURCE, BlobPart, ReadBlob
 from shared.models import block_list, manifest
 from shared.models.block_list import BLOCK_BYTES
 from shared.models.manifest import VersionConfig, VersionFile
+from shared.protocol.directory import Directory
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
 from tests import gguf_files
@@ -59,7 +60,7 @@ class Origin:
     async def stream(self, _method: Any, request: ReadBlob, *, deadline_seconds: float) -> AsyncIterator[Any]:
         self.asked.append(request)
         data = self.change(request, self.blobs[request.digest][request.start : request.start + request.length])
-        is_lost = self.losses > 0
+        is_lost = self.losses > 0 and len(data) == BLOCK_BYTES
         self.losses -= is_lost
 
         async def parts() -> AsyncIterator[BlobPart]:
@@ -70,14 +71,16 @@ class Origin:
 
         yield parts()
 
-    def asked_of(self, data: bytes) -> list[int]:
-        """Return where the calls for these bytes began."""
-        return [each.start for each in self.asked if each.digest == manifest.digest_of(data)]
+    def blocks_of(self, data: bytes) -> list[int]:
+        """Return which blocks of these bytes were asked for."""
+        return [each.start // BLOCK_BYTES for each in self.asked if each.digest == manifest.digest_of(data)]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version_copy, "_BACKOFF", Backoff(first_seconds=0.001, longest_seconds=0.001, jitter=0.5))
+    monkeypatch.setattr(model_copy, "ORIGIN_SECONDS", 0.001)
+    monkeypatch.setattr(model_copy, "LEASE_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -91,7 +94,8 @@ def origin() -> Origin:
 
 
 async def get(origin: Origin, store: ModelStore, source: str, name: ModelName = NAME) -> None:
-    await VersionCopy(origin, store).get(name, source, Assignment(slots=2))  # type: ignore[arg-type]
+    nodes = Directory(asyncio.get_running_loop().time)
+    await VersionCopy(origin, nodes, store, Exchange()).get(name, source, Assignment(slots=2))  # type: ignore[arg-type]
 
 
 async def test_a_version_is_a_model_of_the_store(origin: Origin, store: ModelStore) -> None:
@@ -105,7 +109,7 @@ async def test_a_version_is_a_model_of_the_store(origin: Origin, store: ModelSto
     assert projector.read_bytes() == PROJECTOR
     assert model.digest == manifest.digest_of(MODEL).removeprefix("sha256:")
     assert list((store._root / "partial").iterdir()) == []
-    assert origin.asked_of(MODEL) == [0, MAX_RANGE_BYTES]
+    assert sorted(origin.blocks_of(MODEL)) == list(range(21))
 
 
 async def test_a_file_that_another_version_has_is_not_fetched(origin: Origin, store: ModelStore) -> None:
@@ -113,23 +117,22 @@ async def test_a_file_that_another_version_has_is_not_fetched(origin: Origin, st
     await get(origin, store, origin.push({"other.gguf": MODEL}), ModelName("llama3@3"))
     first, second = store.models()
     assert first.digest == second.digest
-    assert origin.asked_of(MODEL) == [0, MAX_RANGE_BYTES]
+    assert len(origin.blocks_of(MODEL)) == 21
     store.blob(first.digest).chmod(0o600)
     with store.blob(first.digest).open("r+b") as damaged:
         damaged.seek(5 * BLOCK_BYTES)
         damaged.write(b"damaged")
     await get(origin, store, origin.push({"third.gguf": MODEL}), ModelName("llama3@4"))
-    assert origin.asked_of(MODEL)[2:] == [5 * BLOCK_BYTES]
+    assert origin.blocks_of(MODEL)[21:] == [5]
     assert store.blob(first.digest).read_bytes() == MODEL
 
 
 async def test_lost_answers_are_asked_for_again(origin: Origin, store: ModelStore) -> None:
     source = origin.push({"model.gguf": MODEL})
-    cut = 3 * BLOCK_BYTES + 5
-    origin.change, origin.losses = lambda asked, data: data[:cut] if asked.digest == manifest.digest_of(MODEL) else data, 3
+    origin.losses = 3
     await get(origin, store, source)
-    # Only whole blocks count.
-    assert origin.asked_of(MODEL)[-7:] == [start * 3 * BLOCK_BYTES for start in range(7)]
+    assert len(origin.blocks_of(MODEL)) == 21 + 3
+    assert set(origin.blocks_of(MODEL)) == set(range(21))
 
 
 async def test_a_gateway_that_is_away_is_asked_several_times(origin: Origin, store: ModelStore) -> None:
@@ -150,10 +153,10 @@ async def test_flipped_bytes_are_fetched_again_and_never_stored(origin: Origin, 
 
     def flip(asked: ReadBlob, data: bytes) -> bytes:
         nonlocal flips
-        if asked.digest != manifest.digest_of(MODEL) or not flips:
+        if asked.digest != manifest.digest_of(MODEL) or len(data) < BLOCK_BYTES or not flips:
             return data
         flips -= 1
-        return data[: 2 * BLOCK_BYTES + 9] + bytes([data[2 * BLOCK_BYTES + 9] ^ 1]) + data[2 * BLOCK_BYTES + 10 :]
+        return data[:9] + bytes([data[9] ^ 1]) + data[10:]
 
     origin.change = flip
     await get(origin, store, source)
@@ -164,7 +167,7 @@ async def test_flipped_bytes_are_fetched_again_and_never_stored(origin: Origin, 
 async def test_a_store_that_only_lies_is_given_up(origin: Origin, store: ModelStore) -> None:
     source = origin.push({"model.gguf": MODEL})
     origin.change = lambda asked, data: bytes(len(data)) if asked.digest == manifest.digest_of(MODEL) else data
-    with pytest.raises(DamagedBlob, match=r"other bytes of model\.gguf"):
+    with pytest.raises(errors.Unavailable, match="not that of the model"):
         await get(origin, store, source)
     assert store.models() == ()
     origin.change = lambda _asked, data: data + b"x" * MAX_RANGE_BYTES
@@ -183,7 +186,7 @@ async def test_what_a_killed_worker_left_is_checked_and_kept(origin: Origin, sto
     # The end of what was written before a power cut is zeros.
     partial.write_bytes(MODEL[:torn] + bytes(2 * BLOCK_BYTES))
     await get(origin, store, source)
-    assert origin.asked_of(MODEL)[0] == torn // BLOCK_BYTES * BLOCK_BYTES
+    assert sorted(origin.blocks_of(MODEL)) == list(range(torn // BLOCK_BYTES, 21))
     (model,) = store.models()
     assert store.file(model).read_bytes() == MODEL
 
@@ -192,10 +195,10 @@ async def test_a_canceled_copy_is_resumed(origin: Origin, store: ModelStore) -> 
     source, reached = origin.push({"model.gguf": MODEL}), asyncio.Event()
 
     def stop(asked: ReadBlob, data: bytes) -> bytes:
-        if asked.start == MAX_RANGE_BYTES:
-            reached.set()
-            raise errors.LinkLost("the link was lost")
-        return data
+        if len(origin.blocks_of(MODEL)) <= 18:
+            return data
+        reached.set()
+        raise errors.LinkLost("the link was lost")
 
     origin.change = stop
     copying = asyncio.create_task(get(origin, store, source))
@@ -205,7 +208,7 @@ async def test_a_canceled_copy_is_resumed(origin: Origin, store: ModelStore) -> 
     origin.change = lambda _asked, data: data
     origin.asked.clear()
     await get(origin, store, source)
-    assert origin.asked_of(MODEL) == [MAX_RANGE_BYTES]
+    assert len(origin.blocks_of(MODEL)) == 21 - 18
 
 
 async def test_a_disk_without_room_is_told_before_the_first_byte(origin: Origin, tmp_path: Path) -> None:
@@ -213,7 +216,7 @@ async def test_a_disk_without_room_is_told_before_the_first_byte(origin: Origin,
     source = origin.push({"model.gguf": MODEL})
     with pytest.raises(errors.TooLarge, match="the store may use"):
         await get(origin, store, source)
-    assert origin.asked_of(MODEL) == []
+    assert origin.blocks_of(MODEL) == []
 
 
 async def test_parts_of_a_model_are_one_model(origin: Origin, store: ModelStore) -> None:
@@ -252,5 +255,67 @@ async def test_a_damaged_version_is_taken_away_and_its_sound_blocks_are_kept(ori
     store.quarantine(NAME)
     assert store.models() == ()
     await get(origin, store, source)
-    assert origin.asked_of(MODEL) == [7 * BLOCK_BYTES]
+    assert origin.blocks_of(MODEL) == [7]
     assert entry.file.read_bytes() == MODEL
+
+
+async def test_a_block_that_the_disk_has_lost_after_it_was_saved_is_fetched_again(origin: Origin, store: ModelStore) -> None:
+    source, reached = origin.push({"model.gguf": MODEL}), asyncio.Event()
+
+    def stop(asked: ReadBlob, data: bytes) -> bytes:
+        if len(origin.blocks_of(MODEL)) <= 18:
+            return data
+        reached.set()
+        raise errors.LinkLost("the link was lost")
+
+    origin.change = stop
+    copying = asyncio.create_task(get(origin, store, source))
+    await reached.wait()
+    copying.cancel()
+    await asyncio.wait({copying})
+    before = origin.blocks_of(MODEL)[:18]
+    with (store._root / "partial" / manifest.digest_of(MODEL).removeprefix("sha256:")).open("r+b") as partial:
+        partial.seek(before[0] * BLOCK_BYTES)
+        partial.write(b"damaged")
+    origin.change = lambda _asked, data: data
+    origin.asked.clear()
+    await get(origin, store, source)
+    assert sorted(origin.blocks_of(MODEL)) == sorted(set(range(21)) - set(before[1:]))
+    (model,) = store.models()
+    assert store.file(model).read_bytes() == MODEL
+
+
+async def test_a_list_of_blocks_that_is_not_that_of_the_file_is_refused(origin: Origin, store: ModelStore) -> None:
+    other = bytes(len(MODEL))
+    file = VersionFile("model.gguf", origin.add(MODEL), len(MODEL), origin.add(b"".join(block_list.compute([other]))))
+    config = manifest.encode_config(VersionConfig())
+    origin.add(config)
+    source = VERSION_SOURCE + origin.add(manifest.build(config, [file]))
+    origin.blobs[file.digest] = other
+    with pytest.raises(errors.BadRequest, match="do not make its file"):
+        await get(origin, store, source)
+    assert store.models() == ()
+
+
+async def test_a_copy_without_peers_loses_few_blocks_when_it_is_killed(origin: Origin, store: ModelStore) -> None:
+    """A killed process saves nothing on its way out."""
+    source, reached = origin.push({"model.gguf": MODEL}), asyncio.Event()
+
+    def stop(asked: ReadBlob, data: bytes) -> bytes:
+        if len(origin.blocks_of(MODEL)) <= 18:
+            return data
+        reached.set()
+        raise errors.LinkLost("the link was lost")
+
+    origin.change = stop
+    exchange = Exchange()
+    nodes = Directory(asyncio.get_running_loop().time)
+    copying = asyncio.create_task(VersionCopy(origin, nodes, store, exchange).get(NAME, source, Assignment()))  # type: ignore[arg-type]
+    await reached.wait()
+    exchange.copies._lonely.clear()
+    copying.cancel()
+    await asyncio.wait({copying})
+    origin.change = lambda _asked, data: data
+    origin.asked.clear()
+    await get(origin, store, source)
+    assert 21 - 18 < len(origin.blocks_of(MODEL)) <= 21 - 18 + 16

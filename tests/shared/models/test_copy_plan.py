@@ -183,6 +183,16 @@ def test_an_orphan_is_leased_again_when_its_worker_had_time_to_offer_it() -> Non
     assert leases.take("c", 1.0 + ORPHAN_SECONDS, orphans=(0,)) == ()
 
 
+def test_what_a_worker_had_is_leased_only_as_an_orphan_and_once() -> None:
+    leases = Leases(4)
+    leases.had("holder", 0b1101)
+    assert leases.take("a", 0) == (1,)
+    assert leases.take("a", 0) == ()
+    assert leases.take("a", 0, (3, 2), most=2) == (2, 3)
+    leases.had("holder", 0b1111)
+    assert leases.take("a", 0, (2, 3)) == (), "it reads them now"
+
+
 def test_two_reports_take_a_worker_s_leases_and_blocks_back() -> None:
     leases = Leases(3)
     leases.take("liar", 0.0)

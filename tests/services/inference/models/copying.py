@@ -73,11 +73,11 @@ class WorkerOrigin:
     origin: MemoryOrigin
     worker: str
 
-    async def lease(self, done: Sequence[int], orphans: Sequence[int]) -> Sequence[int]:
+    async def lease(self, done: Sequence[int], orphans: Sequence[int], most: int, have: int) -> Sequence[int]:
         now = asyncio.get_running_loop().time()
         for block in done:
             self.origin.leases.done(self.worker, block, now)
-        return () if self.origin.is_away else self.origin.leases.take(self.worker, now, orphans)
+        return () if self.origin.is_away else self.origin.leases.take(self.worker, now, orphans, most=most)
 
     async def read(self, block: int, size: int) -> bytes:
         if self.origin.is_away:

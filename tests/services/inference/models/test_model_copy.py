@@ -11,6 +11,7 @@ import pytest
 
 from services.inference.models import model_copy
 from services.inference.models.model_copy import DownloadRate, ModelCopy
+from shared.timing.backoff import Backoff
 from shared.transports.hyperswarm import BLOCK_BYTES, find_node
 from tests import dht
 from tests.services.inference.models.copying import MemoryOrigin, Source, finish, make_source, worker
@@ -49,7 +50,7 @@ async def test_three_workers_read_each_block_once_from_the_origin(tmp_path: Path
 @pytest.fixture
 def found_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """New peers are found at once."""
-    monkeypatch.setattr(model_copy, "FIND_SECONDS", 0.1)
+    monkeypatch.setattr(model_copy, "FIND_BACKOFF", Backoff(first_seconds=0.1, longest_seconds=0.1))
     monkeypatch.setattr(model_copy, "ORIGIN_SECONDS", 0.1)
 
 

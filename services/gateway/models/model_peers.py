@@ -1,0 +1,129 @@
+"""Introduces workers that copy the same file of a model to each other, and leases them the blocks of the mesh's store.
+
+Workers ask about one file the same gateway. What it knows is only in memory: if it is lost, workers ask another one, and say again what
+they have.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from shared import errors
+from shared.api.model_copies import MAX_INTRODUCED, LeaseBlocks, LeasedBlocks, ModelPeer
+from shared.identity import copy_grants
+from shared.identity.trust import Trust
+from shared.models import block_list
+from shared.models.copy_plan import Leases, all_blocks
+from shared.protocol.directory import Directory, DirectoryEntry
+from shared.telemetry import logs
+from shared.types import NodeId, Role
+
+#: A worker that copies asks every few seconds. One that has the whole file announces its model.
+HOLDER_SECONDS = 60.0
+#: After so long without a call, the leases of a file are forgotten.
+FILE_SECONDS = 600.0
+MAX_FILES = 1024
+
+_log = logs.get(part="model peers")
+
+
+@dataclass(slots=True)
+class _File:
+    leases: Leases
+    used_at: float
+    #: Worker -> when it last asked for a lease, and so offered what it has.
+    holders: dict[NodeId, float] = field(default_factory=dict)
+    #: Enough others have said that these send something wrong.
+    faulty: set[NodeId] = field(default_factory=set)
+
+
+#: Returns the network of a worker as this gateway sees it; None if it doesn't.
+NetworkOf = Callable[[NodeId], str | None]
+
+
+class ModelPeers:
+    def __init__(
+        self,
+        trust: Trust,
+        nodes: Directory,
+        network_of: NetworkOf,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._trust, self._nodes, self._network_of, self._clock, self._now = trust, nodes, network_of, clock, now
+        self._rng = rng or random.Random()  # noqa: S311 - spreads load
+        #: By digest and size, because a worker may lie about the size.
+        self._files: dict[tuple[str, int], _File] = {}
+
+    def find(self, reader: NodeId, digest: str, model: str) -> tuple[ModelPeer, ...]:
+        """Return some workers that have the file or a part of it, those in the reader's network first, with grants to read it there."""
+        now, network = self._clock(), self._network_of(reader)
+        files = [file for (found, _), file in self._files.items() if found == digest]
+        known = {node for file in files for node, asked_at in file.holders.items() if now - asked_at < HOLDER_SECONDS}
+        faulty = {node for file in files for node in file.faulty}
+        peers = [node for node in {*known, *self._announced({_hex(digest), model})} - faulty - {reader} if self._is_alive(node)]
+        self._rng.shuffle(peers)
+        if network is not None:
+            peers.sort(key=lambda node: self._network_of(node) != network)
+        return tuple(
+            ModelPeer(node, copy_grants.issue(self._trust, reader, node, bytes.fromhex(_hex(digest)), self._now()))
+            for node in peers[:MAX_INTRODUCED]
+        )
+
+    def lease(self, worker: NodeId, request: LeaseBlocks) -> LeasedBlocks:
+        """Raises BadRequest."""
+        now, count = self._clock(), block_list.count(request.size)
+        if any(block >= count for block in (*request.done, *request.orphans)):
+            raise errors.BadRequest(f"the file has {count} blocks")
+        file = self._open(request.digest, request.size, now)
+        if worker not in file.holders and request.had is None:
+            return LeasedBlocks(is_new=True)
+        if request.had is not None:
+            file.leases.had(worker, int.from_bytes(request.had, "little") & all_blocks(count))
+        file.holders[worker] = now
+        for node in [node for node in file.holders if not self._is_alive(node)]:
+            del file.holders[node]
+            file.leases.gone(node)
+        for node in self._announced({_hex(request.digest)}):
+            if node != worker:
+                file.leases.had(node, all_blocks(count))
+        for block in request.done:
+            file.leases.done(worker, block, now)
+        self._report(file, worker, request)
+        return LeasedBlocks(file.leases.take(worker, now, request.orphans, most=request.most))
+
+    def _open(self, digest: str, size: int, now: float) -> _File:
+        for key in [key for key, file in self._files.items() if now - file.used_at >= FILE_SECONDS]:
+            del self._files[key]
+        if (digest, size) not in self._files and len(self._files) >= MAX_FILES:
+            raise errors.Overloaded("too many models are being copied", hint="the worker tries again by itself")
+        file = self._files.setdefault((digest, size), _File(Leases(block_list.count(size)), now))
+        file.used_at = now
+        return file
+
+    def _report(self, file: _File, worker: NodeId, request: LeaseBlocks) -> None:
+        for node in set(request.faulty) - {worker}:
+            _log.info("model peer reported", node=node, by=worker, digest=request.digest)
+            if file.leases.report(node, worker):
+                file.faulty.add(node)
+                _log.warning("model peer excluded", node=node, digest=request.digest)
+
+    def _announced(self, digests: set[str]) -> Iterable[NodeId]:
+        """Return workers that announce one of these as the digest of a model."""
+        return [
+            entry.node for entry in self._workers() if any(offer.digest in digests and offer.digest for offer in entry.announcement.models)
+        ]
+
+    def _workers(self) -> Iterable[DirectoryEntry]:
+        return (entry for entry in self._nodes.entries(Role.WORKER) if entry.alive)
+
+    def _is_alive(self, node: NodeId) -> bool:
+        entry = self._nodes.find(node)
+        return entry is not None and entry.alive
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")

@@ -1,0 +1,140 @@
+"""Who is introduced to whom, and who reads which block from the mesh's store."""
+
+import random
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest
+
+from services.gateway.models.model_peers import FILE_SECONDS, HOLDER_SECONDS, ModelPeers
+from shared import errors
+from shared.api.model_copies import MAX_INTRODUCED, LeaseBlocks, LeasedBlocks
+from shared.identity import copy_grants
+from shared.identity.trust import Trust
+from shared.models.copy_plan import LEASE_SECONDS, MAX_LEASES
+from shared.protocol.directory import Announcement, Directory, ModelOffer
+from shared.types import ModelName, NodeId, Role
+from tests.shared.identity.test_trust import NOW, certified
+
+FILE, SIZE = "sha256:" + "ab" * 32, 40 << 20
+BEGUN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Mesh:
+    workers: list[Trust] = field(default_factory=lambda: [certified(Role.WORKER) for _ in range(12)])
+    clock: float = 1000.0
+    networks: dict[NodeId, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.nodes = Directory(lambda: self.clock, lambda: BEGUN)
+        self.gateway = certified(Role.GATEWAY)
+        rng = random.Random(1)
+        self.peers = ModelPeers(self.gateway, self.nodes, self.networks.get, clock=lambda: self.clock, now=lambda: NOW, rng=rng)
+        for each in self.workers:
+            self.announce(each)
+
+    def announce(self, worker: Trust, digest: str = "", *, leaving: bool = False) -> None:
+        models = (ModelOffer(ModelName("llama3@1"), 2048, digest),)
+        self.nodes.apply_announcement(Announcement(Role.WORKER, worker.me.id, "1", BEGUN, models, leaving=leaving), "direct", "swarm")
+
+    def lease(self, worker: Trust, **changes: object) -> LeasedBlocks:
+        return self.peers.lease(worker.me.id, LeaseBlocks(FILE, SIZE, **changes))  # type: ignore[arg-type]
+
+    def begin(self, worker: Trust, had: int = 0) -> tuple[int, ...]:
+        return self.lease(worker, had=had.to_bytes(5, "little")).blocks
+
+    def find(self, reader: Trust, model: str = "") -> list[NodeId]:
+        return [peer.node for peer in self.peers.find(reader.me.id, FILE, model)]
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    return Mesh()
+
+
+def test_a_worker_is_introduced_to_those_that_copy_the_file_and_gets_grants(mesh: Mesh) -> None:
+    one, other, third = mesh.workers[:3]
+    assert mesh.find(one) == []
+    mesh.begin(one)
+    mesh.begin(other)
+    assert mesh.find(one) == [other.me.id]
+    assert set(mesh.find(third)) == {one.me.id, other.me.id}
+    (peer,) = mesh.peers.find(one.me.id, FILE, "")
+    assert copy_grants.check(peer.grant, other, one.me.id, bytes.fromhex("ab" * 32), NOW)
+    with pytest.raises(errors.NotAllowed):
+        copy_grants.check(peer.grant, other, third.me.id, bytes.fromhex("ab" * 32), NOW)
+    mesh.clock += HOLDER_SECONDS
+    assert mesh.find(one) == []
+
+
+def test_a_worker_that_announces_the_model_or_a_part_of_it_is_introduced(mesh: Mesh) -> None:
+    holder, of_parts, reader = mesh.workers[:3]
+    mesh.announce(holder, "ab" * 32)
+    mesh.announce(of_parts, "cd" * 32)
+    assert mesh.find(reader) == [holder.me.id]
+    assert set(mesh.find(reader, "cd" * 32)) == {holder.me.id, of_parts.me.id}
+    mesh.announce(holder, "ab" * 32, leaving=True)
+    assert mesh.find(reader) == []
+
+
+def test_those_of_the_same_network_come_first_and_there_are_at_most_8(mesh: Mesh) -> None:
+    for each in mesh.workers:
+        mesh.begin(each)
+    near = {each.me.id for each in mesh.workers[:3]}
+    mesh.networks |= dict.fromkeys(near, "192.0.2.0/24") | {mesh.workers[3].me.id: "198.51.100.0/24"}
+    found = mesh.find(mesh.workers[0])
+    assert len(found) == MAX_INTRODUCED
+    assert set(found[:2]) == near - {mesh.workers[0].me.id}
+
+
+def test_each_block_is_leased_once_and_a_worker_first_says_what_it_had(mesh: Mesh) -> None:
+    one, other = mesh.workers[:2]
+    assert mesh.lease(one) == LeasedBlocks(is_new=True)
+    assert mesh.begin(one, had=0b11) == (2,)
+    assert mesh.begin(other) == (3,)
+    assert mesh.lease(one, done=(2,)).blocks == (4,)
+    assert sum(bool(mesh.begin(each)) for each in mesh.workers[2:]) == MAX_LEASES - 2
+
+
+def test_the_blocks_of_a_worker_that_is_gone_are_leased_again(mesh: Mesh) -> None:
+    one, other = mesh.workers[:2]
+    assert mesh.begin(one) == (0,)
+    mesh.announce(one, leaving=True)
+    assert mesh.begin(other) == (0,)
+    mesh.clock += LEASE_SECONDS + 1
+    assert mesh.begin(mesh.workers[2]) == (0,)
+
+
+def test_with_a_worker_that_has_the_whole_file_only_what_it_does_not_give_is_leased(mesh: Mesh) -> None:
+    holder, reader = mesh.workers[:2]
+    mesh.announce(holder, "ab" * 32)
+    assert mesh.begin(reader) == ()
+    assert mesh.lease(reader, orphans=(5, 7, 6), most=2).blocks == (5, 6)
+
+
+def test_a_worker_that_two_others_report_is_not_introduced_and_its_blocks_are_leased_again(mesh: Mesh) -> None:
+    liar, one, other = mesh.workers[:3]
+    assert mesh.begin(liar) == (0,)
+    mesh.lease(liar, done=(0,))
+    for each in (one, other):
+        mesh.begin(each)
+    mesh.lease(one, faulty=(liar.me.id, one.me.id))
+    assert liar.me.id in mesh.find(other)
+    assert mesh.lease(other, faulty=(liar.me.id,)).blocks == (0,)
+    assert liar.me.id not in mesh.find(one)
+    assert mesh.lease(liar).blocks == ()
+
+
+def test_what_a_worker_says_of_another_size_disturbs_nobody(mesh: Mesh) -> None:
+    liar, one = mesh.workers[:2]
+    mesh.peers.lease(liar.me.id, LeaseBlocks(FILE, SIZE - 1, had=b"\xff" * 5))
+    assert mesh.begin(one) == (0,)
+    with pytest.raises(errors.BadRequest):
+        mesh.lease(one, done=(40,))
+
+
+def test_files_are_forgotten_when_nobody_copies_them(mesh: Mesh) -> None:
+    mesh.begin(mesh.workers[0])
+    mesh.clock += FILE_SECONDS
+    assert mesh.lease(mesh.workers[0]).is_new
