@@ -34,6 +34,9 @@ class ModelCopy(Body, frozen=True):
     reason: str = ""
     #: The version before, kept on the disk for a rollback.
     is_spare: bool = False
+    #: Of ``done_bytes``: from other workers, and from how many now.
+    from_peers_bytes: int = 0
+    peers: int = 0
 
 
 class Deployment(Body, frozen=True, omit_defaults=False):

@@ -26,6 +26,8 @@ class DeployedCopy(Body, frozen=True, omit_defaults=False):
     total_bytes: int | None = None
     bytes_per_second: float = 0.0
     reason: str = ""
+    from_peers_bytes: int = 0
+    peers: int = 0
 
 
 def rows(deployments: tuple[Deployment, ...]) -> Iterator[DeployedCopy]:
@@ -34,20 +36,21 @@ def rows(deployments: tuple[Deployment, ...]) -> Iterator[DeployedCopy]:
         for copy in each.copies:
             numbers = copy.done_bytes, copy.total_bytes, copy.bytes_per_second
             reason = "for a rollback" if copy.is_spare else copy.reason
-            yield DeployedCopy(copy.model, *shared, copy.node, copy.state, *numbers, reason)
+            yield DeployedCopy(copy.model, *shared, copy.node, copy.state, *numbers, reason, copy.from_peers_bytes, copy.peers)
         if not each.copies:
             yield DeployedCopy(each.name, *shared, reason=each.problem or "no machine matches its labels and ids")
 
 
 def describe(copy: ModelCopy | DeployedCopy) -> str:
-    """Return the state in words, such as `coming, 3.0 GiB of 5.0 GiB, 12.0 MiB/s`."""
+    """Return the state in words, such as `coming, 3.0 GiB of 5.0 GiB, 12.0 MiB/s, 2.0 GiB from other workers (4 now)`."""
     if copy.node is None:
         return "missing"
     if copy.state is not CopyState.COMING or not copy.done_bytes:
         return copy.state.value
     total = "" if copy.total_bytes is None else f" of {show_bytes(copy.total_bytes)}"
     speed = f", {show_bytes(round(copy.bytes_per_second))}/s" if copy.bytes_per_second else ""
-    return f"coming, {show_bytes(copy.done_bytes)}{total}{speed}"
+    peers = f", {show_bytes(copy.from_peers_bytes)} from other workers ({copy.peers} now)" if copy.from_peers_bytes else ""
+    return f"coming, {show_bytes(copy.done_bytes)}{total}{speed}{peers}"
 
 
 COPIES: Listing[DeployedCopy] = Listing(

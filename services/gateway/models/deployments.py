@@ -21,7 +21,7 @@ from shared.api.model_copies import VERSION_SOURCE
 from shared.config_documents import ConfigKind, DeploymentDocument
 from shared.models import version_names
 from shared.node import lifecycle
-from shared.protocol.directory import Announcement, Directory, DirectoryEntry, ModelOffer
+from shared.protocol.directory import Announcement, Directory, DirectoryEntry, ModelOffer, ModelPull
 from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.telemetry.metrics_registry import Metrics
@@ -284,8 +284,9 @@ def _describe(
     for one, assignment in placed:
         for node in assignment.nodes:
             state, pull = _STATES[held[node].get(one.name, Held.NOTHING)], pulls.get((node, one.name))
-            done, total, speed = (0, None, 0.0) if pull is None else (pull.done_bytes, pull.total_bytes, pull.bytes_per_second)
-            copies.append(ModelCopy(node, state, one.name, done, total, speed, is_spare=one.is_spare))
+            pull = pull or ModelPull("", 0, None, 0.0)
+            numbers = pull.done_bytes, pull.total_bytes, pull.bytes_per_second
+            copies.append(ModelCopy(node, state, one.name, *numbers, "", one.is_spare, pull.from_peers_bytes, pull.peers))
         if not one.is_spare:
             copies += (ModelCopy(node, CopyState.REFUSED, one.name, reason=reason) for node, reason in assignment.reasons.items())
     short = max((assignment.short for one, assignment in placed if not one.is_spare), default=0)
