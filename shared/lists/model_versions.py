@@ -3,6 +3,7 @@
 from shared.amounts import show_bytes
 from shared.api.models import ModelVersion, VersionState
 from shared.lists.columns import Column, Listing, Tone
+from shared.models.version_names import STABLE
 
 _TONES = {
     VersionState.READY: Tone.GOOD,
@@ -19,6 +20,11 @@ def name(version: ModelVersion) -> str:
 
 def state(version: ModelVersion) -> str:
     return "deleted" if version.is_deleted and version.state is not VersionState.REVOKED else version.state
+
+
+def channel_name(model: str, channel: str) -> str:
+    """Return the shortest name of a channel."""
+    return model if channel == STABLE else f"{model}@{channel}"
 
 
 def channels(version: ModelVersion) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ OF_ADMINISTRATORS = {
     "admin-overview": "/dashboard",
     "admin-models": "/models",
     "admin-models-find": "/models/find",
+    "admin-models-versions": "/models/versions",
 }
 _MARKDOWN = """# A heading
 

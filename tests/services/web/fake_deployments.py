@@ -3,11 +3,12 @@
 import msgspec
 
 from shared import errors
-from shared.api import deployments, model_search
+from shared.api import deployments, model_search, models
 from shared.api.deployments import CopyState, Deployment, ModelCopy
 from shared.api.inference import Fit
 from shared.api.method import Nothing
 from shared.api.model_search import FoundModel, FoundModels, MachineFit
+from shared.api.models import ModelVersion
 from shared.config_documents import CatalogDocument, DeploymentDocument
 from shared.types import Credential, ModelName, NodeId
 
@@ -29,6 +30,25 @@ class FakeDeployments:
         self.copies: tuple[ModelCopy, ...] = (
             ModelCopy(NodeId("ULARGE0001"), CopyState.COMING, ModelName("qwen3:8b"), 3 << 30, 5 << 30, 12 << 20),
         )
+
+        self.versions: tuple[ModelVersion, ...] = ()
+        #: What was asked for.
+        self.changes: list[models.PromoteModel | models.RollbackModel | models.RetireModelVersion] = []
+
+    def _list_model_versions(self, _request: models.ListModelVersions, _: Credential | None) -> models.ModelVersions:
+        return models.ModelVersions(self.versions)
+
+    def _promote_model(self, request: models.PromoteModel, _: Credential | None) -> ModelVersion:
+        self.changes.append(request)
+        return next(each for each in self.versions if each.version == request.version)
+
+    def _rollback_model(self, request: models.RollbackModel, _: Credential | None) -> ModelVersion:
+        self.changes.append(request)
+        return self.versions[-1]
+
+    def _retire_model_version(self, request: models.RetireModelVersion, _: Credential | None) -> ModelVersion:
+        self.changes.append(request)
+        return self.versions[-1]
 
     def _search_models(self, request: model_search.SearchModels, _: Credential | None) -> FoundModels:
         rows = tuple(row for row in self.found.models if request.text in row.name)
