@@ -171,9 +171,9 @@ class ModelPulls:
         if stored is not None and request.by is None and stored.assignment is None:
             stored = None
         if stored is None and running is None:
+            who = "the mesh has" if request.by is None else "nobody has"
             raise errors.NotFound(
-                f"nobody pulled a model {request.name[:80]!r} to this machine, or not for the mesh",
-                hint="to stop serving it, change the settings of the machine",
+                f"{who} put {request.name[:80]!r} into the store of this machine", hint="what its settings name is removed there"
             )
         if request.by is not None:
             await asyncio.to_thread(self._store.refuse, request.name)
