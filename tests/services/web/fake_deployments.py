@@ -31,24 +31,24 @@ class FakeDeployments:
             ModelCopy(NodeId("ULARGE0001"), CopyState.COMING, ModelName("qwen3:8b"), 3 << 30, 5 << 30, 12 << 20),
         )
 
-        self.versions: tuple[ModelVersion, ...] = ()
+        self.pushed: tuple[ModelVersion, ...] = ()
         #: What was asked for.
         self.changes: list[models.PromoteModel | models.RollbackModel | models.RetireModelVersion] = []
 
     def _list_model_versions(self, _request: models.ListModelVersions, _: Credential | None) -> models.ModelVersions:
-        return models.ModelVersions(self.versions)
+        return models.ModelVersions(self.pushed)
 
     def _promote_model(self, request: models.PromoteModel, _: Credential | None) -> ModelVersion:
         self.changes.append(request)
-        return next(each for each in self.versions if each.version == request.version)
+        return next(each for each in self.pushed if each.version == request.version)
 
     def _rollback_model(self, request: models.RollbackModel, _: Credential | None) -> ModelVersion:
         self.changes.append(request)
-        return self.versions[-1]
+        return self.pushed[-1]
 
     def _retire_model_version(self, request: models.RetireModelVersion, _: Credential | None) -> ModelVersion:
         self.changes.append(request)
-        return self.versions[-1]
+        return self.pushed[-1]
 
     def _search_models(self, request: model_search.SearchModels, _: Credential | None) -> FoundModels:
         rows = tuple(row for row in self.found.models if request.text in row.name)

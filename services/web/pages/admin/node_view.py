@@ -144,7 +144,8 @@ def may_consent(member: Member | None, row: NodeRow | None, person: LoginSession
 def models_of(row: NodeRow) -> tuple[ModelOnNode, ...]:
     """Return what it has and what is on its way."""
     pulls = {ModelName(pull.model): (pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in row.pulls}
-    coming = {name: ModelCopy(row.id, CopyState.COMING, *pulls.get(name, ())) for name in (*row.assigned, *pulls) if name not in row.models}
+    names = [ModelName(name) for name in (*row.assigned, *pulls) if name not in row.models]
+    coming = {name: ModelCopy(row.id, CopyState.COMING, name, *pulls.get(name, ())) for name in names}
     states = dict.fromkeys(row.models, "served") | {name: deployments.describe(copy) for name, copy in coming.items()}
     return tuple(ModelOnNode(name, state, name in row.assigned) for name, state in sorted(states.items()))
 

@@ -24,7 +24,7 @@ def version(number: int, state: VersionState = VersionState.READY, **more: tuple
 
 @pytest.fixture
 def versions(mesh: FakeMesh) -> None:
-    mesh.versions = (
+    mesh.pushed = (
         version(5, VersionState.REVOKED),
         version(4),
         version(3, next_of=("canary",)),
