@@ -17,7 +17,7 @@ from shared.models.block_list import BLOCK_BYTES
 from shared.models.manifest import VersionFile
 from shared.protocol.directory import Directory
 from shared.rpc import RpcClient
-from shared.types import NodeId, Role
+from shared.types import ModelName, NodeId, Role
 
 #: Reads a range of a blob: digest, start, length.
 ReadRange = Callable[[str, int, int], Awaitable[bytes]]
@@ -31,14 +31,14 @@ class MeshOrigin:
     nodes: Directory
     read_range: ReadRange
     file: VersionFile
-    #: How workers announce the model that the file is a part of.
-    model: str
+    #: What workers call the version that the file is a part of.
+    model: ModelName
     _faulty: set[NodeId] = field(default_factory=set)
     _failures: int = 0
 
     async def lease(self, done: Sequence[int], orphans: Sequence[int], most: int, have: int) -> Sequence[int]:
         faulty = tuple(self._faulty)[:16]
-        request = LeaseBlocks(self.file.digest, self.file.size, tuple(done), tuple(orphans), most, faulty=faulty)
+        request = LeaseBlocks(self.file.digest, self.file.size, tuple(done), tuple(orphans), most, faulty=faulty, model=self.model)
         answer = await self._call(model_copies.lease_blocks, request)
         if answer.is_new:
             had = have.to_bytes((block_list.count(self.file.size) + 7) // 8, "little")

@@ -70,8 +70,8 @@ class Exchange:
         """Return a file that is not being copied."""
         if (found := self._whole.get(digest)) is not None:
             return found
-        blob = store.blob(digest.hex())
-        return WholeFile(blob, blob.stat().st_size) if blob.is_file() else None
+        path = store.find_file(digest.hex())
+        return None if path is None else WholeFile(path, path.stat().st_size)
 
     async def limit(self, bytes_per_second: float, is_busy: Callable[[], bool], is_paused: Callable[[], bool]) -> None:
         """Leave half of the rate to running answers, and send nothing while the owner has paused the machine; forever."""
@@ -131,7 +131,7 @@ class VersionCopy:
             for file, blocks, each in zip(files, lists, partials, strict=True):
                 block_list.check(blocks, file.size)
                 try:
-                    await self._get_file(file, files, blocks, each, progress)
+                    await self._get_file(name, file, blocks, each, progress)
                 except OSError as error:
                     text = f"cannot write {each}: {error.strerror or error}"
                     raise errors.TooLarge(text, hint="free disk space; what is there stays") from error
@@ -176,11 +176,10 @@ class VersionCopy:
                     raise DamagedBlob(f"the mesh's store sent more of {digest} than was asked for")
         return bytes(data)
 
-    async def _get_file(self, file: VersionFile, files: Sequence[VersionFile], blocks: bytes, partial: Path, progress: _Progress) -> None:
+    async def _get_file(self, name: ModelName, file: VersionFile, blocks: bytes, partial: Path, progress: _Progress) -> None:
         """Raises OSError."""
         whole = CopyFile(bytes.fromhex(_hex(file.digest)), file.size, partial.with_suffix(".blocks"), partial)
-        model = max(files, key=lambda each: each.size)
-        origin = MeshOrigin(self._rpc, self._nodes, self._read, file, _hex(model.digest))
+        origin = MeshOrigin(self._rpc, self._nodes, self._read, file, name)
         copy = ModelCopy(
             copies=self._exchange.copies,
             file=whole,
@@ -217,6 +216,7 @@ class VersionCopy:
             stored_at=datetime.now(UTC),
             source_key=source,
             parts=len(parts),
+            part_digests=tuple(_hex(file.digest) for file, _ in parts) if len(parts) > 1 else (),
             projector="".join(_hex(file.digest) for file, _ in projectors[:1]),
             assignment=None if known is not None and known.assignment is None else assignment,
         )

@@ -511,6 +511,8 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     #: Identifies the source with its query.
     source_key: str
     parts: int = 1
+    #: The SHA-256 of each, if there are several and it is a version of the mesh.
+    part_digests: tuple[str, ...] = ()
     #: The SHA-256 of its file for images; empty without one.
     projector: str = ""
     #: What MODELS_PULL called it, in all workers of the store. They serve it as long as they call it so; empty: people pulled or added it.

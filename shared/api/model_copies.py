@@ -7,7 +7,7 @@ from msgspec import Meta
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.models.copy_plan import MAX_ORPHANS
 from shared.models.manifest import MAX_BYTES, Digest
-from shared.types import NodeId, Role
+from shared.types import ModelName, NodeId, Role
 
 #: Of one call, and of one part of its answer: messages have 1 MiB.
 MAX_RANGE_BYTES, PART_BYTES = 16 << 20, 256 << 10
@@ -38,8 +38,8 @@ class FindModelPeers(Body, frozen=True):
     """Ask for other workers that have a file of a version, or are copying it."""
 
     digest: Digest
-    #: How workers announce the model that the file is a part of.
-    model: Annotated[str, Meta(max_length=64)] = ""
+    #: What workers call the version that the file is a part of.
+    model: Annotated[ModelName, Meta(max_length=200)] = ModelName("")
 
 
 class ModelPeer(Body, frozen=True):
@@ -68,6 +68,8 @@ class LeaseBlocks(Body, frozen=True):
     had: Annotated[bytes, Meta(max_length=512 << 10)] | None = None
     #: Workers that sent it something wrong, or nothing.
     faulty: Annotated[tuple[NodeId, ...], Meta(max_length=16)] = ()
+    #: As in ``FindModelPeers``.
+    model: Annotated[ModelName, Meta(max_length=200)] = ModelName("")
 
 
 class LeasedBlocks(Body, frozen=True):

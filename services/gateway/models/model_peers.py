@@ -17,7 +17,7 @@ from shared.models import block_list
 from shared.models.copy_plan import Leases, all_blocks
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.telemetry import logs
-from shared.types import NodeId, Role
+from shared.types import ModelName, NodeId, Role
 
 #: A worker that copies asks every few seconds. One that has the whole file announces its model.
 HOLDER_SECONDS = 60.0
@@ -58,13 +58,13 @@ class ModelPeers:
         #: By digest and size, because a worker may lie about the size.
         self._files: dict[tuple[str, int], _File] = {}
 
-    def find(self, reader: NodeId, digest: str, model: str) -> tuple[ModelPeer, ...]:
+    def find(self, reader: NodeId, digest: str, model: ModelName) -> tuple[ModelPeer, ...]:
         """Return some workers that have the file or a part of it, those in the reader's network first, with grants to read it there."""
         now, network = self._clock(), self._network_of(reader)
         files = [file for (found, _), file in self._files.items() if found == digest]
         known = {node for file in files for node, asked_at in file.holders.items() if now - asked_at < HOLDER_SECONDS}
         faulty = {node for file in files for node in file.faulty}
-        peers = [node for node in {*known, *self._announced({_hex(digest), model})} - faulty - {reader} if self._is_alive(node)]
+        peers = [node for node in {*known, *self._announced(digest, model)} - faulty - {reader} if self._is_alive(node)]
         self._rng.shuffle(peers)
         if network is not None:
             peers.sort(key=lambda node: self._network_of(node) != network)
@@ -87,7 +87,7 @@ class ModelPeers:
         for node in [node for node in file.holders if not self._is_alive(node)]:
             del file.holders[node]
             file.leases.gone(node)
-        for node in self._announced({_hex(request.digest)}):
+        for node in self._announced(request.digest, request.model):
             if node != worker:
                 file.leases.had(node, all_blocks(count))
         for block in request.done:
@@ -111,10 +111,12 @@ class ModelPeers:
                 file.faulty.add(node)
                 _log.warning("model peer excluded", node=node, digest=request.digest)
 
-    def _announced(self, digests: set[str]) -> Iterable[NodeId]:
-        """Return workers that announce one of these as the digest of a model."""
+    def _announced(self, digest: str, model: ModelName) -> Iterable[NodeId]:
+        """Return workers that announce the file, or the version that it is a part of."""
         return [
-            entry.node for entry in self._workers() if any(offer.digest in digests and offer.digest for offer in entry.announcement.models)
+            entry.node
+            for entry in self._workers()
+            if any(offer.digest == _hex(digest) or offer.name == model for offer in entry.announcement.models)
         ]
 
     def _workers(self) -> Iterable[DirectoryEntry]:

@@ -75,6 +75,15 @@ class ModelStore:
     def projector(self, model: StoredModel) -> Path | None:
         return self.blob(model.projector) if model.projector else None
 
+    def find_file(self, digest: str) -> Path | None:
+        """Return a whole file, also a part of a model, by its SHA-256."""
+        if self.blob(digest).is_file():
+            return self.blob(digest)
+        for model in self.models():
+            if digest in model.part_digests:
+                return self.blob(model.digest) / _part(model.part_digests.index(digest) + 1, model.parts)
+        return None
+
     def models(self) -> tuple[StoredModel, ...]:
         """Return all models by name, without damaged references; empty if there is no store."""
         found = (self._read(file) for file in sorted(self._names.glob("*.json")))

@@ -25,6 +25,7 @@ from shared.node.member import Node
 from shared.protocol.directory import ModelOffer
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import ModelName, NodeId, Role
+from tests import gguf_files
 from tests.services.inference.models import ranged_server
 from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import IdleService, RunningNode, until
@@ -49,11 +50,14 @@ class Blobs:
         self.blobs[manifest.digest_of(data)] = data
         return manifest.digest_of(data)
 
-    def push(self) -> str:
-        file = VersionFile("model.gguf", self.add(MODEL), len(MODEL), self.add(b"".join(block_list.compute([MODEL]))))
+    def push(self, *files: bytes) -> str:
+        found = [
+            VersionFile(f"m-{number}.gguf", self.add(data), len(data), self.add(b"".join(block_list.compute([data]))))
+            for number, data in enumerate(files or (MODEL,))
+        ]
         config = manifest.encode_config(VersionConfig())
         self.add(config)
-        return model_copies.VERSION_SOURCE + self.add(manifest.build(config, [file]))
+        return model_copies.VERSION_SOURCE + self.add(manifest.build(config, found))
 
 
 class Gateway(IdleService):
@@ -71,7 +75,7 @@ class Gateway(IdleService):
 
     @serves(model_copies.read_blob)
     async def read(self, request: model_copies.ReadBlob, stream: StreamCall[model_copies.BlobPart]) -> Nothing:
-        if request.digest == DIGEST:
+        if request.length <= BLOCK_BYTES:
             if self.store.is_away:
                 raise errors.Unavailable("the store is away")
             self.store.sent.append(request.start // BLOCK_BYTES)
@@ -103,8 +107,8 @@ class Worker:
     async def get(self, source: str) -> None:
         await VersionCopy(self.node.rpc, self.node.directory, self.store, self.exchange).get(NAME, source, Assignment())
         (model,) = self.store.models()
-        assert self.store.file(model).read_bytes() == MODEL
-        self.node.offer(models=(ModelOffer(NAME, 2048, model.digest),))
+        assert model.parts > 1 or self.store.file(model).read_bytes() == MODEL
+        self.node.offer(models=(ModelOffer(NAME, 2048, "" if model.parts > 1 else model.digest),))
 
     def copied(self) -> int:
         """Return how many bytes of the model the worker has, as it tells others."""
@@ -118,6 +122,15 @@ class Site:
     blobs: Blobs
     gateways: list[RunningNode] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
+
+    async def knows(self, holder: Worker) -> None:
+        """Wait until all gateways have heard that a worker has the model."""
+
+        def announced(gateway: RunningNode) -> bool:
+            entry = gateway.node.directory.find(holder.node.id)
+            return entry is not None and bool(entry.announcement.models)
+
+        await until(lambda: all(map(announced, self.gateways)))
 
     async def add_gateway(self) -> RunningNode:
         self.gateways.append(await self.net.start(type("Gateway", (Gateway,), {"store": self.blobs})))
@@ -156,14 +169,29 @@ async def test_three_workers_take_one_copy_from_the_store(site: Site) -> None:
     await together([worker.get(source) for worker in workers])
     assert sorted(site.blobs.sent) == list(range(COUNT))
     # Much later, somebody who has it gives all of it.
-    await until(
-        lambda: all(
-            any(each.node == workers[0].node.id and each.announcement.models for each in gateway.node.directory.entries())
-            for gateway in site.gateways
-        )
-    )
+    await site.knows(workers[0])
     await together([(await site.add_worker()).get(source)])
     assert len(site.blobs.sent) == COUNT
+
+
+async def test_a_model_in_parts_is_copied_from_who_has_it(site: Site) -> None:
+    def part(number: int) -> bytes:
+        pairs = {
+            "general.architecture": gguf_files.text("llama"),
+            "llama.context_length": gguf_files.single("u32", 64),
+            "split.count": gguf_files.single("u16", 2),
+            "split.no": gguf_files.single("u16", number),
+        }
+        return gguf_files.joined(gguf_files.file(pairs, [])) + bytes(BLOCK_BYTES)
+
+    source = site.blobs.push(part(0), part(1))
+    holder, reader = await site.add_worker(), await site.add_worker()
+    await together([holder.get(source)])
+    await site.knows(holder)
+    await together([reader.get(source)])
+    assert len(site.blobs.sent) == 4
+    (model,) = reader.store.models()
+    assert reader.store.find_file(model.part_digests[1]) == reader.store.file(model).with_name("model-00002-of-00002.gguf")
 
 
 async def test_a_copy_ends_from_other_workers_when_the_store_and_all_gateways_go_away(site: Site) -> None:

@@ -34,18 +34,18 @@ class Mesh:
         for each in self.workers:
             self.announce(each)
 
-    def announce(self, worker: Trust, digest: str = "", *, leaving: bool = False) -> None:
-        models = (ModelOffer(ModelName("llama3@1"), 2048, digest),)
+    def announce(self, worker: Trust, digest: str = "", name: str = "other", *, leaving: bool = False) -> None:
+        models = (ModelOffer(ModelName(name), 2048, digest),)
         self.nodes.apply_announcement(Announcement(Role.WORKER, worker.me.id, "1", BEGUN, models, leaving=leaving), "direct", "swarm")
 
     def lease(self, worker: Trust, **changes: object) -> LeasedBlocks:
         return self.peers.lease(worker.me.id, LeaseBlocks(FILE, SIZE, **changes))  # type: ignore[arg-type]
 
-    def begin(self, worker: Trust, had: int = 0) -> tuple[int, ...]:
-        return self.lease(worker, had=had.to_bytes(5, "little")).blocks
+    def begin(self, worker: Trust, had: int = 0, model: str = "") -> tuple[int, ...]:
+        return self.lease(worker, had=had.to_bytes(5, "little"), model=ModelName(model)).blocks
 
     def find(self, reader: Trust, model: str = "") -> list[NodeId]:
-        return [peer.node for peer in self.peers.find(reader.me.id, FILE, model)]
+        return [peer.node for peer in self.peers.find(reader.me.id, FILE, ModelName(model))]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_worker_is_introduced_to_those_that_copy_the_file_and_gets_grants(mesh
     mesh.begin(other)
     assert mesh.find(one) == [other.me.id]
     assert set(mesh.find(third)) == {one.me.id, other.me.id}
-    (peer,) = mesh.peers.find(one.me.id, FILE, "")
+    (peer,) = mesh.peers.find(one.me.id, FILE, ModelName(""))
     assert copy_grants.check(peer.grant, other, one.me.id, bytes.fromhex("ab" * 32), NOW)
     with pytest.raises(errors.NotAllowed):
         copy_grants.check(peer.grant, other, third.me.id, bytes.fromhex("ab" * 32), NOW)
@@ -71,9 +71,9 @@ def test_a_worker_is_introduced_to_those_that_copy_the_file_and_gets_grants(mesh
 def test_a_worker_that_announces_the_model_or_a_part_of_it_is_introduced(mesh: Mesh) -> None:
     holder, of_parts, reader = mesh.workers[:3]
     mesh.announce(holder, "ab" * 32)
-    mesh.announce(of_parts, "cd" * 32)
+    mesh.announce(of_parts, "cd" * 32, "llama3@1")
     assert mesh.find(reader) == [holder.me.id]
-    assert set(mesh.find(reader, "cd" * 32)) == {holder.me.id, of_parts.me.id}
+    assert set(mesh.find(reader, "llama3@1")) == {holder.me.id, of_parts.me.id}
     mesh.announce(holder, "ab" * 32, leaving=True)
     assert mesh.find(reader) == []
 
@@ -108,8 +108,8 @@ def test_the_blocks_of_a_worker_that_is_gone_are_leased_again(mesh: Mesh) -> Non
 
 def test_with_a_worker_that_has_the_whole_file_only_what_it_does_not_give_is_leased(mesh: Mesh) -> None:
     holder, reader = mesh.workers[:2]
-    mesh.announce(holder, "ab" * 32)
-    assert mesh.begin(reader) == ()
+    mesh.announce(holder, "cd" * 32, "llama3@1")
+    assert mesh.begin(reader, model="llama3@1") == ()
     assert mesh.lease(reader, orphans=(5, 7, 6), most=2).blocks == (5, 6)
 
 
