@@ -178,6 +178,7 @@ def test_a_run_that_does_not_end_is_ended() -> None:
 def test_every_bench_is_checked_and_no_other_is_recorded() -> None:
     folder = Path(baseline.__file__).parent
     texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
+    texts |= {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob("*/__main__.py")}
     benches = {name for name, text in texts.items() if '\nif __name__ == "__main__":\n' in text and "report.run(" in text}
     assert benches == set(baseline.BENCHES)
     assert len(set(baseline.BENCHES)) == len(baseline.BENCHES)

@@ -93,7 +93,7 @@ def assign(wanted: Wanted, machines: Sequence[Machine], refusals: Refusals) -> A
     kept.sort(key=lambda each: (-each.held[wanted.name], each.node))
     if wanted.is_spare:
         return Assignment(wanted, tuple(each.node for each in kept[:most]), 0, {})
-    refused = {node: reason for (node, name), reason in refusals.items() if name == wanted.name}
+    refused = {each.node: why for each in chosen if (why := refusals.get((each.node, wanted.name)))}
     refused |= {each.node: REMOVED if each.accepts else NO_CONSENT for each in chosen if not _may_hold(each, wanted)}
     fresh = [each for each in chosen if not each.held.get(wanted.name) and each.node not in refused]
     fresh.sort(key=lambda each: (each.models, each.node))
