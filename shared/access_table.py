@@ -361,7 +361,7 @@ ROUTES: Mapping[str, AccessRule] = {
     "GET /api/requests": METHODS["gateway.listRequests"],
     "POST /api/feedback": METHODS["gateway.giveFeedback"],
     "HEAD /api/models/blobs/{digest}": METHODS["gateway.findModelBlobs"],
-    "GET /api/models/blobs/{digest}": METHODS["gateway.findModelBlobs"],
+    "GET /api/models/blobs/{digest}": METHODS["gateway.listModelVersions"],
     "PATCH /api/models/blobs/{digest}": METHODS["gateway.findModelBlobs"],
     "GET /api/models/{model}/versions": METHODS["gateway.listModelVersions"],
     "POST /api/models/{model}/versions": METHODS["gateway.completeModelVersion"],

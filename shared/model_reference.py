@@ -17,6 +17,7 @@ import msgspec
 
 from shared import addresses, errors, model_folder
 from shared.api.inference import ModelSources
+from shared.models.manifest import PATH_ANNOTATION
 
 #: Quantizations to choose from if the reference names none. The first that the repository has is chosen.
 _PREFERRED = ("Q4_K_M", "Q8_0", "Q4_0")
@@ -105,7 +106,8 @@ class _Layer(msgspec.Struct, rename="camel"):
 
     @property
     def title(self) -> str:
-        return (self.annotations or {}).get("org.opencontainers.image.title", "")
+        notes = self.annotations or {}
+        return notes.get("org.opencontainers.image.title") or notes.get(PATH_ANNOTATION, "")
 
 
 class _Manifest(msgspec.Struct):

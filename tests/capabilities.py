@@ -123,6 +123,7 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "registry": lambda: _programs({"docker-registry": find_program("docker-registry")}),
     "roots": lambda: "the tests do not run as root" if os.geteuid() else _programs({"debootstrap": find_program("debootstrap")}),
     "root": lambda: "" if os.geteuid() == 0 else "the tests do not run as root",
+    "skopeo": lambda: _programs({"skopeo": find_program("skopeo")}),
     "systemd": lambda: _programs({"systemd-analyze": find_program("systemd-analyze")}),
     "terraform": lambda: _programs({"terraform": find_program("terraform")}),
     "traefik": partial(_proxy, "traefik"),

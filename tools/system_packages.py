@@ -26,6 +26,7 @@ SYSTEM_PACKAGES = {
     "pgbouncer": ("pgbouncer",),
     "docker-registry": ("docker-registry",),
     "etcd-server": ("etcd",),
+    "skopeo": ("skopeo",),
 }
 #: Their packages start services, which would take ports that aimesh uses.
 SERVERS = ("prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry", "etcd-server")

@@ -1,43 +1,33 @@
 """`aicli models push`, `versions`, `promote`, `rollback`, `retire`, `revoke` and `delete`: versions that the mesh keeps."""
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
-import msgspec
 
-from cli.ask import deployments
+from cli.ask import blob_transfers, deployments, model_images
+from cli.ask.blob_transfers import PIECE_BYTES, Blob, persist
 from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from shared import api, errors, model_folder
-from shared.api.gateway import HttpRequest
 from shared.api.inference import PullProgress
-from shared.timing.backoff import Backoff
 from shared.types import ModelName, TenantId
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
-    from shared.api.models import BlobUpload, ModelVersion
-    from shared.models.manifest import VersionFile
+    from shared.api.models import ModelVersion
+    from shared.models.manifest import Statement, VersionFile
 
-#: A piece of an upload, and what is read at a time.
-_PIECE_BYTES, _READ_BYTES = 8 << 20, 1 << 20
-_BACKOFF, _MAX_FAILURES = Backoff(first_seconds=0.5, longest_seconds=15.0), 10
 #: Of a signature, which the gateway refuses with more.
 _MAX_SMALL_BYTES = 64 * 1024 + 1
-_CHECK_SECONDS = 0.5
 _CALL_SECONDS = 120.0
 #: States of versions.
 _CHECKING, _READY = "checking", "ready"
-
-Found = TypeVar("Found")
 
 _channel = click.option("--channel", default="stable", show_default=True, help="What requests name behind the @.")
 _wait = click.option("--wait", is_flag=True, help="Wait until it is served; Ctrl-C stops only the waiting.")
@@ -45,27 +35,11 @@ _json = print_format.output_options("Print a JSON object.")
 _version = click.argument("version", metavar="NAME@VERSION")
 
 
-@dataclass(frozen=True, slots=True)
-class _Blob:
-    """What is uploaded: a file, or a few bytes."""
-
-    digest: str
-    size: int
-    content: Path | bytes
-
-    def read(self, start: int) -> bytes:
-        if isinstance(self.content, bytes):
-            return self.content[start : start + _PIECE_BYTES]
-        with self.content.open("rb") as file:
-            file.seek(start)
-            return file.read(_PIECE_BYTES)
-
-
 @click.command()
-@click.argument("path", metavar="FILE|DIR")
+@click.argument("source", metavar="FILE|DIR|oci:DIR")
 @click.argument("name")
 @click.option("--license", "license_", metavar="SPDX", default="", help="License, such as Apache-2.0.")
-@click.option("--source", metavar="URL", default="", help="Where the model comes from.")
+@click.option("--source", "origin", metavar="URL", default="", help="Where the model comes from.")
 @click.option("--description", metavar="TEXT", default="", help="Shown in lists.")
 @click.option("--signature", metavar="FILE", help="A publisher's signature of the folder, by OpenSSF's model-signing.")
 @click.option("--organization", type=click.UUID, metavar="ID", help="Whose model a new one is. Default: the mesh's. Admins only.")
@@ -74,47 +48,42 @@ class _Blob:
 def push(
     here: CliContext,
     /,
-    path: Path,
+    source: str,
     name: str,
     *,
     license_: str,
-    source: str,
+    origin: str,
     description: str,
     signature: str | None,
     organization: UUID | None,
     as_json: bool,
 ) -> None:
-    """Store a version of the model NAME on the mesh, from a GGUF file with its parts, or a folder.
+    """Store a version of the model NAME on the mesh, from a GGUF file with its parts, a folder, or an OCI image layout.
 
     An interrupted upload resumes when you run the same command again. With NAME@7, it is refused if 7 isn't the next number.
     """
-    from shared.models import manifest
-    from shared.models.manifest import Statement, VersionConfig
+    from shared.models.manifest import Statement
 
     model, number = _split(name)
-    show, place = ProgressLine(), here.folder / Path(path).expanduser()
+    show, said = ProgressLine(), Statement(license=license_, source=origin, description=description)
     signed_by = None if signature is None else here.folder / Path(signature).expanduser()
     bundle = None if signed_by is None else read_small(signed_by)
-    config = manifest.encode_config(VersionConfig(statement=Statement(license=license_, source=source, description=description)))
 
     async def work(connection: "CliConnection") -> "ModelVersion":
         # Is there a mesh that keeps models? Reading the files takes minutes.
         await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs(()))
-        files, blobs = await asyncio.to_thread(_describe, place, show, signed_by)
-        blobs.append(_Blob(manifest.digest_of(config), len(config), config))
-        await _upload(connection, blobs, show)
-        request = api.models.CompleteModelVersion(
-            model, manifest.build(config, files), number, None if organization is None else TenantId(organization)
-        )
-        made = await _persist(lambda: connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS))
+        data, blobs = await asyncio.to_thread(_describe, here.folder, source, said, show, signed_by)
+        await blob_transfers.upload(connection, blobs, show)
+        request = api.models.CompleteModelVersion(model, data, number, None if organization is None else TenantId(organization))
+        made = await persist(lambda: connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS))
         if bundle is not None:
             signed = api.model_trust.SignModelVersion(made.model, made.version, bundle)
-            await _persist(lambda: connection.call(api.model_trust.sign_model_version, signed))
+            await persist(lambda: connection.call(api.model_trust.sign_model_version, signed))
         while made.state == _CHECKING:
             show(PullProgress("checking", made.size, made.size))
-            await asyncio.sleep(_CHECK_SECONDS)
+            await asyncio.sleep(blob_transfers.CHECK_SECONDS)
             asked = api.models.ListModelVersions(made.model, made.version)
-            (made,) = (await _persist(lambda: connection.call(api.models.list_model_versions, asked))).versions  # noqa: B023
+            (made,) = (await persist(lambda: connection.call(api.models.list_model_versions, asked))).versions  # noqa: B023
         return made
 
     made = here.run(work)
@@ -124,21 +93,40 @@ def push(
         click.get_current_context().exit(1)
 
 
-def _describe(path: Path, show: ProgressLine, but: Path | None = None) -> "tuple[list[VersionFile], list[_Blob]]":
-    """Read the files once, and return them with all blobs. Raises BadRequest for what can't be pushed."""
+def _describe(folder: Path, source: str, said: "Statement", show: ProgressLine, but: Path | None = None) -> tuple[bytes, list[Blob]]:
+    """Read what is pushed once, and return the manifest and all blobs. Raises BadRequest for what can't be pushed."""
+    from shared.models import image_layout, manifest
+    from shared.models.manifest import Statement, VersionConfig
+
+    image = model_images.find(folder, source)
+    if image is None:
+        found = _list_files(folder / Path(source).expanduser(), but)
+    elif image_layout.is_ours(image.manifest) and said == Statement():
+        return image.manifest, [image.blob(digest, size) for digest, size in manifest.read(image.manifest).blobs.items()]
+    else:
+        found = {path: image.place(layer.digest) for path, layer in image_layout.files(image.manifest).items()}
+    files, blobs = _read_files(found, show)
+    config = manifest.encode_config(VersionConfig(statement=said))
+    return manifest.build(config, files), [*blobs, Blob(manifest.digest_of(config), len(config), config)]
+
+
+def _list_files(path: Path, but: Path | None) -> dict[str, Path]:
+    if path.is_dir():
+        below = [each for each in sorted(path.rglob("*")) if each != but and (not each.is_dir() or each.is_symlink())]
+        return {each.relative_to(path).as_posix(): each for each in below}
+    projector = model_folder.find_projector(path)
+    return {each.name: each for each in (*model_folder.parts(path), *(() if projector is None else (projector,)))}
+
+
+def _read_files(found: dict[str, Path], show: ProgressLine) -> "tuple[list[VersionFile], list[Blob]]":
+    """Raises BadRequest."""
     from shared.models import block_list, manifest
     from shared.models.manifest import VersionFile
 
-    if path.is_dir():
-        below = [each for each in sorted(path.rglob("*")) if each != but and (not each.is_dir() or each.is_symlink())]
-        found = {each.relative_to(path).as_posix(): each for each in below}
-    else:
-        projector = model_folder.find_projector(path)
-        found = {each.name: each for each in (*model_folder.parts(path), *(() if projector is None else (projector,)))}
     if wrong := next((name for name, each in found.items() if each.is_symlink() or not each.is_file() or not each.stat().st_size), None):
         raise errors.BadRequest(f"{wrong} is missing, empty or no regular file", hint="push regular files only")
     manifest.check_paths(found)
-    total, done, files, blobs = sum(each.stat().st_size for each in found.values()), 0, list[VersionFile](), list[_Blob]()
+    total, done, files, blobs = sum(each.stat().st_size for each in found.values()), 0, list[VersionFile](), list[Blob]()
     if total > manifest.MAX_BYTES or len(found) > manifest.MAX_FILES:
         most = f"{manifest.MAX_FILES} files with {manifest.MAX_BYTES >> 40} TiB together"
         raise errors.BadRequest(f"{len(found)} files with {total} bytes are too much for a version", hint=f"it may have {most}")
@@ -147,82 +135,18 @@ def _describe(path: Path, show: ProgressLine, but: Path | None = None) -> "tuple
 
         def read(each: Path = each) -> Iterator[bytes]:
             nonlocal done, size
-            with each.open("rb") as file:
-                while data := file.read(_READ_BYTES):
-                    whole.update(data)  # noqa: B023 - read before the next file
-                    done, size = done + len(data), size + len(data)
-                    if done % _PIECE_BYTES < len(data):
-                        show(PullProgress("hashing", done, total))
-                    yield data
+            for data in blob_transfers.read_file(each):
+                whole.update(data)  # noqa: B023 - read before the next file
+                done, size = done + len(data), size + len(data)
+                if done % PIECE_BYTES < len(data):
+                    show(PullProgress("hashing", done, total))
+                yield data
 
         blocks = b"".join(block_list.compute(read()))
         digest = f"sha256:{whole.hexdigest()}"
         files.append(VersionFile(name, digest, size, manifest.digest_of(blocks)))
-        blobs += [_Blob(digest, size, each), _Blob(files[-1].blocks, len(blocks), blocks)]
+        blobs += [Blob(digest, size, each), Blob(files[-1].blocks, len(blocks), blocks)]
     return files, blobs
-
-
-async def _upload(connection: "CliConnection", blobs: list[_Blob], show: ProgressLine) -> None:
-    """Upload what the mesh lacks. A lost connection continues. Raises BadRequest if a file changes meanwhile."""
-    total, done, sent, began = sum(blob.size for blob in blobs), 0, 0, time.monotonic()
-    for blob in blobs:
-        failures, is_begun = 0, False
-        while not (found := await _persist(lambda: _find(connection, blob))).is_stored:  # noqa: B023
-            if is_begun and found.actual_digest is not None:
-                raise errors.BadRequest(f"{blob.digest} arrived as {found.actual_digest}: the file has changed", hint="push it again")
-            at = 0 if found.actual_digest else found.next_offset
-            is_begun = True
-            if at == blob.size:
-                show(PullProgress("checking", done + at, total))
-                await asyncio.sleep(_CHECK_SECONDS)
-                continue
-            try:
-                while at < blob.size:
-                    size = await _send(connection, blob, at)
-                    at, sent, failures = at + size, sent + size, 0
-                    show(PullProgress("uploading", done + at, total, sent / max(0.001, time.monotonic() - began)))
-            except (errors.PeerError, errors.AlreadyExists) as error:
-                # The connection broke, or an earlier piece arrived after all.
-                failures = await _pause(failures, error)
-        done += blob.size
-
-
-async def _persist(ask: Callable[[], Awaitable[Found]]) -> Found:
-    """Ask again while gateways are lost or restart. Raises the last error."""
-    failures = 0
-    while True:
-        try:
-            return await ask()
-        except errors.PeerError as error:
-            failures = await _pause(failures, error)
-
-
-async def _pause(failures: int, error: errors.AimeshError) -> int:
-    """Return the number of failures in a row. Raises the error after several."""
-    if failures + 1 == _MAX_FAILURES:
-        raise error
-    await asyncio.sleep(_BACKOFF.pause(failures + 1))
-    return failures + 1
-
-
-async def _find(connection: "CliConnection", blob: _Blob) -> "BlobUpload":
-    (found,) = (await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs((blob.digest,)))).blobs
-    return found
-
-
-async def _send(connection: "CliConnection", blob: _Blob, start: int) -> int:
-    """Upload the piece at ``start``, and return its size. Raises the gateway's error."""
-    data = await asyncio.to_thread(blob.read, start)
-    content_range = b"bytes %d-%d/%d" % (start, start + len(data) - 1, blob.size)
-    headers = ((b"content-range", content_range), (b"content-type", b"application/octet-stream"))
-    status, body = 0, b""
-    async with connection.http(HttpRequest("PATCH", f"/api/models/blobs/{blob.digest}", headers=headers, body=data)) as parts:
-        async for part in parts:
-            status, body = status or part.status, body + part.body
-    if status >= 400:
-        refusal = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"]
-        raise errors.from_problem(errors.Problem(str(refusal["code"]), str(refusal["message"]), str(refusal.get("hint") or "")))
-    return len(data)
 
 
 @click.command()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import value_completion
-from cli.ask import deployments, model_search, model_servers, model_store, model_trust, model_versions
+from cli.ask import deployments, model_images, model_search, model_servers, model_store, model_trust, model_versions
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
@@ -30,15 +30,9 @@ def models(here: CliContext, context: click.Context, /, *, as_json: bool) -> Non
         _list(here, as_json=as_json)
 
 
-for command in (
-    *model_search.COMMANDS,
-    *model_store.COMMANDS,
-    *deployments.COMMANDS,
-    *model_servers.COMMANDS,
-    *model_versions.COMMANDS,
-    *model_trust.COMMANDS,
-):
-    models.add_command(command)
+for module in (model_search, model_store, deployments, model_servers, model_versions, model_images, model_trust):
+    for command in module.COMMANDS:
+        models.add_command(command)
 
 
 @models.command("list")

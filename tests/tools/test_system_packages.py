@@ -9,7 +9,7 @@ from tools import system_packages
 
 ALL_PACKAGES = (
     "chromium-headless-shell chromium-sandbox fonts-liberation iproute2 iptables conntrack "
-    "prometheus prometheus-alertmanager pgbouncer docker-registry etcd-server"
+    "prometheus prometheus-alertmanager pgbouncer docker-registry etcd-server skopeo"
 )
 
 
@@ -33,7 +33,7 @@ def test_ordinary_user_gets_one_command_for_system_packages(installed: set[str])
     installed |= {"chromium-browser", "ip", "iptables", "conntrack", "promtool", "amtool"}
     with pytest.raises(
         system_packages.SystemNotReady,
-        match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer docker-registry etcd-server$",
+        match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer docker-registry etcd-server skopeo$",
     ):
         system_packages.ensure_system()
 
@@ -53,9 +53,9 @@ def test_root_installs_only_missing_system_packages(installed: set[str], monkeyp
     system_packages.ensure_system()
     assert ran == [
         ("apt-get", "update"),
-        (*system_packages.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry", "etcd-server"),
+        (*system_packages.INSTALL, "prometheus", "prometheus-alertmanager", "pgbouncer", "docker-registry", "etcd-server", "skopeo"),
     ]
-    installed |= {"promtool", "amtool", "docker-registry", "etcd"}
+    installed |= {"promtool", "amtool", "docker-registry", "etcd", "skopeo"}
     (tmp_path / "pgbouncer").touch()
     ran.clear()
     system_packages.ensure_system()

@@ -44,6 +44,9 @@ BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 5.0, 1024
 #: A client that reads nothing for this long is considered gone, and its generation is canceled.
 WRITE_SECONDS = 30.0
 
+#: A long answer is written in parts: a slow client takes one within WRITE_SECONDS, and messages of the mesh have 1 MiB.
+_PART_BYTES = 256 * 1024
+
 #: Proxies close a connection that is idle for 30 to 60 s; a long prompt or queue takes longer.
 HEARTBEAT_SECONDS = 15.0
 
@@ -305,7 +308,10 @@ class HttpCall:
 
     async def answer_bytes(self, content: bytes, media_type: bytes, *, status: int = 200) -> None:
         await self._start(status, [(b"content-type", media_type), (b"content-length", b"%d" % len(content))])
-        await self._write(content, more=False)
+        last = max(0, len(content) - 1) // _PART_BYTES * _PART_BYTES
+        for at in range(0, last, _PART_BYTES):
+            await self._write(content[at : at + _PART_BYTES], more=True)
+        await self._write(content[last:], more=False)
 
     async def fail(self, error: errors.AimeshError) -> None:
         """Send the error as the response, or as the last event of a stream."""

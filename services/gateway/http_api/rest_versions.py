@@ -1,5 +1,6 @@
 """Serves the /api routes for models: uploads in pieces, versions and channels."""
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -25,7 +26,10 @@ from shared.types import ModelName, NodeId, Peer, Role
 R = TypeVar("R", bound=msgspec.Struct)
 
 _SECONDS = 120.0
+#: Of downloads: each keeps a piece in memory until the client has it.
+_DOWNLOADS = 16
 _RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
+_WANTED = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})")
 
 
 class ChannelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,12 +52,14 @@ class RevokeBody(VersionBody, frozen=True, forbid_unknown_fields=True):
 class RestVersions:
     def __init__(self, registry: ModelRegistry, node: NodeId) -> None:
         self._registry = registry
+        self._downloads = asyncio.Semaphore(_DOWNLOADS)
         self._peer = Peer(Role.CLIENT, node)
 
     def routes(self) -> tuple[HttpRoute, ...]:
         registry, blob, of_model = self._registry, "/api/models/blobs/{digest}", "/api/models/{model}"
         return (
-            *(HttpRoute(verb, blob, self._find, "findModelBlobs", "Find where the upload of a file continues") for verb in ("HEAD", "GET")),
+            HttpRoute("HEAD", blob, self._find, "findModelBlobs", "Find where the upload of a file continues"),
+            HttpRoute("GET", blob, self._read, "listModelVersions", "Download a part of a file of a version", status=206),
             HttpRoute("PATCH", blob, self._patch, "findModelBlobs", "Upload the next piece of a file", max_raw_bytes=MAX_PIECE_BYTES,
                       status=202),
             HttpRoute("GET", f"{of_model}/versions", self._list, "listModelVersions", "List the versions of a model",
@@ -89,6 +95,18 @@ class RestVersions:
         if not found.is_stored and not found.next_offset:
             raise errors.NotFound(f"no upload of {found.digest} has begun")
         await _answer(call, found)
+
+    async def _read(self, call: HttpCall) -> None:
+        given = _WANTED.fullmatch(call.header(b"range") or b"")
+        start, end = (0, 0) if given is None else (int(given[1]), int(given[2]) + 1)
+        if not 0 < end - start <= MAX_PIECE_BYTES:
+            raise BadField("Range", f"must be such as bytes=0-8388607, with at most {MAX_PIECE_BYTES} bytes")
+        async with self._downloads:
+            data, size = await self._registry.download(call.caller, _digest(call), start, end - start)
+            if not data:
+                raise BadField("Range", f"begins after the file's {size} bytes")
+            call.add_headers([(b"content-range", b"bytes %d-%d/%d" % (start, start + len(data) - 1, size))])
+            await call.answer_bytes(data, b"application/octet-stream", status=206)
 
     async def _patch(self, call: HttpCall) -> None:
         given = _RANGE.fullmatch(call.header(b"content-range") or b"")

@@ -5,12 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from hashlib import sha256
 from uuid import UUID
 
-import msgspec
-
 from shared import config, errors
 from shared.amounts import show_bytes
-from shared.models import block_list, manifest
-from shared.models.manifest import Descriptor
+from shared.models import block_list, image_layout, manifest
 from shared.stores import object_credentials, objects
 from shared.stores.objects import ObjectMissing, ObjectStore
 
@@ -18,21 +15,12 @@ from shared.stores.objects import ObjectMissing, ObjectStore
 _RANGE_BYTES = 8 * block_list.BLOCK_BYTES
 #: Stays free on the disk of a folder.
 _RESERVE_BYTES = 5 << 30
-_REFERENCE = "org.opencontainers.image.ref.name"
 #: Called with what was read.
 OnBytes = Callable[[bytes], Awaitable[None]]
 
 
 class _OtherBlob(Exception):
     """The pieces aren't the blob."""
-
-
-class _Index(msgspec.Struct, frozen=True, rename="camel"):
-    """`index.json`."""
-
-    manifests: tuple[Descriptor, ...]
-    schema_version: int = 2
-    media_type: str = "application/vnd.oci.image.index.v1+json"
 
 
 class ModelOrigin:
@@ -67,10 +55,11 @@ class ModelOrigin:
             raise damaged(digest, actual)
         return data
 
-    async def read_range(self, digest: str, start: int, length: int) -> bytes:
-        """Return fewer bytes if the blob ends before."""
-        end = min(start + length, (await self._store.head(_blob(digest))).size)
-        return await self._store.get(_blob(digest), start, end) if start < end else b""
+    async def read_range(self, digest: str, start: int, length: int) -> tuple[bytes, int]:
+        """Return bytes, fewer if the blob ends before, and the size of the blob."""
+        size = (await self._store.head(_blob(digest))).size
+        end = min(start + length, size)
+        return (await self._store.get(_blob(digest), start, end) if start < end else b""), size
 
     async def hash(self, digest: str, size: int, on_bytes: OnBytes) -> bytes:
         """Read a blob of this size, and return the list of its blocks. Raises BadRequest if it is damaged."""
@@ -96,9 +85,8 @@ class ModelOrigin:
 
     async def write_index(self, versions: Iterable[tuple[str, str, int]]) -> None:
         """Write which manifests there are: names, digests and sizes."""
-        found = (Descriptor(manifest.MANIFEST_TYPE, digest, size, annotations={_REFERENCE: name}) for name, digest, size in versions)
-        await self._store.put("models/oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-        await self._store.put("models/index.json", msgspec.json.encode(_Index(tuple(found))))
+        await self._store.put(f"models/{image_layout.LAYOUT_FILE}", image_layout.LAYOUT)
+        await self._store.put(f"models/{image_layout.INDEX_FILE}", image_layout.encode_index(versions))
 
     # --- uploads
 
@@ -138,7 +126,7 @@ def damaged(expected: str, actual: str) -> errors.BadRequest:
 
 
 def _blob(digest: str) -> str:
-    return f"models/blobs/{digest.replace(':', '/')}"
+    return f"models/{image_layout.blob(digest)}"
 
 
 def _pieces(upload: UUID) -> str:

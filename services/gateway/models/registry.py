@@ -173,12 +173,19 @@ class ModelRegistry:
     @serves(model_copies.read_blob)
     async def read_blob(self, request: model_copies.ReadBlob, stream: StreamCall[model_copies.BlobPart]) -> Nothing:
         """Raises NotFound for what no version has that may be loaded."""
-        if not await self._store.is_loadable(request.digest):
-            raise errors.NotFound(f"no version has {request.digest}")
-        data = await self._get_origin().read_range(request.digest, request.start, request.length)
+        data, _ = await self._read(None, request.digest, request.start, request.length)
         for at in range(0, len(data), model_copies.PART_BYTES):
             await stream.send(model_copies.BlobPart(data[at : at + model_copies.PART_BYTES]))
         return Nothing()
+
+    async def download(self, by: Principal, digest: str, start: int, length: int) -> tuple[bytes, int]:
+        """Return bytes of a blob and its size. Raises NotFound for what no version has that somebody sees and that may be loaded."""
+        return await self._read(_scope(by), digest, start, length)
+
+    async def _read(self, tenant: TenantId | None, digest: str, start: int, length: int) -> tuple[bytes, int]:
+        if not await self._store.is_loadable(digest, tenant):
+            raise errors.NotFound(f"no version has {digest}")
+        return await self._get_origin().read_range(digest, start, length)
 
     @serves(api.retire_model_version)
     async def retire(self, request: api.RetireModelVersion, call: RpcCall) -> ModelVersion:

@@ -204,9 +204,11 @@ class RegistryStore:
         async with self.transaction() as rows:
             await rows.serve_next(ModelName(model), channel, version)
 
-    async def is_loadable(self, digest: str) -> bool:
-        """Return whether a version has this blob that workers may load."""
-        return bool(await self._database.value("find_loadable_blob", digest))
+    async def is_loadable(self, digest: str, tenant: TenantId | None = None) -> bool:
+        """Return whether a version of the mesh or the tenant has this blob that may be loaded; None: any version."""
+        begun = self._database.transaction() if tenant is None else self._database.bound(tenant)
+        async with begun as transaction:
+            return bool(await transaction.value("find_loadable_blob", digest, tenant))
 
     async def list_signatures(self, names: Iterable[str]) -> dict[ModelName, VersionTrust]:
         """Return what is known of versions, by names such as `llama3@7`."""

@@ -171,8 +171,12 @@ SELECT model, version, digest, manifest_bytes FROM model_versions
 WHERE state IN ('ready', 'retired') AND NOT is_deleted ORDER BY model, version;
 
 -- name: find_loadable_blob
--- Return whether a version has this blob that workers may load.
-SELECT EXISTS (SELECT FROM model_versions WHERE blobs @> ARRAY[$1::text] AND state IN ('ready', 'retired') AND NOT is_deleted);
+-- Return whether a version of the mesh or of $2 has this blob that workers may load; null: of all.
+SELECT EXISTS (
+    SELECT FROM model_versions JOIN models ON name = model
+    WHERE blobs @> ARRAY[$1::text] AND state IN ('ready', 'retired') AND NOT is_deleted
+        AND ($2::uuid IS NULL OR organization IS NULL OR organization = $2)
+);
 
 -- name: add_signature
 -- Add a signature of a version, or replace that of the same key, unless all together would have more than $5 bytes.

@@ -1,92 +1,28 @@
 """`aicli models push` and its like, with a fake mesh; `test_pushed_models` pushes to real gateways."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
 
-import msgspec
 import pytest
 
-from cli.ask import model_versions
+from cli.ask import blob_transfers
 from cli.output.exit_codes import ExitCode
 from shared import errors
 from shared.api import gateway, models
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.method import Nothing
-from shared.api.models import BlobUpload, BlobUploads, ModelVersion, ModelVersions, VersionState
+from shared.api.models import VersionState
 from shared.models import manifest
-from shared.timing.backoff import Backoff
-from shared.types import ModelName, UserId
+from tests.cli.ask.model_mesh import ModelMesh
 from tests.cli.fake_mesh import Shell
-
-VERSION = ModelVersion(
-    ModelName("tiny"), 1, "sha256:" + "0" * 64, VersionState.READY, 5, datetime(2026, 1, 2, tzinfo=UTC), UserId(UUID(int=1)),
-    channels=("stable",),
-)  # fmt: skip
-
-
-class Mesh:
-    """Keeps what is uploaded; ``broken`` and ``lost`` say how many pieces and other calls are lost with their connection."""
-
-    def __init__(self, shell: Shell) -> None:
-        self.uploads: dict[str, bytearray] = {}
-        self.stored: dict[str, bytes] = {}
-        self.broken = self.lost = 0
-        self.offsets: list[int] = []
-        self.manifest = b""
-        self.states = [VersionState.CHECKING, VersionState.READY]
-        shell.mesh.answer(models.find_model_blobs, self.find)
-        shell.mesh.answer(models.complete_model_version, self.complete)
-        shell.mesh.answer(models.list_model_versions, lambda _request: ModelVersions((self.version(),)))
-        shell.mesh.stream_script(gateway.serve_http, self.serve, Nothing())
-
-    def find(self, request: models.FindModelBlobs) -> BlobUploads:
-        self.lose(request.digests)
-        return BlobUploads(tuple(BlobUpload(each, each in self.stored, len(self.uploads.get(each, b""))) for each in request.digests))
-
-    def lose(self, is_important: object = True) -> None:
-        if is_important and self.lost:
-            self.lost -= 1
-            raise errors.LinkLost("the gateway was restarted")
-
-    async def serve(self, request: HttpRequest) -> AsyncIterator[HttpPart]:
-        digest = request.path.rpartition("/")[2]
-        upload = self.uploads.setdefault(digest, bytearray())
-        (_, given), *_ = request.headers
-        start, last, size = (int(text) for text in given.removeprefix(b"bytes ").replace(b"/", b"-").split(b"-"))
-        self.offsets.append(start)
-        assert (start, last + 1 - start) == (len(upload), len(request.body))
-        if self.broken:
-            self.broken -= 1
-            raise errors.LinkLost("the connection broke")
-        upload += request.body
-        if len(upload) == size:
-            assert manifest.digest_of(bytes(upload)) == digest
-            self.stored[digest] = bytes(upload)
-        yield HttpPart(b"", 200 if digest in self.stored else 202)
-
-    def complete(self, request: models.CompleteModelVersion) -> ModelVersion:
-        self.lose()
-        version = manifest.read(request.manifest)
-        assert set(version.blobs) <= self.stored.keys()
-        self.manifest = request.manifest
-        return self.version()
-
-    def version(self) -> ModelVersion:
-        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
-        return msgspec.structs.replace(VERSION, state=state, reason="it is no model" if state is VersionState.REFUSED else "")
 
 
 @pytest.fixture
-def mesh(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Mesh:
-    monkeypatch.setattr(model_versions, "_PIECE_BYTES", 1000)
-    monkeypatch.setattr(model_versions, "_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr(model_versions, "_BACKOFF", Backoff(first_seconds=0.0, longest_seconds=0.0))
-    return Mesh(shell)
+def mesh(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> ModelMesh:
+    return ModelMesh(shell, monkeypatch)
 
 
-def test_push_uploads_what_is_missing_and_waits_for_the_check(shell: Shell, mesh: Mesh) -> None:
+def test_push_uploads_what_is_missing_and_waits_for_the_check(shell: Shell, mesh: ModelMesh) -> None:
     (shell.folder / "model.gguf").write_bytes(b"a" * 2500)
     done = shell("models", "push", "model.gguf", "tiny", "--license", "MIT", "--source", "hf:me/tiny")
     assert (done.exit_code, done.stdout) == (0, "tiny@1 is ready, stable\n"), done.output
@@ -101,7 +37,7 @@ def test_push_uploads_what_is_missing_and_waits_for_the_check(shell: Shell, mesh
     assert mesh.offsets == [0]
 
 
-def test_a_push_continues_where_its_connection_broke(shell: Shell, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_push_continues_where_its_connection_broke(shell: Shell, mesh: ModelMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     (shell.folder / "model.gguf").write_bytes(b"b" * 2500)
     mesh.broken = 3
     assert shell("models", "push", "model.gguf", "tiny").exit_code == 0
@@ -111,18 +47,18 @@ def test_a_push_continues_where_its_connection_broke(shell: Shell, mesh: Mesh, m
     (shell.folder / "model.gguf").write_bytes(b"c" * 2500)
     refused = shell("models", "push", "model.gguf", "tiny")
     assert "the connection broke" in refused.stderr
-    assert mesh.broken == 1000 - model_versions._MAX_FAILURES
+    assert mesh.broken == 1000 - blob_transfers.MAX_FAILURES
 
 
-def test_a_gateway_may_be_lost_between_pieces(shell: Shell, mesh: Mesh) -> None:
+def test_a_gateway_may_be_lost_between_pieces(shell: Shell, mesh: ModelMesh) -> None:
     (shell.folder / "model.gguf").write_bytes(b"b" * 1500)
     mesh.lost = 3
     assert shell("models", "push", "model.gguf", "tiny").exit_code == 0
-    mesh.lost = model_versions._MAX_FAILURES
+    mesh.lost = blob_transfers.MAX_FAILURES
     assert "the gateway was restarted" in shell("models", "push", "model.gguf", "tiny").stderr
 
 
-def test_nothing_is_read_for_a_mesh_that_keeps_no_models(shell: Shell, mesh: Mesh) -> None:
+def test_nothing_is_read_for_a_mesh_that_keeps_no_models(shell: Shell, mesh: ModelMesh) -> None:
     (shell.folder / "model.gguf").write_bytes(b"b" * 1500)
     shell.mesh.answer(models.find_model_blobs, errors.Unavailable("this mesh has no store for models"))
     done = shell("models", "push", "model.gguf", "tiny")
@@ -130,7 +66,7 @@ def test_nothing_is_read_for_a_mesh_that_keeps_no_models(shell: Shell, mesh: Mes
     assert "hashing" not in done.stderr
 
 
-def test_a_version_is_bounded_before_its_files_are_read(shell: Shell, mesh: Mesh) -> None:
+def test_a_version_is_bounded_before_its_files_are_read(shell: Shell, mesh: ModelMesh) -> None:
     with (shell.folder / "sparse.gguf").open("wb") as sparse:
         sparse.truncate(manifest.MAX_BYTES + 1)
     done = shell("models", "push", "sparse.gguf", "tiny")
@@ -142,7 +78,7 @@ def test_a_version_is_bounded_before_its_files_are_read(shell: Shell, mesh: Mesh
     assert mesh.offsets == []
 
 
-def test_a_version_has_one_number(shell: Shell, mesh: Mesh) -> None:
+def test_a_version_has_one_number(shell: Shell, mesh: ModelMesh) -> None:
     asked = list[models.PromoteModel]()
     shell.mesh.answer(models.promote_model, lambda request: asked.append(request) or mesh.version())
     for words in (("tiny",), ("tiny", "7"), ("tiny@7",)):
@@ -153,7 +89,7 @@ def test_a_version_has_one_number(shell: Shell, mesh: Mesh) -> None:
     assert shell("models", "versions", "tiny@1").exit_code == 0
 
 
-def test_a_folder_is_pushed_with_its_paths_and_without_links(shell: Shell, mesh: Mesh) -> None:
+def test_a_folder_is_pushed_with_its_paths_and_without_links(shell: Shell, mesh: ModelMesh) -> None:
     folder = shell.folder / "model"
     (folder / "sub").mkdir(parents=True)
     (folder / "a.gguf").write_bytes(b"a")
@@ -170,7 +106,7 @@ def test_a_folder_is_pushed_with_its_paths_and_without_links(shell: Shell, mesh:
     assert "two files have the path" in shell("models", "push", "model", "tiny").stderr
 
 
-def test_a_refused_version_is_a_failure_with_the_reason(shell: Shell, mesh: Mesh, tmp_path: Path) -> None:
+def test_a_refused_version_is_a_failure_with_the_reason(shell: Shell, mesh: ModelMesh, tmp_path: Path) -> None:
     (shell.folder / "model.gguf").write_bytes(b"d")
     mesh.states = [VersionState.CHECKING, VersionState.REFUSED]
     done = shell("models", "push", "model.gguf", "tiny")
@@ -180,7 +116,7 @@ def test_a_refused_version_is_a_failure_with_the_reason(shell: Shell, mesh: Mesh
     assert shell("models", "push", "missing.gguf", "tiny").exit_code == ExitCode.USAGE
 
 
-def test_the_gateways_reason_for_refusing_a_piece_is_shown(shell: Shell, mesh: Mesh) -> None:
+def test_the_gateways_reason_for_refusing_a_piece_is_shown(shell: Shell, mesh: ModelMesh) -> None:
     async def refuse(_request: HttpRequest) -> AsyncIterator[HttpPart]:
         yield HttpPart(b'{"error": {"code": "insufficient_storage", "message": "the upload needs', 507)
         yield HttpPart(b' 8 GiB", "hint": "free disk space"}}')

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
@@ -311,6 +312,15 @@ async def test_the_end_of_a_response_that_the_watch_sees_as_a_disconnect_cancels
 
     await http_app.until_disconnect(call, handle())
     assert (reader.asked, reader.text) == (2, "all")
+
+
+@pytest.mark.parametrize(("size", "parts"), [(0, 1), (1, 1), (262_144, 1), (262_145, 2), (1_000_000, 4)])
+async def test_a_long_answer_is_written_in_parts(size: int, parts: int) -> None:
+    reader, body = Reader("/", {}), os.urandom(size)
+    call = await _read_call(reader)
+    await call.answer_bytes(body, b"application/octet-stream")
+    written = [message["body"] for message in reader.sent if message["type"] == "http.response.body"]
+    assert (b"".join(written), len(written)) == (body, parts)
 
 
 @pytest.mark.parametrize("is_watched", [False, True])

@@ -9,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 
-from cli.ask import model_versions
+from cli.ask import blob_transfers, model_versions
 from cli.ask.model_store import ProgressLine
 from cli.connection import MeshConnection
 from cli.profile import Profile
@@ -210,6 +210,29 @@ async def test_bad_manifests_are_refused_within_bounds(site: Site) -> None:
             assert (await http.post(f"/api/models/{name}/versions", content=good.manifest)).status_code in (400, 404)
 
 
+async def test_versions_are_downloaded_in_pieces_by_whoever_sees_them(site: Site, tmp_path: Path) -> None:
+    model = registries.gguf(tmp_path)
+    made = push_of({"model.gguf": model})
+    version = await push(site, "dev", made, "acme")
+    blob = f"/api/models/blobs/{manifest.digest_of(model)}"
+    async with site.http(1, "dev") as http:
+        parts = [await http.get(blob, headers={"range": f"bytes={at}-{at + PIECE - 1}"}) for at in range(0, len(model), PIECE)]
+        assert [part.status_code for part in parts] == [206] * len(parts)
+        assert b"".join(part.content for part in parts) == model
+        assert parts[-1].headers["content-range"] == f"bytes {len(model) // PIECE * PIECE}-{len(model) - 1}/{len(model)}"
+        whole = await http.get(f"/api/models/blobs/{version['digest']}", headers={"range": "bytes=0-4194303"})
+        assert whole.content == made.manifest
+        for wrong in ("", "bytes=0-", "bytes=5-4", f"bytes=0-{16 << 20}", f"bytes={len(model)}-{len(model) + 5}", "bytes=0-1,4-5"):
+            problem(await http.get(blob, headers={"range": wrong}), 400, "bad_request")
+        problem(await http.get(f"/api/models/blobs/sha256:{'0' * 64}", headers={"range": "bytes=0-5"}), 404, "not_found")
+    async with site.http(0, "eve") as http:
+        problem(await http.get(blob, headers={"range": "bytes=0-5"}), 404, "not_found")
+    async with site.http(0, "admin") as http:
+        assert (await http.get(blob, headers={"range": "bytes=0-5"})).content == model[:6]
+        await http.post("/api/models/acme/revoke", json={"version": 1, "reason": "wrong"})
+        problem(await http.get(blob, headers={"range": "bytes=0-5"}), 404, "not_found")
+
+
 async def test_blobs_are_uploaded_over_the_mesh_and_read_by_workers_only_of_versions(site: Site) -> None:
     made = push_of({"a": registries.small(3)})
     digest, data = manifest.digest_of(registries.small(3)), registries.small(3)
@@ -238,11 +261,9 @@ async def test_aicli_pushes_over_the_mesh(site: Site, tmp_path: Path) -> None:
     file.write_bytes(registries.gguf(tmp_path))
     connection = MeshConnection(site.client, Profile(mesh=MESH, api_key=KEYS["admin"]))
     show = ProgressLine()
-    files, blobs = model_versions._describe(file, show)
-    config = manifest.encode_config(manifest.VersionConfig())
-    blobs.append(model_versions._Blob(manifest.digest_of(config), len(config), config))
-    await model_versions._upload(connection, blobs, show)
-    request = models.CompleteModelVersion(ModelName("pushed"), manifest.build(config, files))
+    data, blobs = model_versions._describe(tmp_path, file.name, manifest.Statement(), show)
+    await blob_transfers.upload(connection, blobs, show)
+    request = models.CompleteModelVersion(ModelName("pushed"), data)
     made = await connection.call(models.complete_model_version, request)
     async with site.http(0, "admin") as http:
         while (found := (await http.get("/api/models/pushed/versions")).json()["versions"][0])["state"] == "checking":
