@@ -19,10 +19,13 @@ from services.web.pages.admin import node_view
 from services.web.pages.admin.node_view import ModelOnNode, NodeList, NodeRowView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
-from shared.api import gateway, membership
+from shared.api import deployments, gateway, membership
+from shared.api.deployments import CopyState
 from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
+from shared.lists import deployments as copy_lists
 from shared.lists import nodes as lists
+from shared.lists.deployments import DeployedCopy
 from shared.types import ModelName
 
 _DONE = {
@@ -61,6 +64,8 @@ class NodeModelsPage:
     short: str
     row: NodeRow
     models: tuple[ModelOnNode, ...]
+    #: What deployments would put there, and why they don't.
+    missing: tuple[DeployedCopy, ...]
     #: Whether the person decides if administrators may put models on it.
     decides: bool
 
@@ -156,12 +161,15 @@ async def _models(page_request: PageRequest, node_id: str) -> NodeModelsPage:
     row = next((row for row in rows.nodes if row.id == member.id), None)
     if row is None or not node_view.may_manage(member, row):
         raise errors.NotFound("this is no worker of yours that is up", hint="its models are listed while it is up")
+    found = await page_request.fetch(deployments.list_deployments, deployments.ListDeployments())
+    copies = copy_lists.rows(found.deployments if found else ())
     return NodeModelsPage(
         root=node_view.root_of(page_request.person),
         member=member,
         short=lists.short(member.id),
         row=row,
         models=node_view.models_of(row),
+        missing=tuple(copy for copy in copies if copy.node == member.id and copy.state is CopyState.REFUSED),
         decides=node_view.may_consent(member, row, page_request.person),
     )
 

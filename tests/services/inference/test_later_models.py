@@ -91,6 +91,14 @@ async def test_worker_with_an_empty_models_dir_waits_until_a_file_is_put_there(n
         await until(lambda: node.offers[-1].not_ready.startswith("waiting for models"))
 
 
+async def test_the_share_of_the_stores_quota_in_use_is_measured(node: Node, tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "a" / "models")
+    store.ensure_folders()
+    (store.blob("ab" * 32)).write_bytes(bytes(1000))
+    async with started(node, tmp_path / "a", models_dir=tmp_path / "empty", model_store_quota="4kB"):
+        assert node.metrics.registry.get_sample_value("ai_platform_model_store_used_ratio") == 0.25
+
+
 async def test_files_of_the_settings_are_served_once(node: Node, tmp_path: Path) -> None:
     models = tmp_path / "models"
     models.mkdir()

@@ -4,7 +4,9 @@ from litestar.types import ASGIApp
 
 from shared import errors
 from shared.api import gateway, membership
+from shared.api.deployments import CopyState, ModelCopy
 from shared.api.membership import MemberState
+from shared.config_documents import DeploymentDocument
 from shared.types import ModelName, Role, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.pages.admin import followed
@@ -147,6 +149,21 @@ async def test_owner_accepts_and_refuses_models_of_the_mesh(alice: Browser, mesh
         assert mesh.nodes[0].accepts_models is (done == "accepts")
     mesh.nodes[0] = msgspec.structs.replace(mesh.nodes[0], labels={"locked": "yes"})
     assert "ALLOW_MODEL_PULLS decides this" in (await alice.submit(await alice.get(path), path, accepts="yes")).text
+
+
+async def test_owner_sees_what_a_deployment_wants_there_and_why_it_is_not(alice: Browser, mesh: AdminMesh) -> None:
+    mesh.add_member(WORKER, name="mine")
+    mesh.nodes[:] = [msgspec.structs.replace(mesh.add_node(WORKER), accepts_models=False)]
+    mesh.deployments[ModelName("qwen3:8b")] = DeploymentDocument(source="hf:Qwen/Qwen3-8B-GGUF")
+    no = "ask its owner: administrators may not put models on it"
+    mesh.copies = (*mesh.copies, ModelCopy(WORKER, CopyState.REFUSED, ModelName("qwen3:8b"), reason=no))
+    path = f"/nodes/{WORKER}/models"
+    assert (
+        'wants <bdi class="tag">qwen3:8b</bdi> here, but <bdi>administrators may not put models on it</bdi>.'
+        in (await alice.get(path)).text
+    )
+    mesh.broken["gateway.listDeployments"] = errors.NotReachable("nobody there")
+    assert "wants" not in (await alice.get(path)).text
 
 
 async def test_owner_removes_a_model_and_accepts_it_again(alice: Browser, mesh: AdminMesh) -> None:
