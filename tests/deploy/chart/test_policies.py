@@ -88,11 +88,11 @@ def test_checkov_finds_nothing(case: str, tmp_path: Path) -> None:
     assert [(each["check_id"], each["resource"]) for each in report["results"]["failed_checks"]] == []
 
 
-def _allowed(case: str, component: str) -> set[tuple[str, int]]:
+def _allowed(case: str, component: str, *settings: str) -> set[tuple[str, int]]:
     """Return the components, namespaces and networks to which a component's policy allows connections."""
     name = component if component in ("default-deny",) else f"aimesh-{component}"
     found = set()
-    for rule in rendering.find("NetworkPolicy", name, case)["spec"]["egress"] or ():
+    for rule in rendering.find("NetworkPolicy", name, case, *settings)["spec"]["egress"] or ():
         for peer in rule["to"]:
             labels = peer.get("podSelector", {}).get("matchLabels", {})
             namespace = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
@@ -111,3 +111,7 @@ def test_services_reach_only_what_they_need() -> None:
     assert _allowed("namespaces", "model-router") == nats | {("ai-models", 8080), ("ai-models", 80)}
     assert _allowed("external-stores", "web") == {("gateway", 3002), ("10.1.0.0/24", 4222)}
     assert ("10.1.1.4/32", 5432) in _allowed("external-stores", "gateway")
+    # Its store of models is elsewhere.
+    assert _allowed("", "gateway", "gateway.egress[0].cidr=10.9.0.0/16,gateway.egress[0].port=9000") - _allowed("", "gateway") == {
+        ("10.9.0.0/16", 9000)
+    }
