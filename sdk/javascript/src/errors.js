@@ -172,6 +172,7 @@ const BY_STATUS = {
   502: 'unavailable',
   503: 'unavailable',
   504: 'deadline_exceeded',
+  507: 'insufficient_storage',
 }
 
 /**

@@ -9,12 +9,14 @@ import msgspec
 
 from cli import main
 from cli.doctor.findings import DoctorFinding
-from shared.api import alerts, auth, metrics
+from shared.api import alerts, auth, metrics, model_trust
+from shared.config_documents import TrustDocument, TrustMode
 from shared.spans import Span, SpanKind
 from shared.types import KeyId, UserId
 from stack.status_overview import StatusRow
 from tests.cli import command_lines
 from tests.cli.fake_mesh import FakeMesh
+from tests.shared.models.publishers import Publisher
 
 #: A name that a user may choose.
 NAME = "=漢字\x1b[31m"
@@ -57,6 +59,8 @@ def answer_all(mesh: FakeMesh) -> None:
     command_lines.answer_all(mesh, NAME)
     # The parent of a sample would be the span itself.
     mesh.answer(metrics.get_trace, metrics.FoundTrace((metrics.TracedSpan("gateway", "node", _SPAN),)))
+    rule = TrustDocument(mode=TrustMode.ENFORCE, keys=(Publisher().public,))
+    mesh.answer(model_trust.read_model_trust, model_trust.ModelTrust({NAME: rule}))
     # Other states are only listed with --all.
     firing = msgspec.structs.replace(command_lines.sample(alerts.Alert, NAME), state="firing")
     mesh.answer(alerts.list_alerts, alerts.Alerts((firing,), ()))

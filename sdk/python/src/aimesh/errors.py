@@ -199,6 +199,7 @@ _BY_STATUS: dict[int, type[AimeshError]] = {
     502: Unavailable,
     503: Unavailable,
     504: DeadlineExceeded,
+    507: TooLarge,
 }
 
 
