@@ -39,7 +39,7 @@ def _swarm(bootstrap: Bootstrap) -> Swarm:
     return Swarm(bootstrap=bootstrap, host="127.0.0.1")
 
 
-def _options(bootstrap: Bootstrap, topic: bytes, **more: object) -> str:
+def write_options(bootstrap: Bootstrap, topic: bytes, **more: object) -> str:
     return json.dumps({"bootstrap": [{"host": each.host, "port": each.port} for each in bootstrap], "topic": topic.hex(), **more})
 
 
@@ -96,7 +96,7 @@ async def _serve_swarm(bootstrap: list[dict[str, object]], topic: str) -> None:
             await processes.serve_until_stdin_ends()
 
 
-def _node(role: str, options: str = "{}", *flags: str) -> AbstractAsyncContextManager[Other]:
+def run_node(role: str, options: str = "{}", *flags: str) -> AbstractAsyncContextManager[Other]:
     return processes.other(find_node(), *flags, SWARMS, role, options, environment={"NODE_PATH": str(PACKAGES)})
 
 
@@ -148,9 +148,9 @@ async def _ask_tcp(port: int) -> list[float]:
 async def _measure_messages(rows: Rows, bootstrap: Bootstrap, options: Options) -> None:
     topic, node_topic = os.urandom(32), os.urandom(32)
     async with (
-        processes.serving("swarm", _options(bootstrap, topic)),
-        _node("echo", _options(bootstrap, node_topic)),
-        _node("ask", _options(bootstrap, node_topic, size=BIG, total=FLOOD_BYTES)) as node,
+        processes.serving("swarm", write_options(bootstrap, topic)),
+        run_node("echo", write_options(bootstrap, node_topic)),
+        run_node("ask", write_options(bootstrap, node_topic, size=BIG, total=FLOOD_BYTES)) as node,
         processes.serving("swarm") as tcp,
         _swarm(bootstrap) as swarm,
     ):
@@ -189,9 +189,9 @@ async def _measure_joins(rows: Rows, bootstrap: Bootstrap, _options: Options) ->
 
 async def _measure_crowd(rows: Rows, bootstrap: Bootstrap, _arguments: Options) -> None:
     topic = os.urandom(32)
-    async with _node("bare", "{}", "--expose-gc") as bare:
+    async with run_node("bare", "{}", "--expose-gc") as bare:
         bare_bytes = bare.ready["rss"]
-    async with _swarm(bootstrap) as swarm, _node("crowd", _options(bootstrap, topic, count=CROWD)) as crowd:
+    async with _swarm(bootstrap) as swarm, run_node("crowd", write_options(bootstrap, topic, count=CROWD)) as crowd:
         await swarm.join(topic)
         await swarm.flush()
         idle = (await swarm.stats()).rss_bytes
@@ -208,14 +208,14 @@ async def _measure_crowd(rows: Rows, bootstrap: Bootstrap, _arguments: Options) 
 async def _measure_deaf(rows: Rows, bootstrap: Bootstrap, _arguments: Options) -> None:
     """Write to a peer that stops reading, and to a stopped peer that granted the largest window."""
     topic, greedy_topic = os.urandom(32), os.urandom(32)
-    async with _swarm(bootstrap) as swarm, processes.serving("swarm", _options(bootstrap, topic)):
+    async with _swarm(bootstrap) as swarm, processes.serving("swarm", write_options(bootstrap, topic)):
         await swarm.join(topic)
         connection = await _first(swarm)
         # The first messages allocate what later ones reuse.
         await calls.one_by_one(Caller(connection).call)
         connection.send(bytes([DEAFEN]))
         rows.alone("memory that a peer that never reads costs", await _held_by(swarm, connection), "MB", at_most=4)
-    async with _swarm(bootstrap) as swarm, _node("greedy", _options(bootstrap, greedy_topic)) as peer:
+    async with _swarm(bootstrap) as swarm, run_node("greedy", write_options(bootstrap, greedy_topic)) as peer:
         await swarm.join(greedy_topic)
         connection = await _first(swarm)
         peer.process.send_signal(signal.SIGSTOP)

@@ -1,20 +1,33 @@
-"""Measure where models are placed, how fast the page Models is, and how often models that share memory are loaded.
+"""Measure where models are placed, how fast the page Models is, how often models that share memory are loaded, and how workers copy.
 
 placement  a round of the gateway that decides which machine gets which model
 page       the page Models of a large mesh
+copying    workers that get one version from an origin and from each other, also if one lies and one leaves
+one peer   a copy from one peer without a limit, against the raw stream of Node
+huge file  the memory that copying 40 GB needs
 swap       requests for three models, with memory for one, with and without MODEL_SWAP_SECONDS
 """
 
 from bench import report
-from bench.models import page, placement, swap
+from bench.models import copying, page, placement, swap
 
 if __name__ == "__main__":
     report.run(
         __doc__,
-        {"placement": placement.measure, "page": page.measure, "swap": swap.measure},
+        {
+            "placement": placement.measure,
+            "page": page.measure,
+            "swap": swap.measure,
+            "copying": copying.measure_spread,
+            "one peer": copying.measure_pair,
+            "huge file": copying.measure_huge,
+        },
         limits=(600.0, 90.0),
         quick_parts=("placement", "page"),
         serve=page.serve,
         rounds=(200, 20),
         seconds=(20.0, 3.0),
+        pairs=(5, 3),
+        workers=(10, 10),
+        mib=(64, 16),
     )

@@ -216,8 +216,9 @@ class ModelCopy:
             for block in blocks:
                 if self._plan.missing >> block & 1:
                     now = self.clock()
+                    pause = self.rate.wait_seconds(now)
                     self.rate.spend(now)
-                    await asyncio.sleep(self.rate.wait_seconds(now))
+                    await asyncio.sleep(pause)
                     body = await self.origin.read(block, self.file.length(block))
                     if not await asyncio.to_thread(self.file.write, block, body):
                         raise errors.Unavailable(f"block {block} of the origin is not that of the model", hint="push the model again")

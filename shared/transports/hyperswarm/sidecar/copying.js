@@ -6,6 +6,8 @@ const { createHash } = require('node:crypto')
 const fs = require('node:fs')
 const { setTimeout: sleep } = require('node:timers/promises')
 const { promisify } = require('node:util')
+const v8 = require('node:v8')
+const vm = require('node:vm')
 const { MAX_PART, MAX_UNSENT, OVERHEAD } = require('./connections')
 const { TYPE } = require('./frames')
 const { hexOf } = require('./network')
@@ -39,6 +41,11 @@ const BURST_MS = 20
 const SAVE_BLOCKS = 8
 const MAX_UNSAVED = 12
 
+/** Sent messages are garbage of 64 KiB each, of which Node lets 64 MiB gather before it collects them. */
+const COLLECT_BYTES = 8 * 1024 * 1024
+
+v8.setFlagsFromString('--expose-gc')
+const collect = vm.runInNewContext('gc')
 const [read, write, sync] = [fs.read, fs.write, fs.fdatasync].map(promisify)
 /** Buffers of whole blocks are used again: received slices that are kept for a block make memory grow until the next full collection. */
 const pool = []
@@ -141,6 +148,7 @@ class Copying {
   files = new Map() // digest -> file
   peers = new Map() // key -> peer
   uplink = new Uplink()
+  #sent = 0 // bytes since the last collection
   #fresh = new Map() // file -> blocks to tell its watchers about
 
   constructor(outbox) {
@@ -392,6 +400,11 @@ class Copying {
       message.writeUInt32LE(index, HEAD - 4)
       block.copy(message, HEAD, at, end)
       if (!peer.stream.write(message)) await peer.drained()
+      this.#sent += message.length
+      if (this.#sent > COLLECT_BYTES) {
+        this.#sent = 0
+        collect({ type: 'minor' })
+      }
     }
   }
 

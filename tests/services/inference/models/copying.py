@@ -48,11 +48,17 @@ class Source:
 
 
 def make_source(folder: Path, blocks: float = 8.0) -> Source:
-    body = random.Random(blocks).randbytes(int(blocks * BLOCK_BYTES))
+    rng, rest = random.Random(blocks), int(blocks % 1 * BLOCK_BYTES)
+    body = b"".join(rng.randbytes(size) for size in [BLOCK_BYTES] * int(blocks) + [rest])
     (folder / "whole").write_bytes(body)
-    source = Source(folder, body, hashlib.sha256(body).digest())
+    source = read_source(folder)
     (folder / "blocks").write_bytes(b"".join(hashlib.sha256(source.block(number)).digest() for number in range(source.count)))
     return source
+
+
+def read_source(folder: Path) -> Source:
+    body = (folder / "whole").read_bytes()
+    return Source(folder, body, hashlib.sha256(body).digest())
 
 
 @dataclass
@@ -67,6 +73,12 @@ class MemoryOrigin:
     def __post_init__(self) -> None:
         self.leases = Leases(self.source.count)
 
+    async def give(self, block: int) -> bytes:
+        if self.is_away:
+            raise errors.Unavailable("the origin is away")
+        self.sent.append(block)
+        return self.source.block(block)
+
 
 @dataclass
 class WorkerOrigin:
@@ -80,10 +92,7 @@ class WorkerOrigin:
         return () if self.origin.is_away else self.origin.leases.take(self.worker, now, orphans, most=most)
 
     async def read(self, block: int, size: int) -> bytes:
-        if self.origin.is_away:
-            raise errors.Unavailable("the origin is away")
-        self.origin.sent.append(block)
-        body = self.origin.source.block(block)
+        body = await self.origin.give(block)
         assert len(body) == size
         return body
 
@@ -156,7 +165,7 @@ async def finish(copy: ModelCopy, source: Source) -> None:
 @asynccontextmanager
 async def worker(name: str, folder: Path, nodes: list[PeerAddress] | None = None) -> AsyncIterator[Worker]:
     """Run a swarm that others find by its key, and that takes everybody for a worker."""
-    (folder / name).mkdir()
+    (folder / name).mkdir(exist_ok=True)
     async with swarms.local_swarm(dht.shared() if nodes is None else nodes) as swarm, background() as tasks:
         await swarm.join(swarms.new_topic())
         await swarm.flush()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from services.inference.models.model_copy import DownloadRate, ModelCopy
 from shared.timing.backoff import Backoff
 from shared.transports.hyperswarm import BLOCK_BYTES, find_node
 from tests import dht
+from tests.services.inference.models import killed_worker
 from tests.services.inference.models.copying import MemoryOrigin, Source, finish, make_source, worker
 from tests.shared.transports.hyperswarm import swarms
 
@@ -135,6 +137,32 @@ async def test_a_killed_sidecar_costs_at_most_16_blocks(tmp_path: Path) -> None:
         again = reader.progress[-1].from_peers - len(source.body)
         assert 0 <= again <= 16 * BLOCK_BYTES
         assert not reader.reports
+
+
+async def test_a_worker_that_is_killed_again_and_again_repeats_few_blocks(tmp_path: Path) -> None:
+    source, kills, sent = make_source(tmp_path, 72), 0, 0
+    async with worker("holder", tmp_path) as holder:
+        holder.offers(source.whole)
+        holder.swarm.copies.set_rate(32 * BLOCK_BYTES)
+        words = "-m", killed_worker.__name__, str(tmp_path), str(dht.shared()[0].port), holder.key.hex()
+        is_whole = False
+        while not is_whole:
+            process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
+            assert process.stdout is not None
+            read = 0
+            async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+                while read < 24 * BLOCK_BYTES and (line := await process.stdout.readline()):
+                    read = int(line)
+            if line:
+                process.kill()
+                kills += 1
+                read = max(read, *map(int, (await process.stdout.read()).split()), 0)
+            is_whole = await process.wait() == 0
+            assert is_whole or line, "it failed by itself"
+            sent += read
+    assert kills > 1
+    assert (tmp_path / "killed" / "partial").read_bytes() == source.body
+    assert sent - len(source.body) <= 16 * BLOCK_BYTES * kills
 
 
 async def test_a_canceled_copy_continues_with_what_it_has(tmp_path: Path) -> None:
