@@ -43,6 +43,13 @@ class ModelOrigin:
                 hint="free disk space at the gateway, or let MODEL_ORIGIN name another store",
             )
 
+    async def has(self, digest: str) -> bool:
+        try:
+            await self._store.head(_blob(digest))
+        except ObjectMissing:
+            return False
+        return True
+
     async def put(self, digest: str, data: bytes) -> None:
         await self._store.put(_blob(digest), data)
 

@@ -4,6 +4,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from msgspec.structs import replace
+
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.models import header_check, model_origin
@@ -65,9 +67,12 @@ class ModelRegistry:
 
     @serves(api.find_model_blobs)
     async def find_blobs(self, request: api.FindModelBlobs, call: RpcCall) -> api.BlobUploads:
-        self._get_origin()
+        origin = self._get_origin()
         async with self._store.transaction(_scope(call.principal)) as rows:
-            return api.BlobUploads(await rows.find_blobs(call.principal.tenant_id, request.digests))
+            found = await rows.find_blobs(call.principal.tenant_id, request.digests)
+        # The store may have lost it since, or be another one.
+        there = [each.is_stored and await origin.has(each.digest) for each in found]
+        return api.BlobUploads(tuple(replace(each, is_stored=is_there) for each, is_there in zip(found, there, strict=True)))
 
     async def upload(self, by: Principal, digest: str, start: int, size: int, data: bytes) -> BlobUpload:
         """Store the piece of a blob at ``start``. Raises WrongOffset, NotFound for an upload that has not begun, and BadRequest."""
@@ -75,7 +80,7 @@ class ModelRegistry:
         async with self._store.transaction(_scope(by)) as rows:
             await rows.hold_blobs()
             (found,) = await rows.find_blobs(owner, [digest])
-            if found.is_stored:
+            if found.is_stored and await origin.has(digest):
                 return found
             upload = await self._begin(rows, by, digest, size, len(data)) if start == 0 else await rows.find_upload(owner, digest)
         if upload is None:
@@ -158,7 +163,7 @@ class ModelRegistry:
         async with self._store.transaction(_scope(call.principal)) as rows:
             found = await rows.versions(request.model, version=request.version)
         if request.model is not None and not found:
-            raise _missing(request.model)
+            raise _missing(request.model, request.version)
         return api.ModelVersions(found)
 
     async def get_changeable(self, by: Principal, model: ModelName, version: int) -> ModelVersion:
@@ -384,7 +389,7 @@ async def _get(rows: RegistryRows, by: Principal, model: ModelName, number: int 
     """Return a version that somebody may change. Raises NotFound and NotAllowed."""
     found = await rows.versions(model, version=number)
     if not found:
-        raise _missing(model if number is None else f"{model}@{number}")
+        raise _missing(model, number)
     _ensure_may_change(by, model, found[0].organization)
     return found[0]
 
@@ -399,8 +404,9 @@ def _ensure_unused(version: ModelVersion, users: Sequence[str]) -> None:
         raise errors.AlreadyExists(f"{version.model}@{version.version} is used by {', '.join(users)}", hint="promote another version first")
 
 
-def _missing(name: str) -> errors.NotFound:
-    return errors.NotFound(f"there is no model {name[:100]}", hint="see `aicli models versions`")
+def _missing(model: ModelName, number: int | None) -> errors.NotFound:
+    name = model[:100] if number is None else f"{model[:100]}@{number}"
+    return errors.NotFound(f"there is no model {name}", hint="see `aicli models versions`")
 
 
 def _not_possible(version: ModelVersion, *needed: VersionState) -> errors.AlreadyExists:

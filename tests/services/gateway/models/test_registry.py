@@ -92,6 +92,20 @@ async def test_an_upload_continues_at_another_gateway_and_ends_as_one_checked_ob
         assert (await second.complete(ADMIN, push)).version == 1
 
 
+async def test_a_push_brings_back_what_the_store_has_lost(gateway: Gateway, tmp_path: Path) -> None:
+    """Such as after MODEL_ORIGIN names another store, which is empty."""
+    model = registries.gguf(tmp_path)
+    push = push_of({"model.gguf": model})
+    made = await gateway.push(ADMIN, push)
+    for digest in (*push.blobs, push.digest):
+        version_file(tmp_path, digest).unlink()
+    assert not (await gateway.find(ADMIN, model)).is_stored
+    again = await gateway.push(ADMIN, push)
+    assert (again.version, again.state) == (made.version, VersionState.READY)
+    assert version_file(tmp_path, manifest.digest_of(model)).read_bytes() == model
+    assert version_file(tmp_path, push.digest).read_bytes() == push.manifest
+
+
 async def test_a_gateway_that_is_killed_while_it_joins_leaves_the_rest_to_another(
     gateway: Gateway, other: Gateway, plain_url: str, tmp_path: Path
 ) -> None:
