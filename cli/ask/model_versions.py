@@ -106,7 +106,7 @@ def _describe(folder: Path, source: str, said: "Statement", show: ProgressLine, 
     else:
         found = {path: image.place(layer.digest) for path, layer in image_layout.files(image.manifest).items()}
     files, blobs = _read_files(found, show)
-    config = manifest.encode_config(VersionConfig(statement=said))
+    config = manifest.encode_config(VersionConfig(statement=said), files)
     return manifest.build(config, files), [*blobs, Blob(manifest.digest_of(config), len(config), config)]
 
 

@@ -1,7 +1,8 @@
 """A version of a model: an OCI image manifest of the kind that the CNCF's ModelPack specifies.
 
 The manifest's SHA-256 is the version's digest. Each file is a layer; behind it is a layer with the list of its blocks, so that tools that
-copy OCI images copy it, too. The config has the facts and what the owner says. Everything here may come from strangers. Pure.
+copy OCI images copy it, too. The config has what the owner says, as ModelPack's schema wants it. Everything here may come from strangers.
+Pure.
 """
 
 import re
@@ -9,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -72,22 +73,48 @@ class VersionFacts(msgspec.Struct, frozen=True, rename="camel", kw_only=True, om
     sees_images: bool = False
 
 
-class Statement(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
+class Statement(msgspec.Struct, frozen=True, kw_only=True):
     """What whoever pushes a version says about it."""
 
     #: SPDX.
-    license: Annotated[str, Meta(max_length=100)] = ""
-    source: Annotated[str, Meta(max_length=500)] = ""
+    license: str = ""
+    source: str = ""
+    description: str = ""
+
+
+class VersionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What the config says."""
+
+    kind: ModelKind = ModelKind.MODEL
+    statement: Statement = Statement()
+    #: Of an adapter: the weights digest of its base.
+    base: Digest | None = None
+
+
+class _License(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """ModelPack's `descriptor`."""
+
+    licenses: Annotated[tuple[Annotated[str, Meta(max_length=100)], ...], Meta(max_length=4)] = ()
+    source_url: Annotated[str, Meta(max_length=500)] = msgspec.field(default="", name="sourceURL")
     description: Annotated[str, Meta(max_length=2000)] = ""
 
 
-class VersionConfig(msgspec.Struct, frozen=True, rename="camel", kw_only=True, omit_defaults=True):
-    """The config's content."""
+class _ModelFiles(msgspec.Struct, frozen=True, rename="camel"):
+    """ModelPack's `modelfs`."""
 
+    type: str
+    #: Of the layers, in their order.
+    diff_ids: Annotated[tuple[Digest, ...], Meta(max_length=2 * MAX_FILES)]
+
+
+class _Config(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The config's content. ModelPack wants the first three and, for a model, nothing else."""
+
+    descriptor: _License
+    #: Technical facts. Ours are those of the files.
+    config: dict[str, Any]
+    modelfs: _ModelFiles
     kind: ModelKind = ModelKind.MODEL
-    facts: VersionFacts = VersionFacts()
-    statement: Statement = Statement()
-    #: Of an adapter: the weights digest of its base.
     base: Digest | None = None
 
 
@@ -124,16 +151,15 @@ def digest_of(data: bytes) -> str:
 
 def build(config: bytes, files: Iterable[VersionFile]) -> bytes:
     """Return the manifest's bytes: always the same for the same content."""
-    layers = list[Descriptor]()
-    for file in sorted(files, key=lambda each: each.path):
-        layers.append(Descriptor(WEIGHTS_TYPE, file.digest, file.size, {PATH_ANNOTATION: file.path}))
-        blocks = block_list.count(file.size) * block_list.DIGEST_BYTES
-        layers.append(Descriptor(BLOCKS_TYPE, file.blocks, blocks, {FILE_ANNOTATION: file.digest}))
-    return msgspec.json.encode(Manifest(config=Descriptor(CONFIG_TYPE, digest_of(config), len(config)), layers=tuple(layers)))
+    return msgspec.json.encode(Manifest(config=Descriptor(CONFIG_TYPE, digest_of(config), len(config)), layers=_layers(files)))
 
 
-def encode_config(config: VersionConfig) -> bytes:
-    return msgspec.json.encode(config)
+def encode_config(config: VersionConfig, files: Iterable[VersionFile]) -> bytes:
+    """Return the config's bytes for the manifest of these files."""
+    said = config.statement
+    descriptor = _License((said.license,) if said.license else (), said.source, said.description)
+    held = _ModelFiles("layers", tuple(layer.digest for layer in _layers(files)))
+    return msgspec.json.encode(_Config(descriptor, {}, held, config.kind, config.base))
 
 
 def read(data: bytes) -> Version:
@@ -155,7 +181,11 @@ def read(data: bytes) -> Version:
 
 def read_config(data: bytes) -> VersionConfig:
     """Raises BadRequest."""
-    return _decode(data, VersionConfig, "config", MAX_CONFIG_BYTES)
+    read = _decode(data, _Config, "config", MAX_CONFIG_BYTES)
+    said = Statement(
+        license=" AND ".join(read.descriptor.licenses), source=read.descriptor.source_url, description=read.descriptor.description
+    )
+    return VersionConfig(kind=read.kind, statement=said, base=read.base)
 
 
 def weights_digest(digests: Iterable[str]) -> str:
@@ -179,6 +209,15 @@ def check_paths(paths: Iterable[str]) -> None:
     folders = {folded.rsplit("/", count)[0] for folded in seen for count in range(1, folded.count("/") + 1)}
     if both := folders & seen:
         raise errors.BadRequest(f"{min(both)[:80]!r} is the path of a file and of a folder", hint="rename one of them")
+
+
+def _layers(files: Iterable[VersionFile]) -> tuple[Descriptor, ...]:
+    layers = list[Descriptor]()
+    for file in sorted(files, key=lambda each: each.path):
+        layers.append(Descriptor(WEIGHTS_TYPE, file.digest, file.size, {PATH_ANNOTATION: file.path}))
+        blocks = block_list.count(file.size) * block_list.DIGEST_BYTES
+        layers.append(Descriptor(BLOCKS_TYPE, file.blocks, blocks, {FILE_ANNOTATION: file.digest}))
+    return tuple(layers)
 
 
 def _file(file: Descriptor, lists: Mapping[str, Descriptor]) -> VersionFile:

@@ -52,7 +52,7 @@ class Origin:
         found = [
             VersionFile(path, self.add(data), len(data), self.add(b"".join(block_list.compute([data])))) for path, data in files.items()
         ]
-        config = manifest.encode_config(VersionConfig())
+        config = manifest.encode_config(VersionConfig(), found)
         self.add(config)
         return VERSION_SOURCE + self.add(manifest.build(config, found))
 
@@ -288,7 +288,7 @@ async def test_a_block_that_the_disk_has_lost_after_it_was_saved_is_fetched_agai
 async def test_a_list_of_blocks_that_is_not_that_of_the_file_is_refused(origin: Origin, store: ModelStore) -> None:
     other = bytes(len(MODEL))
     file = VersionFile("model.gguf", origin.add(MODEL), len(MODEL), origin.add(b"".join(block_list.compute([other]))))
-    config = manifest.encode_config(VersionConfig())
+    config = manifest.encode_config(VersionConfig(), [file])
     origin.add(config)
     source = VERSION_SOURCE + origin.add(manifest.build(config, [file]))
     origin.blobs[file.digest] = other

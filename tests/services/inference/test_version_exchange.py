@@ -55,7 +55,7 @@ class Blobs:
             VersionFile(f"m-{number}.gguf", self.add(data), len(data), self.add(b"".join(block_list.compute([data]))))
             for number, data in enumerate(files or (MODEL,))
         ]
-        config = manifest.encode_config(VersionConfig())
+        config = manifest.encode_config(VersionConfig(), found)
         self.add(config)
         return model_copies.VERSION_SOURCE + self.add(manifest.build(config, found))
 

@@ -31,7 +31,7 @@ class Publisher:
 
 def manifest_of(files: dict[str, bytes] = FILES) -> bytes:
     found = [VersionFile(path, manifest.digest_of(data), len(data), manifest.digest_of(b"blocks" + data)) for path, data in files.items()]
-    return manifest.build(manifest.encode_config(VersionConfig()), found)
+    return manifest.build(manifest.encode_config(VersionConfig(), found), found)
 
 
 def version_of(files: dict[str, bytes] = FILES) -> Version:

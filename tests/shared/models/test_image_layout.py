@@ -47,8 +47,8 @@ def test_every_name_becomes_a_tag() -> None:
 
 
 def test_our_images_stay_as_they_are() -> None:
-    config = manifest.encode_config(VersionConfig())
-    assert image_layout.is_ours(manifest.build(config, [VersionFile("m.gguf", digest(1), 5, digest(2))]))
+    files = [VersionFile("m.gguf", digest(1), 5, digest(2))]
+    assert image_layout.is_ours(manifest.build(manifest.encode_config(VersionConfig(), files), files))
     assert not image_layout.is_ours(image((RAW, {"org.cncf.model.filepath": "m.gguf"})))
 
 

@@ -9,11 +9,7 @@ from hypothesis import strategies as st
 
 from shared import errors
 from shared.models import block_list, manifest
-from shared.models.manifest import Statement, VersionConfig, VersionFacts, VersionFile
-
-CONFIG = manifest.encode_config(
-    VersionConfig(facts=VersionFacts(architecture="llama", parameters=7, quantization="Q4_K_M"), statement=Statement(license="MIT"))
-)
+from shared.models.manifest import Statement, VersionConfig, VersionFile
 
 
 def digest(number: int) -> str:
@@ -22,6 +18,11 @@ def digest(number: int) -> str:
 
 def file(path: str, number: int = 1, size: int = 5 * block_list.BLOCK_BYTES) -> VersionFile:
     return VersionFile(path, digest(number), size, digest(number + 1_000_000))
+
+
+CONFIG = manifest.encode_config(
+    VersionConfig(statement=Statement(license="MIT", source="https://example.org/m", description="small")), [file("model.gguf")]
+)
 
 
 def changed(**changes: Any) -> bytes:
@@ -37,12 +38,28 @@ def test_what_is_written_is_read() -> None:
     assert version.size == sum(each.size for each in files)
     assert version.blobs[digest(1_000_002)] == 32
     assert manifest.build(CONFIG, files) == data
-    assert manifest.read_config(CONFIG).statement.license == "MIT"
+    assert manifest.read_config(CONFIG).statement == Statement(license="MIT", source="https://example.org/m", description="small")
+
+
+def test_a_config_has_what_the_schema_of_modelpack_requires_and_nothing_else() -> None:
+    """Its config-schema.json forbids other properties."""
+    assert json.loads(CONFIG) == {
+        "descriptor": {"licenses": ["MIT"], "sourceURL": "https://example.org/m", "description": "small"},
+        "config": {},
+        "modelfs": {"type": "layers", "diffIds": [layer["digest"] for layer in json.loads(changed())["layers"]]},
+    }
+    said = {
+        "descriptor": {"licenses": ["MIT", "Apache-2.0"], "name": "m"},
+        "config": {"format": "gguf"},
+        "modelfs": {"type": "layers", "diffIds": []},
+    }
+    assert manifest.read_config(json.dumps(said).encode()).statement.license == "MIT AND Apache-2.0"
 
 
 def test_a_description_changes_the_version_but_no_file() -> None:
+    files = [file("m.gguf")]
     first, second = (
-        manifest.read(manifest.build(manifest.encode_config(VersionConfig(statement=Statement(description=text))), [file("m.gguf")]))
+        manifest.read(manifest.build(manifest.encode_config(VersionConfig(statement=Statement(description=text)), files), files))
         for text in ("a", "b")
     )
     assert first.digest != second.digest

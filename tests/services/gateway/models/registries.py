@@ -57,7 +57,7 @@ def push_of(files: dict[str, bytes], **said: str) -> Push:
         blocks = b"".join(block_list.compute([data]))
         described.append(VersionFile(path, manifest.digest_of(data), len(data), manifest.digest_of(blocks)))
         blobs |= {manifest.digest_of(data): data, manifest.digest_of(blocks): blocks}
-    config = manifest.encode_config(VersionConfig(statement=Statement(**said)))
+    config = manifest.encode_config(VersionConfig(statement=Statement(**said)), described)
     blobs[manifest.digest_of(config)] = config
     return Push(manifest.build(config, described), blobs)
 

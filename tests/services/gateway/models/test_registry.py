@@ -380,7 +380,7 @@ async def test_models_of_an_organization_do_not_exist_for_others(gateway: Gatewa
     assert [one.model for one in everything] == [LLAMA]
     # Nor do its blobs: who knows a digest has to have the bytes.
     assert not (await gateway.find(STRANGER, small(1))).is_stored
-    with pytest.raises(errors.BadRequest, match="2 blobs of the manifest are missing"):
+    with pytest.raises(errors.BadRequest, match="3 blobs of the manifest are missing"):
         await gateway.complete(STRANGER, push, ModelName("mine"))
     with pytest.raises(errors.AlreadyExists, match="the name acme is taken"):
         await gateway.push(STRANGER, push, acme)
