@@ -14,6 +14,7 @@ from statistics import median
 from bench import processes, report, swarm
 from bench.report import Options, Rows
 from services.inference.models.model_copy import DownloadRate
+from shared.node.lifecycle import background
 from shared.transports.hyperswarm import BLOCK_BYTES, CopyFile, PeerAddress, WholeFile
 from tests.dht import dht
 from tests.services.inference.models import copying
@@ -61,11 +62,10 @@ async def _spread(bootstrap: Sequence[PeerAddress], count: int, mib: int, *, are
             took.append(time.perf_counter() - began)
 
         async def leave(each: Worker) -> None:
-            leaving = asyncio.create_task(copy(each))
-            while (await each.has_moved()).bytes < len(source.body) / 2:
-                pass
-            leaving.cancel()
-            await asyncio.wait({leaving})
+            async with background() as tasks:
+                tasks.create_task(copy(each))
+                while (await each.has_moved()).bytes < len(source.body) / 2:
+                    pass
             origin.leases.gone(each.name)
 
         began = time.perf_counter()
@@ -110,13 +110,14 @@ async def _copy_alone(bootstrap: Sequence[PeerAddress], mib: int) -> dict[str, f
             reader.peers = [holder.key]
             copy = reader.copy(source, MemoryOrigin(source, is_away=True))
             pids = [(await each.swarm.stats()).pid for each in (holder, reader)]
-            copying_ = asyncio.create_task(copy.run())
-            await reader.has_moved()
-            spent, began = _Sidecars(pids), time.perf_counter()
-            left = source.count - reader.progress[-1].bytes // BLOCK_BYTES
-            await copying_
-            seconds = time.perf_counter() - began
-            return {"mib": left / seconds, "cpu": spent.seconds() / left}
+            async with background() as tasks:
+                running = tasks.create_task(copy.run())
+                await reader.has_moved()
+                spent, began = _Sidecars(pids), time.perf_counter()
+                left = source.count - reader.progress[-1].bytes // BLOCK_BYTES
+                await running
+                seconds = time.perf_counter() - began
+                return {"mib": left / seconds, "cpu": spent.seconds() / left}
 
 
 async def measure_pair(rows: Rows, _shared: object, options: Options) -> None:
@@ -154,10 +155,9 @@ async def measure_huge(rows: Rows, _shared: object, _options: Options) -> None:
                 copy.file = CopyFile(source.digest, count * BLOCK_BYTES, folder / "blocks", reader.folder / "partial")
                 async with AsyncExitStack() as stack:
                     readings = [await stack.enter_async_context(processes.watching_memory(pid, 0.1)) for pid in (*pids, os.getpid())]
-                    running = asyncio.create_task(copy.run())
-                    await asyncio.wait({running}, timeout=HUGE_SECONDS)
-                    running.cancel()
-                    await asyncio.wait({running})
+                    async with background() as tasks:
+                        tasks.create_task(copy.run())
+                        await asyncio.sleep(HUGE_SECONDS)
                 assert reader.progress[-1].bytes > 4 * BLOCK_BYTES
                 for who, read, idle in zip(
                     ("the holder's sidecar", "the reader's sidecar", "the reader's Python"), readings, before, strict=True
