@@ -267,6 +267,14 @@ class Overloaded(PeerError, code="overloaded"):
     """A limit was reached: calls per link, queue length or connections."""
 
 
+class Preempted(PeerError, code="preempted"):
+    """Live requests need the worker, so it has given up a request that nobody waits for. It continues later, or elsewhere."""
+
+
+class ResourceUnavailable(PeerError, code="resource_unavailable", status=429):
+    """A request that waits behind live ones found no free worker in time. Nothing was billed."""
+
+
 class Unavailable(PeerError, code="unavailable"):
     """A store or backend that this call needs does not answer. The message names it."""
 

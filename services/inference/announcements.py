@@ -258,4 +258,6 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         upstream_model=status.upstream_model,
         can_suit_agents=status.can_suit_agents,
         numerics=status.numerics,
+        batch_busy=status.batch_busy,
+        yields=status.yields,
     )

@@ -39,6 +39,8 @@ class JobOrigin:
     numerics: str = ""
     #: ``max_tokens`` is only the gateway's own bound.
     open_ended: bool = False
+    #: Live jobs go first.
+    is_batch: bool = False
 
 
 NO_ORIGIN = JobOrigin()

@@ -10,12 +10,15 @@ _WEIGHT = 0.2
 
 @dataclass(slots=True)
 class QueueLimits:
-    """Counts the jobs of one model. The first ``slots`` run, up to ``queue`` more wait."""
+    """Counts the jobs of one model. The first ``slots`` run, up to ``queue`` more wait. Batch jobs have the same room of their own, because
+    they make way for live ones."""
 
     model: str
     slots: int
     queue: int
+    #: Live jobs.
     in_flight: int = 0
+    batch: int = 0
     #: Mean time of a finished job, waiting included; 0 before the first.
     mean_seconds: float = 0.0
 
@@ -27,17 +30,24 @@ class QueueLimits:
     def queued(self) -> int:
         return max(0, self.in_flight - self.slots)
 
-    def enter(self) -> None:
+    def enter(self, *, is_batch: bool = False) -> None:
         """Raises Overloaded if the queue is full. Call ``leave`` once after each successful ``enter``."""
-        if self.in_flight >= self.slots + self.queue:
+        if (self.batch if is_batch else self.in_flight) >= self.slots + self.queue:
             raise errors.Overloaded(
                 f"{self.model} has {self.running} running and {self.queued} waiting requests on this worker; its queue is full",
                 hint="try again, or add a worker",
                 retry_after_seconds=max(1.0, self.expected_wait_seconds()),
             )
-        self.in_flight += 1
+        if is_batch:
+            self.batch += 1
+        else:
+            self.in_flight += 1
 
-    def leave(self, seconds: float) -> None:
+    def leave(self, seconds: float, *, is_batch: bool = False) -> None:
+        """``seconds``: how long the job took. Those of batch jobs tell nothing about live ones."""
+        if is_batch:
+            self.batch -= 1
+            return
         self.in_flight -= 1
         self.mean_seconds = seconds if self.mean_seconds == 0 else (1 - _WEIGHT) * self.mean_seconds + _WEIGHT * seconds
 

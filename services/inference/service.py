@@ -150,6 +150,7 @@ class InferenceService:
             delivered=request.delivered,
             numerics=request.numerics,
             open_ended=request.open_ended,
+            is_batch=request.batch,
         )
         sink = _MeshSink(stream, lambda: self._status(request.model_config.model).numerics)
         credited_items = (lambda: stream.credited_items) if request.reader_paced else None

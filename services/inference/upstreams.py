@@ -99,6 +99,8 @@ class _ServerTerms(msgspec.Struct, frozen=True, kw_only=True):
     images: bool | None = None
     tools: bool | None = None
     reasoning: bool | None = None
+    #: It runs what has a lower ``priority`` first, as vLLM with ``--scheduling-policy priority``; batch requests get 1.
+    priority: bool = False
     #: Concurrent answers per model; None for ENGINE_SLOTS.
     slots: Annotated[int, Meta(ge=1, le=1024)] | None = None
     connect_seconds: Annotated[float, Meta(ge=0.1, le=60)] = 10.0

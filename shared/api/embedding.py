@@ -67,6 +67,8 @@ class Embed(Body, frozen=True):
     dimensions: Dimensions | None = None
     #: Only for ``rank``: each vector is one number, which says from 0 to 1 how relevant the text is to this query.
     query: Text | None = None
+    #: See ``ProcessPrompt``.
+    batch: bool = False
 
 
 class Vectors(Body, frozen=True):

@@ -47,6 +47,8 @@ class ProcessPrompt(Body, frozen=True):
     reader_paced: bool = False
     #: The caller named no max_tokens. That of ``model_config`` is only the gateway's own bound, which other servers may refuse.
     open_ended: bool = False
+    #: Nobody waits for it: live requests go first, and the worker may end it with ``preempted``.
+    batch: bool = False
 
 
 class PromptAccepted(Body, frozen=True):
@@ -86,7 +88,7 @@ class Chunk(Body, frozen=True):
     logprobs: tuple[TokenLogprob, ...] = ()
     #: Completed calls, after the gateway has masked them.
     tool_calls: tuple[ToolCall, ...] = ()
-    #: Before the first text: what the request waits for, for users ("loading smollm2: 40 %").
+    #: What the request waits for, for users ("loading smollm2: 40 %"). Behind the first text only if it is of a batch.
     waiting: str = ""
     #: In an answer's last chunk: a reader that has it misses nothing, even if the worker is lost.
     finish: FinishReason | None = None
@@ -229,6 +231,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     can_suit_agents: bool = False
     #: See ``ModelOffer``.
     numerics: str = ""
+    batch_busy: int = 0
+    yields: bool = False
 
 
 class ListAvailableModels(Body, frozen=True):

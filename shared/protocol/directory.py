@@ -96,6 +96,9 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     can_suit_agents: bool = False
     #: Equal for engines that compute the same tokens; empty if another server computes, or while the model isn't loaded.
     numerics: Annotated[str, msgspec.Meta(max_length=32)] = ""
+    #: Its running and waiting calls of batches. If it ``yields``, they make way for live ones, and ``busy`` doesn't count them.
+    batch_busy: int = 0
+    yields: bool = False
 
     def continues(self, origin: ResumeOrigin) -> bool:
         """Return whether it can continue an answer that began so. A worker whose model isn't loaded checks it itself."""

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from services.inference import parking
 from services.inference.backend_interface import Backend, Sink, VectorSink, Watcher
 from services.inference.chat.stop_sequences import StopSequences
 from services.inference.engine import sequence
@@ -44,6 +45,9 @@ class EchoBackend(Backend):
         self._slots = slots
         self._limits = QueueLimits(MODEL, slots, queue)
         self._free_slots = asyncio.Semaphore(slots)
+        #: Of batches, in order of arrival. The first ones run, as far as live jobs leave slots.
+        self._batch: list[GenerationJob] = []
+        self._left = asyncio.Event()
 
     def models(self) -> tuple[ModelStatus, ...]:
         return (
@@ -57,6 +61,8 @@ class EchoBackend(Backend):
                 running=self._limits.running,
                 queued=self._limits.queued,
                 digest=DIGEST,
+                batch_busy=self._limits.batch,
+                yields=True,
             ),
         )
 
@@ -64,15 +70,32 @@ class EchoBackend(Backend):
         return self._limits.expected_wait_seconds()
 
     async def generate(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
-        self._limits.enter()
+        self._limits.enter(is_batch=job.is_batch)
         self._watcher.load_changed()
         started = time.monotonic()
         try:
+            if job.is_batch:
+                self._batch.append(job)
+                return await self._echo(job, sink)
             async with self._free_slots:
                 return await self._echo(job, sink)
         finally:
-            self._limits.leave(time.monotonic() - started)
+            self._limits.leave(time.monotonic() - started, is_batch=job.is_batch)
+            if job.is_batch:
+                self._batch = [other for other in self._batch if other is not job]
+            self._left.set()
+            self._left = asyncio.Event()
             self._watcher.load_changed()
+
+    def _may_run(self, job: GenerationJob) -> bool:
+        if self._limits.in_flight + self._limits.batch <= self._slots:
+            return True
+        place = next(place for place, other in enumerate(self._batch) if other is job)
+        return place + self._limits.in_flight < self._slots
+
+    async def _find_turn(self, job: GenerationJob) -> None:
+        while not self._may_run(job):
+            await self._left.wait()
 
     async def _echo(self, job: GenerationJob, sink: Sink) -> GenerationEnd:
         """Repeat `<think> … </think>` as thoughts."""
@@ -86,6 +109,8 @@ class EchoBackend(Backend):
         for count, word in enumerate(words[replayed:limit], replayed + 1):
             # Also yields without a delay, so that a fast reader doesn't block the loop.
             await asyncio.sleep(self._token_seconds)
+            if job.is_batch and not self._may_run(job):
+                await parking.wait(lambda: self._find_turn(job), lambda notice: sink.send(Chunk("", (), waiting=notice)))
             is_thought = thoughts[count - 1]
             text, reason = stops.push("" if is_thought else word), None
             if stops.found is not None:

@@ -113,12 +113,14 @@ class LlamaBackend(Backend):
         # Prompts without a salt share nothing.
         salt = f"{job.adapter}:{job.salt}"
         prefixes = generation.hash_prefixes(job.messages, salt, job.requested.tools) if job.salt and entry.replicas != 1 else ()
-        return await self._run(job.model, lambda reason: sink.send(Chunk("", (), waiting=reason)), work, prefixes)
+        return await self._run(job, lambda reason: sink.send(Chunk("", (), waiting=reason)), work, prefixes, is_batch=job.is_batch)
 
     async def embed(self, job: Embed, sink: VectorSink) -> Embedded:
         if (base := self._cache.get(job.model).entry.name) != job.model:
             raise errors.BadRequest(f"{job.model} is an adapter, which only generates text", hint=f"use {base}")
-        return await self._run(job.model, lambda reason: sink.send(Vectors(waiting=reason)), lambda engine: engine.embed(job, sink))
+        return await self._run(
+            job, lambda reason: sink.send(Vectors(waiting=reason)), lambda engine: engine.embed(job, sink), is_batch=job.batch
+        )
 
     async def convert(self, request: Conversion) -> bytes:
         cached = self._cache.get(request.model)
@@ -135,12 +137,20 @@ class LlamaBackend(Backend):
             return rendered.encode("utf-8", "replace")
 
     async def _run(
-        self, model: ModelName, send: SendWaiting, work: Callable[[SupervisedEngine], Awaitable[Done]], prefixes: Sequence[bytes] = ()
+        self,
+        job: GenerationJob | Embed,
+        send: SendWaiting,
+        work: Callable[[SupervisedEngine], Awaitable[Done]],
+        prefixes: Sequence[bytes] = (),
+        *,
+        is_batch: bool,
     ) -> Done:
         """Run one job on an engine when it is its turn."""
-        cached = self._cache.get(model)
+        cached = self._cache.get(job.model)
         model, limits = cached.entry.name, cached.limits
-        limits.enter()
+        # Another program doesn't know batches: there, all jobs are alike.
+        is_batch = is_batch and cached.entry.program is None
+        limits.enter(is_batch=is_batch)
         self._watcher.load_changed()
         # A load doesn't count, because the next job won't need it; a job that never started counts with the mean.
         seconds = limits.mean_seconds
@@ -152,7 +162,7 @@ class LlamaBackend(Backend):
                 finally:
                     seconds = time.monotonic() - started
         finally:
-            limits.leave(seconds)
+            limits.leave(seconds, is_batch=is_batch)
             self._watcher.load_changed()
 
     def figures(self, model: ModelName) -> EngineSpeed:
@@ -217,6 +227,8 @@ class LlamaBackend(Backend):
             only_embeds=only_embeds,
             numerics=_numerics(cached),
             can_suit_agents=cached.can_suit_agents and cached.purpose is not LoadPurpose.AGENTS,
+            batch_busy=cached.limits.batch,
+            yields=program is None,
             abilities=abilities(pooling, found, writes=header is not None and not only_embeds, embeds=only_embeds),
         )
 

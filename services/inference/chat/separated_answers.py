@@ -131,6 +131,9 @@ class SeparatedAnswers:
         answer = self._answers[item.answer]
         if answer.finish is not None:
             return
+        if item.waiting:
+            await self._sink.send(item)
+            return
         if self._resumes:
             self._resumes = False
             await self._resume(answer, item.text)

@@ -1,7 +1,7 @@
 """Computes embeddings and ranks texts: one batch of texts between two steps of the answers.
 
-Texts are computed in order of arrival. A causal model can compute a long text in pieces, so that running answers aren't slowed; a
-bidirectional model needs a whole text at once.
+Texts are computed in order of arrival, those of batches only while no live text waits and no live answer runs. A causal model can compute
+a long text in pieces, so that running answers aren't slowed; a bidirectional model needs a whole text at once.
 """
 
 import math
@@ -21,7 +21,7 @@ from services.inference.engine.engine_messages import (
     GenerationRefused,
     StepReport,
 )
-from services.inference.engine.scheduler import PrefillBudget
+from services.inference.engine.scheduler import BATCH_STEP_SECONDS, PrefillBudget
 from shared import errors
 from shared.api import embedding
 from shared.gguf.gguf_header import PoolingKind
@@ -68,6 +68,7 @@ class EmbeddingText:
     number: int
     tokens: Sequence[int]
     dimensions: int
+    is_batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +87,44 @@ class TextPiece:
 
 
 class EmbeddingQueue:
-    """At most one text is unfinished, so the model's memory must fit only that text and one batch."""
+    """At most one text is unfinished, so the model's memory must fit only that text and one batch. It is finished first, also before live
+    ones."""
 
     def __init__(self, slots: int, *, whole: bool = False) -> None:
         self._slots = slots
         #: Compute texts at once, regardless of the budget.
         self.whole = whole
-        self._waiting: deque[EmbeddingText] = deque()
-        #: The slot of the first waiting text, and the number of its computed tokens.
+        self._live: deque[EmbeddingText] = deque()
+        self._batch: deque[EmbeddingText] = deque()
+        #: The slot of the next text, the number of its computed tokens, and whether it is of a batch if there are any.
         self._slot = 0
         self._begun = 0
+        self._has_begun_batch = False
 
     @property
     def idle(self) -> bool:
-        return not self._waiting
+        return not (self._live or self._batch)
+
+    @property
+    def is_live(self) -> bool:
+        return bool(self._live)
+
+    @property
+    def _waiting(self) -> deque[EmbeddingText]:
+        return self._batch if self._has_begun_batch or not self._live else self._live
 
     def submit(self, texts: Sequence[EmbeddingText]) -> None:
         """Each has at least one token."""
-        self._waiting.extend(texts)
+        for text in texts:
+            (self._batch if text.is_batch else self._live).append(text)
 
     def take(self, budget: int) -> list[TextPiece]:
         """Return the next batch of about ``budget`` tokens, and at least one; empty if nothing waits."""
         pieces: list[TextPiece] = []
         while self._waiting and len(pieces) < self._slots and (budget > 0 or not pieces):
             text = self._waiting[0]
+            if pieces and text.is_batch != pieces[0].text.is_batch:
+                break
             left = len(text.tokens) - self._begun
             if self.whole and pieces and left > budget:
                 break
@@ -118,6 +133,7 @@ class EmbeddingQueue:
             pieces.append(piece)
             budget -= count
             self._begun += count
+            self._has_begun_batch = text.is_batch
             if piece.ends:
                 self._next()
         return pieces
@@ -127,12 +143,13 @@ class EmbeddingQueue:
         begun = self._slot if self._begun and self._waiting[0].request == request else None
         if begun is not None:
             self._next()
-        self._waiting = deque(text for text in self._waiting if text.request != request)
+        self._live = deque(text for text in self._live if text.request != request)
+        self._batch = deque(text for text in self._batch if text.request != request)
         return begun
 
     def _next(self) -> None:
         self._waiting.popleft()
-        self._slot, self._begun = (self._slot + 1) % self._slots, 0
+        self._slot, self._begun, self._has_begun_batch = (self._slot + 1) % self._slots, 0, False
 
 
 #: Even a busy engine computes this many per turn; smaller pieces change the last digits of a vector.
@@ -220,7 +237,8 @@ class EmbeddingLoop:
         which is about both, see ``PrefillBudget``."""
         if step is not None and step.read == step.drafted == 0:
             self._pace.record_step(step.seconds, answering=step.answering, read=0, is_usual=is_usual)
-        return [] if self.idle else self._compute(step, is_usual=is_usual)
+        is_live = step is not None and not step.is_batch
+        return [] if self.idle or (is_live and not self._queue.is_live) else self._compute(step if is_live else None, is_usual=is_usual)
 
     def _tokenize_one(self, command: EmbedTexts, number: int) -> EmbeddingText:
         # A list would take nine times the memory of an array.
@@ -239,7 +257,7 @@ class EmbeddingLoop:
                 f"input[{number}] has {len(tokens)} tokens; this model allows {self._embedder.context_tokens}",
                 hint="split it into several texts",
             )
-        return EmbeddingText(command.id, number, tokens, command.dimensions or self._embedder.dimensions)
+        return EmbeddingText(command.id, number, tokens, command.dimensions or self._embedder.dimensions, command.is_batch)
 
     def _check_ids(self, number: int, ids: Sequence[int]) -> None:
         # llama.cpp aborts on an unknown id.
@@ -268,6 +286,8 @@ class EmbeddingLoop:
 
     def _budget(self, step: StepReport | None) -> int:
         """Return the tokens of the next batch. Prompts that are being read count too, so that both together don't slow the answers."""
+        if not self._queue.is_live:
+            return self._pace.tokens_within(BATCH_STEP_SECONDS)
         if step is None or step.answering == 0:
             return self._embedder.step_tokens
         return max(LEAST_TOKENS, self._pace.budget(step.answering) - step.read)

@@ -179,6 +179,7 @@ class EngineLoop:
             self._cache.hits,
             plan.drafted,
             accepted,
+            all(feed.sequence.is_batch for feed in plan.feeds),
         )
 
     def _append(self, feed: Feed, token: DrawnToken) -> AnswerProgress:
@@ -213,7 +214,13 @@ class EngineLoop:
         context_tokens = self._compute.context_tokens
         # What an adapter computed is of no use to another one.
         salt = f"{command.adapter}:{command.salt}" if command.salt else ""
-        started = sequence.start(command.id, answer, prompt, parameters, context_tokens=context_tokens, salt=salt, adapter=command.adapter)
+        started = sequence.start(
+            *(command.id, answer, prompt, parameters),
+            context_tokens=context_tokens,
+            salt=salt,
+            adapter=command.adapter,
+            is_batch=command.is_batch,
+        )
         delivered = "".join(started.replay(token, self._compute.piece(token)) for token in command.delivered)
         # Samplers reserve memory for max_tokens, so pass the real limit.
         limited = msgspec.structs.replace(parameters, max_tokens=started.limit)

@@ -160,6 +160,8 @@ class StartGeneration(_Message, frozen=True):
     delivered: tuple[int, ...] = ()
     #: Its number in LoadCommand.
     adapter: int = 0
+    #: Live answers go first.
+    is_batch: bool = False
 
 
 class AddImage(_Message, frozen=True):
@@ -196,6 +198,8 @@ class EmbedTexts(_Message, frozen=True):
     dimensions: int | None = None
     #: Rank the inputs by it.
     query: str | None = None
+    #: Live texts go first.
+    is_batch: bool = False
 
 
 #: With texts to tokenize.
@@ -292,6 +296,8 @@ class StepReport(_Message, frozen=True):
     #: Guessed tokens that were computed, and how many of them were right.
     drafted: int = 0
     accepted: int = 0
+    #: All of its sequences are of batches.
+    is_batch: bool = False
 
 
 class ComputedVectors(_Message, frozen=True):

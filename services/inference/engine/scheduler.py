@@ -4,6 +4,9 @@ In every step, each answering sequence gets one token, and the sequences that re
 answers too much (`PrefillBudget`). Short prompts overtake long ones, but each prompt only by a share of its length (`sequence.OVERTAKEN`),
 so that a steady flow of short ones can't starve it.
 
+Live sequences, whose callers wait, go before those of batches. Beside them, a step only has as many tokens of batch answers as hardly slow
+it (`BatchShare`), and no prompt of a batch. A live sequence without a slot, or without memory, takes those of the youngest batch sequence.
+
 llama.cpp applies the same adapters to a whole batch, so a step has sequences of one adapter, or of none (`AdapterTurns`).
 """
 
@@ -84,6 +87,12 @@ class PrefillBudget:
         # Rounded up: each piece also has a fixed cost, so the tokens of short pieces seem more expensive than they are.
         return max(LEAST_TOKENS, min(self.most, int(rest / self._token_seconds) + 1))
 
+    def tokens_within(self, seconds: float) -> int:
+        """Return how many prompt tokens a step reads in this time if it does nothing else, or the fewest that a step reads."""
+        if self._token_seconds == 0:
+            return min(FIRST_TOKENS, self.most)
+        return max(LEAST_TOKENS, min(self.most, int(seconds / self._token_seconds)))
+
     def record_step(self, seconds: float, *, answering: int, read: int, is_usual: bool = True) -> None:
         """Record the time of a step. If something else slowed it, so that it isn't usual, it only counts until a better time is known."""
         bucket = _bucket(answering)
@@ -122,6 +131,41 @@ def _median(seconds: Iterable[float]) -> float:
     """Return the lower one of two."""
     ordered = sorted(seconds)
     return ordered[(len(ordered) - 1) // 2]
+
+
+#: With tokens of batch answers, a step may take this many times as long as with those of the live ones alone.
+_BESIDE_LIVE = 1.1
+#: A step that reads prompts of batches may take so long: a live request that arrives meanwhile waits for its end.
+BATCH_STEP_SECONDS = 0.05
+#: Of so many steps with live answers, one measures a batch answer more, and one the live answers alone.
+PROBE_EVERY = 200
+
+
+class BatchShare:
+    """Decides how many batch answers get a token beside live ones. Learns how long a step takes by its number of answers: on a GPU, many
+    take hardly longer than one; on a processor, each takes its time."""
+
+    def __init__(self) -> None:
+        #: Number of answers -> seconds of the last steps with them, and the median of these.
+        self._last: dict[int, deque[float]] = {}
+        self._seconds: dict[int, float] = {}
+        self._steps = 0
+
+    def beside(self, live: int, batch: int) -> int:
+        """Return how many of the ``batch`` answers get a token beside the ``live`` ones, of which there is at least one."""
+        turn = self._steps % PROBE_EVERY
+        if not batch or live not in self._seconds or turn == PROBE_EVERY // 2:
+            return 0
+        limit = _BESIDE_LIVE * self._seconds[live]
+        most = max([count for count, seconds in self._seconds.items() if live <= count <= live + batch and seconds <= limit])
+        return min(batch, most - live + (turn == 0))
+
+    def record_step(self, seconds: float, answering: int, *, beside_live: bool) -> None:
+        """Record the time of a usual step that read no prompt."""
+        last = self._last.setdefault(answering, deque(maxlen=_LAST_STEPS))
+        last.append(seconds)
+        self._seconds[answering] = _median(last)
+        self._steps += beside_live
 
 
 #: An adapter with work gets at least every so many-th step, if no more adapters have work.
@@ -205,6 +249,7 @@ class Scheduler:
     def __init__(self, slots: Slots, pace: PrefillBudget) -> None:
         self._slots = slots
         self._pace = pace
+        self._share = BatchShare()
         self._turns = AdapterTurns()
         #: How long the last step took.
         self.step_seconds = 0.0
@@ -223,15 +268,17 @@ class Scheduler:
 
     def admit(self) -> Iterator[SlotPlace]:
         """Put waiting sequences into free slots. After each one, the caller must update the KV cache before it asks for the next,
-        because a failed update changes what the slots hold."""
+        because a failed update changes what the slots hold. Batch sequences begin only while no live one waits."""
         admitted, most = 0, max(ADMITTED_AT_ONCE, self._pace.most // ADMITTED_PER_TOKENS)
-        for sequence in tuple(self._waiting):
-            if not self._slots.has_idle or admitted == most:
+        for sequence in [one for one in self._waiting if not one.is_batch] or tuple(self._waiting):
+            if admitted == most or not (self._slots.has_idle or self._may_replace(sequence)):
                 return
             if self._is_behind(sequence):
                 continue
-            if not self._may_begin(sequence):
-                return
+            while not (self._slots.has_idle and self._may_begin(sequence)):
+                if not self._may_replace(sequence):
+                    return
+                self._pause_youngest(forget=False)
             place = self._slots.place(sequence.hashed, sequence.salt)
             if place is None:
                 return
@@ -243,24 +290,32 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """Plan the next step, which the caller computes and reports with ``complete_step``; None if a sequence must be preempted first."""
-        work = self._work()
+        served = self._served()
+        work = _count_adapters(served)
         while work:
             adapter = self._turns.choose(work)
-            if (plan := self._plan_for(adapter)) is not None:
+            if (plan := self._plan_for(adapter, served)) is not None:
                 return plan
             del work[adapter]
         return None if self._running else StepPlan((), 0, 0)
 
-    def _work(self) -> Counter[int]:
-        return Counter(sequence.adapter for sequence in self._running.values())
+    def _served(self) -> dict[int, Sequence]:
+        """Return the live sequences, or else those of batches."""
+        return {slot: sequence for slot, sequence in self._running.items() if not sequence.is_batch} or self._running
 
-    def _plan_for(self, adapter: int) -> StepPlan | None:
+    def _plan_for(self, adapter: int, served: Mapping[int, Sequence]) -> StepPlan | None:
         """Plan a step of one adapter's sequences; None if the memory doesn't suffice."""
-        mine = {slot: sequence for slot, sequence in self._running.items() if sequence.adapter == adapter}
+        mine = {slot: sequence for slot, sequence in served.items() if sequence.adapter == adapter}
         answers = [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in mine.items() if not sequence.reading]
-        # A step without answers delays those of the other adapters.
-        delayed = Counter(sequence.adapter for sequence in self._running.values() if not sequence.reading)
-        budget = self._pace.budget(len(answers) or max(delayed.values(), default=0), len(mine) - len(answers))
+        is_live = not any(sequence.is_batch for sequence in mine.values())
+        if is_live:
+            # A step without answers delays those of the other adapters.
+            delayed = Counter(sequence.adapter for sequence in served.values() if not sequence.reading)
+            budget = self._pace.budget(len(answers) or max(delayed.values(), default=0), len(mine) - len(answers))
+        else:
+            # Nobody waits for the answers of a batch: full slots compute most.
+            answers = [] if len(answers) < len(mine) else answers
+            budget = self._pace.tokens_within(BATCH_STEP_SECONDS)
         if not answers:
             # There is nothing to measure.
             budget = max(budget, LEAST_TOKENS)
@@ -268,18 +323,26 @@ class Scheduler:
         reads = list(self._reads(mine, min(budget, room), room))
         if room < 0 or (not answers and not reads):
             return None
-        if answers and len(self._running) == 1:
+        if len(answers) == len(served) == 1:
             # Beside others, drafts gain nothing reliable, and slow those down.
             answers = [replace(answers[0], draft=answers[0].sequence.draft(self._pace.most))]
+        if is_live and answers and not reads and not answers[0].draft:
+            answers += self._answers_beside(len(answers), adapter, room)
         # In the STREAMS layout, llama.cpp computes adjacent slots together if they come in order.
         feeds = sorted((*answers, *reads), key=lambda feed: feed.slot)
         return StepPlan(tuple(feeds), len(answers), sum(len(feed.tokens) for feed in reads), adapter)
+
+    def _answers_beside(self, live: int, adapter: int, room: int) -> list[Feed]:
+        """Return the tokens of the oldest batch answers that hardly slow the live ones."""
+        waiting = [(slot, one) for slot, one in self._running.items() if one.is_batch and one.adapter == adapter and not one.reading]
+        count = min(self._share.beside(live, len(waiting)), room)
+        return [_feed(slot, sequence, sequence.fed + 1) for slot, sequence in waiting[:count]]
 
     def complete_step(self, plan: StepPlan, seconds: float, *, accepted: int = 0, is_usual: bool = True) -> None:
         """The step has been computed, with ``accepted`` right guesses, and its tokens were appended; for ``is_usual`` see
         ``PrefillBudget``."""
         self._charge(plan)
-        self._turns.record_step(plan.adapter, self._work())
+        self._turns.record_step(plan.adapter, _count_adapters(self._served()))
         for feed in plan.feeds:
             count = len(feed.tokens) + (accepted if feed.draft else 0)
             feed.sequence.fed += count
@@ -287,6 +350,8 @@ class Scheduler:
         self.step_seconds = seconds
         if not plan.drafted:
             self._pace.record_step(seconds, answering=plan.answering, read=plan.read, is_usual=is_usual)
+            if is_usual and not plan.read:
+                self._share.record_step(seconds, plan.answering, beside_live=any(not feed.sequence.is_batch for feed in plan.feeds))
         if is_usual and len(plan.feeds) == plan.answering == 1 and (drafts := plan.feeds[0].sequence.lookup) is not None:
             drafts.record_step(seconds, plan.drafted, accepted)
 
@@ -324,18 +389,31 @@ class Scheduler:
         return cleared
 
     def preempt(self) -> int:
-        """Move the youngest sequence back to the front of the queue; return its slot, to clear."""
-        slot, sequence = self._running.popitem()
-        self._slots.release(slot, keep=0)
+        """Move the youngest sequence back to the front of the queue, one of a batch if there is one; return its slot, to clear."""
+        return self._pause_youngest(forget=True)
+
+    def _pause_youngest(self, *, forget: bool) -> int:
+        """``forget``: also its tokens, which otherwise stay as a cache."""
+        slot = self._youngest_of_batches()
+        if slot is None:
+            slot = next(reversed(self._running))
+        sequence = self._running.pop(slot)
+        self._slots.release(slot, keep=0 if forget else sequence.fed)
         sequence.hashed.hash_blocks()
         self._waiting.appendleft(sequence)
         return slot
+
+    def _youngest_of_batches(self) -> int | None:
+        return next((slot for slot in reversed(self._running) if self._running[slot].is_batch), None)
+
+    def _may_replace(self, sequence: Sequence) -> bool:
+        return not sequence.is_batch and self._youngest_of_batches() is not None
 
     def _charge(self, plan: StepPlan) -> None:
         """Record how many tokens of later prompts were read before each reader's."""
         read = {feed.slot: len(feed.tokens) for feed in plan.feeds if feed.sequence.reading}
         after = sum(read.values())
-        for slot, sequence in self._running.items():
+        for slot, sequence in self._served().items():
             if sequence.reading and sequence.adapter == plan.adapter:
                 after -= read.get(slot, 0)
                 sequence.overtaken += after
@@ -354,7 +432,9 @@ class Scheduler:
         return ahead.reader.fed < ahead.until and any(ahead.reader is running for running in self._running.values())
 
     def _find_ahead(self, sequence: Sequence) -> _Ahead | None:
+        # A live sequence doesn't wait for one of a batch, which reads only without live ones.
         readers = [other for other in self._running.values() if other.reading and other.salt == sequence.salt]
+        readers = [other for other in readers if sequence.is_batch or not other.is_batch]
         shared = [_Ahead(other, other.hashed.common(sequence.hashed, other.bulk)) for other in readers]
         if not self._slots.can_cut:
             shared = [_Ahead(ahead.reader, ahead.reader.pause) for ahead in shared if ahead.until >= ahead.reader.pause]
@@ -384,6 +464,10 @@ class Scheduler:
                 earlier.spare -= count
             budget, room = budget - count, room - count
             yield feed
+
+
+def _count_adapters(sequences: Mapping[int, Sequence]) -> Counter[int]:
+    return Counter(sequence.adapter for sequence in sequences.values())
 
 
 def _next_reader(readers: list[_PromptReader], budget: int) -> int | None:

@@ -104,6 +104,8 @@ class Sequence:
     salt: str = ""
     #: The number of the adapter that computes it; 0 for none.
     adapter: int = 0
+    #: Nobody waits for it: live sequences go first.
+    is_batch: bool = False
     #: For the model: the embeddings of the prompt's images, by their first token.
     rows: Mapping[int, object] = field(default_factory=dict)
     #: The tokens that existed when it got its slot, and can be computed many at a time.
@@ -179,12 +181,13 @@ def start(
     context_tokens: int,
     salt: str = "",
     adapter: int = 0,
+    is_batch: bool = False,
 ) -> Sequence:
     """Create a sequence. Raises ContextExceeded if not even one token fits the context after the prompt."""
     hashed = prompt.hashed.first(len(prompt.hashed.tokens))
     room = check_fits(len(hashed.tokens), context_tokens)
     limit = min(parameters.max_tokens or room, room)
-    return Sequence(identity, answer, hashed, len(hashed.tokens), limit, parameters, salt, adapter, prompt.rows)
+    return Sequence(identity, answer, hashed, len(hashed.tokens), limit, parameters, salt, adapter, is_batch, prompt.rows)
 
 
 def already_complete() -> errors.BadRequest:

@@ -5,10 +5,11 @@ A reader may be slow: a call ends for the engine before it ends for its reader.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+from services.inference import parking
 from services.inference.backend_interface import AnswersEnded, AnswerStopped, Sink, VectorSink
 from services.inference.engine import engine_messages
 from shared import errors
@@ -72,7 +73,8 @@ class EngineLock:
 class EngineCall(ABC):
     """One call, from the moment in which the process gets its command. ``left`` is the number of ends that the engine will report."""
 
-    def __init__(self, fingerprint: bytes, turn: EngineTurn, left: int = 1) -> None:
+    def __init__(self, fingerprint: bytes, turn: EngineTurn, left: int = 1, *, is_batch: bool = False) -> None:
+        self._is_batch = is_batch
         self.fingerprint = fingerprint
         self.turn = turn
         self._left = left
@@ -88,8 +90,9 @@ class EngineCall(ABC):
             self.turn.leave()
         return self._left == 0
 
-    async def _next(self) -> Progress:
-        report = await self._reports.get()
+    async def _next(self, say: Callable[[str], Awaitable[object]] | None = None) -> Progress:
+        """``say`` gets what a batch call waits for. Raises Preempted if it has waited too long."""
+        report = await (parking.wait(self._reports.get, say) if self._is_batch and say is not None else self._reports.get())
         if isinstance(report, engine_messages.GenerationRefused):
             raise errors.from_problem(report.problem)
         if isinstance(report, EngineDied):
@@ -106,9 +109,11 @@ class EngineCall(ABC):
 
 
 class GenerationCall(EngineCall):
-    def __init__(self, fingerprint: bytes, turn: EngineTurn, answers: int, cancel: Callable[[int], None]) -> None:
+    def __init__(
+        self, fingerprint: bytes, turn: EngineTurn, answers: int, cancel: Callable[[int], None], *, is_batch: bool = False
+    ) -> None:
         """``cancel`` ends one of several answers in the engine, which then reports no more of it."""
-        super().__init__(fingerprint, turn, answers)
+        super().__init__(fingerprint, turn, answers, is_batch=is_batch)
         self._answers = answers
         self._cancel = cancel
         self._prompt_tokens = 0
@@ -118,9 +123,13 @@ class GenerationCall(EngineCall):
 
     async def pass_on(self, sink: Sink) -> GenerationEnd:
         """Send the answers to ``sink``, until it needs no more. Raises the engine's refusal, or ModelCrashed."""
+
+        def say(notice: str) -> Awaitable[None]:
+            return sink.send(Chunk("", (), waiting=notice))
+
         with suppress(AnswersEnded):
             while not self._is_read:
-                report = await self._next()
+                report = await self._next(say)
                 if isinstance(report, engine_messages.GenerationAccepted):
                     sink.accept(report.prompt_tokens)
                     if report.delivered is not None:
@@ -155,8 +164,12 @@ class EmbeddingCall(EngineCall):
     async def pass_on(self, sink: VectorSink) -> Embedded:
         """Send the vectors to ``sink``. Raises the engine's refusal, or ModelCrashed."""
         prompt_tokens = dimensions = 0
+
+        def say(notice: str) -> Awaitable[None]:
+            return sink.send(Vectors(waiting=notice))
+
         while not self._is_read:
-            report = await self._next()
+            report = await self._next(say)
             if isinstance(report, engine_messages.GenerationAccepted):
                 prompt_tokens = report.prompt_tokens
                 sink.accept(prompt_tokens)

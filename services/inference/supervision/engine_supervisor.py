@@ -162,8 +162,12 @@ class SupervisedEngine:
         async with self._turn(fingerprint) as turn:
             identity = next(self._ids)
             await self._send_images(identity, job)
-            call = engine_calls.GenerationCall(fingerprint, turn, job.parameters.n, partial(self._cancel_answer, identity))
-            command = engine_messages.StartGeneration(identity, job.prompt, job.parameters, job.salt, job.delivered, job.adapter)
+            call = engine_calls.GenerationCall(
+                fingerprint, turn, job.parameters.n, partial(self._cancel_answer, identity), is_batch=job.is_batch
+            )
+            command = engine_messages.StartGeneration(
+                identity, job.prompt, job.parameters, job.salt, job.delivered, job.adapter, job.is_batch
+            )
             with self._submitted(command, call):
                 return await call.pass_on(sink)
 
@@ -198,8 +202,8 @@ class SupervisedEngine:
         """Raises as ``generate``."""
         fingerprint = poison_requests.text_fingerprint(job.model, job.inputs, job.dimensions, job.query)
         async with self._turn(fingerprint) as turn:
-            call = engine_calls.EmbeddingCall(fingerprint, turn, len(job.inputs))
-            with self._submitted(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions, job.query), call):
+            call = engine_calls.EmbeddingCall(fingerprint, turn, len(job.inputs), is_batch=job.batch)
+            with self._submitted(engine_messages.EmbedTexts(next(self._ids), job.inputs, job.dimensions, job.query, job.batch), call):
                 return await call.pass_on(sink)
 
     async def convert(self, source: str | bytes, *, add_special: bool = True) -> bytes:

@@ -53,3 +53,14 @@ def test_mean_follows_the_last_jobs() -> None:
     assert intake.mean_seconds == 10.0
     intake.leave(20.0)
     assert intake.mean_seconds == 12.0
+
+
+def test_batch_jobs_take_no_room_of_live_ones() -> None:
+    intake = filled(4)
+    for _ in range(5):
+        intake.enter(is_batch=True)
+    with pytest.raises(errors.Overloaded):
+        intake.enter(is_batch=True)
+    intake.enter()
+    intake.leave(9.0, is_batch=True)
+    assert (intake.in_flight, intake.batch, intake.mean_seconds) == (5, 4, 0.0)

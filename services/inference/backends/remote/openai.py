@@ -101,7 +101,7 @@ def api_of(upstream: Upstream, name: str) -> ServerApi:
         read_models=partial(_read_models, upstream),
         chat_path="chat/completions",
         # Without a salt, nothing may be shared.
-        chat_request=lambda *asked: openai_chat.body(name, *asked, salt=secrets.token_hex(16)),
+        chat_request=lambda *asked: openai_chat.body(name, *asked, salt=secrets.token_hex(16), has_priority=upstream.priority),
         chat_assembly=AnswerAssembly,
         embedding=text_answers.openai_embedding,
     )

@@ -39,9 +39,11 @@ _NEUTRAL: Mapping[str, object] = {
 }
 
 
-def body(name: str, dialect: Dialect, model: str, job: GenerationJob, max_tokens: int | None, *, salt: str) -> JsonObject:
-    """``name`` is the server's name in error messages, ``model`` its name of the model, and ``salt`` that of a job without one. Raises
-    BadRequest, which names the field."""
+def body(
+    name: str, dialect: Dialect, model: str, job: GenerationJob, max_tokens: int | None, *, salt: str, has_priority: bool = False
+) -> JsonObject:
+    """``name`` is the server's name in error messages, ``model`` its name of the model, and ``salt`` that of a job without one.
+    ``has_priority``: the server runs what has a lower priority first. Raises BadRequest, which names the field."""
     asked = job.requested
     names = dialects.DIALECTS[dialect].parameters
     check(name, "is only used for chats", ("raw",), asked)
@@ -60,6 +62,8 @@ def body(name: str, dialect: Dialect, model: str, job: GenerationJob, max_tokens
     }
     if names.salt:
         request[names.salt] = job.salt or salt
+    if has_priority and job.is_batch:
+        request["priority"] = 1
     if asked.stop:
         request["stop"] = list(asked.stop)
     if asked.top_logprobs is not None:

@@ -195,6 +195,8 @@ def _together(statuses: Sequence[ModelStatus]) -> ModelStatus:
         slots=sum(one.slots for one in ready),
         running=sum(one.running for one in ready),
         queued=sum(one.queued for one in ready),
+        batch_busy=sum(one.batch_busy for one in ready),
+        yields=all(one.yields for one in ready),
         rests=all(one.rests for one in ready),
         digest=lead.digest if all(one.digest == lead.digest for one in ready) else "",
         abilities=tuple(ability for ability in ready[0].abilities if all(ability in one.abilities for one in ready)),

@@ -154,7 +154,7 @@ class RemoteModels:
 
     @property
     def in_flight(self) -> int:
-        return sum(served.limits.in_flight for served in self._served.values())
+        return sum(served.limits.in_flight + served.limits.batch for served in self._served.values())
 
     def set_out(self, reason: str) -> None:
         """Take the server out, or back in if there is no ``reason``."""
@@ -217,12 +217,14 @@ class RemoteModels:
         is_struck = served.strikes >= STRIKES and time.monotonic() - served.struck_at < STRUCK_SECONDS
         is_known = time.monotonic() - served.measured_at < SPEED_SECONDS
         token_seconds = served.token_seconds if is_known else 0.0
-        return UpstreamLoad(served.limits.in_flight + self._others, served.limits.slots, token_seconds, served.rests or is_struck)
+        return UpstreamLoad(
+            served.limits.in_flight + served.limits.batch + self._others, served.limits.slots, token_seconds, served.rests or is_struck
+        )
 
     def measure(self, job: "CountedJob", tokens: float) -> None:
         """Note how long an answer took. It shared the server with others, who are counted at its start and now."""
         if (served := self._served.get(job.listed.name)) is not None:
-            busy = (job.busy + served.limits.in_flight + 1 + self._others) / 2
+            busy = (job.busy + served.limits.in_flight + served.limits.batch + 1 + self._others) / 2
             found = (time.monotonic() - job.started) / max(1.0, tokens) / max(1.0, busy)
             served.token_seconds += (found - served.token_seconds) * (MEAN_WEIGHT if served.token_seconds else 1.0)
             served.measured_at = time.monotonic()
@@ -265,10 +267,11 @@ class RemoteModels:
         started = time.monotonic()
         if (left := served.rests_until - started) > 0:
             raise errors.Overloaded(f"{self._server} has asked for a pause of {job.model}", retry_after_seconds=left)
-        served.limits.enter()
+        is_batch = job.is_batch if isinstance(job, GenerationJob) else isinstance(job, Embed) and job.batch
+        served.limits.enter(is_batch=is_batch)
         self._watcher.load_changed()
         try:
-            yield CountedJob(served.listed, started, served.limits.in_flight + self._others)
+            yield CountedJob(served.listed, started, served.limits.in_flight + served.limits.batch + self._others)
             served.strikes = 0
         except PauseAsked as error:
             # Announced now and at its end, so that the requests of all gateways go elsewhere meanwhile.
@@ -282,7 +285,7 @@ class RemoteModels:
             served.struck_at = time.monotonic()
             raise
         finally:
-            served.limits.leave(time.monotonic() - started)
+            served.limits.leave(time.monotonic() - started, is_batch=is_batch)
             self._watcher.load_changed()
 
     def _listed(self, models: tuple[ModelListing, ...]) -> None:
@@ -299,7 +302,8 @@ class RemoteModels:
                 self._served[model.name] = served
 
     def _status(self, served: _ServedModel) -> ModelStatus:
-        busy = served.limits.in_flight + self._others
+        yields = self._upstream.priority
+        busy = served.limits.in_flight + self._others + (0 if yields else served.limits.batch)
         return ModelStatus(
             model_id=served.listed.name,
             state=ModelState.LOADING if self.trouble else ModelState.READY,
@@ -317,6 +321,8 @@ class RemoteModels:
             rests=served.rests,
             region=self._upstream.region,
             abilities=served.listed.abilities,
+            batch_busy=served.limits.batch,
+            yields=yields,
             upstream_model=self._upstream.aliases.get(served.listed.name, "")[:MAX_NAME_CHARACTERS],
         )
 

@@ -8,7 +8,7 @@ from services.inference.backends import echo
 from shared import errors
 from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.types import FinishReason
-from tests.services.inference.standins import Reader, Watch, job
+from tests.services.inference.standins import Reader, Watch, job, until
 
 
 async def test_echo_repeats_the_prompt_word_by_word() -> None:
@@ -122,3 +122,21 @@ async def test_invalid_delivered_tokens_are_refused(delivered: str) -> None:
 async def test_all_echo_workers_give_the_same_tokens() -> None:
     async with echo.opened(0, 32, Watch()) as one, echo.opened(5, 1, Watch()) as other:
         assert one.models()[0].digest == other.models()[0].digest != ""
+
+
+async def test_batch_answers_run_in_the_slots_that_live_ones_leave() -> None:
+    watch, live, batch, prompt = Watch(), Reader(), [Reader() for _ in range(3)], " ".join("b" * 60)
+    async with echo.opened(1, 32, watch, slots=2) as backend, asyncio.TaskGroup() as tasks:
+        for reader in batch:
+            tasks.create_task(backend.generate(replace(job(prompt), is_batch=True), reader))
+        await until(lambda: len(batch[0].chunks) > 1)
+        status = backend.models()[0]
+        assert (status.running, status.queued, status.batch_busy, status.yields) == (0, 0, 3, True)
+        assert not batch[2].chunks, "the third waits for a slot"
+        first = tasks.create_task(backend.generate(job(" ".join("l" * 20)), live))
+        await asyncio.sleep(0)
+        seen = len(batch[1].chunks)
+        await until(lambda: len(live.chunks) > 4)
+        assert len(batch[1].chunks) <= seen + 1, "the younger one has made way"
+        await first
+    assert [reader.text for reader in batch] == [prompt] * 3

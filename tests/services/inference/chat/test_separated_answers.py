@@ -187,3 +187,12 @@ async def test_token_waits_until_its_text_is_settled() -> None:
         tokens = len(reader.token_ids)
         assert tokens <= len(f"{CALL}f") + sent or tokens <= len(f"{CALL}f{{")
     assert len(reader.token_ids) < len(answer)
+
+
+async def test_notice_comes_through_and_is_no_text() -> None:
+    reader = Reader()
+    asked = replace(job(), delivered=(1,), request="request")
+    answers = SeparatedAnswers(FakeClient(), RENDERED, asked, reader, lambda: None)
+    await answers.send(Chunk("", (), waiting="parked"))
+    await answers.send(Chunk(f"{THINK}Hm", ()))
+    assert [chunk.waiting for chunk in reader.chunks] == ["parked"]

@@ -67,8 +67,8 @@ class EmbeddingRun:
         self.vectors: dict[int, list[tuple[float, ...]]] = {}
         self.refused: dict[int, errors.Problem] = {}
 
-    def embed(self, number: int, *inputs: str, dimensions: int | None = None) -> None:
-        command = EmbedTexts(number, inputs, dimensions)
+    def embed(self, number: int, *inputs: str, dimensions: int | None = None, batch: bool = False) -> None:
+        command = EmbedTexts(number, inputs, dimensions, is_batch=batch)
         try:
             self.loop.measure(command)
             texts = self.loop.tokenize(command)
@@ -176,3 +176,39 @@ def test_cancel_at_any_moment_frees_memory_and_leaves_other_requests() -> None:
         assert run.vectors[2] == [(0, 0, 1, 0)]
         assert len(run.vectors.get(1, ())) == before
         assert not run.model.memory
+
+
+def test_texts_of_batches_wait_for_live_texts_and_live_answers() -> None:
+    run, live_step, batch_step = EmbeddingRun(LetterModel()), StepReport((), answering=1), StepReport((), answering=1, is_batch=True)
+    run.embed(1, "aa", batch=True)
+    run.embed(2, "bb")
+    run.turn(live_step)
+    assert list(run.vectors) == [2]
+    run.turn(live_step)
+    assert list(run.vectors) == [2]
+    run.turn(batch_step)
+    assert list(run.vectors) == [2, 1]
+
+
+def test_live_text_waits_only_for_the_text_of_a_batch_that_has_begun() -> None:
+    run = EmbeddingRun(LetterModel())
+    run.embed(1, "a" * 20, "c", batch=True)
+    run.turn()
+    run.embed(2, "bb")
+    while 2 not in run.vectors:
+        run.turn(StepReport((), answering=1))
+    assert len(run.vectors.get(1, ())) == 1
+    run.run()
+    assert run.vectors == {1: [(1, 0, 0, 0), (0, 0, 1, 0)], 2: [(0, 1, 0, 0)]}
+    assert not run.model.memory
+
+
+def test_batch_text_that_has_begun_can_be_canceled() -> None:
+    run = EmbeddingRun(LetterModel())
+    run.embed(1, "a" * 40, batch=True)
+    run.turn()
+    run.embed(2, "bb")
+    run.loop.cancel(1)
+    run.run()
+    assert list(run.vectors) == [2]
+    assert not run.model.memory

@@ -246,3 +246,9 @@ def test_only_servers_whose_models_all_take_later_instructions_get_them(dialect:
     found = [(message["role"], message["content"]) for message in sent(dialect, messages)["messages"]]
     is_passed_on = dialect in (Dialect.OPENAI, Dialect.AIMESH)
     assert found == [("system", "S"), *([("user", "U"), ("system", "T")] if is_passed_on else [("user", "U\n\nT")])]
+
+
+@pytest.mark.parametrize(("is_batch", "has_priority", "priority"), [(True, True, 1), (False, True, None), (True, False, None)])
+def test_server_with_priorities_gets_that_of_batches(is_batch: bool, has_priority: bool, priority: int | None) -> None:
+    given = replace(job(), is_batch=is_batch)
+    assert openai_chat.body("x", Dialect.VLLM, "m", given, 7, salt="s", has_priority=has_priority).get("priority") == priority
