@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -152,12 +153,15 @@ class Site:
         headers = {"X-Forwarded-For": "192.0.2.7", "Idempotency-Key": "matrix"} if verb == "DELETE" else {"X-Forwarded-For": "192.0.2.7"}
         if asker.credential is not None:
             headers["authorization"] = f"Bearer {asker.credential}"
-        answer = await self._http.request(verb, path.partition("{")[0] + (which if "{" in path else ""), json=body, headers=headers)
+        url = re.sub("{[^}]*}", which, path)
+        answer = await self._http.request(verb, url, json=body, headers=headers)
         assert answer.status_code < 500, answer.text
         if answer.is_success:
             return ALLOWED
-        if verb == "HEAD":  # an error has no body; GET's has one
-            status, answer = answer.status_code, await self._http.get(path, headers=headers)
+        if verb == "HEAD":  # an error has no body; that of another verb with the same rule has one
+            rule = access_table.ROUTES[route]
+            other = next(each for each in ("GET", "PATCH") if access_table.ROUTES.get(f"{each} {path}") == rule)
+            status, answer = answer.status_code, await self._http.request(other, url, headers=headers)
             assert answer.status_code == status
         body = answer.json()
         error = body if path.startswith("/ollama/") else body["error"]
@@ -273,6 +277,9 @@ async def test_the_operator_by_every_method(site: Site) -> None:
 
 
 def _for_operator(method: AnyMethod, row: AccessRule, asker: Asker) -> str:
+    if method.name == "inference.tryServer":
+        # Only a worker with REMOTE_MODEL_HOSTS has it, and this stack has none.
+        return "unknown_method"
     return expected(row, asker, "operator", method.name) if Role.OPERATOR in method.callers else "wrong_role"
 
 
