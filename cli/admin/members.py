@@ -93,7 +93,7 @@ def pardon(here: CliContext, /, node: str, *, as_json: bool) -> None:
 def accept_models(here: CliContext, /, node: str, *, refuses: bool, as_json: bool) -> None:
     """Let administrators put models on your worker, by its node ID or a unique prefix. Only its owner can.
 
-    Models that you removed from it may then come back, too.
+    Models that were removed from it may then come back, too. Administrators decide about workers without an owner.
     """
     consented = here.call(api.gateway.set_model_consent, api.gateway.ConsentOnWorker(NodeId(node), accepts_models=not refuses))
     can = "can no longer" if refuses else "can now"
