@@ -287,11 +287,15 @@ async def test_nothing_is_refused_that_was_not_there(pulls: ModelPulls) -> None:
 async def test_an_owner_who_refuses_models_stops_what_is_on_its_way(pulls: ModelPulls, store: ModelStore, server: RangedServer) -> None:
     server.pause_at = 1_000_000
     server.gate.clear()
-    await pulls.ensure(EnsureModel(ModelName("llama3"), server.url))
+    order = EnsureModel(ModelName("llama3"), server.url)
+    await pulls.ensure(order)
+    await until(programs, seconds=HANG_SECONDS)
     assert pulls.assigned() == ("llama3",)
     await pulls.consent_changed(accepts_models=False)
     assert (pulls.assigned(), store.models()) == ((), ())
-    await until(lambda: not programs())
+    await until(lambda: not programs(), seconds=HANG_SECONDS)
+    server.gate.set()
+    await ensured(pulls, order)
 
 
 async def test_a_model_of_a_person_stays_when_the_mesh_removes_its_own(pulls: ModelPulls, store: ModelStore, server: RangedServer) -> None:
