@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.ask import blob_transfers
+from cli.ask import blob_transfers, publisher_keys
 from cli.ask.blob_transfers import Blob, Transfer
 from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", metavar="NAME[@VERSION]")
 @click.argument("folder", metavar="DIR")
+@click.option(
+    "--sign-key", metavar="FILE", help="Publisher's private key in PEM: write model.sig, for model_signing and `push --signature`."
+)
 @print_format.output_options("Print a JSON object.")
 @click.pass_obj
-def export(here: CliContext, /, name: str, folder: str, *, as_json: bool) -> None:
+def export(here: CliContext, /, name: str, folder: str, *, sign_key: str | None, as_json: bool) -> None:
     """Write a version into the folder DIR, as an OCI image layout: skopeo and oras copy it to any registry.
 
     NAME alone is the version that requests for NAME get. An interrupted export continues when you run the same command again.
@@ -35,10 +38,13 @@ def export(here: CliContext, /, name: str, folder: str, *, as_json: bool) -> Non
     from shared.models import image_layout
 
     place, show = here.folder / Path(folder).expanduser(), ProgressLine()
+    key = None if sign_key is None else publisher_keys.read_private(here.folder / Path(sign_key).expanduser())
 
     async def work(connection: "CliConnection") -> "ModelVersion":
         version = await _find(connection, name)
         await write_layout(connection, version, place, show)
+        if key is not None:
+            publisher_keys.sign_folder(key, place)
         return version
 
     version = here.run(work)

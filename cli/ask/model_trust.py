@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from cli.ask import model_versions
+from cli.ask import publisher_keys
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api, errors
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-
     from shared.api.models import ModelVersion
     from shared.config_documents import TrustDocument
 
@@ -42,7 +40,7 @@ def sign(here: CliContext, /, version: str, *, key_file: str, as_json: bool) -> 
     """
     from shared.models import trust_bundle
 
-    found, key = _find(here, version), _read_private_key(here.folder / Path(key_file).expanduser())
+    found, key = _find(here, version), publisher_keys.read_private(here.folder / Path(key_file).expanduser())
     bundle = trust_bundle.sign_version(key, f"{found.model}@{found.version}", found.digest)
     here.call(api.model_trust.sign_model_version, api.model_trust.SignModelVersion(found.model, found.version, bundle))
     text = f"Signed {found.model}@{found.version} ({found.digest}) with the key {trust_bundle.fingerprint(key.public_key())}."
@@ -59,6 +57,7 @@ def verify(here: CliContext, /, version: str, *, key_files: tuple[str, ...]) -> 
     """Check here whether a trusted key has signed a version."""
     from shared.config_documents import TrustDocument, TrustMode
     from shared.models import manifest, trust_rules
+    from shared.models.trust_rules import LoadableModel
 
     found = _find(here, version)
     name = f"{found.model}@{found.version}"
@@ -69,7 +68,7 @@ def verify(here: CliContext, /, version: str, *, key_files: tuple[str, ...]) -> 
         raise errors.BadRequest(f"no rule of the mesh is for {name}", hint="name the publisher's public key: --key FILE")
     if (content := manifest.read(known.manifest)).digest != found.digest:
         raise errors.BadRequest(f"the gateway sent the manifest {content.digest}, not {found.digest}")
-    verdict = trust_rules.judge(wanted, "the rule", [name], content, known.signatures)
+    verdict = trust_rules.judge(wanted, "the rule", LoadableModel((name,), content, known.signatures))
     if verdict.is_refused:
         raise errors.NotAllowed(f"{name} is not trusted: {verdict.reason}")
     click.echo(f"A trusted key has signed {name} ({found.digest}).")
@@ -139,16 +138,5 @@ def _read_rules(here: CliContext) -> "dict[str, TrustDocument]":
     return here.call(api.model_trust.read_model_trust, api.model_trust.ReadModelTrust()).rules
 
 
-def _read_private_key(file: Path) -> "EllipticCurvePrivateKey":
-    from shared.models import trust_bundle
-
-    pem = model_versions.read_small(file)
-    try:
-        return trust_bundle.read_private_key(pem, None)
-    except TypeError:
-        password = click.prompt("Password of the key", hide_input=True, err=True)
-        return trust_bundle.read_private_key(pem, password.encode())
-
-
 def _read_keys(here: CliContext, files: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(model_versions.read_small(here.folder / Path(file).expanduser()).decode("utf-8", "replace") for file in files)
+    return tuple(publisher_keys.read_small(here.folder / Path(file).expanduser()).decode("utf-8", "replace") for file in files)

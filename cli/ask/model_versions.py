@@ -9,7 +9,7 @@ from uuid import UUID
 
 import click
 
-from cli.ask import blob_transfers, deployments, model_images
+from cli.ask import blob_transfers, deployments, model_images, publisher_keys
 from cli.ask.blob_transfers import PIECE_BYTES, Blob, persist
 from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from shared.api.models import ModelVersion
     from shared.models.manifest import Statement, VersionFile
 
-#: Of a signature, which the gateway refuses with more.
-_MAX_SMALL_BYTES = 64 * 1024 + 1
 _CALL_SECONDS = 120.0
 #: States of versions.
 _CHECKING, _READY = "checking", "ready"
@@ -67,7 +65,7 @@ def push(
     model, number = _split(name)
     show, said = ProgressLine(), Statement(license=license_, source=origin, description=description)
     signed_by = None if signature is None else here.folder / Path(signature).expanduser()
-    bundle = None if signed_by is None else read_small(signed_by)
+    bundle = None if signed_by is None else publisher_keys.read_small(signed_by)
 
     async def work(connection: "CliConnection") -> "ModelVersion":
         # Is there a mesh that keeps models? Reading the files takes minutes.
@@ -221,15 +219,6 @@ def delete(here: CliContext, /, version: str, *, as_json: bool) -> None:
 
 
 COMMANDS = (push, versions, promote, rollback, retire, revoke, delete)
-
-
-def read_small(file: Path) -> bytes:
-    """Return the content of a key or signature. Raises BadRequest."""
-    try:
-        with file.open("rb") as opened:
-            return opened.read(_MAX_SMALL_BYTES)
-    except OSError as error:
-        raise errors.BadRequest(f"{file} can't be read: {error.strerror}") from error
 
 
 def _split(text: str) -> tuple[ModelName, int | None]:

@@ -2,7 +2,7 @@
 names files with their SHA-256. Pure.
 
 One signs a version if it names the version's manifest as `blobs/sha256/…`, as in an OCI image layout, or exactly the version's files.
-Everything here may come from strangers. The package `model-signing` needs 38 others for this: docs/decisions/0030-signed-models.md.
+Everything here may come from strangers. The package `model-signing` needs 38 others for this: docs/decisions/0031-signed-models.md.
 """
 
 import base64
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePri
 from msgspec import Meta
 
 from shared import errors
+from shared.models import image_layout
 from shared.models.manifest import MAX_SIGNATURE_BYTES, Version
 
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -190,8 +191,7 @@ def _wrong_curve() -> errors.BadRequest:
 
 
 def _manifest_file(digest: str) -> tuple[str, str]:
-    found = digest.removeprefix("sha256:")
-    return f"blobs/sha256/{found}", found
+    return image_layout.blob(digest), digest.removeprefix("sha256:")
 
 
 def _root(digests: Iterable[str]) -> str:

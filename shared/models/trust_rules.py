@@ -17,14 +17,25 @@ TrustRules = Mapping[str, TrustDocument]
 
 
 class Distrust(StrEnum):
-    #: A file from elsewhere, which nobody can have signed.
+    #: Files from elsewhere, or other files than the manifest names: nobody can have signed them.
     NO_VERSION = "no_version"
     UNSIGNED = "unsigned"
     #: Signed, but by no key of the rule.
     OTHER_KEY = "other_key"
-    #: The signature, or the manifest, is for other files.
+    #: The signature is for other files.
     OTHER_FILES = "other_files"
     REVOKED = "revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadableModel:
+    #: All that it is served under.
+    names: tuple[str, ...]
+    #: None for a model that is none.
+    version: Version | None
+    signatures: Collection[bytes] = ()
+    #: The SHA-256 of each file that is to be loaded, in hex, as far as they are known.
+    hashes: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +65,28 @@ def find_rules(rules: TrustRules, names: Iterable[str]) -> dict[str, TrustDocume
     return found
 
 
-def judge(rules: TrustRules, whose: str, names: Iterable[str], version: Version | None, signatures: Collection[bytes]) -> Verdict:
-    """Return the strictest verdict of the rules. ``whose``: where they stand, for people. No ``version``: the model is none."""
+def judge(rules: TrustRules, whose: str, model: LoadableModel) -> Verdict:
+    """Return the strictest verdict of the rules. ``whose``: where they stand, for people."""
     verdicts = [TRUSTED]
-    for pattern, rule in find_rules(rules, names).items():
-        if rule.mode is not TrustMode.OFF and (found := _find_distrust(rule, version, signatures)) is not None:
+    for pattern, rule in find_rules(rules, model.names).items():
+        if rule.mode is not TrustMode.OFF and (found := _find_distrust(rule, model)) is not None:
             reason = f"{found[1]}; {whose} for {pattern} wants a signature by one of its {len(rule.keys)} keys"
             verdicts.append(Verdict(found[0], reason, rule.mode is TrustMode.ENFORCE))
+    return strictest(verdicts)
+
+
+def strictest(verdicts: Iterable[Verdict]) -> Verdict:
     return max(verdicts, key=lambda verdict: (verdict.is_refused, verdict.cause is not None))
 
 
-def _find_distrust(rule: TrustDocument, version: Version | None, signatures: Collection[bytes]) -> tuple[Distrust, str] | None:
-    if version is None:
-        return Distrust.NO_VERSION, "it is no version of the mesh, so nobody can have signed it"
-    if not signatures:
+def _find_distrust(rule: TrustDocument, model: LoadableModel) -> tuple[Distrust, str] | None:
+    version = model.version
+    if version is None or not {f"sha256:{each}" for each in model.hashes} <= {file.digest for file in version.files}:
+        return Distrust.NO_VERSION, "its files are no version of the mesh, so nobody can have signed them"
+    if not model.signatures:
         return Distrust.UNSIGNED, "nobody has signed it"
     keys, worst = list(_read_keys(rule)), (Distrust.OTHER_KEY, "no trusted key has signed it")
-    for data in signatures:
+    for data in model.signatures:
         try:
             signature = trust_bundle.read(data)
         except errors.BadRequest:

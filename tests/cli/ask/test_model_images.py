@@ -11,12 +11,13 @@ import pytest
 
 from cli.ask import blob_transfers
 from cli.output.exit_codes import ExitCode
-from shared.api import models
+from shared.api import model_trust, models
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.models import ModelVersions, VersionState
-from shared.models import image_layout, manifest
+from shared.models import image_layout, manifest, trust_bundle
 from tests.cli.ask.model_mesh import VERSION, ModelMesh
 from tests.cli.fake_mesh import Shell
+from tests.shared.models.publishers import Publisher, named
 
 MODEL = b"m" * 2500
 
@@ -56,6 +57,34 @@ def test_an_export_has_the_version_and_pushes_as_the_same(shell: Shell, mesh: Mo
     assert shell("models", "push", "out", "other", "--license", "Apache-2.0").exit_code == 0
     assert mesh.manifest != before
     assert manifest.read(mesh.manifest).files == manifest.read(before).files
+
+
+def test_an_export_is_signed_and_pushed_with_its_signature(shell: Shell, mesh: ModelMesh) -> None:
+    publisher, out = Publisher(), shell.folder / "out"
+    (shell.folder / "publisher.key").write_bytes(publisher.private)
+    for _ in range(2):
+        assert shell("models", "export", "tiny", "out", "--sign-key", "publisher.key").exit_code == 0
+    signature = trust_bundle.read((out / "model.sig").read_bytes())
+    assert signature.is_by(publisher.key.public_key())
+    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != "model.sig"}
+    assert signature.files == set(named(files))
+    assert signature.covers(manifest.read(mesh.manifest))
+    shell.mesh.answer(model_trust.sign_model_version, VERSION)
+    before = mesh.manifest
+    done = shell("models", "push", "oci:out", "tiny", "--signature", "out/model.sig")
+    assert (done.exit_code, mesh.manifest) == (0, before), done.output
+    (request,) = [call.request for call in shell.mesh.calls if isinstance(call.request, model_trust.SignModelVersion)]
+    assert request.signature == (out / "model.sig").read_bytes()
+
+
+def test_a_signature_within_a_folder_is_no_file_of_its_model(shell: Shell, mesh: ModelMesh) -> None:
+    folder = shell.folder / "folder"
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(MODEL)
+    (folder / "model.sig").write_bytes(trust_bundle.sign(Publisher().key, "folder", named({"model.gguf": MODEL})))
+    shell.mesh.answer(model_trust.sign_model_version, VERSION)
+    assert shell("models", "push", "folder", "tiny", "--signature", "folder/model.sig").exit_code == 0
+    assert [file.path for file in manifest.read(mesh.manifest).files] == ["model.gguf"]
 
 
 def test_an_export_continues_where_it_broke(shell: Shell, mesh: ModelMesh, monkeypatch: pytest.MonkeyPatch) -> None:

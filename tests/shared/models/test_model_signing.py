@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cli.ask import publisher_keys
 from shared import errors
 from shared.models import trust_bundle
 from tests import tiers
@@ -85,6 +86,10 @@ def test_each_accepts_the_others_signature(stranger: Stranger, model: Path, tmp_
     assert stranger.run("model_signing", *verify, str(ours), check=False).returncode
     shutil.copy(manifest_file(tmp_path), layout / f"blobs/sha256/{version.digest.removeprefix('sha256:')}")
     assert "Verification succeeded" in stranger.run("model_signing", *verify, str(ours)).stdout
+    # And what `aicli models export --sign-key` does.
+    publisher_keys.sign_folder(publisher.key, layout)
+    verify = ("verify", "key", str(layout), "--public_key", public, "--signature", str(layout / "model.sig"))
+    assert "Verification succeeded" in stranger.run("model_signing", *verify).stdout
 
 
 def manifest_file(folder: Path) -> Path:

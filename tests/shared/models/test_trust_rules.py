@@ -4,8 +4,9 @@ import pytest
 
 from shared.config_documents import TrustDocument, TrustMode
 from shared.models import trust_rules
-from shared.models.trust_rules import TRUSTED, Distrust
-from tests.shared.models.publishers import Publisher, version_of
+from shared.models.manifest import Version
+from shared.models.trust_rules import TRUSTED, Distrust, LoadableModel, TrustRules, Verdict
+from tests.shared.models.publishers import FILES, Publisher, named, version_of
 
 VERSION = version_of()
 MINE, THEIRS = Publisher(), Publisher()
@@ -17,6 +18,10 @@ def rule(mode: TrustMode = TrustMode.ENFORCE, *publishers: Publisher) -> TrustDo
 
 
 RULES = {"*": rule(TrustMode.WARN), "llama*": rule(), "llama3": rule(TrustMode.OFF), "llama-guard*": rule(TrustMode.ENFORCE, THEIRS)}
+
+
+def judge(rules: TrustRules, *names: str, version: Version | None = VERSION, signatures: tuple[bytes, ...] = SIGNED) -> Verdict:
+    return trust_rules.judge(rules, "the mesh's rule", LoadableModel(names, version, signatures))
 
 
 @pytest.mark.parametrize(
@@ -50,9 +55,9 @@ def test_the_longest_rule_counts_for_each_name(names: list[str], found: set[str]
 )
 @pytest.mark.parametrize("mode", TrustMode)
 def test_a_rule_wants_a_signature_by_one_of_its_keys(
-    version: object, signatures: tuple[bytes, ...], cause: Distrust | None, mode: TrustMode
+    version: Version | None, signatures: tuple[bytes, ...], cause: Distrust | None, mode: TrustMode
 ) -> None:
-    verdict = trust_rules.judge({"llama*": rule(mode)}, "the mesh's rule", ["llama3@1"], version, signatures)  # type: ignore[arg-type]
+    verdict = judge({"llama*": rule(mode)}, "llama3@1", version=version, signatures=signatures)
     if cause is None or mode is TrustMode.OFF:
         assert verdict == TRUSTED
     else:
@@ -61,12 +66,22 @@ def test_a_rule_wants_a_signature_by_one_of_its_keys(
 
 
 def test_the_strictest_rule_of_all_names_decides() -> None:
-    verdict = trust_rules.judge(RULES, "mine", ["qwen", "llama-guard-2"], VERSION, SIGNED)
+    verdict = judge(RULES, "qwen", "llama-guard-2")
     assert (verdict.cause, verdict.is_refused) == (Distrust.OTHER_KEY, True)
-    assert trust_rules.judge(RULES, "mine", ["qwen", "llama2"], VERSION, SIGNED) == TRUSTED
+    assert judge(RULES, "qwen", "llama2") == TRUSTED
 
 
 def test_a_rule_without_keys_trusts_nobody() -> None:
     nobody = {"*": TrustDocument(mode=TrustMode.ENFORCE), "llama*": TrustDocument(mode=TrustMode.ENFORCE, keys=("garbage",))}
     for name in ("qwen", "llama3"):
-        assert trust_rules.judge(nobody, "mine", [name], VERSION, SIGNED).cause is Distrust.OTHER_KEY
+        assert judge(nobody, name).cause is Distrust.OTHER_KEY
+
+
+@pytest.mark.parametrize(
+    ("loaded", "cause"),
+    [(["model.gguf"], None), (["model.gguf", "mmproj.gguf"], None), (["model.gguf", "altered.gguf"], Distrust.NO_VERSION)],
+)
+def test_the_files_that_are_loaded_must_be_those_of_the_version(loaded: list[str], cause: Distrust | None) -> None:
+    hashes = dict(named({**FILES, "altered.gguf": b"altered"}))
+    model = LoadableModel(("llama3@1",), VERSION, SIGNED, tuple(hashes[path] for path in loaded))
+    assert trust_rules.judge({"*": rule()}, "the mesh's rule", model).cause is cause
