@@ -73,7 +73,7 @@ SERVICES = tuple(_STAGES)
 #: Backend of a worker beside the first -> its node key.
 _MORE_KEYS = {"echo": "echo", **{backend: f"inference-{backend}" for backend in ("ollama", "openai", "http")}}
 #: Files that workers read when they start, beside those whose names end in _FILE.
-_READ_AT_START = ("MODELS_YAML", "OPENAI_UPSTREAMS")
+_READ_AT_START = ("MODELS_YAML", "OPENAI_UPSTREAMS", "MODEL_TRUST")
 #: Workers of other servers, which may be away while the stack starts.
 REMOTE_WORKERS = tuple(f"inference-{backend}" for backend in ("ollama", "openai", "http"))
 WORKERS = ("inference", "inference-echo", *REMOTE_WORKERS)
@@ -81,6 +81,7 @@ WORKERS = ("inference", "inference-echo", *REMOTE_WORKERS)
 _OWN_MODELS = frozenset({"MODELS", "MODELS_YAML", "MODELS_DIR", "MODELS_PULL"})
 _OF_BACKENDS = {
     **dict.fromkeys(_OWN_MODELS, ("llama", "http")),
+    "MODEL_TRUST": ("llama",),
     **dict.fromkeys(("OLLAMA_URL", "OLLAMA_KEEP_ALIVE"), ("ollama",)),
     **dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS", "OPENAI_UPSTREAM_KEYS", "REMOTE_MODEL_HOSTS"), ("openai",)),
 }

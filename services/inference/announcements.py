@@ -64,6 +64,8 @@ class Announcements:
         self._left_out = 0
         #: Models that have gauges; those of the speed ask the engines at each scrape.
         self._measured: set[ModelName] = set()
+        #: Why models are not trusted.
+        self._distrust: dict[ModelName, str] = {}
         #: Servers of other programs that have gauges.
         self._servers: set[str] = set()
 
@@ -202,6 +204,11 @@ class Announcements:
             counter.labels(model=model).inc(0)
         self.drafted(model, 0, 0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
+        if self._distrust.get(model, "") != status.distrust:
+            self._distrust[model] = status.distrust
+            metrics.model_untrusted.remove_by_labels({"model": model})
+            if status.distrust:
+                metrics.model_untrusted.labels(model=model, reason=status.distrust).set(1)
         self._measured.add(model)
         if status.parent is not None:
             return
@@ -216,7 +223,14 @@ class Announcements:
     def _forget(self, model: ModelName) -> None:
         metrics = self._node.metrics
         self._measured.discard(model)
-        for gauge in (metrics.worker_up, metrics.worker_slots, metrics.queue_depth, *(gauge for gauge, _ in self._figures())):
+        self._distrust.pop(model, None)
+        for gauge in (
+            metrics.worker_up,
+            metrics.worker_slots,
+            metrics.queue_depth,
+            metrics.model_untrusted,
+            *(gauge for gauge, _ in self._figures()),
+        ):
             gauge.remove_by_labels({"model": model})
 
     def _figures(self) -> tuple[tuple[Gauge, str], ...]:

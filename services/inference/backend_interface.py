@@ -23,6 +23,7 @@ class WarningTopic(Enum):
 
     DEVICES = "devices"
     SWAPS = "swaps"
+    TRUST = "trust"
 
 
 class Watcher(Protocol):

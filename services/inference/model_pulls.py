@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from services.inference import child_process
-from services.inference.models import model_discovery
+from services.inference.models import model_discovery, model_files
 from services.inference.models.model_copy import ModelShare
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
@@ -143,9 +143,14 @@ class ModelPulls:
                 if status.state is not ModelState.FAILED or not status.digest:
                     continue
                 stored = await asyncio.to_thread(self._store.find, status.model_id)
-                if stored is not None and model_discovery.is_version(stored) and stored.digest != status.digest:
+                if stored is None or not model_discovery.is_version(stored):
+                    continue
+                # One that sees images has the digest of both. Without a manifest, nobody can tell who has signed it.
+                is_whole = status.digest in (stored.digest, model_files.joined((stored.digest, stored.projector)))
+                if not is_whole or await asyncio.to_thread(self._store.version, stored) is None:
                     log.warning("model_damaged", model=status.model_id, digest=status.digest, expected=stored.digest)
-                    await asyncio.to_thread(self._store.quarantine, status.model_id)
+                    mend = self._store.quarantine if stored.parts == 1 else self._store.remove
+                    await asyncio.to_thread(mend, status.model_id)
                     self._node.metrics.model_quarantines.labels(model=status.model_id).inc()
 
     def assigned(self) -> tuple[ModelName, ...]:

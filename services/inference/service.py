@@ -16,6 +16,7 @@ from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelConsent, ModelPulls
+from services.inference.model_trust import ModelTrust
 from services.inference.models.model_store import ModelStore
 from services.inference.models.quantities import parse_bytes
 from services.inference.receipts import AdoptedReceipts, ReceiptKeeper, keep_key
@@ -77,12 +78,13 @@ class InferenceService:
     @asynccontextmanager
     async def open(cls, settings: InferenceSettings, node: Node) -> AsyncIterator["InferenceService"]:
         """Start the backend; the service is up at once and ready when a model is. Raises BadSettings."""
+        trust = await asyncio.to_thread(ModelTrust.open, settings)
         accepts_models = ModelConsent(node, settings.allow_pulls).is_given
         watcher = Announcements(node, settings.pause_file, queue=settings.queue, accepts_models=accepts_models)
         print_line = _print_line if settings.console == "plain" else None
         async with (
             replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,
-            backend_selection.opened(settings, watcher, print_line) as backend,
+            backend_selection.opened(settings, watcher, print_line, trust.judge) as backend,
         ):
             watcher.backend = backend
             watcher.changed()
@@ -116,6 +118,7 @@ class InferenceService:
                 node.tasks.create_task(servers.run(), name="added servers")
             if backend.has_engines:
                 store = ModelStore(settings.store_path)
+                node.tasks.create_task(trust.run(node.rpc, store), name="trust")
                 node.tasks.create_task(
                     watcher.follow_machine(store.pulls, service._pulls.assigned, service._pulls.refused, missing_libraries.find)
                 )

@@ -56,6 +56,14 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     model_store_quota: Annotated[
         str | None, Variable("MODEL_STORE_QUOTA", "disk space for pulled models together, such as 200GiB; `aicli models pull` checks it")
     ] = None
+    model_trust: Annotated[
+        Path | None,
+        Variable(
+            "MODEL_TRUST",
+            "a YAML file with rules about whose signatures models need, like the section trust of the configuration; a model must also"
+            " satisfy the mesh's rules",
+        ),
+    ] = None
     allow_pulls: Annotated[
         bool | None,
         Variable(

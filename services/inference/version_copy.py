@@ -117,7 +117,8 @@ class VersionCopy:
         """Put a version into the store. Raises BadRequest, TooLarge, and PeerError after several attempts."""
         check_store_name(name)
         digest = source.removeprefix(VERSION_SOURCE)
-        version = manifest.read(await self._read_small(digest, manifest.MAX_MANIFEST_BYTES))
+        content = await self._read_small(digest, manifest.MAX_MANIFEST_BYTES)
+        version = manifest.read(content)
         files = sorted(version.files, key=lambda file: file.path)
         lists = [await self._read_small(file.blocks, block_list.MAX_LIST_BYTES) for file in files]
         await asyncio.to_thread(self._store.ensure_folders)
@@ -136,7 +137,7 @@ class VersionCopy:
                     text = f"cannot write {each}: {error.strerror or error}"
                     raise errors.TooLarge(text, hint="free disk space; what is there stays") from error
                 held.enter_context(self._exchange.offered(file, each))
-            await asyncio.to_thread(self._commit, name, source, list(zip(files, partials, strict=True)), assignment)
+            await asyncio.to_thread(self._commit, name, source, content, list(zip(files, partials, strict=True)), assignment)
 
     @asynccontextmanager
     async def _held(self, key: str) -> AsyncIterator[Path]:
@@ -203,7 +204,9 @@ class VersionCopy:
             if checked:
                 raise errors.BadRequest(f"the blocks of {file.path} do not make its file", hint="push the version again")
 
-    def _commit(self, name: ModelName, source: str, found: Sequence[tuple[VersionFile, Path]], assignment: Assignment) -> None:
+    def _commit(
+        self, name: ModelName, source: str, content: bytes, found: Sequence[tuple[VersionFile, Path]], assignment: Assignment
+    ) -> None:
         """Blocks. Raises BadRequest."""
         projectors = [each for each in found if _is_projector(each[1])]
         parts = [each for each in found if each not in projectors]
@@ -220,7 +223,7 @@ class VersionCopy:
             projector="".join(_hex(file.digest) for file, _ in projectors[:1]),
             assignment=None if known is not None and known.assignment is None else assignment,
         )
-        self._store.commit([path for _, path in (*parts, *projectors[:1])], model)
+        self._store.commit([path for _, path in (*parts, *projectors[:1])], model, content)
 
 
 async def _pause(failures: int, error: errors.PeerError) -> int:

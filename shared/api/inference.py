@@ -233,6 +233,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     numerics: str = ""
     batch_busy: int = 0
     yields: bool = False
+    #: Why nobody trusted has signed it, as ``Distrust`` says; empty if that is not needed.
+    distrust: str = ""
 
 
 class ListAvailableModels(Body, frozen=True):

@@ -213,6 +213,7 @@ class Metrics:
     route_targets = _LazyMetric(Gauge, instruments.ROUTE_TARGETS)
     upstream_spending = _LazyMetric(Counter, instruments.UPSTREAM_SPENDING)
     upstream_up = _LazyMetric(Gauge, instruments.UPSTREAM_UP)
+    model_untrusted = _LazyMetric(Gauge, instruments.MODEL_UNTRUSTED)
     upstream_refused = _LazyMetric(Gauge, instruments.UPSTREAM_REFUSED)
     upstream_ceiling_share = _LazyMetric(Gauge, instruments.UPSTREAM_CEILING_SHARE)
     guard_matches = _LazyMetric(Counter, instruments.GUARD_MATCHES)

@@ -274,7 +274,7 @@ def test_every_service_setting_can_be_given_and_required_ones_are_set(home: Stac
     assert {name for name, services in settings.PASSED.items() if service in services} - own <= declared
 
 
-@pytest.mark.parametrize("name", ["OPENAI_UPSTREAMS", "MODELS_YAML"])
+@pytest.mark.parametrize("name", ["OPENAI_UPSTREAMS", "MODELS_YAML", "MODEL_TRUST"])
 def test_a_changed_file_of_models_restarts_the_stack(home: StackHome, tmp_path: Path, name: str) -> None:
     file = tmp_path / "file"
     file.write_text("before", encoding="utf-8")

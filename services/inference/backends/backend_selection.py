@@ -10,6 +10,7 @@ from typing import assert_never
 from services.inference import gpus
 from services.inference.backend_interface import Backend, WarningTopic, Watcher
 from services.inference.backends import echo, llama
+from services.inference.backends.model_cache import JudgeModel
 from services.inference.engine import devices, engine_messages
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import CatalogEntry
@@ -24,11 +25,13 @@ from shared.telemetry import logs
 log = logs.get()
 
 
-def opened(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AbstractAsyncContextManager[Backend]:
+def opened(
+    settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None, judge: JudgeModel
+) -> AbstractAsyncContextManager[Backend]:
     """``print_line`` writes to the console, if someone watches. Raises BadSettings."""
     match settings.backend:
         case "llama":
-            return _llama(settings, watcher, print_line)
+            return _llama(settings, watcher, print_line, judge)
         case "echo":
             return echo.opened(settings.echo_token_ms, settings.queue, watcher, settings.echo_slots)
         case "ollama":
@@ -67,7 +70,9 @@ async def find_devices(settings: InferenceSettings) -> tuple[list[str], str, Mem
 
 
 @asynccontextmanager
-async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None) -> AsyncIterator[Backend]:
+async def _llama(
+    settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None, judge: JudgeModel
+) -> AsyncIterator[Backend]:
     pulls, defaults = bool(settings.models_pull), settings.model_defaults()
     catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls)
     lines, unused_gpu, budget = await find_devices(settings)
@@ -94,7 +99,15 @@ async def _llama(settings: InferenceSettings, watcher: Watcher, print_line: Call
         return (*model_discovery.in_store(store, defaults, settings.models_pull), *put)
 
     opened_llama = llama.opened(
-        catalog, load, settings.queue, budget, watcher, programs=programs, digests_file=digests_file, swap_seconds=settings.swap_seconds
+        catalog,
+        load,
+        settings.queue,
+        budget,
+        watcher,
+        programs=programs,
+        digests_file=digests_file,
+        swap_seconds=settings.swap_seconds,
+        judge=judge,
     )
     async with opened_llama as backend, lifecycle.background() as tasks:
         backend.print_plans(print_line)

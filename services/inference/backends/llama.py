@@ -13,7 +13,7 @@ import msgspec
 
 from services.inference import engine_speed, images
 from services.inference.backend_interface import Backend, Sink, VectorSink, Watcher
-from services.inference.backends.model_cache import CachedModel, ModelCache, ModelPrograms, SendWaiting
+from services.inference.backends.model_cache import CachedModel, JudgeModel, ModelCache, ModelPrograms, SendWaiting
 from services.inference.chat.model_chat import ModelChat
 from services.inference.chat.prompt_plan import ReasoningDefaults
 from services.inference.engine import engine_messages
@@ -30,6 +30,7 @@ from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, Conversion, Detokenize, ModelFacts, ModelFit, ModelState, ModelStatus, Tokenize
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import PoolingKind
+from shared.models.trust_rules import TRUSTED
 from shared.telemetry import logs
 from shared.types import Ability, LoadPurpose, ModelName
 
@@ -226,6 +227,7 @@ class LlamaBackend(Backend):
             memory_bytes=need.ram + need.vram,
             only_embeds=only_embeds,
             numerics=_numerics(cached),
+            distrust=cached.verdict.cause or "",
             can_suit_agents=cached.can_suit_agents and cached.purpose is not LoadPurpose.AGENTS,
             batch_busy=cached.limits.batch,
             yields=program is None,
@@ -248,6 +250,7 @@ async def opened(
     programs: ModelPrograms = PROGRAMS,
     digests_file: Path | None = None,
     swap_seconds: float = 0.0,
+    judge: JudgeModel = lambda _entry, _hashes: TRUSTED,
 ) -> AsyncIterator[LlamaBackend]:
     """Serve the models of ``configured`` within ``budget``, and end all engines on leaving.
 
@@ -255,8 +258,17 @@ async def opened(
     log.info("models_known", models=[entry.name for entry in configured.entries], budget_bytes=budget.bytes, budget=budget.source)
     for other in configured.elsewhere:
         log.info("model_elsewhere", model=other.name, at=other.service, path=other.path)
-    known = KnownDigests(digests_file)
-    cached = ModelCache(configured.entries, options, queue, budget, watcher, programs=programs, known=known, swap_seconds=swap_seconds)
+    cached = ModelCache(
+        configured.entries,
+        options,
+        queue,
+        budget,
+        watcher,
+        programs=programs,
+        known=KnownDigests(digests_file),
+        swap_seconds=swap_seconds,
+        judge=judge,
+    )
     async with cached.opened() as cache:
         yield LlamaBackend(cache, watcher)
 

@@ -42,6 +42,7 @@ from services.inference.queue_limits import QueueLimits
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api.inference import ModelFacts, ModelFit, ModelState
+from shared.models.trust_rules import TRUSTED, Verdict
 from shared.node import lifecycle
 from shared.protocol.agent_requirements import CONTEXT_TOKENS
 from shared.protocol.directory import say_reasons
@@ -61,6 +62,8 @@ MAX_PREFIXES = 6_400
 
 _Answer = AdmitStep | RefuseStep
 StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher, ModelChat], SupervisedEngine]
+#: Says whether a model may be loaded, by the SHA-256 of its files as far as they are known. Never blocks.
+JudgeModel = Callable[[CatalogEntry, tuple[str, ...]], Verdict]
 #: Tells a caller why it waits.
 SendWaiting = Callable[[str], Awaitable[None]]
 
@@ -116,6 +119,9 @@ class CachedModel:
     adapters: tuple[AdapterFile, ...]
     #: What it is loaded for; at first as its entry says.
     purpose: LoadPurpose
+    judge: JudgeModel
+    #: The last verdict that was logged.
+    logged: Verdict = TRUSTED
     #: None until the header is read.
     plan: LoadPlan | None = None
     #: Loaded for agents, it would have the context that they need.
@@ -135,6 +141,15 @@ class CachedModel:
     @property
     def loaded(self) -> engine_messages.Loaded | None:
         return next((replica.engine.loaded for replica in self.replicas if replica.engine.loaded is not None), None)
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.judge(self.entry, self.file.hashes)
+
+    @property
+    def problem(self) -> str:
+        """Why it can't be served; empty if no problem is known."""
+        return self.file.problem or (self.verdict.reason if self.verdict.is_refused else "")
 
     @property
     def file_bytes(self) -> int:
@@ -193,6 +208,7 @@ class ModelCache:
         programs: ModelPrograms,
         known: KnownDigests,
         swap_seconds: float,
+        judge: JudgeModel,
     ) -> None:
         self._entries = tuple(entries)
         self._options = options
@@ -208,6 +224,7 @@ class ModelCache:
         self._callers: dict[int, asyncio.Future[_Answer]] = {}
         self._queue = queue
         self._known = known
+        self._judge = judge
         #: Gets the plan of each load, if someone watches.
         self.print_line: Callable[[str], None] | None = None
         self._core = ModelCachePolicy(budget.total, swap_seconds)
@@ -228,6 +245,7 @@ class ModelCache:
             self._core.add(name, MemoryBytes(), entry.keep_alive_seconds, pinned=entry.pinned),
             tuple(AdapterFile(adapter, entry.file, self._tasks, changed, self._known) for adapter in entry.adapters),
             entry.purpose,
+            self._judge,
             awaits_preload=entry.preload,
         )
         self._bases |= {adapter.name: name for adapter in entry.adapters}
@@ -303,6 +321,8 @@ class ModelCache:
                 await self._ensure_served(cached, send)
             await self._admit(cached, send)
             try:
+                if cached.verdict.is_refused:
+                    raise _cannot_serve(cached)
                 if not cached.replicas:
                     raise errors.Unavailable(f"{model} just failed: {self.state(cached)[1]}", hint="try again", retry_after_seconds=1.0)
                 with cached.best(prefixes).counted(prefixes) as engine:
@@ -354,8 +374,8 @@ class ModelCache:
 
     def state(self, cached: CachedModel) -> tuple[ModelState, str]:
         """Return the model's state and a detail for people."""
-        if cached.file.problem:
-            return ModelState.FAILED, cached.file.problem
+        if cached.problem:
+            return ModelState.FAILED, cached.problem
         if cached.file.checked is None or (cached.awaits_preload and cached.managed.stage is Stage.UNLOADED):
             return ModelState.LOADING, cached.file.step
         match cached.managed.stage:
@@ -399,7 +419,7 @@ class ModelCache:
             if cached.entry.preload:
                 await cached.ensure_served()
                 cached.awaits_preload = False
-                if not cached.file.problem:
+                if not cached.problem:
                     self._act(self._core.preload(cached.entry.name, time.monotonic()))
                 self._watcher.changed()
         # One after the other: a disk reads one large file faster than ten at once.
@@ -443,8 +463,8 @@ class ModelCache:
             await self._report_waiting(looking, send, lambda: f"{cached.entry.name}: {cached.file.step}")
         finally:
             looking.cancel()
-        if problem := cached.file.problem:
-            raise errors.Unavailable(f"{cached.entry.name} cannot be served here: {problem}", hint="another worker may have it")
+        if cached.problem:
+            raise _cannot_serve(cached)
 
     async def _admit(self, cached: CachedModel, send: SendWaiting | None) -> None:
         """Wait until the model is loaded and the caller's job is counted. Raises Unavailable."""
@@ -497,6 +517,7 @@ class ModelCache:
             now = time.monotonic()
             self._act(self._core.tick(now))
             self._watcher.warn(self._describe_thrashing(now), WarningTopic.SWAPS)
+            self._apply_trust()
             self._watcher.changed()  # a state may depend on the time
 
     def _describe_thrashing(self, now: float) -> str:
@@ -507,9 +528,23 @@ class ModelCache:
         )
         return say_reasons(((name, why) for name in self._core.thrashing(now)), ": ")
 
+    def _apply_trust(self) -> None:
+        """Unload what may not be loaded any more, once its running answers have ended."""
+        for cached in self.all():
+            name, verdict = cached.entry.name, cached.verdict
+            if verdict.is_refused:
+                self._act(self._core.unload(name))
+            if verdict != cached.logged:
+                cached.logged = verdict
+                log.warning("model_trust_changed", model=name, cause=verdict.cause, reason=verdict.reason, is_refused=verdict.is_refused)
+        untrusted = ((cached.entry.name, cached.logged.reason) for cached in self.all() if cached.logged.cause is not None)
+        self._watcher.warn(say_reasons(untrusted, ": "), WarningTopic.TRUST)
+
     def _act(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             match decision:
+                case LoadModelStep(model) if self._models[model].verdict.is_refused:
+                    self._act(self._core.load_failed(model, self._models[model].problem, time.monotonic()))
                 case LoadModelStep(model):
                     self._start_engines(self._models[model])
                 case UnloadModelStep(model, makes_room_for):
@@ -576,7 +611,7 @@ class ModelCache:
 
     async def _recheck(self, cached: CachedModel) -> None:
         await cached.ensure_served()
-        if not cached.file.problem and not cached.leaves:
+        if not cached.problem and not cached.leaves:
             self._act(self._core.retry(cached.entry.name, time.monotonic()))
 
     async def _run_engines(self, cached: CachedModel, replicas: list[Replica]) -> None:
@@ -589,6 +624,10 @@ class ModelCache:
             if self._models.get(cached.entry.name) is cached and cached.managed.stage is Stage.UNLOADING:
                 cached.replicas = []
                 self._act(self._core.unloaded(cached.entry.name, self._next_need(cached), time.monotonic()))
+
+
+def _cannot_serve(cached: CachedModel) -> errors.Unavailable:
+    return errors.Unavailable(f"{cached.entry.name} cannot be served here: {cached.problem}", hint="another worker may have it")
 
 
 def _progress(cached: CachedModel, *, step: int) -> str:

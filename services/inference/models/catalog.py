@@ -7,6 +7,7 @@ from typing import Any
 
 from services.inference.engine.engine_messages import KvMode, KvTypes, SplitMode
 from services.inference.upstreams import Dialect
+from shared.models.manifest import Version
 from shared.types import LoadPurpose, ModelName
 
 #: Names and aliases together: each takes about 200 bytes of the announcement, which may have 16 KiB.
@@ -72,6 +73,8 @@ class CatalogEntry(Defaults):
     file: Path
     #: The file's expected SHA-256 in hex; None accepts any file.
     digest: str | None = None
+    #: What it is a version of; None for a model from elsewhere, and for a version whose manifest is damaged.
+    version: Version | None = None
     aliases: tuple[ModelName, ...] = ()
     #: The memory to count; None: estimated from the file.
     memory_bytes: int | None = None

@@ -95,6 +95,7 @@ def in_store(store: ModelStore, defaults: Defaults, pulls: Iterable[str] = ()) -
             projector=store.projector(model),
             projector_is_optional=True,
             digest=model.digest if is_version(model) else None,
+            version=store.version(model),
         )
         for model in store.models()
         if not model.pulled_as or named & set(model.pulled_as)
@@ -102,8 +103,8 @@ def in_store(store: ModelStore, defaults: Defaults, pulls: Iterable[str] = ()) -
 
 
 def is_version(model: StoredModel) -> bool:
-    """Return whether it is a version of the mesh in one file, which is hashed before it is loaded. Parts have no digest together."""
-    return model.source.startswith(VERSION_SOURCE) and model.parts == 1
+    """Return whether it is a version of the mesh, whose files are hashed before it is loaded."""
+    return model.source.startswith(VERSION_SOURCE)
 
 
 def _assigned(defaults: Defaults, assignment: Assignment | None) -> Defaults:

@@ -10,6 +10,7 @@ times and inode. If the cache is damaged, digests are computed again.
 import asyncio
 import hashlib
 import importlib.util
+import itertools
 import os
 import threading
 import time
@@ -30,9 +31,11 @@ from shared import model_folder
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import GgufHeader
 from shared.identity import private_file
+from shared.models import manifest
 from shared.telemetry import logs
 
 T = TypeVar("T")
+_Digests = tuple[str, ...]
 
 #: Reading whole files takes minutes. In asyncio's own pool, which has few threads, a few large models would hold everything that needs one.
 _HASHING = ThreadPoolExecutor(thread_name_prefix="digests")
@@ -137,8 +140,8 @@ class ModelFile:
         self._known = known
         self._stopped = threading.Event()
         self._checking: asyncio.Task[FileCheck] | None = None
-        #: Gives the digests of the model and of its projector.
-        self._hashing: asyncio.Task[tuple[str, ...]] | None = None
+        #: Gives the digests of the model, one for each part of a version, and then of its projector.
+        self._hashing: asyncio.Task[tuple[_Digests, ...]] | None = None
 
     @property
     def step(self) -> str:
@@ -155,12 +158,17 @@ class ModelFile:
         """The file's SHA-256; empty until the whole file has been read. A program's owner states the digest of its model."""
         if self._entry.program is not None:
             return self._entry.digest or ""
-        return (_result(self._hashing) or ("",))[0]
+        return _whole((_result(self._hashing) or ((),))[0])
 
     @property
     def digest_with_projector(self) -> str:
         """The digest of what the model computes if it sees images: another projector makes other tokens of them."""
-        return self.digest if self._entry.projector is None else _joined(_result(self._hashing) or ("",))
+        return self.digest if self._entry.projector is None else joined(tuple(map(_whole, _result(self._hashing) or ((),))))
+
+    @property
+    def hashes(self) -> tuple[str, ...]:
+        """The SHA-256 of each file of a version; empty until all have been read."""
+        return tuple(itertools.chain.from_iterable(_result(self._hashing) or ()))
 
     @property
     def problem(self) -> str:
@@ -193,10 +201,15 @@ class ModelFile:
             self._hashing = self._begin(self._hash())
         await asyncio.shield(self._hashing)
 
-    async def _hash(self) -> tuple[str, ...]:
-        files, compute = (self._entry.file, self._entry.projector), partial(_sha256, self._stopped)
+    async def _hash(self) -> tuple[_Digests, ...]:
+        return tuple([await self._hash_file(file) for file in (self._entry.file, self._entry.projector) if file is not None])
+
+    async def _hash_file(self, file: Path) -> _Digests:
+        parts, compute = model_folder.parts(file), partial(_sha256, self._stopped)
         run, known = asyncio.get_running_loop().run_in_executor, self._known
-        return tuple([await run(_HASHING, known.digest, model_folder.parts(file), compute) for file in files if file is not None])
+        # A manifest has the digest of each part, other catalogs that of all parts in a row.
+        groups = [parts] if self._entry.version is None else [(part,) for part in parts]
+        return tuple([await run(_HASHING, known.digest, group, compute) for group in groups])
 
     async def ensure_served(self) -> None:
         """Make all checks that a load needs, and so set ``problem``."""
@@ -257,7 +270,7 @@ class AdapterFile(ModelFile):
 
     def digest_with(self, base: str) -> str:
         """Return the digest of what a model with the digest ``base`` computes with it; empty until both files have been read."""
-        return _joined((base, self.digest, str(self.adapter.scale)))
+        return joined((base, self.digest, str(self.adapter.scale)))
 
     def _stamps(self) -> Stamps:
         return super()._stamps() + _stamps(self._model)
@@ -283,7 +296,12 @@ def _stamps(file: Path | None) -> Stamps:
     return () if file is None else stamps_of(model_folder.parts(file))
 
 
-def _joined(digests: tuple[str, ...]) -> str:
+def _whole(digests: _Digests) -> str:
+    """Return the digest of a model in parts; empty if one is."""
+    return manifest.weights_digest(digests) if digests and all(digests) else ""
+
+
+def joined(digests: _Digests) -> str:
     """Return the digest of several; empty if one is."""
     return hashlib.sha256(":".join(digests).encode()).hexdigest() if all(digests) else ""
 

@@ -14,6 +14,7 @@ import shutil
 import stat
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -21,10 +22,12 @@ import msgspec
 from shared import errors
 from shared.amounts import show_bytes
 from shared.api.inference import PullProgress, StoredModel
+from shared.api.model_copies import VERSION_SOURCE
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import NotAModel
 from shared.identity import private_file
-from shared.models import version_names
+from shared.models import manifest, version_names
+from shared.models.manifest import Version
 from shared.protocol.directory import ModelPull
 from shared.types import ModelName
 
@@ -173,9 +176,15 @@ class ModelStore:
         # Another process may just have moved a file.
         return sum(disk_bytes(file) for file in itertools.chain(self._blobs.rglob("*"), self._partial.rglob("*")))
 
-    def commit(self, partials: Sequence[Path], model: StoredModel) -> None:
-        """Move complete and synced parts, and behind them the projector, to their place and let the name refer to them. Raises BadRequest
-        if they are not a model."""
+    def version(self, model: StoredModel) -> Version | None:
+        """Return the manifest of a version of the mesh; None for other models, or if it is missing or damaged."""
+        with contextlib.suppress(OSError, errors.BadRequest):
+            return _read_version(self.blob(digest)) if (digest := _manifest_digest(model)) else None
+        return None
+
+    def commit(self, partials: Sequence[Path], model: StoredModel, manifest_text: bytes = b"") -> None:
+        """Move complete and synced parts, and behind them the projector, to their place and let the name refer to them. A version has a
+        ``manifest_text``. Raises BadRequest if they are not a model."""
         parts, projectors = partials[: model.parts], partials[model.parts :]
         try:
             check_model(parts[0], len(parts))
@@ -196,6 +205,8 @@ class ModelStore:
                 _sync(blob)
             for projector in projectors:
                 projector.replace(self.blob(model.projector))
+            if manifest_text:
+                private_file.replace(self.blob(_manifest_digest(model)), manifest_text, synced=True)
             _sync(self._blobs)
             self._write(model)
             if model.assignment is None:
@@ -290,7 +301,23 @@ def _check_projector(file: Path) -> None:
 
 
 def _digests(model: StoredModel) -> set[str]:
-    return {model.digest, *([model.projector] if model.projector else [])}
+    return {model.digest, *filter(None, (model.projector, _manifest_digest(model)))}
+
+
+def _manifest_digest(model: StoredModel) -> str:
+    """Return the SHA-256 of a version's manifest in hex; empty for other models."""
+    prefix = f"{VERSION_SOURCE}sha256:"
+    return model.source.removeprefix(prefix) if model.source.startswith(prefix) else ""
+
+
+@lru_cache(maxsize=128)
+def _read_version(file: Path) -> Version:
+    """Raises OSError and BadRequest."""
+    with file.open("rb") as opened:
+        version = manifest.read(opened.read(manifest.MAX_MANIFEST_BYTES + 1))
+    if version.digest != f"sha256:{file.name}":
+        raise errors.BadRequest(f"{file} is damaged")
+    return version
 
 
 def _part(number: int, count: int) -> str:

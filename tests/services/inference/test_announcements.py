@@ -214,6 +214,23 @@ async def test_swaps_are_counted_by_model() -> None:
     assert 'ai_platform_model_swaps_total{model="a"} 2.0' in exposed(node)
 
 
+async def test_a_scrape_tells_which_models_are_not_trusted() -> None:
+    node = Node()
+    watcher = Announcements(node)
+    watcher.backend = backend = DistrustedBackend(0, 1, watcher)
+    for backend.distrust, expected in (("unsigned", 'reason="unsigned"} 1.0'), ("revoked", 'reason="revoked"} 1.0'), ("", "")):
+        watcher.changed()
+        shown = [line for line in exposed(node).splitlines() if line.startswith("ai_platform_model_untrusted{")]
+        assert [line.partition(",")[2] for line in shown] == ([expected] if expected else [])
+
+
+class DistrustedBackend(EchoBackend):
+    distrust = ""
+
+    def models(self) -> tuple[ModelStatus, ...]:
+        return tuple(msgspec.structs.replace(status, distrust=self.distrust) for status in super().models())
+
+
 async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -> None:
     node = Node()
     watcher = Announcements(node)

@@ -16,7 +16,7 @@ import pytest
 
 from services.inference import model_pulls
 from services.inference.model_pulls import ModelPulls
-from services.inference.models import model_discovery
+from services.inference.models import model_discovery, model_files
 from services.inference.models.catalog import Defaults
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
@@ -33,12 +33,15 @@ from shared.api.inference import (
     RemoveModel,
     StoredModel,
 )
+from shared.api.model_copies import VERSION_SOURCE
+from shared.models import manifest
 from shared.node import lifecycle
 from shared.rpc import StreamCall
 from shared.types import ModelName, UserId
 from tests.services.inference.models import ranged_server
 from tests.services.inference.models.ranged_server import RangedServer
 from tests.services.inference.standins import Node, until
+from tests.shared.models.publishers import manifest_of
 from tests.stopwatch import HANG_SECONDS
 
 USER = UserId(UUID(int=1))
@@ -335,11 +338,29 @@ async def test_a_version_whose_file_has_another_digest_is_quarantined(
     def status(name: str, state: ModelState, digest: str) -> ModelStatus:
         return ModelStatus(ModelName(name), state, "", "llama", 64, 1, 0, 0, digest=digest)
 
-    statuses = [status("llama3@2", ModelState.FAILED, ""), status("pulled", ModelState.FAILED, "other")]
+    # One that nobody trusted has signed, and that sees images, is whole.
+    whole, projector = hashlib.sha256(b"whole").hexdigest(), hashlib.sha256(b"projector").hexdigest()
+    text = manifest_of()
+    signed = StoredModel(
+        name=ModelName("signed@1"),
+        digest=whole,
+        size=1,
+        source=VERSION_SOURCE + manifest.digest_of(text),
+        stored_at=NOW,
+        source_key="k",
+        projector=projector,
+    )
+    store._write(signed)
+    store.blob(manifest.digest_of(text).removeprefix("sha256:")).write_bytes(text)
+    statuses = [
+        status("llama3@2", ModelState.FAILED, ""),
+        status("pulled", ModelState.FAILED, "other"),
+        status("signed@1", ModelState.FAILED, model_files.joined((whole, projector))),
+    ]
     node.tasks.create_task(pulls.quarantine(lambda: statuses))
     await asyncio.sleep(0.05)
-    assert len(store.models()) == 2
+    assert len(store.models()) == 3
     statuses[0] = status("llama3@2", ModelState.FAILED, "other")
-    await until(lambda: [model.name for model in store.models()] == ["pulled"])
+    await until(lambda: [model.name for model in store.models()] == ["pulled", "signed@1"])
     counter = node.metrics.registry.get_sample_value
     await until(lambda: counter("ai_platform_model_quarantines_total", {"model": "llama3@2"}) == 1)

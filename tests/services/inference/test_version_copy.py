@@ -12,6 +12,7 @@ import pytest
 from services.inference import version_copy
 from services.inference.models import model_copy, model_discovery
 from services.inference.models.catalog import Defaults
+from services.inference.models.model_files import KnownDigests, ModelFile
 from services.inference.models.model_store import ModelStore
 from services.inference.version_copy import DamagedBlob, Exchange, VersionCopy
 from shared import errors
@@ -20,6 +21,7 @@ from shared.api.model_copies import MAX_RANGE_BYTES, PART_BYTES, VERSION_SOURCE,
 from shared.models import block_list, manifest
 from shared.models.block_list import BLOCK_BYTES
 from shared.models.manifest import VersionConfig, VersionFile
+from shared.node import lifecycle
 from shared.protocol.directory import Directory
 from shared.timing.backoff import Backoff
 from shared.types import ModelName
@@ -234,6 +236,20 @@ async def test_parts_of_a_model_are_one_model(origin: Origin, store: ModelStore)
     (model,) = store.models()
     assert model.parts == 2
     assert store.file(model).read_bytes() == part(0)
+    # Each part is checked before it is loaded.
+    (entry,) = model_discovery.in_store(store, Defaults())
+    async with lifecycle.background() as tasks:
+        file = ModelFile(entry, tasks, lambda: None, KnownDigests(None))
+        await file.ensure_served()
+        hashes = [manifest.digest_of(part(number)) for number in (0, 1)]
+        assert [f"sha256:{each}" for each in file.hashes] == hashes
+        assert (file.digest, entry.digest, file.problem) == (model.digest, model.digest, "")
+    with store.file(model).with_name("model-00002-of-00002.gguf").open("ab") as damaged:
+        damaged.write(b"damaged")
+    async with lifecycle.background() as tasks:
+        file = ModelFile(entry, tasks, lambda: None, KnownDigests(None))
+        await file.ensure_served()
+        assert "is not the file in the catalog" in file.problem
 
 
 async def test_what_is_no_model_is_refused(origin: Origin, store: ModelStore) -> None:

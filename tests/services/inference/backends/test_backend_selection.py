@@ -8,13 +8,19 @@ import pytest
 
 from services.inference.backends import backend_selection
 from services.inference.models import model_files, store_program
+from services.inference.models.catalog import CatalogEntry
 from services.inference.settings import InferenceSettings
 from shared import errors
 from shared.api.inference import ModelState, StoreRequest
+from shared.models.trust_rules import TRUSTED, Verdict
 from shared.types import ModelName
 from tests import gguf_files, stopwatch
 from tests.services.inference.models import ranged_server
 from tests.services.inference.standins import Watch, until
+
+
+def trust_all(_entry: CatalogEntry, _hashes: tuple[str, ...]) -> Verdict:
+    return TRUSTED
 
 
 async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +32,7 @@ async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypa
     (folder / "a.gguf").write_bytes(gguf_files.joined(gguf_files.file(pairs, [])))
     settings = InferenceSettings(node_key_file=state / "node.nk", models_dir=folder, gpu_layers=0, model_memory="1GiB")
     printed: list[str] = []
-    async with backend_selection.opened(settings, Watch(), printed.append) as backend:
+    async with backend_selection.opened(settings, Watch(), printed.append, trust_all) as backend:
         await until(lambda: backend.models()[0].digest)
         with pytest.raises(errors.Unavailable, match="a cannot be loaded on this worker"):
             await backend.load(ModelName("a"))
@@ -45,7 +51,7 @@ async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypa
 )
 async def test_a_worker_for_added_servers_needs_no_other(tmp_path: Path, given: dict[str, Any], names: list[str]) -> None:
     settings = InferenceSettings(node_key_file=tmp_path / "node.nk", backend="openai", **given)
-    async with backend_selection.opened(settings, Watch(), None) as backend:
+    async with backend_selection.opened(settings, Watch(), None, trust_all) as backend:
         assert [status.model_id for status in backend.models()] == names
 
 
@@ -56,7 +62,7 @@ async def test_added_model_is_served_without_a_restart_and_removed(tmp_path: Pat
     (tmp_path / "configured/other.gguf").write_bytes(ranged_server.model_bytes())
     settings = InferenceSettings(node_key_file=tmp_path / "node.nk", models_dir=tmp_path / "configured", gpu_layers=0, model_memory="1GiB")
     store = str(tmp_path / "models")
-    async with backend_selection.opened(settings, Watch(), None) as backend:
+    async with backend_selection.opened(settings, Watch(), None, trust_all) as backend:
         began = time.monotonic()
         store_program.carry_out(StoreRequest(command="add", folder=store, target=str(file)))
         await until(lambda: {status.model_id: status.state for status in backend.models()}.get(ModelName("mine")) is ModelState.UNLOADED)

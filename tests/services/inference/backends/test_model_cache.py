@@ -14,7 +14,7 @@ import pytest
 from services.inference.backend_interface import AnswersEnded, Sink, VectorSink, Watcher
 from services.inference.backends import llama, model_cache
 from services.inference.backends.llama import LlamaBackend
-from services.inference.backends.model_cache import ModelPrograms
+from services.inference.backends.model_cache import JudgeModel, ModelPrograms
 from services.inference.chat.model_chat import ModelChat
 from services.inference.engine import engine_messages, file_stamps
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
@@ -27,6 +27,7 @@ from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Chunk, ModelState
+from shared.models.trust_rules import TRUSTED
 from shared.timing.backoff import Backoff
 from shared.types import FinishReason, ModelName
 from tests import gguf_files
@@ -108,6 +109,7 @@ class Site:
         self.running: list[FakeEngine] = []
         self.watch, self.gpus = Watch(), ()
         self.digests_file = folder / "node.digests"
+        self.judge: JudgeModel = lambda entry, hashes: TRUSTED
 
     def start(self, model: ModelName, load: engine_messages.LoadCommand, watcher: Watcher, chat: ModelChat, /) -> FakeEngine:
         engine = FakeEngine(load, watcher, self)
@@ -130,7 +132,15 @@ class Site:
     async def backend(self, *entries: CatalogEntry, budget: int = 10, swap_seconds: float = 0.0) -> AsyncIterator[LlamaBackend]:
         room, programs = MemoryBudget(budget, "a test", self.gpus), ModelPrograms(self.start, PlainChat)
         opened = llama.opened(
-            Catalog(entries), OPTIONS, 3, room, self.watch, programs=programs, digests_file=self.digests_file, swap_seconds=swap_seconds
+            Catalog(entries),
+            OPTIONS,
+            3,
+            room,
+            self.watch,
+            programs=programs,
+            digests_file=self.digests_file,
+            swap_seconds=swap_seconds,
+            judge=lambda entry, hashes: self.judge(entry, hashes),  # noqa: PLW0108 - tests change it
         )
         async with asyncio.timeout(30), opened as backend:
             yield backend
