@@ -272,6 +272,7 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         upstream_model=status.upstream_model,
         can_suit_agents=status.can_suit_agents,
         numerics=status.numerics,
+        problem=status.detail[: directory.MAX_PROBLEM_CHARACTERS] if status.state is inference.ModelState.FAILED else "",
         batch_busy=status.batch_busy,
         yields=status.yields,
     )

@@ -37,6 +37,8 @@ MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 MAX_ASSIGNED = 32
 
 
+#: Of one model. All of them share an announcement.
+MAX_PROBLEM_CHARACTERS = 150
 #: Callers need one reason; operators have `aicli nodes`.
 _MAX_SAID = 3
 
@@ -99,6 +101,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     #: Its running and waiting calls of batches. If it ``yields``, they make way for live ones, and ``busy`` doesn't count them.
     batch_busy: int = 0
     yields: bool = False
+    #: Why it can't be served, for people; empty if it can.
+    problem: Annotated[str, msgspec.Meta(max_length=MAX_PROBLEM_CHARACTERS)] = ""
 
     def continues(self, origin: ResumeOrigin) -> bool:
         """Return whether it can continue an answer that began so. A worker whose model isn't loaded checks it itself."""

@@ -280,13 +280,16 @@ def _describe(
 ) -> Deployment:
     held = {entry.node: _machine(entry.announcement).held for entry in entries}
     pulls = {(entry.node, pull.name): pull for entry in entries for pull in entry.announcement.pulls}
+    problems = {(entry.node, offer.name): offer.problem for entry in entries for offer in entry.announcement.models}
     copies = list[ModelCopy]()
     for one, assignment in placed:
         for node in assignment.nodes:
-            state, pull = _STATES[held[node].get(one.name, Held.NOTHING)], pulls.get((node, one.name))
+            problem = problems.get((node, one.name), "")
+            state = CopyState.REFUSED if problem else _STATES[held[node].get(one.name, Held.NOTHING)]
+            pull = pulls.get((node, one.name))
             pull = pull or ModelPull("", 0, None, 0.0)
             numbers = pull.done_bytes, pull.total_bytes, pull.bytes_per_second
-            copies.append(ModelCopy(node, state, one.name, *numbers, "", one.is_spare, pull.from_peers_bytes, pull.peers))
+            copies.append(ModelCopy(node, state, one.name, *numbers, problem, one.is_spare, pull.from_peers_bytes, pull.peers))
         if not one.is_spare:
             copies += (ModelCopy(node, CopyState.REFUSED, one.name, reason=reason) for node, reason in assignment.reasons.items())
     short = max((assignment.short for one, assignment in placed if not one.is_spare), default=0)

@@ -222,13 +222,21 @@ async def test_a_scrape_tells_which_models_are_not_trusted() -> None:
         watcher.changed()
         shown = [line for line in exposed(node).splitlines() if line.startswith("ai_platform_model_untrusted{")]
         assert [line.partition(",")[2] for line in shown] == ([expected] if expected else [])
+    backend.state = ModelState.FAILED
+    watcher.changed()
+    assert node.offers[-1].models[0].problem == ("it was revoked: " + 200 * "x")[: directory.MAX_PROBLEM_CHARACTERS]
+    assert node.offers[0].models[0].problem == ""
 
 
 class DistrustedBackend(EchoBackend):
     distrust = ""
+    state = ModelState.READY
 
     def models(self) -> tuple[ModelStatus, ...]:
-        return tuple(msgspec.structs.replace(status, distrust=self.distrust) for status in super().models())
+        detail = "it was revoked: " + 200 * "x"
+        return tuple(
+            msgspec.structs.replace(status, distrust=self.distrust, state=self.state, detail=detail) for status in super().models()
+        )
 
 
 async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -> None:

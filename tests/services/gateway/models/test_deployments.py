@@ -44,13 +44,19 @@ class StandInWorker(StandIn):
         self.problem = ""
         self.refused: tuple[ModelName, ...] = ()
         self.is_slow = False
+        #: Why it can't load what it has.
+        self.unloadable = ""
         self.memory_bytes = 10**12
         self.offer()
 
     def offer(self) -> None:
         coming = self.stored.keys() if self.is_slow else set()
         self.node.offer(
-            models=tuple(ModelOffer(name, 2048, loaded=name in self.loaded) for name in self.stored if name not in coming),
+            models=tuple(
+                ModelOffer(name, 2048, loaded=name in self.loaded, ready=not self.unloadable, problem=self.unloadable)
+                for name in self.stored
+                if name not in coming
+            ),
             load=WorkerLoad(slots=1, accepts_models=True),
             assigned=tuple(self.stored),
             refused=self.refused,
@@ -232,6 +238,18 @@ async def test_progress_is_told_and_what_is_there_is_not_ordered_again(mesh: Mes
     await mesh.deploy(DeploymentDocument(source=SOURCE, preload=True))
     await mesh.become(lambda found: found.is_done)
     assert (len(worker.ensured), worker.loaded) == (orders, {QWEN})
+
+
+async def test_a_copy_that_cannot_be_loaded_says_why(mesh: Mesh) -> None:
+    worker = await mesh.add_worker()
+    worker.unloadable = "nobody has signed it"
+    await mesh.deploy(DeploymentDocument(source=SOURCE))
+    found = await mesh.become(lambda found: bool(found.copies and found.copies[0].reason))
+    (copy,) = found.copies
+    assert (copy.state, copy.reason, found.is_done) == (CopyState.REFUSED, "nobody has signed it", False)
+    worker.unloadable = ""
+    worker.offer()
+    await mesh.become(lambda found: found.is_done)
 
 
 async def test_nothing_happens_while_a_deployment_is_paused(mesh: Mesh) -> None:

@@ -14,7 +14,7 @@ from services.inference import model_trust as worker_trust
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
-from shared.api import configuration, gateway, inference, model_trust, models
+from shared.api import configuration, deployments, gateway, inference, model_trust, models
 from shared.api.configuration import ConfigDocument
 from shared.api.gateway import InferenceRequest, ModelPlace, ProcessInferenceRequest
 from shared.api.model_copies import VERSION_SOURCE
@@ -121,6 +121,11 @@ async def test_with_enforce_version_1_is_loaded_and_2_is_refused(mesh: Mesh, tmp
     await mesh.is_refused(TWO, "no trusted key has signed it; the mesh's rule for llama* wants a signature by one of its 1 keys")
     assert (await mesh.load(ONE)).state == "ready"
     assert mesh.metrics == ["llama3@2 other_key"]
+    listing = deployments.ListDeployments(TWO)
+    (deployed,) = (await mesh.client.rpc.call(deployments.list_deployments, listing, credential=ADMIN)).deployments
+    (copy,) = deployed.copies
+    assert copy.state is deployments.CopyState.REFUSED
+    assert copy.reason.startswith("no trusted key has signed it")
     # What the page Models and `aicli models` show.
     await until(lambda: mesh.announced.warning and all(offer.ready for offer in mesh.announced.models if offer.name == ONE))
     listed = await mesh.client.rpc.call(gateway.list_models, gateway.ListModels(), credential=ADMIN)
