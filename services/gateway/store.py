@@ -28,33 +28,36 @@ class GatewayStore:
 
     async def write_requests(self, rows: Sequence[RequestRow]) -> None:
         """Write all rows or none; writing a row again changes nothing. Raises RowsRefused, too."""
-        spent = [(row.id, one.route, one.target, one.micro) for row in rows for one in row.spending]
-        columns = (
-            *zip(*(_columns(row) for row in rows), strict=True),
-            *(zip(*spent, strict=True) if spent else ((), (), (), ())),
-            self._exports_usage,
-        )
         try:
             if not any(row.guard for row in rows):
-                await self._database.rows("write_requests", *columns)
+                await self._database.rows("write_requests", *self._columns_of(rows))
             else:
-                await self._write_guarded(rows, columns)
+                async with self._database.transaction() as transaction:
+                    await self.write_within(transaction, rows)
             await self._database.written(*(row.tenant_id for row in rows))
         except database.Refusal as error:
             # Without the error's text, which may quote the row.
             raise RowsRefused(f"{type(error).__name__} ({getattr(error, 'sqlstate', None) or 'of the driver'})") from error
 
-    async def _write_guarded(self, rows: Sequence[RequestRow], columns: Sequence[object]) -> None:
-        async with self._database.transaction() as transaction:
-            written = {row["id"] for row in await transaction.rows("write_requests", *columns)}
-            found = [
-                (row.created_at, row.tenant_id, row.api_key_id, str(one.kind), one.action.value, one.place.value, one.matches)
-                for row in rows
-                if row.id in written
-                for one in row.guard
-            ]
-            if found:
-                await transaction.rows("count_guard_matches", *zip(*found, strict=True))
+    def _columns_of(self, rows: Sequence[RequestRow]) -> tuple[object, ...]:
+        spent = [(row.id, one.route, one.target, one.micro) for row in rows for one in row.spending]
+        return (
+            *zip(*(_columns(row) for row in rows), strict=True),
+            *(zip(*spent, strict=True) if spent else ((), (), (), ())),
+            self._exports_usage,
+        )
+
+    async def write_within(self, transaction: database.Transaction, rows: Sequence[RequestRow]) -> None:
+        """Write rows together with what else the transaction writes."""
+        written = {row["id"] for row in await transaction.rows("write_requests", *self._columns_of(rows))}
+        found = [
+            (row.created_at, row.tenant_id, row.api_key_id, str(one.kind), one.action.value, one.place.value, one.matches)
+            for row in rows
+            if row.id in written
+            for one in row.guard
+        ]
+        if found:
+            await transaction.rows("count_guard_matches", *zip(*found, strict=True))
 
     async def find_unknown(self, requests: Sequence[RequestId]) -> set[RequestId]:
         """Return those that this database has never seen."""

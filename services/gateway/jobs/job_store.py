@@ -1,0 +1,261 @@
+"""Reads and writes jobs and their lines. A line's result, its request's row and its pay are written together, or not at all."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from services.gateway.facts.request_record import RequestRow
+from services.gateway.jobs.states import MAX_LOST_LEASES, JobKind, JobState, LineState
+from services.gateway.store import GatewayStore
+from shared.api.auth import Principal
+from shared.stores.database import Database, DatabaseRow
+from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId, UserId
+
+LEASE_SECONDS = 60.0
+#: Of one claim.
+MAX_CLAIMED = 32
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True):
+    id: UUID
+    owner: Principal
+    kind: JobKind
+    endpoint: str
+    seed: int
+    #: How long it may take, and how long it is kept.
+    seconds: float
+    kept_seconds: float
+    is_live: bool = False
+    model: ModelName | None = None
+    price_id: int | None = None
+    input_file: UUID | None = None
+    metadata: dict[str, str] = {}
+    idempotency_key: str | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of ``jobs``."""
+
+    id: UUID
+    tenant_id: TenantId
+    user_id: UserId
+    key_id: KeyId | None
+    kind: JobKind
+    is_live: bool
+    endpoint: str
+    model: ModelName | None
+    price_id: int | None
+    state: JobState
+    outcome: JobState | None
+    #: Why it doesn't move.
+    waiting: str | None
+    waits_until: datetime
+    seed: int
+    input_file: UUID | None
+    output_file: UUID
+    error_file: UUID
+    metadata: dict[str, str]
+    errors: Any
+    total: int
+    done: int
+    failed: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_micro: MicroCredits
+    created_at: datetime
+    in_progress_at: datetime | None
+    cancelling_at: datetime | None
+    finalizing_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime
+    delete_at: datetime
+
+
+class NewLine(msgspec.Struct, frozen=True):
+    line: int
+    custom_id: str
+    #: Its place in the input file.
+    start: int
+    size: int
+    #: Of what it begins with.
+    prefix: bytes
+
+
+class ClaimedLine(msgspec.Struct, frozen=True):
+    job_id: UUID
+    line: int
+    request_id: RequestId
+    attempt: int
+    start: int
+    size: int
+    custom_id: str
+
+
+class LineResult(msgspec.Struct, frozen=True, kw_only=True):
+    request_id: RequestId
+    #: The request's row; None if none began.
+    row: RequestRow | None
+    #: Sealed.
+    result: bytes | None
+    status_code: int | None
+    error_code: str | None = None
+    cached_tokens: int = 0
+
+
+class LineRetry(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    seconds: float
+    #: It was only set aside.
+    is_uncounted: bool = False
+
+
+class StoredLine(msgspec.Struct, frozen=True, kw_only=True):
+    line: int
+    custom_id: str
+    state: LineState
+    result: bytes | None
+    status_code: int | None
+    error_code: str | None
+    request_id: RequestId | None
+
+
+class JobStore:
+    """Every method may raise Unavailable. Methods that name a job see it whoever owns it; ``find`` sees only its owner's."""
+
+    def __init__(self, opened: Database, requests: GatewayStore) -> None:
+        self._database, self._requests = opened, requests
+
+    # --- its owner
+
+    async def create(self, job: NewJob) -> Job:
+        """Insert a job, or return the one with its idempotency key."""
+        owner = job.owner
+        async with self._database.bound(owner.tenant_id) as transaction:
+            await transaction.run(
+                "create_job", job.id, owner.tenant_id, owner.user_id, owner.key_id, job.kind.value, job.is_live, job.endpoint, job.model,
+                job.price_id, job.seed, job.input_file, msgspec.json.encode(job.metadata).decode(), job.idempotency_key, job.seconds,
+                job.kept_seconds,
+            )  # fmt: skip
+            row = await transaction.row("find_job", job.id)
+            if row is None:
+                row = await transaction.row("find_repeated_job", owner.tenant_id, job.idempotency_key)
+        assert row is not None
+        return _job(row)
+
+    async def find(self, tenant: TenantId, job: UUID) -> Job | None:
+        async with self._database.bound(tenant) as transaction:
+            row = await transaction.row("find_job", job)
+        return None if row is None else _job(row)
+
+    async def cancel(self, job: UUID, why: str | None = None) -> Job | None:
+        """Begin no other line. Return the job as it is then."""
+        async with self._database.transaction() as transaction:
+            if await transaction.row("lock_job", job) is None:
+                return None
+            await transaction.run("cancel_job", job, why)
+            row = await transaction.row("find_job", job)
+        return None if row is None else _job(row)
+
+    # --- validating and finalizing
+
+    async def take(self, state: JobState, runner: str) -> Job | None:
+        """Take a job in this state from whoever has lost it."""
+        row = await self._database.row("take_job", state.value, runner, LEASE_SECONDS)
+        return None if row is None else _job(row)
+
+    async def keep(self, job: UUID, runner: str) -> bool:
+        return await self._database.run("keep_job", job, runner, LEASE_SECONDS) == 1
+
+    async def add_lines(self, job: UUID, lines: Sequence[NewLine]) -> None:
+        columns = ([getattr(line, name) for line in lines] for name in NewLine.__struct_fields__)
+        await self._database.run("add_lines", job, *columns)
+
+    async def begin(self, job: UUID, total: int, model: ModelName, price_id: int) -> bool:
+        return await self._database.run("begin_job", job, total, model, price_id) == 1
+
+    async def refuse(self, job: UUID, errors: Sequence[Any]) -> None:
+        await self._database.run("refuse_job", job, msgspec.json.encode(errors).decode())
+
+    async def move(self, most: int = 100) -> int:
+        """Let jobs that are at their end be finalized; return how many."""
+        moved = 0
+        for row in await self._database.rows("list_movable_jobs", most):
+            async with self._database.transaction() as transaction:
+                await transaction.row("lock_job", row["id"])
+                moved += await transaction.row("finalize_job", row["id"]) is not None
+        return moved
+
+    async def results(self, job: UUID, after: int, most: int) -> tuple[StoredLine, ...]:
+        return tuple(_line(row) for row in await self._database.rows("list_results", job, after, most))
+
+    async def end(self, job: UUID) -> None:
+        await self._database.run("end_job", job)
+
+    async def delete_old(self, most: int = 100) -> int:
+        return len(await self._database.rows("delete_jobs", most))
+
+    # --- running lines
+
+    async def claim(self, model: ModelName, requests: Sequence[RequestId], runner: str) -> tuple[ClaimedLine, ...]:
+        """Return lines of one job, each with one of these new ids."""
+        rows = await self._database.rows("claim_lines", model, list(requests), runner, LEASE_SECONDS, MAX_LOST_LEASES)
+        return tuple(ClaimedLine(**{name: row[name] for name in ClaimedLine.__struct_fields__}) for row in rows)
+
+    async def extend(self, requests: Sequence[RequestId], runner: str) -> set[RequestId]:
+        """Return those that are still this runner's."""
+        return {
+            RequestId(row["request_id"]) for row in await self._database.rows("extend_line_leases", list(requests), runner, LEASE_SECONDS)
+        }
+
+    async def finish(self, results: Sequence[LineResult]) -> set[RequestId]:
+        """Write results; return those that are written, perhaps before. The lines of the others belong to other requests by now."""
+        ids = [each.request_id for each in results]
+        async with self._database.transaction() as transaction:
+            await transaction.rows("lock_jobs_of_requests", ids)
+            columns = zip(*(_result_columns(each) for each in results), strict=True)
+            ended = {row["request_id"] for row in await transaction.rows("end_lines", *columns)}
+            rows = [each.row for each in results if each.row is not None and each.request_id in ended]
+            if rows:
+                await self._requests.write_within(transaction, rows)
+            before = await transaction.rows("find_ended_requests", ids)
+        return {RequestId(row["request_id"]) for row in before}
+
+    async def requeue(self, retries: Sequence[LineRetry]) -> None:
+        """Let lines be tried again later. Nothing is paid for these attempts."""
+        ids = [each.request_id for each in retries]
+        async with self._database.transaction() as transaction:
+            await transaction.rows("lock_jobs_of_requests", ids)
+            await transaction.run("requeue_lines", ids, [each.seconds for each in retries], [each.is_uncounted for each in retries])
+
+    async def stop(self, requests: Sequence[RequestId]) -> None:
+        """Cancel lines whose job is being cancelled."""
+        async with self._database.transaction() as transaction:
+            await transaction.rows("lock_jobs_of_requests", list(requests))
+            await transaction.run("stop_lines", list(requests))
+
+    async def hold(self, job: UUID, why: str, seconds: float) -> None:
+        """Say why a job doesn't move, and until when."""
+        await self._database.run("hold_job", job, why, seconds)
+
+
+def _result_columns(result: LineResult) -> tuple[object, ...]:
+    row = result.row
+    used = (
+        (0, result.cached_tokens, 0, 0) if row is None else (row.prompt_tokens, result.cached_tokens, row.completion_tokens, row.cost_micro)
+    )
+    return result.request_id, result.result, result.status_code, result.error_code, *used
+
+
+def _job(row: DatabaseRow) -> Job:
+    fields = {name: row[name] for name in Job.__struct_fields__}
+    errors = None if row["errors"] is None else msgspec.json.decode(row["errors"])
+    fields |= {"kind": JobKind(row["kind"]), "state": JobState(row["state"]), "outcome": row["outcome"] and JobState(row["outcome"])}
+    return Job(**fields | {"metadata": msgspec.json.decode(row["metadata"], type=dict[str, str]), "errors": errors})
+
+
+def _line(row: DatabaseRow) -> StoredLine:
+    return StoredLine(**{name: row[name] for name in StoredLine.__struct_fields__} | {"state": LineState(row["state"])})

@@ -1,0 +1,173 @@
+-- name: create_job
+-- Insert a job; nothing if the tenant has one with this idempotency key.
+INSERT INTO jobs (
+    id, tenant_id, user_id, key_id, kind, is_live, endpoint, model, price_id, state, seed, input_file, metadata, idempotency_key, expires_at, delete_at
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'validating', $10, $11, $12, $13, now() + make_interval(secs => $14), now() + make_interval(secs => $15))
+ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
+RETURNING id;
+
+-- name: find_job
+-- Find one job.
+SELECT * FROM jobs WHERE id = $1;
+
+-- name: find_repeated_job
+-- Find a tenant's job by its idempotency key.
+SELECT * FROM jobs WHERE tenant_id = $1 AND idempotency_key = $2;
+
+-- name: lock_job
+-- Lock the account of a job's owner, and the job.
+WITH account AS MATERIALIZED (SELECT FROM accounts WHERE owner = (SELECT tenant_id FROM jobs WHERE id = $1) FOR UPDATE)
+SELECT jobs.* FROM jobs WHERE id = $1 AND (SELECT count(*) FROM account) >= 0 FOR UPDATE;
+
+-- name: lock_jobs_of_requests
+-- Lock the accounts of the owners of running lines, and the jobs.
+WITH found AS MATERIALIZED (
+    SELECT DISTINCT jobs.id, jobs.tenant_id FROM job_lines JOIN jobs ON jobs.id = job_id WHERE request_id = ANY ($1::uuid[])
+),
+account AS MATERIALIZED (SELECT FROM accounts WHERE owner IN (SELECT tenant_id FROM found) ORDER BY owner FOR UPDATE)
+SELECT jobs.id FROM jobs WHERE id IN (SELECT id FROM found) AND (SELECT count(*) FROM account) >= 0 ORDER BY id FOR UPDATE;
+
+-- name: take_job
+-- Take the job that has waited longest in a state, for a while.
+UPDATE jobs SET runner = $2, lease_until = now() + make_interval(secs => $3)
+WHERE id = (
+    SELECT id FROM jobs WHERE state = $1 AND lease_until < now() AND waits_until <= now() ORDER BY lease_until, id LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING *;
+
+-- name: keep_job
+-- Keep a taken job.
+UPDATE jobs SET lease_until = now() + make_interval(secs => $3) WHERE id = $1 AND runner = $2 AND ended_at IS NULL;
+
+-- name: add_lines
+-- Add lines; those of an interrupted validation stay.
+INSERT INTO job_lines (job_id, line, custom_id, start, size, prefix)
+SELECT $1, * FROM unnest($2::integer[], $3::text[], $4::bigint[], $5::integer[], $6::bytea[])
+ON CONFLICT DO NOTHING;
+
+-- name: begin_job
+-- All lines are well-formed.
+UPDATE jobs SET state = 'in_progress', in_progress_at = now(), total = $2, model = $3, price_id = $4, lease_until = '-infinity'
+WHERE id = $1 AND state = 'validating';
+
+-- name: refuse_job
+-- A line is malformed: drop all lines.
+WITH dropped AS (DELETE FROM job_lines WHERE job_id = $1 AND EXISTS (SELECT FROM jobs WHERE id = $1 AND state = 'validating'))
+UPDATE jobs SET state = 'failed', ended_at = now(), errors = $2 WHERE id = $1 AND state = 'validating';
+
+-- name: claim_lines
+-- Claim lines of one job.
+SELECT * FROM claim_lines($1, $2, $3, $4, $5) ORDER BY line;
+
+-- name: extend_line_leases
+-- Extend the leases of running lines; the others are lost.
+UPDATE job_lines SET lease_until = now() + make_interval(secs => $3)
+WHERE request_id = ANY ($1::uuid[]) AND runner = $2 AND state = 'running'
+RETURNING request_id;
+
+-- name: end_lines
+-- Write the results of those lines that these requests still run.
+WITH ended AS (
+    UPDATE job_lines SET
+        state = CASE WHEN given.error_code IS NULL THEN 'done' ELSE 'failed' END, result = given.result, status_code = given.status_code,
+        error_code = given.error_code, runner = NULL, lease_until = NULL
+    FROM unnest($1::uuid[], $2::bytea[], $3::smallint[], $4::text[], $5::integer[], $6::integer[], $7::integer[], $8::bigint[])
+        AS given (id, result, status_code, error_code, input_tokens, cached_tokens, output_tokens, cost_micro)
+    WHERE request_id = given.id AND request_id = ANY ($1::uuid[]) AND state = 'running'
+    RETURNING job_id, request_id, state, input_tokens, cached_tokens, output_tokens, cost_micro
+),
+counted AS (
+    UPDATE jobs SET
+        done = done + sums.done, failed = failed + sums.failed, input_tokens = jobs.input_tokens + sums.input_tokens,
+        cached_tokens = jobs.cached_tokens + sums.cached_tokens, output_tokens = jobs.output_tokens + sums.output_tokens,
+        cost_micro = jobs.cost_micro + sums.cost_micro
+    FROM (
+        SELECT job_id, count(*) FILTER (WHERE state = 'done') AS done, count(*) FILTER (WHERE state = 'failed') AS failed,
+            sum(input_tokens) AS input_tokens, sum(cached_tokens) AS cached_tokens, sum(output_tokens) AS output_tokens, sum(cost_micro) AS cost_micro
+        FROM ended GROUP BY job_id
+    ) AS sums
+    WHERE jobs.id = sums.job_id
+)
+SELECT request_id FROM ended;
+
+-- name: find_ended_requests
+-- Find those whose lines they have ended: a finish that is repeated.
+SELECT request_id FROM job_lines WHERE request_id = ANY ($1::uuid[]) AND state IN ('done', 'failed');
+
+-- name: requeue_lines
+-- Let lines that these requests still run be tried again, and end the attempts.
+WITH queued AS (
+    UPDATE job_lines SET state = 'queued', not_before = now() + make_interval(secs => given.seconds), runner = NULL, lease_until = NULL,
+        attempt = attempt - given.uncounted::integer
+    FROM unnest($1::uuid[], $2::double precision[], $3::boolean[]) AS given (id, seconds, uncounted)
+    WHERE request_id = given.id AND request_id = ANY ($1::uuid[]) AND state = 'running'
+    RETURNING request_id
+)
+SELECT drop_attempts(array_agg(request_id)) FROM queued HAVING count(*) > 0;
+
+-- name: hold_job
+-- Say why a job doesn't move, and until when.
+UPDATE jobs SET waiting = $2, waits_until = now() + make_interval(secs => $3) WHERE id = $1 AND ended_at IS NULL;
+
+-- name: cancel_job
+-- Cancel a job: no other line begins. Lines that run end with their runners, or their leases.
+WITH cancelled AS (
+    UPDATE jobs SET state = 'cancelling', cancelling_at = now(), waiting = coalesce($2, waiting), lease_until = '-infinity'
+    WHERE id = $1 AND state IN ('validating', 'in_progress') RETURNING id
+)
+UPDATE job_lines SET state = 'cancelled' FROM cancelled WHERE job_id = cancelled.id AND job_lines.state = 'queued';
+
+-- name: stop_lines
+-- Cancel the lines that these requests still run.
+WITH stopped AS (
+    UPDATE job_lines SET state = 'cancelled', runner = NULL, lease_until = NULL WHERE request_id = ANY ($1::uuid[]) AND state = 'running'
+    RETURNING request_id
+)
+SELECT drop_attempts(array_agg(request_id)) FROM stopped HAVING count(*) > 0;
+
+-- name: list_movable_jobs
+-- List jobs that time or their lines have brought to an end.
+SELECT id FROM jobs
+WHERE (state IN ('validating', 'in_progress') AND expires_at <= now()) OR (state = 'in_progress' AND done + failed = total)
+    OR (state = 'cancelling' AND NOT EXISTS (SELECT FROM job_lines WHERE job_id = id AND job_lines.state = 'running' AND job_lines.lease_until >= now()))
+ORDER BY id LIMIT $1;
+
+-- name: finalize_job
+-- Begin to finalize a locked job, if it is at its end.
+WITH moved AS (
+    UPDATE jobs SET state = 'finalizing', finalizing_at = now(), lease_until = '-infinity',
+        outcome = CASE WHEN state = 'cancelling' THEN 'cancelled' WHEN state = 'in_progress' AND done + failed = total THEN 'completed' ELSE 'expired' END
+    WHERE id = $1 AND (
+        (state IN ('validating', 'in_progress') AND expires_at <= now()) OR (state = 'in_progress' AND done + failed = total)
+        OR (state = 'cancelling' AND NOT EXISTS (
+            SELECT FROM job_lines WHERE job_id = $1 AND job_lines.state = 'running' AND job_lines.lease_until >= now()
+        ))
+    )
+    RETURNING id, outcome
+),
+former AS MATERIALIZED (
+    SELECT line, request_id, job_lines.state FROM job_lines JOIN moved ON job_id = moved.id WHERE job_lines.state IN ('queued', 'running')
+),
+stopped AS (
+    UPDATE job_lines SET state = CASE outcome WHEN 'cancelled' THEN 'cancelled' ELSE 'expired' END, runner = NULL, lease_until = NULL
+    FROM moved WHERE job_id = moved.id AND job_lines.state IN ('queued', 'running')
+)
+SELECT outcome, drop_attempts(ARRAY(SELECT request_id FROM former WHERE request_id IS NOT NULL)) FROM moved;
+
+-- name: list_results
+-- List the lines of a job after $2, in input order.
+SELECT line, custom_id, state, result, status_code, error_code, request_id FROM job_lines WHERE job_id = $1 AND line > $2 ORDER BY line LIMIT $3;
+
+-- name: end_job
+-- The files of a job are complete: end it, and drop the lines of a batch.
+WITH ended AS (
+    UPDATE jobs SET state = outcome, ended_at = now(), waiting = NULL WHERE id = $1 AND state = 'finalizing' RETURNING id, kind
+)
+DELETE FROM job_lines USING ended WHERE job_id = ended.id AND kind = 'batch';
+
+-- name: delete_jobs
+-- Delete jobs whose time is over.
+WITH over AS MATERIALIZED (SELECT id FROM jobs WHERE ended_at IS NOT NULL AND delete_at <= now() ORDER BY delete_at LIMIT $1 FOR UPDATE SKIP LOCKED),
+lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over))
+DELETE FROM jobs WHERE id IN (SELECT id FROM over) RETURNING id;
