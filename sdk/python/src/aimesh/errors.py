@@ -175,7 +175,9 @@ BY_CODE: dict[str, type[AimeshError]] = {
     "not_reachable": Unavailable,
     "not_started": Unavailable,
     "peer_failed": Unavailable,
+    "preempted": Unavailable,
     "protocol_violation": Unavailable,
+    "resource_unavailable": RateLimited,
     "worker_lost": Unavailable,
 }
 #: OpenAI's codes, from servers that send no aimesh_code.
