@@ -275,8 +275,19 @@ def sql_in_python(module: Module) -> Iterator[Finding]:
             yield module.find(node, f"SQL in Python: give it a name in queries.sql ({node.value.split()[0]} …)")
 
 
+def loose_patterns(module: Module) -> Iterator[Finding]:
+    for call, called in calls(module):
+        for word in call.keywords if called.endswith("Meta") else ():
+            if word.arg == "pattern" and ast.unparse(word.value).rstrip("'\"").endswith("$"):
+                yield module.find(call, "in Python, $ also matches before a line break at the end: end a field's pattern with \\Z")
+
+
 def test_nothing_turns_text_into_code() -> None:
     none_of(finding for module in modules(*EVERYTHING) for finding in unsafe_code(module))
+
+
+def test_no_field_accepts_a_line_break_at_its_end() -> None:
+    none_of(finding for module in modules(*PROGRAM) for finding in loose_patterns(module))
 
 
 def test_no_sql_is_assembled() -> None:
@@ -346,6 +357,7 @@ def test_no_test_sleeps() -> None:
         pytest.param(unsafe_code, "from pickle import loads", id="pickle"),
         pytest.param(unsafe_code, "eval(text)", id="eval"),
         pytest.param(unsafe_code, "subprocess.run(text, shell=True)", id="a shell"),
+        pytest.param(loose_patterns, "Name = Annotated[str, msgspec.Meta(pattern='^[a-z]+$')]", id="a line break at the end"),
         pytest.param(assembled_sql, "await db.fetch(f'… {name}')", id="an f-string as SQL"),
         pytest.param(assembled_sql, "await db.execute('…' + name)", id="a sum as SQL"),
         pytest.param(sql_in_python, "query = 'SELECT 1'", id="SQL in Python"),

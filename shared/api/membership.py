@@ -12,7 +12,7 @@ from shared.types import AuthorityId, MeshName, ModelOfWorker, NodeId, Role
 #: The roles that hold a certificate.
 NODES = {Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP}
 
-Label = Annotated[str, msgspec.Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*\Z")]
 Labels = Annotated[dict[Label, Label], msgspec.Meta(max_length=16)]
 
 

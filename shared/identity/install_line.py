@@ -9,7 +9,7 @@ from shared.config import Variable
 
 #: The setting. The pattern keeps other text out of a shell.
 PublicKeyPin = Annotated[
-    Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=$")] | None,
+    Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{43}=\Z")] | None,
     Variable(
         "PUBLIC_KEY_PIN",
         "base64 of the SHA-256 of the key of PUBLIC_URL's certificate, if no public authority signed it; other machines trust this key",

@@ -54,7 +54,7 @@ TICK_NS = 2_000_000_000
 
 class _Known(msgspec.Struct, frozen=True, rename="camel"):
     stamps: Stamps
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
 class _StoredDigest(msgspec.Struct, frozen=True):
