@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.facts.request_record import RequestRow
+from services.gateway.jobs.batch_input import NewLine
 from services.gateway.jobs.states import MAX_LOST_LEASES, JobKind, JobState, LineState
 from services.gateway.store import GatewayStore
 from shared.api.auth import Principal
@@ -73,16 +74,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None
     expires_at: datetime
     delete_at: datetime
-
-
-class NewLine(msgspec.Struct, frozen=True):
-    line: int
-    custom_id: str
-    #: Its place in the input file.
-    start: int
-    size: int
-    #: Of what it begins with.
-    prefix: bytes
 
 
 class ClaimedLine(msgspec.Struct, frozen=True):

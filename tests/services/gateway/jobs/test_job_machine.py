@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.jobs import states
-from services.gateway.jobs.job_store import ClaimedLine, Job, JobStore, LineResult, LineRetry, NewJob, NewLine
+from services.gateway.jobs.batch_input import NewLine
+from services.gateway.jobs.job_store import ClaimedLine, Job, JobStore, LineResult, LineRetry, NewJob
 from services.gateway.jobs.states import JobEvent, JobKind, JobState, LineEvent, LineState
 from services.gateway.store import GatewayStore
 from shared.api.auth import Principal
