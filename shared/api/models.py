@@ -79,6 +79,8 @@ class ModelVersion(Body, frozen=True):
     previous_of: tuple[str, ...] = ()
     #: Channels that will serve it once it is loaded where they are deployed.
     next_of: tuple[str, ...] = ()
+    #: Fingerprints of keys, as the signatures claim: workers check them.
+    signed_by: tuple[str, ...] = ()
     kind: ModelKind = ModelKind.MODEL
     facts: VersionFacts = VersionFacts()
     license: str = ""

@@ -42,6 +42,7 @@ VERSIONS: Listing[ModelVersion] = Listing(
         Column(title="License", show=lambda row: row.license or None, rank=5, wraps=True),
         Column(title="Pushed", show=lambda row: row.created_at, rank=3, is_day=True),
         Column(title="SHA-256", show=lambda row: row.digest.removeprefix("sha256:")[:12], rank=6, is_code=True),
+        Column(title="Signed by", show=lambda row: ", ".join(key[:12] or "?" for key in row.signed_by) or None, rank=6, is_code=True),
         Column(title="Source", show=lambda row: row.source or None, rank=7, wraps=True, only_wide=True),
         Column(title="Reason", show=lambda row: row.reason or None, wraps=True, below=True),
     ),

@@ -28,8 +28,6 @@ CREATE TABLE model_versions (
     blobs text[] NOT NULL,
     -- What the files say.
     facts jsonb,
-    -- The fingerprint of a publisher's key.
-    provenance varchar(100),
     state varchar(10) NOT NULL DEFAULT 'checking' CHECK (state IN ('checking', 'ready', 'refused', 'retired', 'revoked')),
     -- Why it was refused or revoked.
     reason varchar(1000) NOT NULL DEFAULT '',

@@ -236,4 +236,4 @@ def _version(row: DatabaseRow) -> ModelVersion:
     fields = {name: row[name] for name in ModelVersion.__struct_fields__}
     facts = VersionFacts() if row["facts"] is None else msgspec.json.decode(row["facts"], type=VersionFacts)
     fields |= {"facts": facts, "state": VersionState(row["state"]), "kind": ModelKind(row["kind"])}
-    return ModelVersion(**fields | {name: tuple(row[name]) for name in ("channels", "previous_of", "next_of")})
+    return ModelVersion(**fields | {name: tuple(row[name]) for name in ("channels", "previous_of", "next_of", "signed_by")})

@@ -103,7 +103,8 @@ UPDATE model_uploads SET expires_at = now() WHERE owner = $1 AND digest = ANY($2
 SELECT model_versions.*, organization, kind, description,
     ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.version = model_versions.version ORDER BY channel) AS channels,
     ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.previous_version = model_versions.version) AS previous_of,
-    ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.next_version = model_versions.version) AS next_of
+    ARRAY(SELECT channel FROM model_channels AS at WHERE at.model = name AND at.next_version = model_versions.version) AS next_of,
+    ARRAY(SELECT key FROM model_signatures AS by WHERE by.model = name AND by.version = model_versions.version ORDER BY signed_at) AS signed_by
 FROM model_versions JOIN models ON name = model
 WHERE ($1::text IS NULL OR name = $1) AND ($2::integer IS NULL OR version = $2) AND ($3::text IS NULL OR digest = $3)
     AND ($4::uuid IS NULL OR organization IS NULL OR organization = $4)

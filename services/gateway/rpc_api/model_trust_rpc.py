@@ -50,7 +50,7 @@ class ModelTrustRpc:
             raise errors.TooLarge(f"all signatures of a version may have {manifest.MAX_SIGNATURE_BYTES} bytes")
         name = f"{version.model}@{version.version}"
         self.audit_reporting.report_action("model.sign", call.principal, tenant=version.organization, target=name, key=signature.hint)
-        return version
+        return await self.registry.get_changeable(call.principal, request.model, request.version)
 
     def _rules(self) -> dict[str, TrustDocument]:
         return {name: each.body for (_, name), each in self.live.documents.items() if isinstance(each.body, TrustDocument)}

@@ -57,8 +57,9 @@ async def test_workers_get_the_signatures_of_their_versions(gateway: Gateway, rp
     made = await gateway.push(ADMIN, PUSH)
     assert await take(rpc, NAME, "llama3@2", "qwen", "llama3@x", "llama3@99999999999") == {NAME: VersionTrust(made.digest)}
     first, second = ADA.sign(made.digest), EVE.sign(made.digest)
-    for signature in (first, second):
-        assert (await sign(rpc, ADMIN, signature)).version == 1
+    names = [trust_bundle.fingerprint(publisher.key.public_key()) for publisher in (ADA, EVE)]
+    assert (await sign(rpc, ADMIN, first)).signed_by == (names[0],)
+    assert (await sign(rpc, ADMIN, second)).signed_by == tuple(names)
     assert gateway.acts.reported[-1] == ("model.sign", NAME, {"key": trust_bundle.fingerprint(EVE.key.public_key())})
     assert await take(rpc, NAME) == {NAME: VersionTrust(made.digest, (first, second))}
     # A key's new signature replaces its old one.
