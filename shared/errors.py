@@ -217,6 +217,10 @@ class UnsupportedMedia(CallerError, code="unsupported_media_type", status=415):
     """This path does not accept the body's format. The hint names the right one."""
 
 
+class RangeNotSatisfiable(CallerError, code="range_not_satisfiable", status=416):
+    """The Range header names no byte of the content. The message gives its size."""
+
+
 class Limited(CallerError, code="rate_limited", retryable=True, status=429):
     """A rate limit was reached. ``retry_after_seconds`` says when to retry."""
 
@@ -277,6 +281,10 @@ class ResourceUnavailable(PeerError, code="resource_unavailable", status=429):
 
 class Unavailable(PeerError, code="unavailable"):
     """A store or backend that this call needs does not answer. The message names it."""
+
+
+class FileDamaged(PeerError, code="file_damaged", retryable=False):
+    """A part of a stored file is missing, or isn't what was stored."""
 
 
 class DeadlineExceeded(PeerError, code="deadline_exceeded", status=504):

@@ -234,7 +234,8 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
         int, Meta(ge=1, le=36500), Variable("LOG_RETENTION_DAYS", "days to keep program logs, up to 20 MiB per program")
     ] = 90
     object_store: Annotated[
-        str | None, Variable("OBJECT_STORE", "a store for all that needs one: sets BACKUP_TO and MODEL_ORIGIN, unless they are set")
+        str | None,
+        Variable("OBJECT_STORE", "a store for all that needs one: sets BACKUP_TO, MODEL_ORIGIN and FILES_URL, unless they are set"),
     ] = None
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
 
@@ -333,7 +334,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         IMAGE_MAX_COUNT IMAGE_MAX_BYTES STORED_ITEMS_MEGABYTES UPSTREAM_MONTHLY MODEL_HUB
         USAGE_EXPORT_URL USAGE_EXPORT_TOKEN_FILE USAGE_EXPORT_FILE USAGE_EXPORT_STRIPE_METER USAGE_EXPORT_UNIT
         CURRENCY SELLER_NAME SELLER_ADDRESS TAX_NAME TAX_PERCENT PAYMENTS STRIPE_SECRET_KEY_FILE STRIPE_WEBHOOK_SECRET_FILE STRIPE_API_URL
-        PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL MODEL_ORIGIN MODEL_ORIGIN_QUOTA
+        PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL MODEL_ORIGIN MODEL_ORIGIN_QUOTA FILES_URL
     """,
     ("inference",): """
         INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODELS_PULL MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS
@@ -354,7 +355,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
     ("backup", "gateway"): " ".join(object_credentials.STORES),
 }
 #: The settings that OBJECT_STORE sets.
-_STORES = ("BACKUP_TO", "MODEL_ORIGIN")
+_STORES = ("BACKUP_TO", "MODEL_ORIGIN", "FILES_URL")
 #: Variable -> services.
 PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}
 #: Saved in separate files and passed on as NAME_FILE.
@@ -388,7 +389,7 @@ _PATHS = frozenset(
         "AUDIT_ANCHOR_FILE",
         "RECOVERY_LOG_DIR",
     }
-    | {"BACKUP_TO", "MODEL_ORIGIN", "OBJECT_STORE", "GOOGLE_APPLICATION_CREDENTIALS", "POOLS_FILE", "INSTALL_FOLDER"}
+    | {"BACKUP_TO", "MODEL_ORIGIN", "FILES_URL", "OBJECT_STORE", "GOOGLE_APPLICATION_CREDENTIALS", "POOLS_FILE", "INSTALL_FOLDER"}
 )
 
 

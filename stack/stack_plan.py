@@ -192,10 +192,11 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
         # Not those that open the store of backups only.
-        others = [name for name, address in object_credentials.STORES.items() if not recorded.get("MODEL_ORIGIN", "").startswith(address)]
+        own = [recorded.get(store, "") for store in ("MODEL_ORIGIN", "FILES_URL")]
+        others = [name for name, address in object_credentials.STORES.items() if not any(store.startswith(address) for store in own)]
         environment = {name: value for name, value in environment.items() if name.removesuffix("_FILE") not in others}
         defaults = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "TIER_ENTERPRISE": "concurrency=32"}
-        defaults["MODEL_ORIGIN"] = str(home.model_origin)
+        defaults |= {"MODEL_ORIGIN": str(home.model_origin), "FILES_URL": str(home.files)}
         environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **environment}

@@ -60,7 +60,9 @@ def files() -> dict[Path, str]:
 
 def _rows() -> Iterator[tuple[str, ...]]:
     rows = {kind.label: [kind.defaults.get(tier) for tier in Tier] for kind in LIMITS}
-    for label, numbers in (rows | {"Included tokens per month": [tiers.DEFAULTS[tier].included_tokens for tier in Tier]}).items():
+    rows["Bytes of stored files"] = [tiers.DEFAULTS[tier].file_bytes for tier in Tier]
+    rows["Included tokens per month"] = [tiers.DEFAULTS[tier].included_tokens for tier in Tier]
+    for label, numbers in rows.items():
         yield label, *("no limit" if number is None else f"{number:,}" for number in numbers)
 
 

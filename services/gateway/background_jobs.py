@@ -34,6 +34,7 @@ class UpkeepJob(StrEnum):
     USAGE_EXPORT = "usage_export"
     NOTICES = "notices"
     MODELS = "models"
+    FILES = "files"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

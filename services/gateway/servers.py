@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
-from services.gateway.idempotency import answer_encryption
+from services.gateway.facts import tenant_encryption
 from shared import errors
 from shared.api import servers as api
 from shared.api.servers import OpenServer, ServerState
@@ -116,14 +116,14 @@ class Servers:
     def _seal(self, name: str, body: ServerDocument, before: ServerDocument | None) -> ServerDocument:
         sealed = body.sealed_key
         if body.key is not None:
-            sealed = answer_encryption.seal(body.key.encode(), _MESH, _purpose(name, body), self.secret)
+            sealed = tenant_encryption.seal(body.key.encode(), _MESH, _purpose(name, body), self.secret)
         elif sealed is None and before is not None and before.url == body.url:
             sealed = before.sealed_key
         return msgspec.structs.replace(body, key=None, sealed_key=sealed)
 
     def _open(self, name: str, body: ServerDocument) -> OpenServer:
         """Raises BadRequest if the key was sealed for something else."""
-        key = None if body.sealed_key is None else answer_encryption.unseal(body.sealed_key, _MESH, _purpose(name, body), self.secret)
+        key = None if body.sealed_key is None else tenant_encryption.unseal(body.sealed_key, _MESH, _purpose(name, body), self.secret)
         if key is None and body.sealed_key is not None:
             raise errors.BadRequest(
                 f"server {name}: its key was encrypted for another name, URL or PROMPT_HASH_SECRET",

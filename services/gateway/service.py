@@ -27,6 +27,9 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts import policies, tiers
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.model_routes import Route
+from services.gateway.files.file_objects import FileObjects
+from services.gateway.files.file_rows import FileRows
+from services.gateway.files.file_storage import FileStorage
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api.cors import CorsPolicy
@@ -60,6 +63,7 @@ from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
+from services.gateway.openai_api.file_routes import FileRoutes
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
@@ -154,6 +158,8 @@ class GatewayStores:
     hub: Hub | None
     #: None without MODEL_ORIGIN.
     origin: ModelOrigin | None
+    #: None without FILES_URL.
+    file_objects: FileObjects | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +276,9 @@ class GatewayService:
             gibibytes=settings.model_origin_quota,
             is_deployed=self._is_deployed,
         )
+        self._files = FileStorage(
+            FileRows(stores.database), stores.file_objects, node.dispatcher.memory, secret=settings.prompt_hash_secret
+        )
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
@@ -339,6 +348,7 @@ class GatewayService:
             DeploymentRpc(live, self._deployments, self._model_search.find_source, audit_reporting),
             self._model_search,
             self._items,
+            self._files,
             self._reports,
             self._business,
             OwnerStatements(DaysStore(stores.database), node.rpc),
@@ -391,6 +401,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
             background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
             *(export.run() for export in self._usage_export.exports),
+            *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics)] if self._stores.file_objects else ()),
             *(self._registry.run() for _ in range(registry.JOBS if self._stores.origin else 0)),
         ):
             node.tasks.create_task(task)
@@ -430,7 +441,12 @@ class GatewayService:
         detail = "" if auth_is_available else "no auth service on the mesh; start it with `aicli stack restart auth`"
         async with asyncio.TaskGroup() as tasks:
             database, cache = tasks.create_task(self._stores.requests.checks()), tasks.create_task(self._stores.cache.check())
-        return *database.result(), cache.result(), Check("auth", auth_is_available, detail), await self._records.recorder.check()
+            files = tasks.create_task(self._files.checks())
+        auth_check = Check("auth", auth_is_available, detail)
+        return *database.result(), cache.result(), auth_check, await self._records.recorder.check(), *files.result()
+
+    def _file_limit(self, caller: auth.Principal) -> int | None:
+        return tiers.plan_of(self._live.config.limits.plans, caller.tier).file_bytes
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
@@ -444,6 +460,7 @@ class GatewayService:
             RestModels(self._model_search, self.list_models, self._node.id),
             RestVersions(self._registry, self._node.id),
             OpenAiRoutes(self._runs, self._catalogue, self._items),
+            FileRoutes(self._files, self._file_limit),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
             OpenAiModerations(self._runs),
@@ -628,6 +645,9 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         requests = GatewayStore(database, exports_usage=settings.exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
         origin = None if settings.model_origin is None else await asyncio.to_thread(ModelOrigin.open, settings.model_origin, settings)
+        file_objects = None
+        if settings.files_url is not None:
+            file_objects = await asyncio.to_thread(FileObjects.open, settings.files_url, settings, FileRows(database))
         yield GatewayStores(
             cache,
             database,
@@ -640,6 +660,7 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
             provider,
             hub if settings.model_hub == "on" else None,
             origin,
+            file_objects,
         )
 
 

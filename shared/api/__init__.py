@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shared.api import (  # isort: skip
-        accounts, alerts, audit, auth, billing, business, configuration, deployments, embedding, gateway, ledger, membership, metrics,
-        model_search, model_trust, models, node, organizations, recovery, servers, usage_export, usage_report,
+        accounts, alerts, audit, auth, billing, business, configuration, deployments, embedding, files, gateway, ledger, membership,
+        metrics, model_search, model_trust, models, node, organizations, recovery, servers, usage_export, usage_report,
     )  # fmt: skip
 
 __all__ = [
-    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "gateway", "ledger",
+    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "files", "gateway", "ledger",
     "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery", "servers", "usage_export",
     "usage_report",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from shared.api import (
     configuration,
     deployments,
     embedding,
+    files,
     gateway,
     inference,
     ledger,
@@ -50,6 +51,7 @@ NOBODY = UserId(UUID(int=404))
 _MAKERS_OWN = ("key:write",)
 NO_TEAM = TenantId(UUID(int=405))
 NO_MODEL = ModelName("no-such-model")
+NO_FILE = f"file-{'a' * 26}"
 NO_INVOICE = "INV-2026-000000"
 
 
@@ -180,6 +182,9 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.readBlob": lambda: model_copies.ReadBlob("sha256:" + "0" * 64, 0, 1),
     "gateway.findModelPeers": lambda: model_copies.FindModelPeers("sha256:" + "0" * 64),
     "gateway.leaseBlocks": lambda: model_copies.LeaseBlocks("sha256:" + "0" * 64, 1),
+    "gateway.getFile": lambda: files.GetFile(NO_FILE),
+    "gateway.deleteFile": lambda: files.DeleteFile(NO_FILE),
+    "gateway.eraseFiles": lambda: files.EraseFiles(NO_TEAM),
     "gateway.findModelBlobs": lambda: models.FindModelBlobs(()),
     "gateway.completeModelVersion": lambda: models.CompleteModelVersion(NO_MODEL, b"{}"),
     "gateway.promoteModel": lambda: models.PromoteModel(NO_MODEL),

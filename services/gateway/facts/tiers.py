@@ -9,7 +9,7 @@ from shared.api.ledger import MICRO
 from shared.types import MicroCredits, ModelName, PlanName, Tier
 
 #: The numbers of a tier, by their names in the settings.
-NUMBERS = (*limits.BY_NAME, "included_tokens")
+NUMBERS = (*limits.BY_NAME, "included_tokens", "file_bytes")
 #: The setting's value for no limit.
 UNLIMITED = "unlimited"
 #: While Valkey is down: each gateway counts alone, nothing is counted, or every request is refused.
@@ -26,6 +26,8 @@ class TierPlan:
 
     #: Tokens each month, while MONEY is on. A model has no account and so no tokens.
     included_tokens: int | None = None
+    #: Of all stored files together.
+    file_bytes: int | None = None
     #: How far the balance of an account may fall below zero.
     overage_micro: MicroCredits | None = _NOTHING
     #: For a month; None: agreed with each customer.
@@ -48,8 +50,8 @@ class TierPlan:
 
 #: Enterprise is negotiated with each customer.
 _INCLUDED = {
-    Tier.FREE: TierPlan(included_tokens=100_000, for_sale=True),
-    Tier.PRO: TierPlan(included_tokens=1_000_000, fee_micro=MicroCredits(29 * MICRO), for_sale=True),
+    Tier.FREE: TierPlan(included_tokens=100_000, file_bytes=1 << 30, for_sale=True),
+    Tier.PRO: TierPlan(included_tokens=1_000_000, file_bytes=10 << 30, fee_micro=MicroCredits(29 * MICRO), for_sale=True),
     Tier.ENTERPRISE: TierPlan(overage_micro=None, fee_micro=None),
 }
 DEFAULTS: Mapping[PlanName, TierPlan] = {
@@ -147,6 +149,6 @@ def _number(name: str, text: str, allowed: Sequence[str]) -> int | None:
         raise ValueError(f"{name!r} is not one of {', '.join(allowed)}")
     if text == UNLIMITED:
         return None
-    if not text.isascii() or not text.isdigit() or not (0 if name == "included_tokens" else 1) <= int(text) <= 10**12:
+    if not text.isascii() or not text.isdigit() or not (1 if name in limits.BY_NAME else 0) <= int(text) <= 10**12:
         raise ValueError(f"{name}={text}: use a whole number, or {UNLIMITED}")
     return int(text)

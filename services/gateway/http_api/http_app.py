@@ -67,6 +67,8 @@ class HttpRoute:
     query: type[msgspec.Struct] | None = None
     #: None if the request has no body.
     body: type[msgspec.Struct] | None = None
+    #: The fields of a form with a file, which the handler reads itself.
+    form: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | None = None
     #: Types of the event data if the route streams.
     events: tuple[type[msgspec.Struct], ...] = ()

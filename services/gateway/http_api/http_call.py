@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -112,6 +112,7 @@ class HttpCall:
         #: Formats a failure as events; None unless the response is a stream.
         self._failed: Callable[[ErrorBody], Sequence[ServerSentEvent]] | None = None
         self._stream = SERVER_SENT_EVENTS
+        self._is_cut_on_failure = False
         self._loop = asyncio.get_running_loop()
         self._written_at = self._loop.time()
         self._writes = BoundedWaits(WRITE_SECONDS)
@@ -221,13 +222,11 @@ class HttpCall:
     ) -> None:
         """Read the body; ``held`` gets its size. Raises UnsupportedMedia, TooLarge as soon as it is known, and what ``HeldRequest.resize``
         raises."""
-        if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise errors.UnsupportedMedia("compressed bodies are not supported", hint="send the body without Content-Encoding")
+        self._ensure_plain()
         media_type, _, _ = self._headers.get(b"content-type", b"").partition(b";")
         if media_type.strip().lower() != b"application/json" and not any_media_type:
             raise errors.UnsupportedMedia("the body must be JSON", hint="send `Content-Type: application/json`")
-        announced = self._headers.get(b"content-length", b"0")
-        size = int(announced) if announced.isdigit() else 0
+        size = self.announced_bytes
         if size > most_bytes:
             raise _too_large(most_bytes, is_prompt=is_prompt)
         if held is not None:
@@ -266,6 +265,40 @@ class HttpCall:
                 if held is not None:
                     held.resize(size)
                 return b"".join(parts)
+
+    async def read_pieces(self, most_bytes: int, most_seconds: float) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives, instead of ``read_body``. Raises TooLarge as soon as it is known, and BadRequest for a sender that
+        pauses too long."""
+        self._ensure_plain()
+        if self.announced_bytes > most_bytes:
+            raise _too_large(most_bytes, is_prompt=False)
+        size, more = 0, True
+        until = self._loop.time() + most_seconds
+        while more:
+            try:
+                async with asyncio.timeout(min(BODY_SECONDS, until - self._loop.time())):
+                    message = await self._receive()
+            except TimeoutError:
+                slow = f"the body took longer than {most_seconds:.0f} s, or paused for {BODY_SECONDS:.0f} s"
+                raise errors.BadRequest(slow, hint="send the whole body immediately") from None
+            if message["type"] == "http.disconnect":
+                self.disconnected = True
+                raise errors.Cancelled("the client disconnected")
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            size += len(piece)
+            if size > most_bytes:
+                raise _too_large(most_bytes, is_prompt=False)
+            yield piece
+
+    @property
+    def announced_bytes(self) -> int:
+        """Return the length of the body that its head says; 0 if it says none."""
+        announced = self._headers.get(b"content-length", b"0")
+        return int(announced) if announced.isdigit() else 0
+
+    def _ensure_plain(self) -> None:
+        if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise errors.UnsupportedMedia("compressed bodies are not supported", hint="send the body without Content-Encoding")
 
     async def parse(self, reader: Callable[[bytes], T]) -> T:
         """Return what ``reader`` makes of the body. Raises what it raises, and TooManyValues."""
@@ -313,8 +346,22 @@ class HttpCall:
             await self._write(content[at : at + _PART_BYTES], more=True)
         await self._write(content[last:], more=False)
 
+    async def answer_pieces(self, size: int, pieces: AsyncIterator[bytes], media_type: bytes, *, status: int = 200) -> None:
+        """Send a body of this size as it comes. Nothing is sent before its first piece is there."""
+        piece = await anext(pieces, b"")
+        self._is_cut_on_failure = True
+        await self._start(status, [(b"content-type", media_type), (b"content-length", b"%d" % size)])
+        while piece:
+            for at in range(0, len(piece), _PART_BYTES):
+                await self._write(piece[at : at + _PART_BYTES], more=True)
+            piece = await anext(pieces, b"")
+        await self._write(b"", more=False)
+
     async def fail(self, error: errors.AimeshError) -> None:
-        """Send the error as the response, or as the last event of a stream."""
+        """Send the error as the response, or as the last event of a stream. A body of a known size is cut, so that the server closes the
+        connection."""
+        if self.started and self._is_cut_on_failure:
+            return
         content = http_errors.body(error, self.request_id, openai=self._scope["path"].startswith("/v1/"))
         if self.started:
             await self.send_events((ServerSentEvent(content),) if self._failed is None else self._failed(content))

@@ -73,7 +73,9 @@ _OPERATIONS = (
 
 
 def document(routes: Sequence[HttpRoute]) -> Json:
-    kinds = {kind: None for route in routes for kind in (route.query, route.body, route.answer, *route.events) if kind is not None}
+    kinds = {
+        kind: None for route in routes for kind in (route.query, route.body, route.form, route.answer, *route.events) if kind is not None
+    }
     _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REFERENCE)
     paths: dict[str, Json] = {}
     for route in routes:
@@ -113,6 +115,9 @@ def _operation(route: HttpRoute) -> Json:
         operation["parameters"] = parameters
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(route.body)}}}
+    if route.form is not None:
+        form: Json = {"allOf": [_ref(route.form), {"type": "object", "properties": {"file": {"type": "string"}}, "required": ["file"]}]}
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     if route.max_raw_bytes:
         operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
     return operation
@@ -131,7 +136,7 @@ def _responses(route: HttpRoute) -> Json:
     statuses = {
         *_OF_EVERYONE,
         *(_OF_CALLERS if route.access.who is Audience.PERSON else ()),
-        *(_OF_BODIES if route.body is not None or route.max_raw_bytes else ()),
+        *(_OF_BODIES if route.body is not None or route.form is not None or route.max_raw_bytes else ()),
         *((400,) if route.query is not None or route.method in _NEEDED_HEADERS else ()),
         *(_OF_MODELS if route.runs_a_model else ()),
         *((404,) if "{" in route.path else ()),

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.facts import tally
+from services.gateway.facts import tally, tenant_encryption
 from services.gateway.facts.reader import AnswerHead, Reader, left_early
-from services.gateway.idempotency import answer_encryption, idempotency_keys
+from services.gateway.idempotency import idempotency_keys
 from services.gateway.idempotency.idempotency_keys import (
     AbandonedRequest,
     End,
@@ -311,11 +311,11 @@ class IdempotentRequests:
         stored = KeptAnswer(head.request_id, head.model, head.began_at, recorder.recording.whole, result, problem)
         level = idempotency_keys.kind_of(request.request).compression
         body = msgspec.msgpack.encode(stored)
-        answer = answer_encryption.seal(body, request.owner, str(request.request_id), self._secret, compression=level)
+        answer = tenant_encryption.seal(body, request.owner, str(request.request_id), self._secret, compression=level)
         return answer if len(answer) <= MOST_ANSWER_BYTES else None
 
     def _unseal(self, request: IdempotentRequest, request_id: RequestId, answer: bytes) -> KeptAnswer[Any, Any] | None:
-        plain = answer_encryption.unseal(answer, request.owner, str(request_id), self._secret)
+        plain = tenant_encryption.unseal(answer, request.owner, str(request_id), self._secret)
         try:
             return None if plain is None else idempotency_keys.kind_of(request.request).decoder.decode(plain)
         except msgspec.MsgspecError:  # of another version

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from services.gateway.idempotency import answer_encryption
+from services.gateway.facts import tenant_encryption
 from shared import errors
 from shared.stores.cache import Cache, CacheRefuses
 from shared.telemetry import logs
@@ -51,14 +51,14 @@ class SealedValues:
         if not isinstance(found, list):
             return None
         # Each when it is read: a sealed value is compressed.
-        return (value and answer_encryption.unseal(value, tenant, name, self._secret) for name, value in zip(names, found, strict=False))
+        return (value and tenant_encryption.unseal(value, tenant, name, self._secret) for name, value in zip(names, found, strict=False))
 
     async def keep(
         self, tenant: TenantId, values: Mapping[str, bytes], *, seconds: float, group: str = "", most_group_bytes: int = 0
     ) -> bool:
         """Return whether all are kept: none is too long, and Valkey has answered. ``group``: with which their names begin, if there is a
         limit for all such names."""
-        sealed = {name: answer_encryption.seal(plain, tenant, name, self._secret) for name, plain in values.items()}
+        sealed = {name: tenant_encryption.seal(plain, tenant, name, self._secret) for name, plain in values.items()}
         short = {name: value for name, value in sealed.items() if len(value) <= MOST_BYTES}
         args: tuple[int | str | bytes, ...] = (round(1000 * seconds), self._most_bytes, group, most_group_bytes, *short.values())
         is_kept = bool(short) and await self._ask(_KEEP, (*self._lists, *short), args) is not None

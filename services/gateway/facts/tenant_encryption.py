@@ -1,4 +1,4 @@
-"""Encrypts answers in stores, bound to their tenant and storage key.
+"""Encrypts what is stored, bound to its tenant and storage key.
 
 Each tenant's encryption key is derived from the gateway's secret.
 """
@@ -13,7 +13,7 @@ from nacl.secret import Aead
 from shared.types import TenantId
 
 
-def seal(plain: bytes, tenant: TenantId, storage_key: str, secret: str, *, compression: int = 1) -> bytes:
+def seal(plain: bytes | bytearray, tenant: TenantId, storage_key: str, secret: str, *, compression: int = 1) -> bytes:
     """Encrypt for this storage key; it can't be decrypted under another. ``compression``: a zlib level, 0 for none."""
     # Answers have hundreds of similar chunks: the default level reduces them to a third.
     return bytes(_box(tenant, secret).encrypt(zlib.compress(plain, level=compression), storage_key.encode()))

@@ -1,0 +1,244 @@
+"""Stores and reads whole files: sealed parts, quotas, and the end of files that are deleted or have expired.
+
+Memory is bounded: an upload holds a part that arrives and one that is being stored, a download one part.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from hashlib import sha256
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from services.gateway.files import file_rows, sealed_parts
+from services.gateway.files.file_objects import FileObjects
+from services.gateway.files.file_rows import FileOwner, FileRows, NewFile, StoredFile, WrittenPart
+from services.gateway.files.sealed_parts import INLINE_BYTES, PART_BYTES, PartPlace, PartSplitter
+from shared import context, errors
+from shared.api import files as api
+from shared.api.files import FileFacts, FileId, FilePurpose
+from shared.api.gateway import Check
+from shared.api.method import Nothing
+from shared.protocol.request_memory import RequestMemory
+from shared.rpc import RpcCall, serves
+from shared.telemetry import logs
+from shared.types import TenantId
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
+
+#: Of a part in memory: plain and sealed, and of an upload one more, which arrives. Sealing one needs four more for a moment.
+_UPLOAD_COPIES, _DOWNLOAD_COPIES = 3, 2
+#: Looking for objects without a row lists the whole store.
+_SEARCH_SECONDS = 24 * 3600.0
+
+#: ``shared.node`` allows 2 s for all checks of a service together.
+_CHECK_SECONDS = 1.5
+
+_log = logs.get(part="files")
+
+
+#: Seals a part, and adds it to the hash of its file.
+Seal = Callable[[PartPlace, bytearray, "Hash"], Awaitable[bytes]]
+
+
+class FileStorage:
+    """Raises Unavailable without a store."""
+
+    def __init__(self, rows: FileRows, objects: FileObjects | None, memory: RequestMemory, *, secret: str) -> None:
+        self._rows, self._objects, self._memory, self._secret = rows, objects, memory, secret
+        #: One part is sealed or opened at a time.
+        self._sealing = asyncio.Lock()
+
+    async def store(
+        self, owner: FileOwner, pieces: AsyncIterator[bytes], describe: Callable[[], NewFile], *, announced: int | None = None
+    ) -> FileFacts:
+        """Store a file, or nothing. ``describe`` is called at its end; ``announced``: its least size, within INLINE_BYTES.
+
+        Raises what ``pieces`` and ``describe`` raise; TooLarge, NotAllowed for a full quota, InsufficientStorage; Limited and Overloaded.
+        """
+        objects = await self._get_objects()
+        least = announced or 0
+        _ensure_allowed(least)
+        part_bytes = PART_BYTES if announced is None else min(PART_BYTES, announced + INLINE_BYTES)
+        with self._memory.hold(_UPLOAD_COPIES * part_bytes, owner.tenant):
+            file = context.new_request_id()
+            if least:
+                await objects.ensure_room(least)
+            await self._rows.begin(owner, file, least)
+            try:
+                writing = _Writing(objects, owner.tenant, file, self._seal)
+                await writing.run(pieces)
+                new = describe()
+                _ensure_allowed(writing.size, new.purpose)
+                return (await self._rows.finish(owner, file, new, writing.digest(), writing.parts)).facts
+            except Exception:
+                with suppress(errors.AimeshError):  # the next round of ``clean`` does it
+                    await self._remove(owner.tenant, file)
+                raise
+
+    async def find(self, tenant: TenantId, file: FileId) -> StoredFile:
+        """Raises NotFound."""
+        await self._get_objects()
+        return await self._rows.find(tenant, file)
+
+    async def read(self, file: StoredFile, start: int, end: int) -> AsyncIterator[bytes]:
+        """Yield the bytes from ``start`` to ``end``. Raises FileDamaged, NotFound if it is deleted meanwhile, Limited and Overloaded."""
+        objects = await self._get_objects()
+        with self._memory.hold(_DOWNLOAD_COPIES * min(PART_BYTES, file.facts.size), file.tenant):
+            parts = await self._rows.list_parts(file)
+            if sum(size for size, _ in parts) != file.facts.size:
+                await self._rows.find(file.tenant, file.facts.id)
+                raise errors.FileDamaged("a part of the file is missing", hint="upload the file again")
+            for number, wanted in sealed_parts.slices([size for size, _ in parts], start, end):
+                size, is_object = parts[number]
+                try:
+                    sealed = await objects.get(file.id, number) if is_object else await self._rows.read_part(file, number)
+                except errors.FileDamaged:
+                    await self._rows.find(file.tenant, file.facts.id)
+                    raise
+                place = PartPlace(file.tenant, file.id, number, is_last=number == len(parts) - 1)
+                async with self._sealing:
+                    plain = await asyncio.to_thread(place.unseal, sealed or b"", size, self._secret)
+                del sealed
+                yield plain[wanted] if wanted != slice(0, size) else plain
+
+    # --- methods
+
+    @serves(api.list_files)
+    async def list(self, request: api.ListFiles, call: RpcCall) -> api.Files:
+        return await self.list_of(call.principal.tenant_id, request)
+
+    async def list_of(self, tenant: TenantId, request: api.ListFiles) -> api.Files:
+        if self._objects is None:
+            return api.Files(())
+        await self._get_objects()
+        found = await self._rows.page(tenant, request)
+        return api.Files(tuple(found[: request.limit]), has_more=len(found) > request.limit)
+
+    @serves(api.get_file)
+    async def get(self, request: api.GetFile, call: RpcCall) -> FileFacts:
+        return (await self.find(call.principal.tenant_id, request.id)).facts
+
+    @serves(api.delete_file)
+    async def delete(self, request: api.DeleteFile, call: RpcCall) -> Nothing:
+        await self.delete_of(call.principal.tenant_id, request.id)
+        return Nothing()
+
+    async def delete_of(self, tenant: TenantId, file: FileId) -> None:
+        """Raises NotFound. What the store doesn't delete now is deleted later, and can't be read meanwhile."""
+        found = await self.find(tenant, file)
+        if not await self._rows.give_up(tenant, found.id):
+            raise file_rows.missing(file)
+        try:
+            await self._drop(found.id)
+        except errors.Unavailable as error:
+            _log.warning("the objects of a deleted file stay for now", file=file, reason=error.message)
+
+    @serves(api.erase_files)
+    async def erase(self, request: api.EraseFiles, _call: RpcCall) -> Nothing:
+        """Only auth may call this, for a tenant that it erases. ``clean`` removes the objects."""
+        await self._rows.erase(request.tenant_id)
+        return Nothing()
+
+    # --- jobs
+
+    async def clean(self) -> None:
+        """Delete what has expired, what uploads and deletions that broke off have left and, once a day over all gateways, objects that no
+        file has."""
+        objects = await self._get_objects()
+        while dead := await self._rows.list_dead():
+            for file in dead:
+                await self._drop(file)
+        if await self._rows.take_search(_SEARCH_SECONDS) and (deleted := await objects.delete_orphans()):
+            _log.info("objects without a file deleted", objects=deleted)
+
+    async def checks(self) -> tuple[Check, ...]:
+        """Return whether files can be read, if this mesh has files; before the caller's timeout."""
+        if self._objects is None:
+            return ()
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await self._objects.ensure_own()
+        except TimeoutError:
+            return (Check("files", ok=False, detail="the store does not answer in time", needed=False),)
+        except errors.Unavailable as error:
+            return (Check("files", ok=False, detail=f"{error.message}; {error.hint}", needed=False),)
+        return (Check("files", ok=True, needed=False),)
+
+    async def _seal(self, place: PartPlace, part: bytearray, whole: "Hash") -> bytes:
+        def seal() -> bytes:
+            whole.update(part)
+            return place.seal(part, self._secret)
+
+        async with self._sealing:
+            return await asyncio.to_thread(seal)
+
+    async def _remove(self, tenant: TenantId, file: UUID) -> None:
+        await self._rows.give_up(tenant, file)
+        await self._drop(file)
+
+    async def _drop(self, file: UUID) -> None:
+        await (await self._get_objects()).delete(file)
+        await self._rows.drop(file)
+
+    async def _get_objects(self) -> FileObjects:
+        if self._objects is None:
+            raise errors.Unavailable("this mesh has no store for files", hint="set OBJECT_STORE or FILES_URL for the gateway")
+        await self._objects.ensure_own()
+        return self._objects
+
+
+class _Writing:
+    """Writes a part while the next one arrives."""
+
+    def __init__(self, objects: FileObjects, tenant: TenantId, file: UUID, seal: Seal) -> None:
+        self._objects, self._tenant, self._file, self._seal = objects, tenant, file, seal
+        self._hash = sha256()
+        self.size = 0
+        self.parts: list[WrittenPart] = []
+
+    async def run(self, pieces: AsyncIterator[bytes]) -> None:
+        parts = self._collect(pieces)
+        part, is_last = await anext(parts)
+        while not is_last:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._write(part, is_last=False))
+                    following = tasks.create_task(_next(parts))
+            except ExceptionGroup as group:
+                raise errors.first_of(group) from None
+            part, is_last = following.result()
+        await self._write(part, is_last=True)
+
+    def digest(self) -> bytes:
+        return self._hash.digest()
+
+    async def _collect(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[tuple[bytearray, bool]]:
+        """Yield the parts, and whether each is the last."""
+        splitter = PartSplitter()
+        async for piece in pieces:
+            self.size += len(piece)
+            _ensure_allowed(self.size)
+            for part in splitter.push(piece):
+                yield part, False
+        yield splitter.end(), True
+
+    async def _write(self, part: bytearray, *, is_last: bool) -> None:
+        place, size = PartPlace(self._tenant, self._file, len(self.parts), is_last), len(part)
+        sealed = await self._seal(place, part, self._hash)
+        is_inline = is_last and self.size <= INLINE_BYTES
+        if not is_inline:
+            await self._objects.put(self._file, place.number, sealed)
+        self.parts.append(WrittenPart(size, sealed if is_inline else None))
+
+
+async def _next(parts: AsyncIterator[tuple[bytearray, bool]]) -> tuple[bytearray, bool]:
+    return await anext(parts)
+
+
+def _ensure_allowed(size: int, purpose: FilePurpose | None = None) -> None:
+    most = api.MAX_BATCH_BYTES if purpose is FilePurpose.BATCH else api.MAX_FILE_BYTES
+    if size > most:
+        what = "a file for a batch" if purpose is FilePurpose.BATCH else "a file"
+        raise errors.TooLarge(f"{what} may have at most {most} bytes", hint="split it into several files")

@@ -1,0 +1,82 @@
+-- name: lock_file_quota
+-- Let the tenant's other uploads wait until the end of the transaction.
+SELECT pg_advisory_xact_lock(hashtextextended('aimesh.gateway.files.' || $1::uuid, 0));
+
+-- name: measure_files
+-- Return the bytes of a tenant's files, without the file $2.
+SELECT coalesce(sum(bytes), 0)::bigint FROM files WHERE tenant_id = $1 AND id <> $2 AND state <> 'deleting';
+
+-- name: begin_file
+-- Begin an upload; it is dead after $5 seconds.
+INSERT INTO files (id, tenant_id, user_id, bytes, expires_at) VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5));
+
+-- name: finish_file
+-- Show an upload that is complete, unless it was given up. $7: after how many seconds it expires; null: never.
+UPDATE files SET state = 'ready', name = $2, purpose = $3, bytes = $4, sha256 = $5, expires_at = created_at + make_interval(secs => $6)
+WHERE id = $1 AND state = 'uploading' RETURNING *;
+
+-- name: add_file_parts
+-- Add the parts of a file.
+INSERT INTO file_parts (file_id, tenant_id, number, start, bytes, content)
+SELECT $1, $2, * FROM unnest($3::integer[], $4::bigint[], $5::integer[], $6::bytea[]);
+
+-- name: find_file
+-- Find a file of a tenant.
+SELECT * FROM files WHERE id = $1 AND tenant_id = $2 AND state = 'ready' AND (expires_at IS NULL OR expires_at > now());
+
+-- name: list_file_parts
+-- List the sizes of a file's parts.
+SELECT bytes, content IS NULL AS is_object FROM file_parts WHERE file_id = $1 ORDER BY number;
+
+-- name: read_file_part
+-- Return a sealed part.
+SELECT content FROM file_parts WHERE file_id = $1 AND number = $2;
+
+-- name: list_files_newest
+-- List a tenant's files behind $2, newest first; of one purpose. Null stands for all.
+SELECT * FROM files
+WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR purpose = $3)
+    AND state = 'ready' AND (expires_at IS NULL OR expires_at > now())
+ORDER BY id DESC LIMIT $4;
+
+-- name: list_files_oldest
+-- List a tenant's files behind $2, oldest first; of one purpose. Null stands for all.
+SELECT * FROM files
+WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id > $2) AND ($3::text IS NULL OR purpose = $3)
+    AND state = 'ready' AND (expires_at IS NULL OR expires_at > now())
+ORDER BY id LIMIT $4;
+
+-- name: give_up_file
+-- Let nobody read a file any more.
+UPDATE files SET state = 'deleting' WHERE id = $1 AND tenant_id = $2 AND state <> 'deleting';
+
+-- name: erase_files
+-- Let nobody read a tenant's files any more.
+UPDATE files SET state = 'deleting' WHERE tenant_id = $1 AND state <> 'deleting';
+
+-- name: expire_files
+-- Let nobody read what has expired any more.
+UPDATE files SET state = 'deleting' WHERE expires_at <= now() AND state <> 'deleting';
+
+-- name: list_dead_files
+-- List files whose objects may go, oldest first.
+SELECT id FROM files WHERE state = 'deleting' ORDER BY id LIMIT $1;
+
+-- name: drop_file
+-- Delete the row of a file whose objects are gone.
+DELETE FROM files WHERE id = $1 AND state = 'deleting';
+
+-- name: find_known_files
+-- Return those of the files $1 that have a row.
+SELECT id FROM files WHERE id = ANY($1::uuid[]);
+
+-- name: ensure_file_store
+-- Return the id of the store, which is new if there is none, and whether it has files.
+WITH made AS (INSERT INTO file_store DEFAULT VALUES ON CONFLICT DO NOTHING RETURNING id)
+SELECT id, false AS has_files FROM made
+UNION ALL SELECT id, EXISTS (SELECT FROM file_parts WHERE content IS NULL) FROM file_store
+LIMIT 1;
+
+-- name: take_file_search
+-- Return whether a gateway may look for objects without a row: once in $1 seconds.
+UPDATE file_store SET searched_at = now() WHERE searched_at < now() - make_interval(secs => $1) RETURNING true;

@@ -1,0 +1,81 @@
+"""The messages of files, which are uploaded and downloaded over HTTP."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from shared.api.method import PEOPLE, Body, Method, Nothing
+from shared.types import Role, TenantId
+
+#: `file-` and 128 bits in base32.
+FileId = Annotated[str, Meta(pattern=r"^file-[a-z2-7]{26}\Z")]
+#: Of one message, and of one answer of OpenAI's API.
+MAX_PAGE, MAX_LISTED = 1_000, 10_000
+MAX_FILE_BYTES = 512 << 20
+MAX_BATCH_BYTES = 200 << 20
+
+
+class FilePurpose(StrEnum):
+    """OpenAI's words; the last three are what jobs write."""
+
+    ASSISTANTS = "assistants"
+    BATCH = "batch"
+    FINE_TUNE = "fine-tune"
+    VISION = "vision"
+    USER_DATA = "user_data"
+    EVALS = "evals"
+    BATCH_OUTPUT = "batch_output"
+    ASSISTANTS_OUTPUT = "assistants_output"
+    FINE_TUNE_RESULTS = "fine-tune-results"
+
+
+#: What people may upload.
+UPLOADED = tuple(purpose for purpose in FilePurpose if "_output" not in purpose and "results" not in purpose)
+
+
+class FileFacts(Body, frozen=True):
+    #: A FileId.
+    id: str
+    name: str
+    purpose: FilePurpose
+    size: int
+    created_at: datetime
+    #: Then it is deleted; None: never.
+    expires_at: datetime | None = None
+
+
+class ListFiles(Body, frozen=True):
+    """Files of the caller's account or organization."""
+
+    purpose: FilePurpose | None = None
+    #: Only those behind this one.
+    after: FileId | None = None
+    limit: Annotated[int, Meta(ge=1, le=MAX_PAGE)] = MAX_PAGE
+    order: Literal["asc", "desc"] = "desc"
+
+
+class Files(Body, frozen=True):
+    files: tuple[FileFacts, ...]
+    has_more: bool = False
+
+
+class GetFile(Body, frozen=True):
+    id: FileId
+
+
+class DeleteFile(Body, frozen=True):
+    id: FileId
+
+
+class EraseFiles(Body, frozen=True):
+    """Delete all files of a tenant."""
+
+    tenant_id: TenantId
+
+
+list_files = Method("gateway.listFiles", ListFiles, Files, callers=PEOPLE)
+get_file = Method("gateway.getFile", GetFile, FileFacts, callers=PEOPLE)
+delete_file = Method("gateway.deleteFile", DeleteFile, Nothing, callers=PEOPLE)
+erase_files = Method("gateway.eraseFiles", EraseFiles, Nothing, callers={Role.AUTH})
