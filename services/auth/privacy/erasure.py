@@ -5,6 +5,8 @@ payments still add up.
 """
 
 import secrets
+from collections.abc import Iterable
+from contextlib import suppress
 
 from services.auth import audit_records, mail_texts
 from services.auth.audit.audit_store import AuditStore
@@ -12,7 +14,7 @@ from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.session_opening import CompleteLogin
 from shared import errors
-from shared.api import accounts, gateway
+from shared.api import accounts, files, gateway
 from shared.api.auth import User
 from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
@@ -101,10 +103,12 @@ class Erasures(AuthHandlers):
             if role is UserRole.ADMIN and not await self._rows.administrators(transaction):
                 _log.error("the last administrator cannot be deleted: appoint another one, or cancel the deletion", user_id=user_id)
                 return
+            tenants = (TenantId(user_id), *await self._rows.list_sole_organisations(transaction, user_id))
             await self._rows.erase(transaction, user_id, secrets.token_hex(4))
             await self._audit.shred_of(transaction, user_id)
-            # Before the commit, so that nothing is deleted while Valkey is down; and again after it, for logins in between.
+            # Before the commit, so that nothing is deleted while Valkey or the gateway is down; and again after it, for logins in between.
             await self._sessions.end_all(user_id)
+            await self._erase_files(tenants)
             await self._trail.add(transaction, audit_records.of_mesh("user.erased", None, target=user_id))
         await self._sessions.end_all(user_id)
         try:
@@ -113,6 +117,12 @@ class Erasures(AuthHandlers):
         except errors.AimeshError as error:
             _log.warning("stored answers of an erased account stay until they expire", user_id=user_id, reason=error.message)
         _log.info("account erased", user_id=user_id)
+
+    async def _erase_files(self, tenants: Iterable[TenantId]) -> None:
+        """Raises PeerError if no gateway does it; the next round tries again."""
+        for tenant in tenants:
+            with suppress(errors.UnknownMethod):  # version 0.3 stores none
+                await self._node.rpc.call(files.erase_files, files.EraseFiles(tenant), deadline_seconds=_GATEWAY_SECONDS)
 
     async def _check_not_needed(self, transaction: Transaction, user_id: UserId, role: UserRole) -> None:
         if role is UserRole.ADMIN and not await self._rows.administrators(transaction) - {user_id}:

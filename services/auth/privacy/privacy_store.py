@@ -7,7 +7,7 @@ import msgspec
 
 from services.auth.store import AuthTables
 from shared.stores import database
-from shared.types import UserId, UserRole
+from shared.types import TenantId, UserId, UserRole
 
 #: Accounts per round; the next round finds the rest.
 _MOST_DUE = 100
@@ -70,6 +70,10 @@ class PrivacyStore(AuthTables):
         """Lock an account that is due until the end of the transaction. Return None if another replica handles it, or it was canceled."""
         row = await transaction.row("take_due_erasure", user_id)
         return None if row is None else UserRole(row["role"])
+
+    async def list_sole_organisations(self, transaction: database.Transaction, user_id: UserId) -> tuple[TenantId, ...]:
+        """Return the organizations that ``erase`` closes."""
+        return tuple(TenantId(row["id"]) for row in await transaction.rows("list_sole_organisations", user_id))
 
     async def erase(self, transaction: database.Transaction, user_id: UserId, pseudonym: str) -> None:
         """Erase everything in auth's tables, except the personal parts of this user's acts in the audit log."""

@@ -65,6 +65,11 @@ WHERE (organisation_id, user_id) IN (
     ORDER BY heir.organisation_id, heir.joined_at, heir.user_id
 );
 
+-- name: list_sole_organisations
+-- Organizations without other members.
+SELECT organisation_id AS id FROM organisation_members AS own
+WHERE user_id = $1 AND NOT EXISTS (SELECT FROM organisation_members WHERE organisation_id = own.organisation_id AND user_id <> $1);
+
 -- name: close_organisations
 -- Organizations without other members: the row stays for what it used and paid.
 UPDATE organisations SET name = 'erased'

@@ -14,7 +14,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, events, gateway, membership, service_settings
+from shared.api import auth, events, files, gateway, membership, service_settings
 from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
@@ -47,12 +47,15 @@ def settings_of(database_url: str, redis_url: str) -> AuthSettings:
 
 
 class Gateway:
-    """Answers readUsage, listTiers and dropStoredItems as the gateway would."""
+    """Answers readUsage, listTiers, dropStoredItems and eraseFiles as the gateway would."""
 
     def __init__(self) -> None:
         self.asked: list[UserId] = []
         self.days: tuple[DailyUsage, ...] = ()
         self.dropped: list[TenantId] = []
+        self.without_files: list[TenantId] = []
+        #: A gateway that knows no files.
+        self.is_older = False
         self.away = False
         self.plans: tuple[str, ...] = ("free", "pro", "enterprise")
 
@@ -65,6 +68,12 @@ class Gateway:
         if isinstance(request, gateway.DropStoredItems):
             assert method is gateway.drop_stored_items
             self.dropped.append(request.tenant_id)
+            return cast("Reply", Nothing())
+        if isinstance(request, files.EraseFiles):
+            assert method is files.erase_files
+            if self.is_older:
+                raise errors.UnknownMethod("gateway.eraseFiles")
+            self.without_files.append(request.tenant_id)
             return cast("Reply", Nothing())
         assert method is gateway.read_usage
         assert isinstance(request, gateway.ReadUsage)

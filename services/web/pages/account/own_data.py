@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
@@ -14,8 +15,11 @@ from services.web.http.downloads import ZipStream
 from services.web.pages import requests
 from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
-from shared.api import accounts, usage_report
+from shared.api import accounts, gateway, usage_report
+from shared.api import files as files_api
 from shared.api.accounts import OwnAccount
+from shared.api.files import FileFacts
+from shared.api.gateway import HttpRequest
 
 #: The longest period of a report, about two years.
 _USAGE_DAYS = usage_report.MOST_BUCKETS - 1
@@ -96,7 +100,45 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
         yield archive.add("usage.json", await _usage(page_request, now))
     except errors.PeerError:
         yield archive.add("usage-MISSING.txt", _MISSING.format(name="usage.json").encode())
+    stored: tuple[FileFacts, ...] = ()
+    try:
+        stored = await _list_files(page_request)
+        yield archive.add("files.json", msgspec.json.format(msgspec.json.encode(stored), indent=2))
+    except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no files
+        yield archive.add("files-MISSING.txt", _MISSING.format(name="files.json").encode())
+    for facts in stored:
+        name, size = f"files/{facts.id}-{facts.name}", 0
+        try:
+            async for piece in _read_file(page_request, facts):
+                size += len(piece)
+                yield archive.add(name, piece)
+        except errors.AimeshError:
+            size = -1
+        if size != facts.size:
+            yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=name).encode())
     yield archive.close()
+
+
+async def _list_files(page_request: PageRequest) -> tuple[FileFacts, ...]:
+    found = await page_request.call(files_api.list_files, files_api.ListFiles())
+    listed = found.files
+    while found.has_more:
+        found = await page_request.call(files_api.list_files, files_api.ListFiles(after=listed[-1].id))
+        listed += found.files
+    return listed
+
+
+async def _read_file(page_request: PageRequest, facts: FileFacts) -> AsyncGenerator[bytes]:
+    """Yield nothing of a file that can't be read."""
+    request = HttpRequest("GET", f"/v1/files/{facts.id}/content")
+    token = page_request.person.access_token
+    answer = page_request.app.caller.stream(gateway.serve_http, request, deadline_seconds=_EXPORT_SECONDS, credential=token)
+    async with answer as parts:
+        status = 0
+        async for part in parts:
+            status = status or part.status
+            if status == HTTPStatus.OK:
+                yield part.body
 
 
 async def _usage(page_request: PageRequest, now: datetime) -> bytes:

@@ -183,14 +183,30 @@ async def test_nothing_is_deleted_while_valkey_is_down_and_everything_later(api_
     assert canaries.left_in(await api_client.every_cell()) == []
 
 
-async def test_stored_answers_are_dropped_and_an_absent_gateway_holds_nothing_up(api_client: PrivacyDesk) -> None:
+async def test_stored_answers_and_files_are_deleted_also_those_of_a_closed_organization(api_client: PrivacyDesk) -> None:
     gateway = api_client.gateway
     anna, bert = await api_client.api_client.person("anna"), await api_client.api_client.person("bert")
+    alone = await api_client.team(anna, "Alone")
+    await api_client.team(anna, "Both", (bert, "owner"))
     await api_client.erase(anna)
     assert gateway.dropped == [TenantId(anna.id)]
-    gateway.away = True
+    assert gateway.without_files == [TenantId(anna.id), alone]
+    gateway.is_older = True
     await api_client.erase(bert)
     assert (await bert.again()).username.startswith("erased-")
+
+
+async def test_an_account_with_files_waits_for_the_gateway(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person("anna")
+    api_client.gateway.away = True
+    await api_client.plan(anna)
+    await api_client.let_time_pass(anna)
+    with pytest.raises(errors.NotReachable):
+        await api_client.erasures.erase_due()
+    assert await anna.again() == anna.user
+    api_client.gateway.away = False
+    await api_client.erasures.erase_due()
+    assert (await anna.again()).username.startswith("erased-")
 
 
 async def test_one_of_five_replicas_deletes_the_account(api_client: PrivacyDesk) -> None:

@@ -7,8 +7,10 @@ import httpx
 import pytest
 
 from shared import errors
+from shared.api.files import FileFacts, FilePurpose
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
+from tests.services.web.fake_organisations import NOW
 
 AWAY = errors.NotReachable("no node of that role is alive")
 HERE = "/settings/data"
@@ -40,12 +42,24 @@ async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: Fa
     assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-2026-11-20.zip"'
     assert answer.headers["cache-control"] == "no-store"
     files = unpacked(answer)
-    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json"]
+    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json", "files.json"]
     assert json.loads(files["account.json"]) == [{"username": "alice"}]
     rows = list(csv.DictReader(io.StringIO(files["requests.csv"].decode(), newline="")))
     assert [row["model"] for row in rows] == ["smollm2", '\'=HYPERLINK("https://evil.example")']
     assert (rows[0]["cost_credits"], rows[0]["completion_tokens"], rows[0]["created_at"]) == ("1.5", "9", "2026-11-20T14:05:00+00:00")
     assert json.loads(files["usage.json"])["total"]["requests"] == 2
+
+
+async def test_archive_has_the_stored_files_and_names_those_that_are_damaged(alice: Browser, mesh: FakeMesh) -> None:
+    for number, content in enumerate((b"one", b"two", b"three")):
+        facts = FileFacts(f"file-{'abc'[number] * 26}", "größe.txt", FilePurpose.BATCH, len(content), NOW)
+        mesh.files.append((facts, content if number != 1 else b"t"))
+    files = unpacked(await export(alice))
+    names = [f"files/file-{letter * 26}-größe.txt" for letter in "abc"]
+    assert [file["id"] for file in json.loads(files["files.json"])] == [name[6:37] for name in names]
+    assert [files[name] for name in names] == [b"one", b"t", b"three"]
+    assert f"{names[1]}-MISSING.txt" in files
+    assert len(files) == 5 + 3 + 1
 
 
 async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: FakeMesh) -> None:
@@ -60,7 +74,7 @@ async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: F
 async def test_unavailable_gateway_leaves_a_note_in_the_archive(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     files = unpacked(await export(alice))
-    assert list(files) == ["README.txt", "account.json", "requests-MISSING.txt", "usage-MISSING.txt"]
+    assert list(files) == ["README.txt", "account.json", "requests-MISSING.txt", "usage-MISSING.txt", "files-MISSING.txt"]
     assert b"Export the data again" in files["usage-MISSING.txt"]
 
 
