@@ -30,6 +30,7 @@ SECTIONS = {
         "run": "cli.ask.run:run",
         "rerank": "cli.ask.rerank:rerank",
         "models": "cli.ask.models:models",
+        "files": "cli.ask.files:files",
         "trace": "cli.ask.trace:trace",
     },
     "Account": {

@@ -156,30 +156,37 @@ async def _send(connection: "CliConnection", blob: Blob, start: int) -> int:
     data = await asyncio.to_thread(blob.read, start)
     content_range = b"bytes %d-%d/%d" % (start, start + len(data) - 1, blob.size)
     headers = ((b"content-range", content_range), (b"content-type", b"application/octet-stream"))
-    await _http(connection, HttpRequest("PATCH", f"/api/models/blobs/{blob.digest}", headers=headers, body=data))
+    await ask_http(connection, HttpRequest("PATCH", f"/api/models/blobs/{blob.digest}", headers=headers, body=data))
     return len(data)
 
 
 async def _receive(connection: "CliConnection", digest: str, start: int, length: int) -> tuple[bytes, int]:
     """Return bytes of a blob and its size. Raises the gateway's error."""
     wanted = ((b"range", b"bytes=%d-%d" % (start, start + length - 1)),)
-    headers, data = await _http(connection, HttpRequest("GET", f"/api/models/blobs/{digest}", headers=wanted))
+    headers, data = await ask_http(connection, HttpRequest("GET", f"/api/models/blobs/{digest}", headers=wanted))
     whole = headers.get(b"content-range", b"").rpartition(b"/")[2]
     if not 0 < len(data) <= length or not whole.isdigit():
         raise errors.ProtocolViolation(f"{len(data)} bytes of {digest} came instead of {length}")
     return data, int(whole)
 
 
-async def _http(connection: "CliConnection", request: HttpRequest) -> tuple[dict[bytes, bytes], bytes]:
+async def ask_http(connection: "CliConnection", request: HttpRequest) -> tuple[dict[bytes, bytes], bytes]:
+    """Return the headers and the body of an answer. Raises the gateway's error."""
     status, headers, body = 0, dict[bytes, bytes](), bytearray()
     async with connection.http(request) as parts:
         async for part in parts:
             status, headers = status or part.status, headers or dict(part.headers)
             body += part.body
     if status >= 400:
-        refusal = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"]
-        raise errors.from_problem(errors.Problem(str(refusal["code"]), str(refusal["message"]), str(refusal.get("hint") or "")))
+        raise refusal(bytes(body))
     return headers, bytes(body)
+
+
+def refusal(body: bytes) -> errors.AimeshError:
+    """Return the error that a body of our API, or of OpenAI's, reports."""
+    found = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"]
+    code = str(found.get("aimesh_code") or found["code"])
+    return errors.from_problem(errors.Problem(code, str(found["message"]), str(found.get("hint") or "")))
 
 
 def _continue(partial: Path, size: int, hash_also: Callable[[bytes], None]) -> int:
