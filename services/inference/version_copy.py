@@ -119,7 +119,9 @@ class VersionCopy:
         digest = source.removeprefix(VERSION_SOURCE)
         content = await self._read_small(digest, manifest.MAX_MANIFEST_BYTES)
         version = manifest.read(content)
-        files = sorted(version.files, key=lambda file: file.path)
+        files = sorted((file for file in version.files if file.path.endswith(".gguf")), key=lambda file: file.path)
+        if not files:
+            raise errors.BadRequest(f"{name} has no .gguf file", hint="push a model in the format GGUF")
         lists = [await self._read_small(file.blocks, block_list.MAX_LIST_BYTES) for file in files]
         await asyncio.to_thread(self._store.ensure_folders)
         async with AsyncExitStack() as held:

@@ -335,3 +335,13 @@ async def test_a_copy_without_peers_loses_few_blocks_when_it_is_killed(origin: O
     origin.asked.clear()
     await get(origin, store, source)
     assert 21 - 18 < len(origin.blocks_of(MODEL)) <= 21 - 18 + 16
+
+
+async def test_what_a_publishers_folder_has_besides_is_left_where_it_is(origin: Origin, store: ModelStore) -> None:
+    source = origin.push({"README.md": b"about it", "model.gguf": MODEL, "LICENSE": b"MIT"})
+    await get(origin, store, source)
+    (model,) = store.models()
+    assert (model.parts, model.size, store.file(model).read_bytes()) == (1, len(MODEL), MODEL)
+    assert list((store._root / "partial").iterdir()) == []
+    with pytest.raises(errors.BadRequest, match=r"has no \.gguf file"):
+        await get(origin, store, origin.push({"README.md": b"about it"}))
