@@ -36,12 +36,13 @@ MEANINGS: dict[ExitCode, str] = {
 _ERRORS: dict[ExitCode, str] = {
     ExitCode.FAILED: """
         already_exists answer_gone approval_pending authorization_pending bad_ticket certificate_expired clock_skew
-        deadline_exceeded idempotency_conflict in_progress insufficient_storage internal link_lost method_not_allowed
+        deadline_exceeded file_damaged idempotency_conflict in_progress insufficient_storage internal link_lost method_not_allowed
         model_crashed not_allowed not_certified not_found peer_failed policy_forbidden protocol_violation slow_down
         unknown_method worker_lost wrong_role
     """,
     ExitCode.USAGE: """
-        bad_request bad_settings content_filter context_length_exceeded poison tokens_too_large too_large unsupported_media_type
+        bad_request bad_settings content_filter context_length_exceeded poison range_not_satisfiable tokens_too_large
+        too_large unsupported_media_type
     """,
     ExitCode.NOT_AUTHENTICATED: "access_denied confirmation_needed expired_token not_authenticated second_factor_needed",
     ExitCode.LIMITED: "budget_exhausted rate_limited",

@@ -43,11 +43,11 @@ CHECKS = {
     "instructor": 168,
     "langchain": 155,
     "ollama": 124,
-    "openai": 256,
+    "openai": 265,
     "pydantic_ai": 270,
     "ai-sdk.js": 224,
     "anthropic.js": 233,
-    "openai.js": 236,
+    "openai.js": 241,
 }
 #: The most features that a client has and that we refuse.
 MAX_REFUSED = 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 from checklist import error_of
-from openai.types import completion_create_params, embedding_create_params, moderation_create_params
+from openai.types import completion_create_params, embedding_create_params, file_create_params, moderation_create_params
 
 from checks.openai.client import MODEL, SCRIPTED, checks, client, has_no_effect, is_refused, works
 
@@ -171,6 +171,45 @@ def _() -> None:
     assert found.created > 0
     assert found.owned_by
     assert error_of(openai.NotFoundError, partial(client.models.retrieve, "gpt-9")).code == "model_not_found"
+
+
+# --- files ----------------------------------------------------------------------------------------------------------------------
+
+
+@checks("files.create()", "files.file", "files.purpose", "files.expires_after", "files.retrieve()", "files.content()", "files.delete()")
+def _() -> None:
+    made = client.files.create(
+        file=("größe.txt", b"0123456789"), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert (made.object, made.bytes, made.filename, made.purpose) == ("file", 10, "größe.txt", "user_data")
+    assert made.expires_at == made.created_at + 3600
+    assert client.files.retrieve(made.id) == client.files.wait_for_processing(made.id) == made
+    assert client.files.content(made.id).read() == b"0123456789"
+    assert client.files.content(made.id, extra_headers={"Range": "bytes=-3"}).read() == b"789"
+    assert client.files.delete(made.id).deleted
+    assert error_of(openai.NotFoundError, partial(client.files.retrieve, made.id)).code == "not_found"
+
+
+@checks("files.list()")
+def _() -> None:
+    made = [client.files.create(file=f"{number}\n".encode() * 100_000, purpose="batch").id for number in range(3)]
+    assert [file.id for file in client.files.list(purpose="batch", limit=2)] == made[::-1]
+    assert [file.id for file in client.files.list(purpose="batch", order="asc", after=made[0])] == made[1:]
+    assert client.files.content(made[2]).read() == b"2\n" * 100_000
+    for each in made:
+        client.files.delete(each)
+
+
+@checks("files.create() refused")
+def _() -> None:
+    create = client.files.create
+    for fields in ({"file": b"x", "purpose": "fun"}, {"file": ("../a", b"x"), "purpose": "batch"}):
+        assert error_of(openai.BadRequestError, partial(create, **fields)).param in fields
+    ask = partial(client.uploads.create, bytes=1, filename="a", mime_type="text/plain", purpose="batch")
+    assert "/v1/files" in error_of(openai.NotFoundError, ask).message
+
+
+checks.ensure_named("files", file_create_params.FileCreateParams.__annotations__)
 
 
 # --- errors and options of the client -------------------------------------------------------------------------------------------

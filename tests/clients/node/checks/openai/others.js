@@ -66,6 +66,28 @@ check('models.retrieve()', async () => {
   assert.ok((await errorOf(client.models.retrieve('gpt-9'))) instanceof OpenAI.NotFoundError)
 })
 
+// Files.
+check(['files.create()', 'files.retrieve()', 'files.content()', 'files.delete()'], async () => {
+  const file = await OpenAI.toFile(Buffer.from('0123456789'), 'größe.txt')
+  const expires_after = { anchor: 'created_at', seconds: 3600 }
+  const made = await client.files.create({ file, purpose: 'user_data', expires_after })
+  assert.deepEqual([made.bytes, made.filename, made.expires_at - made.created_at], [10, 'größe.txt', 3600])
+  assert.deepEqual(await client.files.retrieve(made.id), made)
+  assert.equal(await (await client.files.content(made.id)).text(), '0123456789')
+  assert.ok((await client.files.delete(made.id)).deleted)
+  assert.ok((await errorOf(client.files.retrieve(made.id))) instanceof OpenAI.NotFoundError)
+})
+check('files.list()', async () => {
+  const made = []
+  for (const name of ['a', 'b', 'c']) {
+    made.push((await client.files.create({ file: await OpenAI.toFile(Buffer.from(name), name), purpose: 'evals' })).id)
+  }
+  const listed = []
+  for await (const file of client.files.list({ purpose: 'evals', limit: 2, order: 'asc' })) listed.push(file.id)
+  assert.deepEqual(listed, made)
+  for (const id of made) await client.files.delete(id)
+})
+
 // Errors and options of the client.
 check('AuthenticationError', async () => {
   const error = await errorOf(client.withOptions({ apiKey: 'wrong' }).models.list())
