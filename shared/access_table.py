@@ -240,6 +240,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.readBlob": _NODE,
     "gateway.findModelPeers": _NODE,
     "gateway.leaseBlocks": _NODE,
+    "gateway.advisePull": _NODE,
     "gateway.listDeployments": _person(),
     "gateway.deployModel": _ADMIN,
     "gateway.undeployModel": _ADMIN,

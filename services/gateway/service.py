@@ -124,6 +124,7 @@ from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
+from shared.config_documents import ConfigKind, DeploymentDocument
 from shared.node import Node, lifecycle
 from shared.protocol.directory import DirectoryEntry
 from shared.recovery import recovery_log
@@ -190,6 +191,12 @@ _DISCOVERY_SECONDS = 3.0
 _POOLS_SECONDS = 5.0
 
 _log = logs.get(part="gateway")
+
+
+def _source_of(live: LiveConfiguration, model: ModelName) -> str | None:
+    """Return the source of a deployed model."""
+    stored = live.documents.get((ConfigKind.DEPLOYMENT, model))
+    return stored.body.source if stored is not None and isinstance(stored.body, DeploymentDocument) else None
 
 
 class GatewayService:
@@ -356,7 +363,7 @@ class GatewayService:
             self._billing,
             self._registry,
             ModelTrustRpc(live, RegistryStore(stores.database), self._registry, audit_reporting),
-            ModelPeersRpc(node, RegistryStore(stores.database)),
+            ModelPeersRpc(node, RegistryStore(stores.database), partial(_source_of, live)),
             self._usage_export,
             servers,
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting, servers, served=self._served),

@@ -39,10 +39,10 @@ class MeshOrigin:
     async def lease(self, done: Sequence[int], orphans: Sequence[int], most: int, have: int) -> Sequence[int]:
         faulty = tuple(self._faulty)[:16]
         request = LeaseBlocks(self.file.digest, self.file.size, tuple(done), tuple(orphans), most, faulty=faulty, model=self.model)
-        answer = await self._call(model_copies.lease_blocks, request)
+        answer = await self.ask(model_copies.lease_blocks, request)
         if answer.is_new:
             had = have.to_bytes((block_list.count(self.file.size) + 7) // 8, "little")
-            answer = await self._call(model_copies.lease_blocks, msgspec.structs.replace(request, had=had))
+            answer = await self.ask(model_copies.lease_blocks, msgspec.structs.replace(request, had=had))
         self._faulty.difference_update(faulty)
         return answer.blocks
 
@@ -50,13 +50,13 @@ class MeshOrigin:
         return await self.read_range(self.file.digest, block * BLOCK_BYTES, size)
 
     async def find_peers(self) -> list[CopyPeer]:
-        found = await self._call(model_copies.find_model_peers, FindModelPeers(self.file.digest, self.model))
+        found = await self.ask(model_copies.find_model_peers, FindModelPeers(self.file.digest, self.model))
         return [CopyPeer(node_keys.raw_of(peer.node), peer.grant) for peer in found.peers]
 
     def report(self, key: bytes, why: str) -> None:
         self._faulty.add(node_keys.node_of(key))
 
-    async def _call(self, method: Method[Request, Reply], request: Request) -> Reply:
+    async def ask(self, method: Method[Request, Reply], request: Request) -> Reply:
         """Ask the gateway that all workers ask about this file; after a failure, the next one."""
         gateways = sorted((entry.node for entry in self.nodes.usable(Role.GATEWAY)), key=self._rank)
         if not gateways:

@@ -15,6 +15,7 @@ from services.inference import child_process
 from services.inference.models import model_discovery, model_files
 from services.inference.models.model_copy import ModelShare
 from services.inference.models.model_store import ModelStore
+from services.inference.pulled_copy import PulledCopy
 from services.inference.settings import InferenceSettings
 from services.inference.version_copy import Exchange, VersionCopy
 from shared import errors, model_sources
@@ -196,10 +197,13 @@ class ModelPulls:
         try:
             with self._counted():
                 if request.source.startswith(VERSION_SOURCE):
-                    copy = VersionCopy(self._node.rpc, self._node.directory, self._store, self.exchange)
-                    await copy.get(request.name, request.source, request.assignment)
+                    version = VersionCopy(self._node.rpc, self._node.directory, self._store, self.exchange)
+                    await version.get(request.name, request.source, request.assignment)
                 else:
+                    copy = PulledCopy(self._node.rpc, self._node.directory, self._store, self.exchange)
+                    copied = await copy.get(request.name, request.source)
                     await self._pull(PullModel(request.source, request.name), ignore, assignment=request.assignment)
+                    await copy.offer(request.name, request.source, copied)
         except errors.AimeshError as error:
             log.warning("model_not_pulled", source=model_sources.redact(request.source), reason=error.message)
             return error.message

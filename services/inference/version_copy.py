@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 
@@ -66,6 +67,35 @@ class Exchange:
         yield
         self._whole.pop(digest, None)
 
+    async def copy(
+        self, origin: MeshOrigin, blocks: bytes, partial: Path, local: Path, on_progress: Callable[[CopyProgress], None]
+    ) -> None:
+        """Get a file, which begins with ``local`` if that is there. Raises OSError, and AimeshError."""
+        file = origin.file
+        whole = CopyFile(bytes.fromhex(_hex(file.digest)), file.size, partial.with_suffix(".blocks"), partial)
+        copy = ModelCopy(
+            copies=self.copies,
+            file=whole,
+            origin=origin,
+            find_peers=origin.find_peers,
+            rate=self.rate,
+            report=origin.report,
+            offers=self.shares,
+            on_progress=on_progress,
+        )
+        while True:
+            checked = await asyncio.to_thread(_prepare, whole, blocks, local)
+            try:
+                await copy.run()
+            except SwarmError as error:
+                raise errors.Unavailable(f"Hyperswarm failed: {error}") from error
+            if await asyncio.to_thread(_digest, partial) == file.digest:
+                return
+            # The disk has lost what was written before, unless all blocks have just been checked: then the list is wrong.
+            await asyncio.to_thread((partial if checked else whole.bitmap).unlink)
+            if checked:
+                raise errors.BadRequest(f"the blocks of {file.path} do not make its file", hint="push the version again")
+
     def find_whole(self, store: ModelStore, digest: bytes) -> WholeFile | None:
         """Return a file that is not being copied."""
         if (found := self._whole.get(digest)) is not None:
@@ -85,7 +115,7 @@ class Exchange:
             await asyncio.sleep(_LIMIT_SECONDS)
 
 
-class _Progress:
+class CopyReport:
     """Tells other processes of the machine how far a version is."""
 
     def __init__(self, store: ModelStore, key: str, name: ModelName, total_bytes: int) -> None:
@@ -109,6 +139,17 @@ class _Progress:
             await asyncio.sleep(_NOTE_SECONDS)
 
 
+@asynccontextmanager
+async def held_partial(store: ModelStore, key: str) -> AsyncIterator[Path]:
+    """Lock a partial file, also against other processes."""
+    holder = store.partial(key, lambda: None)
+    path = await asyncio.to_thread(holder.__enter__)
+    try:
+        yield path
+    finally:
+        await asyncio.to_thread(holder.__exit__, None, None, None)
+
+
 class VersionCopy:
     def __init__(self, rpc: RpcClient, nodes: Directory, store: ModelStore, exchange: Exchange) -> None:
         self._rpc, self._nodes, self._store, self._exchange = rpc, nodes, store, exchange
@@ -125,31 +166,23 @@ class VersionCopy:
         lists = [await self._read_small(file.blocks, block_list.MAX_LIST_BYTES) for file in files]
         await asyncio.to_thread(self._store.ensure_folders)
         async with AsyncExitStack() as held:
-            partials = [await held.enter_async_context(self._held(_hex(file.digest))) for file in files]
+            partials = [await held.enter_async_context(held_partial(self._store, _hex(file.digest))) for file in files]
             there = await asyncio.to_thread(lambda: sum(map(disk_bytes, partials)))
             await asyncio.to_thread(self._store.check_room, max(0, version.size - there))
-            progress = _Progress(self._store, _hex(files[0].digest), name, version.size)
+            progress = CopyReport(self._store, _hex(files[0].digest), name, version.size)
             tasks = await held.enter_async_context(lifecycle.background())
             tasks.create_task(progress.run())
             for file, blocks, each in zip(files, lists, partials, strict=True):
                 block_list.check(blocks, file.size)
+                origin = MeshOrigin(self._rpc, self._nodes, self._read, file, name)
                 try:
-                    await self._get_file(name, file, blocks, each, progress)
+                    local = self._store.blob(_hex(file.digest))
+                    await self._exchange.copy(origin, blocks, each, local, partial(progress.update, file.digest))
                 except OSError as error:
                     text = f"cannot write {each}: {error.strerror or error}"
                     raise errors.TooLarge(text, hint="free disk space; what is there stays") from error
                 held.enter_context(self._exchange.offered(file, each))
             await asyncio.to_thread(self._commit, name, source, content, list(zip(files, partials, strict=True)), assignment)
-
-    @asynccontextmanager
-    async def _held(self, key: str) -> AsyncIterator[Path]:
-        """Lock a partial file, also against other processes."""
-        holder = self._store.partial(key, lambda: None)
-        path = await asyncio.to_thread(holder.__enter__)
-        try:
-            yield path
-        finally:
-            await asyncio.to_thread(holder.__exit__, None, None, None)
 
     async def _read_small(self, digest: str, max_bytes: int) -> bytes:
         """Read a blob whole. Raises DamagedBlob."""
@@ -178,33 +211,6 @@ class VersionCopy:
                 if len(data) > length:
                     raise DamagedBlob(f"the mesh's store sent more of {digest} than was asked for")
         return bytes(data)
-
-    async def _get_file(self, name: ModelName, file: VersionFile, blocks: bytes, partial: Path, progress: _Progress) -> None:
-        """Raises OSError."""
-        whole = CopyFile(bytes.fromhex(_hex(file.digest)), file.size, partial.with_suffix(".blocks"), partial)
-        origin = MeshOrigin(self._rpc, self._nodes, self._read, file, name)
-        copy = ModelCopy(
-            copies=self._exchange.copies,
-            file=whole,
-            origin=origin,
-            find_peers=origin.find_peers,
-            rate=self._exchange.rate,
-            report=origin.report,
-            offers=self._exchange.shares,
-            on_progress=lambda found: progress.update(file.digest, found),
-        )
-        while True:
-            checked = await asyncio.to_thread(_prepare, whole, blocks, self._store.blob(_hex(file.digest)))
-            try:
-                await copy.run()
-            except SwarmError as error:
-                raise errors.Unavailable(f"Hyperswarm failed: {error}") from error
-            if await asyncio.to_thread(_digest, partial) == file.digest:
-                return
-            # The disk has lost what was written before, unless all blocks have just been checked: then the list is wrong.
-            await asyncio.to_thread((partial if checked else whole.bitmap).unlink)
-            if checked:
-                raise errors.BadRequest(f"the blocks of {file.path} do not make its file", hint="push the version again")
 
     def _commit(
         self, name: ModelName, source: str, content: bytes, found: Sequence[tuple[VersionFile, Path]], assignment: Assignment

@@ -79,5 +79,36 @@ class LeasedBlocks(Body, frozen=True):
     is_new: bool = False
 
 
+class PulledFile(Body, frozen=True):
+    """A file that a worker has pulled from a public source and checked."""
+
+    digest: Digest
+    size: Annotated[int, Meta(ge=1, le=MAX_BYTES)]
+    #: Of the list of its blocks, which workers copy like a file.
+    list_digest: Digest
+    #: The SHA-256 of the blocks of that list.
+    list_blocks: Annotated[bytes, Meta(max_length=(MAX_BYTES >> 35) << 6)]
+
+
+class AdvisePull(Body, frozen=True):
+    """Ask whether to pull a deployed model from its public source, or say that it is here."""
+
+    model: Annotated[ModelName, Meta(max_length=200)]
+    source: Annotated[str, Meta(max_length=2000)]
+    pulled: PulledFile | None = None
+    #: It is here, but others can't copy it from us.
+    is_kept: bool = False
+
+
+class PullAdvice(Body, frozen=True):
+    """With neither, the worker pulls it."""
+
+    #: To copy from other workers.
+    file: PulledFile | None = None
+    #: Another worker pulls it. Ask again a little later.
+    waits: bool = False
+
+
+advise_pull = Method("gateway.advisePull", AdvisePull, PullAdvice, callers={Role.WORKER})
 find_model_peers = Method("gateway.findModelPeers", FindModelPeers, ModelPeers, callers={Role.WORKER})
 lease_blocks = Method("gateway.leaseBlocks", LeaseBlocks, LeasedBlocks, callers={Role.WORKER})

@@ -181,6 +181,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.undeployModel": lambda: deployments.UndeployModel(NO_MODEL),
     "gateway.readBlob": lambda: model_copies.ReadBlob("sha256:" + "0" * 64, 0, 1),
     "gateway.findModelPeers": lambda: model_copies.FindModelPeers("sha256:" + "0" * 64),
+    "gateway.advisePull": lambda: model_copies.AdvisePull(NO_MODEL, "hf:none/none"),
     "gateway.leaseBlocks": lambda: model_copies.LeaseBlocks("sha256:" + "0" * 64, 1),
     "gateway.getFile": lambda: files.GetFile(NO_FILE),
     "gateway.deleteFile": lambda: files.DeleteFile(NO_FILE),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from shared import errors
-from shared.api.model_copies import MAX_INTRODUCED, LeaseBlocks, LeasedBlocks, ModelPeer
+from shared.api.model_copies import MAX_INTRODUCED, AdvisePull, LeaseBlocks, LeasedBlocks, ModelPeer, PullAdvice, PulledFile
 from shared.identity import copy_grants
 from shared.identity.trust import Trust
 from shared.models import block_list
@@ -24,6 +24,8 @@ HOLDER_SECONDS = 60.0
 #: After so long without a call, the leases of a file are forgotten.
 FILE_SECONDS = 600.0
 MAX_FILES = 1024
+#: A worker that pulls announces it by then.
+PULL_SECONDS = 30.0
 
 _log = logs.get(part="model peers")
 
@@ -36,6 +38,18 @@ class _File:
     holders: dict[NodeId, float] = field(default_factory=dict)
     #: Enough others have said that these send something wrong.
     faulty: set[NodeId] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Pull:
+    """A model of a public source."""
+
+    puller: NodeId
+    since: float
+    file: PulledFile | None = None
+    holders: set[NodeId] = field(default_factory=set)
+    #: Who has it can't give it to others.
+    is_kept: bool = False
 
 
 #: Returns the network of a worker as this gateway sees it; None if it doesn't.
@@ -57,6 +71,8 @@ class ModelPeers:
         self._rng = rng or random.Random()  # noqa: S311 - spreads load
         #: By digest and size, because a worker may lie about the size.
         self._files: dict[tuple[str, int], _File] = {}
+        #: By name and source. The caller bounds them.
+        self._pulls: dict[tuple[ModelName, str], _Pull] = {}
 
     def find(self, reader: NodeId, digest: str, model: ModelName) -> tuple[ModelPeer, ...]:
         """Return some workers that have the file or a part of it, those in the reader's network first, with grants to read it there."""
@@ -95,6 +111,37 @@ class ModelPeers:
         self._report(file, worker, request)
         return LeasedBlocks(file.leases.take(worker, now, request.orphans, most=request.most))
 
+    def advise(self, worker: NodeId, request: AdvisePull) -> PullAdvice:
+        """Let one worker pull a model from its public source, and the others wait for it, and copy it."""
+        key, now = (request.model, request.source), self._clock()
+        pull = self._pulls.get(key)
+        holders = set() if pull is None else {node for node in pull.holders - {worker} if self._is_alive(node)}
+        if request.pulled is not None:
+            others = holders if pull is not None and pull.file == request.pulled else set()
+            self._pulls[key] = _Pull(worker, now, request.pulled, {worker, *others})
+            return PullAdvice()
+        if request.is_kept and not holders:
+            self._pulls[key] = _Pull(worker, now, is_kept=True)
+            return PullAdvice()
+        if pull is not None and holders:
+            return PullAdvice(pull.file)
+        if pull is not None and pull.is_kept:
+            return PullAdvice()
+        if pull is not None and pull.puller != worker and pull.file is None and self._is_pulling(pull, request.model, now):
+            return PullAdvice(waits=True)
+        self._pulls[key] = _Pull(worker, now)
+        return PullAdvice()
+
+    def is_pulled(self, digest: str) -> bool:
+        """Return whether a worker has pulled the file, or has such a list of blocks."""
+        return any(pull.file is not None and digest in {pull.file.digest, pull.file.list_digest} for pull in self._pulls.values())
+
+    def _is_pulling(self, pull: _Pull, model: ModelName, now: float) -> bool:
+        entry = self._nodes.find(pull.puller)
+        if entry is None or not entry.alive:
+            return False
+        return now - pull.since < PULL_SECONDS or any(each.name == model for each in entry.announcement.pulls)
+
     def _open(self, digest: str, size: int, now: float) -> _File:
         for key in [key for key, file in self._files.items() if now - file.used_at >= FILE_SECONDS]:
             del self._files[key]
@@ -112,12 +159,16 @@ class ModelPeers:
                 _log.warning("model peer excluded", node=node, digest=request.digest)
 
     def _announced(self, digest: str, model: ModelName) -> Iterable[NodeId]:
-        """Return workers that announce the file, or the version that it is a part of."""
-        return [
+        """Return workers that announce the file, or the version that it is a part of, or have pulled it."""
+        found = {
             entry.node
             for entry in self._workers()
             if any(offer.digest == _hex(digest) or offer.name == model for offer in entry.announcement.models)
-        ]
+        }
+        for pull in self._pulls.values():
+            if pull.file is not None and digest in {pull.file.digest, pull.file.list_digest}:
+                found |= {node for node in pull.holders if self._is_alive(node)}
+        return found
 
     def _workers(self) -> Iterable[DirectoryEntry]:
         return (entry for entry in self._nodes.entries(Role.WORKER) if entry.alive)

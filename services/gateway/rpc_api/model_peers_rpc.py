@@ -10,15 +10,23 @@ from shared.api import model_copies
 from shared.node import Node
 from shared.rpc import RpcCall, serves
 from shared.transports.swarm_link import SwarmLink
-from shared.types import NodeId
+from shared.types import ModelName, NodeId
 
 #: A worker asks for each block.
 _LOADABLE_SECONDS = 10.0
 
 
 class ModelPeersRpc:
-    def __init__(self, node: Node, store: RegistryStore, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._node, self._store, self._clock = node, store, clock
+    def __init__(
+        self,
+        node: Node,
+        store: RegistryStore,
+        find_source: Callable[[ModelName], str | None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``find_source`` returns the source of a deployed model."""
+        self._node, self._store, self._find_source, self._clock = node, store, find_source, clock
         self._peers = ModelPeers(node.trust, node.directory, self._network_of)
         #: Digest -> until when it counts as loadable.
         self._loadable: dict[str, float] = {}
@@ -33,10 +41,16 @@ class ModelPeersRpc:
         await self._ensure_loadable(request.digest)
         return self._peers.lease(call.caller.node, request)
 
+    @serves(model_copies.advise_pull)
+    async def advise(self, request: model_copies.AdvisePull, call: RpcCall) -> model_copies.PullAdvice:
+        if self._find_source(request.model) != request.source:
+            return model_copies.PullAdvice()
+        return self._peers.advise(call.caller.node, request)
+
     async def _ensure_loadable(self, digest: str) -> None:
-        """Raise NotFound for what no version has that may be loaded."""
+        """Raise NotFound for what no version has that may be loaded, and no deployment."""
         now = self._clock()
-        if self._loadable.get(digest, now) > now:
+        if self._loadable.get(digest, now) > now or self._peers.is_pulled(digest):
             return
         if not await self._store.is_loadable(digest):
             raise errors.NotFound(f"no version has {digest}")

@@ -62,10 +62,11 @@ class ModelStore:
         self._root = root
         self._quota_bytes = quota_bytes
         self._blobs, self._names, self._partial = root / "blobs" / "sha256", root / "names", root / "partial"
+        self._lists = root / "lists"
         self._refused = root / "refused"
 
     def ensure_folders(self) -> None:
-        for folder in (self._blobs, self._names, self._partial, self._refused):
+        for folder in (self._blobs, self._names, self._partial, self._refused, self._lists):
             folder.mkdir(parents=True, exist_ok=True)
 
     def blob(self, digest: str) -> Path:
@@ -78,10 +79,19 @@ class ModelStore:
     def projector(self, model: StoredModel) -> Path | None:
         return self.blob(model.projector) if model.projector else None
 
+    def list_of_blocks(self, digest: str) -> Path:
+        """Return the place of the list of blocks with this SHA-256, of a file that other workers may copy."""
+        return self._lists / digest
+
+    def copied(self, digest: str) -> Path:
+        """Return the place of a whole file that was copied from other workers, for the program that pulls it."""
+        return self._partial / f"{digest}.copied"
+
     def find_file(self, digest: str) -> Path | None:
-        """Return a whole file, also a part of a model, by its SHA-256."""
-        if self.blob(digest).is_file():
-            return self.blob(digest)
+        """Return a whole file by its SHA-256, also a part of a model, or a list of blocks."""
+        for path in (self.blob(digest), self.list_of_blocks(digest)):
+            if path.is_file():
+                return path
         for model in self.models():
             if digest in model.part_digests:
                 return self.blob(model.digest) / _part(model.part_digests.index(digest) + 1, model.parts)
@@ -240,8 +250,9 @@ class ModelStore:
             _sync(self._names)
 
     def prune(self) -> int:
-        """Remove partial downloads that no process continues, and blobs without a name. Returns the bytes freed."""
-        freed = 0
+        """Remove partial downloads that no process continues, blobs without a name, and lists of blocks, with which other workers copy.
+        Returns the bytes freed."""
+        freed = sum(map(_unlink, self._lists.glob("*")))
         for lock in self._partial.glob("*.lock"):
             with contextlib.suppress(BlockingIOError), _locked(lock, _refuse_to_wait):
                 freed += sum(_unlink(file) for file in (lock.with_suffix(""), *map(lock.with_suffix, _SUFFIXES)))

@@ -99,6 +99,9 @@ class _Pull:
             self._store.update(model := msgspec.structs.replace(known, **kept))
             return StoreResult(models=(model,), unchanged=True)
         total, done, digests = sum(file.size or 0 for file in files), 0, []
+        for file, each in zip(files, partials, strict=True):
+            if file.sha256 is not None and (copied := self._store.copied(file.sha256)).exists():
+                download.adopt(copied, each)
         self._store.check_room(total - sum(each.stat().st_size for each in partials if each.exists()))
         for file, each in zip(files, partials, strict=True):
             digest, size = download.fetch(file, each, self._store.check_room, self._show.behind(done, total))

@@ -195,6 +195,11 @@ class BlockCopies:
         self._rate = bytes_per_second
         self._send("copyRate", rate=bytes_per_second)
 
+    @property
+    def is_running(self) -> bool:
+        """Return whether there is a sidecar."""
+        return self._sidecar is not None
+
     def has_peers(self, digest: bytes) -> bool:
         """Return whether peers can read what there is of a file that we are copying, and we theirs."""
         return digest in self._listeners and digest not in self._lonely

@@ -160,9 +160,8 @@ class Node:
         self.node_transports = FakeTransports()
         self.drain_started = asyncio.Event()
         kept = MembershipFile(self.mesh, Role.WORKER, accept_models=accept_models)
-        rpc = RpcClient(ConnectionPool(self.directory, lambda node: None, random.Random()))  # type: ignore[arg-type,return-value]
-        self.rpc = rpc
-        self.renewal = CertificateRenewal(self.trust, kept, state_file, self.directory, rpc)
+        self.rpc = RpcClient(ConnectionPool(self.directory, lambda node: None, random.Random()))  # type: ignore[arg-type,return-value]
+        self.renewal = CertificateRenewal(self.trust, kept, state_file, self.directory, self.rpc)
 
     def offer(
         self,

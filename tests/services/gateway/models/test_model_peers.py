@@ -4,15 +4,16 @@ import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 
-from services.gateway.models.model_peers import FILE_SECONDS, HOLDER_SECONDS, ModelPeers
+from services.gateway.models.model_peers import FILE_SECONDS, HOLDER_SECONDS, PULL_SECONDS, ModelPeers
 from shared import errors
-from shared.api.model_copies import MAX_INTRODUCED, LeaseBlocks, LeasedBlocks
+from shared.api.model_copies import MAX_INTRODUCED, AdvisePull, LeaseBlocks, LeasedBlocks, PullAdvice, PulledFile
 from shared.identity import copy_grants
 from shared.identity.trust import Trust
 from shared.models.copy_plan import LEASE_SECONDS, MAX_LEASES
-from shared.protocol.directory import Announcement, Directory, ModelOffer
+from shared.protocol.directory import Announcement, Directory, ModelOffer, ModelPull
 from shared.types import ModelName, NodeId, Role
 from tests.shared.identity.test_trust import NOW, certified
 
@@ -34,9 +35,13 @@ class Mesh:
         for each in self.workers:
             self.announce(each)
 
-    def announce(self, worker: Trust, digest: str = "", name: str = "other", *, leaving: bool = False) -> None:
+    def announce(
+        self, worker: Trust, digest: str = "", name: str = "other", *, leaving: bool = False, pulls: tuple[ModelPull, ...] = ()
+    ) -> None:
         models = (ModelOffer(ModelName(name), 2048, digest),)
-        self.nodes.apply_announcement(Announcement(Role.WORKER, worker.me.id, "1", BEGUN, models, leaving=leaving), "direct", "swarm")
+        self.nodes.apply_announcement(
+            Announcement(Role.WORKER, worker.me.id, "1", BEGUN, models, leaving=leaving, pulls=pulls), "direct", "swarm"
+        )
 
     def lease(self, worker: Trust, **changes: object) -> LeasedBlocks:
         return self.peers.lease(worker.me.id, LeaseBlocks(FILE, SIZE, **changes))  # type: ignore[arg-type]
@@ -138,3 +143,45 @@ def test_files_are_forgotten_when_nobody_copies_them(mesh: Mesh) -> None:
     mesh.begin(mesh.workers[0])
     mesh.clock += FILE_SECONDS
     assert mesh.lease(mesh.workers[0]).is_new
+
+
+def test_one_worker_pulls_a_public_model_and_others_wait_and_copy_it(mesh: Mesh) -> None:
+    one, other, third = mesh.workers[:3]
+    ask = AdvisePull(ModelName("qwen3"), "hf:org/qwen3")
+    assert mesh.peers.advise(one.me.id, ask) == PullAdvice()
+    assert mesh.peers.advise(other.me.id, ask) == PullAdvice(waits=True)
+    assert mesh.peers.advise(other.me.id, AdvisePull(ModelName("qwen3"), "hf:org/elsewhere")) == PullAdvice()
+    mesh.announce(one, pulls=(ModelPull("qwen3", 1, 2, 0.0),))
+    mesh.clock += PULL_SECONDS
+    assert mesh.peers.advise(other.me.id, ask).waits, "it says that it pulls"
+    assert mesh.peers.advise(one.me.id, ask) == PullAdvice(), "it has begun anew"
+    file = PulledFile(FILE, SIZE, "sha256:" + "ef" * 32, b"")
+    mesh.peers.advise(one.me.id, msgspec.structs.replace(ask, pulled=file))
+    assert mesh.peers.advise(other.me.id, ask) == PullAdvice(file)
+    assert mesh.find(other) == [one.me.id]
+    assert mesh.begin(other) == (), "it has the whole file"
+    mesh.peers.advise(other.me.id, msgspec.structs.replace(ask, pulled=file))
+    mesh.announce(one, leaving=True)
+    assert mesh.peers.advise(third.me.id, ask) == PullAdvice(file)
+    mesh.announce(other, leaving=True)
+    assert mesh.peers.advise(third.me.id, ask) == PullAdvice(), "nobody has it any more"
+
+
+def test_who_stops_pulling_a_public_model_is_replaced(mesh: Mesh) -> None:
+    one, other, third = mesh.workers[:3]
+    ask = AdvisePull(ModelName("qwen3"), "hf:org/qwen3")
+    mesh.peers.advise(one.me.id, ask)
+    mesh.clock += PULL_SECONDS
+    assert mesh.peers.advise(other.me.id, ask) == PullAdvice()
+    assert mesh.peers.advise(third.me.id, ask).waits
+    mesh.announce(other, leaving=True)
+    assert mesh.peers.advise(third.me.id, ask) == PullAdvice()
+
+
+def test_nobody_waits_for_a_public_model_that_others_cannot_give(mesh: Mesh) -> None:
+    one, other, third = mesh.workers[:3]
+    ask = AdvisePull(ModelName("qwen3"), "hf:org/qwen3")
+    mesh.peers.advise(one.me.id, ask)
+    assert mesh.peers.advise(other.me.id, ask).waits
+    mesh.peers.advise(one.me.id, msgspec.structs.replace(ask, is_kept=True))
+    assert mesh.peers.advise(other.me.id, ask) == mesh.peers.advise(third.me.id, ask) == PullAdvice()
