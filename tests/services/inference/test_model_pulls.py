@@ -119,7 +119,11 @@ async def pulling(pulls: ModelPulls, server: RangedServer) -> AsyncIterator[asyn
 
 
 def programs() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "services.inference.models.store_program" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found += [child] if "services.inference.models.store_program" in child.cmdline() else []
+    return found
 
 
 async def test_model_is_pulled_into_the_workers_store(pulls: ModelPulls, store: ModelStore, server: RangedServer) -> None:
