@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -19,8 +20,9 @@ from shared.api.auth import Principal
 from shared.api.gateway import ConversationId
 from shared.protocol import field_errors
 from shared.protocol.request_memory import HeldRequest
+from shared.rpc import RpcCall
 from shared.timing.bounded_waits import BoundedWaits
-from shared.types import Credential, RequestId
+from shared.types import Credential, NodeId, Peer, RequestId, Role
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -128,6 +130,12 @@ class HttpCall:
     def caller(self) -> Principal:
         assert self.principal is not None
         return self.principal
+
+    def as_rpc(self, node: NodeId, seconds: float) -> RpcCall:
+        """Return the call of an RPC method of this gateway, ``node``."""
+        made = RpcCall(Peer(Role.CLIENT, node), deadline=time.monotonic() + seconds, credential=self.credential, idempotency_key=None)
+        made.found = self.principal
+        return made
 
     @property
     def credential(self) -> Credential | None:

@@ -1,6 +1,5 @@
 """Serves the /api routes for plans, prepaid credits and invoices. An administrator's key may act for any account."""
 
-import time
 from typing import Annotated
 from uuid import UUID, uuid5
 
@@ -16,8 +15,7 @@ from services.gateway.rpc_api.account_rpc import AccountRpc
 from shared import amounts, context
 from shared.api import billing as api
 from shared.api import ledger
-from shared.rpc import RpcCall
-from shared.types import NodeId, Peer, RequestId, Role, TenantId
+from shared.types import NodeId, RequestId, TenantId
 
 _SECONDS = 10.0
 #: For ids of orders that have an Idempotency-Key.
@@ -70,7 +68,7 @@ class RestBilling:
     def __init__(self, billing: BillingRpc, accounts: AccountRpc, node: NodeId) -> None:
         self._billing = billing
         self._accounts = accounts
-        self._peer = Peer(Role.CLIENT, node)
+        self._node = node
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -90,35 +88,35 @@ class RestBilling:
         )  # fmt: skip
 
     async def _plans(self, call: HttpCall) -> None:
-        await call.answer(await self._billing.list_plans(api.ListPlans(), self._of(call)))
+        await call.answer(await self._billing.list_plans(api.ListPlans(), call.as_rpc(self._node, _SECONDS)))
 
     async def _read(self, call: HttpCall) -> None:
-        await call.answer(await self._billing.read_billing(api.ReadBilling(), self._of(call)))
+        await call.answer(await self._billing.read_billing(api.ReadBilling(), call.as_rpc(self._node, _SECONDS)))
 
     async def _plan(self, call: HttpCall) -> None:
         body = await call.read_fields(PlanBody)
-        await call.answer(await self._billing.set_plan(api.SetPlan(body.plan, body.owner, body.reason), self._of(call)))
+        await call.answer(await self._billing.set_plan(api.SetPlan(body.plan, body.owner, body.reason), call.as_rpc(self._node, _SECONDS)))
 
     async def _top_up(self, call: HttpCall) -> None:
         body = await call.read_fields(TopUpBody)
         wanted = api.OrderTopUp(body.amount, _order_id(call), body.currency, body.owner)
-        await call.answer(await self._billing.order_top_up(wanted, self._of(call)))
+        await call.answer(await self._billing.order_top_up(wanted, call.as_rpc(self._node, _SECONDS)))
 
     async def _portal(self, call: HttpCall) -> None:
         body = await call.read_fields(PortalBody)
-        await call.answer(await self._billing.open_portal(api.OpenPortal(body.owner), self._of(call)))
+        await call.answer(await self._billing.open_portal(api.OpenPortal(body.owner), call.as_rpc(self._node, _SECONDS)))
 
     async def _invoices(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, InvoicesQuery)
         wanted = api.ListInvoices(only_open=query.open, before=query.before, limit=query.limit)
-        await call.answer(await self._billing.list_invoices(wanted, self._of(call)))
+        await call.answer(await self._billing.list_invoices(wanted, call.as_rpc(self._node, _SECONDS)))
 
     async def _invoice(self, call: HttpCall) -> None:
-        await call.answer(await self._billing.get_invoice(api.GetInvoice(call.rest_of_path), self._of(call)))
+        await call.answer(await self._billing.get_invoice(api.GetInvoice(call.rest_of_path), call.as_rpc(self._node, _SECONDS)))
 
     async def _pay(self, call: HttpCall) -> None:
         body = await call.read_fields(PaymentBody)
-        await call.answer(await self._billing.pay_invoice(api.PayInvoice(body.invoice, body.reference), self._of(call)))
+        await call.answer(await self._billing.pay_invoice(api.PayInvoice(body.invoice, body.reference), call.as_rpc(self._node, _SECONDS)))
 
     async def _credit(self, call: HttpCall) -> None:
         body = await call.read_fields(CreditBody)
@@ -127,12 +125,7 @@ class RestBilling:
         except ValueError as error:
             raise BadField("credits", f"is invalid: {error}") from error
         wanted = ledger.TopUp(str(body.owner), micro, body.note, _order_id(call))
-        await call.answer(await self._accounts.top_up(wanted, self._of(call)))
-
-    def _of(self, call: HttpCall) -> RpcCall:
-        made = RpcCall(self._peer, deadline=time.monotonic() + _SECONDS, credential=call.credential, idempotency_key=None)
-        made.found = call.caller
-        return made
+        await call.answer(await self._accounts.top_up(wanted, call.as_rpc(self._node, _SECONDS)))
 
 
 def _order_id(call: HttpCall) -> RequestId:

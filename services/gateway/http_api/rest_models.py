@@ -1,6 +1,5 @@
 """Serves the /api routes for models: those that are served, and those that can be found."""
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from services.gateway.rpc_api.model_search_rpc import ModelSearch
 from shared.api import gateway
 from shared.api import model_search as api
 from shared.rpc import RpcCall
-from shared.types import NodeId, Peer, Role
+from shared.types import NodeId
 
 _SECONDS = 15.0
 
@@ -32,7 +31,7 @@ class RestModels:
     ) -> None:
         self._search = search
         self._list_models = list_models
-        self._peer = Peer(Role.CLIENT, node)
+        self._node = node
 
     def routes(self) -> tuple[HttpRoute, ...]:
         return (
@@ -43,13 +42,10 @@ class RestModels:
         )  # fmt: skip
 
     async def _list(self, call: HttpCall) -> None:
-        await call.answer(await self._list_models(gateway.ListModels(), self._of(call)))
+        await call.answer(await self._list_models(gateway.ListModels(), call.as_rpc(self._node, _SECONDS)))
 
     async def _find(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, SearchQuery)
-        await call.answer(await self._search.search(api.SearchModels(query.text, query.limit, query.fits), self._of(call)))
-
-    def _of(self, call: HttpCall) -> RpcCall:
-        made = RpcCall(self._peer, deadline=time.monotonic() + _SECONDS, credential=call.credential, idempotency_key=None)
-        made.found = call.caller
-        return made
+        await call.answer(
+            await self._search.search(api.SearchModels(query.text, query.limit, query.fits), call.as_rpc(self._node, _SECONDS))
+        )

@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable, Callable
 from typing import Annotated, TypeVar
 
@@ -21,7 +20,7 @@ from shared.api.models import BlobUpload, ModelVersion
 from shared.models import manifest
 from shared.models.version_names import DIGEST_PATTERN, STABLE
 from shared.rpc import RpcCall
-from shared.types import ModelName, NodeId, Peer, Role
+from shared.types import ModelName, NodeId
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -53,7 +52,7 @@ class RestVersions:
     def __init__(self, registry: ModelRegistry, node: NodeId) -> None:
         self._registry = registry
         self._downloads = asyncio.Semaphore(_DOWNLOADS)
-        self._peer = Peer(Role.CLIENT, node)
+        self._node = node
 
     def routes(self) -> tuple[HttpRoute, ...]:
         registry, blob, of_model = self._registry, "/api/models/blobs/{digest}", "/api/models/{model}"
@@ -81,7 +80,7 @@ class RestVersions:
     ) -> HttpRoute:
         async def handle(call: HttpCall) -> None:
             given = msgspec.structs.asdict(await call.read_fields(body))
-            await call.answer(await handler(method.request(model=call.rest_of_path, **given), self._of(call)))
+            await call.answer(await handler(method.request(model=call.rest_of_path, **given), call.as_rpc(self._node, _SECONDS)))
 
         name = method.name.partition(".")[2]
         path = f"/api/models/{{model}}/{name.partition('Model')[0]}"
@@ -89,7 +88,7 @@ class RestVersions:
 
     async def _find(self, call: HttpCall) -> None:
         request = api.FindModelBlobs((_digest(call),))
-        (found,) = (await self._registry.find_blobs(request, self._of(call))).blobs
+        (found,) = (await self._registry.find_blobs(request, call.as_rpc(self._node, _SECONDS))).blobs
         if found.actual_digest is not None:
             raise model_origin.damaged(found.digest, found.actual_digest)
         if not found.is_stored and not found.next_offset:
@@ -118,15 +117,11 @@ class RestVersions:
         await _answer(call, await self._registry.upload(call.caller, _digest(call), start, size, call.body))
 
     async def _list(self, call: HttpCall) -> None:
-        await call.answer(await self._registry.list(api.ListModelVersions(ModelName(call.rest_of_path)), self._of(call)))
+        await call.answer(await self._registry.list(api.ListModelVersions(ModelName(call.rest_of_path)), call.as_rpc(self._node, _SECONDS)))
 
     async def _complete(self, call: HttpCall) -> None:
-        await call.answer(await self._registry.complete(api.CompleteModelVersion(ModelName(call.rest_of_path), call.body), self._of(call)))
-
-    def _of(self, call: HttpCall) -> RpcCall:
-        made = RpcCall(self._peer, deadline=time.monotonic() + _SECONDS, credential=call.credential, idempotency_key=None)
-        made.found = call.caller
-        return made
+        request = api.CompleteModelVersion(ModelName(call.rest_of_path), call.body)
+        await call.answer(await self._registry.complete(request, call.as_rpc(self._node, _SECONDS)))
 
 
 async def _answer(call: HttpCall, found: BlobUpload) -> None:
