@@ -1,7 +1,6 @@
 """Deadlines for waits that are many and mostly short. They cost a fraction of ``asyncio.timeout``."""
 
 import asyncio
-from collections.abc import Callable
 from types import TracebackType
 
 
@@ -77,24 +76,6 @@ class BoundedWait(BoundedWaits):
             self.task = None
         else:
             super().__exit__(kind, error, trace)
-
-
-class DeadlineWaits(BoundedWaits):
-    """Waits that share one deadline, which may move. ``seconds_left`` returns the time until then."""
-
-    __slots__ = ("_seconds_left",)
-
-    def __init__(self, seconds_left: Callable[[], float]) -> None:
-        super().__init__(0.0)
-        self._seconds_left = seconds_left
-
-    def __enter__(self) -> None:
-        if self.timer is None and self._seconds_left() <= 0:
-            raise TimeoutError
-        super().__enter__()
-
-    def _left(self) -> float:
-        return self._seconds_left()
 
 
 async def wait_until_set(event: asyncio.Event, seconds: float) -> bool:

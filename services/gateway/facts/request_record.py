@@ -65,9 +65,6 @@ class RequestTotals(msgspec.Struct, frozen=True):
     avoided_micro: MicroCredits = _NOTHING
 
 
-NO_TOTALS = RequestTotals()
-
-
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     """The final record of one request; see ``RequestTotals`` and ``AdmissionRecord`` for fields without a comment."""
 

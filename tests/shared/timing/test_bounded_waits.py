@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from shared.timing.bounded_waits import BoundedWait, BoundedWaits, DeadlineWaits, wait_until_set
+from shared.timing.bounded_waits import BoundedWait, BoundedWaits, wait_until_set
 from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
 
@@ -103,40 +103,6 @@ def test_one_wait_leaves_no_timer_behind(loop: VirtualLoop) -> None:
         with wait:
             await pass_time(0)
         assert wait.timer is None
-
-    loop.run_until_complete(work())
-
-
-def test_waits_with_one_deadline_end_at_it(loop: VirtualLoop) -> None:
-    async def work() -> None:
-        ends_at = loop.time() + 10
-        waits = DeadlineWaits(lambda: ends_at - loop.time())
-        for _ in range(3):
-            with waits:
-                await pass_time(2)
-        ends_at += 5  # the deadline moves while the timer runs
-        began = loop.time()
-        with pytest.raises(TimeoutError), waits:
-            await wait_for_ever()
-        assert loop.time() - began == pytest.approx(9)
-        assert waits.expired
-        waits.close()
-
-    loop.run_until_complete(work())
-
-
-def test_a_deadline_that_passed_between_two_waits_ends_the_next_one_at_once(loop: VirtualLoop) -> None:
-    async def work() -> None:
-        ends_at = loop.time() + 10
-        waits = DeadlineWaits(lambda: ends_at - loop.time())
-        with waits:
-            await pass_time(2)
-        await pass_time(50)
-        began = loop.time()
-        with pytest.raises(TimeoutError), waits:
-            await wait_for_ever()
-        assert loop.time() == began
-        assert waits.timer is None
 
     loop.run_until_complete(work())
 
