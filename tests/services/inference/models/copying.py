@@ -163,10 +163,10 @@ async def finish(copy: ModelCopy, source: Source) -> None:
 
 
 @asynccontextmanager
-async def worker(name: str, folder: Path, nodes: list[PeerAddress] | None = None) -> AsyncIterator[Worker]:
+async def worker(name: str, folder: Path, nodes: list[PeerAddress] | None = None, host: str | None = dht.HOST) -> AsyncIterator[Worker]:
     """Run a swarm that others find by its key, and that takes everybody for a worker."""
     (folder / name).mkdir(exist_ok=True)
-    async with swarms.local_swarm(dht.shared() if nodes is None else nodes) as swarm, background() as tasks:
+    async with Swarm(bootstrap=dht.shared() if nodes is None else nodes, host=host) as swarm, background() as tasks:
         await swarm.join(swarms.new_topic())
         await swarm.flush()
 
