@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from uuid import UUID
 
 import msgspec
@@ -28,6 +28,13 @@ current: ContextVar[RequestContext | None] = ContextVar("request_context", defau
 
 #: The monotonic deadline of the running task's work. Calls on the way may not take longer.
 deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+def without_deadline() -> Context:
+    """Return the context of the running task for another one that goes on when its call is over."""
+    found = copy_context()
+    found.run(deadline.set, None)
+    return found
 
 
 def new_request_id() -> RequestId:

@@ -18,7 +18,7 @@ from services.inference.models.model_store import ModelStore
 from services.inference.pulled_copy import PulledCopy
 from services.inference.settings import InferenceSettings
 from services.inference.version_copy import Exchange, VersionCopy
-from shared import errors, model_sources
+from shared import context, errors, model_sources
 from shared.api.inference import (
     Assignment,
     EnsuredModel,
@@ -131,7 +131,8 @@ class ModelPulls:
                 await asyncio.to_thread(self._store.update, changed)
             return EnsuredModel(is_stored=True)
         if (running := self._ordered.get(request.name)) is None:
-            self._ordered[request.name] = self._node.tasks.create_task(self._get(request), name=f"pull of {request.name}")
+            name, goes_on = f"pull of {request.name}", context.without_deadline()
+            self._ordered[request.name] = self._node.tasks.create_task(self._get(request), name=name, context=goes_on)
         elif running.done():
             return EnsuredModel(is_stored=False, problem=self._ordered.pop(request.name).result())
         return EnsuredModel(is_stored=False)

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from services.inference.models import model_discovery, model_files
 from services.inference.models.catalog import Defaults
 from services.inference.models.model_store import ModelStore
 from services.inference.settings import InferenceSettings
-from shared import errors
+from shared import context, errors
 from shared.api.inference import (
     Assignment,
     EnsuredModel,
@@ -232,6 +233,26 @@ async def ensured(pulls: ModelPulls, order: EnsureModel) -> None:
     async with asyncio.timeout(HANG_SECONDS):
         while not (await pulls.ensure(order)).is_stored:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_a_pull_goes_on_after_the_deadline_of_its_order(pulls: ModelPulls, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadlines = list[float | None]()
+
+    async def get(_request: EnsureModel) -> str:
+        deadlines.append(context.deadline.get())
+        return "it is only a test"
+
+    monkeypatch.setattr(pulls, "_get", get)
+
+    async def ordered() -> EnsuredModel:
+        context.deadline.set(time.monotonic() + 5)
+        return await pulls.ensure(EnsureModel(ModelName("llama3@2"), "mesh:sha256:0"))
+
+    assert await asyncio.create_task(ordered()) == EnsuredModel(is_stored=False)
+    async with asyncio.timeout(HANG_SECONDS):
+        while not (await pulls.ensure(EnsureModel(ModelName("llama3@2"), "mesh:sha256:0"))).problem:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert deadlines == [None]
 
 
 async def test_what_the_mesh_orders_is_pulled_once_and_served_as_assigned(
