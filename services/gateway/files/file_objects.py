@@ -43,9 +43,7 @@ class FileObjects:
         """Raise OtherStore unless it is the store that PostgreSQL knows."""
         if time.monotonic() < self._trusted_until:
             return
-        expected, has_files = await self._rows.ensure_store()
-        if not has_files:
-            await self._store.put_if_absent(_NAME, str(expected).encode())
+        expected = await self._rows.ensure_store(self._write_id)
         try:
             found = (await self._store.get(_NAME)).decode(errors="replace")
         except ObjectMissing:
@@ -56,6 +54,9 @@ class FileObjects:
                 hint=f"let FILES_URL name the store with the files; to go on without lost ones, write {expected} to its object {_NAME}",
             )
         self._trusted_until = time.monotonic() + _TRUSTED_SECONDS
+
+    async def _write_id(self, store: UUID) -> None:
+        await self._store.put_if_absent(_NAME, str(store).encode())
 
     async def ensure_room(self, size: int) -> None:
         """Raise InsufficientStorage unless a folder's disk has room."""

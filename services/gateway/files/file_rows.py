@@ -1,6 +1,6 @@
 """Reads and writes the tables of files. Every method may raise Unavailable."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -123,11 +123,19 @@ class FileRows:
     async def find_known(self, files: Collection[UUID]) -> set[UUID]:
         return {row["id"] for row in await self._database.rows("find_known_files", list(files))}
 
-    async def ensure_store(self) -> tuple[UUID, bool]:
-        """Return the id of the store, and whether it has files."""
-        row = await self._database.row("ensure_file_store") or await self._database.row("ensure_file_store")
-        assert row is not None  # another gateway has made it
-        return row["id"], row["has_files"]
+    async def ensure_store(self, write: Callable[[UUID], Awaitable[None]]) -> UUID:
+        """Return the id of the store. The first gateway writes it to the store; one with another folder then does not find it."""
+        row = await self._database.row("find_file_store")
+        if row is None or not row["is_written"]:
+            await self._database.run("ensure_file_store")
+            async with self._database.transaction(deadline_seconds=30) as transaction:
+                row = await transaction.row("lock_file_store")
+                assert row is not None
+                if not row["is_written"]:
+                    await write(row["id"])
+                    await transaction.run("mark_file_store")
+        store: UUID = row["id"]
+        return store
 
     async def take_search(self, seconds: float) -> bool:
         """Return whether this gateway looks for objects without a row."""

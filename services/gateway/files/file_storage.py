@@ -4,7 +4,7 @@ Memory is bounded: an upload holds a part that arrives and one that is being sto
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from shared.api import files as api
 from shared.api.files import FileFacts, FileId, FilePurpose
 from shared.api.gateway import Check
 from shared.api.method import Nothing
-from shared.protocol.request_memory import RequestMemory
+from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import TenantId
@@ -51,23 +51,21 @@ class FileStorage:
         self._sealing = asyncio.Lock()
 
     async def store(
-        self, owner: FileOwner, pieces: AsyncIterator[bytes], describe: Callable[[], NewFile], *, announced: int | None = None
+        self, owner: FileOwner, pieces: AsyncIterator[bytes], describe: Callable[[], NewFile], *, announced: int = 0
     ) -> FileFacts:
-        """Store a file, or nothing. ``describe`` is called at its end; ``announced``: its least size, within INLINE_BYTES.
+        """Store a file, or nothing. ``describe`` is called at its end; ``announced``: its least size.
 
         Raises what ``pieces`` and ``describe`` raise; TooLarge, NotAllowed for a full quota, InsufficientStorage; Limited and Overloaded.
         """
         objects = await self._get_objects()
-        least = announced or 0
-        _ensure_allowed(least)
-        part_bytes = PART_BYTES if announced is None else min(PART_BYTES, announced + INLINE_BYTES)
-        with self._memory.hold(_UPLOAD_COPIES * part_bytes, owner.tenant):
+        _ensure_allowed(announced)
+        with self._memory.hold(0, owner.tenant) as held:
             file = context.new_request_id()
-            if least:
-                await objects.ensure_room(least)
-            await self._rows.begin(owner, file, least)
+            if announced:
+                await objects.ensure_room(announced)
+            await self._rows.begin(owner, file, announced)
             try:
-                writing = _Writing(objects, owner.tenant, file, self._seal)
+                writing = _Writing(objects, owner.tenant, file, self._seal, held)
                 await writing.run(pieces)
                 new = describe()
                 _ensure_allowed(writing.size, new.purpose)
@@ -82,7 +80,7 @@ class FileStorage:
         await self._get_objects()
         return await self._rows.find(tenant, file)
 
-    async def read(self, file: StoredFile, start: int, end: int) -> AsyncIterator[bytes]:
+    async def read(self, file: StoredFile, start: int, end: int) -> AsyncGenerator[bytes]:
         """Yield the bytes from ``start`` to ``end``. Raises FileDamaged, NotFound if it is deleted meanwhile, Limited and Overloaded."""
         objects = await self._get_objects()
         with self._memory.hold(_DOWNLOAD_COPIES * min(PART_BYTES, file.facts.size), file.tenant):
@@ -192,8 +190,8 @@ class FileStorage:
 class _Writing:
     """Writes a part while the next one arrives."""
 
-    def __init__(self, objects: FileObjects, tenant: TenantId, file: UUID, seal: Seal) -> None:
-        self._objects, self._tenant, self._file, self._seal = objects, tenant, file, seal
+    def __init__(self, objects: FileObjects, tenant: TenantId, file: UUID, seal: Seal, held: HeldRequest) -> None:
+        self._objects, self._tenant, self._file, self._seal, self._held = objects, tenant, file, seal, held
         self._hash = sha256()
         self.size = 0
         self.parts: list[WrittenPart] = []
@@ -220,6 +218,7 @@ class _Writing:
         async for piece in pieces:
             self.size += len(piece)
             _ensure_allowed(self.size)
+            self._held.resize(_UPLOAD_COPIES * min(PART_BYTES, self.size))
             for part in splitter.push(piece):
                 yield part, False
         yield splitter.end(), True

@@ -27,10 +27,6 @@ class PartPlace:
     number: int
     is_last: bool
 
-    @property
-    def object_name(self) -> str:
-        return object_name(self.file, self.number)
-
     def seal(self, plain: bytes | bytearray, secret: str) -> bytes:
         return tenant_encryption.seal(plain, self.tenant, self._key, secret)
 

@@ -244,8 +244,7 @@ class HttpCall:
             async with asyncio.timeout(min(BODY_GRACE_SECONDS, most_seconds)) as limit:
                 self.body = await self._read(limit, most_bytes, most_seconds, held, is_prompt=is_prompt)
         except TimeoutError:
-            slow = f"the body took longer than {most_seconds:.0f} s, or arrived at less than {BODY_BYTES_PER_SECOND} bytes/s"
-            raise errors.BadRequest(slow, hint="send the whole body immediately") from None
+            raise _too_slow(most_seconds) from None
 
     async def _read(
         self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float, held: HeldRequest | None, *, is_prompt: bool
@@ -275,20 +274,19 @@ class HttpCall:
                 return b"".join(parts)
 
     async def read_pieces(self, most_bytes: int, most_seconds: float) -> AsyncIterator[bytes]:
-        """Yield the body as it arrives, instead of ``read_body``. Raises TooLarge as soon as it is known, and BadRequest for a sender that
-        pauses too long."""
+        """Yield the body as it arrives, instead of ``read_body``. Raises TooLarge as soon as it is known, BadRequest for a slow sender."""
         self._ensure_plain()
         if self.announced_bytes > most_bytes:
             raise _too_large(most_bytes, is_prompt=False)
         size, more = 0, True
-        until = self._loop.time() + most_seconds
+        began = self._loop.time()
         while more:
+            seconds = began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds) - self._loop.time()
             try:
-                async with asyncio.timeout(min(BODY_SECONDS, until - self._loop.time())):
+                async with asyncio.timeout(min(BODY_SECONDS, seconds)):
                     message = await self._receive()
             except TimeoutError:
-                slow = f"the body took longer than {most_seconds:.0f} s, or paused for {BODY_SECONDS:.0f} s"
-                raise errors.BadRequest(slow, hint="send the whole body immediately") from None
+                raise _too_slow(most_seconds) from None
             if message["type"] == "http.disconnect":
                 self.disconnected = True
                 raise errors.Cancelled("the client disconnected")
@@ -449,6 +447,11 @@ class HttpCall:
         finally:
             self._writes.task, self._written_at = None, self._loop.time()
             self._write_lock.release()
+
+
+def _too_slow(most_seconds: float) -> errors.BadRequest:
+    slow = f"the body took longer than {most_seconds:.0f} s, paused, or arrived at less than {BODY_BYTES_PER_SECOND} bytes/s"
+    return errors.BadRequest(slow, hint="send the whole body immediately")
 
 
 def _too_large(most_bytes: int, *, is_prompt: bool) -> errors.CallerError:

@@ -35,6 +35,8 @@ CREATE TABLE file_parts (
 CREATE TABLE file_store (
     is_only boolean PRIMARY KEY DEFAULT true CHECK (is_only),
     id uuid NOT NULL DEFAULT gen_random_uuid(),
+    -- The store has its object: from then on, another store without it is not this one.
+    is_written boolean NOT NULL DEFAULT false,
     -- When a gateway last looked for objects without a row.
     searched_at timestamptz NOT NULL DEFAULT now()
 );

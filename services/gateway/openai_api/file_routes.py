@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Annotated, Literal
 from urllib.parse import quote
 
@@ -11,7 +12,6 @@ from msgspec import Meta
 from services.gateway.facts.bad_field import BadField
 from services.gateway.files.file_rows import FileOwner, NewFile
 from services.gateway.files.file_storage import FileStorage
-from services.gateway.files.sealed_parts import INLINE_BYTES
 from services.gateway.files.upload_form import UploadForm
 from services.gateway.http_api import http_app, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
@@ -24,7 +24,7 @@ from shared.api.files import UPLOADED, FileFacts, FilePurpose
 #: 512 MB at 1.2 Mbit/s.
 _UPLOAD_SECONDS = 3600.0
 #: What a form has beside the file, at most.
-_FORM_BYTES = INLINE_BYTES
+_FORM_BYTES = 64 * 1024
 #: OpenAI's: input of batches is kept for 30 days, other files until they are deleted.
 _BATCH_SECONDS = 30 * 24 * 3600
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
@@ -103,7 +103,7 @@ class FileRoutes:
             form.close()
 
         owner = FileOwner(by.tenant_id, by.user_id, self._limit_of(by))
-        announced = max(0, call.announced_bytes - _FORM_BYTES) if call.announced_bytes else None
+        announced = max(0, call.announced_bytes - _FORM_BYTES)
         await call.answer(_file(await self._storage.store(owner, pieces(), lambda: _describe(form), announced=announced)))
 
     async def _list(self, call: HttpCall) -> None:
@@ -125,10 +125,9 @@ class FileRoutes:
         call.add_headers([(b"accept-ranges", b"bytes"), (b"content-disposition", f"attachment; filename*=UTF-8''{name}".encode())])
         if wanted:
             call.add_headers([(b"content-range", b"bytes %d-%d/%d" % (start, end - 1, size))])
-        answering = call.answer_pieces(
-            end - start, self._storage.read(file, start, end), b"application/octet-stream", status=206 if wanted else 200
-        )
-        await http_app.until_disconnect(call, answering)
+        async with aclosing(self._storage.read(file, start, end)) as pieces:
+            answering = call.answer_pieces(end - start, pieces, b"application/octet-stream", status=206 if wanted else 200)
+            await http_app.until_disconnect(call, answering)
 
     async def _delete(self, call: HttpCall) -> None:
         await self._storage.delete_of(call.caller.tenant_id, call.rest_of_path)

@@ -71,11 +71,20 @@ DELETE FROM files WHERE id = $1 AND state = 'deleting';
 SELECT id FROM files WHERE id = ANY($1::uuid[]);
 
 -- name: ensure_file_store
--- Return the id of the store, which is new if there is none, and whether it has files.
-WITH made AS (INSERT INTO file_store DEFAULT VALUES ON CONFLICT DO NOTHING RETURNING id)
-SELECT id, false AS has_files FROM made
-UNION ALL SELECT id, EXISTS (SELECT FROM file_parts WHERE content IS NULL) FROM file_store
-LIMIT 1;
+-- Give the store an id, unless it has one.
+INSERT INTO file_store DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+-- name: find_file_store
+-- Return the id of the store, and whether the store has it too.
+SELECT id, is_written FROM file_store;
+
+-- name: lock_file_store
+-- Let other gateways that see the store for the first time wait until the end of the transaction.
+SELECT id, is_written FROM file_store FOR UPDATE;
+
+-- name: mark_file_store
+-- Note that the store has its id.
+UPDATE file_store SET is_written = true;
 
 -- name: take_file_search
 -- Return whether a gateway may look for objects without a row: once in $1 seconds.

@@ -80,9 +80,7 @@ class Site:
         ):
             yield client
 
-    async def store(
-        self, data: bytes, by: Principal = ADA, *, name: str = "a.jsonl", announced: int | None = None, **more: Any
-    ) -> FileFacts:
+    async def store(self, data: bytes, by: Principal = ADA, *, name: str = "a.jsonl", announced: int = 0, **more: Any) -> FileFacts:
         async def pieces() -> AsyncIterator[bytes]:
             for at in range(0, len(data), 300_000):
                 yield data[at : at + 300_000]

@@ -12,6 +12,7 @@ import openai
 import pytest
 
 from services.gateway.files.sealed_parts import PART_BYTES
+from services.gateway.http_api import http_call
 from services.gateway.openai_api.file_routes import read_range
 from shared import errors
 from shared.stores import objects
@@ -200,6 +201,19 @@ async def test_a_client_that_disconnects_leaves_nothing(site: Site, tmp_path: Pa
             async for _ in download.aiter_raw():
                 break
         await until(lambda: site.memory.held_bytes == 0)
+
+
+async def test_a_sender_that_pauses_is_refused_and_holds_no_memory(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_call, "BODY_SECONDS", 0.02)
+    async with site.listening() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEYS['ada']}\r\n"
+        head += "content-type: multipart/form-data; boundary=xYz\r\ncontent-length: 1000000\r\n\r\n"
+        writer.write(head.encode() + HEAD + b"12345")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400")
+        writer.close()
+        assert site.memory.held_bytes == 0
+        assert await site.count("files") == 0
 
 
 async def test_a_damaged_part_cuts_the_answer_or_is_an_error(site: Site, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -138,14 +139,14 @@ async def test_tenants_see_and_delete_only_their_own_files(site: Site) -> None:
 async def test_a_full_quota_stores_nothing_and_says_how_much_is_used(site: Site, tmp_path: Path) -> None:
     site.most_bytes = len(LARGE) + 10
     await site.store(LARGE)
-    for announced in (0, 11, None):
+    for announced in (0, 11):
         with pytest.raises(
             errors.NotAllowed, match=rf"\({len(LARGE)} bytes\); with 11 more they would exceed the limit of {len(LARGE) + 10}"
         ):
             await site.store(b"x" * 11, announced=announced)
     await site.store(b"x" * 10, EVE)
     # Two at once do not share the rest.
-    results = await asyncio.gather(*(site.store(b"x" * 6, announced=0) for _ in range(5)), return_exceptions=True)
+    results = await asyncio.gather(*(site.store(b"x" * 6) for _ in range(5)), return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["FileFacts", *["NotAllowed"] * 4]
     assert await site.count("files") == 3
     assert len(parts_of(tmp_path)) == 3
@@ -268,9 +269,31 @@ async def test_another_store_or_an_empty_one_serves_no_files_and_says_so(site: S
             (check,) = await other.storage.checks()
             assert (check.name, check.ok, check.needed) == ("files", False, False)
     assert await site.read(made.id) == LARGE
-    # Of several gateways that start at once, all have the same one.
-    async with file_site.running(plain_url, objects.open_store(str(tmp_path / "store"), {})) as second:
-        assert await second.read(made.id) == LARGE
+
+
+async def test_gateways_that_start_at_once_use_one_store_and_one_with_another_folder_none(plain_url: str, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        places = ("a", "a", "b", "a", "b")
+        sites = [
+            await stack.enter_async_context(file_site.running(plain_url, objects.open_store(str(tmp_path / place), {}))) for place in places
+        ]
+        results = await asyncio.gather(*(site.store(LARGE) for site in sites), return_exceptions=True)
+        good = {place for place, result in zip(places, results, strict=True) if not isinstance(result, BaseException)}
+        assert len(good) == 1
+        assert {type(result) for place, result in zip(places, results, strict=True) if place not in good} == {file_objects.OtherStore}
+
+
+async def test_a_gateway_that_died_before_its_store_had_the_id_holds_nobody_up(site: Site, folder: ObjectStore) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "put_if_absent", _dies)
+        with pytest.raises(objects.StoreUnavailable):
+            await site.store(b"x")
+    made = await site.store(b"x")
+    assert await site.read(made.id) == b"x"
+
+
+async def _dies(*_args: object) -> None:
+    raise objects.StoreUnavailable("it dies")
 
 
 async def test_a_store_that_is_away_is_503_and_a_file_is_deleted_later(
@@ -314,5 +337,5 @@ async def test_memory_for_uploads_and_downloads_is_bounded(site: Site) -> None:
             await anext(each)
     assert 0 < memory.held_bytes <= 64 << 20
     for each in reading:
-        await each.aclose()  # type: ignore[attr-defined]
+        await each.aclose()
     assert memory.held_bytes == 0
