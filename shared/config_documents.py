@@ -186,6 +186,15 @@ class Machines(StrEnum):
         return order.index(self) < order.index(other)
 
 
+class Flex(StrEnum):
+    """Whether requests may run behind live ones, at the price of batches (`service_tier: flex`)."""
+
+    #: All do that, and live ones are refused.
+    ONLY = "only"
+    ALLOWED = "allowed"
+    NEVER = "never"
+
+
 #: A name, in which * stands for any characters.
 NamePattern = Annotated[str, Meta(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._:/@*?-]{0,99}\Z")]
 NamePatterns = Annotated[tuple[NamePattern, ...], Meta(max_length=200)]
@@ -293,6 +302,8 @@ class PolicyDocument(Document, frozen=True):
     show_targets: bool | None = None
     #: Whether the items of answers are kept for an hour, for callers that refer to them.
     store_items: bool | None = None
+    #: Whether requests may, or must, run behind live ones at the price of batches.
+    flex: Flex | None = None
     guard: GuardDocument | None = None
 
 
@@ -308,6 +319,8 @@ class PlanDocument(Document, frozen=True):
     fee: Money | None = None
     #: How much usage beyond the tokens is billed at the end of a month; 0: it needs prepaid credits.
     overage_limit: Money | Literal["unlimited"] | None = None
+    #: As in a policy.
+    flex: Flex | None = None
     #: Whether people may choose it.
     for_sale: bool | None = None
     #: The monthly price at Stripe, such as `price_1N…`, and a metered price for usage beyond the tokens.

@@ -61,6 +61,13 @@ def list_(here: CliContext, /, *, history: bool, as_json: bool) -> None:
     default=1,
     help="How many tokens of a plan each token uses. 0: plans never cover the model.",
 )
+@options.whole_number(
+    "--batch-percent",
+    lambda: api.ledger.ModelPrice,
+    "batch_percent",
+    default=50,
+    help="What requests with `service_tier: flex` pay of each price.",
+)
 @print_format.output_options("Print all prices as a JSON list in micro-credits; token prices are per million tokens.")
 @click.pass_obj
 def set_(
@@ -73,6 +80,7 @@ def set_(
     request_price: "MicroCredits",
     compute_price: "MicroCredits",
     weight: int,
+    batch_percent: int,
     as_json: bool,
 ) -> None:
     """Set the price of MODEL. `default` applies to every model without its own price.
@@ -80,7 +88,7 @@ def set_(
     New requests use this price. Running requests keep theirs. The list shows prices per 1M tokens.
     """
     named = None if model == DEFAULT else ModelName(model)
-    price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price, weight)
+    price = api.ledger.ModelPrice(named, input_price, output_price, request_price, compute_price, weight, batch_percent=batch_percent)
     _show(here.call(api.ledger.set_price, api.ledger.SetPrice(price)).prices, as_json=as_json)
 
 

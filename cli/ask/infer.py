@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: A worker may be loading its model, and long answers take time; Ctrl-C cancels.
 _DEADLINE_SECONDS = 600
+#: As the gateway gives it.
+_FLEX_SECONDS = 3600
 #: Without input for so long, say that it is waited for.
 _SLOW_PIPE_SECONDS = 2.0
 #: The maximum of msgpack, and far above any valid parameter.
@@ -69,6 +71,7 @@ class _Parameters(TypedDict):
     seed: int | None
     reasoning_effort: str | None
     output_format: str | None
+    flex: bool
 
 
 model_option = click.option(
@@ -131,6 +134,7 @@ thoughts_option = click.option("--no-thoughts", is_flag=True, help="Don't show w
     metavar="KEY",
     help="Repeating a request with the same key returns the same answer and is billed once. Default: a new key each time.",
 )
+@click.option("--flex", is_flag=True, help="Run behind live requests, at the price of batches; it may wait for 15 minutes.")
 @click.option("--no-cache", is_flag=True, help="Don't answer from the gateway's response cache.")
 @click.option("--no-resume", is_flag=True, help="Don't resume a broken stream.")
 @click.option("--no-stream", is_flag=True, help="Print the answer only when it is complete.")
@@ -259,6 +263,7 @@ def _request(prompt: str, parameters: _Parameters) -> "InferenceRequest":
         seed=parameters["seed"],
         reasoning_effort=None if effort is None else ReasoningEffort(effort),
         format=_format(parameters["output_format"]),
+        flex=parameters["flex"] or None,
     )
 
 
@@ -336,7 +341,7 @@ async def _stream_answer(connection: "CliConnection", request: "ProcessInference
             _note_lost("Connection lost. Resuming …" if began else f"{error.message}. Retrying …", in_line=not writer.at_line_start)
 
     stream_request = StreamRequest(connection, random.Random(), retry_policy.DEFAULT if resume else retry_policy.NONE)  # noqa: S311 - spreads load
-    async with stream_request.ask(request, seconds=_DEADLINE_SECONDS, lost=lost) as answer:
+    async with stream_request.ask(request, seconds=_FLEX_SECONDS if request.request.flex else _DEADLINE_SECONDS, lost=lost) as answer:
         try:
             async for chunk in answer:
                 shows_thoughts = shown.answer and shown.thoughts

@@ -500,7 +500,7 @@ class GatewayService:
             return await self._infer(request, stream)
 
     async def _infer(self, request: gateway.ProcessInferenceRequest, stream: StreamCall[gateway.InferenceChunk]) -> gateway.InferenceResult:
-        seconds = self._begin(stream)
+        seconds = self._begin(stream, flex=request.request.flex)
         if stream.is_whole and request.rest is not None:
             raise BadField("rest", "requires a stream; omit it to get the whole answer")
         repeat = RepeatedRequest(key=request.idempotency_key, rest=request.rest)
@@ -527,7 +527,7 @@ class GatewayService:
 
     @serves(embedding.request_embeddings)
     async def embed(self, request: embedding.RequestEmbeddings, stream: StreamCall[embedding.Vectors]) -> embedding.EmbeddingResult:
-        seconds, key = self._begin(stream), request.idempotency_key
+        seconds, key = self._begin(stream, flex=request.request.flex), request.idempotency_key
         async with self._counting_refusals(stream):
             return await self._runs.embed(stream.principal, request.request, VectorReader(stream), seconds=seconds, key=key)
 
@@ -547,12 +547,12 @@ class GatewayService:
             await self._quotas.count_refused(call.principal, error)
             raise
 
-    def _begin(self, call: RpcCall) -> float:
+    def _begin(self, call: RpcCall, *, flex: bool | None = None) -> float:
         """Give a request its id, and return how long it may take."""
         # It is the key of the request's row, so other services must not choose it. A client's is new.
         if call.caller_role is not Role.CLIENT:
             context.another()
-        return min(self._runs.most_seconds, call.remaining_seconds())
+        return min(self._runs.longest(flex=flex), call.remaining_seconds())
 
     # --- models and nodes ---------------------------------------------------------------------------------------------
 

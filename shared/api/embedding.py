@@ -96,6 +96,8 @@ class EmbeddingRequest(Body, frozen=True):
     dimensions: Dimensions | None = None
     #: Keep the texts from providers, even if policies allow them.
     forbid_external: bool = False
+    #: See ``InferenceRequest``.
+    flex: bool | None = None
 
 
 class RankingRequest(Body, frozen=True):
@@ -127,6 +129,8 @@ class EmbeddingResult(Body, frozen=True, omit_defaults=False):
     dimensions: int
     prompt_tokens: int
     response_time_ms: int
+    #: See ``InferenceResult``.
+    flex: bool = False
 
 
 class RequestRanking(Body, frozen=True):

@@ -34,6 +34,8 @@ class InferenceRequest(Sampling, frozen=True, kw_only=True):
     conversation_id: ConversationId | None = None
     #: Keep the prompt from providers, even if policies allow them.
     forbid_external: bool = False
+    #: Run it behind live requests, at the price of batches; None: as the caller's key, plan and policies say.
+    flex: bool | None = None
     #: The fields of its HTTP body that had no effect, for the request log.
     ignored_fields: Annotated[str, msgspec.Meta(max_length=MAX_IGNORED_CHARACTERS)] = ""
 
@@ -151,6 +153,8 @@ class InferenceResult(Body, frozen=True, omit_defaults=False):
     target: str | None = None
     #: The stop sequence that ended the first answer; None also if the model's server doesn't say.
     stop_sequence: str | None = None
+    #: It ran behind live requests, at the price of batches.
+    flex: bool = False
 
 
 class WrittenAnswer(Body, frozen=True):

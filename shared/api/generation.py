@@ -253,6 +253,8 @@ class GenerationEnd(Body, frozen=True, omit_defaults=False):
     finish_reasons: tuple[FinishReason, ...] = ()
     #: The caller's stop sequence that ended the first answer; None also if another server doesn't say.
     stop_sequence: str | None = None
+    #: Of a request of a batch: how long the worker computed it, without the time for which it made way; None if unknown.
+    computed_seconds: float | None = None
 
 
 # --- the beginnings of prompts, by which gateways find the worker, and workers the engine, that has just read the same ------------------

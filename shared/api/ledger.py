@@ -93,6 +93,8 @@ class ModelPrice(Body, frozen=True, omit_defaults=False):
     allowance_weight: Annotated[int, Meta(ge=0, le=1000)] = 1
     #: When the price took effect. A request pays the price at its admission.
     since: datetime | None = None
+    #: What requests of batches pay of each price.
+    batch_percent: Annotated[int, Meta(ge=0, le=100)] = 50
 
 
 class SetPrice(Body, frozen=True):

@@ -33,6 +33,7 @@ def list_prices(prices: Sequence[ModelPrice]) -> Listing[ModelPrice]:
             Column(title="Per request", show=lambda price: grouped(price.request_micro), rank=5, is_number=True),
             Column(title="Per compute second", show=lambda price: grouped(price.compute_second_micro), rank=6, is_number=True),
             Column(title="Plan tokens per token", show=lambda price: price.allowance_weight, rank=7, is_number=True),
+            Column(title="Batch, % of the price", show=lambda price: price.batch_percent, rank=8, is_number=True),
             Column(title="Since", show=_since, rank=4),
         ),
         empty="No prices yet, so everything is free.",

@@ -150,7 +150,7 @@ def test_lost_answer_says_how_to_retry_safely(ledger_shell: Shell) -> None:
 
 def test_prices(ledger_shell: Shell) -> None:
     lines = ledger_shell("admin", "prices", "list").stdout.splitlines()
-    assert lines[1].split() == ["Default", "100", "200", "0", "0", "1", "Always"]
+    assert lines[1].split() == ["Default", "100", "200", "0", "0", "1", "50", "Always"]
     assert lines[2].split()[:6] == ["smollm2", "0.000001", "0", "0.5", "3", "2"]
     assert json.loads(ledger_shell("admin", "prices", "list", "--history", "--json").stdout)[0] == {
         "model": None,
@@ -160,6 +160,7 @@ def test_prices(ledger_shell: Shell) -> None:
         "compute_second_micro": 0,
         "allowance_weight": 1,
         "since": "1970-01-01T00:00:00Z",
+        "batch_percent": 50,
     }
     assert [entry.request for entry in ledger_shell.mesh.calls] == [ledger.ListPrices(), ledger.ListPrices(history=True)]
 

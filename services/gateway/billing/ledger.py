@@ -141,7 +141,8 @@ class Ledger:
         """Reserve the maximum cost at the dearest model. Models that the credits don't cover in full are left out, the dearest first; only
         the cheapest gets fewer tokens. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow every
         call that doesn't raise with ``forget``."""
-        prices = {model: self._prices.find(bounds.priced_as or model) for model in bounds.prompt_tokens}
+        found = {model: self._prices.find(bounds.priced_as or model) for model in bounds.prompt_tokens}
+        prices = {model: price.of_batches() for model, price in found.items()} if bounds.is_batch else found
         spending = self.spending_of(principal)
         while True:
             most = bounds.max_tokens * bounds.answers, bounds.seconds
@@ -250,6 +251,7 @@ class Ledger:
     async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
         price = await self._store.find_price(reservation.price_id)
         assert price is not None  # a foreign key, and prices are never deleted
+        price = price.of_batches() if reservation.is_batch else price
         upstream = UpstreamPrices(self._source.config.upstream_prices)
         now = self.database_clock.now()
         return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=now, upstream=upstream)

@@ -65,7 +65,9 @@ class LedgerStore:
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
         """Record at most one claim per request; return the recorded ones. The others are locked right now, or not open."""
-        columns = zip(*((*_CLAIM(claim), *request_record.route_columns(claim.route), claim.provider) for claim in claims), strict=True)
+        columns = zip(
+            *((*_CLAIM(claim), *request_record.route_columns(claim.route), claim.provider, claim.is_batch) for claim in claims), strict=True
+        )
         return {RequestId(row["request_id"]) for row in await self._database.rows("record_claims", *columns, deadline_seconds=2)}
 
     async def read_account(self, owner: TenantId, spending: Spending) -> Account:
@@ -122,7 +124,7 @@ class LedgerStore:
         await self._database.run(
             "add_price",
             *(price.model, price.input_micro_per_million, price.output_micro_per_million, price.request_micro, price.compute_second_micro),
-            price.allowance_weight,
+            *(price.allowance_weight, price.batch_percent),
         )
 
     async def ensure_default_price(self, input_micro_per_million: int, output_micro_per_million: int) -> None:
@@ -238,5 +240,6 @@ def _price(row: database.DatabaseRow) -> Price:
         compute_second_micro=row["compute_second_micro"],
         allowance_weight=row["allowance_weight"],
         since=row["since"].astimezone(UTC),
+        batch_percent=row["batch_percent"],
     )
     return Price(row["id"], price)

@@ -6,6 +6,8 @@ Token prices are per million; every sum is rounded up once, at its end.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from shared import errors
 from shared.api.generation import Usage
 from shared.api.ledger import MICRO, ModelPrice
@@ -22,6 +24,24 @@ LEAST_TOKENS = 16
 class Price:
     id: int
     price: ModelPrice
+
+    def of_batches(self) -> "Price":
+        """Return the price of a request that runs behind live ones."""
+
+        def share(micro: MicroCredits) -> MicroCredits:
+            return MicroCredits(-(-micro * self.price.batch_percent // 100))
+
+        price = self.price
+        return Price(
+            self.id,
+            msgspec.structs.replace(
+                price,
+                input_micro_per_million=share(price.input_micro_per_million),
+                output_micro_per_million=share(price.output_micro_per_million),
+                request_micro=share(price.request_micro),
+                compute_second_micro=share(price.compute_second_micro),
+            ),
+        )
 
     def cost(self, prompt_tokens: int, completion_tokens: int, compute_seconds: float, covered: int = 0) -> MicroCredits:
         """Return the cost of a request that delivered something. Its plan covers so many tokens, first those of the prompt."""

@@ -44,6 +44,8 @@ class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
     priced_as: ModelName | None = None
     #: What it may cost upstream, at targets with a ceiling.
     holds: tuple[TargetHold, ...] = ()
+    #: At the price of batches.
+    is_batch: bool = False
 
 
 class HeldCredits(msgspec.Struct, frozen=True):
@@ -153,6 +155,8 @@ class OpenReservation:
     route: RouteUse | None = None
     #: See ``Claim``.
     provider: str | None = None
+    #: It pays the price of batches.
+    is_batch: bool = False
 
 
 class WorkerClaim(msgspec.Struct, frozen=True):
@@ -167,3 +171,5 @@ class WorkerClaim(msgspec.Struct, frozen=True):
     price_id: int
     route: RouteUse | None
     provider: str | None = None
+    #: It pays the price of batches.
+    is_batch: bool = False

@@ -156,7 +156,7 @@ def _sold(plan: TierPlan, document: PlanDocument) -> TierPlan:
         changes["fee_micro"] = upstream_prices.micro(document.fee)
     if document.overage_limit is not None:
         changes["overage_micro"] = None if document.overage_limit == UNLIMITED else upstream_prices.micro(document.overage_limit)
-    for name in ("for_sale", "stripe_price", "stripe_meter", "paddle_price"):
+    for name in ("flex", "for_sale", "stripe_price", "stripe_meter", "paddle_price"):
         if (given := getattr(document, name)) is not None:
             changes[name] = given
     return replace(plan, **changes)

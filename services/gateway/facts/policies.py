@@ -14,6 +14,7 @@ import msgspec
 from services.gateway.facts import guardrails, placements, upstream_prices
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.facts.placements import ANYWHERE, Placement
+from shared import errors
 from shared.api.auth import Principal
 from shared.api.ledger import ModelPrice
 from shared.config_documents import (
@@ -22,6 +23,7 @@ from shared.config_documents import (
     KEY_POLICY,
     MESH_POLICY,
     ORGANIZATION_POLICY,
+    Flex,
     Machines,
     Money,
     PolicyDocument,
@@ -89,6 +91,9 @@ class Policy:
     direct_models: Rule[bool] = field(default_factory=lambda: Rule(True))
     show_targets: Rule[bool] = field(default_factory=lambda: Rule(True))
     store_items: Rule[bool] = field(default_factory=lambda: Rule(True))
+    #: Requests behind live ones, and these.
+    flex: Rule[bool] = field(default_factory=lambda: Rule(True))
+    live: Rule[bool] = field(default_factory=lambda: Rule(True))
     #: Micro-credits per million tokens; None for no ceiling.
     max_input: Rule[int | None] = field(default_factory=lambda: Rule(None))
     max_output: Rule[int | None] = field(default_factory=lambda: Rule(None))
@@ -109,6 +114,20 @@ class Policy:
     def allows_price(self, price: ModelPrice) -> bool:
         ceilings = ((self.max_input, price.input_micro_per_million), (self.max_output, price.output_micro_per_million))
         return all(most.value is None or micro <= most.value for most, micro in ceilings)
+
+    def runs_as_batch(self, wanted: bool | None, of_plan: Flex) -> bool:
+        """Return whether a request runs behind live ones: as the caller wants it, or as these rules and its plan say. Raises
+        PolicyForbidden."""
+        flex, live = self.flex, self.live
+        if of_plan is not Flex.ALLOWED:
+            plan = Rule(False, "plan")
+            flex, live = (plan, live) if of_plan is Flex.NEVER else (flex, plan)
+        chosen = not live.value if wanted is None else wanted
+        if chosen and not flex.value:
+            raise errors.PolicyForbidden(f"flex requests are not allowed here (level: {flex.level})", hint="leave service_tier out")
+        if not chosen and not live.value:
+            raise errors.PolicyForbidden(f"only flex requests are allowed here (level: {live.level})", hint="send service_tier: flex")
+        return chosen
 
 
 UNRESTRICTED = Policy()
@@ -167,6 +186,7 @@ def _with_list(document: PolicyDocument) -> PolicyDocument:
 
 def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
     machines, direct, shown, stored = Rule(Machines.GROUP), Rule(True), Rule(True), Rule(True)
+    flex, live = Rule(True), Rule(True)
     max_input: Rule[int | None] = Rule(None)
     max_output: Rule[int | None] = Rule(None)
     for level, document in levels:
@@ -178,6 +198,10 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
             shown = Rule(False, level)
         if document.store_items is False and stored.value:
             stored = Rule(False, level)
+        if document.flex is Flex.NEVER and flex.value:
+            flex = Rule(False, level)
+        if document.flex is Flex.ONLY and live.value:
+            live = Rule(False, level)
         if document.max_price is not None:
             max_input = _lower(max_input, document.max_price.input, level)
             max_output = _lower(max_output, document.max_price.output, level)
@@ -191,6 +215,8 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
         direct_models=direct,
         show_targets=shown,
         store_items=stored,
+        flex=flex,
+        live=live,
         max_input=max_input,
         max_output=max_output,
         guard=guardrails.combine([(level, document.guard) for level, document in levels if document.guard is not None]),

@@ -31,6 +31,8 @@ class AnswerHead(msgspec.Struct):
     clamped_to: int | None = None
     #: It comes from the response cache; set before the first piece.
     cached: bool = False
+    #: It ran behind live requests.
+    is_flex: bool = False
 
 
 class Reader(Generic[Head_contra, Piece_contra]):

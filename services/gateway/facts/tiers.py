@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from shared import limits
 from shared.api.ledger import MICRO
+from shared.config_documents import Flex
 from shared.types import MicroCredits, ModelName, PlanName, Tier
 
 #: The numbers of a tier, by their names in the settings.
@@ -32,6 +33,7 @@ class TierPlan:
     overage_micro: MicroCredits | None = _NOTHING
     #: For a month; None: agreed with each customer.
     fee_micro: MicroCredits | None = _NOTHING
+    flex: Flex = Flex.ALLOWED
     #: Whether people may choose it.
     for_sale: bool = False
     #: The ids of its prices at payment providers.

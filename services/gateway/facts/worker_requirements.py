@@ -17,6 +17,7 @@ class QueuedKind(msgspec.Struct, frozen=True, array_like=True):
     has_images: bool = False
     #: See ``WorkerRequirements``.
     origin: ResumeOrigin | None = None
+    batch: bool = False
 
 
 class WorkerRequirements(msgspec.Struct, frozen=True):
@@ -48,12 +49,19 @@ class WorkerRequirements(msgspec.Struct, frozen=True):
     has_images: bool = False
     #: It had a slot and gave it up: it waits in its tenant's turn, until its own deadline.
     is_preempted: bool = False
+    #: Nobody waits for it: it comes behind live requests, and workers run it in what they leave.
+    batch: bool = False
+
+    @property
+    def is_again(self) -> bool:
+        """Return whether it was queued before."""
+        return self.is_preempted or self.origin is not None or bool(self.excluded)
 
     @property
     def is_urgent(self) -> bool:
-        """Return whether it resumes an answer, or lost its worker before it began."""
-        return not self.is_preempted and (self.origin is not None or bool(self.excluded))
+        """Return whether it is a live request that resumes an answer, or lost its worker before it began."""
+        return self.is_again and not (self.is_preempted or self.batch)
 
     @property
     def kind(self) -> QueuedKind:
-        return QueuedKind(self.tenant, self.placement, self.has_images, self.origin)
+        return QueuedKind(self.tenant, self.placement, self.has_images, self.origin, self.batch)

@@ -8,7 +8,7 @@ import msgspec
 
 from services.gateway.facts.reader import AnswerHead, Piece_contra, Reader
 from services.gateway.facts.tally import Tally
-from services.gateway.http_api import response_formats
+from services.gateway.http_api import response_formats, service_tiers
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, Headers
 from services.gateway.idempotency.cache_keys import CacheRequest
@@ -44,7 +44,14 @@ async def answer(
         request = with_call(call, request)
     reader = HttpReader(call, form, stream=stream, after=0 if repeat.rest is None else repeat.rest.after)
     result = await runs.answer(
-        call.caller, request, reader, seconds=runs.most_seconds, repeat=repeat, whole=True, cache=cache, streamed=stream
+        call.caller,
+        request,
+        reader,
+        seconds=runs.longest(flex=request.flex),
+        repeat=repeat,
+        whole=True,
+        cache=cache,
+        streamed=stream,
     )
     if before_end is not None:
         await before_end()
@@ -81,7 +88,8 @@ class HttpReader(HeadReader[Chunk]):
         super().begin(head)
         assert head.model is not None  # known before the first chunk
         self._event_id_start = response_formats.event_id_start(head.request_id)
-        self._form.begin(AnswerFacts(head.request_id, head.model, int(head.began_at.timestamp()), _fingerprint(head.model)))
+        began_at, tier = int(head.began_at.timestamp()), service_tiers.FLEX if head.is_flex else service_tiers.DEFAULT
+        self._form.begin(AnswerFacts(head.request_id, head.model, began_at, _fingerprint(head.model), tier))
 
     async def take(self, number: int, piece: Chunk, at: Tally) -> bool:
         """Nothing is sent before the first text or waiting notice: until then, an error can have its own status."""
@@ -130,7 +138,7 @@ async def embed(
     """Run the request; ``encode`` gets the number of each vector. Raises what ``Runs.embed`` raises."""
     request = msgspec.structs.replace(request, forbid_external=call.forbids_external)
     reader = _EncodingReader(call, encode)
-    result = await runs.embed(call.caller, request, reader, seconds=runs.most_seconds, key=call.idempotency_key)
+    result = await runs.embed(call.caller, request, reader, seconds=runs.longest(flex=request.flex), key=call.idempotency_key)
     return reader.encoded, result
 
 

@@ -50,7 +50,7 @@ WRITE_SECONDS = 30.0
 _PART_BYTES = 256 * 1024
 
 #: Proxies close a connection that is idle for 30 to 60 s; a long prompt or queue takes longer.
-HEARTBEAT_SECONDS = 15.0
+HEARTBEAT_SECONDS = 10.0
 
 _encode = msgspec.json.Encoder().encode
 #: Like Stripe's and OpenAI's keys; event ids are shorter.

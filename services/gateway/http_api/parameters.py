@@ -21,7 +21,7 @@ def _only(description: str, *values: object) -> ParameterRule:
 
 _USER = _ignored("the credential identifies the caller")
 _CACHE = _ignored("prompt prefixes are cached automatically, per account")
-_SERVICE_TIER = _ignored("there are no service tiers")
+_SPEED = _ignored("there are no faster tiers; `service_tier: flex` is cheaper")
 _COPIED = _ignored("clients copy it from an answer; it means nothing to a model")
 _OBFUSCATION = _ignored("streams are not padded")
 _VERBOSITY = _ignored("say in the prompt how long the answer should be")
@@ -44,7 +44,6 @@ _COMMON: Rules = {
     "prompt_cache_key": _CACHE,
     "prompt_cache_retention": _CACHE,
     "prompt_cache_options": _CACHE,
-    "service_tier": _SERVICE_TIER,
     "moderation": ParameterRule("is not supported; policies decide what is checked, and POST /v1/moderations checks texts"),
     "stream_options.include_obfuscation": _OBFUSCATION,
     "tools[*]": _OTHER_TOOLS,
@@ -169,16 +168,15 @@ _SERVER_BLOCKS = (
 MESSAGES: Rules = {
     **_EVERYWHERE,
     "metadata": _ignored("requests are not stored"),
-    "service_tier": _SERVICE_TIER,
     "thread": ParameterRule("is not supported: conversations are not stored; send the whole conversation, without thread"),
     "compaction": ParameterRule("is not supported: nothing is summarized here; shorten the conversation yourself"),
     "mcp_servers": _ignored("connect to the servers yourself and offer their tools"),
     "container": _ignored("code runs in your own tools"),
     "diagnostics": _CACHE,
     "inference_geo": _ignored("policies and routes decide where models run"),
-    "speed": _SERVICE_TIER,
+    "speed": _SPEED,
     "fallbacks": _ignored("routes have fallbacks"),
-    "fallback_credit_token": _SERVICE_TIER,
+    "fallback_credit_token": _SPEED,
     "billing_policy": _USER,
     "output_config.task_budget": _ignored("max_tokens limits an answer, and budgets limit keys"),
     "thinking.block_binding": _COPIED,

@@ -9,6 +9,7 @@ import msgspec
 
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.tightest_limit import TightestLimit
+from services.gateway.http_api import service_tiers
 from shared.api.gateway import InferenceResult, Rest
 from shared.api.generation import ToolCall, ToolCallPart
 from shared.api.inference import Chunk, TokenLogprob
@@ -66,6 +67,12 @@ class AnswerFacts(msgspec.Struct, frozen=True):
     created: int
     #: Changes if the same seed may give another answer.
     fingerprint: str = ""
+    service_tier: str = service_tiers.DEFAULT
+
+    @property
+    def flex(self) -> str | msgspec.UnsetType:
+        """Return the tier for answers that only name it if it is not the default."""
+        return msgspec.UNSET if self.service_tier == service_tiers.DEFAULT else self.service_tier
 
 
 class ServerSentEvent(msgspec.Struct, frozen=True):

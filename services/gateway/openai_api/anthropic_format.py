@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import msgspec
 
 from services.gateway.facts.call_parts import CallParts
-from services.gateway.http_api import chat_messages, http_errors
+from services.gateway.http_api import chat_messages, http_errors, service_tiers
 from services.gateway.http_api.chat_messages import JsonObject, TextPart
-from services.gateway.http_api.response_formats import AnswerFormat, ErrorBody, ServerSentEvent
+from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, ErrorBody, ServerSentEvent
 from services.gateway.openai_api.anthropic_request import MessagesBody, ThinkingBlock, ToolUseBlock
 from shared.api.gateway import InferenceResult
 from shared.api.generation import Usage
@@ -29,11 +29,14 @@ class MessagesUsage(msgspec.Struct, frozen=True):
     output_tokens: int
     cache_read_input_tokens: int = 0
     output_tokens_details: ThinkingDetails = ThinkingDetails(0)
+    #: "batch", as at Anthropic, if it ran behind live requests.
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
-    def of(cls, usage: Usage) -> "MessagesUsage":
+    def of(cls, usage: Usage, about: AnswerFacts) -> "MessagesUsage":
         details = ThinkingDetails(usage.reasoning_tokens)
-        return cls(usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens, usage.cached_tokens, details)
+        tier = "batch" if about.service_tier == service_tiers.FLEX else msgspec.UNSET
+        return cls(usage.prompt_tokens - usage.cached_tokens, usage.completion_tokens, usage.cached_tokens, details, tier)
 
 
 class ContextManagement(msgspec.Struct, frozen=True):
@@ -106,7 +109,7 @@ class MessagesFormat(AnswerFormat):
     def last_events(self, result: InferenceResult) -> Sequence[ServerSentEvent]:
         reason, stop = self._end(result)
         delta = EventDelta(stop_reason=reason, stop_sequence=stop)
-        end = MessagesEvent("message_delta", delta=delta, usage=MessagesUsage.of(result.usage), context_management=self._edits)
+        end = MessagesEvent("message_delta", delta=delta, usage=MessagesUsage.of(result.usage, self.about), context_management=self._edits)
         events = (*self._beginning(), *self._close(), end, MessagesEvent("message_stop"))
         return [ServerSentEvent(event, event.type) for event in events]
 
@@ -121,7 +124,7 @@ class MessagesFormat(AnswerFormat):
             # Nobody should run a call without its end.
             del self._blocks[-1]
         reason, stop = self._end(result)
-        message = self._message(tuple(self._blocks), MessagesUsage.of(result.usage))
+        message = self._message(tuple(self._blocks), MessagesUsage.of(result.usage, self.about))
         return msgspec.structs.replace(message, stop_reason=reason, stop_sequence=stop, context_management=self._edits)
 
     def _beginning(self) -> list[MessagesEvent]:
@@ -129,7 +132,7 @@ class MessagesFormat(AnswerFormat):
             return []
         self._is_begun = True
         # The counts are known at the end.
-        return [MessagesEvent("message_start", message=self._message((), MessagesUsage(0, 0)))]
+        return [MessagesEvent("message_start", message=self._message((), MessagesUsage.of(Usage(0, 0), self.about)))]
 
     def _add(self, block: Block, piece: str, delta: EventDelta, *, begins: bool = False) -> list[MessagesEvent]:
         events: list[MessagesEvent] = []

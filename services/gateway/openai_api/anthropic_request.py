@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import chat_messages, parameters
+from services.gateway.http_api import chat_messages, parameters, service_tiers
 from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ChosenTools, ImageUrl, JsonObject, TextPart
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
@@ -139,6 +139,8 @@ class MessagesBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: Nothing is edited, and the answer says so.
     context_management: JsonObject | None = None
     stream: bool = False
+    #: "flex" runs behind live requests, at the price of batches.
+    service_tier: str | None = None
 
     @property
     def shows_thoughts(self) -> bool:
@@ -190,6 +192,7 @@ def to_request(body: MessagesBody) -> InferenceRequest:
         tool_choice=tool_choice,
         parallel_tool_calls=body.parallel_calls,
         reasoning_effort=body.effort,
+        flex=service_tiers.wants_flex(body.service_tier),
     )
 
 

@@ -234,7 +234,8 @@ class ChatFormat(response_formats.AnswerFormat):
             for index, reason in enumerate(response_formats.reasons(result, len(self._gathered)))
         )
         return ChatCompletion(
-            self._id, about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint, x_aimesh=served_by(result)
+            *(self._id, about.created, about.model, choices, ChatUsage.of(result.usage), about.fingerprint, about.service_tier),
+            x_aimesh=served_by(result),
         )
 
     def _beginning(self, index: int) -> list[ChunkChoice]:
@@ -246,7 +247,7 @@ class ChatFormat(response_formats.AnswerFormat):
     def _chunk(self, choices: tuple[ChunkChoice, ...], usage: ChatUsage | None = None) -> ChatChunk:
         about = self.about
         shown_usage = usage if self._include_usage else msgspec.UNSET
-        return ChatChunk(self._id, about.created, about.model, choices, shown_usage, about.fingerprint)
+        return ChatChunk(self._id, about.created, about.model, choices, shown_usage, about.fingerprint, about.service_tier)
 
 
 class _GatheredChat:

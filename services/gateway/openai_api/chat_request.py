@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import chat_messages, parameters
+from services.gateway.http_api import chat_messages, parameters, service_tiers
 from services.gateway.http_api.chat_messages import (
     OF_TOOLS,
     ChatBodyMessage,
@@ -66,6 +66,8 @@ class SamplingBody(SamplingOptions, frozen=True, kw_only=True, forbid_unknown_fi
     seed: Seed | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    #: "flex" runs behind live requests, at the price of batches.
+    service_tier: str | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -166,6 +168,7 @@ def sampled_request(body: SamplingBody) -> InferenceRequest:
         stop=(body.stop,) if isinstance(body.stop, str) else body.stop or (),
         logit_bias=biases,
         format=_guide(body),
+        flex=service_tiers.wants_flex(body.service_tier),
     )
 
 

@@ -44,6 +44,8 @@ class Completion(msgspec.Struct, frozen=True):
     #: As in ``ChatChunk``.
     usage: ChatUsage | msgspec.UnsetType | None = msgspec.UNSET
     system_fingerprint: str = ""
+    #: Only of a flex request.
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET
     object: str = "text_completion"
     #: As in ``ChatChunk``.
     x_aimesh: ShownServedBy = msgspec.UNSET
@@ -125,7 +127,7 @@ class CompletionFormat(AnswerFormat):
 
     def _completion(self, choices: tuple[CompletionChoice, ...], usage: ChatUsage | msgspec.UnsetType | None) -> Completion:
         about = self.about
-        return Completion(f"cmpl-{about.request_id.hex}", about.created, about.model, choices, usage, about.fingerprint)
+        return Completion(f"cmpl-{about.request_id.hex}", about.created, about.model, choices, usage, about.fingerprint, about.flex)
 
 
 class _GatheredCompletion:

@@ -7,7 +7,7 @@ from typing import Literal, cast
 import msgspec
 
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import answer_delivery, parameters
+from services.gateway.http_api import answer_delivery, parameters, service_tiers
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.tolerant_json import BodyDialect
@@ -27,6 +27,8 @@ class EmbeddingBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     encoding_format: Literal["float", "base64"] = "float"
     #: Cut vectors to this many numbers and normalize them again.
     dimensions: Dimensions | None = None
+    #: "flex" runs behind live requests, at the price of batches.
+    service_tier: str | None = None
 
 
 DIALECT = BodyDialect("embeddings", EmbeddingBody, parameters.EMBEDDINGS)
@@ -49,6 +51,8 @@ class EmbeddingList(msgspec.Struct, frozen=True):
     model: ModelName
     usage: EmbeddingUsage
     object: str = "list"
+    #: Only of a flex request.
+    service_tier: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class OpenAiEmbeddings:
@@ -65,13 +69,15 @@ class OpenAiEmbeddings:
         body = await call.read(DIALECT)
         encoded, result = await answer_delivery.embed(self._runs, call, to_request(body), partial(encode, body))
         usage = EmbeddingUsage(result.prompt_tokens, result.prompt_tokens)
-        await call.answer(EmbeddingList(cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, usage))
+        tier = service_tiers.FLEX if result.flex else msgspec.UNSET
+        await call.answer(EmbeddingList(cast("tuple[EmbeddingObject, ...]", tuple(encoded)), result.model, usage, service_tier=tier))
 
 
 def to_request(body: EmbeddingBody) -> EmbeddingRequest:
     """Convert the request. Raises BadField for texts or lists among token ids."""
     try:
-        return EmbeddingRequest(embedding.separate_inputs(body.input), body.model, body.dimensions)
+        inputs, flex = embedding.separate_inputs(body.input), service_tiers.wants_flex(body.service_tier)
+        return EmbeddingRequest(inputs, body.model, body.dimensions, flex=flex)
     except ValueError as error:
         raise BadField("input", str(error)) from error
 

@@ -109,7 +109,7 @@ class OpenAiRoutes:
             await self._answer(call, requests[0], form, stream=body.stream)
             return
         repeats = _parts(answer_delivery.read_repeat(call), requests)
-        ends_at = time.monotonic() + self._runs.most_seconds
+        ends_at = time.monotonic() + self._runs.longest(flex=requests[0].flex)
         if body.stream:
             call.expect_events(form.failed)
         # Without ids: after a lost stream, the caller repeats the request under the same key.

@@ -238,6 +238,7 @@ class ResponsesFormat(AnswerFormat):
             id=f"resp_{about.request_id.hex}",
             created_at=about.created,
             status=status,
+            service_tier=about.service_tier,
             store=self.is_stored,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import chat_messages, parameters
+from services.gateway.http_api import chat_messages, parameters, service_tiers
 from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ImageUrl, JsonObject, RefusalPart, WrittenContent
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import chat_request, response_tools
@@ -243,6 +243,8 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     store: bool = True
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
+    #: "flex" runs behind live requests, at the price of batches.
+    service_tier: str | None = None
 
     @property
     def effort(self) -> ReasoningEffort | None:
@@ -306,6 +308,7 @@ def to_request(body: ResponseBody) -> InferenceRequest:
         tool_choice=tool_choice,
         reasoning_effort=body.effort,
         conversation_id=chat_request.named_conversation(body.metadata),
+        flex=service_tiers.wants_flex(body.service_tier),
     )
 
 

@@ -200,8 +200,8 @@ WHERE request_id IN (
 WITH claims AS (
     SELECT * FROM unnest(
         $1::uuid[], $2::text[], $3::integer[], $4::text[], $5::bigint[], $6::text[], $7::integer[], $8::text[], $9::text[],
-        $10::text[]
-    ) AS row (request_id, worker, delivered_before, model, price_id, route, route_version, variant, target, provider)
+        $10::text[], $11::boolean[]
+    ) AS row (request_id, worker, delivered_before, model, price_id, route, route_version, variant, target, provider, is_batch)
 ),
 free AS (
     SELECT request_id FROM reservations
@@ -212,7 +212,7 @@ UPDATE reservations AS held
 SET workers = held.workers || claims.worker::varchar, delivered_before = claims.delivered_before, claimed_at = now(),
     model = claims.model, price_id = claims.price_id,
     route = claims.route, route_version = claims.route_version, variant = claims.variant, target = claims.target,
-    provider = claims.provider
+    provider = claims.provider, is_batch = claims.is_batch
 FROM claims JOIN free USING (request_id)
 WHERE held.request_id = claims.request_id
 RETURNING held.request_id;
@@ -220,7 +220,7 @@ RETURNING held.request_id;
 -- name: list_overdue
 -- List open reservations whose lease has expired for longer than a grace period, oldest first.
 SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, held_tokens, gateway, created_at, lease_until,
-    workers, delivered_before, claimed_at, route, route_version, variant, target, provider
+    workers, delivered_before, claimed_at, route, route_version, variant, target, provider, is_batch
 FROM reservations
 WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)
 ORDER BY lease_until
@@ -258,7 +258,7 @@ SELECT owner FROM done;
 -- name: list_prices
 -- List the current prices.
 SELECT DISTINCT ON (model) id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro,
-    allowance_weight, since
+    allowance_weight, since, batch_percent
 FROM prices
 WHERE since <= now()
 ORDER BY model, since DESC, id DESC;
@@ -266,7 +266,7 @@ ORDER BY model, since DESC, id DESC;
 -- name: list_price_history
 -- List all prices ever set, newest first.
 SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro,
-    allowance_weight, since
+    allowance_weight, since, batch_percent
 FROM prices
 ORDER BY since DESC, id DESC
 LIMIT 1000;
@@ -274,14 +274,16 @@ LIMIT 1000;
 -- name: find_price
 -- Find a price by its number.
 SELECT id, model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro,
-    allowance_weight, since
+    allowance_weight, since, batch_percent
 FROM prices
 WHERE id = $1;
 
 -- name: add_price
 -- Set a price as of now.
-INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, allowance_weight)
-VALUES ($1, $2, $3, $4, $5, $6);
+INSERT INTO prices (
+    model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, allowance_weight, batch_percent
+)
+VALUES ($1, $2, $3, $4, $5, $6, $7);
 
 -- name: ensure_default_price
 -- Insert the default price from the settings if there is none.

@@ -58,6 +58,11 @@ class Asked(ABC, Generic[Request, Call]):
     key_use: KeyUse | None = None
     #: As workers may see it; empty before ``validate``, and for a conversion.
     content: Sequence[Any] = ()
+    #: Whether it may run behind live requests, and as the caller wants it (``InferenceRequest.flex``).
+    may_be_batch: ClassVar[bool] = False
+    wants_flex: bool | None = None
+    #: See ``WorkerRequirements``. The admission decides it first.
+    is_batch = False
     #: These two: see ``Plan``.
     answer_guard: AnswerGuard | None = None
     moderation: Moderation | None = None
@@ -82,7 +87,7 @@ class Asked(ABC, Generic[Request, Call]):
 
 class AskedPrompt(Asked[InferenceRequest, ProcessPrompt]):
     labels = gateway.process_inference_request.name.partition(".")[2], "chat"
-    wants_answer = True
+    wants_answer = may_be_batch = True
 
     def __init__(self, request: InferenceRequest, key_use: KeyUse | None, moderate: Moderate) -> None:
         """``key_use``: its seed, model and guardrails make the answer reproducible. ``moderate``: as a policy wants it."""
@@ -90,6 +95,7 @@ class AskedPrompt(Asked[InferenceRequest, ProcessPrompt]):
         self.has_tools, self.has_format = bool(request.tools), request.format is not None
         self.answers = request.n or 1
         self.key_use = key_use
+        self.wants_flex = request.flex
         self._moderate = moderate
         self._salt = ""
 
@@ -136,7 +142,7 @@ class AskedPrompt(Asked[InferenceRequest, ProcessPrompt]):
         limit = record.most_answer_tokens if is_open_ended else record.held.max_tokens
         sampling = dict(zip(_SAMPLED, _sampling_of(self.request), strict=True)) | {"max_tokens": limit}
         config = inference.ModelConfig(**sampling, model=target.model)
-        return ProcessPrompt(tuple(self.content), config, request_id, self._salt, open_ended=is_open_ended)
+        return ProcessPrompt(tuple(self.content), config, request_id, self._salt, open_ended=is_open_ended, batch=self.is_batch)
 
 
 class AskedTexts(Asked[Request, Call]):
@@ -151,12 +157,17 @@ class AskedTexts(Asked[Request, Call]):
 
 class AskedEmbedding(AskedTexts[EmbeddingRequest, Embed]):
     labels = embedding.request_embeddings.name.partition(".")[2], "embeddings"
+    may_be_batch = True
+
+    def __init__(self, request: EmbeddingRequest, *, forbids_external: bool) -> None:
+        super().__init__(request, forbids_external=forbids_external)
+        self.wants_flex = request.flex
 
     async def validate(self) -> Admitted:
         return request_validation.admit_texts(self.request)
 
     def call(self, target: ServingTarget, request_id: RequestId, record: AdmissionRecord) -> Embed:
-        return Embed(target.model, tuple(self.content), request_id, self.request.dimensions)
+        return Embed(target.model, tuple(self.content), request_id, self.request.dimensions, batch=self.is_batch)
 
 
 class AskedRanking(AskedTexts[RankingRequest, Embed]):

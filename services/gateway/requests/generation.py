@@ -193,7 +193,12 @@ class Generation:
     @property
     def is_preemptible(self) -> bool:
         """Return whether its worker may be taken away without a loss."""
-        return self._answers > 0 and self.can_resume and self._finish is None
+        return self._answers > 0 and self.may_continue
+
+    @property
+    def may_continue(self) -> bool:
+        """Return whether it has something left to do, which another worker can do."""
+        return self.can_resume and self._finish is None
 
     @property
     def processed_tokens(self) -> tuple[int, int] | None:
@@ -236,7 +241,7 @@ class Generation:
         return self._find()
 
     def preempted(self) -> FindWorker:
-        """Another tenant needs the slot of the current worker."""
+        """Another tenant, or a live request, needs the slot of the current worker."""
         return self._find()
 
     def over_budget(self) -> Failed:

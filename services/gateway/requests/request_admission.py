@@ -4,6 +4,7 @@ Each step is a function. What the steps find is in the ``AdmissionRecord`` of th
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,9 @@ from shared.api.auth import Principal
 from shared.telemetry import Metrics, logs, tracing
 from shared.types import ModelName, Role
 
+#: Between the end of a wait and the caller's deadline.
+_ANSWER_SECONDS = 1.0
+
 _log = logs.get(part="admission")
 
 
@@ -46,9 +50,17 @@ class RequestAdmission:
     read_guardrails: Callable[[int, Principal], Awaitable[Guardrails]]
     metrics: Metrics
 
-    async def admit(self, run: Run, asked: Asked[Any, Call], seconds: float) -> Plan[Call]:
+    def decide_batch(self, run: Run, asked: Asked[Any, Any]) -> bool:
+        """Decide whether the request runs behind live ones. Call it before ``admit``. Raises PolicyForbidden."""
+        if asked.may_be_batch:
+            config, principal = self.search.source.config, run.principal
+            plan = tiers.plan_of(config.limits.plans, principal.tier)
+            asked.is_batch = run.admission.is_batch = config.policies.of(principal).runs_as_batch(asked.wants_flex, plan.flex)
+        return asked.is_batch
+
+    async def admit(self, run: Run, asked: Asked[Any, Call], seconds: float, *, most_held: float) -> Plan[Call]:
         """Return a call for each target; for a request that another gateway began, only for the model that began it, if it is one of them.
-        Raises what the steps raise, in their order."""
+        ``most_held``: the longest time of compute to hold credits for. Raises what the steps raise, in their order."""
         record, search = run.admission, self.search
         caller = await self._read_caller(run.principal, asked)
         admitted = await asked.validate()
@@ -79,9 +91,17 @@ class RequestAdmission:
             placement=caller.policy.placement,
             has_images=record.images > 0,
             takes_slot=asked.takes_slot,
+            batch=asked.is_batch,
+            # It is told before its caller gives up.
+            most_wait_seconds=max(0.0, seconds - _ANSWER_SECONDS) if asked.is_batch else math.inf,
         )
-        bounds = _bounds(record, choice, seconds, max_tokens, asked.answers)
-        choice = await self._reserve(run, choice, needs, limits, bounds)
+        record.held_seconds = min(seconds, most_held) if asked.is_batch else math.inf
+        bounds = _bounds(record, choice, min(seconds, most_held), max_tokens, asked.answers)
+        if needs.takes_slot:
+            self._ensure_capacity(choice.requirements(needs))
+        await self._count(run, needs, limits, seconds + self.search.dispatch.longest_start_seconds(tuple(bounds.prompt_tokens)))
+        if needs.takes_slot:
+            choice = await self._reserve(run, choice, bounds)
         calls = choice.calls(needs, partial(asked.call, request_id=run.request_id, record=record))
         return Plan(choice, calls, asked.answers, asked.answer_guard, asked.moderation)
 
@@ -117,17 +137,9 @@ class RequestAdmission:
             return most
         return max(1, min(most, (limit - record.likely_prompt_tokens) // asked.answers))
 
-    async def _reserve(
-        self, run: Run, choice: TargetChoice, needs: WorkerRequirements, limits: Sequence[RequestLimit], bounds: CostBounds
-    ) -> TargetChoice:
-        """Check for capacity at one target, count the request against the limits, and reserve its maximum cost. Return the targets that the
-        credits cover. Raises Overloaded, Limited or TokensTooLarge, BudgetExhausted or LedgerUnavailable, or NotReachable, in this
-        order."""
-        if needs.takes_slot:
-            self._ensure_capacity(choice.requirements(needs))
-        await self._count(run, needs, limits, bounds)
-        if not needs.takes_slot:
-            return choice
+    async def _reserve(self, run: Run, choice: TargetChoice, bounds: CostBounds) -> TargetChoice:
+        """Reserve the maximum cost. Return the targets that the credits cover. Raises BudgetExhausted or LedgerUnavailable, or
+        NotReachable."""
         with tracing.span("ledger.reserve"):
             run.admission.held = await self.search.ledger.reserve(run.principal, run.request_id, bounds)
         return choice.affordable(run.admission.held)
@@ -146,10 +158,9 @@ class RequestAdmission:
             else:
                 return
 
-    async def _count(self, run: Run, needs: WorkerRequirements, limits: Sequence[RequestLimit], bounds: CostBounds) -> None:
-        """Count the request against the limits. Raises Limited or TokensTooLarge."""
+    async def _count(self, run: Run, needs: WorkerRequirements, limits: Sequence[RequestLimit], seconds: float) -> None:
+        """Count the request, which ends after so many seconds, against the limits. Raises Limited or TokensTooLarge."""
         tier, tokens = run.principal.tier, needs.prompt_tokens + needs.max_tokens
-        seconds = bounds.seconds + self.search.dispatch.longest_start_seconds(tuple(bounds.prompt_tokens))
         try:
             with tracing.span("ratelimit.acquire"):
                 run.admission.limit_usage = await self.quotas.spend(
@@ -196,4 +207,5 @@ def _bounds(record: AdmissionRecord, choice: TargetChoice, seconds: float, max_t
         seconds=seconds,
         priced_as=ModelName(choice.route.name) if choice.route is not None and choice.route.has_own_price else None,
         holds=tuple(hold for target in choice.targets if (hold := choice.find_hold(target, usages[target.model])) is not None),
+        is_batch=record.is_batch,
     )

@@ -65,6 +65,10 @@ class Run:
 
     # --- facts, in their order ----------------------------------------------------------------------------------------
 
+    def allowed(self, seconds: float) -> None:
+        """It may take so long."""
+        self._seconds = seconds
+
     def admitted(self, plan: Plan[Any], answer: Answer) -> AnswerHead:
         self.plan, self.answer = plan, answer
         # If moderation holds it, the caller gets nothing before the end, and doesn't pay for an answer that can't be checked.
@@ -79,6 +83,7 @@ class Run:
             route if route is None or plan.choice.shows_target else replace(route, variant=None),
             self.admission.limit_usage.tightest,
             self.clamped_to,
+            is_flex=self.admission.is_batch,
         )
         return self.head
 
@@ -216,6 +221,7 @@ class Run:
         # Waiting in the queue is free. A request that joined another's answer has no worker: count from its first item.
         joined = 0.0 if claims or self.first_item_at is None else now - self.first_item_at
         computed = joined + sum([claim.seconds for _, claim in claims])
+        computed = min(computed, self.admission.held_seconds)
         cost, covered = price.settle(usage, computed, self.admission.held.plan_tokens)
         return cost, _FREE, covered
 

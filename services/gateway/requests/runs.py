@@ -56,6 +56,8 @@ from shared.types import ModelName, RequestStatus, Role
 #: How long before its deadline an answer that is not streamed ends, so that its caller gets what there is instead of an error; less if the
 #: caller has less time than ten times as much.
 DEADLINE_MARGIN_SECONDS, DEADLINE_MARGIN_SHARE = 1.0, 0.1
+#: How long a request behind live ones may take in all, its waits included.
+BATCH_SECONDS = 3600.0
 #: How long a request waits for one check by a moderation model.
 CHECK_SECONDS = 30.0
 
@@ -110,6 +112,10 @@ class Runs:
         self._cache_only_when_asked = cache_only_when_asked
         self.clock = admission.search.clock
         self._ended = EndedRequests(admission.metrics, observers)
+
+    def longest(self, *, flex: bool | None) -> float:
+        """Return how long a request may take; see ``InferenceRequest.flex``."""
+        return max(self.most_seconds, BATCH_SECONDS) if flex else self.most_seconds
 
     def waiting(self) -> Iterator[WaitingRequest]:
         """Yield the prompts that have no text yet."""
@@ -247,7 +253,8 @@ class Runs:
             caller.bound(hold, extend, whole_until=self._whole_until(run, seconds) if is_whole else None)
         responses: ResponseCache | None = None
         use = NO_USE
-        if config.is_deterministic or target_call.target.cache_seconds is not None:
+        # A live request must not wait for the same one behind others.
+        if (config.is_deterministic or target_call.target.cache_seconds is not None) and not requirements.batch:
             use = self._plan_cache(cache, config, target_call.target, key_use)
             responses = self._responses if use else None
         # Cached and idempotent answers have several readers and run ahead of them; an unstreamed answer is read at its end.
@@ -424,7 +431,11 @@ class Runs:
         try:
             try:
                 with tracing.span("inference", {REQUEST_ID: str(run.request_id)}):
-                    plan = await self._admission.admit(run, asked, seconds)
+                    if self._admission.decide_batch(run, asked) and seconds == self.most_seconds:
+                        # Its caller has no deadline.
+                        seconds = self.longest(flex=True)
+                        run.allowed(seconds)
+                    plan = await self._admission.admit(run, asked, seconds, most_held=self.most_seconds)
                     answer = new_answer(plan, run.admission)
                     reader.begin(run.admitted(plan, answer))
                     await caller.finish(await self._first_to_answer(caller, plan, start, seconds))
@@ -495,7 +506,10 @@ class Runs:
         if (price := run.admission.held.prices.get(target.model)) is not None:
             delivered = delivered_tokens if is_paced else 0
             self._ledger.record_claim(
-                WorkerClaim(run.request_id, claim.worker.node, delivered, target.model, price.id, target.route, claim.provider)
+                WorkerClaim(
+                    *(run.request_id, claim.worker.node, delivered, target.model, price.id, target.route, claim.provider),
+                    is_batch=run.admission.is_batch,
+                )
             )
 
 
@@ -516,12 +530,16 @@ def _result(run: Run, answer: TextAnswer) -> InferenceResult:
         cached=run.cached,
         target=route.target if route is not None and plan.choice.shows_target else None,
         stop_sequence=end.stop_sequence,
+        flex=run.admission.is_batch,
     )
 
 
 def _vector_result(run: Run, answer: VectorAnswer) -> EmbeddingResult:
     assert run.plan is not None
-    return EmbeddingResult(run.request_id, run.plan.choice.model, answer.dimensions, run.usage.prompt_tokens, run.response_time_ms)
+    return EmbeddingResult(
+        *(run.request_id, run.plan.choice.model, answer.dimensions, run.usage.prompt_tokens, run.response_time_ms),
+        flex=run.admission.is_batch,
+    )
 
 
 def _keyed(key: str, principal: Principal, request: InferenceRequest | EmbeddingRequest, repeat: RepeatedRequest) -> IdempotentRequest:

@@ -1,6 +1,5 @@
 """The models that may serve a request, what is sent to each, and the workers that it has tried."""
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Generic, TypeVar
@@ -202,7 +201,9 @@ class TargetChoice(msgspec.Struct, frozen=True):
         spill = None if self.route is None else self.route.spill_after_seconds
         return (
             *(
-                msgspec.structs.replace(common, model=model, has_alternative=True, most_wait_seconds=math.inf if spill is None else spill)
+                msgspec.structs.replace(
+                    common, model=model, has_alternative=True, most_wait_seconds=common.most_wait_seconds if spill is None else spill
+                )
                 for model in others
             ),
             msgspec.structs.replace(common, model=last),

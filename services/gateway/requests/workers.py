@@ -24,6 +24,7 @@ from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import RetryBudget
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors, spans
+from shared.api.generation import GenerationEnd
 from shared.api.inference import ProcessPrompt, PromptAccepted
 from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcClient, RpcReply
@@ -33,6 +34,8 @@ from shared.types import NodeId
 
 #: Fail over if a live worker sends nothing for this long in a started answer.
 STALL_SECONDS = 15.0
+#: Workers wait 10 minutes before they end a request for live ones, and a request of a batch takes an hour at most.
+MOST_MADE_WAY = 6
 
 #: Counts a retry by kind and outcome.
 Count = Callable[[str, str], object]
@@ -102,6 +105,8 @@ class _RunningWork:
     preempted_at: float = float("-inf")
     #: It waits because it was preempted.
     is_preempted: bool = False
+    #: How often a worker has ended it for live requests.
+    made_way: int = 0
     #: What runs on the worker now.
     reply: RpcReply[Any, Any] | None = None
 
@@ -217,6 +222,9 @@ class _RunningWork:
                         claim.record_tokens(*core.processed_tokens)
             outcome = "answered"
         except errors.AimeshError as error:
+            if isinstance(error, errors.Preempted) and self.requirements.batch and core.may_continue and self.made_way < MOST_MADE_WAY:
+                # Only the worker knows when live requests need it.
+                self.is_preempted, self.made_way = True, self.made_way + 1
             outcome = "preempted" if self.is_preempted else "failed"
             step = self._fail(claim, error)
         finally:
@@ -247,6 +255,8 @@ class _RunningWork:
 
     def _end(self, claim: Claim, end: End) -> Done:
         done, dispatch, node = self.core.ended(end), self.workers.dispatch, claim.worker.node
+        if self.requirements.batch and isinstance(end, GenerationEnd) and end.computed_seconds is not None:
+            claim.most_seconds = max(0.0, end.computed_seconds)
         if done.has_wrong_counts:
             self.workers.flag(node)
             quarantined = dispatch.worker_stats.dishonest_workers.strike(node, dispatch.clock())

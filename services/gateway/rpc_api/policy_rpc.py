@@ -25,6 +25,7 @@ from shared.config_documents import (
     MESH_POLICY,
     ORGANIZATION_POLICY,
     ConfigKind,
+    Flex,
     GuardDocument,
     Machines,
     ModerationRule,
@@ -210,6 +211,11 @@ def explain(policy: Policy) -> Iterator[api.PolicyRule]:
         yield api.PolicyRule(name, "any" if rule.value is None else amounts.written(rule.value), (rule.level,))
     yield api.PolicyRule("show_targets", "yes" if policy.show_targets.value else "no", (policy.show_targets.level,))
     yield api.PolicyRule("store_items", "yes" if policy.store_items.value else "no", (policy.store_items.level,))
+    flex = "allowed" if policy.live.value else Flex.ONLY
+    closed = () if policy.live.value else (policy.live.level,)
+    if not policy.flex.value:
+        flex, closed = Flex.NEVER if policy.live.value else "none", (*closed, policy.flex.level)
+    yield api.PolicyRule("flex", flex, closed or (policy.flex.level,))
     for place, scan in (("prompt", policy.guard.prompt), ("answer", policy.guard.answer)):
         for kind, action in scan.actions.items():
             yield api.PolicyRule(f"guard.{place}.{kind}", action.value, (scan.levels[kind],))

@@ -93,7 +93,7 @@ class Dispatch:
     @property
     def waiting(self) -> int:
         """Return the number of requests queued at this gateway."""
-        return sum(sum(model_queue.queue.local.values()) for model_queue in self._queues.values())
+        return sum(sum(model_queue.queue.local.values()) + len(model_queue.batch) for model_queue in self._queues.values())
 
     @property
     def has_waiting(self) -> bool:
@@ -102,8 +102,12 @@ class Dispatch:
 
     @property
     def waiting_anywhere(self) -> int:
-        """Return the number of requests queued at all gateways, as far as known."""
+        """Return the number of live requests queued at all gateways, as far as known."""
         return sum(len(model_queue.queue) for model_queue in self._queues.values())
+
+    def _waiting_with(self, requirements: WorkerRequirements) -> int:
+        """Return how many requests share the queue's room with one: those of batches take none of the live ones'."""
+        return sum(len(model_queue.batch) for model_queue in self._queues.values()) if requirements.batch else self.waiting_anywhere
 
     def oldest_wait(self, model: ModelName) -> float:
         """Return how long this gateway's oldest waiting request has waited, in seconds."""
@@ -118,13 +122,13 @@ class Dispatch:
     def claim_now(self, requirements: WorkerRequirements) -> Claim | None:
         """Claim a worker if the queue is empty and one has capacity. Raises NotReachable if no worker can run the request."""
         model_queue = self.model_queue(requirements.model)
-        if model_queue.queue and requirements.takes_slot:
+        if model_queue.ahead_of(requirements) and requirements.takes_slot:
             return None
         candidate = worker_choice.choose_worker(requirements, self._workers.list_eligible(requirements), self._rng)
         if candidate is None or not requirements.takes_slot:
             return None if candidate is None else self._new_claim(requirements, candidate, 0.0)
         charged = model_queue.cost(requirements)
-        model_queue.queue.pass_by(requirements.limited_as, charged)
+        model_queue.of(requirements).pass_by(requirements.limited_as, charged)
         return self._claim(requirements, candidate, charged)
 
     async def find(self, requirements: WorkerRequirements) -> AsyncGenerator[str | Claim]:
@@ -162,7 +166,7 @@ class Dispatch:
             self._check_bounds(model_queue, requirements, 1)
         except errors.Overloaded:
             # Workers may have arrived or become free since the last check.
-            if not model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
+            if not model_queue.of(requirements).has_waiting(requirements.limited_as, requirements.kind):
                 candidates = self._workers.list_eligible(requirements)
                 if worker_choice.choose_worker(requirements, candidates, self._rng) is not None:
                     return
@@ -188,7 +192,7 @@ class Dispatch:
         found = self._queues.get(model)
         if found is None:
             if len(self._queues) >= _MAX_QUEUES:
-                self._queues = {name: model_queue for name, model_queue in self._queues.items() if model_queue.queue}
+                self._queues = {name: model_queue for name, model_queue in self._queues.items() if len(model_queue)}
                 self._peers = {name: peers for name, peers in self._peers.items() if name in self._queues}
                 self._workers.forget_room()
             found = self._queues[model] = ModelQueue()
@@ -199,7 +203,7 @@ class Dispatch:
     def give_up(self, pool: str, reason: str, seconds: float) -> None:
         """Refuse what waits for a worker of the pool, and new requests for ``seconds``, unless one becomes ready."""
         self.worker_stats.starts.give_up(pool, reason, self.clock() + seconds)
-        for model in [model for model, model_queue in self._queues.items() if model_queue.queue]:
+        for model in [model for model, model_queue in self._queues.items() if model_queue]:
             self._refuse_unservable(model)
 
     def longest_start_seconds(self, models: Iterable[ModelName]) -> float:
@@ -267,7 +271,7 @@ class Dispatch:
         """Return a request of each tenant that has waited too long, here or for a slot at a worker, and holds less than its share."""
         found: dict[TenantId, tuple[NodeId | None, _Waiter | None]] = {}
         for claim in self._claims.get(model, ()):
-            if not claim.has_started and self.clock() - claim.asked_at >= preemption.WAIT_SECONDS:
+            if not claim.requirements.batch and not claim.has_started and self.clock() - claim.asked_at >= preemption.WAIT_SECONDS:
                 found.setdefault(claim.tenant, (claim.worker.node, None))
         for waiter in self.model_queue(model).queue.turns(only_local=True):
             assert isinstance(waiter, _Waiter)
@@ -283,7 +287,8 @@ class Dispatch:
         if waiter is not None:
             with suppress(errors.NotReachable):
                 free = {candidate.node: candidate.capacity.free for candidate in self._workers.list_eligible(waiter.requirements)}
-        claims = preemption.choose(tenant, free, self._claims.get(model, ()), self._held(model), self.clock())
+        live = [claim for claim in self._claims.get(model, ()) if not claim.requirements.batch]
+        claims = preemption.choose(tenant, free, live, self._held(model), self.clock())
         for claim in claims:
             claim.preempt()
             self._end_claim(claim, model)
@@ -299,24 +304,23 @@ class Dispatch:
         return self._peers[model].count_held(self._held_here(model))
 
     def _held_here(self, model: ModelName) -> Counter[TenantId]:
-        return Counter(claim.tenant for claim in self._claims.get(model, ()) if claim.has_started)
+        return Counter(claim.tenant for claim in self._claims.get(model, ()) if claim.has_started and not claim.requirements.batch)
 
     # --- the queue ----------------------------------------------------------------------------------------------------
 
     def _enter(self, requirements: WorkerRequirements) -> _Waiter:
         """Add a request to the queue. Raises NotReachable and Overloaded immediately."""
         model_queue, waiter = self.model_queue(requirements.model), _Waiter(requirements, self.clock())
-        urgent = requirements.is_urgent
-        is_new = not urgent and not requirements.is_preempted
-        if is_new and model_queue.queue.has_waiting(requirements.limited_as, requirements.kind):
+        queue, urgent, is_new = model_queue.of(requirements), requirements.is_urgent, not requirements.is_again
+        if is_new and queue.has_waiting(requirements.limited_as, requirements.kind):
             # If a request of the same kind waits, no worker has room: refuse a flood before the expensive steps.
             self._check_bounds(model_queue, requirements, 1)
         candidates = self._workers.list_eligible(requirements)
-        model_queue.queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.kind)
-        if requirements.is_preempted:
-            model_queue.queue.move_to_front(waiter)
+        queue.enter(requirements.limited_as, waiter, model_queue.cost(requirements), urgent=urgent, kind=requirements.kind)
+        if not (is_new or urgent):
+            queue.move_to_front(waiter)
         # Queued requests found no free slot, so room found now suits only this request, unless it was left to another gateway's request.
-        is_first = urgent or len(model_queue.queue) == sum(model_queue.queue.local.values())
+        is_first = urgent or model_queue.ahead_of(requirements) == sum(queue.local.values())
         if is_first and self._begin(waiter, candidates):
             return waiter
         model_queue.slots = sum(candidate.capacity.slots for candidate in candidates)
@@ -324,14 +328,14 @@ class Dispatch:
             if is_new:
                 self._check_bounds(model_queue, requirements, 0)
         except errors.Overloaded:
-            model_queue.queue.leave(waiter)
+            queue.leave(waiter)
             raise
         self._measure(requirements.model)
         return waiter
 
     def _check_bounds(self, model_queue: ModelQueue[QueuedRequest], requirements: WorkerRequirements, more: int) -> None:
         start_seconds = None if model_queue.slots else self._start_seconds(requirements)
-        self._rules.check_bounds(model_queue, requirements, self.waiting_anywhere, more, start_seconds=start_seconds)
+        self._rules.check_bounds(model_queue, requirements, self._waiting_with(requirements), more, start_seconds=start_seconds)
 
     def _start_seconds(self, requirements: WorkerRequirements) -> float | None:
         """Return the usual rest of the start that the request waits for; None if it waits for no start."""
@@ -368,7 +372,7 @@ class Dispatch:
         if waiter.outcome.done() and isinstance(claim := waiter.outcome.result(), Claim):
             claim.release()
         else:
-            self.model_queue(waiter.requirements.model).queue.leave(waiter)
+            self.model_queue(waiter.requirements.model).of(waiter.requirements).leave(waiter)
             self._measure(waiter.requirements.model)
 
     def _measure(self, model: ModelName) -> None:
@@ -389,7 +393,7 @@ class Dispatch:
                     _log.warning("worker ejected", worker=node, model=model, seconds=seconds, code=errors.code_of(error))
             case Charged(cost, answer_tokens):
                 model_queue = self.model_queue(model)
-                model_queue.queue.charge(claim.tenant, cost)
+                model_queue.of(claim.requirements).charge(claim.tenant, cost)
                 if answer_tokens is not None:
                     model_queue.record_length(answer_tokens)
                 if model_queue.queue:
@@ -397,7 +401,7 @@ class Dispatch:
                     self.on_change()
             case Released(seconds):
                 self._end_claim(claim, model)
-                if seconds is not None:
+                if not claim.requirements.batch and seconds is not None:
                     self.model_queue(model).record_duration(seconds)
                 self._reassign(node)
 
@@ -406,12 +410,12 @@ class Dispatch:
         del self._claims[model][claim]
         if not self._claims[model]:
             del self._claims[model]
-        self.worker_stats.occupancy.end(node, model)
+        self.worker_stats.occupancy.end(node, model, self.clock(), is_batch=claim.requirements.batch)
         self._without_slot.release(node, model, claim)
 
     def _reassign(self, freed: NodeId) -> None:
         # The worker's other models may be waiting for it, too.
-        for name in [name for name, model_queue in self._queues.items() if model_queue.queue]:
+        for name in [name for name, model_queue in self._queues.items() if model_queue]:
             self._assign_slots(name, freed=freed)
 
     def _begin(self, waiter: _Waiter, candidates: Sequence[Candidate]) -> bool:
@@ -420,7 +424,7 @@ class Dispatch:
             requirements, now = waiter.requirements, self.clock()
             model_queue = self.model_queue(requirements.model)
             charged = model_queue.cost(requirements)
-            model_queue.queue.dequeue(waiter, charged)
+            model_queue.of(requirements).dequeue(waiter, charged)
             claim = self._claim(requirements, candidate, charged, waited_seconds=now - waiter.entered_at)
             claim.start_wait_seconds = 0.0 if waiter.start_wait_began_at is None else now - waiter.start_wait_began_at
             waiter.outcome.set_result(claim)
@@ -432,7 +436,7 @@ class Dispatch:
         self._metrics.queue_wait_seconds.labels(requirements.model).observe(waited_seconds)
         claim = self._new_claim(requirements, candidate, charged, waited_seconds)
         if requirements.takes_slot:
-            self.worker_stats.occupancy.begin(candidate.node, requirements.model)
+            self.worker_stats.occupancy.begin(candidate.node, requirements.model, is_batch=requirements.batch)
             self._claims.setdefault(requirements.model, {})[claim] = None
         if claim.waits_there:
             self._without_slot.add(candidate.worker.node, requirements.model, claim)
@@ -462,10 +466,10 @@ class Dispatch:
             return
         only_at = freed if is_shared else None
         began = True
-        while began and model_queue.queue and self._has_room(model, model_queue):
+        while began and model_queue and self._has_room(model, model_queue):
             began = False
             full: set[_Kind] = set()
-            for waiter in model_queue.queue.turns():
+            for waiter in model_queue.turns():
                 kind = _kind(waiter.requirements, owners)
                 if kind not in full and (began := self._serve(waiter, only_at)):
                     break
@@ -497,7 +501,7 @@ class Dispatch:
         try:
             return self._begin(waiter, _only(only_at, self._workers.list_eligible(waiter.requirements)))
         except errors.NotReachable as error:
-            self.model_queue(waiter.requirements.model).queue.leave(waiter)
+            self.model_queue(waiter.requirements.model).of(waiter.requirements).leave(waiter)
             waiter.outcome.set_result(error)
             return True
 
@@ -527,7 +531,7 @@ class Dispatch:
         if entry.role is not Role.WORKER:
             return
         self.worker_stats.apply_change(entry, self.clock(), datetime.now(UTC))
-        for model in [model for model, model_queue in self._queues.items() if model_queue.queue]:
+        for model in [model for model, model_queue in self._queues.items() if model_queue]:
             offers = worker_choice.offering(model, self._directory.entries(Role.WORKER), or_soon=True)
             offering = frozenset((worker.node, not worker.why_not, worker.announcement.draining, offer.ready) for worker, offer in offers)
             if offering != self._offering.get(model):
@@ -539,14 +543,14 @@ class Dispatch:
         """Refuse requests that no worker can run any more, instead of letting them wait in vain."""
         model_queue, owners = self.model_queue(model), self._workers.owners()
         verdicts: dict[_Kind, errors.NotReachable | None] = {}
-        for waiter in model_queue.queue.order():
+        for waiter in model_queue.order():
             if not isinstance(waiter, _Waiter):
                 continue
             kind = _kind(waiter.requirements, owners)
             if kind not in verdicts:
                 verdicts[kind] = self._workers.refusal(waiter.requirements)
             if (refusal := verdicts[kind]) is not None:
-                model_queue.queue.leave(waiter)
+                model_queue.of(waiter.requirements).leave(waiter)
                 waiter.outcome.set_result(refusal)
 
 
@@ -558,10 +562,10 @@ def _ignore() -> None: ...
 
 
 #: Requests of one kind may run on the same workers.
-_Kind = tuple[ResumeOrigin | None, frozenset[NodeId], Placement, TenantId | None]
+_Kind = tuple[ResumeOrigin | None, frozenset[NodeId], Placement, TenantId | None, bool]
 
 
 def _kind(requirements: WorkerRequirements, owners: Set[str]) -> _Kind:
     """Group requests by eligible workers; a tenant that owns a worker is its own kind."""
     owner = requirements.tenant if str(requirements.tenant) in owners else None
-    return requirements.origin, requirements.excluded, requirements.placement, owner
+    return requirements.origin, requirements.excluded, requirements.placement, owner, requirements.batch

@@ -229,9 +229,13 @@ UNKNOWN_RETRY_SECONDS = 5.0
 
 @dataclass(slots=True)
 class ModelQueue(Generic[Ticket]):
-    """The queue of one model: its order, its speed, and the notices for waiting callers."""
+    """The queue of one model: its order, its speed, and the notices for waiting callers. Live requests are before those of batches, which
+    have counters of their own, so that a batch costs its tenant no turn of a live request."""
 
+    #: Live requests.
     queue: FairQueue[Ticket] = field(default_factory=FairQueue)
+    #: Only this gateway's: workers announce their free slots to all.
+    batch: FairQueue[Ticket] = field(default_factory=FairQueue)
     #: From the start on a worker to the end; 0 until a request has ended.
     mean_seconds: float = 0.0
     mean_tokens: float = _FIRST_GUESS_TOKENS
@@ -241,6 +245,29 @@ class ModelQueue(Generic[Ticket]):
     looked_at: float = float("-inf")
     _positions: dict[Ticket, int] = field(default_factory=dict)
     _positions_at: float = float("-inf")
+
+    def __len__(self) -> int:
+        return len(self.queue) + len(self.batch)
+
+    def of(self, requirements: WorkerRequirements) -> FairQueue[Ticket]:
+        return self.batch if requirements.batch else self.queue
+
+    def ahead_of(self, requirements: WorkerRequirements) -> int:
+        """Return how many requests wait that a new one may not pass at once."""
+        return len(self) if requirements.batch else len(self.queue)
+
+    def turns(self) -> Iterator[Ticket]:
+        """See ``FairQueue.turns``."""
+        yield from self.queue.turns()
+        yield from self.batch.turns()
+
+    def order(self) -> list[Ticket]:
+        return [*self.queue.order(), *self.batch.order()]
+
+    def position_of_last(self, requirements: WorkerRequirements) -> int:
+        """See ``FairQueue.position_of_last``."""
+        before = len(self.queue) if requirements.batch else 0
+        return before + self.of(requirements).position_of_last(requirements.limited_as)
 
     def cost(self, requirements: WorkerRequirements) -> float:
         """Estimate the cost. The prompt bound counts bytes, of which a token has about four. What was preempted is paid for already."""
@@ -266,18 +293,22 @@ class ModelQueue(Generic[Ticket]):
     def waiting_notice(self, ticket: Ticket, now: float) -> str:
         """Return the notice for a waiting caller; empty until a new request has a position."""
         if now - self._positions_at >= (_POSITIONS_SECONDS if ticket in self._positions else _NEWCOMERS_SECONDS):
-            self._positions = {queued: position for position, queued in enumerate(self.queue.order(), 1)}
+            self._positions = {queued: position for position, queued in enumerate(self.order(), 1)}
             self._positions_at = now
         position = self._positions.get(ticket)
         if position is None:
             return ""
         expected = self.expected_seconds(position)
         about = "" if expected is None else f", about {max(1, round(expected))} s"
-        return f"position {position} of {max(position, len(self.queue))}{about}"
+        return f"position {position} of {max(position, len(self))}{about}"
 
 
 def _moving_average(mean: float, newest: float) -> float:
     return (1 - _WEIGHT) * mean + _WEIGHT * newest
+
+
+#: As long as OpenAI's flex requests, whose clients wait for 15 minutes.
+BATCH_WAIT_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +322,8 @@ class QueueSettings:
     queue_per_tenant: int = 100
     #: Longest wait for the start of a worker, before the wait above.
     start_seconds: float = 300.0
+    #: As ``queue_seconds``, for requests of batches.
+    batch_seconds: float = BATCH_WAIT_SECONDS
 
     def check_bounds(
         self,
@@ -303,9 +336,9 @@ class QueueSettings:
     ) -> None:
         """Check the bounds for a queued request, or for one ``more``. ``start_seconds``: the rest of the start that it waits for. Raises
         Overloaded."""
-        own = model_queue.queue.waiting_of(requirements.limited_as) + more
-        position = model_queue.queue.position_of_last(requirements.limited_as) + more
-        expected, most = model_queue.expected_seconds(position), min(self.queue_seconds, requirements.most_wait_seconds)
+        own = model_queue.of(requirements).waiting_of(requirements.limited_as) + more
+        position = model_queue.position_of_last(requirements) + more
+        expected, most = model_queue.expected_seconds(position), self._most_wait(requirements)
         is_too_slow = start_seconds is None and expected is not None and expected > most
         if own <= self.queue_per_tenant and waiting_anywhere + more <= self.queue_most and not is_too_slow:
             return
@@ -323,12 +356,16 @@ class QueueSettings:
 
     def most_wait(self, requirements: WorkerRequirements) -> float:
         # A preempted answer was accepted, so it may wait as long as its caller does.
-        return requirements.most_wait_seconds if requirements.is_preempted else min(self.queue_seconds, requirements.most_wait_seconds)
+        return requirements.most_wait_seconds if requirements.is_preempted else self._most_wait(requirements)
 
-    def wait_exceeded(self, model_queue: ModelQueue[Ticket], requirements: WorkerRequirements) -> errors.Overloaded:
+    def _most_wait(self, requirements: WorkerRequirements) -> float:
+        return min(self.batch_seconds if requirements.batch else self.queue_seconds, requirements.most_wait_seconds)
+
+    def wait_exceeded(self, model_queue: ModelQueue[Ticket], requirements: WorkerRequirements) -> errors.PeerError:
         """Return the error for a request that waited too long."""
-        return errors.Overloaded(
+        kind = errors.ResourceUnavailable if requirements.batch else errors.Overloaded
+        return kind(
             f"no worker of {requirements.model} became free within {self.most_wait(requirements):g} s",
-            hint="retry later, or add a worker",
-            retry_after_seconds=model_queue.retry_seconds(model_queue.queue.position_of_last(requirements.limited_as)),
+            hint="retry later, or without flex" if requirements.batch else "retry later, or add a worker",
+            retry_after_seconds=model_queue.retry_seconds(model_queue.position_of_last(requirements)),
         )

@@ -2,9 +2,14 @@
 
 An announcement is milliseconds old, our own count is exact. So each announcement is compared with our count on arrival; the difference
 is other gateways' calls until the next one. A slot that we release is free immediately.
+
+On a worker that yields, calls of batches take nothing from live ones, and get the slots that those leave. Elsewhere, a call that runs
+can't make way, so they get few slots, and only where no live call was a moment ago.
 """
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 
@@ -16,6 +21,9 @@ from shared.types import ModelName, NodeId
 #: a round trip of 20 ms and 18 % at 100 ms; with one queued call, 1 % and 5 %. On 32 slots, four queued calls leave 3 % and 12 %. Longer
 #: answers lose less, and queued calls can neither be overtaken nor moved.
 _HELD_SHARE = 1 / 8
+
+#: For calls of batches on a worker that doesn't yield: this share of its slots, at least one, after so long without live calls.
+_BATCH_SHARE, _QUIET_SECONDS = 1 / 4, 1.0
 
 
 _NOTHING: Counter[ModelName] = Counter()
@@ -45,22 +53,30 @@ class Occupancy:
     """Counts the calls on every worker."""
 
     def __init__(self) -> None:
+        #: Live calls, and those of batches.
         self._own_calls: dict[NodeId, dict[ModelName, int]] = {}
+        self._own_batch: dict[NodeId, dict[ModelName, int]] = {}
+        #: As the worker counts what is busy.
         self._other_calls: dict[NodeId, dict[ModelName, int]] = {}
+        #: When a worker that doesn't yield last had a live call.
+        self._live_at: dict[tuple[NodeId, ModelName], float] = {}
         #: Free slots left to other gateways.
         self._delegated: dict[NodeId, Counter[ModelName]] = {}
 
-    def begin(self, node: NodeId, model: ModelName) -> None:
-        running = self._own_calls.setdefault(node, {})
+    def begin(self, node: NodeId, model: ModelName, *, is_batch: bool = False) -> None:
+        running = (self._own_batch if is_batch else self._own_calls).setdefault(node, {})
         running[model] = running.get(model, 0) + 1
 
-    def end(self, node: NodeId, model: ModelName) -> None:
-        running = self._own_calls[node]
+    def end(self, node: NodeId, model: ModelName, now: float, *, is_batch: bool = False) -> None:
+        calls = self._own_batch if is_batch else self._own_calls
+        running = calls[node]
         running[model] -= 1
         if not running[model]:
             del running[model]
         if not running:
-            del self._own_calls[node]
+            del calls[node]
+        if not is_batch:
+            self._live_at[node, model] = now
 
     def apply_announcement(self, announcement: Announcement) -> None:
         self._other_calls[announcement.node] = {offer.name: self._count_others(announcement, offer) for offer in announcement.models}
@@ -84,24 +100,42 @@ class Occupancy:
         """Forget a worker's announcement. Our calls there still end with ``end``."""
         self._other_calls.pop(node, None)
         self._delegated.pop(node, None)
+        self._live_at = {key: at for key, at in self._live_at.items() if key[0] != node}
 
     def capacity_of(self, worker: DirectoryEntry, offer: ModelOffer) -> WorkerCapacity:
+        """Return the load as it is for live calls."""
         announcement, node = worker.announcement, worker.announcement.node
         if node not in self._other_calls:
             self.apply_announcement(announcement)
         # A worker that doesn't report per model shares its slots among its models.
-        slots, own = (offer.slots, self._count(node, offer.name)) if offer.slots else (announcement.load.slots, self._count(node))
+        slots = offer.slots or announcement.load.slots
         others = self._other_calls[node].get(offer.name, 0) + self._delegated.get(node, _NOTHING)[offer.name]
-        return WorkerCapacity(max(1, slots), own + others, announcement.load.queue)
+        return WorkerCapacity(max(1, slots), self._count_own(node, offer) + others, announcement.load.queue)
+
+    def batch_capacity_of(self, worker: DirectoryEntry, offer: ModelOffer, now: float) -> WorkerCapacity:
+        """Return the load as it is for calls of batches, none of which waits at a worker."""
+        seen, node = self.capacity_of(worker, offer), worker.announcement.node
+        batch = max(_count(self._own_batch, node, offer), offer.batch_busy)
+        if offer.yields:
+            return WorkerCapacity(seen.slots, seen.busy + batch, 0)
+        if seen.busy > batch:
+            self._live_at[node, offer.name] = now
+        is_quiet = now - self._live_at.get((node, offer.name), -math.inf) >= _QUIET_SECONDS
+        slots = max(1, int(seen.slots * _BATCH_SHARE))
+        return WorkerCapacity(slots, batch if is_quiet else slots, 0)
 
     def total(self) -> int:
-        return sum(sum(running.values()) for running in self._own_calls.values())
+        return sum(sum(running.values()) for calls in (self._own_calls, self._own_batch) for running in calls.values())
 
     def _count_others(self, announcement: Announcement, offer: ModelOffer) -> int:
-        if offer.slots:
-            return max(0, offer.busy - self._count(announcement.node, offer.name))
-        return max(0, announcement.load.running + announcement.load.queued - self._count(announcement.node))
+        busy = offer.busy if offer.slots else announcement.load.running + announcement.load.queued
+        return max(0, busy - self._count_own(announcement.node, offer))
 
-    def _count(self, node: NodeId, model: ModelName | None = None) -> int:
-        running = self._own_calls.get(node, {})
-        return sum(running.values()) if model is None else running.get(model, 0)
+    def _count_own(self, node: NodeId, offer: ModelOffer) -> int:
+        """Return this gateway's calls among those that the worker counts as busy."""
+        return _count(self._own_calls, node, offer) + (0 if offer.yields else _count(self._own_batch, node, offer))
+
+
+def _count(calls: Mapping[NodeId, Mapping[ModelName, int]], node: NodeId, offer: ModelOffer) -> int:
+    running = calls.get(node, {})
+    return running.get(offer.name, 0) if offer.slots else sum(running.values())

@@ -76,7 +76,8 @@ def list_candidates(
         read = stats.prefix_affinity.shares(requirements.model, requirements.prefix_hashes, since, clock)
     candidates = []
     for worker, offer in found:
-        node, capacity = worker.node, stats.occupancy.capacity_of(worker, offer)
+        node, occupancy = worker.node, stats.occupancy
+        capacity = occupancy.batch_capacity_of(worker, offer, clock) if requirements.batch else occupancy.capacity_of(worker, offer)
         # Nearly always, no worker has a record of either kind.
         ejection = stats.outliers.ejection_seconds(node, requirements.model, clock) if stats.outliers.records else 0.0
         quarantine = stats.dishonest_workers.seconds_left(node, clock) if stats.dishonest_workers.records else 0.0

@@ -1,5 +1,6 @@
 """Holds a slot on a worker for one request, if it takes one, and reports what happens to it."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class Claim:
         self._works_since = None if self.waits_there else self._began_at
         self.has_started = not self.waits_there
         self._worked_seconds = 0.0
+        #: As a worker says that made its call wait for live ones.
+        self.most_seconds = math.inf
 
     @property
     def tenant(self) -> TenantId:
@@ -96,7 +99,8 @@ class Claim:
         """Return how long the worker computed; 0 while the call waits there, and if it failed before it delivered anything."""
         if self._failed and not self.has_delivered:
             return 0.0
-        return self._worked_seconds if self._works_since is None else self._clock() - self._works_since
+        worked = self._worked_seconds if self._works_since is None else self._clock() - self._works_since
+        return min(worked, self.most_seconds)
 
     def mark_started(self) -> None:
         """Record that the worker has started the call, for which it had no free slot before."""

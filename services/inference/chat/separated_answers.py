@@ -170,7 +170,11 @@ class SeparatedAnswers:
         stopped_by = self._answers[0].stopped_by
         # A template has its own ones.
         return GenerationEnd(
-            reasons[0], usage, reasons if len(reasons) > 1 else (), stopped_by if stopped_by in self._asked_stops else None
+            reasons[0],
+            usage,
+            reasons if len(reasons) > 1 else (),
+            stopped_by if stopped_by in self._asked_stops else None,
+            generation.computed_seconds,
         )
 
     async def _separated(self, answer: _SeparatedAnswer, text: str, *, last: bool) -> tuple[SeparatedPiece, ...]:

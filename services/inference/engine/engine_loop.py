@@ -161,6 +161,8 @@ class EngineLoop:
             return None
         drawn = self._compute.run(plan.feeds)
         seconds = self._clock() - began
+        for feed in plan.feeds:
+            feed.sequence.seconds += seconds if feed.sequence.is_batch else 0.0
         # A report for each token: a stop sequence among them must not count those behind it.
         progress = [(feed, self._append(feed, token)) for feed, tokens in zip(plan.feeds, drawn, strict=True) for token in tokens]
         accepted = len(progress) - 1 if plan.drafted else 0

@@ -278,6 +278,8 @@ class AnswerProgress(_Message, frozen=True):
     #: Cached tokens of the prompt; set with the first token of each answer.
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    #: Of a batch: how long the steps of this answer took so far.
+    seconds: float = 0.0
 
 
 class StepReport(_Message, frozen=True):

@@ -118,6 +118,8 @@ class Sequence:
     kept: int = 0
     #: Tokens of later prompts that were read before its own.
     overtaken: int = 0
+    #: How long the steps took that computed it, if it is of a batch.
+    seconds: float = 0.0
     #: None for an answer without drafts.
     lookup: PromptLookup | None = None
     tokens: list[int] = field(init=False)
@@ -148,13 +150,15 @@ class Sequence:
     def append(self, drawn: DrawnToken, piece: bytes | None) -> AnswerProgress:
         """Add the model's next token; ``piece`` has its bytes, or None for an end token, which is not a part of the answer."""
         if drawn.is_cut or piece is None:
-            return AnswerProgress(self.id, (), "", FinishReason.LENGTH if drawn.is_cut else FinishReason.STOP, self.answer, self.cached)
+            reason = FinishReason.LENGTH if drawn.is_cut else FinishReason.STOP
+            return AnswerProgress(self.id, (), "", reason, self.answer, self.cached, seconds=self.seconds)
         if self.lookup is not None:
             self.lookup.record(drawn.token)
         self.tokens.append(drawn.token)
         finish = FinishReason.LENGTH if len(self.tokens) - self.prompt_tokens >= self.limit else None
         logprobs = () if drawn.logprob is None else (drawn.logprob,)
-        return AnswerProgress(self.id, (drawn.token,), self._characters.decode(piece), finish, self.answer, self.cached, logprobs)
+        text = self._characters.decode(piece)
+        return AnswerProgress(self.id, (drawn.token,), text, finish, self.answer, self.cached, logprobs, self.seconds)
 
     def draft(self, most: int) -> tuple[int, ...]:
         """Return the guessed tokens that the next step should also compute, at most ``most``."""

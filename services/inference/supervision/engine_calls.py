@@ -119,6 +119,8 @@ class GenerationCall(EngineCall):
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._cached_tokens = 0
+        #: By answer.
+        self._seconds: dict[int, float] = {}
         self._finished: dict[int, FinishReason] = {}
 
     async def pass_on(self, sink: Sink) -> GenerationEnd:
@@ -143,7 +145,8 @@ class GenerationCall(EngineCall):
                         self._cancel(report.answer)
         reasons = tuple(self._finished.get(answer, FinishReason.STOP) for answer in range(self._answers))
         usage = Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens)
-        return GenerationEnd(reasons[0], usage, reasons if self._answers > 1 else ())
+        seconds = sum(self._seconds.values()) if self._is_batch else None
+        return GenerationEnd(reasons[0], usage, reasons if self._answers > 1 else (), computed_seconds=seconds)
 
     def _ends(self, report: Report) -> int:
         if isinstance(report, engine_messages.GenerationAccepted):
@@ -152,6 +155,7 @@ class GenerationCall(EngineCall):
         if not isinstance(report, engine_messages.AnswerProgress):
             raise errors.ProtocolViolation("vectors or converted tokens for a prompt")
         self._completion_tokens += len(report.token_ids)
+        self._seconds[report.answer] = report.seconds
         if report.answer == 0:
             # The other answers reuse what the first has read, which is not a cached prompt.
             self._cached_tokens = report.cached_tokens

@@ -12,7 +12,7 @@ from shared import errors
 from shared.api import auth, configuration, organizations
 from shared.api.configuration import ExplainPolicy, GetPolicy, PolicyExplanation, PolicyRule, PolicyState, SetPolicy
 from shared.api.organizations import Organization, Organizations
-from shared.config_documents import GuardDocument, Machines, ModerationRule, PolicyDocument
+from shared.config_documents import Flex, GuardDocument, Machines, ModerationRule, PolicyDocument
 from shared.types import KeyId, TenantId, Tier, UserId
 from tests.cli.conftest import Shell
 from tests.cli.output.listings import NOW
@@ -58,10 +58,10 @@ def test_named_rules_change_and_others_stay(shell: Shell, stored: dict[str, Poli
     assert stored[TEAM_POLICY].policy == expected
     shell(
         "policy", "set", "--organization", "acme", "--unset", "max_price", "--unset", "direct_models", "--models", "a,b-*",
-        "--hide-targets", "--no-store-items",
+        "--hide-targets", "--no-store-items", "--flex", "only",
     )  # fmt: skip
     assert stored[TEAM_POLICY].policy == document(
-        external=[], machines="internal", models=["a", "b-*"], show_targets=False, store_items=False
+        external=[], machines="internal", models=["a", "b-*"], show_targets=False, store_items=False, flex="only"
     )
     shell("policy", "set", "--organization", "acme", "--remove")
     assert stored[TEAM_POLICY].policy is None
@@ -115,6 +115,7 @@ def test_administrators_find_organizations_of_others(shell: Shell, stored: dict[
 
 def test_the_choices_are_those_of_policies() -> None:
     assert tuple(Machines) == policy.MACHINES
+    assert tuple(Flex) == policy.FLEX
     assert tuple(field.name for field in msgspec.structs.fields(PolicyDocument)) == policy.RULES
 
 

@@ -104,6 +104,7 @@ def test_json_is_one_object(infer_shell: Shell) -> None:
         "clamped_to": None,
         "cached": False,
         "target": None,
+        "flex": False,
     }
 
 
@@ -357,3 +358,11 @@ def test_ctrl_c_while_waiting_ends_immediately_and_cancels_at_the_gateway(shell:
     sent, cancelled = [entry.request for entry in shell.mesh.calls]
     assert isinstance(sent, ProcessInferenceRequest)
     assert cancelled == gateway.CancelInference(sent.idempotency_key or "")
+
+
+def test_flex_request_may_take_an_hour(infer_shell: Shell) -> None:
+    assert infer_shell("infer", "hi").exit_code == infer_shell("infer", "hi", "--flex").exit_code == 0
+    live, flex = infer_shell.mesh.calls
+    assert isinstance(live.request, ProcessInferenceRequest)
+    assert isinstance(flex.request, ProcessInferenceRequest)
+    assert (live.request.request.flex, flex.request.request.flex) == (None, True)

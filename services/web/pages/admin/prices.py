@@ -38,6 +38,8 @@ class PriceForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compute_second: str = ""
     #: Empty for 1.
     weight: str = ""
+    #: Empty for 50.
+    batch_percent: str = ""
 
 
 NOTHING_TYPED = PriceForm()
@@ -75,6 +77,7 @@ def read_price(form: PriceForm) -> ledger.ModelPrice:
     """Parse the form. Raises BadRequest."""
     model = form.model.strip()
     weight = forms.read_number(form.weight, "the plan’s tokens per token", ledger.ModelPrice, "allowance_weight")
+    percent = forms.read_number(form.batch_percent, "the share for batches", ledger.ModelPrice, "batch_percent")
     return ledger.ModelPrice(
         ModelName(model) if model else None,
         _amount(form.input, "the input price"),
@@ -82,6 +85,7 @@ def read_price(form: PriceForm) -> ledger.ModelPrice:
         _amount(form.request or "0", "the price per request"),
         _amount(form.compute_second or "0", "the price per compute second"),
         1 if weight is None else weight,
+        batch_percent=50 if percent is None else percent,
     )
 
 

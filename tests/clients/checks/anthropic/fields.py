@@ -119,11 +119,16 @@ IGNORED = {
     "diagnostics": {"previous_message_id": "msg_1"},
     "inference_geo": "eu",
     "metadata": {"user_id": "somebody"},
-    "service_tier": "standard_only",
     "speed": "fast",
 }
 for name, value in IGNORED.items():
     checks.add(f"create.{name}", partial(_is_ignored, value, name))
+
+
+@checks("create.service_tier")
+def _() -> None:
+    assert ask(service_tier="standard_only").usage.service_tier is None
+    assert ask(extra_body={"service_tier": "flex"}).usage.service_tier == "batch"
 
 
 @checks("create.system.cache_control")

@@ -110,7 +110,12 @@ def _ignored(name: str, value: Any) -> None:
     assert ignored(make(**{name: value}).invoke("Hi")) == [name]
 
 
-for name, value in {"service_tier": "flex", "store": True, "prompt_cache_options": {"ttl": "30m"}, "verbosity": "low"}.items():
+@checks("ChatOpenAI.service_tier")
+def _() -> None:
+    assert make(service_tier="flex").invoke("Hi").response_metadata["service_tier"] == "flex"
+
+
+for name, value in {"store": True, "prompt_cache_options": {"ttl": "30m"}, "verbosity": "low"}.items():
     checks.add(f"ChatOpenAI.{name}", partial(_ignored, name, value))
 
 

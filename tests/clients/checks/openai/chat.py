@@ -276,6 +276,14 @@ IGNORED = {
 }
 for name, value in IGNORED.items():
     checks.add(f"chat.{name}", partial(_ignored, name, value))
+
+
+@checks("chat.service_tier")
+def _() -> None:
+    assert works(create, **said(say="Hi"), service_tier="flex").service_tier == "flex"
+    assert works(create, **said(say="Hi"), service_tier="auto").service_tier == "default"
+
+
 checks.add("chat.audio", partial(_refused, "audio", {"voice": "alloy", "format": "wav"}, "models only generate text"))
 checks.add("chat.moderation", partial(_refused, "moderation", {"model": "omni-moderation-latest"}, "policies decide"))
 

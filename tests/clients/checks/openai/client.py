@@ -23,7 +23,6 @@ NO_EFFECT: dict[str, Any] = {
     "prompt_cache_key": "agent",
     "prompt_cache_retention": "24h",
     "prompt_cache_options": {"mode": "implicit", "ttl": "30m"},
-    "service_tier": "flex",
 }
 
 Raw = Callable[..., Any]

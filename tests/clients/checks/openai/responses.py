@@ -161,6 +161,13 @@ IGNORED = {
 }
 for name, value in IGNORED.items():
     checks.add(f"responses.{name}", partial(_ignored, name, value))
+
+
+@checks("responses.service_tier")
+def _() -> None:
+    assert works(create, **said(say="Hi"), service_tier="flex").service_tier == "flex"
+
+
 STORED = "whole conversation as input"
 checks.add("responses.previous_response_id", partial(_refused, "previous_response_id", "resp_1", STORED))
 checks.add("responses.conversation", partial(_refused, "conversation", "conv_1", STORED))

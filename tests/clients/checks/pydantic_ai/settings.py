@@ -72,8 +72,8 @@ REACHING: dict[str, Table] = {
 #: Setting -> its value, and what the answer names as ignored.
 CACHE = {"mode": "implicit", "ttl": "30m"}
 OPENAI_IGNORED: Table = {
-    "service_tier": ("default", ("service_tier",)),
-    "openai_service_tier": ("flex", ("service_tier",)),
+    "service_tier": ("default", ()),
+    "openai_service_tier": ("flex", ()),
     "openai_user": ("somebody", ("user",)),
     "openai_prompt_cache_key": ("key", ("prompt_cache_key",)),
     "openai_prompt_cache_retention": ("24h", ("prompt_cache_retention",)),
@@ -97,8 +97,8 @@ IGNORED: dict[str, Table] = {
         "openai_context_management": ([], ("context_management",)),
     },
     "anthropic": {
-        "service_tier": ("default", ("service_tier",)),
-        "anthropic_service_tier": ("standard_only", ("service_tier",)),
+        "service_tier": ("default", ()),
+        "anthropic_service_tier": ("standard_only", ()),
         "anthropic_metadata": ({"user_id": "somebody"}, ("metadata",)),
         "anthropic_cache": (True, ("cache_control",)),
         "anthropic_cache_messages": (True, ("messages.content.cache_control",)),

@@ -174,3 +174,14 @@ async def test_an_ended_request_needs_no_claim() -> None:
         claims.add(claim(running, node_id(1)))
         await until(lambda: recorded.claims)
     assert recorded.claims == [claim(running, node_id(1))]
+
+
+async def test_a_lost_gateways_batch_request_costs_the_price_of_batches(stores: BillingStores) -> None:
+    await stores.ledger.add_price(ModelPrice(ModelName("m"), MicroCredits(0), MicroCredits(100_000), batch_percent=25))
+    price = next(price for price in await stores.ledger.list_prices() if price.price.model == "m")
+    live, batch = await stores.reserve(), await stores.reserve()
+    for request, is_batch in ((live, False), (batch, True)):
+        await stores.ledger.record_claims([WorkerClaim(request, node_id(1), 0, ModelName("m"), price.id, None, is_batch=is_batch)])
+    found = await stores.overdue()
+    assert (found[live].is_batch, found[batch].is_batch, price.price.batch_percent) == (False, True, 25)
+    assert price.of_batches().cost(0, 40, 0.0) == 1

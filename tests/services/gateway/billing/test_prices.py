@@ -51,3 +51,12 @@ def test_an_invalid_price_is_refused(numbers: tuple[int, ...]) -> None:
     prices.check(SEED.price)
     with pytest.raises(errors.BadRequest, match="out of range"):
         prices.check(price("m", *numbers).price)
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(50, (1, 2, 3, 1)), (100, (1, 3, 5, 1)), (0, (0, 0, 0, 0)), (33, (1, 1, 2, 1))])
+def test_price_of_batches_is_a_share_of_each_part_rounded_up(percent: int, expected: tuple[int, ...]) -> None:
+    price = Price(7, ModelPrice(None, *map(MicroCredits, (1, 3, 5, 1)), batch_percent=percent))
+    batch = price.of_batches()
+    parts = batch.price
+    assert batch.id == 7
+    assert (parts.input_micro_per_million, parts.output_micro_per_million, parts.request_micro, parts.compute_second_micro) == expected

@@ -14,8 +14,9 @@ from services.gateway.facts import config_snapshot, placements, policies
 from services.gateway.facts.config_snapshot import StoredDocument
 from services.gateway.facts.placements import ANYWHERE, Barrier, Placement
 from services.gateway.facts.policies import Policies
+from shared import errors
 from shared.api.ledger import ModelPrice
-from shared.config_documents import ConfigKind, Machines, PolicyDocument, PriceCeiling
+from shared.config_documents import ConfigKind, Flex, Machines, PolicyDocument, PriceCeiling
 from shared.protocol.directory import ModelOffer
 from shared.types import KeyId, MicroCredits, ModelName, TenantId
 from tests.services.gateway.fakes import FakeDirectory, announcement
@@ -107,6 +108,7 @@ _documents = st.builds(
     direct_models=st.none() | st.booleans(),
     show_targets=st.none() | st.booleans(),
     store_items=st.none() | st.booleans(),
+    flex=st.none() | st.sampled_from(Flex),
     max_price=st.none() | st.builds(PriceCeiling, input=st.none() | st.just("0.5"), output=st.none() | st.just("1")),
 )
 
@@ -130,6 +132,8 @@ def test_a_further_level_never_allows_more(earlier: list[PolicyDocument], furthe
     assert before.direct_models.value or not after.direct_models.value
     assert before.show_targets.value or not after.show_targets.value
     assert before.store_items.value or not after.store_items.value
+    assert before.flex.value or not after.flex.value
+    assert before.live.value or not after.live.value
 
 
 @pytest.mark.parametrize(
@@ -230,3 +234,23 @@ def test_the_revision_of_a_tenant_is_that_of_the_last_change_even_if_it_removed_
     assert revision(mesh=3, default=4, other=7) == 4
     assert revision(mesh=3, default=4, own=6) == 6
     assert revision(mesh=3, default=4, own=8) == 8
+
+
+@pytest.mark.parametrize(
+    ("levels", "plan", "wanted", "expected"),
+    [
+        ((), "allowed", None, False), ((), "allowed", True, True), ((), "allowed", False, False),
+        (("only",), "allowed", None, True), (("only",), "allowed", True, True), (("only",), "allowed", False, "only flex"),
+        (("never",), "allowed", None, False), (("never",), "allowed", True, "not allowed"), (("never",), "allowed", False, False),
+        (("allowed", "only"), "allowed", None, True), (("only", "allowed"), "allowed", None, True),
+        ((), "only", None, True), ((), "never", True, "level: plan"), ((), "only", False, "level: plan"),
+        (("never",), "only", None, "not allowed"), (("only", "never"), "allowed", None, "not allowed"),
+    ],
+)  # fmt: skip
+def test_each_level_may_forbid_flex_or_live_requests(levels: tuple[str, ...], plan: str, wanted: bool | None, expected: bool | str) -> None:
+    policy = policies.combine([(str(number), document(flex=Flex(level))) for number, level in enumerate(levels)])
+    if isinstance(expected, bool):
+        assert policy.runs_as_batch(wanted, Flex(plan)) is expected
+    else:
+        with pytest.raises(errors.PolicyForbidden, match=expected):
+            policy.runs_as_batch(wanted, Flex(plan))

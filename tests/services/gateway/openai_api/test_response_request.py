@@ -200,9 +200,9 @@ async def test_allowed_tools(http: httpx.AsyncClient, running_service: RunningSe
 
 
 async def test_parameters_without_effect_are_accepted(http: httpx.AsyncClient, running_service: RunningService) -> None:
-    asked = {"input": "hi", "reasoning": {"effort": "high"}, "text": {"verbosity": "low"}, "service_tier": "flex", "store": True}
+    asked = {"input": "hi", "reasoning": {"effort": "high"}, "text": {"verbosity": "low"}, "user": "ada", "store": True}
     answer = await http.post("/v1/responses", json=asked)
-    assert answer.headers["x-aimesh-ignored"] == "service_tier, text.verbosity"
+    assert answer.headers["x-aimesh-ignored"] == "user, text.verbosity"
     assert running_service.worker.received
 
 

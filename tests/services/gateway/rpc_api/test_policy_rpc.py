@@ -159,13 +159,13 @@ async def test_of_two_changes_of_one_version_only_the_first_is_made(governed: Go
 async def test_an_explanation_names_the_levels(governed: Governed) -> None:
     await governed.set("mesh", ADMIN, external=["acme", "other"], max_price={"input": "0.5"})
     await governed.set(TEAM_POLICY, ADMIN, external=["acme"], models=["a", "b*"])
-    await governed.set(f"key:{KEY}", ADMIN, machines="own", models=["b1"], show_targets=False)
+    await governed.set(f"key:{KEY}", ADMIN, machines="own", models=["b1"], show_targets=False, flex="never")
     explained = await governed.explain(key=KEY)
     assert explained == {
         "external": ("acme", ("mesh", "organization")), "machines": ("own", ("key",)), "models": ("a, b* and b1", ("organization", "key")),
         "targets": ("all", ("built-in",)), "direct_models": ("yes", ("built-in",)), "max_price.input": ("0.5", ("mesh",)),
         "max_price.output": ("any", ("built-in",)), "show_targets": ("no", ("key",)),
-        "store_items": ("yes", ("built-in",)),
+        "store_items": ("yes", ("built-in",)), "flex": ("never", ("key",)),
     }  # fmt: skip
     assert await governed.explain(ADMIN, organization=TEAM, key=KEY) == explained
     assert (await governed.explain(organization=TEAM))["machines"] == ("group", ("built-in",))
@@ -285,3 +285,20 @@ async def test_an_explanation_names_the_moderation_of_each_level(governed: Gover
         ("moderation: prompt refuse, answer off, all categories, on error refuse", ("mesh",)),
         ("moderation: prompt off, answer report, hate, violence from 0.5, on error allow", ("organization",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "key", "shown"),
+    [
+        (None, None, ("allowed", ("built-in",))),
+        ("only", None, ("only", ("mesh",))),
+        (None, "never", ("never", ("key",))),
+        ("only", "never", ("none", ("mesh", "key"))),
+    ],
+)
+async def test_an_explanation_says_which_requests_run(
+    governed: Governed, mesh: str | None, key: str | None, shown: tuple[str, tuple[str, ...]]
+) -> None:
+    await governed.set("mesh", ADMIN, flex=mesh)
+    await governed.set(f"key:{KEY}", ADMIN, flex=key)
+    assert (await governed.explain(key=KEY))["flex"] == shown

@@ -424,7 +424,7 @@ def test_a_call_of_another_gateway_counts_until_the_next_announcement() -> None:
     pool.known.occupancy.begin(node, M)
     pool.worker(1, running=3)
     assert busy(pool) == 3
-    pool.known.occupancy.end(node, M)
+    pool.known.occupancy.end(node, M, 0.0)
     assert busy(pool) == 2, "our request's end is known before the worker announces it"
     pool.worker(1)
     assert busy(pool) == 0
@@ -435,5 +435,5 @@ def test_a_worker_that_does_not_report_per_model_is_counted_as_a_whole() -> None
     pool.directory.worker(1, "m", "n", load=WorkerLoad(slots=4, running=3))
     pool.known.occupancy.begin(node_id(1), ModelName("n"))
     assert busy(pool) == 4
-    pool.known.occupancy.end(node_id(1), ModelName("n"))
+    pool.known.occupancy.end(node_id(1), ModelName("n"), 0.0)
     assert pool.known.occupancy.total() == 0

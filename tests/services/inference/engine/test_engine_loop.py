@@ -563,3 +563,19 @@ def test_prompts_are_read_while_images_are_encoded_all_the_time() -> None:
     handle(running, generate(3, "a third prompt", max_tokens=4))
     answered = {progress.id for _ in range(10) if (step := running.step(is_usual=False)) for progress in step.progress}
     assert answered == {1, 2, 3}
+
+
+def test_seconds_of_a_batch_answer_are_those_of_its_own_steps() -> None:
+    """The clock ticks at the start and at the end of each step."""
+    ticks = itertools.count()
+    running = EngineLoop(ToyModel(KvLayout.STREAMS, slots=2), slots=2, clock=lambda: float(next(ticks)))
+    handle(running, generate(1, "once upon a time", seed=LONG, max_tokens=20))
+    handle(running, msgspec.structs.replace(generate(2, "once upon", max_tokens=5), is_batch=True))
+    seconds, steps = dict[int, float](), 0
+    while not running.idle:
+        report = running.step()
+        assert report is not None
+        steps += 1
+        seconds |= {one.id: one.seconds for one in report.progress}
+    assert seconds[1] == 0.0
+    assert 5 <= seconds[2] < steps

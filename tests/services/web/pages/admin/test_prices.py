@@ -28,7 +28,8 @@ async def test_prices_are_shown_in_credits_with_an_example(root: Browser, mesh: 
     cells = re.findall(r'data-label="([^"]+)">([^<]+)</td>', text)
     assert cells == [
         ("Input, per 1M tokens", "100"), ("Output, per 1M tokens", "200"),
-        ("Per request", "0"), ("Per compute second", "0"), ("Plan tokens per token", "1"), ("Example", "0.2"),
+        ("Per request", "0"), ("Per compute second", "0"), ("Plan tokens per token", "1"), ("Batch, % of the price", "50"),
+        ("Example", "0.2"),
     ]  # fmt: skip
     assert "Default" in text
     assert f'<a href="{PATH}?model=smollm2#set">smollm2</a>' in text
