@@ -106,9 +106,9 @@ async def echo_worker(running: RunningStack, **settings: str) -> AsyncIterator[N
 # --- loads ---------------------------------------------------------------------------------------------------------------
 
 
-def chats(keys: Sequence[str], model: str, prompt: str, words: int, *, stream: bool) -> tuple[str, ...]:
+def chats(keys: Sequence[str], model: str, prompt: str, words: int, *, stream: bool, **more: object) -> tuple[str, ...]:
     """Return a request with each key for an answer of so many words."""
-    asked = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": words, "stream": stream}
+    asked = {"model": model, "messages": [{"role": "user", "content": prompt}], "max_tokens": words, "stream": stream, **more}
     return tuple(http_load.post("/v1/chat/completions", json.dumps(asked), f"authorization: Bearer {key}") for key in keys)
 
 
