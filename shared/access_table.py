@@ -13,24 +13,10 @@ from ipaddress import ip_network
 
 from shared import addresses, errors
 from shared.api.auth import Principal, Step
-from shared.types import Role, UserRole
+from shared.types import Permission, Role, UserRole
 
 #: How recently a user must have shown a password or code before a sensitive action (SECURITY.md §5). Does not apply to keys.
 FRESH_SECONDS = 300
-
-
-class Permission(StrEnum):
-    """What a user may do. These are also the scopes of API keys, which never exceed the rights of the creator."""
-
-    INFER = "inference:execute"
-    READ_MODELS = "model:read"
-    WRITE_MODELS = "model:write"
-    OWN_NODES = "node:own"
-    READ_USAGE = "usage:read"
-    READ_SCALING = "scale:read"
-    WRITE_KEYS = "key:write"
-    WRITE_ACCOUNT = "account:write"
-    EVERYTHING = "*"
 
 
 _OWN = frozenset({Permission.READ_USAGE, Permission.WRITE_KEYS, Permission.WRITE_ACCOUNT})

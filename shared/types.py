@@ -59,6 +59,20 @@ class UserRole(StrEnum):
     NODE_OWNER = "node-owner"
 
 
+class Permission(StrEnum):
+    """What a user may do. These are also the scopes of API keys, which never exceed the rights of the creator."""
+
+    INFER = "inference:execute"
+    READ_MODELS = "model:read"
+    WRITE_MODELS = "model:write"
+    OWN_NODES = "node:own"
+    READ_USAGE = "usage:read"
+    READ_SCALING = "scale:read"
+    WRITE_KEYS = "key:write"
+    WRITE_ACCOUNT = "account:write"
+    EVERYTHING = "*"
+
+
 class Tier(StrEnum):
     """The names of the built-in plans. Those of an account may be any ``PlanName``."""
 

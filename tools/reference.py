@@ -13,12 +13,12 @@ import msgspec
 import services
 from services.web import page_access as pages
 from shared import access_table, api, config, config_documents, errors
-from shared.access_table import AccessRule, Audience, Permission
+from shared.access_table import AccessRule, Audience
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.config_documents import ConfigKind
 from shared.protocol import topics, wire
 from shared.telemetry import instruments
-from shared.types import SERVICE_NAMES, MeshName, NodeId, PlanName, Role
+from shared.types import SERVICE_NAMES, MeshName, NodeId, Permission, PlanName, Role
 from stack import settings as stack_settings
 from tools import generated, shapes
 

@@ -14,10 +14,9 @@ import msgspec
 
 from services.auth import name_rules
 from shared import access_table, amounts, errors
-from shared.access_table import Permission
 from shared.api.auth import KEY_DAYS, TEST_KEY_DAYS, ApiKey, ApiKeyLimits, GenerateApiKey, KeyBounds, KeyKind, Principal
 from shared.limits import BY_NAME
-from shared.types import MicroCredits, UserId, UserRole
+from shared.types import MicroCredits, Permission, UserId, UserRole
 
 #: For test keys.
 TEST_REQUESTS_PER_HOUR = 60

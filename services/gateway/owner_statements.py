@@ -7,7 +7,6 @@ from uuid import UUID
 
 from services.gateway.usage_store import DaysStore
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.api import business, membership, metrics
 from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, OwnerStatement
 from shared.api.membership import Member
@@ -15,7 +14,7 @@ from shared.api.metrics import NodeEnergy
 from shared.rpc import RpcCall, serves
 from shared.rpc.calling import RpcClient
 from shared.telemetry.instruments import node_label
-from shared.types import UserId
+from shared.types import Permission, UserId
 
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 #: The metrics service reads a month of hours.

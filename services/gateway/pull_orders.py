@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from shared import access_table, errors, model_sources
-from shared.access_table import Permission
 from shared.api import gateway, inference
 from shared.api.gateway import PulledPlace, PulledPlaces, PullOnWorkers, WorkerPull
 from shared.api.method import Nothing
@@ -11,7 +10,7 @@ from shared.node import lifecycle
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.rpc import RpcCall, RpcClient, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import NodeId, Role
+from shared.types import NodeId, Permission, Role
 
 #: Workers of one order.
 MOST_WORKERS = 64

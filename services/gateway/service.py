@@ -119,7 +119,6 @@ from services.gateway.usage_export.sinks import CloudEventsSink, Sink
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import access_table, client_address, context, errors, worker_pools
-from shared.access_table import Permission
 from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
 from shared.api.method import Nothing
@@ -138,7 +137,7 @@ from shared.stores.recent_writes import RecentWrites
 from shared.stores.replica_reads import DatabaseOptions, ReplicaPlan
 from shared.telemetry import logs
 from shared.telemetry.database_metrics import DatabaseMetrics
-from shared.types import Credential, ModelName, Role, TenantId, UserId
+from shared.types import Credential, ModelName, Permission, Role, TenantId, UserId
 from shared.worker_pools import PoolsFile
 
 

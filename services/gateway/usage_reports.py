@@ -6,7 +6,6 @@ import msgspec
 
 from services.gateway.usage_store import DaysStore, UsageStore
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.api import business, usage_report
 from shared.api.auth import Principal
 from shared.api.business import BusinessGrouping, GetBusinessReport
@@ -15,7 +14,7 @@ from shared.api.method import Nothing
 from shared.api.usage_report import Bucket, GetUsageReport, LoggedRequests, UsageBucket, UsageSum, UsageSummary
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.telemetry import Metrics, logs
-from shared.types import RequestId, TenantId
+from shared.types import Permission, RequestId, TenantId
 
 _STEP = {Bucket.MINUTE: timedelta(minutes=1), Bucket.HOUR: timedelta(hours=1), Bucket.DAY: timedelta(days=1)}
 _EXPORTED_AT_ONCE = 500

@@ -176,7 +176,7 @@ class KeyKind(StrEnum):
 class KeyBounds(Body, frozen=True, omit_defaults=False):
     """What a key may be used for, and from where."""
 
-    #: See ``shared.access_table.Permission``; at most those of the creator. Empty in a request: the default of a new key. Empty in
+    #: See ``shared.types.Permission``; at most those of the creator. Empty in a request: the default of a new key. Empty in
     #: a stored key: everything that its kind may have of its owner's rights.
     scopes: tuple[str, ...] = ()
     #: Allowed models; empty for all that the owner may use.

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 
 from shared import limits
-from shared.access_table import Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, Budget, KeyKind
 from shared.lists.account import budget_words
 from shared.lists.columns import Column, Listing, Tone
+from shared.types import Permission
 
 #: Keys that expire within this time are highlighted.
 _SOON = timedelta(days=7)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import shared.api
 from shared import access_table, errors
-from shared.access_table import AccessRule, Audience, Permission
+from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal, Step
 from shared.api.method import Method, StreamMethod
-from shared.types import KeyId, Tier, UserId, UserRole
+from shared.types import KeyId, Permission, Tier, UserId, UserRole
 
 NOW = 1_000_000.0
 EVERY = sorted(Permission)

@@ -12,7 +12,6 @@ from services.gateway.models import header_check, model_origin
 from services.gateway.models.model_origin import ModelOrigin
 from services.gateway.models.registry_store import RegistryRows, RegistryStore, ServingChannel, StoredUpload, UncheckedVersion
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.amounts import show_bytes
 from shared.api import model_copies
 from shared.api import models as api
@@ -26,7 +25,7 @@ from shared.rpc import RpcCall, StreamCall, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.stores.objects import ObjectMissing
 from shared.timing.bounded_waits import wait_until_set
-from shared.types import ModelName, Role, TenantId
+from shared.types import ModelName, Permission, Role, TenantId
 
 #: Of a piece: an object on the store, and kept in memory.
 MIN_PIECE_BYTES, MAX_PIECE_BYTES = 8 << 20, 16 << 20

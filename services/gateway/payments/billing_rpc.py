@@ -11,14 +11,13 @@ from services.gateway.payments.billing import BillingDesk
 from services.gateway.payments.billing_store import BillingStore
 from services.gateway.payments.provider_orders import MANUAL
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.api import billing as api
 from shared.api import organizations
 from shared.api.billing import Billing, Customers, Invoice, Invoices, Order, Plans, PlanState, Revenue
 from shared.api.organizations import TeamRole
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import TenantId
+from shared.types import Permission, TenantId
 
 
 @dataclass(frozen=True, slots=True)

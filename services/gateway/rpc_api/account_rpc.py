@@ -12,7 +12,6 @@ from services.gateway.billing.reservations import Spending
 from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.api import auth, organizations
 from shared.api import ledger as ledgers
 from shared.api.auth import Principal
@@ -32,7 +31,7 @@ from shared.api.ledger import (
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
-from shared.types import Credential, RequestId, TenantId, UserId
+from shared.types import Credential, Permission, RequestId, TenantId, UserId
 
 #: 10 billion credits: within 64 bits, and more than any real transfer.
 MOST_TOP_UP = 10_000_000_000 * MICRO

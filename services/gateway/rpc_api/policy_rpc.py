@@ -14,7 +14,6 @@ from services.gateway.facts.policies import BUILT_IN, NameLists, Policy
 from services.gateway.guard import guard_checks, guard_test, own_patterns
 from services.gateway.limits.quotas import Quotas
 from shared import access_table, amounts, errors
-from shared.access_table import Permission
 from shared.api import auth, organizations
 from shared.api import configuration as api
 from shared.api.organizations import TeamRole
@@ -33,7 +32,7 @@ from shared.config_documents import (
 )
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import KeyId, RequestId, TenantId
+from shared.types import KeyId, Permission, RequestId, TenantId
 
 _ASK = "ask an administrator to change the policy mesh"
 _WHO_MAY = "owners of the organization, the key's creator and administrators may; a key can't change its own policy"

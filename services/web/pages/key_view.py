@@ -8,9 +8,9 @@ import msgspec
 
 from services.web.http import forms
 from shared import amounts, errors, limits
-from shared.access_table import ROLES, Permission
+from shared.access_table import ROLES
 from shared.api.auth import ApiKey, ApiKeyLimits, Every, GenerateApiKey, KeyBounds, KeyKind
-from shared.types import MicroCredits, ModelName, UserRole
+from shared.types import MicroCredits, ModelName, Permission, UserRole
 
 
 def made_by(keys: tuple[ApiKey, ...], maker: UUID) -> tuple[ApiKey, ...]:

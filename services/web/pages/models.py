@@ -18,7 +18,6 @@ from services.web.pages import model_view
 from services.web.pages.model_view import ModelPullView, ServedModelView
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.api import configuration, gateway, ledger, metrics, servers
 from shared.api.gateway import LoadOnWorker, ModelPlace, UnloadOnWorkers
 from shared.api.metrics import History, HistoryGrouping
@@ -28,7 +27,7 @@ from shared.lists.columns import Listing
 from shared.lists.nodes import short
 from shared.lists.servers import SERVERS
 from shared.telemetry.instruments import DRAFTED_TOKENS
-from shared.types import LoadPurpose, ModelName, NodeId
+from shared.types import LoadPurpose, ModelName, NodeId, Permission
 
 #: Loading a large model from a slow disk takes minutes.
 ORDER_SECONDS = 120.0

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from services.auth import roles
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, Every, GenerateApiKey, KeyBounds, KeyKind, Principal
-from shared.types import KeyId, MicroCredits, ModelName, TenantId, Tier, UserId, UserRole
+from shared.types import KeyId, MicroCredits, ModelName, Permission, TenantId, Tier, UserId, UserRole
 from tests.cases import case
 
 ME, OTHER = UserId(UUID(int=1)), UserId(UUID(int=2))

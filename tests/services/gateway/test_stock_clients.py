@@ -15,7 +15,6 @@ from nats.aio.msg import Msg
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.access_table import Permission
 from shared.api import auth, inference
 from shared.api.auth import Principal
 from shared.api.generation import GenerationEnd, Usage
@@ -23,7 +22,7 @@ from shared.identity import credentials
 from shared.node import Node
 from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
-from shared.types import Credential, FinishReason, KeyId, ModelName, Role, Tier, UserId, UserRole
+from shared.types import Credential, FinishReason, KeyId, ModelName, Permission, Role, Tier, UserId, UserRole
 from tests.services.gateway.test_service import StandIn, StandInAuth
 from tests.testnet import MESH, RunningNode, testnet, until
 

@@ -4,11 +4,10 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from shared.access_table import Permission
 from shared.api.auth import ApiKey, ApiKeyLimits, KeyBounds, KeyKind
 from shared.lists.columns import Tone
 from shared.lists.keys import SCOPES, list_keys, permissions
-from shared.types import KeyId, MicroCredits, ModelName, UserId
+from shared.types import KeyId, MicroCredits, ModelName, Permission, UserId
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 KEY = ApiKey(KeyId(UUID(int=1)), UserId(UUID(int=2)), "laptop", "aip_live_abc…wxyz", True, NOW - timedelta(days=3))

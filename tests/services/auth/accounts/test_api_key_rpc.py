@@ -14,12 +14,11 @@ from services.auth import api_keys
 from services.auth.sessions.identities import Identities, KeyLastUsed
 from services.auth.store import AccountTables
 from shared import access_table, errors
-from shared.access_table import Permission
 from shared.api import auth, events
 from shared.api.auth import ApiKeyLimits, KeyBounds, KeyKind
 from shared.identity import credentials
 from shared.stores.database import Database
-from shared.types import Credential, KeyId, ModelName, Role, TenantId, UserRole
+from shared.types import Credential, KeyId, ModelName, Permission, Role, TenantId, UserRole
 from tests.cases import case
 from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import SeededDb, opened_organizations, refusal_of

@@ -4,9 +4,8 @@ from services.web.http import forms
 from services.web.pages import key_view
 from services.web.pages.key_view import KeyUse, NewKeyForm
 from shared import errors
-from shared.access_table import Permission
 from shared.api.auth import ApiKeyLimits, Every, GenerateApiKey, KeyBounds, KeyKind
-from shared.types import MicroCredits, ModelName, UserRole
+from shared.types import MicroCredits, ModelName, Permission, UserRole
 
 
 def test_limits_of_a_key() -> None:
