@@ -200,13 +200,13 @@ class _Writing:
         parts = self._collect(pieces)
         part, is_last = await anext(parts)
         while not is_last:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._write(part, is_last=False))
-                    following = tasks.create_task(_next(parts))
-            except ExceptionGroup as group:
-                raise errors.first_of(group) from None
-            part, is_last = following.result()
+            # If one fails, the other still ends: obstore may finish a write that is canceled, after the file was given up.
+            written, following = await asyncio.gather(self._write(part, is_last=False), anext(parts), return_exceptions=True)
+            for each in (written, following):
+                if isinstance(each, BaseException):
+                    raise each
+            assert isinstance(following, tuple)
+            part, is_last = following
         await self._write(part, is_last=True)
 
     def digest(self) -> bytes:
@@ -230,10 +230,6 @@ class _Writing:
         if not is_inline:
             await self._objects.put(self._file, place.number, sealed)
         self.parts.append(WrittenPart(size, sealed if is_inline else None))
-
-
-async def _next(parts: AsyncIterator[tuple[bytearray, bool]]) -> tuple[bytearray, bool]:
-    return await anext(parts)
 
 
 def _ensure_allowed(size: int, purpose: FilePurpose | None = None) -> None:
