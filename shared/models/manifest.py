@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from shared import errors
 from shared.models import block_list
+from shared.models.version_names import DIGEST_PATTERN
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT_TYPE = "application/vnd.cncf.model.manifest.v1+json"
@@ -34,7 +35,7 @@ MAX_BYTES = 4 << 40
 _MAX_PATH_CHARACTERS = 200
 _HINT = "push the model with `aicli models push`"
 
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+Digest = Annotated[str, Meta(pattern=rf"^{DIGEST_PATTERN}\Z")]
 Checked = TypeVar("Checked")
 
 

@@ -3,10 +3,9 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import msgspec
-from msgspec import Meta
 
 from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api.http_app import HttpRoute
@@ -18,7 +17,7 @@ from shared.api import models as api
 from shared.api.method import Method
 from shared.api.models import BlobUpload, ModelVersion
 from shared.models import manifest
-from shared.models.version_names import DIGEST_PATTERN, STABLE
+from shared.models.version_names import DIGEST_PATTERN
 from shared.rpc import RpcCall
 from shared.types import ModelName, NodeId
 
@@ -29,23 +28,6 @@ _SECONDS = 120.0
 _DOWNLOADS = 16
 _RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 _WANTED = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})")
-
-
-class ChannelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    channel: api.Channel = STABLE
-
-
-class PromoteBody(ChannelBody, frozen=True, forbid_unknown_fields=True):
-    #: Default: the newest that is ready.
-    version: api.VersionNumber | None = None
-
-
-class VersionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    version: api.VersionNumber
-
-
-class RevokeBody(VersionBody, frozen=True, forbid_unknown_fields=True):
-    reason: Annotated[str, Meta(min_length=1, max_length=1000)]
 
 
 class RestVersions:
@@ -65,19 +47,20 @@ class RestVersions:
                       answer=api.ModelVersions),
             HttpRoute("POST", f"{of_model}/versions", self._complete, "completeModelVersion", "Make a version of uploaded files",
                       max_raw_bytes=manifest.MAX_MANIFEST_BYTES, answer=ModelVersion),
-            self._post(api.promote_model, "Let a channel serve a version", PromoteBody, registry.promote),
-            self._post(api.rollback_model, "Let a channel serve the version before", ChannelBody, registry.rollback),
-            self._post(api.retire_model_version, "Keep a version out of channels", VersionBody, registry.retire),
-            self._post(api.revoke_model_version, "Keep a version from being loaded, forever", RevokeBody, registry.revoke),
+            self._post(api.promote_model, "Let a channel serve a version", registry.promote),
+            self._post(api.rollback_model, "Let a channel serve the version before", registry.rollback),
+            self._post(api.retire_model_version, "Keep a version out of channels", registry.retire),
+            self._post(api.revoke_model_version, "Keep a version from being loaded, forever", registry.revoke),
         )  # fmt: skip
 
     def _post(
         self,
         method: Method[R, ModelVersion],
         summary: str,
-        body: type[msgspec.Struct],
         handler: Callable[[R, RpcCall], Awaitable[ModelVersion]],
     ) -> HttpRoute:
+        body = _without_model(method.request)
+
         async def handle(call: HttpCall) -> None:
             given = msgspec.structs.asdict(await call.read_fields(body))
             await call.answer(await handler(method.request(model=call.rest_of_path, **given), call.as_rpc(self._node, _SECONDS)))
@@ -122,6 +105,12 @@ class RestVersions:
     async def _complete(self, call: HttpCall) -> None:
         request = api.CompleteModelVersion(ModelName(call.rest_of_path), call.body)
         await call.answer(await self._registry.complete(request, call.as_rpc(self._node, _SECONDS)))
+
+
+def _without_model(request: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """Return a body with the fields of a request, but for the model, which is in the path."""
+    fields = [(each.name, each.type, each.default) for each in msgspec.structs.fields(request) if each.name != "model"]
+    return msgspec.defstruct(f"{request.__name__}Body", fields, frozen=True, forbid_unknown_fields=True)
 
 
 async def _answer(call: HttpCall, found: BlobUpload) -> None:

@@ -3,7 +3,6 @@
 It reads a StoreRequest from stdin and writes StoreLines to stdout. Killed at any time, it leaves a download that the next one resumes.
 """
 
-import hashlib
 import os
 import re
 import signal
@@ -27,6 +26,7 @@ from services.inference.models.quantities import parse_bytes
 from shared import confinement, errors, model_folder, model_reference, model_sources
 from shared.api.inference import Assignment, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.model_reference import PullPlan, RemoteFile
+from shared.models import manifest
 from shared.types import ModelName
 
 #: How often a download may outlive its token.
@@ -90,7 +90,7 @@ class _Pull:
 
     def _download(self, name: ModelName, files: Sequence[RemoteFile], partials: Sequence[Path], parts: int) -> StoreResult:
         """The file behind the ``parts`` is the projector."""
-        known, key = self._store.find(name), _join([file.key for file in files])
+        known, key = self._store.find(name), manifest.weights_digest([file.key for file in files])
         wanted = [file.sha256 or "" for file in files]
         is_same = known is not None and all(wanted) and (known.digest, known.projector) == _joined(wanted, parts)
         # Another process may just have pulled it.
@@ -136,13 +136,9 @@ class _Pull:
         return known.pulled_as and tuple(dict.fromkeys((*known.pulled_as, self._source)))[-_MAX_SOURCES:]
 
 
-def _join(digests: list[str]) -> str:
-    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
-
-
 def _joined(digests: list[str], parts: int) -> tuple[str, str]:
     """Return the digest of a model, and that of its projector."""
-    return _join(digests[:parts]), "".join(digests[parts:])
+    return manifest.weights_digest(digests[:parts]), "".join(digests[parts:])
 
 
 def _with_projector(plan: PullPlan, request: StoreRequest) -> tuple[RemoteFile, ...]:
