@@ -48,7 +48,7 @@ class Servers:
         admitted, notes = dict(bodies), list[str]()
         for key, body in bodies.items():
             if isinstance(body, ServerDocument):
-                before = self._documents().get(key[1])
+                before = self.live.bodies_of(ServerDocument).get(key[1])
                 admitted[key] = sealed = self._seal(key[1], body, before)
                 if sealed != before:
                     notes.append(await self._try(self._open(key[1], sealed)))
@@ -68,7 +68,7 @@ class Servers:
         if revision == request.revision:
             return api.TakenServers(revision)
         opened = []
-        for name, body in self._documents().items():
+        for name, body in self.live.bodies_of(ServerDocument).items():
             with suppress(errors.BadRequest):
                 opened.append(self._open(name, body))
         return api.TakenServers(revision, tuple(opened))
@@ -76,7 +76,7 @@ class Servers:
     @serves(api.list_servers)
     async def list_rows(self, _request: api.ListServers, _call: RpcCall) -> api.ServerRows:
         await self.live.reload()
-        return api.ServerRows(tuple(self._row(name, body) for name, body in sorted(self._documents().items())))
+        return api.ServerRows(tuple(self._row(name, body) for name, body in sorted(self.live.bodies_of(ServerDocument).items())))
 
     def _row(self, name: str, body: ServerDocument) -> api.ServerRow:
         states = [state for states in self._alive().values() for state in states if state.name == name]
@@ -106,9 +106,6 @@ class Servers:
             is_allowed = not tried.provider or bool({tried.provider, ANY_PROVIDER} & set(allowed))
             return "" if is_allowed else f"server {server.name}: add {tried.provider} to `external` of the policies mesh and default"
         raise refusal
-
-    def _documents(self) -> dict[str, ServerDocument]:
-        return {name: stored.body for (_, name), stored in self.live.documents.items() if isinstance(stored.body, ServerDocument)}
 
     def _alive(self) -> dict[NodeId, tuple[ServerState, ...]]:
         return {node: states for node, (at, states) in self.workers.items() if self.clock() - at < _GONE_SECONDS}

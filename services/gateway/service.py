@@ -295,7 +295,7 @@ class GatewayService:
             node.directory,
             node.rpc,
             DeploymentStore(stores.database, stores.cache),
-            read_documents=lambda: live.documents,
+            read_documents=lambda: live.bodies_of(DeploymentDocument),
             read_versions=lambda: live.config.models,
             find_facts=self._model_search.find_facts,
             serve_next=registry_store.serve_next,

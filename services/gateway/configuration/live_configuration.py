@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeVar
 from uuid import UUID
 
 from services.gateway.configuration import config_checks, config_file, environment
@@ -21,6 +22,8 @@ from shared.config_documents import KEY_POLICY, ConfigKind, Document, RouteDocum
 from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
 from shared.types import TenantId, UserId
+
+Body = TypeVar("Body")
 
 _POLL_SECONDS = 5.0
 
@@ -61,6 +64,10 @@ class LiveConfiguration:
         self._reloading = asyncio.Lock()
         #: When the snapshot was last known to be current.
         self._read_at = time.monotonic()
+
+    def bodies_of(self, kind: type[Body]) -> dict[str, Body]:
+        """Return the present documents of a kind by their names."""
+        return {name: stored.body for (_, name), stored in self.documents.items() if isinstance(stored.body, kind)}
 
     def age_seconds(self) -> float:
         """Return how long ago the snapshot was known to be current."""

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.facts.model_names import NamedVersion, VersionedNames
 from services.gateway.models import placement_plan
 from services.gateway.models.deployment_store import DeploymentSession, DeploymentStore
@@ -18,7 +17,7 @@ from shared import errors
 from shared.api import inference
 from shared.api.deployments import CopyState, Deployment, ModelCopy
 from shared.api.model_copies import VERSION_SOURCE
-from shared.config_documents import ConfigKind, DeploymentDocument
+from shared.config_documents import DeploymentDocument
 from shared.models import version_names
 from shared.node import lifecycle
 from shared.protocol.directory import Announcement, Directory, DirectoryEntry, ModelOffer, ModelPull
@@ -62,8 +61,8 @@ class PlacedVersion:
 
 #: Returns what decides how much memory the model of a source needs; None if nobody knows before it is there.
 FindFacts = Callable[[str], inference.ModelFacts | None]
-#: Returns the documents of the current configuration.
-ReadDocuments = Callable[[], Mapping[DocumentKey, StoredDocument]]
+#: Returns the deployments of the current configuration.
+ReadDocuments = Callable[[], Mapping[str, DeploymentDocument]]
 ReadVersions = Callable[[], VersionedNames]
 #: Lets a channel of a model serve a version, if that is what it was to serve next.
 ServeNext = Callable[[str, str, int], Awaitable[None]]
@@ -87,11 +86,7 @@ class Deployments:
 
     @property
     def documents(self) -> dict[ModelName, DeploymentDocument]:
-        return {
-            ModelName(name): stored.body
-            for (kind, name), stored in self.read_documents().items()
-            if kind is ConfigKind.DEPLOYMENT and isinstance(stored.body, DeploymentDocument)
-        }
+        return {ModelName(name): body for name, body in self.read_documents().items()}
 
     def knows(self, name: str) -> bool:
         """Return whether a pushed model, one of its versions or a channel has this name."""

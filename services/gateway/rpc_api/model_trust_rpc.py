@@ -24,17 +24,17 @@ class ModelTrustRpc:
 
     @serves(api.take_trust)
     async def take(self, request: api.TakeTrust, _call: RpcCall) -> api.TakenTrust:
-        return api.TakenTrust(self._rules(), await self.store.list_signatures(request.versions))
+        return api.TakenTrust(self.live.bodies_of(TrustDocument), await self.store.list_signatures(request.versions))
 
     @serves(api.read_model_trust)
     async def read(self, request: api.ReadModelTrust, call: RpcCall) -> api.ModelTrust:
         """Raises NotFound."""
         if request.model is None:
-            return api.ModelTrust(self._rules())
+            return api.ModelTrust(self.live.bodies_of(TrustDocument))
         found = (await self.registry.list(models.ListModelVersions(request.model, request.version), call)).versions
         name = ModelName(f"{request.model}@{found[0].version}")
         known = (await self.store.list_signatures([name]))[name]
-        return api.ModelTrust(self._rules(), await self.registry.read_manifest(known.digest), known.signatures)
+        return api.ModelTrust(self.live.bodies_of(TrustDocument), await self.registry.read_manifest(known.digest), known.signatures)
 
     @serves(api.sign_model_version)
     async def sign(self, request: api.SignModelVersion, call: RpcCall) -> models.ModelVersion:
@@ -51,6 +51,3 @@ class ModelTrustRpc:
         name = f"{version.model}@{version.version}"
         self.audit_reporting.report_action("model.sign", call.principal, tenant=version.organization, target=name, key=signature.hint)
         return await self.registry.get_changeable(call.principal, request.model, request.version)
-
-    def _rules(self) -> dict[str, TrustDocument]:
-        return {name: each.body for (_, name), each in self.live.documents.items() if isinstance(each.body, TrustDocument)}
