@@ -9,6 +9,8 @@ LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _METADATA = frozenset(map(ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")))
 #: RFC 6052: its last four bytes are an IPv4 address.
 _NAT64 = ip_network("64:ff9b::/96")
+#: RFC 4291: all global unicast addresses. Python also calls others global, such as ::127.0.0.1 and 64:ff9b:1::/48.
+_GLOBAL_UNICAST = ip_network("2000::/3")
 #: RFC 1123 section 2.1. The last label needs a letter, so that a mistyped IP address is not a name.
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?![0-9]+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 
@@ -71,15 +73,24 @@ def is_loopback(host: str) -> bool:
 def is_public(address: str) -> bool:
     """Return whether an address is reachable over the internet, rather than loopback, private or shared by a VPN. True for no address."""
     found = parse(address.partition("%")[0])
-    return found is None or found.is_global
+    return found is None or all(each.is_global and (each.version == 4 or each in _GLOBAL_UNICAST) for each in _reached(found))
 
 
 def is_forbidden(address: str) -> bool:
     """Return whether no server of another program is at an address: it has no single machine, or one that tells the credentials of ours."""
     found = parse(address.partition("%")[0])
-    if isinstance(found, IPv6Address) and found in _NAT64:
-        found = IPv4Address(int(found) & 0xFFFF_FFFF)
-    return found is None or found.is_link_local or found.is_multicast or found.is_unspecified or found in _METADATA
+    return found is None or any(
+        each.is_link_local or each.is_multicast or each.is_unspecified or each in _METADATA for each in _reached(found)
+    )
+
+
+def _reached(address: IPv4Address | IPv6Address) -> tuple[IPv4Address | IPv6Address, ...]:
+    """Return all addresses that packets to this one may reach: a gateway may pass them on to an IPv4 address within it."""
+    if isinstance(address, IPv4Address):
+        return (address,)
+    if address in _NAT64:
+        return (IPv4Address(int(address) & 0xFFFF_FFFF),)
+    return (address, *filter(None, (address.sixtofour, *(address.teredo or ()))))
 
 
 def local_network(address: str) -> str | None:

@@ -1,6 +1,7 @@
 """What the export needs of a system that gets usage, and the sink for CloudEvents over HTTP."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import date, timedelta
@@ -12,6 +13,7 @@ import httpx
 import msgspec
 
 from services.gateway.usage_export.usage_events import DaySums, UsageEvent, UsageSum
+from shared.timing import retry_after_header
 from shared.transports.http_transport import HttpTransport
 
 _CONNECT_SECONDS, _SECONDS = 5.0, 10.0
@@ -88,7 +90,7 @@ class CloudEventsSink:
         except (OSError, ValueError) as error:
             raise NotSent(f"USAGE_EXPORT_TOKEN_FILE can't be used: {type(error).__name__}", may_be_stored=False) from error
         if not 200 <= status < 300:
-            seconds = float(retry_after) if retry_after.isascii() and retry_after.isdecimal() else 0.0
+            seconds = retry_after_header.read(retry_after, time.time()) or 0.0
             doubtful = status >= 500 or status in _DOUBTFUL
             raise NotSent(f"returned {status}", may_be_stored=doubtful, retry_after_seconds=seconds)
 

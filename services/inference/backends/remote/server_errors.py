@@ -1,6 +1,5 @@
 """Translates another server's refusal into an error of ours, and decides whether a retry may help.  Pure."""
 
-import email.utils
 import re
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from services.inference.backends.remote.event_stream import UNREADABLE, convert_
 from services.inference.upstreams import Upstream
 from shared import errors
 from shared.errors import AimeshError
+from shared.timing import retry_after_header
 
 #: Characters of a server's message: enough for a reason, too little for a page of HTML.
 MAX_WORDS = 300
@@ -79,7 +79,8 @@ def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | No
     reason = words(source, body)
     if (error := _needs_change(source, status, reason)) is not None:
         return ServerRefusal(error, is_for_account=status in _OF_ACCOUNT)
-    seconds = _seconds(retry_after, now)
+    wanted = retry_after_header.read(retry_after, now)
+    seconds = None if wanted is None else min(wanted, LONGEST_RETRY_AFTER_SECONDS)
     soon = seconds is None or seconds <= MAX_RETRY_AFTER_SECONDS
     after = DEFAULT_RETRY_AFTER_SECONDS if seconds is None else seconds
     kind, what = {
@@ -153,18 +154,3 @@ def _needs_change(source: RefusalSource, status: int, reason: str) -> AimeshErro
 
 def _suffix(reason: str) -> str:
     return f": {reason}" if reason else ""
-
-
-def _seconds(retry_after: str | None, now: float) -> float | None:
-    """RFC 9110, section 10.2.3: seconds, or a date."""
-    if retry_after is None:
-        return None
-    text = retry_after.strip()[:64]
-    if text.replace(".", "", 1).isdecimal():
-        seconds = float(text)
-    else:
-        try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - now
-        except (ValueError, OverflowError):
-            return None
-    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_SECONDS)

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from shared import errors
+from shared import addresses, errors
 from shared.identity import node_keys
 from shared.transports.nats.login import NatsFiles
 from shared.transports.nats.nats_client import NatsClient
@@ -23,13 +23,14 @@ from tests.testnet import NatsServer
 
 
 def make_certificate(folder: Path, address: str) -> None:
-    """Write a key and a self-signed certificate for an IP address."""
+    """Write a key and a self-signed certificate for a name or an IP address."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nats")])
     now = datetime.datetime.now(datetime.UTC)
+    shown = x509.DNSName(address) if addresses.parse(address) is None else x509.IPAddress(ipaddress.ip_address(address))
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([shown]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
