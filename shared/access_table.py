@@ -61,6 +61,8 @@ _PUBLIC = _person(unless={Role.WEB})
 _HALFWAY = _person(halfway=True)
 _ACCOUNT = _person(Permission.WRITE_ACCOUNT)
 _ACCOUNT_FRESH = _person(Permission.WRITE_ACCOUNT, fresh=True)
+#: A key for requests manages what tells of their ends.
+_WEBHOOKS = _person(Permission.INFER, Permission.WRITE_ACCOUNT)
 _KEYS = _person(Permission.WRITE_KEYS)
 _KEYS_FRESH = _person(Permission.WRITE_KEYS, fresh=True)
 _INFER = _person(Permission.INFER)
@@ -253,6 +255,14 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.removeModel": _NODES,
     "gateway.listNodes": _person(unless={Role.METRICS, Role.OPERATOR}),
     "gateway.giveUpPool": _NODE,
+    "gateway.createWebhook": _WEBHOOKS,
+    "gateway.listWebhooks": _WEBHOOKS,
+    "gateway.getWebhook": _WEBHOOKS,
+    "gateway.changeWebhook": _WEBHOOKS,
+    "gateway.rotateWebhookSecret": _WEBHOOKS,
+    "gateway.deleteWebhook": _WEBHOOKS,
+    "gateway.testWebhook": _WEBHOOKS,
+    "gateway.eraseWebhooks": _NODE,
     "gateway.pardonNode": _ADMIN_FRESH,
     "gateway.readUsage": _NODE,
     "gateway.listPlans": _PUBLIC,
@@ -386,6 +396,14 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/tokenize": METHODS["gateway.processInferenceRequest"],
     "POST /v1/detokenize": METHODS["gateway.processInferenceRequest"],
     "POST /v1/apply-template": METHODS["gateway.processInferenceRequest"],
+    "POST /v1/webhook_endpoints": METHODS["gateway.createWebhook"],
+    "GET /v1/webhook_endpoints": METHODS["gateway.listWebhooks"],
+    "GET /v1/webhook_endpoints/{endpoint}": METHODS["gateway.getWebhook"],
+    "POST /v1/webhook_endpoints/{endpoint}": METHODS["gateway.changeWebhook"],
+    "DELETE /v1/webhook_endpoints/{endpoint}": METHODS["gateway.deleteWebhook"],
+    "POST /v1/webhook_endpoints/{endpoint}/rotate_secret": METHODS["gateway.rotateWebhookSecret"],
+    "POST /v1/webhook_endpoints/{endpoint}/test": METHODS["gateway.testWebhook"],
+    "GET /v1/webhook_event_types": METHODS["gateway.listWebhooks"],
     "HEAD /ollama/": _NODE,
     "GET /ollama/": _NODE,
     "HEAD /ollama/api/version": _NODE,

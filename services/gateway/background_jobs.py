@@ -35,6 +35,7 @@ class UpkeepJob(StrEnum):
     NOTICES = "notices"
     MODELS = "models"
     FILES = "files"
+    WEBHOOKS = "webhooks"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

@@ -27,6 +27,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts import policies, tiers
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.model_routes import Route
+from services.gateway.facts.receiver_rules import ReceiverRules
 from services.gateway.files.file_objects import FileObjects
 from services.gateway.files.file_rows import FileRows
 from services.gateway.files.file_storage import FileStorage
@@ -42,6 +43,7 @@ from services.gateway.http_api.rest_inference import RestInference
 from services.gateway.http_api.rest_models import RestModels
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rest_versions import RestVersions
+from services.gateway.http_api.rest_webhooks import RestWebhooks
 from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.http_api.webhooks import Webhooks
 from services.gateway.idempotency import cache_keys
@@ -102,6 +104,7 @@ from services.gateway.rpc_api.policy_rpc import PolicyRpc
 from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_api.routes_rpc import RoutesRpc
 from services.gateway.rpc_api.rpc_reader import RpcReader, ScoreReader, VectorReader
+from services.gateway.rpc_api.webhook_rpc import WebhookRpc
 from services.gateway.scheduling import model_coverage, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -118,6 +121,10 @@ from services.gateway.usage_export.outbox_store import OutboxStore
 from services.gateway.usage_export.sinks import CloudEventsSink, Sink
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
+from services.gateway.webhooks.deliveries import Deliveries
+from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
+from services.gateway.webhooks.receiver_client import ReceiverClient
+from services.gateway.webhooks.webhook_store import WebhookStore
 from shared import access_table, client_address, context, errors, worker_pools
 from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
@@ -285,6 +292,10 @@ class GatewayService:
         self._files = FileStorage(
             FileRows(stores.database), stores.file_objects, node.dispatcher.memory, secret=settings.prompt_hash_secret
         )
+        self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
+        receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
+        self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, metrics)
+        self._webhook_rpc = WebhookRpc(self._webhook_store, self._deliveries, receivers, endpoint_secrets, self.audit_reporting)
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
@@ -355,6 +366,7 @@ class GatewayService:
             self._model_search,
             self._items,
             self._files,
+            self._webhook_rpc,
             self._reports,
             self._business,
             OwnerStatements(DaysStore(stores.database), node.rpc),
@@ -383,6 +395,7 @@ class GatewayService:
             await partitions.drop_old(settings.request_log_days)
             await self._reports.delete_old()
             await self._usage_export.delete_old()
+            await self._webhook_store.delete_old()
 
         remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
         for task in (
@@ -406,6 +419,8 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics),
             background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
             background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
+            background_jobs.repeat(UpkeepJob.WEBHOOKS, 15, self._deliveries.measure, metrics),
+            self._deliveries.run(),
             *(export.run() for export in self._usage_export.exports),
             *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics)] if self._stores.file_objects else ()),
             *(self._registry.run() for _ in range(registry.JOBS if self._stores.origin else 0)),
@@ -467,6 +482,7 @@ class GatewayService:
             RestVersions(self._registry, self._node.id),
             OpenAiRoutes(self._runs, self._catalogue, self._items),
             FileRoutes(self._files, self._file_limit),
+            RestWebhooks(self._webhook_rpc, self._node.id),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
             OpenAiModerations(self._runs),

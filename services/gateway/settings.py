@@ -13,6 +13,7 @@ from msgspec import Meta
 from services.gateway.facts import tiers
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.facts.provider_settings import LIVE_KEYS, ProviderSettings
+from services.gateway.facts.receiver_rules import ReceiverRules
 from services.gateway.facts.tiers import TierPlan, WithoutValkey
 from shared import client_address, model_sources, node
 from shared.api import service_settings as api
@@ -259,6 +260,13 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             on_all_replicas=True,
         ),
     ] = None
+    webhook_allowed_hosts: Annotated[
+        tuple[str, ...],
+        Variable(
+            "WEBHOOK_ALLOWED_HOSTS",
+            "private servers that may get webhooks, also without TLS: host:port and networks such as 10.0.0.0/8, separated by commas",
+        ),
+    ] = ()
     aws_access_key_id: object_credentials.AwsKeyId = None
     aws_secret_access_key: object_credentials.AwsSecret = None
     aws_session_token: object_credentials.AwsToken = None
@@ -326,9 +334,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             yield "USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"
         yield from object_credentials.mistakes("MODEL_ORIGIN", self.model_origin)
         yield from object_credentials.mistakes("FILES_URL", self.files_url)
-        for origin in self.cors_origins:
-            if not is_origin(origin):
-                yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"
+        yield from self._mistakes_of_hosts()
         try:
             self.provider()
         except ValueError as error:
@@ -338,6 +344,15 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         for name, price in (("PRICE_PER_INPUT_TOKEN", self.price_per_input_token), ("PRICE_PER_OUTPUT_TOKEN", self.price_per_output_token)):
             if not 0 <= price <= 10:
                 yield f"{name}: {price} credits per token; use 0 to 10"
+
+    def _mistakes_of_hosts(self) -> Iterator[str]:
+        for origin in self.cors_origins:
+            if not is_origin(origin):
+                yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"
+        try:
+            ReceiverRules.parse(self.webhook_allowed_hosts)
+        except ValueError as error:
+            yield f"WEBHOOK_ALLOWED_HOSTS: {error}"
 
     def seller(self) -> Seller:
         return Seller(Party(self.seller_name, self.seller_address), self.tax_name, self.tax_percent, self.currency)

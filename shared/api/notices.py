@@ -1,4 +1,4 @@
-"""auth: emails about the ends of plans, budgets and balances, and about payments. Users may switch them off."""
+"""auth: emails about the ends of plans, budgets and balances, about payments and webhooks. Users may switch them off."""
 
 from datetime import datetime
 from typing import Annotated, Literal
@@ -31,7 +31,15 @@ class PaymentLate(Body, frozen=True, tag_field="kind", tag="payment"):
     is_last: bool = False
 
 
-Notice = LimitUsed | PaymentLate
+class WebhookDisabled(Body, frozen=True, tag_field="kind", tag="webhook"):
+    """A server gets no events any more."""
+
+    #: Of the endpoint.
+    name: str
+    why: str
+
+
+Notice = LimitUsed | PaymentLate | WebhookDisabled
 
 
 class AddNotice(Body, frozen=True):

@@ -303,6 +303,16 @@ WEBHOOKS = counter(
 WEBHOOK_BACKLOG = gauge(
     "ai_platform_webhook_backlog_seconds", "Age of the oldest event of the payment provider that has not been handled", unit="seconds"
 )
+WEBHOOK_DELIVERIES = counter(
+    "ai_platform_webhook_deliveries_total",
+    "Attempts to deliver events to servers of users: delivered, failed (another status), unreachable (no answer) or gone (410)",
+    ("result",),
+)
+WEBHOOK_OLDEST = gauge(
+    "ai_platform_webhook_oldest_seconds",
+    "For how long the oldest event has been due that no gateway sends, without servers that fail or get one now",
+    unit="seconds",
+)
 UNBILLED_USAGE = gauge(
     "ai_platform_unbilled_usage_seconds",
     "Age of the oldest usage beyond a plan whose period has ended and which has not been billed",

@@ -201,6 +201,8 @@ class Metrics:
     usage_export_difference_micro = _LazyMetric(Gauge, instruments.USAGE_EXPORT_DIFFERENCE_MICRO)
     webhooks = _LazyMetric(Counter, instruments.WEBHOOKS)
     webhook_backlog = _LazyMetric(Gauge, instruments.WEBHOOK_BACKLOG)
+    webhook_deliveries = _LazyMetric(Counter, instruments.WEBHOOK_DELIVERIES)
+    webhook_oldest = _LazyMetric(Gauge, instruments.WEBHOOK_OLDEST)
     unbilled_usage = _LazyMetric(Gauge, instruments.UNBILLED_USAGE)
     upkeep_last_success = _LazyMetric(Gauge, instruments.UPKEEP_LAST_SUCCESS)
     upkeep_age = _LazyMetric(Gauge, instruments.UPKEEP_AGE)

@@ -38,6 +38,7 @@ from shared.api import (
     servers,
     service_settings,
     usage_report,
+    webhooks,
 )
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
@@ -52,6 +53,9 @@ _MAKERS_OWN = ("key:write",)
 NO_TEAM = TenantId(UUID(int=405))
 NO_MODEL = ModelName("no-such-model")
 NO_FILE = f"file-{'a' * 26}"
+NO_WEBHOOK = f"whe_{'a' * 26}"
+#: It may not get webhooks.
+NO_SERVER = "https://127.0.0.1/"
 NO_INVOICE = "INV-2026-000000"
 
 
@@ -186,6 +190,13 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.getFile": lambda: files.GetFile(NO_FILE),
     "gateway.deleteFile": lambda: files.DeleteFile(NO_FILE),
     "gateway.eraseFiles": lambda: files.EraseFiles(NO_TEAM),
+    "gateway.createWebhook": lambda: webhooks.CreateWebhook("mine", NO_SERVER, (webhooks.EventType.TEST,)),
+    "gateway.getWebhook": lambda: webhooks.GetWebhook(NO_WEBHOOK),
+    "gateway.changeWebhook": lambda: webhooks.ChangeWebhook(NO_WEBHOOK),
+    "gateway.rotateWebhookSecret": lambda: webhooks.RotateWebhookSecret(NO_WEBHOOK),
+    "gateway.deleteWebhook": lambda: webhooks.DeleteWebhook(NO_WEBHOOK),
+    "gateway.testWebhook": lambda: webhooks.TestWebhook(NO_WEBHOOK),
+    "gateway.eraseWebhooks": lambda: webhooks.EraseWebhooks(NO_TEAM),
     "gateway.findModelBlobs": lambda: models.FindModelBlobs(()),
     "gateway.completeModelVersion": lambda: models.CompleteModelVersion(NO_MODEL, b"{}"),
     "gateway.promoteModel": lambda: models.PromoteModel(NO_MODEL),
@@ -333,6 +344,14 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "DELETE /v1/files/{file}": lambda: None,
     "POST /v1/uploads": dict,
     "POST /v1/uploads/{upload}": dict,
+    "POST /v1/webhook_endpoints": lambda: {"name": "mine", "url": NO_SERVER, "event_types": ["webhook.test"]},
+    "GET /v1/webhook_endpoints": lambda: None,
+    "GET /v1/webhook_endpoints/{endpoint}": lambda: None,
+    "POST /v1/webhook_endpoints/{endpoint}": dict,
+    "DELETE /v1/webhook_endpoints/{endpoint}": lambda: None,
+    "POST /v1/webhook_endpoints/{endpoint}/rotate_secret": dict,
+    "POST /v1/webhook_endpoints/{endpoint}/test": dict,
+    "GET /v1/webhook_event_types": lambda: None,
     "POST /v1/rerank": lambda: {"query": "hi", "documents": ["hi"], "model": "echo"},
     "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
     "POST /v1/moderations": lambda: {"input": "hi"},

@@ -51,6 +51,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "partitions": "names and bounds of tables",
             "ledger_checkpoints": "sums of days over all owners, signed",
             "invoice_numbers": "counters",
+            "file_store": "of the house",
             "usage_sinks": "how far each sink of the usage export is",
             "usage_sink_days": "sums of days over all owners",
             "webhook_events": "ids of events and of objects at the payment provider",

@@ -1,11 +1,11 @@
-"""Tells auth what owners of accounts should know about their plans, budgets, balances and payments; auth mails it.
+"""Tells auth what owners of accounts should know about their plans, budgets, balances, payments and webhooks; auth mails it.
 
 A gateway that dies before the row's deletion is committed tells auth again, which changes nothing.
 """
 
 from services.gateway.payments.billing_store import BillingStore
 from shared.api import notices as api
-from shared.api.notices import AddNotice, LimitUsed
+from shared.api.notices import AddNotice, LimitUsed, WebhookDisabled
 from shared.rpc import RpcClient
 
 EVERY_SECONDS = 30
@@ -31,7 +31,7 @@ class NoticeOutbox:
             if found is None:
                 return False
             owner, subject, notice = found
-            if self._sells or (isinstance(notice, LimitUsed) and notice.of == "budget"):
+            if self._sells or isinstance(notice, WebhookDisabled) or (isinstance(notice, LimitUsed) and notice.of == "budget"):
                 wanted = AddNotice(owner, subject, notice, self._currency)
                 await self._rpc.call(api.add_notice, wanted, deadline_seconds=_AUTH_SECONDS)
         return True

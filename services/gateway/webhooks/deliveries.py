@@ -1,0 +1,73 @@
+"""Sends events to endpoints: each at least once, by whichever gateway takes it, and again by another if that one dies."""
+
+import asyncio
+from datetime import UTC, datetime
+from functools import partial
+
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
+from services.gateway.webhooks import delivery_rules
+from services.gateway.webhooks.delivery_rules import Result
+from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
+from services.gateway.webhooks.receiver_client import Answer, ReceiverClient
+from services.gateway.webhooks.webhook_store import Delivery, WebhookStore
+from shared.telemetry import Metrics, logs
+from shared.timing.bounded_waits import wait_until_set
+
+#: Of one gateway.
+MAX_AT_ONCE = 16
+_LOOK_SECONDS = 1.0
+_UNREADABLE = "its secret was sealed with another PROMPT_HASH_SECRET: rotate it"
+
+_log = logs.get(part="webhooks")
+
+
+class Deliveries:
+    """``run`` is the task that sends. Set ``wake`` when a delivery was added."""
+
+    def __init__(self, store: WebhookStore, client: ReceiverClient, secrets: EndpointSecrets, metrics: Metrics) -> None:
+        self._store, self._client, self._secrets, self._metrics = store, client, secrets, metrics
+        self._sending = set[asyncio.Task[bool]]()
+        self.wake = asyncio.Event()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                self.wake.clear()
+                await background_jobs.attempt(UpkeepJob.WEBHOOKS, partial(self._take_due, tasks))
+                await wait_until_set(self.wake, _LOOK_SECONDS)
+
+    async def measure(self) -> None:
+        self._metrics.webhook_oldest.set(await self._store.measure())
+
+    async def _take_due(self, tasks: asyncio.TaskGroup) -> None:
+        while len(self._sending) < MAX_AT_ONCE and (delivery := await self._store.take()) is not None:
+            task = tasks.create_task(background_jobs.attempt(UpkeepJob.WEBHOOKS, partial(self.deliver, delivery)))
+            self._sending.add(task)
+            task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[bool]) -> None:
+        self._sending.discard(task)
+        self.wake.set()
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """Make an attempt and note its result. Raises Unavailable: then it is made again, with the same id."""
+        answer = await self._post(delivery)
+        now = datetime.now(UTC)
+        verdict = delivery_rules.judge(delivery.attempt, answer.status, answer.retry_after, now, is_test=delivery.is_test)
+        is_hopeless = await self._store.end_attempt(delivery, answer.status, answer.error, verdict.pause_seconds)
+        self._metrics.webhook_deliveries.labels(verdict.result.value).inc()
+        _log.info("webhook sent", result=verdict.result.value, attempt=delivery.attempt, status=answer.status, tenant=delivery.tenant_id)
+        if verdict.result is Result.GONE:
+            await self._store.disable(delivery.endpoint_id, "it answered 410 Gone")
+        elif is_hopeless:
+            await self._store.disable(delivery.endpoint_id, "all attempts of 5 days failed")
+
+    async def _post(self, delivery: Delivery) -> Answer:
+        sealed = [each for each in (delivery.secret, delivery.former_secret) if each is not None]
+        secrets = [self._secrets.unseal(each, delivery.tenant_id, delivery.endpoint_id) for each in sealed]
+        known = [secret for secret in secrets if secret is not None]
+        if secrets[0] is None:
+            return Answer(None, _UNREADABLE)
+        headers = delivery_rules.sign(delivery.event_id, delivery.body, known, datetime.now(UTC))
+        return await self._client.post(delivery.url, delivery.body.encode(), headers)
