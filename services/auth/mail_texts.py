@@ -131,6 +131,11 @@ def plan_changed(before: str, after: str) -> AccountMail:
     return AccountMail("Your plan has changed", f"Your plan is now {new}; it was {old}.\n\nSee what it includes under Billing")
 
 
+def webhook_disabled(name: str, why: str) -> AccountMail:
+    text = f"Your webhook endpoint {_line(name)} gets no events any more: {_line(why)}.\n\nOnce its server works, enable it under Webhooks"
+    return AccountMail("A webhook endpoint was disabled", text)
+
+
 def address_changed_to(username: str) -> AccountMail:
     return _text("Your email address was changed", username, "We now send emails about your account to this address.")
 

@@ -29,6 +29,7 @@ class NoticeKind(StrEnum):
     LIMIT = "limit"
     PAYMENT = "payment"
     PLAN = "plan"
+    WEBHOOK = "webhook"
 
 
 class SignIn(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Emails that users may switch off: sign-ins from new browsers, API keys that expire soon, plans, budgets and payments.
+"""Emails that users may switch off: sign-ins from new browsers, API keys that expire soon, plans, budgets, payments and webhooks.
 
 A notice is a row of auth's table notices before it is a mail. Every replica sends; each notice is taken by one of them, and again by any of
 them if that one fails. A replica that dies between the mail and its note sends it twice.
@@ -23,7 +23,7 @@ from services.auth.accounts.notice_store import (
 )
 from services.auth.mail_texts import AccountMail
 from services.auth.session_opening import CompleteLogin
-from shared.api.notices import LimitUsed, PaymentLate
+from shared.api.notices import LimitUsed, PaymentLate, WebhookDisabled
 from shared.mail import mailer
 from shared.mail.letters import Letter
 from shared.mail.mailer import Mailer, MailSink
@@ -112,7 +112,7 @@ class Notices:
                 return mail_texts.key_expires(notice.username, key.name, key.preview, key.expires_at, settings)
             case _:
                 about = msgspec.json.decode(notice.details, type=AboutAccount)
-                page = self._page("/api-keys" if about.key else "/billing")
+                page = self._page("/settings/webhooks" if notice.kind is NoticeKind.WEBHOOK else "/api-keys" if about.key else "/billing")
                 return mail_texts.about_account(notice.username, about.organization, _said(about), page, settings)
 
 
@@ -122,5 +122,7 @@ def _said(about: AboutAccount) -> AccountMail:
             return mail_texts.plan_changed(plan.before, plan.after)
         case PaymentLate() as payment:
             return mail_texts.payment_late(payment.invoice, payment.due_at, is_last=payment.is_last)
+        case WebhookDisabled() as webhook:
+            return mail_texts.webhook_disabled(webhook.name, webhook.why)
         case LimitUsed() as limit:
             return mail_texts.limit_used(limit, about.key, about.currency)

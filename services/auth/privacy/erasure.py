@@ -14,7 +14,7 @@ from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.session_opening import CompleteLogin
 from shared import errors
-from shared.api import accounts, files, gateway
+from shared.api import accounts, files, gateway, webhooks
 from shared.api.auth import User
 from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
@@ -108,7 +108,7 @@ class Erasures(AuthHandlers):
             await self._audit.shred_of(transaction, user_id)
             # Before the commit, so that nothing is deleted while Valkey or the gateway is down; and again after it, for logins in between.
             await self._sessions.end_all(user_id)
-            await self._erase_files(tenants)
+            await self._erase_stored(tenants)
             await self._trail.add(transaction, audit_records.of_mesh("user.erased", None, target=user_id))
         await self._sessions.end_all(user_id)
         try:
@@ -118,11 +118,12 @@ class Erasures(AuthHandlers):
             _log.warning("stored answers of an erased account stay until they expire", user_id=user_id, reason=error.message)
         _log.info("account erased", user_id=user_id)
 
-    async def _erase_files(self, tenants: Iterable[TenantId]) -> None:
-        """Raises PeerError if no gateway does it; the next round tries again."""
+    async def _erase_stored(self, tenants: Iterable[TenantId]) -> None:
+        """Erase files and webhook endpoints. Raises PeerError if no gateway does it; the next round tries again."""
         for tenant in tenants:
             with suppress(errors.UnknownMethod):  # version 0.3 stores none
                 await self._node.rpc.call(files.erase_files, files.EraseFiles(tenant), deadline_seconds=_GATEWAY_SECONDS)
+                await self._node.rpc.call(webhooks.erase_webhooks, webhooks.EraseWebhooks(tenant), deadline_seconds=_GATEWAY_SECONDS)
 
     async def _check_not_needed(self, transaction: Transaction, user_id: UserId, role: UserRole) -> None:
         if role is UserRole.ADMIN and not await self._rows.administrators(transaction) - {user_id}:

@@ -60,6 +60,7 @@ RESTRICTING: dict[str, frozenset[str]] = {
 }
 
 _VERSIONS = "versions of models are not replayed; the restore's runbook says so"
+_WEBHOOKS = "webhook endpoints are not replayed; the restore's runbook says so"
 _SESSIONS_END = "a restore ends all sessions"
 #: Acts that restrict someone without a kind -> why not. The gateway's acts with a kind are in ``services.gateway.recovery.kinds``.
 WITHOUT_KIND: dict[str, str] = {
@@ -89,6 +90,9 @@ WITHOUT_KIND: dict[str, str] = {
     "model.rollback": _VERSIONS,
     "model.unload": "workers keep no state in the database",
     "node.accept_models": "the worker keeps it",
+    "webhook.change": _WEBHOOKS,
+    "webhook.rotate": _WEBHOOKS,
+    "webhook.delete": _WEBHOOKS,
     "node.remove_model": "the worker keeps it",
 }
 
@@ -100,5 +104,6 @@ HARMLESS = frozenset(
         "node.approve", "node.pardon", "oidc.link", "organisation.create",
         "account.verify", "organisation.invite",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
+        "webhook.create",
     }
 )  # fmt: skip

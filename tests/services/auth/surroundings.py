@@ -14,7 +14,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, events, files, gateway, membership, service_settings
+from shared.api import auth, events, files, gateway, membership, service_settings, webhooks
 from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
@@ -47,13 +47,14 @@ def settings_of(database_url: str, redis_url: str) -> AuthSettings:
 
 
 class Gateway:
-    """Answers readUsage, listTiers, dropStoredItems and eraseFiles as the gateway would."""
+    """Answers readUsage, listTiers, dropStoredItems, eraseFiles and eraseWebhooks as the gateway would."""
 
     def __init__(self) -> None:
         self.asked: list[UserId] = []
         self.days: tuple[DailyUsage, ...] = ()
         self.dropped: list[TenantId] = []
         self.without_files: list[TenantId] = []
+        self.without_webhooks: list[TenantId] = []
         #: A gateway that knows no files.
         self.is_older = False
         self.away = False
@@ -74,6 +75,10 @@ class Gateway:
             if self.is_older:
                 raise errors.UnknownMethod("gateway.eraseFiles")
             self.without_files.append(request.tenant_id)
+            return cast("Reply", Nothing())
+        if isinstance(request, webhooks.EraseWebhooks):
+            assert method is webhooks.erase_webhooks
+            self.without_webhooks.append(request.tenant_id)
             return cast("Reply", Nothing())
         assert method is gateway.read_usage
         assert isinstance(request, gateway.ReadUsage)

@@ -15,7 +15,7 @@ from services.web.http.downloads import ZipStream
 from services.web.pages import requests
 from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
-from shared.api import accounts, gateway, usage_report
+from shared.api import accounts, gateway, usage_report, webhooks
 from shared.api import files as files_api
 from shared.api.accounts import OwnAccount
 from shared.api.files import FileFacts
@@ -96,10 +96,17 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
             yield archive.add("requests.csv", piece)
     except errors.PeerError:
         yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
-    try:
-        yield archive.add("usage.json", await _usage(page_request, now))
-    except errors.PeerError:
-        yield archive.add("usage-MISSING.txt", _MISSING.format(name="usage.json").encode())
+    for name, read in (("usage", _usage), ("webhooks", _webhooks)):
+        try:
+            yield archive.add(f"{name}.json", await read(page_request, now))
+        except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no webhooks
+            yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=f"{name}.json").encode())
+    async for piece in _add_files(archive, page_request):
+        yield piece
+    yield archive.close()
+
+
+async def _add_files(archive: ZipStream, page_request: PageRequest) -> AsyncGenerator[bytes]:
     stored: tuple[FileFacts, ...] = ()
     try:
         stored = await _list_files(page_request)
@@ -116,7 +123,6 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
             size = -1
         if size != facts.size:
             yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=name).encode())
-    yield archive.close()
 
 
 async def _list_files(page_request: PageRequest) -> tuple[FileFacts, ...]:
@@ -139,6 +145,11 @@ async def _read_file(page_request: PageRequest, facts: FileFacts) -> AsyncGenera
             status = status or part.status
             if status == HTTPStatus.OK:
                 yield part.body
+
+
+async def _webhooks(page_request: PageRequest, _now: datetime) -> bytes:
+    found = await page_request.call(webhooks.list_webhooks, webhooks.ListWebhooks())
+    return msgspec.json.format(msgspec.json.encode(found.endpoints), indent=2)
 
 
 async def _usage(page_request: PageRequest, now: datetime) -> bytes:

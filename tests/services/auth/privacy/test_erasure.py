@@ -190,7 +190,7 @@ async def test_stored_answers_and_files_are_deleted_also_those_of_a_closed_organ
     await api_client.team(anna, "Both", (bert, "owner"))
     await api_client.erase(anna)
     assert gateway.dropped == [TenantId(anna.id)]
-    assert gateway.without_files == [TenantId(anna.id), alone]
+    assert gateway.without_files == gateway.without_webhooks == [TenantId(anna.id), alone]
     gateway.is_older = True
     await api_client.erase(bert)
     assert (await bert.again()).username.startswith("erased-")

@@ -42,7 +42,7 @@ async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: Fa
     assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-2026-11-20.zip"'
     assert answer.headers["cache-control"] == "no-store"
     files = unpacked(answer)
-    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json", "files.json"]
+    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json", "webhooks.json", "files.json"]
     assert json.loads(files["account.json"]) == [{"username": "alice"}]
     rows = list(csv.DictReader(io.StringIO(files["requests.csv"].decode(), newline="")))
     assert [row["model"] for row in rows] == ["smollm2", '\'=HYPERLINK("https://evil.example")']
@@ -59,7 +59,7 @@ async def test_archive_has_the_stored_files_and_names_those_that_are_damaged(ali
     assert [file["id"] for file in json.loads(files["files.json"])] == [name[6:37] for name in names]
     assert [files[name] for name in names] == [b"one", b"t", b"three"]
     assert f"{names[1]}-MISSING.txt" in files
-    assert len(files) == 5 + 3 + 1
+    assert len(files) == 6 + 3 + 1
 
 
 async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: FakeMesh) -> None:
@@ -74,7 +74,14 @@ async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: F
 async def test_unavailable_gateway_leaves_a_note_in_the_archive(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     files = unpacked(await export(alice))
-    assert list(files) == ["README.txt", "account.json", "requests-MISSING.txt", "usage-MISSING.txt", "files-MISSING.txt"]
+    assert list(files) == [
+        "README.txt",
+        "account.json",
+        "requests-MISSING.txt",
+        "usage-MISSING.txt",
+        "webhooks-MISSING.txt",
+        "files-MISSING.txt",
+    ]
     assert b"Export the data again" in files["usage-MISSING.txt"]
 
 
