@@ -40,6 +40,7 @@ SECTIONS = {
         "whoami": "cli.account.login:whoami",
         "profile": "cli.account.profiles:profiles",
         "keys": "cli.account.keys:keys",
+        "webhooks": "cli.account.webhooks:webhooks",
         "policy": "cli.account.policy:policy",
         "guard": "cli.account.guard:guard",
         "usage": "cli.account.usage:usage",
