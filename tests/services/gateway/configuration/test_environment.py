@@ -47,6 +47,14 @@ def test_without_settings_there_are_the_defaults() -> None:
     assert snapshot.policies.find(None).placement == Placement(Machines.GROUP, ())
 
 
+def test_gateways_of_version_0_3_can_read_the_plans_until_somebody_limits_files() -> None:
+    before, after = (environment.read_documents(load(**given))[FREE] for given in ({}, {"TIER_FREE": "file_bytes=unlimited"}))
+    assert "file_bytes" not in msgspec.to_builtins(before)
+    assert msgspec.to_builtins(after)["file_bytes"] == "unlimited"
+    assert config_snapshot.build(1, stored({FREE: before})).limits.plans[Tier.FREE].file_bytes == 2**30
+    assert config_snapshot.build(1, stored({FREE: after})).limits.plans[Tier.FREE].file_bytes is None
+
+
 def test_a_payment_provider_bills_usage_beyond_the_plan_pro() -> None:
     provided = {"MONEY": "off", "PAYMENTS": "stripe"}
     plans = config_snapshot.build(1, stored(environment.read_documents(load(**provided)))).limits.plans

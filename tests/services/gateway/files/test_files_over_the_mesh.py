@@ -3,6 +3,7 @@
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -38,10 +39,10 @@ async def net() -> AsyncIterator[TestNet]:
         yield net
 
 
-async def start(net: TestNet, postgres_url: str, valkey_url: str, files_url: str | None) -> ClientNode:
+async def start(net: TestNet, postgres_url: str, valkey_url: str, files_url: str | None, **more: Any) -> ClientNode:
     settings = GatewaySettings(
         mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY), database_url=postgres_url,
-        redis_url=valkey_url, prompt_hash_secret="s" * 32, files_url=files_url,
+        redis_url=valkey_url, prompt_hash_secret="s" * 32, files_url=files_url, **more,
     )  # fmt: skip
     running = await net.start(GatewayService, settings)
     await until(lambda: running.node.directory.usable(Role.AUTH))
@@ -89,3 +90,14 @@ async def test_a_gateway_without_a_store_says_so_and_has_no_files(net: TestNet, 
     assert "FILES_URL" in refused.value.hint
     health = await client.rpc.call(gateway.get_service_health, gateway.GetServiceHealth())
     assert "files" not in {check.name for check in health.checks}
+
+
+async def test_the_plan_limits_all_files_together(net: TestNet, postgres_url: str, valkey_url: str, tmp_path: Path) -> None:
+    client = await start(net, postgres_url, valkey_url, str(tmp_path / "store"), tier_free={"file_bytes": "10"})
+    ada = MeshConnection(client, Profile(mesh=MESH, api_key=KEYS["ada"]))
+    (tmp_path / "six").write_bytes(b"123456")
+    content_type, body = files_module._form(tmp_path / "six", {"purpose": "batch"})
+    request = HttpRequest("POST", "/v1/files", headers=((b"content-type", content_type),), body=body)
+    await blob_transfers.ask_http(ada, request)
+    with pytest.raises(errors.NotAllowed, match=r"\(6 bytes\); with 6 more they would exceed the limit of 10 bytes"):
+        await blob_transfers.ask_http(ada, request)
