@@ -147,3 +147,5 @@ def imported(statement: ast.stmt) -> Iterator[str]:
         yield from (alias.name for alias in statement.names)
     elif isinstance(statement, ast.ImportFrom) and statement.module is not None:
         yield statement.module
+        names = (f"{statement.module}.{alias.name}" for alias in statement.names)
+        yield from (name for name in names if wheels.ROOT.joinpath(*name.split(".")).with_suffix(".py").is_file())
