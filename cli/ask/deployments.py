@@ -110,9 +110,9 @@ def _wait(here: CliContext, name: str) -> None:
 
 def wait_for_version(here: CliContext, version: "ModelVersion", channel: str) -> "ModelVersion":
     """Wait until a channel serves the version. Raises AlreadyExists if somebody else changes the channel meanwhile."""
-    progress, served = CopyProgress(), f"{version.model}@{version.version}"
+    progress = CopyProgress()
     while channel in version.next_of:
-        progress.show(_read(here, None), served)
+        progress.show(_read(here, None), version.name)
         time.sleep(LOOK_SECONDS)
         request = api.models.ListModelVersions(version.model, version.version)
         (version,) = here.call(api.models.list_model_versions, request).versions

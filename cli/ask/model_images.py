@@ -50,7 +50,7 @@ def export(here: CliContext, /, name: str, folder: str, *, sign_key: str | None,
     version = here.run(work)
     show.close()
     tag = image_layout.tag(version.model, version.version)
-    text = f"{version.model}@{version.version} is in {place}; to copy it: skopeo copy oci:{folder}:{tag} docker://REGISTRY/REPOSITORY:TAG"
+    text = f"{version.name} is in {place}; to copy it: skopeo copy oci:{folder}:{tag} docker://REGISTRY/REPOSITORY:TAG"
     printing.show_message(version, text, as_json=as_json)
 
 

@@ -239,8 +239,8 @@ def _named(text: str) -> tuple[ModelName, int]:
 
 
 def _show(version: "ModelVersion", *, as_json: bool) -> None:
-    from shared.lists.model_versions import channels, name, state
+    from shared.lists.model_versions import channels, state
 
     served = f", {printing.names(channels(version))}" if channels(version) else ""
     reason = f": {version.reason}" if version.reason else ""
-    printing.show_message(version, f"{name(version)} is {state(version)}{served}{reason}", as_json=as_json)
+    printing.show_message(version, f"{version.name} is {state(version)}{served}{reason}", as_json=as_json)

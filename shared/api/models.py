@@ -89,6 +89,11 @@ class ModelVersion(Body, frozen=True):
     #: None: the mesh's.
     organization: TenantId | None = None
 
+    @property
+    def name(self) -> ModelName:
+        """Return what workers call it, such as `llama3@7`."""
+        return ModelName(f"{self.model}@{self.version}")
+
 
 class ListModelVersions(Body, frozen=True):
     """Versions that the caller may see, newest first."""

@@ -14,10 +14,6 @@ _TONES = {
 }
 
 
-def name(version: ModelVersion) -> str:
-    return f"{version.model}@{version.version}"
-
-
 def state(version: ModelVersion) -> str:
     return "deleted" if version.is_deleted and version.state is not VersionState.REVOKED else version.state
 
@@ -34,7 +30,7 @@ def channels(version: ModelVersion) -> tuple[str, ...]:
 
 VERSIONS: Listing[ModelVersion] = Listing(
     columns=(
-        Column(title="Version", show=name, wraps=True),
+        Column(title="Version", show=lambda row: row.name, wraps=True),
         Column(title="State", show=state, tone=lambda row: Tone.OFF if row.is_deleted else _TONES[row.state]),
         Column(title="Channels", show=lambda row: channels(row) or None, wraps=True),
         Column(title="Size", show=lambda row: show_bytes(row.size), rank=2),

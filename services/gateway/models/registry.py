@@ -220,8 +220,10 @@ class ModelRegistry:
             version = await _get(rows, call.principal, request.model, request.version)
             blobs = await rows.delete_files(version)
             version = await _get(rows, call.principal, request.model, request.version)
-            served, workers = f"{version.model}@{version.version}", self._nodes.entries(Role.WORKER)
-            running = [each.node for each in workers if each.alive and any(offer.name == served for offer in each.announcement.models)]
+            workers = self._nodes.entries(Role.WORKER)
+            running = [
+                each.node for each in workers if each.alive and any(offer.name == version.name for offer in each.announcement.models)
+            ]
             channels = dict.fromkeys((*version.channels, *version.previous_of, *version.next_of))
             _ensure_unused(version, [*(f"the channel {name}" for name in channels), *(f"the worker {node}" for node in running)])
         self._report_action("model.delete", call.principal, version)
@@ -370,8 +372,7 @@ class ModelRegistry:
         return self._origin
 
     def _report_action(self, action: str, by: Principal, version: ModelVersion, **details: str) -> None:
-        target = f"{version.model}@{version.version}"
-        self._audit.report_action(action, by, tenant=version.organization, target=target, **details)
+        self._audit.report_action(action, by, tenant=version.organization, target=version.name, **details)
 
 
 def _scope(by: Principal) -> TenantId | None:
@@ -400,7 +401,7 @@ async def _change(rows: RegistryRows, version: ModelVersion, state: VersionState
 
 def _ensure_unused(version: ModelVersion, users: Sequence[str]) -> None:
     if users:
-        raise errors.AlreadyExists(f"{version.model}@{version.version} is used by {', '.join(users)}", hint="promote another version first")
+        raise errors.AlreadyExists(f"{version.name} is used by {', '.join(users)}", hint="promote another version first")
 
 
 def _missing(model: ModelName, number: int | None) -> errors.NotFound:
@@ -410,7 +411,7 @@ def _missing(model: ModelName, number: int | None) -> errors.NotFound:
 
 def _not_possible(version: ModelVersion, *needed: VersionState) -> errors.AlreadyExists:
     state = "deleted" if version.is_deleted else version.state
-    return errors.AlreadyExists(f"{version.model}@{version.version} is {state}; it must be {' or '.join(needed)}")
+    return errors.AlreadyExists(f"{version.name} is {state}; it must be {' or '.join(needed)}")
 
 
 def _keeping(keep: Callable[[], Awaitable[None]]) -> model_origin.OnBytes:

@@ -113,9 +113,7 @@ class RegistryRows:
 
     async def set_state(self, version: ModelVersion, state: VersionState, reason: str, *before: VersionState) -> bool:
         """Return False unless the version was in one of these states before."""
-        changed = await self._transaction.run("set_version_state", version.model, version.version, state, reason, list(before))
-        await self.announce(version.model)
-        return changed == 1
+        return await self._change("set_version_state", version.model, version.version, state, reason, list(before))
 
     async def delete_files(self, version: ModelVersion) -> list[str]:
         """Return the blobs that the version had."""
@@ -129,28 +127,27 @@ class RegistryRows:
 
     async def set_channel(self, model: ModelName, channel: str, version: int, expected: int | None, author: UserId) -> bool:
         """Return False if it serves something else than ``expected`` by now, or the version isn't ready."""
-        changed = await self._transaction.run("set_channel", model, channel, version, expected, author)
-        await self.announce(model)
-        return changed == 1
+        return await self._change("set_channel", model, channel, version, expected, author)
 
     async def set_next(self, model: ModelName, channel: str, version: int, expected: ServingChannel, author: UserId) -> bool:
         """Return False if it is not as ``expected`` by now, or the version isn't ready."""
-        changed = await self._transaction.run("set_next_version", model, channel, version, expected.version, author, expected.next_version)
-        await self.announce(model)
-        return changed == 1
+        return await self._change("set_next_version", model, channel, version, expected.version, author, expected.next_version)
 
     async def serve_next(self, model: ModelName, channel: str, version: int) -> None:
-        await self._transaction.run("serve_next_version", model, channel, version)
-        await self.announce(model)
+        await self._change("serve_next_version", model, channel, version)
 
     async def drop_next(self, model: ModelName, channel: str, version: int) -> bool:
         """Return False if it serves something else by now."""
-        changed = await self._transaction.run("drop_next_version", model, channel, version)
-        await self.announce(model)
-        return changed == 1
+        return await self._change("drop_next_version", model, channel, version)
 
     async def drop_revoked(self, version: ModelVersion) -> None:
         await self._transaction.run("drop_revoked_next", version.model, version.version)
+
+    async def _change(self, query: str, model: ModelName, *values: object) -> bool:
+        """Return whether it has changed a row."""
+        changed = await self._transaction.run(query, model, *values)
+        await self.announce(model)
+        return changed == 1
 
     async def announce(self, model: ModelName) -> None:
         """Notify all gateways when the transaction ends."""
@@ -159,8 +156,7 @@ class RegistryRows:
     async def end_check(self, found: UncheckedVersion, facts: VersionFacts, refusal: str) -> None:
         state = VersionState.REFUSED if refusal else VersionState.READY
         encoded = msgspec.json.encode(facts).decode()
-        await self._transaction.run("end_check", found.model, found.version, state, refusal[:1000], encoded)
-        await self.announce(found.model)
+        await self._change("end_check", found.model, found.version, state, refusal[:1000], encoded)
 
 
 class RegistryStore:

@@ -12,7 +12,6 @@ from shared.config_documents import TrustDocument
 from shared.models import manifest, trust_bundle
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import ModelName
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +31,7 @@ class ModelTrustRpc:
         if request.model is None:
             return api.ModelTrust(self.live.bodies_of(TrustDocument))
         found = (await self.registry.list(models.ListModelVersions(request.model, request.version), call)).versions
-        name = ModelName(f"{request.model}@{found[0].version}")
-        known = (await self.store.list_signatures([name]))[name]
+        known = (await self.store.list_signatures([found[0].name]))[found[0].name]
         return api.ModelTrust(self.live.bodies_of(TrustDocument), await self.registry.read_manifest(known.digest), known.signatures)
 
     @serves(api.sign_model_version)
@@ -43,11 +41,12 @@ class ModelTrustRpc:
         signature = trust_bundle.read(request.signature)
         if not signature.covers(manifest.read(await self.registry.read_manifest(version.digest))):
             raise errors.BadRequest(
-                f"the signature is not one of {version.model}@{version.version}",
+                f"the signature is not one of {version.name}",
                 hint=f"it must name the manifest {version.digest}, or exactly the version's files",
             )
         if not await self.store.add_signature(version, signature.hint, request.signature):
             raise errors.TooLarge(f"all signatures of a version may have {manifest.MAX_SIGNATURE_BYTES} bytes")
-        name = f"{version.model}@{version.version}"
-        self.audit_reporting.report_action("model.sign", call.principal, tenant=version.organization, target=name, key=signature.hint)
+        self.audit_reporting.report_action(
+            "model.sign", call.principal, tenant=version.organization, target=version.name, key=signature.hint
+        )
         return await self.registry.get_changeable(call.principal, request.model, request.version)
