@@ -229,10 +229,10 @@ class PageRequest:
             self.account = await self.fetch(accounts.get_account, accounts.GetAccount())
 
     async def fetch(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float = PAGE_CALL_SECONDS) -> Reply | None:
-        """Call a method for an optional part of a page. Returns None if it is unavailable."""
+        """Call a method for an optional part of a page. Returns None if it is unavailable, or unknown to an earlier release."""
         try:
             return await self.call(method, request, deadline_seconds=deadline_seconds)
-        except errors.PeerError:
+        except (errors.PeerError, errors.UnknownMethod):
             return None
 
     def client(self) -> auth.ClientFacts:

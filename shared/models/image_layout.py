@@ -63,14 +63,14 @@ def choose(index: bytes, name: str) -> Descriptor:
 
 def is_ours(data: bytes) -> bool:
     """Return whether a manifest has what a version needs: a list of blocks for each file. Then it can stay as it is, and its digest."""
-    read = _decode(data, _OtherManifest, "manifest")
+    read = _read_manifest(data)
     return read.artifact_type == ARTIFACT_TYPE and any(layer.media_type == BLOCKS_TYPE for layer in read.layers)
 
 
 def files(data: bytes) -> dict[str, Descriptor]:
     """Return the files of somebody's image of a model, by their paths. Raises BadRequest."""
     found = dict[str, Descriptor]()
-    for layer in _decode(data, _OtherManifest, "manifest").layers:
+    for layer in _read_manifest(data).layers:
         path = layer.annotations.get(PATH_ANNOTATION) or layer.annotations.get(_TITLE) or _guess(layer.media_type)
         if layer.media_type == BLOCKS_TYPE or not path:
             continue
@@ -89,11 +89,8 @@ def _guess(media_type: str) -> str:
 
 
 def _read_index(data: bytes) -> tuple[Descriptor, ...]:
-    return _decode(data, _Index, "index").manifests
+    return manifest.decode(data, _Index, "index of the image", MAX_INDEX_BYTES, _HINT).manifests
 
 
-def _decode(data: bytes, kind: type[manifest.Checked], what: str) -> manifest.Checked:
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise errors.BadRequest(f"the {what} of the image is not readable: {str(error)[:200]}", hint=_HINT) from error
+def _read_manifest(data: bytes) -> _OtherManifest:
+    return manifest.decode(data, _OtherManifest, "manifest of the image", manifest.MAX_MANIFEST_BYTES, _HINT)

@@ -165,7 +165,7 @@ def encode_config(config: VersionConfig, files: Iterable[VersionFile]) -> bytes:
 
 def read(data: bytes) -> Version:
     """Raises BadRequest unless everything holds that a worker relies on."""
-    manifest = _decode(data, Manifest, "manifest", MAX_MANIFEST_BYTES)
+    manifest = decode(data, Manifest, "manifest", MAX_MANIFEST_BYTES)
     if (manifest.media_type, manifest.artifact_type) != (MANIFEST_TYPE, ARTIFACT_TYPE):
         raise errors.BadRequest(f"the manifest is no {ARTIFACT_TYPE}", hint=_HINT)
     if manifest.config.size > MAX_CONFIG_BYTES:
@@ -182,7 +182,7 @@ def read(data: bytes) -> Version:
 
 def read_config(data: bytes) -> VersionConfig:
     """Raises BadRequest."""
-    read = _decode(data, _Config, "config", MAX_CONFIG_BYTES)
+    read = decode(data, _Config, "config", MAX_CONFIG_BYTES)
     said = Statement(
         license=" AND ".join(read.descriptor.licenses), source=read.descriptor.source_url, description=read.descriptor.description
     )
@@ -228,10 +228,11 @@ def _file(file: Descriptor, lists: Mapping[str, Descriptor]) -> VersionFile:
     return VersionFile(file.annotations[PATH_ANNOTATION], file.digest, file.size, found.digest)
 
 
-def _decode(data: bytes, kind: type[Checked], what: str, max_bytes: int) -> Checked:
+def decode(data: bytes, kind: type[Checked], what: str, max_bytes: int, hint: str = _HINT) -> Checked:
+    """Read JSON of a stranger. Raises BadRequest."""
     if len(data) > max_bytes:
-        raise errors.BadRequest(f"the {what} has more than {max_bytes} bytes", hint=_HINT)
+        raise errors.BadRequest(f"the {what} has more than {max_bytes} bytes", hint=hint)
     try:
         return msgspec.json.decode(data, type=kind)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise errors.BadRequest(f"the {what} is not readable: {str(error)[:200]}", hint=_HINT) from error
+        raise errors.BadRequest(f"the {what} is not readable: {str(error)[:200]}", hint=hint) from error

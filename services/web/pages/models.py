@@ -247,13 +247,8 @@ async def _drafts(page_request: PageRequest) -> History | None:
 
 
 async def _servers(page_request: PageRequest) -> tuple[ServerRow, ...] | None:
-    if not page_request.is_administrator:
-        return None
-    try:
-        return (await page_request.call(servers.list_servers, servers.ListServers(), deadline_seconds=PAGE_CALL_SECONDS)).servers
-    except errors.AimeshError:
-        # Also from a gateway of an earlier release.
-        return None
+    found = await page_request.fetch(servers.list_servers, servers.ListServers()) if page_request.is_administrator else None
+    return None if found is None else found.servers
 
 
 async def _served(page_request: PageRequest) -> gateway.ServedModels | errors.PeerError:
