@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from cli import option_values
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
@@ -41,7 +42,14 @@ _projector = click.option(
 @_name
 @_projector
 @click.option("--node", metavar="ID", help="Pull on this worker instead: its ID or unique prefix. Admins only.")
-@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="Pull on all workers with this label. Admins only.")
+@click.option(
+    "--label",
+    "labels",
+    callback=option_values.read_labels,
+    metavar="KEY=VALUE,…",
+    multiple=True,
+    help="Pull on all workers with these labels. Admins only.",
+)
 @click.option("--token-file", metavar="FILE", help="File with a token, or user:password, for the server.")
 @click.option("--insecure", is_flag=True, help="Allow http:// to other machines.")
 @_store
@@ -55,7 +63,7 @@ def pull(
     name: str | None,
     projector: str,
     node: str | None,
-    labels: tuple[str, ...],
+    labels: dict[str, str],
     token_file: str | None,
     insecure: bool,
     store: str | None,
@@ -78,15 +86,13 @@ def pull(
 
 
 def _pull_elsewhere(
-    here: CliContext, source: str, node: str | None, labels: tuple[str, ...], *, name: str | None, insecure: bool, as_json: bool
+    here: CliContext, source: str, node: str | None, labels: dict[str, str], *, name: str | None, insecure: bool, as_json: bool
 ) -> None:
     """Pull on other workers, and show their progress. Exits with 1 if one of them failed."""
-    if not all("=" in label for label in labels):
-        raise errors.BadRequest("a label has the form KEY=VALUE", hint="see `aicli nodes`")
     request = api.gateway.PullOnWorkers(
         source,
         NodeId(node) if node else None,
-        dict(label.split("=", 1) for label in labels),
+        labels,
         None if name is None else ModelName(name),
         insecure,
     )

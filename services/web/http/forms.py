@@ -12,6 +12,7 @@ from markupsafe import Markup
 from msgspec import inspect
 
 from shared import api, errors
+from shared.api import membership
 from shared.protocol import field_errors
 
 F = TypeVar("F", bound=msgspec.Struct)
@@ -159,3 +160,16 @@ def bounds(request: str, field: str) -> Markup:
     info = field_errors.bounds_of(getattr(getattr(api, module), name), field)
     most = info.max_length if isinstance(info, inspect.StrType) else len(str(cast("inspect.IntType", info).le))
     return Markup('maxlength="{}"').format(most)
+
+
+def read_labels(text: str) -> dict[str, str]:
+    """Parse labels such as `room=3, gpu=a100`. Raises BadRequest."""
+    pairs = [each.strip().partition("=")[::2] for each in text.split(",") if each.strip()]
+    for pair in pairs:
+        try:
+            msgspec.convert(pair, tuple[membership.Label, membership.Label])
+        except msgspec.ValidationError:
+            hint = "use letters, digits, '.', '_', '/' and '-', such as room=3, gpu=a100"
+            raise errors.BadRequest(f"invalid label: {pair[0][:63]}={pair[1][:63]}", hint=hint) from None
+    labels: dict[str, str] = convert_value(dict(pairs), "labels", membership.Labels, "labels")
+    return labels

@@ -118,14 +118,11 @@ async def follow_copies(page_request: NamedDependency[PageRequest]) -> EventResp
 
 def read_document(form: DeployForm) -> DeploymentDocument:
     """Parse the form. Raises BadRequest."""
-    pairs = [pair.strip().partition("=") for pair in form.labels.split(",") if pair.strip()]
-    if not all(key and equals for key, equals, _ in pairs):
-        raise errors.BadRequest("the labels are not readable", hint="write them like gpu=yes, room=3")
     count = 1 if form.copies == "all" else forms.read_number(form.copies, "the number of copies", DeploymentDocument, "copies") or 1
     return DeploymentDocument(
         source=form.source,
         copies="all" if form.copies == "all" else count,
-        labels={key.strip(): value.strip() for key, _, value in pairs},
+        labels=forms.read_labels(form.labels),
         preload=bool(form.preload),
     )
 

@@ -119,7 +119,7 @@ def wanted(form: TicketForm) -> membership.CreateTicket:
         Role(form.role),
         uses=uses if active is not None else uses or 1,
         ttl_seconds=int(form.lifetime),
-        labels=read_labels(form.labels),
+        labels=forms.read_labels(form.labels),
         needs_approval=bool(form.approval),
         owner=form.owner.strip() or None,
         active_most=active,
@@ -128,19 +128,6 @@ def wanted(form: TicketForm) -> membership.CreateTicket:
         accept_models={"yes": True, "no": False}.get(form.accepts),
         elsewhere=form.place == "elsewhere",
     )
-
-
-def read_labels(text: str) -> dict[str, str]:
-    """Parse labels such as `room=3, gpu=a100`. Raises BadRequest."""
-    pairs = [each.strip().partition("=")[::2] for each in text.split(",") if each.strip()]
-    for pair in pairs:
-        try:
-            msgspec.convert(pair, tuple[membership.Label, membership.Label])
-        except msgspec.ValidationError:
-            hint = "use letters, digits, '.', '_', '/' and '-', such as room=3, gpu=a100"
-            raise errors.BadRequest(f"invalid label: {pair[0][:63]}={pair[1][:63]}", hint=hint) from None
-    labels: dict[str, str] = forms.convert_value(dict(pairs), "labels", membership.Labels, "labels")
-    return labels
 
 
 def _view(

@@ -62,3 +62,8 @@ def test_limit_is_a_number_or_empty(text: str, limit: int | None) -> None:
 def test_anything_else_is_no_limit(text: str) -> None:
     with pytest.raises(errors.BadRequest, match="whole number"):
         forms.read_number(text, "requests per hour", ApiKeyLimits, "requests_per_hour")
+
+
+def test_labels_are_parsed_with_spaces_and_empty_parts() -> None:
+    assert forms.read_labels(" gpu=a100 ,, room=3 ") == {"gpu": "a100", "room": "3"}
+    assert forms.read_labels("") == {}

@@ -76,7 +76,7 @@ async def test_reasons_of_machines_and_missing_machines_are_told(root: Browser, 
     [
         ({"copies": "0"}, "copies"),
         ({"copies": "many"}, "the number of copies"),
-        ({"labels": "gpu"}, "the labels are not readable"),
+        ({"labels": "gpu"}, "invalid label: gpu="),
         ({"name": "refused"}, "the configuration is full"),
     ],
 )

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from services.web.pages.admin import tickets
 from shared import errors
 from shared.api import membership
 from shared.api.membership import TicketState
@@ -179,8 +178,3 @@ async def test_node_owner_creates_tickets_for_their_own_workers(browser: Browser
     assert made.status_code == 201
     assert mesh.tickets[0].owner == "alice"
     assert (await browser.get(PATH)).status_code == 403
-
-
-def test_labels_are_parsed_with_spaces_and_empty_parts() -> None:
-    assert tickets.read_labels(" gpu=a100 ,, room=3 ") == {"gpu": "a100", "room": "3"}
-    assert tickets.read_labels("") == {}
