@@ -37,7 +37,16 @@ from services.web.pages import (
     usage,
 )
 from services.web.pages import organizations as teams
-from services.web.pages.account import account_settings, forgotten_password, own_data, provider_login, second_factor, security, signing_in
+from services.web.pages.account import (
+    account_settings,
+    forgotten_password,
+    own_data,
+    provider_login,
+    second_factor,
+    security,
+    signing_in,
+    webhooks,
+)
 from services.web.pages.admin import (
     alerts,
     all_organizations,
@@ -86,6 +95,7 @@ _PAGES: tuple[ModuleType, ...] = (
     playground,
     account_settings,
     security,
+    webhooks,
     own_data,
     teams,
     policies,

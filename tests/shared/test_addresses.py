@@ -22,6 +22,32 @@ def test_other_machines_without_tls_are_found(urls: str, plain: list[str]) -> No
 
 
 @pytest.mark.parametrize(
+    ("address", "is_public"),
+    [
+        ("93.184.215.14", True),
+        ("2606:2800:21f:cb07::1", True),
+        ("64:ff9b::93.184.215.14", True),
+        ("2002:5db8:d70e::1", True),
+        ("10.0.0.1", False),
+        ("64:ff9b::10.0.0.1", False),
+        ("64:ff9b:1::10.0.0.1", False),
+        ("2002:a00:1::1", False),
+        ("2001:0:4136:e378:8000:63bf:f5ff:fffe", False),
+        ("::10.0.0.1", False),
+        ("::ffff:0:10.0.0.1", False),
+        ("fec0::1", False),
+    ],
+)
+def test_an_address_that_leads_to_a_private_one_is_not_public(address: str, is_public: bool) -> None:
+    assert addresses.is_public(address) is is_public
+
+
+@pytest.mark.parametrize("address", ["64:ff9b::169.254.169.254", "2002:a9fe:a9fe::1", "2001:0:a9fe:a9fe:8000:63bf:5601:5601"])
+def test_an_address_that_leads_to_metadata_is_forbidden(address: str) -> None:
+    assert addresses.is_forbidden(address)
+
+
+@pytest.mark.parametrize(
     ("text", "is_one"),
     [
         ("house.example.org", True),

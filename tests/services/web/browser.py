@@ -56,5 +56,5 @@ class Browser:
 
 
 def shown_key(page: httpx.Response) -> str | None:
-    found = re.search(r"<textarea[^>]*>(aip_[a-z]+_\w+)</textarea>", page.text)
+    found = re.search(r"<textarea[^>]*>((?:aip_[a-z]+|whsec)_\w+)</textarea>", page.text)
     return found[1] if found else None

@@ -22,6 +22,7 @@ from tests.services.web.fake_deployments import FakeDeployments
 from tests.services.web.fake_models import FakeModels
 from tests.services.web.fake_policies import FakePolicies
 from tests.services.web.fake_usage import FakeUsage
+from tests.services.web.fake_webhooks import FakeWebhooks
 
 #: The only gateway.
 GATEWAY = NodeId("gateway")
@@ -61,7 +62,7 @@ class Account:
     password: str
 
 
-class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling):
+class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling, FakeWebhooks):
     """Implements services.web.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:

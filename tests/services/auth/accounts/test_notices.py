@@ -19,7 +19,7 @@ from services.auth.settings import AuthSettings
 from shared.api import accounts, auth, billing, organizations
 from shared.api import notices as notices_api
 from shared.api.accounts import Preferences
-from shared.api.notices import LimitUsed, Notice, PaymentLate
+from shared.api.notices import LimitUsed, Notice, PaymentLate, WebhookDisabled
 from shared.types import KeyId, TenantId, UserId
 from tests.cases import case
 from tests.services.auth.accounts.surroundings import by_hand
@@ -265,6 +265,7 @@ async def test_what_the_gateway_tells_is_mailed_once(mesh: Mesh) -> None:
         (used("budget", 80), "The budget is 80 % used", ("0.90 EUR of 1.00 EUR", "administrator", page)),
         (used("budget", 100, made.key.id), f"The budget of the key {made.key.name} is used up", ("https://ai.example.com/api-keys",)),
         (used("balance", 90), "The balance is 90 % used", ("Left: 0.10 EUR", page)),
+        (WebhookDisabled("mine", "it answered 410 Gone"), "A webhook endpoint was disabled", ("mine", "410 Gone", "https://ai.example.com/settings/webhooks")),
         (PaymentLate(), "A payment failed", ("card", page)),
         (PaymentLate("INV-2026-000001", datetime(2026, 12, 1, tzinfo=UTC)), "The invoice INV-2026-000001 is not paid", ("due on", page)),
     )):  # fmt: skip

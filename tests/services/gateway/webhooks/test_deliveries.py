@@ -18,18 +18,23 @@ import standardwebhooks
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
 from services.gateway import store
+from services.gateway.payments.billing_store import BillingStore
+from services.gateway.payments.notice_outbox import NoticeOutbox
 from services.gateway.rpc_api.webhook_rpc import WebhookRpc
 from services.gateway.webhooks import webhook_store
 from services.gateway.webhooks.deliveries import Deliveries
 from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
 from services.gateway.webhooks.webhook_store import WebhookStore
 from shared import errors
+from shared.api import notices as notices_api
 from shared.api import webhooks as api
 from shared.api.auth import Principal
+from shared.api.method import Nothing
+from shared.api.notices import AddNotice, WebhookDisabled
 from shared.api.webhooks import EventType, WebhookEndpoint
 from shared.telemetry import Metrics
 from shared.types import Tier, UserId, UserRole
-from tests.services.gateway.fakes import rpc_call
+from tests.services.gateway.fakes import FakeRpc, rpc_call
 from tests.services.gateway.models.registries import Acts
 from tests.services.gateway.webhooks.receiver import Receiver, client_of, receiving
 from tests.testnet import until
@@ -251,9 +256,18 @@ async def test_a_failure_is_tried_again_later_and_a_success_ends_it(gateway: Gat
     assert (shown.fails_since, shown.last.attempt, shown.last.status, shown.last.next_at) == (None, 2, 200, None)
 
 
-async def notices(gateway: Gateway) -> list[dict[str, str]]:
-    rows = await gateway.run_sql("SELECT notice::text AS notice FROM threshold_notices")
-    return [msgspec.json.decode(row["notice"]) for row in rows]
+async def notices(gateway: Gateway) -> list[object]:
+    """Return what auth is told, on a mesh that sells nothing."""
+    told: list[object] = []
+
+    async def add(request: AddNotice) -> Nothing:
+        told.append(request.notice)
+        return Nothing()
+
+    rpc: Any = FakeRpc()
+    rpc.answers[notices_api.add_notice.name] = add
+    await NoticeOutbox(BillingStore(gateway.database), rpc, "EUR", sells=False).work()
+    return told
 
 
 async def test_410_disables_the_endpoint_and_its_owner_is_told(gateway: Gateway, receiver: Receiver) -> None:
@@ -263,7 +277,7 @@ async def test_410_disables_the_endpoint_and_its_owner_is_told(gateway: Gateway,
         await gateway.enqueue()
     assert await gateway.send()
     assert (await gateway.get(made)).disabled_why == "it answered 410 Gone"
-    assert await notices(gateway) == [{"kind": "webhook", "name": "mine", "why": "it answered 410 Gone"}]
+    assert await notices(gateway) == [WebhookDisabled("mine", "it answered 410 Gone")]
     await gateway.enqueue()
     assert not await gateway.send()
     assert await gateway.store.measure() == 0
@@ -285,8 +299,7 @@ async def test_five_days_of_failures_disable_it_and_a_success_between_starts_ove
         assert await gateway.send()
         assert bool((await gateway.get(made)).disabled_why) is is_disabled
         await gateway.run_sql("UPDATE webhook_endpoints SET fails_since = fails_since - interval '6 days'")
-    (notice,) = await notices(gateway)
-    assert notice["why"] == "all attempts of 5 days failed"
+    assert await notices(gateway) == [WebhookDisabled("mine", "all attempts of 5 days failed")]
     assert not await gateway.run_sql("SELECT FROM webhook_deliveries WHERE ended_at IS NULL")
 
 

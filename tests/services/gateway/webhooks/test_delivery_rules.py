@@ -41,7 +41,7 @@ def test_a_test_is_not_repeated() -> None:
 
 @pytest.mark.parametrize("attempt", range(1, 10))
 def test_jitter_is_a_tenth(attempt: int) -> None:
-    low, high = (
-        delivery_rules.judge(attempt, 500, "", NOW, is_test=False, draw=lambda drawn=drawn: drawn).pause_seconds for drawn in (0.0, 1.0)
-    )
-    assert (low, high) == (pytest.approx(PAUSES_SECONDS[attempt - 1] * 0.9), pytest.approx(PAUSES_SECONDS[attempt - 1] * 1.1))
+    low = delivery_rules.judge(attempt, 500, "", NOW, is_test=False, draw=lambda: 0.0).pause_seconds
+    high = delivery_rules.judge(attempt, 500, "", NOW, is_test=False, draw=lambda: 1.0).pause_seconds
+    assert low == pytest.approx(PAUSES_SECONDS[attempt - 1] * 0.9)
+    assert high == pytest.approx(PAUSES_SECONDS[attempt - 1] * 1.1)

@@ -1,0 +1,118 @@
+"""Manage webhook endpoints of a user or organization: list, create, test, enable, rotate and delete. New secrets are shown once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import ClassVar
+
+import msgspec
+from litestar import get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from services.web.http import forms
+from services.web.request_context import Page, PageRequest
+from shared import errors
+from shared.api import webhooks as api
+from shared.api.webhooks import EventType, WebhookEndpoint
+from shared.lists.columns import Listing
+from shared.lists.webhooks import WEBHOOKS
+
+_HERE = "/settings/webhooks"
+#: The server may take 15 s.
+_TEST_SECONDS = 20.0
+_DONE = {"deleted": "Endpoint deleted.", "enabled": "Endpoint enabled.", "tested": "Test sent. The list has its result."}
+#: The beginning of event types -> label.
+EVENTS: Mapping[str, str] = {"": "All events", "batch.": "Batches", "response.": "Background responses"}
+
+
+class EndpointForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str = ""
+    url: str = ""
+    events: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhooksPage:
+    endpoints: tuple[WebhookEndpoint, ...]
+    #: The organization that owns them; None for personal ones.
+    team: str | None
+    typed: EndpointForm
+    #: Only in the response that made its secret.
+    created: WebhookEndpoint | None
+    listing: ClassVar[Listing[WebhookEndpoint]] = WEBHOOKS
+    events: ClassVar[Mapping[str, str]] = EVENTS
+
+
+@get(_HERE)
+async def show_webhooks(page_request: NamedDependency[PageRequest]) -> Page:
+    return await _show(page_request)
+
+
+@post(_HERE)
+async def create_webhook(page_request: NamedDependency[PageRequest]) -> Page:
+    """Create an endpoint. Responds with the page itself, because a redirect would have to carry the secret."""
+    form = await page_request.read_form(EndpointForm)
+    events = tuple(event for event in EventType if event.startswith(form.events) and event is not EventType.TEST)
+    try:
+        request = api.CreateWebhook(form.name.strip(), form.url.strip(), events)
+        created = await page_request.submit(api.create_webhook, request)
+    except errors.CallerError as error:
+        return await _show(page_request, typed=form, problem=error)
+    return await _show(page_request, created=created)
+
+
+@post(f"{_HERE}/{{endpoint_id:str}}/rotate")
+async def rotate_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
+    """Rotate a secret. Responds with the page itself, like ``create_webhook``."""
+    await page_request.read_form(forms.Confirmation)
+    try:
+        created = await page_request.submit(api.rotate_webhook_secret, api.RotateWebhookSecret(endpoint_id))
+    except errors.CallerError as error:
+        return await _show(page_request, problem=error)
+    return await _show(page_request, created=created)
+
+
+@post(f"{_HERE}/{{endpoint_id:str}}/test")
+async def test_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    try:
+        await page_request.submit(api.test_webhook, api.TestWebhook(endpoint_id), deadline_seconds=_TEST_SECONDS)
+    except errors.CallerError as error:
+        return await _show(page_request, problem=error)
+    return page_request.redirect(f"{_HERE}?done=tested")
+
+
+@post(f"{_HERE}/{{endpoint_id:str}}/enable")
+async def enable_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    try:
+        await page_request.submit(api.change_webhook, api.ChangeWebhook(endpoint_id))
+    except errors.CallerError as error:
+        return await _show(page_request, problem=error)
+    return page_request.redirect(f"{_HERE}?done=enabled")
+
+
+@post(f"{_HERE}/{{endpoint_id:str}}/delete")
+async def delete_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
+    await page_request.read_form(forms.Confirmation)
+    try:
+        await page_request.submit(api.delete_webhook, api.DeleteWebhook(endpoint_id))
+    except errors.CallerError as error:
+        return await _show(page_request, problem=error)
+    return page_request.redirect(f"{_HERE}?done=deleted")
+
+
+async def _show(
+    page_request: PageRequest,
+    *,
+    typed: EndpointForm = EndpointForm(),  # noqa: B008 - frozen
+    created: WebhookEndpoint | None = None,
+    problem: errors.CallerError | None = None,
+) -> Page:
+    found = await page_request.call(api.list_webhooks, api.ListWebhooks())
+    person = page_request.person
+    team = person.team_name if person.team_id is not None else None
+    view = WebhooksPage(endpoints=found.endpoints, team=team, typed=typed, created=created)
+    status = None if created is None else HTTPStatus.CREATED
+    return page_request.page("settings/webhooks.html", view, status=status, problem=problem, notices=_DONE)

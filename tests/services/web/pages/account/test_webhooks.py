@@ -1,0 +1,69 @@
+"""The page of webhook endpoints."""
+
+import pytest
+from msgspec.structs import replace
+
+from tests.services.web.browser import Browser, shown_key
+from tests.services.web.fake_mesh import FakeMesh
+
+HERE = "/settings/webhooks"
+ID = f"whe_{'a' * 26}"
+
+
+@pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    return browser
+
+
+async def create(alice: Browser, **typed: str) -> str:
+    page = await alice.submit(await alice.get(HERE), HERE, **{"name": "mine", "url": "https://example.org/hook", **typed})
+    assert page.status_code == 201
+    return shown_key(page) or ""
+
+
+async def test_a_secret_is_shown_once(alice: Browser, mesh: FakeMesh) -> None:
+    assert await create(alice, events="batch.") == "whsec_first"
+    assert {event.partition(".")[0] for event in mesh.webhook_endpoints[ID].event_types} == {"batch"}
+    listed = await alice.get(HERE)
+    assert "whsec_first" not in listed.text
+    assert "https://example.org/hook" in listed.text
+    rotated = await alice.submit(listed, f"{HERE}/{ID}/rotate")
+    assert (rotated.status_code, shown_key(rotated)) == (201, "whsec_second")
+
+
+async def test_a_refused_url_keeps_the_input(alice: Browser, mesh: FakeMesh) -> None:
+    page = await alice.submit(await alice.get(HERE), HERE, name="mine", url="http://example.org/")
+    assert page.status_code == 400
+    assert "must begin with https://" in page.text
+    assert 'value="http://example.org/"' in page.text
+    assert mesh.webhook_endpoints == {}
+
+
+async def test_a_test_shows_its_result_in_the_list(alice: Browser, mesh: FakeMesh) -> None:
+    await create(alice)
+    mesh.webhook_status = 418
+    answer = await alice.submit(await alice.get(HERE), f"{HERE}/{ID}/test")
+    assert answer.headers["location"] == f"{HERE}?done=tested"
+    assert "returned 418" in (await alice.get(f"{HERE}?done=tested")).text
+
+
+async def test_a_disabled_endpoint_says_why_and_can_be_enabled(alice: Browser, mesh: FakeMesh) -> None:
+    await create(alice)
+    await alice.submit(await alice.get(HERE), f"{HERE}/{ID}/test")
+    mesh.webhook_endpoints[ID] = replace(mesh.webhook_endpoints[ID], disabled_why="it answered 410 Gone")
+    page = await alice.get(HERE)
+    assert "it answered 410 Gone" in page.text
+    assert f"{HERE}/{ID}/test" not in page.text
+    answer = await alice.submit(page, f"{HERE}/{ID}/enable")
+    assert answer.headers["location"] == f"{HERE}?done=enabled"
+    assert not mesh.webhook_endpoints[ID].disabled_why
+
+
+async def test_an_endpoint_is_deleted_once(alice: Browser, mesh: FakeMesh) -> None:
+    await create(alice)
+    page = await alice.get(HERE)
+    assert (await alice.submit(page, f"{HERE}/{ID}/delete")).headers["location"] == f"{HERE}?done=deleted"
+    assert mesh.webhook_endpoints == {}
+    assert (await alice.submit(page, f"{HERE}/{ID}/delete")).status_code == 404
