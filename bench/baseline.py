@@ -34,7 +34,7 @@ TOLERANCE = 0.15
 MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
 
 #: The benches of a check, the quickest first. Some have no ratio; they run to show that they still work.
-BENCHES = ("ledger", "money", "models", "swarm", "mesh", "first_answer", "fairness", "engine", "gateway", "recovery")
+BENCHES = ("ledger", "money", "models", "jobs", "swarm", "mesh", "first_answer", "fairness", "engine", "gateway", "recovery")
 
 #: Claim and rival.
 Key = tuple[str, str]
