@@ -58,3 +58,10 @@ def grouped(amount: int) -> str:
 
 def show_bytes(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.{int(size < 100 * 2**20)}f} MiB"
+
+
+def show_progress(done: int, total: int | None, bytes_per_second: float = 0.0) -> str:
+    """Return how far a download is, such as `3.0 GiB of 5.0 GiB, 60 %, 12.0 MiB/s`."""
+    share = "" if total is None else f" of {show_bytes(total)}, {done * 100 // max(1, total)} %"
+    speed = f", {show_bytes(round(bytes_per_second))}/s" if bytes_per_second else ""
+    return f"{show_bytes(done)}{share}{speed}"

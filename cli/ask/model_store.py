@@ -252,10 +252,8 @@ class ProgressLine:
         self._is_open = False
 
     def __call__(self, progress: PullProgress, who: str = "") -> None:
-        done, total = progress.done_bytes, progress.total_bytes
-        share = f" of {amounts.show_bytes(total)}, {done * 100 // max(1, total)} %" if total is not None else ""
-        speed = f", {amounts.show_bytes(int(progress.bytes_per_second))}/s" if progress.bytes_per_second else ""
-        text = printing.printable(f"{who}{progress.step}: {amounts.show_bytes(done)}{share}{speed}")
+        shown = amounts.show_progress(progress.done_bytes, progress.total_bytes, progress.bytes_per_second)
+        text = printing.printable(f"{who}{progress.step}: {shown}")
         self._is_open = sys.stderr.isatty()
         if self._is_open:
             sys.stderr.write(f"\r\x1b[K{text}")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Literal
 
-from shared.amounts import show_bytes
+from shared.amounts import show_bytes, show_progress
 from shared.api.deployments import CopyState, Deployment, ModelCopy
 from shared.api.method import Body
 from shared.lists import nodes
@@ -42,15 +42,13 @@ def rows(deployments: tuple[Deployment, ...]) -> Iterator[DeployedCopy]:
 
 
 def describe(copy: ModelCopy | DeployedCopy) -> str:
-    """Return the state in words, such as `coming, 3.0 GiB of 5.0 GiB, 12.0 MiB/s, 2.0 GiB from other workers (4 now)`."""
+    """Return the state in words, such as `coming, 3.0 GiB of 5.0 GiB, 60 %, 12.0 MiB/s, 2.0 GiB from other workers (4 now)`."""
     if copy.node is None:
         return "missing"
     if copy.state is not CopyState.COMING or not copy.done_bytes:
         return copy.state.value
-    total = "" if copy.total_bytes is None else f" of {show_bytes(copy.total_bytes)}"
-    speed = f", {show_bytes(round(copy.bytes_per_second))}/s" if copy.bytes_per_second else ""
     peers = f", {show_bytes(copy.from_peers_bytes)} from other workers ({copy.peers} now)" if copy.from_peers_bytes else ""
-    return f"coming, {show_bytes(copy.done_bytes)}{total}{speed}{peers}"
+    return f"coming, {show_progress(copy.done_bytes, copy.total_bytes, copy.bytes_per_second)}{peers}"
 
 
 COPIES: Listing[DeployedCopy] = Listing(

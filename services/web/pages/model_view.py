@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from shared import amounts
-from shared.api.gateway import ModelPullRow, NodeRow, ServedModel, ServedModels
+from shared.api.gateway import NodeRow, ServedModel, ServedModels
 from shared.api.ledger import ModelPrice
 from shared.api.metrics import History, HistoryGrouping
 from shared.lists import nodes as lists
@@ -79,19 +79,12 @@ def pulls(nodes: Iterable[NodeRow]) -> tuple[ModelPullView, ...]:
             id=f"{node.id}/{pull.model}",
             model=pull.model,
             node=lists.short(node.id),
-            progress=_progress(pull),
+            progress=amounts.show_progress(pull.done_bytes, pull.total_bytes),
             speed=f"{amounts.show_bytes(int(pull.bytes_per_second))}/s",
         )
         for node in nodes
         for pull in node.pulls
     )
-
-
-def _progress(pull: ModelPullRow) -> str:
-    done = amounts.show_bytes(pull.done_bytes)
-    if pull.total_bytes is None:
-        return done
-    return f"{pull.done_bytes * 100 // max(1, pull.total_bytes)} % ({done} of {amounts.show_bytes(pull.total_bytes)})"
 
 
 def join(

@@ -69,7 +69,7 @@ def test_waiting_shows_each_state_once_until_every_copy_is_there(shell: Shell, m
     assert done.exit_code == ExitCode.OK
     lines = done.stdout.splitlines()
     assert [line.partition(":")[0] for line in lines] == ["llama3@2 on UABCDEFGH…"] * 3
-    assert lines[0].endswith("coming, 1.0 GiB of 4.0 GiB")
+    assert lines[0].endswith("coming, 1.0 GiB of 4.0 GiB, 25 %")
 
 
 def test_waiting_ends_if_too_few_machines_can_have_it(shell: Shell, mesh: Mesh) -> None:

@@ -42,13 +42,13 @@ async def test_a_model_is_deployed_seen_coming_paused_and_removed(root: Browser,
     assert answer.headers["location"] == "/models/find?done=deployed"
     assert mesh.deployments == {NAME: DeploymentDocument(source=QWEN.source, copies=2, labels={"gpu": "yes", "room": "3"}, preload=True)}
     page = await root.get("/models/find?done=deployed")
-    for text in ("The model is on its way.", "gpu=yes", "coming, 3.0 GiB of 5.0 GiB, 12.0 MiB/s"):
+    for text in ("The model is on its way.", "gpu=yes", "coming, 3.0 GiB of 5.0 GiB, 60 %, 12.0 MiB/s"):
         assert text in page.text, text
     assert forms_of(await root.get("/models/find?model=qwen3:8b"))[DEPLOY]["labels"] == "gpu=yes, room=3"
     (copy,) = (await followed.first_event(app, "/live/models/copies", "alice"))["copies"]
     assert copy == {
         "id": "qwen3:8b/ULARGE0001", "model": "qwen3:8b", "node": "ULARGE000",
-        "state": "coming, 3.0 GiB of 5.0 GiB, 12.0 MiB/s", "reason": "",
+        "state": "coming, 3.0 GiB of 5.0 GiB, 60 %, 12.0 MiB/s", "reason": "",
     }  # fmt: skip
     assert (await root.submit(page, CHANGE, act="pause")).headers["location"] == "/models/find?done=changed"
     assert mesh.deployments[NAME].paused

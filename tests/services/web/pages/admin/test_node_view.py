@@ -77,7 +77,7 @@ def test_models_of_a_node() -> None:
     assert [(each.name, each.state, each.is_assigned) for each in found] == [
         ("coming", "coming", True),
         ("m", "served", True),
-        ("pulled", "coming, 1.0 GiB of 4.0 GiB, 1.0 MiB/s", False),
+        ("pulled", "coming, 1.0 GiB of 4.0 GiB, 25 %, 1.0 MiB/s", False),
     ]
 
 
