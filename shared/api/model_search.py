@@ -12,6 +12,10 @@ from shared.types import NodeId
 #: The memory for which ``FoundModel.room`` is computed, in GB.
 ROOM_GIGABYTES = (12, 24, 48)
 MOST_FOUND = 50
+MAX_TEXT_CHARACTERS, MAX_REFERENCE_CHARACTERS = 100, 400
+
+Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
+Limit = Annotated[int, Meta(ge=1, le=MOST_FOUND)]
 
 
 class MachineFit(ModelFit, frozen=True, kw_only=True, omit_defaults=False):
@@ -42,8 +46,8 @@ class FoundModel(Body, frozen=True, kw_only=True, omit_defaults=False):
 class SearchModels(Body, frozen=True):
     """Find models whose names, sources or uses contain all words; all of the catalog without any."""
 
-    text: Annotated[str, Meta(max_length=100)] = ""
-    limit: Annotated[int, Meta(ge=1, le=MOST_FOUND)] = 20
+    text: Text = ""
+    limit: Limit = 20
     #: Also ask the workers where the models fit.
     fits: bool = False
     #: Also ask the Hugging Face hub, if the gateway's settings allow it.
@@ -60,7 +64,7 @@ class PlanModel(Body, frozen=True):
     """Find where one model fits. Raises UnknownModel, which suggests names."""
 
     #: A name or alias of the catalog, or what `aicli models pull` takes.
-    reference: Annotated[str, Meta(min_length=1, max_length=400)]
+    reference: Annotated[str, Meta(min_length=1, max_length=MAX_REFERENCE_CHARACTERS)]
 
 
 class RefreshCatalog(Body, frozen=True):

@@ -1,10 +1,8 @@
 """Serves the /api routes for models: those that are served, and those that can be found."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
@@ -19,8 +17,8 @@ _SECONDS = 15.0
 
 
 class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    text: Annotated[str, Meta(max_length=100)] = ""
-    limit: Annotated[int, Meta(ge=1, le=api.MOST_FOUND)] = 20
+    text: api.Text = ""
+    limit: api.Limit = 20
     #: Also ask the workers where the models fit.
     fits: bool = False
 

@@ -25,7 +25,6 @@ from shared.lists.columns import Listing
 
 #: The hub and the workers have deadlines of their own.
 _SEARCH_SECONDS = 20.0
-_MOST_TEXT, _MOST_NAME = 100, 400
 
 _DONE = {"deployed": "The model is on its way.", "removed": "The model is being removed.", "changed": "The deployment has changed."}
 
@@ -74,7 +73,7 @@ class FindPage:
 
 @get("/models/find")
 async def find_models(page_request: NamedDependency[PageRequest], q: FromQuery[str] = "", model: FromQuery[str] = "") -> Page:
-    return await _page(page_request, q[:_MOST_TEXT], model)
+    return await _page(page_request, q[: model_search.MAX_TEXT_CHARACTERS], model)
 
 
 @post("/models/deployments")
@@ -135,7 +134,7 @@ async def _page(page_request: PageRequest, text: str, model: str = "", *, proble
             page_request.call(model_search.search_models, request, deadline_seconds=_SEARCH_SECONDS), _read(page_request)
         )
         if model:
-            plan = model_search.PlanModel(model[:_MOST_NAME])
+            plan = model_search.PlanModel(model[: model_search.MAX_REFERENCE_CHARACTERS])
             chosen = await page_request.call(model_search.plan_model, plan, deadline_seconds=_SEARCH_SECONDS)
     except (errors.CallerError, errors.PeerError) as error:
         problem = problem or error

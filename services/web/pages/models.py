@@ -151,12 +151,10 @@ def _change_of(form: ServerForm) -> configuration.ApplyConfig:
     """Raises BadRequest."""
     body = None
     if form.act != "remove":
-        if form.kind not in set(ServerKind):
-            raise errors.BadRequest("unknown kind of server", hint="reload the Models page and use its form")
         models = tuple(name.strip() for name in form.models.split(",") if name.strip())
         server = ServerDocument(
             url=form.url.strip(),
-            kind=ServerKind(form.kind),
+            kind=forms.read_choice(ServerKind, form.kind, "kind of server"),
             key=form.key.strip() or None,
             models=models,
             context=forms.read_number(form.context, "the context", ServerDocument, "context"),
