@@ -1,6 +1,6 @@
 """The list of webhook endpoints, and what became of their events in words."""
 
-from shared.api.webhooks import WebhookAttempt, WebhookEndpoint
+from shared.api.webhooks import EventType, WebhookAttempt, WebhookEndpoint
 from shared.lists.columns import Column, Listing, Tone
 
 
@@ -17,9 +17,14 @@ def result(attempt: WebhookAttempt | None) -> str | None:
     return attempt.error or f"returned {attempt.status}"
 
 
-def _last(endpoint: WebhookEndpoint) -> str | None:
-    said = result(endpoint.last)
-    return f"{said}; {endpoint.disabled_why}" if said and endpoint.disabled_why else said
+def _events(endpoint: WebhookEndpoint) -> tuple[str, ...]:
+    """Return `batch.*` for all events of batches."""
+    wanted = set(endpoint.event_types)
+    shown = list[str]()
+    for kind in dict.fromkeys(event.partition(".")[0] for event in endpoint.event_types):
+        group = {event for event in EventType if event.startswith(f"{kind}.")}
+        shown += [f"{kind}.*"] if group <= wanted else sorted(group & wanted)
+    return tuple(shown)
 
 
 WEBHOOKS: Listing[WebhookEndpoint] = Listing(
@@ -28,9 +33,9 @@ WEBHOOKS: Listing[WebhookEndpoint] = Listing(
         Column(title="Name", show=lambda row: row.name, wraps=True),
         Column(title="URL", show=lambda row: row.url, rank=2, wraps=True),
         Column(title="State", show=lambda row: state(row)[0], tone=lambda row: state(row)[1]),
-        Column(title="Last attempt", show=lambda row: None if row.last is None else row.last.at, rank=4),
-        Column(title="Result", show=_last, rank=3, wraps=True),
-        Column(title="Events", show=lambda row: row.event_types, rank=5, wraps=True),
+        Column(title="Last attempt", show=lambda row: None if row.last is None else row.last.at, rank=4, is_day=True),
+        Column(title="Result", show=lambda row: row.disabled_why or result(row.last), rank=3, wraps=True),
+        Column(title="Events", show=_events, rank=5, wraps=True),
     ),
     empty="No webhook endpoints yet.",
     is_over=lambda row: bool(row.disabled_why),

@@ -59,14 +59,20 @@ SELECT id AS event_id, attempt, attempted_at, last_status, last_error, next_at, 
 WHERE tenant_id = $1 AND id = $2 AND attempted_at IS NOT NULL;
 
 -- name: take_webhook_delivery
--- Take the delivery that is due longest for $1 seconds, of an endpoint that gets less than $2 now.
+-- Take the delivery that is due longest for $1 seconds, of an endpoint that gets less than $2 now, among the $3 that are due longest; null: all.
 WITH due AS MATERIALIZED (
-    SELECT oldest.id FROM webhook_endpoints AS endpoints
+    SELECT oldest.id FROM (
+        SELECT DISTINCT endpoint_id FROM (
+            SELECT endpoint_id FROM webhook_deliveries WHERE ended_at IS NULL AND next_at <= now() AND lease_until < now()
+            ORDER BY next_at LIMIT $3
+        ) AS nearest
+    ) AS wanted
+    JOIN webhook_endpoints AS endpoints ON endpoints.id = endpoint_id
     CROSS JOIN LATERAL (
         SELECT id, next_at FROM webhook_deliveries
         WHERE endpoint_id = endpoints.id AND ended_at IS NULL AND next_at <= now() AND lease_until < now() ORDER BY next_at LIMIT 1
     ) AS oldest
-    WHERE EXISTS (SELECT FROM webhook_deliveries WHERE ended_at IS NULL AND next_at <= now()) AND disabled_at IS NULL AND (
+    WHERE disabled_at IS NULL AND (
         SELECT count(*) FROM webhook_deliveries WHERE endpoint_id = endpoints.id AND ended_at IS NULL AND lease_until >= now()
     ) < $2
     ORDER BY oldest.next_at LIMIT 1 FOR NO KEY UPDATE OF endpoints SKIP LOCKED

@@ -40,7 +40,12 @@ def test_the_list_has_the_last_result_of_each(shell: Shell) -> None:
     )
     listed = shell("webhooks", "list", "-o", "wide").stdout
     assert "returned 204" in listed
-    assert "returned 500; all attempts of 5 days failed" in listed
+    assert "all attempts of 5 days failed" in listed
+    assert "batch.completed" in listed
+    every = replace(MINE, event_types=tuple(event for event in EventType if event != EventType.RESPONSE_FAILED))
+    shell.mesh.answer(webhooks.list_webhooks, webhooks.WebhookEndpoints((every,)))
+    listed = shell("webhooks", "list", "-o", "wide").stdout
+    assert "batch.*, response.cancelled, response.completed, response.incomplete, webhook.*" in listed
 
 
 def test_a_test_says_how_the_server_answered(shell: Shell) -> None:

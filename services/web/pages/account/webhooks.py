@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 from litestar import get, post
@@ -14,14 +14,21 @@ from services.web.http import forms
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import webhooks as api
+from shared.api.method import Method
 from shared.api.webhooks import EventType, WebhookEndpoint
 from shared.lists.columns import Listing
 from shared.lists.webhooks import WEBHOOKS
 
 _HERE = "/settings/webhooks"
-#: The server may take 15 s.
-_TEST_SECONDS = 20.0
-_DONE = {"deleted": "Endpoint deleted.", "enabled": "Endpoint enabled.", "tested": "Test sent. The list has its result."}
+#: A test waits for the server, up to 15 s.
+_SECONDS = 20.0
+_ACTIONS: Mapping[str, Method[Any, Any]] = {
+    "test": api.test_webhook,
+    "enable": api.change_webhook,
+    "rotate": api.rotate_webhook_secret,
+    "delete": api.delete_webhook,
+}
+_DONE = {"delete": "Endpoint deleted.", "enable": "Endpoint enabled.", "test": "Test sent. The list has its result."}
 #: The beginning of event types -> label.
 EVENTS: Mapping[str, str] = {"": "All events", "batch.": "Batches", "response.": "Background responses"}
 
@@ -62,45 +69,20 @@ async def create_webhook(page_request: NamedDependency[PageRequest]) -> Page:
     return await _show(page_request, created=created)
 
 
-@post(f"{_HERE}/{{endpoint_id:str}}/rotate")
-async def rotate_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
-    """Rotate a secret. Responds with the page itself, like ``create_webhook``."""
+@post(f"{_HERE}/{{endpoint_id:str}}/{{action:str}}")
+async def change_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str], action: FromPath[str]) -> Page:
+    """Responds to a rotation with the page itself, like ``create_webhook``."""
     await page_request.read_form(forms.Confirmation)
+    method = _ACTIONS.get(action)
+    if method is None:
+        raise errors.NotFound("there is no such page", hint="choose an action under Webhooks")
     try:
-        created = await page_request.submit(api.rotate_webhook_secret, api.RotateWebhookSecret(endpoint_id))
+        reply = await page_request.submit(method, method.request(endpoint_id), deadline_seconds=_SECONDS)
     except errors.CallerError as error:
         return await _show(page_request, problem=error)
-    return await _show(page_request, created=created)
-
-
-@post(f"{_HERE}/{{endpoint_id:str}}/test")
-async def test_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
-    await page_request.read_form(forms.Confirmation)
-    try:
-        await page_request.submit(api.test_webhook, api.TestWebhook(endpoint_id), deadline_seconds=_TEST_SECONDS)
-    except errors.CallerError as error:
-        return await _show(page_request, problem=error)
-    return page_request.redirect(f"{_HERE}?done=tested")
-
-
-@post(f"{_HERE}/{{endpoint_id:str}}/enable")
-async def enable_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
-    await page_request.read_form(forms.Confirmation)
-    try:
-        await page_request.submit(api.change_webhook, api.ChangeWebhook(endpoint_id))
-    except errors.CallerError as error:
-        return await _show(page_request, problem=error)
-    return page_request.redirect(f"{_HERE}?done=enabled")
-
-
-@post(f"{_HERE}/{{endpoint_id:str}}/delete")
-async def delete_webhook(page_request: NamedDependency[PageRequest], endpoint_id: FromPath[str]) -> Page:
-    await page_request.read_form(forms.Confirmation)
-    try:
-        await page_request.submit(api.delete_webhook, api.DeleteWebhook(endpoint_id))
-    except errors.CallerError as error:
-        return await _show(page_request, problem=error)
-    return page_request.redirect(f"{_HERE}?done=deleted")
+    if method is api.rotate_webhook_secret:
+        return await _show(page_request, created=reply)
+    return page_request.redirect(f"{_HERE}?done={action}")
 
 
 async def _show(

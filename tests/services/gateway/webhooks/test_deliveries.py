@@ -221,6 +221,20 @@ async def test_two_gateways_never_send_the_same_delivery_at_once(gateway: Gatewa
     assert sorted([each.endpoint_id for each in taken].count(endpoint) for endpoint in {each.endpoint_id for each in taken}) == [2, 2]
 
 
+async def test_a_slow_endpoint_with_many_due_events_holds_up_no_other(
+    gateway: Gateway, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_store, "_NEAREST", 3)
+    slow, other = await gateway.create(receiver), await gateway.create(receiver, EVE)
+    for _ in range(8):
+        await gateway.enqueue()
+    await gateway.enqueue(by=EVE)
+    taken = [await gateway.store.take() for _ in range(4)]
+    found = [each.tenant_id for each in taken if each is not None]
+    assert found == [ADA.tenant_id, ADA.tenant_id, EVE.tenant_id]
+    assert slow.id != other.id
+
+
 async def test_the_task_sends_all_that_is_due_two_at_a_time(gateway: Gateway, receiver: Receiver) -> None:
     await gateway.create(receiver)
     for _ in range(5):

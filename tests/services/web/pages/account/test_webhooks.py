@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from tests.services.web.browser import Browser, shown_key
+from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of, shown_key
 from tests.services.web.fake_mesh import FakeMesh
 
 HERE = "/settings/webhooks"
@@ -45,8 +45,8 @@ async def test_a_test_shows_its_result_in_the_list(alice: Browser, mesh: FakeMes
     await create(alice)
     mesh.webhook_status = 418
     answer = await alice.submit(await alice.get(HERE), f"{HERE}/{ID}/test")
-    assert answer.headers["location"] == f"{HERE}?done=tested"
-    assert "returned 418" in (await alice.get(f"{HERE}?done=tested")).text
+    assert answer.headers["location"] == f"{HERE}?done=test"
+    assert "returned 418" in (await alice.get(f"{HERE}?done=test")).text
 
 
 async def test_a_disabled_endpoint_says_why_and_can_be_enabled(alice: Browser, mesh: FakeMesh) -> None:
@@ -57,13 +57,21 @@ async def test_a_disabled_endpoint_says_why_and_can_be_enabled(alice: Browser, m
     assert "it answered 410 Gone" in page.text
     assert f"{HERE}/{ID}/test" not in page.text
     answer = await alice.submit(page, f"{HERE}/{ID}/enable")
-    assert answer.headers["location"] == f"{HERE}?done=enabled"
+    assert answer.headers["location"] == f"{HERE}?done=enable"
     assert not mesh.webhook_endpoints[ID].disabled_why
 
 
 async def test_an_endpoint_is_deleted_once(alice: Browser, mesh: FakeMesh) -> None:
     await create(alice)
     page = await alice.get(HERE)
-    assert (await alice.submit(page, f"{HERE}/{ID}/delete")).headers["location"] == f"{HERE}?done=deleted"
+    assert (await alice.submit(page, f"{HERE}/{ID}/delete")).headers["location"] == f"{HERE}?done=delete"
     assert mesh.webhook_endpoints == {}
     assert (await alice.submit(page, f"{HERE}/{ID}/delete")).status_code == 404
+
+
+async def test_there_are_no_other_actions(alice: Browser, mesh: FakeMesh) -> None:
+    await create(alice)
+    fields = forms_of(await alice.get(HERE))[f"{HERE}/{ID}/test"]
+    answer = await alice.client.post(f"{HERE}/{ID}/forget", data=fields, headers=SAME_ORIGIN)
+    assert answer.status_code == 404
+    assert list(mesh.webhook_endpoints) == [ID]
