@@ -55,6 +55,7 @@ PERSONAL = {
     "settings-preferences": "/settings/preferences",
     "settings-security": "/settings/security",
     "settings-data": "/settings/data",
+    "settings-webhooks": "/settings/webhooks",
     "organisations": "/organisations",
     "invitation": "/invitation?token=abc",
     "login-oidc-fresh": "/login/oidc?fresh=yes",

@@ -39,7 +39,7 @@ class WebhookRpc:
         await self.client.check(request.url)
         tenant, endpoint, secret = call.principal.tenant_id, context.new_request_id(), endpoint_secrets.new_secret()
         await self.store.add(tenant, endpoint, request, self.secrets.seal(secret, tenant, endpoint))
-        return await self._changed("webhook.create", call.principal, endpoint, secret=secret)
+        return await self._report_action("webhook.create", call.principal, endpoint, secret=secret)
 
     @serves(api.list_webhooks)
     async def list(self, request: api.ListWebhooks, call: RpcCall) -> WebhookEndpoints:
@@ -55,13 +55,13 @@ class WebhookRpc:
             await self.client.check(request.url)
         endpoint = webhook_store.read_id(request.id)
         await self.store.change(call.principal.tenant_id, endpoint, request)
-        return await self._changed("webhook.change", call.principal, endpoint)
+        return await self._report_action("webhook.change", call.principal, endpoint)
 
     @serves(api.rotate_webhook_secret)
     async def rotate(self, request: api.RotateWebhookSecret, call: RpcCall) -> WebhookEndpoint:
         tenant, endpoint, secret = call.principal.tenant_id, webhook_store.read_id(request.id), endpoint_secrets.new_secret()
         await self.store.rotate(tenant, endpoint, self.secrets.seal(secret, tenant, endpoint), at_once=request.at_once)
-        return await self._changed("webhook.rotate", call.principal, endpoint, secret=secret)
+        return await self._report_action("webhook.rotate", call.principal, endpoint, secret=secret)
 
     @serves(api.delete_webhook)
     async def delete(self, request: api.DeleteWebhook, call: RpcCall) -> Nothing:
@@ -96,7 +96,7 @@ class WebhookRpc:
         await self.store.erase(request.tenant_id)
         return Nothing()
 
-    async def _changed(self, action: str, by: Principal, endpoint: UUID, *, secret: str | None = None) -> WebhookEndpoint:
+    async def _report_action(self, action: str, by: Principal, endpoint: UUID, *, secret: str | None = None) -> WebhookEndpoint:
         shown = self._show(await self.store.get(by.tenant_id, endpoint), secret)
         self.audit_reporting.report_action(action, by, tenant=by.tenant_id, target=shown.id, url=shown.url)
         return shown

@@ -13,7 +13,7 @@ from shared.api import model_trust as api
 from shared.api import models
 from shared.api.auth import Principal
 from shared.api.model_trust import VersionTrust
-from shared.config_documents import ConfigKind, TrustDocument, TrustMode
+from shared.config_documents import TrustDocument, TrustMode
 from shared.models import trust_bundle
 from shared.models.manifest import MAX_SIGNATURE_BYTES
 from shared.stores import objects
@@ -37,8 +37,7 @@ async def gateway(plain_url: str, tmp_path: Path) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 def rpc(gateway: Gateway) -> ModelTrustRpc:
-    documents = {(ConfigKind.TRUST, "llama*"): SimpleNamespace(body=RULE), (ConfigKind.TRUST, "gone*"): SimpleNamespace(body=None)}
-    live: Any = SimpleNamespace(documents=documents)
+    live: Any = SimpleNamespace(bodies_of=lambda kind: {"llama*": RULE} if kind is TrustDocument else {})
     acts: Any = gateway.acts
     return ModelTrustRpc(live, gateway.store, gateway.registry, acts)
 
