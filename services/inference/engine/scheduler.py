@@ -88,10 +88,10 @@ class PrefillBudget:
         return max(LEAST_TOKENS, min(self.most, int(rest / self._token_seconds) + 1))
 
     def tokens_within(self, seconds: float) -> int:
-        """Return how many prompt tokens a step reads in this time if it does nothing else, or the fewest that a step reads."""
-        if self._token_seconds == 0:
-            return min(FIRST_TOKENS, self.most)
-        return max(LEAST_TOKENS, min(self.most, int(seconds / self._token_seconds)))
+        """Return how many prompt tokens a step reads in this time if it does nothing else; a few on a slow machine, where fewer would take
+        hardly less, because each step has a fixed cost."""
+        wanted = int(seconds / self._token_seconds) if self._token_seconds else 0
+        return min(self.most, max(FIRST_TOKENS, wanted))
 
     def record_step(self, seconds: float, *, answering: int, read: int, is_usual: bool = True) -> None:
         """Record the time of a step. If something else slowed it, so that it isn't usual, it only counts until a better time is known."""

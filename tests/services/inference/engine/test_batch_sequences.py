@@ -226,3 +226,11 @@ def test_every_sequence_ends_with_its_own_tokens(layout: KvLayout, count: int, c
         if waiting and layout is KvLayout.STREAMS and not any(machine.scheduler._is_behind(one) for one in waiting):
             assert not any(one.is_batch for one in machine.scheduler._running.values()), "a live sequence waits for one of a batch"
     assert machine.answers == {number: [number * 1000 + at for at in range(length)] for number, length in lengths.items()}
+
+
+def test_prompts_of_batches_take_no_tiny_pieces_on_a_slow_machine() -> None:
+    """Pieces of three tokens once took longer than the answers: each step has a fixed cost."""
+    machine = Machine(lambda answers, read: 0.075 + 0.03 * answers + 0.01 * read)
+    machine.submit(make(1, 160, batch=True))
+    machine.step(15)
+    assert machine.answered[1] > 0
