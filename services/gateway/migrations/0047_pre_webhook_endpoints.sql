@@ -41,7 +41,7 @@ CREATE TABLE webhook_deliveries (
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (endpoint_id, next_at) WHERE ended_at IS NULL;
 CREATE INDEX webhook_deliveries_next ON webhook_deliveries (next_at) WHERE ended_at IS NULL;
 CREATE INDEX webhook_deliveries_sending ON webhook_deliveries (endpoint_id, lease_until) WHERE ended_at IS NULL;
-CREATE INDEX webhook_deliveries_attempted ON webhook_deliveries (endpoint_id, attempted_at) WHERE attempted_at IS NOT NULL;
+CREATE INDEX webhook_deliveries_attempted ON webhook_deliveries (endpoint_id, attempted_at);
 CREATE INDEX webhook_deliveries_ended ON webhook_deliveries (ended_at) WHERE ended_at IS NOT NULL;
 
 ALTER TABLE webhook_endpoints ENABLE ROW LEVEL SECURITY;

@@ -1,5 +1,7 @@
 """A webhook never reaches an address that it must not reach, whatever its name says, and when."""
 
+import asyncio
+import random
 import ssl
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from services.gateway.facts.receiver_rules import ReceiverRules
 from services.gateway.webhooks import receiver_client
 from services.gateway.webhooks.receiver_client import ReceiverClient
 from shared import errors
+from tests import tiers
 from tests.services.gateway.webhooks.receiver import Names, client_of, receiving
 from tests.shared.transports.nats.test_tls import make_certificate
 
@@ -209,3 +212,37 @@ async def test_tls_has_the_name_of_the_url(tmp_path: Path) -> None:
         answer = await client.post(f"https://other.example:{receiver.port}/", b"", {})
     assert answer.status is None
     assert "certificate" in answer.error
+
+
+@pytest.mark.parametrize("greeting", [b"", b"220 mail.example ESMTP\r\n", b"\x16\x03\x01\x00\x02\x01\x00", bytes(4096)])
+async def test_a_server_that_speaks_no_tls_is_a_failure(greeting: bytes) -> None:
+    async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with server:
+        client = ReceiverClient(ReceiverRules.parse(["127.0.0.0/8"]), Names([("127.0.0.1",)]))
+        answer = await client.post(f"https://receiver.example:{server.sockets[0].getsockname()[1]}/", b"", {})
+    assert answer.status is None
+    assert answer.error
+
+
+#: Put together at random.
+_PIECES = (
+    b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 101 Switch\r\nupgrade: x\r\nconnection: upgrade\r\n", b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 999 \r\n", b"content-length: 5\r\n", b"content-length: -5\r\n", b"transfer-encoding: chunked\r\n",
+    b"transfer-encoding: gzip\r\n", b"retry-after: \xff\xfe\r\n", b"\r\n", b"5\r\nhello\r\n", b"ffffffffffffffff\r\n", b"\x00\xff",
+    b": x\r\n",    b"x" * 200_000, b"set-cookie: a\r\n" * 3000,
+)  # fmt: skip
+
+
+async def test_whatever_a_server_answers_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiver_client, "TOTAL_SECONDS", 0.3)
+    rng = random.Random(tiers.seed("WEBHOOK_SEED"))
+    async with receiving() as receiver:
+        client = client_of(receiver)
+        for _ in range(tiers.volume(1000)):
+            receiver.answers = [b"".join(rng.choices(_PIECES, k=rng.randrange(7)))]
+            answer = await client.post(receiver.url, b"{}", {})
+            assert (answer.status is None) is bool(answer.error)
