@@ -308,6 +308,7 @@ class GatewayService:
             DeploymentStore(stores.database, stores.cache),
             read_documents=lambda: live.bodies_of(DeploymentDocument),
             read_versions=lambda: live.config.models,
+            changed=live.changed,
             find_facts=self._model_search.find_facts,
             serve_next=registry_store.serve_next,
             metrics=node.metrics,

@@ -61,6 +61,8 @@ class LiveConfiguration:
         #: Rollouts that this gateway has stopped: see ``RolloutBrake``.
         self._stopped: set[UUID] = set()
         self.config = ConfigSnapshot()
+        #: Set with each snapshot, for the deployments.
+        self.changed = asyncio.Event()
         self._reloading = asyncio.Lock()
         #: When the snapshot was last known to be current.
         self._read_at = time.monotonic()
@@ -112,6 +114,7 @@ class LiveConfiguration:
     def _build(self, revision: int) -> None:
         moving = {route: rollout for route, rollout in self.rollouts.items() if rollout.id not in self._stopped}
         self.config = config_snapshot.build(revision, self.documents, moving, self._plan_versions, self._models)
+        self.changed.set()
 
     async def guardrails_at(self, revision: int, caller: Principal) -> Guardrails:
         """Return the caller's guardrails at a revision, which may be newer than this gateway's; the current ones if the versions of then

@@ -24,9 +24,11 @@ from shared.protocol.directory import Announcement, Directory, DirectoryEntry, M
 from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.telemetry.metrics_registry import Metrics
+from shared.timing.bounded_waits import wait_until_set
 from shared.types import ModelName, NodeId, Role
 
-ROUND_SECONDS = 2.0
+#: Between two rounds: while nothing changes, and at least, so that many changes make few rounds.
+ROUND_SECONDS, PAUSE_SECONDS = 2.0, 0.2
 #: A machine that refused a model is asked again.
 REFUSAL_SECONDS = 300.0
 #: Workers answer at once; a load takes longer, and goes on when nobody waits for it.
@@ -80,9 +82,13 @@ class Deployments:
     find_facts: FindFacts
     serve_next: ServeNext
     metrics: Metrics
+    #: Set by whoever changes what ``read_documents`` and ``read_versions`` return.
+    changed: asyncio.Event
     clock: Callable[[], float] = time.monotonic
     #: Why machines refused, and until when that counts.
     _refusals: dict[tuple[NodeId, ModelName], tuple[str, float]] = field(default_factory=dict)
+    #: Machines as they last were.
+    _seen: dict[NodeId, Machine] = field(default_factory=dict)
 
     @property
     def documents(self) -> dict[ModelName, DeploymentDocument]:
@@ -98,7 +104,7 @@ class Deployments:
         return any(not document.source and _channel_of(name) == channel for name, document in self.documents.items())
 
     def _entries(self) -> list[DirectoryEntry]:
-        return [entry for entry in self.nodes.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
+        return [entry for entry in self.nodes.entries(Role.WORKER) if _counts(entry)]
 
     async def list(self, name: ModelName | None) -> tuple[Deployment, ...]:
         """Raises Unavailable."""
@@ -114,6 +120,7 @@ class Deployments:
 
     async def run(self) -> None:
         """Work for ever, while this gateway has the lock."""
+        self.nodes.watch(self._notice)
         while True:
             try:
                 async with self.store.leadership() as session:
@@ -128,7 +135,18 @@ class Deployments:
             self.metrics.missing_copies.clear()
             if is_elected:
                 await self.step()
-            await asyncio.sleep(ROUND_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
+            await wait_until_set(self.changed, ROUND_SECONDS)
+            self.changed.clear()
+
+    def _notice(self, entry: DirectoryEntry) -> None:
+        """Let the next round begin if a machine differs."""
+        if entry.role is Role.WORKER:
+            before, now = self._seen.pop(entry.node, None), _machine(entry.announcement) if _counts(entry) else None
+            if now is not None:
+                self._seen[entry.node] = now
+            if now != before:
+                self.changed.set()
 
     async def step(self) -> None:
         """Order what is left to do, and let channels serve what is loaded. Raises Unavailable."""
@@ -245,6 +263,10 @@ def _ready_channels(
         enough = all(not each.short or len(each.nodes) >= max(1, needed) for each in next_ones)
         if all(loaded) and enough:
             yield channel
+
+
+def _counts(entry: DirectoryEntry) -> bool:
+    return entry.alive and not entry.announcement.draining
 
 
 def _machine(announcement: Announcement) -> Machine:

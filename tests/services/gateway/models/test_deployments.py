@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from services.gateway.models import catalog, deployments
+from services.gateway.models.deployments import Deployments
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -142,6 +143,7 @@ class Mesh:
 @pytest.fixture
 async def mesh(postgres_url: str, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
     monkeypatch.setattr(deployments, "ROUND_SECONDS", 0.02)
+    monkeypatch.setattr(deployments, "PAUSE_SECONDS", 0.0)
     async with testnet() as net:
         settings = GatewaySettings(
             mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("unused", Role.GATEWAY), database_url=postgres_url,
@@ -260,6 +262,36 @@ async def test_nothing_happens_while_a_deployment_is_paused(mesh: Mesh) -> None:
     assert set(worker.ensured) == {"other"}
     await mesh.deploy(DeploymentDocument(source=SOURCE))
     await until(lambda: QWEN in worker.stored)
+
+
+async def test_a_round_begins_with_a_change_and_many_changes_make_few_rounds(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = list[None]()
+    step = Deployments.step
+
+    async def count(self: Deployments) -> None:
+        rounds.append(None)
+        await step(self)
+
+    monkeypatch.setattr(Deployments, "step", count)
+    monkeypatch.setattr(deployments, "ROUND_SECONDS", 100 * HANG_SECONDS)
+    worker = await mesh.add_worker()
+    await mesh.deploy(DeploymentDocument(source=SOURCE, preload=True))
+    await mesh.become(lambda found: found.is_done)
+    assert worker.loaded == {QWEN}
+    await mesh.client.rpc.call(api.undeploy_model, api.UndeployModel(QWEN), credential=ADMIN_TOKEN)
+    await until(lambda: not worker.stored)
+    # What no deployment depends on.
+    before = len(rounds)
+    for running in range(1, 20):
+        worker.node.offer(load=WorkerLoad(slots=1, running=running, accepts_models=True))
+    (gateway,) = mesh.gateways
+    await until(lambda: any(entry.announcement.load.running == 19 for entry in gateway.node.directory.entries(Role.WORKER)))
+    assert len(rounds) <= before + 1
+    monkeypatch.setattr(deployments, "PAUSE_SECONDS", 100 * HANG_SECONDS)
+    before = len(rounds)
+    for copies in range(1, 21):
+        await mesh.deploy(DeploymentDocument(source=SOURCE, copies=copies))
+    assert len(rounds) <= before + 1
 
 
 async def test_a_second_gateway_goes_on_when_the_first_is_killed(mesh: Mesh) -> None:
