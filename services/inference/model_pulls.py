@@ -100,7 +100,7 @@ class ModelPulls:
         self._settings = settings
         swarm = node.node_transports.swarm
         self.exchange = Exchange(shares=settings.model_share) if swarm is None else Exchange(swarm.copies, shares=settings.model_share)
-        self._store = ModelStore(settings.store_path)
+        self._store = ModelStore(settings.store_path, settings.model_store_quota_bytes)
         self._node = node
         #: What the mesh has ordered, and why it is not here yet.
         self._ordered: dict[ModelName, asyncio.Task[str]] = {}

@@ -18,7 +18,6 @@ from services.inference.backends import backend_selection
 from services.inference.model_pulls import ModelConsent, ModelPulls
 from services.inference.model_trust import ModelTrust
 from services.inference.models.model_store import ModelStore
-from services.inference.models.quantities import parse_bytes
 from services.inference.receipts import AdoptedReceipts, ReceiptKeeper, keep_key
 from services.inference.settings import InferenceSettings
 from shared import errors, spans
@@ -122,8 +121,7 @@ class InferenceService:
                 node.tasks.create_task(
                     watcher.follow_machine(store.pulls, service._pulls.assigned, service._pulls.refused, missing_libraries.find)
                 )
-                if settings.model_store_quota:
-                    quota = parse_bytes(settings.model_store_quota)
+                if (quota := settings.model_store_quota_bytes) is not None:
                     node.metrics.model_store_used_ratio.set_function(lambda: store.used_bytes() / quota)
                 node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
                 node.tasks.create_task(service._pulls.quarantine(backend.models), name="quarantine")
@@ -257,8 +255,7 @@ class InferenceService:
         return inference.ModelFits(tuple([await asyncio.to_thread(self._with_disk, facts, fit) for facts, fit in planned]))
 
     def _with_disk(self, facts: ModelFacts, fit: ModelFit) -> ModelFit:
-        quota = self._settings.model_store_quota
-        store = ModelStore(self._settings.store_path, parse_bytes(quota) if quota else None)
+        store = ModelStore(self._settings.store_path, self._settings.model_store_quota_bytes)
         try:
             store.ensure_folders()
             store.check_room(facts.file_bytes)

@@ -251,6 +251,10 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
         return None if self.model_memory is None else quantities.parse_bytes(self.model_memory)
 
     @property
+    def model_store_quota_bytes(self) -> int | None:
+        return quantities.parse_bytes(self.model_store_quota) if self.model_store_quota else None
+
+    @property
     def model_copy_bytes_per_second(self) -> int:
         return quantities.parse_bytes(self.model_copy_rate)
 

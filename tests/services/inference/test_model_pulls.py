@@ -235,6 +235,13 @@ async def ensured(pulls: ModelPulls, order: EnsureModel) -> None:
             await asyncio.sleep(0.01)
 
 
+async def failed(pulls: ModelPulls, order: EnsureModel) -> str:
+    async with asyncio.timeout(HANG_SECONDS):
+        while not (problem := (await pulls.ensure(order)).problem):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return problem
+
+
 async def test_a_pull_goes_on_after_the_deadline_of_its_order(pulls: ModelPulls, monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines = list[float | None]()
 
@@ -249,10 +256,22 @@ async def test_a_pull_goes_on_after_the_deadline_of_its_order(pulls: ModelPulls,
         return await pulls.ensure(EnsureModel(ModelName("llama3@2"), "mesh:sha256:0"))
 
     assert await asyncio.create_task(ordered()) == EnsuredModel(is_stored=False)
-    async with asyncio.timeout(HANG_SECONDS):
-        while not (await pulls.ensure(EnsureModel(ModelName("llama3@2"), "mesh:sha256:0"))).problem:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    assert await failed(pulls, EnsureModel(ModelName("llama3@2"), "mesh:sha256:0")) == "it is only a test"
     assert deadlines == [None]
+
+
+async def test_a_version_needs_room_within_the_quota(store: ModelStore, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Copy:
+        def __init__(self, _rpc: object, _nodes: object, found: ModelStore, _exchange: object) -> None:
+            self.store = found
+
+        async def get(self, *_order: object) -> None:
+            self.store.check_room(2000)
+
+    monkeypatch.setattr(model_pulls, "VersionCopy", Copy)
+    store.ensure_folders()
+    order = EnsureModel(ModelName("llama3@2"), VERSION_SOURCE + "sha256:0")
+    assert "the store may use 0.0 MiB" in await failed(pulls_of(store, node, model_store_quota="1kB"), order)
 
 
 async def test_what_the_mesh_orders_is_pulled_once_and_served_as_assigned(
