@@ -16,6 +16,7 @@ from shared import api, errors
 from shared.api.gateway import HttpRequest
 from shared.api.inference import PullProgress
 from shared.timing.backoff import Backoff
+from shared.timing.transfer_speed import TransferSpeed
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -52,13 +53,13 @@ class Transfer:
 
     def __init__(self, step: str, total: int, show: ProgressLine) -> None:
         self._step, self._total, self._show = step, total, show
-        self._began = time.monotonic()
+        self._speed = TransferSpeed(time.monotonic())
         #: ``done`` counts what an earlier transfer left, too.
         self.done = self.moved = 0
 
     def add(self, size: int) -> None:
         self.done, self.moved = self.done + size, self.moved + size
-        self._show(PullProgress(self._step, self.done, self._total, self.moved / max(0.001, time.monotonic() - self._began)))
+        self._show(PullProgress(self._step, self.done, self._total, self._speed.measure(time.monotonic(), self.moved)))
 
     def wait(self) -> None:
         self._show(PullProgress("checking", self.done, self._total))

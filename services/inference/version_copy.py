@@ -33,6 +33,7 @@ from shared.node import lifecycle
 from shared.protocol.directory import Directory
 from shared.rpc import RpcClient
 from shared.timing.backoff import Backoff
+from shared.timing.transfer_speed import TransferSpeed
 from shared.transports.hyperswarm import BlockCopies, CopyFile, SwarmError, WholeFile
 from shared.types import ModelName
 
@@ -121,21 +122,25 @@ class CopyReport:
     def __init__(self, store: ModelStore, key: str, name: ModelName, total_bytes: int) -> None:
         self._store, self._key, self._name, self._total_bytes = store, key, name, total_bytes
         self._files: dict[str, CopyProgress] = {}
-        self._began, self._first_bytes = 0.0, 0
+        self._speed: TransferSpeed | None = None
 
     def update(self, digest: str, progress: CopyProgress) -> None:
         self._files[digest] = progress
 
+    def measure(self, now: float) -> PullProgress:
+        files = self._files.values()
+        done, from_peers = sum(each.bytes for each in files), sum(each.from_peers for each in files)
+        # Without what an earlier attempt left.
+        moved = from_peers + sum(each.from_origin for each in files)
+        if self._speed is None and moved:
+            self._speed = TransferSpeed(now, moved)
+        speed = 0.0 if self._speed is None else self._speed.measure(now, moved)
+        peers = max((each.peers for each in files), default=0)
+        return PullProgress("copying", done, self._total_bytes, round(speed), from_peers, peers)
+
     async def run(self) -> None:
         while True:
-            files = self._files.values()
-            done, now = sum(each.bytes for each in files), time.monotonic()
-            if not self._began:
-                self._began, self._first_bytes = now, done
-            speed = (done - self._first_bytes) / max(0.001, now - self._began)
-            from_peers, peers = sum(each.from_peers for each in files), max((each.peers for each in files), default=0)
-            progress = PullProgress("copying", done, self._total_bytes, round(speed), from_peers, peers)
-            await asyncio.to_thread(self._store.note_progress, self._key, self._name, progress)
+            await asyncio.to_thread(self._store.note_progress, self._key, self._name, self.measure(time.monotonic()))
             await asyncio.sleep(_NOTE_SECONDS)
 
 

@@ -27,6 +27,7 @@ from shared import confinement, errors, model_folder, model_reference, model_sou
 from shared.api.inference import Assignment, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.model_reference import PullPlan, RemoteFile
 from shared.models import manifest
+from shared.timing.transfer_speed import TransferSpeed
 from shared.types import ModelName
 
 #: How often a download may outlive its token.
@@ -198,7 +199,7 @@ class _ProgressLines:
     """Writes a line when the step changes, and several times a second in between, also while nothing arrives."""
 
     def __init__(self) -> None:
-        self._latest, self._began, self._first_bytes = PullProgress("", 0), 0.0, 0
+        self._latest, self._speed = PullProgress("", 0), TransferSpeed(time.monotonic())
         self._writing = threading.Lock()
         self.has_received = False
         #: Called with each progress, for other processes.
@@ -228,15 +229,15 @@ class _ProgressLines:
         self.has_received |= step == "downloading"
         is_new, self._latest = step != self._latest.step, PullProgress(step, done_bytes, total_bytes)
         if is_new:
-            self._began, self._first_bytes = time.monotonic(), done_bytes
+            self._speed = TransferSpeed(time.monotonic(), done_bytes)
         if is_new or done_bytes == total_bytes:
             self._show()
 
     def _show(self) -> None:
         with self._writing:
             latest = self._latest
-            speed = (latest.done_bytes - self._first_bytes) / max(0.001, time.monotonic() - self._began)
-            progress = msgspec.structs.replace(latest, bytes_per_second=round(max(0.0, speed)))
+            speed = self._speed.measure(time.monotonic(), latest.done_bytes)
+            progress = msgspec.structs.replace(latest, bytes_per_second=round(speed))
             if latest.step:
                 self.note(progress)
                 _write(StoreLine(progress=progress))

@@ -12,11 +12,12 @@ import pytest
 from services.inference import version_copy
 from services.inference.models import model_copy, model_discovery
 from services.inference.models.catalog import Defaults
+from services.inference.models.model_copy import CopyProgress
 from services.inference.models.model_files import KnownDigests, ModelFile
 from services.inference.models.model_store import ModelStore
-from services.inference.version_copy import DamagedBlob, Exchange, VersionCopy
+from services.inference.version_copy import CopyReport, DamagedBlob, Exchange, VersionCopy
 from shared import errors
-from shared.api.inference import Assignment
+from shared.api.inference import Assignment, PullProgress
 from shared.api.model_copies import MAX_RANGE_BYTES, PART_BYTES, VERSION_SOURCE, BlobPart, ReadBlob
 from shared.models import block_list, manifest
 from shared.models.block_list import BLOCK_BYTES
@@ -127,6 +128,16 @@ async def test_a_file_that_another_version_has_is_not_fetched(origin: Origin, st
     await get(origin, store, origin.push({"third.gguf": MODEL}), ModelName("llama3@4"))
     assert origin.blocks_of(MODEL)[21:] == [5]
     assert store.blob(first.digest).read_bytes() == MODEL
+
+
+def test_what_an_earlier_attempt_left_is_no_speed(store: ModelStore) -> None:
+    report = CopyReport(store, "key", NAME, 5000)
+    assert report.measure(10.0) == PullProgress("copying", 0, 5000)
+    report.update("one", CopyProgress(4000, 100, 0, 1))
+    assert report.measure(10.1) == PullProgress("copying", 4000, 5000, peers=1)
+    report.update("one", CopyProgress(4500, 400, 200, 1))
+    report.update("two", CopyProgress(100, 0, 100, 2))
+    assert report.measure(11.1) == PullProgress("copying", 4600, 5000, 600, 300, 2)
 
 
 async def test_lost_answers_are_asked_for_again(origin: Origin, store: ModelStore) -> None:
