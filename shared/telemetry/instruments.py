@@ -424,6 +424,9 @@ MISSING_COPIES = gauge(
     "ai_platform_missing_copies", "Machines that a deployment needs and that are not there, or can't have the model", ("model",)
 )
 COPY_FAILURES = counter("ai_platform_copy_failures_total", "Orders to put a model on a machine that the machine refused", ("model",))
+EXCLUDED_PEERS = counter(
+    "ai_platform_excluded_peers_total", "How often two workers said that another one sends wrong blocks of a model's file, or nothing"
+)
 
 # --- inference -------------------------------------------------------------------------------------------------------
 

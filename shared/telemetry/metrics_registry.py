@@ -232,6 +232,7 @@ class Metrics:
     queue_wait_seconds = _LazyMetric(Histogram, instruments.QUEUE_WAIT_SECONDS)
     missing_copies = _LazyMetric(Gauge, instruments.MISSING_COPIES)
     copy_failures = _LazyMetric(Counter, instruments.COPY_FAILURES)
+    excluded_peers = _LazyMetric(Counter, instruments.EXCLUDED_PEERS)
     worker_up = _LazyMetric(Gauge, instruments.WORKER_UP)
     worker_slots = _LazyMetric(Gauge, instruments.WORKER_SLOTS)
     engine_restarts = _LazyMetric(Counter, instruments.ENGINE_RESTARTS)

@@ -63,11 +63,13 @@ class ModelPeers:
         nodes: Directory,
         network_of: NetworkOf,
         *,
+        on_excluded: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
         self._trust, self._nodes, self._network_of, self._clock, self._now = trust, nodes, network_of, clock, now
+        self._on_excluded = on_excluded
         self._rng = rng or random.Random()  # noqa: S311 - spreads load
         #: By digest and size, because a worker may lie about the size.
         self._files: dict[tuple[str, int], _File] = {}
@@ -156,6 +158,7 @@ class ModelPeers:
             _log.info("model peer reported", node=node, by=worker, digest=request.digest)
             if file.leases.report(node, worker):
                 file.faulty.add(node)
+                self._on_excluded()
                 _log.warning("model peer excluded", node=node, digest=request.digest)
 
     def _announced(self, digest: str, model: ModelName) -> Iterable[NodeId]:

@@ -27,7 +27,7 @@ class ModelPeersRpc:
     ) -> None:
         """``find_source`` returns the source of a deployed model."""
         self._node, self._store, self._find_source, self._clock = node, store, find_source, clock
-        self._peers = ModelPeers(node.trust, node.directory, self._network_of)
+        self._peers = ModelPeers(node.trust, node.directory, self._network_of, on_excluded=node.metrics.excluded_peers.inc)
         #: Digest -> until when it counts as loadable.
         self._loadable: dict[str, float] = {}
 

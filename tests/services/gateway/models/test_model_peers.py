@@ -31,7 +31,11 @@ class Mesh:
         self.nodes = Directory(lambda: self.clock, lambda: BEGUN)
         self.gateway = certified(Role.GATEWAY)
         rng = random.Random(1)
-        self.peers = ModelPeers(self.gateway, self.nodes, self.networks.get, clock=lambda: self.clock, now=lambda: NOW, rng=rng)
+        self.excluded = list[None]()
+        self.peers = ModelPeers(
+            self.gateway, self.nodes, self.networks.get,
+            on_excluded=lambda: self.excluded.append(None), clock=lambda: self.clock, now=lambda: NOW, rng=rng,
+        )  # fmt: skip
         for each in self.workers:
             self.announce(each)
 
@@ -125,10 +129,12 @@ def test_a_worker_that_two_others_report_is_not_introduced_and_its_blocks_are_le
     for each in (one, other):
         mesh.begin(each)
     mesh.lease(one, faulty=(liar.me.id, one.me.id))
-    assert liar.me.id in mesh.find(other)
+    assert (liar.me.id in mesh.find(other), mesh.excluded) == (True, [])
     assert mesh.lease(other, faulty=(liar.me.id,)).blocks == (0,)
     assert liar.me.id not in mesh.find(one)
     assert mesh.lease(liar).blocks == ()
+    mesh.lease(other, faulty=(liar.me.id,))
+    assert len(mesh.excluded) == 1
 
 
 def test_what_a_worker_says_of_another_size_disturbs_nobody(mesh: Mesh) -> None:

@@ -12,6 +12,7 @@ from shared import errors
 from shared.api.model_copies import AdvisePull, FindModelPeers, LeaseBlocks, PulledFile
 from shared.protocol.directory import Announcement, Directory
 from shared.rpc import RpcCall
+from shared.telemetry.metrics_registry import Metrics
 from shared.types import ModelName, Peer, Role
 from tests.shared.identity.test_trust import certified
 
@@ -32,7 +33,9 @@ class Store:
 def rpc_of(store: Store, clock: Callable[[], float] = lambda: 0.0) -> tuple[ModelPeersRpc, RpcCall]:
     nodes = Directory(lambda: 0.0)
     nodes.apply_announcement(Announcement(Role.WORKER, WORKER.me.id, "1", datetime.now(UTC)), "direct")
-    node = SimpleNamespace(trust=certified(Role.GATEWAY), directory=nodes, node_transports=SimpleNamespace(swarm=None))
+    node = SimpleNamespace(
+        trust=certified(Role.GATEWAY), directory=nodes, node_transports=SimpleNamespace(swarm=None), metrics=Metrics("gateway")
+    )
     call = RpcCall(Peer(Role.WORKER, WORKER.me.id, WORKER.me.id, "", ()), deadline=9, credential=None, idempotency_key=None)
     sources = {ModelName("qwen3"): "hf:org/qwen3"}
     return ModelPeersRpc(node, store, sources.get, clock=clock), call  # type: ignore[arg-type]
