@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[2]
-#: `${NAME}`, `${NAME:-default}`, `${NAME:+other}`; a default may contain one of the last form.
-_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>(?:\$\{[A-Z_]+:\+[^}]*\}|[^}])*)|:\+(?P<other>[^}]*))?\}")
+#: `${NAME}`, `${NAME:-default}`, `${NAME:+other}`; a default may contain one of the last two forms.
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Z_]+)(?::-(?P<default>(?:\$\{[A-Z_]+:[+-][^}]*\}|[^}])*)|:\+(?P<other>[^}]*))?\}")
 #: Our five services with their variants under profiles; the others are servers and one-shot steps.
 OURS = ("auth", "gateway", "inference", "inference-gpu", "inference-ollama", "inference-openai", "inference-http", "metrics", "web")
 
