@@ -36,8 +36,10 @@ async def test_a_worker_copies_a_file_from_another_one_without_the_origin(tmp_pa
 
 
 async def test_three_workers_read_each_block_once_from_the_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # On a busy machine, workers may need longer to find each other.
+    # On a busy machine, workers may need longer to find each other, and be silent for a while.
     monkeypatch.setattr(copy_plan, "ORPHAN_SECONDS", 3600.0)
+    monkeypatch.setattr(model_copy, "DROP_SECONDS", 1.0)
+    monkeypatch.setattr(model_copy, "FIND_BACKOFF", Backoff(first_seconds=0.1, longest_seconds=1.0))
     source = make_source(tmp_path, 16)
     origin = MemoryOrigin(source)
     async with AsyncExitStack() as stack:
