@@ -21,6 +21,7 @@ from services.inference.version_copy import Exchange, VersionCopy
 from shared import context, errors, model_sources
 from shared.api.inference import (
     Assignment,
+    BegunFile,
     EnsuredModel,
     EnsureModel,
     ModelState,
@@ -192,9 +193,6 @@ class ModelPulls:
     async def _get(self, request: EnsureModel) -> str:
         """Return why it failed; empty if it did not."""
 
-        async def ignore(_: PullProgress) -> None:
-            """Announcements have the progress."""
-
         try:
             with self._counted():
                 if request.source.startswith(VERSION_SOURCE):
@@ -203,8 +201,10 @@ class ModelPulls:
                 else:
                     copy = PulledCopy(self._node.rpc, self._node.directory, self._store, self.exchange)
                     copied = await copy.get(request.name, request.source)
-                    await self._pull(PullModel(request.source, request.name), ignore, assignment=request.assignment)
-                    await copy.offer(request.name, request.source, copied)
+                    async with copy.offered(request.name, request.source, copied) as offer:
+                        order = PullModel(request.source, request.name)
+                        # Announcements have the progress.
+                        await self._pull(order, offer.progressed, begin=offer.begin, assignment=request.assignment)
         except errors.AimeshError as error:
             log.warning("model_not_pulled", source=model_sources.redact(request.source), reason=error.message)
             return error.message
@@ -264,12 +264,13 @@ class ModelPulls:
         request: PullModel,
         report: Callable[[PullProgress], Awaitable[None]],
         *,
+        begin: Callable[[BegunFile], None] = lambda file: None,
         by_settings: bool = False,
         assignment: Assignment | None = None,
     ) -> PulledModel:
-        """Raises Draining, and what the program reports."""
+        """``begin`` gets the file when its download begins. Raises Draining, and what the program reports."""
         async with self._program(request, by_settings=by_settings, assignment=assignment) as program:
-            result = await self._follow(program, report)
+            result = await self._follow(program, report, begin)
         if result is None:
             raise errors.Internal(f"the program that changes the store ended with status {program.returncode}")
         if result.problem is not None:
@@ -277,7 +278,9 @@ class ModelPulls:
         (model,) = result.models
         return PulledModel(model.name, model.digest, model.size, result.unchanged)
 
-    async def _follow(self, program: asyncio.subprocess.Process, report: Callable[[PullProgress], Awaitable[None]]) -> StoreResult | None:
+    async def _follow(
+        self, program: asyncio.subprocess.Process, report: Callable[[PullProgress], Awaitable[None]], begin: Callable[[BegunFile], None]
+    ) -> StoreResult | None:
         """Pass the program's progress on until it ends. Raises Draining."""
         last = StoreLine()
         sent: PullProgress | None = None
@@ -287,6 +290,8 @@ class ModelPulls:
             assert program.stdout is not None
             async for line in program.stdout:
                 last = msgspec.json.decode(line, type=StoreLine)
+                if last.begun is not None:
+                    begin(last.begun)
 
         async with lifecycle.background() as tasks:
             # The program never waits for a slow reader of the progress.

@@ -4,16 +4,20 @@ The program that pulls checks the copy as if it had downloaded it, so a worker t
 """
 
 import asyncio
-from collections.abc import Sequence
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from services.inference.mesh_origin import MeshOrigin
 from services.inference.models.model_copy import CopyProgress
-from services.inference.models.model_store import ModelStore
+from services.inference.models.model_store import ModelStore, disk_bytes
+from services.inference.running_pull import RunningCopy, RunningOffer
 from services.inference.version_copy import CopyReport, Exchange, held_partial
 from shared import errors
 from shared.api import model_copies
 from shared.api.inference import StoredModel
-from shared.api.model_copies import AdvisePull, PulledFile
+from shared.api.model_copies import AdvisePull, PulledFile, RunningPull
 from shared.models import block_list, manifest
 from shared.models.manifest import VersionFile
 from shared.node import lifecycle
@@ -25,8 +29,10 @@ from shared.types import ModelName
 #: Of these sources the SHA-256 is known before the download.
 _SOURCES = ("hf:", "ollama:", "oci:")
 WAIT_SECONDS = 2.0
-#: Then a worker pulls by itself.
-MOST_WAITS = 1800
+#: While there is something to copy.
+FOLLOW_SECONDS = 0.5
+#: So long without news of another worker's pull, a worker pulls by itself.
+MOST_WAIT_SECONDS = 3600.0
 #: So long without a block from another worker.
 STALL_SECONDS = 60.0
 
@@ -59,8 +65,24 @@ class PulledCopy:
             return None
         return file
 
-    async def offer(self, name: ModelName, source: str, file: PulledFile | None) -> None:
-        """Let others copy a model that was pulled. ``file``: what ``get`` returned."""
+    @asynccontextmanager
+    async def offered(self, name: ModelName, source: str, file: PulledFile | None) -> AsyncIterator[RunningOffer]:
+        """Let others copy what a program pulls meanwhile, and has pulled at the end. ``file``: what ``get`` returned."""
+
+        async def tell(running: RunningPull) -> RunningPull | None:
+            return (await self._ask(name, AdvisePull(name, source, running=running))).running
+
+        offer = RunningOffer(self._exchange.copies, tell if file is None and self._exchanges(source) else None)
+        try:
+            yield offer
+        except BaseException:
+            await offer.close(is_whole=False)
+            raise
+        await offer.close(is_whole=True)
+        await self._offer(name, source, file, offer.blocks)
+
+    async def _offer(self, name: ModelName, source: str, file: PulledFile | None, blocks: bytes) -> None:
+        """``blocks``: the SHA-256 of all blocks, if they were all read on the way."""
         if file is not None:
             # Unless the program has taken it.
             self._store.copied(_hex(file.digest)).unlink(missing_ok=True)
@@ -69,7 +91,7 @@ class PulledCopy:
             return
         try:
             if file is None and stored.parts == 1:
-                file = await asyncio.to_thread(self._list, stored)
+                file = await asyncio.to_thread(self._list, stored, blocks)
             await self._ask(name, AdvisePull(name, source, file, is_kept=file is None))
         except (errors.AimeshError, OSError) as error:
             _log.info("a model is not offered to other workers", model=name, reason=str(error))
@@ -78,12 +100,20 @@ class PulledCopy:
         return source.startswith(_SOURCES) and self._exchange.shares and self._exchange.copies.is_running
 
     async def _advised(self, name: ModelName, source: str) -> PulledFile | None:
-        for _ in range(MOST_WAITS):
-            advice = await self._ask(name, AdvisePull(name, source))
-            if not advice.waits:
-                return advice.file
-            await asyncio.sleep(WAIT_SECONDS)
-        return None
+        loop, running = asyncio.get_running_loop(), RunningCopy(self._store, self._exchange, name, lambda file: self._origin(file, name))
+        until = loop.time() + MOST_WAIT_SECONDS
+        try:
+            while loop.time() < until:
+                advice = await self._ask(name, AdvisePull(name, source, known=running.known))
+                if not advice.waits:
+                    return advice.file
+                if advice.running is not None:
+                    await running.follow(advice.running)
+                    until = loop.time() + MOST_WAIT_SECONDS if advice.running.blocks else until
+                await asyncio.sleep(WAIT_SECONDS if advice.running is None else FOLLOW_SECONDS)
+            return None
+        finally:
+            await running.stop()
 
     async def _ask(self, name: ModelName, request: AdvisePull) -> model_copies.PullAdvice:
         # All workers ask the same gateway about this name.
@@ -92,7 +122,6 @@ class PulledCopy:
     async def _copy(self, name: ModelName, file: PulledFile, limit: asyncio.Timeout) -> None:
         """Raises OSError and AimeshError."""
         await asyncio.to_thread(self._store.ensure_folders)
-        await asyncio.to_thread(self._store.check_room, file.size)
         report = CopyReport(self._store, _hex(file.digest), name, file.size)
 
         def moved(progress: CopyProgress) -> None:
@@ -100,25 +129,36 @@ class PulledCopy:
             limit.reschedule(None if is_whole else asyncio.get_running_loop().time() + STALL_SECONDS)
             report.update(file.digest, progress)
 
-        async with lifecycle.background() as tasks:
+        async with held_partial(self._store, _hex(file.digest)) as partial, lifecycle.background() as tasks:
             tasks.create_task(report.run())
-            list_file = VersionFile("list of blocks", file.list_digest, block_list.count(file.size) * block_list.DIGEST_BYTES, "")
-            place = self._store.list_of_blocks(_hex(file.list_digest))
-            async with held_partial(self._store, _hex(file.list_digest)) as partial:
-                block_list.check(file.list_blocks, list_file.size)
-                await self._exchange.copy(self._origin(list_file, name), file.list_blocks, partial, place, lambda _: None)
-                await asyncio.to_thread(partial.replace, place)
-            blocks = await asyncio.to_thread(place.read_bytes)
-            async with held_partial(self._store, _hex(file.digest)) as partial:
-                origin = self._origin(VersionFile(name, file.digest, file.size, file.list_digest), name)
-                await self._exchange.copy(origin, blocks, partial, self._store.blob(_hex(file.digest)), moved)
-                await asyncio.to_thread(partial.replace, self._store.copied(_hex(file.digest)))
+            left = max(0, file.size - await asyncio.to_thread(disk_bytes, partial))
+            await asyncio.to_thread(self._store.check_room, left)
+            blocks = await self._copy_list(name, file, partial.with_suffix(".blocks"))
+            origin = self._origin(VersionFile(name, file.digest, file.size, file.list_digest), name)
+            await self._exchange.copy(origin, blocks, partial, self._store.blob(_hex(file.digest)), moved)
+            await asyncio.to_thread(partial.replace, self._store.copied(_hex(file.digest)))
 
-    def _list(self, stored: StoredModel) -> PulledFile:
+    async def _copy_list(self, name: ModelName, file: PulledFile, heard: Path) -> bytes:
+        """Return the list of blocks. ``heard``: what we know of it from the puller. Raises OSError and AimeshError."""
+        place = self._store.list_of_blocks(_hex(file.list_digest))
+        blocks = await asyncio.to_thread(lambda: heard.read_bytes() if heard.exists() else b"")
+        if manifest.digest_of(blocks) == file.list_digest:
+            await asyncio.to_thread(place.write_bytes, blocks)
+            return blocks
+        list_file = VersionFile("list of blocks", file.list_digest, block_list.count(file.size) * block_list.DIGEST_BYTES, "")
+        async with held_partial(self._store, _hex(file.list_digest)) as partial:
+            block_list.check(file.list_blocks, list_file.size)
+            await self._exchange.copy(self._origin(list_file, name), file.list_blocks, partial, place, lambda _: None)
+            await asyncio.to_thread(partial.replace, place)
+        return await asyncio.to_thread(place.read_bytes)
+
+    def _list(self, stored: StoredModel, blocks: bytes = b"") -> PulledFile:
         """Write the list of a model's blocks. Blocks; raises OSError."""
         with self._store.file(stored).open("rb") as opened:
-            blocks = b"".join(block_list.compute(iter(lambda: opened.read(block_list.BLOCK_BYTES), b"")))
-            size = opened.tell()
+            size = opened.seek(0, os.SEEK_END)
+            if len(blocks) != block_list.count(size) * block_list.DIGEST_BYTES:
+                opened.seek(0)
+                blocks = b"".join(block_list.compute(iter(lambda: opened.read(block_list.BLOCK_BYTES), b"")))
         digest = manifest.digest_of(blocks)
         self._store.list_of_blocks(_hex(digest)).write_bytes(blocks)
         return PulledFile(f"sha256:{stored.digest}", size, digest, b"".join(block_list.compute([blocks])))

@@ -72,18 +72,8 @@ class Exchange:
         self, origin: MeshOrigin, blocks: bytes, partial: Path, local: Path, on_progress: Callable[[CopyProgress], None]
     ) -> None:
         """Get a file, which begins with ``local`` if that is there. Raises OSError, and AimeshError."""
-        file = origin.file
-        whole = CopyFile(bytes.fromhex(_hex(file.digest)), file.size, partial.with_suffix(".blocks"), partial)
-        copy = ModelCopy(
-            copies=self.copies,
-            file=whole,
-            origin=origin,
-            find_peers=origin.find_peers,
-            rate=self.rate,
-            report=origin.report,
-            offers=self.shares,
-            on_progress=on_progress,
-        )
+        file, copy = origin.file, self.copy_of(origin, partial, on_progress)
+        whole = copy.file
         while True:
             checked = await asyncio.to_thread(_prepare, whole, blocks, local)
             try:
@@ -96,6 +86,20 @@ class Exchange:
             await asyncio.to_thread((partial if checked else whole.bitmap).unlink)
             if checked:
                 raise errors.BadRequest(f"the blocks of {file.path} do not make its file", hint="push the version again")
+
+    def copy_of(self, origin: MeshOrigin, partial: Path, on_progress: Callable[[CopyProgress], None]) -> ModelCopy:
+        """Return a copy that has not begun, with its list of blocks beside ``partial``."""
+        file = origin.file
+        return ModelCopy(
+            copies=self.copies,
+            file=CopyFile(bytes.fromhex(_hex(file.digest)), file.size, partial.with_suffix(".blocks"), partial),
+            origin=origin,
+            find_peers=origin.find_peers,
+            rate=self.rate,
+            report=origin.report,
+            offers=self.shares,
+            on_progress=on_progress,
+        )
 
     def find_whole(self, store: ModelStore, digest: bytes) -> WholeFile | None:
         """Return a file that is not being copied."""
@@ -140,7 +144,13 @@ class CopyReport:
 
     async def run(self) -> None:
         while True:
-            await asyncio.to_thread(self._store.note_progress, self._key, self._name, self.measure(time.monotonic()))
+            measured = self.measure(time.monotonic())
+            noting = asyncio.get_running_loop().run_in_executor(None, self._store.note_progress, self._key, self._name, measured)
+            try:
+                await asyncio.shield(noting)
+            finally:
+                # The thread must not write after the partial file is gone.
+                await noting
             await asyncio.sleep(_NOTE_SECONDS)
 
 

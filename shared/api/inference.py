@@ -545,8 +545,17 @@ class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
     problem: Problem | None = None
 
 
-class StoreLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One of both; the last line has the result."""
+class BegunFile(msgspec.Struct, frozen=True):
+    """A file whose SHA-256 the source lists, and where it grows."""
 
+    path: str
+    digest: str
+    size: int
+
+
+class StoreLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of these; the last line has the result."""
+
+    begun: BegunFile | None = None
     progress: PullProgress | None = None
     result: StoreResult | None = None

@@ -13,6 +13,8 @@ from shared.types import ModelName, NodeId, Role
 MAX_RANGE_BYTES, PART_BYTES = 16 << 20, 256 << 10
 #: Of one answer, and of one worker.
 MAX_INTRODUCED, MAX_LEASED_BLOCKS = 8, 16
+#: Digests in one message.
+MAX_RUNNING_BLOCKS = 8192
 _Block = Annotated[int, Meta(ge=0, lt=MAX_BYTES >> 20)]
 #: How an order names a version in place of a source; its manifest's digest follows.
 VERSION_SOURCE = "mesh:"
@@ -90,14 +92,30 @@ class PulledFile(Body, frozen=True):
     list_blocks: Annotated[bytes, Meta(max_length=(MAX_BYTES >> 35) << 6)]
 
 
+class RunningPull(Body, frozen=True):
+    """A file that a worker pulls from a public source now. The source lists its digest; nobody has checked it, or those of its blocks."""
+
+    digest: Digest
+    size: Annotated[int, Meta(ge=1, le=MAX_BYTES)]
+    #: The SHA-256 of its blocks from this one on, as far as they have arrived.
+    start: Annotated[int, Meta(ge=0)] = 0
+    blocks: Annotated[bytes, Meta(max_length=MAX_RUNNING_BLOCKS << 5)] = b""
+    #: Said by the gateway. From another one, all blocks have to be read again.
+    puller: NodeId | None = None
+
+
 class AdvisePull(Body, frozen=True):
-    """Ask whether to pull a deployed model from its public source, or say that it is here."""
+    """Ask whether to pull a deployed model from its public source, or say that it is here, or on its way."""
 
     model: Annotated[ModelName, Meta(max_length=200)]
     source: Annotated[str, Meta(max_length=2000)]
     pulled: PulledFile | None = None
     #: It is here, but others can't copy it from us.
     is_kept: bool = False
+    #: We pull it. The answer says from which block on the gateway wants to hear digests.
+    running: RunningPull | None = None
+    #: The caller copies what others pull, and knows the digests of so many blocks.
+    known: Annotated[int, Meta(ge=0)] | None = None
 
 
 class PullAdvice(Body, frozen=True):
@@ -107,6 +125,8 @@ class PullAdvice(Body, frozen=True):
     file: PulledFile | None = None
     #: Another worker pulls it. Ask again a little later.
     waits: bool = False
+    #: What can be copied from it meanwhile.
+    running: RunningPull | None = None
 
 
 advise_pull = Method("gateway.advisePull", AdvisePull, PullAdvice, callers={Role.WORKER})

@@ -76,6 +76,8 @@ class CopyPlan:
 
     def __init__(self, count: int, rng: random.Random, have: Blocks = 0) -> None:
         self.missing = all_blocks(count) & ~have
+        #: Those that may be asked for.
+        self.known: Blocks = -1
         self._count = count
         self._rng = rng
         self._sources: dict[bytes, _Source] = {}
@@ -146,7 +148,7 @@ class CopyPlan:
         late = self._late(now)
         running = sum(len(source.asked) for source in self._sources.values()) - late.bit_count()
         per_peer, most = (PER_ONLY_PEER, PER_ONLY_PEER) if len(self._sources) == 1 else (PER_PEER, MAX_ASKED)
-        wanted = self.missing & ~self._leased & ~(asked & ~late)
+        wanted = self.missing & self.known & ~self._leased & ~(asked & ~late)
         # A second peer is asked for what is late, and not the late one for more.
         prompt = {peer: source for peer, source in self._sources.items() if not any(late >> block & 1 for block in source.asked)}
         ready = [

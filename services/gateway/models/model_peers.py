@@ -9,11 +9,24 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from shared import errors
-from shared.api.model_copies import MAX_INTRODUCED, AdvisePull, LeaseBlocks, LeasedBlocks, ModelPeer, PullAdvice, PulledFile
+from shared.api.model_copies import (
+    MAX_INTRODUCED,
+    MAX_RUNNING_BLOCKS,
+    AdvisePull,
+    LeaseBlocks,
+    LeasedBlocks,
+    ModelPeer,
+    PullAdvice,
+    PulledFile,
+    RunningPull,
+)
 from shared.identity import copy_grants
 from shared.identity.trust import Trust
 from shared.models import block_list
+from shared.models.block_list import DIGEST_BYTES
 from shared.models.copy_plan import Leases, all_blocks
 from shared.protocol.directory import Directory, DirectoryEntry
 from shared.telemetry import logs
@@ -50,6 +63,34 @@ class _Pull:
     holders: set[NodeId] = field(default_factory=set)
     #: Who has it can't give it to others.
     is_kept: bool = False
+    #: What the puller says of it before it is whole, and the digests of its blocks.
+    running: RunningPull | None = None
+    blocks: bytearray = field(default_factory=bytearray)
+
+    def offers(self, digest: str) -> bool:
+        """Return whether its workers have the file or a part of it, or such a list of blocks."""
+        whole = self.file is not None and digest in {self.file.digest, self.file.list_digest}
+        return whole or (self.running is not None and digest == self.running.digest)
+
+    def run(self, worker: NodeId, running: RunningPull, now: float) -> RunningPull | None:
+        """Add what the puller says, and return what to go on with; None for another worker, or once it has all."""
+        if worker != self.puller or self.file is not None:
+            return None
+        self.since = now
+        begun = msgspec.structs.replace(running, start=0, blocks=b"", puller=self.puller)
+        if begun != self.running or running.start == 0:
+            self.running, self.blocks = begun, bytearray()
+        if running.start * DIGEST_BYTES == len(self.blocks):
+            self.blocks += running.blocks[: block_list.count(running.size) * DIGEST_BYTES - len(self.blocks)]
+        return msgspec.structs.replace(begun, start=len(self.blocks) // DIGEST_BYTES)
+
+    def tell(self, known: int) -> RunningPull | None:
+        """Return the digests that follow on these, if there is anything to copy."""
+        if self.running is None:
+            return None
+        start = min(known, len(self.blocks) // DIGEST_BYTES)
+        blocks = self.blocks[start * DIGEST_BYTES :][: MAX_RUNNING_BLOCKS * DIGEST_BYTES]
+        return msgspec.structs.replace(self.running, start=start, blocks=bytes(blocks))
 
 
 #: Returns the network of a worker as this gateway sees it; None if it doesn't.
@@ -122,25 +163,27 @@ class ModelPeers:
             others = holders if pull is not None and pull.file == request.pulled else set()
             self._pulls[key] = _Pull(worker, now, request.pulled, {worker, *others})
             return PullAdvice()
+        if request.running is not None:
+            pull = self._pulls.setdefault(key, _Pull(worker, now))
+            return PullAdvice(running=pull.run(worker, request.running, now))
         if request.is_kept and not holders:
             self._pulls[key] = _Pull(worker, now, is_kept=True)
             return PullAdvice()
         if pull is not None and holders:
             return PullAdvice(pull.file)
-        if pull is not None and pull.is_kept:
-            return PullAdvice()
-        if pull is not None and pull.puller != worker and pull.file is None and self._is_pulling(pull, request.model, now):
-            return PullAdvice(waits=True)
-        self._pulls[key] = _Pull(worker, now)
+        if pull is not None and not pull.is_kept and pull.puller != worker and self._is_pulling(pull, request.model, now):
+            return PullAdvice(waits=True, running=None if request.known is None else pull.tell(request.known))
+        if pull is None or not pull.is_kept:
+            self._pulls[key] = _Pull(worker, now)
         return PullAdvice()
 
     def is_pulled(self, digest: str) -> bool:
-        """Return whether a worker has pulled the file, or has such a list of blocks."""
-        return any(pull.file is not None and digest in {pull.file.digest, pull.file.list_digest} for pull in self._pulls.values())
+        """Return whether a worker has pulled the file, or pulls it, or has such a list of blocks."""
+        return any(pull.offers(digest) for pull in self._pulls.values())
 
     def _is_pulling(self, pull: _Pull, model: ModelName, now: float) -> bool:
         entry = self._nodes.find(pull.puller)
-        if entry is None or not entry.alive:
+        if entry is None or not entry.alive or pull.file is not None:
             return False
         return now - pull.since < PULL_SECONDS or any(each.name == model for each in entry.announcement.pulls)
 
@@ -162,15 +205,15 @@ class ModelPeers:
                 _log.warning("model peer excluded", node=node, digest=request.digest)
 
     def _announced(self, digest: str, model: ModelName) -> Iterable[NodeId]:
-        """Return workers that announce the file, or the version that it is a part of, or have pulled it."""
+        """Return workers that announce the file, or the version that it is a part of, or have pulled it, or do it now."""
         found = {
             entry.node
             for entry in self._workers()
             if any(offer.digest == _hex(digest) or offer.name == model for offer in entry.announcement.models)
         }
         for pull in self._pulls.values():
-            if pull.file is not None and digest in {pull.file.digest, pull.file.list_digest}:
-                found |= {node for node in pull.holders if self._is_alive(node)}
+            if pull.offers(digest):
+                found |= {node for node in pull.holders | {pull.puller} if self._is_alive(node)}
         return found
 
     def _workers(self) -> Iterable[DirectoryEntry]:

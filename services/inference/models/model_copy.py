@@ -16,7 +16,7 @@ from shared import errors
 from shared.api.model_copies import MAX_LEASED_BLOCKS
 from shared.identity import copy_grants, node_keys
 from shared.identity.trust import Trust
-from shared.models.copy_plan import BUSY_SECONDS, MAX_PEERS, BlockRequest, CopyPlan, all_blocks
+from shared.models.copy_plan import BUSY_SECONDS, MAX_PEERS, BlockRequest, Blocks, CopyPlan, all_blocks
 from shared.node.lifecycle import background
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
@@ -118,6 +118,8 @@ class ModelCopy:
     report: Callable[[bytes, str], None]
     #: Whether other workers may read from us. If not, we read from the origin without leases.
     offers: bool = True
+    #: Blocks whose digests are in the list, which may grow. At first all.
+    known: Blocks = -1
     on_progress: Callable[[CopyProgress], None] = lambda progress: None
     #: Peer -> until when it is not asked for this file. Shared by all attempts at it.
     dropped: dict[bytes, float] = field(default_factory=dict)
@@ -270,7 +272,7 @@ class ModelCopy:
         if not self._plan.missing:
             self._ended.set_result(None)
             return
-        now = self.clock()
+        now, self._plan.known = self.clock(), self.known
         while not (pause := self.rate.wait_seconds(now)) and (request := self._plan.choose(now)) is not None:
             self.rate.spend(now)
             self.copies.ask(self.file.digest, request.peer, request.block)

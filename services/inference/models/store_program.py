@@ -24,7 +24,7 @@ from services.inference.models.download import Challenged, Progress
 from services.inference.models.model_store import ModelStore
 from services.inference.models.quantities import parse_bytes
 from shared import confinement, errors, model_folder, model_reference, model_sources
-from shared.api.inference import Assignment, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
+from shared.api.inference import Assignment, BegunFile, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
 from shared.model_reference import PullPlan, RemoteFile
 from shared.models import manifest
 from shared.timing.transfer_speed import TransferSpeed
@@ -104,6 +104,9 @@ class _Pull:
             if file.sha256 is not None and (copied := self._store.copied(file.sha256)).exists():
                 download.adopt(copied, each)
         self._store.check_room(total - sum(each.stat().st_size for each in partials if each.exists()))
+        first = files[0]
+        if parts == 1 and first.sha256 is not None and first.size:
+            _write(StoreLine(begun=BegunFile(str(partials[0]), first.sha256, first.size)))
         for file, each in zip(files, partials, strict=True):
             digest, size = download.fetch(file, each, self._store.check_room, self._show.behind(done, total))
             done += size

@@ -9,9 +9,10 @@ import pytest
 
 from services.gateway.models.model_peers import FILE_SECONDS, HOLDER_SECONDS, PULL_SECONDS, ModelPeers
 from shared import errors
-from shared.api.model_copies import MAX_INTRODUCED, AdvisePull, LeaseBlocks, LeasedBlocks, PullAdvice, PulledFile
+from shared.api.model_copies import MAX_INTRODUCED, AdvisePull, LeaseBlocks, LeasedBlocks, PullAdvice, PulledFile, RunningPull
 from shared.identity import copy_grants
 from shared.identity.trust import Trust
+from shared.models import block_list
 from shared.models.copy_plan import LEASE_SECONDS, MAX_LEASES
 from shared.protocol.directory import Announcement, Directory, ModelOffer, ModelPull
 from shared.types import ModelName, NodeId, Role
@@ -171,6 +172,37 @@ def test_one_worker_pulls_a_public_model_and_others_wait_and_copy_it(mesh: Mesh)
     assert mesh.peers.advise(third.me.id, ask) == PullAdvice(file)
     mesh.announce(other, leaving=True)
     assert mesh.peers.advise(third.me.id, ask) == PullAdvice(), "nobody has it any more"
+
+
+def test_others_learn_the_digests_of_a_public_model_while_it_is_pulled(mesh: Mesh) -> None:
+    one, other, third = mesh.workers[:3]
+    ask = AdvisePull(ModelName("qwen3"), "hf:org/qwen3")
+
+    def tell(worker: Trust, start: int, blocks: bytes) -> PullAdvice:
+        return mesh.peers.advise(worker.me.id, msgspec.structs.replace(ask, running=RunningPull(FILE, SIZE, start, blocks)))
+
+    def known(count: int) -> RunningPull | None:
+        return mesh.peers.advise(other.me.id, msgspec.structs.replace(ask, known=count)).running
+
+    mesh.peers.advise(one.me.id, ask)
+    assert known(0) is None
+    begun = RunningPull(FILE, SIZE, puller=one.me.id)
+    assert tell(one, 0, b"a" * 32) == PullAdvice(running=msgspec.structs.replace(begun, start=1))
+    assert tell(one, 1, b"b" * 32) == PullAdvice(running=msgspec.structs.replace(begun, start=2))
+    assert tell(third, 0, b"c" * 32) == PullAdvice(), "it does not pull"
+    assert known(0) == msgspec.structs.replace(begun, blocks=b"a" * 32 + b"b" * 32)
+    assert known(1) == msgspec.structs.replace(begun, start=1, blocks=b"b" * 32)
+    assert known(7) == msgspec.structs.replace(begun, start=2)
+    assert mesh.peers.advise(other.me.id, ask) == PullAdvice(waits=True), "a worker of 0.3 does not follow"
+    assert mesh.find(other) == [one.me.id]
+    assert mesh.peers.is_pulled(FILE)
+    assert tell(one, 9, b"d" * 32) == PullAdvice(running=msgspec.structs.replace(begun, start=2)), "the gateway has lost what lies between"
+    assert tell(one, 2, b"d" * 32 * 9999) == PullAdvice(running=msgspec.structs.replace(begun, start=block_list.count(SIZE)))
+    tell(one, 0, b"e" * 32)
+    assert known(0) == msgspec.structs.replace(begun, blocks=b"e" * 32), "it has begun anew"
+    mesh.announce(one, leaving=True)
+    assert mesh.peers.advise(other.me.id, msgspec.structs.replace(ask, known=1)) == PullAdvice(), "the next one pulls"
+    assert known(0) is None
 
 
 def test_who_stops_pulling_a_public_model_is_replaced(mesh: Mesh) -> None:

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+PIECE_BYTES = 1 << 20
 
 
 @dataclass
@@ -25,6 +28,11 @@ class FakeHub:
     elsewhere: dict[str, str] = field(default_factory=dict)
     #: Path -> where to cut the connection once.
     cuts: dict[str, int] = field(default_factory=dict)
+    #: Path -> how much to send before ``gate`` is set.
+    pauses: dict[str, int] = field(default_factory=dict)
+    gate: threading.Event = field(default_factory=threading.Event)
+    #: In bytes per second, of each answer.
+    rate: float | None = None
     #: Called after a cut.
     after_cut: Callable[[], None] = lambda: None
     url: str = ""
@@ -81,17 +89,24 @@ class FakeHub:
         end = self.cuts.pop(path, len(body))
         told = {"Content-Range": f"bytes {first}-{len(body) - 1}/{len(body)}"} if first else {}
         handler.close_connection = end < len(body)
-        self._send(handler, 206 if first else 200, body[first:end], {"Content-Length": str(len(body) - first), "ETag": '"x"', **told})
+        pause = max(first, self.pauses.get(path, end))
+        self._send(handler, 206 if first else 200, body[first:pause], {"Content-Length": str(len(body) - first), "ETag": '"x"', **told})
+        if pause < end:
+            self.gate.wait(60)
+            handler.wfile.write(body[pause:end])
         if handler.close_connection:
             self.after_cut()
 
-    @staticmethod
-    def _send(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(self, handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         handler.send_response(status)
         for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
             handler.send_header(name, value)
         handler.end_headers()
-        handler.wfile.write(body)
+        began = time.monotonic()
+        for start in range(0, len(body), PIECE_BYTES):
+            handler.wfile.write(memoryview(body)[start : start + PIECE_BYTES])
+            if self.rate is not None:
+                time.sleep(max(0.0, began + start / self.rate - time.monotonic()))
 
 
 @contextmanager
