@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -161,9 +162,13 @@ class Internet:
     #: Unique for each Internet.
     name: str
     public: Machine
+    #: Its machines reach each other within ``connected`` only.
+    is_far: bool = False
     houses: list[House] = field(default_factory=list)
     #: What every machine resolves.
     _names: dict[str, str] = field(default_factory=dict)
+    #: Of a far segment: namespace, device and addresses of each machine.
+    _ends: list[str] = field(default_factory=list)
 
     def point(self, name: str, address: str) -> None:
         """Make the name resolve to this address on every machine. Programs that started before there was any name see none."""
@@ -182,6 +187,33 @@ class Internet:
         await command("ip", "-n", self.public.place, "addr", "flush", "dev", "br0")
         await command("ip", "-n", self.public.place, "addr", "add", f"{address}/24", "dev", "br0")
 
+    async def host(self, name: str) -> Machine:
+        """Add a machine without a NAT to a far segment."""
+        machine = Machine(f"{self.name}-{name}", f"5.5.5.{100 + len(self._ends)}")
+        await _add_namespace(machine.place)
+        await self._add_end(machine.place, "out", machine.address)
+        await command("ip", "-n", machine.place, "addr", "add", f"{machine.address}/24", "dev", "out")
+        await command("ip", "-n", machine.place, "link", "set", "out", "up")
+        return machine
+
+    async def _add_end(self, place: str, device: str, *addresses: str) -> None:
+        await command("ip", "-n", place, "tuntap", "add", device, "mode", "tun")
+        self._ends.append(",".join((place, device, *addresses)))
+
+    @asynccontextmanager
+    async def connected(self, milliseconds: float) -> AsyncIterator[None]:
+        """Pass packets between the machines of a far segment that exist now, each packet after this time."""
+        pipe = asyncio.subprocess.PIPE
+        words = (sys.executable, "-m", "tests.nat.wire", str(milliseconds), *self._ends)
+        process = await asyncio.create_subprocess_exec(*words, stdout=pipe)
+        try:
+            assert process.stdout is not None
+            assert await process.stdout.readline(), "the wire ended before it was ready"
+            yield
+        finally:
+            process.kill()
+            await process.wait()
+
     async def house(self, name: str, nat: Nat) -> House:
         """Add a site; its machine is 10.N.0.2, its NAT 5.5.5.(10 + N)."""
         number = len(self.houses) + 1
@@ -191,9 +223,12 @@ class Internet:
         for place in (house.gate, house.place):
             await _add_namespace(place)
         # Created inside the namespaces, so that the names are free however many tests run at once.
-        port = f"p{number}"
-        await command("ip", "link", "add", "out", "netns", house.gate, "type", "veth", "peer", "name", port, "netns", self.public.place)
-        await command("ip", "-n", self.public.place, "link", "set", port, "master", "br0", "up")
+        if self.is_far:
+            await self._add_end(house.gate, "out", house.public_address)
+        else:
+            port = f"p{number}"
+            await command("ip", "link", "add", "out", "netns", house.gate, "type", "veth", "peer", "name", port, "netns", self.public.place)
+            await command("ip", "-n", self.public.place, "link", "set", port, "master", "br0", "up")
         await command("ip", "link", "add", "in", "netns", house.gate, "type", "veth", "peer", "name", "eth0", "netns", house.place)
         for place, device, address in (
             (house.gate, "out", house.public_address),
@@ -260,14 +295,17 @@ async def remove_leftovers() -> None:
 
 
 @asynccontextmanager
-async def internet() -> AsyncIterator[Internet]:
+async def internet(*, is_far: bool = False) -> AsyncIterator[Internet]:
     """A public segment with nothing on it but PUBLIC_ADDRESSES; everything is removed at the end, even after a failure."""
     await remove_leftovers()
     name = f"{PREFIX}-{os.getpid()}-{secrets.token_hex(2)}"
-    net = Internet(name, Machine(f"{name}-pub", PUBLIC_ADDRESSES[0]))
+    net = Internet(name, Machine(f"{name}-pub", PUBLIC_ADDRESSES[0]), is_far)
     try:
         await _add_namespace(net.public.place)
-        await command("ip", "-n", net.public.place, "link", "add", "br0", "type", "bridge")
+        if is_far:
+            await net._add_end(net.public.place, "br0", *PUBLIC_ADDRESSES)
+        else:
+            await command("ip", "-n", net.public.place, "link", "add", "br0", "type", "bridge")
         await command("ip", "-n", net.public.place, "link", "set", "br0", "up")
         for address in PUBLIC_ADDRESSES:
             await command("ip", "-n", net.public.place, "addr", "add", f"{address}/24", "dev", "br0")

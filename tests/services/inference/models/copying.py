@@ -12,7 +12,7 @@ from services.inference.models.model_copy import CopyPeer, CopyProgress, Downloa
 from shared import errors
 from shared.models.copy_plan import Leases
 from shared.node.lifecycle import background
-from shared.transports.hyperswarm import BLOCK_BYTES, CopyFile, PeerAddress, Swarm, WholeFile
+from shared.transports.hyperswarm import BLOCK_BYTES, CopyFile, PeerAddress, PeerConnection, Swarm, WholeFile
 from tests import dht
 from tests.shared.transports.hyperswarm import swarms
 
@@ -108,6 +108,7 @@ class Worker:
     on_report: Callable[[], None] = lambda: None
     progress: list[CopyProgress] = field(default_factory=list)
     dropped: dict[bytes, float] = field(default_factory=dict)
+    connections: dict[bytes, PeerConnection] = field(default_factory=dict)
     #: Why connections were closed.
     closed: list[str] = field(default_factory=list)
     #: Set at each progress.
@@ -163,15 +164,18 @@ async def finish(copy: ModelCopy, source: Source) -> None:
 
 
 @asynccontextmanager
-async def worker(name: str, folder: Path, nodes: list[PeerAddress] | None = None, host: str | None = dht.HOST) -> AsyncIterator[Worker]:
-    """Run a swarm that others find by its key, and that takes everybody for a worker."""
+async def worker(
+    name: str, folder: Path, nodes: list[PeerAddress] | None = None, host: str | None = dht.HOST, node: Path | None = None
+) -> AsyncIterator[Worker]:
+    """Run a swarm that others find by its key, and that takes everybody for a worker. ``node`` runs its sidecar."""
     (folder / name).mkdir(exist_ok=True)
-    async with Swarm(bootstrap=dht.shared() if nodes is None else nodes, host=host) as swarm, background() as tasks:
+    async with Swarm(bootstrap=dht.shared() if nodes is None else nodes, host=host, node=node) as swarm, background() as tasks:
         await swarm.join(swarms.new_topic())
         await swarm.flush()
 
         async def accept() -> None:
             async for connection in swarm:
+                made.connections[connection.key] = connection
                 connection.open_window()
                 connection.on_message = lambda message: None
                 connection.on_closed = made.closed.append
