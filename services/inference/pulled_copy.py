@@ -106,6 +106,8 @@ class PulledCopy:
             while loop.time() < until:
                 advice = await self._ask(name, AdvisePull(name, source, known=running.known))
                 if not advice.waits:
+                    if advice.running is not None:
+                        await running.finish(advice.running)
                     return advice.file
                 if advice.running is not None:
                     await running.follow(advice.running)

@@ -122,6 +122,7 @@ class RunningCopy:
         self._held: AsyncExitStack | None = None
         self._puller: NodeId | None = None
         self._copy: ModelCopy
+        self._task: asyncio.Task[None]
         #: The blocks whose digests we have.
         self.known = 0
         #: The blocks that we have, and, when we last kept up, its time; and what both were at first.
@@ -144,6 +145,16 @@ class RunningCopy:
             self._kept_up_at = time.monotonic()
         elif time.monotonic() - self._kept_up_at > LAG_SECONDS:
             raise errors.Unavailable("other workers give it much slower than its source")
+
+    async def finish(self, running: RunningPull) -> None:
+        """Copy the rest over the connections that we have, now that the puller has all. Raises what ``follow`` raises."""
+        if self._held is None or (running.puller, running.start) != (self._puller, self.known):
+            return
+        await self.follow(running)
+        done = -1
+        while self.known == self._copy.file.count and done < self._done and not self._task.done():
+            done = self._done
+            await asyncio.wait({self._task}, timeout=LAG_SECONDS)
 
     async def stop(self) -> None:
         held, self._held = self._held, None
@@ -170,7 +181,7 @@ class RunningCopy:
         await asyncio.to_thread(_empty, self._copy.file, is_new=is_new)
         tasks = await held.enter_async_context(lifecycle.background())
         tasks.create_task(report.run())
-        tasks.create_task(_run(self._copy))
+        self._task = tasks.create_task(_run(self._copy))
 
 
 async def _run(copy: ModelCopy) -> None:

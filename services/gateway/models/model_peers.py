@@ -162,6 +162,9 @@ class ModelPeers:
         if request.pulled is not None:
             others = holders if pull is not None and pull.file == request.pulled else set()
             self._pulls[key] = _Pull(worker, now, request.pulled, {worker, *others})
+            if pull is not None and pull.puller == worker:
+                # For those that have copied most of it meanwhile.
+                self._pulls[key].running, self._pulls[key].blocks = pull.running, pull.blocks
             return PullAdvice()
         if request.running is not None:
             pull = self._pulls.setdefault(key, _Pull(worker, now))
@@ -170,7 +173,7 @@ class ModelPeers:
             self._pulls[key] = _Pull(worker, now, is_kept=True)
             return PullAdvice()
         if pull is not None and holders:
-            return PullAdvice(pull.file)
+            return PullAdvice(pull.file, running=pull.tell(request.known) if request.known else None)
         if pull is not None and not pull.is_kept and pull.puller != worker and self._is_pulling(pull, request.model, now):
             return PullAdvice(waits=True, running=None if request.known is None else pull.tell(request.known))
         if pull is None or not pull.is_kept:

@@ -198,11 +198,15 @@ def test_others_learn_the_digests_of_a_public_model_while_it_is_pulled(mesh: Mes
     assert mesh.peers.is_pulled(FILE)
     assert tell(one, 9, b"d" * 32) == PullAdvice(running=msgspec.structs.replace(begun, start=2)), "the gateway has lost what lies between"
     assert tell(one, 2, b"d" * 32 * 9999) == PullAdvice(running=msgspec.structs.replace(begun, start=block_list.count(SIZE)))
+    file = PulledFile(FILE, SIZE, "sha256:" + "ef" * 32, b"")
     tell(one, 0, b"e" * 32)
     assert known(0) == msgspec.structs.replace(begun, blocks=b"e" * 32), "it has begun anew"
+    mesh.peers.advise(one.me.id, msgspec.structs.replace(ask, pulled=file))
+    assert known(0) is None, "it copies the list, too"
+    assert known(1) == msgspec.structs.replace(begun, start=1), "it goes on as it is connected"
+    assert mesh.peers.advise(other.me.id, ask) == PullAdvice(file)
     mesh.announce(one, leaving=True)
     assert mesh.peers.advise(other.me.id, msgspec.structs.replace(ask, known=1)) == PullAdvice(), "the next one pulls"
-    assert known(0) is None
 
 
 def test_who_stops_pulling_a_public_model_is_replaced(mesh: Mesh) -> None:
