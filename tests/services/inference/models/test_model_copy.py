@@ -14,10 +14,10 @@ from services.inference.models import model_copy
 from services.inference.models.model_copy import DownloadRate, ModelCopy
 from shared.models import copy_plan
 from shared.timing.backoff import Backoff
-from shared.transports.hyperswarm import BLOCK_BYTES, find_node
+from shared.transports.hyperswarm import BLOCK_BYTES, WholeFile, find_node
 from tests import dht
 from tests.services.inference.models import killed_worker
-from tests.services.inference.models.copying import MemoryOrigin, Source, finish, make_source, worker
+from tests.services.inference.models.copying import MemoryOrigin, Source, Worker, finish, make_source, worker
 from tests.shared.transports.hyperswarm import swarms
 
 HOSTILE = Path(swarms.__file__).parent / "hostile_peer.js"
@@ -47,9 +47,15 @@ async def test_three_workers_read_each_block_once_from_the_origin(tmp_path: Path
         for each in workers:
             each.offers(None)
             each.peers = [other.key for other in workers if other is not each]
+
+        async def get(each: Worker) -> None:
+            await finish(each.copy(source, origin), source)
+            # As a worker does: the slowest may need some blocks of those that are done.
+            each.offers(WholeFile(each.file(source).partial, len(source.body)))
+
         async with asyncio.TaskGroup() as tasks:
             for each in workers:
-                tasks.create_task(finish(each.copy(source, origin), source))
+                tasks.create_task(get(each))
     assert sorted(origin.sent) == list(range(source.count))
     assert sum(each.progress[-1].from_peers for each in workers) == 2 * len(source.body)
 
