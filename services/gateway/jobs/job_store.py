@@ -174,10 +174,13 @@ class JobStore:
     async def move(self, most: int = 100) -> int:
         """Let jobs that are at their end be finalized; return how many."""
         moved = 0
-        for row in await self._database.rows("list_movable_jobs", most):
+        for row in await self._database.rows("list_movable_jobs", most, None):
             async with self._database.transaction() as transaction:
                 await transaction.row("lock_job", row["id"])
-                moved += await transaction.row("finalize_job", row["id"]) is not None
+                # Another gateway may have been faster.
+                if await transaction.rows("list_movable_jobs", 1, row["id"]):
+                    await transaction.row("finalize_job", row["id"])
+                    moved += 1
         return moved
 
     async def results(self, job: UUID, after: int, most: int) -> tuple[StoredLine, ...]:

@@ -32,7 +32,7 @@ SELECT jobs.id FROM jobs WHERE id IN (SELECT id FROM found) AND (SELECT count(*)
 -- Take the job that has waited longest in a state, for a while.
 UPDATE jobs SET runner = $2, lease_until = now() + make_interval(secs => $3)
 WHERE id = (
-    SELECT id FROM jobs WHERE state = $1 AND lease_until < now() AND waits_until <= now() ORDER BY lease_until, id LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT id FROM jobs WHERE ended_at IS NULL AND state = $1 AND lease_until < now() AND waits_until <= now() ORDER BY lease_until, id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING *;
 
@@ -127,23 +127,20 @@ WITH stopped AS (
 SELECT drop_attempts(array_agg(request_id)) FROM stopped HAVING count(*) > 0;
 
 -- name: list_movable_jobs
--- List jobs that time or their lines have brought to an end.
+-- List jobs that time or their lines have brought to an end; or only the job $2, if it is one of them.
 SELECT id FROM jobs
-WHERE (state IN ('validating', 'in_progress') AND expires_at <= now()) OR (state = 'in_progress' AND done + failed = total)
+WHERE ended_at IS NULL AND ($2::uuid IS NULL OR id = $2) AND (
+    (state IN ('validating', 'in_progress') AND expires_at <= now()) OR (state = 'in_progress' AND done + failed = total)
     OR (state = 'cancelling' AND NOT EXISTS (SELECT FROM job_lines WHERE job_id = id AND job_lines.state = 'running' AND job_lines.lease_until >= now()))
+)
 ORDER BY id LIMIT $1;
 
 -- name: finalize_job
--- Begin to finalize a locked job, if it is at its end.
+-- Begin to finalize a locked job that is at its end.
 WITH moved AS (
     UPDATE jobs SET state = 'finalizing', finalizing_at = now(), lease_until = '-infinity',
         outcome = CASE WHEN state = 'cancelling' THEN 'cancelled' WHEN state = 'in_progress' AND done + failed = total THEN 'completed' ELSE 'expired' END
-    WHERE id = $1 AND (
-        (state IN ('validating', 'in_progress') AND expires_at <= now()) OR (state = 'in_progress' AND done + failed = total)
-        OR (state = 'cancelling' AND NOT EXISTS (
-            SELECT FROM job_lines WHERE job_id = $1 AND job_lines.state = 'running' AND job_lines.lease_until >= now()
-        ))
-    )
+    WHERE id = $1
     RETURNING id, outcome
 ),
 former AS MATERIALIZED (
