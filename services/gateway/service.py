@@ -52,6 +52,8 @@ from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
+from services.gateway.jobs.job_desk import JobDesk
+from services.gateway.jobs.job_store import JobStore
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
@@ -292,6 +294,8 @@ class GatewayService:
         self._files = FileStorage(
             FileRows(stores.database), stores.file_objects, node.dispatcher.memory, secret=settings.prompt_hash_secret
         )
+        self._jobs = JobStore(stores.database, stores.requests)
+        self._job_desk = JobDesk(self._jobs, self._files)
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
         receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
         self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, metrics)
@@ -367,6 +371,7 @@ class GatewayService:
             self._model_search,
             self._items,
             self._files,
+            self._job_desk,
             self._webhook_rpc,
             self._reports,
             self._business,

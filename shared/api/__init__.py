@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shared.api import (  # isort: skip
-        accounts, alerts, audit, auth, billing, business, configuration, deployments, embedding, files, gateway, ledger, membership,
-        metrics, model_search, model_trust, models, node, organizations, recovery, servers, usage_export, usage_report,
+        accounts, alerts, audit, auth, billing, business, configuration, deployments, embedding, files, gateway, jobs, ledger,
+        membership, metrics, model_search, model_trust, models, node, organizations, recovery, servers, usage_export, usage_report,
         webhooks,
     )  # fmt: skip
 
 __all__ = [
-    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "files", "gateway", "ledger",
+    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "files", "gateway", "jobs", "ledger",
     "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery", "servers", "usage_export",
     "usage_report", "webhooks",
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from shared.api import (
     files,
     gateway,
     inference,
+    jobs,
     ledger,
     membership,
     metrics,
@@ -53,6 +54,7 @@ _MAKERS_OWN = ("key:write",)
 NO_TEAM = TenantId(UUID(int=405))
 NO_MODEL = ModelName("no-such-model")
 NO_FILE = f"file-{'a' * 26}"
+NO_JOB = f"batch_{'a' * 26}"
 NO_WEBHOOK = f"whe_{'a' * 26}"
 #: It may not get webhooks.
 NO_SERVER = "https://127.0.0.1/"
@@ -190,6 +192,10 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.getFile": lambda: files.GetFile(NO_FILE),
     "gateway.deleteFile": lambda: files.DeleteFile(NO_FILE),
     "gateway.eraseFiles": lambda: files.EraseFiles(NO_TEAM),
+    "gateway.createBatch": lambda: jobs.CreateBatch(NO_FILE, "/v1/completions"),
+    "gateway.getJob": lambda: jobs.GetJob(NO_JOB),
+    "gateway.cancelJob": lambda: jobs.CancelJob(NO_JOB),
+    "gateway.eraseJobs": lambda: jobs.EraseJobs(NO_TEAM),
     "gateway.createWebhook": lambda: webhooks.CreateWebhook("mine", NO_SERVER, (webhooks.EventType.TEST,)),
     "gateway.getWebhook": lambda: webhooks.GetWebhook(NO_WEBHOOK),
     "gateway.changeWebhook": lambda: webhooks.ChangeWebhook(NO_WEBHOOK),

@@ -6,13 +6,11 @@ from typing import Any
 
 import msgspec
 
+from shared.api.jobs import LineError
 from shared.types import ModelName
 
 MAX_LINES, MAX_LINE_BYTES, MAX_CUSTOM_ID = 50_000, 1 << 20, 512
 MAX_ERRORS = 100
-ENDPOINTS = (
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/moderations", "/v1/rerank",
-)  # fmt: skip
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ID_BYTES = 16
 
@@ -25,16 +23,6 @@ class NewLine(msgspec.Struct, frozen=True):
     size: int
     #: Of what it begins with.
     prefix: bytes
-
-
-class LineError(msgspec.Struct, frozen=True, omit_defaults=True):
-    """As OpenAI's batches list it in ``errors.data``."""
-
-    code: str
-    message: str
-    #: From 1; None if it is about the file.
-    line: int | None = None
-    param: str | None = None
 
 
 class _Malformed(Exception):

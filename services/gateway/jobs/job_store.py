@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.jobs.batch_input import NewLine
-from services.gateway.jobs.states import MAX_LOST_LEASES, JobKind, JobState, LineState
+from services.gateway.jobs.states import MAX_LOST_LEASES, LineState
 from services.gateway.store import GatewayStore
 from shared.api.auth import Principal
+from shared.api.jobs import JobKind, JobState, LineError
 from shared.stores.database import Database, DatabaseRow
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId, UserId
 
@@ -59,7 +59,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     output_file: UUID
     error_file: UUID
     metadata: dict[str, str]
-    errors: Any
+    errors: tuple[LineError, ...]
     total: int
     done: int
     failed: int
@@ -142,6 +142,14 @@ class JobStore:
             row = await transaction.row("find_job", job)
         return None if row is None else _job(row)
 
+    async def page(self, tenant: TenantId, kind: JobKind | None, after: UUID | None, most: int) -> tuple[Job, ...]:
+        """Return the newest jobs, or those behind ``after``."""
+        async with self._database.bound(tenant) as transaction:
+            return tuple(_job(row) for row in await transaction.rows("list_jobs", tenant, kind, after, most))
+
+    async def erase(self, tenant: TenantId) -> None:
+        await self._database.run("erase_jobs", tenant)
+
     async def cancel(self, job: UUID, why: str | None = None) -> Job | None:
         """Begin no other line. Return the job as it is then."""
         async with self._database.transaction() as transaction:
@@ -168,7 +176,7 @@ class JobStore:
     async def begin(self, job: UUID, total: int, model: ModelName, price_id: int) -> bool:
         return await self._database.run("begin_job", job, total, model, price_id) == 1
 
-    async def refuse(self, job: UUID, errors: Sequence[Any]) -> None:
+    async def refuse(self, job: UUID, errors: Sequence[LineError]) -> None:
         await self._database.run("refuse_job", job, msgspec.json.encode(errors).decode())
 
     async def move(self, most: int = 100) -> int:
@@ -246,7 +254,7 @@ def _result_columns(result: LineResult) -> tuple[object, ...]:
 
 def _job(row: DatabaseRow) -> Job:
     fields = {name: row[name] for name in Job.__struct_fields__}
-    errors = None if row["errors"] is None else msgspec.json.decode(row["errors"])
+    errors = () if row["errors"] is None else msgspec.json.decode(row["errors"], type=tuple[LineError, ...])
     fields |= {"kind": JobKind(row["kind"]), "state": JobState(row["state"]), "outcome": row["outcome"] and JobState(row["outcome"])}
     return Job(**fields | {"metadata": msgspec.json.decode(row["metadata"], type=dict[str, str]), "errors": errors})
 

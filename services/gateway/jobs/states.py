@@ -2,24 +2,7 @@
 
 from enum import StrEnum
 
-
-class JobKind(StrEnum):
-    SINGLE = "single"
-    BATCH = "batch"
-    RESPONSE = "response"
-
-
-class JobState(StrEnum):
-    """The words of OpenAI's batches."""
-
-    VALIDATING = "validating"
-    IN_PROGRESS = "in_progress"
-    CANCELLING = "cancelling"
-    FINALIZING = "finalizing"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    EXPIRED = "expired"
-    CANCELLED = "cancelled"
+from shared.api.jobs import JobState
 
 
 class JobEvent(StrEnum):

@@ -15,6 +15,16 @@ SELECT * FROM jobs WHERE id = $1;
 -- Find a tenant's job by its idempotency key.
 SELECT * FROM jobs WHERE tenant_id = $1 AND idempotency_key = $2;
 
+-- name: list_jobs
+-- List a tenant's jobs, the newest first. Their ids sort by time.
+SELECT * FROM jobs WHERE tenant_id = $1 AND ($2::text IS NULL OR kind = $2) AND ($3::uuid IS NULL OR id < $3) ORDER BY id DESC LIMIT $4;
+
+-- name: erase_jobs
+-- Delete all jobs of a tenant.
+WITH over AS MATERIALIZED (SELECT id FROM jobs WHERE tenant_id = $1 FOR UPDATE),
+lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over))
+DELETE FROM jobs WHERE id IN (SELECT id FROM over);
+
 -- name: lock_job
 -- Lock the account of a job's owner, and the job.
 WITH account AS MATERIALIZED (SELECT FROM accounts WHERE owner = (SELECT tenant_id FROM jobs WHERE id = $1) FOR UPDATE)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.gateway.jobs import batch_input
-from services.gateway.jobs.batch_input import BatchInput, LineError, NewLine
+from services.gateway.jobs.batch_input import BatchInput, NewLine
+from shared.api.jobs import LineError
 
 CHAT = "/v1/chat/completions"
 

@@ -17,9 +17,10 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.jobs import states
 from services.gateway.jobs.batch_input import NewLine
 from services.gateway.jobs.job_store import ClaimedLine, Job, JobStore, LineResult, LineRetry, NewJob
-from services.gateway.jobs.states import JobEvent, JobKind, JobState, LineEvent, LineState
+from services.gateway.jobs.states import JobEvent, LineEvent, LineState
 from services.gateway.store import GatewayStore
 from shared.api.auth import Principal
+from shared.api.jobs import JobKind, JobState, LineError
 from shared.types import RequestId, Tier, UserId, UserRole
 from tests import tiers
 from tests.services.gateway.billing.test_ledger_store import MODEL, Books, new_request, row
@@ -117,7 +118,7 @@ class Machine(RuleBasedStateMachine):
             known.lines = [Line() for _ in range(LINES)]
             assert self.run(self.jobs.begin(job, LINES, MODEL, 1))
         else:
-            self.run(self.jobs.refuse(job, [{"code": "invalid_json_line", "line": 1}]))
+            self.run(self.jobs.refuse(job, [LineError("invalid_json_line", "no object", 1)]))
         assert known.apply(JobEvent.VALIDATED if is_good else JobEvent.REFUSED)
 
     @precondition(lambda self: self.known)

@@ -1,0 +1,135 @@
+"""Takes orders for jobs from the members of their account or organization, and tells them how they are."""
+
+import secrets
+from uuid import UUID
+
+from services.gateway.facts.bad_field import BadField
+from services.gateway.files.file_rows import PREFIX as FILE
+from services.gateway.files.file_storage import FileStorage
+from services.gateway.jobs.job_store import Job, JobStore, NewJob
+from shared import context, errors
+from shared.api import jobs as api
+from shared.api.auth import Principal
+from shared.api.files import FilePurpose
+from shared.api.jobs import JobFacts, JobKind
+from shared.api.method import Nothing
+from shared.protocol import public_ids
+from shared.rpc import RpcCall, serves
+from shared.types import TenantId
+
+PREFIXES = {JobKind.BATCH: "batch", JobKind.SINGLE: "job", JobKind.RESPONSE: "resp"}
+_WINDOWS = {"24h": 24 * 3600.0, "1h": 3600.0}
+#: After its end.
+KEPT_SECONDS = 30 * 24 * 3600.0
+
+
+class JobDesk:
+    def __init__(self, store: JobStore, files: FileStorage) -> None:
+        self._store, self._files = store, files
+
+    @serves(api.create_batch)
+    async def create_batch(self, request: api.CreateBatch, call: RpcCall) -> JobFacts:
+        return facts_of(await self.order_batch(call.principal, request, call.idempotency_key))
+
+    @serves(api.list_jobs)
+    async def list(self, request: api.ListJobs, call: RpcCall) -> api.Jobs:
+        after = None if request.after is None else read_id(request.after)
+        found = await self._store.page(call.principal.tenant_id, request.kind, after, request.limit + 1)
+        return api.Jobs(tuple(map(facts_of, found[: request.limit])), has_more=len(found) > request.limit)
+
+    @serves(api.get_job)
+    async def get(self, request: api.GetJob, call: RpcCall) -> JobFacts:
+        return facts_of(await self.find(call.principal.tenant_id, request.id))
+
+    @serves(api.cancel_job)
+    async def cancel(self, request: api.CancelJob, call: RpcCall) -> JobFacts:
+        return facts_of(await self.cancel_of(call.principal.tenant_id, request.id))
+
+    @serves(api.erase_jobs)
+    async def erase(self, request: api.EraseJobs, _call: RpcCall) -> Nothing:
+        """Only auth may call this, for a tenant that it erases."""
+        await self._store.erase(request.tenant_id)
+        return Nothing()
+
+    async def order_batch(self, owner: Principal, order: api.CreateBatch, key: str | None) -> Job:
+        """Raises NotFound, and BadField for another file than input of batches."""
+        file = await self._files.find(owner.tenant_id, order.input_file)
+        if file.facts.purpose is not FilePurpose.BATCH:
+            raise BadField("input_file_id", "must be a file that was uploaded with the purpose batch")
+        seconds = _WINDOWS[order.window]
+        return await self._store.create(
+            NewJob(
+                id=context.new_request_id(),
+                owner=owner,
+                kind=JobKind.BATCH,
+                endpoint=order.endpoint,
+                seed=secrets.randbits(63),
+                seconds=seconds,
+                kept_seconds=seconds + KEPT_SECONDS,
+                input_file=file.id,
+                metadata=order.metadata,
+                idempotency_key=key,
+            )
+        )
+
+    async def find(self, tenant: TenantId, job: str) -> Job:
+        """Raises NotFound."""
+        found = await self._store.find(tenant, read_id(job))
+        if found is None or public_id(found) != job:
+            raise _missing(job)
+        return found
+
+    async def cancel_of(self, tenant: TenantId, job: str) -> Job:
+        """Raises NotFound. What has ended stays as it is."""
+        found = await self.find(tenant, job)
+        return await self._store.cancel(found.id) or found
+
+
+def public_id(job: Job) -> str:
+    return public_ids.encode(PREFIXES[job.kind], job.id, "_")
+
+
+def read_id(text: str) -> UUID:
+    """Raises NotFound."""
+    found = public_ids.decode(text.partition("_")[0], text)
+    if found is None:
+        raise _missing(text)
+    return found
+
+
+def _missing(job: str) -> errors.NotFound:
+    return errors.NotFound(f"there is no job {job[:60]!r}", hint="`aicli batch list` shows yours")
+
+
+def facts_of(job: Job) -> JobFacts:
+    has_ended = job.ended_at is not None
+
+    def name(file: UUID | None) -> str | None:
+        return None if file is None else public_ids.encode(FILE, file)
+
+    return JobFacts(
+        id=public_id(job),
+        kind=job.kind,
+        endpoint=job.endpoint,
+        state=job.state,
+        created_at=job.created_at,
+        expires_at=job.expires_at,
+        model=job.model,
+        waiting=job.waiting,
+        total=job.total,
+        done=job.done,
+        failed=job.failed,
+        input_tokens=job.input_tokens,
+        cached_tokens=job.cached_tokens,
+        output_tokens=job.output_tokens,
+        cost_micro=job.cost_micro,
+        input_file=name(job.input_file),
+        output_file=name(job.output_file) if has_ended and job.done else None,
+        error_file=name(job.error_file) if has_ended and job.done < job.total else None,
+        metadata=job.metadata,
+        errors=job.errors,
+        in_progress_at=job.in_progress_at,
+        cancelling_at=job.cancelling_at,
+        finalizing_at=job.finalizing_at,
+        ended_at=job.ended_at,
+    )
