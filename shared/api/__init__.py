@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     )  # fmt: skip
 
 __all__ = [
-    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "files", "gateway", "jobs", "ledger",
-    "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery", "servers", "usage_export",
-    "usage_report", "webhooks",
+    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "files", "gateway", "jobs",
+    "ledger", "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery", "servers",
+    "usage_export", "usage_report", "webhooks",
 ]  # fmt: skip
 
 
