@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from shared import errors
@@ -132,8 +132,9 @@ class ServerConnection(Client):
         """Connect and log in. If it raises or is canceled, nothing stays open."""
         started = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(seconds):
-                await self._log_in(login, name)
+            with _cancellation_kept():
+                async with asyncio.timeout(seconds):
+                    await self._log_in(login, name)
             if self.max_payload < least_payload_bytes:
                 raise errors.Unavailable(
                     f"the NATS server at {self.server} takes messages of up to {self.max_payload} bytes, and the mesh needs "
@@ -188,8 +189,9 @@ class ServerConnection(Client):
         """After this the server has processed what was sent before. Raises the reason if the connection ends instead."""
         pong: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self.is_connected:
-            await self._flush_pending(force_flush=True)  # nats-py writes a PING before what waits
-            await self._send_ping(pong)
+            with _cancellation_kept():
+                await self._flush_pending(force_flush=True)  # nats-py writes a PING before what waits
+                await self._send_ping(pong)
             await asyncio.wait({pong, self._over}, return_when=asyncio.FIRST_COMPLETED)
         if not pong.done():
             raise self.problem
@@ -207,6 +209,10 @@ class ServerConnection(Client):
             del self._numbers[found._id]
             if self.is_connected:
                 _at_once(found.unsubscribe())
+
+    async def close(self) -> None:
+        with _cancellation_kept():
+            await super().close()
 
     async def drain_messages(self) -> None:
         """Unsubscribe, and wait until all messages of before are delivered."""
@@ -242,6 +248,23 @@ class ServerConnection(Client):
         if not self._over.done():
             self._over.set_result(None)
         self._owner.connection_ended(self)
+
+
+@contextmanager
+def _cancellation_kept() -> Iterator[None]:
+    """Raise CancelledError at the end of a block in which the task was canceled. nats-py loses a cancellation, and so does
+    ``asyncio.wait_for`` of Python 3.11 if it arrives together with the result or the error."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        yield
+    except Exception as error:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError from error
+        raise
+    if task.cancelling() > before:
+        raise asyncio.CancelledError
 
 
 def _at_once(work: Coroutine[Any, Any, _T]) -> _T:

@@ -281,6 +281,26 @@ async def _refused(client: NatsClient) -> None:
         await client.connect(deadline_seconds=30)
 
 
+@pytest.mark.parametrize("is_up", [False, True])
+async def test_a_client_that_is_stopped_while_it_connects_stops_at_any_moment(is_up: bool) -> None:
+    """A node that was stopped while NATS was down could go on connecting forever: `wait_for` had lost the cancellation."""
+    async with scripted_nats() as server:
+        if not is_up:
+            await server.stop()
+        for turns in range(1000):
+            connecting = asyncio.create_task(client_of(server)._log_in(30))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if not connecting.cancel():
+                break  # it had ended before
+            with pytest.raises(asyncio.CancelledError):
+                await connecting
+        assert turns > 3
+        assert (connecting.exception() is None) == is_up
+        if is_up:
+            connecting.result().socket.cut()
+
+
 # --- callbacks and PINGs ------------------------------------------------------------------------------------------------
 
 
