@@ -123,6 +123,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.findEndedKeys": _NODE,
     "auth.validateApiKey": _NODE,
     "auth.identify": _NODE,
+    "auth.identifyOwner": _NODE,
     # --- organizations
     "auth.createOrganisation": _ACCOUNT,
     "auth.listOrganisations": _ACCOUNT,

@@ -309,8 +309,8 @@ class AccountTables(AuthTables):
         row = await transaction.row("replace_secret", key.id, tenant_of(key), mark.key_hash, mark.preview)
         return None if row is None else _key(row)
 
-    async def find_owner_of_key(self, key_hash: str) -> OwnedKey | None:
-        row = await self._db.row("find_owner_of_key", key_hash, deadline_seconds=2)
+    async def find_owner_of_key(self, key_hash: str | None, key_id: KeyId | None = None) -> OwnedKey | None:
+        row = await self._db.row("find_owner_of_key", key_hash, key_id, deadline_seconds=2)
         if row is None:
             return None
         role, bounds = UserRole(row["role"]), _bounds(row)

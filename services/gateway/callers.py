@@ -7,8 +7,9 @@ import hashlib
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from weakref import WeakValueDictionary
 
@@ -33,8 +34,14 @@ _MAX_TOKEN_CHARACTERS = 4096
 _ACCESS_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\Z")
 
 _KEY_HINT = "create a key on the dashboard or with `aicli keys create`"
-#: Auth can't be reached; any other error is its answer.
-_CANNOT_ASK = (errors.NotReachable, errors.LinkLost, errors.DeadlineExceeded, errors.Draining, errors.Overloaded, errors.Unavailable)
+#: Auth can't be reached, or has just started and has no methods yet; any other error is its answer.
+_CANNOT_ASK = (
+    errors.NotReachable, errors.LinkLost, errors.DeadlineExceeded, errors.Draining, errors.Overloaded, errors.Unavailable,
+    errors.UnknownMethod,
+)  # fmt: skip
+
+#: Asks auth who the caller is.
+Ask = Callable[[], Awaitable[Principal]]
 
 _log = logs.get(part="callers")
 
@@ -79,9 +86,18 @@ class Callers:
         except errors.NotAuthenticated:
             self._count_refusal("malformed")
             raise
+        return await self._ask_once(digest, partial(self._ask_auth, credential), partial(self._remaining_seconds, credential))
+
+    async def identify_owner(self, owner: auth.IdentifyOwner) -> auth.Principal:
+        """Return who ordered a job, with the rights of now. Raises NotAuthenticated if there are none any more."""
+        digest = hashlib.sha256(msgspec.msgpack.encode(owner)).digest()
+        ask = partial(self._rpc.call, auth.identify_owner, owner, deadline_seconds=_ASK_SECONDS)
+        return self._cache.find(digest, self._clock()) or await self._ask_once(digest, ask, self._key_seconds)
+
+    async def _ask_once(self, digest: bytes, ask: Ask, remaining: Callable[[Principal], float]) -> auth.Principal:
         lock = self._locks.get(digest) or self._locks.setdefault(digest, asyncio.Lock())
         async with lock:
-            return self._cache.find(digest, self._clock()) or await self._ask(credential, digest)
+            return self._cache.find(digest, self._clock()) or await self._ask(digest, ask, remaining)
 
     async def watch(self) -> None:
         """Follow auth's changes forever; reopen the stream with backoff."""
@@ -102,35 +118,34 @@ class Callers:
             failures += 1
             await asyncio.sleep(_BACKOFF.pause(failures))
 
-    async def _ask(self, credential: Credential, digest: bytes) -> auth.Principal:
+    async def _ask(self, digest: bytes, ask: Ask, remaining: Callable[[Principal], float]) -> auth.Principal:
         changes_before = self._cache.changes
         try:
-            principal = await self._ask_auth(credential)
-        except _CANNOT_ASK:
+            principal = await ask()
+        except _CANNOT_ASK as error:
             if stale := self._cache.find(digest, self._clock(), is_auth_away=True):
                 return stale
+            if isinstance(error, errors.UnknownMethod):
+                raise errors.Unavailable("auth is still starting", hint="retry soon", retry_after_seconds=1) from error
             raise
         except errors.NotAuthenticated:
             self._cache.forget(digest)
             raise
         now = self._clock()
-        self._cache.remember(
-            digest, principal, now=now, ends_at=now + self._remaining_seconds(credential, principal), changes_before=changes_before
-        )
+        self._cache.remember(digest, principal, now=now, ends_at=now + remaining(principal), changes_before=changes_before)
         return principal
 
     async def _ask_auth(self, credential: Credential) -> auth.Principal:
-        try:
-            if _is_key(credential):
-                return await self._rpc.call(auth.validate_api_key, auth.ValidateApiKey(credential), deadline_seconds=_ASK_SECONDS)
-            return await self._rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=_ASK_SECONDS)
-        except errors.UnknownMethod as error:
-            # Auth has just started and has no methods yet.
-            raise errors.Unavailable("auth is still starting", hint="retry soon", retry_after_seconds=1) from error
+        if _is_key(credential):
+            return await self._rpc.call(auth.validate_api_key, auth.ValidateApiKey(credential), deadline_seconds=_ASK_SECONDS)
+        return await self._rpc.call(auth.identify, auth.Identify(credential), deadline_seconds=_ASK_SECONDS)
+
+    def _key_seconds(self, principal: auth.Principal) -> float:
+        return inf if principal.expires_at is None else principal.expires_at - self._wall_clock()
 
     def _remaining_seconds(self, credential: Credential, principal: auth.Principal) -> float:
         if _is_key(credential):
-            return inf if principal.expires_at is None else principal.expires_at - self._wall_clock()
+            return self._key_seconds(principal)
         payload = credential.split(".")[1]
         try:
             claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=_TokenClaims)

@@ -289,6 +289,14 @@ class Identify(Body, frozen=True):
     credential: Credential
 
 
+class IdentifyOwner(Body, frozen=True):
+    """Who ordered work that runs later: with a key, or logged in for an organization, or for themselves."""
+
+    user_id: UserId
+    key_id: KeyId | None = None
+    team_id: TenantId | None = None
+
+
 class Principal(Body, frozen=True, cache_hash=True):
     """The user that a credential belongs to, and what the credential allows."""
 
@@ -529,6 +537,7 @@ validate_api_key = Method(
     "auth.validateApiKey", ValidateApiKey, Principal, callers={Role.GATEWAY, Role.WEB, Role.OPERATOR}, asks_another=True
 )
 identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.METRICS, Role.WEB}, asks_another=True)
+identify_owner = Method("auth.identifyOwner", IdentifyOwner, Principal, callers={Role.GATEWAY}, asks_another=True)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_budget = Method("auth.setBudget", SetBudget, OwnerBudget, callers=PEOPLE)
 set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)

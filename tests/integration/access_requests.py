@@ -123,6 +123,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.revokeApiKey": lambda: auth.RevokeApiKey("none"),
     "auth.validateApiKey": lambda: auth.ValidateApiKey(Credential("none")),
     "auth.identify": lambda: auth.Identify(Credential("none")),
+    "auth.identifyOwner": lambda: auth.IdentifyOwner(NOBODY),
     "auth.findEndedKeys": lambda: auth.FindEndedKeys(()),
     "auth.createOrganisation": lambda: organizations.CreateOrganization("Another"),
     "auth.getOrganisation": lambda: organizations.GetOrganization(NO_TEAM),

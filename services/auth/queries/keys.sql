@@ -99,7 +99,7 @@ RETURNING id, user_id, team_id, name, preview, kind, scopes, models, networks, i
     limits, budget_every;
 
 -- name: find_owner_of_key
--- The key with this hash, current or rotated, with its owner and organization. A key of an organization is valid while its owner is a
+-- The key with this hash, current or rotated, or with this id, with its owner and organization. A key of an organization is valid while its owner is a
 -- member.
 SELECT api_keys.id AS key_id, api_keys.name AS key_name, api_keys.team_id, api_keys.kind, api_keys.scopes, api_keys.models,
     api_keys.networks, api_keys.expires_at, found.good_until,
@@ -113,6 +113,8 @@ FROM (
     SELECT id, NULL::timestamptz AS good_until FROM api_keys WHERE key_hash = $1
     UNION ALL
     SELECT key_id, good_until FROM former_key_hashes WHERE key_hash = $1
+    UNION ALL
+    SELECT id, NULL FROM api_keys WHERE id = $2
 ) AS found
 JOIN api_keys ON api_keys.id = found.id
 JOIN users ON users.id = api_keys.user_id

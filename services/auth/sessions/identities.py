@@ -11,7 +11,10 @@ from collections.abc import Awaitable, Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar, cast
+
+import msgspec
 
 from services.auth import api_keys
 from services.auth.sessions.session_store import OpenedSession, SessionStore, StoredSession
@@ -19,7 +22,7 @@ from services.auth.sessions.tokens import LIFETIME_SECONDS, AccessTokens
 from services.auth.store import AccountTables, OwnedKey, StoredAccount, budget_of
 from shared import access_table, errors
 from shared.api import auth
-from shared.api.auth import Budget, ClientFacts, Principal, Step, User
+from shared.api.auth import Budget, ClientFacts, IdentifyOwner, Principal, Step, User
 from shared.rpc import RpcCall
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
@@ -103,6 +106,22 @@ class Identities:
 
     async def of_key_hash(self, digest: str) -> Principal:
         owned = await self.principal_cache.ask(digest, lambda: self._store.find_owner_of_key(digest), _administrator_of_key)
+        principal = self._holder_of(owned)
+        if principal.key_id is not None:
+            self._last_used.note(principal.key_id)
+        return principal
+
+    async def of_owner(self, owner: IdentifyOwner) -> Principal:
+        """Return who ordered work that runs later, with the rights of now."""
+        key_id = owner.key_id
+        if key_id is not None:
+            question = partial(self._store.find_owner_of_key, None, key_id)
+            return self._holder_of(await self.principal_cache.ask(key_id, question, _administrator_of_key))
+        user_id = owner.user_id
+        found = await self.principal_cache.ask(user_id, lambda: self._store.find_user(user_id), _administrator)
+        return await self._person(await self.active_user(found), owner.team_id)
+
+    def _holder_of(self, owned: OwnedKey | None) -> Principal:
         if owned is None:
             raise self._refused("unknown_key", "this API key does not exist", _KEY_HINT)
         if not owned.key_is_active:
@@ -116,8 +135,6 @@ class Identities:
         if owned.replaced_at is not None and owned.replaced_at <= now:
             ended = api_keys.ago((now - owned.replaced_at).total_seconds())
             raise self._refused("rotated_key", f"this API key was rotated, and its old secret ended {ended}", "use its new secret")
-        if owned.principal.key_id is not None:
-            self._last_used.note(owned.principal.key_id)
         return owned.principal
 
     def mark(self, key: Credential) -> api_keys.Mark:
@@ -193,9 +210,13 @@ class Identities:
         session = await self._session(token)
         logged_in_from.set(session.client.address)
         user = await self.bearer(session)
+        person = await self._person(user, session.team_id)
+        return msgspec.structs.replace(person, step=self._step(user, session), confirmed_at=session.confirmed_at)
+
+    async def _person(self, user: User, team_id: TenantId | None) -> Principal:
         terms = TeamTerms(user.tier, budget=user.budget)
-        if session.team_id is not None:
-            found = await self.find_team_terms(user.id, session.team_id)
+        if team_id is not None:
+            found = await self.find_team_terms(user.id, team_id)
             # A user who was removed from an organization must not silently continue, and pay, as themselves.
             if found is None:
                 raise self.session_over()
@@ -205,12 +226,10 @@ class Identities:
             username=user.username,
             role=user.role,
             tier=terms.tier,
-            team_id=session.team_id,
+            team_id=team_id,
             founder_id=terms.founder_id,
             budget=terms.budget,
-            has_free_tokens=session.team_id is not None or user.has_free_tokens,
-            step=self._step(user, session),
-            confirmed_at=session.confirmed_at,
+            has_free_tokens=team_id is not None or user.has_free_tokens,
         )
 
     async def _session(self, token: Credential) -> StoredSession:

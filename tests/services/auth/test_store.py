@@ -137,6 +137,7 @@ async def test_the_owner_of_a_key(store: AccountTables) -> None:
     assert (owned.principal.user_id, owned.principal.key_id, owned.principal.key_name) == (user.id, key.id, "default")
     assert owned.key_is_active
     assert owned.user_is_active
+    assert await store.find_owner_of_key(None, key.id) == owned
 
 
 async def test_a_key_stores_each_of_its_limits(store: AccountTables) -> None:
