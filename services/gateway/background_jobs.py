@@ -36,6 +36,7 @@ class UpkeepJob(StrEnum):
     MODELS = "models"
     FILES = "files"
     WEBHOOKS = "webhooks"
+    JOBS = "jobs"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:

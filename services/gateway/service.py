@@ -53,6 +53,7 @@ from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.jobs.job_desk import JobDesk
+from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import JobStore
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
@@ -296,6 +297,7 @@ class GatewayService:
         )
         self._jobs = JobStore(stores.database, stores.requests)
         self._job_desk = JobDesk(self._jobs, self._files)
+        self._job_metrics = JobMetrics(self._jobs, metrics)
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
         receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
         self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, metrics)
@@ -426,6 +428,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
             background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
             background_jobs.repeat(UpkeepJob.WEBHOOKS, 15, self._deliveries.measure, metrics),
+            background_jobs.repeat(UpkeepJob.JOBS, 15, self._job_metrics.measure, metrics),
             self._deliveries.run(),
             *(export.run() for export in self._usage_export.exports),
             *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics)] if self._stores.file_objects else ()),

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from shared import context
 from shared.api.metrics import MetricsTextFormat
 from shared.api.node import Exemplar, NodeMetrics
-from shared.telemetry import gen_ai_instruments, host_instruments, instruments
+from shared.telemetry import gen_ai_instruments, host_instruments, instruments, job_instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 from shared.telemetry.version import version
 
@@ -203,6 +203,13 @@ class Metrics:
     webhook_backlog = _LazyMetric(Gauge, instruments.WEBHOOK_BACKLOG)
     webhook_deliveries = _LazyMetric(Counter, instruments.WEBHOOK_DELIVERIES)
     webhook_oldest = _LazyMetric(Gauge, instruments.WEBHOOK_OLDEST)
+    jobs = _LazyMetric(Gauge, job_instruments.JOBS)
+    job_lines = _LazyMetric(Gauge, job_instruments.JOB_LINES)
+    job_oldest = _LazyMetric(Gauge, job_instruments.JOB_OLDEST)
+    job_needed_rate = _LazyMetric(Gauge, job_instruments.JOB_NEEDED_RATE)
+    job_lines_ended = _LazyMetric(Counter, job_instruments.JOB_LINES_ENDED)
+    job_line_wait_seconds = _LazyMetric(Histogram, job_instruments.JOB_LINE_WAIT_SECONDS)
+    job_line_run_seconds = _LazyMetric(Histogram, job_instruments.JOB_LINE_RUN_SECONDS)
     unbilled_usage = _LazyMetric(Gauge, instruments.UNBILLED_USAGE)
     upkeep_last_success = _LazyMetric(Gauge, instruments.UPKEEP_LAST_SUCCESS)
     upkeep_age = _LazyMetric(Gauge, instruments.UPKEEP_AGE)

@@ -16,6 +16,8 @@ from shared.stores.database import Database, DatabaseRow
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId, UserId
 
 LEASE_SECONDS = 60.0
+#: Of which jobs are measured.
+MAX_MODELS = 200
 #: Of one claim.
 MAX_CLAIMED = 32
 
@@ -114,6 +116,24 @@ class StoredLine(msgspec.Struct, frozen=True, kw_only=True):
     request_id: RequestId | None
 
 
+class OpenJobs(msgspec.Struct, frozen=True):
+    kind: str
+    state: str
+    jobs: int
+
+
+class ModelJobs(msgspec.Struct, frozen=True):
+    """The jobs of a model that are in progress."""
+
+    model: str
+    queued: int
+    running: int
+    #: For how long the oldest line could have run.
+    oldest_seconds: float
+    #: Lines per second, for no job to expire.
+    needed_per_second: float
+
+
 class JobStore:
     """Every method may raise Unavailable. Methods that name a job see it whoever owns it; ``find`` sees only its owner's."""
 
@@ -199,6 +219,17 @@ class JobStore:
 
     async def delete_old(self, most: int = 100) -> int:
         return len(await self._database.rows("delete_jobs", most))
+
+    # --- of all owners
+
+    async def count_open(self) -> tuple[OpenJobs, ...]:
+        return tuple(OpenJobs(row["kind"], row["state"], row["jobs"]) for row in await self._database.rows("count_open_jobs"))
+
+    async def measure_models(self) -> tuple[ModelJobs, ...]:
+        return tuple(
+            ModelJobs(**{name: row[name] for name in ModelJobs.__struct_fields__})
+            for row in await self._database.rows("measure_job_models", MAX_MODELS)
+        )
 
     # --- running lines
 

@@ -178,3 +178,25 @@ DELETE FROM job_lines USING ended WHERE job_id = ended.id AND kind = 'batch';
 WITH over AS MATERIALIZED (SELECT id FROM jobs WHERE ended_at IS NOT NULL AND delete_at <= now() ORDER BY delete_at LIMIT $1 FOR UPDATE SKIP LOCKED),
 lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over))
 DELETE FROM jobs WHERE id IN (SELECT id FROM over) RETURNING id;
+
+-- name: count_open_jobs
+-- Count jobs that have not ended.
+SELECT kind, state, count(*)::integer AS jobs FROM jobs WHERE ended_at IS NULL GROUP BY kind, state;
+
+-- name: measure_job_models
+-- Measure the jobs in progress of each model, of the $1 models that have waited longest. Lines whose leases are lost wait, too. Reads open
+-- jobs and running lines only, however many lines there are. Jobs of a model must all end in time, so each needs those that expire before.
+WITH running AS (SELECT job_id, count(*) AS lines FROM job_lines WHERE state = 'running' AND lease_until >= now() GROUP BY job_id),
+open AS (
+    SELECT model, total - done - failed AS lines, coalesce(running.lines, 0) AS running, waits_until <= now() AS is_free,
+        extract(epoch FROM now() - greatest(in_progress_at, waits_until)) AS age,
+        in_progress_at < now() - interval '30 minutes' AS is_judged,
+        sum(total - done - failed) FILTER (WHERE waits_until <= now()) OVER (PARTITION BY model ORDER BY expires_at, id)
+            / greatest(1, extract(epoch FROM expires_at - now())) AS needed
+    FROM jobs LEFT JOIN running ON job_id = id
+    WHERE state = 'in_progress' AND ended_at IS NULL
+)
+SELECT model, sum(lines - running)::bigint AS queued, sum(running)::bigint AS running,
+    coalesce(max(age) FILTER (WHERE is_free AND lines > running), 0)::float8 AS oldest_seconds,
+    coalesce(max(needed) FILTER (WHERE is_free AND is_judged), 0)::float8 AS needed_per_second
+FROM open GROUP BY model ORDER BY oldest_seconds DESC, model LIMIT $1;

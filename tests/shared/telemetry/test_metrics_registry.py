@@ -46,6 +46,7 @@ BOUNDED = {
     "dialect",
     "field",
     "pool",
+    "store",
     "place",
     "route",
     "provider",
