@@ -30,8 +30,10 @@ from shared.transports.hyperswarm import (
     WholeFile,
 )
 
-#: A peer that lied or was silent is not asked for this file for so long.
+#: For so long a peer that lied is not asked for this file, ...
 DROP_SECONDS: Final = 3600.0
+#: ... and one that was silent: after the longest pause it is reported, too.
+SILENCE_BACKOFF: Final = Backoff(first_seconds=5.0, longest_seconds=300.0)
 #: More peers are looked for this often, and first sooner; those that were not reached in the meantime are given up.
 FIND_SECONDS: Final = 10.0
 FIND_BACKOFF: Final = Backoff(first_seconds=0.25, longest_seconds=FIND_SECONDS)
@@ -114,7 +116,7 @@ class ModelCopy:
     #: Returns other workers that have some of the file. Raises AimeshError.
     find_peers: Callable[[], Awaitable[Sequence[CopyPeer]]]
     rate: DownloadRate
-    #: Called with a peer that lied or was silent, and which.
+    #: Called with a peer that lied, or was silent again and again, and which.
     report: Callable[[bytes, str], None]
     #: Whether other workers may read from us. If not, we read from the origin without leases.
     offers: bool = True
@@ -123,6 +125,8 @@ class ModelCopy:
     on_progress: Callable[[CopyProgress], None] = lambda progress: None
     #: Peer -> until when it is not asked for this file. Shared by all attempts at it.
     dropped: dict[bytes, float] = field(default_factory=dict)
+    #: Peer -> how often it was silent since its last block.
+    _silences: dict[bytes, int] = field(default_factory=dict)
     rng: random.Random = field(default_factory=random.Random)
     clock: Callable[[], float] = time.monotonic
 
@@ -244,14 +248,23 @@ class ModelCopy:
 
     def peer_ended(self, key: bytes, ending: Ending, why: str) -> None:
         self._plan.drop(key)
+        is_first = key in self._watched  # the sidecar names a silent peer for each request
         if ending is not Ending.GONE:
             self._leave(key)
-        if ending is Ending.FAULTY:
-            self.dropped[key] = self.clock() + DROP_SECONDS
-            self.report(key, why)
+        if ending is Ending.FAULTY or (ending is Ending.SILENT and is_first):
+            pause = DROP_SECONDS if ending is Ending.FAULTY else self._count_silence(key)
+            self.dropped[key] = self.clock() + pause
+            if pause >= SILENCE_BACKOFF.longest_seconds:
+                self.report(key, why)
         self._step()
 
+    def _count_silence(self, key: bytes) -> float:
+        """Return after how many seconds the peer is asked again."""
+        self._silences[key] = times = self._silences.get(key, 0) + 1
+        return SILENCE_BACKOFF.pause(times)
+
     def block_stored(self, key: bytes, block: int) -> None:
+        self._silences.pop(key, None)
         self._from_peers += self.file.length(block)
         self._received(block, key)
 

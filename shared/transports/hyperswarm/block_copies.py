@@ -88,8 +88,13 @@ class Ending(Enum):
     GONE = "gone"
     #: It does not let us read, or not any longer: ask for another grant.
     DENIED = "denied"
-    #: It sent something wrong, or nothing.
+    #: It sent nothing for a while, as a busy machine does.
+    SILENT = "silent"
+    #: It sent something wrong.
     FAULTY = "faulty"
+
+
+_ENDINGS: Final = {"silent": Ending.SILENT, "bad": Ending.FAULTY}
 
 
 class CopyListener(Protocol):
@@ -255,8 +260,8 @@ class BlockCopies:
                 listener.peer_has(key, sum(1 << block for block in set(event["blocks"])), event["queue"])
             case "no":
                 listener.peer_refused(key, event["index"])
-            case "bad":
-                listener.peer_ended(key, Ending.FAULTY, event["why"])
+            case "silent" | "bad" as kind:
+                listener.peer_ended(key, _ENDINGS[kind], event.get("why", kind))
             case "block":
                 listener.block_stored(key, event["index"])
             case "failed":

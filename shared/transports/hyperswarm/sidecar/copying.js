@@ -452,7 +452,7 @@ class Copying {
         if (now - Math.max(request.askedAt, peer.heardAt) <= SILENCE_MS) continue
         request.askedAt = now
         if (request.isCanceled) peer.connection.fail('FLOW_CONTROL', 'the peer does not answer')
-        else this.#say('bad', { digest: request.file.digest, key: peer.key, why: 'silent' })
+        else this.#say('silent', { digest: request.file.digest, key: peer.key })
       }
     }
   }
