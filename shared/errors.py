@@ -181,6 +181,10 @@ class IdempotencyConflict(AlreadyExists, code="idempotency_conflict"):
     """The idempotency key was used for a different request. Use a new key for each request."""
 
 
+class InUse(CallerError, code="in_use", status=409):
+    """Something else still needs it. The message names what."""
+
+
 class InProgress(CallerError, code="in_progress", retryable=True, status=409):
     """The same request with the same idempotency key is still running. ``retry_after_seconds`` says when to ask again."""
 

@@ -18,7 +18,7 @@ MAX_BATCH_BYTES = 200 << 20
 
 
 class FilePurpose(StrEnum):
-    """OpenAI's words; the last three are what jobs write."""
+    """OpenAI's words; the last four are what jobs write."""
 
     ASSISTANTS = "assistants"
     BATCH = "batch"
@@ -29,10 +29,12 @@ class FilePurpose(StrEnum):
     BATCH_OUTPUT = "batch_output"
     ASSISTANTS_OUTPUT = "assistants_output"
     FINE_TUNE_RESULTS = "fine-tune-results"
+    #: Ours: nobody sees it.
+    JOB_INPUT = "job_input"
 
 
 #: What people may upload.
-UPLOADED = tuple(purpose for purpose in FilePurpose if "_output" not in purpose and "results" not in purpose)
+UPLOADED = tuple(purpose for purpose in FilePurpose if not any(word in purpose for word in ("_output", "results", "job_")))
 
 
 class FileFacts(Body, frozen=True):

@@ -121,6 +121,7 @@ const ROWS = {
   already_exists: [Conflict, false],
   idempotency_conflict: [IdempotencyConflict, false],
   in_progress: [InProgress, true],
+  in_use: [Conflict, false],
   answer_gone: [AnswerGone, false],
   too_large: [TooLarge, false],
   insufficient_storage: [TooLarge, false],

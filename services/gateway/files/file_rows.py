@@ -55,11 +55,11 @@ class FileRows:
     def __init__(self, opened: database.Database) -> None:
         self._database = opened
 
-    async def begin(self, owner: FileOwner, file: UUID, announced: int) -> None:
-        """Raises NotAllowed if all files together would have too many bytes."""
+    async def begin(self, owner: FileOwner, file: UUID, announced: int) -> bool:
+        """Return False if it is complete already. Raises NotAllowed if all files together would have too many bytes."""
         async with self._database.bound(owner.tenant) as transaction:
             await _ensure_room(transaction, owner, file, announced)
-            await transaction.run("begin_file", file, owner.tenant, owner.user, announced, DEAD_SECONDS)
+            return await transaction.row("begin_file", file, owner.tenant, owner.user, announced, DEAD_SECONDS) is not None
 
     async def finish(self, owner: FileOwner, file: UUID, new: NewFile, sha256: bytes, parts: Sequence[WrittenPart]) -> StoredFile:
         """Raises NotAllowed like ``begin``."""
@@ -78,10 +78,17 @@ class FileRows:
 
     async def find(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Raises NotFound."""
+        return await self._find(tenant, public_ids.decode(PREFIX, file), file, for_job=False)
+
+    async def find_used(self, tenant: TenantId, file: UUID) -> StoredFile:
+        """Return a file for a job, also if its owner doesn't see it or its time is over. Raises NotFound."""
+        return await self._find(tenant, file, public_ids.encode(PREFIX, file), for_job=True)
+
+    async def _find(self, tenant: TenantId, file: UUID | None, shown: str, *, for_job: bool) -> StoredFile:
         async with self._database.bound(tenant) as transaction:
-            row = await transaction.row("find_file", public_ids.decode(PREFIX, file), tenant)
+            row = await transaction.row("find_file", file, tenant, for_job)
         if row is None:
-            raise missing(file)
+            raise missing(shown)
         return _file(row)
 
     async def page(self, tenant: TenantId, asked: ListFiles) -> list[FileFacts]:
@@ -102,7 +109,7 @@ class FileRows:
             return content
 
     async def give_up(self, tenant: TenantId, file: UUID) -> bool:
-        """Let nobody read it any more. Return False if there is none."""
+        """Let nobody read it any more. Return False if there is none, or a job uses it."""
         async with self._database.bound(tenant) as transaction:
             return await transaction.run("give_up_file", file, tenant) == 1
 

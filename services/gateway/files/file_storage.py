@@ -10,7 +10,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from services.gateway.files import file_rows, sealed_parts
+from services.gateway.files import sealed_parts
 from services.gateway.files.file_objects import FileObjects
 from services.gateway.files.file_rows import FileOwner, FileRows, NewFile, StoredFile, WrittenPart
 from services.gateway.files.sealed_parts import INLINE_BYTES, PART_BYTES, PartPlace, PartSplitter
@@ -22,7 +22,7 @@ from shared.api.method import Nothing
 from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
-from shared.types import TenantId
+from shared.types import TenantId, UserId
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Hash
@@ -65,7 +65,7 @@ class FileStorage:
                 await objects.ensure_room(announced)
             await self._rows.begin(owner, file, announced)
             try:
-                writing = _Writing(objects, owner.tenant, file, self._seal, held)
+                writing = _Writing(objects, owner.tenant, file, self._seal, held, most_bytes=api.MAX_FILE_BYTES)
                 await writing.run(pieces)
                 new = describe()
                 _ensure_allowed(writing.size, new.purpose)
@@ -75,10 +75,29 @@ class FileStorage:
                     await self._remove(owner.tenant, file)
                 raise
 
+    async def write(self, tenant: TenantId, user: UserId, file: UUID, pieces: AsyncIterator[bytes], new: NewFile) -> None:
+        """Store what a job has, under its own id and whatever the quota; nothing if that is done. Several gateways may do so, one after
+        another's end, with the same bytes: what one leaves is written again. Raises what ``pieces`` raises, InsufficientStorage,
+        Overloaded, and NotFound while an old one is being deleted."""
+        objects, owner = await self._get_objects(), FileOwner(tenant, user, None)
+        with self._memory.hold(0) as held:
+            if not await self._rows.begin(owner, file, 0):
+                # One that was left half-written for hours is deleted first.
+                await self._rows.find_used(tenant, file)
+                return
+            writing = _Writing(objects, tenant, file, self._seal, held)
+            await writing.run(pieces)
+            await self._rows.finish(owner, file, new, writing.digest(), writing.parts)
+
     async def find(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Raises NotFound."""
         await self._get_objects()
         return await self._rows.find(tenant, file)
+
+    async def find_used(self, tenant: TenantId, file: UUID) -> StoredFile:
+        """Return a file for a job, also if its owner doesn't see it or its time is over. Raises NotFound."""
+        await self._get_objects()
+        return await self._rows.find_used(tenant, file)
 
     async def read(self, file: StoredFile, start: int, end: int) -> AsyncGenerator[bytes]:
         """Yield the bytes from ``start`` to ``end``. Raises FileDamaged, NotFound if it is deleted meanwhile, Limited and Overloaded."""
@@ -86,14 +105,14 @@ class FileStorage:
         with self._memory.hold(_DOWNLOAD_COPIES * min(PART_BYTES, file.facts.size), file.tenant):
             parts = await self._rows.list_parts(file)
             if sum(size for size, _ in parts) != file.facts.size:
-                await self._rows.find(file.tenant, file.facts.id)
+                await self._rows.find_used(file.tenant, file.id)
                 raise errors.FileDamaged("a part of the file is missing", hint="upload the file again")
             for number, wanted in sealed_parts.slices([size for size, _ in parts], start, end):
                 size, is_object = parts[number]
                 try:
                     sealed = await objects.get(file.id, number) if is_object else await self._rows.read_part(file, number)
                 except errors.FileDamaged:
-                    await self._rows.find(file.tenant, file.facts.id)
+                    await self._rows.find_used(file.tenant, file.id)
                     raise
                 place = PartPlace(file.tenant, file.id, number, is_last=number == len(parts) - 1)
                 async with self._sealing:
@@ -124,10 +143,11 @@ class FileStorage:
         return Nothing()
 
     async def delete_of(self, tenant: TenantId, file: FileId) -> None:
-        """Raises NotFound. What the store doesn't delete now is deleted later, and can't be read meanwhile."""
+        """Raises NotFound, and InUse. What the store doesn't delete now is deleted later, and can't be read meanwhile."""
         found = await self.find(tenant, file)
         if not await self._rows.give_up(tenant, found.id):
-            raise file_rows.missing(file)
+            await self._rows.find(tenant, file)
+            raise errors.InUse(f"a job uses the file {file}", hint="cancel the batch, or wait for its end")
         try:
             await self._drop(found.id)
         except errors.Unavailable as error:
@@ -190,8 +210,11 @@ class FileStorage:
 class _Writing:
     """Writes a part while the next one arrives."""
 
-    def __init__(self, objects: FileObjects, tenant: TenantId, file: UUID, seal: Seal, held: HeldRequest) -> None:
+    def __init__(
+        self, objects: FileObjects, tenant: TenantId, file: UUID, seal: Seal, held: HeldRequest, *, most_bytes: int | None = None
+    ) -> None:
         self._objects, self._tenant, self._file, self._seal, self._held = objects, tenant, file, seal, held
+        self._most_bytes = most_bytes
         self._hash = sha256()
         self.size = 0
         self.parts: list[WrittenPart] = []
@@ -217,7 +240,8 @@ class _Writing:
         splitter = PartSplitter()
         async for piece in pieces:
             self.size += len(piece)
-            _ensure_allowed(self.size)
+            if self._most_bytes is not None:
+                _ensure_allowed(self.size)
             self._held.resize(_UPLOAD_COPIES * min(PART_BYTES, self.size))
             for part in splitter.push(piece):
                 yield part, False

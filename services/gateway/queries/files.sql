@@ -7,8 +7,10 @@ SELECT pg_advisory_xact_lock(hashtextextended('aimesh.gateway.files.' || $1::uui
 SELECT coalesce(sum(bytes), 0)::bigint FROM files WHERE tenant_id = $1 AND id <> $2 AND state <> 'deleting';
 
 -- name: begin_file
--- Begin an upload; it is dead after $5 seconds.
-INSERT INTO files (id, tenant_id, user_id, bytes, expires_at) VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5));
+-- Begin an upload, or again one that was broken off; it is dead after $5 seconds. No row if the file is complete or is being deleted.
+INSERT INTO files (id, tenant_id, user_id, bytes, expires_at) VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
+ON CONFLICT (id) DO UPDATE SET expires_at = EXCLUDED.expires_at WHERE files.state = 'uploading'
+RETURNING id;
 
 -- name: finish_file
 -- Show an upload that is complete, unless it was given up. $7: after how many seconds it expires; null: never.
@@ -21,8 +23,8 @@ INSERT INTO file_parts (file_id, tenant_id, number, start, bytes, content)
 SELECT $1, $2, * FROM unnest($3::integer[], $4::bigint[], $5::integer[], $6::bytea[]);
 
 -- name: find_file
--- Find a file of a tenant.
-SELECT * FROM files WHERE id = $1 AND tenant_id = $2 AND state = 'ready' AND (expires_at IS NULL OR expires_at > now());
+-- Find a file of a tenant; $3: also one that jobs have for themselves, or still use after its time.
+SELECT * FROM files WHERE id = $1 AND tenant_id = $2 AND state = 'ready' AND ($3 OR (purpose <> 'job_input' AND (expires_at IS NULL OR expires_at > now())));
 
 -- name: list_file_parts
 -- List the sizes of a file's parts.
@@ -36,27 +38,30 @@ SELECT content FROM file_parts WHERE file_id = $1 AND number = $2;
 -- List a tenant's files behind $2, newest first; of one purpose. Null stands for all.
 SELECT * FROM files
 WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id < $2) AND ($3::text IS NULL OR purpose = $3)
-    AND state = 'ready' AND (expires_at IS NULL OR expires_at > now())
+    AND state = 'ready' AND purpose <> 'job_input' AND (expires_at IS NULL OR expires_at > now())
 ORDER BY id DESC LIMIT $4;
 
 -- name: list_files_oldest
 -- List a tenant's files behind $2, oldest first; of one purpose. Null stands for all.
 SELECT * FROM files
 WHERE tenant_id = $1 AND ($2::uuid IS NULL OR id > $2) AND ($3::text IS NULL OR purpose = $3)
-    AND state = 'ready' AND (expires_at IS NULL OR expires_at > now())
+    AND state = 'ready' AND purpose <> 'job_input' AND (expires_at IS NULL OR expires_at > now())
 ORDER BY id LIMIT $4;
 
 -- name: give_up_file
--- Let nobody read a file any more.
-UPDATE files SET state = 'deleting' WHERE id = $1 AND tenant_id = $2 AND state <> 'deleting';
+-- Let nobody read a file any more, unless a job uses it.
+UPDATE files SET state = 'deleting'
+WHERE id = $1 AND tenant_id = $2 AND state <> 'deleting'
+    AND NOT EXISTS (SELECT FROM jobs WHERE ended_at IS NULL AND $1 IN (input_file, output_file, error_file));
 
 -- name: erase_files
 -- Let nobody read a tenant's files any more.
 UPDATE files SET state = 'deleting' WHERE tenant_id = $1 AND state <> 'deleting';
 
 -- name: expire_files
--- Let nobody read what has expired any more.
-UPDATE files SET state = 'deleting' WHERE expires_at <= now() AND state <> 'deleting';
+-- Let nobody read what has expired any more, unless a job uses it.
+UPDATE files SET state = 'deleting'
+WHERE expires_at <= now() AND state <> 'deleting' AND NOT EXISTS (SELECT FROM jobs WHERE ended_at IS NULL AND input_file = files.id);
 
 -- name: list_dead_files
 -- List files whose objects may go, oldest first.

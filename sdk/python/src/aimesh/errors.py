@@ -164,6 +164,7 @@ _OF_GATEWAY = (
 BY_CODE: dict[str, type[AimeshError]] = {
     **{kind.default_code: kind for kind in _OF_GATEWAY},
     "insufficient_storage": TooLarge,
+    "in_use": Conflict,
     "method_not_allowed": BadRequest,
     "poison": BadRequest,
     "range_not_satisfiable": BadRequest,
