@@ -98,5 +98,5 @@ _AFTER = attrgetter("provider", "attempts", "upstream_micro", "avoided_micro", "
 def _columns(row: RequestRow) -> tuple[object, ...]:
     labels, is_compared = msgspec.json.encode(dict(row.worker_labels)).decode(), row.route is not None and row.route.is_compared
     use = (labels, row.begins_conversation, row.saved_micro, *request_record.route_columns(row.route))
-    rest = (is_compared, row.is_counted_late, row.error_field, row.ignored_fields, row.covered_tokens, row.plan)
+    rest = (is_compared, row.is_counted_late, row.error_field, row.ignored_fields, row.covered_tokens, row.plan, row.job_id)
     return (*_BEFORE(row), *use, *_AFTER(row), *rest)

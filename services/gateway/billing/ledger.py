@@ -16,7 +16,7 @@ from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.billing import orphan_settlement, refusals
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.prices import LEAST_TOKENS, PriceList
+from services.gateway.billing.prices import LEAST_TOKENS, Price, PriceList
 from services.gateway.billing.reservations import (
     NO_PLAN,
     CostBounds,
@@ -92,6 +92,8 @@ class Ledger:
         self._metrics = metrics
         self._clock = clock
         self._prices = PriceList({})
+        #: Those of jobs. Administrators set prices, so there are few.
+        self._kept: dict[int, Price] = {}
         #: Dates requests: their days must not depend on which gateway ran them.
         self.database_clock = DatabaseClock(store.read_clock)
         #: Start of each open reservation by our clock, oldest first.
@@ -137,11 +139,23 @@ class Ledger:
     def price_of(self, model: ModelName) -> ModelPrice:
         return self._prices.find(model).price
 
+    def price_id_of(self, model: ModelName) -> int:
+        return self._prices.find(model).id
+
+    async def _find_kept(self, number: int) -> Price:
+        if number not in self._kept:
+            found = await self._store.find_price(number)
+            assert found is not None  # prices are never deleted
+            self._kept[number] = found
+        return self._kept[number]
+
     async def reserve(self, principal: Principal, request_id: RequestId, bounds: CostBounds) -> HeldCredits:
         """Reserve the maximum cost at the dearest model. Models that the credits don't cover in full are left out, the dearest first; only
         the cheapest gets fewer tokens. Raises BudgetExhausted, and LedgerUnavailable if PostgreSQL is down for more than 2 s. Follow every
         call that doesn't raise with ``forget``."""
         found = {model: self._prices.find(bounds.priced_as or model) for model in bounds.prompt_tokens}
+        if bounds.kept_price is not None:
+            found = dict.fromkeys(found, await self._find_kept(bounds.kept_price))
         prices = {model: price.of_batches() for model, price in found.items()} if bounds.is_batch else found
         spending = self.spending_of(principal)
         while True:
@@ -167,6 +181,7 @@ class Ledger:
                 seconds=bounds.seconds,
                 spending=spending,
                 holds=tuple(hold for hold in bounds.holds if hold.model in prices),
+                job=bounds.job,
             )
             answer = await self._reserve(request)
             if isinstance(answer, GrantedReservation):
@@ -230,6 +245,7 @@ class Ledger:
         can extend their leases first."""
         if self._healthy_since is None or self._clock() - self._healthy_since < HEARTBEAT_SECONDS:
             return
+        await self._store.drop_lost_attempts(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
         overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
         if not overdue:
             return
@@ -249,8 +265,7 @@ class Ledger:
         return report
 
     async def _row(self, reservation: OpenReservation, receipt: Receipt | None) -> RequestRow | None:
-        price = await self._store.find_price(reservation.price_id)
-        assert price is not None  # a foreign key, and prices are never deleted
+        price = await self._find_kept(reservation.price_id)
         price = price.of_batches() if reservation.is_batch else price
         upstream = UpstreamPrices(self._source.config.upstream_prices)
         now = self.database_clock.now()

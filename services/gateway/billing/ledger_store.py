@@ -45,7 +45,13 @@ class LedgerStore:
         columns = zip(*(_columns(reservation) for reservation in requests), strict=True)
         holds = [(each.request_id, hold.route, hold.target, hold.micro, hold.ceiling_micro) for each in requests for hold in each.holds]
         held = zip(*holds, strict=True) if holds else ((),) * 5
-        rows = await self._database.rows("reserve", *columns, gateway, lease_seconds, *held, deadline_seconds=2)
+        values = (*columns, gateway, lease_seconds, *held)
+        if jobs := {each.request_id: each.job for each in requests if each.job is not None}:
+            async with self._database.transaction(deadline_seconds=2) as transaction:
+                rows = await transaction.rows("reserve", *values)
+                await transaction.run("mark_reservations", list(jobs), list(jobs.values()))
+        else:
+            rows = await self._database.rows("reserve", *values, deadline_seconds=2)
         answers = {row["request_id"]: _answer(row) for row in rows}
         return [answers[reservation.request_id] for reservation in requests]
 
@@ -62,6 +68,10 @@ class LedgerStore:
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         rows = await self._database.rows("list_overdue", grace_seconds, most)
         return tuple(_open_reservation(row) for row in rows)
+
+    async def drop_lost_attempts(self, *, grace_seconds: float, most: int) -> None:
+        """End overdue reservations of jobs whose lines belong to other attempts by now. Nothing is paid for them."""
+        await self._database.rows("drop_lost_attempts", grace_seconds, most)
 
     async def record_claims(self, claims: Sequence[WorkerClaim]) -> set[RequestId]:
         """Record at most one claim per request; return the recorded ones. The others are locked right now, or not open."""

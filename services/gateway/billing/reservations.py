@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
+from uuid import UUID
 
 import msgspec
 
@@ -46,6 +47,9 @@ class CostBounds(msgspec.Struct, frozen=True, kw_only=True):
     holds: tuple[TargetHold, ...] = ()
     #: At the price of batches.
     is_batch: bool = False
+    #: Of a line of a job, and the price that its job keeps for all models; None: today's.
+    job: UUID | None = None
+    kept_price: int | None = None
 
 
 class HeldCredits(msgspec.Struct, frozen=True):
@@ -84,6 +88,7 @@ class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):
     spending: Spending
     #: See ``CostBounds``.
     holds: tuple[TargetHold, ...] = ()
+    job: UUID | None = None
 
 
 class GrantedReservation(msgspec.Struct, frozen=True):

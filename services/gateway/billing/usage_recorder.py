@@ -172,11 +172,11 @@ class UsageRecorder:
         self._arrived.set()
         return True
 
-    async def wait_until_saved(self, pending: PendingRow) -> None:
+    async def wait_until_saved(self, added: PendingRow) -> None:
         """Return as soon as the row is in PostgreSQL or the journal."""
         if self._store_is_healthy:
-            await wait_until_set(pending.written, WRITE_WAIT_SECONDS)
-        if not (pending.written.is_set() or pending.in_journal):
+            await wait_until_set(added.written, WRITE_WAIT_SECONDS)
+        if not (added.written.is_set() or added.in_journal):
             await self._write_journal()
 
     async def _write_journal(self) -> bool:

@@ -4,6 +4,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from uuid import UUID
 
+import msgspec
+
 from services.gateway.facts.request_record import RequestRow
 from shared import errors
 from shared.api.auth import Principal
@@ -33,10 +35,10 @@ class LineRun:
     def release(self) -> None: ...
 
     def add(self, row: RequestRow) -> RequestRow:
-        self.row = row
-        return row
+        self.row = msgspec.structs.replace(row, job_id=self.job_id)
+        return self.row
 
-    async def wait_until_saved(self, row: RequestRow) -> None: ...
+    async def wait_until_saved(self, added: RequestRow) -> None: ...
 
 
 #: None for requests of callers.

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from uuid import UUID
 
 import msgspec
 
@@ -115,6 +116,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     #: The plan of the account when the request began.
     plan: str | None = None
     guard: tuple[GuardCount, ...] = ()
+    #: Of whose lines it is one.
+    job_id: UUID | None = None
 
     @property
     def upstream_micro(self) -> MicroCredits:

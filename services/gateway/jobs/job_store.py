@@ -1,6 +1,6 @@
 """Reads and writes jobs and their lines. A line's result, its request's row and its pay are written together, or not at all."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -233,9 +233,13 @@ class JobStore:
 
     # --- running lines
 
-    async def claim(self, model: ModelName, requests: Sequence[RequestId], runner: str) -> tuple[ClaimedLine, ...]:
+    async def list_models(self, most: int) -> list[tuple[ModelName, bool]]:
+        """Return the models of jobs that may run now, and whether the jobs are live."""
+        return [(ModelName(row["model"]), row["is_live"]) for row in await self._database.rows("list_waiting_models", most)]
+
+    async def claim(self, model: ModelName, requests: Sequence[RequestId], runner: str, *, live: bool = False) -> tuple[ClaimedLine, ...]:
         """Return lines of one job, each with one of these new ids."""
-        rows = await self._database.rows("claim_lines", model, list(requests), runner, LEASE_SECONDS, MAX_LOST_LEASES)
+        rows = await self._database.rows("claim_lines", model, list(requests), runner, LEASE_SECONDS, MAX_LOST_LEASES, live)
         return tuple(ClaimedLine(**{name: row[name] for name in ClaimedLine.__struct_fields__}) for row in rows)
 
     async def extend(self, requests: Sequence[RequestId], runner: str) -> set[RequestId]:
@@ -263,6 +267,23 @@ class JobStore:
         async with self._database.transaction() as transaction:
             await transaction.rows("lock_jobs_of_requests", ids)
             await transaction.run("requeue_lines", ids, [each.seconds for each in retries], [each.is_uncounted for each in retries])
+
+    async def give_back_lost(self, grace_seconds: float, most: int = 500) -> None:
+        """Let lines be tried again whose gateways have lost them, so that they hold no credits until somebody has time for them."""
+        rows = await self._database.rows("list_lost_attempts", grace_seconds, most)
+        if rows:
+            await self.requeue([LineRetry(RequestId(row["request_id"]), 0.0) for row in rows])
+
+    async def list_stopped(self, jobs: Collection[UUID]) -> set[UUID]:
+        """Return those whose lines may not go on."""
+        return {row["id"] for row in await self._database.rows("list_stopped_jobs", list(jobs))}
+
+    async def read(self, job: UUID) -> Job | None:
+        row = await self._database.row("find_job", job)
+        return None if row is None else _job(row)
+
+    async def say_waiting(self, model: ModelName, why: str | None) -> None:
+        await self._database.run("say_waiting", model, why)
 
     async def stop(self, requests: Sequence[RequestId]) -> None:
         """Cancel lines whose job is being cancelled."""

@@ -65,6 +65,8 @@ LINES: dict[tuple[LineState, LineEvent], LineState] = {
     (LineState.RUNNING, LineEvent.REQUEUE): LineState.QUEUED,
     (LineState.RUNNING, LineEvent.SUCCEED): LineState.DONE,
     (LineState.RUNNING, LineEvent.FAIL): LineState.FAILED,
+    # A claim of a line that has lost too many leases.
+    (LineState.QUEUED, LineEvent.FAIL): LineState.FAILED,
     (LineState.QUEUED, LineEvent.EXPIRE): LineState.EXPIRED,
     (LineState.RUNNING, LineEvent.EXPIRE): LineState.EXPIRED,
     (LineState.QUEUED, LineEvent.CANCEL): LineState.CANCELLED,

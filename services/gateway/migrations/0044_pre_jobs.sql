@@ -107,7 +107,7 @@ $$;
 
 -- Gives a runner up to so many lines of one job: of the tenant that has waited longest for its turn, the job that expires first, and its
 -- lines that begin alike one after the other. Lines that have lost too many leases fail instead. Locks as everywhere: accounts, jobs, lines.
-CREATE FUNCTION claim_lines(the_model text, requests uuid[], the_runner text, lease_seconds double precision, most_lost integer)
+CREATE FUNCTION claim_lines(the_model text, requests uuid[], the_runner text, lease_seconds double precision, most_lost integer, live boolean)
 RETURNS TABLE (job_id uuid, line integer, request_id uuid, attempt integer, start bigint, size integer, custom_id text)
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
@@ -119,9 +119,9 @@ DECLARE
 BEGIN
     SELECT jobs.id, jobs.tenant_id INTO chosen
     FROM jobs JOIN (
-        SELECT tenant_id, max(claimed_at) AS last FROM jobs WHERE state = 'in_progress' AND model = the_model GROUP BY tenant_id
+        SELECT tenant_id, max(claimed_at) AS last FROM jobs WHERE state = 'in_progress' AND model = the_model AND is_live = live GROUP BY tenant_id
     ) AS turns USING (tenant_id)
-    WHERE state = 'in_progress' AND model = the_model AND waits_until <= now() AND expires_at > now()
+    WHERE state = 'in_progress' AND model = the_model AND is_live = live AND waits_until <= now() AND expires_at > now()
         AND EXISTS (SELECT FROM job_lines WHERE job_lines.job_id = jobs.id AND may_run(job_lines))
     ORDER BY turns.last NULLS FIRST, tenant_id, expires_at, jobs.id LIMIT 1;
     IF NOT FOUND THEN
@@ -139,8 +139,8 @@ BEGIN
         ORDER BY prefix, job_lines.line LIMIT cardinality(requests) FOR UPDATE SKIP LOCKED
     ) AS free;
     PERFORM drop_attempts(array_remove(former, NULL));
-    UPDATE job_lines SET state = 'failed', error_code = 'lease_lost_repeatedly', lost_leases = lost_leases + 1, runner = NULL, lease_until = NULL
-    WHERE job_lines.job_id = chosen.id AND job_lines.line = ANY (lines) AND state = 'running' AND lost_leases + 1 >= most_lost;
+    UPDATE job_lines SET state = 'failed', error_code = 'lease_lost_repeatedly', runner = NULL, lease_until = NULL
+    WHERE job_lines.job_id = chosen.id AND job_lines.line = ANY (lines) AND lost_leases + (state = 'running')::integer >= most_lost;
     GET DIAGNOSTICS given_up = ROW_COUNT;
     UPDATE jobs SET failed = failed + given_up WHERE id = chosen.id AND given_up > 0;
     RETURN QUERY

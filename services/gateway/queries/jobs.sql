@@ -68,7 +68,7 @@ UPDATE jobs SET state = 'failed', ended_at = now(), errors = $2 WHERE id = $1 AN
 
 -- name: claim_lines
 -- Claim lines of one job.
-SELECT * FROM claim_lines($1, $2, $3, $4, $5) ORDER BY line;
+SELECT * FROM claim_lines($1, $2, $3, $4, $5, $6) ORDER BY line;
 
 -- name: extend_line_leases
 -- Extend the leases of running lines; the others are lost.
@@ -90,7 +90,7 @@ WITH ended AS (
 counted AS (
     UPDATE jobs SET
         done = done + sums.done, failed = failed + sums.failed, input_tokens = jobs.input_tokens + sums.input_tokens,
-        cached_tokens = jobs.cached_tokens + sums.cached_tokens, output_tokens = jobs.output_tokens + sums.output_tokens,
+        waiting = NULL, cached_tokens = jobs.cached_tokens + sums.cached_tokens, output_tokens = jobs.output_tokens + sums.output_tokens,
         cost_micro = jobs.cost_micro + sums.cost_micro
     FROM (
         SELECT job_id, count(*) FILTER (WHERE state = 'done') AS done, count(*) FILTER (WHERE state = 'failed') AS failed,
@@ -109,12 +109,32 @@ SELECT request_id FROM job_lines WHERE request_id = ANY ($1::uuid[]) AND state I
 -- Let lines that these requests still run be tried again, and end the attempts.
 WITH queued AS (
     UPDATE job_lines SET state = 'queued', not_before = now() + make_interval(secs => given.seconds), runner = NULL, lease_until = NULL,
-        attempt = attempt - given.uncounted::integer
+        attempt = attempt - given.uncounted::integer, lost_leases = lost_leases + (lease_until < now())::integer
     FROM unnest($1::uuid[], $2::double precision[], $3::boolean[]) AS given (id, seconds, uncounted)
     WHERE request_id = given.id AND request_id = ANY ($1::uuid[]) AND state = 'running'
     RETURNING request_id
 )
 SELECT drop_attempts(array_agg(request_id)) FROM queued HAVING count(*) > 0;
+
+-- name: list_lost_attempts
+-- List attempts that hold credits, and whose gateways have lost their lines.
+SELECT request_id FROM reservations JOIN job_lines USING (request_id)
+WHERE reservations.state = 'reserved' AND reservations.lease_until < now() - make_interval(secs => $1) AND reservations.job_id IS NOT NULL
+    AND job_lines.state = 'running' AND job_lines.lease_until < now()
+LIMIT $2;
+
+-- name: list_waiting_models
+-- List the models of jobs that may run now: live ones, and those that wait for idle machines.
+SELECT DISTINCT model, is_live FROM jobs WHERE state = 'in_progress' AND waits_until <= now() AND expires_at > now() LIMIT $1;
+
+-- name: list_stopped_jobs
+-- List those of these jobs whose lines may not go on.
+SELECT id FROM unnest($1::uuid[]) AS given (id)
+WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = given.id AND state = 'in_progress' AND expires_at > now());
+
+-- name: say_waiting
+-- Say why the jobs of a model don't move.
+UPDATE jobs SET waiting = $2 WHERE state = 'in_progress' AND model = $1 AND waits_until <= now() AND waiting IS DISTINCT FROM $2;
 
 -- name: hold_job
 -- Say why a job doesn't move, and until when.

@@ -6,13 +6,13 @@ WITH settled AS MATERIALIZED (
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
         $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
-        $31::boolean[], $32::text[], $33::text[], $34::bigint[], $35::text[], settle_batch($1, $12, $34, $13)
+        $31::boolean[], $32::text[], $33::text[], $34::bigint[], $35::text[], $36::uuid[], settle_batch($1, $12, $34, $13)
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
         provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
-        is_counted_late, error_field, ignored_fields, covered_tokens, plan, settled_micro
+        is_counted_late, error_field, ignored_fields, covered_tokens, plan, job_id, settled_micro
     )
     -- Always write in this order, so that gateways can't deadlock on rows of the same requests.
     ORDER BY tenant_id, id
@@ -22,13 +22,13 @@ fresh AS (
         id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         tokens_used, prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, cached,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
-        provider, attempts, upstream_micro, avoided_micro, first_token_ms, error_field, ignored_fields, plan
+        provider, attempts, upstream_micro, avoided_micro, first_token_ms, error_field, ignored_fields, plan, job_id
     )
     SELECT id, tenant_id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
            prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, status, error_code, created_at,
            coalesce(settled_micro, 0), cached, worker_owner, worker_labels::jsonb, begins_conversation, saved_micro,
            route, route_version, variant, target, provider, attempts, upstream_micro, avoided_micro, first_token_ms,
-           error_field, ignored_fields, plan
+           error_field, ignored_fields, plan, job_id
     FROM settled
     -- Another gateway has taken this request over and writes its row, or has already written it.
     WHERE settled_micro IS NOT NULL OR NOT was_taken_over(id)
@@ -40,7 +40,7 @@ exported AS (
     SELECT id, fresh.tenant_id, fresh.api_key_id, fresh.model_used, fresh.prompt_tokens, fresh.completion_tokens, covered_tokens,
         fresh.cost_micro, fresh.created_at
     FROM fresh JOIN settled USING (id)
-    WHERE $40 AND (tokens_used > 0 OR fresh.cost_micro > 0)
+    WHERE $41 AND (tokens_used > 0 OR fresh.cost_micro > 0)
     RETURNING true
 ),
 counted AS (
@@ -84,7 +84,7 @@ paid AS MATERIALIZED (
         ARRAY(SELECT id FROM settled WHERE settled_micro IS NOT NULL), array_agg((fresh.created_at AT TIME ZONE 'UTC')::date),
         array_agg(spent.route), array_agg(spent.target), array_agg(spent.micro)
     )
-    FROM unnest($36::uuid[], $37::text[], $38::text[], $39::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
+    FROM unnest($37::uuid[], $38::text[], $39::text[], $40::bigint[]) AS spent (id, route, target, micro) JOIN fresh USING (id)
     -- After everything else, because it locks the spending of all targets.
     HAVING (SELECT count(*) FROM counted) + (SELECT count(*) FROM judged) + (SELECT count(*) FROM exported) >= 0
 )
@@ -222,9 +222,25 @@ RETURNING held.request_id;
 SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tokens, held_tokens, gateway, created_at, lease_until,
     workers, delivered_before, claimed_at, route, route_version, variant, target, provider, is_batch
 FROM reservations
-WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1)
+WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1) AND job_id IS NULL
 ORDER BY lease_until
 LIMIT $2;
+
+-- name: mark_reservations
+-- Say which reservations are of jobs.
+UPDATE reservations SET job_id = given.job_id
+FROM unnest($1::uuid[], $2::uuid[]) AS given (request_id, job_id)
+WHERE reservations.request_id = given.request_id AND reservations.job_id IS NULL;
+
+-- name: drop_lost_attempts
+-- End reservations of jobs that no running line has, without pay: attempts of gateways that were too late.
+SELECT drop_attempts(ARRAY(
+    SELECT request_id FROM reservations
+    WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1) AND job_id IS NOT NULL
+        AND NOT EXISTS (SELECT FROM job_lines WHERE job_lines.request_id = reservations.request_id AND job_lines.state = 'running')
+    ORDER BY lease_until
+    LIMIT $2
+));
 
 -- name: read_account
 -- Read an account after granting this period's tokens; lock it briefly.

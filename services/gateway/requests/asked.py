@@ -180,7 +180,7 @@ class AskedRanking(AskedTexts[RankingRequest, Embed]):
 
     def call(self, target: ServingTarget, request_id: RequestId, record: AdmissionRecord) -> Embed:
         query, *documents = self.content
-        return Embed(target.model, tuple(documents), request_id, query=str(query))
+        return Embed(target.model, tuple(documents), request_id, query=str(query), batch=self.is_batch)
 
 
 class AskedModeration(AskedTexts[ModerationRequest, inference.Moderate]):

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.billing.reservations import CostBounds
-from services.gateway.facts import tiers
+from services.gateway.facts import line_run, tiers
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
@@ -52,7 +52,10 @@ class RequestAdmission:
 
     def decide_batch(self, run: Run, asked: Asked[Any, Any]) -> bool:
         """Decide whether the request runs behind live ones. Call it before ``admit``. Raises PolicyForbidden."""
-        if asked.may_be_batch:
+        line = None if asked.by_policy else line_run.of(run.request_id)
+        if line is not None:
+            asked.is_batch = run.admission.is_batch = not line.is_live
+        elif asked.may_be_batch:
             config, principal = self.search.source.config, run.principal
             plan = tiers.plan_of(config.limits.plans, principal.tier)
             asked.is_batch = run.admission.is_batch = config.policies.of(principal).runs_as_batch(asked.wants_flex, plan.flex)
@@ -75,8 +78,10 @@ class RequestAdmission:
         choice = await search.find(run, asked, caller)
         if isinstance(asked.key_use, OrphanedKeyUse):
             choice = choice.continuing(asked.key_use)
-        # A check belongs to a request that the limits have counted.
-        limits = () if asked.by_policy else self._limits(run.principal, choice)
+        line = line_run.of(run.request_id)
+        # A check belongs to a request that the limits have counted, and nobody counts what runs in idle time.
+        is_uncounted = asked.by_policy or (line is not None and not line.is_live)
+        limits = () if is_uncounted else self._limits(run.principal, choice)
         max_tokens, prefix_hashes = 0, tuple[bytes, ...]()
         if isinstance(asked, AskedPrompt):
             max_tokens = self._size_answer(record, asked, admitted, choice, limits)
@@ -96,7 +101,7 @@ class RequestAdmission:
             most_wait_seconds=max(0.0, seconds - _ANSWER_SECONDS) if asked.is_batch else math.inf,
         )
         record.held_seconds = min(seconds, most_held) if asked.is_batch else math.inf
-        bounds = _bounds(record, choice, min(seconds, most_held), max_tokens, asked.answers)
+        bounds = _bounds(run, choice, min(seconds, most_held), max_tokens, asked.answers)
         if needs.takes_slot:
             self._ensure_capacity(choice.requirements(needs))
         await self._count(run, needs, limits, seconds + self.search.dispatch.longest_start_seconds(tuple(bounds.prompt_tokens)))
@@ -198,7 +203,8 @@ class RequestAdmission:
                 )
 
 
-def _bounds(record: AdmissionRecord, choice: TargetChoice, seconds: float, max_tokens: int, answers: int) -> CostBounds:
+def _bounds(run: Run, choice: TargetChoice, seconds: float, max_tokens: int, answers: int) -> CostBounds:
+    record, line = run.admission, line_run.of(run.request_id)
     usages = {model: record.most_usage(model, max_tokens * answers) for model in choice.models}
     return CostBounds(
         prompt_tokens={model: most.prompt_tokens for model, most in usages.items()},
@@ -208,4 +214,6 @@ def _bounds(record: AdmissionRecord, choice: TargetChoice, seconds: float, max_t
         priced_as=ModelName(choice.route.name) if choice.route is not None and choice.route.has_own_price else None,
         holds=tuple(hold for target in choice.targets if (hold := choice.find_hold(target, usages[target.model])) is not None),
         is_batch=record.is_batch,
+        job=None if line is None else line.job_id,
+        kept_price=None if line is None else line.price_id,
     )

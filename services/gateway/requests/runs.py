@@ -13,15 +13,17 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Seque
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from services.gateway.billing.reservations import WorkerClaim
 from services.gateway.billing.usage_recorder import UsageRecorder
+from services.gateway.facts import line_run
 from services.gateway.facts.bad_field import BadField
+from services.gateway.facts.line_run import LineRun
 from services.gateway.facts.reader import AnswerHead, Reader
-from services.gateway.facts.request_record import RequestLabels
+from services.gateway.facts.request_record import RequestLabels, RequestRow
 from services.gateway.facts.waiting_request import WaitingRequest
 from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.cache_keys import NO_USE, CacheUse
@@ -67,6 +69,18 @@ Result = TypeVar("Result")
 Start = Callable[[Caller, Plan[Call], TargetCall[Call], float], Awaitable[Any]]
 
 _log = logs.get(part="runs")
+
+
+class RowTaker(Protocol):
+    """Takes the row of a run. Each ``reserve`` is followed by one ``add`` or ``release``."""
+
+    def reserve(self) -> None: ...
+
+    def release(self) -> None: ...
+
+    def add(self, row: RequestRow) -> Any: ...
+
+    async def wait_until_saved(self, added: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,7 +276,8 @@ class Runs:
         seeded = config
         if config.seed is None:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
-            seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if key_use is None else key_use.seed)
+            seed_of: KeyUse | LineRun | None = key_use or line_run.of(run.request_id)
+            seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if seed_of is None else seed_of.seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=not run.is_all_or_nothing, reader_paced=paced)
         on_claim = partial(self._record_claim, caller, target_call.target, is_paced=paced)
         if responses is None:
@@ -425,7 +440,8 @@ class Runs:
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> Result:
         """Write the row, however the run ends."""
-        self._recorder.reserve()
+        recorder: RowTaker = line_run.of(run.request_id) or self._recorder
+        recorder.reserve()
         self.running.add(run)
         caller, is_taken_over = Caller(run, reader, self.clock), False
         try:
@@ -455,9 +471,9 @@ class Runs:
             self.running.discard(run)
             if is_taken_over:
                 # The gateway that continues the request, or settles its overdue reservation, writes the row.
-                self._recorder.release()
+                recorder.release()
             else:
-                written = self._recorder.add(row)
+                written = recorder.add(row)
             self._ledger.forget(run.request_id)
             if written is not None:
                 self._ended.ended(row, run)
@@ -466,7 +482,7 @@ class Runs:
             await self._quotas.settle(run.admission.limit_usage, tokens=0 if run.cached else run.usage.total_tokens)
             if written is not None and (run.status is RequestStatus.SUCCESS or has_failed):
                 with tracing.span("ledger.settle"):
-                    await self._recorder.wait_until_saved(written)
+                    await recorder.wait_until_saved(written)
         return result(run, answer)
 
     async def _first_to_answer(self, caller: Caller, plan: Plan[Call], start: Start[Call], seconds: float) -> Any:

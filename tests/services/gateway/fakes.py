@@ -313,6 +313,8 @@ class FakeLedgerStore(LedgerStore):
     async def read_key_spending(self, owner: TenantId, key: KeyId) -> tuple[MicroCredits, MicroCredits]:
         return MicroCredits(0), self.held_micro
 
+    async def drop_lost_attempts(self, *, grace_seconds: float, most: int) -> None: ...
+
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         return ()
 

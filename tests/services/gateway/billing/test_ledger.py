@@ -80,6 +80,8 @@ class LedgerHarness(FakeLedgerStore):
             raise errors.Unavailable("PostgreSQL does not answer")
         self.extended = list(requests)
 
+    async def drop_lost_attempts(self, *, grace_seconds: float, most: int) -> None: ...
+
     async def list_overdue(self, *, grace_seconds: float, most: int) -> tuple[OpenReservation, ...]:
         return self.overdue
 

@@ -183,9 +183,7 @@ class Machine(RuleBasedStateMachine):
         ]
         if not claimed:
             # Lines that have lost too many leases have failed instead.
-            assert (
-                all(line.lost_leases + 1 >= states.MAX_LOST_LEASES and line.is_lost for _, line in waiting) or not waiting or self.failed()
-            )
+            assert all(line.lost_leases + line.is_lost >= states.MAX_LOST_LEASES for _, line in waiting) or not waiting or self.failed()
         for taken in claimed:
             line = self.known[taken.job_id].lines[taken.line]
             assert any(line is other for _, other in waiting)
@@ -202,9 +200,8 @@ class Machine(RuleBasedStateMachine):
         for job, known in self.known.items():
             if known.state is JobState.IN_PROGRESS:
                 for line, stored in zip(known.lines, self.run(self.jobs.results(job, -1, 100)), strict=True):
-                    if stored.error_code == "lease_lost_repeatedly" and line.state is LineState.RUNNING:
-                        assert line.is_lost
-                        assert line.lost_leases + 1 == states.MAX_LOST_LEASES
+                    if stored.error_code == "lease_lost_repeatedly" and line.state in {LineState.QUEUED, LineState.RUNNING}:
+                        assert line.lost_leases + line.is_lost == states.MAX_LOST_LEASES
                         line.apply(LineEvent.FAIL)
                         line.held.clear()
                         found = True
@@ -269,6 +266,7 @@ class Machine(RuleBasedStateMachine):
         if self.is_current(request, line):
             assert line.apply(LineEvent.REQUEUE)
             line.held.clear()
+            line.lost_leases += line.is_lost
             line.is_lost = False
         del self.claimed[request]
 
