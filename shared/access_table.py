@@ -376,6 +376,8 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /api/models/{model}/rollback": METHODS["gateway.rollbackModel"],
     "POST /api/models/{model}/retire": METHODS["gateway.retireModelVersion"],
     "POST /api/models/{model}/revoke": METHODS["gateway.revokeModelVersion"],
+    "POST /api/models/{model}/sign": METHODS["gateway.signModelVersion"],
+    "GET /api/models/{model}/trust": METHODS["gateway.readModelTrust"],
     "POST /api/inference": METHODS["gateway.processInferenceRequest"],
     "POST /api/infer": METHODS["gateway.processInferenceRequest"],
     "DELETE /api/inference": METHODS["gateway.cancelInference"],

@@ -292,6 +292,7 @@ class GatewayService:
             gibibytes=settings.model_origin_quota,
             is_deployed=self._is_deployed,
         )
+        self._model_trust = ModelTrustRpc(live, registry_store, self._registry, self.audit_reporting)
         self._files = FileStorage(
             FileRows(stores.database), stores.file_objects, node.dispatcher.memory, secret=settings.prompt_hash_secret
         )
@@ -381,7 +382,7 @@ class GatewayService:
             GatewaySettingsRpc(self._settings, lambda: {name: offer.terms for name, offer in live.config.offers.items()}),
             self._billing,
             self._registry,
-            ModelTrustRpc(live, RegistryStore(stores.database), self._registry, audit_reporting),
+            self._model_trust,
             ModelPeersRpc(node, RegistryStore(stores.database), partial(_source_of, live)),
             self._usage_export,
             servers,
@@ -488,7 +489,7 @@ class GatewayService:
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
             RestBilling(self._billing, self._accounts, self._node.id),
             RestModels(self._model_search, self.list_models, self._node.id),
-            RestVersions(self._registry, self._node.id),
+            RestVersions(self._registry, self._model_trust, self._node.id),
             OpenAiRoutes(self._runs, self._catalogue, self._items),
             FileRoutes(self._files, self._file_limit),
             RestWebhooks(self._webhook_rpc, self._node.id),

@@ -331,6 +331,8 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "POST /api/models/{model}/rollback": dict,
     "POST /api/models/{model}/retire": lambda: {"version": 1},
     "POST /api/models/{model}/revoke": lambda: {"version": 1, "reason": "none"},
+    "POST /api/models/{model}/sign": lambda: {"version": 1, "signature": "bm9uZQ=="},
+    "GET /api/models/{model}/trust": lambda: None,
     "POST /api/inference": lambda: {"prompt": "hi", "model": "echo"},
     "POST /api/infer": lambda: {"payload": "hi", "model": "echo"},
     "DELETE /api/inference": lambda: None,

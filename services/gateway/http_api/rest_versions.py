@@ -1,4 +1,4 @@
-"""Serves the /api routes for models: uploads in pieces, versions and channels."""
+"""Serves the /api routes for models: uploads in pieces, versions, channels and signatures."""
 
 import asyncio
 import re
@@ -8,14 +8,17 @@ from typing import TypeVar
 import msgspec
 
 from services.gateway.facts.bad_field import BadField
+from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.models import model_origin
 from services.gateway.models.registry import MAX_PIECE_BYTES, ModelRegistry
+from services.gateway.rpc_api.model_trust_rpc import ModelTrustRpc
 from shared import errors
+from shared.api import model_trust
 from shared.api import models as api
 from shared.api.method import Method
-from shared.api.models import BlobUpload, ModelVersion
+from shared.api.models import BlobUpload, ModelVersion, VersionNumber
 from shared.models import manifest
 from shared.models.version_names import DIGEST_PATTERN
 from shared.rpc import RpcCall
@@ -30,9 +33,15 @@ _RANGE = re.compile(rb"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})")
 _WANTED = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})")
 
 
+class TrustQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: The newest if there is none.
+    version: VersionNumber | None = None
+
+
 class RestVersions:
-    def __init__(self, registry: ModelRegistry, node: NodeId) -> None:
+    def __init__(self, registry: ModelRegistry, trust: ModelTrustRpc, node: NodeId) -> None:
         self._registry = registry
+        self._trust = trust
         self._downloads = asyncio.Semaphore(_DOWNLOADS)
         self._node = node
 
@@ -51,6 +60,10 @@ class RestVersions:
             self._post(api.rollback_model, "Let a channel serve the version before", registry.rollback),
             self._post(api.retire_model_version, "Keep a version out of channels", registry.retire),
             self._post(api.revoke_model_version, "Keep a version from being loaded, forever", registry.revoke),
+            self._post(model_trust.sign_model_version, "Keep a signature of a version", self._trust.sign),
+            HttpRoute("GET", f"{of_model}/trust", self._read_trust, "readModelTrust",
+                      "Show a version's manifest and signatures, and the rules about whose count", query=TrustQuery,
+                      answer=model_trust.ModelTrust),
         )  # fmt: skip
 
     def _post(
@@ -101,6 +114,11 @@ class RestVersions:
 
     async def _list(self, call: HttpCall) -> None:
         await call.answer(await self._registry.list(api.ListModelVersions(ModelName(call.rest_of_path)), call.as_rpc(self._node, _SECONDS)))
+
+    async def _read_trust(self, call: HttpCall) -> None:
+        query = request_bodies.read_query(call.query, TrustQuery)
+        request = model_trust.ReadModelTrust(ModelName(call.rest_of_path), query.version)
+        await call.answer(await self._trust.read(request, call.as_rpc(self._node, _SECONDS)))
 
     async def _complete(self, call: HttpCall) -> None:
         request = api.CompleteModelVersion(ModelName(call.rest_of_path), call.body)

@@ -1,5 +1,6 @@
 """Two whole gateways: uploads over HTTP, one of them killed, and requests by every name of a version."""
 
+import base64
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api import auth, gateway, model_copies, models
 from shared.api.gateway import HttpRequest, InferenceRequest, ProcessInferenceRequest
-from shared.models import manifest
+from shared.models import manifest, trust_bundle
 from shared.node import Node
 from shared.node.client_node import ClientNode
 from shared.protocol.directory import ModelOffer, WorkerLoad
@@ -28,6 +29,7 @@ from tests.services.gateway.http_answers import problem
 from tests.services.gateway.models import registries
 from tests.services.gateway.models.registries import ADMIN, DEVELOPER, PIECE, STRANGER, Push, push_of
 from tests.services.gateway.test_service import StandInAuth, StandInWorker
+from tests.shared.models.publishers import Publisher
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
 PEOPLE = {"admin": ADMIN, "dev": DEVELOPER, "eve": STRANGER}
@@ -231,6 +233,29 @@ async def test_versions_are_downloaded_in_pieces_by_whoever_sees_them(site: Site
         assert (await http.get(blob, headers={"range": "bytes=0-5"})).content == model[:6]
         await http.post("/api/models/acme/revoke", json={"version": 1, "reason": "wrong"})
         problem(await http.get(blob, headers={"range": "bytes=0-5"}), 404, "not_found")
+
+
+async def test_signatures_are_kept_and_shown_over_http(site: Site, tmp_path: Path) -> None:
+    made, publisher = push_of({"model.gguf": registries.gguf(tmp_path)}), Publisher()
+    version = await push(site, "dev", made, "acme")
+    signature = base64.b64encode(publisher.sign(version["digest"])).decode()
+    async with site.http(0, "dev") as http:
+        signed = await http.post("/api/models/acme/sign", json={"version": 1, "signature": signature})
+        assert signed.json()["signedBy"] == [trust_bundle.fingerprint(publisher.key.public_key())]
+        for query in ("", "?version=1"):
+            shown = (await http.get(f"/api/models/acme/trust{query}")).json()
+            assert shown["rules"] == {}
+            assert base64.b64decode(shown["manifest"]) == made.manifest
+            assert shown["signatures"] == [signature]
+        other = base64.b64encode(publisher.sign(manifest.digest_of(b"other"))).decode()
+        for wrong in (other, base64.b64encode(b"{}").decode(), "*", ""):
+            problem(await http.post("/api/models/acme/sign", json={"version": 1, "signature": wrong}), 400, "bad_request")
+        problem(await http.post("/api/models/acme/sign", json={"version": 2, "signature": signature}), 404, "not_found")
+        problem(await http.get("/api/models/acme/trust?version=2"), 404, "not_found")
+        problem(await http.get("/api/models/acme/trust?versions=1"), 400, "bad_request")
+    async with site.http(0, "eve") as http:
+        problem(await http.post("/api/models/acme/sign", json={"version": 1, "signature": signature}), 404, "not_found")
+        problem(await http.get("/api/models/acme/trust"), 404, "not_found")
 
 
 async def test_blobs_are_uploaded_over_the_mesh_and_read_by_workers_only_of_versions(site: Site) -> None:
