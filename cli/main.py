@@ -31,6 +31,7 @@ SECTIONS = {
         "rerank": "cli.ask.rerank:rerank",
         "models": "cli.ask.models:models",
         "files": "cli.ask.files:files",
+        "batch": "cli.ask.batches:batch",
         "trace": "cli.ask.trace:trace",
     },
     "Account": {

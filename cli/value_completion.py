@@ -1,4 +1,4 @@
-"""Completes values in the shell: models, keys, nodes and profiles.
+"""Completes values in the shell: models, keys, nodes, batches and profiles.
 
 What the mesh answered is kept for a minute. A completion that takes longer than a second or fails offers nothing, and says nothing.
 """
@@ -72,7 +72,13 @@ async def _routes(connection: "CliConnection") -> list[Candidate]:
     return [(route.name, ", ".join(target.model for target in route.targets)) for route in listed]
 
 
+async def _batches(connection: "CliConnection") -> list[Candidate]:
+    listed = (await connection.call(api.jobs.list_jobs, api.jobs.ListJobs(api.jobs.JobKind.BATCH))).jobs
+    return [(job.id, job.metadata.get("file", job.state)) for job in listed]
+
+
 models = _completer("models", _models)
+batches = _completer("batches", _batches)
 keys = _completer("keys", _keys)
 nodes = _completer("nodes", _nodes)
 workers = _completer("nodes", _nodes, prefix="inference")

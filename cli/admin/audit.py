@@ -1,9 +1,6 @@
 """`aicli admin audit`: show, export and verify the audit log, on a mesh or from files alone."""
 
-import io
-import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -14,7 +11,7 @@ from msgspec.structs import replace
 
 from cli import options
 from cli.cli_context import CliContext
-from cli.output import print_format, printing, watching
+from cli.output import output_file, print_format, printing, watching
 from cli.output.exit_codes import ExitCode
 from shared import api, errors
 from shared.types import NodeId
@@ -89,7 +86,7 @@ def list_(
 @click.pass_obj
 def export(here: CliContext, /, *, chain: str | None, since: datetime | None, file: Path | None) -> None:
     """Export the audit log as JSON lines. An auditor can verify the file without access to the mesh."""
-    with _lines(file) as out:
+    with output_file.open_(file) as out:
         request = api.audit.ExportAudit(chain=chain, since=_aware(since))
         count = here.run(lambda connection: _copy(connection, request, out))
     printing.note(f"{printing.counted(count, 'row')} written{'' if file is None else f' to {file}'}.")
@@ -137,28 +134,6 @@ def verify(
 
 def _aware(typed: datetime | None) -> datetime | None:
     return None if typed is None else typed.astimezone()
-
-
-@contextmanager
-def _lines(file: Path | None) -> Iterator[BinaryIO]:
-    """Open stdout, or a file that appears only when it is complete: half a log would look like a truncated one."""
-    if file is None:
-        if not isinstance(sys.stdout.buffer, io.RawIOBase):
-            yield sys.stdout.buffer
-            return
-        # With PYTHONUNBUFFERED it is the bare file, which may write a part only.
-        buffered = io.BufferedWriter(sys.stdout.buffer)
-        try:
-            yield buffered
-        finally:
-            buffered.detach()
-        return
-    from shared.identity import private_file
-
-    with private_file.written(file, b"") as begun:
-        with begun.open("wb") as out:
-            yield out
-        begun.replace(file)
 
 
 async def _copy(connection: "CliConnection", request: "ExportAudit", out: BinaryIO) -> int:

@@ -179,15 +179,19 @@ async def ask_http(connection: "CliConnection", request: HttpRequest) -> tuple[d
             status, headers = status or part.status, headers or dict(part.headers)
             body += part.body
     if status >= 400:
-        raise refusal(bytes(body))
+        raise refusal(status, bytes(body))
     return headers, bytes(body)
 
 
-def refusal(body: bytes) -> errors.AimeshError:
+def refusal(status: int, body: bytes) -> errors.AimeshError:
     """Return the error that a body of our API, or of OpenAI's, reports."""
-    found = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"]
-    code = str(found.get("aimesh_code") or found["code"])
-    return errors.from_problem(errors.Problem(code, str(found["message"]), str(found.get("hint") or "")))
+    try:
+        found = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"]
+        code = str(found.get("aimesh_code") or found["code"])
+        return errors.from_problem(errors.Problem(code, str(found["message"]), str(found.get("hint") or "")))
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+        # A proxy is there.
+        return errors.Unavailable(f"it answered with status {status}") if status >= 500 else errors.ProtocolViolation(f"status {status}")
 
 
 def _continue(partial: Path, size: int, hash_also: Callable[[bytes], None]) -> int:

@@ -1,8 +1,6 @@
 """`aicli files`: upload, list, download and delete files."""
 
-import os
 import secrets
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -11,7 +9,7 @@ import msgspec
 
 from cli.ask import blob_transfers
 from cli.cli_context import CliContext
-from cli.output import print_format, printing, watching
+from cli.output import output_file, print_format, printing, watching
 from shared import api, errors
 from shared.api.files import UPLOADED, FileFacts, FilePurpose
 from shared.api.gateway import HttpRequest
@@ -63,17 +61,12 @@ def upload(here: CliContext, /, source: str, *, purpose: str, days: int | None, 
     file = here.folder / Path(source).expanduser()
     if not file.is_file():
         raise errors.BadRequest(f"{source} is missing, or no regular file")
-    if here.profile().url is None and file.stat().st_size > _MAX_MESH_BYTES:
-        hint = "use a profile with the gateway's URL: aicli login --url URL; or POST it to /v1/files"
-        raise errors.TooLarge(f"{file.name} has {file.stat().st_size} bytes, and a file over the mesh at most {_MAX_MESH_BYTES}", hint=hint)
+    refuse_too_large(here, source, file.stat().st_size)
     expires = {} if days is None else {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(days * _SECONDS_OF_DAY)}
-    content_type, body = _form(file, {"purpose": purpose, **expires})
-    request = HttpRequest("POST", "/v1/files", headers=((b"content-type", content_type),), body=body)
 
     async def work(connection: "CliConnection") -> FileFacts:
-        _, answer = await blob_transfers.ask_http(connection, request)
-        made = msgspec.json.decode(answer, type=_Uploaded)
-        return await connection.call(api.files.get_file, api.files.GetFile(made.id))
+        made = await store(connection, file.name, file.read_bytes(), {"purpose": purpose, **expires})
+        return await connection.call(api.files.get_file, api.files.GetFile(made))
 
     made = here.run(work)
     printing.show_message(made, f"{made.name} is {made.id}", as_json=as_json)
@@ -88,18 +81,9 @@ def download(here: CliContext, /, file_id: str, target: str | None) -> None:
 
     async def work(connection: "CliConnection") -> Path | None:
         facts = await connection.call(api.files.get_file, api.files.GetFile(file_id))
-        if target == "-":
-            await _receive(connection, facts, sys.stdout.buffer)
-            return None
-        path = _choose(here.folder, facts, target)
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-        handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(handle, "wb") as output:
-                await _receive(connection, facts, output)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        path = None if target == "-" else _choose(here.folder, facts, target)
+        with output_file.open_(path) as output:
+            await receive(connection, facts, output)
         return path
 
     if (path := here.run(work)) is not None:
@@ -136,8 +120,8 @@ def _choose(folder: Path, facts: FileFacts, target: str | None) -> Path:
     return path
 
 
-async def _receive(connection: "CliConnection", facts: FileFacts, output: BinaryIO) -> None:
-    """Raises PeerError if the answer ends early."""
+async def receive(connection: "CliConnection", facts: FileFacts, output: BinaryIO) -> None:
+    """Download a file. Raises PeerError if the answer ends early."""
     request, status, refusal, size = HttpRequest("GET", f"/v1/files/{facts.id}/content"), 0, bytearray(), 0
     async with connection.http(request) as parts:
         async for part in parts:
@@ -148,16 +132,31 @@ async def _receive(connection: "CliConnection", facts: FileFacts, output: Binary
             size += len(part.body)
             output.write(part.body)
     if status != 200:
-        raise blob_transfers.refusal(bytes(refusal))
+        raise blob_transfers.refusal(status, bytes(refusal))
     if size != facts.size:
         raise errors.LinkLost(f"{size} of {facts.size} bytes arrived", hint="try again; if that fails, the file is damaged")
 
 
-def _form(file: Path, fields: dict[str, str]) -> tuple[bytes, bytes]:
+def refuse_too_large(here: CliContext, name: str, size: int) -> None:
+    """Raises TooLarge for a file that needs the REST address."""
+    if here.profile().url is None and size > _MAX_MESH_BYTES:
+        hint = "use a profile with the gateway's URL: aicli login --url URL; or POST it to /v1/files"
+        raise errors.TooLarge(f"{name} has {size} bytes, and a file over the mesh at most {_MAX_MESH_BYTES}", hint=hint)
+
+
+async def store(connection: "CliConnection", name: str, content: bytes, fields: dict[str, str]) -> str:
+    """Upload a file, and return its id."""
+    content_type, body = _form(name, content, fields)
+    request = HttpRequest("POST", "/v1/files", headers=((b"content-type", content_type),), body=body)
+    _, answer = await blob_transfers.ask_http(connection, request)
+    return msgspec.json.decode(answer, type=_Uploaded).id
+
+
+def _form(name: str, content: bytes, fields: dict[str, str]) -> tuple[bytes, bytes]:
     """Return the content type and the body of an upload."""
     boundary = secrets.token_hex(16)
-    shown = file.name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
+    shown = name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n' for field, value in fields.items()]
     parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{shown}"\r\n\r\n')
-    body = b"".join(("".join(parts).encode(), file.read_bytes(), f"\r\n--{boundary}--\r\n".encode()))
+    body = b"".join(("".join(parts).encode(), content, f"\r\n--{boundary}--\r\n".encode()))
     return f"multipart/form-data; boundary={boundary}".encode(), body

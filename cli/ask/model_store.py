@@ -253,14 +253,17 @@ class ProgressLine:
 
     def __call__(self, progress: PullProgress, who: str = "") -> None:
         shown = amounts.show_progress(progress.done_bytes, progress.total_bytes, progress.bytes_per_second)
-        text = printing.printable(f"{who}{progress.step}: {shown}")
+        self.write(f"{who}{progress.step}: {shown}", progress.step, who)
+
+    def write(self, text: str, step: str, who: str = "") -> None:
+        text = printing.printable(text)
         self._is_open = sys.stderr.isatty()
         if self._is_open:
             sys.stderr.write(f"\r\x1b[K{text}")
-        elif self._steps.get(who) != progress.step:
+        elif self._steps.get(who) != step:
             sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
-        self._steps[who] = progress.step
+        self._steps[who] = step
 
     def close(self) -> None:
         """End the line on the terminal."""

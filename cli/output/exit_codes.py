@@ -16,6 +16,8 @@ class ExitCode(IntEnum):
     NOTHING_SERVES = 5
     #: The worker ends with it too, and its systemd unit does not restart it.
     REVOKED = 6
+    #: A batch has ended, and some of its lines have no answer.
+    INCOMPLETE = 7
     #: 128 + SIGINT, as shells report for an interrupted program.
     INTERRUPTED = 130
 
@@ -29,6 +31,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.LIMITED: "rate limit, quota or budget exceeded",
     ExitCode.NOTHING_SERVES: "unavailable: no gateway, no worker or no such model",
     ExitCode.REVOKED: "an administrator has revoked this machine",
+    ExitCode.INCOMPLETE: "some lines of the batch have no answer",
     ExitCode.INTERRUPTED: "interrupted; the request was canceled on the worker",
 }
 

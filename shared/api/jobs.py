@@ -88,12 +88,14 @@ class JobFacts(Body, frozen=True):
 
 
 class CreateBatch(Body, frozen=True):
-    """Run each line of a file as a request, behind live requests and at the price of batches. The idempotency key makes repeats safe."""
+    """Run each line of a file as a request, behind live requests and at the price of batches."""
 
     input_file: FileId
     endpoint: BatchEndpoint
     window: BatchWindow = "24h"
     metadata: Metadata = msgspec.field(default_factory=dict)
+    #: A repeat returns the batch that it has already made. Over HTTP, the header Idempotency-Key does the same.
+    idempotency_key: Annotated[str, Meta(min_length=1, max_length=255)] | None = None
 
 
 class ListJobs(Body, frozen=True):

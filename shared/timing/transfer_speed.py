@@ -1,4 +1,4 @@
-"""How fast bytes arrive. Pure: the caller brings the clock."""
+"""How fast bytes, or lines, arrive. Pure: the caller brings the clock."""
 
 #: Before, single bursts would decide.
 LEAST_SECONDS = 0.5

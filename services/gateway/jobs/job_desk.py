@@ -29,7 +29,7 @@ class JobDesk:
 
     @serves(api.create_batch)
     async def create_batch(self, request: api.CreateBatch, call: RpcCall) -> JobFacts:
-        return facts_of(await self.order_batch(call.principal, request, call.idempotency_key))
+        return facts_of(await self.order_batch(call.principal, request, request.idempotency_key or call.idempotency_key))
 
     @serves(api.list_jobs)
     async def list(self, request: api.ListJobs, call: RpcCall) -> api.Jobs:

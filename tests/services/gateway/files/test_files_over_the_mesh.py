@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from cli.ask import blob_transfers
@@ -55,26 +54,23 @@ async def test_aicli_uploads_lists_downloads_and_deletes(net: TestNet, postgres_
     client = await start(net, postgres_url, valkey_url, str(tmp_path / "store"))
     ada, eve = (MeshConnection(client, Profile(mesh=MESH, api_key=KEYS[who])) for who in ("ada", "eve"))
     content = os.urandom(PART_BYTES + 70_000)
-    (tmp_path / "größe.bin").write_bytes(content)
-    content_type, body = files_module._form(tmp_path / "größe.bin", {"purpose": "fine-tune"})
-    request = HttpRequest("POST", "/v1/files", headers=((b"content-type", content_type),), body=body)
-    made = msgspec.json.decode((await blob_transfers.ask_http(ada, request))[1], type=files_module._Uploaded)
-    facts = await ada.call(files.get_file, files.GetFile(made.id))
+    made = await files_module.store(ada, "größe.bin", content, {"purpose": "fine-tune"})
+    facts = await ada.call(files.get_file, files.GetFile(made))
     assert (facts.name, facts.size, facts.purpose) == ("größe.bin", len(content), "fine-tune")
     assert (await ada.call(files.list_files, files.ListFiles())).files == (facts,)
     with (tmp_path / "again").open("wb") as output:
-        await files_module._receive(ada, facts, output)
+        await files_module.receive(ada, facts, output)
     assert (tmp_path / "again").read_bytes() == content
     assert (await eve.call(files.list_files, files.ListFiles())).files == ()
     with pytest.raises(errors.NotFound):
-        await eve.call(files.get_file, files.GetFile(made.id))
+        await eve.call(files.get_file, files.GetFile(made))
     with pytest.raises(errors.NotFound):
-        await eve.call(files.delete_file, files.DeleteFile(made.id))
+        await eve.call(files.delete_file, files.DeleteFile(made))
     (part,) = (tmp_path / "store" / "files").rglob("*/1")
     part.unlink()
     with (tmp_path / "damaged").open("wb") as output, pytest.raises(errors.LinkLost, match=f"{PART_BYTES} of {len(content)} bytes"):
-        await files_module._receive(ada, facts, output)
-    await ada.call(files.delete_file, files.DeleteFile(made.id))
+        await files_module.receive(ada, facts, output)
+    await ada.call(files.delete_file, files.DeleteFile(made))
     assert (await ada.call(files.list_files, files.ListFiles())).files == ()
     health = await client.rpc.call(gateway.get_service_health, gateway.GetServiceHealth())
     assert [(check.ok, check.needed) for check in health.checks if check.name == "files"] == [(True, False)]
@@ -95,9 +91,6 @@ async def test_a_gateway_without_a_store_says_so_and_has_no_files(net: TestNet, 
 async def test_the_plan_limits_all_files_together(net: TestNet, postgres_url: str, valkey_url: str, tmp_path: Path) -> None:
     client = await start(net, postgres_url, valkey_url, str(tmp_path / "store"), tier_free={"file_bytes": "10"})
     ada = MeshConnection(client, Profile(mesh=MESH, api_key=KEYS["ada"]))
-    (tmp_path / "six").write_bytes(b"123456")
-    content_type, body = files_module._form(tmp_path / "six", {"purpose": "batch"})
-    request = HttpRequest("POST", "/v1/files", headers=((b"content-type", content_type),), body=body)
-    await blob_transfers.ask_http(ada, request)
+    await files_module.store(ada, "six", b"123456", {"purpose": "batch"})
     with pytest.raises(errors.NotAllowed, match=r"\(6 bytes\); with 6 more they would exceed the limit of 10 bytes"):
-        await blob_transfers.ask_http(ada, request)
+        await files_module.store(ada, "six", b"123456", {"purpose": "batch"})
