@@ -398,7 +398,7 @@ class GatewayService:
         self._watch_workers()
         metrics.config_revision.set_function(lambda: live.config.revision)
         metrics.config_age.set_function(live.age_seconds)
-        partitions = Partitions(self._stores.database, metrics)
+        partitions, objects = Partitions(self._stores.database, metrics), self._stores.file_objects
 
         async def delete_old() -> None:
             await partitions.drop_old(settings.request_log_days)
@@ -432,7 +432,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.JOBS, 15, self._job_metrics.measure, metrics),
             self._deliveries.run(),
             *(export.run() for export in self._usage_export.exports),
-            *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics)] if self._stores.file_objects else ()),
+            *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics), objects.watch()] if objects else ()),
             *(self._registry.run() for _ in range(registry.JOBS if self._stores.origin else 0)),
         ):
             node.tasks.create_task(task)
@@ -679,7 +679,7 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         origin = None if settings.model_origin is None else await asyncio.to_thread(ModelOrigin.open, settings.model_origin, settings)
         file_objects = None
         if settings.files_url is not None:
-            file_objects = await asyncio.to_thread(FileObjects.open, settings.files_url, settings, FileRows(database))
+            file_objects = await asyncio.to_thread(FileObjects.open, settings.files_url, settings, FileRows(database), node.metrics)
         yield GatewayStores(
             cache,
             database,

@@ -191,6 +191,9 @@ class Announcements:
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         self._node.metrics.image_seconds.labels(model=model).inc(seconds)
 
+    def preempted(self, model: ModelName, answers: int) -> None:
+        self._node.metrics.batch_preempted.labels(model=model).inc(answers)
+
     def drafted(self, model: ModelName, tokens: int, accepted: int) -> None:
         for result, count in ((DraftResult.ACCEPTED, accepted), (DraftResult.REJECTED, tokens - accepted)):
             self._node.metrics.drafted_tokens.labels(model=model, result=result).inc(count)
@@ -203,6 +206,7 @@ class Announcements:
         for counter in (*counters, metrics.model_quarantines):
             counter.labels(model=model).inc(0)
         self.drafted(model, 0, 0)
+        self.preempted(model, 0)
         metrics.worker_up.labels(model=model).set(status.state in inference.SERVED)
         if self._distrust.get(model, "") != status.distrust:
             self._distrust[model] = status.distrust
@@ -240,6 +244,7 @@ class Announcements:
             (metrics.engine_overhead, "overhead"),
             (metrics.engine_step_seconds, "step_seconds"),
             (metrics.engine_tokens_per_second, "tokens_per_second"),
+            (metrics.batch_step_share, "batch_share"),
             (metrics.model_cpu_seconds, "cpu_seconds"),
             (metrics.model_memory, "ram_bytes"),
             (metrics.model_vram, "vram_bytes"),

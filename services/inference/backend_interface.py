@@ -61,6 +61,10 @@ class Watcher(Protocol):
         """A prompt's images were encoded."""
         ...
 
+    def preempted(self, model: ModelName, answers: int) -> None:
+        """So many batch answers have lost their slots."""
+        ...
+
     def drafted(self, model: ModelName, tokens: int, accepted: int) -> None:
         """A step computed so many guessed tokens of an answer, of which ``accepted`` were right."""
         ...

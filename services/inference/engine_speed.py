@@ -20,6 +20,7 @@ class EngineSpeed:
     seconds: float = 0.0
     decode_seconds: float = 0.0
     tokens_per_second: float = 0.0
+    batch_tokens_per_second: float = 0.0
     #: Since the engine started, like cache_hits.
     cpu_seconds: float = 0.0
     ram_bytes: int = 0
@@ -34,6 +35,11 @@ class EngineSpeed:
         return min(1.0, max(0.0, 1 - self.decode_seconds / self.seconds)) if self.seconds > 0 else 0.0
 
     @property
+    def batch_share(self) -> float:
+        """The share of batch answers in the tokens, from 0 to 1."""
+        return self.batch_tokens_per_second / self.tokens_per_second if self.tokens_per_second > 0 else 0.0
+
+    @property
     def step_seconds(self) -> float:
         return self.seconds / self.steps if self.steps else 0.0
 
@@ -45,6 +51,7 @@ class _Share:
     seconds: float = 0.0
     decode_seconds: float = 0.0
     tokens: int = 0
+    batch_tokens: int = 0
 
 
 class StepMeter:
@@ -62,6 +69,7 @@ class StepMeter:
         share.seconds += step.seconds
         share.decode_seconds += step.decode_seconds
         share.tokens += sum(len(progress.token_ids) for progress in step.progress)
+        share.batch_tokens += sum(len(progress.token_ids) for progress in step.progress if progress.seconds)
         self._used = EngineSpeed(cache_bytes=step.cache_bytes, cache_hits=step.cache_hits)
 
     def figures(self, now: float) -> EngineSpeed:
@@ -73,6 +81,7 @@ class StepMeter:
             seconds=seconds,
             decode_seconds=sum(share.decode_seconds for share in shares),
             tokens_per_second=sum(share.tokens for share in shares) / seconds if seconds > 0 else 0.0,
+            batch_tokens_per_second=sum(share.batch_tokens for share in shares) / seconds if seconds > 0 else 0.0,
         )
 
 

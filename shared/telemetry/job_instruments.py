@@ -1,6 +1,6 @@
-"""Declare the metrics of jobs; part of the instrument list.
+"""Declare the metrics of jobs and files; part of the instrument list.
 
-Every gateway reads ``JOBS``, ``JOB_LINES``, ``JOB_OLDEST`` and ``JOB_NEEDED_RATE`` from PostgreSQL for the whole mesh, so
+Every gateway reads ``JOBS``, ``JOB_LINES``, ``JOB_OLDEST``, ``JOB_NEEDED_RATE`` and ``FILES_BYTES`` from PostgreSQL for the whole mesh, so
 take the maximum over the gateways.
 """
 
@@ -62,6 +62,28 @@ JOB_LINE_RUN_SECONDS = histogram(
     ("model",),
     unit="seconds",
     buckets=_RUN_SECONDS,
+)
+FILES_BYTES = gauge(
+    "ai_platform_files_bytes",
+    "Bytes of stored files over all gateways, by store: database for small ones, else the scheme of FILES_URL",
+    ("store",),
+    unit="bytes",
+)
+FILE_STORE_ERRORS = counter(
+    "ai_platform_file_store_errors_total",
+    "Failures of the store of files, by the scheme of FILES_URL. Each gateway tries it every 15 s",
+    ("store",),
+)
+
+# --- inference
+
+BATCH_PREEMPTED = counter(
+    "ai_platform_batch_preempted_total", "How often a batch answer lost its slot because a live request needed it", ("model",)
+)
+BATCH_STEP_SHARE = gauge(
+    "ai_platform_batch_step_share",
+    "Share of batch answers in the tokens that the engine generated in the last 10 s, from 0 to 1; 0 when idle",
+    ("model",),
 )
 
 ALL: tuple[Instrument, ...] = tuple(found for found in list(globals().values()) if isinstance(found, Instrument))

@@ -1,8 +1,11 @@
 """Keeps the parts of large files on an object store, and makes sure that it is the store that PostgreSQL knows."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from services.gateway.files import sealed_parts
@@ -11,11 +14,14 @@ from shared import config, errors
 from shared.amounts import show_bytes
 from shared.stores import object_credentials, objects
 from shared.stores.objects import ObjectMissing, ObjectStore, StoreUnavailable
+from shared.telemetry import Metrics
 
 #: Says which store it is.
 _NAME = "aimesh-store"
 #: A store may be exchanged, or its folder unmounted, while a gateway runs.
 _TRUSTED_SECONDS = 60.0
+#: The store is tried so often, and must answer in time. The alert files_unavailable counts on a failure in each minute.
+_TRY_SECONDS, _ANSWER_SECONDS = 15.0, 10.0
 #: Stays free on the disk of a folder.
 _RESERVE_BYTES = 1 << 30
 _ORPHAN_AGE = timedelta(days=1)
@@ -30,19 +36,38 @@ class OtherStore(errors.Unavailable):
 class FileObjects:
     """Every method raises Unavailable."""
 
-    def __init__(self, store: ObjectStore, rows: FileRows) -> None:
-        self._store, self._rows = store, rows
+    def __init__(self, store: ObjectStore, rows: FileRows, metrics: Metrics, scheme: str = "file") -> None:
+        self._store, self._rows, self._metrics = store, rows, metrics
+        #: The label of the store.
+        self._scheme = scheme
+        metrics.file_store_errors.labels(scheme)
         self._trusted_until = 0.0
 
     @classmethod
-    def open(cls, address: str, settings: config.Settings, rows: FileRows) -> "FileObjects":
+    def open(cls, address: str, settings: config.Settings, rows: FileRows, metrics: Metrics) -> "FileObjects":
         """Raises BadSettings."""
-        return cls(objects.open_store(address, object_credentials.of(settings)), rows)
+        return cls(objects.open_store(address, object_credentials.of(settings)), rows, metrics, urlsplit(address).scheme or "file")
+
+    async def watch(self) -> None:
+        """Try the store until canceled, so that a failure is seen also while no file is needed."""
+        while True:
+            with suppress(errors.Unavailable, TimeoutError), self._counted():
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    await self._ensure_own()
+            await asyncio.sleep(_TRY_SECONDS)
+
+    async def measure(self) -> None:
+        small, large = await self._rows.measure()
+        self._metrics.files_bytes.labels("database").set(small)
+        self._metrics.files_bytes.labels(self._scheme).set(large)
 
     async def ensure_own(self) -> None:
         """Raise OtherStore unless it is the store that PostgreSQL knows."""
-        if time.monotonic() < self._trusted_until:
-            return
+        if time.monotonic() >= self._trusted_until:
+            with self._counted():
+                await self._ensure_own()
+
+    async def _ensure_own(self) -> None:
         expected = await self._rows.ensure_store(self._write_id)
         try:
             found = (await self._store.get(_NAME)).decode(errors="replace")
@@ -70,17 +95,19 @@ class FileObjects:
     async def put(self, file: UUID, number: int, sealed: bytes) -> None:
         """Raises InsufficientStorage, too."""
         await self.ensure_room(len(sealed))
-        try:
-            await self._store.put(sealed_parts.object_name(file, number), sealed)
-        except StoreUnavailable:
-            # A full disk, or quota, looks like any other failure.
-            await self.ensure_room(len(sealed))
-            raise
+        with self._counted():
+            try:
+                await self._store.put(sealed_parts.object_name(file, number), sealed)
+            except StoreUnavailable:
+                # A full disk, or quota, looks like any other failure.
+                await self.ensure_room(len(sealed))
+                raise
 
     async def get(self, file: UUID, number: int) -> bytes:
         """Raises FileDamaged."""
         try:
-            return await self._store.get(sealed_parts.object_name(file, number))
+            with self._counted():
+                return await self._store.get(sealed_parts.object_name(file, number))
         except ObjectMissing as error:
             raise errors.FileDamaged(f"part {number} of the file is missing in the store", hint="upload the file again") from error
 
@@ -97,6 +124,14 @@ class FileObjects:
             await self._store.delete(orphans)
             deleted += len(orphans)
         return deleted
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except (StoreUnavailable, OtherStore, TimeoutError):
+            self._metrics.file_store_errors.labels(self._scheme).inc()
+            raise
 
     async def _old_objects(self) -> AsyncIterator[dict[str, UUID | None]]:
         """Yield names of objects with their files; None for what is none."""

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from services.gateway.files.sealed_parts import INLINE_BYTES
 from shared import errors
 from shared.amounts import show_bytes
 from shared.api.files import FileFacts, FileId, FilePurpose, ListFiles
@@ -143,6 +144,12 @@ class FileRows:
                     await transaction.run("mark_file_store")
         store: UUID = row["id"]
         return store
+
+    async def measure(self) -> tuple[int, int]:
+        """Return the bytes of all files of at most INLINE_BYTES, and of all others."""
+        row = await self._database.row("measure_all_files", INLINE_BYTES, deadline_seconds=60)
+        assert row is not None
+        return row["small"], row["large"]
 
     async def take_search(self, seconds: float) -> bool:
         """Return whether this gateway looks for objects without a row."""

@@ -170,6 +170,7 @@ class FileStorage:
                 await self._drop(file)
         if await self._rows.take_search(_SEARCH_SECONDS) and (deleted := await objects.delete_orphans()):
             _log.info("objects without a file deleted", objects=deleted)
+        await objects.measure()
 
     async def checks(self) -> tuple[Check, ...]:
         """Return whether files can be read, if this mesh has files; before the caller's timeout."""

@@ -36,8 +36,7 @@ class JobMetrics:
             # So that ``increase`` sees the first one.
             for outcome in LineOutcome:
                 self._metrics.job_lines_ended.labels(each.model, outcome.value)
-        self._lines.show(
-            {(each.model, "queued"): each.queued for each in models} | {(each.model, "running"): each.running for each in models}
-        )
+        lines: dict[tuple[str, ...], float] = {(each.model, "queued"): each.queued for each in models}
+        self._lines.show(lines | {(each.model, "running"): each.running for each in models})
         self._oldest.show({(each.model,): each.oldest_seconds for each in models})
         self._needed.show({(each.model,): each.needed_per_second for each in models})

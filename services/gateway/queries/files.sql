@@ -6,6 +6,11 @@ SELECT pg_advisory_xact_lock(hashtextextended('aimesh.gateway.files.' || $1::uui
 -- Return the bytes of a tenant's files, without the file $2.
 SELECT coalesce(sum(bytes), 0)::bigint FROM files WHERE tenant_id = $1 AND id <> $2 AND state <> 'deleting';
 
+-- name: measure_all_files
+-- Return the bytes of all files of at most $1 bytes, and of all others.
+SELECT coalesce(sum(bytes) FILTER (WHERE bytes <= $1), 0)::bigint AS small, coalesce(sum(bytes) FILTER (WHERE bytes > $1), 0)::bigint AS large
+FROM files WHERE state = 'ready';
+
 -- name: begin_file
 -- Begin an upload, or again one that was broken off; it is dead after $5 seconds. No row if the file is complete or is being deleted.
 INSERT INTO files (id, tenant_id, user_id, bytes, expires_at) VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))

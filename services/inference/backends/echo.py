@@ -110,6 +110,8 @@ class EchoBackend(Backend):
             # Also yields without a delay, so that a fast reader doesn't block the loop.
             await asyncio.sleep(self._token_seconds)
             if job.is_batch and not self._may_run(job):
+                if count > replayed + 1:
+                    self._watcher.preempted(MODEL, 1)
                 await parking.wait(lambda: self._find_turn(job), lambda notice: sink.send(Chunk("", (), waiting=notice)))
             is_thought = thoughts[count - 1]
             text, reason = stops.push("" if is_thought else word), None

@@ -215,7 +215,7 @@ class ModelCache:
         self._budget = budget
         self._watcher = watcher
         self.restarting, self.parse_failed, self.images_encoded = watcher.restarting, watcher.parse_failed, watcher.images_encoded
-        self.drafted, self.swapped = watcher.drafted, watcher.swapped
+        self.drafted, self.swapped, self.preempted = watcher.drafted, watcher.swapped, watcher.preempted
         self.warn = watcher.warn
         self.memory_found = watcher.memory_found
         self._programs = programs

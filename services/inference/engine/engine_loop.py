@@ -182,6 +182,7 @@ class EngineLoop:
             plan.drafted,
             accepted,
             all(feed.sequence.is_batch for feed in plan.feeds),
+            self._scheduler.take_preempted(),
         )
 
     def _append(self, feed: Feed, token: DrawnToken) -> AnswerProgress:

@@ -300,6 +300,8 @@ class StepReport(_Message, frozen=True):
     accepted: int = 0
     #: All of its sequences are of batches.
     is_batch: bool = False
+    #: Batch sequences that have lost their slots since the last report.
+    preempted: int = 0
 
 
 class ComputedVectors(_Message, frozen=True):

@@ -253,6 +253,7 @@ class Scheduler:
         self._turns = AdapterTurns()
         #: How long the last step took.
         self.step_seconds = 0.0
+        self._preempted = 0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         #: Waiting sequences whose prefix another one is reading.
@@ -392,12 +393,18 @@ class Scheduler:
         """Move the youngest sequence back to the front of the queue, one of a batch if there is one; return its slot, to clear."""
         return self._pause_youngest(forget=True)
 
+    def take_preempted(self) -> int:
+        """Return how many batch sequences have lost their slots since the last call."""
+        count, self._preempted = self._preempted, 0
+        return count
+
     def _pause_youngest(self, *, forget: bool) -> int:
         """``forget``: also its tokens, which otherwise stay as a cache."""
         slot = self._youngest_of_batches()
         if slot is None:
             slot = next(reversed(self._running))
         sequence = self._running.pop(slot)
+        self._preempted += sequence.is_batch
         self._slots.release(slot, keep=0 if forget else sequence.fed)
         sequence.hashed.hash_blocks()
         self._waiting.appendleft(sequence)

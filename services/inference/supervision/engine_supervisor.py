@@ -329,6 +329,8 @@ class SupervisedEngine:
         self._steps.record(step, time.monotonic())
         if step.drafted:
             self._watcher.drafted(self._model, step.drafted, step.accepted)
+        if step.preempted:
+            self._watcher.preempted(self._model, step.preempted)
         for progress in step.progress:
             self._deliver(progress)
 

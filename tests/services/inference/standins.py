@@ -82,6 +82,7 @@ class Watch:
         self.warnings: dict[WarningTopic, str] = {}
         self.swaps: list[str] = []
         self.drafts: list[tuple[int, int]] = []
+        self.preemptions = 0
 
     def changed(self) -> None:
         self.changes += 1
@@ -102,6 +103,9 @@ class Watch:
 
     def images_encoded(self, model: ModelName, seconds: float) -> None:
         """Not used by these tests."""
+
+    def preempted(self, model: ModelName, answers: int) -> None:
+        self.preemptions += answers
 
     def drafted(self, model: ModelName, tokens: int, accepted: int) -> None:
         self.drafts.append((tokens, accepted))

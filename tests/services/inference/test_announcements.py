@@ -130,6 +130,8 @@ async def test_removed_model_leaves_no_gauges() -> None:
     watcher.drafted(ModelName("echo"), 16, 13)
     assert 'ai_platform_drafted_tokens_total{model="echo",result="accepted"} 13.0' in exposed(node)
     assert 'ai_platform_drafted_tokens_total{model="echo",result="rejected"} 3.0' in exposed(node)
+    watcher.preempted(ModelName("echo"), 2)
+    assert 'ai_platform_batch_preempted_total{model="echo"} 2.0' in exposed(node)
     backend.is_empty = True
     watcher.changed()
     await until(lambda: node.offers[-1].models == ())

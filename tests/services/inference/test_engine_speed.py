@@ -32,6 +32,14 @@ def test_every_token_of_a_draft_counts() -> None:
     assert meter.figures(0.0).tokens_per_second == pytest.approx(6.0)
 
 
+def test_share_of_batch_answers_is_that_of_their_tokens() -> None:
+    meter = StepMeter()
+    live, batch = engine_messages.AnswerProgress(1, (7,), "a"), engine_messages.AnswerProgress(2, (8, 9), "bc", seconds=0.25)
+    meter.record(engine_messages.StepReport((live, live, batch), 0.5), 0.0)
+    assert meter.figures(0.0).batch_share == 0.5
+    assert EngineSpeed().batch_share == 0.0
+
+
 def test_old_steps_do_not_count() -> None:
     meter = StepMeter()
     meter.record(step(0.1, 0.0), 0.0)

@@ -105,6 +105,6 @@ class Site:
 async def running(url: str, objects: ObjectStore, *, most_bytes: int | None = None) -> AsyncIterator[Site]:
     async with store.opened(url) as database:
         rows, memory = FileRows(database), RequestMemory()
-        file_objects = FileObjects(objects, rows)
+        file_objects = FileObjects(objects, rows, Metrics("gateway"))
         storage = FileStorage(rows, file_objects, memory, secret=SECRET)
         yield Site(database, rows, file_objects, storage, memory, most_bytes)

@@ -321,6 +321,41 @@ async def test_a_store_that_is_away_is_503_and_a_file_is_deleted_later(
     assert await site.count("files") == 0
 
 
+async def test_failures_of_the_store_are_counted_also_while_no_file_is_needed(
+    site: Site, folder: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failures() -> float:
+        return site.objects._metrics.file_store_errors.labels("file")._value.get()
+
+    async def away(*_args: object, **_more: object) -> None:
+        raise objects.StoreUnavailable("the store is away")
+
+    async def silent(*_args: object, **_more: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(file_objects, "_TRY_SECONDS", 0.01)
+    monkeypatch.setattr(file_objects, "_ANSWER_SECONDS", 0.01)
+    await site.store(LARGE)
+    async with asyncio.TaskGroup() as tasks:
+        watching = tasks.create_task(site.objects.watch())
+        for way in (away, silent):
+            before = failures()
+            with monkeypatch.context() as patch:
+                patch.setattr(folder, "get", way)
+                await until(lambda before=before: failures() > before + 2)  # type: ignore[misc]
+        watching.cancel()
+
+
+async def test_bytes_are_measured_by_store(site: Site) -> None:
+    for data in (b"abc", LARGE):
+        await site.store(data)
+    await site.storage.clean()
+    assert len(LARGE) == 8_400_953
+    text = site.objects._metrics.render()
+    assert 'ai_platform_files_bytes{store="database"} 3.0' in text
+    assert 'ai_platform_files_bytes{store="file"} 8.400953e+06' in text
+
+
 async def test_an_s3_server_that_dies_in_mid_upload_leaves_no_file(plain_url: str) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(object_server.running())

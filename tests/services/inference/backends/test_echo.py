@@ -140,3 +140,4 @@ async def test_batch_answers_run_in_the_slots_that_live_ones_leave() -> None:
         assert len(batch[1].chunks) <= seen + 1, "the younger one has made way"
         await first
     assert [reader.text for reader in batch] == [prompt] * 3
+    assert watch.preemptions == 1

@@ -579,3 +579,11 @@ def test_seconds_of_a_batch_answer_are_those_of_its_own_steps() -> None:
         seconds |= {one.id: one.seconds for one in report.progress}
     assert seconds[1] == 0.0
     assert 5 <= seconds[2] < steps
+
+
+def test_report_counts_batch_answers_that_lose_their_slot() -> None:
+    running = loop(ToyModel(KvLayout.STREAMS, slots=1))
+    handle(running, msgspec.structs.replace(generate(1, "once", max_tokens=5), is_batch=True))
+    assert [report.preempted for _ in range(2) if (report := running.step()) is not None] == [0, 0]
+    handle(running, generate(2, "live", max_tokens=5))
+    assert [report.preempted for _ in range(2) if (report := running.step()) is not None] == [1, 0]

@@ -314,6 +314,19 @@ async def test_speed_is_measured_from_the_steps() -> None:
     assert (engine.figures().cpu_seconds, engine.figures().ram_bytes) == (0.0, 0)
 
 
+async def test_lost_slots_are_reported() -> None:
+    code = """
+for command in arriving:
+    accept(command)
+    sock.sendall(wire.pack(wire.StepReport((wire.AnswerProgress(command.id, (1,), "a", "stop"),), preempted=2)))
+"""
+    watch = Watch()
+    async with supervised(SPEAKS + ANSWERS + code, watch) as engine:
+        await until(lambda: engine.state is ModelState.READY)
+        await engine.generate(job(), Reader())
+    assert watch.preemptions == 2
+
+
 async def test_drafts_are_reported_and_their_tokens_delivered_one_by_one() -> None:
     code = """
 for command in arriving:
