@@ -65,7 +65,7 @@ class JobDesk:
                 endpoint=order.endpoint,
                 seed=secrets.randbits(63),
                 seconds=seconds,
-                kept_seconds=seconds + KEPT_SECONDS,
+                kept_seconds=KEPT_SECONDS,
                 input_file=file.id,
                 metadata=order.metadata,
                 idempotency_key=key,

@@ -12,7 +12,7 @@ from services.gateway.jobs.states import MAX_LOST_LEASES, LineState
 from services.gateway.store import GatewayStore
 from shared.api.auth import Principal
 from shared.api.jobs import JobKind, JobState, LineError
-from shared.stores.database import Database, DatabaseRow
+from shared.stores.database import Database, DatabaseRow, Transaction
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId, UserId
 
 LEASE_SECONDS = 60.0
@@ -28,7 +28,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     kind: JobKind
     endpoint: str
     seed: int
-    #: How long it may take, and how long it is kept.
+    #: How long it may take, and how long it is kept after its end.
     seconds: float
     kept_seconds: float
     is_live: bool = False
@@ -144,22 +144,42 @@ class JobStore:
 
     async def create(self, job: NewJob) -> Job:
         """Insert a job, or return the one with its idempotency key."""
-        owner = job.owner
-        async with self._database.bound(owner.tenant_id) as transaction:
-            await transaction.run(
-                "create_job", job.id, owner.tenant_id, owner.user_id, owner.key_id, job.kind.value, job.is_live, job.endpoint, job.model,
-                job.price_id, job.seed, job.input_file, msgspec.json.encode(job.metadata).decode(), job.idempotency_key, job.seconds,
-                job.kept_seconds,
-            )  # fmt: skip
+        async with self._database.bound(job.owner.tenant_id) as transaction:
+            return await self._create(transaction, job)
+
+    async def start(self, job: NewJob, line: NewLine) -> Job:
+        """Insert a job of one line that may run at once, or return the one with its idempotency key."""
+        async with self._database.bound(job.owner.tenant_id) as transaction:
+            made = await self._create(transaction, job)
+            if made.id != job.id:
+                return made
+            await transaction.run("add_lines", job.id, *_line_columns([line]))
+            await transaction.run("begin_job", job.id, 1, job.model, job.price_id)
             row = await transaction.row("find_job", job.id)
-            if row is None:
-                row = await transaction.row("find_repeated_job", owner.tenant_id, job.idempotency_key)
+        assert row is not None
+        return _job(row)
+
+    async def _create(self, transaction: Transaction, job: NewJob) -> Job:
+        owner = job.owner
+        await transaction.run(
+            "create_job", job.id, owner.tenant_id, owner.user_id, owner.key_id, job.kind.value, job.is_live, job.endpoint, job.model,
+            job.price_id, job.seed, job.input_file, msgspec.json.encode(job.metadata).decode(), job.idempotency_key, job.seconds,
+            job.kept_seconds,
+        )  # fmt: skip
+        row = await transaction.row("find_job", job.id)
+        if row is None:
+            row = await transaction.row("find_repeated_job", owner.tenant_id, job.idempotency_key)
         assert row is not None
         return _job(row)
 
     async def find(self, tenant: TenantId, job: UUID) -> Job | None:
         async with self._database.bound(tenant) as transaction:
             row = await transaction.row("find_job", job)
+        return None if row is None else _job(row)
+
+    async def find_repeated(self, tenant: TenantId, key: str) -> Job | None:
+        async with self._database.bound(tenant) as transaction:
+            row = await transaction.row("find_repeated_job", tenant, key)
         return None if row is None else _job(row)
 
     async def page(self, tenant: TenantId, kind: JobKind | None, after: UUID | None, most: int) -> tuple[Job, ...]:
@@ -179,6 +199,14 @@ class JobStore:
             row = await transaction.row("find_job", job)
         return None if row is None else _job(row)
 
+    async def forget(self, job: UUID) -> None:
+        """Cancel a job, and delete it as soon as it has ended. Nobody sees it any more."""
+        async with self._database.transaction() as transaction:
+            await transaction.row("lock_job", job)
+            await transaction.run("cancel_job", job, None)
+            await transaction.run("forget_job", job)
+            await transaction.rows("delete_jobs", 1, job)
+
     # --- validating and finalizing
 
     async def take(self, state: JobState, runner: str) -> Job | None:
@@ -190,8 +218,7 @@ class JobStore:
         return await self._database.run("keep_job", job, runner, LEASE_SECONDS) == 1
 
     async def add_lines(self, job: UUID, lines: Sequence[NewLine]) -> None:
-        columns = ([getattr(line, name) for line in lines] for name in NewLine.__struct_fields__)
-        await self._database.run("add_lines", job, *columns)
+        await self._database.run("add_lines", job, *_line_columns(lines))
 
     async def begin(self, job: UUID, total: int, model: ModelName, price_id: int) -> bool:
         return await self._database.run("begin_job", job, total, model, price_id) == 1
@@ -218,7 +245,7 @@ class JobStore:
         await self._database.run("end_job", job)
 
     async def delete_old(self, most: int = 100) -> int:
-        return len(await self._database.rows("delete_jobs", most))
+        return len(await self._database.rows("delete_jobs", most, None))
 
     # --- of all owners
 
@@ -294,6 +321,10 @@ class JobStore:
     async def hold(self, job: UUID, why: str, seconds: float) -> None:
         """Say why a job doesn't move, and until when."""
         await self._database.run("hold_job", job, why, seconds)
+
+
+def _line_columns(lines: Sequence[NewLine]) -> list[list[object]]:
+    return [[getattr(line, name) for line in lines] for name in NewLine.__struct_fields__]
 
 
 def _result_columns(result: LineResult) -> tuple[object, ...]:

@@ -12,6 +12,8 @@ class JobEvent(StrEnum):
     REFUSED = "refused"
     #: Every line has a result.
     ENDED = "ended"
+    #: The line of a job that isn't a batch has failed.
+    LINE_FAILED = "line_failed"
     #: Somebody cancels it, or its owner may not run it any more.
     CANCEL = "cancel"
     #: Its window has passed.
@@ -48,6 +50,7 @@ JOBS: dict[tuple[JobState, JobEvent], JobState] = {
     (JobState.VALIDATING, JobEvent.CANCEL): JobState.CANCELLING,
     (JobState.VALIDATING, JobEvent.EXPIRE): JobState.FINALIZING,
     (JobState.IN_PROGRESS, JobEvent.ENDED): JobState.FINALIZING,
+    (JobState.IN_PROGRESS, JobEvent.LINE_FAILED): JobState.FINALIZING,
     (JobState.IN_PROGRESS, JobEvent.CANCEL): JobState.CANCELLING,
     (JobState.IN_PROGRESS, JobEvent.EXPIRE): JobState.FINALIZING,
     (JobState.CANCELLING, JobEvent.STOPPED): JobState.FINALIZING,
@@ -55,6 +58,7 @@ JOBS: dict[tuple[JobState, JobEvent], JobState] = {
 #: How a job ends that is finalized after an event.
 OUTCOMES: dict[JobEvent, JobState] = {
     JobEvent.ENDED: JobState.COMPLETED,
+    JobEvent.LINE_FAILED: JobState.FAILED,
     JobEvent.EXPIRE: JobState.EXPIRED,
     JobEvent.STOPPED: JobState.CANCELLED,
 }

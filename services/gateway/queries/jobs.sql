@@ -3,13 +3,13 @@
 INSERT INTO jobs (
     id, tenant_id, user_id, key_id, kind, is_live, endpoint, model, price_id, state, seed, input_file, metadata, idempotency_key, expires_at, delete_at
 )
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'validating', $10, $11, $12, $13, now() + make_interval(secs => $14), now() + make_interval(secs => $15))
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'validating', $10, $11, $12, $13, now() + make_interval(secs => $14), now() + make_interval(secs => $14::float8 + $15))
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 RETURNING id;
 
 -- name: find_job
--- Find one job.
-SELECT * FROM jobs WHERE id = $1;
+-- Find one job, unless it is forgotten.
+SELECT * FROM jobs WHERE id = $1 AND delete_at > now();
 
 -- name: find_repeated_job
 -- Find a tenant's job by its idempotency key.
@@ -17,7 +17,7 @@ SELECT * FROM jobs WHERE tenant_id = $1 AND idempotency_key = $2;
 
 -- name: list_jobs
 -- List a tenant's jobs, the newest first. Their ids sort by time.
-SELECT * FROM jobs WHERE tenant_id = $1 AND ($2::text IS NULL OR kind = $2) AND ($3::uuid IS NULL OR id < $3) ORDER BY id DESC LIMIT $4;
+SELECT * FROM jobs WHERE tenant_id = $1 AND ($2::text IS NULL OR kind = $2) AND ($3::uuid IS NULL OR id < $3) AND delete_at > now() ORDER BY id DESC LIMIT $4;
 
 -- name: erase_jobs
 -- Delete all jobs of a tenant.
@@ -64,7 +64,7 @@ WHERE id = $1 AND state = 'validating';
 -- name: refuse_job
 -- A line is malformed: drop all lines.
 WITH dropped AS (DELETE FROM job_lines WHERE job_id = $1 AND EXISTS (SELECT FROM jobs WHERE id = $1 AND state = 'validating'))
-UPDATE jobs SET state = 'failed', ended_at = now(), errors = $2 WHERE id = $1 AND state = 'validating';
+UPDATE jobs SET state = 'failed', ended_at = now(), delete_at = now() + (delete_at - expires_at), errors = $2 WHERE id = $1 AND state = 'validating';
 
 -- name: claim_lines
 -- Claim lines of one job.
@@ -89,7 +89,7 @@ WITH ended AS (
 ),
 counted AS (
     UPDATE jobs SET
-        done = done + sums.done, failed = failed + sums.failed, input_tokens = jobs.input_tokens + sums.input_tokens,
+        done = jobs.done + sums.done, failed = jobs.failed + sums.failed, input_tokens = jobs.input_tokens + sums.input_tokens,
         waiting = NULL, cached_tokens = jobs.cached_tokens + sums.cached_tokens, output_tokens = jobs.output_tokens + sums.output_tokens,
         cost_micro = jobs.cost_micro + sums.cost_micro
     FROM (
@@ -169,7 +169,10 @@ ORDER BY id LIMIT $1;
 -- Begin to finalize a locked job that is at its end.
 WITH moved AS (
     UPDATE jobs SET state = 'finalizing', finalizing_at = now(), lease_until = '-infinity',
-        outcome = CASE WHEN state = 'cancelling' THEN 'cancelled' WHEN state = 'in_progress' AND done + failed = total THEN 'completed' ELSE 'expired' END
+        outcome = CASE
+            WHEN state = 'cancelling' THEN 'cancelled' WHEN state <> 'in_progress' OR done + failed < total THEN 'expired'
+            WHEN kind <> 'batch' AND failed = total THEN 'failed' ELSE 'completed'
+        END
     WHERE id = $1
     RETURNING id, outcome
 ),
@@ -189,14 +192,22 @@ SELECT line, custom_id, state, result, status_code, error_code, request_id FROM 
 -- name: end_job
 -- The files of a job are complete: end it, and drop the lines of a batch.
 WITH ended AS (
-    UPDATE jobs SET state = outcome, ended_at = now(), waiting = NULL WHERE id = $1 AND state = 'finalizing' RETURNING id, kind
+    UPDATE jobs SET state = outcome, ended_at = now(), delete_at = now() + (delete_at - expires_at), waiting = NULL WHERE id = $1 AND state = 'finalizing' RETURNING id, kind
 )
 DELETE FROM job_lines USING ended WHERE job_id = ended.id AND kind = 'batch';
 
+-- name: forget_job
+-- Show a job to nobody any more, and delete it once it has ended.
+UPDATE jobs SET delete_at = now(), idempotency_key = NULL WHERE id = $1;
+
 -- name: delete_jobs
--- Delete jobs whose time is over.
-WITH over AS MATERIALIZED (SELECT id FROM jobs WHERE ended_at IS NOT NULL AND delete_at <= now() ORDER BY delete_at LIMIT $1 FOR UPDATE SKIP LOCKED),
-lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over))
+-- Delete jobs whose time is over, or only the job $2, with the files that only they have.
+WITH over AS MATERIALIZED (
+    SELECT id, input_file FROM jobs WHERE ended_at IS NOT NULL AND delete_at <= now() AND ($2::uuid IS NULL OR id = $2)
+    ORDER BY delete_at LIMIT $1 FOR UPDATE SKIP LOCKED
+),
+lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over)),
+inputs AS (UPDATE files SET state = 'deleting' WHERE id IN (SELECT input_file FROM over) AND purpose = 'job_input')
 DELETE FROM jobs WHERE id IN (SELECT id FROM over) RETURNING id;
 
 -- name: count_open_jobs
