@@ -1,6 +1,6 @@
 """Reads and writes subscriptions and invoices. Every method may raise Unavailable."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from uuid import UUID
@@ -21,7 +21,7 @@ from shared.api.billing import (
     Party,
     PlanState,
 )
-from shared.api.notices import Notice, PaymentLate
+from shared.api.notices import PaymentLate
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.types import MicroCredits, RequestId, TenantId
@@ -156,10 +156,10 @@ class BillingRows:
         """Add a notice; the same subject again adds nothing."""
         await self._transaction.run("add_notice", owner, f"payment/{subject}", msgspec.json.encode(notice).decode())
 
-    async def take_notice(self) -> tuple[TenantId, str, Notice] | None:
-        """Take the oldest notice, with its owner and subject. It stays if the transaction fails."""
-        row = await self._transaction.row("take_threshold_notice")
-        return None if row is None else (row["owner"], row["subject"], msgspec.json.decode(row["notice"], type=Notice))
+    async def take_notice(self, skipped: Sequence[tuple[TenantId, str]]) -> tuple[TenantId, str, bytes] | None:
+        """Take the oldest notice, with its owner and subject, except these. It stays if the transaction fails."""
+        row = await self._transaction.row("take_threshold_notice", [owner for owner, _ in skipped], [subject for _, subject in skipped])
+        return None if row is None else (row["owner"], row["subject"], row["notice"].encode())
 
     async def count_reminder(self, number: str) -> None:
         await self._transaction.run("count_reminder", number)

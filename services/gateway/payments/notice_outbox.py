@@ -1,12 +1,19 @@
 """Tells auth what owners of accounts should know about their plans, budgets, balances, payments and webhooks; auth mails it.
 
-A gateway that dies before the row's deletion is committed tells auth again, which changes nothing.
+A gateway that dies before the row's deletion is committed tells auth again, which changes nothing. During an upgrade, a gateway or auth may
+be older than a notice and not know its kind: it stays, and doesn't hold up others.
 """
 
+from contextlib import suppress
+
+import msgspec
+
 from services.gateway.payments.billing_store import BillingStore
+from shared import errors
 from shared.api import notices as api
-from shared.api.notices import AddNotice, LimitUsed, WebhookDisabled
+from shared.api.notices import AddNotice, LimitUsed, Notice, WebhookDisabled
 from shared.rpc import RpcClient
+from shared.types import TenantId
 
 EVERY_SECONDS = 30
 #: How long auth may take while the row is locked.
@@ -21,17 +28,32 @@ class NoticeOutbox:
         self._store, self._rpc, self._currency, self._sells = store, rpc, currency, sells
 
     async def work(self) -> None:
-        """Raises Unavailable; the next round does the rest."""
-        while await self._tell_one():
+        """Raises Unavailable, and the last refusal; the next round does the rest."""
+        refused: dict[tuple[TenantId, str], errors.CallerError] = {}
+        while await self._tell_one(refused):
             pass
+        for refusal in refused.values():
+            raise refusal
 
-    async def _tell_one(self) -> bool:
-        async with self._store.transaction() as rows:
-            found = await rows.take_notice()
-            if found is None:
-                return False
-            owner, subject, notice = found
-            if self._sells or isinstance(notice, WebhookDisabled) or (isinstance(notice, LimitUsed) and notice.of == "budget"):
-                wanted = AddNotice(owner, subject, notice, self._currency)
-                await self._rpc.call(api.add_notice, wanted, deadline_seconds=_AUTH_SECONDS)
+    async def _tell_one(self, refused: dict[tuple[TenantId, str], errors.CallerError]) -> bool:
+        with suppress(errors.CallerError):
+            async with self._store.transaction() as rows:
+                found = await rows.take_notice([*refused])
+                if found is None:
+                    return False
+                owner, subject, body = found
+                try:
+                    await self._tell(owner, subject, body)
+                except errors.CallerError as error:
+                    refused[owner, subject] = error
+                    raise
         return True
+
+    async def _tell(self, owner: TenantId, subject: str, body: bytes) -> None:
+        try:
+            notice = msgspec.json.decode(body, type=Notice)
+        except msgspec.ValidationError as error:
+            raise errors.BadRequest(f"a newer gateway wrote the notice: {error}") from error
+        if self._sells or isinstance(notice, WebhookDisabled) or (isinstance(notice, LimitUsed) and notice.of == "budget"):
+            wanted = AddNotice(owner, subject, notice, self._currency)
+            await self._rpc.call(api.add_notice, wanted, deadline_seconds=_AUTH_SECONDS)

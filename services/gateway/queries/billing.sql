@@ -190,8 +190,9 @@ GROUP BY 1, 2 ORDER BY 1, 2;
 INSERT INTO threshold_notices (owner, subject, notice) VALUES ($1, $2, $3::text::jsonb) ON CONFLICT DO NOTHING;
 
 -- name: take_threshold_notice
--- Take the oldest notice, except those that another gateway is at. It stays if the transaction fails.
+-- Take the oldest notice, except these and those that another gateway is at. It stays if the transaction fails.
 DELETE FROM threshold_notices WHERE (owner, subject) = (
-    SELECT owner, subject FROM threshold_notices ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT owner, subject FROM threshold_notices
+    WHERE (owner, subject) NOT IN (SELECT * FROM unnest($1::uuid[], $2::text[])) ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING owner, subject, notice::text;

@@ -98,8 +98,8 @@ class Shop:
         """Take them all, oldest first, with their subjects."""
         taken = []
         async with self.rows.transaction() as rows:
-            while (one := await rows.take_notice()) is not None:
-                taken.append(one[1:])
+            while (one := await rows.take_notice([])) is not None:
+                taken.append((one[1], msgspec.json.decode(one[2], type=Notice)))
         return taken
 
     async def end_period(self, owner: TenantId) -> None:

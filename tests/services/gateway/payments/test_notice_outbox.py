@@ -19,7 +19,7 @@ from shared import errors
 from shared.api import notices as api
 from shared.api.auth import Budget, Every
 from shared.api.method import Nothing
-from shared.api.notices import AddNotice, LimitUsed, PaymentLate
+from shared.api.notices import AddNotice, LimitUsed, PaymentLate, WebhookDisabled
 from shared.types import KeyId, MicroCredits, RequestId, UserId
 from tests.cases import case
 from tests.services.gateway.billing.test_ledger_store import Books, books, new_owner, new_request, row
@@ -34,7 +34,7 @@ class Office:
     """The outbox of one gateway, and what auth was told."""
 
     def __init__(self, opened: Any, *, sells: bool = True) -> None:
-        self.told: list[AddNotice] = []
+        self.database, self.told = opened, list[AddNotice]()
         self.failing = 0
         self.rpc = FakeRpc()
         self.rpc.answers[api.add_notice.name] = self._add
@@ -244,6 +244,33 @@ async def test_a_notice_is_kept_until_auth_has_it(books: Books, office: Office, 
     assert await office.work() == [("budget", 80, 90, 100)]
     assert office.told == [first]
     assert await books.count("threshold_notices", "*") == 0
+
+
+@pytest.mark.parametrize("refusal", [errors.BadRequest("Invalid value 'webhook'"), errors.UnknownMethod("there is no method")])
+async def test_a_notice_that_an_older_auth_refuses_stays_and_holds_up_no_other(books: Books, office: Office, refusal: Exception) -> None:
+    ada = new_owner()
+    async with BillingStore(office.database).transaction() as rows:
+        await rows.notify(ada, "endpoint", WebhookDisabled("hooks", "it answered 410"))
+    # Also one that this gateway doesn't know, because a newer one wrote it.
+    await books.execute("INSERT INTO threshold_notices (owner, subject, notice) VALUES (gen_random_uuid(), 'x', '{\"kind\": \"news\"}')")
+    await use(books, ada, 90, spending(owner=100))
+
+    async def refuse_webhooks(request: AddNotice) -> Nothing:
+        if isinstance(request.notice, WebhookDisabled):
+            raise refusal
+        return await office._add(request)
+
+    office.rpc.answers[api.add_notice.name] = refuse_webhooks
+    for told in (1, 0):
+        office.told.clear()
+        with pytest.raises(type(refusal)):
+            await office.outbox.work()
+        assert (len(office.told), await books.count("threshold_notices", "*")) == (told, 2)
+    office.rpc.answers[api.add_notice.name] = office._add
+    with pytest.raises(errors.BadRequest, match="newer gateway"):
+        await office.work()
+    assert [told.notice for told in office.told] == [WebhookDisabled("hooks", "it answered 410")]
+    assert await books.count("threshold_notices", "*") == 1
 
 
 async def test_two_gateways_tell_each_notice_once_and_dont_wait_for_each_other(books: Books, office: Office) -> None:
