@@ -315,6 +315,8 @@ class PlanDocument(Document, frozen=True):
     included_tokens: TokenLimit | None = None
     #: All stored files together.
     file_bytes: TokenLimit | None = None
+    #: Of all batches together, without those that have a result.
+    queued_lines: TokenLimit | None = None
     #: For a month, in the mesh's currency.
     fee: Money | None = None
     #: How much usage beyond the tokens is billed at the end of a month; 0: it needs prepaid credits.

@@ -52,6 +52,7 @@ from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
+from services.gateway.jobs.batch_work import BatchWork, OwnerRules
 from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import JobStore
@@ -297,8 +298,16 @@ class GatewayService:
             FileRows(stores.database), stores.file_objects, node.dispatcher.memory, secret=settings.prompt_hash_secret
         )
         self._jobs = JobStore(stores.database, stores.requests)
-        self._job_desk = JobDesk(self._jobs, self._files)
         self._job_metrics = JobMetrics(self._jobs, metrics)
+        self._batch_work = BatchWork(
+            self._jobs,
+            self._files,
+            OwnerRules(self._callers.identify_owner, self._may_run, self._line_limit, records.ledger.price_id_of),
+            node.id,
+            self._job_metrics,
+            secret=settings.prompt_hash_secret,
+        )
+        self._job_desk = JobDesk(self._jobs, self._files, self._batch_work, self.audit_reporting, self._file_limit)
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
         receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
         self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, metrics)
@@ -343,6 +352,7 @@ class GatewayService:
             await service.audit_reporting.send()
 
     def _new_admission(self) -> RequestAdmission:
+        self._discovery_ends_at = time.monotonic() + _DISCOVERY_SECONDS
         search = TargetSearch(
             ledger=self._records.ledger,
             dispatch=self._dispatch,
@@ -350,7 +360,7 @@ class GatewayService:
             source=self._live,
             prompt_hash_secret=self._settings.prompt_hash_secret,
             worker_wait_seconds=_DISCOVERY_SECONDS,
-            discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
+            discovery_ends_at=self._discovery_ends_at,
         )
         return RequestAdmission(
             search=search,
@@ -405,6 +415,7 @@ class GatewayService:
             await self._reports.delete_old()
             await self._usage_export.delete_old()
             await self._webhook_store.delete_old()
+            await self._jobs.delete_old()
 
         remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
         for task in (
@@ -431,6 +442,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.WEBHOOKS, 15, self._deliveries.measure, metrics),
             background_jobs.repeat(UpkeepJob.JOBS, 15, self._job_metrics.measure, metrics),
             self._deliveries.run(),
+            self._batch_work.run(),
             *(export.run() for export in self._usage_export.exports),
             *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics), objects.watch()] if objects else ()),
             *(self._registry.run() for _ in range(registry.JOBS if self._stores.origin else 0)),
@@ -478,6 +490,27 @@ class GatewayService:
 
     def _file_limit(self, caller: auth.Principal) -> int | None:
         return tiers.plan_of(self._live.config.limits.plans, caller.tier).file_bytes
+
+    def _line_limit(self, owner: auth.Principal) -> int | None:
+        return tiers.plan_of(self._live.config.limits.plans, owner.tier).queued_lines
+
+    def _may_run(self, owner: auth.Principal, model: ModelName) -> bool:
+        """Return whether the owner of a job may name the model, perhaps when its workers are there."""
+        config = self._live.config
+        policy, names = config.policies.of(owner), config.names.seen_by(owner.tenant_id)
+        if not policy.allows_name(model) or not routing.may_name(owner, model, names):
+            return False
+        if names.find_route(model) or names.find_pattern(model):
+            return True
+        workers, startable = self._node.directory.entries(Role.WORKER), self._dispatch.worker_stats.starts.pools
+        just_started = time.monotonic() < self._discovery_ends_at
+        try:
+            routing.resolve(model, workers, names, just_started=just_started, allows=policy.allows_name, startable=startable)
+        except errors.UnknownModel:
+            return False
+        except errors.NotReachable:
+            pass
+        return True
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)

@@ -93,6 +93,7 @@ WITHOUT_KIND: dict[str, str] = {
     "webhook.change": _WEBHOOKS,
     "webhook.rotate": _WEBHOOKS,
     "webhook.delete": _WEBHOOKS,
+    "batch.cancel": "jobs are not replayed; what the restore brings back may be cancelled again",
     "node.remove_model": "the worker keeps it",
 }
 
@@ -104,6 +105,6 @@ HARMLESS = frozenset(
         "node.approve", "node.pardon", "oidc.link", "organisation.create",
         "account.verify", "organisation.invite",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
-        "webhook.create",
+        "webhook.create", "batch.create",
     }
 )  # fmt: skip

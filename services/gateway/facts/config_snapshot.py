@@ -174,9 +174,9 @@ def plan_document(tier: Tier, plan: TierPlan) -> PlanDocument:
     kind of limit refuse a document that names it."""
     numbers = {name: getattr(plan, name) for name in tiers.NUMBERS}
     stated = {name: number for name, number in numbers.items() if number is not None or getattr(tiers.DEFAULTS[tier], name) is not None}
-    if plan.file_bytes == tiers.DEFAULTS[tier].file_bytes:
-        # Gateways of version 0.3 don't know it.
-        stated.pop("file_bytes", None)
+    for name in tiers.NEW_NUMBERS:
+        if getattr(plan, name) == getattr(tiers.DEFAULTS[tier], name):
+            stated.pop(name, None)
     return PlanDocument(**{name: UNLIMITED if number is None else number for name, number in stated.items()})  # type: ignore[arg-type]
 
 

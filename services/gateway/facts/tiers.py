@@ -10,7 +10,9 @@ from shared.config_documents import Flex
 from shared.types import MicroCredits, ModelName, PlanName, Tier
 
 #: The numbers of a tier, by their names in the settings.
-NUMBERS = (*limits.BY_NAME, "included_tokens", "file_bytes")
+NUMBERS = (*limits.BY_NAME, "included_tokens", "file_bytes", "queued_lines")
+#: Gateways of version 0.3 don't know them.
+NEW_NUMBERS = ("file_bytes", "queued_lines")
 #: The setting's value for no limit.
 UNLIMITED = "unlimited"
 #: While Valkey is down: each gateway counts alone, nothing is counted, or every request is refused.
@@ -29,6 +31,8 @@ class TierPlan:
     included_tokens: int | None = None
     #: Of all stored files together.
     file_bytes: int | None = None
+    #: Of batches, that have no result.
+    queued_lines: int | None = None
     #: How far the balance of an account may fall below zero.
     overage_micro: MicroCredits | None = _NOTHING
     #: For a month; None: agreed with each customer.
@@ -52,7 +56,7 @@ class TierPlan:
 
 #: Enterprise is negotiated with each customer.
 _INCLUDED = {
-    Tier.FREE: TierPlan(included_tokens=100_000, file_bytes=1 << 30, for_sale=True),
+    Tier.FREE: TierPlan(included_tokens=100_000, file_bytes=1 << 30, queued_lines=50_000, for_sale=True),
     Tier.PRO: TierPlan(included_tokens=1_000_000, file_bytes=10 << 30, fee_micro=MicroCredits(29 * MICRO), for_sale=True),
     Tier.ENTERPRISE: TierPlan(overage_micro=None, fee_micro=None),
 }

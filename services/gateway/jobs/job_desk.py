@@ -1,11 +1,14 @@
 """Takes orders for jobs from the members of their account or organization, and tells them how they are."""
 
 import secrets
+from collections.abc import AsyncIterator, Callable
 from uuid import UUID
 
 from services.gateway.facts.bad_field import BadField
 from services.gateway.files.file_rows import PREFIX as FILE
+from services.gateway.files.file_rows import FileOwner, NewFile
 from services.gateway.files.file_storage import FileStorage
+from services.gateway.jobs.batch_work import BatchWork
 from services.gateway.jobs.job_store import Job, JobStore, NewJob
 from shared import context, errors
 from shared.api import jobs as api
@@ -15,17 +18,26 @@ from shared.api.jobs import JobFacts, JobKind
 from shared.api.method import Nothing
 from shared.protocol import public_ids
 from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
 from shared.types import TenantId
 
-PREFIXES = {JobKind.BATCH: "batch", JobKind.SINGLE: "job", JobKind.RESPONSE: "resp"}
 _WINDOWS = {"24h": 24 * 3600.0, "1h": 3600.0}
 #: After its end.
 KEPT_SECONDS = 30 * 24 * 3600.0
 
 
 class JobDesk:
-    def __init__(self, store: JobStore, files: FileStorage) -> None:
-        self._store, self._files = store, files
+    def __init__(
+        self,
+        store: JobStore,
+        files: FileStorage,
+        work: BatchWork,
+        audit_reporting: AuditReporting,
+        file_limit_of: Callable[[Principal], int | None],
+    ) -> None:
+        """``file_limit_of``: how many bytes the files of a caller may have."""
+        self._store, self._files, self._work, self._audit_reporting = store, files, work, audit_reporting
+        self._file_limit_of = file_limit_of
 
     @serves(api.create_batch)
     async def create_batch(self, request: api.CreateBatch, call: RpcCall) -> JobFacts:
@@ -43,7 +55,7 @@ class JobDesk:
 
     @serves(api.cancel_job)
     async def cancel(self, request: api.CancelJob, call: RpcCall) -> JobFacts:
-        return facts_of(await self.cancel_of(call.principal.tenant_id, request.id))
+        return facts_of(await self.cancel_of(call.principal, request.id))
 
     @serves(api.erase_jobs)
     async def erase(self, request: api.EraseJobs, _call: RpcCall) -> Nothing:
@@ -52,41 +64,67 @@ class JobDesk:
         return Nothing()
 
     async def order_batch(self, owner: Principal, order: api.CreateBatch, key: str | None) -> Job:
-        """Raises NotFound, and BadField for another file than input of batches."""
+        """Raises NotFound, BadField for another file than input of batches, and IdempotencyConflict."""
         file = await self._files.find(owner.tenant_id, order.input_file)
         if file.facts.purpose is not FilePurpose.BATCH:
             raise BadField("input_file_id", "must be a file that was uploaded with the purpose batch")
-        seconds = _WINDOWS[order.window]
-        return await self._store.create(
-            NewJob(
-                id=context.new_request_id(),
-                owner=owner,
-                kind=JobKind.BATCH,
-                endpoint=order.endpoint,
-                seed=secrets.randbits(63),
-                seconds=seconds,
-                kept_seconds=KEPT_SECONDS,
-                input_file=file.id,
-                metadata=order.metadata,
-                idempotency_key=key,
-            )
+        return await self.add_batch(owner, file.id, order.endpoint, key, window=order.window, metadata=order.metadata)
+
+    async def add_batch(
+        self,
+        owner: Principal,
+        input_file: UUID,
+        endpoint: str,
+        key: str | None,
+        *,
+        window: api.BatchWindow = "24h",
+        metadata: api.Metadata | None = None,
+    ) -> Job:
+        """Raises IdempotencyConflict."""
+        new = NewJob(
+            id=context.new_request_id(),
+            owner=owner,
+            kind=JobKind.BATCH,
+            endpoint=endpoint,
+            seed=secrets.randbits(63),
+            seconds=_WINDOWS[window],
+            kept_seconds=KEPT_SECONDS,
+            input_file=input_file,
+            metadata=metadata or {},
+            idempotency_key=key,
         )
+        made = await self._store.create(new)
+        if made.id == new.id:
+            self._work.ordered.set()
+            self._audit_reporting.report_action("batch.create", owner, tenant=owner.tenant_id, target=made.public_id)
+        elif (made.kind, made.input_file, made.endpoint, made.metadata) != (new.kind, input_file, endpoint, new.metadata):
+            raise errors.IdempotencyConflict("this idempotency key was used for another job", hint="use a new key for each job")
+        return made
+
+    async def store_input(self, owner: Principal, lines: AsyncIterator[bytes]) -> UUID:
+        """Store lines of a batch as a file that nobody sees; also the one line of a job that is no batch. It is deleted with the end of the
+        batch, or with the other job, that gets it as its input, and after 30 days. Raises what ``FileStorage.store`` raises."""
+        of = FileOwner(owner.tenant_id, owner.user_id, self._file_limit_of(owner))
+        made = await self._files.store(of, lines, lambda: NewFile("input.jsonl", FilePurpose.JOB_INPUT, KEPT_SECONDS))
+        file = public_ids.decode(FILE, made.id)
+        assert file is not None
+        return file
 
     async def find(self, tenant: TenantId, job: str) -> Job:
         """Raises NotFound."""
         found = await self._store.find(tenant, read_id(job))
-        if found is None or public_id(found) != job:
+        if found is None or found.public_id != job:
             raise _missing(job)
         return found
 
-    async def cancel_of(self, tenant: TenantId, job: str) -> Job:
+    async def cancel_of(self, by: Principal, job: str) -> Job:
         """Raises NotFound. What has ended stays as it is."""
-        found = await self.find(tenant, job)
-        return await self._store.cancel(found.id) or found
-
-
-def public_id(job: Job) -> str:
-    return public_ids.encode(PREFIXES[job.kind], job.id, "_")
+        found = await self.find(by.tenant_id, job)
+        cancelled = await self._store.cancel(found.id) or found
+        self._work.ended.set()
+        if found.kind is JobKind.BATCH:
+            self._audit_reporting.report_action("batch.cancel", by, tenant=by.tenant_id, target=job)
+        return cancelled
 
 
 def read_id(text: str) -> UUID:
@@ -108,7 +146,7 @@ def facts_of(job: Job) -> JobFacts:
         return None if file is None else public_ids.encode(FILE, file)
 
     return JobFacts(
-        id=public_id(job),
+        id=job.public_id,
         kind=job.kind,
         endpoint=job.endpoint,
         state=job.state,

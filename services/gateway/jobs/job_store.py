@@ -10,16 +10,25 @@ from services.gateway.facts.request_record import RequestRow
 from services.gateway.jobs.batch_input import NewLine
 from services.gateway.jobs.states import MAX_LOST_LEASES, LineState
 from services.gateway.store import GatewayStore
-from shared.api.auth import Principal
+from services.gateway.webhooks import webhook_store
+from shared import context, errors
+from shared.api.auth import IdentifyOwner, Principal
 from shared.api.jobs import JobKind, JobState, LineError
+from shared.api.webhooks import EventType
+from shared.protocol import public_ids
 from shared.stores.database import Database, DatabaseRow, Transaction
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId, UserId
 
+PREFIXES = {JobKind.BATCH: "batch", JobKind.SINGLE: "job", JobKind.RESPONSE: "resp"}
 LEASE_SECONDS = 60.0
 #: Of which jobs are measured.
 MAX_MODELS = 200
 #: Of one claim.
 MAX_CLAIMED = 32
+#: Sealed, of one page; a single line may have more.
+_PAGE_BYTES = 1 << 20
+#: All lines of a large job.
+_LINES_SECONDS = 60.0
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +86,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime
     delete_at: datetime
 
+    @property
+    def public_id(self) -> str:
+        return public_ids.encode(PREFIXES[self.kind], self.id, "_")
+
+    @property
+    def owner(self) -> IdentifyOwner:
+        return IdentifyOwner(self.user_id, self.key_id, None if self.tenant_id == self.user_id else self.tenant_id)
+
 
 class ClaimedLine(msgspec.Struct, frozen=True):
     job_id: UUID
@@ -104,6 +121,16 @@ class LineRetry(msgspec.Struct, frozen=True):
     seconds: float
     #: It was only set aside.
     is_uncounted: bool = False
+
+
+class MovedJob(msgspec.Struct, frozen=True):
+    """One that is finalized now."""
+
+    #: None if it was never validated.
+    model: ModelName | None
+    outcome: JobState
+    #: How many of its lines have no result.
+    unfinished: int
 
 
 class StoredLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +191,7 @@ class JobStore:
         await transaction.run(
             "create_job", job.id, owner.tenant_id, owner.user_id, owner.key_id, job.kind.value, job.is_live, job.endpoint, job.model,
             job.price_id, job.seed, job.input_file, msgspec.json.encode(job.metadata).decode(), job.idempotency_key, job.seconds,
-            job.kept_seconds,
+            job.kept_seconds, context.new_request_id(), context.new_request_id(),
         )  # fmt: skip
         row = await transaction.row("find_job", job.id)
         if row is None:
@@ -214,35 +241,46 @@ class JobStore:
         row = await self._database.row("take_job", state.value, runner, LEASE_SECONDS)
         return None if row is None else _job(row)
 
-    async def keep(self, job: UUID, runner: str) -> bool:
-        return await self._database.run("keep_job", job, runner, LEASE_SECONDS) == 1
+    async def keep(self, job: UUID, runner: str, state: JobState) -> bool:
+        """Return False if another gateway has it, or somebody has cancelled it."""
+        return await self._database.run("keep_job", job, runner, state.value, LEASE_SECONDS) == 1
 
     async def add_lines(self, job: UUID, lines: Sequence[NewLine]) -> None:
         await self._database.run("add_lines", job, *_line_columns(lines))
 
-    async def begin(self, job: UUID, total: int, model: ModelName, price_id: int) -> bool:
-        return await self._database.run("begin_job", job, total, model, price_id) == 1
+    async def begin(self, job: UUID, total: int, model: ModelName, price_id: int, most_lines: int | None = None) -> bool:
+        """Return False if nobody validates it any more. Raises NotAllowed if more than ``most_lines`` of its owner would wait."""
+        async with self._database.transaction() as transaction:
+            await transaction.row("lock_job", job)
+            if most_lines is not None and (used := await transaction.value("count_waiting_lines", job)) + total > most_lines:
+                raise errors.NotAllowed(f"{used} of your lines wait; with {total} more they would exceed your limit of {most_lines} lines")
+            return await transaction.run("begin_job", job, total, model, price_id) == 1
 
-    async def refuse(self, job: UUID, errors: Sequence[LineError]) -> None:
-        await self._database.run("refuse_job", job, msgspec.json.encode(errors).decode())
+    async def refuse(self, job: UUID, found: Sequence[LineError], event: EventType | None = None) -> None:
+        async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
+            row = await transaction.row("refuse_job", job, msgspec.json.encode(found).decode())
+            await _end(transaction, row, event)
 
-    async def move(self, most: int = 100) -> int:
-        """Let jobs that are at their end be finalized; return how many."""
-        moved = 0
+    async def move(self, most: int = 100) -> list[MovedJob]:
+        """Let jobs that are at their end be finalized."""
+        moved = []
         for row in await self._database.rows("list_movable_jobs", most, None):
-            async with self._database.transaction() as transaction:
+            async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
                 await transaction.row("lock_job", row["id"])
                 # Another gateway may have been faster.
                 if await transaction.rows("list_movable_jobs", 1, row["id"]):
-                    await transaction.row("finalize_job", row["id"])
-                    moved += 1
+                    job = await transaction.row("finalize_job", row["id"])
+                    assert job is not None
+                    moved.append(MovedJob(job["model"], JobState(job["outcome"]), job["unfinished"]))
         return moved
 
-    async def results(self, job: UUID, after: int, most: int) -> tuple[StoredLine, ...]:
-        return tuple(_line(row) for row in await self._database.rows("list_results", job, after, most))
+    async def results(self, job: UUID, after: int, most: int, *, are_done: bool | None = None) -> tuple[StoredLine, ...]:
+        """Return the next lines, fewer if their results are large. ``are_done``: only those that are, or the others."""
+        return tuple(_line(row) for row in await self._database.rows("list_results", job, after, most, _PAGE_BYTES, are_done))
 
-    async def end(self, job: UUID) -> None:
-        await self._database.run("end_job", job)
+    async def end(self, job: UUID, event: EventType | None = None) -> None:
+        async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
+            await _end(transaction, await transaction.row("end_job", job), event)
 
     async def delete_old(self, most: int = 100) -> int:
         return len(await self._database.rows("delete_jobs", most, None))
@@ -325,6 +363,17 @@ class JobStore:
 
 def _line_columns(lines: Sequence[NewLine]) -> list[list[object]]:
     return [[getattr(line, name) for line in lines] for name in NewLine.__struct_fields__]
+
+
+async def _end(transaction: Transaction, row: DatabaseRow | None, event: EventType | None) -> None:
+    """Let go of the input that a batch had for itself, and tell the owner of a job; unless another gateway has."""
+    if row is None:
+        return
+    job = _job(row)
+    if job.kind is JobKind.BATCH:
+        await transaction.run("give_up_job_input", job.input_file)
+    if event is not None:
+        await webhook_store.enqueue(transaction, job.tenant_id, event, job.public_id)
 
 
 def _result_columns(result: LineResult) -> tuple[object, ...]:

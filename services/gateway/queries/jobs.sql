@@ -1,9 +1,11 @@
 -- name: create_job
 -- Insert a job; nothing if the tenant has one with this idempotency key.
 INSERT INTO jobs (
-    id, tenant_id, user_id, key_id, kind, is_live, endpoint, model, price_id, state, seed, input_file, metadata, idempotency_key, expires_at, delete_at
+    id, tenant_id, user_id, key_id, kind, is_live, endpoint, model, price_id, state, seed, input_file, metadata, idempotency_key, expires_at, delete_at,
+    output_file, error_file
 )
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'validating', $10, $11, $12, $13, now() + make_interval(secs => $14), now() + make_interval(secs => $14::float8 + $15))
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 'validating', $10, $11, $12, $13, now() + make_interval(secs => $14), now() + make_interval(secs => $14::float8 + $15),
+    $16, $17)
 ON CONFLICT (tenant_id, idempotency_key) DO NOTHING
 RETURNING id;
 
@@ -47,24 +49,31 @@ WHERE id = (
 RETURNING *;
 
 -- name: keep_job
--- Keep a taken job.
-UPDATE jobs SET lease_until = now() + make_interval(secs => $3) WHERE id = $1 AND runner = $2 AND ended_at IS NULL;
+-- Keep a taken job, while it is in the state in which it was taken.
+UPDATE jobs SET lease_until = now() + make_interval(secs => $4) WHERE id = $1 AND runner = $2 AND state = $3;
 
 -- name: add_lines
--- Add lines; those of an interrupted validation stay.
+-- Add lines to a job that is being validated; those of an interrupted validation stay.
+WITH job AS (SELECT id FROM jobs WHERE id = $1 AND state = 'validating' FOR SHARE)
 INSERT INTO job_lines (job_id, line, custom_id, start, size, prefix)
-SELECT $1, * FROM unnest($2::integer[], $3::text[], $4::bigint[], $5::integer[], $6::bytea[])
+SELECT job.id, lines.* FROM job, unnest($2::integer[], $3::text[], $4::bigint[], $5::integer[], $6::bytea[]) AS lines
 ON CONFLICT DO NOTHING;
+
+-- name: count_waiting_lines
+-- Count the lines of the owner of job $1 that have no result.
+SELECT coalesce(sum(total - done - failed), 0)::bigint FROM jobs
+WHERE tenant_id = (SELECT tenant_id FROM jobs WHERE id = $1) AND state = 'in_progress' AND ended_at IS NULL;
 
 -- name: begin_job
 -- All lines are well-formed.
-UPDATE jobs SET state = 'in_progress', in_progress_at = now(), total = $2, model = $3, price_id = $4, lease_until = '-infinity'
+UPDATE jobs SET state = 'in_progress', in_progress_at = now(), total = $2, model = $3, price_id = $4, lease_until = '-infinity', waiting = NULL
 WHERE id = $1 AND state = 'validating';
 
 -- name: refuse_job
 -- A line is malformed: drop all lines.
 WITH dropped AS (DELETE FROM job_lines WHERE job_id = $1 AND EXISTS (SELECT FROM jobs WHERE id = $1 AND state = 'validating'))
-UPDATE jobs SET state = 'failed', ended_at = now(), delete_at = now() + (delete_at - expires_at), errors = $2 WHERE id = $1 AND state = 'validating';
+UPDATE jobs SET state = 'failed', ended_at = now(), delete_at = now() + (delete_at - expires_at), errors = $2, waiting = NULL
+WHERE id = $1 AND state = 'validating' RETURNING *;
 
 -- name: claim_lines
 -- Claim lines of one job.
@@ -138,7 +147,7 @@ UPDATE jobs SET waiting = $2 WHERE state = 'in_progress' AND model = $1 AND wait
 
 -- name: hold_job
 -- Say why a job doesn't move, and until when.
-UPDATE jobs SET waiting = $2, waits_until = now() + make_interval(secs => $3) WHERE id = $1 AND ended_at IS NULL;
+UPDATE jobs SET waiting = $2, waits_until = now() + make_interval(secs => $3), lease_until = '-infinity' WHERE id = $1 AND ended_at IS NULL;
 
 -- name: cancel_job
 -- Cancel a job: no other line begins. Lines that run end with their runners, or their leases.
@@ -174,7 +183,7 @@ WITH moved AS (
             WHEN kind <> 'batch' AND failed = total THEN 'failed' ELSE 'completed'
         END
     WHERE id = $1
-    RETURNING id, outcome
+    RETURNING id, outcome, model, total - done - failed AS unfinished
 ),
 former AS MATERIALIZED (
     SELECT line, request_id, job_lines.state FROM job_lines JOIN moved ON job_id = moved.id WHERE job_lines.state IN ('queued', 'running')
@@ -183,18 +192,31 @@ stopped AS (
     UPDATE job_lines SET state = CASE outcome WHEN 'cancelled' THEN 'cancelled' ELSE 'expired' END, runner = NULL, lease_until = NULL
     FROM moved WHERE job_id = moved.id AND job_lines.state IN ('queued', 'running')
 )
-SELECT outcome, drop_attempts(ARRAY(SELECT request_id FROM former WHERE request_id IS NOT NULL)) FROM moved;
+SELECT model, outcome, unfinished, drop_attempts(ARRAY(SELECT request_id FROM former WHERE request_id IS NOT NULL)) FROM moved;
 
 -- name: list_results
--- List the lines of a job after $2, in input order.
-SELECT line, custom_id, state, result, status_code, error_code, request_id FROM job_lines WHERE job_id = $1 AND line > $2 ORDER BY line LIMIT $3;
+-- List the lines of a job after $2, in input order: at most $3, and none after $4 bytes of results. $5: those that are done, or the others.
+SELECT line, custom_id, state, result, status_code, error_code, request_id
+FROM (
+    SELECT *, sum(coalesce(length(result), 0)) OVER (ORDER BY line) - coalesce(length(result), 0) AS before
+    FROM (
+        SELECT * FROM job_lines WHERE job_id = $1 AND line > $2 AND ($5::boolean IS NULL OR (state = 'done') = $5) ORDER BY line LIMIT $3
+    ) AS following
+) AS following
+WHERE before < $4 ORDER BY line;
 
 -- name: end_job
 -- The files of a job are complete: end it, and drop the lines of a batch.
 WITH ended AS (
-    UPDATE jobs SET state = outcome, ended_at = now(), delete_at = now() + (delete_at - expires_at), waiting = NULL WHERE id = $1 AND state = 'finalizing' RETURNING id, kind
-)
-DELETE FROM job_lines USING ended WHERE job_id = ended.id AND kind = 'batch';
+    UPDATE jobs SET state = outcome, ended_at = now(), delete_at = now() + (delete_at - expires_at), waiting = NULL
+    WHERE id = $1 AND state = 'finalizing' RETURNING *
+),
+dropped AS (DELETE FROM job_lines USING ended WHERE job_id = ended.id AND kind = 'batch')
+SELECT * FROM ended;
+
+-- name: give_up_job_input
+-- Let go of the input that a job had for itself.
+UPDATE files SET state = 'deleting' WHERE id = $1 AND purpose = 'job_input' AND state <> 'deleting';
 
 -- name: forget_job
 -- Show a job to nobody any more, and delete it once it has ended.

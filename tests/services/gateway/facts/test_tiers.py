@@ -13,9 +13,12 @@ FREE = tiers.DEFAULTS[Tier.FREE]
 
 def test_the_defaults_match_the_documentation() -> None:
     assert (
-        TierPlan(requests_per_hour=100, requests_per_minute=10, concurrency=10, included_tokens=100_000, file_bytes=2**30, for_sale=True)
+        TierPlan(
+            requests_per_hour=100, requests_per_minute=10, concurrency=10, included_tokens=100_000, file_bytes=2**30,
+            queued_lines=50_000, for_sale=True,
+        )
         == FREE
-    )
+    )  # fmt: skip
     assert tiers.DEFAULTS[Tier.PRO] == TierPlan(
         requests_per_hour=1_000, requests_per_minute=100, concurrency=100, included_tokens=1_000_000,
         file_bytes=10 * 2**30, fee_micro=MicroCredits(29_000_000), for_sale=True,

@@ -1,0 +1,223 @@
+"""Validates the input of jobs, lets them end, and writes their files. If a gateway dies while it does, another begins again.
+
+Output is made of results that don't change any more, so it doesn't matter how many gateways write it.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
+from services.gateway.files.file_rows import NewFile
+from services.gateway.files.file_storage import FileStorage
+from services.gateway.jobs import batch_output, line_results
+from services.gateway.jobs.batch_input import BatchInput, NewLine
+from services.gateway.jobs.job_metrics import JobMetrics
+from services.gateway.jobs.job_store import Job, JobStore, StoredLine
+from shared import errors
+from shared.api.auth import IdentifyOwner, Principal
+from shared.api.files import FilePurpose
+from shared.api.jobs import JobKind, JobState, LineError
+from shared.api.webhooks import EventType
+from shared.telemetry import logs
+from shared.telemetry.job_instruments import LineOutcome
+from shared.timing.bounded_waits import wait_until_set
+from shared.types import ModelName
+
+#: OpenAI's: so long after it was written.
+OUTPUT_SECONDS = 30 * 24 * 3600.0
+_LOOK_SECONDS = 1.0
+#: When a store or auth doesn't answer.
+_RETRY_SECONDS = 10.0
+#: What a thread reads at a time; lines that are added, and results that are read, at a time.
+_READ_BYTES, _ADDED_LINES, _PAGE_LINES = 256 << 10, 1000, 500
+#: A job ends so.
+_ENDS = {
+    (JobKind.BATCH, JobState.COMPLETED): EventType.BATCH_COMPLETED,
+    (JobKind.BATCH, JobState.FAILED): EventType.BATCH_FAILED,
+    (JobKind.BATCH, JobState.EXPIRED): EventType.BATCH_EXPIRED,
+    (JobKind.BATCH, JobState.CANCELLED): EventType.BATCH_CANCELLED,
+    (JobKind.RESPONSE, JobState.COMPLETED): EventType.RESPONSE_COMPLETED,
+    (JobKind.RESPONSE, JobState.FAILED): EventType.RESPONSE_FAILED,
+    (JobKind.RESPONSE, JobState.EXPIRED): EventType.RESPONSE_FAILED,
+    (JobKind.RESPONSE, JobState.CANCELLED): EventType.RESPONSE_CANCELLED,
+}
+
+_log = logs.get(part="jobs")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerRules:
+    """What the owner of a job may do now."""
+
+    #: Raises NotAuthenticated or NotAllowed if the owner has no rights any more.
+    identify: Callable[[IdentifyOwner], Awaitable[Principal]]
+    may_run: Callable[[Principal, ModelName], bool]
+    #: How many lines may wait; None: any number.
+    limit_of: Callable[[Principal], int | None]
+    price_id_of: Callable[[ModelName], int]
+
+
+class _NotOurs(Exception):
+    """Another gateway has the job by now, or somebody has cancelled it."""
+
+
+class _Refused(Exception):
+    def __init__(self, found: list[LineError]) -> None:
+        self.found = found
+
+
+class _ResponseStatus(msgspec.Struct):
+    status: str = ""
+
+
+class BatchWork:
+    """``run`` is its task. Set ``ordered`` when a job was ordered, and ``ended`` when lines have ended or a job was cancelled."""
+
+    def __init__(self, jobs: JobStore, files: FileStorage, rules: OwnerRules, runner: str, metrics: JobMetrics, *, secret: str) -> None:
+        self._jobs, self._files, self._rules, self._runner, self._metrics, self._secret = jobs, files, rules, runner, metrics, secret
+        self.ordered, self.ended, self._moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_repeat(self.validate, self.ordered))
+            tasks.create_task(_repeat(self.move, self.ended))
+            tasks.create_task(_repeat(self.finalize, self._moved))
+
+    async def move(self) -> None:
+        """Let jobs be finalized whose lines have all ended, or whose time is over."""
+        for job in await self._jobs.move():
+            self._moved.set()
+            if job.model is not None and job.unfinished:
+                self._metrics.end(job.model, LineOutcome(job.outcome.value), lines=job.unfinished)
+
+    async def validate(self) -> None:
+        await self._work(JobState.VALIDATING, self._validate)
+
+    async def finalize(self) -> None:
+        await self._work(JobState.FINALIZING, self._finalize)
+
+    async def _work(self, state: JobState, work: Callable[[Job], Awaitable[None]]) -> None:
+        """Work on the jobs in this state, one after the other. Raises Unavailable if PostgreSQL is away."""
+        while (job := await self._jobs.take(state, self._runner)) is not None:
+            try:
+                await work(job)
+            except _NotOurs:
+                _log.info("the job is not ours any more", job=job.public_id, state=state.value)
+            except errors.AimeshError as error:
+                _log.warning("a job has to wait", job=job.public_id, state=state.value, reason=error.message)
+                await self._jobs.hold(job.id, error.message, _RETRY_SECONDS)
+
+    async def _keep(self, job: Job) -> None:
+        """Raises _NotOurs."""
+        if not await self._jobs.keep(job.id, self._runner, job.state):
+            raise _NotOurs
+
+    # --- validating
+
+    async def _validate(self, job: Job) -> None:
+        try:
+            reading = await self._read(job)
+            await self._begin(job, reading)
+        except _Refused as refused:
+            await self._jobs.refuse(job.id, refused.found, _ENDS.get((job.kind, JobState.FAILED)))
+
+    async def _read(self, job: Job) -> BatchInput:
+        """Add the lines of the input file. Raises _Refused."""
+        assert job.input_file is not None
+        reading, lines = BatchInput(job.endpoint), list[NewLine]()
+        try:
+            file = await self._files.find_used(job.tenant_id, job.input_file)
+            async with aclosing(self._files.read(file, 0, file.facts.size)) as pieces:
+                async for piece in pieces:
+                    for at in range(0, len(piece), _READ_BYTES):
+                        lines += await asyncio.to_thread(list, reading.read(piece[at : at + _READ_BYTES]))
+                        if len(lines) >= _ADDED_LINES:
+                            await self._add(job, reading, lines)
+                    await self._keep(job)
+                    if reading.is_over:
+                        break
+        except errors.NotFound as error:
+            raise _Refused([LineError("file_not_found", "the input file does not exist any more")]) from error
+        except errors.FileDamaged as error:
+            raise _Refused([LineError(error.code, error.message)]) from error
+        lines += await asyncio.to_thread(list, reading.end())
+        await self._add(job, reading, lines)
+        if reading.errors:
+            raise _Refused(reading.errors)
+        return reading
+
+    async def _add(self, job: Job, reading: BatchInput, lines: list[NewLine]) -> None:
+        """Add lines, unless the job fails anyway."""
+        await self._keep(job)
+        if lines and not reading.errors:
+            await self._jobs.add_lines(job.id, lines)
+        lines.clear()
+
+    async def _begin(self, job: Job, reading: BatchInput) -> None:
+        """Raises _Refused."""
+        model = reading.model
+        assert model is not None  # of its first line
+        try:
+            owner = await self._rules.identify(job.owner)
+        except (errors.NotAuthenticated, errors.NotAllowed) as error:
+            await self._jobs.cancel(job.id, error.message)
+            self.ended.set()
+            return
+        if not self._rules.may_run(owner, model):
+            raise _Refused([LineError("model_not_found", f"there is no model {model} that you may use", param="body.model")])
+        try:
+            await self._jobs.begin(job.id, reading.total, model, self._rules.price_id_of(model), self._rules.limit_of(owner))
+        except errors.NotAllowed as error:
+            raise _Refused([LineError("queued_lines_exceeded", error.message)]) from error
+
+    # --- finalizing
+
+    async def _finalize(self, job: Job) -> None:
+        if job.kind is JobKind.BATCH:
+            for are_done, lines, file in ((True, job.done, job.output_file), (False, job.total - job.done, job.error_file)):
+                if lines:
+                    new = NewFile(f"{job.public_id}_{'output' if are_done else 'error'}.jsonl", FilePurpose.BATCH_OUTPUT, OUTPUT_SECONDS)
+                    async with aclosing(self._write(job, are_done=are_done)) as pieces:
+                        await self._files.write(job.tenant_id, job.user_id, file, pieces, new)
+        await self._jobs.end(job.id, await self._find_event(job))
+
+    async def _write(self, job: Job, *, are_done: bool) -> AsyncGenerator[bytes]:
+        """Yield a file of results. Raises _NotOurs."""
+        after = -1
+        while page := await self._read_page(job, after, are_done=are_done):
+            lines = iter(page)
+            while piece := await asyncio.to_thread(batch_output.write_some, job, lines, self._secret):
+                yield piece
+            after = page[-1].line
+
+    async def _read_page(self, job: Job, after: int, *, are_done: bool) -> tuple[StoredLine, ...]:
+        page = await self._jobs.results(job.id, after, _PAGE_LINES, are_done=are_done)
+        # Afterward: if another gateway has ended the job, its lines are gone, and the file would seem to end here.
+        await self._keep(job)
+        return page
+
+    async def _find_event(self, job: Job) -> EventType | None:
+        assert job.outcome is not None
+        event = _ENDS.get((job.kind, job.outcome))
+        if event is not EventType.RESPONSE_COMPLETED:
+            return event
+        (line,) = await self._jobs.results(job.id, -1, 1)
+        assert line.result is not None
+        try:
+            plain = await asyncio.to_thread(line_results.unseal, line.result, job.tenant_id, job.id, line.line, self._secret)
+        except errors.FileDamaged:
+            return EventType.RESPONSE_FAILED
+        is_incomplete = msgspec.json.decode(plain, type=_ResponseStatus).status == "incomplete"
+        return EventType.RESPONSE_INCOMPLETE if is_incomplete else event
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], wake: asyncio.Event) -> None:
+    while True:
+        wake.clear()
+        await background_jobs.attempt(UpkeepJob.JOBS, work)
+        await wait_until_set(wake, _LOOK_SECONDS)

@@ -1,0 +1,132 @@
+"""Batches on a database and a store of files: gateways that work on them, and lines that end without a worker."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from services.gateway.files.file_rows import PREFIX as FILE
+from services.gateway.jobs import line_results
+from services.gateway.jobs.batch_work import BatchWork, OwnerRules
+from services.gateway.jobs.job_desk import JobDesk
+from services.gateway.jobs.job_metrics import JobMetrics
+from services.gateway.jobs.job_store import Job, JobStore, LineResult
+from services.gateway.store import GatewayStore
+from services.gateway.webhooks.webhook_store import WebhookStore
+from shared import context
+from shared.api.auth import IdentifyOwner, Principal
+from shared.api.files import FilePurpose
+from shared.api.jobs import CreateBatch
+from shared.api.webhooks import CreateWebhook, EventType
+from shared.protocol import public_ids
+from shared.rpc.audit_reporting import AuditReporting
+from shared.stores.objects import ObjectStore
+from shared.telemetry import Metrics
+from shared.types import ModelName, RequestId
+from tests.services.gateway.files import file_site
+from tests.services.gateway.files.file_site import ADA, SECRET, Site
+
+MODEL, ENDPOINT = ModelName("echo"), "/v1/chat/completions"
+#: What the endpoint answers: status and body by custom_id.
+Answer = Callable[[str], tuple[int, dict[str, Any]]]
+
+
+def line(custom_id: str, **changes: Any) -> dict[str, Any]:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": custom_id}]}
+    return {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": body} | changes
+
+
+def jsonl(lines: Iterable[object]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in lines)
+
+
+def good(custom_id: str) -> tuple[int, dict[str, Any]]:
+    return 200, {"id": f"chat-{custom_id}", "choices": []}
+
+
+@dataclass
+class BatchSite:
+    files: Site
+    jobs: JobStore
+    desk: JobDesk
+    work: BatchWork
+    #: Names of models that the owners may use.
+    models: set[str] = field(default_factory=lambda: {MODEL})
+    most_lines: int | None = None
+    identify: Callable[[IdentifyOwner], Principal] = lambda _owner: ADA
+
+    def worker(self, runner: str, jobs: Any = None, files: Any = None) -> BatchWork:
+        """Return the work of another gateway."""
+
+        async def identify(owner: IdentifyOwner) -> Principal:
+            return self.identify(owner)
+
+        rules = OwnerRules(identify, lambda _owner, model: model in self.models, lambda _owner: self.most_lines, lambda _model: 1)
+        metrics = JobMetrics(self.jobs, Metrics("gateway"))
+        return BatchWork(jobs or self.jobs, files or self.files.storage, rules, runner, metrics, secret=SECRET)
+
+    async def order(self, data: bytes, key: str | None = None, **more: Any) -> Job:
+        file = await self.files.store(data, purpose=FilePurpose.BATCH)
+        return await self.desk.order_batch(ADA, CreateBatch(file.id, more.pop("endpoint", ENDPOINT), **more), key)
+
+    async def find(self, job: Job) -> Job:
+        found = await self.jobs.find(ADA.tenant_id, job.id)
+        assert found is not None
+        return found
+
+    async def validate(self, data: bytes, **more: Any) -> Job:
+        job = await self.order(data, **more)
+        await self.work.validate()
+        return await self.find(job)
+
+    async def answer(self, job: Job, answer: Answer = good, most: int = 1_000_000) -> None:
+        """Let so many lines run."""
+        while most and (claimed := await self.jobs.claim(MODEL, [RequestId(context.new_request_id()) for _ in range(min(32, most))], "r")):
+            results = []
+            for each in claimed:
+                status, body = answer(each.custom_id)
+                sealed = line_results.seal(json.dumps(body).encode(), job.tenant_id, job.id, each.line, SECRET)
+                code = None if status < 400 else "bad_request"
+                results.append(LineResult(request_id=each.request_id, row=None, result=sealed, status_code=status, error_code=code))
+            await self.jobs.finish(results)
+            most -= len(claimed)
+
+    async def end(self, job: Job, work: BatchWork | None = None) -> Job:
+        await (work or self.work).move()
+        await (work or self.work).finalize()
+        return await self.find(job)
+
+    async def read(self, file: UUID) -> list[Any]:
+        return [json.loads(each) for each in (await self.files.read(public_ids.encode(FILE, file))).splitlines()]
+
+    async def execute(self, sql: str) -> None:
+        async with self.files.database.transaction() as transaction:
+            assert transaction._connection is not None
+            await transaction._connection.execute(sql)
+
+    async def lose_leases(self) -> None:
+        await self.execute("UPDATE jobs SET lease_until = '-infinity', waits_until = '-infinity'")
+
+    async def listen(self) -> None:
+        """Let ADA have an endpoint for all events."""
+        new = CreateWebhook("all", "https://example.com", tuple(EventType))
+        await WebhookStore(self.files.database).add(ADA.tenant_id, context.new_request_id(), new, b"sealed")
+
+    async def events(self) -> list[tuple[str, str]]:
+        async with self.files.database.transaction() as transaction:
+            assert transaction._connection is not None
+            rows = await transaction._connection.fetch("SELECT body FROM webhook_deliveries ORDER BY id")
+        return [(event["type"], event["data"]["id"]) for event in (json.loads(row["body"]) for row in rows)]
+
+
+@asynccontextmanager
+async def running(url: str, objects: ObjectStore) -> AsyncIterator[BatchSite]:
+    async with file_site.running(url, objects) as files:
+        jobs = JobStore(files.database, GatewayStore(files.database))
+        nowhere: Any = None
+        site = BatchSite(files, jobs, nowhere, nowhere)
+        site.work = site.worker("one")
+        site.desk = JobDesk(jobs, files.storage, site.work, AuditReporting(nowhere), lambda _owner: files.most_bytes)
+        yield site
