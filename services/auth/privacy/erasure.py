@@ -14,7 +14,7 @@ from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.session_opening import CompleteLogin
 from shared import errors
-from shared.api import accounts, files, gateway, webhooks
+from shared.api import accounts, files, gateway, jobs, webhooks
 from shared.api.auth import User
 from shared.api.method import Nothing
 from shared.mail.mailer import Mailer
@@ -25,7 +25,7 @@ from shared.telemetry import logs
 from shared.types import TenantId, UserId, UserRole
 
 _EVERY_SECONDS = 600
-_GATEWAY_SECONDS = 5.0
+_GATEWAY_SECONDS, _JOBS_SECONDS = 5.0, 30.0
 
 _log = logs.get(part="privacy")
 
@@ -119,9 +119,13 @@ class Erasures(AuthHandlers):
         _log.info("account erased", user_id=user_id)
 
     async def _erase_stored(self, tenants: Iterable[TenantId]) -> None:
-        """Erase files and webhook endpoints. Raises PeerError if no gateway does it; the next round tries again."""
+        """Erase jobs, which would write files, then files and webhook endpoints.
+
+        Raises PeerError if no gateway does it; the next round tries again.
+        """
         for tenant in tenants:
             with suppress(errors.UnknownMethod):  # version 0.3 stores none
+                await self._node.rpc.call(jobs.erase_jobs, jobs.EraseJobs(tenant), deadline_seconds=_JOBS_SECONDS)
                 await self._node.rpc.call(files.erase_files, files.EraseFiles(tenant), deadline_seconds=_GATEWAY_SECONDS)
                 await self._node.rpc.call(webhooks.erase_webhooks, webhooks.EraseWebhooks(tenant), deadline_seconds=_GATEWAY_SECONDS)
 

@@ -23,6 +23,8 @@ PREFIXES = {JobKind.BATCH: "batch", JobKind.SINGLE: "job", JobKind.RESPONSE: "re
 LEASE_SECONDS = 60.0
 #: Of which jobs are measured.
 MAX_MODELS = 200
+#: At a time; each may have 50,000 lines.
+MAX_ERASED = 20
 #: Of one claim.
 MAX_CLAIMED = 32
 #: Sealed, of one page; a single line may have more.
@@ -215,7 +217,8 @@ class JobStore:
             return tuple(_job(row) for row in await transaction.rows("list_jobs", tenant, kind, after, most))
 
     async def erase(self, tenant: TenantId) -> None:
-        await self._database.run("erase_jobs", tenant)
+        while await self._database.run("erase_jobs", tenant, MAX_ERASED, deadline_seconds=30):
+            pass
 
     async def cancel(self, job: UUID, why: str | None = None) -> Job | None:
         """Begin no other line. Return the job as it is then."""

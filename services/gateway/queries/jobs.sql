@@ -22,8 +22,8 @@ SELECT * FROM jobs WHERE tenant_id = $1 AND idempotency_key = $2;
 SELECT * FROM jobs WHERE tenant_id = $1 AND ($2::text IS NULL OR kind = $2) AND ($3::uuid IS NULL OR id < $3) AND delete_at > now() ORDER BY id DESC LIMIT $4;
 
 -- name: erase_jobs
--- Delete all jobs of a tenant.
-WITH over AS MATERIALIZED (SELECT id FROM jobs WHERE tenant_id = $1 FOR UPDATE),
+-- Delete some jobs of a tenant. Attempts that run write nothing any more; what they hold ends with their leases.
+WITH over AS MATERIALIZED (SELECT id FROM jobs WHERE tenant_id = $1 ORDER BY id LIMIT $2 FOR UPDATE),
 lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over))
 DELETE FROM jobs WHERE id IN (SELECT id FROM over);
 

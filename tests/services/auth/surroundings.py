@@ -14,7 +14,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, events, files, gateway, membership, service_settings, webhooks
+from shared.api import auth, events, files, gateway, jobs, membership, service_settings, webhooks
 from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
@@ -53,9 +53,10 @@ class Gateway:
         self.asked: list[UserId] = []
         self.days: tuple[DailyUsage, ...] = ()
         self.dropped: list[TenantId] = []
+        self.without_jobs: list[TenantId] = []
         self.without_files: list[TenantId] = []
         self.without_webhooks: list[TenantId] = []
-        #: A gateway that knows no files.
+        #: A gateway that knows no jobs and files.
         self.is_older = False
         self.away = False
         self.plans: tuple[str, ...] = ("free", "pro", "enterprise")
@@ -70,10 +71,15 @@ class Gateway:
             assert method is gateway.drop_stored_items
             self.dropped.append(request.tenant_id)
             return cast("Reply", Nothing())
+        if isinstance(request, jobs.EraseJobs):
+            assert method is jobs.erase_jobs
+            if self.is_older:
+                raise errors.UnknownMethod("gateway.eraseJobs")
+            self.without_jobs.append(request.tenant_id)
+            return cast("Reply", Nothing())
         if isinstance(request, files.EraseFiles):
             assert method is files.erase_files
-            if self.is_older:
-                raise errors.UnknownMethod("gateway.eraseFiles")
+            assert request.tenant_id in self.without_jobs, "a job would write files again"
             self.without_files.append(request.tenant_id)
             return cast("Reply", Nothing())
         if isinstance(request, webhooks.EraseWebhooks):

@@ -17,6 +17,7 @@ from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
 from shared.api import accounts, gateway, usage_report, webhooks
 from shared.api import files as files_api
+from shared.api import jobs as jobs_api
 from shared.api.accounts import OwnAccount
 from shared.api.files import FileFacts
 from shared.api.gateway import HttpRequest
@@ -96,10 +97,10 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
             yield archive.add("requests.csv", piece)
     except errors.PeerError:
         yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
-    for name, read in (("usage", _usage), ("webhooks", _webhooks)):
+    for name, read in (("usage", _usage), ("webhooks", _webhooks), ("jobs", _jobs)):
         try:
             yield archive.add(f"{name}.json", await read(page_request, now))
-        except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no webhooks
+        except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no webhooks and jobs
             yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=f"{name}.json").encode())
     async for piece in _add_files(archive, page_request):
         yield piece
@@ -150,6 +151,16 @@ async def _read_file(page_request: PageRequest, facts: FileFacts) -> AsyncGenera
 async def _webhooks(page_request: PageRequest, _now: datetime) -> bytes:
     found = await page_request.call(webhooks.list_webhooks, webhooks.ListWebhooks())
     return msgspec.json.format(msgspec.json.encode(found.endpoints), indent=2)
+
+
+async def _jobs(page_request: PageRequest, _now: datetime) -> bytes:
+    """Return what there is to say of each job. Its requests and answers are in files, and the answer of a single one at its address."""
+    found = await page_request.call(jobs_api.list_jobs, jobs_api.ListJobs())
+    listed = found.jobs
+    while found.has_more:
+        found = await page_request.call(jobs_api.list_jobs, jobs_api.ListJobs(after=listed[-1].id))
+        listed += found.jobs
+    return msgspec.json.format(msgspec.json.encode(listed), indent=2)
 
 
 async def _usage(page_request: PageRequest, now: datetime) -> bytes:

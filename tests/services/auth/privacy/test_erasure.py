@@ -183,14 +183,14 @@ async def test_nothing_is_deleted_while_valkey_is_down_and_everything_later(api_
     assert canaries.left_in(await api_client.every_cell()) == []
 
 
-async def test_stored_answers_and_files_are_deleted_also_those_of_a_closed_organization(api_client: PrivacyDesk) -> None:
+async def test_stored_answers_jobs_and_files_are_deleted_also_those_of_a_closed_organization(api_client: PrivacyDesk) -> None:
     gateway = api_client.gateway
     anna, bert = await api_client.api_client.person("anna"), await api_client.api_client.person("bert")
     alone = await api_client.team(anna, "Alone")
     await api_client.team(anna, "Both", (bert, "owner"))
     await api_client.erase(anna)
     assert gateway.dropped == [TenantId(anna.id)]
-    assert gateway.without_files == gateway.without_webhooks == [TenantId(anna.id), alone]
+    assert gateway.without_jobs == gateway.without_files == gateway.without_webhooks == [TenantId(anna.id), alone]
     gateway.is_older = True
     await api_client.erase(bert)
     assert (await bert.again()).username.startswith("erased-")

@@ -8,6 +8,7 @@ import pytest
 
 from shared import errors
 from shared.api.files import FileFacts, FilePurpose
+from shared.api.jobs import JobFacts, JobKind, JobState
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 from tests.services.web.fake_organisations import NOW
@@ -42,7 +43,7 @@ async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: Fa
     assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-2026-11-20.zip"'
     assert answer.headers["cache-control"] == "no-store"
     files = unpacked(answer)
-    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json", "webhooks.json", "files.json"]
+    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json", "webhooks.json", "jobs.json", "files.json"]
     assert json.loads(files["account.json"]) == [{"username": "alice"}]
     rows = list(csv.DictReader(io.StringIO(files["requests.csv"].decode(), newline="")))
     assert [row["model"] for row in rows] == ["smollm2", '\'=HYPERLINK("https://evil.example")']
@@ -59,7 +60,15 @@ async def test_archive_has_the_stored_files_and_names_those_that_are_damaged(ali
     assert [file["id"] for file in json.loads(files["files.json"])] == [name[6:37] for name in names]
     assert [files[name] for name in names] == [b"one", b"t", b"three"]
     assert f"{names[1]}-MISSING.txt" in files
-    assert len(files) == 6 + 3 + 1
+    assert len(files) == 7 + 3 + 1
+
+
+async def test_archive_has_all_jobs_of_the_user(alice: Browser, mesh: FakeMesh) -> None:
+    expected = [f"batch_{letter * 26}" for letter in "edcba"]
+    mesh.jobs += [JobFacts(job, JobKind.BATCH, "/v1/embeddings", JobState.COMPLETED, NOW, NOW, output_file="file-1") for job in expected]
+    found = json.loads(unpacked(await export(alice))["jobs.json"])
+    assert [job["id"] for job in found] == expected
+    assert found[0].items() >= {"state": "completed", "endpoint": "/v1/embeddings", "outputFile": "file-1"}.items()
 
 
 async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: FakeMesh) -> None:
@@ -80,6 +89,7 @@ async def test_unavailable_gateway_leaves_a_note_in_the_archive(alice: Browser, 
         "requests-MISSING.txt",
         "usage-MISSING.txt",
         "webhooks-MISSING.txt",
+        "jobs-MISSING.txt",
         "files-MISSING.txt",
     ]
     assert b"Export the data again" in files["usage-MISSING.txt"]
