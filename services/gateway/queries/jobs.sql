@@ -239,15 +239,24 @@ SELECT kind, state, count(*)::integer AS jobs FROM jobs WHERE ended_at IS NULL G
 -- name: measure_job_models
 -- Measure the jobs in progress of each model, of the $1 models that have waited longest. Lines whose leases are lost wait, too. Reads open
 -- jobs and running lines only, however many lines there are. Jobs of a model must all end in time, so each needs those that expire before.
-WITH running AS (SELECT job_id, count(*) AS lines FROM job_lines WHERE state = 'running' AND lease_until >= now() GROUP BY job_id),
-open AS (
-    SELECT model, total - done - failed AS lines, coalesce(running.lines, 0) AS running, waits_until <= now() AS is_free,
-        extract(epoch FROM now() - greatest(in_progress_at, waits_until)) AS age,
-        in_progress_at < now() - interval '30 minutes' AS is_judged,
-        sum(total - done - failed) FILTER (WHERE waits_until <= now()) OVER (PARTITION BY model ORDER BY expires_at, id)
-            / greatest(1, extract(epoch FROM expires_at - now())) AS needed
-    FROM jobs LEFT JOIN running ON job_id = id
+WITH parts AS (
+    SELECT id, model, total - done - failed AS lines, 0 AS running, in_progress_at, waits_until, expires_at FROM jobs
     WHERE state = 'in_progress' AND ended_at IS NULL
+    UNION ALL
+    -- No join: its cost would be the product of both.
+    SELECT job_id, NULL, 0, 1, NULL, NULL, NULL FROM job_lines WHERE state = 'running' AND lease_until >= now()
+),
+merged AS (
+    SELECT id, max(model) AS model, sum(lines) AS lines, sum(running) AS running, max(in_progress_at) AS began_at, max(waits_until) AS waits_until,
+        max(expires_at) AS expires_at
+    FROM parts GROUP BY id
+),
+open AS (
+    SELECT model, lines, running, waits_until <= now() AS is_free, extract(epoch FROM now() - greatest(began_at, waits_until)) AS age,
+        began_at < now() - interval '30 minutes' AS is_judged,
+        sum(lines) FILTER (WHERE waits_until <= now()) OVER (PARTITION BY model ORDER BY expires_at, id)
+            / greatest(1, extract(epoch FROM expires_at - now())) AS needed
+    FROM merged WHERE model IS NOT NULL
 )
 SELECT model, sum(lines - running)::bigint AS queued, sum(running)::bigint AS running,
     coalesce(max(age) FILTER (WHERE is_free AND lines > running), 0)::float8 AS oldest_seconds,
