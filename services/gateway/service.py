@@ -33,8 +33,9 @@ from services.gateway.files.file_rows import FileRows
 from services.gateway.files.file_storage import FileStorage
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
+from services.gateway.http_api import line_app
 from services.gateway.http_api.cors import CorsPolicy
-from services.gateway.http_api.http_app import HttpAccess, HttpApp
+from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.http_over_rpc import HttpOverRpc
 from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
@@ -56,6 +57,8 @@ from services.gateway.jobs.batch_work import BatchWork, OwnerRules
 from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import JobStore
+from services.gateway.jobs.line_inputs import LineInputs
+from services.gateway.jobs.runner import BatchRoom, JobRunner
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
@@ -329,7 +332,19 @@ class GatewayService:
             serve_next=registry_store.serve_next,
             metrics=node.metrics,
         )
-        self._http = self._http_app(images)
+        routes = self._routes_of_http()
+        self._http = self._http_app(routes, images)
+        self._job_runner = JobRunner(
+            self._jobs,
+            line_app.build(routes, metrics, memory=node.dispatcher.memory, images=images, traces=node.traces),
+            LineInputs(self._files),
+            self._callers.identify_owner,
+            find_room=self._find_batch_room,
+            metrics=self._job_metrics,
+            name=name,
+            secret=settings.prompt_hash_secret,
+            draining=node.drain_started,
+        )
 
     async def _is_deployed(self, channel: str) -> bool:
         """Return whether the mesh puts a channel on machines, perhaps since just now. Raises Unavailable."""
@@ -443,6 +458,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.JOBS, 15, self._job_metrics.measure, metrics),
             self._deliveries.run(),
             self._batch_work.run(),
+            self._job_runner.run(),
             *(export.run() for export in self._usage_export.exports),
             *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics), objects.watch()] if objects else ()),
             *(self._registry.run() for _ in range(registry.JOBS if self._stores.origin else 0)),
@@ -515,7 +531,7 @@ class GatewayService:
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
 
-    def _http_app(self, images: ImageLimits) -> HttpApp:
+    def _routes_of_http(self) -> tuple[HttpRoute, ...]:
         parts = (
             RestAccounts(self._node.rpc),
             RestInference(self._runs),
@@ -533,7 +549,9 @@ class GatewayService:
             RerankRoute(self._runs),
             InfillRoute(self._runs),
         )
-        routes = tuple(route for part in parts for route in part.routes())
+        return tuple(route for part in parts for route in part.routes())
+
+    def _http_app(self, routes: tuple[HttpRoute, ...], images: ImageLimits) -> HttpApp:
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
         all_routes = (*routes, *rpc_routes, *Reference(routes).routes(), *self._webhooks.routes())
         access = HttpAccess(
@@ -544,6 +562,21 @@ class GatewayService:
             cors=CorsPolicy(self._settings.cors_origins),
         )
         return HttpApp(all_routes, access, self._node.metrics, memory=self._node.dispatcher.memory, images=images, traces=self._node.traces)
+
+    def _find_batch_room(self, name: ModelName) -> BatchRoom | None:
+        names = self._live.config.names
+        route = names.find_route(name)
+        models = frozenset({names.resolve(name)}) if route is None else route.models
+        found = self._dispatch.batch_room(models)
+        return None if found is None else BatchRoom(*found)
+
+    def price_to_keep(self, name: ModelName) -> int | None:
+        """Return the price of a job that names this model or route; None if each target of the route has its own."""
+        names = self._live.config.names
+        route = names.find_route(name)
+        if route is not None:
+            return self._records.ledger.price_id_of(ModelName(route.name)) if route.has_own_price else None
+        return self._records.ledger.price_id_of(names.resolve(name))
 
     def _on_refusal(self, method: str, _caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.audit_reporting.report_refusal(method, principal, "", error)

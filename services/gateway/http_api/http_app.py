@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import msgspec
 
@@ -20,7 +21,6 @@ from services.gateway.images import image_strings
 from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import Quotas
 from services.gateway.requests.image_admission import ImageLimits
-from services.gateway.requests.refused_requests import RefusedRequests
 from shared import access_table, addresses, context, errors
 from shared.access_table import AccessRule, Audience
 from shared.api.auth import Principal
@@ -32,7 +32,7 @@ from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.timing.bounded_waits import BoundedWait
-from shared.types import Role
+from shared.types import RequestId, Role
 
 #: Concurrent sign-ins: slightly more than auth hashes at once. Many of them in one turn of the event loop would delay all streams.
 _SIGN_INS_AT_ONCE = 8
@@ -93,14 +93,23 @@ class HttpRoute:
         object.__setattr__(self, "runs_a_model", self.runs_a_model or self.streams)
 
 
+class Refusals(Protocol):
+    async def record(
+        self, principal: Principal, request_id: RequestId, method: str, error: errors.AimeshError, *, seconds: float, runs_a_model: bool
+    ) -> None:
+        """Take note of a request that failed, unless it was the gateway's fault."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAccess:
     """Decides who may call, and from where."""
 
     identify: Identify
-    quotas: Quotas
+    #: None doesn't limit.
+    quotas: Quotas | None
     #: None keeps no record of them.
-    refused: RefusedRequests | None = None
+    refused: Refusals | None = None
+    new_request_id: Callable[[], RequestId] = context.new_request_id
     on_refusal: OnRefusal = lambda *_what: None
     cors: CorsPolicy = CorsPolicy()  # noqa: RUF009 - frozen
 
@@ -149,7 +158,7 @@ class HttpApp:
             await send({"type": "websocket.close", "code": 1000})
         if scope["type"] != "http":
             return
-        request_id = context.new_request_id()
+        request_id = self._access.new_request_id()
         with self._traces.enter(scope["method"][:20], tracing.of_headers(scope["headers"]), request_id) as span:
             span.error = await self._answer(HttpCall(scope, receive, send, request_id), scope, span)
 
@@ -252,10 +261,11 @@ class HttpApp:
             await route.handler(call)
             return
         counted: Sequence[RequestLimit] = ()
-        if route.runs_a_model:
-            limits = self._access.quotas.limits(call.caller)
+        quotas = self._access.quotas if route.runs_a_model else None
+        if quotas is not None:
+            limits = quotas.limits(call.caller)
             if call.header(b"idempotency-key") is None:  # a repeat isn't limited
-                self._access.quotas.ensure_left(limits, call.caller.tier)
+                quotas.ensure_left(limits, call.caller.tier)
             counted = self._concurrency.begin(limits)
         try:
             with call.held or self._memory.hold(0, call.caller.limited_as) as held:
@@ -265,8 +275,8 @@ class HttpApp:
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling))
         except errors.AimeshError as error:
-            if route.runs_a_model and call.has_read and not call.disconnected:
-                await self._access.quotas.count_refused(call.caller, error)
+            if quotas is not None and call.has_read and not call.disconnected:
+                await quotas.count_refused(call.caller, error)
             raise
         finally:
             self._concurrency.end(counted)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.facts.request_record import RequestRow
+from services.gateway.facts.request_record import RequestRow, RowsRefused
 from services.gateway.jobs.batch_input import NewLine
 from services.gateway.jobs.states import MAX_LOST_LEASES, LineState
 from services.gateway.store import GatewayStore
@@ -16,6 +16,7 @@ from shared.api.auth import IdentifyOwner, Principal
 from shared.api.jobs import JobKind, JobState, LineError
 from shared.api.webhooks import EventType
 from shared.protocol import public_ids
+from shared.stores import database
 from shared.stores.database import Database, DatabaseRow, Transaction
 from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId, UserId
 
@@ -105,6 +106,9 @@ class ClaimedLine(msgspec.Struct, frozen=True):
     start: int
     size: int
     custom_id: str
+    could_run_at: datetime
+    #: Another gateway had it, and lost it.
+    was_lost: bool = False
 
 
 class LineResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -317,7 +321,15 @@ class JobStore:
         }
 
     async def finish(self, results: Sequence[LineResult]) -> set[RequestId]:
-        """Write results; return those that are written, perhaps before. The lines of the others belong to other requests by now."""
+        """Write results; return those that are written, perhaps before. The lines of the others belong to other requests by now. Raises
+        RowsRefused, too."""
+        try:
+            return await self._finish(results)
+        except database.Refusal as error:
+            # Without the error's text, which may quote the row.
+            raise RowsRefused(type(error).__name__) from error
+
+    async def _finish(self, results: Sequence[LineResult]) -> set[RequestId]:
         ids = [each.request_id for each in results]
         async with self._database.transaction() as transaction:
             await transaction.rows("lock_jobs_of_requests", ids)
@@ -342,9 +354,10 @@ class JobStore:
         if rows:
             await self.requeue([LineRetry(RequestId(row["request_id"]), 0.0) for row in rows])
 
-    async def list_stopped(self, jobs: Collection[UUID]) -> set[UUID]:
-        """Return those whose lines may not go on."""
-        return {row["id"] for row in await self._database.rows("list_stopped_jobs", list(jobs))}
+    async def list_stopped(self, jobs: Collection[UUID]) -> dict[UUID, JobState | None]:
+        """Return those whose lines may not go on, with their states; None: it is gone."""
+        rows = await self._database.rows("list_stopped_jobs", list(jobs))
+        return {row["id"]: row["state"] and JobState(row["state"]) for row in rows}
 
     async def read(self, job: UUID) -> Job | None:
         row = await self._database.row("find_job", job)

@@ -108,16 +108,19 @@ $$;
 -- Gives a runner up to so many lines of one job: of the tenant that has waited longest for its turn, the job that expires first, and its
 -- lines that begin alike one after the other. Lines that have lost too many leases fail instead. Locks as everywhere: accounts, jobs, lines.
 CREATE FUNCTION claim_lines(the_model text, requests uuid[], the_runner text, lease_seconds double precision, most_lost integer, live boolean)
-RETURNS TABLE (job_id uuid, line integer, request_id uuid, attempt integer, start bigint, size integer, custom_id text)
+RETURNS TABLE (
+    job_id uuid, line integer, request_id uuid, attempt integer, start bigint, size integer, custom_id text, could_run_at timestamptz, was_lost boolean
+)
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 #variable_conflict use_column
 DECLARE
     chosen record;
     lines integer[];
     former uuid[];
+    lost boolean[];
     given_up integer;
 BEGIN
-    SELECT jobs.id, jobs.tenant_id INTO chosen
+    SELECT jobs.id, jobs.tenant_id, in_progress_at INTO chosen
     FROM jobs JOIN (
         SELECT tenant_id, max(claimed_at) AS last FROM jobs WHERE state = 'in_progress' AND model = the_model AND is_live = live GROUP BY tenant_id
     ) AS turns USING (tenant_id)
@@ -133,7 +136,9 @@ BEGIN
         RETURN;
     END IF;
     -- A locked line is one whose runner extends its lease right now.
-    SELECT array_agg(free.line ORDER BY prefix, free.line), array_agg(free.request_id ORDER BY prefix, free.line) INTO lines, former
+    SELECT array_agg(free.line ORDER BY prefix, free.line), array_agg(free.request_id ORDER BY prefix, free.line),
+        array_agg(free.state = 'running' ORDER BY prefix, free.line)
+    INTO lines, former, lost
     FROM (
         SELECT * FROM job_lines WHERE job_lines.job_id = chosen.id AND may_run(job_lines)
         ORDER BY prefix, job_lines.line LIMIT cardinality(requests) FOR UPDATE SKIP LOCKED
@@ -149,6 +154,7 @@ BEGIN
         request_id = requests[number], runner = the_runner, lease_until = now() + make_interval(secs => lease_seconds)
     FROM unnest(lines) WITH ORDINALITY AS free (the_line, number)
     WHERE job_lines.job_id = chosen.id AND job_lines.line = the_line AND state IN ('queued', 'running')
-    RETURNING job_lines.job_id, job_lines.line, job_lines.request_id, job_lines.attempt, job_lines.start, job_lines.size, job_lines.custom_id::text;
+    RETURNING job_lines.job_id, job_lines.line, job_lines.request_id, job_lines.attempt, job_lines.start, job_lines.size, job_lines.custom_id::text,
+        greatest(not_before, chosen.in_progress_at), lost[number];
 END
 $$;

@@ -138,8 +138,8 @@ SELECT DISTINCT model, is_live FROM jobs WHERE state = 'in_progress' AND waits_u
 
 -- name: list_stopped_jobs
 -- List those of these jobs whose lines may not go on.
-SELECT id FROM unnest($1::uuid[]) AS given (id)
-WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = given.id AND state = 'in_progress' AND expires_at > now());
+SELECT given.id, state FROM unnest($1::uuid[]) AS given (id) LEFT JOIN jobs USING (id)
+WHERE state IS DISTINCT FROM 'in_progress' OR expires_at <= now();
 
 -- name: say_waiting
 -- Say why the jobs of a model don't move.

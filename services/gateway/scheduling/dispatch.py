@@ -188,6 +188,16 @@ class Dispatch:
                     why = placements.describe_barrier(barrier, requirements.placement, offer)
                     raise errors.NotReachable(f"the worker {node[:8]}… {why}", hint="see `aicli policy explain`")
 
+    def batch_room(self, models: Iterable[ModelName]) -> tuple[int, bool] | None:
+        """Return how many requests of batches this gateway may run on workers of these models, and whether live requests wait; None if no
+        worker is ready."""
+        found, now = list[int](), self.clock()
+        asked = list(models)
+        for model in asked:
+            for worker, offer in worker_choice.offering(model, self._directory.usable(Role.WORKER)):
+                found.append(self.worker_stats.occupancy.batch_slots_of(worker, offer, now))
+        return (sum(found), any(self._queues[model].queue for model in asked if model in self._queues)) if found else None
+
     def model_queue(self, model: ModelName) -> ModelQueue[QueuedRequest]:
         found = self._queues.get(model)
         if found is None:

@@ -124,6 +124,10 @@ class Occupancy:
         slots = max(1, int(seen.slots * _BATCH_SHARE))
         return WorkerCapacity(slots, batch if is_quiet else slots, 0)
 
+    def batch_slots_of(self, worker: DirectoryEntry, offer: ModelOffer, now: float) -> int:
+        """Return how many calls of batches this gateway may have there: those that run, and free slots."""
+        return _count(self._own_batch, worker.announcement.node, offer) + max(0, self.batch_capacity_of(worker, offer, now).free)
+
     def total(self) -> int:
         return sum(sum(running.values()) for calls in (self._own_calls, self._own_batch) for running in calls.values())
 

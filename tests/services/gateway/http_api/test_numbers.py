@@ -42,7 +42,7 @@ NO_LIMIT = ("/infill", ".n_predict", "-1")
 _NUMBER = "@number@"
 
 #: One of them matches each pattern.
-_TEXTS = ("x", "mesh", "USD", "INV-2026-000001", f"sha256:{'0' * 64}", f"file-{'a' * 26}", f"whe_{'a' * 26}")
+_TEXTS = ("x", "mesh", "USD", "INV-2026-000001", f"sha256:{'0' * 64}", *(f"{kind}{'a' * 26}" for kind in ("file-", "whe_", "job_")))
 
 Place = tuple[str, Any, inspect.Type]
 #: The smallest JSON value of a type, without optional fields.

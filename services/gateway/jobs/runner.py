@@ -1,0 +1,377 @@
+"""Runs lines of jobs on machines that are idle: claims them, answers them, and writes each result together with its pay.
+
+Each gateway has one. What a line has done counts once PostgreSQL has its result, so a gateway may die at any moment: another one claims
+its lines when their leases end. Results wait here while PostgreSQL is away; the lines keep their places, so memory is bounded.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from services.gateway.facts import line_run
+from services.gateway.facts.line_run import LineRun
+from services.gateway.facts.request_record import RowsRefused
+from services.gateway.jobs import line_calls, line_results, retry_rules
+from services.gateway.jobs.job_metrics import JobMetrics
+from services.gateway.jobs.job_store import ClaimedLine, Job, JobStore, LineResult, LineRetry
+from services.gateway.jobs.line_calls import App, LineAnswer
+from services.gateway.jobs.line_inputs import LineInputs
+from services.gateway.jobs.pace import MAX_LINES, Pace
+from services.gateway.jobs.retry_rules import Next, Verdict
+from shared import context, errors
+from shared.api.auth import IdentifyOwner, Principal
+from shared.api.jobs import JobState
+from shared.telemetry import logs
+from shared.telemetry.job_instruments import LineOutcome
+from shared.timing.backoff import Backoff
+from shared.timing.bounded_waits import wait_until_set
+from shared.types import ModelName, RequestId, TenantId
+
+_MAX_MODELS, _MAX_CLAIMED, _MAX_WRITTEN = 100, 32, 500
+#: How often to look for lines, with some here and without.
+_BUSY_SECONDS, _IDLE_SECONDS = 0.25, 1.0
+#: How long results are collected, at most.
+_COLLECT_SECONDS = 0.02
+#: How often to look for jobs that were canceled.
+_STOP_SECONDS = 0.5
+EXTEND_SECONDS = 15.0
+#: A gateway that could not extend for so long gives its lines up.
+LOST_SECONDS = 45.0
+#: An attempt of a lost gateway holds credits for so long after its lease.
+_GRACE_SECONDS = 30.0
+#: A job that doesn't move says why, after so long.
+_SAY_SECONDS = 15.0
+_GIVE_BACK_SECONDS = 2.0
+_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=5.0)
+
+_log = logs.get(part="jobs")
+
+#: Asks auth who ordered a job, with the rights of now.
+Identify = Callable[[IdentifyOwner], Awaitable[Principal]]
+
+
+class BatchRoom(msgspec.Struct, frozen=True):
+    """What a model's workers have for lines of batches."""
+
+    #: Those that run lines of this gateway, and free ones.
+    slots: int
+    waits_live: bool
+
+
+#: None if no worker serves the model.
+FindRoom = Callable[[ModelName], BatchRoom | None]
+
+
+@dataclass(eq=False, slots=True)
+class _Attempt:
+    job: Job
+    line: ClaimedLine
+    task: asyncio.Task[None] | None = None
+    #: None while it runs.
+    verdict: Verdict | None = None
+    result: LineResult | None = None
+    began: float = 0.0
+
+    @property
+    def request(self) -> RequestId:
+        return self.line.request_id
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """The lines of one model that are here."""
+
+    model: ModelName
+    is_live: bool
+    pace: Pace = field(default_factory=Pace)
+    attempts: dict[RequestId, _Attempt] = field(default_factory=dict)
+    most: int = 0
+    idle_since: float | None = None
+
+    @property
+    def room(self) -> int:
+        """Return how many lines to claim. Few at a time would cost a claim for each line."""
+        room = self.most - len(self.attempts)
+        return room if room >= min(_MAX_CLAIMED, max(1, self.most // 4)) else 0
+
+
+class JobRunner:
+    def __init__(
+        self,
+        store: JobStore,
+        app: App,
+        inputs: LineInputs,
+        identify: Identify,
+        *,
+        find_room: FindRoom,
+        metrics: JobMetrics,
+        name: str,
+        secret: str,
+        draining: asyncio.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``app``: serves the endpoints for lines, within ``line_run.current``. ``secret`` seals results."""
+        self._store, self._app, self._inputs, self._identify = store, app, inputs, identify
+        self._find_room, self._metrics, self._name, self._secret, self._clock = find_room, metrics, name, secret, clock
+        self._draining = draining
+        self._lanes: dict[tuple[ModelName, bool], _Lane] = {}
+        self._ended: list[_Attempt] = []
+        self._has_ended, self._has_room = asyncio.Event(), asyncio.Event()
+        self._extended_at = clock()
+        self._tasks = asyncio.TaskGroup()
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                for work in (self._claim_all(), self._write_all(), self._keep_all(), self._stop_all()):
+                    self._tasks.create_task(work)
+        finally:
+            await self._give_back()
+
+    @property
+    def running(self) -> int:
+        return sum(len(lane.attempts) for lane in self._lanes.values())
+
+    def _attempts(self) -> list[_Attempt]:
+        return [attempt for lane in self._lanes.values() for attempt in lane.attempts.values()]
+
+    # --- claims
+
+    async def _claim_all(self) -> None:
+        failures = 0
+        while not self._draining.is_set():
+            self._has_room.clear()
+            try:
+                models = await self._store.list_models(_MAX_MODELS)
+                for key in models:
+                    lane = self._lanes.setdefault(key, _Lane(*key))
+                    await self._fill(lane)
+                failures = 0
+            except errors.Unavailable as error:
+                failures += 1
+                _log.warning("no lines can be claimed", reason=error.message)
+                await asyncio.sleep(_BACKOFF.pause(failures))
+                continue
+            waiting = set(models)
+            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.attempts or key in waiting}
+            await wait_until_set(self._has_room, _BUSY_SECONDS if self._lanes else _IDLE_SECONDS)
+
+    async def _fill(self, lane: _Lane) -> None:
+        found = BatchRoom(MAX_LINES, waits_live=False) if lane.is_live else self._find_room(lane.model)
+        lane.most = 0 if found is None else lane.pace.look(slots=found.slots, waits_live=found.waits_live)
+        await self._say_waiting(lane, found)
+        while (room := lane.room) > 0 and not self._draining.is_set():
+            requests = [context.new_request_id() for _ in range(min(room, _MAX_CLAIMED))]
+            claimed = await self._store.claim(lane.model, requests, self._name, live=lane.is_live)
+            job = await self._store.read(claimed[0].job_id) if claimed else None
+            if job is None:
+                return
+            for line in claimed:
+                attempt = lane.attempts[line.request_id] = _Attempt(job, line, began=self._clock())
+                attempt.task = self._tasks.create_task(self._run(lane, attempt))
+            if len(claimed) < len(requests):
+                return
+
+    async def _say_waiting(self, lane: _Lane, found: BatchRoom | None) -> None:
+        if lane.most or lane.attempts:
+            lane.idle_since = None
+            return
+        now = self._clock()
+        lane.idle_since = now if lane.idle_since is None else lane.idle_since
+        if now - lane.idle_since >= _SAY_SECONDS:
+            lane.idle_since = now
+            why = f"no worker serves {lane.model}" if found is None else "live requests come first"
+            await self._store.say_waiting(lane.model, why)
+
+    # --- one line
+
+    async def _run(self, lane: _Lane, attempt: _Attempt) -> None:
+        job, line = attempt.job, attempt.line
+        self._metrics.begin(lane.model, line.could_run_at)
+        if line.was_lost:
+            self._metrics.end(lane.model, LineOutcome.TAKEN_OVER)
+        try:
+            attempt.verdict, attempt.result = await self._answer(job, line)
+        except asyncio.CancelledError:
+            return  # whoever canceled it says what becomes of it
+        except Exception:  # a task's last resort: another attempt may succeed
+            _log.exception("a line failed", job=str(job.id), line=line.line)
+            attempt.verdict = retry_rules.judge(None, errors.Internal.status, line.attempt)
+            attempt.result = LineResult(
+                request_id=line.request_id, row=None, result=None, status_code=None, error_code=errors.Internal.code
+            )
+        self._end(attempt)
+
+    async def _answer(self, job: Job, line: ClaimedLine) -> tuple[Verdict, LineResult]:
+        team = None if job.tenant_id == TenantId(job.user_id) else job.tenant_id
+        request, seed = line.request_id, (job.seed + line.line) % 2**63
+        try:
+            body = await self._inputs.read(job, line)
+            principal = await self._identify(IdentifyOwner(job.user_id, job.key_id, team))
+        except errors.AimeshError as error:
+            nothing = LineResult(request_id=request, row=None, result=None, status_code=None, error_code=errors.code_of(error))
+            return retry_rules.judge(error, error.status, line.attempt), nothing
+        run = LineRun(
+            job_id=job.id,
+            request_id=request,
+            # The key may only be used from some networks, as it was when the job was ordered.
+            principal=msgspec.structs.replace(principal, networks=()),
+            is_live=job.is_live,
+            price_id=job.price_id,
+            seed=seed,
+        )
+        line_run.current.set(run)
+        found = await line_calls.answer(self._app, job.endpoint, body)
+        if not found.status:
+            found = LineAnswer(errors.Internal.status, b"")
+        verdict = retry_rules.judge(run.failure, found.status, line.attempt)
+        return verdict, await self._result(job, line, run, found)
+
+    async def _result(self, job: Job, line: ClaimedLine, run: LineRun, found: LineAnswer) -> LineResult:
+        sealed = await asyncio.to_thread(line_results.seal, found.body, job.tenant_id, job.id, line.line, self._secret)
+        is_success = found.status < errors.CallerError.status
+        code = errors.Internal.code if run.failure is None else errors.code_of(run.failure)
+        return LineResult(
+            request_id=line.request_id,
+            row=run.row,
+            result=sealed,
+            status_code=found.status,
+            error_code=None if is_success else code,
+        )
+
+    def _end(self, attempt: _Attempt) -> None:
+        self._ended.append(attempt)
+        self._has_ended.set()
+
+    def _forget(self, attempts: Iterable[_Attempt]) -> None:
+        for attempt in attempts:
+            lane = self._lanes.get((attempt.job.model or ModelName(""), attempt.job.is_live))
+            if lane is not None and lane.attempts.pop(attempt.request, None) is not None and lane.room:
+                self._has_room.set()
+
+    # --- results
+
+    async def _write_all(self) -> None:
+        failures = 0
+        while True:
+            await self._has_ended.wait()
+            await asyncio.sleep(_COLLECT_SECONDS)
+            ended = self._ended[:_MAX_WRITTEN]
+            try:
+                outcomes = await self._write(ended)
+            except errors.Unavailable as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("results wait for PostgreSQL", reason=error.message, lines=len(self._ended))
+                await asyncio.sleep(_BACKOFF.pause(failures))
+                continue
+            failures = 0
+            for attempt, outcome in outcomes.items():
+                self._count(attempt, outcome)
+            del self._ended[: len(ended)]
+            self._forget(ended)
+            if not self._ended:
+                self._has_ended.clear()
+
+    async def _write(self, ended: list[_Attempt]) -> dict[_Attempt, LineOutcome]:
+        """Repeating it changes nothing. Return what became of those that were still this gateway's."""
+        by_next: dict[Next, list[_Attempt]] = {}
+        for attempt in ended:
+            assert attempt.verdict is not None
+            by_next.setdefault(attempt.verdict.next, []).append(attempt)
+        outcomes = await self._finish(by_next.pop(Next.END, []))
+        rest = [attempt for attempts in by_next.values() for attempt in attempts]
+        retries = [
+            LineRetry(attempt.request, attempt.verdict.seconds, is_uncounted=attempt.verdict.next is not Next.AGAIN)
+            for attempt in rest
+            if attempt.verdict is not None
+        ]
+        if retries:
+            await self._store.requeue(retries)
+        for job, verdict in {attempt.job.id: attempt.verdict for attempt in rest if attempt.verdict is not None}.items():
+            if verdict.next is Next.CANCEL:
+                await self._store.cancel(job, verdict.why)
+            elif verdict.why:
+                await self._store.hold(job, verdict.why, verdict.seconds if verdict.next is Next.HOLD else 0.0)
+        return outcomes | dict.fromkeys(rest, LineOutcome.REQUEUED)
+
+    async def _finish(self, ended: list[_Attempt]) -> dict[_Attempt, LineOutcome]:
+        results = [attempt.result for attempt in ended if attempt.result is not None]
+        if not results:
+            return {}
+        try:
+            written = await self._store.finish(results)
+        except RowsRefused as error:
+            if len(ended) > 1:
+                halves = ended[: len(ended) // 2], ended[len(ended) // 2 :]
+                return {attempt: outcome for half in halves for attempt, outcome in (await self._finish(half)).items()}
+            # The line's lease ends, and after the third time, so does the line.
+            _log.error("PostgreSQL refused a result", job=str(ended[0].job.id), line=ended[0].line.line, reason=error.message)
+            return {}
+        return {
+            attempt: LineOutcome.DONE if attempt.result.error_code is None else LineOutcome.FAILED
+            for attempt in ended
+            if attempt.result is not None and attempt.request in written
+        }
+
+    def _count(self, attempt: _Attempt, outcome: LineOutcome) -> None:
+        if attempt.job.model is not None:
+            has_result = outcome is not LineOutcome.REQUEUED
+            self._metrics.end(attempt.job.model, outcome, seconds=self._clock() - attempt.began if has_result else None)
+
+    # --- leases and cancels
+
+    async def _keep_all(self) -> None:
+        while True:
+            await asyncio.sleep(EXTEND_SECONDS)
+            attempts = self._attempts()
+            try:
+                await self._store.give_back_lost(_GRACE_SECONDS)
+                kept = await self._store.extend([attempt.request for attempt in attempts], self._name) if attempts else set()
+            except errors.Unavailable:
+                if self._clock() - self._extended_at >= LOST_SECONDS:
+                    self._drop([attempt for attempt in attempts if attempt.verdict is None])
+                continue
+            self._extended_at = self._clock()
+            # A result that waits is written, if nobody else has the line.
+            self._drop([attempt for attempt in attempts if attempt.request not in kept and attempt.verdict is None])
+
+    async def _stop_all(self) -> None:
+        while True:
+            await asyncio.sleep(_STOP_SECONDS)
+            attempts = [attempt for attempt in self._attempts() if attempt.verdict is None]
+            jobs = {attempt.job.id for attempt in attempts}
+            if not jobs:
+                continue
+            try:
+                stopped = await self._store.list_stopped(jobs)
+                ended = self._drop([attempt for attempt in attempts if attempt.job.id in stopped and attempt.verdict is None])
+                cancelled = [attempt.request for attempt in ended if stopped[attempt.job.id] is JobState.CANCELLING]
+                if cancelled:
+                    await self._store.stop(cancelled)
+            except errors.Unavailable:
+                # What was stopped ends with its lease.
+                continue
+
+    def _drop(self, attempts: Collection[_Attempt]) -> Collection[_Attempt]:
+        for attempt in attempts:
+            if attempt.task is not None:
+                attempt.task.cancel()
+        self._forget(attempts)
+        return attempts
+
+    async def _give_back(self) -> None:
+        """Let others run at once what this gateway has begun."""
+        attempts = [attempt for attempt in self._attempts() if attempt.verdict is None]
+        self._drop(attempts)
+        try:
+            async with asyncio.timeout(_GIVE_BACK_SECONDS):
+                if self._ended:
+                    await self._write(self._ended)
+                if attempts:
+                    await self._store.requeue([LineRetry(attempt.request, 0.0, is_uncounted=True) for attempt in attempts])
+        except (errors.Unavailable, TimeoutError):
+            _log.warning("lines stay leased until another gateway takes them", lines=len(attempts))
