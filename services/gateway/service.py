@@ -305,7 +305,7 @@ class GatewayService:
         self._batch_work = BatchWork(
             self._jobs,
             self._files,
-            OwnerRules(self._callers.identify_owner, self._may_run, self._line_limit, records.ledger.price_id_of),
+            OwnerRules(self._callers.identify_owner, self._may_run, self._line_limit, self._price_to_keep),
             node.id,
             self._job_metrics,
             secret=settings.prompt_hash_secret,
@@ -334,17 +334,7 @@ class GatewayService:
         )
         routes = self._routes_of_http()
         self._http = self._http_app(routes, images)
-        self._job_runner = JobRunner(
-            self._jobs,
-            line_app.build(routes, metrics, memory=node.dispatcher.memory, images=images, traces=node.traces),
-            LineInputs(self._files),
-            self._callers.identify_owner,
-            find_room=self._find_batch_room,
-            metrics=self._job_metrics,
-            name=name,
-            secret=settings.prompt_hash_secret,
-            draining=node.drain_started,
-        )
+        self._job_runner = self._new_job_runner(routes, images, name)
 
     async def _is_deployed(self, channel: str) -> bool:
         """Return whether the mesh puts a channel on machines, perhaps since just now. Raises Unavailable."""
@@ -563,6 +553,21 @@ class GatewayService:
         )
         return HttpApp(all_routes, access, self._node.metrics, memory=self._node.dispatcher.memory, images=images, traces=self._node.traces)
 
+    def _new_job_runner(self, routes: tuple[HttpRoute, ...], images: ImageLimits, name: str) -> JobRunner:
+        node = self._node
+        app = line_app.build(routes, node.metrics, memory=node.dispatcher.memory, images=images, traces=node.traces)
+        return JobRunner(
+            self._jobs,
+            app,
+            LineInputs(self._files),
+            self._callers.identify_owner,
+            find_room=self._find_batch_room,
+            metrics=self._job_metrics,
+            name=name,
+            secret=self._settings.prompt_hash_secret,
+            draining=node.drain_started,
+        )
+
     def _find_batch_room(self, name: ModelName) -> BatchRoom | None:
         names = self._live.config.names
         route = names.find_route(name)
@@ -570,7 +575,7 @@ class GatewayService:
         found = self._dispatch.batch_room(models)
         return None if found is None else BatchRoom(*found)
 
-    def price_to_keep(self, name: ModelName) -> int | None:
+    def _price_to_keep(self, name: ModelName) -> int | None:
         """Return the price of a job that names this model or route; None if each target of the route has its own."""
         names = self._live.config.names
         route = names.find_route(name)

@@ -255,7 +255,7 @@ class JobStore:
     async def add_lines(self, job: UUID, lines: Sequence[NewLine]) -> None:
         await self._database.run("add_lines", job, *_line_columns(lines))
 
-    async def begin(self, job: UUID, total: int, model: ModelName, price_id: int, most_lines: int | None = None) -> bool:
+    async def begin(self, job: UUID, total: int, model: ModelName, price_id: int | None, most_lines: int | None = None) -> bool:
         """Return False if nobody validates it any more. Raises NotAllowed if more than ``most_lines`` of its owner would wait."""
         async with self._database.transaction() as transaction:
             await transaction.row("lock_job", job)

@@ -197,12 +197,6 @@ class JobRunner:
             attempt.verdict, attempt.result = await self._answer(job, line)
         except asyncio.CancelledError:
             return  # whoever canceled it says what becomes of it
-        except Exception:  # a task's last resort: another attempt may succeed
-            _log.exception("a line failed", job=str(job.id), line=line.line)
-            attempt.verdict = retry_rules.judge(None, errors.Internal.status, line.attempt)
-            attempt.result = LineResult(
-                request_id=line.request_id, row=None, result=None, status_code=None, error_code=errors.Internal.code
-            )
         self._end(attempt)
 
     async def _answer(self, job: Job, line: ClaimedLine) -> tuple[Verdict, LineResult]:
