@@ -186,6 +186,14 @@ class RequestRules:
 
 
 @dataclass(frozen=True, slots=True)
+class JobParts:
+    store: JobStore
+    metrics: JobMetrics
+    work: BatchWork
+    desk: JobDesk
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRecords:
     """What remembers requests: their cost, their rows, and answers that can be given again."""
 
@@ -300,17 +308,7 @@ class GatewayService:
         self._files = FileStorage(
             FileRows(stores.database), stores.file_objects, node.dispatcher.memory, secret=settings.prompt_hash_secret
         )
-        self._jobs = JobStore(stores.database, stores.requests)
-        self._job_metrics = JobMetrics(self._jobs, metrics)
-        self._batch_work = BatchWork(
-            self._jobs,
-            self._files,
-            OwnerRules(self._callers.identify_owner, self._may_run, self._line_limit, self._price_to_keep),
-            node.id,
-            self._job_metrics,
-            secret=settings.prompt_hash_secret,
-        )
-        self._job_desk = JobDesk(self._jobs, self._files, self._batch_work, self.audit_reporting, self._file_limit)
+        self._jobs = self._new_jobs()
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
         receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
         self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, metrics)
@@ -389,7 +387,7 @@ class GatewayService:
             self._model_search,
             self._items,
             self._files,
-            self._job_desk,
+            self._jobs.desk,
             self._webhook_rpc,
             self._reports,
             self._business,
@@ -420,7 +418,7 @@ class GatewayService:
             await self._reports.delete_old()
             await self._usage_export.delete_old()
             await self._webhook_store.delete_old()
-            await self._jobs.delete_old()
+            await self._jobs.store.delete_old()
 
         remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
         for task in (
@@ -445,9 +443,9 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
             background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
             background_jobs.repeat(UpkeepJob.WEBHOOKS, 15, self._deliveries.measure, metrics),
-            background_jobs.repeat(UpkeepJob.JOBS, 15, self._job_metrics.measure, metrics),
+            background_jobs.repeat(UpkeepJob.JOBS, 15, self._jobs.metrics.measure, metrics),
             self._deliveries.run(),
-            self._batch_work.run(),
+            self._jobs.work.run(),
             self._job_runner.run(),
             *(export.run() for export in self._usage_export.exports),
             *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics), objects.watch()] if objects else ()),
@@ -553,16 +551,25 @@ class GatewayService:
         )
         return HttpApp(all_routes, access, self._node.metrics, memory=self._node.dispatcher.memory, images=images, traces=self._node.traces)
 
+    def _new_jobs(self) -> JobParts:
+        stores, secret = self._stores, self._settings.prompt_hash_secret
+        store = JobStore(stores.database, stores.requests)
+        metrics = JobMetrics(store, self._node.metrics)
+        rules = OwnerRules(self._callers.identify_owner, self._may_run, self._line_limit, self._price_to_keep)
+        work = BatchWork(store, self._files, rules, self._node.id, metrics, secret=secret)
+        return JobParts(store, metrics, work, JobDesk(store, self._files, work, self.audit_reporting, self._file_limit))
+
     def _new_job_runner(self, routes: tuple[HttpRoute, ...], images: ImageLimits, name: str) -> JobRunner:
         node = self._node
         app = line_app.build(routes, node.metrics, memory=node.dispatcher.memory, images=images, traces=node.traces)
         return JobRunner(
-            self._jobs,
+            self._jobs.store,
             app,
             LineInputs(self._files),
             self._callers.identify_owner,
             find_room=self._find_batch_room,
-            metrics=self._job_metrics,
+            metrics=self._jobs.metrics,
+            on_ended=self._jobs.work.ended.set,
             name=name,
             secret=self._settings.prompt_hash_secret,
             draining=node.drain_started,

@@ -59,7 +59,7 @@ class OwnerRules:
     may_run: Callable[[Principal, ModelName], bool]
     #: How many lines may wait; None: any number.
     limit_of: Callable[[Principal], int | None]
-    price_id_of: Callable[[ModelName], int]
+    price_id_of: Callable[[ModelName], int | None]
 
 
 class _NotOurs(Exception):

@@ -108,15 +108,17 @@ class JobRunner:
         *,
         find_room: FindRoom,
         metrics: JobMetrics,
+        on_ended: Callable[[], object],
         name: str,
         secret: str,
         draining: asyncio.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``app``: serves the endpoints for lines, within ``line_run.current``. ``secret`` seals results."""
+        """``app``: serves the endpoints for lines, within ``line_run.current``. ``on_ended`` is called after results
+        are written, ``secret`` seals them."""
         self._store, self._app, self._inputs, self._identify = store, app, inputs, identify
         self._find_room, self._metrics, self._name, self._secret, self._clock = find_room, metrics, name, secret, clock
-        self._draining = draining
+        self._draining, self._on_ended = draining, on_ended
         self._lanes: dict[tuple[ModelName, bool], _Lane] = {}
         self._ended: list[_Attempt] = []
         self._has_ended, self._has_room = asyncio.Event(), asyncio.Event()
@@ -277,6 +279,8 @@ class JobRunner:
             assert attempt.verdict is not None
             by_next.setdefault(attempt.verdict.next, []).append(attempt)
         outcomes = await self._finish(by_next.pop(Next.END, []))
+        if outcomes:
+            self._on_ended()
         rest = [attempt for attempts in by_next.values() for attempt in attempts]
         retries = [
             LineRetry(attempt.request, attempt.verdict.seconds, is_uncounted=attempt.verdict.next is not Next.AGAIN)

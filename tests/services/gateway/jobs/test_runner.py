@@ -111,7 +111,7 @@ class Site:
     async def run(self, name: str = "one") -> AsyncIterator[JobRunner]:
         made = JobRunner(
             self.jobs, self.app, Inputs(), self.identify, find_room=self.find_room,  # type: ignore[arg-type]
-            metrics=JobMetrics(self.jobs, Metrics("gateway")), name=name, secret=SECRET, draining=asyncio.Event(),
+            metrics=JobMetrics(self.jobs, Metrics("gateway")), name=name, on_ended=lambda: None, secret=SECRET, draining=asyncio.Event(),
         )  # fmt: skip
         task = asyncio.create_task(made.run())
         try:
@@ -176,13 +176,14 @@ async def test_without_credits_a_job_waits_and_says_so(site: Site) -> None:
     has_credits = False
     site.fail = lambda _line, _call: None if has_credits else errors.BudgetExhausted("nothing left")
     job = await site.order(3)
-    async with site.run():
+    async with site.run() as running:
 
         async def waits() -> bool:
             found = await site.jobs.read(job)
             return found is not None and found.waiting == "no credits"
 
         await until(waits)
+        await until(lambda: not running.running)
         has_credits = True
         assert (await site.lines(job))[0].state == "queued"
         await site.books.execute("UPDATE gateway.job_lines SET not_before = now()")
