@@ -146,8 +146,9 @@ WHERE state IS DISTINCT FROM 'in_progress' OR expires_at <= now();
 UPDATE jobs SET waiting = $2 WHERE state = 'in_progress' AND model = $1 AND waits_until <= now() AND waiting IS DISTINCT FROM $2;
 
 -- name: hold_job
--- Say why a job doesn't move, and until when.
-UPDATE jobs SET waiting = $2, waits_until = now() + make_interval(secs => $3), lease_until = '-infinity' WHERE id = $1 AND ended_at IS NULL;
+-- Say why a job doesn't move, and until when; with 0 seconds, only why.
+UPDATE jobs SET waiting = $2, waits_until = CASE WHEN $3 > 0 THEN now() + make_interval(secs => $3) ELSE waits_until END, lease_until = '-infinity'
+WHERE id = $1 AND ended_at IS NULL;
 
 -- name: cancel_job
 -- Cancel a job: no other line begins. Lines that run end with their runners, or their leases.

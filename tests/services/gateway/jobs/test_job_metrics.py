@@ -98,12 +98,13 @@ async def test_line_of_a_dead_gateway_waits(gateway: Gateway) -> None:
 
 async def test_job_without_credits_is_not_late(gateway: Gateway) -> None:
     job = await gateway.order(1000, age=3600, left=100)
+    await gateway.jobs.hold(job, "no worker serves echo", 0)
     assert (await gateway.show())['job_oldest_seconds{model="echo"}'] == 3600
     await gateway.jobs.hold(job, "no credits", 300)
     shown = await gateway.show()
     assert (shown['job_oldest_seconds{model="echo"}'], shown['job_needed_lines_per_second{model="echo"}']) == (0, 0)
     # It is tried again: its time begins now.
-    await gateway.jobs.hold(job, "no credits", -5)
+    await gateway.execute("UPDATE jobs SET waits_until = now() - interval '5 s'")
     assert (await gateway.show())['job_oldest_seconds{model="echo"}'] == 5
 
 
