@@ -41,6 +41,7 @@ from services.gateway.http_api.openapi import Reference
 from services.gateway.http_api.rest_accounts import RestAccounts
 from services.gateway.http_api.rest_billing import RestBilling
 from services.gateway.http_api.rest_inference import RestInference
+from services.gateway.http_api.rest_jobs import RestJobs
 from services.gateway.http_api.rest_models import RestModels
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rest_versions import RestVersions
@@ -59,6 +60,7 @@ from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import JobStore
 from services.gateway.jobs.line_inputs import LineInputs
 from services.gateway.jobs.runner import BatchRoom, JobRunner
+from services.gateway.jobs.single_jobs import OrderRules, SingleJobs
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
@@ -72,6 +74,7 @@ from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
+from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.file_routes import FileRoutes
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
@@ -191,6 +194,7 @@ class JobParts:
     metrics: JobMetrics
     work: BatchWork
     desk: JobDesk
+    singles: SingleJobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +422,8 @@ class GatewayService:
             await self._reports.delete_old()
             await self._usage_export.delete_old()
             await self._webhook_store.delete_old()
-            await self._jobs.store.delete_old()
+            while await self._jobs.store.delete_old():
+                pass
 
         remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
         for task in (
@@ -516,10 +521,24 @@ class GatewayService:
             pass
         return True
 
+    def _model_of_job(self, owner: auth.Principal, named: str | None) -> ModelName:
+        """Return the model that a request names, or the default one. Raises UnknownModel."""
+        served = self._catalogue(owner) if named is None else ()
+        model = served[0].name if served else ModelName(named or "")
+        if not model or not self._may_run(owner, model):
+            raise errors.UnknownModel(f"there is no model {model[:200]!r} that you may use", hint="see GET /v1/models")
+        return model
+
+    def _runs_as_batch(self, owner: auth.Principal, wants_flex: bool | None) -> bool:
+        """Raises PolicyForbidden."""
+        config = self._live.config
+        return config.policies.of(owner).runs_as_batch(wants_flex, tiers.plan_of(config.limits.plans, owner.tier).flex)
+
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
 
     def _routes_of_http(self) -> tuple[HttpRoute, ...]:
+        background = BackgroundResponses(self._jobs.singles)
         parts = (
             RestAccounts(self._node.rpc),
             RestInference(self._runs),
@@ -527,7 +546,9 @@ class GatewayService:
             RestBilling(self._billing, self._accounts, self._node.id),
             RestModels(self._model_search, self.list_models, self._node.id),
             RestVersions(self._registry, self._model_trust, self._node.id),
-            OpenAiRoutes(self._runs, self._catalogue, self._items),
+            OpenAiRoutes(self._runs, self._catalogue, self._items, background),
+            background,
+            RestJobs(self._jobs.singles, self._jobs.desk, self._node.id),
             FileRoutes(self._files, self._file_limit),
             RestWebhooks(self._webhook_rpc, self._node.id),
             OllamaRoutes(self._runs, self._catalogue),
@@ -557,7 +578,9 @@ class GatewayService:
         metrics = JobMetrics(store, self._node.metrics)
         rules = OwnerRules(self._callers.identify_owner, self._may_run, self._line_limit, self._price_to_keep)
         work = BatchWork(store, self._files, rules, self._node.id, metrics, secret=secret)
-        return JobParts(store, metrics, work, JobDesk(store, self._files, work, self.audit_reporting, self._file_limit))
+        desk = JobDesk(store, self._files, work, self.audit_reporting, self._file_limit)
+        may_order = OrderRules(self._model_of_job, self._runs_as_batch, self._line_limit, self._price_to_keep)
+        return JobParts(store, metrics, work, desk, SingleJobs(desk, store, self._files, may_order, secret=secret))
 
     def _new_job_runner(self, routes: tuple[HttpRoute, ...], images: ImageLimits, name: str) -> JobRunner:
         node = self._node

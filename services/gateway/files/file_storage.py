@@ -72,7 +72,7 @@ class FileStorage:
                 return (await self._rows.finish(owner, file, new, writing.digest(), writing.parts)).facts
             except Exception:
                 with suppress(errors.AimeshError):  # the next round of ``clean`` does it
-                    await self._remove(owner.tenant, file)
+                    await self.give_up(owner.tenant, file)
                 raise
 
     async def write(self, tenant: TenantId, user: UserId, file: UUID, pieces: AsyncIterator[bytes], new: NewFile) -> None:
@@ -88,6 +88,11 @@ class FileStorage:
             writing = _Writing(objects, tenant, file, self._seal, held)
             await writing.run(pieces)
             await self._rows.finish(owner, file, new, writing.digest(), writing.parts)
+
+    async def give_up(self, tenant: TenantId, file: UUID) -> None:
+        """Delete a file that nobody has seen, unless a job uses it."""
+        if await self._rows.give_up(tenant, file):
+            await self._drop(file)
 
     async def find(self, tenant: TenantId, file: FileId) -> StoredFile:
         """Raises NotFound."""
@@ -192,10 +197,6 @@ class FileStorage:
 
         async with self._sealing:
             return await asyncio.to_thread(seal)
-
-    async def _remove(self, tenant: TenantId, file: UUID) -> None:
-        await self._rows.give_up(tenant, file)
-        await self._drop(file)
 
     async def _drop(self, file: UUID) -> None:
         await (await self._get_objects()).delete(file)

@@ -103,7 +103,7 @@ class JobDesk:
 
     async def store_input(self, owner: Principal, lines: AsyncIterator[bytes]) -> UUID:
         """Store lines of a batch as a file that nobody sees; also the one line of a job that is no batch. It is deleted with the end of the
-        batch, or with the other job, that gets it as its input, and after 30 days. Raises what ``FileStorage.store`` raises."""
+        job that gets it as its input, and after 30 days. Raises what ``FileStorage.store`` raises."""
         of = FileOwner(owner.tenant_id, owner.user_id, self._file_limit_of(owner))
         made = await self._files.store(of, lines, lambda: NewFile("input.jsonl", FilePurpose.JOB_INPUT, KEPT_SECONDS))
         file = public_ids.decode(FILE, made.id)
@@ -140,7 +140,7 @@ def _missing(job: str) -> errors.NotFound:
 
 
 def facts_of(job: Job) -> JobFacts:
-    has_ended = job.ended_at is not None
+    is_batch, has_ended = job.kind is JobKind.BATCH, job.ended_at is not None
 
     def name(file: UUID | None) -> str | None:
         return None if file is None else public_ids.encode(FILE, file)
@@ -161,9 +161,9 @@ def facts_of(job: Job) -> JobFacts:
         cached_tokens=job.cached_tokens,
         output_tokens=job.output_tokens,
         cost_micro=job.cost_micro,
-        input_file=name(job.input_file),
-        output_file=name(job.output_file) if has_ended and job.done else None,
-        error_file=name(job.error_file) if has_ended and job.done < job.total else None,
+        input_file=name(job.input_file) if is_batch else None,
+        output_file=name(job.output_file) if is_batch and has_ended and job.done else None,
+        error_file=name(job.error_file) if is_batch and has_ended and job.done < job.total else None,
         metadata=job.metadata,
         errors=job.errors,
         in_progress_at=job.in_progress_at,

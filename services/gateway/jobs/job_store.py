@@ -180,14 +180,14 @@ class JobStore:
         async with self._database.bound(job.owner.tenant_id) as transaction:
             return await self._create(transaction, job)
 
-    async def start(self, job: NewJob, line: NewLine) -> Job:
-        """Insert a job of one line that may run at once, or return the one with its idempotency key."""
+    async def start(self, job: NewJob, line: NewLine, most_lines: int | None = None) -> Job:
+        """Insert a job of one line that may run at once, or return the one with its idempotency key. Raises NotAllowed like ``begin``."""
         async with self._database.bound(job.owner.tenant_id) as transaction:
             made = await self._create(transaction, job)
             if made.id != job.id:
                 return made
             await transaction.run("add_lines", job.id, *_line_columns([line]))
-            await transaction.run("begin_job", job.id, 1, job.model, job.price_id)
+            await _begin(transaction, most_lines, job.id, 1, job.model, job.price_id)
             row = await transaction.row("find_job", job.id)
         assert row is not None
         return _job(row)
@@ -258,10 +258,7 @@ class JobStore:
     async def begin(self, job: UUID, total: int, model: ModelName, price_id: int | None, most_lines: int | None = None) -> bool:
         """Return False if nobody validates it any more. Raises NotAllowed if more than ``most_lines`` of its owner would wait."""
         async with self._database.transaction() as transaction:
-            await transaction.row("lock_job", job)
-            if most_lines is not None and (used := await transaction.value("count_waiting_lines", job)) + total > most_lines:
-                raise errors.NotAllowed(f"{used} of your lines wait; with {total} more they would exceed your limit of {most_lines} lines")
-            return await transaction.run("begin_job", job, total, model, price_id) == 1
+            return await _begin(transaction, most_lines, job, total, model, price_id)
 
     async def refuse(self, job: UUID, found: Sequence[LineError], event: EventType | None = None) -> None:
         async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
@@ -381,13 +378,19 @@ def _line_columns(lines: Sequence[NewLine]) -> list[list[object]]:
     return [[getattr(line, name) for line in lines] for name in NewLine.__struct_fields__]
 
 
+async def _begin(transaction: Transaction, most_lines: int | None, job: UUID, total: int, *model_and_price: object) -> bool:
+    await transaction.row("lock_job", job)
+    if most_lines is not None and (used := await transaction.value("count_waiting_lines", job)) + total > most_lines:
+        raise errors.NotAllowed(f"{used} of your lines wait; with {total} more they would exceed your limit of {most_lines} lines")
+    return await transaction.run("begin_job", job, total, *model_and_price) == 1
+
+
 async def _end(transaction: Transaction, row: DatabaseRow | None, event: EventType | None) -> None:
-    """Let go of the input that a batch had for itself, and tell the owner of a job; unless another gateway has."""
+    """Let go of the input that a job had for itself, and tell its owner; unless another gateway has."""
     if row is None:
         return
     job = _job(row)
-    if job.kind is JobKind.BATCH:
-        await transaction.run("give_up_job_input", job.input_file)
+    await transaction.run("give_up_job_input", job.input_file)
     if event is not None:
         await webhook_store.enqueue(transaction, job.tenant_id, event, job.public_id)
 

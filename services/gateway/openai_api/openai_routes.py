@@ -20,6 +20,7 @@ from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
 from services.gateway.openai_api.anthropic_format import AnthropicMessage, MessagesEvent, MessagesFormat
 from services.gateway.openai_api.anthropic_request import MessagesBody
+from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.chat_format import ChatChunk, ChatCompletion, ChatFormat, Model, Models
 from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_format import Completion, CompletionFormat
@@ -39,8 +40,15 @@ _METHOD = "processInferenceRequest"
 class OpenAiRoutes:
     """The handlers of /v1. ``served`` returns the models that a caller may use, the default first."""
 
-    def __init__(self, runs: Runs, served: Callable[[Principal], tuple[ServedModel, ...]], items: StoredItems) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        served: Callable[[Principal], tuple[ServedModel, ...]],
+        items: StoredItems,
+        background: BackgroundResponses,
+    ) -> None:
         self._runs = runs
+        self._background = background
         self._served = served
         self._items = items
         self._answer = partial(answer_delivery.answer, runs)
@@ -55,10 +63,9 @@ class OpenAiRoutes:
             HttpRoute("POST", "/v1/completions", self._complete, _METHOD,
                       "OpenAI's older completions, which continue a text without a chat template",
                       body=CompletionBody, answer=Completion, streams=True, takes_prompts=True, events=(Completion,)),
-            HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses; only their items are stored",
+            HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses, also in the background",
                       body=ResponseBody, answer=Response, streams=True, takes_prompts=True, events=(*get_args(StreamEvent), ErrorEvent)),
-            *(HttpRoute(verb, "/v1/responses/{response}", self._refuse_stored, _METHOD, "Refused, because prompts are not stored")
-              for verb in ("GET", "DELETE", "POST")),
+            HttpRoute("POST", "/v1/responses/{response}", self._refuse_stored, _METHOD, "Refused, because prompts are not stored"),
             HttpRoute("POST", "/v1/messages", self._message, _METHOD, "Anthropic's messages",
                       body=MessagesBody, answer=AnthropicMessage, streams=True, takes_prompts=True,
                       events=(MessagesEvent, AnthropicErrorBody)),
@@ -75,6 +82,9 @@ class OpenAiRoutes:
 
     async def _respond(self, call: HttpCall) -> None:
         body = await response_references.read(call, self._items)
+        if body.background:
+            await self._background.begin(call, body)
+            return
         form = ResponsesFormat(body, is_stored=body.store and self._items.allows(call.caller))
 
         async def store() -> None:

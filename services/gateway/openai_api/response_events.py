@@ -109,7 +109,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     object: str = "response"
     created_at: int
-    #: in_progress, completed, incomplete or failed.
+    #: queued, in_progress, completed, incomplete, failed or cancelled.
     status: str
     completed_at: int | None = None
     background: bool = False

@@ -74,12 +74,10 @@ class ResponsesFormat(AnswerFormat):
         return (*events, _event(response_events.ResponseEvent(name, self._next(), self.whole(result))))
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
-        found = error.error
         if not self.has_begun:
+            found = error.error
             return (ServerSentEvent(response_events.ErrorEvent(self._next(), found.code, found.message, found.param), "error"),)
-        code = found.code if found.code == errors.ContextExceeded.code else _CODES.get(found.type, "server_error")
-        problem = response_events.ResponseProblem(code, found.message)
-        response = msgspec.structs.replace(self._response("failed"), output=self._output("incomplete"), error=problem)
+        response = msgspec.structs.replace(self.without_output("failed"), output=self._output("incomplete"), error=problem_of(error))
         return (*self._beginning(), _event(response_events.ResponseEvent("response.failed", self._next(), response)))
 
     def whole(self, result: InferenceResult) -> response_events.Response:
@@ -88,7 +86,7 @@ class ResponsesFormat(AnswerFormat):
         if not self._items:
             self._items.append(_MESSAGE)
         return msgspec.structs.replace(
-            self._response(status),
+            self.without_output(status),
             output=self._output(status),
             usage=response_events.ResponseUsage.of(result.usage),
             incomplete_details=response_events.Incomplete(_INCOMPLETE[result.finish_reason]) if status == "incomplete" else None,
@@ -105,7 +103,7 @@ class ResponsesFormat(AnswerFormat):
             return []
         self._is_begun = True
         names = ("response.created", "response.in_progress")
-        return [_event(response_events.ResponseEvent(name, self._next(), self._response("in_progress"))) for name in names]
+        return [_event(response_events.ResponseEvent(name, self._next(), self.without_output("in_progress"))) for name in names]
 
     def _think(self, text: str) -> list[ServerSentEvent]:
         events = []
@@ -231,8 +229,7 @@ class ResponsesFormat(AnswerFormat):
     def _output(self, status: str) -> tuple[response_events.OutputItem, ...]:
         return tuple(self._shown(item, self._statuses.get(item, status)) for item in self._items)
 
-    def _response(self, status: str) -> response_events.Response:
-        """Return the response without its output."""
+    def without_output(self, status: str) -> response_events.Response:
         about, body = self.about, self._body
         return response_events.Response(
             id=f"resp_{about.request_id.hex}",
@@ -258,6 +255,12 @@ class ResponsesFormat(AnswerFormat):
         number = self._sequence
         self._sequence += 1
         return number
+
+
+def problem_of(error: ErrorBody) -> response_events.ResponseProblem:
+    found = error.error
+    code = found.code if found.code == errors.ContextExceeded.code else _CODES.get(found.type, "server_error")
+    return response_events.ResponseProblem(code, found.message)
 
 
 def _event(content: response_events.StreamEvent) -> ServerSentEvent:

@@ -241,6 +241,8 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     reasoning: ReasoningBody | None = None
     #: Whether the items of the answer are stored.
     store: bool = True
+    #: Answer at once; the response is stored until it is fetched. See ``background_responses``.
+    background: bool = False
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
     #: "flex" runs behind live requests, at the price of batches.

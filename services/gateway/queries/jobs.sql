@@ -224,13 +224,12 @@ UPDATE files SET state = 'deleting' WHERE id = $1 AND purpose = 'job_input' AND 
 UPDATE jobs SET delete_at = now(), idempotency_key = NULL WHERE id = $1;
 
 -- name: delete_jobs
--- Delete jobs whose time is over, or only the job $2, with the files that only they have.
+-- Delete jobs whose time is over, or only the job $2.
 WITH over AS MATERIALIZED (
-    SELECT id, input_file FROM jobs WHERE ended_at IS NOT NULL AND delete_at <= now() AND ($2::uuid IS NULL OR id = $2)
+    SELECT id FROM jobs WHERE ended_at IS NOT NULL AND delete_at <= now() AND ($2::uuid IS NULL OR id = $2)
     ORDER BY delete_at LIMIT $1 FOR UPDATE SKIP LOCKED
 ),
-lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over)),
-inputs AS (UPDATE files SET state = 'deleting' WHERE id IN (SELECT input_file FROM over) AND purpose = 'job_input')
+lines AS (DELETE FROM job_lines WHERE job_id IN (SELECT id FROM over))
 DELETE FROM jobs WHERE id IN (SELECT id FROM over) RETURNING id;
 
 -- name: count_open_jobs

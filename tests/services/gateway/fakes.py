@@ -45,6 +45,7 @@ from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits.quotas import Quotas
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
+from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
@@ -342,6 +343,13 @@ class FixedConfig:
     config: ConfigSnapshot = field(default_factory=ConfigSnapshot)
 
 
+class NoJobs:
+    """A store without jobs."""
+
+    async def find(self, *_what: object) -> None:
+        raise errors.NotFound("there is no such job")
+
+
 @dataclass
 class FakeJournal:
     """A journal in memory; can be full."""
@@ -520,6 +528,7 @@ class RunningService:
         self.recorders = recorders
         self.idempotency = IdempotentRequests(FakeKeys(), recorders, node_id(99), secret="s" * 16, most_seconds=30)
         self.runs = self.new_runs()
+        self.single_jobs: Any = NoJobs()
         self.items = StoredItems(AbsentCache(), self, secret="s" * 16, most_bytes=2**20)
         #: The gateway's own methods, by name.
         self.own: dict[str, Handler] = {}
@@ -555,11 +564,13 @@ class RunningService:
         self.directory.worker(number, *models, load=load, **more)
 
     def app(self, **access: Any) -> HttpApp:
+        background = BackgroundResponses(self.single_jobs)
         parts = (
             RestAccounts(self.rpc),
             RestInference(self.runs),
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
-            OpenAiRoutes(self.runs, self._served, self.items),
+            OpenAiRoutes(self.runs, self._served, self.items, background),
+            background,
             OllamaRoutes(self.runs, self._served),
             OpenAiModerations(self.runs),
             TokenRoutes(self.runs, self.items),

@@ -83,7 +83,11 @@ class BatchSite:
 
     async def answer(self, job: Job, answer: Answer = good, most: int = 1_000_000) -> None:
         """Let so many lines run."""
-        while most and (claimed := await self.jobs.claim(MODEL, [RequestId(context.new_request_id()) for _ in range(min(32, most))], "r")):
+
+        def requests() -> list[RequestId]:
+            return [RequestId(context.new_request_id()) for _ in range(min(32, most))]
+
+        while most and (claimed := await self.jobs.claim(MODEL, requests(), "r", live=job.is_live)):
             results = []
             for each in claimed:
                 status, body = answer(each.custom_id)

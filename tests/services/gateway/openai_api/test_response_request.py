@@ -222,12 +222,12 @@ async def test_items_of_other_models_tools_are_left_out_and_named(http: httpx.As
         {"type": "mcp_call", "id": "mcp_1", "name": "x"},
         {"type": "shell_call_output", "output": []},
     ]
-    answer = await http.post("/v1/responses", json={"input": items, "background": True, "truncation": "auto"})
+    answer = await http.post("/v1/responses", json={"input": items, "background_options": {}, "truncation": "auto"})
     assert answer.status_code == 200, answer.text
     assert set(answer.headers["x-aimesh-ignored"].split(", ")) == {
         "input[mcp_call]",
         "input[shell_call_output]",
-        "background",
+        "background_options",
         "truncation",
     }
     assert [message.content for message in running_service.worker.received[0].prompt] == ["hi"]

@@ -1,0 +1,140 @@
+"""Runs single requests as jobs of one line: a request is stored like a batch of one, and its answer is kept for a day."""
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from hashlib import blake2b
+
+import msgspec
+
+from services.gateway.facts.bad_field import BadField
+from services.gateway.files.file_storage import FileStorage
+from services.gateway.jobs import batch_input, line_results
+from services.gateway.jobs.batch_input import MAX_LINE_BYTES, NewLine
+from services.gateway.jobs.job_desk import JobDesk
+from services.gateway.jobs.job_store import Job, JobStore, NewJob, StoredLine
+from services.gateway.jobs.states import LineState
+from shared import context, errors
+from shared.api.auth import Principal
+from shared.api.jobs import JobKind
+from shared.types import ModelName, TenantId
+
+#: How long a job may take, and how long it is kept after its end.
+_SECONDS = _KEPT_SECONDS = 24 * 3600.0
+_UNFINISHED = {LineState.QUEUED, LineState.RUNNING}
+
+
+class SingleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    kind: JobKind
+    endpoint: str
+    body: dict[str, object]
+    #: Whether it waits behind live requests, at the price of batches; None: as the policies say.
+    flex: bool | None
+    metadata: dict[str, str] = {}
+
+
+class SingleJob(msgspec.Struct, frozen=True):
+    job: Job
+    line: StoredLine
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the request has an answer or an error, or never will."""
+        return self.line.state not in _UNFINISHED
+
+
+class OrderRules(msgspec.Struct, frozen=True):
+    """What callers may order."""
+
+    #: Returns the model that a request names, or the default one. Raises UnknownModel.
+    choose_model: Callable[[Principal, str | None], ModelName]
+    #: Returns whether a request waits behind live ones, if it wants to or says nothing. Raises PolicyForbidden.
+    runs_as_batch: Callable[[Principal, bool | None], bool]
+    #: How many lines may wait; None: any number.
+    line_limit_of: Callable[[Principal], int | None]
+    #: None: today's price, of whichever model answers.
+    price_id_of: Callable[[ModelName], int | None]
+
+
+class SingleJobs:
+    def __init__(self, desk: JobDesk, store: JobStore, files: FileStorage, rules: OrderRules, *, secret: str) -> None:
+        self._desk, self._store, self._files, self._rules, self._secret = desk, store, files, rules, secret
+
+    async def order(self, by: Principal, request: SingleRequest, key: str | None) -> SingleJob:
+        """Let a request run. One under the key of an earlier one gets that one's job. Raises BadField, UnknownModel, PolicyForbidden,
+        IdempotencyConflict, TooLarge, NotAllowed if too many lines wait, and what ``FileStorage.store`` raises."""
+        named = request.body.get("model")
+        if named is not None and not isinstance(named, str):
+            raise BadField("body.model", "must be a name")
+        digest = blake2b(msgspec.json.encode(request, order="sorted"), digest_size=32).hexdigest()
+        if key is not None and (found := await self._store.find_repeated(by.tenant_id, key)) is not None:
+            return await self._same(found, digest)
+        model, is_batch = self._rules.choose_model(by, named), self._rules.runs_as_batch(by, request.flex)
+        body = {**request.body, "model": model}
+        content = msgspec.json.encode({"custom_id": digest, "method": "POST", "url": request.endpoint, "body": body})
+        if len(content) > MAX_LINE_BYTES:
+            raise errors.TooLarge(f"the request of a job may have {MAX_LINE_BYTES} bytes", hint="send it without a job")
+        file = await self._desk.store_input(by, _only(content))
+        new = NewJob(
+            id=context.new_request_id(),
+            owner=by,
+            kind=request.kind,
+            endpoint=request.endpoint,
+            seed=secrets.randbits(63),
+            seconds=_SECONDS,
+            kept_seconds=_KEPT_SECONDS,
+            is_live=not is_batch,
+            model=model,
+            price_id=self._rules.price_id_of(model),
+            input_file=file,
+            metadata=request.metadata,
+            idempotency_key=key,
+        )
+        made = None
+        try:
+            made = await self._store.start(
+                new, NewLine(0, digest, 0, len(content), batch_input.prefix_of(body)), self._rules.line_limit_of(by)
+            )
+        finally:
+            if made is None or made.id != new.id:
+                with suppress(errors.AimeshError):  # it expires
+                    await self._files.give_up(by.tenant_id, file)
+        return await self._same(made, digest)
+
+    async def find(self, tenant: TenantId, job: str) -> SingleJob | None:
+        """Return None for a batch. Raises NotFound."""
+        found = await self._desk.find(tenant, job)
+        return None if found.kind is JobKind.BATCH else await self._with_line(found)
+
+    async def cancel(self, by: Principal, job: str) -> None:
+        """Cancel it, unless its request has ended. Raises NotFound."""
+        found = await self.find(by.tenant_id, job)
+        if found is None or not found.has_ended:
+            await self._desk.cancel_of(by, job)
+
+    async def delete(self, by: Principal, job: str) -> None:
+        """Cancel it, and keep nothing of it. Raises NotFound."""
+        await self._store.forget((await self._desk.find(by.tenant_id, job)).id)
+
+    def result_of(self, single: SingleJob) -> bytes:
+        """Return the answer of the endpoint. Raises AnswerGone if there is none, and FileDamaged."""
+        job, line = single.job, single.line
+        if line.result is None:
+            why = line.error_code or f"it was {line.state.value}"
+            raise errors.AnswerGone(f"{job.public_id} ended without an answer: {why}", hint="send the request again")
+        return line_results.unseal(line.result, job.tenant_id, job.id, line.line, self._secret)
+
+    async def _same(self, job: Job, digest: str) -> SingleJob:
+        """Raises IdempotencyConflict if the job was made of another request."""
+        single = None if job.kind is JobKind.BATCH else await self._with_line(job)
+        if single is None or single.line.custom_id != digest:
+            raise errors.IdempotencyConflict("this Idempotency-Key was used for another request", hint="use a new key for each request")
+        return single
+
+    async def _with_line(self, job: Job) -> SingleJob:
+        (line,) = await self._store.results(job.id, -1, 1)
+        return SingleJob(job, line)
+
+
+async def _only(content: bytes) -> AsyncIterator[bytes]:
+    yield content
