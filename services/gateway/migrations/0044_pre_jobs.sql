@@ -34,7 +34,7 @@ CREATE TABLE jobs (
     output_tokens bigint NOT NULL DEFAULT 0,
     cost_micro bigint NOT NULL DEFAULT 0,
     -- The gateway that validates or finalizes it.
-    runner varchar(64),
+    runner varchar(100),
     lease_until timestamptz NOT NULL DEFAULT '-infinity',
     -- When its last lines were claimed, so that tenants take turns.
     claimed_at timestamptz,
@@ -68,7 +68,7 @@ CREATE TABLE job_lines (
     lost_leases smallint NOT NULL DEFAULT 0,
     -- Of the present attempt, or the last.
     request_id uuid,
-    runner varchar(64),
+    runner varchar(100),
     lease_until timestamptz,
     not_before timestamptz NOT NULL DEFAULT '-infinity',
     -- Sealed.

@@ -26,7 +26,8 @@ from tests import tiers
 from tests.services.gateway.billing.test_ledger_store import MODEL, Books, new_request, row
 
 LINES, COST = 4, 7
-RUNNERS = ("one", "two")
+#: As long as the names of gateways: a time, and the id of a node.
+RUNNERS = ("1" * 70, "2" * 70)
 #: Of reservations that are open.
 ENDED = {LineState.DONE, LineState.FAILED, LineState.EXPIRED, LineState.CANCELLED}
 numbers = st.integers(0, 50)
