@@ -75,6 +75,7 @@ from services.gateway.models.registry_store import RegistryStore
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.background_responses import BackgroundResponses
+from services.gateway.openai_api.batch_routes import BatchRoutes
 from services.gateway.openai_api.file_routes import FileRoutes
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
@@ -550,6 +551,7 @@ class GatewayService:
             background,
             RestJobs(self._jobs.singles, self._jobs.desk, self._node.id),
             FileRoutes(self._files, self._file_limit),
+            BatchRoutes(self._jobs.desk),
             RestWebhooks(self._webhook_rpc, self._node.id),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),

@@ -45,9 +45,8 @@ class JobDesk:
 
     @serves(api.list_jobs)
     async def list(self, request: api.ListJobs, call: RpcCall) -> api.Jobs:
-        after = None if request.after is None else read_id(request.after)
-        found = await self._store.page(call.principal.tenant_id, request.kind, after, request.limit + 1)
-        return api.Jobs(tuple(map(facts_of, found[: request.limit])), has_more=len(found) > request.limit)
+        found, has_more = await self.page(call.principal.tenant_id, request)
+        return api.Jobs(tuple(map(facts_of, found)), has_more=has_more)
 
     @serves(api.get_job)
     async def get(self, request: api.GetJob, call: RpcCall) -> JobFacts:
@@ -110,6 +109,19 @@ class JobDesk:
         assert file is not None
         return file
 
+    async def page(self, tenant: TenantId, asked: api.ListJobs, endpoint: str | None = None) -> tuple[tuple[Job, ...], bool]:
+        """Return jobs, of an endpoint or of all, and whether there are more. Raises NotFound."""
+        after = None if asked.after is None else read_id(asked.after)
+        found = await self._store.page(tenant, asked.kind, after, asked.limit + 1, endpoint)
+        return found[: asked.limit], len(found) > asked.limit
+
+    async def find_batch(self, tenant: TenantId, job: str, endpoint: str | None = None) -> Job:
+        """Raises NotFound, also for another kind of job or another endpoint."""
+        found = await self.find(tenant, job)
+        if found.kind is not JobKind.BATCH or endpoint not in {None, found.endpoint}:
+            raise _missing(job)
+        return found
+
     async def find(self, tenant: TenantId, job: str) -> Job:
         """Raises NotFound."""
         found = await self._store.find(tenant, read_id(job))
@@ -133,6 +145,10 @@ def read_id(text: str) -> UUID:
     if found is None:
         raise _missing(text)
     return found
+
+
+def window_of(job: Job) -> api.BatchWindow:
+    return "1h" if (job.expires_at - job.created_at).total_seconds() <= _WINDOWS["1h"] else "24h"
 
 
 def _missing(job: str) -> errors.NotFound:

@@ -215,10 +215,12 @@ class JobStore:
             row = await transaction.row("find_repeated_job", tenant, key)
         return None if row is None else _job(row)
 
-    async def page(self, tenant: TenantId, kind: JobKind | None, after: UUID | None, most: int) -> tuple[Job, ...]:
+    async def page(
+        self, tenant: TenantId, kind: JobKind | None, after: UUID | None, most: int, endpoint: str | None = None
+    ) -> tuple[Job, ...]:
         """Return the newest jobs, or those behind ``after``."""
         async with self._database.bound(tenant) as transaction:
-            return tuple(_job(row) for row in await transaction.rows("list_jobs", tenant, kind, after, most))
+            return tuple(_job(row) for row in await transaction.rows("list_jobs", tenant, kind, after, most, endpoint))
 
     async def erase(self, tenant: TenantId) -> None:
         while await self._database.run("erase_jobs", tenant, MAX_ERASED, deadline_seconds=30):

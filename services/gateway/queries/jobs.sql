@@ -19,7 +19,9 @@ SELECT * FROM jobs WHERE tenant_id = $1 AND idempotency_key = $2;
 
 -- name: list_jobs
 -- List a tenant's jobs, the newest first. Their ids sort by time.
-SELECT * FROM jobs WHERE tenant_id = $1 AND ($2::text IS NULL OR kind = $2) AND ($3::uuid IS NULL OR id < $3) AND delete_at > now() ORDER BY id DESC LIMIT $4;
+SELECT * FROM jobs
+WHERE tenant_id = $1 AND ($2::text IS NULL OR kind = $2) AND ($3::uuid IS NULL OR id < $3) AND ($5::text IS NULL OR endpoint = $5) AND delete_at > now()
+ORDER BY id DESC LIMIT $4;
 
 -- name: erase_jobs
 -- Delete some jobs of a tenant. Attempts that run write nothing any more; what they hold ends with their leases.

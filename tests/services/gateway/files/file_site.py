@@ -16,7 +16,7 @@ from services.gateway import store
 from services.gateway.files.file_objects import FileObjects
 from services.gateway.files.file_rows import FileOwner, FileRows, NewFile
 from services.gateway.files.file_storage import FileStorage
-from services.gateway.http_api.http_app import HttpAccess, HttpApp
+from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.openai_api.file_routes import FileRoutes
 from shared import errors
 from shared.api.auth import Principal
@@ -44,6 +44,7 @@ class Site:
     storage: FileStorage
     memory: RequestMemory
     most_bytes: int | None = None
+    more_routes: tuple[HttpRoute, ...] = ()
 
     def app(self) -> HttpApp:
         quotas: Any = None  # no route runs a model
@@ -53,7 +54,7 @@ class Site:
                 raise errors.NotAuthenticated("no credential")
             return PEOPLE[credential.partition(".")[0]]
 
-        routes = FileRoutes(self.storage, lambda _caller: self.most_bytes).routes()
+        routes = (*FileRoutes(self.storage, lambda _caller: self.most_bytes).routes(), *self.more_routes)
         return HttpApp(routes, HttpAccess(identify=identify, quotas=quotas), Metrics("gateway"), memory=self.memory)
 
     def http(self, who: str = "ada") -> httpx.AsyncClient:

@@ -13,6 +13,7 @@ from services.gateway.jobs.batch_work import BatchWork, OwnerRules
 from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import Job, JobStore, LineResult
+from services.gateway.openai_api.batch_routes import BatchRoutes
 from services.gateway.store import GatewayStore
 from services.gateway.webhooks.webhook_store import WebhookStore
 from shared import context
@@ -133,4 +134,5 @@ async def running(url: str, objects: ObjectStore) -> AsyncIterator[BatchSite]:
         site = BatchSite(files, jobs, nowhere, nowhere)
         site.work = site.worker("one")
         site.desk = JobDesk(jobs, files.storage, site.work, AuditReporting(nowhere), lambda _owner: files.most_bytes)
+        files.more_routes = BatchRoutes(site.desk).routes()
         yield site
