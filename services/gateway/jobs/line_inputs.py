@@ -5,12 +5,10 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.files.file_rows import PREFIX
 from services.gateway.files.file_storage import FileStorage
 from services.gateway.files.sealed_parts import PART_BYTES
 from services.gateway.jobs.job_store import ClaimedLine, Job
 from shared import errors
-from shared.protocol import public_ids
 
 _MAX_PARTS = 4
 
@@ -40,7 +38,7 @@ class LineInputs:
         key = job.input_file, number
         if key not in self._parts:
             try:
-                file = await self._files.find(job.tenant_id, public_ids.encode(PREFIX, job.input_file))
+                file = await self._files.find_used(job.tenant_id, job.input_file)
             except errors.NotFound as error:
                 raise errors.FileDamaged("the input file of the job is gone", hint="upload the file again") from error
             start = number * PART_BYTES

@@ -1,10 +1,12 @@
 """Batches that are validated and finalized, on a real PostgreSQL: malformed input, stores that are away, and gateways that die."""
 
 import asyncio
+import json
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -13,11 +15,13 @@ from services.gateway.jobs import batch_work
 from services.gateway.jobs.batch_input import MAX_LINE_BYTES, MAX_LINES
 from services.gateway.jobs.job_desk import facts_of
 from services.gateway.jobs.job_store import Job
+from services.gateway.jobs.line_inputs import LineInputs
 from shared import errors
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.jobs import JobState
 from shared.protocol import public_ids
 from shared.stores import objects
+from shared.types import RequestId
 from tests.services.gateway.files.file_site import ADA
 from tests.services.gateway.jobs import batch_site
 from tests.services.gateway.jobs.batch_site import MODEL, BatchSite, jsonl, line
@@ -337,3 +341,23 @@ async def test_the_tasks_do_it_all(site: BatchSite) -> None:
     await becomes(site, job, JobState.COMPLETED)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_lines_are_read_from_input_that_nobody_sees_or_that_has_expired(site: BatchSite) -> None:
+    inputs, owned = LineInputs(site.files.storage), await site.validate(jsonl(MIXED))
+    await site.execute("UPDATE files SET expires_at = now()")
+
+    async def lines() -> AsyncIterator[bytes]:
+        yield jsonl(MIXED)
+
+    hidden = await site.desk.add_batch(ADA, await site.desk.store_input(ADA, lines()), batch_site.ENDPOINT, None)
+    await site.work.validate()
+    for _ in range(2):
+        claimed = await site.jobs.claim(MODEL, [RequestId(uuid4()) for _ in range(4)], "r")
+        (job,) = [await site.find(job) for job in (owned, hidden) if job.id == claimed[0].job_id]
+        assert [await inputs.read(job, each) for each in claimed] == [json.dumps(each["body"]).encode() for each in MIXED]
+        await site.jobs.cancel(job.id)
+        await site.jobs.stop([each.request_id for each in claimed])
+        await site.end(job)
+    await site.files.storage.clean()
+    assert await site.files.count("files WHERE purpose <> 'batch_output'") == 0
