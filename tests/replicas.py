@@ -9,9 +9,10 @@ import asyncio
 import os
 import re
 import subprocess
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -36,11 +37,13 @@ _CONTESTED = re.compile(r"two processes use one node key|another process already
 _LEAVE_SECONDS = 15
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Replica:
     service: str
     key_file: Path
     url: str
+    #: Starts it with what it had before.
+    start: "Callable[[], subprocess.Popen[bytes]]"
     process: "subprocess.Popen[bytes]"
     log_file: Path
 
@@ -61,6 +64,16 @@ class Replica:
                 return (await http.get(f"{self.url}/readyz")).status_code == 200
 
         await until(answers, seconds=60, what=f"the second {self.service} is ready", ignoring=(httpx.HTTPError,))
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL, also if it is stopped."""
+        self.process.kill()
+        self.process.wait()
+
+    async def restart(self) -> None:
+        """Start what was killed, and wait until it is ready."""
+        self.process = self.start()
+        await self.ready()
 
     async def ended(self) -> int:
         """Wait for the end and return the exit status."""
@@ -96,17 +109,17 @@ async def replica(
         environment["MESH_STATE_FILE"] = str(folder / f"{name}.mesh")
         environment.pop("JOIN_TICKET_FILE", None)
     environment |= settings
-    process = _start(release, words or ("-m", f"services.{service}"), environment, log_file)
+    start = partial(_start, release, words or ("-m", f"services.{service}"), environment, log_file)
+    running = Replica(service, Path(environment["NODE_KEY_FILE"]), f"http://127.0.0.1:{port}", start, start(), log_file)
     try:
-        yield Replica(service, Path(environment["NODE_KEY_FILE"]), f"http://127.0.0.1:{port}", process, log_file)
+        yield running
     finally:
         # Peers keep calling a killed node for a few seconds, which would fail requests of the next test.
-        process.terminate()
+        running.process.terminate()
         try:
-            await asyncio.to_thread(process.wait, _LEAVE_SECONDS)
+            await asyncio.to_thread(running.process.wait, _LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
-            await asyncio.to_thread(process.wait)
+            running.kill()
 
 
 def refusals(stack: RunningStack, seconds: list[Replica]) -> list[str]:

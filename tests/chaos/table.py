@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.chaos import scenarios_clients, scenarios_servers, scenarios_workers
+from tests.chaos import scenarios_clients, scenarios_jobs, scenarios_servers, scenarios_workers
 from tests.chaos.world import Outcome, World
 
 Scenario = Callable[[World], Awaitable[Outcome]]
@@ -35,6 +35,7 @@ SCENARIOS: dict[str, Scenario] = {
         scenarios_clients.f24_requests_are_repeated,
         scenarios_workers.f25_worker_hangs_and_wakes,
         scenarios_servers.f25_gateway_hangs_and_wakes,
+        scenarios_jobs.f29_batches_run,
     )
 }
 
@@ -47,6 +48,7 @@ SHORT = (
     "f20_request_that_ends_engines",
     "f23_clients_leave",
     "f24_requests_are_repeated",
+    "f29_batches_run",
 )
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "faults.md"

@@ -60,10 +60,19 @@ class Scale:
     lease_seconds: float
     #: Requests of a burst, all at once.
     burst: int
+    #: Lines of all batches together.
+    lines: int
+    #: How long a gateway keeps lines; None: as long as the product says.
+    line_lease_seconds: float | None = None
+    #: How long a process is stopped that runs lines: longer than its leases.
+    stop_seconds: float
 
 
-SHORT = Scale(clients=16, tenants=3, lead_seconds=(0.5, 1.5), outage_seconds=5, lease_seconds=REST_SECONDS, burst=300)
-LONG = Scale(clients=50, tenants=10, lead_seconds=(2, 8), outage_seconds=20, lease_seconds=150, burst=600)
+SHORT = Scale(
+    clients=16, tenants=3, lead_seconds=(0.5, 1.5), outage_seconds=5, lease_seconds=REST_SECONDS, burst=300, lines=100,
+    line_lease_seconds=5, stop_seconds=8,
+)  # fmt: skip
+LONG = Scale(clients=50, tenants=10, lead_seconds=(2, 8), outage_seconds=20, lease_seconds=150, burst=600, lines=1000, stop_seconds=90)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +104,7 @@ class Worker:
     stack: RunningStack
     number: int
     attempts: Path
+    slots: int = SLOTS
     process: "subprocess.Popen[bytes] | None" = None
 
     def start(self) -> None:
@@ -105,7 +115,7 @@ class Worker:
             **self.stack.environment,
             "ECHO_TOKEN_MS": str(TOKEN_MS),
             "ENGINE_QUEUE": str(QUEUE),
-            "ECHO_SLOTS": str(SLOTS),
+            "ECHO_SLOTS": str(self.slots),
             faulty_worker.ATTEMPTS_FILE: str(self.attempts),
             "CHAOS_PORT": str(free_port()),
         }
@@ -178,7 +188,7 @@ class World:
         """Wait until all is at rest, then check the calls and the books."""
         books, tired = await self._at_rest(seen, allowed)
         judged = [call for call in seen.calls if stopwatch.bounds_hold or call.ends != (BUSY,) or BUSY in allowed.codes]
-        found = invariants.violations(judged, books, allowed) + tired + await self._verified() + self._tracebacks()
+        found = invariants.violations(judged, books, allowed) + tired + await self.verify()
         return Outcome(
             fault=fault,
             what=what,
@@ -218,17 +228,18 @@ class World:
         async with self.stack.client() as mesh:
             return (await mesh.rpc.call(gateway.get_service_health, gateway.GetServiceHealth())).in_flight
 
-    async def _verified(self) -> list[str]:
-        """Return what the gateway's own check of all books finds."""
+    async def verify(self) -> list[str]:
+        """Return what the gateway's own check of all books finds, and new tracebacks."""
         done = await self.stack.aicli("admin", "ledger", "verify", "--json")
         report = done.json() if done.status == 0 else {}
         wrong = {name: report.get(name) for name in ("drift_micro", "sum_micro", "reserved_drift_micro", "overdue") if report.get(name)}
-        return [f"I3: aicli admin ledger verify: {wrong or done.err.strip()}"] if wrong or done.status else []
+        found = [f"I3: aicli admin ledger verify: {wrong or done.err.strip()}"] if wrong or done.status else []
+        return found + self._tracebacks()
 
     def _tracebacks(self) -> list[str]:
         """Return the new tracebacks in all logs. There must be none: a handled fault is logged as a sentence."""
         found = []
-        for path in (*self.stack.place.logs.glob("*.log"), *self.stack.home.glob("faulty-worker-*.log")):
+        for path in (*self.stack.place.logs.glob("*.log"), *self.stack.home.glob("*.log")):
             text = path.read_text(encoding="utf-8", errors="replace")
             new, self._read[path] = text[self._read.get(path, 0) :], len(text)
             before, mark, after = new.partition("Traceback")
