@@ -1,5 +1,6 @@
 """Serves /api/jobs: runs a request that nobody waits for, and shows, cancels and deletes jobs."""
 
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.jobs import job_desk
 from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.single_jobs import SingleJob, SingleJobs, SingleRequest
+from shared import errors
 from shared.api import jobs as api
 from shared.api.jobs import BatchEndpoint, JobFacts, JobKind, Metadata
 from shared.rpc import RpcCall
@@ -43,6 +45,8 @@ class JobAnswer(JobFacts, frozen=True):
     """A job. One of a single request also has what the endpoint answered, once it has."""
 
     status_code: int | None = None
+    #: Also of a request that never ran.
+    error_code: str | None = None
     result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -109,10 +113,11 @@ class RestJobs:
         await call.answer(await self._desk.get(api.GetJob(job), self._as_rpc(call)) if found is None else self._shown(found))
 
     def _shown(self, found: SingleJob) -> JobAnswer:
-        facts, line = msgspec.structs.asdict(job_desk.facts_of(found.job)), found.line
-        if line.result is None:
-            return JobAnswer(**facts)
-        return JobAnswer(**facts, status_code=line.status_code, result=msgspec.Raw(self._singles.result_of(found)))
+        line, facts = found.line, job_desk.facts_of(found.job)
+        answer = JobAnswer(**msgspec.structs.asdict(facts), status_code=line.status_code, error_code=line.error_code)
+        with suppress(errors.AnswerGone):
+            return msgspec.structs.replace(answer, result=msgspec.Raw(self._singles.result_of(found)))
+        return answer
 
     def _as_rpc(self, call: HttpCall) -> RpcCall:
         return call.as_rpc(self._node, _SECONDS)

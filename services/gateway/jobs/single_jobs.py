@@ -119,10 +119,10 @@ class SingleJobs:
     def result_of(self, single: SingleJob) -> bytes:
         """Return the answer of the endpoint. Raises AnswerGone if there is none, and FileDamaged."""
         job, line = single.job, single.line
-        if line.result is None:
-            why = line.error_code or f"it was {line.state.value}"
-            raise errors.AnswerGone(f"{job.public_id} ended without an answer: {why}", hint="send the request again")
-        return line_results.unseal(line.result, job.tenant_id, job.id, line.line, self._secret)
+        if line.result is not None and (plain := line_results.unseal(line.result, job.tenant_id, job.id, line.line, self._secret)):
+            return plain
+        why = line.error_code or f"it was {line.state.value}"
+        raise errors.AnswerGone(f"{job.public_id} ended without an answer: {why}", hint="send the request again")
 
     async def _same(self, job: Job, digest: str) -> SingleJob:
         """Raises IdempotencyConflict if the job was made of another request."""

@@ -1,0 +1,90 @@
+"""Single jobs on a whole gateway with a worker: they run, are paid once, and leave their answer."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from services.gateway.service import GatewayService
+from services.gateway.settings import GatewaySettings
+from shared.api import auth
+from shared.node.http_server import Operations
+from shared.rpc import RpcCall, serves
+from shared.types import Role
+from tests.services.gateway.fakes import PERSON, TOKEN
+from tests.services.gateway.test_service import StandInAuth, StandInWorker
+from tests.stopwatch import HANG_SECONDS
+from tests.testnet import MESH, testnet, until
+
+
+class Auth(StandInAuth):
+    @serves(auth.identify_owner)
+    async def identify_owner(self, request: auth.IdentifyOwner, _call: RpcCall) -> auth.Principal:
+        assert (request.user_id, request.key_id, request.team_id) == (PERSON.user_id, None, None)
+        return PERSON
+
+
+@dataclass
+class Mesh:
+    http: httpx.AsyncClient
+    worker: StandInWorker
+
+    async def poll(self, path: str, *, until_not: set[Any], field: str) -> Any:
+        async with asyncio.timeout(HANG_SECONDS):
+            while True:
+                found = await self.http.get(path)
+                assert found.status_code in {200, 202}, found.text
+                if found.json().get(field) not in until_not:
+                    return found.json()
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def mesh(postgres_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
+    async with testnet() as net:
+        await net.start(Auth)
+        worker = await net.start(StandInWorker)
+        settings = GatewaySettings(
+            mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY), database_url=postgres_url,
+            redis_url=valkey_url, prompt_hash_secret="s" * 32, files_url=str(tmp_path / "store"),
+        )  # fmt: skip
+        running = await net.start(GatewayService, settings)
+        await until(lambda: running.node.directory.usable(Role.AUTH) and running.node.directory.usable(Role.WORKER))
+        app = Operations(running.node, settings)
+        app.open(running.service)
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway", headers=headers) as http:
+            yield Mesh(http, worker.service)
+
+
+async def test_a_job_and_a_response_run_and_are_paid_once(mesh: Mesh) -> None:
+    order = {"endpoint": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "CANARY"}]}}
+    made = await mesh.http.post("/api/jobs", json=order)
+    assert made.status_code == 202, made.text
+    done = await mesh.poll(made.headers["location"], until_not={"in_progress", "finalizing"}, field="state")
+    assert (done["state"], done["statusCode"], done["outputTokens"], done["model"]) == ("completed", 200, 2, "smollm2")
+    answer = (await mesh.http.get(f"{made.headers['location']}/result")).json()
+    assert (answer["choices"][0]["message"]["content"], answer == done["result"]) == ("Hello world", True)
+    made = await mesh.http.post("/v1/responses", json={"input": "CANARY", "background": True})
+    assert (made.status_code, made.json()["status"]) == (200, "queued"), made.text
+    path = f"/v1/responses/{made.json()['id']}"
+    shown = await mesh.poll(path, until_not={"queued", "in_progress"}, field="status")
+    assert (shown["status"], shown["id"], shown["output"][0]["content"][0]["text"]) == ("completed", made.json()["id"], "Hello world")
+    assert mesh.worker.ran == 2
+
+
+async def test_a_running_response_is_canceled(mesh: Mesh) -> None:
+    mesh.worker.hangs = True
+    made = await mesh.http.post("/v1/responses", json={"input": "hi", "background": True})
+    path = f"/v1/responses/{made.json()['id']}"
+    assert (await mesh.poll(path, until_not={"queued"}, field="status"))["status"] == "in_progress"
+    assert (await mesh.http.post(f"{path}/cancel")).json()["status"] == "cancelled"
+    await until(lambda: mesh.worker.cancelled == 1)
+    await mesh.poll(f"/api/jobs/{made.json()['id']}", until_not={"cancelling", "finalizing"}, field="state")
+    assert (await mesh.http.get(path)).json()["status"] == "cancelled"
+    assert (await mesh.http.delete(path)).status_code == 200
+    assert (await mesh.http.get(path)).status_code == 404
