@@ -311,7 +311,11 @@ class GatewayService:
         )
         self._model_trust = ModelTrustRpc(live, registry_store, self._registry, self.audit_reporting)
         self._files = FileStorage(
-            FileRows(stores.database), stores.file_objects, node.dispatcher.memory, secret=settings.prompt_hash_secret
+            FileRows(stores.database),
+            stores.file_objects,
+            node.dispatcher.memory,
+            self.audit_reporting,
+            secret=settings.prompt_hash_secret,
         )
         self._jobs = self._new_jobs()
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)

@@ -93,6 +93,7 @@ WITHOUT_KIND: dict[str, str] = {
     "webhook.change": _WEBHOOKS,
     "webhook.rotate": _WEBHOOKS,
     "webhook.delete": _WEBHOOKS,
+    "file.delete": "files are not replayed; the restore's runbook says so",
     "batch.cancel": "jobs are not replayed; what the restore brings back may be cancelled again",
     "node.remove_model": "the worker keeps it",
 }

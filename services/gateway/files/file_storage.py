@@ -16,11 +16,13 @@ from services.gateway.files.file_rows import FileOwner, FileRows, NewFile, Store
 from services.gateway.files.sealed_parts import INLINE_BYTES, PART_BYTES, PartPlace, PartSplitter
 from shared import context, errors
 from shared.api import files as api
+from shared.api.auth import Principal
 from shared.api.files import FileFacts, FileId, FilePurpose
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.rpc import RpcCall, serves
+from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import logs
 from shared.types import TenantId, UserId
 
@@ -45,8 +47,10 @@ Seal = Callable[[PartPlace, bytearray, "Hash"], Awaitable[bytes]]
 class FileStorage:
     """Raises Unavailable without a store."""
 
-    def __init__(self, rows: FileRows, objects: FileObjects | None, memory: RequestMemory, *, secret: str) -> None:
-        self._rows, self._objects, self._memory, self._secret = rows, objects, memory, secret
+    def __init__(
+        self, rows: FileRows, objects: FileObjects | None, memory: RequestMemory, audit_reporting: AuditReporting, *, secret: str
+    ) -> None:
+        self._rows, self._objects, self._memory, self._audit_reporting, self._secret = rows, objects, memory, audit_reporting, secret
         #: One part is sealed or opened at a time.
         self._sealing = asyncio.Lock()
 
@@ -144,15 +148,16 @@ class FileStorage:
 
     @serves(api.delete_file)
     async def delete(self, request: api.DeleteFile, call: RpcCall) -> Nothing:
-        await self.delete_of(call.principal.tenant_id, request.id)
+        await self.delete_of(call.principal, request.id)
         return Nothing()
 
-    async def delete_of(self, tenant: TenantId, file: FileId) -> None:
+    async def delete_of(self, by: Principal, file: FileId) -> None:
         """Raises NotFound, and InUse. What the store doesn't delete now is deleted later, and can't be read meanwhile."""
-        found = await self.find(tenant, file)
-        if not await self._rows.give_up(tenant, found.id):
-            await self._rows.find(tenant, file)
+        found = await self.find(by.tenant_id, file)
+        if not await self._rows.give_up(by.tenant_id, found.id):
+            await self._rows.find(by.tenant_id, file)
             raise errors.InUse(f"a job uses the file {file}", hint="cancel the batch, or wait for its end")
+        self._audit_reporting.report_action("file.delete", by, tenant=by.tenant_id, target=file)
         try:
             await self._drop(found.id)
         except errors.Unavailable as error:

@@ -130,7 +130,7 @@ class FileRoutes:
             await http_app.until_disconnect(call, answering)
 
     async def _delete(self, call: HttpCall) -> None:
-        await self._storage.delete_of(call.caller.tenant_id, call.rest_of_path)
+        await self._storage.delete_of(call.caller, call.rest_of_path)
         await call.answer(DeletedFile(call.rest_of_path))
 
     async def _refuse_parts(self, call: HttpCall) -> None:

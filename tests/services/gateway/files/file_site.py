@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import httpx
@@ -24,10 +24,12 @@ from shared.api.files import FileFacts, FilePurpose
 from shared.node.http_server import HttpServer
 from shared.node.settings import NodeSettings
 from shared.protocol.request_memory import RequestMemory
+from shared.rpc.audit_reporting import AuditReporting
 from shared.stores.database import Database
 from shared.stores.objects import ObjectStore
 from shared.telemetry import Metrics
 from shared.types import Credential, TenantId, Tier, UserId, UserRole
+from tests.services.gateway.models.registries import Acts
 
 ADA = Principal(UserId(UUID(int=8)), "ada", UserRole.USER, Tier.FREE, team_id=TenantId(UUID(int=80)))
 EVE = Principal(UserId(UUID(int=9)), "eve", UserRole.USER, Tier.FREE)
@@ -42,6 +44,7 @@ class Site:
     rows: FileRows
     objects: FileObjects
     storage: FileStorage
+    acts: Acts
     memory: RequestMemory
     most_bytes: int | None = None
     more_routes: tuple[HttpRoute, ...] = ()
@@ -107,5 +110,6 @@ async def running(url: str, objects: ObjectStore, *, most_bytes: int | None = No
     async with store.opened(url) as database:
         rows, memory = FileRows(database), RequestMemory()
         file_objects = FileObjects(objects, rows, Metrics("gateway"))
-        storage = FileStorage(rows, file_objects, memory, secret=SECRET)
-        yield Site(database, rows, file_objects, storage, memory, most_bytes)
+        acts = Acts()
+        storage = FileStorage(rows, file_objects, memory, cast("AuditReporting", acts), secret=SECRET)
+        yield Site(database, rows, file_objects, storage, acts, memory, most_bytes)

@@ -70,7 +70,7 @@ async def test_files_of_every_size_are_read_as_they_were_stored(plain_url: str, 
         assert LARGE[:64] not in b"".join([await store.get(name) for name in names])
         listed = (await site.storage.list_of(ADA.tenant_id, ListFiles())).files
         for file in listed:
-            await site.storage.delete_of(ADA.tenant_id, file.id)
+            await site.storage.delete_of(ADA, file.id)
         assert [found.name async for found in store.list("files")] == []
         assert (await site.count("files"), await site.count("file_parts")) == (0, 0)
 
@@ -119,7 +119,7 @@ async def test_tenants_see_and_delete_only_their_own_files(site: Site) -> None:
     assert (await site.storage.list_of(EVE.tenant_id, ListFiles())).files == ()
     for ask in (
         site.read(made.id, EVE),
-        site.storage.delete_of(EVE.tenant_id, made.id),
+        site.storage.delete_of(EVE, made.id),
         site.read("file-" + "a" * 26),
         site.read("nonsense"),
     ):
@@ -132,9 +132,10 @@ async def test_tenants_see_and_delete_only_their_own_files(site: Site) -> None:
             for table in ("files", "file_parts"):
                 assert await transaction._connection.fetchval(f"SELECT count(*) FROM {table}") == expected
     assert await site.read(made.id) == b"mine"
-    await site.storage.delete_of(ADA.tenant_id, made.id)
+    await site.storage.delete_of(ADA, made.id)
     with pytest.raises(errors.NotFound):
         await site.read(made.id)
+    assert site.acts.reported == [("file.delete", made.id, {})]
 
 
 async def test_a_full_quota_stores_nothing_and_says_how_much_is_used(site: Site, tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ async def test_another_store_or_an_empty_one_serves_no_files_and_says_so(site: S
     await others.put("aimesh-store", b"another")
     for store, said in ((empty, "none"), (others, "another")):
         async with file_site.running(plain_url, store) as other:
-            for ask in (other.read(made.id), other.store(b"x"), other.storage.clean(), other.storage.delete_of(ADA.tenant_id, made.id)):
+            for ask in (other.read(made.id), other.store(b"x"), other.storage.clean(), other.storage.delete_of(ADA, made.id)):
                 with pytest.raises(file_objects.OtherStore, match=f"has the id {said}"):
                     await ask
             (check,) = await other.storage.checks()
@@ -313,7 +314,7 @@ async def test_a_store_that_is_away_is_503_and_a_file_is_deleted_later(
         for ask in (site.read(made.id), site.store(LARGE)):
             with pytest.raises(errors.Unavailable, match="away"):
                 await ask
-        await site.storage.delete_of(ADA.tenant_id, made.id)
+        await site.storage.delete_of(ADA, made.id)
         with pytest.raises(errors.NotFound):
             await site.read(made.id)
         assert await site.count("files") == 2

@@ -135,16 +135,16 @@ async def test_to_delete_a_file_that_a_job_uses_is_refused(site: Site) -> None:
     assert ended is not None
     assert ended.state is JobState.CANCELLED
     for file in (made.id, public(found.output_file)):
-        await site.storage.delete_of(ADA.tenant_id, file)
+        await site.storage.delete_of(ADA, file)
     assert await site.count("files") == 0
 
 
 async def test_nobody_sees_the_input_that_jobs_have_for_themselves(site: Site) -> None:
     made = await site.store(b"line", purpose=FilePurpose.JOB_INPUT)
     assert (await site.storage.list_of(ADA.tenant_id, ListFiles())).files == ()
-    for forbidden in (site.storage.find, site.storage.delete_of):
+    for forbidden in (site.storage.find(ADA.tenant_id, made.id), site.storage.delete_of(ADA, made.id)):
         with pytest.raises(errors.NotFound):
-            await forbidden(ADA.tenant_id, made.id)
+            await forbidden
     async with site.http() as http:
         answer = await http.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "job_input"})
         problem(answer, 400, "bad_request")
