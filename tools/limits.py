@@ -61,6 +61,7 @@ def files() -> dict[Path, str]:
 def _rows() -> Iterator[tuple[str, ...]]:
     rows = {kind.label: [kind.defaults.get(tier) for tier in Tier] for kind in LIMITS}
     rows["Bytes of stored files"] = [tiers.DEFAULTS[tier].file_bytes for tier in Tier]
+    rows["Lines of jobs that wait"] = [tiers.DEFAULTS[tier].queued_lines for tier in Tier]
     rows["Included tokens per month"] = [tiers.DEFAULTS[tier].included_tokens for tier in Tier]
     for label, numbers in rows.items():
         yield label, *("no limit" if number is None else f"{number:,}" for number in numbers)
