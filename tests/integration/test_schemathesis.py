@@ -6,7 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
+from uuid import uuid4
 
+import httpx
 import hypothesis
 import pytest
 import requests
@@ -39,8 +41,42 @@ CHECKS = [
 ]
 #: A longer answer only blocks a connection of the test.
 ANSWER_SECONDS = 30
-#: The first needs a login without its second step, as test_access_matrix has; the second needs a route, as test_moderation has.
-NEVER_GOOD = {"POST /api/auth/confirm", "POST /v1/moderations"}
+#: A network of documentation (RFC 9637), which Python 3.11 takes for a public one.
+NOBODYS = "https://[3fff::1]/"
+NEVER_GOOD = {
+    # A login without its second step, as test_access_matrix has, or that somebody approves; a route, as test_moderation has.
+    "POST /api/auth/confirm",
+    "POST /api/auth/device/token",
+    "POST /v1/moderations",
+    # Answers are not kept.
+    "DELETE /v1/responses/{response}",
+    "POST /v1/responses/{response}",
+    # With MONEY=off nothing is sold.
+    "GET /api/billing",
+    "GET /api/billing/invoices/{number}",
+    "POST /api/billing/credits",
+    "POST /api/billing/payments",
+    "POST /api/billing/plan",
+    "POST /api/billing/portal",
+    "POST /api/billing/top-ups",
+    # Versions are for developers; test_pushed_models has calls that fit each other.
+    "GET /api/models/blobs/{digest}",
+    "GET /api/models/{model}/trust",
+    "GET /api/models/{model}/versions",
+    "HEAD /api/models/blobs/{digest}",
+    "PATCH /api/models/blobs/{digest}",
+    "POST /api/models/{model}/promote",
+    "POST /api/models/{model}/retire",
+    "POST /api/models/{model}/revoke",
+    "POST /api/models/{model}/rollback",
+    "POST /api/models/{model}/sign",
+    "POST /api/models/{model}/versions",
+    # There is no server.
+    "POST /v1/webhook_endpoints/{endpoint}/test",
+    # Whole files only.
+    "POST /v1/uploads",
+    "POST /v1/uploads/{upload}",
+}
 
 RUNS_A_MODEL = {
     "/api/inference",
@@ -52,10 +88,14 @@ RUNS_A_MODEL = {
     "/v1/embeddings",
     "/v1/rerank",
     "/infill",
+    "/ollama/api/chat",
+    "/ollama/api/generate",
+    "/ollama/api/embed",
+    "/ollama/api/embeddings",
 }
 
 Operation = APIOperation[Any, Any, Any, Any]
-#: A valid call's body, header or path parameters. Made again for each call, because some are valid only once.
+#: A valid call's path parameters, with its body or headers. Made again for each call, because some are valid only once.
 Good = Mapping[str, Callable[[], dict[str, Any]]]
 
 _settings = hypothesis.settings(
@@ -147,10 +187,8 @@ def _needs_header(operation: Operation) -> bool:
 def _seasoned(draw: st.DrawFn, operation: Operation, make: Callable[[], dict[str, Any]]) -> Any:
     case = draw(operation.as_strategy(generation_mode=GenerationMode.POSITIVE))
     good = make()
-    if operation.path.endswith("}"):
-        case.path_parameters = good
-        return case
-    if not operation.body:
+    case.path_parameters = {parameter.name: good.pop(parameter.name) for parameter in operation.path_parameters}
+    if not operation.body or isinstance(case.body, str | bytes):
         case.headers.update(good)
         return case
     made_up = case.body if isinstance(case.body, dict) else {}
@@ -169,7 +207,17 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
     """Valid calls of every operation that takes parameters."""
     async with stack.http(fuzzer.key.secret) as http:
         answered = await asking.inference(http, "a request of one's own")
-    message = {"role": "user", "content": "hi"}
+        files = [await _made(http, "/v1/files", files={"file": b"hi"}, data={"purpose": "user_data"}) for _ in range(4)]
+        job = {"endpoint": "/v1/completions", "body": {"prompt": "hi", "model": "echo"}}
+        line = b'{"custom_id": "1", "method": "POST", "url": "/v1/completions", "body": {"prompt": "hi", "model": "echo"}}'
+        lines = await _made(http, "/v1/files", files={"file": line}, data={"purpose": "batch"})
+        batch = {"input_file_id": lines, "endpoint": "/v1/completions", "completion_window": "24h"}
+        made = await _made(http, "/v1/batches", json=batch)
+        jobs = [await _made(http, "/api/jobs", json=job) for _ in range(4)]
+        response = await _made(http, "/v1/responses", json={"input": "hi", "model": "echo", "background": True})
+        endpoint = {"name": "fuzz", "url": NOBODYS, "event_types": ["webhook.test"]}
+        endpoints = [await _made(http, "/v1/webhook_endpoints", json=endpoint) for _ in range(4)]
+    message, digest = {"role": "user", "content": "hi"}, "sha256:" + "0" * 64
     sessions = [await _session(api_client, fuzzer) for _ in range(4)]
     keys = [(await api_client.make_key(fuzzer, f"spare {number}")).id for number in range(4)]
 
@@ -194,6 +242,56 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /v1/responses": lambda: {"input": "hi", "model": "echo"},
         "POST /v1/messages": lambda: {"messages": [message], "model": "echo", "max_tokens": 5},
         "POST /infill": lambda: {"input_prefix": "hi", "input_suffix": "there", "model": "echo"},
+        "POST /v1/messages/count_tokens": lambda: {"messages": [message], "model": "echo"},
+        "POST /v1/responses/input_tokens": lambda: {"input": "hi", "model": "echo"},
+        "GET /v1/responses/{response}": lambda: {"response": response},
+        "POST /v1/responses/{response}": lambda: {"response": "resp_1/cancel"},
+        "POST /v1/responses/{response}/cancel": lambda: {"response": response},
+        "DELETE /v1/responses/{response}": lambda: {"response": "resp_1"},
+        "POST /v1/batches": lambda: batch,
+        "GET /v1/batches/{batch}": lambda: {"batch": made},
+        "POST /v1/batches/{batch}/cancel": lambda: {"batch": made},
+        "POST /api/jobs": lambda: job,
+        "GET /api/jobs/{job}": lambda: {"job": jobs[0]},
+        "GET /api/jobs/{job}/result": lambda: {"job": jobs[1]},
+        "POST /api/jobs/{job}/cancel": lambda: {"job": jobs[0]},
+        "DELETE /api/jobs/{job}": lambda: {"job": jobs.pop() if len(jobs) > 2 else "gone"},
+        "POST /v1/files": lambda: {"file": "hi", "purpose": "user_data"},
+        "GET /v1/files/{file}": lambda: {"file": files[0]},
+        "GET /v1/files/{file}/content": lambda: {"file": files[0]},
+        "DELETE /v1/files/{file}": lambda: {"file": files.pop() if len(files) > 1 else "gone"},
+        "POST /v1/uploads/{upload}": lambda: {"upload": "upload_1/parts"},
+        "POST /v1/webhook_endpoints": lambda: endpoint,
+        "GET /v1/webhook_endpoints/{endpoint}": lambda: {"endpoint": endpoints[0]},
+        "POST /v1/webhook_endpoints/{endpoint}": lambda: {"endpoint": endpoints[0], "name": "other"},
+        "DELETE /v1/webhook_endpoints/{endpoint}": lambda: {"endpoint": endpoints.pop() if len(endpoints) > 1 else "gone"},
+        "POST /v1/webhook_endpoints/{endpoint}/rotate_secret": lambda: {"endpoint": endpoints[0]},
+        "POST /v1/webhook_endpoints/{endpoint}/test": lambda: {"endpoint": endpoints[0]},
+        "POST /ollama/api/chat": lambda: {"messages": [message], "model": "echo"},
+        "POST /ollama/api/generate": lambda: {"prompt": "hi", "model": "echo"},
+        "POST /ollama/api/embed": lambda: {"input": "hi", "model": "echo"},
+        "POST /ollama/api/embeddings": lambda: {"prompt": "hi", "model": "echo"},
+        "POST /ollama/api/show": lambda: {"model": "echo"},
+        "POST /ollama/api/pull": lambda: {"model": "echo"},
+        "POST /api/auth/device": dict,
+        "POST /api/auth/device/token": lambda: {"device_code": "none"},
+        "GET /api/billing/invoices/{number}": lambda: {"number": "INV-2026-000001"},
+        "POST /api/billing/credits": lambda: {"user": fuzzer.username, "amount": "1"},
+        "POST /api/billing/payments": lambda: {"number": "INV-2026-000001", "reference": "none"},
+        "POST /api/billing/plan": lambda: {"plan": "pro"},
+        "POST /api/billing/portal": dict,
+        "POST /api/billing/top-ups": lambda: {"amount": "5", "order_id": str(uuid4())},
+        "HEAD /api/models/blobs/{digest}": lambda: {"digest": digest},
+        "GET /api/models/blobs/{digest}": lambda: {"digest": digest, "Range": "bytes=0-5"},
+        "PATCH /api/models/blobs/{digest}": lambda: {"digest": digest, "Content-Range": "bytes 0-1/2"},
+        "GET /api/models/{model}/versions": lambda: {"model": "tiny"},
+        "POST /api/models/{model}/versions": lambda: {"model": "tiny"},
+        "GET /api/models/{model}/trust": lambda: {"model": "tiny"},
+        "POST /api/models/{model}/promote": lambda: {"model": "tiny", "version": 1},
+        "POST /api/models/{model}/retire": lambda: {"model": "tiny", "version": 1},
+        "POST /api/models/{model}/revoke": lambda: {"model": "tiny", "version": 1, "reason": "none"},
+        "POST /api/models/{model}/rollback": lambda: {"model": "tiny"},
+        "POST /api/models/{model}/sign": lambda: {"model": "tiny", "version": 1, "signature": "bm9uZQ=="},
         "POST /v1/rerank": lambda: {"query": "hi", "documents": ["hi"], "model": "echo"},
         "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
         "POST /v1/moderations": lambda: {"input": "hi"},
@@ -202,6 +300,12 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /v1/apply-template": lambda: {"messages": [message], "model": "echo"},
         "GET /v1/models/{model}": lambda: {"model": "echo"},
     }
+
+
+async def _made(http: httpx.AsyncClient, path: str, **given: Any) -> str:
+    answer = await http.post(path, **given)
+    assert answer.is_success, answer.text
+    return str(answer.json()["id"])
 
 
 async def _session(api_client: ApiClient, person: Person) -> str:
@@ -213,7 +317,7 @@ async def _session(api_client: ApiClient, person: Person) -> str:
 async def test_with_a_credential_every_answer_is_one_of_the_document(stack: RunningStack, fuzzer: Person, good: Good) -> None:
     fuzz = Fuzz(stack, fuzzer.key.secret)
     takes_something = {one.label for one in fuzz.operations if one.body or one.path_parameters or _needs_header(one)}
-    assert takes_something == set(good), "a new operation needs a good call here"
+    assert takes_something == set(good), f"a new operation needs a good call here: {sorted(takes_something ^ set(good))}"
     fuzz.nearly_good(good)
     fuzz.fitting()
     fuzz.unfitting()
@@ -221,7 +325,7 @@ async def test_with_a_credential_every_answer_is_one_of_the_document(stack: Runn
     labels = {operation.label for operation in fuzz.operations}
     assert labels == set(fuzz.statuses)
     never = {label for label, counts in fuzz.statuses.items() if not any(status < 300 for status in counts)}
-    assert never == NEVER_GOOD, {label: dict(fuzz.statuses[label]) for label in never}
+    assert {label: dict(fuzz.statuses[label]) for label in never ^ NEVER_GOOD} == {}
 
 
 @pytest.mark.timeout(300)
@@ -230,7 +334,7 @@ async def test_without_one_every_answer_is_one_of_the_document_too(stack: Runnin
     fuzz.nearly_good(good)
     fuzz.fitting()
     assert not fuzz.failures, "\n\n".join(fuzz.failures)
-    for operation in fuzz.operations:
-        is_locked = bool(operation.definition.raw["security"])
-        answered = set(fuzz.statuses[operation.label])
-        assert (answered == {401}) if is_locked else (answered & {200, 201}), (operation.label, answered)
+    answered = {operation.label: set(fuzz.statuses[operation.label]) for operation in fuzz.operations}
+    open_ = {operation.label for operation in fuzz.operations if not operation.definition.raw["security"]}
+    assert {label: found for label, found in answered.items() if label not in open_ and found != {401}} == {}
+    assert {label: found for label, found in answered.items() if label in open_ - NEVER_GOOD and not found & {200, 201}} == {}

@@ -103,11 +103,18 @@ def ollama_body(shown: ErrorBody) -> OllamaErrorBody:
     return OllamaErrorBody(f"{error.message} – {error.hint}" if error.hint else error.message, error.code, error.param, error.request_id)
 
 
-def body_at(path: str, shown: ErrorBody, code: int) -> msgspec.Struct:
-    """Return the error as the API of this path has it."""
+def kind_at(path: str) -> type[ErrorBody | AnthropicErrorBody | OllamaErrorBody]:
+    """Return how the API of this path has errors."""
     if path.startswith(gateway.OLLAMA):
+        return OllamaErrorBody
+    return AnthropicErrorBody if _is_anthropics(path) else ErrorBody
+
+
+def body_at(path: str, shown: ErrorBody, code: int) -> msgspec.Struct:
+    kind = kind_at(path)
+    if kind is OllamaErrorBody:
         return ollama_body(shown)
-    return anthropic_body(shown, code=code) if _is_anthropics(path) else shown
+    return anthropic_body(shown, code=code) if kind is AnthropicErrorBody else shown
 
 
 def _is_anthropics(path: str) -> bool:

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from services.gateway.http_api import http_errors
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from services.gateway.http_api.response_formats import ErrorBody
 from shared.access_table import Audience
 from shared.api import gateway
 from shared.telemetry.version import version
@@ -76,7 +76,8 @@ def document(routes: Sequence[HttpRoute]) -> Json:
     kinds = {
         kind: None for route in routes for kind in (route.query, route.body, route.form, route.answer, *route.events) if kind is not None
     }
-    _, schemas = msgspec.json.schema_components([*kinds, ErrorBody], ref_template=_REFERENCE)
+    error_kinds = {http_errors.kind_at(route.path): None for route in routes}
+    _, schemas = msgspec.json.schema_components([*kinds, *error_kinds], ref_template=_REFERENCE)
     paths: dict[str, Json] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route)
@@ -94,7 +95,7 @@ def document(routes: Sequence[HttpRoute]) -> Json:
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "responses": {_error_name(status): _error(status) for status in _ERRORS},
+            "responses": {_error_name(kind, status): _error(kind, status) for kind in error_kinds for status in _ERRORS},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "An API key or an access token"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -116,7 +117,8 @@ def _operation(route: HttpRoute) -> Json:
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(route.body)}}}
     if route.form is not None:
-        form: Json = {"allOf": [_ref(route.form), {"type": "object", "properties": {"file": {"type": "string"}}, "required": ["file"]}]}
+        file: Json = {"file": {"type": "string", "contentMediaType": "application/octet-stream"}}
+        form: Json = {"allOf": [_ref(route.form)], "type": "object", "properties": file, "required": ["file"]}
         operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     if route.max_raw_bytes:
         operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string"}}}}
@@ -130,7 +132,7 @@ def _responses(route: HttpRoute) -> Json:
     done: Json = {"description": "Done", "headers": headers}
     if route.answer is not None:
         content: Json = {"application/json": {"schema": _ref(route.answer)}}
-        if route.streams:
+        if route.events:
             content["application/x-ndjson" if _is_ollamas(route) else "text/event-stream"] = {"schema": _event_schema(route)}
         done["content"] = content
     statuses = {
@@ -141,8 +143,9 @@ def _responses(route: HttpRoute) -> Json:
         *(_OF_MODELS if route.runs_a_model else ()),
         *((404,) if "{" in route.path else ()),
     }
-    errors = {str(status): {"$ref": f"#/components/responses/{_error_name(status)}"} for status in sorted(statuses)}
-    other = {"description": "Another error", "content": {"application/json": {"schema": _ref(ErrorBody)}}}
+    kind = http_errors.kind_at(route.path)
+    errors = {str(status): {"$ref": f"#/components/responses/{_error_name(kind, status)}"} for status in sorted(statuses)}
+    other = {"description": "Another error", "content": {"application/json": {"schema": _ref(kind)}}}
     return {str(route.status): done, **errors, "default": other}
 
 
@@ -153,11 +156,11 @@ def _is_ollamas(route: HttpRoute) -> bool:
 
 def _event_schema(route: HttpRoute) -> Json:
     """Describe the events in an extension and in text, because OpenAPI 3.1 can't."""
-    names = ", ".join(kind.__name__ for kind in route.events)
+    names, error = ", ".join(kind.__name__ for kind in route.events), http_errors.kind_at(route.path)
     return {
         "type": "string",
-        "description": f"If `stream` is true: server-sent events with ids. Their data is one of {names}, or finally an ErrorBody.",
-        "x-event-data": {"oneOf": [*(_ref(kind) for kind in route.events), _ref(ErrorBody)]},
+        "description": f"If `stream` is true: server-sent events with ids. Their data is one of {names}, or finally an {error.__name__}.",
+        "x-event-data": {"oneOf": [*(_ref(kind) for kind in route.events), _ref(error)]},
     }
 
 
@@ -202,17 +205,17 @@ def _own(path: str, summary: str, media_type: str) -> Json:
     }
 
 
-def _error(status: int) -> Json:
+def _error(kind: type[msgspec.Struct], status: int) -> Json:
     what, headers = _ERRORS[status]
     return {
         "description": what,
         "headers": {**_REQUEST_ID, **headers},
-        "content": {"application/json": {"schema": _ref(ErrorBody)}},
+        "content": {"application/json": {"schema": _ref(kind)}},
     }
 
 
-def _error_name(status: int) -> str:
-    return f"Error{status}"
+def _error_name(kind: type[msgspec.Struct], status: int) -> str:
+    return f"{kind.__name__.removesuffix('Body')}{status}"
 
 
 def _operation_id(verb: str, path: str) -> str:

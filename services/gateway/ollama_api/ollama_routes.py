@@ -65,7 +65,7 @@ class OllamaRoutes:
             HttpRoute("POST", "/ollama/api/show", self._show, "listModels", "What a model can do",
                       body=OllamaNameBody, answer=OllamaShownModel, any_media_type=True),
             HttpRoute("POST", "/ollama/api/pull", self._pull, "listModels", "Whether a model is served; it downloads nothing",
-                      body=OllamaNameBody, answer=OllamaPullStatus, any_media_type=True),
+                      body=OllamaNameBody, answer=OllamaPullStatus, events=(OllamaPullStatus,), any_media_type=True),
             answering("/ollama/api/chat", self._chat, _METHOD, "Ollama's chats", body=OllamaChatBody),
             answering("/ollama/api/generate", self._generate, _METHOD, "Ollama's answers to a prompt", body=OllamaGenerateBody),
             embeds("/ollama/api/embed", self._embed, summary="Ollama's embeddings", body=OllamaEmbedBody, answer=OllamaEmbeddings),
@@ -95,7 +95,10 @@ class OllamaRoutes:
     async def _pull(self, call: HttpCall) -> None:
         body = await call.read(ollama_request.NAMED)
         self._get(call, body.model or body.name)
-        await call.answer_bytes(msgspec.json.encode(OllamaPullStatus()) + b"\n", JsonLines.media_type)
+        if body.stream:
+            await call.answer_bytes(msgspec.json.encode(OllamaPullStatus()) + b"\n", JsonLines.media_type)
+        else:
+            await call.answer(OllamaPullStatus())
 
     async def _chat(self, call: HttpCall) -> None:
         body = await call.read(ollama_request.CHAT)

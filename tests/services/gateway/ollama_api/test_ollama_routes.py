@@ -209,6 +209,8 @@ async def test_models_have_tags_as_clients_expect(http: httpx.AsyncClient, worke
             assert (await http.post("/api/chat", json={**HI, "model": name})).status_code == 200
             assert len(worker.received) > 0
             assert (await http.post("/api/pull", json={"model": name})).text == '{"status":"success"}\n'
+            whole = await http.post("/api/pull", json={"model": name, "stream": False})
+            assert (whole.headers["content-type"], whole.json()) == ("application/json", {"status": "success"})
 
 
 async def test_a_request_without_a_prompt_loads_the_model(http: httpx.AsyncClient, worker: FakeWorker) -> None:
