@@ -78,6 +78,7 @@ from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.batch_routes import BatchRoutes
 from services.gateway.openai_api.file_routes import FileRoutes
 from services.gateway.openai_api.infill_route import InfillRoute
+from services.gateway.openai_api.message_batch_routes import MessageBatchRoutes
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
 from services.gateway.openai_api.openai_routes import OpenAiRoutes
@@ -556,6 +557,7 @@ class GatewayService:
             RestJobs(self._jobs.singles, self._jobs.desk, self._node.id),
             FileRoutes(self._files, self._file_limit),
             BatchRoutes(self._jobs.desk),
+            MessageBatchRoutes(self._jobs.desk, self._jobs.store, self._files, self._may_run),
             RestWebhooks(self._webhook_rpc, self._node.id),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),

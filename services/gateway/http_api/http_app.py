@@ -81,6 +81,8 @@ class HttpRoute:
     takes_prompts: bool = False
     #: The body is JSON, whatever its media type: `curl -d` names another one.
     any_media_type: bool = False
+    #: The most bytes of a body that is JSON and may be longer than others, but no prompt.
+    max_body_bytes: int = 0
     #: The body isn't JSON; the most bytes that it has.
     max_raw_bytes: int = 0
     #: The handler watches for a disconnect if the call takes long.
@@ -286,6 +288,9 @@ class HttpApp:
         most_bytes = http_call.MAX_BODY_BYTES
         if route.max_raw_bytes:
             await call.read_body(most_bytes=route.max_raw_bytes, held=held, any_media_type=True, is_prompt=False)
+            return
+        if route.max_body_bytes:
+            await call.read_body(most_bytes=route.max_body_bytes, held=held, is_prompt=False)
             return
         if route.takes_prompts:
             # Base64 takes four bytes for three; the request also has text.

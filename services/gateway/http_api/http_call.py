@@ -352,11 +352,12 @@ class HttpCall:
             await self._write(content[at : at + _PART_BYTES], more=True)
         await self._write(content[last:], more=False)
 
-    async def answer_pieces(self, size: int, pieces: AsyncIterator[bytes], media_type: bytes, *, status: int = 200) -> None:
-        """Send a body of this size as it comes. Nothing is sent before its first piece is there."""
+    async def answer_pieces(self, size: int | None, pieces: AsyncIterator[bytes], media_type: bytes, *, status: int = 200) -> None:
+        """Send a body as it comes, of this size if it is known. Nothing is sent before its first piece is there."""
         piece = await anext(pieces, b"")
         self._is_cut_on_failure = True
-        await self._start(status, [(b"content-type", media_type), (b"content-length", b"%d" % size)])
+        length = [] if size is None else [(b"content-length", b"%d" % size)]
+        await self._start(status, [(b"content-type", media_type), *length])
         while piece:
             for at in range(0, len(piece), _PART_BYTES):
                 await self._write(piece[at : at + _PART_BYTES], more=True)

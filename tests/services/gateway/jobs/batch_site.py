@@ -14,6 +14,7 @@ from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import Job, JobStore, LineResult
 from services.gateway.openai_api.batch_routes import BatchRoutes
+from services.gateway.openai_api.message_batch_routes import MessageBatchRoutes
 from services.gateway.store import GatewayStore
 from services.gateway.webhooks.webhook_store import WebhookStore
 from shared import context
@@ -134,5 +135,6 @@ async def running(url: str, objects: ObjectStore) -> AsyncIterator[BatchSite]:
         site = BatchSite(files, jobs, nowhere, nowhere)
         site.work = site.worker("one")
         site.desk = JobDesk(jobs, files.storage, site.work, AuditReporting(nowhere), lambda _owner: files.most_bytes)
-        files.more_routes = BatchRoutes(site.desk).routes()
+        messages = MessageBatchRoutes(site.desk, jobs, files.storage, lambda _caller, model: model in site.models)
+        files.more_routes = (*BatchRoutes(site.desk).routes(), *messages.routes())
         yield site

@@ -307,23 +307,23 @@ async def test_a_gateway_that_was_stopped_while_it_finalized_harms_nothing(site:
 
 
 async def test_large_batches_take_little_memory(site: BatchSite) -> None:
-    data = jsonl(line(str(i), body={"model": MODEL, "text": f"{i}" * 400}) for i in range(20_000))
-    assert len(data) > 30 << 20
+    data = jsonl(line(str(i), body={"model": MODEL, "text": f"{i}" * 2000}) for i in range(4000))
+    assert len(data) > 28 << 20
     job = await site.order(data)
     del data
     tracemalloc.start()
     await site.work.validate()
     assert tracemalloc.get_traced_memory()[1] < MAX_MEMORY_BYTES // 2
     job = await site.find(job)
-    assert job.total == 20_000
-    await site.answer(job, lambda custom_id: (200, {"text": custom_id * 2000}), most=3000)
+    assert job.total == 4000
+    await site.answer(job, lambda custom_id: (200, {"text": custom_id * 10_000}), most=600)
     tracemalloc.reset_peak()
     await site.execute("UPDATE jobs SET expires_at = now()")
     job = await site.end(job)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < MAX_MEMORY_BYTES
-    assert len(await site.read(job.output_file)) == 3000
+    assert len(await site.read(job.output_file)) == 600
 
 
 async def becomes(site: BatchSite, job: Job, state: JobState) -> None:
