@@ -342,7 +342,7 @@ class GatewayService:
         )
         routes = self._routes_of_http()
         self._http = self._http_app(routes, images)
-        self._job_runner = self._new_job_runner(routes, images, name)
+        self._job_runner = self._new_job_runner(routes, images)
 
     async def _is_deployed(self, channel: str) -> bool:
         """Return whether the mesh puts a channel on machines, perhaps since just now. Raises Unavailable."""
@@ -590,7 +590,7 @@ class GatewayService:
         may_order = OrderRules(self._model_of_job, self._runs_as_batch, self._line_limit, self._price_to_keep)
         return JobParts(store, metrics, work, desk, SingleJobs(desk, store, self._files, may_order, secret=secret))
 
-    def _new_job_runner(self, routes: tuple[HttpRoute, ...], images: ImageLimits, name: str) -> JobRunner:
+    def _new_job_runner(self, routes: tuple[HttpRoute, ...], images: ImageLimits) -> JobRunner:
         node = self._node
         app = line_app.build(routes, node.metrics, memory=node.dispatcher.memory, images=images, traces=node.traces)
         return JobRunner(
@@ -601,7 +601,7 @@ class GatewayService:
             find_room=self._find_batch_room,
             metrics=self._jobs.metrics,
             on_ended=self._jobs.work.ended.set,
-            name=name,
+            name=node.id,
             secret=self._settings.prompt_hash_secret,
             draining=node.drain_started,
         )

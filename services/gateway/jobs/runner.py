@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
 from services.gateway.facts import line_run
 from services.gateway.facts.line_run import LineRun
 from services.gateway.facts.request_record import RowsRefused
@@ -140,26 +142,27 @@ class JobRunner:
     def _attempts(self) -> list[_Attempt]:
         return [attempt for lane in self._lanes.values() for attempt in lane.attempts.values()]
 
+    def _unfinished(self) -> list[_Attempt]:
+        return [attempt for attempt in self._attempts() if attempt.verdict is None]
+
     # --- claims
 
     async def _claim_all(self) -> None:
         failures = 0
         while not self._draining.is_set():
             self._has_room.clear()
-            try:
-                models = await self._store.list_models(_MAX_MODELS)
-                for key in models:
-                    lane = self._lanes.setdefault(key, _Lane(*key))
-                    await self._fill(lane)
+            if await background_jobs.attempt(UpkeepJob.JOBS, self._claim_of_each_model):
                 failures = 0
-            except errors.Unavailable as error:
+                await wait_until_set(self._has_room, _BUSY_SECONDS if self._lanes else _IDLE_SECONDS)
+            else:
                 failures += 1
-                _log.warning("no lines can be claimed", reason=error.message)
                 await asyncio.sleep(_BACKOFF.pause(failures))
-                continue
-            waiting = set(models)
-            self._lanes = {key: lane for key, lane in self._lanes.items() if lane.attempts or key in waiting}
-            await wait_until_set(self._has_room, _BUSY_SECONDS if self._lanes else _IDLE_SECONDS)
+
+    async def _claim_of_each_model(self) -> None:
+        models = await self._store.list_models(_MAX_MODELS)
+        for key in models:
+            await self._fill(self._lanes.setdefault(key, _Lane(*key)))
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.attempts or key in models}
 
     async def _fill(self, lane: _Lane) -> None:
         found = BatchRoom(MAX_LINES, waits_live=False) if lane.is_live else self._find_room(lane.model)
@@ -255,22 +258,21 @@ class JobRunner:
         while True:
             await self._has_ended.wait()
             await asyncio.sleep(_COLLECT_SECONDS)
-            ended = self._ended[:_MAX_WRITTEN]
-            try:
-                outcomes = await self._write(ended)
-            except errors.Unavailable as error:
+            if await background_jobs.attempt(UpkeepJob.JOBS, self._write_next):
+                failures = 0
+            else:
                 failures += 1
-                if failures == 1:
-                    _log.warning("results wait for PostgreSQL", reason=error.message, lines=len(self._ended))
                 await asyncio.sleep(_BACKOFF.pause(failures))
-                continue
-            failures = 0
-            for attempt, outcome in outcomes.items():
-                self._count(attempt, outcome)
-            del self._ended[: len(ended)]
-            self._forget(ended)
-            if not self._ended:
-                self._has_ended.clear()
+
+    async def _write_next(self) -> None:
+        ended = self._ended[:_MAX_WRITTEN]
+        outcomes = await self._write(ended)
+        for attempt, outcome in outcomes.items():
+            self._count(attempt, outcome)
+        del self._ended[: len(ended)]
+        self._forget(ended)
+        if not self._ended:
+            self._has_ended.clear()
 
     async def _write(self, ended: list[_Attempt]) -> dict[_Attempt, LineOutcome]:
         """Repeating it changes nothing. Return what became of those that were still this gateway's."""
@@ -325,34 +327,30 @@ class JobRunner:
     async def _keep_all(self) -> None:
         while True:
             await asyncio.sleep(EXTEND_SECONDS)
-            attempts = self._attempts()
-            try:
-                await self._store.give_back_lost(_GRACE_SECONDS)
-                kept = await self._store.extend([attempt.request for attempt in attempts], self._name) if attempts else set()
-            except errors.Unavailable:
-                if self._clock() - self._extended_at >= LOST_SECONDS:
-                    self._drop([attempt for attempt in attempts if attempt.verdict is None])
-                continue
-            self._extended_at = self._clock()
-            # A result that waits is written, if nobody else has the line.
-            self._drop([attempt for attempt in attempts if attempt.request not in kept and attempt.verdict is None])
+            if not await background_jobs.attempt(UpkeepJob.JOBS, self._keep) and self._clock() - self._extended_at >= LOST_SECONDS:
+                self._drop(self._unfinished())
+
+    async def _keep(self) -> None:
+        await self._store.give_back_lost(_GRACE_SECONDS)
+        asked = self._attempts()
+        kept = await self._store.extend([attempt.request for attempt in asked], self._name) if asked else set()
+        self._extended_at = self._clock()
+        # A result that waits is written, if nobody else has the line.
+        self._drop([attempt for attempt in asked if attempt.request not in kept and attempt.verdict is None])
 
     async def _stop_all(self) -> None:
         while True:
             await asyncio.sleep(_STOP_SECONDS)
-            attempts = [attempt for attempt in self._attempts() if attempt.verdict is None]
-            jobs = {attempt.job.id for attempt in attempts}
-            if not jobs:
-                continue
-            try:
-                stopped = await self._store.list_stopped(jobs)
-                ended = self._drop([attempt for attempt in attempts if attempt.job.id in stopped and attempt.verdict is None])
-                cancelled = [attempt.request for attempt in ended if stopped[attempt.job.id] is JobState.CANCELLING]
-                if cancelled:
-                    await self._store.stop(cancelled)
-            except errors.Unavailable:
-                # What was stopped ends with its lease.
-                continue
+            if self._unfinished():
+                await background_jobs.attempt(UpkeepJob.JOBS, self._stop)
+
+    async def _stop(self) -> None:
+        """If PostgreSQL is away, what was stopped ends with its lease."""
+        stopped = await self._store.list_stopped({attempt.job.id for attempt in self._unfinished()})
+        ended = self._drop([attempt for attempt in self._unfinished() if attempt.job.id in stopped])
+        cancelled = [attempt.request for attempt in ended if stopped[attempt.job.id] is JobState.CANCELLING]
+        if cancelled:
+            await self._store.stop(cancelled)
 
     def _drop(self, attempts: Collection[_Attempt]) -> Collection[_Attempt]:
         for attempt in attempts:
@@ -363,8 +361,7 @@ class JobRunner:
 
     async def _give_back(self) -> None:
         """Let others run at once what this gateway has begun."""
-        attempts = [attempt for attempt in self._attempts() if attempt.verdict is None]
-        self._drop(attempts)
+        attempts = self._drop(self._unfinished())
         try:
             async with asyncio.timeout(_GIVE_BACK_SECONDS):
                 if self._ended:

@@ -187,7 +187,7 @@ async def test_without_credits_a_job_waits_and_says_so(site: Site) -> None:
         has_credits = True
         assert (await site.lines(job))[0].state == "queued"
         await site.books.execute("UPDATE gateway.job_lines SET not_before = now()")
-        await site.jobs.hold(job, "no credits", 0)
+        await site.books.execute("UPDATE gateway.jobs SET waits_until = now()")
         found = await site.ended(job)
     assert (found.done, found.waiting) == (3, None)
 
