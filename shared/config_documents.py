@@ -195,6 +195,13 @@ class Flex(StrEnum):
     NEVER = "never"
 
 
+class StoredPrompts(StrEnum):
+    """How long prompts of responses are kept, for requests that continue them."""
+
+    NEVER = "never"
+    DAY = "24h"
+
+
 #: A name, in which * stands for any characters.
 NamePattern = Annotated[str, Meta(pattern=r"^[A-Za-z0-9*?][A-Za-z0-9._:/@*?-]{0,99}\Z")]
 NamePatterns = Annotated[tuple[NamePattern, ...], Meta(max_length=200)]
@@ -302,6 +309,8 @@ class PolicyDocument(Document, frozen=True):
     show_targets: bool | None = None
     #: Whether the items of answers are kept for an hour, for callers that refer to them.
     store_items: bool | None = None
+    #: How long prompts of responses are kept, so that `previous_response_id` can continue them. Only ``mesh`` can allow it.
+    stored_prompts: StoredPrompts | None = None
     #: Whether requests may, or must, run behind live ones at the price of batches.
     flex: Flex | None = None
     guard: GuardDocument | None = None

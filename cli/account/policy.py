@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 
 #: Copies of shared.config_documents.Machines and Flex, so that `--help` need not import them; a test compares them.
 MACHINES, FLEX = ("own", "internal", "trusted", "group"), ("only", "allowed", "never")
-RULES = ("external", "machines", "models", "targets", "direct_models", "max_price", "show_targets", "store_items", "flex", "guard")
+RULES = (
+    "external",
+    "machines",
+    "models",
+    "targets",
+    "direct_models",
+    "max_price",
+    "show_targets",
+    "store_items",
+    "stored_prompts",
+    "flex",
+    "guard",
+)
 _NONE = "none"
 
 
@@ -84,6 +96,7 @@ def show(here: CliContext, /, *, as_json: bool, **chosen: str | None) -> None:
 @click.option("--max-output-price", metavar="CREDITS", help="Maximum price per million output tokens.")
 @click.option("--show-targets/--hide-targets", default=None, help="Whether answers say which target of a route was chosen.")
 @click.option("--store-items/--no-store-items", default=None, help="Whether the items of answers are kept for an hour, to refer to them.")
+@click.option("--stored-prompts", type=click.Choice(("never", "24h")), help="How long prompts of responses are kept, to continue them.")
 @click.option("--flex", type=click.Choice(FLEX), help="Whether requests may run behind live ones at half the price, or all must.")
 @click.option("--guard-prompt", metavar="KIND=ACTION,…", help="Action for personal data and secrets in prompts.")
 @click.option("--guard-answer", metavar="KIND=ACTION,…", help="The same for answers.")
@@ -138,7 +151,11 @@ def _changed(before: "PolicyDocument | None", given: "dict[str, Any]", unset: tu
         rules["max_price"] = {**rules.get("max_price", {}), **prices}
     if guard := _guard(given):
         rules["guard"] = {**rules.get("guard", {}), **guard}
-    rules |= {name: given[name] for name in ("machines", "direct_models", "show_targets", "store_items", "flex") if name in given}
+    rules |= {
+        name: given[name]
+        for name in ("machines", "direct_models", "show_targets", "store_items", "stored_prompts", "flex")
+        if name in given
+    }
     try:
         return msgspec.convert(rules, PolicyDocument)
     except msgspec.ValidationError as error:

@@ -25,6 +25,7 @@ RULES = {
     "max_price.output": "Maximum output price",
     "show_targets": "Show targets",
     "store_items": "Store answer items",
+    "stored_prompts": "Store prompts",
     "flex": "Flex requests",
     **{f"guard.{place}.{kind}": f"{label} in {place}s" for place in ("prompt", "answer") for kind, label in KINDS.items()},
     "guard.moderation": "Harmful texts",

@@ -27,6 +27,7 @@ from shared.config_documents import (
     Machines,
     Money,
     PolicyDocument,
+    StoredPrompts,
 )
 from shared.protocol.directory import DirectoryEntry
 from shared.types import KeyId, TenantId
@@ -91,6 +92,7 @@ class Policy:
     direct_models: Rule[bool] = field(default_factory=lambda: Rule(True))
     show_targets: Rule[bool] = field(default_factory=lambda: Rule(True))
     store_items: Rule[bool] = field(default_factory=lambda: Rule(True))
+    stored_prompts: Rule[StoredPrompts] = field(default_factory=lambda: Rule(StoredPrompts.NEVER))
     #: Requests behind live ones, and these.
     flex: Rule[bool] = field(default_factory=lambda: Rule(True))
     live: Rule[bool] = field(default_factory=lambda: Rule(True))
@@ -186,7 +188,7 @@ def _with_list(document: PolicyDocument) -> PolicyDocument:
 
 def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
     machines, direct, shown, stored = Rule(Machines.GROUP), Rule(True), Rule(True), Rule(True)
-    flex, live = Rule(True), Rule(True)
+    prompts, flex, live = Rule(StoredPrompts.NEVER), Rule(True), Rule(True)
     max_input: Rule[int | None] = Rule(None)
     max_output: Rule[int | None] = Rule(None)
     for level, document in levels:
@@ -198,6 +200,8 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
             shown = Rule(False, level)
         if document.store_items is False and stored.value:
             stored = Rule(False, level)
+        if document.stored_prompts is not None and (level == MESH_POLICY or document.stored_prompts is StoredPrompts.NEVER):
+            prompts = Rule(document.stored_prompts, level)
         if document.flex is Flex.NEVER and flex.value:
             flex = Rule(False, level)
         if document.flex is Flex.ONLY and live.value:
@@ -215,6 +219,7 @@ def combine(levels: list[tuple[str, PolicyDocument]]) -> Policy:
         direct_models=direct,
         show_targets=shown,
         store_items=stored,
+        stored_prompts=prompts,
         flex=flex,
         live=live,
         max_input=max_input,

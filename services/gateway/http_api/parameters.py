@@ -85,8 +85,6 @@ _BUILT_IN_ITEMS = (
     "program", "program_output",
 )  # fmt: skip
 _SUMMARIES = ParameterRule("is a summary that only OpenAI's models can make and read; send the conversation itself")
-#: Why nothing that OpenAI stores with a prompt exists.
-NEEDS_PROMPT = "needs an earlier prompt, which is never stored; send the whole conversation as input, with `store: false`"
 
 RESPONSES: Rules = {
     **_COMMON,
@@ -99,8 +97,7 @@ RESPONSES: Rules = {
     "tool_choice[*]": _OTHER_CHOICES,
     "tool_choice.tools[*]": _OTHER_CHOICES,
     "background_options": _ignored("an answer in the background begins as soon as it can"),
-    "previous_response_id": ParameterRule(NEEDS_PROMPT),
-    "conversation": ParameterRule(NEEDS_PROMPT),
+    "conversation": ParameterRule("is not supported; send the whole conversation as input, with `store: false`"),
     "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
     "truncation": _ignored("an input that is too long is refused; shorten it yourself"),
     "context_management": _ignored("an input that is too long is refused; shorten it yourself"),

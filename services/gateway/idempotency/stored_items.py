@@ -1,6 +1,7 @@
-"""Stores the items of answers for an hour, so that a caller can refer to them instead of sending them again. Prompts are never stored.
+"""Stores the items of answers for an hour, so that a caller can refer to them instead of sending them again. Where a policy says
+`stored_prompts: 24h`, it also stores conversations, so that a caller only sends what is new.
 
-The items are their tenant's: any of its keys may refer to them. A change of the policies that apply to the tenant ends them.
+What is stored is its tenant's: any of its keys may refer to them. A change of the policies that apply to the tenant ends it.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from shared.api import gateway
 from shared.api.auth import Principal
 from shared.api.generation import MAX_PROMPT_BYTES
 from shared.api.method import Nothing
+from shared.config_documents import StoredPrompts
 from shared.protocol import request_memory
 from shared.rpc import RpcCall, serves
 from shared.stores.cache import Cache
@@ -23,7 +25,7 @@ from shared.types import TenantId
 
 #: One hash tag, as ``cache_keys.PREFIX``.
 PREFIX = "{gateway:items}:"
-_KEEP_SECONDS = 3600.0
+_KEEP_SECONDS, _KEEP_CONVERSATION_SECONDS = 3600.0, 24 * 3600.0
 #: Of one tenant. The oldest ones go first.
 _MOST_TENANT_BYTES = 32 * 1024 * 1024
 #: Reading one takes 10 to 30 µs; a task of an agent has hundreds.
@@ -46,6 +48,9 @@ class StoredItems:
     def allows(self, caller: Principal) -> bool:
         return self._source.config.policies.of(caller).store_items.value
 
+    def allows_prompts(self, caller: Principal) -> bool:
+        return self.allows(caller) and self._source.config.policies.of(caller).stored_prompts.value is StoredPrompts.DAY
+
     async def find(self, caller: Principal, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Raises BadField, NotFound, ContextExceeded, Unavailable, and what ``HeldRequest.resize`` raises."""
         if len(ids) > _MAX_FOUND or len(set(ids)) < len(ids):
@@ -55,9 +60,7 @@ class StoredItems:
         if names:
             values = await self._values.find(caller.tenant_id, names, most_bytes=MAX_PROMPT_BYTES, seconds=_READ_SECONDS)
         if values is None:
-            raise errors.Unavailable(
-                "stored items can't be read right now", hint="retry, or send the items themselves", retry_after_seconds=1
-            )
+            raise _cannot_read()
         found: dict[str, bytes] = {}
         size = 0
         for item_id, value in zip(ids, values, strict=False):
@@ -70,20 +73,31 @@ class StoredItems:
                 await asyncio.sleep(0)
         if size > MAX_PROMPT_BYTES or len(found) < len(ids):
             raise errors.ContextExceeded.because(f"its stored items have more than {MAX_PROMPT_BYTES} bytes", hint="shorten it")
-        if (held := request_memory.current.get()) is not None:
-            held.resize(held.size + size)
+        _hold(size)
+        return found
+
+    async def find_conversation(self, caller: Principal, response: str) -> bytes | None:
+        """Raises Unavailable, and what ``HeldRequest.resize`` raises."""
+        values = await self._values.find(caller.tenant_id, self._names(caller, (response,)), seconds=_READ_SECONDS)
+        if values is None:
+            raise _cannot_read()
+        found = next(values, None)
+        _hold(len(found or b""))
         return found
 
     async def keep(self, caller: Principal, items: Mapping[str, bytes]) -> bool:
         """Return whether all of them are stored."""
-        if not self.allows(caller):
-            return False
+        return self.allows(caller) and await self._keep(caller, items, _KEEP_SECONDS)
+
+    async def keep_conversation(self, caller: Principal, response: str, conversation: bytes) -> bool:
+        """Return whether it is stored."""
+        return self.allows_prompts(caller) and await self._keep(caller, {response: conversation}, _KEEP_CONVERSATION_SECONDS)
+
+    async def _keep(self, caller: Principal, items: Mapping[str, bytes], seconds: float) -> bool:
         short = {item_id: item for item_id, item in items.items() if len(item) <= MOST_BYTES}
         values = dict(zip(self._names(caller, tuple(short)), short.values(), strict=True))
         tenant = caller.tenant_id
-        is_kept = await self._values.keep(
-            tenant, values, seconds=_KEEP_SECONDS, group=self._group(tenant), most_group_bytes=_MOST_TENANT_BYTES
-        )
+        is_kept = await self._values.keep(tenant, values, seconds=seconds, group=self._group(tenant), most_group_bytes=_MOST_TENANT_BYTES)
         return is_kept and len(short) == len(items)
 
     @serves(gateway.drop_stored_items)
@@ -102,3 +116,12 @@ class StoredItems:
     def _digest(self, text: str) -> str:
         """Return a part of a key that doesn't tell what it stands for."""
         return hmac.digest(self._secret.encode(), f"item:{text}".encode(errors="replace"), "sha256").hex()
+
+
+def _hold(size: int) -> None:
+    if (held := request_memory.current.get()) is not None:
+        held.resize(held.size + size)
+
+
+def _cannot_read() -> errors.Unavailable:
+    return errors.Unavailable("stored items can't be read right now", hint="retry, or send the items themselves", retry_after_seconds=1)

@@ -55,7 +55,9 @@ class BackgroundResponses:
         if call.images:
             raise errors.TooLarge("the images are too large for a response in the background", hint="send smaller ones, or wait for it")
         await call.convert(response_request.to_request, body)
-        alone = await call.convert(lambda body: msgspec.to_builtins(msgspec.structs.replace(body, background=False)), body)
+        alone = await call.convert(
+            lambda body: msgspec.to_builtins(msgspec.structs.replace(body, background=False, previous_response_id=None)), body
+        )
         request = SingleRequest(
             kind=JobKind.RESPONSE, endpoint=_ENDPOINT, body=alone, flex=service_tiers.wants_flex(body.service_tier), metadata=body.metadata
         )

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import get_args
 
+from services.gateway.facts import line_run
 from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import answer_delivery, http_errors
-from services.gateway.http_api import parameters as openai_parameters
 from services.gateway.http_api.answer_delivery import HttpReader
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -32,6 +32,7 @@ from services.gateway.requests.runs import RepeatedRequest, Runs
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, ServedModel
+from shared.protocol import public_ids
 from shared.types import ModelName
 
 _METHOD = "processInferenceRequest"
@@ -65,7 +66,7 @@ class OpenAiRoutes:
                       body=CompletionBody, answer=Completion, streams=True, takes_prompts=True, events=(Completion,)),
             HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses, also in the background",
                       body=ResponseBody, answer=Response, streams=True, takes_prompts=True, events=(*get_args(StreamEvent), ErrorEvent)),
-            HttpRoute("POST", "/v1/responses/{response}", self._refuse_stored, _METHOD, "Refused, because prompts are not stored"),
+            HttpRoute("POST", "/v1/responses/{response}", self._miss, _METHOD, "Refused; only /cancel exists"),
             HttpRoute("POST", "/v1/messages", self._message, _METHOD, "Anthropic's messages",
                       body=MessagesBody, answer=AnthropicMessage, streams=True, takes_prompts=True,
                       events=(MessagesEvent, AnthropicErrorBody)),
@@ -88,7 +89,15 @@ class OpenAiRoutes:
         form = ResponsesFormat(body, is_stored=body.store and self._items.allows(call.caller))
 
         async def store() -> None:
-            form.is_stored = await self._items.keep(call.caller, form.stored_items())
+            answer = form.stored_items()
+            form.is_stored = await self._items.keep(call.caller, answer)
+            if form.is_stored and self._items.allows_prompts(call.caller):
+                line = line_run.current.get()
+                name = form.response_id if line is None else public_ids.encode("resp", line.job_id, "_")
+                # The images of a long body are not in it.
+                form.is_stored = not call.images and await self._items.keep_conversation(
+                    call.caller, name, body.conversation(answer.values())
+                )
 
         try:
             request = await call.convert(openai_responses.to_request, body)
@@ -102,10 +111,8 @@ class OpenAiRoutes:
                 await call.send_comment(error.message)
             raise
 
-    async def _refuse_stored(self, call: HttpCall) -> None:
-        if not call.rest_of_path.startswith("resp_"):
-            raise http_errors.route_missing(f"/v1/responses/{call.rest_of_path}", call.origin, lambda _path: False)
-        raise errors.NotFound(f"a stored response {openai_parameters.NEEDS_PROMPT}")
+    async def _miss(self, call: HttpCall) -> None:
+        raise http_errors.route_missing(f"/v1/responses/{call.rest_of_path}", call.origin, lambda _path: False)
 
     async def _message(self, call: HttpCall) -> None:
         body = await call.read(anthropic_request.DIALECT)

@@ -121,7 +121,7 @@ class Response(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelName
     output: tuple[OutputItem, ...] = ()
     parallel_tool_calls: bool
-    previous_response_id: None = None
+    previous_response_id: str | None = None
     reasoning: Reasoning = Reasoning()
     service_tier: str = "default"
     store: bool

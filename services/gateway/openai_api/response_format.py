@@ -229,10 +229,14 @@ class ResponsesFormat(AnswerFormat):
     def _output(self, status: str) -> tuple[response_events.OutputItem, ...]:
         return tuple(self._shown(item, self._statuses.get(item, status)) for item in self._items)
 
+    @property
+    def response_id(self) -> str:
+        return f"resp_{self.about.request_id.hex}"
+
     def without_output(self, status: str) -> response_events.Response:
         about, body = self.about, self._body
         return response_events.Response(
-            id=f"resp_{about.request_id.hex}",
+            id=self.response_id,
             created_at=about.created,
             status=status,
             service_tier=about.service_tier,
@@ -241,6 +245,7 @@ class ResponsesFormat(AnswerFormat):
             max_output_tokens=body.max_output_tokens,
             model=about.model,
             parallel_tool_calls=body.parallel_tool_calls,
+            previous_response_id=body.previous_response_id,
             reasoning=response_events.Reasoning(body.effort, None if body.reasoning is None else body.reasoning.summary),
             temperature=body.temperature,
             text=response_events.ResponseText(body.text.format or TextFormat()),

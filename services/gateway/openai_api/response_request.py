@@ -1,9 +1,6 @@
-"""Parses requests to OpenAI's Responses API. Pure.
+"""Parses requests to OpenAI's Responses API. Pure."""
 
-Prompts are not stored, so clients must send the whole conversation each time.
-"""
-
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeVar
 
@@ -243,6 +240,8 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     store: bool = True
     #: Answer at once; the response is stored until it is fetched. See ``background_responses``.
     background: bool = False
+    #: Begin with the conversation of this response, where a policy says `stored_prompts: 24h`.
+    previous_response_id: Annotated[str, msgspec.Meta(max_length=100)] | None = None
     stream: bool = False
     stream_options: ResponseStreamOptions | None = None
     #: "flex" runs behind live requests, at the price of batches.
@@ -276,6 +275,23 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             body = msgspec.structs.replace(body, reasoning=msgspec.structs.replace(self.reasoning or ReasoningBody(), effort=efforts[-1]))
         return msgspec.structs.replace(body, text=TextBody(formats[-1])) if formats else body
 
+    def continuing(self, earlier: bytes) -> "ResponseBody":
+        """Return the body with the conversation that it continues. Raises BadField for one of another version."""
+        try:
+            return msgspec.structs.replace(self, input=(*_decode_conversation(earlier), *self._items))
+        except msgspec.MsgspecError as error:
+            raise BadField(
+                "previous_response_id", "is a response of another version of the gateway; send the whole conversation"
+            ) from error
+
+    def conversation(self, answer: Iterable[bytes]) -> bytes:
+        """Return what a request continues that follows on this answer. ``answer``: its items."""
+        return msgspec.json.encode([*self._items, *map(msgspec.Raw, answer)])
+
+    @property
+    def _items(self) -> tuple[Item, ...]:
+        return (MessageItem("user", self.input),) if isinstance(self.input, str) else self.input
+
     def _with_items(self, found: Mapping[str, bytes]) -> "ResponseBody":
         try:
             items = tuple(_decode_stored(found[item.id]) if isinstance(item, ItemReference) else item for item in self.input)
@@ -293,6 +309,7 @@ class ResponseBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return () if isinstance(self.input, str) else tuple(item for item in self.input if isinstance(item, kind))
 
 
+_decode_conversation = msgspec.json.Decoder(tuple[Item, ...]).decode
 DIALECT = BodyDialect("responses", ResponseBody, parameters.RESPONSES, {"input": "message"})
 
 

@@ -210,6 +210,7 @@ def explain(policy: Policy) -> Iterator[api.PolicyRule]:
         yield api.PolicyRule(name, "any" if rule.value is None else amounts.written(rule.value), (rule.level,))
     yield api.PolicyRule("show_targets", "yes" if policy.show_targets.value else "no", (policy.show_targets.level,))
     yield api.PolicyRule("store_items", "yes" if policy.store_items.value else "no", (policy.store_items.level,))
+    yield api.PolicyRule("stored_prompts", policy.stored_prompts.value, (policy.stored_prompts.level,))
     flex = "allowed" if policy.live.value else Flex.ONLY
     closed = () if policy.live.value else (policy.live.level,)
     if not policy.flex.value:

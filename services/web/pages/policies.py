@@ -43,6 +43,7 @@ class PolicyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_output: str = ""
     show_targets: str = ""
     store_items: str = ""
+    stored_prompts: str = ""
     flex: str = ""
     #: That was shown.
     version: str = "0"
@@ -165,6 +166,7 @@ def _filled(state: api.PolicyState) -> PolicyForm:
         max_output="" if ceilings is None or ceilings.output is None else str(ceilings.output),
         show_targets=_yes_or_no(policy.show_targets),
         store_items=_yes_or_no(policy.store_items),
+        stored_prompts="" if policy.stored_prompts is None else policy.stored_prompts.value,
         flex="" if policy.flex is None else policy.flex.value,
         version=str(state.version),
     )
@@ -195,7 +197,7 @@ def _yes_or_no(value: bool | None) -> str:
 
 def _document(form: PolicyForm) -> PolicyDocument:
     """Raises BadRequest that names the field."""
-    rules: dict[str, object] = {name: text for name in ("machines", "flex") if (text := getattr(form, name))}
+    rules: dict[str, object] = {name: text for name in ("machines", "stored_prompts", "flex") if (text := getattr(form, name))}
     for name in _LISTS:
         if text := getattr(form, name).strip():
             rules[name] = [] if text == _NONE else [part.strip() for part in text.split(",")]
@@ -222,6 +224,7 @@ _HINTS = {
     "direct_models": "choose from the list",
     "show_targets": "choose from the list",
     "store_items": "choose from the list",
+    "stored_prompts": "choose from the list",
     "flex": "choose from the list",
     "max_price": "write credits per million tokens, such as 0.15",
 }

@@ -58,10 +58,10 @@ def test_named_rules_change_and_others_stay(shell: Shell, stored: dict[str, Poli
     assert stored[TEAM_POLICY].policy == expected
     shell(
         "policy", "set", "--organization", "acme", "--unset", "max_price", "--unset", "direct_models", "--models", "a,b-*",
-        "--hide-targets", "--no-store-items", "--flex", "only",
+        "--hide-targets", "--no-store-items", "--stored-prompts", "24h", "--flex", "only",
     )  # fmt: skip
     assert stored[TEAM_POLICY].policy == document(
-        external=[], machines="internal", models=["a", "b-*"], show_targets=False, store_items=False, flex="only"
+        external=[], machines="internal", models=["a", "b-*"], show_targets=False, store_items=False, stored_prompts="24h", flex="only"
     )
     shell("policy", "set", "--organization", "acme", "--remove")
     assert stored[TEAM_POLICY].policy is None

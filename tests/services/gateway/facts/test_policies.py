@@ -16,7 +16,7 @@ from services.gateway.facts.placements import ANYWHERE, Barrier, Placement
 from services.gateway.facts.policies import Policies
 from shared import errors
 from shared.api.ledger import ModelPrice
-from shared.config_documents import ConfigKind, Flex, Machines, PolicyDocument, PriceCeiling
+from shared.config_documents import ConfigKind, Flex, Machines, PolicyDocument, PriceCeiling, StoredPrompts
 from shared.protocol.directory import ModelOffer
 from shared.types import KeyId, MicroCredits, ModelName, TenantId
 from tests.services.gateway.fakes import FakeDirectory, announcement
@@ -98,6 +98,21 @@ def test_a_name_must_match_a_pattern_of_each_level() -> None:
     assert Policies({"mesh": document(models=[])}).find(TENANT).allows_name("assistant") is False
 
 
+@pytest.mark.parametrize(
+    ("documents", "kept", "level"),
+    [
+        ({}, "never", "built-in"),
+        ({"default": "24h", f"organization:{TENANT}": "24h"}, "never", "built-in"),
+        ({"mesh": "24h"}, "24h", "mesh"),
+        ({"mesh": "24h", f"organization:{TENANT}": "24h"}, "24h", "mesh"),
+        ({"mesh": "24h", f"organization:{TENANT}": "never"}, "never", "organization"),
+    ],
+)
+def test_only_the_mesh_lets_prompts_be_stored(documents: dict[str, str], kept: str, level: str) -> None:
+    found = Policies({name: document(stored_prompts=words) for name, words in documents.items()}).find(TENANT).stored_prompts
+    assert (found.value, found.level) == (kept, level)
+
+
 _names = st.lists(st.sampled_from(["a", "b", "a*", "*"]), max_size=3, unique=True)
 _documents = st.builds(
     PolicyDocument,
@@ -108,6 +123,7 @@ _documents = st.builds(
     direct_models=st.none() | st.booleans(),
     show_targets=st.none() | st.booleans(),
     store_items=st.none() | st.booleans(),
+    stored_prompts=st.none() | st.sampled_from(StoredPrompts),
     flex=st.none() | st.sampled_from(Flex),
     max_price=st.none() | st.builds(PriceCeiling, input=st.none() | st.just("0.5"), output=st.none() | st.just("1")),
 )
@@ -132,6 +148,7 @@ def test_a_further_level_never_allows_more(earlier: list[PolicyDocument], furthe
     assert before.direct_models.value or not after.direct_models.value
     assert before.show_targets.value or not after.show_targets.value
     assert before.store_items.value or not after.store_items.value
+    assert before.stored_prompts.value is StoredPrompts.DAY or after.stored_prompts.value is StoredPrompts.NEVER
     assert before.flex.value or not after.flex.value
     assert before.live.value or not after.live.value
 

@@ -11,12 +11,14 @@ import pytest
 
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
-from shared.api import auth
+from shared.api import auth, inference
+from shared.api.generation import GenerationEnd
+from shared.node import Node
 from shared.node.http_server import Operations
-from shared.rpc import RpcCall, serves
+from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Role
 from tests.services.gateway.fakes import PERSON, TOKEN
-from tests.services.gateway.test_service import StandInAuth, StandInWorker
+from tests.services.gateway.test_service import ADMIN_TOKEN, StandInAuth, StandInWorker
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, testnet, until
 
@@ -28,10 +30,21 @@ class Auth(StandInAuth):
         return PERSON
 
 
+class Worker(StandInWorker):
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.prompts: list[Any] = []
+
+    @serves(inference.process_prompt)
+    async def process(self, request: inference.ProcessPrompt, stream: StreamCall[inference.Chunk]) -> GenerationEnd:
+        self.prompts.append(request.prompt)
+        return await super().process(request, stream)
+
+
 @dataclass
 class Mesh:
     http: httpx.AsyncClient
-    worker: StandInWorker
+    worker: Worker
 
     async def poll(self, path: str, *, until_not: set[Any], field: str) -> Any:
         async with asyncio.timeout(HANG_SECONDS):
@@ -47,7 +60,7 @@ class Mesh:
 async def mesh(postgres_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
     async with testnet() as net:
         await net.start(Auth)
-        worker = await net.start(StandInWorker)
+        worker = await net.start(Worker)
         settings = GatewaySettings(
             mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY), database_url=postgres_url,
             redis_url=valkey_url, prompt_hash_secret="s" * 32, files_url=str(tmp_path / "store"),
@@ -88,3 +101,20 @@ async def test_a_running_response_is_canceled(mesh: Mesh) -> None:
     assert (await mesh.http.get(path)).json()["status"] == "cancelled"
     assert (await mesh.http.delete(path)).status_code == 200
     assert (await mesh.http.get(path)).status_code == 404
+
+
+async def test_a_request_continues_a_response_that_ran_in_the_background(mesh: Mesh) -> None:
+    policy = {"name": "mesh", "policy": {"external": ["*"], "stored_prompts": "24h"}, "expectedVersion": 1}
+    answer = await mesh.http.post("/rpc/gateway.setPolicy", json=policy, headers={"authorization": f"Bearer {ADMIN_TOKEN}"})
+    assert answer.status_code == 200, answer.text
+    first = (await mesh.http.post("/v1/responses", json={"input": "one", "background": True})).json()["id"]
+    await mesh.poll(f"/v1/responses/{first}", until_not={"queued", "in_progress"}, field="status")
+    body = {"input": "two", "previous_response_id": first, "background": True}
+    second = (await mesh.http.post("/v1/responses", json=body)).json()
+    assert second["previous_response_id"] == first
+    shown = await mesh.poll(f"/v1/responses/{second['id']}", until_not={"queued", "in_progress"}, field="status")
+    assert (shown["status"], shown["store"]) == ("completed", True)
+    last = await mesh.http.post("/v1/responses", json={"input": "three", "previous_response_id": second["id"]})
+    assert last.status_code == 200, last.text
+    said = [message.content for message in mesh.worker.prompts[-1]]
+    assert said == ["one", "Hello world", "two", "Hello world", "three"]

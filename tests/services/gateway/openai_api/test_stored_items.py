@@ -20,7 +20,7 @@ from services.gateway.requests.request_validation import MAX_PROMPT_BYTES
 from shared import errors
 from shared.api import auth, gateway, inference
 from shared.api.generation import ChatMessage, GenerationEnd, ToolCall, Usage
-from shared.config_documents import PolicyDocument
+from shared.config_documents import PolicyDocument, StoredPrompts
 from shared.stores.cache import Cache
 from shared.types import FinishReason, UserId
 from tests.services.gateway import fakes, http_answers
@@ -31,6 +31,8 @@ from tests.stopwatch import HANG_SECONDS
 
 OTHER = auth.Principal(UserId(UUID(int=9)), "bob", OWNER.role, OWNER.tier)
 MESH = PolicyDocument(external=("*",))
+PROMPTS = PolicyDocument(external=("*",), stored_prompts=StoredPrompts.DAY)
+MESH_NEVER = PolicyDocument(external=("*",), stored_prompts=StoredPrompts.NEVER)
 NO_ITEMS = PolicyDocument(external=("*",), store_items=False)
 
 
@@ -307,11 +309,75 @@ async def test_what_needs_a_stored_prompt_is_refused_with_the_reason(http: httpx
     answer = await http.request(verb, f"/v1/responses/resp_1{end}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     assert "those in the background are stored" in answer.json()["error"]["message"]
-    earlier = await http.post("/v1/responses", json={"input": "hi", "previous_response_id": "resp_1"})
-    reason = "needs an earlier prompt, which is never stored; send the whole conversation as input, with `store: false`"
-    assert reason in earlier.json()["error"]["message"]
-    assert earlier.status_code == 400
     assert (await http.request(verb, f"/v1/responses/resp_1{end}", headers={"authorization": "Bearer x"})).status_code == 401
+
+
+async def test_without_the_policy_no_prompt_is_stored_and_the_error_names_it(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent, client: Any
+) -> None:
+    for documents in ({"mesh": MESH, "default": PROMPTS}, {"mesh": PROMPTS, "default": MESH_NEVER}):
+        running_service.config = replace(running_service.config, policies=Policies(documents))
+        first = await respond(http, tools=[AGENTS], input="SECRET prompt")
+        assert len(values_in(client)) == 4
+        client.flushdb()
+        answer = await http.post("/v1/responses", json={"input": "hi", "previous_response_id": first.id})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["aimesh_code"], error["param"]) == (400, "bad_request", "previous_response_id")
+        assert "the mesh's policy does not say `stored_prompts: 24h`" in error["message"]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_a_conversation_goes_on_where_the_policy_stores_prompts(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent, client: Any, is_streamed: bool
+) -> None:
+    running_service.config = replace(running_service.config, policies=Policies({"mesh": PROMPTS, "default": MESH}))
+    first = await respond(http, tools=[AGENTS], input="SECRET prompt", instructions="Be brief.")
+    assert sorted(client.pttl(key) > 3_600_000 for key in values_in(client)) == [False] * 4 + [True]
+    assert not any(b"SECRET" in client.get(key) for key in values_in(client))
+    results = [
+        {"type": "function_call_output", "call_id": "c1", "output": "1"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "2"},
+    ]
+    more = {"tools": [AGENTS], "previous_response_id": first.id, "input": results}
+    if is_streamed:
+        second = (await streamed(http, **more))[-1].response
+    else:
+        second = await respond(http, **more)
+    assert second.previous_response_id == first.id
+    earlier = (ChatMessage("user", "SECRET prompt"), ANSWER, ChatMessage("tool", "1", (), "c1"), ChatMessage("tool", "2", (), "c2"))
+    assert agent.received[-1].prompt == earlier
+    await respond(http, tools=[AGENTS], previous_response_id=second.id, input="and now?")
+    assert agent.received[-1].prompt == (*earlier, ANSWER, ChatMessage("user", "and now?"))
+    for refused in ({"previous_response_id": "resp_" + "0" * 32}, {"previous_response_id": "x" * 101}):
+        answer = await http.post("/v1/responses", json={"input": "hi"} | refused)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "previous_response_id")
+
+
+async def test_a_stored_conversation_is_its_tenants_and_ends_with_the_policy(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent, client: Any
+) -> None:
+    running_service.config = replace(running_service.config, policies=Policies({"mesh": PROMPTS, "default": MESH}))
+    unstored = await respond(http, tools=[AGENTS], store=False)
+    assert client.keys("*items*") == []
+    first, body = await respond(http, tools=[AGENTS]), {"input": "hi"}
+    assert await running_service.items.find_conversation(OWNER, first.id) is not None
+    assert await running_service.items.find_conversation(OTHER, first.id) is None
+    assert (await http.post("/v1/responses", json=body | {"previous_response_id": unstored.id})).status_code == 400
+    running_service.config = replace(running_service.config, policies=Policies({"mesh": PROMPTS, "default": MESH}, {"default": 7}))
+    assert (await http.post("/v1/responses", json=body | {"previous_response_id": first.id})).status_code == 400
+    second = await respond(http, tools=[AGENTS])
+    await running_service.items.drop(gateway.DropStoredItems(OWNER.tenant_id), rpc_call(OWNER))
+    assert (await http.post("/v1/responses", json=body | {"previous_response_id": second.id})).status_code == 400
+
+
+async def test_a_conversation_that_is_too_long_is_not_stored(http: httpx.AsyncClient, running_service: RunningService) -> None:
+    running_service.config = replace(running_service.config, policies=Policies({"mesh": PROMPTS, "default": MESH}))
+    running_service.add_worker(1, FakeWorker(), "long", context_tokens=10**6)
+    response = await respond(http, model="long", input=secrets.token_hex(MOST_BYTES))
+    assert response.to_dict()["store"] is False
+    counted = await respond(http, model="long", input="hi")
+    count = await http.post("/v1/responses/input_tokens", json={"input": "hi", "previous_response_id": counted.id})
+    assert count.status_code == 200, count.text
 
 
 async def test_other_routes_below_it_do_not_exist(http: httpx.AsyncClient) -> None:

@@ -241,8 +241,8 @@ def test_every_field_of_a_policy_is_decided() -> None:
         for field in document.__struct_fields__
     ]
     without_texts = {
-        "external", "machines", "models", "targets", "direct_models", "max_price", "show_targets", "store_items", "flex", "guard",
-        "guard.prompt", "guard.answer",
+        "external", "machines", "models", "targets", "direct_models", "max_price", "show_targets", "store_items", "stored_prompts", "flex",
+        "guard", "guard.prompt", "guard.answer",
         "guard.countries", "guard.internal_ips", "guard.moderation", "guard.moderation.route", "guard.moderation.prompt",
         "guard.moderation.answer", "guard.moderation.categories", "guard.moderation.threshold", "guard.moderation.on_error",
         "max_price.input", "max_price.output",

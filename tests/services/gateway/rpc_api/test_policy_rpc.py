@@ -165,7 +165,7 @@ async def test_an_explanation_names_the_levels(governed: Governed) -> None:
         "external": ("acme", ("mesh", "organization")), "machines": ("own", ("key",)), "models": ("a, b* and b1", ("organization", "key")),
         "targets": ("all", ("built-in",)), "direct_models": ("yes", ("built-in",)), "max_price.input": ("0.5", ("mesh",)),
         "max_price.output": ("any", ("built-in",)), "show_targets": ("no", ("key",)),
-        "store_items": ("yes", ("built-in",)), "flex": ("never", ("key",)),
+        "store_items": ("yes", ("built-in",)), "stored_prompts": ("never", ("built-in",)), "flex": ("never", ("key",)),
     }  # fmt: skip
     assert await governed.explain(ADMIN, organization=TEAM, key=KEY) == explained
     assert (await governed.explain(organization=TEAM))["machines"] == ("group", ("built-in",))

@@ -5,7 +5,17 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from shared.config_documents import Flex, GuardAction, GuardDocument, GuardKind, Machines, ModerationRule, PolicyDocument, PriceCeiling
+from shared.config_documents import (
+    Flex,
+    GuardAction,
+    GuardDocument,
+    GuardKind,
+    Machines,
+    ModerationRule,
+    PolicyDocument,
+    PriceCeiling,
+    StoredPrompts,
+)
 from shared.types import TenantId, UserRole
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
@@ -41,6 +51,7 @@ async def test_an_owner_finds_and_changes_the_policy(alice: Browser, mesh: FakeM
         "max_input": "0.15",
         "show_targets": "no",
         "store_items": "no",
+        "stored_prompts": "24h",
         "flex": "only",
     }
     answer = await alice.submit(page, acme, **fields)
@@ -52,6 +63,7 @@ async def test_an_owner_finds_and_changes_the_policy(alice: Browser, mesh: FakeM
         max_price=PriceCeiling(input="0.15"),
         show_targets=False,
         store_items=False,
+        stored_prompts=StoredPrompts.DAY,
         flex=Flex.ONLY,
     )
     assert mesh.policies[f"organization:{team}"] == (1, expected)
