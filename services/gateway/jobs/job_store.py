@@ -1,5 +1,6 @@
 """Reads and writes jobs and their lines. A line's result, its request's row and its pay are written together, or not at all."""
 
+import asyncio
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
@@ -172,6 +173,8 @@ class JobStore:
 
     def __init__(self, opened: Database, requests: GatewayStore) -> None:
         self._database, self._requests = opened, requests
+        #: Set when a job begins through this gateway.
+        self.begun = asyncio.Event()
 
     # --- its owner
 
@@ -190,6 +193,7 @@ class JobStore:
             await _begin(transaction, most_lines, job.id, 1, job.model, job.price_id)
             row = await transaction.row("find_job", job.id)
         assert row is not None
+        self.begun.set()
         return _job(row)
 
     async def _create(self, transaction: Transaction, job: NewJob) -> Job:
@@ -260,7 +264,9 @@ class JobStore:
     async def begin(self, job: UUID, total: int, model: ModelName, price_id: int | None, most_lines: int | None = None) -> bool:
         """Return False if nobody validates it any more. Raises NotAllowed if more than ``most_lines`` of its owner would wait."""
         async with self._database.transaction() as transaction:
-            return await _begin(transaction, most_lines, job, total, model, price_id)
+            has_begun = await _begin(transaction, most_lines, job, total, model, price_id)
+        self.begun.set()
+        return has_begun
 
     async def refuse(self, job: UUID, found: Sequence[LineError], event: EventType | None = None) -> None:
         async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:

@@ -123,7 +123,7 @@ class JobRunner:
         self._draining, self._on_ended = draining, on_ended
         self._lanes: dict[tuple[ModelName, bool], _Lane] = {}
         self._ended: list[_Attempt] = []
-        self._has_ended, self._has_room = asyncio.Event(), asyncio.Event()
+        self._has_ended, self._may_claim = asyncio.Event(), store.begun
         self._extended_at = clock()
         self._tasks = asyncio.TaskGroup()
 
@@ -150,10 +150,10 @@ class JobRunner:
     async def _claim_all(self) -> None:
         failures = 0
         while not self._draining.is_set():
-            self._has_room.clear()
+            self._may_claim.clear()
             if await background_jobs.attempt(UpkeepJob.JOBS, self._claim_of_each_model):
                 failures = 0
-                await wait_until_set(self._has_room, _BUSY_SECONDS if self._lanes else _IDLE_SECONDS)
+                await wait_until_set(self._may_claim, _BUSY_SECONDS if self._lanes else _IDLE_SECONDS)
             else:
                 failures += 1
                 await asyncio.sleep(_BACKOFF.pause(failures))
@@ -249,7 +249,7 @@ class JobRunner:
         for attempt in attempts:
             lane = self._lanes.get((attempt.job.model or ModelName(""), attempt.job.is_live))
             if lane is not None and lane.attempts.pop(attempt.request, None) is not None and lane.room:
-                self._has_room.set()
+                self._may_claim.set()
 
     # --- results
 
