@@ -510,7 +510,7 @@ class GatewayService:
         return tiers.plan_of(self._live.config.limits.plans, owner.tier).queued_lines
 
     def _may_run(self, owner: auth.Principal, model: ModelName) -> bool:
-        """Return whether the owner of a job may name the model, perhaps when its workers are there."""
+        """Return whether the owner of a job may name the model, whose workers may be away. Raises NotReachable while that isn't known."""
         config = self._live.config
         policy, names = config.policies.of(owner), config.names.seen_by(owner.tenant_id)
         if not policy.allows_name(model) or not routing.may_name(owner, model, names):
@@ -523,8 +523,10 @@ class GatewayService:
             routing.resolve(model, workers, names, just_started=just_started, allows=policy.allows_name, startable=startable)
         except errors.UnknownModel:
             return False
-        except errors.NotReachable:
-            pass
+        except errors.NotReachable as error:
+            # Otherwise it is a model that the mesh has had.
+            if error.retry_after_seconds is not None:
+                raise
         return True
 
     def _model_of_job(self, owner: auth.Principal, named: str | None) -> ModelName:
