@@ -22,6 +22,22 @@ MAX_MODELS: Final = 50
 OTHER: Final = "_OTHER"
 PROVIDER: Final = "aimesh"
 
+
+class ModelLabels:
+    """A worker, or a request of a route with a pattern, may have any name, so only so many models have a label."""
+
+    def __init__(self) -> None:
+        self._models: set[str] = set()
+
+    def of(self, model: ModelName | None) -> str:
+        if model is None or model in self._models:
+            return model or ""
+        if len(self._models) >= MAX_MODELS:
+            return OTHER
+        self._models.add(model)
+        return model
+
+
 #: Errors that operators act on. Each adds a histogram per model.
 _NAMED_ERRORS: Final = frozenset(
     kind.code
@@ -75,7 +91,7 @@ class _Answers:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._exemplars = Exemplars()
-        self._models: set[str] = set()
+        self.label_of = ModelLabels().of
 
     def _count(self, answer: MeasuredAnswer, model: str, exemplar: dict[str, str] | None) -> None:
         self._metrics.request_duration.labels(self._metrics.service, answer.method, model).observe(answer.seconds, exemplar)
@@ -89,15 +105,6 @@ class _Answers:
             self._metrics.reasoning_tokens.labels(model).inc(answer.reasoning_tokens)
         if answer.first_text_seconds is not None:
             self._metrics.ttft_seconds.labels(model).observe(answer.first_text_seconds, exemplar)
-
-    def label_of(self, model: ModelName | None) -> str:
-        """Return a model's label. A worker may announce any name, so only so many models have one."""
-        if model is None or model in self._models:
-            return model or ""
-        if len(self._models) >= MAX_MODELS:
-            return OTHER
-        self._models.add(model)
-        return model
 
 
 @dataclass(slots=True)

@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 
-from services.gateway.jobs.job_store import JobStore
+from services.gateway.jobs.job_store import JobStore, ModelJobs
 from shared.telemetry import Metrics
+from shared.telemetry.answer_metrics import ModelLabels
 from shared.telemetry.job_instruments import LineOutcome
 from shared.telemetry.metrics_registry import LabelledGauge
 from shared.types import ModelName
@@ -11,7 +12,7 @@ from shared.types import ModelName
 
 class JobMetrics:
     def __init__(self, store: JobStore, metrics: Metrics) -> None:
-        self._store, self._metrics = store, metrics
+        self._store, self._metrics, self._label_of = store, metrics, ModelLabels().of
         self._jobs = LabelledGauge(lambda: metrics.jobs)
         self._lines = LabelledGauge(lambda: metrics.job_lines)
         self._oldest = LabelledGauge(lambda: metrics.job_oldest)
@@ -20,23 +21,27 @@ class JobMetrics:
     def begin(self, model: ModelName, could_run_at: datetime) -> None:
         """A line begins that could have begun at this time."""
         waited = (datetime.now(UTC) - could_run_at).total_seconds()
-        self._metrics.job_line_wait_seconds.labels(model).observe(max(0.0, waited))
+        self._metrics.job_line_wait_seconds.labels(self._label_of(model)).observe(max(0.0, waited))
 
     def end(self, model: ModelName, outcome: LineOutcome, *, lines: int = 1, seconds: float | None = None) -> None:
         """``seconds``: for how long it has run, if it has a result."""
-        self._metrics.job_lines_ended.labels(model, outcome.value).inc(lines)
+        label = self._label_of(model)
+        self._metrics.job_lines_ended.labels(label, outcome.value).inc(lines)
         if seconds is not None:
-            self._metrics.job_line_run_seconds.labels(model).observe(seconds)
+            self._metrics.job_line_run_seconds.labels(label).observe(seconds)
 
     async def measure(self) -> None:
         """Raises Unavailable; then the gauges stay."""
         self._jobs.show({(each.kind, each.state): each.jobs for each in await self._store.count_open()})
-        models = await self._store.measure_models()
-        for each in models:
-            # So that ``increase`` sees the first one.
+        models: dict[str, list[ModelJobs]] = {}
+        for found in await self._store.measure_models():
+            models.setdefault(self._label_of(found.model), []).append(found)
+        lines: dict[tuple[str, ...], float] = {}
+        for label, those in models.items():
+            lines |= {(label, "queued"): sum(each.queued for each in those), (label, "running"): sum(each.running for each in those)}
             for outcome in LineOutcome:
-                self._metrics.job_lines_ended.labels(each.model, outcome.value)
-        lines: dict[tuple[str, ...], float] = {(each.model, "queued"): each.queued for each in models}
-        self._lines.show(lines | {(each.model, "running"): each.running for each in models})
-        self._oldest.show({(each.model,): each.oldest_seconds for each in models})
-        self._needed.show({(each.model,): each.needed_per_second for each in models})
+                # So that ``increase`` sees the first one.
+                self._metrics.job_lines_ended.labels(label, outcome.value)
+        self._lines.show(lines)
+        self._oldest.show({(label,): max(each.oldest_seconds for each in those) for label, those in models.items()})
+        self._needed.show({(label,): max(each.needed_per_second for each in those) for label, those in models.items()})

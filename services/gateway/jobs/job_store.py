@@ -159,7 +159,7 @@ class OpenJobs(msgspec.Struct, frozen=True):
 class ModelJobs(msgspec.Struct, frozen=True):
     """The jobs of a model that are in progress."""
 
-    model: str
+    model: ModelName
     queued: int
     running: int
     #: For how long the oldest line could have run.

@@ -15,7 +15,7 @@ from services.gateway.jobs.job_store import JobStore, NewJob
 from services.gateway.store import GatewayStore
 from shared.api.auth import Principal
 from shared.api.jobs import JobKind
-from shared.telemetry import Metrics
+from shared.telemetry import Metrics, answer_metrics
 from shared.telemetry.job_instruments import LineOutcome
 from shared.types import ModelName, Tier, UserId, UserRole
 from tests.services.gateway.billing.test_ledger_store import Books, new_request
@@ -115,6 +115,19 @@ async def test_lines_that_must_end_first_count(gateway: Gateway) -> None:
     # A young job is not judged, but it delays the other one.
     await gateway.order(7200, age=60, left=3600)
     assert (await gateway.show())[needed] == 2
+
+
+async def test_names_of_models_are_bounded(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a route for `gpt-*`, anybody may make names up."""
+    monkeypatch.setattr(answer_metrics, "MAX_MODELS", 1)
+    gateway.job_metrics.end(ECHO, LineOutcome.DONE)
+    for number, age in ((1, 50), (2, 70)):
+        await gateway.order(number, ModelName(f"gpt-{number}"), age=age)
+        gateway.job_metrics.end(ModelName(f"gpt-{number}"), LineOutcome.DONE)
+    shown = await gateway.show()
+    assert (shown['job_lines_open{model="_OTHER",state="queued"}'], shown['job_oldest_seconds{model="_OTHER"}']) == (3, 70)
+    assert 'job_lines_total{model="_OTHER",result="done"} 2.0' in gateway.metrics.render()
+    assert "gpt" not in gateway.metrics.render()
 
 
 async def test_lines_are_counted_and_timed(gateway: Gateway) -> None:
