@@ -48,6 +48,27 @@ async def ask_both(running: RunningStack, second: Replica, ann: Person) -> None:
                 assert (await WAYS[number % len(WAYS)](http, f"number {number}")).text == f"number {number}"
 
 
+async def use_news(running: RunningStack, old: str, new: str, *callers: Person) -> None:
+    """Check that the new gateway serves what 0.3.0 lacks, whichever auth identifies the caller, and that the old one only lacks it."""
+    for caller in callers:
+        async with running.http(caller.key.secret) as http:
+            made = await http.post(f"{new}/v1/files", files={"file": b"hi"}, data={"purpose": "user_data"})
+            assert made.status_code == 200, made.text
+            assert (await http.get(f"{new}/v1/files/{made.json()['id']}/content")).content == b"hi"
+            endpoint = {"name": "mine", "url": "https://[3fff::1]/", "event_types": ["webhook.test"]}
+            made = await http.post(f"{new}/v1/webhook_endpoints", json=endpoint)
+            assert made.status_code == 200, made.text
+            models = await http.get(f"{new}/api/models")
+            assert "echo" in models.text, models.text
+            for path in ("/v1/files", "/v1/webhook_endpoints", "/api/models"):
+                assert (await http.get(old + path)).status_code == 404
+    # A document of a kind that the old gateway doesn't know.
+    document = {"kind": "trust", "name": "llama*", "body": '{"mode": "warn"}'}
+    async with running.http(running.api_key) as http:
+        applied = await http.post(f"{new}/rpc/gateway.applyConfig", json={"documents": [document]})
+        assert applied.status_code == 200, applied.text
+
+
 async def count_rows(running: RunningStack, ann: Person, wanted: int) -> None:
     """Check that the usage rows of both gateways are exactly the requests."""
 
@@ -78,6 +99,9 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
                 await ask_both(running, others["gateway"], ann)
                 # A key of either auth service works at both gateways.
                 ben = await api_client.register("ben")
+                gateways = [running.url("gateway"), others["gateway"].url]
+                old, new = gateways if first is previous else reversed(gateways)
+                await use_news(running, old, new, ann, ben)
                 await ask_both(running, others["gateway"], ben)
                 assert replicas.refusals(running, list(others.values())) == []
                 assert replicas.contests(running, list(others.values())) == []
