@@ -21,6 +21,8 @@ from shared.types import ModelName, TenantId
 
 #: How long a job may take, and how long it is kept after its end.
 _SECONDS = _KEPT_SECONDS = 24 * 3600.0
+#: They don't take the default model, which answers prompts.
+_OTHER_MODELS = {"/v1/embeddings", "/v1/moderations", "/v1/rerank"}
 _UNFINISHED = {LineState.QUEUED, LineState.RUNNING}
 
 
@@ -64,8 +66,8 @@ class SingleJobs:
         """Let a request run. One under the key of an earlier one gets that one's job. Raises BadField, UnknownModel, PolicyForbidden,
         IdempotencyConflict, TooLarge, NotAllowed if too many lines wait, and what ``FileStorage.store`` raises."""
         named = request.body.get("model")
-        if named is not None and not isinstance(named, str):
-            raise BadField("body.model", "must be a name")
+        if not isinstance(named, str) and (named is not None or request.endpoint in _OTHER_MODELS):
+            raise BadField("body.model", "must be the name of a model")
         digest = blake2b(msgspec.json.encode(request, order="sorted"), digest_size=32).hexdigest()
         if key is not None and (found := await self._store.find_repeated(by.tenant_id, key)) is not None:
             return await self._same(found, digest)

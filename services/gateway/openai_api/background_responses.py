@@ -2,6 +2,7 @@
 
 import msgspec
 
+from services.gateway.facts import line_run
 from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import request_bodies, service_tiers
 from services.gateway.http_api.http_app import HttpRoute
@@ -48,6 +49,8 @@ class BackgroundResponses:
 
     async def begin(self, call: HttpCall, body: ResponseBody) -> None:
         """Let a request run, and answer it. Raises BadRequest, and what ``SingleJobs.order`` raises."""
+        if line_run.current.get() is not None:
+            raise BadField("background", "is not possible in a job, for which nobody waits anyway")
         if body.stream:
             raise BadField("stream", f"is not possible in the background; ask for the response with GET {_ENDPOINT}/ID until it has ended")
         if not body.store:

@@ -9,6 +9,7 @@ import httpx
 import openai
 import pytest
 
+from services.gateway.facts import line_run
 from services.gateway.jobs.job_desk import read_id
 from services.gateway.jobs.job_store import Job
 from shared.stores import objects
@@ -164,6 +165,13 @@ async def test_what_is_refused_at_once(site: SingleSite, http: httpx.AsyncClient
     answer = await http.post("/v1/responses", json={"input": "hi", "background": True} | changes)
     assert problem(answer, 400, "bad_request")["param"] == field
     assert await site.batches.files.count("jobs") == 0
+
+
+async def test_a_line_of_a_job_is_no_background_response(site: SingleSite, http: httpx.AsyncClient) -> None:
+    a_line: Any = object()
+    line_run.current.set(a_line)
+    answer = await http.post("/v1/responses", json={"input": "hi", "background": True})
+    assert problem(answer, 400, "bad_request")["param"] == "background"
 
 
 async def test_only_ones_own_responses_are_found(site: SingleSite, http: httpx.AsyncClient) -> None:

@@ -194,6 +194,7 @@ async def test_jobs_are_their_tenants(site: SingleSite, http: httpx.AsyncClient)
     [
         ({"body": BODY | {"stream": True}}, 400, ("bad_request", "body.stream")),
         ({"body": BODY | {"model": 5}}, 400, ("bad_request", "body.model")),
+        ({"endpoint": "/v1/embeddings", "body": {"input": "hi"}}, 400, ("bad_request", "body.model")),
         ({"body": BODY | {"model": "gpt-9"}}, 404, ("unknown_model", "model")),
         ({"endpoint": "/v1/files"}, 400, ("bad_request", "endpoint")),
         ({"priority": "high"}, 400, ("bad_request", "priority")),
