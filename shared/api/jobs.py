@@ -18,9 +18,9 @@ BatchEndpoint = Literal[
 ]  # fmt: skip
 #: How long a batch may take.
 BatchWindow = Literal["24h", "1h"]
-#: OpenAI's limits.
-MetadataName = Annotated[str, Meta(min_length=1, max_length=64)]
-MetadataText = Annotated[str, Meta(max_length=512)]
+#: OpenAI's limits; PostgreSQL stores no NUL.
+MetadataName = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[^\0]*\Z")]
+MetadataText = Annotated[str, Meta(max_length=512, pattern=r"^[^\0]*\Z")]
 Metadata = Annotated[dict[MetadataName, MetadataText], Meta(max_length=16)]
 MAX_PAGE = 100
 

@@ -9,7 +9,7 @@ import msgspec
 from shared.api.jobs import LineError
 from shared.types import ModelName
 
-MAX_LINES, MAX_LINE_BYTES, MAX_CUSTOM_ID = 50_000, 1 << 20, 512
+MAX_LINES, MAX_LINE_BYTES, MAX_CUSTOM_ID, MAX_MODEL = 50_000, 1 << 20, 512, 200
 MAX_ERRORS = 100
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ID_BYTES = 16
@@ -125,8 +125,9 @@ class BatchInput:
 
     def _check(self, custom_id: str, body: dict[str, Any]) -> None:
         """Compare the line with those before. Raises _Malformed."""
-        if not isinstance(model := body.get("model"), str):
-            raise _Malformed("missing_required_parameter", "the body must name a model", "body.model")
+        if not isinstance(model := body.get("model"), str) or not 0 < len(model) <= MAX_MODEL or "\0" in model:
+            text = f"the body must name a model, by 1 to {MAX_MODEL} characters without NUL"
+            raise _Malformed("missing_required_parameter", text, "body.model")
         if body.get("stream") is True:
             raise _Malformed("streaming_not_supported", "a batch has no streams", "body.stream")
         self.model = self.model or ModelName(model)

@@ -61,6 +61,8 @@ def test_lines_are_found_wherever_the_file_is_cut(size: int) -> None:
         (line("b", url="/v1/embeddings"), ("invalid_url", 2, "url")),
         (line("b", body=None), ("missing_required_parameter", 2, "body")),
         (line("b", body={}), ("missing_required_parameter", 2, "body.model")),
+        (line("b", body={"model": "x" * 201}), ("missing_required_parameter", 2, "body.model")),
+        (line("b", body={"model": "a\0"}), ("missing_required_parameter", 2, "body.model")),
         (line("b", body={"model": "other"}), ("mismatched_model", 2, "body.model")),
         (line("b", body={"model": "smollm2", "stream": True}), ("streaming_not_supported", 2, "body.stream")),
         (line("a"), ("duplicate_custom_id", 2, "custom_id")),
