@@ -64,7 +64,7 @@ class JobFacts(Body, frozen=True):
     expires_at: datetime
     #: None until its first line is read.
     model: ModelName | None = None
-    #: Why it doesn't move.
+    #: Why it doesn't move, or why it was cancelled if nobody asked for that.
     waiting: str | None = None
     #: How many lines it has, and how many of them have an answer or an error.
     total: int = 0

@@ -24,6 +24,8 @@ class LineRun:
     #: Of the model that its job names; it stays while the job runs. None: today's.
     price_id: int | None
     seed: int
+    #: Of its prompt, those that the worker had read before.
+    cached_tokens: int = 0
     #: These two: None until it has ended.
     row: RequestRow | None = None
     failure: errors.AimeshError | None = None

@@ -238,6 +238,7 @@ class JobRunner:
             row=run.row,
             result=sealed,
             status_code=found.status,
+            cached_tokens=run.cached_tokens,
             error_code=None if is_success else code,
         )
 

@@ -155,7 +155,7 @@ WHERE id = $1 AND ended_at IS NULL;
 -- name: cancel_job
 -- Cancel a job: no other line begins. Lines that run end with their runners, or their leases.
 WITH cancelled AS (
-    UPDATE jobs SET state = 'cancelling', cancelling_at = now(), waiting = coalesce($2, waiting), lease_until = '-infinity'
+    UPDATE jobs SET state = 'cancelling', cancelling_at = now(), waiting = $2, lease_until = '-infinity'
     WHERE id = $1 AND state IN ('validating', 'in_progress') RETURNING id
 )
 UPDATE job_lines SET state = 'cancelled' FROM cancelled WHERE job_id = cancelled.id AND job_lines.state = 'queued';
@@ -211,7 +211,8 @@ WHERE before < $4 ORDER BY line;
 -- name: end_job
 -- The files of a job are complete: end it, and drop the lines of a batch.
 WITH ended AS (
-    UPDATE jobs SET state = outcome, ended_at = now(), delete_at = now() + (delete_at - expires_at), waiting = NULL
+    UPDATE jobs SET state = outcome, ended_at = now(), delete_at = now() + (delete_at - expires_at),
+        waiting = CASE outcome WHEN 'cancelled' THEN waiting END
     WHERE id = $1 AND state = 'finalizing' RETURNING *
 ),
 dropped AS (DELETE FROM job_lines USING ended WHERE job_id = ended.id AND kind = 'batch')

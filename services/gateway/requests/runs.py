@@ -440,7 +440,8 @@ class Runs:
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> Result:
         """Write the row, however the run ends."""
-        recorder: RowTaker = line_run.of(run.request_id) or self._recorder
+        line = line_run.of(run.request_id)
+        recorder: RowTaker = line or self._recorder
         recorder.reserve()
         self.running.add(run)
         caller, is_taken_over = Caller(run, reader, self.clock), False
@@ -474,6 +475,8 @@ class Runs:
                 recorder.release()
             else:
                 written = recorder.add(row)
+            if line is not None:
+                line.cached_tokens = run.usage.cached_tokens
             self._ledger.forget(run.request_id)
             if written is not None:
                 self._ended.ended(row, run)

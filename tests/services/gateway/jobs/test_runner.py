@@ -212,6 +212,11 @@ async def test_rights_are_asked_for_again(site: Site, error: errors.AimeshError)
         assert not site.calls
         site.rights = lambda: ADA
         ended = await site.ended(job)
+    if isinstance(error, errors.NotAuthenticated):
+        await site.jobs.end(job)
+        found = await site.jobs.read(job)
+        assert found is not None
+        assert (found.state, found.waiting) == (JobState.CANCELLED, "this API key was revoked")
     assert ended.outcome is (JobState.CANCELLED if isinstance(error, errors.NotAuthenticated) else JobState.COMPLETED)
 
 
