@@ -213,6 +213,8 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         lines = await _made(http, "/v1/files", files={"file": line}, data={"purpose": "batch"})
         batch = {"input_file_id": lines, "endpoint": "/v1/completions", "completion_window": "24h"}
         made = await _made(http, "/v1/batches", json=batch)
+        prompt = {"custom_id": "1", "params": {"model": "echo", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}}
+        message_batches = [await _made(http, "/v1/messages/batches", json={"requests": [prompt]}) for _ in range(4)]
         jobs = [await _made(http, "/api/jobs", json=job) for _ in range(4)]
         response = await _made(http, "/v1/responses", json={"input": "hi", "model": "echo", "background": True})
         endpoint = {"name": "fuzz", "url": NOBODYS, "event_types": ["webhook.test"]}
@@ -248,6 +250,11 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /v1/responses/{response}": lambda: {"response": "resp_1/cancel"},
         "POST /v1/responses/{response}/cancel": lambda: {"response": response},
         "DELETE /v1/responses/{response}": lambda: {"response": "resp_1"},
+        "POST /v1/messages/batches": lambda: {"requests": [prompt]},
+        "GET /v1/messages/batches/{batch}": lambda: {"batch": message_batches[0]},
+        "GET /v1/messages/batches/{batch}/results": lambda: {"batch": message_batches[1]},
+        "POST /v1/messages/batches/{batch}/cancel": lambda: {"batch": message_batches[0]},
+        "DELETE /v1/messages/batches/{batch}": lambda: {"batch": message_batches.pop() if len(message_batches) > 2 else "gone"},
         "POST /v1/batches": lambda: batch,
         "GET /v1/batches/{batch}": lambda: {"batch": made},
         "POST /v1/batches/{batch}/cancel": lambda: {"batch": made},
