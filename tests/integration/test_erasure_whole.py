@@ -50,8 +50,13 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
     assert {"users"} <= {each.split(":")[0] for each in await known.left_in(stack, "auth")}, "the search finds what is there"
     async with stack.http(gone.key.secret) as http:
         answer = (await http.post("/v1/responses", json={"model": asking.ECHO, "input": "words to repeat"})).json()
-    assert (answer["store"], len(await _stored_items(stack))) == (True, 1)
-    await stack.recorded(gone.id, 4)
+        assert (answer["store"], len(await _stored_items(stack))) == (True, 1)
+        job = {"endpoint": "/v1/responses", "body": {"model": asking.ECHO, "input": "some words"}}
+        assert (await http.post("/api/jobs", json=job)).status_code == 202
+        stored = await http.post("/v1/files", files={"file": ("words.txt", b"words")}, data={"purpose": "user_data"})
+        assert stored.status_code == 200
+    await stack.recorded(gone.id, 5)
+    assert await _jobs_and_files(stack, gone) == (1, 1)
     before, bill = await _sums(stack), await _bill(api_client, other)
     assert [tokens for tokens, *_ in bill] == [7], "the one request that the person made for the organisation"
 
@@ -60,6 +65,7 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
     assert await known.left_in(stack, "auth") == set()
     assert await known.left_in(stack, "gateway") == set()
     assert await _stored_items(stack) == []
+    assert await _jobs_and_files(stack, gone) == (0, 0)
     assert (await _sums(stack), await _bill(api_client, other)) == (before, bill)
     books = (await stack.aicli("admin", "ledger", "verify", "--json")).json()
     assert (books["drift_micro"], books["findings"]) == (0, [])
@@ -110,6 +116,16 @@ async def _stored_items(stack: RunningStack) -> list[bytes]:
     async with redis.asyncio.Redis.from_url(stack_plan.valkey_of(stack.place).url) as valkey:
         keys: list[bytes] = await valkey.keys(f"{stored_items.PREFIX}*")
     return [key for key in keys if not key.endswith((b":order", b":sizes", b":bytes"))]
+
+
+async def _jobs_and_files(stack: RunningStack, person: Person) -> tuple[int, int]:
+    """Return how many there are that can be read."""
+    async with stack.database("gateway") as database:
+        jobs = await database.fetchval("SELECT count(*) FROM jobs WHERE tenant_id = $1", person.id)
+        files = await database.fetchval(
+            "SELECT count(*) FROM files WHERE tenant_id = $1 AND purpose = 'user_data' AND state = 'ready'", person.id
+        )
+    return jobs, files
 
 
 async def _sums(stack: RunningStack) -> dict[str, tuple[Any, ...]]:

@@ -50,6 +50,10 @@ async def test_a_batch_runs_and_the_lines_that_the_endpoint_refuses_have_its_err
     assert "messages" in failed["response"]["body"]["error"]["message"]
     assert ended["usage"]["output_tokens"] == 6
     assert mesh.worker.ran == 3
+    metrics = (await mesh.http.get("/metrics")).text
+    for line in ('lines_total{model="smollm2",result="done"} 3.0', 'lines_total{model="smollm2",result="failed"} 1.0'):
+        assert f"ai_platform_job_{line}\n" in metrics
+    assert 'ai_platform_job_line_run_seconds_count{model="smollm2"} 4.0' in metrics
 
 
 async def test_a_model_that_nobody_has_fails_the_batch(mesh: Mesh) -> None:
