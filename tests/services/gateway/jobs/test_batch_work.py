@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,10 +12,10 @@ from uuid import uuid4
 import pytest
 
 from services.gateway.files.file_rows import PREFIX as FILE
-from services.gateway.jobs import batch_work
-from services.gateway.jobs.batch_input import MAX_LINE_BYTES, MAX_LINES
+from services.gateway.jobs import batch_output, batch_work
+from services.gateway.jobs.batch_input import MAX_LINE_BYTES, MAX_LINES, BatchInput, NewLine
 from services.gateway.jobs.job_desk import facts_of
-from services.gateway.jobs.job_store import Job
+from services.gateway.jobs.job_store import Job, StoredLine
 from services.gateway.jobs.line_inputs import LineInputs
 from shared import errors
 from shared.api.auth import IdentifyOwner, Principal
@@ -304,6 +305,32 @@ async def test_a_gateway_that_was_stopped_while_it_finalized_harms_nothing(site:
     job = await site.find(job)
     assert (job.state, job.waiting) == (JobState.COMPLETED, None)
     assert [each["custom_id"] for each in await site.read(job.output_file)] == ["a", "b", "c", "d"]
+
+
+async def test_the_event_loop_reads_and_writes_no_lines_itself(site: BatchSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write, main, sizes = BatchInput.read, batch_output.write_some, threading.get_ident(), list[int]()
+
+    def seen(size: int) -> None:
+        assert threading.get_ident() != main
+        sizes.append(size)
+
+    def reads(reading: BatchInput, data: bytes) -> Iterator[NewLine]:
+        seen(len(data))
+        yield from read(reading, data)
+
+    def writes(job: Job, lines: Iterator[StoredLine], secret: str) -> bytes:
+        written = write(job, lines, secret)
+        seen(len(written))
+        return written
+
+    monkeypatch.setattr(BatchInput, "read", reads)
+    monkeypatch.setattr(batch_output, "write_some", writes)
+    job = await site.validate(jsonl(line(str(i), body={"model": MODEL, "text": f"{i}" * 9000}) for i in range(200)))
+    await site.answer(job, lambda custom_id: (200, {"text": custom_id * 9000}))
+    await site.end(job)
+    assert sum(sizes) > 8 << 20
+    # Pieces, and the line that a piece ends with.
+    assert max(sizes) <= (256 << 10) + 30_000
 
 
 async def test_large_batches_take_little_memory(site: BatchSite) -> None:
