@@ -46,7 +46,7 @@ PRICES = (100, 200)
 #: With the pauses of lines that were tried again.
 END_SECONDS = 420.0
 #: What the scenario meets while servers are away.
-AWAY = (httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+AWAY = (httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 SERVERS = {"postgres": signal.SIGKILL, "nats": signal.SIGKILL}
 #: The supervisor restarts a server so often within its window.
 MOST_ENDS = restart_policy.MOST_CRASHES - 2
