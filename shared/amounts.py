@@ -1,4 +1,4 @@
-"""Reads and writes amounts of credits: decimals outside, whole micro-credits inside, never a float in between; shows bytes. Pure."""
+"""Reads and writes amounts of credits: decimals outside, whole micro-credits inside, never floats; shows bytes and durations. Pure."""
 
 import re
 from decimal import Decimal
@@ -65,3 +65,12 @@ def show_progress(done: int, total: int | None, bytes_per_second: float = 0.0) -
     share = "" if total is None else f" of {show_bytes(total)}, {done * 100 // max(1, total)} %"
     speed = f", {show_bytes(round(bytes_per_second))}/s" if bytes_per_second else ""
     return f"{show_bytes(done)}{share}{speed}"
+
+
+def show_duration(seconds: float) -> str:
+    """Return a duration in its largest unit, such as `3 d`, without its sign."""
+    whole = round(abs(seconds))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if whole >= size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"

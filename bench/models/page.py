@@ -62,17 +62,18 @@ class _Mesh(FakeMesh):
 async def serve() -> None:
     """Serve the page until the other process ends."""
     mesh, settings = _Mesh(), WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
-    site = request_context.App(
-        settings=settings,
-        caller=mesh,
-        sessions=sessions.WebSessions(mesh, time.monotonic),
-        tokens=csrf.FormTokens(settings.secret, os.urandom),
-        renderer=rendering.Renderer.load(),
-        now=lambda: datetime.now(UTC),
-        runbooks=runbooks.load(),
-    )
     async with httpx.AsyncClient(verify=False, trust_env=False) as client:
         nowhere = passthrough.Passthrough(client, "http://127.0.0.1:1")
+        site = request_context.App(
+            settings=settings,
+            caller=mesh,
+            sessions=sessions.WebSessions(mesh, time.monotonic),
+            tokens=csrf.FormTokens(settings.secret, os.urandom),
+            renderer=rendering.Renderer.load(),
+            now=lambda: datetime.now(UTC),
+            gateway=nowhere,
+            runbooks=runbooks.load(),
+        )
         app = front_app.FrontApp(application.build(site), nowhere, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         async with servers.serving(app) as url:
             await processes.serve_until_stdin_ends(port=int(url.rpartition(":")[2]))

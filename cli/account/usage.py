@@ -9,7 +9,7 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import credit_amounts, printing, watching
 from cli.output.printing import TableColumn
-from shared import api, limits
+from shared import amounts, api, limits
 from shared.amounts import written
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ def _show_left(left: "UserQuota") -> None:
         TableColumn("OF", lambda state: " ".join((_SCOPES.get(state.scope, state.scope), state.name)).rstrip()),
         TableColumn("USED", lambda state: f"{state.limit - state.remaining} of {state.limit}"),
         TableColumn("SET BY", lambda state: _SOURCES.get(state.source, state.source) or "–", rank=3),
-        TableColumn("RESETS IN", lambda state: printing.duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–", rank=2),
+        TableColumn(
+            "RESETS IN", lambda state: amounts.show_duration(state.resets_in_seconds) if state.resets_in_seconds > 0 else "–", rank=2
+        ),
     ]
     printing.show_rows(left.limits, columns, as_json=False, empty="")
 

@@ -5,7 +5,7 @@ import click
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from cli.output.exit_codes import ExitCode
-from shared import api
+from shared import amounts, api
 
 
 @click.group("usage-export")
@@ -32,7 +32,7 @@ def status(here: CliContext, context: click.Context, /, *, as_json: bool) -> Non
 
 
 def _lines(sink: api.usage_export.UsageSink) -> list[str]:
-    behind = f"{sink.waiting:,} waiting, {printing.duration(sink.lag_seconds)} behind" if sink.lag_seconds else "up to date"
+    behind = f"{sink.waiting:,} waiting, {amounts.show_duration(sink.lag_seconds)} behind" if sink.lag_seconds else "up to date"
     lines = [f"{sink.name}: {behind}; last sent {printing.moment(sink.sent_at)}"]
     if sink.compared_at is None:
         lines.append("  not compared with the ledger yet")

@@ -16,8 +16,7 @@ import msgspec
 from cli.ask import files
 from cli.ask.model_store import ProgressLine
 from cli.output import printing
-from shared import api, errors
-from shared.amounts import written
+from shared import amounts, api, errors
 from shared.api.files import FilePurpose
 from shared.api.jobs import BatchEndpoint, BatchWindow, JobFacts, JobKind, JobState
 from shared.lists import jobs as lists
@@ -85,7 +84,14 @@ class BatchClient:
         request = api.jobs.CreateBatch(
             file, order.endpoint, order.window, dict([(lists.FILE_NAME, order.name), order.origin]), sha256(unique.encode()).hexdigest()
         )
-        return await self._persist(lambda: self._connection.call(api.jobs.create_batch, request, deadline_seconds=_CALL_SECONDS))
+        try:
+            return await self._persist(lambda: self._connection.call(api.jobs.create_batch, request, deadline_seconds=_CALL_SECONDS))
+        except errors.IdempotencyConflict:
+            # Another command was faster, with a file of its own.
+            made = await self.find(order)
+            if made is None:
+                raise
+            return made
 
     async def follow(self, job: JobFacts) -> JobFacts:
         """Return it when it has ended."""
@@ -171,8 +177,8 @@ def describe(job: JobFacts, lines_per_second: float = 0.0) -> str:
         f"{lists.progress(job)} lines" if job.total else None,
         f"{job.failed:,} failed" if job.failed else None,
         f"{lines_per_second:,.1f} lines/s" if lines_per_second else None,
-        None if left is None else f"{printing.duration(left)} left",
-        f"{written(job.cost_micro)} credits" if job.cost_micro else None,
+        None if left is None else f"{amounts.show_duration(left)} left",
+        f"{amounts.written(job.cost_micro)} credits" if job.cost_micro else None,
     )
     return ", ".join(part for part in parts if part is not None)
 

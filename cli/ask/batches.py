@@ -232,7 +232,7 @@ def _tell_end(job: JobFacts, place: Path | None) -> None:
     if place is not None:
         printing.note(f"wrote {place}")
     if job.done < job.total or not job.total:
-        printing.note(f"{job.total - job.done:,} lines have no answer. To run them again: aicli batch retry {job.id}")
+        printing.note(f"{printing.counted(job.total - job.done, 'line')} without an answer. To run them again: aicli batch retry {job.id}")
         click.get_current_context().exit(ExitCode.INCOMPLETE)
 
 

@@ -9,10 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
-
 from cli.ask.model_store import ProgressLine
-from shared import api, errors
+from shared import api, errors, http_refusals
 from shared.api.gateway import HttpRequest
 from shared.api.inference import PullProgress
 from shared.timing.backoff import Backoff
@@ -179,19 +177,8 @@ async def ask_http(connection: "CliConnection", request: HttpRequest) -> tuple[d
             status, headers = status or part.status, headers or dict(part.headers)
             body += part.body
     if status >= 400:
-        raise refusal(status, bytes(body))
+        raise http_refusals.read(status, bytes(body))
     return headers, bytes(body)
-
-
-def refusal(status: int, body: bytes) -> errors.AimeshError:
-    """Return the error that a body of our API, or of OpenAI's, reports."""
-    try:
-        found = msgspec.json.decode(body, type=dict[str, dict[str, object]])["error"]
-        code = str(found.get("aimesh_code") or found["code"])
-        return errors.from_problem(errors.Problem(code, str(found["message"]), str(found.get("hint") or "")))
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
-        # A proxy is there.
-        return errors.Unavailable(f"it answered with status {status}") if status >= 500 else errors.ProtocolViolation(f"status {status}")
 
 
 def _continue(partial: Path, size: int, hash_also: Callable[[bytes], None]) -> int:

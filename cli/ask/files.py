@@ -10,7 +10,7 @@ import msgspec
 from cli.ask import blob_transfers
 from cli.cli_context import CliContext
 from cli.output import output_file, print_format, printing, watching
-from shared import api, errors
+from shared import api, errors, http_refusals
 from shared.api.files import UPLOADED, FileFacts, FilePurpose
 from shared.api.gateway import HttpRequest
 from shared.protocol import wire
@@ -132,7 +132,7 @@ async def receive(connection: "CliConnection", facts: FileFacts, output: BinaryI
             size += len(part.body)
             output.write(part.body)
     if status != 200:
-        raise blob_transfers.refusal(status, bytes(refusal))
+        raise http_refusals.read(status, bytes(refusal))
     if size != facts.size:
         raise errors.LinkLost(f"{size} of {facts.size} bytes arrived", hint="try again; if that fails, the file is damaged")
 

@@ -20,7 +20,7 @@ import msgspec
 from cli.output import print_format, table_layout
 from cli.output.print_format import PrintFormat
 from cli.output.table_layout import LayoutColumn
-from shared import csv_cells
+from shared import amounts, csv_cells
 from shared.lists.columns import Column, Listing, Shown, Tone
 
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -186,16 +186,7 @@ def moment(value: datetime | None) -> str:
 
 
 def ago(value: datetime) -> str:
-    return duration((datetime.now(UTC) - value).total_seconds())
-
-
-def duration(value: float) -> str:
-    """Format in the largest unit that divides it."""
-    seconds = max(0, round(value))
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {unit}"
-    return f"{seconds} s"
+    return amounts.show_duration((datetime.now(UTC) - value).total_seconds())
 
 
 def counted(number: int | str, one: str, many: str = "") -> str:

@@ -11,6 +11,7 @@ from typing import Final
 
 from cli.output import printing
 from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, SilentSource, TopFrame, UnhealthyComponent
+from shared import amounts
 from shared.lists import alerts, health
 from shared.lists import nodes as lists
 
@@ -145,12 +146,12 @@ def _more(number: int | None, shown: int, where: str) -> Iterator[Line]:
 def _silent(group: list[SilentSource], problem: str) -> Line:
     words = printing.names(_WORDS.get(source.source, source.source) for source in group)
     ages = [source.age_seconds for source in group if source.age_seconds is not None]
-    old = f"{words}: {printing.duration(max(ages))} old" if ages else f"{words}: unknown"
+    old = f"{words}: {amounts.show_duration(max(ages))} old" if ages else f"{words}: unknown"
     return (TextSpan(f"{old} – {printing.one_line(problem)}", "yellow"),)
 
 
 def _unhealthy(wrong: UnhealthyComponent, width: int | None) -> Iterator[Line]:
-    text = printing.one_line(f"{wrong.kind} {wrong.name}, {printing.duration(wrong.seconds)}: {wrong.detail}")
+    text = printing.one_line(f"{wrong.kind} {wrong.name}, {amounts.show_duration(wrong.seconds)}: {wrong.detail}")
     first, *rest = _folded(text, width)
     word, tone = health.status(wrong.status)
     yield (TextSpan(f"{printing.one_line(word):<{_WORD}}", printing.STYLES[tone]), TextSpan(f" {first}"))
@@ -167,7 +168,7 @@ def _alert(alert: FiringAlert) -> Line:
     after = "; silenced" if alert.silenced else ""
     style = printing.STYLES[alerts.tone(alert.severity)]
     where = "".join(f" {label}={value}" for label, value in alert.labels.items())
-    text = f" {alert.name}, {printing.duration(alert.seconds)}: {alert.summary}{where}{after}"
+    text = f" {alert.name}, {amounts.show_duration(alert.seconds)}: {alert.summary}{where}{after}"
     return (TextSpan(f"{printing.one_line(alert.severity):<{_WORD}}", style), TextSpan(printing.one_line(text)))
 
 

@@ -18,8 +18,10 @@ from litestar.datastructures import Cookie, State
 from services.web import agent_setups, alert_banner, csrf, live_updates, page_access, rendering, runbooks, sessions
 from services.web.agent_setups import AgentSetup
 from services.web.alert_banner import AlertPoller
-from services.web.http import forms, json_errors
+from services.web.http import forms, json_errors, upload_forms
 from services.web.http.event_response import EventResponse
+from services.web.http.passthrough import Passthrough
+from services.web.http.upload_forms import UploadForm
 from services.web.mesh_calls import MeshCalls
 from services.web.package_fetcher import PackageFetcher
 from services.web.page_access import PageAudience
@@ -100,6 +102,8 @@ class App:
     tokens: csrf.FormTokens
     renderer: rendering.Renderer
     now: Callable[[], datetime]
+    #: Takes uploads; everything else is called over the mesh.
+    gateway: Passthrough
     followers: ConcurrencyLimit = field(default_factory=live_updates.follower_limit)
     #: Limits concurrent answers in the playground, in total and per user. The gateway has its own limits.
     answers: ConcurrencyLimit = field(default_factory=lambda: ConcurrencyLimit(200, most_of_one=4))
@@ -306,6 +310,16 @@ class PageRequest:
                 return await self.request.body()
         except TimeoutError:
             raise errors.BadRequest(f"the body did not arrive within {seconds:.0f} s", hint="send the request again") from None
+
+    async def read_upload(self) -> UploadForm:
+        """Return a form with a file, after checking its origin and token. It arrives as it is read."""
+        self._check_origin()
+        if media_type(self.request) != "multipart/form-data":
+            raise errors.UnsupportedMedia("the content type is not a form with a file", hint="use the page")
+        headers = self.request.headers
+        form = await upload_forms.begin(self.request.stream(), headers["content-type"], headers.get("content-length", ""))
+        self.check_person(form.token)
+        return form
 
     def take_turn(self) -> AbstractAsyncContextManager[None]:
         """Wait for a turn to make auth hash a password. Raises Limited if too many wait."""

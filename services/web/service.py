@@ -31,19 +31,20 @@ class WebService:
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: WebSettings, node: Node) -> AsyncIterator["WebService"]:
-        app = request_context.App(
-            settings=settings,
-            caller=node.rpc,
-            sessions=sessions.WebSessions(node.rpc, time.monotonic),
-            tokens=csrf.FormTokens(settings.secret, os.urandom),
-            renderer=rendering.Renderer.load(sells=settings.money == "on", has_pricing=settings.pricing_page == "on"),
-            now=lambda: datetime.now(UTC),
-        )
         seconds = settings.request_timeout_seconds + settings.queue_start_seconds
         opening = passthrough.Passthrough.open(
             settings.gateway_url, settings.gateway_ca_file, settings.web_hop_secret, request_seconds=seconds
         )
         async with opening as gateway, background() as tasks:
+            app = request_context.App(
+                settings=settings,
+                caller=node.rpc,
+                gateway=gateway,
+                sessions=sessions.WebSessions(node.rpc, time.monotonic),
+                tokens=csrf.FormTokens(settings.secret, os.urandom),
+                renderer=rendering.Renderer.load(sells=settings.money == "on", has_pricing=settings.pricing_page == "on"),
+                now=lambda: datetime.now(UTC),
+            )
             tasks.create_task(app.alert_poller.run(node.rpc))
             tasks.create_task(app.package_fetcher.run(settings.package_index))
             yield cls(node, application.build(app), gateway, always_over_tls=settings.public_url.startswith("https://"))

@@ -79,7 +79,7 @@ class JobFacts(Body, frozen=True):
     output_file: str | None = None
     error_file: str | None = None
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
-    #: Of the first lines that are refused.
+    #: Of the first lines that are refused. In lists, only the first.
     errors: tuple[LineError, ...] = ()
     in_progress_at: datetime | None = None
     cancelling_at: datetime | None = None

@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import msgspec
 
 from shared import errors
+from shared.amounts import show_duration
 from shared.identity import node_keys
 from shared.types import AuthorityId, NodeId, Role
 
@@ -158,10 +159,10 @@ def check(body: bytes, authorities: tuple[AuthorityId, ...], now: float) -> Cert
     """Read a certificate of this mesh that is valid now. Raises NotCertified, CertificateExpired and ClockSkew."""
     found = check_origin(body, authorities)
     if now > found.not_after + LEEWAY_SECONDS:
-        ago = describe_duration(now - found.not_after)
+        ago = show_duration(now - found.not_after)
         raise errors.CertificateExpired(f"the certificate expired {ago} ago", hint="the node renews it automatically when it reaches auth")
     if now < found.not_before - LEEWAY_SECONDS:
-        behind = describe_duration(found.not_before + BACKDATED_SECONDS - now)
+        behind = show_duration(found.not_before + BACKDATED_SECONDS - now)
         raise errors.ClockSkew(f"the certificate is from the future: a clock is {behind} off", hint="set both clocks, for example with NTP")
     return found
 
@@ -181,10 +182,10 @@ def check_delegation(body: bytes, node: NodeId, certificate: Certificate, now: f
     """Read the certified profile's delegation for ``node`` that is valid now. Raises NotCertified, CertificateExpired and ClockSkew."""
     found = check_delegation_origin(body, node, certificate)
     if now > found.not_after + LEEWAY_SECONDS:
-        raise errors.CertificateExpired(f"the delegation ended {describe_duration(now - found.not_after)} ago", hint="repeat the command")
+        raise errors.CertificateExpired(f"the delegation ended {show_duration(now - found.not_after)} ago", hint="repeat the command")
     if found.not_after > now + DELEGATION_SECONDS + LEEWAY_SECONDS:
         raise errors.ClockSkew(
-            f"a clock is {describe_duration(found.not_after - DELEGATION_SECONDS - now)} off", hint="set both clocks, for example with NTP"
+            f"a clock is {show_duration(found.not_after - DELEGATION_SECONDS - now)} off", hint="set both clocks, for example with NTP"
         )
     return found
 
@@ -220,12 +221,3 @@ def _is_by_one_of(authorities: tuple[AuthorityId, ...], found: Certificate | Rev
 def _text_of(found: Certificate | Delegation | RevocationList | Succession) -> bytes:
     """Return what the signature covers: the statement with an empty signature."""
     return _encode(msgspec.structs.replace(found, signature=b""))
-
-
-def describe_duration(seconds: float) -> str:
-    """Round a duration to its largest unit, such as `3 d`; ignore its sign."""
-    seconds = int(abs(seconds))
-    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size} {name}"
-    return f"{seconds} s"

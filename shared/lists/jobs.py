@@ -20,7 +20,8 @@ _TONES = {
 def state(job: JobFacts) -> tuple[str, Tone]:
     if job.waiting and job.state is JobState.IN_PROGRESS:
         return "Waiting", Tone.WARN
-    return job.state.replace("_", " ").replace("cancell", "cancel").capitalize(), _TONES.get(job.state, Tone.PLAIN)
+    tone = Tone.WARN if job.failed and job.state is JobState.COMPLETED else _TONES.get(job.state, Tone.PLAIN)
+    return job.state.replace("_", " ").replace("cancell", "cancel").capitalize(), tone
 
 
 def ended(job: JobFacts) -> int:
@@ -46,10 +47,7 @@ def speed(job: JobFacts, now: datetime) -> float:
 
 def reason(job: JobFacts) -> str | None:
     """Return why it doesn't move, or what is wrong with its file."""
-    if not job.errors:
-        return job.waiting
-    more = f" (and {len(job.errors) - 1} more)" if len(job.errors) > 1 else ""
-    return f"{refusal(job, 0)}{more}"
+    return refusal(job, 0) if job.errors else job.waiting
 
 
 def refusal(job: JobFacts, number: int) -> str:

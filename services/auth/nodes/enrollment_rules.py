@@ -7,9 +7,9 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from services.auth import name_rules
-from shared import addresses, errors
+from shared import addresses, amounts, errors
 from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
-from shared.identity import certificates, install_line, node_keys
+from shared.identity import install_line, node_keys
 from shared.identity.certificates import MAX_LABELS, Subject
 from shared.types import NodeId, Role, UserId
 
@@ -134,7 +134,7 @@ def check_usable(ticket: KnownTicket, now: datetime) -> None:
         TicketState.GOOD: "",
         TicketState.REVOKED: "the ticket was revoked",
         TicketState.USED_UP: f"the ticket is used up: it was valid for {nodes}",
-        TicketState.EXPIRED: f"the ticket expired {certificates.describe_duration((now - ticket.expires_at).total_seconds())} ago",
+        TicketState.EXPIRED: f"the ticket expired {amounts.show_duration((now - ticket.expires_at).total_seconds())} ago",
     }[state_of(ticket, now)]
     if why:
         raise errors.BadTicket(why, hint=_NEW_TICKET_HINT)
@@ -275,7 +275,7 @@ def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:
         )
     idle = now - node.idle_since
     if idle > (IDLE_CLIENT if node.role is Role.CLIENT else IDLE):
-        silent = certificates.describe_duration(idle.total_seconds())
+        silent = amounts.show_duration(idle.total_seconds())
         raise errors.NotCertified(f"this node was silent for {silent}", hint=f"join again; {_NEW_TICKET_HINT}")
     return node
 

@@ -4,6 +4,8 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from uuid import UUID
 
+import msgspec
+
 from services.gateway.facts.bad_field import BadField
 from services.gateway.files.file_rows import PREFIX as FILE
 from services.gateway.files.file_rows import FileOwner, NewFile
@@ -46,7 +48,8 @@ class JobDesk:
     @serves(api.list_jobs)
     async def list(self, request: api.ListJobs, call: RpcCall) -> api.Jobs:
         found, has_more = await self.page(call.principal.tenant_id, request)
-        return api.Jobs(tuple(map(facts_of, found)), has_more=has_more)
+        # A hundred errors of a hundred jobs would not fit into a message.
+        return api.Jobs(tuple(msgspec.structs.replace(facts_of(job), errors=job.errors[:1]) for job in found), has_more=has_more)
 
     @serves(api.get_job)
     async def get(self, request: api.GetJob, call: RpcCall) -> JobFacts:

@@ -14,10 +14,12 @@ import httpx
 from litestar.types import HTTPScope, Message, Receive, Send
 
 from services.web.http import json_errors
-from shared import client_address, context, errors
+from services.web.http.upload_forms import UploadForm
+from shared import client_address, context, errors, http_refusals
 from shared.api import gateway
 from shared.identity import credentials
 from shared.transports.http_transport import HttpTransport
+from shared.types import Credential
 
 CONNECT_SECONDS = 3.0
 #: Retry a failed connection once: nothing has been sent, and the delay may have been ours.
@@ -119,6 +121,17 @@ class Passthrough:
             await asyncio.wait((relay, gone), return_when=asyncio.FIRST_COMPLETED)
             relay.cancel()
             gone.cancel()
+
+    async def post(self, path: str, credential: Credential, form: UploadForm) -> bytes:
+        """Send a user's form as it arrives, and return the answer. Raises the gateway's error."""
+        headers = {"authorization": f"Bearer {credential}", "content-type": form.content_type, "content-length": str(form.size)}
+        try:
+            answer = await self._client.post(self._url.join(path), content=form.pieces(), headers=headers)
+        except httpx.TransportError as error:
+            raise _problem_of(error) from error
+        if answer.is_error:
+            raise http_refusals.read(answer.status_code, answer.content)
+        return answer.content
 
     async def healthy(self) -> str:
         """Return an empty string if the gateway is healthy, else the problem."""

@@ -31,6 +31,8 @@ class BatchMesh:
         self.end_at_look: JobState | None = JobState.COMPLETED
         #: Calls that fail from now on.
         self.away = self.away_after_creation = 0
+        #: Lists without what is there.
+        self.hidden = 0
         self.created: list[jobs.CreateBatch] = []
         mesh.answer(jobs.create_batch, self._create)
         mesh.answer(jobs.list_jobs, self._list)
@@ -49,6 +51,8 @@ class BatchMesh:
         self.created.append(request)
         assert request.idempotency_key is not None
         made = self.keys.setdefault(request.idempotency_key, identify("batch_", len(self.jobs)))
+        if made in self.jobs and self.jobs[made].input_file != request.input_file:
+            raise errors.IdempotencyConflict("this idempotency key was used for another job")
         facts = JobFacts(
             made, JobKind.BATCH, request.endpoint, JobState.VALIDATING, self.now, self.now, metadata=request.metadata,
             input_file=request.input_file,
@@ -58,6 +62,9 @@ class BatchMesh:
 
     def _list(self, request: jobs.ListJobs) -> jobs.Jobs:
         self._fail_if_away()
+        self.hidden -= 1
+        if self.hidden >= 0:
+            return jobs.Jobs(())
         newest = sorted(self.jobs.values(), key=lambda job: job.id, reverse=True)
         rest = [job for job in newest if request.after is None or job.id < request.after]
         return jobs.Jobs(tuple(rest[:1]), has_more=len(rest) > 1)

@@ -37,7 +37,7 @@ def test_answers_and_errors_are_in_the_order_of_the_file(shell: Shell, mesh: Bat
     assert results((shell.folder / "out.jsonl").read_text()) == ["a", "b", "c", "d"], done.stderr
     assert (done.stdout, done.exit_code) == ("", ExitCode.INCOMPLETE)
     assert "Completed, 4 of 4 lines, 2 failed, 0.0015 credits" in done.stderr
-    assert f"2 lines have no answer. To run them again: aicli batch retry {FIRST}" in done.stderr
+    assert f"2 lines without an answer. To run them again: aicli batch retry {FIRST}" in done.stderr
     assert results(shell("batch", "results", FIRST).stdout) == ["a", "b", "c", "d"]
 
 
@@ -84,7 +84,9 @@ def test_commands_that_find_the_same_make_one_batch_and_again_makes_another(shel
     shell("batch", "run", "in.jsonl")
     shell("batch", "run", "in.jsonl", "--again")
     assert set(mesh.jobs) == {FIRST, SECOND}
-    mesh.jobs.clear()
+    # The first command of two at once made its batch after the second one had looked for it.
+    mesh.hidden = 1
+    del mesh.jobs[SECOND]
     assert shell("batch", "run", "in.jsonl", "--detach").stdout == f"{FIRST}\n"
     first, second, at_once = (request.idempotency_key for request in mesh.created)
     assert first == at_once != second
@@ -123,9 +125,9 @@ def test_a_refused_file_is_a_bad_request_with_its_lines(shell: Shell, mesh: Batc
     assert "line 2: is no JSON\nline 3: is twice\n" in done.stderr
     assert not (shell.folder / "out.jsonl").exists()
     shown = shell("batch", "show", FIRST).stdout
-    assert "state       Failed (line 2: is no JSON (and 1 more))" in shown
+    assert "state       Failed (line 2: is no JSON)" in shown
     assert "line 3: is twice" in shown
-    assert "line 2: is no JSON (and 1 more)" in shell("batch", "list", "-o", "wide").stdout
+    assert "line 2: is no JSON" in shell("batch", "list", "-o", "wide").stdout
 
 
 def test_retry_runs_the_failed_lines_once(shell: Shell, mesh: BatchMesh) -> None:

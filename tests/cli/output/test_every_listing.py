@@ -16,6 +16,7 @@ from cli.output import printing
 from cli.output.print_format import PrintFormat
 from cli.output.table_layout import display_width
 from cli.profile import Profile
+from shared import amounts
 from shared.api import auth, gateway, membership
 from shared.api.inference import StoredModel, StoreResult
 from shared.types import ModelName
@@ -67,7 +68,7 @@ def test_every_command_that_prints_json_takes_the_other_formats() -> None:
 @pytest.mark.parametrize("command", LISTINGS, ids=" ".join)
 def test_listing_in_every_format(full_shell: Shell, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
     # The displayed age may change between two runs.
-    monkeypatch.setattr(printing, "duration", lambda _seconds: "6 s")
+    monkeypatch.setattr(amounts, "show_duration", lambda _seconds: "6 s")
     first = FIRST.get(command, SHOWN_NAME)
     found = {kind: run(full_shell, command, "-o", kind.value).stdout for kind in PrintFormat}
     data = json.loads(found[PrintFormat.JSON])

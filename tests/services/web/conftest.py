@@ -43,13 +43,23 @@ def all_runbooks() -> Mapping[str, str]:
 
 
 @pytest.fixture
-def site(mesh: FakeMesh, settings: WebSettings, renderer: rendering.Renderer, all_runbooks: Mapping[str, str]) -> request_context.App:
+async def gateway() -> AsyncIterator[passthrough.Passthrough]:
+    # Nothing listens on port 1 of loopback, so the gateway is down. Loading the CA certificates would take longer than a page.
+    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+        yield passthrough.Passthrough(client, "http://127.0.0.1:1")
+
+
+@pytest.fixture
+def site(
+    mesh: FakeMesh, settings: WebSettings, gateway: passthrough.Passthrough, renderer: rendering.Renderer, all_runbooks: Mapping[str, str]
+) -> request_context.App:
     rng = random.Random(7)
     # Each reading is an hour after the last one, so cache entries have expired and each request calls auth.
     ticks = iter(range(0, 10**9, 3600))
     return request_context.App(
         settings=settings,
         caller=mesh,
+        gateway=gateway,
         sessions=sessions.WebSessions(mesh, lambda: float(next(ticks))),
         tokens=csrf.FormTokens(settings.secret, rng.randbytes),
         renderer=renderer,
@@ -87,11 +97,8 @@ def pages(all_pages: Litestar, current_site: CurrentSite, site: request_context.
 
 
 @pytest.fixture
-async def app(pages: Litestar) -> AsyncIterator[ASGIApp]:
-    # Nothing listens on port 1 of loopback, so the gateway is down. Loading the CA certificates would take longer than a page.
-    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
-        gateway = passthrough.Passthrough(client, "http://127.0.0.1:1")
-        yield front_app.FrontApp(pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
+def app(pages: Litestar, gateway: passthrough.Passthrough) -> ASGIApp:
+    return front_app.FrontApp(pages, gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
 
 
 @pytest.fixture

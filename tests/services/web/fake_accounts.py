@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from shared import access_table, errors
-from shared.api import accounts, auth, files, gateway, jobs, usage_report
+from shared.api import accounts, auth, files, gateway, usage_report
 from shared.api import accounts as contract
 from shared.api.auth import Step
 from shared.api.method import Nothing
@@ -70,7 +70,6 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         #: Stored files and what of them can be read.
         self.files: list[tuple[files.FileFacts, bytes]] = []
         #: Newest first.
-        self.jobs: list[jobs.JobFacts] = []
 
     # --- for tests -------------------------------------------------------------------------------------------------------
 
@@ -305,11 +304,6 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         self._user(credential)
         left = [file for file, _ in self.files if request.after is None or file.id > request.after]
         return files.Files(tuple(left[:2]), has_more=len(left) > 2)
-
-    def _list_jobs(self, request: jobs.ListJobs, credential: Credential | None) -> jobs.Jobs:
-        self._user(credential)
-        left = [job for job in self.jobs if request.after is None or job.id < request.after]
-        return jobs.Jobs(tuple(left[:2]), has_more=len(left) > 2)
 
     async def _serve_http(self, request: gateway.HttpRequest, credential: Credential | None) -> AsyncIterator[gateway.HttpPart]:
         self._user(credential)

@@ -19,6 +19,7 @@ from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, Use
 from tests.services.web.fake_accounts import FakeAccounts
 from tests.services.web.fake_billing import FakeBilling
 from tests.services.web.fake_deployments import FakeDeployments
+from tests.services.web.fake_jobs import FakeJobs
 from tests.services.web.fake_models import FakeModels
 from tests.services.web.fake_policies import FakePolicies
 from tests.services.web.fake_usage import FakeUsage
@@ -62,7 +63,7 @@ class Account:
     password: str
 
 
-class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling, FakeWebhooks):
+class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling, FakeWebhooks, FakeJobs):
     """Implements services.web.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:

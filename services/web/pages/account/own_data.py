@@ -3,24 +3,23 @@
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
 
 import msgspec
 from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.response import Stream
 
+from services.web import stored_files
 from services.web.http import downloads, forms
 from services.web.http.downloads import ZipStream
 from services.web.pages import requests
 from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
-from shared.api import accounts, gateway, usage_report, webhooks
+from shared.api import accounts, usage_report, webhooks
 from shared.api import files as files_api
 from shared.api import jobs as jobs_api
 from shared.api.accounts import OwnAccount
 from shared.api.files import FileFacts
-from shared.api.gateway import HttpRequest
 
 #: The longest period of a report, about two years.
 _USAGE_DAYS = usage_report.MOST_BUCKETS - 1
@@ -115,14 +114,11 @@ async def _add_files(archive: ZipStream, page_request: PageRequest) -> AsyncGene
     except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no files
         yield archive.add("files-MISSING.txt", _MISSING.format(name="files.json").encode())
     for facts in stored:
-        name, size = f"files/{facts.id}-{facts.name}", 0
+        name = f"files/{facts.id}-{facts.name}"
         try:
-            async for piece in _read_file(page_request, facts):
-                size += len(piece)
+            async for piece in stored_files.read(page_request, facts):
                 yield archive.add(name, piece)
         except errors.AimeshError:
-            size = -1
-        if size != facts.size:
             yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=name).encode())
 
 
@@ -133,19 +129,6 @@ async def _list_files(page_request: PageRequest) -> tuple[FileFacts, ...]:
         found = await page_request.call(files_api.list_files, files_api.ListFiles(after=listed[-1].id))
         listed += found.files
     return listed
-
-
-async def _read_file(page_request: PageRequest, facts: FileFacts) -> AsyncGenerator[bytes]:
-    """Yield nothing of a file that can't be read."""
-    request = HttpRequest("GET", f"/v1/files/{facts.id}/content")
-    token = page_request.person.access_token
-    answer = page_request.app.caller.stream(gateway.serve_http, request, deadline_seconds=_EXPORT_SECONDS, credential=token)
-    async with answer as parts:
-        status = 0
-        async for part in parts:
-            status = status or part.status
-            if status == HTTPStatus.OK:
-                yield part.body
 
 
 async def _webhooks(page_request: PageRequest, _now: datetime) -> bytes:

@@ -150,11 +150,19 @@ export function watchFiles(root, input, take) {
     const isText = ['text/plain', 'text/html'].every((type) => copied?.types.includes(type))
     if (copied?.files.length && !isText) take(copied.files)
   })
+  watchDrops(root, take)
+}
+
+/**
+ * Calls `take` with files that the user drops, and marks `root` while they are dragged.
+ * @param {HTMLElement} root @param {(files: FileList) => void} take
+ */
+export function watchDrops(root, take) {
   /** @param {DragEvent} event */
   function drag(event) {
     if (!event.dataTransfer?.types.includes('Files') || (event.type === 'dragleave' && event.relatedTarget)) return
     event.preventDefault()
-    root.toggleAttribute('data-chat-drop', event.type === 'dragover')
+    root.toggleAttribute('data-dropping', event.type === 'dragover')
     if (event.type === 'drop') take(event.dataTransfer.files)
   }
   // On the whole page: a browser leaves it for a file that is dropped elsewhere.

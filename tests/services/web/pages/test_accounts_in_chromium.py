@@ -79,16 +79,17 @@ async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> Asy
     settings = WebSettings(node_key_file=Path("/nowhere/web.nk"), secret="0123456789abcdef" * 4)
     # Each request calls auth.
     ticks = iter(range(0, 10**9, 3600))
-    site = request_context.App(
-        settings=settings,
-        caller=mesh,
-        sessions=sessions.WebSessions(mesh, lambda: float(next(ticks))),
-        tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
-        renderer=renderer,
-        now=lambda: NOW,
-    )
     async with AsyncExitStack() as stack:
         gateway = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
+        site = request_context.App(
+            settings=settings,
+            caller=mesh,
+            sessions=sessions.WebSessions(mesh, lambda: float(next(ticks))),
+            tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
+            renderer=renderer,
+            now=lambda: NOW,
+            gateway=gateway,
+        )
         mesh.provider = await stack.enter_async_context(serving(provider))
         pages = front_app.FrontApp(application.build(site), gateway, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         origin = await stack.enter_async_context(serving(pages))

@@ -115,7 +115,7 @@ async def test_report_is_requested_again_only_when_due(site: App, mesh: FakeMesh
     token = mesh.add_session(user)
     clock = Clock()
     made = request_context.PageRequest(
-        app=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
+        app=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock, site.gateway),
         # A stream no longer has its request.
         request=cast("request_context.HttpRequest", None),
         session=auth.LoginSession(Credential("access-alice"), 600, token, user),

@@ -49,6 +49,7 @@ async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> Asy
     async with AsyncExitStack() as stack:
         stack.enter_context(pytest.MonkeyPatch.context()).setattr(live_updates, "_EVERY_SECONDS", 0.02)
         made = Stage(FakeMesh(), "", await stack.enter_async_context(chromium_process.control()))
+        passed = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
         site = request_context.App(
             settings=settings,
             caller=made.mesh,
@@ -56,8 +57,8 @@ async def stage(chromium_process: Chromium, renderer: rendering.Renderer) -> Asy
             tokens=csrf.FormTokens(settings.secret, random.Random(7).randbytes),
             renderer=renderer,
             now=made.clock,
+            gateway=passed,
         )
-        passed = await stack.enter_async_context(passthrough.Passthrough.open("http://127.0.0.1:1"))
         pages = front_app.FrontApp(application.build(site), passed, Metrics("web"), Traces(ratio=0.0), always_over_tls=False)
         made.origin = await stack.enter_async_context(serving(pages))
         yield made

@@ -65,6 +65,7 @@ async def test_archive_has_the_stored_files_and_names_those_that_are_damaged(ali
 
 async def test_archive_has_all_jobs_of_the_user(alice: Browser, mesh: FakeMesh) -> None:
     expected = [f"batch_{letter * 26}" for letter in "edcba"]
+    mesh.most_jobs = 2
     mesh.jobs += [JobFacts(job, JobKind.BATCH, "/v1/embeddings", JobState.COMPLETED, NOW, NOW, output_file="file-1") for job in expected]
     found = json.loads(unpacked(await export(alice))["jobs.json"])
     assert [job["id"] for job in found] == expected

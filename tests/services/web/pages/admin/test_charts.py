@@ -275,7 +275,7 @@ def following(site: App, mesh: AdminMesh, clock: Clock) -> charts.ChartUpdates:
     user = mesh.add_person("root", UserRole.ADMIN)
     token = mesh.add_session(user)
     page_request = request_context.PageRequest(
-        app=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock),
+        app=request_context.App(site.settings, site.caller, site.sessions, site.tokens, site.renderer, clock, site.gateway),
         request=cast("request_context.HttpRequest", None),
         session=auth.LoginSession(Credential("access-root"), 600, token, user),
     )

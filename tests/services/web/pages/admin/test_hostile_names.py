@@ -24,7 +24,7 @@ from tests.services.web.pages.admin import hostile
 from tests.services.web.pages.admin.hostile import LONG, NAMES, RTL, HostileMesh, SeededDb
 
 #: Not pages: files, streams, and routes that lead elsewhere.
-NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc|/install\..*|/install/.*")
+NO_PAGES = re.compile(r"/static/.*|/live/.*|.*\.csv|/login/oidc/back|/login-link|/login/oidc|/install\..*|/install/.*|/jobs/.*/.*")
 #: Pages that show no names, or only the seed of a second factor.
 NAMELESS = {"/", "/device", "/forgot", "/reset", "/verify", "/login/second-factor", "/admin/runbooks/{name:str}"}
 #: Pages of node owners; administrators have their own.
