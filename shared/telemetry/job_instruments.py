@@ -65,7 +65,7 @@ JOB_LINE_RUN_SECONDS = histogram(
 )
 FILES_BYTES = gauge(
     "ai_platform_files_bytes",
-    "Bytes of stored files over all gateways, by store: database for small ones, else the scheme of FILES_URL",
+    "Bytes of stored files over all gateways, read every 10 minutes, by store: database for small ones, else the scheme of FILES_URL",
     ("store",),
     unit="bytes",
 )
