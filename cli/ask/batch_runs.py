@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -85,13 +84,15 @@ class BatchClient:
             file, order.endpoint, order.window, dict([(lists.FILE_NAME, order.name), order.origin]), sha256(unique.encode()).hexdigest()
         )
         try:
-            return await self._persist(lambda: self._connection.call(api.jobs.create_batch, request, deadline_seconds=_CALL_SECONDS))
+            made = await self._persist(lambda: self._connection.call(api.jobs.create_batch, request, deadline_seconds=_CALL_SECONDS))
         except errors.IdempotencyConflict:
             # Another command was faster, with a file of its own.
-            made = await self.find(order)
-            if made is None:
+            found = await self.find(order)
+            if found is None:
                 raise
-            return made
+            made = found
+        printing.note(f"{made.id} is started")
+        return made
 
     async def follow(self, job: JobFacts) -> JobFacts:
         """Return it when it has ended."""
@@ -110,14 +111,14 @@ class BatchClient:
 
     async def write_results(self, job: JobFacts, output: BinaryIO) -> None:
         """Write its answers and errors in the order of its lines."""
-        wanted = [file for file in (job.output_file, job.error_file) if file is not None]
-        with ExitStack() as stack:
-            found = [await self._read(file, stack.enter_context(TemporaryFile())) for file in wanted]
-            ids: Iterator[str] = iter(())
-            if len(found) > 1 and job.input_file is not None:
-                given = await self._read(job.input_file, stack.enter_context(TemporaryFile()))
-                ids = (name for name, _ in _lines(given))
-            await asyncio.to_thread(output.writelines, in_order(ids, found))
+        with TemporaryFile() as answers, TemporaryFile() as given:
+            if job.output_file is not None:
+                await self._read(job.output_file, answers)
+            lines: Iterable[bytes] = answers
+            if job.error_file is not None and job.input_file is not None:
+                failures = await self._failures(job.error_file)
+                lines = in_order(_lines(await self._read(job.input_file, given)), answers, failures)
+            await asyncio.to_thread(output.writelines, lines)
             await asyncio.to_thread(output.flush)
 
     async def failed_lines(self, job: JobFacts) -> bytes:
@@ -125,10 +126,14 @@ class BatchClient:
         if job.ended_at is None or job.error_file is None or job.input_file is None:
             what = "still runs" if job.ended_at is None else "has no lines that failed" if job.total else "ran no lines"
             raise errors.BadRequest(f"{job.id} {what}", hint=f"see `aicli batch show {job.id}`")
-        with TemporaryFile() as failed, TemporaryFile() as given:
-            names = {name for name, _ in _lines(await self._read(job.error_file, failed))}
-            lines = _lines(await self._read(job.input_file, given))
-            return b"".join(line for name, line in lines if name in names)
+        failures = await self._failures(job.error_file)
+        with TemporaryFile() as given:
+            return b"".join(line for name, line in _lines(await self._read(job.input_file, given)) if name in failures)
+
+    async def _failures(self, file: str) -> dict[str, bytes]:
+        """Return the error of each line that has no answer. They are short."""
+        with TemporaryFile() as failed:
+            return dict(_lines(await self._read(file, failed)))
 
     async def _read(self, file: str, output: BinaryIO) -> BinaryIO:
         """Download a file, and return ``output`` at its beginning."""
@@ -159,7 +164,7 @@ class BatchClient:
                 await asyncio.sleep(max(_BACKOFF.pause(failures), error.retry_after_seconds or 0.0))
 
     def _tell(self, job: JobFacts, lines_per_second: float = 0.0) -> None:
-        self._show.write(f"{job.id}: {describe(job, lines_per_second)}", f"{job.state} {job.waiting}")
+        self._show.write(describe(job, lines_per_second), f"{job.state} {job.waiting}")
 
 
 def is_current(job: JobFacts) -> bool:
@@ -174,7 +179,7 @@ def describe(job: JobFacts, lines_per_second: float = 0.0) -> str:
     reason = lists.reason(job)
     parts = (
         lists.state(job)[0] + (f" ({reason})" if reason else ""),
-        f"{lists.progress(job)} lines" if job.total else None,
+        lists.progress(job),
         f"{job.failed:,} failed" if job.failed else None,
         f"{lines_per_second:,.1f} lines/s" if lines_per_second else None,
         None if left is None else f"{amounts.show_duration(left)} left",
@@ -183,27 +188,10 @@ def describe(job: JobFacts, lines_per_second: float = 0.0) -> str:
     return ", ".join(part for part in parts if part is not None)
 
 
-def in_order(ids: Iterable[str], found: Iterable[BinaryIO]) -> Iterator[bytes]:
-    """Merge files of results, each of which is in the order of these ids."""
-    rests = [_lines(file) for file in found]
-    heads = dict[str, tuple[bytes, Iterator[tuple[str, bytes]]]]()
-
-    def advance(rest: Iterator[tuple[str, bytes]]) -> None:
-        for name, line in rest:
-            heads[name] = line, rest
-            return
-
-    for rest in rests:
-        advance(rest)
-    for name in ids:
-        if name in heads:
-            line, rest = heads.pop(name)
-            yield line
-            advance(rest)
-    # All, if there is only one file.
-    for line, rest in heads.values():
-        yield line
-        yield from (line for _, line in rest)
+def in_order(given: Iterable[tuple[str, bytes]], answers: BinaryIO, failures: dict[str, bytes]) -> Iterator[bytes]:
+    """Put errors where their lines are. The answers are in the order of their lines."""
+    for name, _ in given:
+        yield failures[name] if name in failures else answers.readline()
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[str, bytes]]:

@@ -4,6 +4,7 @@ They run the worker's own program, which changes its store of models. A running 
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -259,7 +260,7 @@ class ProgressLine:
         text = printing.printable(text)
         self._is_open = sys.stderr.isatty()
         if self._is_open:
-            sys.stderr.write(f"\r\x1b[K{text}")
+            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
         elif self._steps.get(who) != step:
             sys.stderr.write(f"{text}\n")
         sys.stderr.flush()

@@ -36,7 +36,7 @@ def test_answers_and_errors_are_in_the_order_of_the_file(shell: Shell, mesh: Bat
     done = shell("batch", "run", "in.jsonl", "-o", "out.jsonl")
     assert results((shell.folder / "out.jsonl").read_text()) == ["a", "b", "c", "d"], done.stderr
     assert (done.stdout, done.exit_code) == ("", ExitCode.INCOMPLETE)
-    assert "Completed, 4 of 4 lines, 2 failed, 0.0015 credits" in done.stderr
+    assert "Completed, 4 of 4, 2 failed, 0.0015 credits" in done.stderr
     assert f"2 lines without an answer. To run them again: aicli batch retry {FIRST}" in done.stderr
     assert results(shell("batch", "results", FIRST).stdout) == ["a", "b", "c", "d"]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.web.http import upload_forms
 from tests.acceptance.chromium import Browser, Page
 from tests.services.web.js import axe
 from tests.services.web.js.site import ReceivedRequest, Site, key, opened, press, wait_for
@@ -157,3 +158,36 @@ async def test_account_menu_closes_when_focus_leaves(chrome: Browser) -> None:
                 await key(page, way)
             await wait_for(page, "!document.querySelector('details').open")
             assert await page.evaluate("document.activeElement.tagName") == focus, way
+
+
+DROP = """
+<form class="drop" method="post" action="/jobs/files" enctype="multipart/form-data">
+<input type="hidden" name="token" value="TOKEN"><input type="file" name="file" required data-drop aria-label="File">
+<button>Upload</button></form>
+"""
+TOKEN = f"{'0' * 32}.{'a' * 64}"
+DRAGGED = """
+window.files = new DataTransfer(); files.items.add(new File(['{}'], 'in.jsonl'))
+window.drag = (name) => document.body.dispatchEvent(new DragEvent(name, { dataTransfer: files, bubbles: true, cancelable: true }))
+"""
+
+
+async def test_a_dropped_file_is_uploaded_and_the_token_is_first(chrome: Browser) -> None:
+    site, sent = Site(), list[bytes]()
+
+    async def take(page_request: ReceivedRequest) -> None:
+        sent.append(page_request.body)
+        await page_request.answer(200, '<!doctype html><title>x</title><link rel="icon" href="data:,"><p>done', "text/html")
+
+    site.answers["/jobs/files"] = take
+    async with opened(chrome, site) as page:
+        site.show(DROP.replace("TOKEN", TOKEN), "drop")
+        await page.goto(f"{site.origin}/")
+        await page.evaluate(DRAGGED)
+        await page.evaluate("drag('dragover')")
+        assert await page.evaluate("document.querySelector('form').matches('[data-dropping]')")
+        async with page.loading():
+            assert await page.evaluate("drag('drop')") is False
+    (form,) = sent
+    found = upload_forms._TOKEN.match(form)
+    assert (found and found[1], b'filename="in.jsonl"' in form) == (TOKEN.encode(), True)
