@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.types import Tier
 from tests import people, replicas
 from tests.integration import asking
 from tests.people import Person
@@ -80,6 +81,13 @@ async def count_rows(running: RunningStack, ann: Person, wanted: int) -> None:
     await until(is_all, seconds=30, what=f"{wanted} rows")
 
 
+async def check_plans(running: RunningStack) -> None:
+    """Check that no gateway of either release has written other plans than the first."""
+    async with running.database("gateway") as database:
+        rows = await database.fetch("select name, count(distinct body) as bodies from config_versions where kind = 'plan' group by name")
+    assert {row["name"]: row["bodies"] for row in rows} == dict.fromkeys(Tier, 1)
+
+
 async def verify_ledger(running: RunningStack) -> None:
     done = await running.aicli("admin", "ledger", "verify")
     assert done.status == 0, done.out + done.err
@@ -103,6 +111,7 @@ async def test_old_and_new_nodes_serve_one_mesh_and_lose_nothing(begins_with: st
                 old, new = gateways if first is previous else reversed(gateways)
                 await use_news(running, old, new, ann, ben)
                 await ask_both(running, others["gateway"], ben)
+                await check_plans(running)
                 assert replicas.refusals(running, list(others.values())) == []
                 assert replicas.contests(running, list(others.values())) == []
         await count_rows(running, ann, 1 + 2 * REQUESTS)

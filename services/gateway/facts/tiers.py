@@ -12,7 +12,7 @@ from shared.types import MicroCredits, ModelName, PlanName, Tier
 #: The numbers of a tier, by their names in the settings.
 NUMBERS = (*limits.BY_NAME, "included_tokens", "file_bytes", "queued_lines")
 #: Gateways of version 0.3 don't know them.
-NEW_NUMBERS = ("file_bytes", "queued_lines")
+NEW_NUMBERS = ("included_tokens", "file_bytes", "queued_lines")
 #: The setting's value for no limit.
 UNLIMITED = "unlimited"
 #: While Valkey is down: each gateway counts alone, nothing is counted, or every request is refused.

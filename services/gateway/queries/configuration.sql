@@ -3,8 +3,8 @@
 SELECT revision FROM config_revision FOR UPDATE;
 
 -- name: list_config_changes
--- List the current documents that have changed since a revision, oldest change first.
-SELECT kind, name, version, revision, body::text AS body, origin, tenant
+-- List the current documents that have changed since a revision, oldest change first. Release 0.5 drops the - 'credits': see 0048 and 0049.
+SELECT kind, name, version, revision, (body - 'credits')::text AS body, origin, tenant
 FROM config_current
 JOIN config_versions USING (kind, name, version)
 WHERE revision > $1
@@ -25,7 +25,7 @@ WHERE then_current.version IS NOT NULL OR oldest.version > 1;
 
 -- name: list_plan_versions
 -- List all versions of plans.
-SELECT name, version, body::text AS body FROM config_versions WHERE kind = 'plan' AND body IS NOT NULL;
+SELECT name, version, (body - 'credits')::text AS body FROM config_versions WHERE kind = 'plan' AND body IS NOT NULL;
 
 -- name: write_config
 -- Write new versions as the next revision, make them current, and notify all gateways; return the versions in the order of the arguments.
@@ -85,7 +85,9 @@ DELETE FROM config_versions USING removed WHERE config_versions.kind = 'policy' 
 
 -- name: list_config_versions
 -- List versions, newest first; of all documents if the kind or name is null, and all versions if the version is.
-SELECT kind, name, listed.version, listed.revision, body::text AS body, origin, author, note, created_at, current.version IS NOT NULL AS is_current
+SELECT
+    kind, name, listed.version, listed.revision, (body - 'credits')::text AS body, origin, author, note, created_at,
+    current.version IS NOT NULL AS is_current
 FROM config_versions AS listed
 LEFT JOIN config_current AS current USING (kind, name, version)
 WHERE ($1::text IS NULL OR kind = $1) AND ($2::text IS NULL OR name = $2) AND ($3::integer IS NULL OR listed.version = $3)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -20,9 +21,10 @@ from shared import config, errors
 from shared.api import audit, business
 from shared.api import configuration as api
 from shared.api.method import Nothing
-from shared.config_documents import ConfigKind
+from shared.config_documents import ConfigKind, PlanDocument
 from shared.rpc.audit_reporting import AuditReporting
-from shared.types import ModelName, Tier, UserRole
+from shared.stores import migrations
+from shared.types import ModelName, Tier, UserId, UserRole
 from tests.services.gateway.fakes import OWNER, FakeRpc, no_servers, rpc_call
 from tests.services.gateway.test_settings import GIVEN
 
@@ -276,14 +278,21 @@ async def test_old_versions_are_deleted(opened: OpenGateway, monkeypatch: pytest
         assert one.live.config.names.default == "m5"
 
 
+@asynccontextmanager
+async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(url, server_settings={"search_path": "gateway"})
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def test_a_document_of_a_newer_release_is_left_out(opened: OpenGateway, postgres_url: str) -> None:
     async with opened() as one:
         await one.apply(ROUTE)
-        connection = await asyncpg.connect(postgres_url)
-        try:
-            await connection.execute(
+        async with connected(postgres_url) as database:
+            await database.execute(
                 """
-                SET search_path = gateway;
                 UPDATE config_revision SET revision = revision + 1;
                 INSERT INTO config_versions (kind, name, version, revision, body, origin)
                 SELECT kind, name, 2, (SELECT revision FROM config_revision), body, 'applied' FROM
@@ -292,12 +301,82 @@ async def test_a_document_of_a_newer_release_is_left_out(opened: OpenGateway, po
                 ON CONFLICT (kind, name) DO UPDATE SET version = 2;
                 """
             )
-        finally:
-            await connection.close()
         await one.live.reload()
         assert one.aliases["assistant"] == "smollm2", "the last version that this release can read"
         await one.apply("default_model: assistant")
         assert one.live.config.names.default == "assistant"
+
+
+class PlanOf03(PlanDocument, frozen=True):
+    """Without the fields that release 0.3 lacks, if they are not set."""
+
+    credits: int | None = None
+
+
+async def write_as_03(gateway: Gateway, *, origin: str, author: UserId | None) -> None:
+    """Write the plans as a gateway of release 0.3 does, with another limit."""
+    plan = PlanOf03(credits=100_000, requests_per_minute=7)
+    async with gateway.store.lock() as locked:
+        await locked.write({(ConfigKind.PLAN, tier): plan for tier in (Tier.FREE, Tier.PRO)}, origin=origin, author=author)
+    await gateway.live.reload()
+
+
+async def test_plans_of_release_03_are_read_without_their_credits(opened: OpenGateway) -> None:
+    async with opened() as one:
+        before = one.live.config
+        await write_as_03(one, origin="applied", author=ADMIN.user_id)
+        assert one.live.config.limits.plans[Tier.FREE].requests_per_minute == 7
+        assert one.live.config.limits.plans[Tier.FREE].included_tokens == before.limits.plans[Tier.FREE].included_tokens
+        assert one.live.config.limits.plans["pro@2"].requests_per_minute == 7
+    async with opened() as one:
+        assert one.live.config.revision == before.revision + 1, "what an administrator applied stays"
+        await one.apply("plans: {free: {requests_per_minute: 8}}")
+        await one.rpc.roll_back(api.RollbackConfig(ConfigKind.PLAN, Tier.FREE, 2), CALL)
+        assert one.live.config.limits.plans[Tier.FREE].requests_per_minute == 7
+
+
+async def test_plans_that_release_03_took_from_the_environment_stay(opened: OpenGateway, postgres_url: str) -> None:
+    async with opened() as one:
+        revision = one.live.config.revision
+    async with connected(postgres_url) as database:
+        await database.execute("""UPDATE config_versions SET body = body || '{"credits": 5}' WHERE kind = 'plan'""")
+    async with opened() as one:
+        assert one.live.config.revision == revision
+    async with opened(TIER_FREE="requests_per_minute=7") as one:
+        assert one.live.config.revision == revision + 1, "other settings replace them"
+    async with connected(postgres_url) as database:
+        known = migrations.read(Path(store.__file__).parent / "migrations")
+        assert "0049_post_plans_of_03.sql" in await migrations.run(database, "gateway", known, post=True)
+        assert await database.fetchval("SELECT count(*) FROM config_versions WHERE body ? 'credits'") == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "applied", "tokens"),
+    [
+        pytest.param({}, "", 1_000_000, id="as it is by default"),
+        pytest.param({"TIER_PRO": "included_tokens=5"}, "", 5, id="from the environment"),
+        pytest.param({}, "plans: {pro: {included_tokens: 6, fee: 10}}", 6, id="edited by hand"),
+    ],
+)
+async def test_gateways_of_release_03_write_over_no_plan(opened: OpenGateway, settings: dict[str, str], applied: str, tokens: int) -> None:
+    """One that starts beside a newer one during a rolling upgrade takes plans that it can't read for missing ones."""
+    async with opened(**settings) as one:
+        if applied:
+            await one.apply(applied)
+        plans = one.live.config.limits.plans
+        assert plans[Tier.PRO].included_tokens == tokens
+        await write_as_03(one, origin="environment", author=None)
+        assert {tier: one.live.config.limits.plans[tier] for tier in Tier} == {tier: plans[tier] for tier in Tier}
+        revision = one.live.config.revision
+    async with opened(**settings) as one:
+        assert one.live.config.revision == revision, "there is nothing to mend"
+
+
+async def test_a_new_plan_of_the_environment_can_be_read_by_release_03(opened: OpenGateway) -> None:
+    async with opened() as one:
+        known = {"requests_per_hour", "requests_per_minute", "tokens_per_minute", "tokens_per_day", "images_per_day", "concurrency"}
+        for tier in Tier:
+            assert set(msgspec.to_builtins(one.live.documents[ConfigKind.PLAN, tier].body)) <= known
 
 
 async def test_while_postgresql_is_away_the_last_snapshot_serves(opened: OpenGateway, monkeypatch: pytest.MonkeyPatch) -> None:
