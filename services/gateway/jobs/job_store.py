@@ -326,8 +326,8 @@ class JobStore:
         }
 
     async def finish(self, results: Sequence[LineResult]) -> set[RequestId]:
-        """Write results; return those that are written, perhaps before. The lines of the others belong to other requests by now. Raises
-        RowsRefused, too."""
+        """Write results; return those that this call has written. The lines of the others have ended, or belong to other requests by now.
+        Raises RowsRefused, too."""
         try:
             return await self._finish(results)
         except database.Refusal as error:
@@ -339,12 +339,11 @@ class JobStore:
         async with self._database.transaction() as transaction:
             await transaction.rows("lock_jobs_of_requests", ids)
             columns = zip(*(_result_columns(each) for each in results), strict=True)
-            ended = {row["request_id"] for row in await transaction.rows("end_lines", *columns)}
+            ended = {RequestId(row["request_id"]) for row in await transaction.rows("end_lines", *columns)}
             rows = [each.row for each in results if each.row is not None and each.request_id in ended]
             if rows:
                 await self._requests.write_within(transaction, rows)
-            before = await transaction.rows("find_ended_requests", ids)
-        return {RequestId(row["request_id"]) for row in before}
+        return ended
 
     async def requeue(self, retries: Sequence[LineRetry]) -> None:
         """Let lines be tried again later. Nothing is paid for these attempts."""
@@ -354,7 +353,8 @@ class JobStore:
             await transaction.run("requeue_lines", ids, [each.seconds for each in retries], [each.is_uncounted for each in retries])
 
     async def give_back_lost(self, grace_seconds: float, most: int = 500) -> None:
-        """Let lines be tried again whose gateways have lost them, so that they hold no credits until somebody has time for them."""
+        """Let lines be tried again whose gateways have lost them for so long, so that they hold no credits until somebody has time for
+        them."""
         rows = await self._database.rows("list_lost_attempts", grace_seconds, most)
         if rows:
             await self.requeue([LineRetry(RequestId(row["request_id"]), 0.0) for row in rows])

@@ -42,8 +42,8 @@ _STOP_SECONDS = 0.5
 EXTEND_SECONDS = 15.0
 #: A gateway that could not extend for so long gives its lines up.
 LOST_SECONDS = 45.0
-#: An attempt of a lost gateway holds credits for so long after its lease.
-_GRACE_SECONDS = 30.0
+#: An attempt of a lost gateway holds credits for so long after its lease. Releases before jobs bill what is lost for longer.
+_GRACE_SECONDS = 10.0
 #: A job that doesn't move says why, after so long.
 _SAY_SECONDS = 15.0
 _GIVE_BACK_SECONDS = 2.0
@@ -332,12 +332,14 @@ class JobRunner:
                 self._drop(self._unfinished())
 
     async def _keep(self) -> None:
-        await self._store.give_back_lost(_GRACE_SECONDS)
-        asked = self._attempts()
+        asked, was_away = self._attempts(), self._clock() - self._extended_at >= LOST_SECONDS
         kept = await self._store.extend([attempt.request for attempt in asked], self._name) if asked else set()
         self._extended_at = self._clock()
         # A result that waits is written, if nobody else has the line.
         self._drop([attempt for attempt in asked if attempt.request not in kept and attempt.verdict is None])
+        if not was_away:
+            # Otherwise PostgreSQL may have been, and other gateways extend theirs, too.
+            await self._store.give_back_lost(_GRACE_SECONDS)
 
     async def _stop_all(self) -> None:
         while True:

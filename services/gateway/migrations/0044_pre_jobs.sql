@@ -49,7 +49,12 @@ CREATE TABLE jobs (
     UNIQUE (tenant_id, idempotency_key)
 );
 CREATE INDEX jobs_of_tenant ON jobs (tenant_id, id);
-CREATE INDEX jobs_to_run ON jobs (model, expires_at) WHERE state = 'in_progress';
+-- Claims skip from tenant to tenant, and read few of the jobs of each.
+CREATE INDEX jobs_to_run ON jobs (model, is_live, tenant_id, expires_at, id) WHERE state = 'in_progress';
+CREATE INDEX jobs_claimed ON jobs (model, is_live, tenant_id, claimed_at) WHERE state = 'in_progress';
+-- See list_movable_jobs.
+CREATE INDEX jobs_to_expire ON jobs (expires_at) WHERE state IN ('validating', 'in_progress');
+CREATE INDEX jobs_to_finalize ON jobs (id) WHERE state = 'in_progress' AND done + failed = total;
 CREATE INDEX jobs_to_move ON jobs (state, lease_until) WHERE ended_at IS NULL;
 CREATE INDEX jobs_to_delete ON jobs (delete_at) WHERE ended_at IS NOT NULL;
 
@@ -101,6 +106,7 @@ BEGIN
     IF cardinality(requests) > 0 THEN
         PERFORM settle_batch(requests, array_fill(0::bigint, ARRAY[cardinality(requests)]), array_fill(0::bigint, ARRAY[cardinality(requests)]),
             array_fill('expired'::text, ARRAY[cardinality(requests)]));
+        PERFORM spend_targets(requests, NULL, NULL, NULL, NULL);
     END IF;
 END
 $$;
@@ -120,13 +126,31 @@ DECLARE
     lost boolean[];
     given_up integer;
 BEGIN
-    SELECT jobs.id, jobs.tenant_id, in_progress_at INTO chosen
-    FROM jobs JOIN (
-        SELECT tenant_id, max(claimed_at) AS last FROM jobs WHERE state = 'in_progress' AND model = the_model AND is_live = live GROUP BY tenant_id
-    ) AS turns USING (tenant_id)
-    WHERE state = 'in_progress' AND model = the_model AND is_live = live AND waits_until <= now() AND expires_at > now()
-        AND EXISTS (SELECT FROM job_lines WHERE job_lines.job_id = jobs.id AND may_run(job_lines))
-    ORDER BY turns.last NULLS FIRST, tenant_id, expires_at, jobs.id LIMIT 1;
+    WITH RECURSIVE tenants AS (
+        (SELECT tenant_id FROM jobs WHERE state = 'in_progress' AND model = the_model AND is_live = live ORDER BY tenant_id LIMIT 1)
+        UNION ALL
+        SELECT following.tenant_id FROM tenants, LATERAL (
+            SELECT jobs.tenant_id FROM jobs
+            WHERE state = 'in_progress' AND model = the_model AND is_live = live AND jobs.tenant_id > tenants.tenant_id
+            ORDER BY jobs.tenant_id LIMIT 1
+        ) AS following
+    ),
+    turns AS MATERIALIZED (
+        SELECT tenant_id, (
+            SELECT max(claimed_at) FROM jobs
+            WHERE state = 'in_progress' AND model = the_model AND is_live = live AND jobs.tenant_id = tenants.tenant_id
+        ) AS last
+        FROM tenants ORDER BY last NULLS FIRST, tenant_id
+    )
+    SELECT first.* INTO chosen
+    FROM turns, LATERAL (
+        SELECT jobs.id, jobs.tenant_id, in_progress_at FROM jobs
+        WHERE state = 'in_progress' AND model = the_model AND is_live = live AND jobs.tenant_id = turns.tenant_id
+            AND waits_until <= now() AND expires_at > now()
+            AND EXISTS (SELECT FROM job_lines WHERE job_lines.job_id = jobs.id AND may_run(job_lines))
+        ORDER BY expires_at, jobs.id LIMIT 1
+    ) AS first
+    LIMIT 1;
     IF NOT FOUND THEN
         RETURN;
     END IF;

@@ -36,17 +36,17 @@ SELECT jobs.* FROM jobs WHERE id = $1 AND (SELECT count(*) FROM account) >= 0 FO
 
 -- name: lock_jobs_of_requests
 -- Lock the accounts of the owners of running lines, and the jobs.
-WITH found AS MATERIALIZED (
-    SELECT DISTINCT jobs.id, jobs.tenant_id FROM job_lines JOIN jobs ON jobs.id = job_id WHERE request_id = ANY ($1::uuid[])
-),
+WITH running AS MATERIALIZED (SELECT DISTINCT job_id FROM job_lines WHERE request_id = ANY ($1::uuid[]) AND state = 'running'),
+found AS MATERIALIZED (SELECT id, tenant_id FROM jobs WHERE id IN (SELECT job_id FROM running)),
 account AS MATERIALIZED (SELECT FROM accounts WHERE owner IN (SELECT tenant_id FROM found) ORDER BY owner FOR UPDATE)
 SELECT jobs.id FROM jobs WHERE id IN (SELECT id FROM found) AND (SELECT count(*) FROM account) >= 0 ORDER BY id FOR UPDATE;
 
 -- name: take_job
--- Take the job that has waited longest in a state, for a while.
+-- Take a job in a state, for a while: of one of the tenants that have some, whoever has how many, the one that has waited longest.
 UPDATE jobs SET runner = $2, lease_until = now() + make_interval(secs => $3)
 WHERE id = (
-    SELECT id FROM jobs WHERE ended_at IS NULL AND state = $1 AND lease_until < now() AND waits_until <= now() ORDER BY lease_until, id LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT id FROM jobs WHERE ended_at IS NULL AND state = $1 AND lease_until < now() AND waits_until <= now()
+    ORDER BY uuid_hash_extended(tenant_id, (SELECT (random() * 1e9)::bigint)), lease_until, id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING *;
 
@@ -74,7 +74,7 @@ WHERE id = $1 AND state = 'validating';
 -- name: refuse_job
 -- A line is malformed: drop all lines.
 WITH dropped AS (DELETE FROM job_lines WHERE job_id = $1 AND EXISTS (SELECT FROM jobs WHERE id = $1 AND state = 'validating'))
-UPDATE jobs SET state = 'failed', ended_at = now(), delete_at = now() + (delete_at - expires_at), errors = $2, waiting = NULL
+UPDATE jobs SET state = 'failed', ended_at = now(), delete_at = least(delete_at, now() + (delete_at - expires_at)), errors = $2, waiting = NULL
 WHERE id = $1 AND state = 'validating' RETURNING *;
 
 -- name: claim_lines
@@ -82,9 +82,12 @@ WHERE id = $1 AND state = 'validating' RETURNING *;
 SELECT * FROM claim_lines($1, $2, $3, $4, $5, $6) ORDER BY line;
 
 -- name: extend_line_leases
--- Extend the leases of running lines; the others are lost.
+-- Extend the leases of running lines; the others are lost. A locked line is being ended; waiting for it could deadlock.
+WITH mine AS (
+    SELECT job_id, line FROM job_lines WHERE request_id = ANY ($1::uuid[]) AND runner = $2 AND state = 'running' FOR UPDATE SKIP LOCKED
+)
 UPDATE job_lines SET lease_until = now() + make_interval(secs => $3)
-WHERE request_id = ANY ($1::uuid[]) AND runner = $2 AND state = 'running'
+FROM mine WHERE job_lines.job_id = mine.job_id AND job_lines.line = mine.line
 RETURNING request_id;
 
 -- name: end_lines
@@ -112,10 +115,6 @@ counted AS (
 )
 SELECT request_id FROM ended;
 
--- name: find_ended_requests
--- Find those whose lines they have ended: a finish that is repeated.
-SELECT request_id FROM job_lines WHERE request_id = ANY ($1::uuid[]) AND state IN ('done', 'failed');
-
 -- name: requeue_lines
 -- Let lines that these requests still run be tried again, and end the attempts.
 WITH queued AS (
@@ -128,15 +127,14 @@ WITH queued AS (
 SELECT drop_attempts(array_agg(request_id)) FROM queued HAVING count(*) > 0;
 
 -- name: list_lost_attempts
--- List attempts that hold credits, and whose gateways have lost their lines.
-SELECT request_id FROM reservations JOIN job_lines USING (request_id)
-WHERE reservations.state = 'reserved' AND reservations.lease_until < now() - make_interval(secs => $1) AND reservations.job_id IS NOT NULL
-    AND job_lines.state = 'running' AND job_lines.lease_until < now()
-LIMIT $2;
+-- List attempts whose gateways have lost their lines for so long.
+SELECT request_id FROM job_lines WHERE state = 'running' AND lease_until < now() - make_interval(secs => $1) LIMIT $2;
 
 -- name: list_waiting_models
--- List the models of jobs that may run now: live ones, and those that wait for idle machines.
-SELECT DISTINCT model, is_live FROM jobs WHERE state = 'in_progress' AND waits_until <= now() AND expires_at > now() LIMIT $1;
+-- List the models of jobs that may run now: live ones, and those that wait for idle machines. Of too many, each time others.
+SELECT model, is_live
+FROM (SELECT DISTINCT model, is_live FROM jobs WHERE state = 'in_progress' AND waits_until <= now() AND expires_at > now()) AS waiting
+ORDER BY random() LIMIT $1;
 
 -- name: list_stopped_jobs
 -- List those of these jobs whose lines may not go on.
@@ -144,8 +142,12 @@ SELECT given.id, state FROM unnest($1::uuid[]) AS given (id) LEFT JOIN jobs USIN
 WHERE state IS DISTINCT FROM 'in_progress' OR expires_at <= now();
 
 -- name: say_waiting
--- Say why the jobs of a model don't move.
-UPDATE jobs SET waiting = $2 WHERE state = 'in_progress' AND model = $1 AND waits_until <= now() AND waiting IS DISTINCT FROM $2;
+-- Say why the jobs of a model don't move, some at a time.
+UPDATE jobs SET waiting = $2
+WHERE id IN (
+    SELECT id FROM jobs WHERE state = 'in_progress' AND model = $1 AND waits_until <= now() AND waiting IS DISTINCT FROM $2
+    LIMIT 1000 FOR UPDATE SKIP LOCKED
+);
 
 -- name: hold_job
 -- Say why a job doesn't move, and until when; with 0 seconds, only why.
@@ -170,12 +172,14 @@ SELECT drop_attempts(array_agg(request_id)) FROM stopped HAVING count(*) > 0;
 
 -- name: list_movable_jobs
 -- List jobs that time or their lines have brought to an end; or only the job $2, if it is one of them.
+SELECT id FROM jobs WHERE state IN ('validating', 'in_progress') AND expires_at <= now() AND ($2::uuid IS NULL OR id = $2)
+UNION
+SELECT id FROM jobs WHERE state = 'in_progress' AND done + failed = total AND ($2::uuid IS NULL OR id = $2)
+UNION
 SELECT id FROM jobs
-WHERE ended_at IS NULL AND ($2::uuid IS NULL OR id = $2) AND (
-    (state IN ('validating', 'in_progress') AND expires_at <= now()) OR (state = 'in_progress' AND done + failed = total)
-    OR (state = 'cancelling' AND NOT EXISTS (SELECT FROM job_lines WHERE job_id = id AND job_lines.state = 'running' AND job_lines.lease_until >= now()))
-)
-ORDER BY id LIMIT $1;
+WHERE state = 'cancelling' AND ended_at IS NULL AND ($2::uuid IS NULL OR id = $2)
+    AND NOT EXISTS (SELECT FROM job_lines WHERE job_id = id AND job_lines.state = 'running' AND job_lines.lease_until >= now())
+LIMIT $1;
 
 -- name: finalize_job
 -- Begin to finalize a locked job that is at its end.
@@ -211,7 +215,7 @@ WHERE before < $4 ORDER BY line;
 -- name: end_job
 -- The files of a job are complete: end it, and drop the lines of a batch.
 WITH ended AS (
-    UPDATE jobs SET state = outcome, ended_at = now(), delete_at = now() + (delete_at - expires_at),
+    UPDATE jobs SET state = outcome, ended_at = now(), delete_at = least(delete_at, now() + (delete_at - expires_at)),
         waiting = CASE outcome WHEN 'cancelled' THEN waiting END
     WHERE id = $1 AND state = 'finalizing' RETURNING *
 ),

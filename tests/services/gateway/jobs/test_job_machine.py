@@ -258,14 +258,11 @@ class Machine(RuleBasedStateMachine):
             error_code=None if is_good else "bad_request",
         )  # fmt: skip
         written = self.run(self.jobs.finish([result]))
-        is_done = line.request == request and line.state in {LineState.DONE, LineState.FAILED}
-        if self.is_current(request, line):
+        assert written == ({request} if self.is_current(request, line) else set())
+        if written:
             assert line.apply(LineEvent.SUCCEED if is_good else LineEvent.FAIL)
-            line.paid, is_done = cost, True
+            line.paid = cost
             line.held.clear()
-        job = self.known[self.claimed[request][0]]
-        has_lines = job.kind is JobKind.SINGLE or job.state not in states.OUTCOMES.values()
-        assert written == ({request} if is_done and has_lines else set())
         if not forgets:
             del self.claimed[request]
 
