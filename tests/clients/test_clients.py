@@ -39,15 +39,15 @@ GUARDED = {"anthropic", "langchain", "openai", "ai-sdk.js", "anthropic.js", "ope
 LOCAL = {"ollama"}
 #: Client -> the number of its checks.
 CHECKS = {
-    "anthropic": 307,
+    "anthropic": 316,
     "instructor": 168,
     "langchain": 155,
     "ollama": 124,
-    "openai": 265,
+    "openai": 290,
     "pydantic_ai": 270,
     "ai-sdk.js": 224,
     "anthropic.js": 233,
-    "openai.js": 241,
+    "openai.js": 255,
 }
 #: The most features that a client has and that we refuse.
 MAX_REFUSED = 3

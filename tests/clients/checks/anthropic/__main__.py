@@ -7,7 +7,7 @@ from anthropic.types import message_create_params as plain
 from anthropic.types.beta import BetaMessage, BetaRawContentBlockDelta, BetaStopReason, BetaUsage
 from anthropic.types.beta import message_create_params as beta_params
 
-from checks.anthropic import answers, beta, content
+from checks.anthropic import answers, batches, beta, content  # noqa: F401 - it adds its checks
 from checks.anthropic.client import checks, name_fields
 
 #: Fields whose values are ignored or refused whole.

@@ -1,6 +1,6 @@
 """All checks of openai's Python client, for the APIs that we serve."""
 
-from checks.openai import chat_helpers, others, response_events, response_items, responses  # noqa: F401 - they add their checks
+from checks.openai import chat_helpers, jobs, others, response_events, response_items, responses  # noqa: F401 - they add their checks
 from checks.openai.client import checks
 
 checks.run(
@@ -24,10 +24,10 @@ checks.run(
             ],
         ),
         "what only OpenAI stores or can read": (
-            "prompts are never stored; send the whole conversation",
+            "prompts are only stored where the mesh's policy says so; send the whole conversation",
             [
                 *("responses.previous_response_id", "responses.conversation", "responses.prompt"),
-                *("responses.retrieve()", "responses.delete()", "responses.cancel()", "responses.input_items()", "responses.compact()"),
+                *("responses.input_items()", "responses.compact()"),
                 *("responses.input.compaction", "responses.input.compaction_trigger"),
             ],
         ),

@@ -192,9 +192,9 @@ def _() -> None:
 
 @checks("files.list()")
 def _() -> None:
-    made = [client.files.create(file=f"{number}\n".encode() * 100_000, purpose="batch").id for number in range(3)]
-    assert [file.id for file in client.files.list(purpose="batch", limit=2)] == made[::-1]
-    assert [file.id for file in client.files.list(purpose="batch", order="asc", after=made[0])] == made[1:]
+    made = [client.files.create(file=f"{number}\n".encode() * 100_000, purpose="evals").id for number in range(3)]
+    assert [file.id for file in client.files.list(purpose="evals", limit=2)] == made[::-1]
+    assert [file.id for file in client.files.list(purpose="evals", order="asc", after=made[0])] == made[1:]
     assert client.files.content(made[2]).read() == b"2\n" * 100_000
     for each in made:
         client.files.delete(each)

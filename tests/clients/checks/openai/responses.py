@@ -154,7 +154,6 @@ IGNORED = {
     "max_tool_calls": 3,
     "truncation": "auto",
     "context_management": [{"type": "compaction", "compact_threshold": 1000}],
-    "background": True,
     "background_options": {"completion_window": "soonest"},
     "image": {"context_compression": "auto"},
     "access_programs": {"cyber": "standard"},
@@ -259,15 +258,20 @@ def _() -> None:
     assert counted.input_tokens > 3
 
 
-def _stored(name: str) -> None:
+def _not_stored(name: str) -> None:
     answer = works(create, **said(say="Hi"))
-    part = getattr(client.responses, name) if name != "input_items" else client.responses.input_items.list
-    error = error_of((openai.BadRequestError, openai.NotFoundError), partial(part, answer.id))
-    assert "store: false" in error.message, error.message
+    error = error_of(openai.NotFoundError, partial(getattr(client.responses, name), answer.id))
+    assert "those in the background" in error.message, error.message
 
 
-for name in ("retrieve", "delete", "cancel", "input_items"):
-    checks.add(f"responses.{name}()", partial(_stored, name))
+for name in ("retrieve", "delete", "cancel"):
+    checks.add(f"responses.{name}() without background", partial(_not_stored, name))
+
+
+@checks("responses.input_items()")
+def _() -> None:
+    answer = works(create, **said(say="Hi"))
+    error_of((openai.BadRequestError, openai.NotFoundError), partial(client.responses.input_items.list, answer.id))
 
 
 @checks("responses.compact()")

@@ -120,6 +120,9 @@ check(['chat.functions', 'chat.function_call', 'chat.messages function_call'], a
 })
 
 // Fields without effect, and refused ones.
+check('chat.service_tier', async () => {
+  assert.equal((await works(create, { ...chat({ say: 'Hi' }), service_tier: 'flex' })).service_tier, 'flex')
+})
 const IGNORED = {
   ...NO_EFFECT,
   store: true,

@@ -17,7 +17,6 @@ export const NO_EFFECT = {
   prompt_cache_key: 'agent',
   prompt_cache_retention: '24h',
   prompt_cache_options: { ttl: '30m' },
-  service_tier: 'flex',
 }
 export const ROME = ['get_weather', { city: 'Rome' }]
 export const Person = z.object({ name: z.string(), age: z.number().int() })

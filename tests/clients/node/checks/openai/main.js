@@ -1,6 +1,7 @@
 // All checks of OpenAI's client for Node, for the APIs that we serve.
 import { run } from '../../checklist.js'
 import './chat.js'
+import './jobs.js'
 import './responses.js'
 import './others.js'
 
@@ -10,9 +11,9 @@ await run({
     ['chat.audio', 'chat.modalities', 'chat.messages input_audio', 'chat.messages file', 'responses.input.message input_file'],
   ],
   'what only OpenAI stores or can read': [
-    'prompts are never stored; send the whole conversation',
+    "prompts are only stored where the mesh's policy says so; send the whole conversation",
     [
-      ...['responses.previous_response_id', 'responses.conversation', 'responses.prompt', 'responses.retrieve()', 'responses.compact()'],
+      ...['responses.previous_response_id', 'responses.conversation', 'responses.prompt', 'responses.compact()'],
       ...['responses.input.compaction', 'responses.input.compaction_trigger'],
     ],
   ],
