@@ -26,7 +26,7 @@ from tests.replicas import Replica
 from tests.services.gateway.webhooks.receiver import receiving
 
 #: Model -> words of an answer, and live requests a second.
-LOADS = {"echo": (20, 1.0), "smollm2": (24, 1.0)}
+LOADS = {"echo": (20, 1.0), "smollm2": (24, 0.5)}
 SLOTS = 4
 TOKEN_MS = 10.0
 #: Until the flex requests or lines run.

@@ -116,6 +116,11 @@ class EngineLoop:
     def idle(self) -> bool:
         return self._scheduler.idle
 
+    @property
+    def makes_way(self) -> bool:
+        """Whether it computes for batches only."""
+        return self._scheduler.makes_way
+
     def measure(self, command: StartGeneration) -> int:
         """Return the size of a command's text. Raises ContextExceeded if it can't fit the context, and Unavailable if the engine doesn't
         have its adapter, before any work is done."""

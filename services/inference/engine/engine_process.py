@@ -42,6 +42,8 @@ MOST_IMAGE_BYTES = 256 * 1024 * 1024
 _NICENESS = 5
 #: How often an engine that only encodes images shows that it lives.
 _ALIVE_SECONDS = 10.0
+#: How long a step of batches waits for a text that is being read: most take a millisecond.
+_TEXT_SECONDS = 0.005
 #: How long tokenizing may hold the GIL while the loop waits, which releases it dozens of times in a step.
 SWITCH_SECONDS = 0.0002
 
@@ -165,6 +167,9 @@ def _run_loop(channel: Channel, queues: "CommandQueues") -> None:
         for command in commands:
             if (refused := queues.handle(command)) is not None:
                 channel.send(refused)
+        if loop.makes_way and queues.texts.is_busy:
+            # A live prompt would otherwise wait for one more step.
+            select.select([queues.texts], [], [], _TEXT_SECONDS)
         for report in queues.results():
             channel.send(report)
         # Encoding slows what is computed beside it. An image that is encoded during the next step is queued already.

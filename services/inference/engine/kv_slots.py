@@ -74,6 +74,8 @@ class _Slot:
     cells: list[_Cells] = field(default_factory=list)
     busy: bool = False
     used_at: int = 0
+    #: Its tokens are of a sequence of a batch.
+    is_of_batch: bool = False
 
 
 class Slots:
@@ -104,8 +106,13 @@ class Slots:
         return self._capacity - sum(cells.count for cells in {cells for slot in self._slots if slot.busy for cells in slot.cells})
 
     @property
-    def has_idle(self) -> bool:
-        return any(not slot.busy for slot in self._slots)
+    def idle(self) -> int:
+        """Return how many have no sequence."""
+        return sum(not slot.busy for slot in self._slots)
+
+    @property
+    def has_one(self) -> bool:
+        return len(self._slots) == 1
 
     def gains(self, wanted: HashedTokens, salt: str, until: int) -> bool:
         """Return whether it is worth waiting until another sequence has read the first ``until`` of these tokens."""
@@ -114,11 +121,19 @@ class Slots:
             return False
         return max(self._find(wanted, salt).values()) <= enough
 
-    def place(self, wanted: HashedTokens, salt: str) -> SlotPlace | None:
-        """Reserve a slot for these tokens, with the longest cached prefix; None if all are busy."""
+    def place(self, wanted: HashedTokens, salt: str, *, is_batch: bool = False) -> SlotPlace | None:
+        """Reserve a slot for these tokens, with the longest cached prefix; None if all are busy. Batches take what batches have left, if
+        they can, so that others find what they have read."""
         idle = [slot for slot in self._slots if not slot.busy]
         if not idle:
             return None
+        if is_batch:
+            idle = [slot for slot in idle if slot.is_of_batch] or idle
+        place = self._place(idle, wanted, salt)
+        self._slots[place.slot].is_of_batch = is_batch
+        return place
+
+    def _place(self, idle: list[_Slot], wanted: HashedTokens, salt: str) -> SlotPlace:
         found = self._find(wanted, salt)
         source = max(self._slots, key=lambda slot: (found[slot.number], -slot.number))
         if (saved := self._find_saved(wanted, salt, found[source.number])) is not None:

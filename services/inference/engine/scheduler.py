@@ -137,6 +137,8 @@ def _median(seconds: Iterable[float]) -> float:
 _BESIDE_LIVE = 1.1
 #: A step that reads prompts of batches may take so long: a live request that arrives meanwhile waits for its end.
 BATCH_STEP_SECONDS = 0.05
+#: Batches leave a slot to live sequences until their steps have taken so long since the last live one.
+KEPT_SECONDS = 10.0
 #: Of so many steps with live answers, one measures a batch answer more, and one the live answers alone.
 PROBE_EVERY = 200
 
@@ -254,6 +256,8 @@ class Scheduler:
         #: How long the last step took.
         self.step_seconds = 0.0
         self._preempted = 0
+        #: How long all steps since the last live one took.
+        self._batch_seconds = math.inf
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         #: Waiting sequences whose prefix another one is reading.
@@ -262,6 +266,11 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         return not self._running and not self._waiting
+
+    @property
+    def makes_way(self) -> bool:
+        """Whether it has sequences, and all of them are of batches."""
+        return not self.idle and all(one.is_batch for one in (*self._running.values(), *self._waiting))
 
     def submit(self, sequence: Sequence) -> None:
         sequence.hashed.hash_blocks()
@@ -272,15 +281,15 @@ class Scheduler:
         because a failed update changes what the slots hold. Batch sequences begin only while no live one waits."""
         admitted, most = 0, max(ADMITTED_AT_ONCE, self._pace.most // ADMITTED_PER_TOKENS)
         for sequence in [one for one in self._waiting if not one.is_batch] or tuple(self._waiting):
-            if admitted == most or not (self._slots.has_idle or self._may_replace(sequence)):
+            if admitted == most or not (self._has_slot_for(sequence) or self._may_replace(sequence)):
                 return
             if self._is_behind(sequence):
                 continue
-            while not (self._slots.has_idle and self._may_begin(sequence)):
+            while not (self._slots.idle and self._may_begin(sequence)):
                 if not self._may_replace(sequence):
                     return
                 self._pause_youngest(forget=False)
-            place = self._slots.place(sequence.hashed, sequence.salt)
+            place = self._slots.place(sequence.hashed, sequence.salt, is_batch=sequence.is_batch)
             if place is None:
                 return
             admitted += 1
@@ -288,6 +297,11 @@ class Scheduler:
             sequence.begin(place.kept, pauses=not self._slots.can_cut)
             self._running[place.slot] = sequence
             yield place
+
+    def _has_slot_for(self, sequence: Sequence) -> bool:
+        """Batches leave one slot to live sequences for a while after one, with what it has read: the next one often begins like it."""
+        is_kept = sequence.is_batch and self._batch_seconds < KEPT_SECONDS and not self._slots.has_one
+        return self._slots.idle > is_kept
 
     def plan(self) -> StepPlan | None:
         """Plan the next step, which the caller computes and reports with ``complete_step``; None if a sequence must be preempted first."""
@@ -349,10 +363,12 @@ class Scheduler:
             feed.sequence.fed += count
             self._slots.extend(feed.slot, count)
         self.step_seconds = seconds
+        is_live = any(not feed.sequence.is_batch for feed in plan.feeds)
+        self._batch_seconds = 0.0 if is_live else self._batch_seconds + seconds
         if not plan.drafted:
             self._pace.record_step(seconds, answering=plan.answering, read=plan.read, is_usual=is_usual)
             if is_usual and not plan.read:
-                self._share.record_step(seconds, plan.answering, beside_live=any(not feed.sequence.is_batch for feed in plan.feeds))
+                self._share.record_step(seconds, plan.answering, beside_live=is_live)
         if is_usual and len(plan.feeds) == plan.answering == 1 and (drafts := plan.feeds[0].sequence.lookup) is not None:
             drafts.record_step(seconds, plan.drafted, accepted)
 

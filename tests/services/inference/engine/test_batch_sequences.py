@@ -12,7 +12,15 @@ from services.inference.engine import sequence
 from services.inference.engine.kv_slots import KvLayout, Slots
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import BATCH_STEP_SECONDS, LEAST_TOKENS, PROBE_EVERY, BatchShare, PrefillBudget, Scheduler
+from services.inference.engine.scheduler import (
+    BATCH_STEP_SECONDS,
+    KEPT_SECONDS,
+    LEAST_TOKENS,
+    PROBE_EVERY,
+    BatchShare,
+    PrefillBudget,
+    Scheduler,
+)
 from services.inference.engine.sequence import DrawnToken, ImagePrompt, Sequence
 from tests import tiers
 
@@ -234,3 +242,35 @@ def test_prompts_of_batches_take_no_tiny_pieces_on_a_slow_machine() -> None:
     machine.submit(make(1, 160, batch=True))
     machine.step(15)
     assert machine.answered[1] > 0
+
+
+def test_batches_leave_a_slot_for_a_while_with_what_a_live_sequence_has_read() -> None:
+    machine = Machine(on_processor)
+    machine.submit(*(make(number, 20, batch=True, length=30) for number in range(1, 100)))
+    machine.step(10)
+    assert len(machine.running()) == 4
+    for turn in range(3):
+        live = make(500, 40, salt="live", length=5)
+        machine.submit(live)
+        while live.id not in machine.answers:
+            machine.step()
+        del machine.answers[live.id]
+        assert live.cached == (0 if turn == 0 else 39)
+        # Many sequences of batches end and begin.
+        before = len(machine.answers)
+        while len(machine.answers) < before + 6:
+            machine.step()
+            assert len(machine.running()) <= 3
+    while len(machine.running()) <= 3:
+        machine.step()
+    assert sum(machine.seconds[-1000:]) >= KEPT_SECONDS
+    assert len(machine.running()) == 4
+
+
+def test_a_single_slot_is_for_batches_too() -> None:
+    machine = Machine(on_processor, count=1)
+    machine.submit(make(500, 40, salt="live", length=5))
+    machine.step(10)
+    machine.submit(make(1, 20, batch=True))
+    machine.step()
+    assert machine.running() == {1}

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import cast
 
+import msgspec
 import pytest
 
 from services.inference.engine import engine_messages, engine_process
@@ -288,3 +291,35 @@ def test_more_pixels_than_fit_are_refused() -> None:
             assert (refused is not None) is (identity == 2)
     assert refused is not None
     assert refused.problem.code == "overloaded"
+
+
+class SlowReader(ToyModel):
+    def prompt_tokens(self, prompt: PreparedPrompt) -> list[int]:
+        time.sleep(0.02)
+        return super().prompt_tokens(prompt)
+
+
+def test_a_live_prompt_that_is_being_read_waits_for_no_further_step_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_process, "_TEXT_SECONDS", DEADLINE_SECONDS)
+    sent: list[object] = []
+
+    def script() -> Iterator[list[engine_messages.Command]]:
+        yield [msgspec.structs.replace(generate(1, "abc", max_tokens=10_000), is_batch=True)]
+        while not any(isinstance(report, StepReport) for report in sent):
+            yield []
+        sent.append("live")
+        yield [generate(2, "abcd")]
+        while GenerationAccepted(2, 4) not in sent:
+            yield []
+        raise engine_process.WorkerGone
+
+    turns = script()
+    channel = SimpleNamespace(send=sent.append, commands=lambda **_: next(turns))
+    with TokenizeQueue() as texts, TokenizeQueue() as images, ThreadPoolExecutor(1) as threads:
+        queues = engine_process.CommandQueues(EngineLoop(SlowReader(), slots=4), EmbeddingLoop(LetterModel()), texts, images)
+        reading = threads.submit(texts.run)
+        with pytest.raises(engine_process.WorkerGone):
+            engine_process._run_loop(cast("engine_process.Channel", channel), queues)
+        queues.close()
+        reading.result()
+    assert sent[sent.index("live") + 1] == GenerationAccepted(2, 4)
