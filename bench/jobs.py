@@ -235,10 +235,14 @@ async def _only_gateway(stack: Tenants) -> AsyncIterator[tuple[Replica, Path]]:
         async with replicas.replica(stack.running, "gateway", folder=folder, name="timed", settings=settings, words=words) as gateway:
             await gateway.ready()
             own = await stack.running.signal("gateway", signal.SIGSTOP)
+            # It would restart a silent program.
+            supervisor = int(Path(f"/proc/{own}/stat").read_text().rpartition(")")[2].split()[1])
+            os.kill(supervisor, signal.SIGSTOP)
             try:
                 yield gateway, file
             finally:
                 os.kill(own, signal.SIGCONT)
+                os.kill(supervisor, signal.SIGCONT)
 
 
 async def _measure_large(rows: Rows, _shared: None, options: Options) -> None:

@@ -43,8 +43,6 @@ ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "VK_", "GGML_", "LLAMA_"
 
 #: The backup agent.
 BACKUP = "backup"
-#: A segment of the log is sealed in blocks of 16 MiB: they go back to the system at once, instead of staying with each thread.
-_LITTLE_MEMORY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576"}
 #: It answers so on its socket once it has opened the store.
 BACKUP_READY = b"ready\n"
 #: Its argument before an upgrade.
@@ -185,7 +183,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         environment = {"RECOVERY_LOG_DIR": str(home.recovery_log), **environment}
     environment |= _database_of(home, settings, recorded, service)
     if service == BACKUP:
-        environment = {"AIMESH_HOME": str(home.root), **_LITTLE_MEMORY, **environment}
+        environment = {"AIMESH_HOME": str(home.root), **environment}
     if service in _REDIS_USERS:
         environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
     if service == "inference":

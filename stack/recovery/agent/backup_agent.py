@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from shared import config, errors
+from shared import config, errors, large_blocks
 from shared.api.recovery import ReportBackup, follow_auth_log, follow_gateway_log, report_backup
 from shared.node.client_node import ClientSettings, client
 from shared.node.lifecycle import background
@@ -378,6 +378,7 @@ async def _open(home: StackHome, backup: BackupSettings, node: NodeSettings) -> 
 
 def main() -> int:
     """With ``--once``, make a backup if one is due, and end."""
+    large_blocks.give_back()
     os.umask(0o077)
     live = _live_once if sys.argv[1:] == [stack_plan.BACKUP_ONCE] else _live
     status = 0
