@@ -16,6 +16,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import psutil
+
 from bench import batches, http_load, processes, report, tenants, timed_gateway
 from bench.batches import Batches
 from bench.http_load import Load, Outcome, Pace, Spread, Steady
@@ -236,7 +238,7 @@ async def _only_gateway(stack: Tenants) -> AsyncIterator[tuple[Replica, Path]]:
             await gateway.ready()
             own = await stack.running.signal("gateway", signal.SIGSTOP)
             # It would restart a silent program.
-            supervisor = int(Path(f"/proc/{own}/stat").read_text().rpartition(")")[2].split()[1])
+            supervisor = psutil.Process(own).ppid()
             os.kill(supervisor, signal.SIGSTOP)
             try:
                 yield gateway, file
