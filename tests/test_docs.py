@@ -25,7 +25,7 @@ from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES
 from services.web import agent_setups
 from shared import api, config, node
 from shared.api.method import Method, StreamMethod
-from shared.telemetry import instruments
+from shared.telemetry import answer_instruments, instruments
 from shared.types import SERVICE_NAMES, Tier
 from stack import settings as stack_settings
 from stack.servers import replica_folder
@@ -460,7 +460,9 @@ CLAIMS: dict[tuple[str, str], Callable[[], bool]] = {
     ("GPU-aware scheduling", "each pool of the chart has `nodeSelector`"): lambda: "poolDefaults.nodeSelector" in _chart("README.md"),
     ("Managed Prometheus", "add a PodMonitoring"): lambda: "PodMonitoring" not in _chart(),
     ("Dashboards: health", "without a row per model"): lambda: not any("model" in panel["title"] for panel in SERVICE_LEVEL["panels"]),
-    ("Auto-scaling triggers", "the time to first text, not that of"): lambda: f"{instruments.TTFT_SECONDS.name}_sum" in GATEWAY_SERIES,
+    ("Auto-scaling triggers", "the time to first text, not that of"): lambda: (
+        f"{answer_instruments.TTFT_SECONDS.name}_sum" in GATEWAY_SERIES
+    ),
     ("Metrics: database", "`ai_platform_database_bytes`"): lambda: instruments.DATABASE_BYTES in instruments.ALL,
 }
 

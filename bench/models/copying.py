@@ -18,7 +18,8 @@ from bench import processes, report, swarm
 from bench.report import Options, Rows
 from services.inference.models.model_copy import DownloadRate
 from shared.node.lifecycle import background
-from shared.transports.hyperswarm import BLOCK_BYTES, CopyFile, PeerAddress, WholeFile, find_node
+from shared.transports.hyperswarm import PeerAddress, find_node
+from shared.transports.hyperswarm.block_copies import BLOCK_BYTES, CopyFile, WholeFile
 from tests.dht import HOST, dht
 from tests.nat import dht as far_dht
 from tests.nat import topology
@@ -74,7 +75,7 @@ async def _spread(
             workers.append(await stack.enter_async_context(copying.worker(f"w{number}", folder, list(bootstrap), host, node)))
         names = {each.key: each.name for each in workers}
         for each in workers:
-            each.swarm.copies.set_rate(RATE)
+            each.copies.set_rate(RATE)
             each.offers(None)
             each.peers = [other.key for other in workers if other is not each]
 
@@ -160,7 +161,7 @@ async def _gap(bootstrap: Sequence[PeerAddress], *, copies: bool) -> float:
                 for each in ("holder", "worker", "client")
             ]
             holder.offers(source.whole)
-            holder.swarm.copies.set_rate(BESIDE_RATE)
+            holder.copies.set_rate(BESIDE_RATE)
             worker.peers = [holder.key]
             for each in (worker, client):
                 await each.swarm.join(topic)

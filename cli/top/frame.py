@@ -10,7 +10,7 @@ from shared.api.alerts import Alert
 from shared.api.gateway import NodeRow
 from shared.api.metrics import ComponentHealth
 from shared.lists import nodes as lists
-from shared.telemetry import instruments
+from shared.telemetry.instrument import node_label
 
 #: Firing alerts shown here; `aicli alerts list` shows all.
 MOST_ALERTS = 5
@@ -143,7 +143,7 @@ def _wrong(components: Iterable[ComponentHealth], at: datetime) -> tuple[Unhealt
 
 
 def _node(node: NodeRow, loads: Mapping[str, NodeLoad]) -> NodeLoadLine:
-    load = loads.get(instruments.node_label(node.id), NodeLoad()) if node.alive else NodeLoad()
+    load = loads.get(node_label(node.id), NodeLoad()) if node.alive else NodeLoad()
     return NodeLoadLine(
         id=node.id,
         kind=node.service,

@@ -10,8 +10,8 @@ from shared import errors
 from shared.api.alerts import Alerts
 from shared.api.gateway import NodeRows
 from shared.api.metrics import History, HistoryGrouping, HistoryLine, SystemHealth
-from shared.telemetry import host_instruments, instruments
-from shared.telemetry.instruments import DraftResult
+from shared.telemetry import answer_instruments, host_instruments
+from shared.telemetry.answer_instruments import DraftResult
 from shared.types import SERVICE_NAMES, Role
 
 T_co = TypeVar("T_co", covariant=True)
@@ -61,7 +61,7 @@ class Numbers:
     accepted_tokens: float | None = None
     #: Model -> queued requests, the longest queue first; models without any are left out.
     queues: Mapping[str, float] = field(default_factory=dict)
-    #: By the label that `instruments.node_label` makes of a node's id.
+    #: By the label that `node_label` makes of a node's id.
     loads: Mapping[str, NodeLoad] = field(default_factory=dict)
 
 
@@ -86,12 +86,14 @@ def numbers(answers: Sequence[History]) -> Numbers:
     latest = list(_latest(answers))
     if not latest:
         return Numbers()
-    completed = _named(latest, instruments.COMPLETED_REQUESTS.name)
+    completed = _named(latest, answer_instruments.COMPLETED_REQUESTS.name)
     # Gateways and workers both count tokens; users got those of the gateways.
     tokens = [
-        (line, value) for line, value in _named(latest, instruments.TOKENS.name) if line.labels.get(HistoryGrouping.SERVICE) == _GATEWAY
+        (line, value)
+        for line, value in _named(latest, answer_instruments.TOKENS.name)
+        if line.labels.get(HistoryGrouping.SERVICE) == _GATEWAY
     ]
-    drafted = _named(latest, instruments.DRAFTED_TOKENS.name)
+    drafted = _named(latest, answer_instruments.DRAFTED_TOKENS.name)
     return Numbers(
         requests=sum(value for _, value in completed),
         errors=sum(value for line, value in completed if line.labels.get("status") in _FAILED),
@@ -107,9 +109,12 @@ def numbers(answers: Sequence[History]) -> Numbers:
 #: The history queries: names and grouping. A metric of every node is a separate query, because an answer has at most 200
 #: lines.
 QUESTIONS: tuple[tuple[tuple[str, ...], tuple[HistoryGrouping, ...]], ...] = (
-    ((instruments.COMPLETED_REQUESTS.name, instruments.TOKENS.name, instruments.DRAFTED_TOKENS.name), (HistoryGrouping.SERVICE,)),
-    ((instruments.QUEUE_DEPTH.name,), (HistoryGrouping.SERVICE, HistoryGrouping.MODEL)),
-    ((instruments.TOKENS.name,), (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
+    (
+        (answer_instruments.COMPLETED_REQUESTS.name, answer_instruments.TOKENS.name, answer_instruments.DRAFTED_TOKENS.name),
+        (HistoryGrouping.SERVICE,),
+    ),
+    ((answer_instruments.QUEUE_DEPTH.name,), (HistoryGrouping.SERVICE, HistoryGrouping.MODEL)),
+    ((answer_instruments.TOKENS.name,), (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
     ((host_instruments.HOST_CPU.name,), (HistoryGrouping.NODE,)),
     ((host_instruments.HOST_MEMORY_USED.name,), (HistoryGrouping.NODE,)),
     ((host_instruments.HOST_MEMORY_TOTAL.name,), (HistoryGrouping.NODE,)),
@@ -144,7 +149,7 @@ def _named(latest: Iterable[_Value], name: str, *, by_node: bool = False) -> lis
 
 def _queues(latest: Sequence[_Value]) -> dict[str, float]:
     waiting: dict[str, float] = {}
-    for line, value in _named(latest, instruments.QUEUE_DEPTH.name):
+    for line, value in _named(latest, answer_instruments.QUEUE_DEPTH.name):
         if value > 0:
             model = line.labels.get(HistoryGrouping.MODEL.value, "")
             waiting[model] = waiting.get(model, 0.0) + value
@@ -172,7 +177,7 @@ def _load(values: Mapping[str, Sequence[float]]) -> NodeLoad:
         whole = sum(values.get(of_all, ()))
         return sum(values[used]) / whole if used in values and whole > 0 else None
 
-    tokens = values.get(instruments.TOKENS.name)
+    tokens = values.get(answer_instruments.TOKENS.name)
     return NodeLoad(
         cpu=mean(host_instruments.HOST_CPU.name),
         memory=share(host_instruments.HOST_MEMORY_USED.name, host_instruments.HOST_MEMORY_TOTAL.name),

@@ -13,7 +13,7 @@ from shared.api.membership import Member
 from shared.api.metrics import NodeEnergy
 from shared.rpc import RpcCall, serves
 from shared.rpc.calling import RpcClient
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.types import Permission, UserId
 
 _MONTH = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")

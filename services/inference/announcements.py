@@ -15,7 +15,7 @@ from shared.api.inference import ModelStatus
 from shared.node import Node
 from shared.protocol import directory
 from shared.telemetry import logs
-from shared.telemetry.instruments import DraftResult
+from shared.telemetry.answer_instruments import DraftResult
 from shared.types import ModelName
 
 LOOK_SECONDS = 0.5

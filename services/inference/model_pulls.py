@@ -99,8 +99,7 @@ class ModelConsent:
 class ModelPulls:
     def __init__(self, settings: InferenceSettings, is_allowed: Callable[[], bool], node: Node) -> None:
         self._settings = settings
-        swarm = node.node_transports.swarm
-        self.exchange = Exchange(shares=settings.model_share) if swarm is None else Exchange(swarm.copies, shares=settings.model_share)
+        self.exchange = Exchange(node.copies, shares=settings.model_share)
         self._store = ModelStore(settings.store_path, settings.model_store_quota_bytes)
         self._node = node
         #: What the mesh has ordered, and why it is not here yet.

@@ -24,7 +24,8 @@ from shared.models.copy_plan import all_blocks
 from shared.models.manifest import VersionFile
 from shared.node import lifecycle
 from shared.telemetry import logs
-from shared.transports.hyperswarm import BlockCopies, CopyFile, Ending, SwarmError
+from shared.transports.hyperswarm import SwarmError
+from shared.transports.hyperswarm.block_copies import BlockCopies, CopyFile, Ending
 from shared.types import ModelName, NodeId
 
 #: Who copies less than half of what the puller gets meanwhile, for so long, pulls by itself.

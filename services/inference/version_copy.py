@@ -34,7 +34,8 @@ from shared.protocol.directory import Directory
 from shared.rpc import RpcClient
 from shared.timing.backoff import Backoff
 from shared.timing.transfer_speed import TransferSpeed
-from shared.transports.hyperswarm import BlockCopies, CopyFile, SwarmError, WholeFile
+from shared.transports.hyperswarm import SwarmError
+from shared.transports.hyperswarm.block_copies import BlockCopies, CopyFile, WholeFile
 from shared.types import ModelName
 
 _READ_SECONDS = 60.0

@@ -39,6 +39,7 @@ from shared.telemetry import log_buffer, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars, Metrics
 from shared.telemetry.readiness import Dependency, LoopLag, OwnCheck, Readiness
 from shared.telemetry.version import version
+from shared.transports.hyperswarm.block_copies import BlockCopies
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import SwarmTransport
@@ -134,13 +135,13 @@ class Node:
         self._shown = b""
         self._logged_in_with = plan.trust.certificate
         self._service: Service | None = None
+        self.copies = plan.copies
         self._exemplars = Exemplars()
         if plan.nats is not None:
             plan.nats.on_connection = self._on_connection
             plan.nats.on_refused = lambda words: _log.warning("NATS refused", words=words)
         if plan.swarm is not None:
-            plan.swarm.on_attached = self._on_attached
-            plan.swarm.on_contested = self._on_contested
+            plan.swarm.on_attached, plan.swarm.on_contested = self._on_attached, self._on_contested
             stock_clients = StockRpcClients(plan.trust, self.dispatcher, plan.stock_clients)
             plan.swarm.on_request, plan.swarm.on_requester_gone = stock_clients.answer, stock_clients.gone
             self.membership_changed()
@@ -371,6 +372,8 @@ class TransportPlan:
     trust: Trust
     nats: NatsTransport | None
     swarm: SwarmTransport | None
+    #: Of blocks of files, by the swarm.
+    copies: BlockCopies
     membership: membership_file.MembershipFile
     state_file: Path
     #: Auth decides which DHT nodes to use, because the settings do not.
@@ -391,7 +394,8 @@ def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
         membership_file.load_into(trust, found)
     nats = NatsTransport(me, settings.nats_url, settings.nats_files, trust) if settings.uses_nats else None
     open_ = open_swarm(settings, membership, me.key)
-    swarm = None if open_ is None else SwarmTransport(me, trust, open_)
+    copies = BlockCopies()
+    swarm = None if open_ is None else SwarmTransport(me, trust, open_, copies=copies)
     if nats is None and swarm is None:
         raise errors.BadSettings(
             "NATS_URL=none, but there is no Hyperswarm configuration either",
@@ -407,6 +411,7 @@ def plan_transports(settings: NodeSettings, me: LocalNode) -> TransportPlan:
         trust=trust,
         nats=nats,
         swarm=swarm,
+        copies=copies,
         membership=membership,
         state_file=settings.state_file,
         follows_auth=not settings.dht_bootstrap,

@@ -10,7 +10,7 @@ from shared.identity.trust import Trust
 from shared.node.domain_events import DomainEvents
 from shared.node.transports import Transports
 from shared.protocol.directory import PATHS
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.telemetry.metrics_registry import LabelledGauge, Metrics
 from shared.transports.link import Link
 

@@ -14,6 +14,7 @@ from shared import access_table, errors
 from shared.access_table import Audience
 from shared.api.auth import Principal
 from shared.rpc.serving import AnyMethod, Gate
+from shared.telemetry import tracing
 from shared.types import Credential, Role
 
 #: Raises NotAuthenticated, or PeerError if auth cannot be asked.
@@ -56,11 +57,12 @@ class Authorizer:
             return None
         principal: Principal | None = None
         try:
-            principal = await self._identify(credential)
-            access_table.check(row, principal, self._clock())
-            # The gateway has checked the address itself.
-            if caller.caller_role is not Role.GATEWAY:
-                access_table.check_network(principal, None)
+            with tracing.span("auth.check"):
+                principal = await self._identify(credential)
+                access_table.check(row, principal, self._clock())
+                # The gateway has checked the address itself.
+                if caller.caller_role is not Role.GATEWAY:
+                    access_table.check_network(principal, None)
         except errors.CallerError as error:
             self._on_refusal(method.name, caller, principal, error)
             raise

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 from uuid import UUID
 
 import msgspec
@@ -19,9 +19,11 @@ from shared.api.method import End, Item, Method, Nothing, Reply, Request, Stream
 from shared.protocol import wire
 from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.rpc import bodies
-from shared.telemetry import tracing
 from shared.timing.bounded_waits import BoundedWait
 from shared.types import Credential, Peer, RequestId, Role
+
+if TYPE_CHECKING:
+    from shared.telemetry.tracing import ServingSpan, Traces
 
 S = TypeVar("S")
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
@@ -158,7 +160,7 @@ class Dispatcher:
         self.gate: Gate | None = None
         #: What follows each handler, before its caller is answered; may change the reply.
         self.finish: Callable[[Any], Awaitable[Any]] | None = None
-        self.traces: tracing.Traces | None = None
+        self.traces: Traces | None = None
         #: Set when a shutdown starts: running calls finish, new ones are refused, endless streams end.
         self.drain_started = asyncio.Event()
 
@@ -242,8 +244,7 @@ class Dispatcher:
         try:
             with deadline:
                 if self.gate is not None:
-                    with tracing.span("auth.check"):
-                        call.found = await self.gate.admit(handler.method, request, call)
+                    call.found = await self.gate.admit(handler.method, request, call)
                 made = await handler.function(request, call)
                 reply = encode(made if self.finish is None else await self.finish(made))
             status = "success"
@@ -273,7 +274,7 @@ class Dispatcher:
             span.attributes = _RPC
             span.error = await self._settle(handler, frame, caller, connection)
 
-    def _traced(self, method: str, frame: wire.Call, caller: Peer) -> tracing.ServingSpan | None:
+    def _traced(self, method: str, frame: wire.Call, caller: Peer) -> "ServingSpan | None":
         """Set the request context. A service's request id continues here, so that the logs of all hops share it. A client's request gets
         a new id: ids become keys of rows, so clients must not choose them."""
         is_from_outside = caller.role is Role.CLIENT

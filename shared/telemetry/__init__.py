@@ -6,12 +6,12 @@
 
 from typing import TYPE_CHECKING
 
-from shared.telemetry import instruments, logs
+from shared.telemetry import logs
 
 if TYPE_CHECKING:
     from shared.telemetry.metrics_registry import Metrics
 
-__all__ = ["Metrics", "instruments", "logs"]
+__all__ = ["Metrics", "logs"]
 
 
 def __getattr__(name: str) -> object:

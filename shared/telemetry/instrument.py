@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
+from shared.types import NodeId
+
 
 class InstrumentKind(StrEnum):
     COUNTER = "counter"
@@ -36,3 +38,8 @@ FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.
 
 #: OTel's gen_ai.server.time_per_output_token.
 OUTPUT_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+
+
+def node_label(node: NodeId) -> str:
+    """Shorten a node id for labels and log lines; `aicli nodes` finds it."""
+    return node[:12]

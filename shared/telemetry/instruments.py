@@ -4,22 +4,13 @@ Rules (prometheus.io/docs/practices/naming): prefix ``ai_platform_`` (``gen_ai_`
 counters, and labels with few, known values. Never use a user, key, request or prompt as a label.
 """
 
-from enum import StrEnum
 from itertools import product
 from typing import Literal, get_args
 
 from shared import errors
-from shared.telemetry import gen_ai_instruments, host_instruments, job_instruments
+from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, job_instruments
 from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, counter, gauge, histogram
-from shared.types import NodeId, Role
-
-
-class DraftResult(StrEnum):
-    """What became of a drafted token."""
-
-    ACCEPTED = "accepted"
-    REJECTED = "rejected"
-
+from shared.types import Role
 
 # --- every service -------------------------------------------------------------------------------------------------
 
@@ -382,44 +373,6 @@ CONFIG_AGE = gauge("ai_platform_config_age_seconds", "Seconds since this gateway
 
 # --- gateway and inference -------------------------------------------------------------------------------------------
 
-TOKENS = counter(
-    "ai_platform_tokens_total",
-    "Tokens by type: input (prompt) or output (generated). Gateway and inference both count them, so filter by service",
-    ("type", "model"),
-    unit="tokens",
-)
-REASONING_TOKENS = counter(
-    "ai_platform_reasoning_tokens_total",
-    "Output tokens that the gateway's answers spent on thoughts",
-    ("model",),
-    unit="tokens",
-)
-TTFT_SECONDS = histogram(
-    "ai_platform_ttft_seconds",
-    "Time from the start of a request to its first text, including queueing",
-    ("model",),
-    unit="seconds",
-    buckets=FIRST_TOKEN_SECONDS,
-)
-QUEUE_DEPTH = gauge("ai_platform_queue_depth", "Requests that are waiting for a free slot", ("model",))
-OLDEST_WAIT = gauge(
-    "ai_platform_oldest_wait_seconds",
-    "How long the oldest request that waits for a slot or the start of a worker has waited",
-    ("model",),
-)
-MODEL_REQUESTS = counter(
-    "ai_platform_model_requests_total",
-    "Requests for a model, each once however often it is retried, by result: arrived, or refused because the queue is full",
-    ("model", "result"),
-)
-
-QUEUE_WAIT_SECONDS = histogram(
-    "ai_platform_queue_wait_seconds",
-    "Time that a request waited at the gateway for a worker; excludes rejected and canceled requests",
-    ("model",),
-    unit="seconds",
-    buckets=FIRST_TOKEN_SECONDS,
-)
 MISSING_COPIES = gauge(
     "ai_platform_missing_copies", "Machines that a deployment needs and that are not there, or can't have the model", ("model",)
 )
@@ -441,11 +394,6 @@ ANSWER_PARSE_FAILURES = counter(
 )
 IMAGE_SECONDS = counter(
     "ai_platform_image_seconds_total", "Time in which the engine turned images into embeddings", ("model",), unit="seconds"
-)
-DRAFTED_TOKENS = counter(
-    "ai_platform_drafted_tokens_total",
-    "Tokens of answers that the engine guessed from the text before and computed at once, by result: accepted or rejected",
-    ("model", "result"),
 )
 MODEL_SWAPS = counter("ai_platform_model_swaps_total", "How often a model was unloaded because another one needed its memory", ("model",))
 MODEL_QUARANTINES = counter(
@@ -508,17 +456,6 @@ EVENTS = counter("ai_platform_events_total", "Domain events, by name, such as us
 EVENTS_DROPPED = counter(
     "ai_platform_events_dropped_total", "Domain events that were dropped because they arrived faster than they were read"
 )
-COMPLETED_REQUESTS = counter(
-    "ai_platform_completed_requests_total",
-    "Completed inference requests over all gateways, by status: success, error, timeout, cancelled, limited or rejected (invalid)",
-    ("status", "model"),
-)
-COMPLETED_TOKENS = counter(
-    "ai_platform_completed_tokens_total",
-    "Tokens of completed inference requests over all gateways, prompt and answer together",
-    ("model",),
-    unit="tokens",
-)
 WANTED_REPLICAS = gauge("ai_platform_wanted_replicas", "Workers that the pool should have now", ("pool",))
 POOL_REPLICAS = gauge(
     "ai_platform_pool_replicas", "Workers of the pool, by state: ready, or starting while they load their model", ("pool", "state")
@@ -553,12 +490,8 @@ CUSTOM_SERIES = gauge("ai_platform_custom_series", "Series created by recordMetr
 
 ALL: tuple[Instrument, ...] = (
     *(found for found in list(globals().values()) if isinstance(found, Instrument)),
+    *answer_instruments.ALL,
     *job_instruments.ALL,
     *host_instruments.ALL,
     *gen_ai_instruments.ALL,
 )
-
-
-def node_label(node: NodeId) -> str:
-    """Shorten a node id for labels and log lines; `aicli nodes` finds it."""
-    return node[:12]

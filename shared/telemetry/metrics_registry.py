@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from shared import context
 from shared.api.metrics import MetricsTextFormat
 from shared.api.node import Exemplar, NodeMetrics
-from shared.telemetry import gen_ai_instruments, host_instruments, instruments, job_instruments
+from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, instruments, job_instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 from shared.telemetry.version import version
 
@@ -234,13 +234,13 @@ class Metrics:
     rollout_state = _LazyMetric(Gauge, instruments.ROLLOUT_STATE)
     config_revision = _LazyMetric(Gauge, instruments.CONFIG_REVISION)
     config_age = _LazyMetric(Gauge, instruments.CONFIG_AGE)
-    tokens = _LazyMetric(Counter, instruments.TOKENS)
-    reasoning_tokens = _LazyMetric(Counter, instruments.REASONING_TOKENS)
-    ttft_seconds = _LazyMetric(Histogram, instruments.TTFT_SECONDS)
-    queue_depth = _LazyMetric(Gauge, instruments.QUEUE_DEPTH)
-    oldest_wait = _LazyMetric(Gauge, instruments.OLDEST_WAIT)
-    model_requests = _LazyMetric(Counter, instruments.MODEL_REQUESTS)
-    queue_wait_seconds = _LazyMetric(Histogram, instruments.QUEUE_WAIT_SECONDS)
+    tokens = _LazyMetric(Counter, answer_instruments.TOKENS)
+    reasoning_tokens = _LazyMetric(Counter, answer_instruments.REASONING_TOKENS)
+    ttft_seconds = _LazyMetric(Histogram, answer_instruments.TTFT_SECONDS)
+    queue_depth = _LazyMetric(Gauge, answer_instruments.QUEUE_DEPTH)
+    oldest_wait = _LazyMetric(Gauge, answer_instruments.OLDEST_WAIT)
+    model_requests = _LazyMetric(Counter, answer_instruments.MODEL_REQUESTS)
+    queue_wait_seconds = _LazyMetric(Histogram, answer_instruments.QUEUE_WAIT_SECONDS)
     missing_copies = _LazyMetric(Gauge, instruments.MISSING_COPIES)
     copy_failures = _LazyMetric(Counter, instruments.COPY_FAILURES)
     excluded_peers = _LazyMetric(Counter, instruments.EXCLUDED_PEERS)
@@ -251,7 +251,7 @@ class Metrics:
     model_quarantines = _LazyMetric(Counter, instruments.MODEL_QUARANTINES)
     model_store_used_ratio = _LazyMetric(Gauge, instruments.MODEL_STORE_USED_RATIO)
     answer_parse_failures = _LazyMetric(Counter, instruments.ANSWER_PARSE_FAILURES)
-    drafted_tokens = _LazyMetric(Counter, instruments.DRAFTED_TOKENS)
+    drafted_tokens = _LazyMetric(Counter, answer_instruments.DRAFTED_TOKENS)
     image_seconds = _LazyMetric(Counter, instruments.IMAGE_SECONDS)
     engine_overhead = _LazyMetric(Gauge, instruments.ENGINE_OVERHEAD)
     engine_step_seconds = _LazyMetric(Gauge, instruments.ENGINE_STEP_SECONDS)
@@ -263,8 +263,8 @@ class Metrics:
     prompt_cache_hits = _LazyMetric(Gauge, instruments.PROMPT_CACHE_HITS)
     active_users = _LazyMetric(Gauge, instruments.ACTIVE_USERS)
     events = _LazyMetric(Counter, instruments.EVENTS)
-    completed_requests = _LazyMetric(Counter, instruments.COMPLETED_REQUESTS)
-    completed_tokens = _LazyMetric(Counter, instruments.COMPLETED_TOKENS)
+    completed_requests = _LazyMetric(Counter, answer_instruments.COMPLETED_REQUESTS)
+    completed_tokens = _LazyMetric(Counter, answer_instruments.COMPLETED_TOKENS)
     wanted_replicas = _LazyMetric(Gauge, instruments.WANTED_REPLICAS)
     pool_replicas = _LazyMetric(Gauge, instruments.POOL_REPLICAS)
     denied_replicas = _LazyMetric(Gauge, instruments.DENIED_REPLICAS)

@@ -14,7 +14,6 @@ from shared.protocol.wire import Announce, Frame, Hello
 from shared.timing.backoff import Backoff
 from shared.transports.handshake import Handshake, HandshakeRefusal
 from shared.transports.hyperswarm import (
-    BlockCopies,
     Event,
     PathChanged,
     PeerAddress,
@@ -25,6 +24,7 @@ from shared.transports.hyperswarm import (
     SidecarRestarted,
     Swarm,
     SwarmError,
+    SwarmFollower,
 )
 from shared.transports.link import TICK_SECONDS, Link, LocalNode
 from shared.transports.swarm_link import SwarmLink
@@ -96,7 +96,15 @@ class SwarmTransport:
     """``run`` must be running while it is used. ``trust.me`` is the key that Noise proves: the node's own, or that of a process acting
     for a client profile. No two running swarms may have the same key."""
 
-    def __init__(self, me: LocalNode, trust: Trust, open_swarm: Callable[[], Swarm], *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        me: LocalNode,
+        trust: Trust,
+        open_swarm: Callable[[], Swarm],
+        *,
+        copies: SwarmFollower | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.me = me
         self.trust = trust
         self.loop = asyncio.get_running_loop()
@@ -116,10 +124,9 @@ class SwarmTransport:
         #: Answers stock @hyperswarm/rpc clients. Set it before ``run``; None refuses them.
         self.on_request: Callable[[Request], Awaitable[bytes]] | None = None
         self.on_requester_gone: Callable[[bytes], None] = lambda channel: None
-        #: For the sidecar to copy blocks of files from and for peers.
-        self.copies = BlockCopies()
         self.restarts = 0
         self._open_swarm = open_swarm
+        self._copies = copies or SwarmFollower()
         self._swarm: Swarm | None = None
         self._clock = clock
         self._handshake = Handshake(trust, me.software, clock)
@@ -153,7 +160,7 @@ class SwarmTransport:
                 swarm = self._open_swarm()
                 swarm.on_event = lambda event, of=swarm: self._on_event(of, event)  # type: ignore[misc]  # bound by the default
                 swarm.on_request, swarm.on_requester_gone = self.on_request, self.on_requester_gone
-                swarm.copies = self.copies
+                swarm.copies = self._copies
                 async with swarm:
                     failures = 0
                     await self._live(swarm)

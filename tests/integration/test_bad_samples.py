@@ -20,7 +20,7 @@ from shared.api import metrics
 from shared.api.metrics import RecordMetric, RecordMetrics
 from shared.node import Node, NodeSettings
 from shared.protocol import wire
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.types import Role
 from stack.servers import nats_server
 from tests.stacks import MESH, RunningStack, total, until

@@ -29,7 +29,7 @@ from shared.api.inference import ProcessPrompt, PromptAccepted
 from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcClient, RpcReply
 from shared.telemetry import logs, tracing
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.types import NodeId
 
 #: Fail over if a live worker sends nothing for this long in a started answer.

@@ -20,15 +20,8 @@ from shared.models.copy_plan import BUSY_SECONDS, MAX_PEERS, BlockRequest, Block
 from shared.node.lifecycle import background
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
-from shared.transports.hyperswarm import (
-    BLOCK_BYTES,
-    BlockCopies,
-    CopyFile,
-    Ending,
-    SidecarLost,
-    SwarmError,
-    WholeFile,
-)
+from shared.transports.hyperswarm import SidecarLost, SwarmError
+from shared.transports.hyperswarm.block_copies import BLOCK_BYTES, BlockCopies, CopyFile, Ending, WholeFile
 
 #: For so long a peer that lied is not asked for this file, ...
 DROP_SECONDS: Final = 3600.0

@@ -10,7 +10,7 @@ from services.metrics.collection import health, health_signals
 from services.metrics.history.chart_lines import quantile_of
 from services.metrics.history.samples import Labels, Sample
 from shared import errors
-from shared.telemetry import host_instruments, instruments
+from shared.telemetry import answer_instruments, host_instruments, instruments
 from shared.telemetry.instrument import Instrument
 
 Vector: TypeAlias = Mapping[Labels, float]
@@ -22,7 +22,7 @@ _LEAST_CALLS: Final = 20
 OUR_FAULT: Final = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
 
 _FIRST_TEXTS, _CALLS, _REQUESTS = (
-    f"{instruments.TTFT_SECONDS.name}_bucket",
+    f"{answer_instruments.TTFT_SECONDS.name}_bucket",
     f"{instruments.REQUEST_DURATION.name}_bucket",
     instruments.REQUESTS.name,
 )
@@ -183,7 +183,9 @@ THRESHOLDS: Final = (
     Threshold("certificate_expiring", _certificates, _UNDER, health_signals.CERTIFICATE_ENDS_SECONDS, "{:,.0f} s"),
     Threshold("cpu_high", _fold(max, host_instruments.HOST_CPU, "machine"), _OVER, 0.8, "{:.1%}"),
     Threshold("gpu_saturation", _fold(max, host_instruments.GPU_USAGE, "machine", "gpu"), _OVER, 0.9, "{:.1%}"),
-    Threshold("queue_depth_high", _fold(sum, instruments.QUEUE_DEPTH, "model", service="gateway"), _OVER, health.QUEUE_IS_LONG, "{:,.0f}"),
+    Threshold(
+        "queue_depth_high", _fold(sum, answer_instruments.QUEUE_DEPTH, "model", service="gateway"), _OVER, health.QUEUE_IS_LONG, "{:,.0f}"
+    ),
     Threshold("response_slow", _first_texts, _OVER, 5, "{:.3g} s", grows=True),
     Threshold("high_latency", _latency, _OVER, 1, "{:.3g} s", grows=True),
     Threshold("error_rate_spike", _failing, _OVER, 0.05, "{:.1%}", grows=True),
@@ -196,7 +198,7 @@ SERIES: Final = frozenset(_COUNTERS) | {
     one.name
     for one in (
         instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT, instruments.BACKUP_AGE,
-        instruments.CERTIFICATE_SECONDS_LEFT, instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
+        instruments.CERTIFICATE_SECONDS_LEFT, answer_instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
         host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
     )
 }  # fmt: skip

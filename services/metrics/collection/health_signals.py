@@ -10,22 +10,23 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from services.metrics.history.samples import Sample
-from shared.telemetry import instruments
+from shared.telemetry import answer_instruments, instruments
+from shared.telemetry.instrument import node_label
 from shared.types import NodeId
 
-_BEGUN: Final = f"{instruments.QUEUE_WAIT_SECONDS.name}_count"
+_BEGUN: Final = f"{answer_instruments.QUEUE_WAIT_SECONDS.name}_count"
 FAMILIES: Final = frozenset(
     one.name
     for one in (
         instruments.BUILD_INFO,
         instruments.CERTIFICATE_SECONDS_LEFT,
         instruments.REVOCATION_LIST_AGE,
-        instruments.QUEUE_DEPTH,
-        instruments.QUEUE_WAIT_SECONDS,
+        answer_instruments.QUEUE_DEPTH,
+        answer_instruments.QUEUE_WAIT_SECONDS,
         instruments.WRONG_COUNTS,
     )
 )
-SERIES: Final = (FAMILIES - {instruments.QUEUE_WAIT_SECONDS.name}) | {_BEGUN}
+SERIES: Final = (FAMILIES - {answer_instruments.QUEUE_WAIT_SECONDS.name}) | {_BEGUN}
 #: Less than the third of its lifetime at which a certificate is renewed.
 CERTIFICATE_ENDS_SECONDS: Final = 6 * 3600
 #: Auth confirms the list of revoked nodes every two minutes.
@@ -90,7 +91,7 @@ class HealthSignalReader:
                 of[sample.name].append(sample)
         self._certificates = _certificates(of[instruments.CERTIFICATE_SECONDS_LEFT.name], of[instruments.REVOCATION_LIST_AGE.name])
         begun = _by_model(of[_BEGUN])
-        self._queues = self._follow(_by_model(of[instruments.QUEUE_DEPTH.name]), begun, now)
+        self._queues = self._follow(_by_model(of[answer_instruments.QUEUE_DEPTH.name]), begun, now)
         self._begun = begun
         gateways = {dict(one.labels).get("node", "") for one in of[instruments.BUILD_INFO.name] if _is_of_gateway(one)}
         self._catches.take(of[instruments.WRONG_COUNTS.name], gateways, now)
@@ -129,7 +130,7 @@ class _Catches:
             more = sample.value - last if sample.value >= last else sample.value
             self._totals[gateway, worker] = sample.value
             if more >= 1:
-                caught = self._at.setdefault(instruments.node_label(NodeId(worker)), deque(maxlen=_MAX_CATCHES))
+                caught = self._at.setdefault(node_label(NodeId(worker)), deque(maxlen=_MAX_CATCHES))
                 caught.extend([now] * min(int(more), _MAX_CATCHES))
         self._gateways |= gateways
 

@@ -15,7 +15,7 @@ from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, serves
 from shared.spans import Span
 from shared.telemetry import log_buffer, tracing
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.telemetry.ring_buffer import RingReading
 from shared.types import SERVICE_NAMES, NodeId, Role
 

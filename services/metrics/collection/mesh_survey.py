@@ -22,6 +22,7 @@ from shared.api.gateway import Check
 from shared.api.metrics import ComponentHealth, MetricsTextFormat, NodeView, SystemHealth
 from shared.protocol import directory
 from shared.telemetry import instruments
+from shared.telemetry.instrument import node_label
 from shared.types import SERVICE_NAMES, NodeId, Role
 
 NODE_DEADLINE_SECONDS = 2.0
@@ -146,7 +147,7 @@ class MeshSurvey:
     def _wrong_clocks(self) -> Mapping[str, str]:
         """By node label."""
         found = directory.find_wrong_clocks(self._node.directory.entries(), self._node.id)
-        return {instruments.node_label(node): why for node, why in found.items()}
+        return {node_label(node): why for node, why in found.items()}
 
     def _show_servers(self, up: Mapping[str, bool]) -> None:
         self._node.metrics.server_up.clear()
@@ -176,7 +177,7 @@ class MeshSurvey:
         own = await self._node.health()
         return health.NodeFact(
             role=Role.METRICS,
-            label=instruments.node_label(self._node.id),
+            label=node_label(self._node.id),
             alive=True,
             since=self._node.started_at,
             checks=own.checks,
@@ -186,7 +187,7 @@ class MeshSurvey:
     def _fact(self, entry: directory.DirectoryEntry, *, checks: tuple[Check, ...] = (), no_answer: str = "") -> health.NodeFact:
         return health.NodeFact(
             role=entry.role,
-            label=instruments.node_label(entry.node),
+            label=node_label(entry.node),
             alive=entry.alive,
             since=entry.since,
             why_not=entry.why_not,
@@ -222,4 +223,4 @@ def _source(read: node_api.NodeMetrics, role: Role, node: NodeId, *, trusted: bo
 
 
 def _labels(role: Role, node: NodeId) -> dict[str, str]:
-    return {"service": SERVICE_NAMES[role], "node": instruments.node_label(node)}
+    return {"service": SERVICE_NAMES[role], "node": node_label(node)}

@@ -9,7 +9,7 @@ from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.types import SERVICE_NAMES
 
 #: Truncates errors in the log, because they can quote what was sent.

@@ -7,7 +7,7 @@ summed, and so are all values of ``status`` except success.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from shared.telemetry import host_instruments, instruments
+from shared.telemetry import answer_instruments, host_instruments, instruments
 from shared.telemetry.instrument import Instrument
 from shared.types import SERVICE_NAMES, Role
 
@@ -100,13 +100,13 @@ _GPU = (
     host_instruments.GPU_TEMPERATURE,
 )
 _OF_MODEL = (
-    instruments.QUEUE_DEPTH,
+    answer_instruments.QUEUE_DEPTH,
     instruments.WORKER_UP,
     instruments.ENGINE_TOKENS_PER_SECOND,
     instruments.ENGINE_STEP_SECONDS,
     instruments.ENGINE_RESTARTS,
     instruments.COST,
-    instruments.COMPLETED_TOKENS,
+    answer_instruments.COMPLETED_TOKENS,
 )
 
 ALL: tuple[KeptSeries, ...] = (
@@ -127,10 +127,10 @@ ALL: tuple[KeptSeries, ...] = (
     KeptSeries(instrument=instruments.WORKER_SLOTS, labels=("model", "state")),
     # By the worker that a gateway reports.
     KeptSeries(instrument=instruments.WRONG_COUNTS, labels=("exported_node",)),
-    KeptSeries(instrument=instruments.TOKENS, labels=("model", "type")),
-    KeptSeries(instrument=instruments.DRAFTED_TOKENS, labels=("model", "result")),
-    KeptSeries(instrument=instruments.COMPLETED_REQUESTS, labels=("model", "status")),
-    *_histogram(instruments.TTFT_SECONDS, ("0.1", "0.5", "1.0", "2.5", "10.0")),
+    KeptSeries(instrument=answer_instruments.TOKENS, labels=("model", "type")),
+    KeptSeries(instrument=answer_instruments.DRAFTED_TOKENS, labels=("model", "result")),
+    KeptSeries(instrument=answer_instruments.COMPLETED_REQUESTS, labels=("model", "status")),
+    *_histogram(answer_instruments.TTFT_SECONDS, ("0.1", "0.5", "1.0", "2.5", "10.0")),
     *_histogram(instruments.REQUEST_DURATION, ("0.32", "1.28", "5.12", "20.48"), filled=("model",)),
 )
 BY_NAME: Mapping[str, tuple[int, KeptSeries]] = {kept.name: (place, kept) for place, kept in enumerate(ALL)}

@@ -10,7 +10,7 @@ from services.metrics.history import kept_series, rollup
 from shared import errors
 from shared.api import metrics as api
 from shared.api.metrics import GetHistory
-from shared.telemetry import instruments
+from shared.telemetry.instrument import node_label
 from shared.types import NodeId
 
 _QUANTILE: Final = re.compile(r"p([1-9][0-9]?)")
@@ -102,7 +102,7 @@ def _node(prefix: str | None) -> str | None:
         raise errors.BadRequest(
             f"node: {prefix[:60]!r} is not a node ID", hint="use an ID from `aicli nodes`, or at least its first 12 characters"
         )
-    return None if prefix is None else instruments.node_label(NodeId(prefix))
+    return None if prefix is None else node_label(NodeId(prefix))
 
 
 def _utc(name: str, at: datetime) -> datetime:

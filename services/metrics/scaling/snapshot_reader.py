@@ -7,11 +7,16 @@ from statistics import fmean
 from services.metrics.history.samples import Sample
 from services.metrics.scaling.demand import ModelReading, ScalingSnapshot, WorkerReading
 from shared.protocol.directory import Announcement
-from shared.telemetry import gen_ai_instruments, host_instruments, instruments
+from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, instruments
+from shared.telemetry.instrument import node_label
 from shared.types import NodeId
 
-_QUEUE, _OLDEST, _REQUESTS = instruments.QUEUE_DEPTH.name, instruments.OLDEST_WAIT.name, instruments.MODEL_REQUESTS.name
-_ANSWERED, _SECONDS = f"{instruments.TTFT_SECONDS.name}_count", f"{instruments.TTFT_SECONDS.name}_sum"
+_QUEUE, _OLDEST, _REQUESTS = (
+    answer_instruments.QUEUE_DEPTH.name,
+    answer_instruments.OLDEST_WAIT.name,
+    answer_instruments.MODEL_REQUESTS.name,
+)
+_ANSWERED, _SECONDS = f"{answer_instruments.TTFT_SECONDS.name}_count", f"{answer_instruments.TTFT_SECONDS.name}_sum"
 _COUNTERS = (_REQUESTS, _ANSWERED, _SECONDS)
 #: What is read from the text of each gateway.
 GATEWAY_SERIES = frozenset({_QUEUE, _OLDEST, *_COUNTERS})
@@ -85,9 +90,7 @@ def _workers(workers: Iterable[Announcement], measured: Iterable[Sample]) -> tup
         labels = dict(sample.labels)
         if not labels.get("error_type"):
             of_node[labels.get("node", "")][sample.name].append(sample.value)
-    return tuple(
-        _worker(worker, of_node[instruments.node_label(worker.node)]) for worker in workers if not worker.owner and not worker.draining
-    )
+    return tuple(_worker(worker, of_node[node_label(worker.node)]) for worker in workers if not worker.owner and not worker.draining)
 
 
 def _worker(worker: Announcement, values: Mapping[str, Sequence[float]]) -> WorkerReading:

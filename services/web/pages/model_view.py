@@ -12,7 +12,7 @@ from shared.api.ledger import ModelPrice
 from shared.api.metrics import History, HistoryGrouping
 from shared.lists import nodes as lists
 from shared.lists.columns import pairs
-from shared.telemetry.instruments import DraftResult
+from shared.telemetry.answer_instruments import DraftResult
 from shared.types import ModelName, NodeId, Role
 
 

@@ -26,7 +26,7 @@ from shared.config_documents import ConfigKind, ServerDocument, ServerKind
 from shared.lists.columns import Listing
 from shared.lists.nodes import short
 from shared.lists.servers import SERVERS
-from shared.telemetry.instruments import DRAFTED_TOKENS
+from shared.telemetry.answer_instruments import DRAFTED_TOKENS
 from shared.types import LoadPurpose, ModelName, NodeId, Permission
 
 #: Loading a large model from a slow disk takes minutes.

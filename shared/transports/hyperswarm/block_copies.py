@@ -12,6 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from shared.transports.hyperswarm.swarm import SwarmFollower
+
 BLOCK_BYTES: Final = 1 << 20
 _DIGEST_BYTES: Final = 32
 #: As the sidecar does: a kill repeats few blocks.
@@ -134,8 +136,8 @@ class _Lonely:
     unsaved: int = 0
 
 
-class BlockCopies:
-    """Owned by a swarm, for all lives of its sidecar. Without one, files have no peers."""
+class BlockCopies(SwarmFollower):
+    """For all lives of a swarm's sidecar. Without one, files have no peers."""
 
     def __init__(self) -> None:
         #: Called when a peer wants to read a file, with its key, the digest and its grant. Answer with ``allow`` or ``deny``, now or later.
@@ -227,7 +229,6 @@ class BlockCopies:
             self._listeners[digest].copy_stopped("")
 
     def lost(self) -> None:
-        """The sidecar is gone, and with it all that was open."""
         self._sidecar = None
         self._watched.clear()
         for digest in self._listeners.keys() - self._lonely.keys():
@@ -242,7 +243,6 @@ class BlockCopies:
             self._listeners[digest].peer_ended(key, Ending.GONE, "the connection was closed")
 
     def receive(self, event: dict[str, Any]) -> None:
-        """Handle an event of the sidecar."""
         digest, key = bytes.fromhex(event["digest"]), bytes.fromhex(event.get("key") or "")
         if event["kind"] == "grant":
             self.on_grant(key, digest, bytes.fromhex(event["grant"]))

@@ -14,7 +14,6 @@ from shared import addresses
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
 from shared.transports.hyperswarm import connection_table, sidecar_process
-from shared.transports.hyperswarm.block_copies import BlockCopies
 from shared.transports.hyperswarm.connection_table import ConnectionTable
 from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
 from shared.transports.hyperswarm.peer_connection import PeerAddress, PeerConnection
@@ -41,6 +40,22 @@ HANGS_ROUNDS: Final = 3
 class _Join:
     server: bool
     client: bool
+
+
+class SwarmFollower:
+    """Hears what becomes of a swarm, through all lives of its sidecar. Called on the event loop: must not wait or raise."""
+
+    def started(self, sidecar: Sidecar) -> None: ...
+
+    def lost(self) -> None:
+        """The sidecar is gone, and with it all that was open."""
+
+    def opened(self, key: bytes) -> None: ...
+
+    def closed(self, key: bytes) -> None: ...
+
+    def receive(self, event: dict[str, Any]) -> None:
+        """Handle an event about copies of blocks."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -74,7 +89,8 @@ class Swarm:
     #: Answers requests of stock protomux-rpc clients; None refuses them. May raise only RequestRefused.
     on_request: Answers | None = None
     on_requester_gone: OnGone = field(default=lambda channel: None)
-    copies: BlockCopies = field(default_factory=BlockCopies)
+    #: ``BlockCopies`` where files are copied from and for peers.
+    copies: SwarmFollower = field(default_factory=SwarmFollower)
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from shared.api import business, membership, metrics
 from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, GetOwnerStatements, OwnerStatement
 from shared.api.membership import Member, MemberState
 from shared.api.metrics import Energy, NodeEnergy
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.types import MicroCredits, NodeId, Role, UserRole
 from tests.services.gateway.fakes import PERSON, FakeRpc, rpc_call
 

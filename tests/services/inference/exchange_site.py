@@ -154,11 +154,10 @@ class Site:
 
     async def add_worker(self, *, shares: bool = True, rate: float | None = None) -> Worker:
         running = await self.net.start(IdleService)
-        swarm = running.node.node_transports.swarm
-        assert swarm is not None
-        worker = Worker(running, ModelStore(self.folder / f"w{len(self.workers)}"), Exchange(swarm.copies, shares=shares))
-        swarm.copies.set_rate(rate)
-        ModelShare(swarm.copies, running.node.trust, partial(worker.exchange.find_whole, worker.store), shares=shares)
+        copies = running.node.copies
+        worker = Worker(running, ModelStore(self.folder / f"w{len(self.workers)}"), Exchange(copies, shares=shares))
+        copies.set_rate(rate)
+        ModelShare(copies, running.node.trust, partial(worker.exchange.find_whole, worker.store), shares=shares)
         await until(lambda: len(running.node.directory.usable(Role.GATEWAY)) == len(self.gateways), seconds=30)
         await until(lambda: all(gateway.node.directory.find(running.node.id) is not None for gateway in self.gateways), seconds=30)
         self.workers.append(worker)

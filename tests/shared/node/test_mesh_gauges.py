@@ -8,7 +8,7 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.node.member import Node
 from shared.node.mesh_gauges import MOST_PEERS, mean_round_trips, round_trips
-from shared.telemetry.instruments import node_label
+from shared.telemetry.instrument import node_label
 from shared.transports.link import Link
 from shared.types import NodeId, Peer, Role
 from tests.testnet import testnet, until

@@ -12,7 +12,8 @@ from services.inference.models.model_copy import CopyPeer, CopyProgress, Downloa
 from shared import errors
 from shared.models.copy_plan import Leases
 from shared.node.lifecycle import background
-from shared.transports.hyperswarm import BLOCK_BYTES, CopyFile, PeerAddress, PeerConnection, Swarm, WholeFile
+from shared.transports.hyperswarm import PeerAddress, PeerConnection, Swarm
+from shared.transports.hyperswarm.block_copies import BLOCK_BYTES, BlockCopies, CopyFile, WholeFile
 from tests import dht
 from tests.shared.transports.hyperswarm import swarms
 
@@ -101,6 +102,7 @@ class WorkerOrigin:
 class Worker:
     name: str
     swarm: Swarm
+    copies: BlockCopies
     folder: Path
     #: The keys of peers to read from.
     peers: list[bytes] = field(default_factory=list)
@@ -123,7 +125,7 @@ class Worker:
 
     def offers(self, whole: WholeFile | None) -> None:
         """Let everybody read this file, or what there is of one that is being copied."""
-        self.swarm.copies.on_grant = lambda key, digest, grant: self.swarm.copies.allow(key, digest, whole)
+        self.copies.on_grant = lambda key, digest, grant: self.copies.allow(key, digest, whole)
 
     def copy(self, source: Source, origin: MemoryOrigin, rate: DownloadRate | None = None) -> ModelCopy:
         async def find_peers() -> list[CopyPeer]:
@@ -134,7 +136,7 @@ class Worker:
             self.moved.set()
 
         return ModelCopy(
-            copies=self.swarm.copies,
+            copies=self.copies,
             file=self.file(source),
             origin=WorkerOrigin(origin, self.name),
             find_peers=find_peers,
@@ -169,7 +171,8 @@ async def worker(
 ) -> AsyncIterator[Worker]:
     """Run a swarm that others find by its key, and that takes everybody for a worker. ``node`` runs its sidecar."""
     (folder / name).mkdir(exist_ok=True)
-    async with Swarm(bootstrap=dht.shared() if nodes is None else nodes, host=host, node=node) as swarm, background() as tasks:
+    opened = Swarm(bootstrap=dht.shared() if nodes is None else nodes, host=host, node=node, copies=(copies := BlockCopies()))
+    async with opened as swarm, background() as tasks:
         await swarm.join(swarms.new_topic())
         await swarm.flush()
 
@@ -180,6 +183,6 @@ async def worker(
                 connection.on_message = lambda message: None
                 connection.on_closed = made.closed.append
 
-        made = Worker(name, swarm, folder / name)
+        made = Worker(name, swarm, copies, folder / name)
         tasks.create_task(accept())
         yield made

@@ -15,7 +15,8 @@ from services.inference.models.model_copy import CopyPeer, DownloadRate, ModelCo
 from shared.models import copy_plan
 from shared.node.lifecycle import background
 from shared.timing.backoff import Backoff
-from shared.transports.hyperswarm import BLOCK_BYTES, BlockCopies, CopyFile, Ending, WholeFile, find_node
+from shared.transports.hyperswarm import find_node
+from shared.transports.hyperswarm.block_copies import BLOCK_BYTES, BlockCopies, CopyFile, Ending, WholeFile
 from tests import dht
 from tests.services.inference.models import killed_worker
 from tests.services.inference.models.copying import MemoryOrigin, Source, Worker, WorkerOrigin, finish, make_source, worker
@@ -196,7 +197,7 @@ async def test_a_killed_sidecar_costs_at_most_16_blocks(tmp_path: Path) -> None:
     source = make_source(tmp_path, 40)
     async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
         holder.offers(source.whole)
-        holder.swarm.copies.set_rate(32 * BLOCK_BYTES)
+        holder.copies.set_rate(32 * BLOCK_BYTES)
         reader.peers = [holder.key]
         copying = asyncio.create_task(finish(reader.copy(source, MemoryOrigin(source, is_away=True)), source))
         while (await reader.has_moved()).bytes < 30 * BLOCK_BYTES:
@@ -212,7 +213,7 @@ async def test_a_worker_that_is_killed_again_and_again_repeats_few_blocks(tmp_pa
     source, kills, sent = make_source(tmp_path, 72), 0, 0
     async with worker("holder", tmp_path) as holder:
         holder.offers(source.whole)
-        holder.swarm.copies.set_rate(32 * BLOCK_BYTES)
+        holder.copies.set_rate(32 * BLOCK_BYTES)
         words = "-m", killed_worker.__name__, str(tmp_path), str(dht.shared()[0].port), holder.key.hex()
         is_whole = False
         while not is_whole:
@@ -238,7 +239,7 @@ async def test_a_canceled_copy_continues_with_what_it_has(tmp_path: Path) -> Non
     source = make_source(tmp_path, 16)
     async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
         holder.offers(source.whole)
-        holder.swarm.copies.set_rate(16 * BLOCK_BYTES)
+        holder.copies.set_rate(16 * BLOCK_BYTES)
         reader.peers = [holder.key]
         copying = asyncio.create_task(reader.copy(source, MemoryOrigin(source, is_away=True)).run())
         while (await reader.has_moved()).bytes < 5 * BLOCK_BYTES:
@@ -258,7 +259,7 @@ async def test_a_peer_whose_owner_has_paused_it_is_not_taken_for_silent(tmp_path
     source, news = make_source(tmp_path, 4), 0
     async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
         holder.offers(source.whole)
-        holder.swarm.copies.set_rate(0)
+        holder.copies.set_rate(0)
         reader.peers = [holder.key]
         copy = reader.copy(source, MemoryOrigin(source, is_away=True))
         heard = asyncio.Event()
@@ -275,7 +276,7 @@ async def test_a_peer_whose_owner_has_paused_it_is_not_taken_for_silent(tmp_path
         async with asyncio.timeout(swarms.PATIENCE_SECONDS):
             await heard.wait()
         assert not reader.progress
-        holder.swarm.copies.set_rate(None)
+        holder.copies.set_rate(None)
         await copying
         assert not reader.reports
 

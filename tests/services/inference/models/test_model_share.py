@@ -17,7 +17,7 @@ from shared.identity.certificates import Subject
 from shared.identity.copy_grants import LIFETIME_SECONDS
 from shared.identity.trust import Trust
 from shared.protocol.wire import Call
-from shared.transports.hyperswarm import BlockCopies, CopyFile, Ending
+from shared.transports.hyperswarm.block_copies import CopyFile, Ending
 from shared.transports.swarm_link import SwarmLink
 from shared.types import Role
 from tests.services.inference.models.copying import Source, make_source
@@ -25,12 +25,6 @@ from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import IdleService, RunningNode, until
 
 OTHER_DIGEST = bytes(32)
-
-
-def copies_of(node: RunningNode) -> BlockCopies:
-    swarm = node.node.node_transports.swarm
-    assert swarm is not None
-    return swarm.copies
 
 
 async def two_workers(net: SwarmNet) -> tuple[RunningNode, RunningNode]:
@@ -71,14 +65,14 @@ class Listener:
 
 async def watch(reader: RunningNode, holder: RunningNode, source: Source, grant: bytes) -> tuple[Listener, CopyFile]:
     file, heard = CopyFile(source.digest, len(source.body), source.folder / "blocks", source.folder / "partial"), Listener()
-    copies = copies_of(reader)
+    copies = reader.node.copies
     await copies.open(file, file.prepare(), heard)
     copies.watch(source.digest, node_keys.raw_of(holder.node.id), grant)
     return heard, file
 
 
 def share(holder: RunningNode, source: Source, *, shares: bool = True) -> None:
-    ModelShare(copies_of(holder), holder.node.trust, lambda digest: source.whole if digest == source.digest else None, shares=shares)
+    ModelShare(holder.node.copies, holder.node.trust, lambda digest: source.whole if digest == source.digest else None, shares=shares)
 
 
 def granted(reader: RunningNode, holder: RunningNode, source: Source, gateway: Trust, *, age: float = 0) -> bytes:
@@ -93,7 +87,7 @@ async def test_a_worker_reads_from_another_one_with_a_gateway_s_grant_until_it_i
         heard, file = await watch(reader, holder, source, granted(reader, holder, source, gateway_of(net)))
         await until(lambda: bool(heard.has), seconds=30)
         assert heard.has == [0b11]
-        copies_of(reader).ask(source.digest, node_keys.raw_of(holder.node.id), 0)
+        reader.node.copies.ask(source.digest, node_keys.raw_of(holder.node.id), 0)
         await until(lambda: heard.stored == {0}, seconds=30)
         assert file.partial.read_bytes()[: 1 << 20] == source.block(0)
         net.revoke(reader.node.id, at=holder)
@@ -121,11 +115,11 @@ async def test_what_is_no_valid_grant_is_denied(tmp_path: Path, kind: str) -> No
         elif kind == "of a revoked gateway":
             net.revoke(gateway.me.id, at=holder)
         elif kind == "of no model here":
-            ModelShare(copies_of(holder), holder.node.trust, lambda digest: None)
+            ModelShare(holder.node.copies, holder.node.trust, lambda digest: None)
         heard, _ = await watch(reader, holder, source, body)
         await until(lambda: bool(heard.endings), seconds=30)
         assert (heard.endings, heard.has) == ([Ending.DENIED], [])
-        assert not copies_of(reader)._watched, "the caller asks for another grant"
+        assert not reader.node.copies._watched, "the caller asks for another grant"
 
 
 def every_method() -> list[Method | StreamMethod]:

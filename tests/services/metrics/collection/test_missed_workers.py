@@ -17,6 +17,7 @@ from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.protocol import directory
 from shared.telemetry import instruments
+from shared.telemetry.instrument import node_label
 from shared.types import NodeId, Role
 from tests.services.metrics.replicas import Replicas
 from tests.services.metrics.test_service import Gateway, Worker
@@ -105,7 +106,7 @@ async def test_restarted_service_reports_the_missing_worker_everywhere(
         return running
 
     _, stays, stops, dies = [await net.start(kind) for kind in (Gateway, Worker, Worker, Worker)]
-    label = instruments.node_label(dies.node.id)
+    label = node_label(dies.node.id)
     first = await start()
     await until(lambda: len(first.node.directory.usable(Role.WORKER)) == 3)
     await stops.stop()

@@ -1,0 +1,69 @@
+"""The instruments of requests for models and of their answers. `aicli top` shows them, too."""
+
+from enum import StrEnum
+
+from shared.telemetry.instrument import FIRST_TOKEN_SECONDS, Instrument, counter, gauge, histogram
+
+
+class DraftResult(StrEnum):
+    """What became of a drafted token."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
+TOKENS = counter(
+    "ai_platform_tokens_total",
+    "Tokens by type: input (prompt) or output (generated). Gateway and inference both count them, so filter by service",
+    ("type", "model"),
+    unit="tokens",
+)
+REASONING_TOKENS = counter(
+    "ai_platform_reasoning_tokens_total",
+    "Output tokens that the gateway's answers spent on thoughts",
+    ("model",),
+    unit="tokens",
+)
+TTFT_SECONDS = histogram(
+    "ai_platform_ttft_seconds",
+    "Time from the start of a request to its first text, including queueing",
+    ("model",),
+    unit="seconds",
+    buckets=FIRST_TOKEN_SECONDS,
+)
+QUEUE_DEPTH = gauge("ai_platform_queue_depth", "Requests that are waiting for a free slot", ("model",))
+OLDEST_WAIT = gauge(
+    "ai_platform_oldest_wait_seconds",
+    "How long the oldest request that waits for a slot or the start of a worker has waited",
+    ("model",),
+)
+MODEL_REQUESTS = counter(
+    "ai_platform_model_requests_total",
+    "Requests for a model, each once however often it is retried, by result: arrived, or refused because the queue is full",
+    ("model", "result"),
+)
+QUEUE_WAIT_SECONDS = histogram(
+    "ai_platform_queue_wait_seconds",
+    "Time that a request waited at the gateway for a worker; excludes rejected and canceled requests",
+    ("model",),
+    unit="seconds",
+    buckets=FIRST_TOKEN_SECONDS,
+)
+DRAFTED_TOKENS = counter(
+    "ai_platform_drafted_tokens_total",
+    "Tokens of answers that the engine guessed from the text before and computed at once, by result: accepted or rejected",
+    ("model", "result"),
+)
+COMPLETED_REQUESTS = counter(
+    "ai_platform_completed_requests_total",
+    "Completed inference requests over all gateways, by status: success, error, timeout, cancelled, limited or rejected (invalid)",
+    ("status", "model"),
+)
+COMPLETED_TOKENS = counter(
+    "ai_platform_completed_tokens_total",
+    "Tokens of completed inference requests over all gateways, prompt and answer together",
+    ("model",),
+    unit="tokens",
+)
+
+ALL: tuple[Instrument, ...] = tuple(found for found in list(globals().values()) if isinstance(found, Instrument))
