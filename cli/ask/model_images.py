@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli.ask import blob_transfers, publisher_keys
+from cli.ask import blob_transfers, publisher_keys, version_lookup
 from cli.ask.blob_transfers import Blob, Transfer
 from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
-from shared import amounts, api, errors
+from shared import amounts, errors
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection
@@ -35,13 +35,16 @@ def export(here: CliContext, /, name: str, folder: str, *, sign_key: str | None,
 
     NAME alone is the version that requests for NAME get. An interrupted export continues when you run the same command again.
     """
+    from shared.lists import model_versions
     from shared.models import image_layout
 
     place, show = here.folder / Path(folder).expanduser(), ProgressLine()
     key = None if sign_key is None else publisher_keys.read_private(here.folder / Path(sign_key).expanduser())
 
     async def work(connection: "CliConnection") -> "ModelVersion":
-        version = await _find(connection, name)
+        version = await version_lookup.find(connection, name)
+        if version.is_deleted or version.state not in {"ready", "retired"}:
+            raise errors.AlreadyExists(f"{name} is {model_versions.state(version)}", hint="export another version")
         await write_layout(connection, version, place, show)
         if key is not None:
             publisher_keys.sign_folder(key, place)
@@ -97,21 +100,6 @@ def _keep(partial: Path, target: Path) -> None:
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(target)
-
-
-async def _find(connection: "CliConnection", name: str) -> "ModelVersion":
-    """Raises NotFound."""
-    from shared.lists import model_versions
-    from shared.models import version_names
-
-    wanted = version_names.parse(name)
-    asked = api.models.ListModelVersions(wanted.model, wanted.version)
-    for version in (await connection.call(api.models.list_model_versions, asked)).versions:
-        if wanted.version is not None or version.digest == wanted.digest or wanted.channel in version.channels:
-            if version.is_deleted or version.state not in {"ready", "retired"}:
-                raise errors.AlreadyExists(f"{name} is {model_versions.state(version)}", hint="export another version")
-            return version
-    raise errors.NotFound(f"no version is {name}", hint=f"see `aicli models versions {wanted.model}`")
 
 
 @dataclass(frozen=True, slots=True)

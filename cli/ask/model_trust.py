@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from cli.ask import publisher_keys
+from cli.ask import publisher_keys, version_lookup
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
 from shared import api, errors
 
 if TYPE_CHECKING:
-    from shared.api.models import ModelVersion
     from shared.config_documents import TrustDocument
 
 #: A copy of shared.config_documents.TrustMode, so that `--help` need not import it; a test compares the two.
@@ -40,7 +39,7 @@ def sign(here: CliContext, /, version: str, *, key_file: str, as_json: bool) -> 
     """
     from shared.models import trust_bundle
 
-    found, key = _find(here, version), publisher_keys.read_private(here.folder / Path(key_file).expanduser())
+    found, key = version_lookup.find_fixed(here, version), publisher_keys.read_private(here.folder / Path(key_file).expanduser())
     bundle = trust_bundle.sign_version(key, f"{found.model}@{found.version}", found.digest)
     here.call(api.model_trust.sign_model_version, api.model_trust.SignModelVersion(found.model, found.version, bundle))
     text = f"Signed {found.model}@{found.version} ({found.digest}) with the key {trust_bundle.fingerprint(key.public_key())}."
@@ -59,7 +58,7 @@ def verify(here: CliContext, /, version: str, *, key_files: tuple[str, ...]) -> 
     from shared.models import manifest, trust_rules
     from shared.models.trust_rules import LoadableModel
 
-    found = _find(here, version)
+    found = version_lookup.find_fixed(here, version)
     name = f"{found.model}@{found.version}"
     known = here.call(api.model_trust.read_model_trust, api.model_trust.ReadModelTrust(found.model, found.version))
     rules = {name: TrustDocument(mode=TrustMode.ENFORCE, keys=_read_keys(here, key_files))} if key_files else known.rules
@@ -118,20 +117,6 @@ def set_trust(here: CliContext, /, models: str, *, mode: str, key_files: tuple[s
 
 
 COMMANDS = (sign, verify, trust)
-
-
-def _find(here: CliContext, text: str) -> "ModelVersion":
-    """Raises BadRequest and NotFound."""
-    from shared.models import version_names
-
-    named = version_names.parse(text)
-    if named.channel is not None:
-        raise errors.BadRequest(f"{text} names no version", hint=f"write {named.model}@7; see `aicli models versions {named.model}`")
-    found = here.call(api.models.list_model_versions, api.models.ListModelVersions(named.model, named.version)).versions
-    matching = [each for each in found if named.digest in (None, each.digest)]
-    if not matching:
-        raise errors.NotFound(f"there is no version {text}", hint=f"see `aicli models versions {named.model}`")
-    return matching[0]
 
 
 def _read_rules(here: CliContext) -> "dict[str, TrustDocument]":

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import click
 
-from cli.ask import blob_transfers, deployments, model_images, publisher_keys
+from cli.ask import blob_transfers, deployments, model_images, publisher_keys, version_lookup
 from cli.ask.blob_transfers import PIECE_BYTES, Blob, persist
 from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
@@ -196,7 +196,8 @@ def rollback(here: CliContext, /, name: str, *, channel: str, wait: bool, as_jso
 @click.pass_obj
 def retire(here: CliContext, /, version: str, *, as_json: bool) -> None:
     """Keep a version that no channel uses out of channels."""
-    _show(here.call(api.models.retire_model_version, api.models.RetireModelVersion(*_named(version))), as_json=as_json)
+    found = version_lookup.find_fixed(here, version)
+    _show(here.call(api.models.retire_model_version, api.models.RetireModelVersion(found.model, found.version)), as_json=as_json)
 
 
 @click.command()
@@ -206,7 +207,9 @@ def retire(here: CliContext, /, version: str, *, as_json: bool) -> None:
 @click.pass_obj
 def revoke(here: CliContext, /, version: str, *, reason: str, as_json: bool) -> None:
     """Keep a version from being loaded, forever."""
-    _show(here.call(api.models.revoke_model_version, api.models.RevokeModelVersion(*_named(version), reason)), as_json=as_json)
+    found = version_lookup.find_fixed(here, version)
+    request = api.models.RevokeModelVersion(found.model, found.version, reason)
+    _show(here.call(api.models.revoke_model_version, request), as_json=as_json)
 
 
 @click.command()
@@ -215,7 +218,8 @@ def revoke(here: CliContext, /, version: str, *, reason: str, as_json: bool) -> 
 @click.pass_obj
 def delete(here: CliContext, /, version: str, *, as_json: bool) -> None:
     """Delete the files of a version that nothing uses. Its number is never used again."""
-    _show(here.call(api.models.delete_model_version, api.models.DeleteModelVersion(*_named(version))), as_json=as_json)
+    found = version_lookup.find_fixed(here, version)
+    _show(here.call(api.models.delete_model_version, api.models.DeleteModelVersion(found.model, found.version)), as_json=as_json)
 
 
 COMMANDS = (push, versions, promote, rollback, retire, revoke, delete)
@@ -229,13 +233,6 @@ def _split(text: str) -> tuple[ModelName, int | None]:
     if "@" in text and found.version is None:
         raise errors.BadRequest(f"{text} names no version by its number", hint=f"see `aicli models versions {found.model}`")
     return found.model, found.version
-
-
-def _named(text: str) -> tuple[ModelName, int]:
-    model, number = _split(text)
-    if number is None:
-        raise errors.BadRequest(f"{text} names no version", hint=f"write {model}@7; see `aicli models versions {model}`")
-    return model, number
 
 
 def _show(version: "ModelVersion", *, as_json: bool) -> None:

@@ -134,7 +134,7 @@ def test_only_what_may_be_loaded_is_exported(shell: Shell, mesh: ModelMesh, stat
     version = msgspec.structs.replace(VERSION, state=state, is_deleted=is_deleted)
     shell.mesh.answer(models.list_model_versions, ModelVersions((version,)))
     assert "export another version" in shell("models", "export", "tiny@1", "out").stderr
-    assert "no version is tiny@canary" in shell("models", "export", "tiny@canary", "out").stderr
+    assert "there is no version tiny@canary" in shell("models", "export", "tiny@canary", "out").stderr
     assert not (shell.folder / "out").exists()
 
 

@@ -11,9 +11,10 @@ from shared import errors
 from shared.api import gateway, models
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.method import Nothing
-from shared.api.models import VersionState
+from shared.api.models import ModelVersion, VersionState
 from shared.models import manifest
-from tests.cli.ask.model_mesh import ModelMesh
+from shared.types import ModelName
+from tests.cli.ask.model_mesh import VERSION, ModelMesh
 from tests.cli.fake_mesh import Shell
 
 
@@ -112,8 +113,22 @@ def test_a_refused_version_is_a_failure_with_the_reason(shell: Shell, mesh: Mode
     done = shell("models", "push", "model.gguf", "tiny")
     assert (done.exit_code, done.stdout) == (1, "tiny@1 is refused, stable: it is no model\n")
     assert shell("models", "push", "model.gguf", "tiny@stable").exit_code == ExitCode.USAGE
-    assert shell("models", "retire", "tiny").exit_code == ExitCode.USAGE
     assert shell("models", "push", "missing.gguf", "tiny").exit_code == ExitCode.USAGE
+
+
+def test_a_version_is_retired_by_its_number_or_digest(shell: Shell, mesh: ModelMesh) -> None:
+    asked: list[models.RetireModelVersion] = []
+
+    def retire(request: models.RetireModelVersion) -> ModelVersion:
+        asked.append(request)
+        return VERSION
+
+    shell.mesh.answer(models.retire_model_version, retire)
+    for name in ("tiny@1", f"tiny@{mesh.version().digest}"):
+        assert shell("models", "retire", name).exit_code == 0
+    assert asked == [models.RetireModelVersion(ModelName("tiny"), 1)] * 2
+    for name in ("tiny", "tiny@stable"):
+        assert shell("models", "retire", name).exit_code == ExitCode.USAGE
 
 
 def test_the_gateways_reason_for_refusing_a_piece_is_shown(shell: Shell, mesh: ModelMesh) -> None:
