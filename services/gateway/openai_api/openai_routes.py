@@ -92,7 +92,7 @@ class OpenAiRoutes:
             answer = form.stored_items()
             form.is_stored = await self._items.keep(call.caller, answer)
             if form.is_stored and self._items.allows_prompts(call.caller):
-                line = line_run.current.get()
+                line = line_run.of(call.request_id)
                 name = form.response_id if line is None else public_ids.encode("resp", line.job_id, "_")
                 # The images of a long body are not in it.
                 form.is_stored = not call.images and await self._items.keep_conversation(
@@ -125,6 +125,9 @@ class OpenAiRoutes:
         if len(requests) == 1:
             await self._answer(call, requests[0], form, stream=body.stream)
             return
+        if line_run.of(call.request_id) is not None:
+            # The others would be requests of their own: at the price of callers, and paid again with each attempt.
+            raise BadField("prompt", "must be one text in a job: give each its own line")
         repeats = _parts(answer_delivery.read_repeat(call), requests)
         ends_at = time.monotonic() + self._runs.longest(flex=requests[0].flex)
         if body.stream:

@@ -32,6 +32,16 @@ async def test_a_job_and_a_response_run_and_are_paid_once(mesh: Mesh) -> None:
     assert mesh.worker.ran == 2
 
 
+async def test_a_line_is_one_request_which_its_job_pays(mesh: Mesh) -> None:
+    """Further prompts would run before callers' requests, and be paid again whenever the line is tried again."""
+    order = {"endpoint": "/v1/completions", "body": {"model": "smollm2", "prompt": ["one", "two"]}}
+    made = await mesh.http.post("/api/jobs", json=order)
+    assert made.status_code == 202, made.text
+    ended = await mesh.poll(made.headers["location"], until_not={"in_progress", "finalizing"}, field="state")
+    assert (ended["state"], ended["statusCode"], ended["result"]["error"]["param"]) == ("failed", 400, "prompt")
+    assert mesh.worker.ran == 0
+
+
 async def test_a_running_response_is_canceled(mesh: Mesh) -> None:
     mesh.worker.hangs = True
     made = await mesh.http.post("/v1/responses", json={"input": "hi", "background": True})
