@@ -206,7 +206,10 @@ class BatchWork:
         event = _ENDS.get((job.kind, job.outcome))
         if event is not EventType.RESPONSE_COMPLETED:
             return event
-        (line,) = await self._jobs.results(job.id, -1, 1)
+        lines = await self._jobs.results(job.id, -1, 1)
+        if not lines:
+            raise _NotOurs  # its tenant is erased
+        (line,) = lines
         assert line.result is not None
         try:
             plain = await asyncio.to_thread(line_results.unseal, line.result, job.tenant_id, job.id, line.line, self._secret)

@@ -30,9 +30,11 @@ from shared.telemetry import logs
 from shared.telemetry.job_instruments import LineOutcome
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
-from shared.types import ModelName, RequestId, TenantId
+from shared.types import ModelName, RequestId
 
 _MAX_MODELS, _MAX_CLAIMED, _MAX_WRITTEN = 100, 32, 500
+#: Sealed; a single result may have more. PostgreSQL must take them in time.
+_MAX_WRITTEN_BYTES = 16 << 20
 #: How often to look for lines, with some here and without.
 _BUSY_SECONDS, _IDLE_SECONDS = 0.25, 1.0
 #: How long results are collected, at most.
@@ -124,6 +126,8 @@ class JobRunner:
         self._lanes: dict[tuple[ModelName, bool], _Lane] = {}
         self._ended: list[_Attempt] = []
         self._has_ended, self._may_claim = asyncio.Event(), store.begun
+        #: Models with jobs that may run. They are listed again soon, or when a job begins, but not for each line that ends.
+        self._models, self._listed_at, self._has_room = list[tuple[ModelName, bool]](), clock(), False
         self._extended_at = clock()
         self._tasks = asyncio.TaskGroup()
 
@@ -159,10 +163,12 @@ class JobRunner:
                 await asyncio.sleep(_BACKOFF.pause(failures))
 
     async def _claim_of_each_model(self) -> None:
-        models = await self._store.list_models(_MAX_MODELS)
-        for key in models:
+        has_room, self._has_room = self._has_room, False
+        if not has_room or self._clock() - self._listed_at >= _BUSY_SECONDS:
+            self._models, self._listed_at = await self._store.list_models(_MAX_MODELS), self._clock()
+        for key in self._models:
             await self._fill(self._lanes.setdefault(key, _Lane(*key)))
-        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.attempts or key in models}
+        self._lanes = {key: lane for key, lane in self._lanes.items() if lane.attempts or key in self._models}
 
     async def _fill(self, lane: _Lane) -> None:
         found = BatchRoom(MAX_LINES, waits_live=False) if lane.is_live else self._find_room(lane.model)
@@ -205,14 +211,12 @@ class JobRunner:
         self._end(attempt)
 
     async def _answer(self, job: Job, line: ClaimedLine) -> tuple[Verdict, LineResult]:
-        team = None if job.tenant_id == TenantId(job.user_id) else job.tenant_id
         request, seed = line.request_id, (job.seed + line.line) % 2**63
         try:
             body = await self._inputs.read(job, line)
-            principal = await self._identify(IdentifyOwner(job.user_id, job.key_id, team))
+            principal = await self._identify(job.owner)
         except errors.AimeshError as error:
-            nothing = LineResult(request_id=request, row=None, result=None, status_code=None, error_code=errors.code_of(error))
-            return retry_rules.judge(error, error.status, line.attempt), nothing
+            return retry_rules.judge(error, error.status, line.attempt), _nothing(request, errors.code_of(error))
         run = LineRun(
             job_id=job.id,
             request_id=request,
@@ -224,10 +228,8 @@ class JobRunner:
         )
         line_run.current.set(run)
         found = await line_calls.answer(self._app, job.endpoint, body)
-        if not found.status:
-            found = LineAnswer(errors.Internal.status, b"")
-        verdict = retry_rules.judge(run.failure, found.status, line.attempt)
-        return verdict, await self._result(job, line, run, found)
+        verdict = retry_rules.judge(run.failure, found.status or errors.Internal.status, line.attempt)
+        return verdict, await self._result(job, line, run, found) if found.body else _nothing(request, errors.Internal.code)
 
     async def _result(self, job: Job, line: ClaimedLine, run: LineRun, found: LineAnswer) -> LineResult:
         sealed = await asyncio.to_thread(line_results.seal, found.body, job.tenant_id, job.id, line.line, self._secret)
@@ -250,6 +252,7 @@ class JobRunner:
         for attempt in attempts:
             lane = self._lanes.get((attempt.job.model or ModelName(""), attempt.job.is_live))
             if lane is not None and lane.attempts.pop(attempt.request, None) is not None and lane.room:
+                self._has_room = True
                 self._may_claim.set()
 
     # --- results
@@ -266,7 +269,12 @@ class JobRunner:
                 await asyncio.sleep(_BACKOFF.pause(failures))
 
     async def _write_next(self) -> None:
-        ended = self._ended[:_MAX_WRITTEN]
+        ended, size = list[_Attempt](), 0
+        for attempt in self._ended[:_MAX_WRITTEN]:
+            size += len(attempt.result.result or b"") if attempt.result is not None else 0
+            if ended and size > _MAX_WRITTEN_BYTES:
+                break
+            ended.append(attempt)
         outcomes = await self._write(ended)
         for attempt, outcome in outcomes.items():
             self._count(attempt, outcome)
@@ -367,9 +375,13 @@ class JobRunner:
         attempts = self._drop(self._unfinished())
         try:
             async with asyncio.timeout(_GIVE_BACK_SECONDS):
-                if self._ended:
-                    await self._write(self._ended)
+                while self._ended:
+                    await self._write_next()
                 if attempts:
                     await self._store.requeue([LineRetry(attempt.request, 0.0, is_uncounted=True) for attempt in attempts])
         except (errors.Unavailable, TimeoutError):
             _log.warning("lines stay leased until another gateway takes them", lines=len(attempts))
+
+
+def _nothing(request: RequestId, code: str) -> LineResult:
+    return LineResult(request_id=request, row=None, result=None, status_code=None, error_code=code)

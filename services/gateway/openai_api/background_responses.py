@@ -49,7 +49,7 @@ class BackgroundResponses:
 
     async def begin(self, call: HttpCall, body: ResponseBody) -> None:
         """Let a request run, and answer it. Raises BadRequest, and what ``SingleJobs.order`` raises."""
-        if line_run.of(call.request_id) is not None:
+        if line_run.current.get() is not None:
             raise BadField("background", "is not possible in a job, for which nobody waits anyway")
         if body.stream:
             raise BadField("stream", f"is not possible in the background; ask for the response with GET {_ENDPOINT}/ID until it has ended")

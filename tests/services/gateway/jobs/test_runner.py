@@ -277,3 +277,32 @@ async def test_live_jobs_need_no_idle_worker(site: Site) -> None:
     job = await site.order(3, live=True)
     async with site.run():
         assert (await site.ended(job)).done == 3
+
+
+async def test_an_endpoint_that_says_nothing_leaves_no_result(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.jobs.retry_rules._MOST_FAULTS", 1)
+
+    async def say_nothing(*_: Any) -> None: ...
+
+    monkeypatch.setattr(site, "app", say_nothing)
+    job = await site.order(1)
+    async with site.run():
+        assert (await site.ended(job)).failed == 1
+    (line,) = await site.lines(job)
+    assert (line.result, line.status_code, line.error_code) == (None, None, "internal")
+
+
+async def test_large_results_are_written_a_few_at_a_time(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL must take each statement in time, and none of more than 1 GB."""
+    finish, written = JobStore.finish, list[int]()
+
+    async def count(self: JobStore, results: Any) -> Any:
+        written.append(len(results))
+        return await finish(self, results)
+
+    monkeypatch.setattr(JobStore, "finish", count)
+    monkeypatch.setattr(runner, "_MAX_WRITTEN_BYTES", 1)
+    job = await site.order(5)
+    async with site.run():
+        assert (await site.ended(job)).done == 5
+    assert written == [1] * 5
