@@ -30,6 +30,7 @@ from shared.node.host_metrics import Host
 from shared.node.membership_file import MembershipFile
 from shared.protocol import directory
 from shared.rpc import ConnectionPool, RpcClient
+from shared.transports.hyperswarm.block_copies import BlockCopies
 from shared.transports.swarm_transport import SwarmTransport
 from shared.types import MeshName, ModelName, NodeId, Role
 from tests import stopwatch
@@ -161,7 +162,7 @@ class Node:
         self.mesh = MeshName("home")
         self.directory = directory.Directory(lambda: 0.0)
         self.trust = Trust(key, Role.WORKER)
-        self.node_transports = FakeTransports()
+        self.node_transports, self.copies = FakeTransports(), BlockCopies()
         self.drain_started = asyncio.Event()
         kept = MembershipFile(self.mesh, Role.WORKER, accept_models=accept_models)
         self.rpc = RpcClient(ConnectionPool(self.directory, lambda node: None, random.Random()))  # type: ignore[arg-type,return-value]
