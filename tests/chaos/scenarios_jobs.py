@@ -137,14 +137,14 @@ class _Batches:
         going = [gateway for gateway in self.gateways if gateway not in self.stopped]
         servers = [name for name in SERVERS if self.broken[f"{name} killed"] < MOST_ENDS]
         match rng.choice(("gateway", "worker", "worker", "stop", *servers)):
-            case "gateway":
+            case "gateway" if going:
                 await self.kill(rng.choice(going))
             case "worker":
                 await self.kill_worker()
             case "stop" if not self.stopped:
                 processes: list[Replica | Worker] = [*self.gateways, *self.workers]
                 tasks.create_task(self.stop(rng.choice(processes)))
-            case "stop":
+            case "gateway" | "stop":
                 pass
             case server:
                 await self.kill_server(server)
