@@ -51,7 +51,8 @@ AWAY = (httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError, asy
 SERVERS = {"postgres": signal.SIGKILL, "nats": signal.SIGKILL}
 #: The supervisor restarts a server so often within its window.
 MOST_ENDS = restart_policy.MOST_CRASHES - 2
-LOST = "lease_lost_repeatedly"
+#: How a line may end whose gateways were lost three times, or whose workers twice within one attempt.
+LOST = ("lease_lost_repeatedly", "poison")
 
 
 @dataclass(slots=True)
@@ -301,16 +302,19 @@ def _of_batch(batch: Batch, prompts: Mapping[str, str], results: Sequence[Mappin
     if [line["custom_id"] for line in good] != [each for each in prompts if each in {line["custom_id"] for line in good}]:
         wrong.append(f"{name} has its results in another order")
     for line in results:
-        code = (line["error"] or {}).get("code")
-        if line not in good and not (may_lose and code == LOST):
+        code = line["error"]["code"] if line["error"] else line["response"]["body"].get("error", {}).get("aimesh_code")
+        if line not in good and not (may_lose and code in LOST):
             wrong.append(f"{name}: {line['custom_id']} ended with {code or line['response']}")
     for line in good:
         said = line["response"]["body"]["choices"][0]["message"]["content"]
         if said != prompts[line["custom_id"]]:
             wrong.append(f"{name}: {line['custom_id']} has another text: {said[:60]!r}")
-    rows = [books.logged[key] for line in good if (key := RequestId(UUID(line["response"]["request_id"]))) in books.logged]
+    asked = [line for line in results if line["response"] is not None]
+    rows = [books.logged[key] for line in asked if (key := RequestId(UUID(line["response"]["request_id"]))) in books.logged]
     input_tokens, output_tokens = sum(row.prompt_tokens for row in rows), sum(row.completion_tokens for row in rows)
-    cost = (input_tokens * PRICES[0] + output_tokens * PRICES[1]) // 2
+    # What a line that has failed has got until then is counted, and costs nothing.
+    paid = [row for row in rows if row.cost_micro]
+    cost = sum(row.prompt_tokens * PRICES[0] + row.completion_tokens * PRICES[1] for row in paid) // 2
     counted = (batch.done, batch.failed, batch.input_tokens, batch.output_tokens, batch.cost_micro)
     if counted != (len(good), len(results) - len(good), input_tokens, output_tokens, cost):
         wrong.append(f"{name} counts {counted} and should {(len(good), len(results) - len(good), input_tokens, output_tokens, cost)}")
