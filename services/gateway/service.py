@@ -54,13 +54,14 @@ from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
-from services.gateway.jobs.batch_work import BatchWork, OwnerRules
+from services.gateway.job_owners import JobOwners
+from services.gateway.jobs.batch_work import BatchWork
 from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import JobStore
 from services.gateway.jobs.line_inputs import LineInputs
-from services.gateway.jobs.runner import BatchRoom, JobRunner
-from services.gateway.jobs.single_jobs import OrderRules, SingleJobs
+from services.gateway.jobs.runner import JobRunner
+from services.gateway.jobs.single_jobs import SingleJobs
 from services.gateway.limits import limit_rules, quotas
 from services.gateway.limits.quotas import Quotas
 from services.gateway.model_orders import ModelOrders
@@ -273,6 +274,7 @@ class GatewayService:
         self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, lambda: self._runs.waiting())  # noqa: PLW0108
         self._guard_reporting = GuardReporting(metrics, self.audit_reporting)
         images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
+        self._job_owners = JobOwners(self._new_search(), self._callers.identify_owner, self._catalogue)
         self._runs = Runs(
             self._new_admission(),
             Workers(
@@ -364,19 +366,20 @@ class GatewayService:
             service._guard_reporting.flush()
             await service.audit_reporting.send()
 
-    def _new_admission(self) -> RequestAdmission:
-        self._discovery_ends_at = time.monotonic() + _DISCOVERY_SECONDS
-        search = TargetSearch(
+    def _new_search(self) -> TargetSearch:
+        return TargetSearch(
             ledger=self._records.ledger,
             dispatch=self._dispatch,
             directory=self._node.directory,
             source=self._live,
             prompt_hash_secret=self._settings.prompt_hash_secret,
             worker_wait_seconds=_DISCOVERY_SECONDS,
-            discovery_ends_at=self._discovery_ends_at,
+            discovery_ends_at=time.monotonic() + _DISCOVERY_SECONDS,
         )
+
+    def _new_admission(self) -> RequestAdmission:
         return RequestAdmission(
-            search=search,
+            search=self._job_owners.search,
             quotas=self._quotas,
             tasks=self._node.tasks,
             read_guardrails=self._live.guardrails_at,
@@ -503,45 +506,6 @@ class GatewayService:
         auth_check = Check("auth", auth_is_available, detail)
         return *database.result(), cache.result(), auth_check, await self._records.recorder.check(), *files.result()
 
-    def _file_limit(self, caller: auth.Principal) -> int | None:
-        return tiers.plan_of(self._live.config.limits.plans, caller.tier).file_bytes
-
-    def _line_limit(self, owner: auth.Principal) -> int | None:
-        return tiers.plan_of(self._live.config.limits.plans, owner.tier).queued_lines
-
-    def _may_run(self, owner: auth.Principal, model: ModelName) -> bool:
-        """Return whether the owner of a job may name the model, whose workers may be away. Raises NotReachable while that isn't known."""
-        config = self._live.config
-        policy, names = config.policies.of(owner), config.names.seen_by(owner.tenant_id)
-        if not policy.allows_name(model) or not routing.may_name(owner, model, names):
-            return False
-        if names.find_route(model) or names.find_pattern(model):
-            return True
-        workers, startable = self._node.directory.entries(Role.WORKER), self._dispatch.worker_stats.starts.pools
-        just_started = time.monotonic() < self._discovery_ends_at
-        try:
-            routing.resolve(model, workers, names, just_started=just_started, allows=policy.allows_name, startable=startable)
-        except errors.UnknownModel:
-            return False
-        except errors.NotReachable as error:
-            # Otherwise it is a model that the mesh has had.
-            if error.retry_after_seconds is not None:
-                raise
-        return True
-
-    def _model_of_job(self, owner: auth.Principal, named: str | None) -> ModelName:
-        """Return the model that a request names, or the default one. Raises UnknownModel."""
-        served = self._catalogue(owner) if named is None else ()
-        model = served[0].name if served else ModelName(named or "")
-        if not model or not self._may_run(owner, model):
-            raise errors.UnknownModel(f"there is no model {model[:200]!r} that you may use", hint="see GET /v1/models")
-        return model
-
-    def _runs_as_batch(self, owner: auth.Principal, wants_flex: bool | None) -> bool:
-        """Raises PolicyForbidden."""
-        config = self._live.config
-        return config.policies.of(owner).runs_as_batch(wants_flex, tiers.plan_of(config.limits.plans, owner.tier).flex)
-
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
 
@@ -557,9 +521,9 @@ class GatewayService:
             OpenAiRoutes(self._runs, self._catalogue, self._items, background),
             background,
             RestJobs(self._jobs.singles, self._jobs.desk, self._node.id),
-            FileRoutes(self._files, self._file_limit),
+            FileRoutes(self._files, self._job_owners.file_limit_of),
             BatchRoutes(self._jobs.desk),
-            MessageBatchRoutes(self._jobs.desk, self._jobs.store, self._files, self._may_run),
+            MessageBatchRoutes(self._jobs.desk, self._jobs.store, self._files, self._job_owners.may_run),
             RestWebhooks(self._webhook_rpc, self._node.id),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
@@ -586,11 +550,10 @@ class GatewayService:
         stores, secret = self._stores, self._settings.prompt_hash_secret
         store = JobStore(stores.database, stores.requests)
         metrics = JobMetrics(store, self._node.metrics)
-        rules = OwnerRules(self._callers.identify_owner, self._may_run, self._line_limit, self._price_to_keep)
+        rules = self._job_owners
         work = BatchWork(store, self._files, rules, self._node.id, metrics, secret=secret)
-        desk = JobDesk(store, self._files, work, self.audit_reporting, self._file_limit)
-        may_order = OrderRules(self._model_of_job, self._runs_as_batch, self._line_limit, self._price_to_keep)
-        return JobParts(store, metrics, work, desk, SingleJobs(desk, store, self._files, may_order, secret=secret))
+        desk = JobDesk(store, self._files, work, self.audit_reporting, rules)
+        return JobParts(store, metrics, work, desk, SingleJobs(desk, store, self._files, rules, secret=secret))
 
     def _new_job_runner(self, routes: tuple[HttpRoute, ...], images: ImageLimits) -> JobRunner:
         node = self._node
@@ -599,29 +562,14 @@ class GatewayService:
             self._jobs.store,
             app,
             LineInputs(self._files),
-            self._callers.identify_owner,
-            find_room=self._find_batch_room,
+            self._job_owners.identify,
+            find_room=self._job_owners.find_room,
             metrics=self._jobs.metrics,
             on_ended=self._jobs.work.ended.set,
             name=node.id,
             secret=self._settings.prompt_hash_secret,
             draining=node.drain_started,
         )
-
-    def _find_batch_room(self, name: ModelName) -> BatchRoom | None:
-        names = self._live.config.names
-        route = names.find_route(name)
-        models = frozenset({names.resolve(name)}) if route is None else route.models
-        found = self._dispatch.batch_room(models)
-        return None if found is None else BatchRoom(*found)
-
-    def _price_to_keep(self, name: ModelName) -> int | None:
-        """Return the price of a job that names this model or route; None if each target of the route has its own."""
-        names = self._live.config.names
-        route = names.find_route(name)
-        if route is not None:
-            return self._records.ledger.price_id_of(ModelName(route.name)) if route.has_own_price else None
-        return self._records.ledger.price_id_of(names.resolve(name))
 
     def _on_refusal(self, method: str, _caller: CallerIdentity, principal: auth.Principal | None, error: errors.AimeshError) -> None:
         self.audit_reporting.report_refusal(method, principal, "", error)

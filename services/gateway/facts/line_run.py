@@ -4,8 +4,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from uuid import UUID
 
-import msgspec
-
 from services.gateway.facts.request_record import RequestRow
 from shared import errors
 from shared.api.auth import Principal
@@ -37,8 +35,8 @@ class LineRun:
     def release(self) -> None: ...
 
     def add(self, row: RequestRow) -> RequestRow:
-        self.row = msgspec.structs.replace(row, job_id=self.job_id)
-        return self.row
+        self.row = row
+        return row
 
     async def wait_until_saved(self, added: RequestRow) -> None: ...
 

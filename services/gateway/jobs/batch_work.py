@@ -6,7 +6,6 @@ Output is made of results that don't change any more, so it doesn't matter how m
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 
 import msgspec
 
@@ -17,16 +16,15 @@ from services.gateway.files.file_storage import FileStorage
 from services.gateway.jobs import batch_output, line_results
 from services.gateway.jobs.batch_input import BatchInput, NewLine
 from services.gateway.jobs.job_metrics import JobMetrics
+from services.gateway.jobs.job_rules import JobRules
 from services.gateway.jobs.job_store import Job, JobStore, StoredLine
 from shared import errors
-from shared.api.auth import IdentifyOwner, Principal
 from shared.api.files import FilePurpose
 from shared.api.jobs import JobKind, JobState, LineError
 from shared.api.webhooks import EventType
 from shared.telemetry import logs
 from shared.telemetry.job_instruments import LineOutcome
 from shared.timing.bounded_waits import wait_until_set
-from shared.types import ModelName
 
 #: OpenAI's: so long after it was written.
 OUTPUT_SECONDS = 30 * 24 * 3600.0
@@ -50,18 +48,6 @@ _ENDS = {
 _log = logs.get(part="jobs")
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerRules:
-    """What the owner of a job may do now."""
-
-    #: Raises NotAuthenticated or NotAllowed if the owner has no rights any more.
-    identify: Callable[[IdentifyOwner], Awaitable[Principal]]
-    may_run: Callable[[Principal, ModelName], bool]
-    #: How many lines may wait; None: any number.
-    limit_of: Callable[[Principal], int | None]
-    price_id_of: Callable[[ModelName], int | None]
-
-
 class _NotOurs(Exception):
     """Another gateway has the job by now, or somebody has cancelled it."""
 
@@ -78,7 +64,7 @@ class _ResponseStatus(msgspec.Struct):
 class BatchWork:
     """``run`` is its task. Set ``ordered`` when a job was ordered, and ``ended`` when lines have ended or a job was cancelled."""
 
-    def __init__(self, jobs: JobStore, files: FileStorage, rules: OwnerRules, runner: str, metrics: JobMetrics, *, secret: str) -> None:
+    def __init__(self, jobs: JobStore, files: FileStorage, rules: JobRules, runner: str, metrics: JobMetrics, *, secret: str) -> None:
         self._jobs, self._files, self._rules, self._runner, self._metrics, self._secret = jobs, files, rules, runner, metrics, secret
         self.ordered, self.ended, self._moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -171,7 +157,7 @@ class BatchWork:
         if not self._rules.may_run(owner, model):
             raise _Refused([LineError("model_not_found", f"there is no model {model} that you may use", param="body.model")])
         try:
-            await self._jobs.begin(job.id, reading.total, model, self._rules.price_id_of(model), self._rules.limit_of(owner))
+            await self._jobs.begin(job.id, reading.total, model, self._rules.price_id_of(model), self._rules.line_limit_of(owner))
         except errors.NotAllowed as error:
             raise _Refused([LineError("queued_lines_exceeded", error.message)]) from error
 

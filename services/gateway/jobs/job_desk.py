@@ -1,7 +1,7 @@
 """Takes orders for jobs from the members of their account or organization, and tells them how they are."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 import msgspec
@@ -11,6 +11,7 @@ from services.gateway.files.file_rows import PREFIX as FILE
 from services.gateway.files.file_rows import FileOwner, NewFile
 from services.gateway.files.file_storage import FileStorage
 from services.gateway.jobs.batch_work import BatchWork
+from services.gateway.jobs.job_rules import JobRules
 from services.gateway.jobs.job_store import Job, JobStore, NewJob
 from shared import context, errors
 from shared.api import jobs as api
@@ -29,17 +30,8 @@ KEPT_SECONDS = 30 * 24 * 3600.0
 
 
 class JobDesk:
-    def __init__(
-        self,
-        store: JobStore,
-        files: FileStorage,
-        work: BatchWork,
-        audit_reporting: AuditReporting,
-        file_limit_of: Callable[[Principal], int | None],
-    ) -> None:
-        """``file_limit_of``: how many bytes the files of a caller may have."""
-        self._store, self._files, self._work, self._audit_reporting = store, files, work, audit_reporting
-        self._file_limit_of = file_limit_of
+    def __init__(self, store: JobStore, files: FileStorage, work: BatchWork, audit_reporting: AuditReporting, rules: JobRules) -> None:
+        self._store, self._files, self._work, self._audit_reporting, self._rules = store, files, work, audit_reporting, rules
 
     @serves(api.create_batch)
     async def create_batch(self, request: api.CreateBatch, call: RpcCall) -> JobFacts:
@@ -106,7 +98,7 @@ class JobDesk:
     async def store_input(self, owner: Principal, lines: AsyncIterator[bytes]) -> UUID:
         """Store lines of a batch as a file that nobody sees; also the one line of a job that is no batch. It is deleted with the end of the
         job that gets it as its input, and after 30 days. Raises what ``FileStorage.store`` raises."""
-        of = FileOwner(owner.tenant_id, owner.user_id, self._file_limit_of(owner))
+        of = FileOwner(owner.tenant_id, owner.user_id, self._rules.file_limit_of(owner))
         made = await self._files.store(of, lines, lambda: NewFile("input.jsonl", FilePurpose.JOB_INPUT, KEPT_SECONDS))
         file = public_ids.decode(FILE, made.id)
         assert file is not None

@@ -1,7 +1,7 @@
 """Runs single requests as jobs of one line: a request is stored like a batch of one, and its answer is kept for a day."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from hashlib import blake2b
 
@@ -12,12 +12,13 @@ from services.gateway.files.file_storage import FileStorage
 from services.gateway.jobs import batch_input, line_results
 from services.gateway.jobs.batch_input import MAX_LINE_BYTES, NewLine
 from services.gateway.jobs.job_desk import JobDesk
+from services.gateway.jobs.job_rules import JobRules
 from services.gateway.jobs.job_store import Job, JobStore, NewJob, StoredLine
 from services.gateway.jobs.states import LineState
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.jobs import JobKind
-from shared.types import ModelName, TenantId
+from shared.types import TenantId
 
 #: How long a job may take, and how long it is kept after its end.
 _SECONDS = _KEPT_SECONDS = 24 * 3600.0
@@ -45,21 +46,8 @@ class SingleJob(msgspec.Struct, frozen=True):
         return self.line.state not in _UNFINISHED
 
 
-class OrderRules(msgspec.Struct, frozen=True):
-    """What callers may order."""
-
-    #: Returns the model that a request names, or the default one. Raises UnknownModel.
-    choose_model: Callable[[Principal, str | None], ModelName]
-    #: Returns whether a request waits behind live ones, if it wants to or says nothing. Raises PolicyForbidden.
-    runs_as_batch: Callable[[Principal, bool | None], bool]
-    #: How many lines may wait; None: any number.
-    line_limit_of: Callable[[Principal], int | None]
-    #: None: today's price, of whichever model answers.
-    price_id_of: Callable[[ModelName], int | None]
-
-
 class SingleJobs:
-    def __init__(self, desk: JobDesk, store: JobStore, files: FileStorage, rules: OrderRules, *, secret: str) -> None:
+    def __init__(self, desk: JobDesk, store: JobStore, files: FileStorage, rules: JobRules, *, secret: str) -> None:
         self._desk, self._store, self._files, self._rules, self._secret = desk, store, files, rules, secret
 
     async def order(self, by: Principal, request: SingleRequest, key: str | None) -> SingleJob:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from services.gateway.billing.reservations import CostBounds
-from services.gateway.facts import line_run, tiers
+from services.gateway.facts import tiers
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
@@ -52,9 +52,8 @@ class RequestAdmission:
 
     def decide_batch(self, run: Run, asked: Asked[Any, Any]) -> bool:
         """Decide whether the request runs behind live ones. Call it before ``admit``. Raises PolicyForbidden."""
-        line = None if asked.by_policy else line_run.of(run.request_id)
-        if line is not None:
-            asked.is_batch = run.admission.is_batch = not line.is_live
+        if run.line is not None:
+            asked.is_batch = run.admission.is_batch = not run.line.is_live
         elif asked.may_be_batch:
             config, principal = self.search.source.config, run.principal
             plan = tiers.plan_of(config.limits.plans, principal.tier)
@@ -78,9 +77,8 @@ class RequestAdmission:
         choice = await search.find(run, asked, caller)
         if isinstance(asked.key_use, OrphanedKeyUse):
             choice = choice.continuing(asked.key_use)
-        line = line_run.of(run.request_id)
         # A check belongs to a request that the limits have counted, and nobody counts what runs in idle time.
-        is_uncounted = asked.by_policy or (line is not None and not line.is_live)
+        is_uncounted = asked.by_policy or (run.line is not None and not run.line.is_live)
         limits = () if is_uncounted else self._limits(run.principal, choice)
         max_tokens, prefix_hashes = 0, tuple[bytes, ...]()
         if isinstance(asked, AskedPrompt):
@@ -204,7 +202,7 @@ class RequestAdmission:
 
 
 def _bounds(run: Run, choice: TargetChoice, seconds: float, max_tokens: int, answers: int) -> CostBounds:
-    record, line = run.admission, line_run.of(run.request_id)
+    record, line = run.admission, run.line
     usages = {model: record.most_usage(model, max_tokens * answers) for model in choice.models}
     return CostBounds(
         prompt_tokens={model: most.prompt_tokens for model, most in usages.items()},

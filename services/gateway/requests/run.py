@@ -11,6 +11,7 @@ import msgspec
 
 from services.gateway.facts import request_record, tiers
 from services.gateway.facts.guard_counts import GuardCount, GuardPlace
+from services.gateway.facts.line_run import LineRun
 from services.gateway.facts.reader import AnswerHead
 from services.gateway.facts.request_record import RequestLabels, RequestRow, ReservationState
 from services.gateway.facts.tally import Tally
@@ -37,12 +38,14 @@ _CLOCK_SLACK_SECONDS = 0.05
 class Run:
     def __init__(
         self, labels: RequestLabels, principal: Principal, request_id: RequestId, *, now: float, seconds: float, began_at: datetime,
-        is_all_or_nothing: bool = False,
+        is_all_or_nothing: bool = False, line: LineRun | None = None,
     ) -> None:  # fmt: skip
         """``now`` is by the gateway's clock, ``began_at`` by PostgreSQL's. ``is_all_or_nothing``: its caller gets the
         whole answer at the end, or an error."""
         self.method, self.operation = labels
         self.principal, self.request_id, self.began_at = principal, request_id, began_at
+        #: The line of a job that it answers; None for a caller.
+        self.line = line
         self.admission, self.attempts = AdmissionRecord(), TargetAttempts()
         self.is_all_or_nothing = is_all_or_nothing
         self._began, self._seconds = now, seconds
@@ -207,6 +210,7 @@ class Run:
             is_counted_late=self._is_counted_late,
             plan=tiers.name_of(self.principal.tier),
             guard=self._guard_counts() if record.is_guarded else (),
+            job_id=None if self.line is None else self.line.job_id,
         )
 
     def _costs(self, now: float) -> tuple[MicroCredits, MicroCredits, int]:

@@ -276,7 +276,7 @@ class Runs:
         seeded = config
         if config.seed is None:
             # Set by the gateway, so that another worker can draw the same tokens after a failover.
-            seed_of: KeyUse | LineRun | None = key_use or line_run.of(run.request_id)
+            seed_of: KeyUse | LineRun | None = key_use or run.line
             seeded = msgspec.structs.replace(config, seed=secrets.randbits(63) if seed_of is None else seed_of.seed)
         prompt = msgspec.structs.replace(admitted, model_config=seeded, streamed=not run.is_all_or_nothing, reader_paced=paced)
         on_claim = partial(self._record_claim, caller, target_call.target, is_paced=paced)
@@ -425,7 +425,14 @@ class Runs:
         # Callers never choose the id: it is the row's key, and a reused one would lose a row.
         request_id = (context.current.get() or context.start()).request_id
         began_at = self._ledger.database_clock.now()
-        return Run(labels, principal, request_id, now=self.clock(), seconds=seconds, began_at=began_at, is_all_or_nothing=is_all_or_nothing)
+        return Run(
+            *(labels, principal, request_id),
+            now=self.clock(),
+            seconds=seconds,
+            began_at=began_at,
+            is_all_or_nothing=is_all_or_nothing,
+            line=line_run.of(request_id),
+        )
 
     async def _carry_out(
         self,
@@ -440,7 +447,7 @@ class Runs:
         continues_elsewhere: Callable[[], bool] = lambda: False,
     ) -> Result:
         """Write the row, however the run ends."""
-        line = line_run.of(run.request_id)
+        line = run.line
         recorder: RowTaker = line or self._recorder
         recorder.reserve()
         self.running.add(run)

@@ -94,14 +94,17 @@ class TargetSearch:
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
 
-    def _find_served(self, attempts: TargetAttempts, caller: CallerContext, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
+    def resolve(self, wanted: ModelName | None, names: ModelNames, policy: Policy) -> ModelName:
+        """Return the served model that a request names, as ``routing.resolve`` does."""
         just_started = self.clock() < self.discovery_ends_at
-        entries, usable = self.directory.entries(Role.WORKER), self.directory.usable(Role.WORKER)
         starts = self.dispatch.worker_stats.starts
         startable = starts.pools if starts.source.pools else {}
-        model = routing.resolve(
-            wanted, entries, caller.names, just_started=just_started, allows=caller.policy.allows_name, startable=startable
-        )
+        workers = self.directory.entries(Role.WORKER)
+        return routing.resolve(wanted, workers, names, just_started=just_started, allows=policy.allows_name, startable=startable)
+
+    def _find_served(self, attempts: TargetAttempts, caller: CallerContext, wanted: ModelName | None, facts: RequestFacts) -> TargetChoice:
+        usable = self.directory.usable(Role.WORKER)
+        model = self.resolve(wanted, caller.names, caller.policy)
         target = ServingTarget(model)
         attempts.try_target(target)
         name = caller.names.public_name(wanted, model)

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from services.gateway.files.file_rows import PREFIX as FILE
 from services.gateway.jobs import line_results
-from services.gateway.jobs.batch_work import BatchWork, OwnerRules
+from services.gateway.jobs.batch_work import BatchWork
 from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.job_metrics import JobMetrics
 from services.gateway.jobs.job_store import Job, JobStore, LineResult
@@ -49,6 +49,28 @@ def good(custom_id: str) -> tuple[int, dict[str, Any]]:
 
 
 @dataclass
+class SiteRules:
+    site: "BatchSite"
+    choose_model: Callable[[Principal, str | None], ModelName] = lambda _owner, _named: MODEL
+    runs_as_batch: Callable[[Principal, bool | None], bool] = lambda _owner, wanted: bool(wanted)
+
+    async def identify(self, owner: IdentifyOwner) -> Principal:
+        return self.site.identify(owner)
+
+    def may_run(self, _owner: Principal, model: ModelName) -> bool:
+        return model in self.site.models
+
+    def line_limit_of(self, _owner: Principal) -> int | None:
+        return self.site.most_lines
+
+    def file_limit_of(self, _owner: Principal) -> int | None:
+        return self.site.files.most_bytes
+
+    def price_id_of(self, _model: ModelName) -> int | None:
+        return 1
+
+
+@dataclass
 class BatchSite:
     files: Site
     jobs: JobStore
@@ -61,13 +83,12 @@ class BatchSite:
 
     def worker(self, runner: str, jobs: Any = None, files: Any = None) -> BatchWork:
         """Return the work of another gateway."""
-
-        async def identify(owner: IdentifyOwner) -> Principal:
-            return self.identify(owner)
-
-        rules = OwnerRules(identify, lambda _owner, model: model in self.models, lambda _owner: self.most_lines, lambda _model: 1)
         metrics = JobMetrics(self.jobs, Metrics("gateway"))
-        return BatchWork(jobs or self.jobs, files or self.files.storage, rules, runner, metrics, secret=SECRET)
+        return BatchWork(jobs or self.jobs, files or self.files.storage, self.rules, runner, metrics, secret=SECRET)
+
+    @property
+    def rules(self) -> SiteRules:
+        return SiteRules(self)
 
     async def order(self, data: bytes, key: str | None = None, **more: Any) -> Job:
         file = await self.files.store(data, purpose=FilePurpose.BATCH)
@@ -134,7 +155,7 @@ async def running(url: str, objects: ObjectStore) -> AsyncIterator[BatchSite]:
         nowhere: Any = None
         site = BatchSite(files, jobs, nowhere, nowhere)
         site.work = site.worker("one")
-        site.desk = JobDesk(jobs, files.storage, site.work, AuditReporting(nowhere), lambda _owner: files.most_bytes)
-        messages = MessageBatchRoutes(site.desk, jobs, files.storage, lambda _caller, model: model in site.models)
+        site.desk = JobDesk(jobs, files.storage, site.work, AuditReporting(nowhere), site.rules)
+        messages = MessageBatchRoutes(site.desk, jobs, files.storage, site.rules.may_run)
         files.more_routes = (*BatchRoutes(site.desk).routes(), *messages.routes())
         yield site

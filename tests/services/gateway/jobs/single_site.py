@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import openai
 
 from services.gateway.http_api.http_app import HttpAccess, HttpApp
 from services.gateway.http_api.rest_jobs import RestJobs
-from services.gateway.jobs.single_jobs import OrderRules, SingleJobs
+from services.gateway.jobs.single_jobs import SingleJobs
 from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from shared import errors
@@ -96,6 +96,6 @@ async def running(url: str, objects: ObjectStore) -> AsyncIterator[SingleSite]:
                 raise errors.PolicyForbidden("flex requests are not allowed here")
             return bool(wanted)
 
-        rules = OrderRules(choose_model, runs_as_batch, lambda _by: batches.most_lines, lambda _model: 1)
+        rules = replace(batches.rules, choose_model=choose_model, runs_as_batch=runs_as_batch)
         site = SingleSite(batches, SingleJobs(batches.desk, batches.jobs, batches.files.storage, rules, secret=SECRET))
         yield site
