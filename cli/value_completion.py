@@ -73,8 +73,10 @@ async def _routes(connection: "CliConnection") -> list[Candidate]:
 
 
 async def _batches(connection: "CliConnection") -> list[Candidate]:
+    from shared.lists.jobs import FILE_NAME
+
     listed = (await connection.call(api.jobs.list_jobs, api.jobs.ListJobs(api.jobs.JobKind.BATCH))).jobs
-    return [(job.id, job.metadata.get("file", job.state)) for job in listed]
+    return [(job.id, job.metadata.get(FILE_NAME, job.state)) for job in listed]
 
 
 models = _completer("models", _models)

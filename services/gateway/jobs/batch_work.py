@@ -165,8 +165,8 @@ class BatchWork:
 
     async def _finalize(self, job: Job) -> None:
         if job.kind is JobKind.BATCH:
-            for are_done, lines, file in ((True, job.done, job.output_file), (False, job.total - job.done, job.error_file)):
-                if lines:
+            for are_done, file in zip((True, False), job.written_files, strict=True):
+                if file is not None:
                     new = NewFile(f"{job.public_id}_{'output' if are_done else 'error'}.jsonl", FilePurpose.BATCH_OUTPUT, OUTPUT_SECONDS)
                     async with aclosing(self._write(job, are_done=are_done)) as pieces:
                         await self._files.write(job.tenant_id, job.user_id, file, pieces, new)

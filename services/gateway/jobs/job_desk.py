@@ -92,7 +92,7 @@ class JobDesk:
             self._work.ordered.set()
             self._audit_reporting.report_action("batch.create", owner, tenant=owner.tenant_id, target=made.public_id)
         elif (made.kind, made.input_file, made.endpoint, made.metadata) != (new.kind, input_file, endpoint, new.metadata):
-            raise errors.IdempotencyConflict("this idempotency key was used for another job", hint="use a new key for each job")
+            raise other_job()
         return made
 
     async def store_input(self, owner: Principal, lines: AsyncIterator[bytes]) -> UUID:
@@ -142,6 +142,10 @@ def read_id(text: str) -> UUID:
     return found
 
 
+def other_job() -> errors.IdempotencyConflict:
+    return errors.IdempotencyConflict("this idempotency key was used for another job", hint="use a new key for each job")
+
+
 def window_of(job: Job) -> api.BatchWindow:
     return "1h" if (job.expires_at - job.created_at).total_seconds() <= _WINDOWS["1h"] else "24h"
 
@@ -151,7 +155,8 @@ def _missing(job: str) -> errors.NotFound:
 
 
 def facts_of(job: Job) -> JobFacts:
-    is_batch, has_ended = job.kind is JobKind.BATCH, job.ended_at is not None
+    is_batch = job.kind is JobKind.BATCH
+    output_file, error_file = job.written_files if is_batch and job.ended_at is not None else (None, None)
 
     def name(file: UUID | None) -> str | None:
         return None if file is None else public_ids.encode(FILE, file)
@@ -173,8 +178,8 @@ def facts_of(job: Job) -> JobFacts:
         output_tokens=job.output_tokens,
         cost_micro=job.cost_micro,
         input_file=name(job.input_file) if is_batch else None,
-        output_file=name(job.output_file) if is_batch and has_ended and job.done else None,
-        error_file=name(job.error_file) if is_batch and has_ended and job.done < job.total else None,
+        output_file=name(output_file),
+        error_file=name(error_file),
         metadata=job.metadata,
         errors=job.errors,
         in_progress_at=job.in_progress_at,

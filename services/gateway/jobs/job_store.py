@@ -91,6 +91,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     delete_at: datetime
 
     @property
+    def written_files(self) -> tuple[UUID | None, UUID | None]:
+        """Return the file of its answers, and that of its errors, if a batch has them at its end."""
+        return self.output_file if self.done else None, self.error_file if self.done < self.total else None
+
+    @property
     def public_id(self) -> str:
         return public_ids.encode(PREFIXES[self.kind], self.id, "_")
 

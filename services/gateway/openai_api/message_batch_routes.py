@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Literal
-from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -15,6 +14,7 @@ from services.gateway.files.file_storage import FileStorage
 from services.gateway.http_api import http_app, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
+from services.gateway.jobs import job_desk
 from services.gateway.jobs.batch_input import BatchInput
 from services.gateway.jobs.batch_output import OutputLine
 from services.gateway.jobs.job_desk import JobDesk
@@ -143,7 +143,7 @@ class MessageBatchRoutes:
             file = await self._desk.store_input(caller, self._write(lines, caller))
             job = await self._desk.add_batch(caller, file, _ENDPOINT, key)
         elif job.endpoint != _ENDPOINT:
-            raise errors.IdempotencyConflict("this idempotency key was used for another job", hint="use a new key for each job")
+            raise job_desk.other_job()
         await call.answer(_show(job, call))
 
     async def _write(self, lines: "_Lines", caller: Principal) -> AsyncIterator[bytes]:
@@ -177,7 +177,7 @@ class MessageBatchRoutes:
         job = await self._find(call)
         if job.ended_at is None:
             raise errors.InUse("the batch has not ended", hint="cancel it, and wait for its end")
-        for file in _files_of(job):
+        for file in filter(None, job.written_files):
             await self._files.give_up(job.tenant_id, file)
         await self._store.forget(job.id)
         await call.answer(DeletedMessageBatch(job.public_id))
@@ -191,7 +191,7 @@ class MessageBatchRoutes:
 
     async def _read_results(self, job: Job) -> AsyncGenerator[bytes]:
         """Raises NotFound if their owner has deleted them, and what ``FileStorage.read`` raises."""
-        for file in _files_of(job):
+        for file in filter(None, job.written_files):
             found, rest = await self._files.find_used(job.tenant_id, file), b""
             async with aclosing(self._files.read(found, 0, found.facts.size)) as pieces:
                 async for piece in pieces:
@@ -235,11 +235,6 @@ def _mistake(error: LineError) -> BadField:
     place = f"requests[{(error.line or 1) - 1}]"
     field = "" if error.param is None else f".{error.param.replace('body', 'params', 1)}"
     return BadField(place + field, error.message)
-
-
-def _files_of(job: Job) -> tuple[UUID, ...]:
-    lines = ((job.output_file, job.done), (job.error_file, job.total - job.done))
-    return tuple(file for file, number in lines if number)
 
 
 def _show(job: Job, call: HttpCall) -> MessageBatch:
