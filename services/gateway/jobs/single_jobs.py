@@ -89,7 +89,7 @@ class SingleJobs:
             if made is None or made.id != new.id:
                 with suppress(errors.AimeshError):  # it expires
                     await self._files.give_up(by.tenant_id, file)
-        return await self._same(made, digest)
+        return await self._same(made, digest) if made.id != new.id else SingleJob(made, _queued(digest))
 
     async def find(self, tenant: TenantId, job: str) -> SingleJob | None:
         """Return None for a batch. Raises NotFound."""
@@ -124,6 +124,13 @@ class SingleJobs:
     async def _with_line(self, job: Job) -> SingleJob:
         (line,) = await self._store.results(job.id, -1, 1)
         return SingleJob(job, line)
+
+
+def _queued(custom_id: str) -> StoredLine:
+    """Return the line of a new job, which may run by now."""
+    return StoredLine(
+        line=0, custom_id=custom_id, state=LineState.QUEUED, result=None, status_code=None, error_code=None, request_id=None
+    )  # fmt: skip
 
 
 async def _only(content: bytes) -> AsyncIterator[bytes]:

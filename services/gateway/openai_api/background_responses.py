@@ -64,27 +64,28 @@ class BackgroundResponses:
         request = SingleRequest(
             kind=JobKind.RESPONSE, endpoint=_ENDPOINT, body=alone, flex=service_tiers.wants_flex(body.service_tier), metadata=body.metadata
         )
-        await call.answer(_unfinished(await self._singles.order(call.caller, request, call.idempotency_key), body))
+        await self._answer(call, await self._singles.order(call.caller, request, call.idempotency_key), body)
 
     async def _get(self, call: HttpCall) -> None:
         if request_bodies.read_query(call.query, ResponseQuery).stream:
             raise BadField("stream", "is not possible: the events of responses in the background are not kept")
-        await self._answer(call)
+        await self._answer(call, await self._find(call))
 
     async def _cancel(self, call: HttpCall) -> None:
         await self._find(call)
         await self._singles.cancel(call.caller, call.rest_of_path)
-        await self._answer(call)
+        await self._answer(call, await self._find(call))
 
     async def _delete(self, call: HttpCall) -> None:
         await self._find(call)
         await self._singles.delete(call.caller, call.rest_of_path)
         await call.answer(DeletedResponse(call.rest_of_path))
 
-    async def _answer(self, call: HttpCall) -> None:
-        found = await self._find(call)
+    async def _answer(self, call: HttpCall, found: SingleJob, body: ResponseBody | None = None) -> None:
+        """``body``: of its request, if the caller has just sent it."""
         if found.line.state is not LineState.DONE or found.job.cancelling_at is not None:
-            await call.answer(_unfinished(found, ResponseBody(input="", metadata=found.job.metadata), self._problem(found)))
+            asked = ResponseBody(input="", metadata=found.job.metadata) if body is None else body
+            await call.answer(_unfinished(found, asked, self._problem(found)))
             return
         shown = msgspec.json.decode(self._singles.result_of(found), type=dict[str, object])
         shown |= {"id": found.job.public_id, "created_at": int(found.job.created_at.timestamp()), "background": True}
@@ -114,7 +115,7 @@ class BackgroundResponses:
         return response_format.problem_of(msgspec.json.decode(plain, type=ErrorBody))
 
 
-def _unfinished(found: SingleJob, body: ResponseBody, problem: ResponseProblem | None = None) -> Response:
+def _unfinished(found: SingleJob, body: ResponseBody, problem: ResponseProblem | None) -> Response:
     """Return a response without an answer."""
     job = found.job
     form = ResponsesFormat(body, is_stored=True)

@@ -184,3 +184,15 @@ async def test_only_ones_own_responses_are_found(site: SingleSite, http: httpx.A
             for answer in (await client.get(path), await client.post(f"{path}/cancel"), await client.delete(path)):
                 assert "those in the background are stored" in problem(answer, 404, "not_found")["message"]
     assert (await http.get(f"/api/jobs/{made}")).json()["kind"] == "response"
+
+
+@pytest.mark.parametrize(("status", "answer", "shown"), [(200, ANSWER, "completed"), (400, REFUSAL, "failed")])
+async def test_a_repeated_order_of_a_response_that_has_ended_gets_it(
+    site: SingleSite, http: httpx.AsyncClient, status: int, answer: dict[str, Any], shown: str
+) -> None:
+    body, headers = {"input": "hi", "background": True}, {"idempotency-key": "k1"}
+    first = (await http.post("/v1/responses", json=body, headers=headers)).json()
+    assert first["status"] == "queued"
+    await run(site, first["id"], status, answer)
+    again = await http.post("/v1/responses", json=body, headers=headers)
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (200, first["id"], shown)
