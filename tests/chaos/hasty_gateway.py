@@ -1,23 +1,46 @@
-"""A gateway whose leases of lines are as short as LINE_LEASE_SECONDS says, so that a test needn't wait for those of a lost gateway.
+"""A gateway in a hurry, so that a test needn't wait for what the product leaves time.
 
 python -m tests.chaos.hasty_gateway
 
-It is services.gateway; all times of leases are shorter by the same factor.
+It is services.gateway, with what its settings HASTY_… say.
 """
 
 import os
+from functools import partial
+from typing import Any
 
 from services.gateway import __main__ as gateway
+from services.gateway import background_jobs
+from services.gateway.background_jobs import UpkeepJob
 from services.gateway.jobs import job_store, runner
+from services.gateway.payments import payment_provider
+from services.gateway.usage_export import export
 
-SECONDS = "LINE_LEASE_SECONDS"
+#: How long its leases of lines are; all times of leases are shorter by the same factor.
+LINE_LEASE = "HASTY_LINE_LEASE_SECONDS"
+#: How often it works on bills. It waits no longer for the provider, and for the gateway that exports.
+BILLS = "HASTY_BILLS_SECONDS"
 
 
 def main() -> None:
-    factor = float(os.environ[SECONDS]) / job_store.LEASE_SECONDS
-    for module, name in ((job_store, "LEASE_SECONDS"), (runner, "EXTEND_SECONDS"), (runner, "LOST_SECONDS"), (runner, "_GRACE_SECONDS")):
-        setattr(module, name, getattr(module, name) * factor)
+    if (lease := os.environ.get(LINE_LEASE)) is not None:
+        factor = float(lease) / job_store.LEASE_SECONDS
+        for module, name in (
+            (job_store, "LEASE_SECONDS"),
+            (runner, "EXTEND_SECONDS"),
+            (runner, "LOST_SECONDS"),
+            (runner, "_GRACE_SECONDS"),
+        ):
+            setattr(module, name, getattr(module, name) * factor)
+    if (bills := os.environ.get(BILLS)) is not None:
+        background_jobs.repeat = partial(_repeat, float(bills), background_jobs.repeat)
+        for module, name in ((payment_provider, "READ_SECONDS"), (payment_provider, "WRITE_SECONDS"), (export, "ELECTION_SECONDS")):
+            setattr(module, name, float(bills))
     gateway.main()
+
+
+async def _repeat(bills_seconds: float, repeat: Any, job: UpkeepJob, seconds: float, *more: Any) -> None:
+    await repeat(job, bills_seconds if job is UpkeepJob.BILLING else seconds, *more)
 
 
 if __name__ == "__main__":

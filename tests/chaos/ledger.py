@@ -1,9 +1,11 @@
 """What the gateway's tables say about some users at rest. In the chaos suite, only this module reads them."""
 
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from uuid import UUID
 
 import asyncpg
 
@@ -164,3 +166,81 @@ async def no_files_change(stack: RunningStack) -> AsyncIterator[None]:
     async with stack.database("gateway") as database, database.transaction():
         await database.execute("LOCK TABLE files IN SHARE ROW EXCLUSIVE MODE")
         yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Money:
+    """What customers have used, paid and owed, and their invoices."""
+
+    #: Tokens and micro-credits.
+    used: dict[UserId, tuple[int, int]]
+    #: Micro-credits of each.
+    top_ups: dict[UserId, list[int]]
+    #: How many periods their plan has included tokens in.
+    periods: Counter[UserId]
+    #: Micro-credits at the end of a period, and minor units of the invoices about them, by the order.
+    owed: dict[UserId, dict[UUID, int]]
+    overage: dict[UserId, dict[UUID, int]]
+    #: Numbers of the invoices about a month of a plan.
+    fees: dict[UserId, list[str]]
+    #: At the provider.
+    customers: dict[UserId, str | None]
+    #: Of all invoices.
+    numbers: list[str]
+
+
+async def end_month(stack: RunningStack, owner: UserId) -> bool:
+    """Let a month pass for an account."""
+    async with stack.database("gateway") as database:
+        await database.execute("UPDATE accounts SET anchor = now(), period_end = now() WHERE owner = $1", owner)
+    return True
+
+
+async def is_billed(stack: RunningStack, owner: UserId) -> bool:
+    """Return whether the present period has begun, and all that was owed before is billed."""
+    async with stack.database("gateway") as database:
+        found: bool | None = await database.fetchval(
+            "SELECT period_end > now() AND billed_period = period_start AND NOT EXISTS (SELECT FROM owed WHERE owed.owner = $1)"
+            " FROM accounts JOIN subscriptions USING (owner) WHERE owner = $1",
+            owner,
+        )
+    return bool(found)
+
+
+async def is_exported(stack: RunningStack) -> bool:
+    """Return whether each receiver of usage has all of it."""
+    async with stack.database("gateway") as database:
+        found: bool = await database.fetchval(
+            "SELECT EXISTS (SELECT FROM usage_sinks) AND NOT EXISTS (SELECT FROM usage_sinks, usage_outbox WHERE number > sent_number)"
+        )
+    return found
+
+
+async def read_money(stack: RunningStack, owners: Sequence[UserId]) -> Money:
+    async with stack.database("gateway") as database:
+        ids = list(owners)
+        tokens = await database.fetch("SELECT tenant_id, sum(tokens_used)::int FROM request_logs WHERE tenant_id = ANY($1) GROUP BY 1", ids)
+        entries = await database.fetch("SELECT * FROM entries WHERE owner = ANY($1) ORDER BY id", ids)
+        invoices = await database.fetch(
+            "SELECT *, document::json ->> 'purpose' AS purpose, (document ->> 'netMinor')::int AS net FROM invoices"
+        )
+        customers = await database.fetch("SELECT owner, customer FROM subscriptions")
+    used, of_kind = dict(map(tuple, tokens)), _by_owner(entries, "kind", "account")
+    billed = _by_owner(invoices, "purpose")
+    return Money(
+        used={owner: (used.get(owner, 0), sum(row["amount_micro"] for row in of_kind[owner, "usage", "revenue"])) for owner in owners},
+        top_ups={owner: [row["amount_micro"] for row in of_kind[owner, "top_up", "balance"]] for owner in owners},
+        periods=Counter({owner: len({row["period"] for row in of_kind[owner, "grant", "allowance"]}) for owner in owners}),
+        owed={owner: {row["transfer"]: row["amount_micro"] for row in of_kind[owner, "invoice", "balance"]} for owner in owners},
+        overage={owner: {row["order_id"]: row["net"] for row in billed[owner, "overage"]} for owner in owners},
+        fees={owner: [row["number"] for row in billed[owner, "plan"]] for owner in owners},
+        customers=dict(map(tuple, customers)),
+        numbers=[row["number"] for row in invoices],
+    )
+
+
+def _by_owner(rows: Sequence[asyncpg.Record], *columns: str) -> defaultdict[tuple[object, ...], list[asyncpg.Record]]:
+    found = defaultdict[tuple[object, ...], list[asyncpg.Record]](list)
+    for row in rows:
+        found[row["owner"], *(row[column] for column in columns)].append(row)
+    return found

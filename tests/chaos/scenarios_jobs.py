@@ -6,29 +6,26 @@ Each line ends exactly once, with the text of an undisturbed run, and is paid on
 import asyncio
 import json
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-import asyncpg
 import httpx
 
 from shared.api.jobs import JobState
 from shared.timing import restart_policy
 from shared.types import RequestId
-from tests import people, replicas
+from tests import people
 from tests.chaos import clients, hasty_gateway, invariants, ledger, world
 from tests.chaos.invariants import Allowed
 from tests.chaos.ledger import Batch, Books
 from tests.chaos.scenarios_servers import READY_SECONDS, killed
-from tests.chaos.world import Outcome, Worker, World
+from tests.chaos.world import AWAY, Outcome, Worker, World
 from tests.people import Person
 from tests.replicas import Replica
 from tests.stacks import until
@@ -46,8 +43,6 @@ PAUSE_SECONDS = (3.0, 8.0)
 PRICES = (100, 200)
 #: With the pauses of lines that were tried again.
 END_SECONDS = 420.0
-#: What the scenario meets while servers are away.
-AWAY = (httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 SERVERS = {"postgres": signal.SIGKILL, "nats": signal.SIGKILL}
 #: The supervisor restarts a server so often within its window.
 MOST_ENDS = restart_policy.MOST_CRASHES - 2
@@ -216,38 +211,28 @@ def _line(name: str, prompt: str) -> str:
 async def _opened(running: World) -> AsyncIterator[_Batches]:
     """Let two gateways and two workers run the lines, and no others. Afterward everything is as before."""
     stack, lease, each = running.stack, running.scale.line_lease_seconds, running.scale.lines // TENANTS
-    words = () if lease is None else ("-m", hasty_gateway.__name__)
-    settings = {} if lease is None else {hasty_gateway.SECONDS: str(lease)}
     for worker in running.workers:
         worker.kill()
     workers = [Worker(stack, worker.number, worker.attempts, SLOTS) for worker in running.workers[:WORKERS]]
-    async with AsyncExitStack() as entered:
-        folder = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-jobs-")))
-        async with people.api_client(stack) as api_client:
-            tenants = [await api_client.register(f"batch{number}") for number in range(TENANTS)]
-        try:
-            for worker in workers:
-                worker.start()
-            opened = [
-                replicas.replica(stack, "gateway", folder=folder, name=f"jobs-{number}", settings=settings, words=words)
-                for number in range(GATEWAYS)
-            ]
-            gateways = [await entered.enter_async_context(each) for each in opened]
-            await asyncio.gather(*(gateway.ready() for gateway in gateways))
+    async with people.api_client(stack) as api_client:
+        tenants = [await api_client.register(f"batch{number}") for number in range(TENANTS)]
+    prompts = [
+        {
+            f"p{person}n{number}": " ".join(f"p{person}n{number}w{word}" for word in range(running.rng.randint(*WORDS)))
+            for number in range(each)
+        }
+        for person in range(TENANTS)
+    ]
+    haste = {} if lease is None else {hasty_gateway.LINE_LEASE: str(lease)}
+    try:
+        for worker in workers:
+            worker.start()
+        async with world.other_gateways(running, GATEWAYS, {}, haste) as gateways:
             await running.workers_serve(WORKERS)
-            own = await stack.signal("gateway", signal.SIGSTOP)
-            entered.callback(world.signal_all, [own], signal.SIGCONT)
-            prompts = [
-                {
-                    f"p{person}n{number}": " ".join(f"p{person}n{number}w{word}" for word in range(running.rng.randint(*WORDS)))
-                    for number in range(each)
-                }
-                for person in range(TENANTS)
-            ]
             yield _Batches(running, tenants, gateways, workers, prompts)
-        finally:
-            for worker in workers:
-                worker.kill()
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 # --- the judge -----------------------------------------------------------------------------------------------------------

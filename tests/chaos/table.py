@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.chaos import scenarios_clients, scenarios_jobs, scenarios_servers, scenarios_workers
+from tests.chaos import scenarios_clients, scenarios_jobs, scenarios_money, scenarios_servers, scenarios_workers
 from tests.chaos.world import Outcome, World
 
 Scenario = Callable[[World], Awaitable[Outcome]]
@@ -36,6 +36,7 @@ SCENARIOS: dict[str, Scenario] = {
         scenarios_workers.f25_worker_hangs_and_wakes,
         scenarios_servers.f25_gateway_hangs_and_wakes,
         scenarios_jobs.f29_batches_run,
+        scenarios_money.f30_money_is_exact,
     )
 }
 
@@ -49,6 +50,7 @@ SHORT = (
     "f23_clients_leave",
     "f24_requests_are_repeated",
     "f29_batches_run",
+    "f30_money_is_exact",
 )
 
 PAGE = Path(__file__).resolve().parent.parent.parent / "docs" / "reference" / "faults.md"

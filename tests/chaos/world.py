@@ -13,23 +13,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 import asyncpg
+import httpx
 
 from shared import errors
 from shared.api import gateway
 from shared.limits import BY_NAME
-from tests import people, stacks, stopwatch
-from tests.chaos import clients, faulty_worker, history, invariants, ledger
+from tests import people, replicas, stacks, stopwatch
+from tests.chaos import clients, faulty_worker, hasty_gateway, history, invariants, ledger
 from tests.chaos.clients import Clients
 from tests.chaos.invariants import Allowed
 from tests.chaos.ledger import Books
 from tests.people import Person
+from tests.replicas import Replica
 from tests.stacks import REPOSITORY, RunningStack, until
 from tests.testnet import free_port
 
@@ -42,6 +44,8 @@ UNREACHED = ",".join(f"{name}=1000000000" for name in BY_NAME)
 START_SECONDS = 20.0
 #: A call is in the books within this time after its end, unless its gateway died.
 REST_SECONDS = 15.0
+#: What a scenario meets while servers are away.
+AWAY = (httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 #: A reservation waits two seconds for PostgreSQL; on a busy machine, as in `make test`, that may be too short even without a fault.
 BUSY = "ledger_unavailable"
 
@@ -66,13 +70,19 @@ class Scale:
     line_lease_seconds: float | None = None
     #: How long a process is stopped that runs lines: longer than its leases.
     stop_seconds: float
+    #: Of each customer.
+    months: int
+    #: How often a gateway works on bills; None: as often as the product says.
+    bills_seconds: float | None = None
 
 
 SHORT = Scale(
     clients=16, tenants=3, lead_seconds=(0.5, 1.5), outage_seconds=5, lease_seconds=REST_SECONDS, burst=300, lines=100,
-    line_lease_seconds=5, stop_seconds=8,
+    line_lease_seconds=5, stop_seconds=8, months=3, bills_seconds=1,
 )  # fmt: skip
-LONG = Scale(clients=50, tenants=10, lead_seconds=(2, 8), outage_seconds=20, lease_seconds=150, burst=600, lines=1000, stop_seconds=90)
+LONG = Scale(
+    clients=50, tenants=10, lead_seconds=(2, 8), outage_seconds=20, lease_seconds=150, burst=600, lines=1000, stop_seconds=90, months=20,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +284,23 @@ async def opened(scale: Scale, seed: int) -> AsyncIterator[World]:
                     worker.signal(signal.SIGCONT)
                     worker.kill()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@asynccontextmanager
+async def other_gateways(running: World, count: int, settings: Mapping[str, str], haste: Mapping[str, str]) -> AsyncIterator[list[Replica]]:
+    """Let these gateways answer in place of the stack's own. ``haste``: settings of ``hasty_gateway``."""
+    words = ("-m", hasty_gateway.__name__) if haste else ()
+    async with AsyncExitStack() as entered:
+        folder = Path(entered.enter_context(tempfile.TemporaryDirectory(prefix="aimesh-gateways-")))
+        opened = [
+            replicas.replica(running.stack, "gateway", folder=folder, name=f"other-{number}", settings={**settings, **haste}, words=words)
+            for number in range(count)
+        ]
+        gateways = [await entered.enter_async_context(each) for each in opened]
+        await asyncio.gather(*(gateway.ready() for gateway in gateways))
+        own = await running.stack.signal("gateway", signal.SIGSTOP)
+        entered.callback(signal_all, [own], signal.SIGCONT)
+        yield gateways
 
 
 #: Keys that no gateway has seen.
