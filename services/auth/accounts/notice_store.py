@@ -11,8 +11,6 @@ from shared.api.notices import LimitUsed, Notice
 from shared.stores.database import Transaction
 from shared.types import TenantId, UserId
 
-#: How long before its end a key is announced.
-EXPIRING_DAYS = 7
 #: Of new accounts: registration signs in at once.
 NEW_ACCOUNT_SECONDS = 600
 #: Per user and hour, because a thief of a password could fill the mailbox by signing in.
@@ -26,10 +24,15 @@ KEY_BATCH = 500
 class NoticeKind(StrEnum):
     SIGN_IN = "sign_in"
     KEY_EXPIRES = "key_expires"
+    KEY_ENDS = "key_ends"
     LIMIT = "limit"
     PAYMENT = "payment"
     PLAN = "plan"
     WEBHOOK = "webhook"
+
+
+#: How many days before its end a key is announced.
+KEY_DAYS = {NoticeKind.KEY_EXPIRES: 7, NoticeKind.KEY_ENDS: 1}
 
 
 class SignIn(msgspec.Struct, frozen=True):
@@ -88,9 +91,9 @@ class NoticeStore(AuthTables):
         kind, key = fact.__struct_config__.tag, fact.key if isinstance(fact, LimitUsed) else None
         await transaction.run("add_account_notice", owner, kind, subject, msgspec.json.encode(fact).decode(), currency, key)
 
-    async def add_expiring_keys(self) -> int:
-        """Return how many keys were searched, at most KEY_BATCH. Each is searched once, by one replica."""
-        return int(await self._db.value("add_key_notices", EXPIRING_DAYS, KEY_BATCH))
+    async def add_expiring_keys(self, kind: NoticeKind) -> int:
+        """Return how many keys were searched, at most KEY_BATCH. Each is searched once for each kind, by one replica."""
+        return int(await self._db.value("add_key_notices", KEY_DAYS[kind], KEY_BATCH, kind))
 
     async def take(self) -> DueNotice | None:
         """Return a notice that no other replica has. It is due again later, unless ``end`` is called."""

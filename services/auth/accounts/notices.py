@@ -13,6 +13,7 @@ import msgspec
 from services.auth import mail_texts
 from services.auth.accounts.notice_store import (
     KEY_BATCH,
+    KEY_DAYS,
     AboutAccount,
     DueNotice,
     ExpiringKey,
@@ -68,9 +69,10 @@ class Notices:
 
     async def work(self) -> None:
         """Raises Unavailable; the next round does the rest."""
-        for _ in range(_MAX_BATCHES):
-            if await self._rows.add_expiring_keys() < KEY_BATCH:
-                break
+        for kind in KEY_DAYS:
+            for _ in range(_MAX_BATCHES):
+                if await self._rows.add_expiring_keys(kind) < KEY_BATCH:
+                    break
         for _ in range(MAX_MAILS):
             notice = await self._rows.take()
             if notice is None or not await self._send(notice):
@@ -107,7 +109,7 @@ class Notices:
             case NoticeKind.SIGN_IN:
                 seen = msgspec.json.decode(notice.details, type=SignIn)
                 return mail_texts.new_sign_in(notice.username, seen.at, seen.address, seen.agent, settings)
-            case NoticeKind.KEY_EXPIRES:
+            case NoticeKind.KEY_EXPIRES | NoticeKind.KEY_ENDS:
                 key = msgspec.json.decode(notice.details, type=ExpiringKey)
                 return mail_texts.key_expires(notice.username, key.name, key.preview, key.expires_at, settings)
             case _:

@@ -26,10 +26,10 @@ WHERE users.is_active AND coalesce(preferences.notify_by_mail, true) AND (
 ON CONFLICT DO NOTHING;
 
 -- name: add_key_notices
--- Add notices about the next $2 keys that expire within $1 days, to users who want them; return how many keys were searched. While another
+-- Add notices of the kind $3 about the next $2 keys that expire within $1 days, to users who want them; return how many keys were searched. While another
 -- replica does it, none. A key that never had more than $1 days gets none, because its user knows.
 WITH scan AS MATERIALIZED (
-    SELECT until, last_id FROM notice_scans WHERE kind = 'key_expires' FOR UPDATE SKIP LOCKED
+    SELECT until, last_id FROM notice_scans WHERE kind = $3 FOR UPDATE SKIP LOCKED
 ), found AS MATERIALIZED (
     SELECT api_keys.id, api_keys.user_id, api_keys.name, api_keys.preview, api_keys.created_at, api_keys.expires_at
     FROM api_keys
@@ -40,7 +40,7 @@ WITH scan AS MATERIALIZED (
     LIMIT $2
 ), added AS (
     INSERT INTO notices (user_id, kind, subject, details)
-    SELECT found.user_id, 'key_expires', found.id::text,
+    SELECT found.user_id, $3, found.id::text,
         jsonb_build_object('name', found.name, 'preview', found.preview, 'expires_at', found.expires_at)
     FROM found
     JOIN users ON users.id = found.user_id
@@ -50,7 +50,7 @@ WITH scan AS MATERIALIZED (
     ON CONFLICT DO NOTHING
 ), moved AS (
     UPDATE notice_scans SET (until, last_id) = (SELECT expires_at, id FROM found ORDER BY expires_at DESC, id DESC LIMIT 1)
-    WHERE kind = 'key_expires' AND EXISTS (SELECT FROM found)
+    WHERE kind = $3 AND EXISTS (SELECT FROM found)
 )
 SELECT count(*) FROM found;
 

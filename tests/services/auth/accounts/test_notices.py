@@ -161,7 +161,7 @@ async def test_sign_ins_cannot_fill_a_mailbox(mesh: Mesh) -> None:
     assert await mesh.send() == [SIGN_IN] * notice_store.MAX_SIGN_INS
 
 
-async def test_a_key_is_announced_once_seven_days_ahead(mesh: Mesh) -> None:
+async def test_a_key_is_announced_a_week_and_a_day_ahead(mesh: Mesh) -> None:
     await mesh.registered()
     await mesh.registered("bert")
     await mesh.key("ending", "6 days 23 hours")
@@ -169,7 +169,7 @@ async def test_a_key_is_announced_once_seven_days_ahead(mesh: Mesh) -> None:
     await mesh.key("short", "6 days", lifetime="6 days 12 hours")
     await mesh.key("ended", "-1 hour")
     await mesh.key("revoked", "6 days")
-    await mesh.key("bert's", "1 hour", owner="bert")
+    await mesh.key("bert's", "25 hours", owner="bert")
     await mesh.sql("UPDATE api_keys SET is_active = false WHERE name = 'revoked'")
     assert await mesh.send() == [KEY, ("bert@example.com", "An API key expires soon")]
     text = next(mail.get_content() for _, to, mail in mesh.mails.mails if to == "anna@example.com")
@@ -179,6 +179,11 @@ async def test_a_key_is_announced_once_seven_days_ahead(mesh: Mesh) -> None:
     assert await mesh.send() == []
     await mesh.sql("UPDATE api_keys SET expires_at = now() + interval '6 days 23 hours 30 minutes' WHERE name = 'later'")
     assert await mesh.send() == [KEY], "its week has begun"
+    await mesh.sql("UPDATE api_keys SET expires_at = now() + interval '23 hours' WHERE name = 'ending'")
+    await mesh.key("for a day", "23 hours", lifetime="24 hours")
+    await mesh.key("for a weekend", "23 hours", lifetime="50 hours")
+    assert await mesh.send() == [KEY, KEY], "the last day of two of them"
+    assert await mesh.send() == []
 
 
 async def test_a_round_has_a_bound_and_the_next_one_does_the_rest(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +246,8 @@ async def test_keys_are_found_by_the_index(mesh: Mesh) -> None:
     )
     await mesh.sql("ANALYZE api_keys")
     query = mesh.replicas[0].parts.store._db._queries["add_key_notices"].text
-    plan = "\n".join(row[0] for row in await mesh.sql(f"EXPLAIN {query}", notice_store.EXPIRING_DAYS, notice_store.KEY_BATCH))
+    arguments = (7, notice_store.KEY_BATCH, notice_store.NoticeKind.KEY_EXPIRES)
+    plan = "\n".join(row[0] for row in await mesh.sql(f"EXPLAIN {query}", *arguments))
     assert "api_keys_expiring" in plan
     assert "Seq Scan on api_keys" not in plan
 
