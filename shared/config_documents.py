@@ -53,8 +53,12 @@ TokenCount = Annotated[int, Meta(ge=0, le=10**9)]
 Limit = Annotated[int, Meta(ge=1, le=10**12)] | Literal["unlimited"]
 TokenLimit = Annotated[int, Meta(ge=0, le=10**12)] | Literal["unlimited"]
 OrganizationId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")]
+_AMOUNT = r"[0-9]{1,6}(\.[0-9]{1,6})?"
+_Number = Annotated[float, Meta(ge=0, lt=10**6)]
 #: Credits with at most six decimals, as text or as a number.
-Money = Annotated[str, Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?\Z")] | Annotated[float, Meta(ge=0, lt=10**6)]
+Money = Annotated[str, Meta(pattern=rf"^{_AMOUNT}\Z")] | _Number
+#: A Literal beside the pattern would have to match it, too.
+MoneyLimit = Annotated[str, Meta(pattern=rf"^({_AMOUNT}|unlimited)\Z")] | _Number
 
 
 def is_pattern(route_name: str) -> bool:
@@ -329,7 +333,7 @@ class PlanDocument(Document, frozen=True):
     #: For a month, in the mesh's currency.
     fee: Money | None = None
     #: How much usage beyond the tokens is billed at the end of a month; 0: it needs prepaid credits.
-    overage_limit: Money | Literal["unlimited"] | None = None
+    overage_limit: MoneyLimit | None = None
     #: As in a policy.
     flex: Flex | None = None
     #: Whether people may choose it.

@@ -213,6 +213,7 @@ _limits = st.none() | st.just("unlimited") | st.integers(1, 10**12)
 _names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,99}", fullmatch=True)
 _models = st.text(min_size=1, max_size=200).filter(lambda name: name.isprintable())
 _numbers = dict.fromkeys(("requests_per_hour", "requests_per_minute", "tokens_per_minute", "concurrency", "included_tokens"), _limits)
+_overages = st.none() | st.just("unlimited") | st.from_regex(r"[0-9]{1,6}\.[0-9]{1,6}", fullmatch=True)
 
 
 def _documents(
@@ -230,7 +231,9 @@ def _documents(
 _routes, _model_limits = st.dictionaries(_names, _models, max_size=3), st.dictionaries(_names, _limits, max_size=3)
 
 
-@given(st.builds(_documents, _routes, st.fixed_dictionaries(_numbers), _model_limits, _models, st.booleans()))
+@given(
+    st.builds(_documents, _routes, st.fixed_dictionaries({**_numbers, "overage_limit": _overages}), _model_limits, _models, st.booleans())
+)
 def test_what_is_exported_can_be_applied(documents: dict[tuple[ConfigKind, str], Document]) -> None:
     result = read(config_file.write(documents))
     assert result.mistakes == ()
