@@ -194,7 +194,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         others = [name for name, address in object_credentials.STORES.items() if not any(store.startswith(address) for store in own)]
         environment = {name: value for name, value in environment.items() if name.removesuffix("_FILE") not in others}
         defaults = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "TIER_ENTERPRISE": "concurrency=32"}
-        defaults |= {"MODEL_ORIGIN": str(home.model_origin), "FILES_URL": str(home.files)}
+        defaults |= {"MODEL_ORIGIN": str(home.model_origin), "FILES_URL": str(home.files), "PUBLIC_URL": public_url("web", settings)}
         environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **environment}

@@ -783,7 +783,8 @@ async def _rules(settings: GatewaySettings, node: Node, stores: GatewayStores) -
 @asynccontextmanager
 async def _records(settings: GatewaySettings, node: Node, stores: GatewayStores, rules: RequestRules) -> AsyncIterator[RequestRecords]:
     requests, metrics = stores.requests, node.metrics
-    ledger = Ledger(stores.ledger, rules.live, node.id, metrics, has_plans=settings.money == "on")
+    page = settings.billing_page
+    ledger = Ledger(stores.ledger, rules.live, node.id, metrics, has_plans=settings.money == "on", billing_page=page)
     find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=rules.quarantine.strike)
     async with (
         held_journal(settings.journal, node.id, requests.find_unknown) as journal,

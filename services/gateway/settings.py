@@ -160,7 +160,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Literal["manual", "stripe", "paddle"],
         Variable("PAYMENTS", "who collects payments; manual: you do, for the mesh's own invoices. See docs/howto/billing.md"),
     ] = "manual"
-    public_url: Annotated[str, Variable("PUBLIC_URL", "the URL of the web pages, to which customers return from a payment provider")] = ""
+    public_url: Annotated[
+        str, Variable("PUBLIC_URL", "the URL of the web pages, where people buy and return to from a payment provider")
+    ] = ""
     stripe_secret_key_file: Annotated[Path | None, Variable("STRIPE_SECRET_KEY_FILE", "file with Stripe's secret key, sk_… or rk_…")] = None
     stripe_webhook_secret_file: Annotated[
         Path | None, Variable("STRIPE_WEBHOOK_SECRET_FILE", "file with the signing secret of Stripe's webhook, whsec_…")
@@ -379,10 +381,19 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         if mistakes:
             raise ValueError("; ".join(mistakes))
         api_url: str | None = getattr(self, f"{self.payments}_api_url")
-        page = f"{self.public_url.rstrip('/')}/billing" if self.public_url else "http://localhost:3000/billing"
         return ProviderSettings(
-            name=self.payments, secret=secrets[0], webhook_secret=secrets[1], api_url=api_url, return_url=page, currency=self.currency
+            name=self.payments,
+            secret=secrets[0],
+            webhook_secret=secrets[1],
+            api_url=api_url,
+            return_url=self.billing_page or "http://localhost:3000/billing",
+            currency=self.currency,
         )
+
+    @property
+    def billing_page(self) -> str:
+        """Return where people buy; empty without PUBLIC_URL."""
+        return f"{self.public_url.rstrip('/')}/billing" if self.public_url else ""
 
     def default_price(self) -> tuple[int, int]:
         """Return micro-credits per million tokens, input and output."""

@@ -31,11 +31,11 @@ async def test_a_user_pays_for_more(chrome: Browser) -> None:
         await ann.register()
         key = await ann.create_key("laptop")
         refused = await _use_up(stack, key)
-        assert re.search(r"renewed on \d{4}-\d\d-\d\d", refused)
+        assert re.search(r"renews on \d{4}-\d\d-\d\d", refused)
 
         await ann.page.press("header .account summary")
         await ann.page.click("header .menu a", "Billing")
-        await ann.sees("of 400 used; renews", "No usage in the last 7 days.")
+        await ann.sees("of 400 used; renews", "No usage in the 7 days before today.")
         await ann.page.fill(amount="25")
         await ann.page.click("button", "Order")
         await ann.sees("Order placed.", "TEST-INV-", "Prepaid credits", "25.00 USD", "This is a test")

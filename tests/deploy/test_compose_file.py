@@ -16,6 +16,7 @@ import pytest
 
 from services.gateway.settings import GatewaySettings
 from shared import config, node
+from shared.stores import object_credentials
 from stack import settings
 from stack.settings import BackupSettings
 from tests.deploy import compose_file, containers
@@ -36,7 +37,16 @@ NOT_FROM_DOTENV = {
         "GATEWAY_CA_FILE",
     ),
     *("BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE", "METRICS_TOKEN", "MODEL_STORE"),
-    *("DATA_KEY_OLD", "OIDC_CLIENT_SECRET", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "USAGE_EXPORT_URL"),
+    *("DATA_KEY_OLD", "OIDC_CLIENT_SECRET", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE"),
+}
+
+
+#: Settings of `make up` that some services need only outside of containers: init hands out the credentials of the gateway's stores, and no
+#: proxy reaches auth and metrics.
+NOT_OF_CONTAINERS = {
+    "auth": {"TRUSTED_PROXIES"},
+    "metrics": {"TRUSTED_PROXIES"},
+    "gateway": {*object_credentials.STORES},
 }
 
 
@@ -85,6 +95,13 @@ def test_every_variable_is_a_setting_of_that_service(service: str) -> None:
 def test_it_takes_every_setting_that_make_up_takes() -> None:
     taken = compose_file.variables()
     assert {name for name in settings.PASSED if name not in taken and f"{name}_FILE" not in taken} == NOT_FROM_DOTENV
+
+
+@pytest.mark.parametrize("service", ["auth", "gateway", "metrics", "web"])
+def test_each_service_gets_every_setting_that_make_up_gives_it(service: str) -> None:
+    given = {each for name in compose_file.environment_of(service) for each in (name, name.removesuffix("_FILE"))}
+    passed = {name for name, services in settings.PASSED.items() if service in services}
+    assert passed - given - NOT_FROM_DOTENV == NOT_OF_CONTAINERS.get(service, set())
 
 
 def test_it_takes_every_variable_of_the_specification() -> None:
@@ -174,6 +191,7 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         "STRIPE_WEBHOOK_SECRET_FILE",
         "PADDLE_API_KEY_FILE",
         "PADDLE_WEBHOOK_SECRET_FILE",
+        "USAGE_EXPORT_URL_FILE",
         "USAGE_EXPORT_TOKEN_FILE",
         "USAGE_EXPORT_FILE",
         "SCALE_WEBHOOK_SECRET_FILE",

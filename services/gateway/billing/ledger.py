@@ -85,7 +85,9 @@ class Ledger:
         clock: Callable[[], float] = time.monotonic,
         *,
         has_plans: bool = False,
+        billing_page: str = "",
     ) -> None:
+        """``billing_page``: where people buy, for refusals; empty if it is unknown."""
         self._store = store
         self._source = source
         self._gateway = gateway
@@ -104,6 +106,7 @@ class Ledger:
         self._extensions = QueryBatching(store.extend_holds)
         #: Accounts have plans: MONEY is on.
         self.has_plans = has_plans
+        self._billing_page = billing_page
         self._suspend_detector = SuspendDetector()
         self._claims = WorkerClaims(store.record_claims)
         #: Since when all heartbeats have succeeded; None after a failure.
@@ -287,7 +290,7 @@ class Ledger:
                 _, held = await self._store.read_key_spending(request.owner, request.key_id)
         except errors.Unavailable:
             return refusals.explain(answer, request)
-        return refusals.explain(answer, request, account.allowance, held)
+        return refusals.explain(answer, request, account.allowance, held, self._billing_page)
 
     async def _ask(self, batches: "QueryBatching[Question, Answer]", question: Question) -> tuple[Answer, bool]:
         """Return the answer, and whether PostgreSQL was asked more than once."""

@@ -9,9 +9,9 @@ _BUDGETS = {"key": "this key's budget", "owner": "the budget of your account"}
 
 
 def explain(
-    answer: InsufficientCredits, request: ReservationRequest, allowance: Allowance | None = None, held_micro: int = 0
+    answer: InsufficientCredits, request: ReservationRequest, allowance: Allowance | None = None, held_micro: int = 0, page: str = ""
 ) -> errors.BudgetExhausted:
-    """``held_micro``: of what is too low, by running requests."""
+    """``held_micro``: of what is too low, by running requests. ``page``: where people buy."""
     left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(least := _least(request, allowance))}"
     if answer.limited_by in _BUDGETS:
         budget = request.spending.key_budget if answer.limited_by == "key" else request.spending.owner_budget
@@ -25,8 +25,8 @@ def explain(
     elif allowance is not None and allowance.included is not None and answer.limited_by == "account":
         renews = f"{allowance.renews_at:%Y-%m-%d}"
         state = f"has only {allowance.left:,} tokens left" if allowance.left else "has no tokens left"
-        what = f"your plan {state} ({allowance.used:,} of {allowance.included:,} used, renewed on {renews}), and {what}"
-        hint = f"wait until {renews}, add credits, or choose a larger plan; see `aicli usage`"
+        what = f"your plan {state} ({allowance.used:,} of {allowance.included:,} used; renews on {renews}), and {what}"
+        hint = f"wait until {renews}, add credits, or choose a larger plan: {page or '`aicli billing`'}"
     if answer.room_micro + held_micro >= least:
         held = _credits(held_micro)
         hint = f"your running requests hold {held} and free what they don't use when they end; retry then, or lower their max_tokens"

@@ -164,8 +164,8 @@ def forecast(allowance: Allowance | None, tokens_in_a_week: int | None, now: dat
     if not allowance.left:
         return f"No tokens are left until {rendering.day(allowance.renews_at)}."
     if not tokens_in_a_week:
-        return "No usage in the last 7 days."
-    rate = f"At {-(-tokens_in_a_week // _WEEK.days):,} tokens a day, as in the last 7 days, your tokens"
+        return "No usage in the 7 days before today."
+    rate = f"At {-(-tokens_in_a_week // _WEEK.days):,} tokens a day, as in the 7 days before today, your tokens"
     ends_at = now + _WEEK * min(allowance.left / tokens_in_a_week, 1000)
     if ends_at >= allowance.renews_at:
         return f"{rate} last until they renew."

@@ -43,7 +43,7 @@ class LedgerHarness(FakeLedgerStore):
         super().__init__()
         self.now = 0.0
         self.metrics = Metrics("gateway")
-        self.ledger = Ledger(self, FixedConfig(), node_id(1), self.metrics, lambda: self.now)
+        self.ledger = Ledger(self, FixedConfig(), node_id(1), self.metrics, lambda: self.now, billing_page="https://ai.example.org/billing")
         self.failures = 0
         #: How many seconds this process is suspended during a call to PostgreSQL.
         self.stops_for = 0.0
@@ -163,10 +163,10 @@ async def test_a_refusal_says_when_the_plan_renews(harness: LedgerHarness) -> No
     with pytest.raises(errors.BudgetExhausted) as caught:
         await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert caught.value.message == (
-        "your plan has no tokens left (100,000 of 100,000 used, renewed on 2026-03-31), and your credits are too low: 0.00005 credits "
+        "your plan has no tokens left (100,000 of 100,000 used; renews on 2026-03-31), and your credits are too low: 0.00005 credits "
         "left, this request needs at least 0.000132 credits"
     )
-    assert "wait until 2026-03-31, add credits, or choose a larger plan" in caught.value.hint
+    assert caught.value.hint == "wait until 2026-03-31, add credits, or choose a larger plan: https://ai.example.org/billing"
     # A budget bounds money alone, whatever the plan has left.
     harness.refuses = InsufficientCredits(50, "key")
     with pytest.raises(errors.BudgetExhausted, match="this key's budget is too low"):

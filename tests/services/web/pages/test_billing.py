@@ -34,7 +34,7 @@ async def test_plan_tokens_credits_and_forecast_are_shown(mesh: FakeMesh, ada: B
     text = (await ada.get(PATH)).text
     for words in (
         ">55,000</p>", "40,000 of 100,000 used, 5,000 held by running requests; renews 1 Dec 2026", "40 % used, 5 % held", ">12.25</p>",
-        "At 20,000 tokens a day, as in the last 7 days, your tokens end on 23 Nov 2026, 8 days before they renew.",
+        "At 20,000 tokens a day, as in the 7 days before today, your tokens end on 23 Nov 2026, 8 days before they renew.",
         "29.00 EUR a month", "1,000,000 tokens a month", "Your plan", "No invoices yet.", "5 to 10,000 EUR",
     ):  # fmt: skip
         assert words in text, words
@@ -50,12 +50,17 @@ RENEWS = datetime(2026, 12, 1, tzinfo=UTC)
     [
         (None, 5, 700, ""),
         (1000, 1000, 700, "No tokens are left until 1 Dec 2026."),
-        (1000, 0, 0, "No usage in the last 7 days."),
+        (1000, 0, 0, "No usage in the 7 days before today."),
         (1000, 0, None, ""),
-        (10**15, 0, 1, "At 1 tokens a day, as in the last 7 days, your tokens last until they renew."),
-        (1000, 0, 700, "At 100 tokens a day, as in the last 7 days, your tokens end on 30 Nov 2026, 1 day before they renew."),
-        (1050, 0, 700, "At 100 tokens a day, as in the last 7 days, your tokens last until they renew."),
-        (1000, 900, 70_000, "At 10,000 tokens a day, as in the last 7 days, your tokens end on 20 Nov 2026, 11 days before they renew."),
+        (10**15, 0, 1, "At 1 tokens a day, as in the 7 days before today, your tokens last until they renew."),
+        (1000, 0, 700, "At 100 tokens a day, as in the 7 days before today, your tokens end on 30 Nov 2026, 1 day before they renew."),
+        (1050, 0, 700, "At 100 tokens a day, as in the 7 days before today, your tokens last until they renew."),
+        (
+            1000,
+            900,
+            70_000,
+            "At 10,000 tokens a day, as in the 7 days before today, your tokens end on 20 Nov 2026, 11 days before they renew.",
+        ),
     ],
 )
 def test_forecast(included: int | None, used: int, in_a_week: int | None, words: str) -> None:
