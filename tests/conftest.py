@@ -131,7 +131,6 @@ def tables_of() -> str | None:
 @pytest.fixture
 async def postgres_url(postgres: PostgresServer, tables_of: str | None) -> AsyncIterator[str]:
     """A fresh database for the superuser: empty, or with the tables of a service."""
-    postgres.ensure_running()
     name = await postgres.new_database(tables_of)
     yield postgres.url(name)
     postgres.discard(name, tables_of)

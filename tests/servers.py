@@ -314,10 +314,12 @@ class PostgresServer(Server):
         return own.replace(f"/{postgres.DATABASE}?", f"/{name}?")
 
     async def new_database(self, service: str | None = None) -> str:
-        """Return the name of a new database: an empty one, or one with the tables of a service, which ``owner_url`` owns.
+        """Return the name of a new database: an empty one, or one with the tables of a service, which ``owner_url`` owns. A test may have
+        killed the server.
 
         Copying a migrated database takes a third of the time of the migrations, and cleaning one takes a fifth of the time of a copy.
         """
+        self.ensure_running()
         name = f"test_{secrets.token_hex(6)}"
         if service is not None and service not in self._templates:
             await self._make_template(service)

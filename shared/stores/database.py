@@ -284,8 +284,9 @@ class Database:
                 connection = await self._acquire()
                 try:
                     yield connection
-                except asyncpg.InterfaceError as error:
-                    # Usually a mistake of ours, such as a wrong number of arguments, but a dead connection raises it too.
+                except (asyncpg.InterfaceError, AttributeError) as error:
+                    # Usually a mistake of ours, such as a wrong number of arguments, but a dead connection raises them too: the second one
+                    # if it is closed between two steps of a statement.
                     if not _is_dead(connection):
                         raise
                     raise ConnectionResetError(str(error)) from error

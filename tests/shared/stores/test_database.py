@@ -215,6 +215,29 @@ async def test_a_read_that_kills_its_connection_is_tried_twice_and_no_more(postg
         assert await db.rows("list") == []
 
 
+async def test_a_connection_that_ends_within_a_statement_is_unavailable(
+    postgres_url: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as when the service stops: the driver has prepared the statement and then has no connection left to run it on."""
+    prepare = asyncpg.Connection._get_statement
+
+    async def ends(connection: asyncpg.Connection, query: str, *args: Any, **more: Any) -> Any:
+        prepared = await prepare(connection, query, *args, **more)
+        if "FROM things" in query:
+            connection.terminate()
+        return prepared
+
+    async with opened(postgres_url, package) as db:
+        monkeypatch.setattr(asyncpg.Connection, "_get_statement", ends)
+        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+            await db.rows("list")
+        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+            async with db.transaction() as transaction:
+                await transaction.rows("list")
+        monkeypatch.undo()
+        assert await db.rows("list") == []
+
+
 async def test_a_killed_server_is_unavailable_at_once_and_used_again_when_it_is_back(
     postgres: PostgresServer, postgres_url: str, package: Path
 ) -> None:

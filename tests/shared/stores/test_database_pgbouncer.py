@@ -37,7 +37,6 @@ def opened(url: str, package: Path) -> contextlib.AbstractAsyncContextManager[Da
 
 @pytest.fixture
 async def name(postgres: PostgresServer) -> str:
-    postgres.ensure_running()
     return await postgres.new_database()
 
 

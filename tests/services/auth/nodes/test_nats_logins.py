@@ -127,7 +127,6 @@ def server_of(home: StackHome) -> Iterator[NatsServer]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer, valkey: ValkeyServer) -> AsyncIterator[Mesh]:
     """A server and its auth, for all tests that only start more nodes."""
-    postgres.ensure_running()
     valkey.ensure_running()
     database, home = await postgres.new_database("auth"), home_in(tmp_path_factory.mktemp("shared"))
     with server_of(home) as server:

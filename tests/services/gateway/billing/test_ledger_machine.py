@@ -312,7 +312,6 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_the_ledger_balances_after_any_sequence_of_operations(postgres: PostgresServer) -> None:
-    postgres.ensure_running()
     with asyncio.Runner() as runner:
         url = postgres.url(runner.run(postgres.new_database()))
 

@@ -218,7 +218,6 @@ def _compare(runner: asyncio.Runner, connection: asyncpg.Connection, paid: int, 
 
 
 def test_a_batch_does_the_same_as_one_request_after_the_other(postgres: PostgresServer) -> None:
-    postgres.ensure_running()
     with asyncio.Runner() as runner:
         url = postgres.owner_url(postgres.url(runner.run(postgres.new_database("gateway"))), "gateway")
         connection = runner.run(asyncpg.connect(url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"}))
