@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from uuid import UUID
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -65,6 +66,21 @@ async def test_tenants_take_turns_however_many_jobs_they_have(site: Site) -> Non
     of_bob = await site.order(BOB, lines=2)
     claimed = [(await site.claim(1))[0].job_id for _ in range(5)]
     assert claimed == [first[0], of_bob, first[0], of_bob, first[1]]
+
+
+async def test_a_claim_reads_few_of_many_lines(site: Site, plain_url: str) -> None:
+    await site.order(lines=5000)
+    connection = await asyncpg.connect(plain_url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+    try:
+        for _ in range(2):
+            async with connection.transaction():
+                requests = [new_request() for _ in range(32)]
+                assert len(await connection.fetch("SELECT * FROM claim_lines($1, $2, 'one', 60, 3, false)", ECHO, requests)) == 32
+                read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'job_lines'"
+                assert await connection.fetchval(read) < 500
+            await connection.execute("ANALYZE")
+    finally:
+        await connection.close()
 
 
 async def test_a_tenant_with_many_batches_lets_those_of_others_be_validated(site: Site) -> None:
