@@ -133,14 +133,17 @@ async def _poisoned(world: World, special: str, what: str) -> tuple[Outcome, Cal
                 worker.start()
             back_at = await world.workers_serve()
             await clients.until_served(seen, since=back_at)
-        # The poisonous request itself must fail; no other may, as long as a worker is left.
+        # The poisonous request itself must fail; no other may, as long as a worker is left. One that was lost with the same two workers, and got
+        # no further with the second one, can't be told from it.
         seen.calls.remove(poisoned)
-        codes = frozenset({"worker_lost", "link_lost", "not_reachable"}) if killed == len(world.workers) else frozenset()
+        codes = frozenset({"worker_lost", "link_lost", "not_reachable"} if killed == len(world.workers) else {"poison"} if killed else ())
+        suspects = sum(call.ends == ("poison",) for call in seen.calls)
         outcome = await world.judge(
             "F20", what, seen, Allowed(since=fault_at, until=back_at, codes=codes), fault_at=fault_at, recovered_at=back_at,
             more=f"refused as {poisoned.ends[0]}; {killed} workers died",
         )  # fmt: skip
     found = [f"F20: {killed} workers were lost to one request"] if killed > MOST_POISONED else []
+    found += [f"F20: {suspects} other requests were refused, too"] if suspects > world.scale.clients // 10 else []
     return _with(outcome, found), poisoned
 
 

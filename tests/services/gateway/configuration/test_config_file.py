@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ from shared.config_documents import (
     RouteDocument,
     TargetDocument,
 )
+from tests.stacks import REPOSITORY
 from tools import reference
+
+DOCS = REPOSITORY / "docs"
 
 WHOLE = """
 routes:
@@ -207,6 +211,18 @@ def test_documents_of_programs_are_checked_alike() -> None:
         assert mistake.endswith("in the name, beginning with a letter"), name
     (mistake,) = read_document("{").mistakes
     assert mistake.startswith("a body is not JSON: ")
+
+
+def test_every_example_of_the_documents_can_be_applied() -> None:
+    found = 0
+    for page in sorted(DOCS.rglob("*.md")):
+        for block in re.findall(r"^ *```yaml\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            example = yaml.safe_load(textwrap.dedent(block))
+            # Some examples leave out the text of keys.
+            if isinstance(example, dict) and "…" not in block and example.keys() <= config_file.SECTIONS.keys():
+                found += 1
+                assert read(block).mistakes == (), page.name
+    assert found >= 14
 
 
 _limits = st.none() | st.just("unlimited") | st.integers(1, 10**12)
