@@ -510,7 +510,7 @@ class GatewayService:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
 
     def _routes_of_http(self) -> tuple[HttpRoute, ...]:
-        background = BackgroundResponses(self._jobs.singles)
+        background = BackgroundResponses(self._jobs.singles, self._items)
         parts = (
             RestAccounts(self._node.rpc),
             RestInference(self._runs),

@@ -26,6 +26,7 @@ from shared.types import TenantId
 #: One hash tag, as ``cache_keys.PREFIX``.
 PREFIX = "{gateway:items}:"
 _KEEP_SECONDS, _KEEP_CONVERSATION_SECONDS = 3600.0, 24 * 3600.0
+_MOMENT_SECONDS = 0.001
 #: Of one tenant. The oldest ones go first.
 _MOST_TENANT_BYTES = 32 * 1024 * 1024
 #: Reading one takes 10 to 30 µs; a task of an agent has hundreds.
@@ -81,7 +82,8 @@ class StoredItems:
         values = await self._values.find(caller.tenant_id, self._names(caller, (response,)), seconds=_READ_SECONDS)
         if values is None:
             raise _cannot_read()
-        found = next(values, None)
+        # An empty one is deleted.
+        found = next(values, None) or None
         _hold(len(found or b""))
         return found
 
@@ -92,6 +94,14 @@ class StoredItems:
     async def keep_conversation(self, caller: Principal, response: str, conversation: bytes) -> bool:
         """Return whether it is stored."""
         return self.allows_prompts(caller) and await self._keep(caller, {response: conversation}, _KEEP_CONVERSATION_SECONDS)
+
+    async def drop_conversation(self, caller: Principal, response: str) -> bool:
+        """Return whether there was one. Raises Unavailable, and what ``HeldRequest.resize`` raises."""
+        if not self.allows_prompts(caller) or await self.find_conversation(caller, response) is None:
+            return False
+        if not await self._keep(caller, {response: b""}, _MOMENT_SECONDS):
+            raise errors.Unavailable("stored conversations can't be deleted right now", hint="retry", retry_after_seconds=1)
+        return True
 
     async def _keep(self, caller: Principal, items: Mapping[str, bytes], seconds: float) -> bool:
         short = {item_id: item for item_id, item in items.items() if len(item) <= MOST_BYTES}

@@ -8,6 +8,7 @@ from services.gateway.http_api import request_bodies, service_tiers
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, ErrorBody
+from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.jobs.single_jobs import SingleJob, SingleJobs, SingleRequest
 from services.gateway.jobs.states import LineState
 from services.gateway.openai_api import response_format, response_request
@@ -35,8 +36,8 @@ class DeletedResponse(msgspec.Struct, frozen=True):
 
 
 class BackgroundResponses:
-    def __init__(self, singles: SingleJobs) -> None:
-        self._singles = singles
+    def __init__(self, singles: SingleJobs, items: StoredItems) -> None:
+        self._singles, self._items = singles, items
 
     def routes(self) -> tuple[HttpRoute, ...]:
         one = f"{_ENDPOINT}/{{response}}"
@@ -44,7 +45,8 @@ class BackgroundResponses:
             HttpRoute("GET", one, self._get, "getJob", "Get a response that runs, or ran, in the background",
                       query=ResponseQuery, answer=Response),
             HttpRoute("POST", f"{one}/cancel", self._cancel, "cancelJob", "Cancel a response in the background", answer=Response),
-            HttpRoute("DELETE", one, self._delete, "cancelJob", "Delete a response, and cancel it if it runs", answer=DeletedResponse),
+            HttpRoute("DELETE", one, self._delete, "cancelJob", "Delete a response and its stored conversation, and cancel it if it runs",
+                      answer=DeletedResponse),
         )  # fmt: skip
 
     async def begin(self, call: HttpCall, body: ResponseBody) -> None:
@@ -77,8 +79,14 @@ class BackgroundResponses:
         await self._answer(call, await self._find(call))
 
     async def _delete(self, call: HttpCall) -> None:
-        await self._find(call)
-        await self._singles.delete(call.caller, call.rest_of_path)
+        # First: if the rest fails, the caller can try again.
+        had_conversation = await self._items.drop_conversation(call.caller, call.rest_of_path)
+        try:
+            await self._find(call)
+            await self._singles.delete(call.caller, call.rest_of_path)
+        except errors.NotFound:
+            if not had_conversation:
+                raise
         await call.answer(DeletedResponse(call.rest_of_path))
 
     async def _answer(self, call: HttpCall, found: SingleJob, body: ResponseBody | None = None) -> None:

@@ -564,7 +564,7 @@ class RunningService:
         self.directory.worker(number, *models, load=load, **more)
 
     def app(self, **access: Any) -> HttpApp:
-        background = BackgroundResponses(self.single_jobs)
+        background = BackgroundResponses(self.single_jobs, self.items)
         parts = (
             RestAccounts(self.rpc),
             RestInference(self.runs),

@@ -40,6 +40,13 @@ class NoLimits:
     async def count_refused(self, *_what: object) -> None: ...
 
 
+class NoItems:
+    """In place of the stored items."""
+
+    async def drop_conversation(self, *_what: object) -> bool:
+        return False
+
+
 @dataclass
 class SingleSite:
     batches: BatchSite
@@ -49,12 +56,13 @@ class SingleSite:
     def app(self) -> HttpApp:
         nowhere: Any = None
         limits: Any = NoLimits()
+        no_items: Any = NoItems()
 
         async def identify(credential: Credential | None) -> Principal:
             assert credential is not None
             return PEOPLE[credential.partition(".")[0]]
 
-        background = BackgroundResponses(self.singles)
+        background = BackgroundResponses(self.singles, no_items)
         parts = (
             RestJobs(self.singles, self.batches.desk, fakes.node_id(1)),
             OpenAiRoutes(nowhere, lambda _caller: (), nowhere, background),

@@ -370,6 +370,19 @@ async def test_a_stored_conversation_is_its_tenants_and_ends_with_the_policy(
     assert (await http.post("/v1/responses", json=body | {"previous_response_id": second.id})).status_code == 400
 
 
+async def test_a_stored_conversation_is_deleted_with_its_response(
+    http: httpx.AsyncClient, running_service: RunningService, agent: Agent
+) -> None:
+    running_service.config = replace(running_service.config, policies=Policies({"mesh": PROMPTS, "default": MESH}))
+    first, second = await respond(http, tools=[AGENTS]), await respond(http, tools=[AGENTS])
+    deleted = await http.delete(f"/v1/responses/{first.id}")
+    assert deleted.json() == {"id": first.id, "object": "response", "deleted": True}
+    assert await running_service.items.find_conversation(OWNER, first.id) is None
+    assert (await http.delete(f"/v1/responses/{first.id}")).status_code == 404
+    assert (await http.post("/v1/responses", json={"input": "hi", "previous_response_id": first.id})).status_code == 400
+    await respond(http, tools=[AGENTS], previous_response_id=second.id, input="and now?")
+
+
 async def test_a_conversation_that_is_too_long_is_not_stored(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.config = replace(running_service.config, policies=Policies({"mesh": PROMPTS, "default": MESH}))
     running_service.add_worker(1, FakeWorker(), "long", context_tokens=10**6)
