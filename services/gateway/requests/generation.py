@@ -321,8 +321,8 @@ class Generation:
         self._failed.add(node)
         errors.drop_tracebacks(error)  # their frames have this object
         self.last_failure = error
-        # A started answer may be refused any number of times until its timeout, but only ATTEMPTS workers get to work on it.
-        is_free = self.began and not self._has_delivered and isinstance(error, _REFUSALS)
+        # Only ATTEMPTS workers get to work on it. Who wasn't reached hasn't, and a started answer may be refused until its timeout.
+        is_free = isinstance(error, errors.NotReachable) or (self.began and not self._has_delivered and isinstance(error, _REFUSALS))
         self._attempts += not is_free
         if self._attempts == ATTEMPTS or not self.can_resume:
             return Failed(self._final(error))

@@ -208,6 +208,12 @@ async def test_the_only_worker_is_retried_if_it_may_be_back_soon(kind: type[erro
     assert harness.counted == {("retry", "answered"): 1}
 
 
+async def test_workers_that_could_not_be_reached_have_made_no_attempt() -> None:
+    """As all of them, in the moment in which the NATS server dies."""
+    harness = ResumingHarness(*(Teller(falls=[lost(0, errors.NotReachable)] * 2) for _ in range(3)))
+    assert (await harness.collect())[1:3] == WHOLE[1:]
+
+
 async def test_pauses_grow_with_jitter() -> None:
     core = new_core()
     core.item(Chunk("a", (1,)))
