@@ -44,8 +44,6 @@ PRICES = (100, 200)
 #: With the pauses of lines that were tried again.
 END_SECONDS = 420.0
 SERVERS = {"postgres": signal.SIGKILL, "nats": signal.SIGKILL}
-#: The supervisor restarts a server so often within its window.
-MOST_ENDS = restart_policy.MOST_CRASHES - 2
 #: How a line may end whose gateways were lost three times, or whose workers twice within one attempt.
 LOST = ("lease_lost_repeatedly", "poison")
 
@@ -131,7 +129,7 @@ class _Batches:
     async def break_one(self, tasks: asyncio.TaskGroup) -> None:
         rng = self.world.rng
         going = [gateway for gateway in self.gateways if gateway not in self.stopped]
-        servers = [name for name in SERVERS if self.broken[f"{name} killed"] < MOST_ENDS]
+        servers = [name for name in SERVERS if self.world.may_end(name)]
         match rng.choice(("gateway", "worker", "worker", "stop", *servers)):
             case "gateway" if going:
                 await self.kill(rng.choice(going))

@@ -28,7 +28,7 @@ from tests import people
 from tests.chaos import clients, hasty_gateway, invariants, ledger, world
 from tests.chaos.invariants import Allowed
 from tests.chaos.ledger import Money
-from tests.chaos.scenarios_servers import READY_SECONDS, killed
+from tests.chaos.scenarios_servers import READY_SECONDS
 from tests.chaos.world import AWAY, Outcome, World
 from tests.people import Person
 from tests.replicas import Replica
@@ -153,10 +153,10 @@ class _Market:
                 gateway.kill()
                 await gateway.restart()
             case "postgres":
-                if self.broken[part] == restart_policy.MOST_CRASHES - 2:
+                if not self.world.may_end(part):
+                    self.broken[part] += 0
                     return
-                seconds = READY_SECONDS + restart_policy.BACKOFF.longest_seconds
-                await killed("postgres", signal.SIGKILL, seconds=seconds)(self.world)
+                await self.world.end(part, signal.SIGKILL, seconds=READY_SECONDS + restart_policy.BACKOFF.longest_seconds)
             case _:
                 self.provider.faults.append(self.world.rng.choice(PROVIDER_FAULTS))
         self.broken[part] += 1

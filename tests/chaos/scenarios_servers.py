@@ -47,8 +47,7 @@ async def _broken(
 
 def killed(name: str, number: signal.Signals = signal.SIGKILL, *, seconds: float = READY_SECONDS + 32) -> Break:
     async def breaks(world: World) -> float:
-        old = await world.stack.signal(name, number)
-        await world.stack.restarted(name, old, seconds=seconds)
+        await world.end(name, number, seconds=seconds)
         return time.monotonic()
 
     return breaks

@@ -133,8 +133,8 @@ async def _poisoned(world: World, special: str, what: str) -> tuple[Outcome, Cal
                 worker.start()
             back_at = await world.workers_serve()
             await clients.until_served(seen, since=back_at)
-        # The poisonous request itself must fail; no other may, as long as a worker is left. One that was lost with the same two workers, and got
-        # no further with the second one, can't be told from it.
+        # The poisonous request itself must fail; no other may, as long as a worker is left. One that was lost with the same two workers,
+        # and got no further with the second one, can't be told from it.
         seen.calls.remove(poisoned)
         codes = frozenset({"worker_lost", "link_lost", "not_reachable"} if killed == len(world.workers) else {"poison"} if killed else ())
         suspects = sum(call.ends == ("poison",) for call in seen.calls)

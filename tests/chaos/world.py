@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ import httpx
 from shared import errors
 from shared.api import gateway
 from shared.limits import BY_NAME
+from shared.timing import restart_policy
 from tests import people, replicas, stacks, stopwatch
 from tests.chaos import clients, faulty_worker, hasty_gateway, history, invariants, ledger
 from tests.chaos.clients import Clients
@@ -161,6 +163,8 @@ class World:
     _began: datetime | None = field(default=None)
     #: Log file -> how much of it was checked.
     _read: dict[Path, int] = field(default_factory=dict)
+    #: When each of the stack's programs was ended.
+    _ends: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     # --- for scenarios -----------------------------------------------------------------------------------------------
 
@@ -182,6 +186,17 @@ class World:
         ignoring = (errors.AimeshError, OSError)
         await until(serve, seconds=seconds, what=f"{count} workers serve", ignoring=ignoring)
         return time.monotonic()
+
+    def may_end(self, name: str) -> bool:
+        """Return whether the supervisor would start the program again, also once more for another scenario."""
+        recent = [at for at in self._ends[name] if time.monotonic() - at < restart_policy.WINDOW_SECONDS]
+        return len(recent) < restart_policy.MOST_CRASHES - 2
+
+    async def end(self, name: str, number: signal.Signals, *, seconds: float) -> None:
+        """End one of the stack's programs, and wait until it is back."""
+        self._ends[name].append(time.monotonic())
+        old = await self.stack.signal(name, number)
+        await self.stack.restarted(name, old, seconds=seconds)
 
     async def mend(self) -> None:
         """Make everything run and serve again, for the next scenario."""
