@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from services.inference.supervision import engine_supervisor
 from shared import errors
 from shared.api import gateway
 from shared.api.gateway import InferenceRequest
@@ -101,8 +102,9 @@ async def _ask_real_model(seen: clients.Clients, kill: int | None = None) -> str
 
 
 def _engine_of(worker: int) -> int:
-    children = [pid for pid in world.pids_below(worker) if b"engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return children[0]
+    program = engine_supervisor.PROGRAM[-1].encode()
+    (engine,) = [pid for pid in world.pids_below(worker) if program in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return engine
 
 
 async def f20_request_that_ends_engines(world: World) -> Outcome:
