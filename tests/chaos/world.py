@@ -83,7 +83,7 @@ SHORT = Scale(
     line_lease_seconds=5, stop_seconds=8, months=3, bills_seconds=1,
 )  # fmt: skip
 LONG = Scale(
-    clients=50, tenants=10, lead_seconds=(2, 8), outage_seconds=20, lease_seconds=150, burst=600, lines=1000, stop_seconds=90, months=12,
+    clients=50, tenants=10, lead_seconds=(2, 8), outage_seconds=20, lease_seconds=150, burst=600, lines=1000, stop_seconds=90, months=4,
 )  # fmt: skip
 
 

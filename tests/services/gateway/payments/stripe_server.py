@@ -85,6 +85,8 @@ class StripeServer:
         #: What localstripe has sent by itself.
         self.delivered: asyncio.Queue[tuple[bytes, str]] = asyncio.Queue()
         self._numbers = itertools.count(1)
+        #: Keeps the requests alive that get no answer.
+        self._never = asyncio.Event()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.path == "/hook":
@@ -98,7 +100,7 @@ class StripeServer:
             return web.json_response({"error": {"type": "invalid_request_error", "code": "rate_limit", "message": "busy"}}, status=429)
         status, answer = await self._repeatable(request)
         if fault == "lost":
-            await asyncio.Event().wait()
+            await self._never.wait()
         return web.json_response(answer, status=status)
 
     async def _repeatable(self, request: web.Request) -> tuple[int, dict[str, Any]]:
