@@ -15,10 +15,11 @@ from services.gateway.background_jobs import UpkeepJob
 from services.gateway.jobs import job_store, runner
 from services.gateway.payments import payment_provider
 from services.gateway.usage_export import export
+from shared.timing.backoff import Backoff
 
 #: How long its leases of lines are; all times of leases are shorter by the same factor.
 LINE_LEASE = "HASTY_LINE_LEASE_SECONDS"
-#: How often it works on bills. It waits no longer for the provider, and for the gateway that exports.
+#: How often it works on bills. It waits no longer for the provider, the receiver of usage, and the gateway that exports.
 BILLS = "HASTY_BILLS_SECONDS"
 
 
@@ -36,6 +37,7 @@ def main() -> None:
         background_jobs.repeat = partial(_repeat, float(bills), background_jobs.repeat)
         for module, name in ((payment_provider, "READ_SECONDS"), (payment_provider, "WRITE_SECONDS"), (export, "ELECTION_SECONDS")):
             setattr(module, name, float(bills))
+        export.BACKOFF = Backoff(first_seconds=0.1, longest_seconds=float(bills))
     gateway.main()
 
 

@@ -174,6 +174,7 @@ async def f30_money_is_exact(world: World) -> Outcome:
             for each in using:
                 each.cancel()
         market.provider.faults.clear()
+        market.receiver.faults = ("",)
         ended_at = time.monotonic()
         await asyncio.gather(*(gateway.ready() for gateway in market.gateways))
         return await _judge(market, began, ended_at)
