@@ -134,6 +134,10 @@ class AskWorker(Step, frozen=True):
     seconds: float
 
 
+class NotReached(Step, frozen=True):
+    """Several workers could not be reached: go on as if there were none."""
+
+
 class Pause(Step, frozen=True):
     seconds: float
 
@@ -302,7 +306,7 @@ class Generation:
 
     def failed(
         self, node: NodeId, error: errors.AimeshError, *, was_accepted: bool = False, lost_workers: int = 0, others_lost: bool = False
-    ) -> Done | FindWorker | Failed:
+    ) -> Done | FindWorker | NotReached | Failed:
         """``was_accepted``: the worker had accepted the request. ``lost_workers``: how many were lost earlier and have not returned as the
         same process. ``others_lost``: workers that did not run this request were lost recently, too."""
         if self._finish is not None:  # only its end marker is missing
@@ -321,14 +325,21 @@ class Generation:
         self._failed.add(node)
         errors.drop_tracebacks(error)  # their frames have this object
         self.last_failure = error
-        # Only ATTEMPTS workers get to work on it. Who wasn't reached hasn't, and a started answer may be refused until its timeout.
-        is_free = isinstance(error, errors.NotReachable) or (self.began and not self._has_delivered and isinstance(error, _REFUSALS))
+        # A started answer may be refused any number of times until its timeout, but only ATTEMPTS workers get to work on it.
+        is_free = self.began and not self._has_delivered and isinstance(error, _REFUSALS)
         self._attempts += not is_free
-        if self._attempts == ATTEMPTS or not self.can_resume:
-            return Failed(self._final(error))
-        return self._find(is_charged=not is_free)
+        return self._next(error, is_charged=not is_free)
 
     # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _next(self, error: errors.AimeshError, *, is_charged: bool) -> FindWorker | NotReached | Failed:
+        if self._attempts == ATTEMPTS and isinstance(error, errors.NotReachable) and not self.began:
+            # This one has not got it. If the NATS server dies, nobody has: of thousands, ask a few after each pause.
+            self._attempts = 0
+            return NotReached()
+        if self._attempts == ATTEMPTS or not self.can_resume:
+            return Failed(self._final(error))
+        return self._find(is_charged=is_charged)
 
     def _find(self, *, is_charged: bool = False) -> FindWorker:
         origin = ResumeOrigin(self._digest, self._numerics) if self.began else None

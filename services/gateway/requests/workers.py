@@ -18,7 +18,7 @@ import msgspec
 from services.gateway.facts.reader import Reader
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.requests import generation
-from services.gateway.requests.generation import AskWorker, Done, End, Failed, FindWorker, Generation, Pause, Step, Work
+from services.gateway.requests.generation import AskWorker, Done, End, Failed, FindWorker, Generation, NotReached, Pause, Step, Work
 from services.gateway.scheduling import preemption
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import RetryBudget
@@ -276,6 +276,8 @@ class _RunningWork:
         step = core.failed(node, error, was_accepted=claim.was_accepted, lost_workers=lost_workers, others_lost=others_lost)
         if isinstance(error, errors.LinkLost):
             self.lost.append(claim.worker)
+        if isinstance(step, NotReached):
+            return core.no_worker(error, workers.clock(), workers.draw)
         if not isinstance(step, FindWorker):
             return step
         if step.is_charged and not workers.budget.spend(workers.clock()):

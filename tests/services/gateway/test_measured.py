@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from services.gateway.requests import generation
 from services.gateway.requests.workers import Workers
 from shared import context, errors
 from shared.api.auth import Principal
@@ -92,7 +93,8 @@ def _tenant(number: int) -> Principal:
     return Principal(UserId(ids), f"user{number}", UserRole.USER, (Tier.FREE, Tier.PRO)[number % 2], KeyId(ids), "laptop")
 
 
-async def test_a_thousand_tenants_create_no_more_series_than_a_few() -> None:
+async def test_a_thousand_tenants_create_no_more_series_than_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "FIRST_WAIT_SECONDS", 0.005)
     async with fakes.running_service(free=30) as running_service:
         models = [f"model-{number}" for number in range(MODELS)]
         worker = FakeWorker()

@@ -17,7 +17,16 @@ from services.gateway.facts.placements import ANYWHERE
 from services.gateway.facts.reader import Reader
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.requests import generation
-from services.gateway.requests.generation import MOST_CHUNK_CHARACTERS, RESUME_WAIT_SECONDS, Failed, Generation, Pause
+from services.gateway.requests.generation import (
+    FIRST_WAIT_SECONDS,
+    MOST_CHUNK_CHARACTERS,
+    RESUME_WAIT_SECONDS,
+    Failed,
+    FindWorker,
+    Generation,
+    NotReached,
+    Pause,
+)
 from services.gateway.requests.workers import Workers
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.retry_budget import WINDOW_SECONDS
@@ -212,6 +221,15 @@ async def test_workers_that_could_not_be_reached_have_made_no_attempt() -> None:
     """As all of them, in the moment in which the NATS server dies."""
     harness = ResumingHarness(*(Teller(falls=[lost(0, errors.NotReachable)] * 2) for _ in range(3)))
     assert (await harness.collect())[1:3] == WHOLE[1:]
+
+
+def test_few_of_many_workers_are_asked_before_a_pause_while_none_can_be_reached() -> None:
+    core, lost = new_core(), errors.NotReachable("gone")
+    for time in (0.0, 1.0):
+        steps = [core.failed(node_id(number), lost) for number in range(3)]
+        assert [type(step) for step in steps] == [FindWorker, FindWorker, NotReached]
+        assert isinstance(core.no_worker(lost, time, lambda: 1.0), Pause)
+    assert isinstance(core.no_worker(lost, FIRST_WAIT_SECONDS, lambda: 1.0), Failed)
 
 
 async def test_pauses_grow_with_jitter() -> None:
