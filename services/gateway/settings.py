@@ -161,7 +161,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Variable("PAYMENTS", "who collects payments; manual: you do, for the mesh's own invoices. See docs/howto/billing.md"),
     ] = "manual"
     public_url: Annotated[
-        str, Variable("PUBLIC_URL", "the URL of the web pages, where people buy and return to from a payment provider")
+        str, Variable("PUBLIC_URL", "the URL of the web pages, where people buy, and to which they return from a payment provider")
     ] = ""
     stripe_secret_key_file: Annotated[Path | None, Variable("STRIPE_SECRET_KEY_FILE", "file with Stripe's secret key, sk_… or rk_…")] = None
     stripe_webhook_secret_file: Annotated[

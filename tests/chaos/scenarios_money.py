@@ -39,7 +39,7 @@ from tests.stacks import until
 
 #: Of each kind of customer.
 CUSTOMERS, GATEWAYS = 2, 2
-INCLUDED_TOKENS, FEE = 20, 5
+INCLUDED_TOKENS = 20
 WORDS = "one two three four five six seven eight nine ten"
 UNREACHED = dict.fromkeys(BY_NAME, 10**9)
 PLANS = {
@@ -48,7 +48,7 @@ PLANS = {
         "stripe_meter": "price_tokens", **UNREACHED,
     },
     # For those who pay by invoice.
-    "house": {"fee": float(FEE), "included_tokens": INCLUDED_TOKENS, "overage_limit": "unlimited", **UNREACHED},
+    "house": {"fee": 5.0, "included_tokens": INCLUDED_TOKENS, "overage_limit": "unlimited", **UNREACHED},
 }  # fmt: skip
 SOLD_IN, TOP_UP_MINOR = "USD", 500
 #: Between two faults, and between two months.
@@ -242,7 +242,7 @@ async def _judge(market: _Market, began: float, ended_at: float) -> Outcome:
     return Outcome(
         fault="F30",
         what=f"{market.world.scale.months} months of {len(owners)} customers while gateways and PostgreSQL are killed, and Stripe fails",
-        calls=sum(1 for row in books.logged.values()),
+        calls=len(books.logged),
         ends=dict(Counter(row.status for row in books.logged.values())),
         failing_seconds=0,
         longest_pause=0,
@@ -264,8 +264,7 @@ def _of_usage(person: Person, market: _Market, money: Money) -> list[str]:
 
 def _of_bills(person: Person, market: _Market, money: Money) -> list[str]:
     name, wrong = f"F30: {person.username}", list[str]()
-    times = market.bought[person.id]
-    paid = [currency.micro(TOP_UP_MINOR, SOLD_IN)] * times
+    paid = [currency.micro(TOP_UP_MINOR, SOLD_IN)] * market.bought[person.id]
     if money.top_ups[person.id] != paid:
         wrong.append(f"{name} has paid {paid} and got {money.top_ups[person.id]}")
     owed = {str(order): minor for order, micro in money.owed[person.id].items() if (minor := currency.minor(MicroCredits(micro), SOLD_IN))}
@@ -273,14 +272,14 @@ def _of_bills(person: Person, market: _Market, money: Money) -> list[str]:
         customer = money.customers[person.id]
         events = market.provider.meter_events.values()
         billed = {event["identifier"]: int(event["payload"]["tokens"]) for event in events if event["payload"]["customer"] == customer}
-        fees, expected_fees = len(money.fees[person.id]), 0
+        expected_fees = 0
     else:
         billed = {str(order): minor for order, minor in money.overage[person.id].items()}
         # The first period is a present of the administrator's.
-        fees, expected_fees = len(money.fees[person.id]), money.periods[person.id] - 1
+        expected_fees = money.periods[person.id] - 1
     if billed != owed:
         wrong.append(f"{name} owed {owed} and was billed {billed}")
-    if fees != expected_fees:
+    if (fees := len(money.fees[person.id])) != expected_fees:
         wrong.append(f"{name} has {fees} invoices for {expected_fees} fees")
     if not owed and person not in market.buyers:
         wrong.append(f"{name} has owed nothing: the scenario proves too little")

@@ -26,8 +26,8 @@ WHERE users.is_active AND coalesce(preferences.notify_by_mail, true) AND (
 ON CONFLICT DO NOTHING;
 
 -- name: add_key_notices
--- Add notices of the kind $3 about the next $2 keys that expire within $1 days, to users who want them; return how many keys were searched. While another
--- replica does it, none. A key that never had more than $1 days gets none, because its user knows.
+-- Add notices of the kind $3 about the next $2 keys that expire within $1 days, to users who want them; return how many keys were searched.
+-- While another replica does it, none. A key that never had more than $1 days gets none, because its user knows.
 WITH scan AS MATERIALIZED (
     SELECT until, last_id FROM notice_scans WHERE kind = $3 FOR UPDATE SKIP LOCKED
 ), found AS MATERIALIZED (

@@ -94,6 +94,7 @@ def _tenant(number: int) -> Principal:
 
 
 async def test_a_thousand_tenants_create_no_more_series_than_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Retries that don't wait would fill it with attempts.
     monkeypatch.setattr(generation, "FIRST_WAIT_SECONDS", 0.005)
     async with fakes.running_service(free=30) as running_service:
         models = [f"model-{number}" for number in range(MODELS)]

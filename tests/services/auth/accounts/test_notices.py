@@ -246,7 +246,8 @@ async def test_keys_are_found_by_the_index(mesh: Mesh) -> None:
     )
     await mesh.sql("ANALYZE api_keys")
     query = mesh.replicas[0].parts.store._db._queries["add_key_notices"].text
-    arguments = (7, notice_store.KEY_BATCH, notice_store.NoticeKind.KEY_EXPIRES)
+    kind = notice_store.NoticeKind.KEY_EXPIRES
+    arguments = (notice_store.KEY_DAYS[kind], notice_store.KEY_BATCH, kind)
     plan = "\n".join(row[0] for row in await mesh.sql(f"EXPLAIN {query}", *arguments))
     assert "api_keys_expiring" in plan
     assert "Seq Scan on api_keys" not in plan
