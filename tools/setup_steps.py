@@ -76,12 +76,17 @@ def _write(text: str) -> None:
 
 
 def run(what: str, *command: str, environment: dict[str, str] | None = None, folder: Path = ROOT) -> None:
-    """Run one step; its output goes to the log, and the end of it is shown if the step fails."""
+    """Run one step; its output goes to the log, and the end of it is shown if the step fails.
+
+    Its temporary files are in the cache folder, because /tmp may be a small part of the memory."""
+    temporary = cache_folder()
+    temporary.mkdir(parents=True, exist_ok=True)
+    given = {**(os.environ if environment is None else environment), "TMPDIR": str(temporary)}
     with progress(what), LOG.open("ab") as log:
         log.write(f"\n--- {what}\n".encode())
         log.flush()
         code = subprocess.run(  # noqa: S603 - our own commands
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=folder, check=False
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=given, cwd=folder, check=False
         ).returncode
     if code != 0:
         raise failure(what, code, LOG)

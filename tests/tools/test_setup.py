@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,34 +8,69 @@ import pytest
 from tools import setup, setup_steps
 
 ALL = frozenset({"g++", "cc", "make"})
+HERE, CACHE = Path("/home/a/aimesh"), setup_steps.cache_folder()
+ROOMY = (setup.Disk(3.0, {HERE: 2, CACHE: 1}),)
 
 
 @pytest.mark.parametrize(
-    ("python", "has_venv", "programs", "free_gb", "words"),
+    ("python", "has_venv", "programs", "disks", "words"),
     [
-        pytest.param((3, 11), True, ALL, 10.0, [], id="a ready machine"),
-        pytest.param((3, 14), True, ALL, 3.0, [], id="a newer Python"),
-        pytest.param((3, 9), True, ALL, 10.0, ["Python 3.9 is too old", "apt-get install python3.11"], id="an old Python"),
-        pytest.param((3, 11), False, ALL, 10.0, ["venv", "apt-get install python3-venv"], id="no venv"),
-        pytest.param((3, 11), True, ALL - {"g++"}, 10.0, ["g++ is missing", "apt-get install g++"], id="no compiler"),
-        pytest.param((3, 11), True, ALL - {"make"}, 10.0, ["make is missing", "apt-get install make"], id="no make"),
-        pytest.param((3, 11), True, ALL, 1.2, ["1.2 GB", "3 GB"], id="a full disk"),
+        pytest.param((3, 11), True, ALL, ROOMY, [], id="a ready machine"),
+        pytest.param((3, 14), True, ALL, ROOMY, [], id="a newer Python"),
+        pytest.param((3, 9), True, ALL, ROOMY, ["Python 3.9 is too old", "apt-get install python3.11"], id="an old Python"),
+        pytest.param((3, 11), False, ALL, ROOMY, ["venv", "apt-get install python3-venv"], id="no venv"),
+        pytest.param((3, 11), True, ALL - {"g++"}, ROOMY, ["g++ is missing", "apt-get install g++"], id="no compiler"),
+        pytest.param((3, 11), True, ALL - {"make"}, ROOMY, ["make is missing", "apt-get install make"], id="no make"),
+        pytest.param(
+            *((3, 11), True, ALL, (setup.Disk(2.9, {HERE: 2, CACHE: 1}),)),
+            [f"setup needs 2 GB in {HERE} and 1 GB in {CACHE}, but only 2.9 GB are free there", "XDG_CACHE_HOME"],
+            id="a full disk of both folders",
+        ),
+        pytest.param(
+            *((3, 11), True, ALL, (setup.Disk(40.0, {HERE: 2}), setup.Disk(0.5, {CACHE: 1}))),
+            [f"setup needs 1 GB in {CACHE}, but only 0.5 GB are free there", "XDG_CACHE_HOME"],
+            id="a full disk of the cache",
+        ),
     ],
 )
 def test_missing_requirement_is_reported_with_a_remedy(
-    python: tuple[int, int], has_venv: bool, programs: frozenset[str], free_gb: float, words: list[str]
+    python: tuple[int, int], has_venv: bool, programs: frozenset[str], disks: tuple[setup.Disk, ...], words: list[str]
 ) -> None:
-    found = setup.find_mistakes(setup.SetupMachine(python, has_venv, programs, free_gb), compiles=True)
+    found = setup.find_mistakes(setup.SetupMachine(python, has_venv, programs, disks), compiles=True)
     assert len(found) == bool(words)
     assert all(word in found[0] for word in words)
 
 
 def test_everything_missing_is_reported_together() -> None:
-    assert len(setup.find_mistakes(setup.SetupMachine((3, 8), False, frozenset(), 0.0), compiles=True)) == 6
+    assert len(setup.find_mistakes(setup.SetupMachine((3, 8), False, frozenset(), (setup.Disk(0.0, {HERE: 2}),)), compiles=True)) == 6
+
+
+def test_only_the_disk_of_the_checkout_is_full() -> None:
+    """No setting moves it."""
+    (found,) = setup.find_mistakes(setup.SetupMachine((3, 11), True, ALL, (setup.Disk(1.9, {HERE: 2}), setup.Disk(40.0, {CACHE: 1}))))
+    assert f"2 GB in {HERE}" in found
+    assert "XDG_CACHE_HOME" not in found
+
+
+def test_folders_on_one_disk_are_counted_together(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (disk,) = setup.find_disks({tmp_path: 2, folder: 1})
+    assert disk.needed_gb == {tmp_path: 2, folder: 1}
+    assert disk.free_gb > 0
+
+
+def test_full_tmp_does_not_stop_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/dev/full")
+    monkeypatch.setattr(setup_steps, "LOG", tmp_path / "setup.log")
+    told = "import pathlib, sys, tempfile; pathlib.Path(sys.argv[1]).write_text(tempfile.gettempdir())"
+    setup_steps.run("a step", sys.executable, "-c", told, str(tmp_path / "told"))
+    assert (tmp_path / "told").read_text() == str(tmp_path / "aimesh" / "wheels")
 
 
 def test_prebuilt_engine_needs_no_compiler() -> None:
-    machine = setup.SetupMachine((3, 11), True, frozenset(), 10.0)
+    machine = setup.SetupMachine((3, 11), True, frozenset(), ROOMY)
     assert setup.find_mistakes(machine) == []
     assert len(setup.find_mistakes(machine, compiles=True)) == 3
 
