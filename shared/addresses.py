@@ -1,4 +1,4 @@
-"""Classifies network addresses: loopback, plain-text, DHT nodes, and what counts as one client. Pure."""
+"""Classifies network addresses (loopback, plain-text, DHT nodes, what counts as one client), and writes them. Pure."""
 
 import re
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
@@ -53,6 +53,12 @@ def mistake_of_node(text: str) -> str:
         return f"{text!r} is not host:port"
     # dht-rpc encodes an address in four bytes.
     return f"{text!r}: the DHT is IPv4 only; give an IPv4 address or a name" if ":" in host else ""
+
+
+def host_port(host: str, port: int | None) -> str:
+    """Return host and port as URLs and the header ``Host`` have them: an IPv6 address in brackets."""
+    shown = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    return shown if port is None else f"{shown}:{port}"
 
 
 def parse(address: str) -> IPv4Address | IPv6Address | None:

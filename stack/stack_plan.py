@@ -355,7 +355,7 @@ def nats_url(settings: StackSettings) -> str:
 def url_of(name: str, settings: StackSettings) -> str:
     public = name in ("gateway", "web")
     scheme = "https" if public and settings.tls_cert_file else "http"
-    return f"{scheme}://{_listens_on(settings) if public else '127.0.0.1'}:{_ports(settings)[name]}"
+    return f"{scheme}://{addresses.host_port(_listens_on(settings) if public else '127.0.0.1', _ports(settings)[name])}"
 
 
 def _listens_on(settings: StackSettings) -> str:
@@ -368,7 +368,7 @@ def public_url(name: str, settings: StackSettings) -> str:
     """Return the address for clients that check certificates: browsers, SDKs, web. Raises BadSettings."""
     found = _certificate(settings)
     host = None if found is None else found.host
-    return url_of(name, settings) if host is None else f"https://{host}:{_ports(settings)[name]}"
+    return url_of(name, settings) if host is None else f"https://{addresses.host_port(host, _ports(settings)[name])}"
 
 
 def public_key_pin(settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:

@@ -282,12 +282,28 @@ def loose_patterns(module: Module) -> Iterator[Finding]:
                 yield module.find(call, "in Python, $ also matches before a line break at the end: end a field's pattern with \\Z")
 
 
+def joined_addresses(module: Module) -> Iterator[Finding]:
+    for node in module.nodes:
+        for host, colon, port in _triples(node.values) if isinstance(node, ast.JoinedStr) else ():
+            fields = isinstance(host, ast.FormattedValue) and isinstance(port, ast.FormattedValue)
+            if fields and ast.unparse(colon) == "':'" and "port" in ast.unparse(port):
+                yield module.find(node, "an IPv6 address needs brackets: shared.addresses.host_port")
+
+
+def _triples(values: list[ast.expr]) -> Iterator[tuple[ast.expr, ast.expr, ast.expr]]:
+    yield from zip(values, values[1:], values[2:], strict=False)
+
+
 def test_nothing_turns_text_into_code() -> None:
     none_of(finding for module in modules(*EVERYTHING) for finding in unsafe_code(module))
 
 
 def test_no_field_accepts_a_line_break_at_its_end() -> None:
     none_of(finding for module in modules(*PROGRAM) for finding in loose_patterns(module))
+
+
+def test_ipv6_addresses_have_brackets() -> None:
+    none_of(finding for module in modules(*PROGRAM) if module.name != "shared/addresses.py" for finding in joined_addresses(module))
 
 
 def test_no_sql_is_assembled() -> None:
@@ -358,6 +374,7 @@ def test_no_test_sleeps() -> None:
         pytest.param(unsafe_code, "eval(text)", id="eval"),
         pytest.param(unsafe_code, "subprocess.run(text, shell=True)", id="a shell"),
         pytest.param(loose_patterns, "Name = Annotated[str, msgspec.Meta(pattern='^[a-z]+$')]", id="a line break at the end"),
+        pytest.param(joined_addresses, "url = f'http://{settings.host}:{ports[0]}'", id="a host without brackets"),
         pytest.param(assembled_sql, "await db.fetch(f'… {name}')", id="an f-string as SQL"),
         pytest.param(assembled_sql, "await db.execute('…' + name)", id="a sum as SQL"),
         pytest.param(sql_in_python, "query = 'SELECT 1'", id="SQL in Python"),

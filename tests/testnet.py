@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from shared import errors
+from shared import addresses, errors
 from shared.api.gateway import Check
 from shared.identity import node_keys
 from shared.identity.enrollment_list import EnrolledNode
@@ -99,7 +99,7 @@ class NatsServer:
         self.folder = folder
         self.host = host
         self.port = free_port()
-        self.url = f"nats://[{host}]:{self.port}" if ":" in host else f"nats://{host}:{self.port}"
+        self.url = f"nats://{addresses.host_port(host, self.port)}"
         self._process: subprocess.Popen[bytes] | None = None
         self._nodes: list[EnrolledNode] = []
         # The server refuses an empty list of users.

@@ -16,7 +16,7 @@ from cli.connection import CliConnection
 from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
 from cli.profile import Profile
-from shared import errors
+from shared import addresses, errors
 from shared.api import auth, gateway, recovery
 from shared.identity import credentials
 from shared.types import Role
@@ -121,7 +121,7 @@ async def _check_server(url: str) -> DoctorFinding:
     hint = "start it with `make up`, or fix nats_url in the profile"
     parts = urlsplit(url)  # load_profile has checked these addresses
     host, port = parts.hostname or "127.0.0.1", parts.port or 4222
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = addresses.host_port(host, port)
     try:
         async with asyncio.timeout(_STEP_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)

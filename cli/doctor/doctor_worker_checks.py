@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
-from shared import errors
+from shared import addresses, errors
 from shared.identity import certificates, node_keys
 from shared.identity.trust import Trust
 from shared.node import enrollment, swarm_settings
@@ -151,7 +151,7 @@ def check_dht(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
 
 
 def check_nat(found: DhtStats, route: EnrollmentRoute) -> DoctorFinding:
-    seen = f"{found.host}:{found.port}" if found.port else str(found.host)
+    seen = addresses.host_port(str(found.host), found.port)
     if route.is_on_this_machine:
         return DoctorFinding("NAT", True, "none: the mesh's DHT is on this machine")
     if found.randomized:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared import errors
+from shared import addresses, errors
 from shared.identity import node_keys
 from shared.transports.hyperswarm import sidecar_process, swarm_errors
 from stack.ports import WantedPort
@@ -43,7 +43,7 @@ class DhtAddresses:
     @property
     def nodes(self) -> tuple[str, ...]:
         """Return them in the format of DHT_BOOTSTRAP."""
-        return tuple(f"{self.host}:{port}" for port in self.ports)
+        return tuple(addresses.host_port(self.host, port) for port in self.ports)
 
     @property
     def ports_probe(self) -> DatagramProbe:

@@ -113,3 +113,17 @@ def test_anything_after_host_and_port_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="nothing may follow host and port") as refused:
         addresses.plain_hosts(url)
     assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "text"),
+    [
+        ("10.0.0.5", 4222, "10.0.0.5:4222"),
+        ("mesh.example.org", None, "mesh.example.org"),
+        ("2001:db8::1", 4222, "[2001:db8::1]:4222"),
+        ("[2001:db8::1]", 4222, "[2001:db8::1]:4222"),
+        ("2001:db8::1", None, "[2001:db8::1]"),
+    ],
+)
+def test_ipv6_addresses_get_brackets(host: str, port: int | None, text: str) -> None:
+    assert addresses.host_port(host, port) == text

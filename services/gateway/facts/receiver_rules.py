@@ -29,8 +29,7 @@ class Receiver:
     @property
     def authority(self) -> str:
         """Return what the header ``Host`` has."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        return addresses.host_port(self.host, None if self.port == _PORTS[self.scheme] else self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol, Self
 
+from shared import addresses
 from shared.transports.hyperswarm import sidecar_frames
 from shared.transports.hyperswarm.flow_control import OVERHEAD, ReceiveWindow, SendWindow
 from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, SwarmError
@@ -34,7 +35,7 @@ class PeerAddress:
         return cls(host, int(port))
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return addresses.host_port(self.host, self.port)
 
 
 class Path(StrEnum):

@@ -23,8 +23,7 @@ class ServerAddress:
     token: str = ""
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'tls' if self.tls else 'nats'}://{host}:{self.port}"
+        return f"{'tls' if self.tls else 'nats'}://{addresses.host_port(self.host, self.port)}"
 
     @property
     def has_credentials(self) -> bool:

@@ -27,6 +27,14 @@ def test_lan_opens_the_stack_and_its_removal_closes_it_again(home: StackHome, tm
     assert initialization.ensure(home, {"LAN": ""}, tmp_path).settings == before
 
 
+def test_urls_of_an_ipv6_address_have_brackets(home: StackHome, tmp_path: Path) -> None:
+    made = initialization.ensure(home, {"BIND_HOST": "::1"}, tmp_path)
+    assert stack_plan.public_url("web", made.settings) == "http://[::1]:3000"
+    planned = stack_plan.make(home, made.settings, made.recorded, {})
+    (gateway,) = (program for program in planned.programs if program.name == "gateway")
+    assert gateway.url == "http://[::1]:3002"
+
+
 def test_services_call_the_gateway_where_it_listens_and_know_the_pin(home: StackHome, tmp_path: Path) -> None:
     made = initialization.ensure(home, {"LAN": "127.0.0.2"}, tmp_path)
     web = stack_plan.service_environment(home, made.settings, made.recorded, "web")

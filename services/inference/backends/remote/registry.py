@@ -27,7 +27,7 @@ from services.inference.backends.remote.token_counts import LONGEST_ANSWER_TOKEN
 from services.inference.jobs import GenerationJob
 from services.inference.models.catalog import RemoteModel
 from services.inference.upstreams import Upstream
-from shared import errors
+from shared import addresses, errors
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk
@@ -111,8 +111,8 @@ def _read_token(file: Path, name: str) -> upstreams.Key:
 
 @asynccontextmanager
 async def _connected(entry: RemoteModel, slots: int, queue: int, watcher: Watcher) -> AsyncIterator[RegisteredService]:
-    address = entry.service if entry.port is None else f"{entry.service}:{entry.port}"
-    url = address if "://" in address else f"http://{address}"
+    scheme, _, host = entry.service.rpartition("://")
+    url = f"{scheme or 'http'}://{host if entry.port is None else addresses.host_port(host, entry.port)}"
     setting = f"service of {entry.name} in MODELS_YAML"
     key = None if entry.token_file is None else await asyncio.to_thread(_read_token, entry.token_file, entry.name)
     upstreams.check(setting, url, key)
