@@ -290,6 +290,12 @@ def joined_addresses(module: Module) -> Iterator[Finding]:
                 yield module.find(node, "an IPv6 address needs brackets: shared.addresses.host_port")
 
 
+def children_at_the_terminal(module: Module) -> Iterator[Finding]:
+    for call, called in calls(module):
+        if called.endswith("create_subprocess_exec") and not any(word.arg == "start_new_session" for word in call.keywords):
+            yield module.find(call, "Ctrl-C would end this child before its parent, which reports a crash: start_new_session=True")
+
+
 def _triples(values: list[ast.expr]) -> Iterator[tuple[ast.expr, ast.expr, ast.expr]]:
     yield from zip(values, values[1:], values[2:], strict=False)
 
@@ -304,6 +310,10 @@ def test_no_field_accepts_a_line_break_at_its_end() -> None:
 
 def test_ipv6_addresses_have_brackets() -> None:
     none_of(finding for module in modules(*PROGRAM) if module.name != "shared/addresses.py" for finding in joined_addresses(module))
+
+
+def test_ctrl_c_reaches_no_child_of_a_service() -> None:
+    none_of(finding for module in modules("services", "shared") for finding in children_at_the_terminal(module))
 
 
 def test_no_sql_is_assembled() -> None:
@@ -375,6 +385,7 @@ def test_no_test_sleeps() -> None:
         pytest.param(unsafe_code, "subprocess.run(text, shell=True)", id="a shell"),
         pytest.param(loose_patterns, "Name = Annotated[str, msgspec.Meta(pattern='^[a-z]+$')]", id="a line break at the end"),
         pytest.param(joined_addresses, "url = f'http://{settings.host}:{ports[0]}'", id="a host without brackets"),
+        pytest.param(children_at_the_terminal, "await asyncio.create_subprocess_exec(*words, stdin=pipe)", id="a child at the terminal"),
         pytest.param(assembled_sql, "await db.fetch(f'… {name}')", id="an f-string as SQL"),
         pytest.param(assembled_sql, "await db.execute('…' + name)", id="a sum as SQL"),
         pytest.param(sql_in_python, "query = 'SELECT 1'", id="SQL in Python"),

@@ -5,7 +5,7 @@ If a check fails, checks that depend on it are listed as not checked, so that us
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
 from cli.profile import Profile
 from shared import addresses, errors
-from shared.api import auth, gateway, recovery
+from shared.api import auth, gateway, recovery, servers
 from shared.identity import credentials
 from shared.types import Role
 
@@ -164,8 +164,12 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
     hint = "see aicli stack status and aicli stack logs gateway"
     findings += [DoctorFinding(check.name, False, check.detail, hint) for check in health.checks if not check.ok]
     findings.append(await _check_quota(connection, chosen))
-    findings += _check_workers(health)
-    findings += await _check_nodes(connection)
+    try:
+        nodes = (await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)).nodes
+        about_nodes = list(_check_nodes(nodes))
+    except errors.AimeshError as error:
+        nodes, about_nodes = (), [wrong("nodes", error)]
+    findings += [*_check_workers(health, nodes), *about_nodes]
     findings += await _check_backups(connection)
 
 
@@ -235,9 +239,11 @@ def _judge(left: gateway.UserQuota) -> DoctorFinding:
     )
 
 
-def _check_workers(health: gateway.ServiceHealth) -> Iterator[DoctorFinding]:
+def _check_workers(health: gateway.ServiceHealth, nodes: Sequence[gateway.NodeRow]) -> Iterator[DoctorFinding]:
     if not health.workers:
         hint = "start one with `aicli worker`, or check `aicli stack status`"
+        if any(_waits_for_servers(node) for node in nodes):
+            hint = "add a server with `aicli models add-server`, or start a worker with `aicli worker`"
         yield DoctorFinding("workers", False, "no worker is ready", hint)
         yield from unchecked("workers", "models")
         return
@@ -248,20 +254,21 @@ def _check_workers(health: gateway.ServiceHealth) -> Iterator[DoctorFinding]:
         yield DoctorFinding("models", False, "no worker serves a model", "start a worker with --model NAME=PATH")
 
 
-async def _check_nodes(connection: CliConnection) -> list[DoctorFinding]:
+def _check_nodes(nodes: Sequence[gateway.NodeRow]) -> Iterator[DoctorFinding]:
     """List nodes that are up and get no requests. `aicli nodes` also shows the missing ones."""
-    try:
-        found = await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)
-    except errors.AimeshError as error:
-        return [wrong("nodes", error)]
     hint = "list all nodes: aicli nodes"
-    findings = []
-    for node in found.nodes:
+    for node in nodes:
         label = f"{node.service} {node.id[:9]}…"
-        if node.alive and not node.usable:
-            findings.append(DoctorFinding("nodes", False, f"{label} gets no requests: {node.why_not}", hint))
+        if _waits_for_servers(node):
+            yield DoctorFinding("nodes", None, f"{label}: {node.why_not}")
+        elif node.alive and not node.usable:
+            yield DoctorFinding("nodes", False, f"{label} gets no requests: {node.why_not}", hint)
         elif node.alive and node.trouble:
-            findings.append(DoctorFinding("nodes", False, f"{label} gets requests, but {node.trouble}", hint))
+            yield DoctorFinding("nodes", False, f"{label} gets requests, but {node.trouble}", hint)
         elif node.alive and node.warning:
-            findings.append(DoctorFinding("nodes", None, f"{label}: {node.warning}"))
-    return findings
+            yield DoctorFinding("nodes", None, f"{label}: {node.warning}")
+
+
+def _waits_for_servers(node: gateway.NodeRow) -> bool:
+    """Return whether it does what REMOTE_MODEL_HOSTS asks for: nothing, until an administrator adds a server."""
+    return node.alive and not node.usable and node.why_not == servers.NO_SERVER

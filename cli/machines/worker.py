@@ -302,6 +302,9 @@ def _claim_name(stack: "StackHome") -> str:
 
 def _program(environment: Mapping[str, str], *program: str) -> tuple[list[str], dict[str, str]]:
     """Return the command and environment of a module of the worker."""
+    # A shell that starts the stack has it, for the stack's worker of servers. Others refuse it.
+    if environment.get("INFERENCE_BACKEND") != "openai":
+        environment = {name: value for name, value in environment.items() if name != "REMOTE_MODEL_HOSTS"}
     command = [sys.executable, "-m", *(program or ("services.inference",))]
     checkout = Path(__file__).resolve().parents[2]
     # A checkout need not be installed. PYTHONPATH instead of chdir keeps relative paths valid.

@@ -50,7 +50,7 @@ class Announcements:
         self._pause_file = pause_file
         self.is_paused = pause_file is not None and pause_file.exists()
         #: Why there is no model, while there is none.
-        self.no_models = "it has no model to serve"
+        self._no_models = "it has no model to serve"
         self.backend: Backend | None = None
         self._pulls: tuple[directory.ModelPull, ...] = ()
         self._assigned: tuple[ModelName, ...] = ()
@@ -151,13 +151,16 @@ class Announcements:
             return PAUSED
         if any(status.state in inference.SERVED for status in statuses):
             return ""
-        return directory.say_reasons(((status.model_id, status.detail) for status in statuses), ": ") or self.no_models
+        return directory.say_reasons(((status.model_id, status.detail) for status in statuses), ": ") or self._no_models
+
+    def lack_models(self, reason: str) -> None:
+        """Announce why this worker has no model, while it has none."""
+        before, self._no_models = self._no_models, reason
+        if self._no_models != before:
+            self.changed()
 
     def wait_for_models(self, reason: str) -> None:
-        """Announce what this worker waits for while it has no model."""
-        before, self.no_models = self.no_models, f"waiting for models: {reason}"
-        if self.no_models != before:
-            self.changed()
+        self.lack_models(f"waiting for models: {reason}")
 
     def _fitting(self, offers: tuple[directory.ModelOffer, ...]) -> tuple[directory.ModelOffer, ...]:
         """Leave out the last models if an announcement has no room for them: no node would read it."""

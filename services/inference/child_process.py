@@ -40,6 +40,7 @@ async def start(program: tuple[str, ...]) -> tuple[asyncio.subprocess.Process, a
                 stdin=asyncio.subprocess.DEVNULL,
                 env=inherited(),
                 pass_fds=(theirs.fileno(),),
+                start_new_session=True,
             )
         unconnected.push_async_callback(process.wait)
         unconnected.callback(kill, process)

@@ -322,7 +322,7 @@ class ModelPulls:
             parent=os.getpid(),
         )
         program = await asyncio.create_subprocess_exec(
-            *PROGRAM, stdin=pipe, stdout=pipe, env=child_process.inherited(*_NETWORK), limit=_MOST_LINE_BYTES
+            *PROGRAM, stdin=pipe, stdout=pipe, env=child_process.inherited(*_NETWORK), limit=_MOST_LINE_BYTES, start_new_session=True
         )
         try:
             assert program.stdin is not None

@@ -40,6 +40,7 @@ from shared.api.inference import (
 )
 from shared.api.method import Nothing
 from shared.api.node import FIRST_MODEL
+from shared.api.servers import NO_SERVER
 from shared.node import Node
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import replica_files
@@ -111,7 +112,7 @@ class InferenceService:
                 # Imported late, as in `backend_selection`.
                 from services.inference.backends.remote.added_servers import AddedServers  # noqa: PLC0415
 
-                watcher.no_models = "no server was added: see `aicli models add-server`"
+                watcher.lack_models(NO_SERVER)
                 servers = AddedServers.of(settings, node, backend, watcher)
                 node.dispatcher.add(servers)
                 node.tasks.create_task(servers.run(), name="added servers")

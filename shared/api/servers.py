@@ -8,6 +8,9 @@ from shared.api.method import PEOPLE, Body, Method
 from shared.config_documents import MAX_SERVERS, ServerKind
 from shared.types import ModelName, Role
 
+#: What a worker without servers announces: it waits for an administrator.
+NO_SERVER = "no server was added: see `aicli models add-server`"
+
 
 class OpenServer(Body, frozen=True):
     """A server with its key, for the operator's workers."""

@@ -160,7 +160,9 @@ def listen(host: str, port: int, variable: str) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             who = processes.listener_on(port)
             raise errors.BadSettings(f"port {port} is taken by {who}", hint=f"stop it, or set {variable} to a free port") from error
-        raise errors.BadSettings(f"cannot listen on {addresses.host_port(host, port)}: {error.strerror}", hint=f"set {variable} to another port") from error
+        raise errors.BadSettings(
+            f"cannot listen on {addresses.host_port(host, port)}: {error.strerror}", hint=f"set {variable} to another port"
+        ) from error
     sock.listen(BACKLOG)
     return sock
 

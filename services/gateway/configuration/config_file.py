@@ -78,7 +78,8 @@ class ReadResult(msgspec.Struct, frozen=True):
 
 async def read(request: ReadRequest) -> dict[DocumentKey, ReadDocument]:
     """Return the documents by key. Raises BadRequest with all mistakes."""
-    program = await asyncio.create_subprocess_exec(*_PROGRAM, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={})
+    pipe = asyncio.subprocess.PIPE
+    program = await asyncio.create_subprocess_exec(*_PROGRAM, stdin=pipe, stdout=pipe, env={}, start_new_session=True)
     try:
         async with asyncio.timeout(_SECONDS):
             output, _ = await program.communicate(msgspec.msgpack.encode(request))

@@ -62,7 +62,7 @@ async def opened(size: int) -> AsyncIterator[HeaderCheck]:
     # None of the gateway's secrets.
     environment = {"PYTHONPATH": str(Path(__file__).parents[3])}
     process = await asyncio.create_subprocess_exec(
-        *_PROGRAM, str(size), str(os.getpid()), env=environment,
+        *_PROGRAM, str(size), str(os.getpid()), env=environment, start_new_session=True,
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:

@@ -145,7 +145,7 @@ async def ask(program: tuple[str, ...], kind: type[Answer], *, seconds: float, q
     process: asyncio.subprocess.Process | None = None
     try:
         process = await asyncio.create_subprocess_exec(
-            *program, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=child_process.inherited()
+            *program, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL, env=child_process.inherited(), start_new_session=True
         )
         async with asyncio.timeout(seconds):
             answer, _ = await process.communicate(question)

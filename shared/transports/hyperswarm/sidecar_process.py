@@ -218,6 +218,7 @@ class Sidecar(asyncio.Protocol):
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=[sidecar_end.fileno()],
+                start_new_session=True,
             )
 
     async def _reap(self) -> str:

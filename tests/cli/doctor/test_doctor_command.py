@@ -20,7 +20,7 @@ from cli.doctor import doctor_checks
 from cli.doctor.findings import DoctorFinding
 from cli.profile import Profile
 from shared import errors
-from shared.api import auth, gateway, recovery
+from shared.api import auth, gateway, recovery, servers
 from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
 from shared.api.ledger import Account, Allowance
 from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState
@@ -247,6 +247,27 @@ async def test_what_a_used_node_lacks_is_named_without_failing(shell: Shell) -> 
     assert wrong(findings) == []
     assert [finding for finding in findings if finding.check == "nodes"] == [
         DoctorFinding("nodes", None, "inference UWORKER…: a library is missing. To build it: make up")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "hint"), [(1, ""), (0, "add a server with `aicli models add-server`, or start a worker with `aicli worker`")]
+)
+async def test_a_worker_that_waits_for_servers_is_no_fault(shell: Shell, workers: int, hint: str) -> None:
+    well(shell.mesh)
+    waiting = NodeRow(
+        id=NodeId("UWORKER"), role=Role.WORKER, service="inference", path="nats", alive=True, refused=False, usable=False,
+        why_not=servers.NO_SERVER, models=(), since=NOW, version="0.1.0", running=0, queued=0, slots=4,
+    )  # fmt: skip
+    shell.mesh.answer(gateway.list_nodes, gateway.NodeRows((waiting,)))
+    shell.mesh.answer(gateway.get_service_health, msgspec.structs.replace(HEALTHY, workers=workers))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == ([] if workers else ["workers"])
+    assert [finding.hint for finding in findings if finding.check == "workers"] == [hint]
+    assert [finding for finding in findings if finding.check == "nodes"] == [
+        DoctorFinding("nodes", None, "inference UWORKER…: no server was added: see `aicli models add-server`")
     ]
 
 

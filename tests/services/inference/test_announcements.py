@@ -14,6 +14,7 @@ from services.inference.backends.echo import EchoBackend
 from services.inference.engine_speed import EngineSpeed
 from services.inference.models import catalog
 from shared.api.inference import ModelState, ModelStatus
+from shared.api.servers import NO_SERVER
 from shared.protocol import directory
 from shared.types import Ability, ModelName
 from tests.services.inference.standins import Node, until
@@ -54,6 +55,15 @@ async def test_an_unused_gpu_is_announced_and_hides_nothing() -> None:
     assert node.offers[-1].warning == "the GPU is not used; a swaps"
     watcher.warn("", WarningTopic.DEVICES)
     assert node.offers[-1].warning == "a swaps"
+
+
+async def test_why_there_is_no_model_is_announced() -> None:
+    node = Node()
+    watcher = Announcements(node)
+    watcher.backend = NoModels(0, 1, watcher)
+    watcher.changed()
+    watcher.lack_models(NO_SERVER)
+    assert [offer.not_ready for offer in node.offers] == ["it has no model to serve", NO_SERVER]
 
 
 class NoModels(EchoBackend):
