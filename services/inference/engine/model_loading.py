@@ -190,15 +190,22 @@ def _image_encoder(model: "native.llama_model_p", load: LoadCommand, log: Native
 
 
 def _model(load: LoadCommand, log: NativeLog, progressed: Callable[[float], None]) -> tuple["native.llama_model_p", str]:
-    """Return also what was reduced."""
+    """Return also what was reduced. Raises OSError if nobody is left to hear of the progress."""
+    failed: list[OSError] = []
 
     def report(progress: float, _user: object) -> bool:
-        progressed(progress)
-        return True
+        # ctypes would print what a callback raises, and llama.cpp would load on.
+        try:
+            progressed(progress)
+        except OSError as error:
+            failed.append(error)
+        return not failed
 
     callback = native.llama_progress_callback(report)
     lowered = ""
     model = _load_file(load, load.gpu_layers, callback)
+    if failed:
+        raise failed[0]
     if not model and load.gpu_layers and native.llama_supports_gpu_offload():
         for layers in _fewer_layers(load):
             log.forget()

@@ -47,6 +47,15 @@ def overridden(lines: list[str]) -> set[str]:
     return {line.split()[1] for line in lines if "buffer type overridden to CPU" in line}
 
 
+def test_a_load_ends_without_a_word_when_its_worker_is_gone(load: LoadCommand, capfd: pytest.CaptureFixture[str]) -> None:
+    def progressed(_: float) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with model_loading.native_log() as log, pytest.raises(BrokenPipeError), model_loading.loaded(load, log, progressed):
+        pass
+    assert capfd.readouterr().err == ""
+
+
 def test_experts_of_the_first_layers_stay_on_the_processor(load: LoadCommand) -> None:
     with logged(load) as lines:
         assert not overridden(lines)
