@@ -21,7 +21,8 @@ _PROBE_SECONDS = 2.0
 #: A /readyz body is a few hundred bytes.
 _MAX_ANSWER_BYTES = 64 * 1024
 _MAX_DATAGRAM_BYTES = 2048
-_DEAD_TASKS = b'"deadTasks"'
+#: What /healthz has if the service must be restarted.
+_FAILED = b'"failed"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ async def _answers_http(url: str) -> bool:
     except (OSError, ValueError):
         return False
     # A service with too many connections says 503, too.
-    return status != 503 or _DEAD_TASKS not in body
+    return status != 503 or _FAILED not in body
 
 
 async def _exchange(place: Path | int, question: bytes, expected: bytes) -> bytes:

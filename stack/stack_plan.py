@@ -203,8 +203,25 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
 
 def _default_model(home: StackHome, settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
     """Beside another server, the packaged model stays the default while its worker is down, if it is the engine's only model."""
-    has_others = settings.backend != "llama" or not _OWN_MODELS.isdisjoint(recorded) or any((home.models / "names").glob("*.json"))
+    has_others = settings.backend != "llama" or not _OWN_MODELS.isdisjoint(recorded) or _has_pulled(home)
     return {} if has_others or not more_workers(settings) else {"DEFAULT_MODEL": model_folder.PACKAGED_MODEL}
+
+
+def find_missing_models(home: StackHome, settings: StackSettings, recorded: Mapping[str, str]) -> str:
+    """Return why the first worker has no model; empty if it has one, or looks for one elsewhere than in MODELS_DIR."""
+    folder = recorded.get("MODELS_DIR")
+    has_others = _has_pulled(home) or not _OWN_MODELS.isdisjoint(recorded.keys() - {"MODELS_DIR"})
+    if folder is None or settings.backend != "llama" or has_others:
+        return ""
+    try:
+        has_models = bool(model_folder.find(Path(folder)).models)
+    except OSError as error:
+        return f"MODELS_DIR: cannot read {folder}: {error.strerror}; no model is served until you mend that"
+    return "" if has_models else f"no .gguf file is in {folder} (MODELS_DIR); no model is served until you put one there"
+
+
+def _has_pulled(home: StackHome) -> bool:
+    return any((home.models / "names").glob("*.json"))
 
 
 def _nats_login_files(home: StackHome, settings: StackSettings) -> dict[str, str]:

@@ -80,6 +80,8 @@ async def up(
         report(f"created {what} in {home.root}")
     for warning in config.find_misspelled_names(settings.known_names(), {**environment, **made.recorded}):
         report(f"warning: {warning}")
+    if warning := stack_plan.find_missing_models(home, made.settings, made.recorded):
+        report(f"warning: {warning}")
     if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
         report(f"warning: gateway and web on {made.settings.host} have no TLS, so others on the network can read keys and prompts")
     planned = stack_plan.make(home, made.settings, made.recorded, os.environ)

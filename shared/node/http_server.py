@@ -106,11 +106,11 @@ class Operations:
         else:
             await respond(send, 404, _problem("not_found", f"this port has {', '.join(self._routes)}; the API is on the gateway's port"))
 
-    async def _healthz(self, _: Scope) -> tuple[int, bytes, str]:
-        service, dead = self._node.service_name, self._node.dead_tasks
-        if dead:
-            return 503, _json({"status": "failed", "service": service, "deadTasks": dead}), "application/json"
-        return 200, _json({"status": "alive", "service": service}), "application/json"
+    async def _healthz(self, scope: Scope) -> tuple[int, bytes, str]:
+        told: dict[str, object] = {"status": "failed" if self._node.dead_tasks else "alive", "service": self._node.service_name}
+        if self._node.dead_tasks and self._may_observe(scope):
+            told["deadTasks"] = self._node.dead_tasks
+        return 503 if self._node.dead_tasks else 200, _json(told), "application/json"
 
     async def _readyz(self, scope: Scope) -> tuple[int, bytes, str]:
         health = await self._node.health()

@@ -282,3 +282,32 @@ def test_a_changed_file_of_models_restarts_the_stack(home: StackHome, tmp_path: 
     assert _plan(home, **{name: str(file)}).fingerprint == before
     file.write_text("after", encoding="utf-8")
     assert _plan(home, **{name: str(file)}).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("file", "more", "warning"),
+    [
+        pytest.param(None, {}, "no .gguf file is in {folder} (MODELS_DIR)", id="an empty folder"),
+        pytest.param("notes.txt", {}, "no .gguf file is in {folder} (MODELS_DIR)", id="no model"),
+        pytest.param("tiny.gguf", {}, "", id="a model"),
+        pytest.param(None, {"MODELS_PULL": "hf:a/b"}, "", id="another source"),
+        pytest.param(None, {"INFERENCE_BACKEND": "echo"}, "", id="another backend"),
+    ],
+)
+def test_folder_without_models_is_named_at_once(
+    home: StackHome, tmp_path: Path, file: str | None, more: dict[str, str], warning: str
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    if file is not None:
+        (folder / file).touch()
+    made = initialization.ensure(home, {"MODELS_DIR": str(folder), **more}, tmp_path)
+    found = stack_plan.find_missing_models(home, made.settings, made.recorded)
+    assert found.startswith(warning.format(folder=folder))
+    assert bool(found) == bool(warning)
+
+
+def test_missing_folder_of_models_is_named(home: StackHome, tmp_path: Path) -> None:
+    made = initialization.ensure(home, {"MODELS_DIR": "/nowhere"}, tmp_path)
+    found = stack_plan.find_missing_models(home, made.settings, made.recorded)
+    assert "cannot read /nowhere: No such file or directory" in found

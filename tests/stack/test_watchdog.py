@@ -138,7 +138,7 @@ async def test_service_whose_task_has_died_is_restarted(tmp_path: Path) -> None:
     async with watched(program(str(says), is_service=True, server=FILE_SERVER), tmp_path / "log") as (kept, clock):
         await clock.until(30)
         first = kept.status.pid
-        says.write_bytes(b'HTTP/1.1 503 Service Unavailable\r\n\r\n{"status": "failed", "deadTasks": ["audit"]}')
+        says.write_bytes(b'HTTP/1.1 503 Service Unavailable\r\n\r\n{"status": "failed", "service": "auth"}')
         async with asyncio.timeout(60):
             while kept.status.pid == first:
                 await asyncio.sleep(0.02)

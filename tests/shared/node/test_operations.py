@@ -129,6 +129,21 @@ async def test_strangers_see_only_the_state_on_a_public_port() -> None:
                 assert knows or (await http.get("/dependencies")).json()["state"] == "ok"
 
 
+async def test_strangers_see_no_names_of_tasks() -> None:
+    async def dies() -> None:
+        raise asyncio.CancelledError
+
+    async with testnet.testnet() as net:
+        started = await net.start(Page)
+        await asyncio.wait({started.node.tasks.create_task(dies(), name="upkeep")})
+        operations = Operations(started.node, PUBLIC)
+        for address, known in (("192.0.2.7", {"deadTasks": ["upkeep"]}), ("203.0.113.7", {})):
+            transport = httpx.ASGITransport(operations, client=(address, 50000))
+            async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+                answer = await http.get("/healthz")
+                assert (answer.status_code, answer.json()) == (503, {"status": "failed", "service": "gateway", **known})
+
+
 async def _bad(http: httpx.AsyncClient) -> dict[str, str]:
     """Return what is failing, and why."""
     answer = (await http.get("/dependencies")).json()
