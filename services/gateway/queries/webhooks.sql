@@ -24,7 +24,7 @@ ORDER BY endpoints.id DESC;
 -- name: change_webhook_endpoint
 -- Change an endpoint where a value is given, and enable it.
 UPDATE webhook_endpoints SET name = coalesce($3, name), url = coalesce($4, url), event_types = coalesce($5, event_types),
-    updated_at = now(), fails_since = NULL, disabled_at = NULL, disabled_why = NULL
+    updated_at = now(), fails_since = NULL, timed_out = false, disabled_at = NULL, disabled_why = NULL
 WHERE tenant_id = $1 AND id = $2;
 
 -- name: rotate_webhook_secret
@@ -59,23 +59,31 @@ SELECT id AS event_id, attempt, attempted_at, last_status, last_error, next_at, 
 WHERE tenant_id = $1 AND id = $2 AND attempted_at IS NOT NULL;
 
 -- name: take_webhook_delivery
--- Take the delivery that is due longest for $1 seconds, of an endpoint that gets less than $2 now, among the $3 that are due longest; null: all.
-WITH due AS MATERIALIZED (
-    SELECT oldest.id FROM (
-        SELECT DISTINCT endpoint_id FROM (
-            SELECT endpoint_id FROM webhook_deliveries WHERE ended_at IS NULL AND next_at <= now() AND lease_until < now()
-            ORDER BY next_at LIMIT $3
-        ) AS nearest
-    ) AS wanted
-    JOIN webhook_endpoints AS endpoints ON endpoints.id = endpoint_id
-    CROSS JOIN LATERAL (
-        SELECT id, next_at FROM webhook_deliveries
-        WHERE endpoint_id = endpoints.id AND ended_at IS NULL AND next_at <= now() AND lease_until < now() ORDER BY next_at LIMIT 1
-    ) AS oldest
-    WHERE disabled_at IS NULL AND (
-        SELECT count(*) FROM webhook_deliveries WHERE endpoint_id = endpoints.id AND ended_at IS NULL AND lease_until >= now()
-    ) < $2
-    ORDER BY oldest.next_at LIMIT 1 FOR NO KEY UPDATE OF endpoints SKIP LOCKED
+-- Take the delivery that is due longest for $1 seconds, of the next tenant behind $4; an endpoint gets at most $2 now, a tenant $3.
+WITH RECURSIVE turns AS (
+    -- One step for each tenant, however many deliveries it has, until one gets a place.
+    (SELECT tenant_id FROM webhook_deliveries WHERE ended_at IS NULL AND tenant_id > $4 ORDER BY tenant_id LIMIT 1)
+    UNION ALL
+    SELECT (
+        SELECT tenant_id FROM webhook_deliveries WHERE ended_at IS NULL AND tenant_id > turns.tenant_id ORDER BY tenant_id LIMIT 1
+    ) FROM turns WHERE tenant_id IS NOT NULL
+), due AS MATERIALIZED (
+    SELECT found.id FROM turns CROSS JOIN LATERAL (
+        SELECT oldest.id FROM webhook_endpoints AS endpoints
+        CROSS JOIN LATERAL (
+            SELECT id, next_at FROM webhook_deliveries
+            WHERE endpoint_id = endpoints.id AND ended_at IS NULL AND next_at <= now() AND lease_until < now() ORDER BY next_at LIMIT 1
+        ) AS oldest
+        WHERE endpoints.tenant_id = turns.tenant_id AND disabled_at IS NULL AND (
+            SELECT count(*) FROM webhook_deliveries WHERE endpoint_id = endpoints.id AND ended_at IS NULL AND lease_until >= now()
+        ) < CASE WHEN timed_out THEN 1 ELSE $2 END
+        ORDER BY oldest.next_at LIMIT 1 FOR NO KEY UPDATE OF endpoints SKIP LOCKED
+    ) AS found
+    WHERE EXISTS (SELECT FROM webhook_deliveries WHERE tenant_id = turns.tenant_id AND ended_at IS NULL AND next_at <= now()) AND (
+        SELECT count(*) FROM webhook_endpoints AS endpoints JOIN webhook_deliveries ON endpoint_id = endpoints.id
+        WHERE endpoints.tenant_id = turns.tenant_id AND ended_at IS NULL AND lease_until >= now()
+    ) < $3
+    LIMIT 1
 )
 UPDATE webhook_deliveries SET attempt = attempt + 1, lease_until = now() + make_interval(secs => $1)
 FROM due, webhook_endpoints AS endpoints
@@ -96,11 +104,11 @@ WHERE id = $1 AND attempt = $2 AND ended_at IS NULL;
 
 -- name: note_webhook_success
 -- Note that an endpoint works.
-UPDATE webhook_endpoints SET fails_since = NULL WHERE id = $1 AND fails_since IS NOT NULL;
+UPDATE webhook_endpoints SET fails_since = NULL, timed_out = false WHERE id = $1 AND fails_since IS NOT NULL;
 
 -- name: note_webhook_failure
--- Note that an endpoint fails; return whether it has done nothing else for $2 seconds.
-UPDATE webhook_endpoints SET fails_since = coalesce(fails_since, now()) WHERE id = $1
+-- Note that an endpoint fails, and whether in time; return whether it has done nothing else for $2 seconds.
+UPDATE webhook_endpoints SET fails_since = coalesce(fails_since, now()), timed_out = $3 WHERE id = $1
 RETURNING fails_since < now() - make_interval(secs => $2);
 
 -- name: disable_webhook_endpoint
@@ -115,9 +123,10 @@ UPDATE webhook_endpoints SET disabled_at = now(), disabled_why = $2 WHERE id = $
 DELETE FROM webhook_deliveries WHERE ended_at < now() - make_interval(days => $1);
 
 -- name: measure_webhooks
--- Return for how many seconds a delivery is due that no gateway takes, of endpoints that work.
+-- Return for how many seconds a delivery is due that no gateway takes, of endpoints that work and tenants that get nothing now.
 SELECT coalesce(extract(epoch FROM now() - min(next_at)), 0)::float8 FROM webhook_deliveries AS deliveries
 JOIN webhook_endpoints AS endpoints ON endpoints.id = endpoint_id
 WHERE ended_at IS NULL AND next_at <= now() AND disabled_at IS NULL AND fails_since IS NULL AND NOT EXISTS (
-    SELECT FROM webhook_deliveries AS others WHERE others.endpoint_id = endpoints.id AND others.ended_at IS NULL AND others.lease_until >= now()
+    SELECT FROM webhook_endpoints AS siblings JOIN webhook_deliveries AS others ON others.endpoint_id = siblings.id
+    WHERE siblings.tenant_id = deliveries.tenant_id AND others.ended_at IS NULL AND others.lease_until >= now()
 );

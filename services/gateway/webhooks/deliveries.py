@@ -55,7 +55,9 @@ class Deliveries:
         answer = await self._post(delivery)
         now = datetime.now(UTC)
         verdict = delivery_rules.judge(delivery.attempt, answer.status, answer.retry_after, now, is_test=delivery.is_test)
-        is_hopeless = await self._store.end_attempt(delivery, answer.status, answer.error, verdict.pause_seconds)
+        is_hopeless = await self._store.end_attempt(
+            delivery, answer.status, answer.error, verdict.pause_seconds, timed_out=answer.timed_out
+        )
         self._metrics.webhook_deliveries.labels(verdict.result.value).inc()
         _log.info("webhook sent", result=verdict.result.value, attempt=delivery.attempt, status=answer.status, tenant=delivery.tenant_id)
         if verdict.result is Result.GONE:

@@ -38,6 +38,7 @@ class Answer:
     #: Why there was none, in words for the endpoint's owner.
     error: str = ""
     retry_after: str = ""
+    timed_out: bool = False
 
 
 class ReceiverClient:
@@ -64,7 +65,7 @@ class ReceiverClient:
             async with asyncio.timeout(TOTAL_SECONDS):
                 return await self._post(receiver, body, headers)
         except (OSError, UnicodeError, httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException) as error:
-            return Answer(None, _reason(error))
+            return Answer(None, _reason(error), timed_out=isinstance(error, TimeoutError | httpcore.TimeoutException))
         except AttributeError as error:
             # uvloop has no socket for a connection that is reset at once, as ``HttpTransport`` says.
             if error.name != "getpeername":

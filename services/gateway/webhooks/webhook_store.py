@@ -20,12 +20,14 @@ _ENDPOINT, _EVENT = "whe", "evt"
 LEASE_SECONDS = 60.0
 #: Of one endpoint, over all gateways.
 MAX_AT_ONCE = 2
+#: Of one tenant, over all gateways: a quarter of the places of one.
+MAX_OF_TENANT = 4
 FORMER_SECRET_SECONDS = 24 * 3600.0
 #: An endpoint that only fails for so long is disabled.
 MAX_FAILING_SECONDS = 5 * 24 * 3600.0
 MAX_TESTS_PER_MINUTE = 10
-_NEAREST = 100
 _KEEP_DAYS = 7
+_FIRST = UUID(int=0)
 
 
 class StoredEndpoint(msgspec.Struct, frozen=True):
@@ -72,6 +74,8 @@ async def _add(transaction: Transaction, tenant: TenantId, endpoint: UUID, event
 class WebhookStore:
     def __init__(self, opened: database.Database) -> None:
         self._database = opened
+        #: The tenant that had the latest turn. Tenants take turns in the order of their ids.
+        self._served = _FIRST
 
     # --- endpoints
 
@@ -132,15 +136,17 @@ class WebhookStore:
         return None if row is None else _attempt(row)
 
     async def take(self) -> Delivery | None:
-        """Take a delivery that is due. It is another gateway's after LEASE_SECONDS."""
-        # Many may be due for a slow endpoint that gets MAX_AT_ONCE already. Looking at all takes a while.
-        for nearest in (_NEAREST, None):
-            row = await self._database.row("take_webhook_delivery", LEASE_SECONDS, MAX_AT_ONCE, nearest)
+        """Take a delivery that is due; tenants take turns. It is another gateway's after LEASE_SECONDS."""
+        for after in (self._served, _FIRST):
+            row = await self._database.row("take_webhook_delivery", LEASE_SECONDS, MAX_AT_ONCE, MAX_OF_TENANT, after)
             if row is not None:
+                self._served = row["tenant_id"]
                 return Delivery(*(row[name] for name in Delivery.__struct_fields__))
         return None
 
-    async def end_attempt(self, delivery: Delivery, status: int | None, error: str, pause_seconds: float | None) -> bool:
+    async def end_attempt(
+        self, delivery: Delivery, status: int | None, error: str, pause_seconds: float | None, *, timed_out: bool = False
+    ) -> bool:
         """Note the result. Return whether the endpoint has only failed for MAX_FAILING_SECONDS. Changes nothing if it was taken again."""
         async with self._database.transaction() as transaction:
             # In the order of ``take``.
@@ -150,7 +156,7 @@ class WebhookStore:
             if status is not None and 200 <= status < 300:
                 await transaction.run("note_webhook_success", delivery.endpoint_id)
                 return False
-            return bool(await transaction.value("note_webhook_failure", delivery.endpoint_id, MAX_FAILING_SECONDS))
+            return bool(await transaction.value("note_webhook_failure", delivery.endpoint_id, MAX_FAILING_SECONDS, timed_out))
 
     async def disable(self, endpoint: UUID, why: str) -> None:
         """Send nothing to the endpoint any more, and tell its owner."""

@@ -18,13 +18,14 @@ import standardwebhooks
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
 from services.gateway import store
+from services.gateway.facts.receiver_rules import ReceiverRules
 from services.gateway.payments.billing_store import BillingStore
 from services.gateway.payments.notice_outbox import NoticeOutbox
 from services.gateway.rpc_api.webhook_rpc import WebhookRpc
-from services.gateway.webhooks import webhook_store
+from services.gateway.webhooks import deliveries, webhook_store
 from services.gateway.webhooks.deliveries import Deliveries
 from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
-from services.gateway.webhooks.webhook_store import WebhookStore
+from services.gateway.webhooks.webhook_store import Delivery, WebhookStore
 from shared import errors
 from shared.api import notices as notices_api
 from shared.api import webhooks as api
@@ -41,6 +42,7 @@ from tests.testnet import until
 
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 EVE = Principal(UserId(UUID(int=2)), "eve", UserRole.USER, Tier.FREE)
+BOB = Principal(UserId(UUID(int=3)), "bob", UserRole.USER, Tier.FREE)
 DONE = EventType.BATCH_COMPLETED
 
 
@@ -86,9 +88,9 @@ class Gateway:
 async def running(url: str, receiver: Receiver, sql_url: str = "") -> AsyncIterator[Gateway]:
     async with store.opened(url) as opened:
         rows, secrets, metrics, client = WebhookStore(opened), EndpointSecrets("s" * 16), Metrics("gateway"), client_of(receiver)
-        deliveries = Deliveries(rows, client, secrets, metrics)
+        sender = Deliveries(rows, client, secrets, metrics)
         acts: Any = Acts()
-        yield Gateway(rows, deliveries, WebhookRpc(rows, deliveries, client, secrets, acts), metrics, opened, sql_url)
+        yield Gateway(rows, sender, WebhookRpc(rows, sender, client, secrets, acts), metrics, opened, sql_url)
 
 
 @pytest.fixture
@@ -221,18 +223,69 @@ async def test_two_gateways_never_send_the_same_delivery_at_once(gateway: Gatewa
     assert sorted([each.endpoint_id for each in taken].count(endpoint) for endpoint in {each.endpoint_id for each in taken}) == [2, 2]
 
 
-async def test_a_slow_endpoint_with_many_due_events_holds_up_no_other(
-    gateway: Gateway, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(webhook_store, "_NEAREST", 3)
+async def test_a_slow_endpoint_with_many_due_events_holds_up_no_other(gateway: Gateway, receiver: Receiver) -> None:
     slow, other = await gateway.create(receiver), await gateway.create(receiver, EVE)
     for _ in range(8):
         await gateway.enqueue()
     await gateway.enqueue(by=EVE)
     taken = [await gateway.store.take() for _ in range(4)]
     found = [each.tenant_id for each in taken if each is not None]
-    assert found == [ADA.tenant_id, ADA.tenant_id, EVE.tenant_id]
+    assert found == [ADA.tenant_id, EVE.tenant_id, ADA.tenant_id]
     assert slow.id != other.id
+
+
+async def test_a_tenant_with_twenty_silent_endpoints_holds_up_no_other(gateway: Gateway, receiver: Receiver) -> None:
+    receiver.open.clear()
+    for _ in range(api.MAX_ENDPOINTS):
+        await gateway.create(receiver)
+    for _ in range(2):
+        await gateway.enqueue()
+    async with receiving() as fast:
+        places = frozenset(("receiver.example", each.port) for each in (receiver, fast))
+        gateway.deliveries._client._rules = ReceiverRules(places)
+        running = asyncio.create_task(gateway.deliveries.run())
+        try:
+            await until(lambda: receiver.connections == webhook_store.MAX_OF_TENANT)
+            await gateway.create(fast, EVE)
+            await gateway.enqueue(by=EVE)
+            await until(lambda: len(fast.delivered) == 1)
+            assert receiver.connections == webhook_store.MAX_OF_TENANT == deliveries.MAX_AT_ONCE / 4
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_tenants_take_turns_whatever_is_due_longest(gateway: Gateway, receiver: Receiver) -> None:
+    for who in (BOB, EVE, ADA):
+        await gateway.create(receiver, who)
+        for _ in range(2):
+            await gateway.enqueue(by=who)
+    taken = []
+    for _ in range(6):
+        delivery = await gateway.store.take()
+        assert delivery is not None
+        taken.append(delivery.tenant_id)
+        await gateway.store.end_attempt(delivery, 204, "", None)
+    assert taken == [who.tenant_id for who in (ADA, EVE, BOB)] * 2
+
+
+async def test_an_endpoint_that_timed_out_gets_one_place_until_it_answers(gateway: Gateway, receiver: Receiver) -> None:
+    await gateway.create(receiver)
+    for _ in range(4):
+        await gateway.enqueue()
+
+    async def take_all() -> list[Delivery]:
+        found = [await gateway.store.take() for _ in range(3)]
+        return [each for each in found if each is not None]
+
+    first, second = await take_all()
+    await gateway.store.end_attempt(first, None, "no answer in time", 300.0, timed_out=True)
+    await gateway.store.end_attempt(second, None, "no answer in time", 300.0, timed_out=True)
+    (third,) = await take_all()
+    await gateway.store.end_attempt(third, 500, "", 300.0)
+    assert len(await take_all()) == 1
+    await gateway.enqueue()
+    assert len(await take_all()) == 1
 
 
 async def test_the_task_sends_all_that_is_due_two_at_a_time(gateway: Gateway, receiver: Receiver) -> None:
@@ -416,6 +469,8 @@ async def test_the_gauge_counts_only_what_gateways_leave_lying(gateway: Gateway,
     await gateway.run_sql("UPDATE webhook_endpoints SET fails_since = now()")
     assert await gateway.store.measure() == 0
     await gateway.run_sql("UPDATE webhook_endpoints SET fails_since = NULL")
+    # Another one of its tenant has the turn.
+    await gateway.create(receiver)
     assert await gateway.store.take() is not None
     assert await gateway.store.measure() == 0
 
