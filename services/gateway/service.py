@@ -409,7 +409,7 @@ class GatewayService:
             self._billing,
             self._registry,
             self._model_trust,
-            ModelPeersRpc(node, RegistryStore(stores.database), partial(_source_of, live)),
+            ModelPeersRpc(node, RegistryStore(stores.database), partial(_source_of, live), self._registry.find_size),
             self._usage_export,
             servers,
             ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting, servers, served=self._served),

@@ -37,6 +37,8 @@ HOLDER_SECONDS = 60.0
 #: After so long without a call, the leases of a file are forgotten.
 FILE_SECONDS = 600.0
 MAX_FILES = 1024
+#: A worker that asks for another one counts no more for the file that it asked for longest ago.
+MAX_FILES_OF_WORKER = 8
 #: A worker that pulls announces it by then.
 PULL_SECONDS = 30.0
 
@@ -67,10 +69,11 @@ class _Pull:
     running: RunningPull | None = None
     blocks: bytearray = field(default_factory=bytearray)
 
-    def offers(self, digest: str) -> bool:
-        """Return whether its workers have the file or a part of it, or such a list of blocks."""
-        whole = self.file is not None and digest in {self.file.digest, self.file.list_digest}
-        return whole or (self.running is not None and digest == self.running.digest)
+    def size_of(self, digest: str) -> int | None:
+        """Return the size of a file of which its workers have a part, or of its list of blocks."""
+        if self.file is not None and digest == self.file.list_digest:
+            return block_list.count(self.file.size) * DIGEST_BYTES
+        return next((file.size for file in (self.file, self.running) if file is not None and file.digest == digest), None)
 
     def run(self, worker: NodeId, running: RunningPull, now: float) -> RunningPull | None:
         """Add what the puller says, and return what to go on with; None for another worker, or once it has all."""
@@ -133,12 +136,12 @@ class ModelPeers:
         )
 
     def lease(self, worker: NodeId, request: LeaseBlocks) -> LeasedBlocks:
-        """Raises BadRequest."""
+        """The caller has checked the size. Raises BadRequest."""
         now, count = self._clock(), block_list.count(request.size)
-        if any(block >= count for block in (*request.done, *request.orphans)):
+        if any(block >= count for block in (*request.done, *request.orphans)) or len(request.had or b"") > (count + 7) // 8:
             raise errors.BadRequest(f"the file has {count} blocks")
-        file = self._open(request.digest, request.size, now)
-        if worker not in file.holders and request.had is None:
+        file = self._find(worker, request, now)
+        if file is None:
             return LeasedBlocks(is_new=True)
         if request.had is not None:
             file.leases.had(worker, int.from_bytes(request.had, "little") & all_blocks(count))
@@ -182,7 +185,7 @@ class ModelPeers:
 
     def is_pulled(self, digest: str) -> bool:
         """Return whether a worker has pulled the file, or pulls it, or has such a list of blocks."""
-        return any(pull.offers(digest) for pull in self._pulls.values())
+        return any(pull.size_of(digest) is not None for pull in self._pulls.values())
 
     def _is_pulling(self, pull: _Pull, model: ModelName, now: float) -> bool:
         entry = self._nodes.find(pull.puller)
@@ -190,14 +193,35 @@ class ModelPeers:
             return False
         return now - pull.since < PULL_SECONDS or any(each.name == model for each in entry.announcement.pulls)
 
-    def _open(self, digest: str, size: int, now: float) -> _File:
-        for key in [key for key, file in self._files.items() if now - file.used_at >= FILE_SECONDS]:
-            del self._files[key]
-        if (digest, size) not in self._files and len(self._files) >= MAX_FILES:
-            raise errors.Overloaded("too many models are being copied", hint="the worker tries again by itself")
-        file = self._files.setdefault((digest, size), _File(Leases(block_list.count(size)), now))
+    def knows_size(self, digest: str, size: int) -> bool:
+        """Return whether somebody copies a file of this size, or has pulled it, or pulls it."""
+        return (digest, size) in self._files or any(pull.size_of(digest) == size for pull in self._pulls.values())
+
+    def _find(self, worker: NodeId, request: LeaseBlocks, now: float) -> _File | None:
+        """Return the file; None if the worker must first say what it had. Raises Overloaded."""
+        key = (request.digest, request.size)
+        for other in [other for other, file in self._files.items() if now - file.used_at >= FILE_SECONDS]:
+            del self._files[other]
+        if (file := self._files.get(key)) is None or worker not in file.holders:
+            if request.had is None:
+                return None
+            self._make_room(worker)
+            if key not in self._files and len(self._files) >= MAX_FILES:
+                raise errors.Overloaded("too many models are being copied", hint="the worker tries again by itself")
+            file = self._files.setdefault(key, _File(Leases(block_list.count(request.size)), now))
         file.used_at = now
         return file
+
+    def _make_room(self, worker: NodeId) -> None:
+        """Forget the worker at the file that it asked for longest ago, if it asks for many, and that file if nobody else does."""
+        asked = {key: file.holders[worker] for key, file in self._files.items() if worker in file.holders}
+        if len(asked) >= MAX_FILES_OF_WORKER:
+            oldest = min(asked, key=asked.__getitem__)
+            file = self._files[oldest]
+            del file.holders[worker]
+            file.leases.gone(worker)
+            if not file.holders:
+                del self._files[oldest]
 
     def _report(self, file: _File, worker: NodeId, request: LeaseBlocks) -> None:
         for node in set(request.faulty) - {worker}:
@@ -215,7 +239,7 @@ class ModelPeers:
             if any(offer.digest == _hex(digest) or offer.name == model for offer in entry.announcement.models)
         }
         for pull in self._pulls.values():
-            if pull.offers(digest):
+            if pull.size_of(digest) is not None:
                 found |= {node for node in pull.holders | {pull.puller} if self._is_alive(node)}
         return found
 

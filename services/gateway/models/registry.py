@@ -174,6 +174,11 @@ class ModelRegistry:
         """Raises BadRequest if it is damaged, and ObjectMissing."""
         return await self._get_origin().read(digest, manifest.MAX_MANIFEST_BYTES)
 
+    async def find_size(self, digest: str) -> int | None:
+        """Return the size of a blob as the manifest of a version that may be loaded has it. Raises BadRequest and ObjectMissing."""
+        version = await self._store.find_version_of(digest)
+        return None if version is None else manifest.read(await self.read_manifest(version)).blobs.get(digest)
+
     @serves(model_copies.read_blob)
     async def read_blob(self, request: model_copies.ReadBlob, stream: StreamCall[model_copies.BlobPart]) -> Nothing:
         """Raises NotFound for what no version has that may be loaded."""

@@ -206,6 +206,12 @@ class RegistryStore:
         async with begun as transaction:
             return bool(await transaction.value("find_loadable_blob", digest, tenant))
 
+    async def find_version_of(self, digest: str) -> str | None:
+        """Return the digest of a version that may be loaded and has this blob."""
+        async with self._database.transaction() as transaction:
+            found: str | None = await transaction.value("find_version_of_blob", digest)
+            return found
+
     async def list_signatures(self, names: Iterable[str]) -> dict[ModelName, VersionTrust]:
         """Return what is known of versions, by names such as `llama3@7`."""
         found = [each.rpartition("@") for each in names]

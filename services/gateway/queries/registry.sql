@@ -179,6 +179,10 @@ SELECT EXISTS (
         AND ($2::uuid IS NULL OR organization IS NULL OR organization = $2)
 );
 
+-- name: find_version_of_blob
+-- Return the digest of a version that has this blob and that workers may load.
+SELECT digest FROM model_versions WHERE blobs @> ARRAY[$1::text] AND state IN ('ready', 'retired') AND NOT is_deleted LIMIT 1;
+
 -- name: add_signature
 -- Add a signature of a version, or replace that of the same key, unless all together would have more than $5 bytes.
 INSERT INTO model_signatures (model, version, key, signature)

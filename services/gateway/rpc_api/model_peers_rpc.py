@@ -1,7 +1,7 @@
 """The methods by which workers find each other and share the reading of the mesh's store. See ``model_peers``."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from services.gateway.models.model_peers import ModelPeers
 from services.gateway.models.registry_store import RegistryStore
@@ -22,11 +22,12 @@ class ModelPeersRpc:
         node: Node,
         store: RegistryStore,
         find_source: Callable[[ModelName], str | None],
+        find_size: Callable[[str], Awaitable[int | None]],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``find_source`` returns the source of a deployed model."""
-        self._node, self._store, self._find_source, self._clock = node, store, find_source, clock
+        """``find_source`` returns the source of a deployed model, ``find_size`` the size of a file of a version."""
+        self._node, self._store, self._find_source, self._find_size, self._clock = node, store, find_source, find_size, clock
         self._peers = ModelPeers(node.trust, node.directory, self._network_of, on_excluded=node.metrics.excluded_peers.inc)
         #: Digest -> until when it counts as loadable.
         self._loadable: dict[str, float] = {}
@@ -39,6 +40,8 @@ class ModelPeersRpc:
     @serves(model_copies.lease_blocks)
     async def lease(self, request: model_copies.LeaseBlocks, call: RpcCall) -> model_copies.LeasedBlocks:
         await self._ensure_loadable(request.digest)
+        if not self._peers.knows_size(request.digest, request.size) and await self._find_size(request.digest) != request.size:
+            raise errors.BadRequest(f"{request.digest} has another size than {request.size} bytes")
         return self._peers.lease(call.caller.node, request)
 
     @serves(model_copies.advise_pull)

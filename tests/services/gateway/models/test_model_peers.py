@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 import pytest
 
-from services.gateway.models.model_peers import FILE_SECONDS, HOLDER_SECONDS, PULL_SECONDS, ModelPeers
+from services.gateway.models.model_peers import FILE_SECONDS, HOLDER_SECONDS, MAX_FILES, MAX_FILES_OF_WORKER, PULL_SECONDS, ModelPeers
 from shared import errors
 from shared.api.model_copies import MAX_INTRODUCED, AdvisePull, LeaseBlocks, LeasedBlocks, PullAdvice, PulledFile, RunningPull
 from shared.identity import copy_grants
@@ -144,6 +144,29 @@ def test_what_a_worker_says_of_another_size_disturbs_nobody(mesh: Mesh) -> None:
     assert mesh.begin(one) == (0,)
     with pytest.raises(errors.BadRequest):
         mesh.lease(one, done=(40,))
+
+
+def test_a_worker_that_asks_for_many_files_keeps_few_of_them_and_holds_up_nobody(mesh: Mesh) -> None:
+    greedy, one = mesh.workers[:2]
+    mesh.begin(one)
+    names = [f"sha256:{number:064x}" for number in range(MAX_FILES + 1)]
+    for name in names:
+        assert mesh.peers.lease(greedy.me.id, LeaseBlocks(name, SIZE)).is_new
+        assert mesh.peers.lease(greedy.me.id, LeaseBlocks(name, SIZE, had=b"\0")).blocks == (0,)
+        mesh.clock += 0.01
+    assert len(mesh.peers._files) == MAX_FILES_OF_WORKER + 1
+    assert mesh.peers.lease(one.me.id, LeaseBlocks(names[0], SIZE, had=b"\0")).blocks == (0,)
+    # The others still know it, and it goes on with a file that it asked for long ago.
+    assert mesh.lease(one, done=(0,)).blocks == (1,)
+    assert mesh.peers.lease(greedy.me.id, LeaseBlocks(names[0], SIZE)).is_new
+    assert mesh.peers.lease(greedy.me.id, LeaseBlocks(names[0], SIZE, had=b"\1")).blocks == (1,)
+
+
+def test_a_worker_had_no_more_blocks_than_the_file_has(mesh: Mesh) -> None:
+    one = mesh.workers[0]
+    with pytest.raises(errors.BadRequest, match="has 40 blocks"):
+        mesh.lease(one, had=b"\0" * 6)
+    assert mesh.lease(one, had=b"\0" * 5).blocks == (0,)
 
 
 def test_files_are_forgotten_when_nobody_copies_them(mesh: Mesh) -> None:

@@ -276,7 +276,9 @@ async def test_blobs_are_uploaded_over_the_mesh_and_read_by_workers_only_of_vers
 
     with pytest.raises(errors.NotFound, match="no version has"):
         await registry.read_blob(read, Stream())
+    assert await registry.find_size(digest) is None
     await push(site, "admin", made, "other")
+    assert await registry.find_size(digest) == len(data)
     await registry.read_blob(read, Stream())
     assert b"".join(Stream.items) == data[10:15]
 

@@ -10,13 +10,16 @@ from services.gateway.rpc_api import model_peers_rpc
 from services.gateway.rpc_api.model_peers_rpc import ModelPeersRpc
 from shared import errors
 from shared.api.model_copies import AdvisePull, FindModelPeers, LeaseBlocks, PulledFile
+from shared.models.block_list import DIGEST_BYTES
+from shared.models.manifest import MAX_BYTES
 from shared.protocol.directory import Announcement, Directory
 from shared.rpc import RpcCall
 from shared.telemetry.metrics_registry import Metrics
 from shared.types import ModelName, Peer, Role
 from tests.shared.identity.test_trust import certified
 
-FILE, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
+FILE, OTHER, LIST = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32, "sha256:" + "ef" * 32
+SIZE = 1 << 20
 WORKER = certified(Role.WORKER)
 
 
@@ -29,6 +32,11 @@ class Store:
         self.asked += 1
         return digest in self.loadable
 
+    async def find_size(self, digest: str) -> int | None:
+        """The registry's."""
+        self.asked += 1
+        return SIZE if digest in self.loadable else None
+
 
 def rpc_of(store: Store, clock: Callable[[], float] = lambda: 0.0) -> tuple[ModelPeersRpc, RpcCall]:
     nodes = Directory(lambda: 0.0)
@@ -38,16 +46,17 @@ def rpc_of(store: Store, clock: Callable[[], float] = lambda: 0.0) -> tuple[Mode
     )
     call = RpcCall(Peer(Role.WORKER, WORKER.me.id, WORKER.me.id, "", ()), deadline=9, credential=None, idempotency_key=None)
     sources = {ModelName("qwen3"): "hf:org/qwen3"}
-    return ModelPeersRpc(node, store, sources.get, clock=clock), call  # type: ignore[arg-type]
+    return ModelPeersRpc(node, store, sources.get, store.find_size, clock=clock), call  # type: ignore[arg-type]
 
 
 async def test_only_files_that_may_be_loaded_are_leased_and_the_database_is_asked_seldom() -> None:
     clock, store = 0.0, Store()
     rpc, call = rpc_of(store, lambda: clock)
-    lease = LeaseBlocks(FILE, 1 << 20, had=b"\0")
+    lease = LeaseBlocks(FILE, SIZE, had=b"\0")
     assert (await rpc.lease(lease, call)).blocks == (0,)
     assert (await rpc.find(FindModelPeers(FILE), call)).peers == ()
-    assert store.asked == 1
+    assert (await rpc.lease(lease, call)).blocks == ()
+    assert store.asked == 2
     with pytest.raises(errors.NotFound):
         await rpc.lease(LeaseBlocks(OTHER, 1), call)
     with pytest.raises(errors.NotFound):
@@ -56,6 +65,19 @@ async def test_only_files_that_may_be_loaded_are_leased_and_the_database_is_aske
     clock = model_peers_rpc._LOADABLE_SECONDS
     with pytest.raises(errors.NotFound):
         await rpc.lease(lease, call)
+
+
+async def test_the_size_of_a_file_is_that_of_the_manifest_or_of_the_pull() -> None:
+    rpc, call = rpc_of(Store())
+    for size in (SIZE - 1, SIZE + 1, MAX_BYTES):
+        with pytest.raises(errors.BadRequest, match="another size"):
+            await rpc.lease(LeaseBlocks(FILE, size, had=b"\0"), call)
+    pulled = PulledFile(OTHER, 5 * SIZE, LIST, b"")
+    await rpc.advise(AdvisePull(ModelName("qwen3"), "hf:org/qwen3", pulled), call)
+    for digest, right in ((OTHER, 5 * SIZE), (LIST, 5 * DIGEST_BYTES)):
+        assert (await rpc.lease(LeaseBlocks(digest, right, had=b"\0"), call)).blocks == (0,)
+        with pytest.raises(errors.BadRequest, match="another size"):
+            await rpc.lease(LeaseBlocks(digest, right + 1, had=b"\0"), call)
 
 
 async def test_files_of_public_sources_are_copied_only_for_deployments() -> None:
