@@ -34,6 +34,7 @@ from services.gateway.files.file_storage import FileStorage
 from services.gateway.guard import detectors
 from services.gateway.guard.guard_reporting import GuardReporting
 from services.gateway.http_api import line_app
+from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.http_api.http_over_rpc import HttpOverRpc
@@ -233,7 +234,7 @@ class GatewayService:
     role: ClassVar[Role] = Role.GATEWAY
 
     def __init__(self, settings: GatewaySettings, node: Node, stores: GatewayStores, rules: RequestRules, records: RequestRecords) -> None:
-        self._settings, self._node = settings, node
+        self._settings, self._node, self._turns = settings, node, BodyTurns()
         self._stores, self._rules, self._records = stores, rules, records
         self._live = live = rules.live
         metrics = node.metrics
@@ -544,20 +545,21 @@ class GatewayService:
             on_refusal=self.audit_reporting.report_refusal,
             cors=CorsPolicy(self._settings.cors_origins),
         )
-        return HttpApp(all_routes, access, self._node.metrics, memory=self._node.dispatcher.memory, images=images, traces=self._node.traces)
+        memory, traces = self._node.dispatcher.memory, self._node.traces
+        return HttpApp(all_routes, access, self._node.metrics, memory=memory, images=images, traces=traces, turns=self._turns)
 
     def _new_jobs(self) -> JobParts:
         stores, secret = self._stores, self._settings.prompt_hash_secret
         store = JobStore(stores.database, stores.requests)
         metrics = JobMetrics(store, self._node.metrics)
         rules = self._job_owners
-        work = BatchWork(store, self._files, rules, self._node.id, metrics, secret=secret)
+        work = BatchWork(store, self._files, rules, self._node.id, metrics, secret=secret, take_turn=self._turns.turn)
         desk = JobDesk(store, self._files, work, self.audit_reporting, rules)
         return JobParts(store, metrics, work, desk, SingleJobs(desk, store, self._files, rules, secret=secret))
 
     def _new_job_runner(self, routes: tuple[HttpRoute, ...], images: ImageLimits) -> JobRunner:
         node = self._node
-        app = line_app.build(routes, node.metrics, memory=node.dispatcher.memory, images=images, traces=node.traces)
+        app = line_app.build(routes, node.metrics, memory=node.dispatcher.memory, images=images, traces=node.traces, turns=self._turns)
         return JobRunner(
             self._jobs.store,
             app,

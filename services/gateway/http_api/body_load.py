@@ -1,24 +1,18 @@
-"""Bounds how long large bodies hold the event loop: how many values one has, and how close together they are read.
+"""Bounds how close together large bodies are read, and lines of batches. ``body_values`` bounds how much each has.
 
 They are read in a thread. msgspec holds the interpreter's lock while it decodes, but other steps let the loop run.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
 from shared import errors
 from shared.types import TenantId
 
-T = TypeVar("T")
-
 #: Up to here, a body can't have more values than are read in a few milliseconds.
 SMALL_BYTES = 64 * 1024
-#: In a whole body. 10,000 messages with tool calls and 512 tools with large schemas have half as many. The commas separate other values,
-#: such as numbers.
-MAX_NESTED, MAX_TEXTS, MAX_COMMAS = 131_072, 524_288, 1_048_576
 #: Pauses after a large body, as multiples of the time that it took: one tenant's bodies take at most a quarter of the loop's time, and all
 #: together half.
 TENANT_PAUSE, ALL_PAUSE = 3.0, 1.0
@@ -26,36 +20,6 @@ TENANT_PAUSE, ALL_PAUSE = 3.0, 1.0
 _MAX_SECONDS = 1.0
 #: ``RequestMemory`` bounds how many wait.
 TURN_SECONDS = 20.0
-
-
-class TooManyValues(errors.BadRequest):
-    """The body would take too long to read."""
-
-
-def read(body: bytes, reader: Callable[[bytes], T]) -> T:
-    """Return what ``reader`` makes of a body with few values. Raises TooManyValues."""
-    ensure_few_values(body)
-    return reader(body)
-
-
-def ensure_few_values(body: bytes) -> None:
-    """Raise TooManyValues for JSON with too many arrays, objects, texts or other values. It reads 17 MiB in 15 to 90 ms; eight million
-    numbers would take longer, and 70 MB."""
-    if _are_few(body) and body.count(b'"') <= 2 * MAX_TEXTS:
-        return
-    # Only those outside of texts count.
-    pieces = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    texts = pieces.count(b'"') // 2
-    if texts <= MAX_TEXTS and _are_few(b"".join(pieces.split(b'"')[::2])):
-        return
-    raise TooManyValues(
-        f"the body has more than {MAX_NESTED} arrays and objects, or more than {MAX_TEXTS} texts or other values",
-        hint="split the request, or shorten it",
-    )
-
-
-def _are_few(content: bytes) -> bool:
-    return content.count(b"[") + content.count(b"{") <= MAX_NESTED and content.count(b",") <= MAX_COMMAS
 
 
 class BodyTurns:

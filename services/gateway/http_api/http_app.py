@@ -14,7 +14,8 @@ from typing import Protocol
 
 import msgspec
 
-from services.gateway.http_api import body_load, http_call, http_errors
+from services.gateway.http_api import http_call, http_errors
+from services.gateway.http_api.body_load import SMALL_BYTES, BodyTurns
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_call import HEARTBEAT_SECONDS, HttpCall, Receive, Scope, Send
 from services.gateway.images import image_strings
@@ -128,8 +129,9 @@ class HttpApp:
         memory: RequestMemory | None = None,
         images: ImageLimits = ImageLimits(),  # noqa: B008 - frozen
         traces: tracing.Traces | None = None,
+        turns: BodyTurns | None = None,
     ) -> None:
-        """``memory`` and ``images`` are for long bodies."""
+        """``memory``, ``images`` and ``turns`` are for long bodies."""
         self._access = access
         self._memory = memory or RequestMemory()
         self._images = images
@@ -147,7 +149,7 @@ class HttpApp:
         self._metrics = metrics
         self._exemplars = Exemplars()
         self._concurrency = PerTenantConcurrency()
-        self._turns = body_load.BodyTurns()
+        self._turns = turns or BodyTurns()
         self._sign_ins = AdmissionSemaphore(
             _SIGN_INS_AT_ONCE,
             of_one=_SIGN_INS_OF_ONE_ADDRESS,
@@ -272,7 +274,7 @@ class HttpApp:
         try:
             with call.held or self._memory.hold(0, call.caller.limited_as) as held:
                 await self._read_body(route, call, held)
-                if len(call.body) > body_load.SMALL_BYTES and not route.max_raw_bytes:
+                if len(call.body) > SMALL_BYTES and not route.max_raw_bytes:
                     call.turns = self._turns
                 handling = route.handler(call)
                 await (handling if route.watches else until_disconnect(call, handling))

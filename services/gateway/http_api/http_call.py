@@ -4,13 +4,15 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
 
+from services.gateway.facts import body_values
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import body_load, http_errors, request_bodies, tolerant_json
+from services.gateway.http_api import http_errors, request_bodies, tolerant_json
 from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.http_api.response_formats import SERVER_SENT_EVENTS, ErrorBody, EventStream, Headers, ServerSentEvent
 from services.gateway.http_api.tolerant_json import BodyDialect, Ignored
@@ -310,10 +312,14 @@ class HttpCall:
         """Return what ``reader`` makes of the body. Raises what it raises, and TooManyValues."""
         if self.turns is None:
             return reader(self.body)
-        async with self.turns.turn(self.caller.limited_as):
+        async with self.turn():
             # Afterward, what the reader made of it is enough.
             body, self.body = self.body, b""
-            return await asyncio.to_thread(body_load.read, body, reader)
+            return await asyncio.to_thread(body_values.read, body, reader)
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait for the caller's turn to read something large, if the body is. Raises Limited."""
+        return nullcontext() if self.turns is None else self.turns.turn(self.caller.limited_as)
 
     async def convert(self, step: Callable[[S], T], body: S) -> T:
         """Return what a further step makes of the parsed body. Raises what it raises."""
@@ -329,7 +335,7 @@ class HttpCall:
         strict = self._headers.get(b"x-aimesh-strict") == b"1"
         try:
             return await self.parse(lambda body: tolerant_json.read(body, dialect, self.ignored, strict=strict))
-        except body_load.TooManyValues as error:
+        except body_values.TooManyValues as error:
             raise errors.ContextExceeded.because(error.message, hint=error.hint) from None
         finally:
             if self.ignored.labels:

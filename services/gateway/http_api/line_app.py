@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 from services.gateway.facts import line_run
 from services.gateway.facts.line_run import LineRun
+from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.requests.image_admission import ImageLimits
 from shared import errors
@@ -30,11 +31,14 @@ class _Lines:
         _line().failure = error
 
 
-def build(routes: Iterable[HttpRoute], metrics: Metrics, *, memory: RequestMemory, images: ImageLimits, traces: tracing.Traces) -> HttpApp:
+def build(
+    routes: Iterable[HttpRoute], metrics: Metrics, *, memory: RequestMemory, images: ImageLimits, traces: tracing.Traces, turns: BodyTurns
+) -> HttpApp:
+    """``turns``: also of callers' requests."""
     lines = _Lines()
     access = HttpAccess(identify=lines.identify, quotas=None, refused=lines, new_request_id=lines.new_request_id)
     served = [route for route in routes if route.verb == "POST" and route.path in _ENDPOINTS]
-    return HttpApp(served, access, metrics, memory=memory, images=images, traces=traces)
+    return HttpApp(served, access, metrics, memory=memory, images=images, traces=traces, turns=turns)
 
 
 def _line() -> LineRun:

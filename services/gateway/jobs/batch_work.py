@@ -5,7 +5,7 @@ Output is made of results that don't change any more, so it doesn't matter how m
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 
 import msgspec
 
@@ -25,6 +25,7 @@ from shared.api.webhooks import EventType
 from shared.telemetry import logs
 from shared.telemetry.job_instruments import LineOutcome
 from shared.timing.bounded_waits import wait_until_set
+from shared.types import TenantId
 
 #: OpenAI's: so long after it was written.
 OUTPUT_SECONDS = 30 * 24 * 3600.0
@@ -47,6 +48,9 @@ _ENDS = {
 
 _log = logs.get(part="jobs")
 
+#: Waits until lines of whoever has the job may be read. Raises Limited.
+TakeTurn = Callable[[TenantId], AbstractAsyncContextManager[None]]
+
 
 class _NotOurs(Exception):
     """Another gateway has the job by now, or somebody has cancelled it."""
@@ -64,8 +68,11 @@ class _ResponseStatus(msgspec.Struct):
 class BatchWork:
     """``run`` is its task. Set ``ordered`` when a job was ordered, and ``ended`` when lines have ended or a job was cancelled."""
 
-    def __init__(self, jobs: JobStore, files: FileStorage, rules: JobRules, runner: str, metrics: JobMetrics, *, secret: str) -> None:
+    def __init__(
+        self, jobs: JobStore, files: FileStorage, rules: JobRules, runner: str, metrics: JobMetrics, *, secret: str, take_turn: TakeTurn
+    ) -> None:
         self._jobs, self._files, self._rules, self._runner, self._metrics, self._secret = jobs, files, rules, runner, metrics, secret
+        self._take_turn = take_turn
         self.ordered, self.ended, self._moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
@@ -121,7 +128,8 @@ class BatchWork:
             async with aclosing(self._files.read(file, 0, file.facts.size)) as pieces:
                 async for piece in pieces:
                     for at in range(0, len(piece), _READ_BYTES):
-                        lines += await asyncio.to_thread(list, reading.read(piece[at : at + _READ_BYTES]))
+                        async with self._take_turn(job.tenant_id):
+                            lines += await asyncio.to_thread(list, reading.read(piece[at : at + _READ_BYTES]))
                         if len(lines) >= _ADDED_LINES:
                             await self._add(job, reading, lines)
                     await self._keep(job)

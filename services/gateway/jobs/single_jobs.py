@@ -81,10 +81,9 @@ class SingleJobs:
             idempotency_key=key,
         )
         made = None
+        prefix = batch_input.prefix_of(batch_input.read_body(msgspec.json.encode(body)))
         try:
-            made = await self._store.start(
-                new, NewLine(0, digest, 0, len(content), batch_input.prefix_of(body)), self._rules.line_limit_of(by)
-            )
+            made = await self._store.start(new, NewLine(0, digest, 0, len(content), prefix), self._rules.line_limit_of(by))
         finally:
             if made is None or made.id != new.id:
                 with suppress(errors.AimeshError):  # it expires

@@ -140,18 +140,22 @@ class MessageBatchRoutes:
         job = None if key is None else await self._store.find_repeated(caller.tenant_id, key)
         if job is None:
             lines = _Lines((await call.parse(_read)).requests)
-            file = await self._desk.store_input(caller, self._write(lines, caller))
+            file = await self._desk.store_input(caller, self._write(lines, call))
             job = await self._desk.add_batch(caller, file, _ENDPOINT, key)
         elif job.endpoint != _ENDPOINT:
             raise job_desk.other_job()
         await call.answer(_show(job, call))
 
-    async def _write(self, lines: "_Lines", caller: Principal) -> AsyncIterator[bytes]:
-        """Raises BadField, and UnknownModel."""
-        while piece := await asyncio.to_thread(lines.write_some):
+    async def _write(self, lines: "_Lines", call: HttpCall) -> AsyncIterator[bytes]:
+        """Raises BadField, UnknownModel, and Limited."""
+        while True:
+            async with call.turn():
+                piece = await asyncio.to_thread(lines.write_some)
+            if not piece:
+                return
             model = lines.reading.model
             assert model is not None  # of its first line
-            if not self._may_run(caller, model):
+            if not self._may_run(call.caller, model):
                 raise errors.UnknownModel(f"there is no model {model} that you may use", hint="GET /v1/models lists them")
             yield piece
 

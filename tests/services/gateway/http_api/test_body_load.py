@@ -12,8 +12,10 @@ from uuid import UUID
 import httpx
 import pytest
 
+from services.gateway.facts import body_values
+from services.gateway.facts.body_values import MAX_COMMAS, MAX_NESTED, MAX_TEXTS
 from services.gateway.http_api import body_load, tolerant_json
-from services.gateway.http_api.body_load import MAX_COMMAS, MAX_NESTED, MAX_TEXTS, BodyTurns
+from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.http_api.tolerant_json import Ignored
 from services.gateway.openai_api import response_request
 from shared import errors
@@ -105,10 +107,10 @@ async def test_a_large_body_holds_the_event_loop_for_a_moment(service: RunningSe
 )
 def test_values_of_a_body_are_counted(body: bytes, is_accepted: bool) -> None:
     if is_accepted:
-        body_load.ensure_few_values(body)
+        body_values.ensure_few_values(body)
         return
     with pytest.raises(errors.BadRequest, match="more than 131072 arrays and objects, or more than 524288 texts"):
-        body_load.ensure_few_values(body)
+        body_values.ensure_few_values(body)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from services.gateway.files.file_rows import PREFIX as FILE
+from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.jobs import line_results
 from services.gateway.jobs.batch_work import BatchWork
 from services.gateway.jobs.job_desk import JobDesk
@@ -80,11 +81,14 @@ class BatchSite:
     models: set[str] = field(default_factory=lambda: {MODEL})
     most_lines: int | None = None
     identify: Callable[[IdentifyOwner], Principal] = lambda _owner: ADA
+    turns: BodyTurns = field(default_factory=BodyTurns)
 
     def worker(self, runner: str, jobs: Any = None, files: Any = None) -> BatchWork:
         """Return the work of another gateway."""
         metrics = JobMetrics(self.jobs, Metrics("gateway"))
-        return BatchWork(jobs or self.jobs, files or self.files.storage, self.rules, runner, metrics, secret=SECRET)
+        return BatchWork(
+            jobs or self.jobs, files or self.files.storage, self.rules, runner, metrics, secret=SECRET, take_turn=self.turns.turn
+        )
 
     @property
     def rules(self) -> SiteRules:

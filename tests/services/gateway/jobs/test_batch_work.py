@@ -26,6 +26,7 @@ from shared.types import RequestId
 from tests.services.gateway.files.file_site import ADA
 from tests.services.gateway.jobs import batch_site
 from tests.services.gateway.jobs.batch_site import MODEL, BatchSite, jsonl, line
+from tests.testnet import until
 
 MIXED = [line("a"), line("b"), line("c"), line("d")]
 MAX_MEMORY_BYTES = 64 << 20
@@ -331,6 +332,16 @@ async def test_the_event_loop_reads_and_writes_no_lines_itself(site: BatchSite, 
     assert sum(sizes) > 8 << 20
     # Pieces, and the line that a piece ends with.
     assert max(sizes) <= (256 << 10) + 30_000
+
+
+async def test_lines_are_read_in_the_turn_of_their_tenant(site: BatchSite) -> None:
+    job = await site.order(jsonl([line("a")]))
+    async with site.turns.turn(ADA.tenant_id):
+        validating = asyncio.create_task(site.work.validate())
+        await until(lambda: site.turns._users[ADA.tenant_id] == 2)
+        assert (await site.find(job)).state is JobState.VALIDATING
+    await validating
+    assert (await site.find(job)).state is JobState.IN_PROGRESS
 
 
 async def test_large_batches_take_little_memory(site: BatchSite) -> None:
