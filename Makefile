@@ -43,7 +43,7 @@ up: ## start everything in the background and send a first prompt (LAN=1: for yo
 	@command -v $(PYTHON) >/dev/null || { echo "python3 is missing: apt-get install python3 python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m tools.setup runtime --then $(BIN)/aicli stack up --ask "Say hello"
 	@$(PYTHON) -m tools.engine_libraries --background
-	@$(BIN)/python -m tools.packages.install_index --background
+	@$(BIN)/python -m tools.packages.install_index --libraries --background
 
 down: ## stop everything; the data stays
 	@test -x $(BIN)/aicli || { echo "nothing is installed here, so nothing is running"; exit 0; }; $(BIN)/aicli stack down

@@ -92,6 +92,8 @@ def read_locks() -> tuple[Lock, ...]:
         Lock("engine", (engine,), with_dependencies=False),
         Lock("engine-needs", (engine, *beside), follows="runtime", without=("llama-cpp-python",)),
         Lock("engine-build", ("cmake", "ninja", "scikit-build-core[pyproject]")),
+        # The compiler of llama.cpp's libraries for workers, wherever the mesh runs.
+        Lock("zig", ("ziglang",), with_dependencies=False),
         Lock("deploy", tuple(groups["deploy"]), universal=False),
         # For machines that install from a mesh: Debian's python3 has no pip.
         Lock("pip", ("pip",)),

@@ -93,9 +93,9 @@ def run(what: str, *command: str, environment: dict[str, str] | None = None, fol
 
 
 def begin(module: str, *words: str) -> None:
-    """Run a module in the background; it continues after this process and its terminal."""
-    quiet = subprocess.DEVNULL
-    subprocess.Popen([sys.executable, "-m", module, *words], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)  # noqa: S603
+    """Run a module in the background; it continues after this process and its terminal. The log has what it says."""
+    with LOG.open("ab") as log:
+        subprocess.Popen([sys.executable, "-m", module, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)  # noqa: S603
 
 
 def failure(what: str, code: int, log: Path) -> SetupFailed:

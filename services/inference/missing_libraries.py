@@ -3,7 +3,6 @@
 Only Python's own modules are imported, because set-up runs it before there are others.
 """
 
-import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,14 +25,14 @@ def find(environment: Path = Path(sys.prefix)) -> str:
     if not missing:
         return ""
     makefile = Path(__file__).resolve().parents[2] / "Makefile"
-    return describe(missing, can_compile=shutil.which("g++") is not None, is_checkout=makefile.exists())
+    return describe(missing, is_checkout=makefile.exists())
 
 
-def describe(missing: Iterable[str], *, can_compile: bool, is_checkout: bool, platform: str = sys.platform) -> str:
+def describe(missing: Iterable[str], *, is_checkout: bool, platform: str = sys.platform) -> str:
     """Say what happens without these libraries, and how to get them. Pure."""
     found = "; ".join(f"{name} is missing: {WITHOUT[name]}" for name in missing)
     if not platform.startswith("linux"):
         return f"{found}. They are built on Linux only"
-    install = "" if can_compile else "apt-get install g++, then "
-    build = "make up (4 minutes)" if is_checkout else "python -m stack.servers.engine_libraries"
-    return f"{found}. To build what is missing: {install}{build}"
+    # Workers never compile: the mesh that they were installed from does, in its first minutes.
+    get = "make up builds it in the background (4 minutes)" if is_checkout else "aicli update, once the mesh has built it"
+    return f"{found}. To get what is missing: {get}"

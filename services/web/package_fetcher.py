@@ -46,10 +46,13 @@ class PackageFetcher:
                 self._said[target] = FAILED
                 await asyncio.sleep(_PAUSE_SECONDS)
                 del self._said[target]
+            elif target.startswith("worker"):
+                # In the background, because they take minutes, and other machines may want packages meanwhile.
+                await self._fetch(target, folder, "--libraries", "--background")
 
-    async def _fetch(self, target: str, folder: Path) -> bool:
+    async def _fetch(self, target: str, folder: Path, *more: str) -> bool:
         """Run the program; its output goes to web's log."""
-        command = (sys.executable, "-m", _PROGRAM, "--into", str(folder), "--target", target)
+        command = (sys.executable, "-m", _PROGRAM, "--into", str(folder), "--target", target, *more)
         quiet = asyncio.subprocess.DEVNULL
         process = await asyncio.create_subprocess_exec(*command, cwd=self._checkout, stdin=quiet, stdout=quiet, start_new_session=True)
         try:

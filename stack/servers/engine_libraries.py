@@ -17,11 +17,15 @@ import tarfile
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ENGINE = "llama-cpp-python"
-FLAGS = ("-O2", "-DNDEBUG", "-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
+FLAGS = (
+    *("-O2", "-DNDEBUG", "-std=gnu++17", "-fPIC", "-fvisibility=hidden", "-ffunction-sections", "-fdata-sections"),
+    # ARM has one instruction for a product and a sum. Compilers differ in where they use it, and so would the pixels of an image.
+    "-ffp-contract=off",
+)
 #: What isn't used is dropped, with its need for other libraries.
 LINKER_FLAGS = ("-shared", "-s", "-Wl,--gc-sections", "-Wl,-z,defs", "-Wl,--as-needed")
 _NICE = ("nice", "-n", "5")
@@ -33,7 +37,7 @@ class BuildFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EngineLibrary:
-    """How a library is built. Its paths are below llama.cpp's folder."""
+    """How a library is built. Its paths are below llama.cpp's folder. ``compiler`` is the beginning of a command line."""
 
     name: str
     purpose: str
@@ -54,7 +58,7 @@ class EngineLibrary:
         """Where the worker loads it from: below the virtual environment."""
         return Path("lib") / f"libaimesh_{self.name}.so"
 
-    def compile(self, source: Path, objects: Path) -> list[Path]:
+    def compile(self, source: Path, objects: Path, compiler: tuple[str, ...]) -> list[Path]:
         """Compile what has no file in ``objects`` yet, one file per processor at a time. Raises BuildFailed."""
         base = source / self.folder
         objects.mkdir(exist_ok=True)
@@ -62,27 +66,27 @@ class EngineLibrary:
         compiled = {path: objects / f"{path.relative_to(base).as_posix().replace('/', '_')}.o" for path in files}
         missing = [path for path in files if not compiled[path].exists()]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
-            list(threads.map(lambda path: self._compile(path, compiled[path], source), missing))
+            list(threads.map(lambda path: self._compile(path, compiled[path], source, compiler), missing))
         return list(compiled.values())
 
-    def link(self, objects: Iterable[Path], source: Path, engine: Path, target: Path) -> None:
+    def link(self, objects: Iterable[Path], source: Path, engine: Path, target: Path, compiler: tuple[str, ...]) -> None:
         """Compile our own file, and link all to the engine's libraries. Raises BuildFailed."""
         with tempfile.TemporaryDirectory() as place:
             own, exports, new = Path(place) / "own.o", Path(place) / "exports", target.with_suffix(".new")
             if self.binding is not None:
-                self._compile(self.binding, own, source)
+                self._compile(self.binding, own, source, compiler)
                 objects = [*objects, own]
             exports.write_text(f"{{ global: {self.prefix}*; local: *; }};\n", encoding="utf-8")
             target.parent.mkdir(parents=True, exist_ok=True)
             libraries = (f"-L{engine}", "-lllama", "-lggml", "-lggml-base", f"-Wl,--version-script={exports}")
-            run(*_NICE, compiler(), *LINKER_FLAGS, "-o", str(new), *map(str, objects), *libraries)
+            run(*_NICE, *compiler, *LINKER_FLAGS, "-o", str(new), *map(str, objects), *libraries)
         new.replace(target)
 
-    def _compile(self, path: Path, target: Path, source: Path) -> None:
+    def _compile(self, path: Path, target: Path, source: Path, compiler: tuple[str, ...]) -> None:
         # An object file appears whole or not at all.
         new = target.with_suffix(".new")
         headers = (f"-I{source / folder}" for folder in self.headers)
-        run(*_NICE, compiler(), *FLAGS, *self.flags, *headers, "-c", str(path), "-o", str(new))
+        run(*_NICE, *compiler, *FLAGS, *self.flags, *headers, "-c", str(path), "-o", str(new))
         new.replace(target)
 
 
@@ -123,6 +127,8 @@ IMAGES = EngineLibrary(
     prefix="mtmd_",
 )
 LIBRARIES = (CHAT, IMAGES)
+#: For a compiler with another C++ library than libllama, to which `fit` passes objects.
+CHAT_WITHOUT_FIT = replace(CHAT, sources=tuple(name for name in CHAT.sources if name != "fit.cpp"), flags=("-DAIMESH_WITHOUT_FIT",))
 
 
 def compiler() -> str:
@@ -180,8 +186,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             source = unpack(given.source or _fetched(Path(place)), Path(place))
             for library in LIBRARIES:
-                objects = library.compile(source, Path(place) / library.name)
-                library.link(objects, source, given.engine or _engine_folder(), given.into / library.file)
+                objects = library.compile(source, Path(place) / library.name, (compiler(),))
+                library.link(objects, source, given.engine or _engine_folder(), given.into / library.file, (compiler(),))
     except (BuildFailed, OSError, tarfile.TarError, ValueError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

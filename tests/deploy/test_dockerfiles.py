@@ -135,7 +135,9 @@ def test_webs_image_has_the_package_index_and_a_change_of_the_code_fetches_no_pa
         for name in ("packages-of-others", "index")
     )
     assert fetching == [f"{building} --without-ours"]
+    assert "--libraries" in building
     copied = [rest.rpartition(" ")[0] for word, rest in stages()["packages-of-others"] if word == "COPY"]
+    assert "services/inference/chat/aimesh_chat.cpp" in copied
     assert not {"shared", "services", "cli", "stack", "sdk/python"} & set(copied)
     assert not {".", "--from=code /app"} & set(copied)
     # Else web would try to fetch packages for other machines with them.

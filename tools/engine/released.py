@@ -14,28 +14,19 @@ import platform
 import shutil
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 from shared.telemetry.version import version
-from stack.servers import engine_libraries
 from stack.servers.engine_libraries import BuildFailed
-from tools import engine_libraries as built_libraries
-from tools import setup_steps
+from tools import engine_libraries, setup_steps
 from tools.engine import compiled, wheel
+from tools.engine_libraries import Toolchain
 
 #: As npm's: no library has a version in its name, and none needs the compiler's for threads.
 CMAKE_ARGS = (
     *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
     *("-DGGML_OPENMP=OFF", "-DCMAKE_PLATFORM_NO_VERSIONED_SONAME=ON"),
 )
-
-
-def read_libraries(built: str | Path) -> dict[str, bytes]:
-    """Return the libraries of an engine's wheel by name."""
-    with zipfile.ZipFile(built) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".so") and not wheel.LEFT_OUT.search(name)]
-        return {Path(name).name: archive.read(name) for name in names}
 
 
 def make_engine(libraries: dict[str, bytes], into: Path) -> Path:
@@ -45,31 +36,16 @@ def make_engine(libraries: dict[str, bytes], into: Path) -> Path:
         return wheel.make_wheel(wheel.fetch_sdist(Path(place)), libraries, into, f"aimesh {version()} {digest}", {})
 
 
-def make_libraries(engine: dict[str, bytes], into: Path) -> Path:
-    """Build the libraries for chat templates and images, for these libraries of the engine. Raises SetupFailed and BuildFailed."""
-    info = f"{wheel.ENGINE_LIBRARIES.replace('-', '_')}-{version()}"
-    with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        for library, body in engine.items():
-            (place / library).write_bytes(body)
-        built_libraries.build(engine_libraries.LIBRARIES, place, place)
-        # pip puts them into the virtual environment's folder lib.
-        files = {f"{info}.data/data/{each.file}": (place / each.file).read_bytes() for each in engine_libraries.LIBRARIES}
-    facts = f"Metadata-Version: 2.1\nName: {wheel.ENGINE_LIBRARIES}\nVersion: {version()}\nLicense: MIT AND Apache-2.0\n"
-    files[f"{info}.dist-info/METADATA"] = f"{facts}Requires-Dist: {wheel.ENGINE}=={wheel.engine_version()}\n".encode()
-    return wheel.write(files, f"{info}.dist-info", into)
-
-
 def build(into: Path) -> None:
     """Raises SetupFailed and BuildFailed."""
     os.environ["CMAKE_ARGS"] = " ".join(CMAKE_ARGS)
     if platform.machine() == "x86_64":
-        libraries = read_libraries(compiled.ensure("cpu"))
+        libraries = wheel.read_libraries_of_wheel(compiled.ensure("cpu"))
         make_engine(libraries, into)
     else:
         # Variants of ARM need GCC 14, which the systems with an old C library lack.
-        libraries = read_libraries(shutil.copy(wheel.ensure(), into))
-    make_libraries(libraries, into)
+        libraries = wheel.read_libraries_of_wheel(shutil.copy(wheel.ensure(), into))
+    engine_libraries.make_wheel(libraries, into, Toolchain.gnu())
 
 
 def main() -> int:

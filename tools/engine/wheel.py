@@ -19,6 +19,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -137,6 +138,13 @@ def read_libraries(archive: Path) -> dict[str, bytes]:
             if file is not None and not LEFT_OUT.search(member.name):
                 libraries[one_name(Path(member.name).name.encode()).decode()] = file.read()
     return libraries
+
+
+def read_libraries_of_wheel(built: str | Path) -> dict[str, bytes]:
+    """Return the libraries of an engine's wheel by name."""
+    with zipfile.ZipFile(built) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".so") and not LEFT_OUT.search(name)]
+        return {Path(name).name: archive.read(name) for name in names}
 
 
 def one_name(name: bytes) -> bytes:

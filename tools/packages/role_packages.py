@@ -112,7 +112,7 @@ def make_list(role: str, wheels: Sequence[Wheel], base: str = "") -> str:
 
     ``base`` is the address of a release's wheels, which are in no index: anyone may own our names there.
     """
-    # Only a release has libraries that a worker can use without a compiler.
+    # A mesh's index has the libraries a few minutes later than the rest.
     names = (*distributions(role), *((engine_wheel.ENGINE_LIBRARIES,) if role == "worker" else ()))
     ours = (line for name in names for line in _lines(name, [each for each in wheels if each.name == canonicalize_name(name)], base))
     return "".join([*ours, *map(text_of, pins(role))])
@@ -125,13 +125,11 @@ def plug_in_list(wheels: Sequence[Wheel], base: str = "") -> str:
 
 
 def _lines(name: str, wheels: Sequence[Wheel], base: str) -> Iterator[str]:
-    """Yield the requirement of these wheels, which are for different machines; with ``base``, one for each."""
-    found = sorted(wheels, key=lambda each: each.path.name)
-    if found and not base:
-        yield f"{name}=={found[0].version} {' '.join(f'--hash=sha256:{each.sha256}' for each in found)}\n"
-    for each in found if base else ():
+    """Yield the requirement of each of these wheels, which are for different machines."""
+    for each in sorted(wheels, key=lambda each: each.path.name):
+        what = f"{name} @ {base}/{each.path.name}" if base else f"{name}=={each.version}"
         marker = "" if each.machine is None else f" ; platform_machine == '{each.machine}'"
-        yield f"{name} @ {base}/{each.path.name}{marker} --hash=sha256:{each.sha256}\n"
+        yield f"{what}{marker} --hash=sha256:{each.sha256}\n"
 
 
 def fetch_pip(into: Path) -> Path:

@@ -6,7 +6,9 @@
 
 #include "chat.h"
 #include "chat-peg-parser.h"
+#ifndef AIMESH_WITHOUT_FIT
 #include "fit.h"
+#endif
 #include "json.h"
 #include "log.h"
 
@@ -258,8 +260,17 @@ EXPORTED char * aimesh_chat_parse(const char * request, size_t size) {
 
 // Divides a model between the devices, with `margin` bytes free on each. It opens the file without memory for it, so the parameters are
 // those of the load to come. Only defaults are changed.
+//
+// `fit` hands C++ objects to libllama. A compiler with another C++ library than libllama's builds this file without it; then the answer is
+// that nothing fits, and the worker keeps its own estimate.
 EXPORTED char * aimesh_chat_fit(
     const char * path, const llama_model_params * given, const llama_context_params * context, size_t margin) {
+#ifdef AIMESH_WITHOUT_FIT
+    (void) path, (void) given, (void) context, (void) margin;
+    return answer([] {
+        return json{{"fits", false}, {"gpu_layers", 0}, {"tensor_split", json::array()}, {"override_tensor", json::array()}};
+    });
+#else
     return answer([&] {
         common_log_set_verbosity_thold(-1);
         llama_model_params                            model  = *given;
@@ -286,6 +297,7 @@ EXPORTED char * aimesh_chat_fit(
             {"override_tensor", listed},
         };
     });
+#endif
 }
 
 EXPORTED void aimesh_chat_free(char * reply) {

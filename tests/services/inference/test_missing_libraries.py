@@ -17,26 +17,25 @@ def test_these_are_the_libraries_that_are_built_where_workers_load_them() -> Non
 
 
 @pytest.mark.parametrize(
-    ("can_compile", "is_checkout", "platform", "end"),
+    ("is_checkout", "platform", "end"),
     [
-        (False, True, "linux", "To build what is missing: apt-get install g++, then make up (4 minutes)"),
-        (True, True, "linux", "To build what is missing: make up (4 minutes)"),
-        (False, False, "linux", "To build what is missing: apt-get install g++, then python -m stack.servers.engine_libraries"),
-        (True, True, "darwin", "They are built on Linux only"),
+        (True, "linux", "To get what is missing: make up builds it in the background (4 minutes)"),
+        (False, "linux", "To get what is missing: aicli update, once the mesh has built it"),
+        (True, "darwin", "They are built on Linux only"),
     ],
 )
-def test_it_says_how_to_get_them_here(*, can_compile: bool, is_checkout: bool, platform: str, end: str) -> None:
-    said = missing_libraries.describe([IMAGES], can_compile=can_compile, is_checkout=is_checkout, platform=platform)
+def test_it_says_how_to_get_them_here(*, is_checkout: bool, platform: str, end: str) -> None:
+    """A machine that joined by the mesh's line has no source to build them from, and never compiles."""
+    said = missing_libraries.describe([IMAGES], is_checkout=is_checkout, platform=platform)
     assert said == f"libaimesh_images is missing: no model sees images. {end}"
 
 
-def test_only_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_only_what_is_missing_is_named(tmp_path: Path) -> None:
     both = missing_libraries.find(tmp_path)
     assert both.startswith(
         "libaimesh_chat is missing: thoughts stay in the text, and tools use a form that models don't know; libaimesh_images"
     )
-    assert "apt-get install g++" in both
+    assert "make up" in both
     for name, then in ((CHAT, "libaimesh_images is missing: no model sees images"), (IMAGES, "")):
         path = missing_libraries.path(name, tmp_path)
         path.parent.mkdir(exist_ok=True)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from services.inference import missing_libraries
+from stack.servers.engine_libraries import EngineLibrary
 from tools import engine_libraries
 from tools.engine import released, wheel
+from tools.engine_libraries import Toolchain
 
 #: Its C library and its processor, as `wheel.write` reads them.
 _BODY = b"\x7fELF".ljust(18, b"\0") + b"\x3e\0GLIBC_2.35\0"
@@ -24,7 +26,7 @@ def libraries(tmp_path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(tmp_path / "compiled.whl", "w") as archive:
         for name in (*COMPILED, "llama_cpp/__init__.py", "lib/cmake/ggml.cmake"):
             archive.writestr(name, _BODY + name.rpartition("/")[2].encode())
-    return released.read_libraries(tmp_path / "compiled.whl")
+    return wheel.read_libraries_of_wheel(tmp_path / "compiled.whl")
 
 
 def test_the_engine_has_each_library_of_the_compiled_one_but_not_that_for_amx(
@@ -44,14 +46,14 @@ def test_the_engine_has_each_library_of_the_compiled_one_but_not_that_for_amx(
 def test_pip_puts_the_libraries_where_a_worker_loads_them_from(
     libraries: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(wanted: tuple[engine_libraries.EngineLibrary, ...], engine: Path, into: Path) -> None:
+    def build(_toolchain: Toolchain, wanted: tuple[EngineLibrary, ...], engine: Path, into: Path) -> None:
         assert (engine / "libllama.so").read_bytes() == libraries["libllama.so"]
         for each in wanted:
             (into / each.file).parent.mkdir(exist_ok=True)
             (into / each.file).write_bytes(_BODY)
 
-    monkeypatch.setattr(engine_libraries, "build", build)
-    made = released.make_libraries(libraries, tmp_path)
+    monkeypatch.setattr(Toolchain, "build", build)
+    made = engine_libraries.make_wheel(libraries, tmp_path, Toolchain.gnu())
     assert made.name.endswith("-py3-none-manylinux_2_35_x86_64.whl")
     with zipfile.ZipFile(made) as archive:
         installed = {Path(name.partition(".data/data/")[2]) for name in archive.namelist() if ".data/data/" in name}

@@ -1,11 +1,14 @@
 """What a mesh's package index has after a first run, an unchanged one and a new version. Stand-ins write files in place of pip and npm."""
 
+import hashlib
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
 
-from tools import setup_steps
+from tools import engine_libraries, setup_steps
 from tools.packages import install_index, role_packages
 from tools.packages.install_index import IndexFolder, Target
 
@@ -128,3 +131,43 @@ def test_a_target_that_two_roles_make_ready_is_named_once(monkeypatch: pytest.Mo
     assert '"ready":["client-linux-x86_64-3.11","mesh-linux-x86_64-3.11","worker-linux-x86_64-3.11"]' in (
         tmp_path / install_index.INDEX_FILE
     ).read_text(encoding="utf-8")
+
+
+def test_workers_get_the_libraries_of_their_machine_once_these_are_built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A worker from the line lacked them for ever. Other kinds of machines, whose libraries come later, must not need them."""
+    makers = Makers(monkeypatch)
+    monkeypatch.setattr(IndexFolder, "build_others", lambda *_: None)
+    install_index.fill(tmp_path, [Target.parse(f"worker-linux-{machine}-3.11") for machine in ("x86_64", "aarch64")])
+    before = (tmp_path / "worker.txt").read_text(encoding="utf-8")
+    assert "aimesh-engine-libraries" not in before
+    lines: list[list[str]] = []
+
+    def ensure_wheel(machine: str) -> Path:
+        install_index.fill(tmp_path, [CLIENT])
+        lines.append(_libraries(tmp_path))
+        made = tmp_path / f"aimesh_engine_libraries-0.3.36-py3-none-manylinux_2_29_{machine}.whl"
+        _write(made)
+        return made
+
+    monkeypatch.setattr(engine_libraries, "ensure_wheel", ensure_wheel)
+    published = makers.published
+    install_index.add_libraries(tmp_path)
+    assert [len(each) for each in lines] == [0, 1], "each is published once it is built, and the index is free meanwhile"
+    assert [re.sub("[0-9a-f]{64}", "", line) for line in _libraries(tmp_path)] == [
+        f"aimesh-engine-libraries==0.3.36 ; platform_machine == '{machine}' --hash=sha256:" for machine in ("aarch64", "x86_64")
+    ]
+    index = (tmp_path / install_index.INDEX_FILE).read_text(encoding="utf-8")
+    worker = (tmp_path / "worker.txt").read_bytes()
+    assert hashlib.sha256(worker).hexdigest() in index, "install.sh of the mesh installs another version now, so aicli update does"
+    install_index.add_libraries(tmp_path)
+    assert makers.published == published + 3, "that of the client in between, and one of each machine"
+    old = time.time() - 2 * install_index._KEEP_SECONDS
+    for path in (tmp_path / "files").iterdir():
+        os.utime(path, (old, old))
+    IndexFolder(tmp_path).publish()
+    assert len(_libraries(tmp_path)) == 2
+
+
+def _libraries(folder: Path) -> list[str]:
+    text = (folder / "worker.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.startswith("aimesh-engine-libraries")]
