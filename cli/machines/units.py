@@ -113,6 +113,8 @@ class UnitPlace:
     def install(self, unit: Unit) -> None:
         """Write the unit, enable and start it; restart it if it has changed. Without systemd, say what to run instead.
 
+        The last line says what is left to do: a user's services end at log-out, unless root lets them linger.
+
         Raises BadSettings."""
         if sys.platform != "linux":
             raise errors.BadSettings("systemd runs on Linux only", hint=f"run this under the system's own service manager: {_line(unit)}")
@@ -127,12 +129,23 @@ class UnitPlace:
             whose = "systemd does not run" if self.is_system else "your account has no systemd"
             printing.note(f"{whose} here, so nothing starts it. To run it now: {_line(unit)}")
             return
+        stays = self.is_system or self._lingers()
         self._do("enable", self.name)
         self._do("restart" if is_new else "start", self.name)
         self._watch()
-        printing.note(f"It runs now, and after each start of the machine. Its log: {shlex.join(self._journal())}")
-        if not self.is_system and _run(("loginctl", "enable-linger"), self.environment) is not None:
-            printing.note("It ends when you log out. To keep it, run as root: loginctl enable-linger " + _user())
+        printing.note(f"Its log: {shlex.join(self._journal())}")
+        if stays:
+            printing.note("It runs now, and after each start of the machine.")
+        else:
+            printing.note("It runs now, until you log out. For it to run also then, and after each start of the machine, run this as root:")
+            printing.note(f"loginctl enable-linger {_user()}")
+
+    def _lingers(self) -> bool:
+        """Have systemd run this user's services without a session. Return false if only root may."""
+        if _run(("loginctl", "enable-linger"), self.environment) is None:
+            return True
+        # Root may have done it: then it is refused all the same.
+        return _ask(("loginctl", "show-user", "--property=Linger", "--value", _user()), self.environment) == "yes"
 
     def remove(self) -> None:
         """Stop and remove it. Raises BadSettings."""
@@ -198,20 +211,32 @@ class UnitPlace:
 def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> str | None:
     """Return what went wrong."""
     try:
-        done = subprocess.run(  # noqa: S603 - the system's own program
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_SYSTEMCTL_SECONDS,
-        )
+        done = _call(command, environment)
     except OSError as error:
         return error.strerror or str(error)
     except subprocess.TimeoutExpired:
         return f"it did not end in {_SYSTEMCTL_SECONDS:.0f} s"
     return None if done.returncode == 0 else printing.printable(done.stderr.strip()) or f"exit status {done.returncode}"
+
+
+def _ask(command: tuple[str, ...], environment: Mapping[str, str]) -> str:
+    """Return what a command prints; empty if it can't run."""
+    try:
+        return _call(command, environment).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _call(command: tuple[str, ...], environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(  # noqa: S603 - the system's own program
+        command,
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_SYSTEMCTL_SECONDS,
+    )
 
 
 def _line(unit: Unit) -> str:

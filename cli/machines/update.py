@@ -48,7 +48,9 @@ def update(here: CliContext, /) -> None:
         click.echo("aicli is already up to date.")
         return
     click.echo("aicli is updated.")
-    restarted = [name for name in units.NAMES if UnitPlace(name, here.environment).restart()]
+    # Root's installation may also have those of the machine.
+    scopes = (False, True) if os.geteuid() == 0 else (False,)
+    restarted = [name for name in units.NAMES for is_system in scopes if UnitPlace(name, here.environment, is_system).restart()]
     for name in restarted:
         click.echo(f"{name} is restarted.")
     if not restarted:

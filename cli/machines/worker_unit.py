@@ -78,8 +78,9 @@ def install(
     options += [] if backend is None else ["--backend", backend]
     command = _command(here, state, options, is_system=as_system)
     settings = str(SYSTEM_SETTINGS if as_system else units.config_folder(here.environment) / SYSTEM_SETTINGS.name)
-    place.install(unit_of(command, settings, is_system=as_system, gpu_groups=_gpu_groups() if as_system else None))
+    unit = unit_of(command, settings, is_system=as_system, gpu_groups=_gpu_groups() if as_system else None)
     printing.note(f"Settings such as OLLAMA_URL: {settings}, one NAME=VALUE per line")
+    place.install(unit)
 
 
 def _command(here: CliContext, state: str | None, options: list[str], *, is_system: bool) -> tuple[str, ...]:

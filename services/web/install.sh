@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs the command aicli of aimesh from @BASE@ into your home folder, without root.
+# As root, a worker becomes a service of the machine, where systemd runs: in /opt/aimesh, with the command in /usr/local/bin.
 # With a ticket (… | sh -s -- aip_join_…) this machine also becomes a worker of the mesh. To keep the ticket out of the list of processes:
 # … | AIMESH_TICKET=aip_join_… sh
 # With AIMESH_MESH=1, aicli connects from behind any NAT, without HTTPS, and the ticket is for a client: … | AIMESH_MESH=1 sh -s -- aip_join_…
@@ -120,7 +121,7 @@ install_packages() {
     echo "$MESH" >"$home/mesh"
     before=$(readlink "$home/current" || :)
     point "$home/current" "$app"
-    point "$HOME/.local/bin/aicli" "$home/current/bin/aicli"
+    point "$bin/aicli" "$home/current/bin/aicli"
     # A running worker may still use the version before.
     for each in "$home"/app-*; do
         case $each in "$app" | "$before") ;; *) rm -rf "$each" ;; esac
@@ -134,13 +135,22 @@ main() {
     umask 077
     ticket=${1:-${AIMESH_TICKET:-}}
     unset AIMESH_TICKET
-    home=${XDG_DATA_HOME:-$HOME/.local/share}/aimesh
+    home=${XDG_DATA_HOME:-$HOME/.local/share}/aimesh bin=$HOME/.local/bin state=''
+    # systemd runs it as a user of its own, which can read /opt, but no home folder.
+    if [ -n "$ticket" ] && [ -z "${AIMESH_MESH:-}${XDG_DATA_HOME:-}" ] && [ "$(id -u)" = 0 ] && systemctl show-environment >/dev/null 2>&1; then
+        home=/opt/aimesh state=/var/lib/aimesh-worker
+    fi
+    # An update comes here, too.
+    if [ "$home" = /opt/aimesh ]; then
+        bin=/usr/local/bin
+        umask 022
+    fi
     case "$ticket" in '' | aip_join_* | @*) ;; *) stop "this is no ticket: it starts with aip_join_" ;; esac
     python=$(find_python)
     version=$(version_of "$python")
     trap clean_up EXIT
     trap 'stop "it was interrupted; run the same line again"' HUP INT TERM
-    mkdir -p "$home" "$HOME/.local/bin" || stop "these folders are needed"
+    mkdir -p "$home" "$bin" || stop "these folders are needed"
     wait_for_turn
     # An update keeps the role. A worker has what a client behind a NAT needs.
     case "$(readlink "$home/current" || :)" in
@@ -168,24 +178,26 @@ main() {
     free=$(df -Pk "$home" | awk 'NR == 2 { print int($4 / 1024) }')
     [ "$free" -ge "$needed" ] || stop "$home has $free MB of free space, and $needed MB are needed"
     install_packages
-    case ":$PATH:" in *":$HOME/.local/bin:"*) ;; *) echo "Add it to your PATH: export PATH=\"\$HOME/.local/bin:\$PATH\"" >&2 ;; esac
+    case ":$PATH:" in *":$bin:"*) ;; *) echo "Add it to your PATH: export PATH=\"$bin:\$PATH\"" >&2 ;; esac
     if [ -z "$ticket" ]; then
         [ "$role" != client ] || [ -z "$MESH" ] || [ -n "$before" ] || echo "Next: aicli login $MESH${CA:+ --ca-file $home/mesh.pem}" >&2
         return
     fi
     if [ -n "${AIMESH_MESH:-}" ]; then
-        case "$ticket" in @*) "$HOME/.local/bin/aicli" mesh connect "$ticket" </dev/null ;;
-        *) echo "$ticket" | "$HOME/.local/bin/aicli" mesh connect - ;; esac
+        case "$ticket" in @*) "$bin/aicli" mesh connect "$ticket" </dev/null ;;
+        *) echo "$ticket" | "$bin/aicli" mesh connect - ;; esac
         return
     fi
-    case "$ticket" in @*) "$HOME/.local/bin/aicli" worker --join "$ticket" --no-serve </dev/null ;;
-    *) echo "$ticket" | "$HOME/.local/bin/aicli" worker --join - --no-serve ;; esac
-    if systemctl --user show-environment >/dev/null 2>&1; then
-        "$HOME/.local/bin/aicli" worker install --user </dev/null
+    case "$ticket" in @*) "$bin/aicli" worker --join "$ticket" --no-serve ${state:+--state "$state"} </dev/null ;;
+    *) echo "$ticket" | "$bin/aicli" worker --join - --no-serve ${state:+--state "$state"} ;; esac
+    if [ -n "$state" ]; then
+        "$bin/aicli" worker install --system </dev/null
+    elif systemctl --user show-environment >/dev/null 2>&1; then
+        "$bin/aicli" worker install --user </dev/null
     else
         echo "Without systemd for users, the worker runs in this terminal. To start it later: aicli worker" >&2
         rm -rf "$work"
-        exec "$HOME/.local/bin/aicli" worker </dev/null
+        exec "$bin/aicli" worker </dev/null
     fi
 }
 

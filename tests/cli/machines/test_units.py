@@ -89,9 +89,33 @@ assert os.listdir(place.path.parent) == [], os.listdir(place.path.parent)
         "restarted active enabled",
         "removed inactive ",
     ]
-    assert "It runs now" in done.stderr
     # There is no logind in the namespaces.
-    assert "It ends when you log out. To keep it, run as root: loginctl enable-linger root" in done.stderr
+    assert "each start of the machine." not in done.stderr
+    assert "It runs now, until you log out." in done.stderr
+    assert done.stderr.splitlines()[-1] == "loginctl enable-linger root"
+
+
+#: What loginctl does if the user may, and if only root may, who has done so or not. It writes down whether the service runs by then.
+ALLOWED = "exit 0"
+DONE_BY_ROOT = '[ "$1" = show-user ] && echo yes'
+REFUSED = '[ "$1" = show-user ] && echo no'
+
+
+@pytest.mark.parametrize(("loginctl", "stays"), [(ALLOWED, True), (DONE_BY_ROOT, True), (REFUSED, False)])
+def test_a_service_is_said_to_stay_only_if_it_does(there: RunThere, tmp_path: Path, loginctl: str, *, stays: bool) -> None:
+    """It was said of every service, before systemd was asked, and most people may not let theirs linger."""
+    program = tmp_path / "bin" / "loginctl"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nsystemctl --user is-active aimesh-serve >>{tmp_path}/said\n{loginctl}\n", encoding="ascii")
+    program.chmod(0o755)
+    done = there(f"""
+os.environ["PATH"] = "{program.parent}:" + os.environ["PATH"]
+place.install(Unit("test", ("/bin/sleep", "1000"), "2"))
+""")
+    assert done.returncode == 0, done.stderr
+    assert set((tmp_path / "said").read_text(encoding="ascii").split()) == {"inactive"}, "linger comes first"
+    last = done.stderr.splitlines()[-1]
+    assert last == ("It runs now, and after each start of the machine." if stays else "loginctl enable-linger root")
 
 
 def test_a_service_that_was_stopped_stays_so_at_an_update(there: RunThere) -> None:

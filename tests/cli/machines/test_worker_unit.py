@@ -111,10 +111,10 @@ def test_install_is_idempotent_and_can_be_removed(joined: Shell) -> None:
     before = path.stat()
     again = joined("worker", "install", "--user", "--models", "models")
     assert (again.stdout, path.stat().st_ino) == (first.stdout, before.st_ino)
-    assert again.stderr.startswith(f"Unchanged: {path}\n")
+    assert f"\nUnchanged: {path}\n" in again.stderr
     changed = joined("worker", "install", "--user")
     assert changed.stdout == path.read_text(encoding="utf-8") != first.stdout
-    assert changed.stderr.startswith(f"Wrote {path}\n")
+    assert f"\nWrote {path}\n" in changed.stderr
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
     wants = path.parent / "default.target.wants" / path.name

@@ -278,3 +278,43 @@ def test_a_disk_that_fills_up_ends_with_a_sentence(mesh: Mesh, account: Account,
     assert before.splitlines()[-1].startswith("aimesh was not installed: "), out
     left, _, after = after.partition("--\n")
     assert (left, "aimesh 1" in after) == ("", True), out
+
+
+#: A machine of root, of which only these folders are the test's own.
+OF_ROOT = """
+mount -t tmpfs none /opt
+cp -a /usr/local/bin "$HOME/own" && mount --bind "$HOME/own" /usr/local/bin
+sh install.sh aip_join_x; echo "status $?"
+XDG_DATA_HOME=/opt sh install.sh; echo "status $?"
+readlink /usr/local/bin/aicli; find "$HOME" -name 'aicli' -not -path "$HOME/own/*"; find /opt/aimesh ! -perm -o=r ! -name .lock
+"""
+
+
+@pytest.mark.parametrize("has_systemd", [True, False])
+def test_root_makes_the_worker_a_service_of_the_machine(mesh: Mesh, account: Account, *, has_systemd: bool) -> None:
+    """In root's home, the service could read nothing, so `worker install` refused what the line had installed."""
+    capabilities.require("root")
+    mesh.publish("1")
+    file, systemctl = account.home.with_name("install.sh"), account.home / "bin" / "systemctl"
+    file.write_text(mesh.script, encoding="utf-8")
+    systemctl.parent.mkdir()
+    systemctl.write_text(f"#!/bin/sh\n[ {has_systemd:d} = 1 ] && [ $1 != --user ]\n", encoding="ascii")
+    systemctl.chmod(0o755)
+    environment = {"PATH": f"{systemctl.parent}:{os.environ['PATH']}", "HOME": str(account.home), "PYTHON": sys.executable}
+    done = subprocess.run(
+        ("unshare", "--mount", "sh", "-c", OF_ROOT),
+        cwd=file.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=3 * HANG_SECONDS,
+    )
+    first, _, updated = done.stdout.partition("status 0\n")
+    state = " --state /var/lib/aimesh-worker" if has_systemd else ""
+    joined = ["aimesh 1", f"worker --join - --no-serve{state}", "has the ticket aip_join_x"]
+    assert first.splitlines() == [*joined, "worker install --system" if has_systemd else "worker"], done.stderr
+    if has_systemd:
+        assert updated.splitlines() == ["aimesh 1", "status 0", "/opt/aimesh/current/bin/aicli"], done.stderr
+    else:
+        assert str(account.home / ".local/bin/aicli") in updated
