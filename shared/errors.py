@@ -263,6 +263,10 @@ class NotReachable(PeerError, code="not_reachable"):
     """No node of that role is alive, or it did not answer a HELLO."""
 
 
+class NotConnected(NotReachable):
+    """Our own connection to the NATS server is lost, so this says nothing about the node. A peer learns that a node was not reachable."""
+
+
 class NotStarted(NotReachable, code="not_started"):
     """No worker of the model's pool became ready in time, or none can be started. ``retry_after_seconds`` is the time of a start."""
 
@@ -340,6 +344,9 @@ def _tree(root: type[AimeshError]) -> list[type[AimeshError]]:
 BY_CODE: dict[str, type[AimeshError]] = {kind.code: kind for kind in _tree(AimeshError) if kind is not RemoteError}
 BY_CODE["internal"] = Internal
 BY_CODE["link_lost"] = LinkLost
+BY_CODE["not_reachable"] = NotReachable
+#: Our own connection was lost: they say nothing about the node that was called.
+OWN_CONNECTION_LOST = (TransportLost, NotConnected)
 
 
 def from_problem(problem: Problem) -> AimeshError:

@@ -1,4 +1,7 @@
-"""Identifies callers by asking auth, caches the answers, and follows auth's stream of changes."""
+"""Identifies callers by asking auth, caches the answers, and follows auth's stream of changes.
+
+While our own connection to NATS is lost, a question that only auth can answer waits until it is back.
+"""
 
 import asyncio
 import base64
@@ -29,6 +32,9 @@ _ASK_SECONDS = 2.0
 #: Reopen the stream every hour, so that it can't hang unnoticed.
 _WATCH_SECONDS = 3600.0
 _BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0)
+#: After our own connection is back, auth may need a moment, too.
+_BACK_SECONDS = 3.0
+_AGAIN_SECONDS = 0.1
 #: Our access tokens have about 400 characters.
 _MAX_TOKEN_CHARACTERS = 4096
 _ACCESS_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\Z")
@@ -39,6 +45,9 @@ _CANNOT_ASK = (
     errors.NotReachable, errors.LinkLost, errors.DeadlineExceeded, errors.Draining, errors.Overloaded, errors.Unavailable,
     errors.UnknownMethod,
 )  # fmt: skip
+
+#: Of these, what our own connection may cause.
+_UNREACHED = (errors.NotReachable, errors.LinkLost, errors.DeadlineExceeded)
 
 #: Asks auth who the caller is.
 Ask = Callable[[], Awaitable[Principal]]
@@ -61,9 +70,17 @@ class Callers:
         wall_clock: Callable[[], float] = time.time,
         *,
         count_refusal: Callable[[AuthFailure], object] = lambda reason: None,
+        back_at: Callable[[], float] = lambda: -inf,
+        wait_seconds: float = 30.0,
+        most_waiting: int = 1000,
     ) -> None:
-        """``count_refusal`` is called for credentials refused without asking auth."""
+        """``count_refusal`` is called for credentials refused without asking auth. ``back_at``: when our own connection to NATS came back;
+        infinity while it is lost. So many questions wait for it, each at most ``wait_seconds``."""
         self._rpc = rpc
+        self._back_at = back_at
+        self._wait_seconds = wait_seconds
+        self._most_waiting = most_waiting
+        self._waiting = 0
         self._count_refusal = count_refusal
         self._clock = clock
         self._wall_clock = wall_clock
@@ -96,8 +113,23 @@ class Callers:
 
     async def _ask_once(self, digest: bytes, ask: Ask, remaining: Callable[[Principal], float]) -> auth.Principal:
         lock = self._locks.get(digest) or self._locks.setdefault(digest, asyncio.Lock())
-        async with lock:
-            return self._cache.find(digest, self._clock()) or await self._ask(digest, ask, remaining)
+        if self._waiting >= self._most_waiting and self._is_lost():
+            raise errors.Overloaded(
+                f"this gateway has lost its connection to NATS, and {self._waiting} requests already wait until it can ask auth",
+                hint="retry later",
+                retry_after_seconds=1,
+            )
+        gives_up_at = self._clock() + self._wait_seconds
+        self._waiting += 1
+        try:
+            async with lock:
+                return self._cache.find(digest, self._clock()) or await self._ask(digest, ask, remaining, gives_up_at)
+        finally:
+            self._waiting -= 1
+
+    def _is_lost(self) -> bool:
+        """Return whether our own connection is lost, or so new that auth may not be back yet."""
+        return self._clock() - self._back_at() < _BACK_SECONDS
 
     async def watch(self) -> None:
         """Follow auth's changes forever; reopen the stream with backoff."""
@@ -118,19 +150,24 @@ class Callers:
             failures += 1
             await asyncio.sleep(_BACKOFF.pause(failures))
 
-    async def _ask(self, digest: bytes, ask: Ask, remaining: Callable[[Principal], float]) -> auth.Principal:
-        changes_before = self._cache.changes
-        try:
-            principal = await ask()
-        except _CANNOT_ASK as error:
-            if stale := self._cache.find(digest, self._clock(), is_auth_away=True):
-                return stale
-            if isinstance(error, errors.UnknownMethod):
-                raise errors.Unavailable("auth is still starting", hint="retry soon", retry_after_seconds=1) from error
-            raise
-        except errors.NotAuthenticated:
-            self._cache.forget(digest)
-            raise
+    async def _ask(self, digest: bytes, ask: Ask, remaining: Callable[[Principal], float], gives_up_at: float) -> auth.Principal:
+        while True:
+            changes_before = self._cache.changes
+            try:
+                principal = await ask()
+                break
+            except _CANNOT_ASK as error:
+                if stale := self._cache.find(digest, self._clock(), is_auth_away=True):
+                    return stale
+                if isinstance(error, errors.UnknownMethod):
+                    raise errors.Unavailable("auth is still starting", hint="retry soon", retry_after_seconds=1) from error
+                if not (isinstance(error, _UNREACHED) and self._is_lost()) or self._clock() + _AGAIN_SECONDS >= gives_up_at:
+                    raise
+            except errors.NotAuthenticated:
+                self._cache.forget(digest)
+                raise
+            # A question waits for auth itself.
+            await asyncio.sleep(_AGAIN_SECONDS)
         now = self._clock()
         self._cache.remember(digest, principal, now=now, ends_at=now + remaining(principal), changes_before=changes_before)
         return principal

@@ -270,7 +270,13 @@ class GatewayService:
         worker_stats = WorkerStats(dishonest_workers=rules.quarantine.dishonest_workers, starts=WorkerStarts(rules.pools))
         self._dispatch = Dispatch(node.directory, rng, queueing, metrics, name=name, worker_stats=worker_stats)
         self._queue_sharing = QueueSharing(stores.cache, self._dispatch, name)
-        self._callers = Callers(node.rpc, count_refusal=lambda reason: metrics.auth_failures.labels(reason=reason).inc())
+        self._callers = Callers(
+            node.rpc,
+            count_refusal=lambda reason: metrics.auth_failures.labels(reason=reason).inc(),
+            back_at=lambda: node.node_transports.nats_back_at,
+            wait_seconds=settings.queue_seconds,
+            most_waiting=settings.queue_most,
+        )
         node.dispatcher.gate = Authorizer(self._callers.identify, self._on_refusal)
         self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, lambda: self._runs.waiting())  # noqa: PLW0108
         self._guard_reporting = GuardReporting(metrics, self.audit_reporting)
@@ -283,6 +289,7 @@ class GatewayService:
                 self._dispatch,
                 count=lambda kind, outcome: metrics.retries.labels(kind=kind, outcome=outcome).inc(),
                 flag=rules.quarantine.report,
+                back_at=lambda: node.node_transports.nats_back_at,
             ),
             records.recorder,
             RequestObservers(

@@ -98,6 +98,8 @@ class Announcer:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(directory.TICK_SECONDS)
+            if self._transports.note_connection():
+                self.ask()
             # Ignore transports that are down: silence there proves nothing.
             self._nodes.tick(self._transports.listening())
 

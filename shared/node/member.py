@@ -325,17 +325,16 @@ class Node:
         return "" if standing is None else standing.owner
 
     def _on_connection(self, connected: bool) -> None:
+        self.node_transports.note_connection()
         if connected:
             self.metrics.nats_reconnects.inc()
             self.announcer.ask()
-        else:
-            self.directory.drop_routes("nats")
         why = self.node_transports.nats.nats.trouble if self.node_transports.nats is not None else None
         _log.warning("NATS is back" if connected else "NATS was lost", why="" if why is None else why.message)
 
     def _on_attached(self, attached: bool) -> None:
         if not attached:
-            self.directory.drop_routes("swarm")
+            self.directory.transport_lost("swarm")
         trouble = "" if self.node_transports.swarm is None else self.node_transports.swarm.trouble
         _log.info("Hyperswarm is attached" if attached else "Hyperswarm is not attached", why=trouble)
 

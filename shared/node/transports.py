@@ -1,5 +1,6 @@
 """A node's transports and its connections over them."""
 
+import math
 import time
 from collections.abc import Callable
 
@@ -35,6 +36,8 @@ class Transports:
         #: Called with a link that the peer opened.
         self.on_link: Callable[[Link], None] = lambda link: None
         self._connections: set[RpcConnection] = set()
+        self._hears_nats = True
+        self._nats_back_at = -math.inf
         #: Over Hyperswarm there is one link per pair of nodes, used by calls in both directions.
         self._by_swarm: dict[NodeId, RpcConnection] = {}
         for transport in self.transports():
@@ -52,8 +55,28 @@ class Transports:
 
     def listening(self) -> tuple[str, ...]:
         """Return the transports on which announcements can be received now."""
-        nats = ("nats",) if self.nats is not None and self.nats.connected else ()
+        nats = ("nats",) if self.nats is not None and self.nats.hears else ()
         return (*nats, "swarm") if self.swarm is not None and self.swarm.connected else nats
+
+    @property
+    def nats_back_at(self) -> float:
+        """Return when our own connection to NATS came back, by ``time.monotonic``: infinity while it is lost, and its opposite if it never
+        was, or isn't used."""
+        return self._nats_back_at
+
+    def note_connection(self) -> bool:
+        """Tell the directory whether nodes can be heard over NATS. Call it on each change, and regularly, because a server that hangs makes
+        no event. Return whether the connection has just come back."""
+        if self.nats is None or self.nats.hears == self._hears_nats:
+            return False
+        self._hears_nats = not self._hears_nats
+        if self._hears_nats:
+            self._nats_back_at = time.monotonic()
+            self._nodes.transport_back("nats")
+        else:
+            self._nats_back_at = math.inf
+            self._nodes.transport_lost("nats")
+        return self._hears_nats
 
     def checks(self) -> tuple[Check, ...]:
         found: list[Check] = []

@@ -2,6 +2,7 @@
 
 A node announces itself every ANNOUNCE_SECONDS and on every change, over each of its transports; each transport is a route to it. A
 route ends when its link is lost or after GONE_AFTER_SECONDS of silence. A node without routes is gone until its next announcement.
+While our own connection is lost, nothing is known of the nodes behind it: their routes stay, and can't be used before they are heard again.
 """
 
 import random
@@ -201,6 +202,8 @@ class PeerRoute:
     transport: str
     path: str
     last_seen_at: float
+    #: False from the loss of our own connection until the node is heard again.
+    is_certain: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,11 @@ class DirectoryEntry:
     @property
     def alive(self) -> bool:
         return bool(self.routes)
+
+    @property
+    def is_reachable(self) -> bool:
+        """Return whether it can be called now: not if it is gone, or while its routes are uncertain."""
+        return any(route.is_certain for route in self.routes)
 
     @property
     def node(self) -> NodeId:
@@ -255,6 +263,7 @@ class Directory:
         self._watchers: list[Callable[[DirectoryEntry], None]] = []
         #: A cache: every call asks which nodes are usable, but only announcements change that.
         self._usable: dict[Role, list[DirectoryEntry]] = {}
+        self._reachable: dict[Role, list[DirectoryEntry]] = {}
 
     def apply_announcement(self, announcement: Announcement, path: str, transport: str = "nats") -> None:
         """Handle an announcement whose role and node the transport has verified."""
@@ -271,6 +280,7 @@ class Directory:
                 self.mark_gone(announcement.node, STOPPED)
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
+        was_reachable = before is not None and before.is_reachable
         if before is None or before.refused:
             since = announcement.started_at  # it was running before its first announcement arrived
         elif is_new:
@@ -285,7 +295,8 @@ class Directory:
         self._put(entry)
         # A busy node's repeated announcement matters too: its load may come from other gateways' calls now.
         is_busy = bool(announcement.load.running)
-        if is_new or is_busy or before is None or before.announcement != announcement or before.path != entry.path:
+        is_changed = not was_reachable or before is None or before.announcement != announcement or before.path != entry.path
+        if is_new or is_busy or is_changed:
             self._notify(entry)
 
     def remove_route(self, node: NodeId, transport: str, why: str) -> None:
@@ -322,11 +333,21 @@ class Directory:
             before = DirectoryEntry(announcement, (), "" if before is None else before.path, since, why, refused=True)
         self._put(replace(before, why_gone=why))
 
-    def drop_routes(self, transport: str) -> None:
-        """Drop the routes of a transport that we cannot receive on, from nodes with another route. The others may still be alive."""
+    def transport_lost(self, transport: str) -> None:
+        """Our own connection is lost. Drop its routes from nodes with another route; those of the others are uncertain."""
         for node, entry in list(self._entries.items()):
             if len(entry.routes) > 1:
                 self.remove_route(node, transport, "")
+            elif any(route.transport == transport for route in entry.routes):
+                self._put(replace(entry, routes=tuple(replace(route, is_certain=False) for route in entry.routes)))
+
+    def transport_back(self, transport: str) -> None:
+        """Our own connection is back. The silence of the nodes behind it counts from now."""
+        now = self._clock()
+        for entry in list(self._entries.values()):
+            if any(route.transport == transport for route in entry.routes):
+                routes = (replace(each, last_seen_at=now) if each.transport == transport else each for each in entry.routes)
+                self._put(replace(entry, routes=tuple(routes)))
 
     def tick(self, listening: Collection[str] = ("nats", "swarm")) -> None:
         """Remove nodes that were silent on the transports that work. Call it every TICK_SECONDS."""
@@ -350,15 +371,23 @@ class Directory:
         return [entry for entry in self._entries.values() if role is None or entry.role is role]
 
     def usable(self, role: Role) -> list[DirectoryEntry]:
-        """Return the nodes that are alive, ready and not draining. The list is reused: do not keep it."""
+        """Return the nodes that are alive, ready and not draining, as far as known. The list is reused: do not keep it."""
         found = self._usable.get(role)
         if found is None:
             found = self._usable[role] = [entry for entry in self._entries.values() if entry.role is role and not entry.why_not]
         return found
 
+    def reachable(self, role: Role) -> list[DirectoryEntry]:
+        """Return the usable nodes that can be called now. The list is reused: do not keep it."""
+        found = self._reachable.get(role)
+        if found is None:
+            found = self._reachable[role] = [entry for entry in self.usable(role) if entry.is_reachable]
+        return found
+
     def _put(self, entry: DirectoryEntry) -> None:
         self._entries[entry.node] = entry
         self._usable.pop(entry.role, None)
+        self._reachable.pop(entry.role, None)
 
     def _notify(self, entry: DirectoryEntry) -> None:
         for watcher in self._watchers:

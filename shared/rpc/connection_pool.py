@@ -75,16 +75,16 @@ class ConnectionPool:
             entry = await self._entry(role, to, refused, until)
             try:
                 return await self._connect(entry)
-            except errors.PeerError:
+            except errors.PeerError as error:
                 # It never saw the call, so another node may get it. Its next announcement brings it back.
                 refused.add(entry.node)
-                if to is not None:
+                if to is not None or isinstance(error, errors.NotConnected):
                     raise
         raise errors.NotReachable(f"no {role} answers", hint="run `aicli doctor`", retry_after_seconds=1)
 
     def has_another(self, peer: Peer) -> bool:
         """Return whether another node can do what this one does."""
-        return any(entry.node != peer.node for entry in self._directory.usable(peer.role))
+        return any(entry.node != peer.node for entry in self._directory.reachable(peer.role))
 
     def in_flight(self, node: NodeId) -> int:
         """Return how many of our calls this node has not answered yet."""
@@ -111,10 +111,10 @@ class ConnectionPool:
     def _choose(self, role: Role | None, to: NodeId | None, refused: Set[NodeId]) -> DirectoryEntry | None:
         if to is not None:
             entry = self._directory.find(to)
-            return entry if entry is not None and entry.alive else None
+            return entry if entry is not None and entry.is_reachable else None
         if role is None:
             raise ValueError("methods that every service serves need a node to call")
-        candidates = self._directory.usable(role)
+        candidates = self._directory.reachable(role)
         if len(candidates) == 1 and not refused:
             return candidates[0] if self._takes_calls(candidates[0].node) else None
         if refused or any(connection.going_away for connection in self._connections.values()):
@@ -131,6 +131,10 @@ class ConnectionPool:
             return errors.NotReachable(f"no {role} was found: {trouble}", hint="run `aicli doctor`", retry_after_seconds=1)
         why = "; ".join(f"{entry.node[:8]}: {entry.why_not}" for entry in known[:3] if entry.why_not)
         who = f"no {role} is" if to is None else f"node {to[:8]} is not"
+        if any(entry.alive and not entry.is_reachable for entry in known):
+            return errors.NotConnected(
+                f"{who} available: our own connection to NATS is lost", hint="run `aicli doctor`", retry_after_seconds=1
+            )
         return errors.NotReachable(
             f"{who} available" + (f" ({why})" if why else ""), hint="run `aicli nodes` or `aicli doctor`", retry_after_seconds=1
         )
@@ -162,7 +166,8 @@ class ConnectionPool:
             try:
                 connection = await self._reach(Peer(entry.role, entry.node), route.transport)
             except errors.PeerError as error:
-                self._directory.remove_route(entry.node, route.transport, error.message)
+                if not isinstance(error, errors.NotConnected):
+                    self._directory.remove_route(entry.node, route.transport, error.message)
                 failure = failure or error
                 continue
             self._connections[entry.node] = connection
@@ -175,6 +180,7 @@ class ConnectionPool:
         node = connection.peer.node
         if self._connections.get(node) is connection:
             del self._connections[node]
-        # A node that closed the link itself, because of a gap or a restart, is still usable.
-        if connection.link.fell_silent and connection.link.closed is not None:
-            self._directory.remove_route(node, connection.link.transport, connection.link.closed.message)
+        # A node that closed the link itself, because of a gap or a restart, is still usable. A silent NATS server says nothing about it.
+        closed = connection.link.closed
+        if connection.link.fell_silent and closed is not None and not isinstance(closed, errors.TransportLost):
+            self._directory.remove_route(node, connection.link.transport, closed.message)

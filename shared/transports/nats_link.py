@@ -133,6 +133,11 @@ class NatsTransport:
         return self.nats.connected
 
     @property
+    def hears(self) -> bool:
+        """Return whether peers can be heard: the connection is open, and its server is not silent."""
+        return self.connected and self.nats.silent_seconds < SILENCE_SECONDS
+
+    @property
     def unwritten_seconds(self) -> float:
         """Return how long the oldest unwritten frame has waited; 0 if there is none."""
         return max(0.0, self.now() - self._dirty[0][1]) if self._dirty else 0.0
@@ -172,11 +177,11 @@ class NatsTransport:
         await self.nats.close()
 
     async def dial(self, peer: Peer) -> Link:
-        """Open a link. Raises NotReachable if the peer does not answer our HELLO in time."""
+        """Open a link. Raises NotReachable if the peer does not answer our HELLO in time, and NotConnected if the server doesn't either."""
         self.trust.check_not_revoked(peer.node)
         if not self.connected:
             trouble = self.nats.trouble or errors.Unavailable("the NATS server is not reachable", hint="run `aicli doctor`")
-            raise errors.NotReachable(trouble.message, hint=trouble.hint, retry_after_seconds=1)
+            raise errors.NotConnected(trouble.message, hint=trouble.hint, retry_after_seconds=1)
         if sum(1 for link in self._links.values() if not link.opened.done()) >= MAX_DIALLING:
             raise errors.Overloaded("too many links are being opened", retry_after_seconds=1)
         link = NatsLink(self, peer, secrets.randbits(63), dialled=True)
@@ -186,7 +191,9 @@ class NatsTransport:
             async with asyncio.timeout(HELLO_SECONDS):
                 await asyncio.shield(link.opened)
         except TimeoutError:
-            why = errors.NotReachable(f"{peer.role} {peer.node[:8]} did not answer within {HELLO_SECONDS} s", retry_after_seconds=1)
+            is_ours = self.nats.silent_seconds >= HELLO_SECONDS
+            kind, who = (errors.NotConnected, "the NATS server") if is_ours else (errors.NotReachable, f"{peer.role} {peer.node[:8]}")
+            why = kind(f"{who} did not answer within {HELLO_SECONDS} s", retry_after_seconds=1)
             link.close(why)
             raise why from None
         except BaseException:

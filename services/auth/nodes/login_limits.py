@@ -1,9 +1,11 @@
-"""Limits what one node or one address may take of the NATS servers: logins in a second, and connections at once. Pure."""
+"""Limits what one node or one address may take of the NATS servers: logins in a second, and connections at once; and orders the logins that
+wait. Pure."""
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Generic, TypeVar
 
 from shared.types import NodeId
 
@@ -15,6 +17,10 @@ MAX_UNKNOWN_LOGINS = 200
 MAX_CONNECTIONS = 8
 #: Nodes that are remembered without a connection.
 MAX_KNOWN = 10_000
+#: Logins that wait, of each kind. Auth answers about a thousand in a second, and servers wait 2 s.
+MAX_WAITING = 4_000
+
+Login = TypeVar("Login")
 
 
 class LoginRates:
@@ -44,6 +50,32 @@ class LoginRates:
     def clear(self) -> None:
         self._counts.clear()
         self._distrusted.clear()
+
+
+class LoginQueue(Generic[Login]):
+    """The logins that wait for an answer, after a restart of the NATS server those of all nodes. The newest is answered first, because the
+    older ones' nodes give up sooner; one whose server no longer waits is dropped."""
+
+    def __init__(self, *, most_seconds: float) -> None:
+        self._most_seconds = most_seconds
+        #: With the time of its arrival: those that are first, and the others.
+        self._waiting: tuple[deque[tuple[float, Login]], ...] = (deque(maxlen=MAX_WAITING), deque(maxlen=MAX_WAITING))
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting))
+
+    def add(self, login: Login, now: float, *, is_first: bool) -> None:
+        self._waiting[not is_first].append((now, login))
+
+    def take(self, now: float) -> Login | None:
+        """Return the next one; None if all that are left are too old."""
+        for waiting in self._waiting:
+            if waiting:
+                arrived_at, login = waiting.pop()
+                if now - arrived_at < self._most_seconds:
+                    return login
+                waiting.clear()  # the others are older
+        return None
 
 
 @dataclass(frozen=True, slots=True)

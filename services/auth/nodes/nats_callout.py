@@ -109,6 +109,17 @@ def read_request(payload: bytes) -> LoginRequest:
         raise errors.ProtocolViolation("this is not a callout of a NATS server") from error
 
 
+def claimed_role(request: LoginRequest, enrolled: Mapping[NodeId, Role]) -> Role | None:
+    """Return what the node says it is, unchecked; None if that can't be read."""
+    if (role := enrolled.get(request.node)) is not None:
+        return role
+    try:
+        token = login_tokens.parse(request.connect_opts.auth_token)
+        return certificates.read(token.certificate).role if isinstance(token, CertificateToken) else None
+    except errors.NotCertified:
+        return None
+
+
 def decide(request: LoginRequest, trust: LoginTrust, now: float) -> Allow | Refuse | AskStore:
     node = request.node
     if not _is_signed(request):

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from services.auth.nodes import enrollment_rules, login_limits, nats_callout
-from services.auth.nodes.login_limits import ConnectionId, LoginRates, NodeConnections
+from services.auth.nodes.login_limits import ConnectionId, LoginQueue, LoginRates, NodeConnections
 from services.auth.nodes.nats_callout import Allow, AskStore, LoginRequest, LoginTrust, Refuse
 from services.auth.nodes.nats_jwt import NatsIssuer
 from services.auth.nodes.node_store import NodeStore
@@ -51,6 +51,8 @@ _LAST_WORD_SECONDS = 0.5
 #: Logins with a ticket that wait for PostgreSQL.
 _MOST_ASKING = 100
 _MOST_QUEUED = 1000
+#: Their logins are answered first, because clients wait for them.
+_FIRST = (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Nodes that are revoked together, and whose connections the servers are asked for one by one.
 _MOST_ASKED = 20
 _PAGE = 256
@@ -127,11 +129,12 @@ class NatsLogins:
         self._enrolled_at = 0
         #: Nodes of the list that have logged in here.
         self._with_rows: set[NodeId] = set()
-        self._callouts = NatsClient(settings.nats_url, keys.callout, name="aimesh auth callout", files=settings.nats_files)
-        self._system = NatsClient(settings.nats_url, keys.system, name="aimesh auth system", files=settings.nats_files)
+        self._callouts = NatsClient(settings.nats_url, keys.callout, name="aimesh auth callout", files=settings.nats_files, leads=True)
+        self._system = NatsClient(settings.nats_url, keys.system, name="aimesh auth system", files=settings.nats_files, leads=True)
         self._inbox = f"_INBOX.{node.id}"
         self._rates = LoginRates()
         self._connections = NodeConnections()
+        self._logins: LoginQueue[tuple[LoginRequest, str]] = LoginQueue(most_seconds=_ANSWER_SECONDS)
         self._new_networks = node.metrics.ticket_new_networks
         self._asking: set[asyncio.Task[None]] = set()
         self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MOST_QUEUED)
@@ -200,8 +203,26 @@ class NatsLogins:
 
     def _on_callout(self, message: NatsMessage) -> None:
         request = nats_callout.read_request(message.payload)
-        reply = message.reply.decode()
-        is_known = request.node in self._enrolled or self._connections.knows(request.node)
+        is_first = self._is_known(request) and nats_callout.claimed_role(request, self._enrolled) in _FIRST
+        is_idle = not self._logins
+        self._logins.add((request, message.reply.decode()), time.monotonic(), is_first=is_first)
+        if is_idle:
+            asyncio.get_running_loop().call_soon(self._answer_next)
+
+    def _is_known(self, request: LoginRequest) -> bool:
+        return request.node in self._enrolled or self._connections.knows(request.node)
+
+    def _answer_next(self) -> None:
+        """Answer one login in each turn of the loop: more important ones may arrive meanwhile."""
+        try:
+            if (found := self._logins.take(time.monotonic())) is not None:
+                self._answer_callout(*found)
+        finally:
+            if self._logins:
+                asyncio.get_running_loop().call_soon(self._answer_next)
+
+    def _answer_callout(self, request: LoginRequest, reply: str) -> None:
+        is_known = self._is_known(request)
         if reason := self._rates.count(request.address, request.node, is_known=is_known):
             self._answer(request, reply, Refuse(reason))
             return

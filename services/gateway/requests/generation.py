@@ -1,9 +1,13 @@
 """Gets one answer from its workers, one after another. Pure: each fact gives the next step.
 
+While our own connection to NATS is lost, nothing is known of the workers behind it. The work waits then, without an attempt or a failure.
+``back_at`` is when it came back: infinity while it is lost, and its opposite if it never was.
+
 An answer whose token ids are known resumes after them, on a worker that computes the same (``ResumeOrigin``) with the same seed, so the
 caller gets no text twice and misses none. The text needs no check: it is a function of the tokens, which the next worker reads first.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,9 +41,10 @@ from shared.types import FinishReason, NodeId
 ATTEMPTS = 3
 #: A request that crashed two engines or workers would crash a third.
 MOST_CRASHES = 2
-#: How long a started answer waits for a worker that can resume it: enough to restart a NATS server, or a worker and its model.
+#: How long a started answer waits for a worker that can resume it, once our own connection is back: enough to restart a worker and its
+#: model.
 RESUME_WAIT_SECONDS = 20.0
-#: Fail fast if nothing was delivered yet, but allow time for a restart when this is the model's only worker.
+#: The same if nothing was delivered yet. Fail fast, but allow time for a restart when this is the model's only worker.
 FIRST_WAIT_SECONDS = 3.0
 #: Backoff with full jitter, for when all workers have failed this request.
 BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0, jitter=1.0)
@@ -159,15 +164,24 @@ class Generation:
     """A single answer with token ids can resume. Several answers, or one without ids, fail with their worker once they have begun."""
 
     def __init__(
-        self, kind: Kind, requirements: WorkerRequirements, ends_at: float, *, answers: int = 0, most_tokens: int | None = None
+        self,
+        kind: Kind,
+        requirements: WorkerRequirements,
+        ends_at: float,
+        *,
+        answers: int = 0,
+        most_tokens: int | None = None,
+        most_wait_seconds: float = math.inf,
     ) -> None:
-        """``answers``: of a prompt, each with so many tokens; None for any number."""
+        """``answers``: of a prompt, each with so many tokens; None for any number. ``most_wait_seconds``: how long it waits while our own
+        connection is lost."""
         self.kind = kind
         self.ends_at = ends_at
         self.at = tally.NOTHING
         #: The caller has a part of the answer; and another worker may take over.
         self.began, self.can_resume = False, True
         self._has_alternative = requirements.has_alternative
+        self._most_wait_seconds = most_wait_seconds
         self._most_prompt_tokens = max(requirements.prompt_tokens, MOST_PROMPT_TOKENS)
         self._answers = answers
         self._most_tokens = None if most_tokens is None else most_tokens * answers
@@ -220,17 +234,20 @@ class Generation:
             self._digest = digest
         return AskWorker(tuple(self._ids), self._numerics, self.ends_at - now)
 
-    def no_worker(self, error: errors.AimeshError, now: float, draw: Callable[[], float]) -> Pause | Failed:
+    def no_worker(self, error: errors.AimeshError, now: float, draw: Callable[[], float], back_at: float = -math.inf) -> Pause | Failed:
         """``draw`` returns numbers from 0 to 1."""
         last = self.last_failure
         if isinstance(error, errors.NotStarted):
             return Failed(error)  # it has waited long enough
         if self._has_alternative and not self.began:
             return Failed(last or error)
-        patience = RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS if isinstance(last, _MAY_BE_BACK) else 0.0
+        return self._wait(error, now, draw, back_at)
+
+    def _wait(self, error: errors.AimeshError, now: float, draw: Callable[[], float], back_at: float) -> Pause | Failed:
+        last = self.last_failure
         if self._waiting_since is None:
             self._waiting_since = now
-        if now - self._waiting_since >= patience:
+        if self._has_waited(error, now, back_at):
             # The last worker's error is more useful than "no worker".
             return Failed(self._final(error if last is None or isinstance(error, errors.Overloaded) else last))
         # Try all workers again: a failed worker may be back.
@@ -240,6 +257,21 @@ class Generation:
         if self.ends_at - now <= pause:
             return Failed(errors.DeadlineExceeded("no worker could resume the answer in time", hint="retry with a longer timeout"))
         return Pause(pause)
+
+    def _has_waited(self, error: errors.AimeshError, now: float, back_at: float) -> bool:
+        """Return whether it has waited long enough for a worker."""
+        assert self._waiting_since is not None
+        may_be_back = isinstance(self.last_failure, _MAY_BE_BACK) or (
+            isinstance(error, errors.NotReachable) and self._is_back(now, back_at)
+        )
+        patience = RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS if may_be_back else 0.0
+        if back_at > now and patience:
+            return now - self._waiting_since >= self._most_wait_seconds
+        return now - max(self._waiting_since, min(back_at, now)) >= patience
+
+    def _is_back(self, now: float, back_at: float) -> bool:
+        """Return whether our own connection is lost, or so new that workers may not be back yet."""
+        return now - back_at < (RESUME_WAIT_SECONDS if self.began else FIRST_WAIT_SECONDS)
 
     def paused(self) -> FindWorker:
         return self._find()
@@ -304,20 +336,32 @@ class Generation:
             case _:
                 return Done(end)
 
+    def judge(self, error: errors.AimeshError, *, was_accepted: bool, now: float, back_at: float) -> errors.AimeshError:
+        """Return how a worker's failure counts. While our own connection is lost, workers lose their links, too: one that had not accepted
+        the request was not reached. One that had may have died of it."""
+        is_lost = isinstance(error, errors.LinkLost) and not isinstance(error, errors.OWN_CONNECTION_LOST)
+        if is_lost and not (was_accepted or self._has_responded) and self._is_back(now, back_at):
+            return errors.NotReachable(error.message, hint=error.hint, retry_after_seconds=error.retry_after_seconds)
+        return error
+
     def failed(
         self, node: NodeId, error: errors.AimeshError, *, was_accepted: bool = False, lost_workers: int = 0, others_lost: bool = False
     ) -> Done | FindWorker | NotReached | Failed:
         """``was_accepted``: the worker had accepted the request. ``lost_workers``: how many were lost earlier and have not returned as the
-        same process. ``others_lost``: workers that did not run this request were lost recently, too."""
-        if self._finish is not None:  # only its end marker is missing
-            return Done(GenerationEnd(self._finish, Usage(self.at.prompt, self.at.ids, reasoning_tokens=self.at.thoughts)))
+        same process. ``others_lost``: workers that did not run this request were lost recently, too, so it may not be the cause."""
+        if self._finish is not None:
+            return self._finished()
         self._crashes += isinstance(error, errors.ModelCrashed)
         if self._crashes == MOST_CRASHES:
             message = "this request crashed the engine twice and will not be run again"
             return Failed(errors.Poison(message, hint="change the request; see the workers' logs for details"))
         self._has_responded = self._has_responded or was_accepted
-        if _proves_loss(error) and not others_lost and self._is_poison(lost_workers):
+        if isinstance(error, errors.LinkLost) and self._is_poison(lost_workers):
             message = "two workers were lost while they ran this request; it will not be given to a third"
+            if others_lost:
+                return Failed(
+                    errors.WorkerLost(f"{message}, although others were lost, too", hint="retry the request", retry_after_seconds=1.0)
+                )
             return Failed(errors.Poison(message, hint="retry only if the request can't be the cause; see the workers' logs"))
         is_retryable = isinstance(error, _RETRYABLE) or (self.began and isinstance(error, _CANNOT_RESUME))
         if not is_retryable:
@@ -330,7 +374,22 @@ class Generation:
         self._attempts += not is_free
         return self._next(error, is_charged=not is_free)
 
+    def connection_lost(
+        self, error: errors.AimeshError, now: float, draw: Callable[[], float], back_at: float = -math.inf
+    ) -> Done | Pause | Failed:
+        """Our own connection was lost: no attempt, and no worker's failure. Look for any worker again; the queue waits for the others."""
+        if self._finish is not None:
+            return self._finished()
+        errors.drop_tracebacks(error)  # as above
+        self.last_failure = error
+        return self._wait(error, now, draw, back_at) if self.can_resume else Failed(self._final(error))
+
     # --- helpers ------------------------------------------------------------------------------------------------------
+
+    def _finished(self) -> Done:
+        """Only the end marker is missing."""
+        assert self._finish is not None
+        return Done(GenerationEnd(self._finish, Usage(self.at.prompt, self.at.ids, reasoning_tokens=self.at.thoughts)))
 
     def _next(self, error: errors.AimeshError, *, is_charged: bool) -> FindWorker | NotReached | Failed:
         if self._attempts == ATTEMPTS and isinstance(error, errors.NotReachable) and not self.began:
@@ -396,11 +455,6 @@ class Generation:
                 raise errors.ProtocolViolation(f"the worker sent a part of call {part.index}, which is neither its last nor its next one")
             begun = max(begun, part.index + 1)
         return sum(len(part.arguments) for part in chunk.call_parts)
-
-
-def _proves_loss(error: errors.AimeshError) -> bool:
-    """Return whether the worker may have died of the request. A silent NATS server loses the links to all workers."""
-    return isinstance(error, errors.LinkLost) and not isinstance(error, errors.TransportLost)
 
 
 def is_wrong(claimed: int, received: int, answers: int) -> bool:

@@ -18,6 +18,9 @@ from shared.api.generation import Usage
 from shared.config_documents import ModerationFormat
 from shared.types import MicroCredits, ModelName, RequestStatus
 
+#: A long queue is no failure of its target, nor is our own connection.
+_NO_FAULTS = (errors.Overloaded, *errors.OWN_CONNECTION_LOST)
+
 Call = TypeVar("Call")
 
 
@@ -89,8 +92,7 @@ class TargetAttempts(msgspec.Struct):
     def leave_target(self, error: errors.AimeshError) -> None:
         """Record that another target must serve the request."""
         is_drawn = self.route is not None and self.route.target == self.route.variant
-        # A long queue is no failure.
-        self.has_fallen_back = self.has_fallen_back or (is_drawn and not isinstance(error, errors.Overloaded))
+        self.has_fallen_back = self.has_fallen_back or (is_drawn and not isinstance(error, _NO_FAULTS))
 
     def find_fault(self, status: RequestStatus, failure: errors.AimeshError | None, *, complete: bool, cached: bool) -> bool | None:
         """Return whether the target that was drawn for the request has failed; None if that isn't known, or not the target's doing."""
@@ -101,7 +103,7 @@ class TargetAttempts(msgspec.Struct):
         if status is RequestStatus.SUCCESS:
             return False
         is_no_worker = isinstance(failure, errors.NotReachable)
-        is_its_doing = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} and not isinstance(failure, errors.Overloaded)
+        is_its_doing = status in {RequestStatus.ERROR, RequestStatus.TIMEOUT} and not isinstance(failure, _NO_FAULTS)
         # A complete answer that can't be checked is no fault of its target.
         return True if is_its_doing and not complete and (self.claims or is_no_worker) else None
 

@@ -60,6 +60,8 @@ class Workers:
     flag: Callable[[NodeId], object] = _ignore
     stall_seconds: float = STALL_SECONDS
     budget: RetryBudget = field(default_factory=RetryBudget)
+    #: When our own connection to NATS came back: see ``generation``.
+    back_at: Callable[[], float] = lambda: -math.inf
 
     def generate(
         self,
@@ -77,7 +79,10 @@ class Workers:
         answers, most_tokens = 0, None
         if isinstance(work, ProcessPrompt):
             answers, most_tokens = work.model_config.n or 1, work.model_config.max_tokens
-        core = Generation(generation.kind_of(work), requirements, ends_at, answers=answers, most_tokens=most_tokens)
+        most_wait_seconds = self.dispatch.most_wait(requirements)
+        core = Generation(
+            generation.kind_of(work), requirements, ends_at, answers=answers, most_tokens=most_tokens, most_wait_seconds=most_wait_seconds
+        )
         # No frame of its own: each would be resumed with each piece.
         return _RunningWork(self, work, requirements, core, reader, on_claim).run()
 
@@ -168,10 +173,14 @@ class _RunningWork:
                             elif not core.began and not await self._notify(step):
                                 return None
         except (errors.NotReachable, errors.Overloaded) as error:
-            return core.no_worker(error, self.workers.clock(), self.workers.draw)
+            return self._no_worker(error)
         assert self.claim is not None  # the generator ends with one
         self.is_preempted = False
         return core.claimed(self.claim.offer.digest, self.workers.clock(), self.claim.start_wait_seconds)
+
+    def _no_worker(self, error: errors.AimeshError) -> Step:
+        workers = self.workers
+        return self.core.no_worker(error, workers.clock(), workers.draw, workers.back_at())
 
     async def _notify(self, waiting: str) -> bool:
         self.watch.since = None
@@ -268,6 +277,10 @@ class _RunningWork:
         core, workers, node = self.core, self.workers, claim.worker.node
         if self.is_preempted:
             return core.preempted()
+        now, back_at = workers.clock(), workers.back_at()
+        if isinstance(error, errors.OWN_CONNECTION_LOST):
+            return core.connection_lost(error, now, workers.draw, back_at)
+        error = core.judge(error, was_accepted=claim.was_accepted, now=now, back_at=back_at)
         claim.record_failure(error)
         stats, clock = workers.dispatch.worker_stats, workers.dispatch.clock()
         lost_workers = sum(not stats.may_be_running(worker, clock) for worker in self.lost)
@@ -277,7 +290,7 @@ class _RunningWork:
         if isinstance(error, errors.LinkLost):
             self.lost.append(claim.worker)
         if isinstance(step, NotReached):
-            return core.no_worker(error, workers.clock(), workers.draw)
+            return self._no_worker(error)
         if not isinstance(step, FindWorker):
             return step
         if step.is_charged and not workers.budget.spend(workers.clock()):

@@ -177,6 +177,10 @@ class Dispatch:
                 self.record_arrival(requirements.model, refused=True)
                 raise
 
+    def most_wait(self, requirements: WorkerRequirements) -> float:
+        """Return how long the request may wait for a worker, in seconds."""
+        return self._rules.most_wait(requirements)
+
     def ensure_allowed(self, node: NodeId, requirements: WorkerRequirements) -> None:
         """Raise NotReachable if the worker may not see the prompt, by what it announces now."""
         worker = self._directory.find(node)
@@ -194,7 +198,7 @@ class Dispatch:
         found, now = list[int](), self.clock()
         asked = list(models)
         for model in asked:
-            for worker, offer in worker_choice.offering(model, self._directory.usable(Role.WORKER)):
+            for worker, offer in worker_choice.offering(model, self._directory.reachable(Role.WORKER)):
                 found.append(self.worker_stats.occupancy.batch_slots_of(worker, offer, now))
         return (sum(found), any(self._queues[model].queue for model in asked if model in self._queues)) if found else None
 
@@ -366,6 +370,12 @@ class Dispatch:
     def _wait_exceeded(self, requirements: WorkerRequirements) -> errors.AimeshError:
         if self._start_seconds(requirements) is not None:
             return self.worker_stats.starts.not_ready(requirements, self._rules.start_seconds)
+        if self._workers.hears_none(requirements.model):
+            return errors.Overloaded(
+                f"this gateway has lost its connection to NATS, over which it reaches the workers of {requirements.model}",
+                hint="retry later; administrators: run `aicli doctor`",
+                retry_after_seconds=1,
+            )
         return self._rules.wait_exceeded(self.model_queue(requirements.model), requirements)
 
     def _describe_wait(self, waiter: _Waiter) -> str:

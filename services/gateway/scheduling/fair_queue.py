@@ -282,8 +282,8 @@ class ModelQueue(Generic[Ticket]):
         self.mean_tokens = _moving_average(self.mean_tokens, tokens)
 
     def expected_seconds(self, position: int) -> float | None:
-        """Return the expected wait at this position; None if unknown."""
-        return position * self.mean_seconds / max(1, self.slots) if self.mean_seconds else None
+        """Return the expected wait at this position; None if unknown, as while no worker is ready."""
+        return position * self.mean_seconds / self.slots if self.mean_seconds and self.slots else None
 
     def retry_seconds(self, position: int) -> float:
         """Return when the request at this position would start; an earlier retry would be refused again."""

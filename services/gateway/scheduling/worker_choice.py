@@ -7,7 +7,6 @@ preference step; a new restriction is an eligibility step; each with its field o
 directory.
 """
 
-import contextlib
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -218,18 +217,22 @@ class EligibleWorkers:
         self._room: dict[ModelName, dict[NodeId, float]] = {}
 
     def list_eligible(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
-        """Return the workers that may run the request now; none if one is loading the model or restarting its engine, or if a machine can
-        be started. Raises NotReachable if there is no such worker either, or NotStarted."""
-        candidates = list_candidates(self._worker_stats, requirements, self._directory.usable(Role.WORKER), self._clock())
+        """Return the workers that may run the request now; none if one is loading the model or restarting its engine, if nothing is known
+        of one because our own connection was lost, or if a machine can be started. Raises NotReachable if there is no such worker either,
+        or NotStarted."""
+        candidates = list_candidates(self._worker_stats, requirements, self._directory.reachable(Role.WORKER), self._clock())
         try:
             return eligible(requirements, candidates)
         except errors.NotReachable:
             present = [entry for entry in self._directory.entries(Role.WORKER) if entry.alive and not entry.announcement.draining]
             usable_soon = list_candidates(self._worker_stats, requirements, present, self._clock(), or_soon=True)
-            if any(not candidate.offer.ready for candidate in usable_soon):
-                with contextlib.suppress(errors.NotReachable):
-                    eligible(requirements, [candidate for candidate in usable_soon if not candidate.offer.ready])
-                    return ()
+            waited_for = [candidate for candidate in usable_soon if not (candidate.offer.ready and candidate.worker.is_reachable)]
+            found = [candidate for candidate in waited_for if not _why_not(requirements, candidate)]
+            if requirements.has_alternative and requirements.origin is None and found and all(each.offer.ready for each in found):
+                # Another model is better than a worker of which nothing is known.
+                raise errors.NotConnected("our own connection to NATS is lost", retry_after_seconds=1) from None
+            if found:
+                return ()
             if not candidates and self._worker_stats.starts.begin(requirements, self._clock()):
                 return ()
             raise
@@ -242,11 +245,16 @@ class EligibleWorkers:
             return error
         return None
 
+    def hears_none(self, model: ModelName) -> bool:
+        """Return whether nothing is known of the model's workers, because our own connection was lost."""
+        found = [worker for worker, _ in offering(model, self._directory.usable(Role.WORKER), or_soon=True)]
+        return bool(found) and not any(worker.is_reachable for worker in found)
+
     def owners(self) -> set[str]:
         return {entry.announcement.owner for entry in self._directory.usable(Role.WORKER)}
 
     def capacity(self, model: ModelName) -> dict[NodeId, WorkerCapacity]:
-        found = offering(model, self._directory.usable(Role.WORKER))
+        found = offering(model, self._directory.reachable(Role.WORKER))
         return {worker.node: self._worker_stats.occupancy.capacity_of(worker, offer) for worker, offer in found}
 
     def room_lasts(self, model: ModelName) -> bool:

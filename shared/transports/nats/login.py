@@ -30,6 +30,10 @@ class NatsLoginRefused(errors.Unavailable):
     """The server does not accept the login. It may, later: others may have to change something first."""
 
 
+class NatsLoginUnanswered(errors.Unavailable):
+    """The server asks auth about the login, which does not answer."""
+
+
 class NatsLogin:
     def __init__(
         self,

@@ -6,6 +6,7 @@ raises, the error is logged and counted, and only that message is lost.
 
 import asyncio
 import math
+import random
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,15 +19,27 @@ from shared.telemetry import logs
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
 from shared.transports.nats import servers
-from shared.transports.nats.login import NatsFiles, NatsLogin
+from shared.transports.nats.login import NatsFiles, NatsLogin, NatsLoginUnanswered
 from shared.transports.nats.server_connection import NatsMessage, ServerConnection
 from shared.transports.nats.servers import ServerList
 
-#: The login timeout per server. It doubles up to the second value while no server accepts us, because they may be overloaded. The server
-#: asks auth, and waits 2 s: a shorter first attempt finds an auth that has just started.
+#: The login timeout per server. It doubles up to the second value while logins take too long, because the servers may be overloaded. The
+#: server asks auth, and waits 2 s: a shorter first attempt finds an auth that has just started.
 LOGIN_SECONDS = (1.0, 10.0)
-#: Jitter protects a restarted server from all clients reconnecting at once.
+#: The first timeout after a loss: the server is new, and auth may have missed its question.
+_RECONNECT_LOGIN_SECONDS = 0.5
+#: For the login at another server, while this one still works.
+_MOVE_SECONDS = 2.0
+_MOVED_SECONDS = 1.0
+#: While a server refuses us. Jitter protects it from all clients reconnecting at once.
 RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
+#: While no server listens, or auth doesn't answer it: a node is back within a second.
+AWAY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=0.25, jitter=0.5)
+#: Auth's own, without which no other node is admitted.
+_LEADING_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=0.1, jitter=0.5)
+#: After a loss, a login begins so long after the server has accepted the connection. Auth's own come first; the server would not repeat its
+#: question to an auth that is not there yet. It is random, so that not all nodes log in at once.
+_SETTLE_SECONDS = (0.15, 0.3)
 HIGH_WATER_BYTES = 1024 * 1024
 #: At most one failed callback per this time is logged with its traceback. All are counted.
 LOG_SECONDS = 10.0
@@ -56,14 +69,16 @@ class NatsClient:
         files: NatsFiles | None = None,
         least_payload_bytes: int = 0,
         token: Callable[[str], str] = login_tokens.without,
+        leads: bool = False,
     ) -> None:
         """``urls`` are comma-separated nats:// or tls:// URLs, with user and password or a token if required; ``token`` is the node's own,
-        for a nonce. Servers that accept only messages smaller than ``least_payload_bytes`` are refused. Raises BadSettings for unusable
-        URLs and files."""
+        for a nonce. Servers that accept only messages smaller than ``least_payload_bytes`` are refused. ``leads``: others can't log in
+        before it. Raises BadSettings for unusable URLs and files."""
         self._servers = ServerList(servers.read_urls(urls))
         self._login = NatsLogin(key, files or NatsFiles(), self._servers.configured, token)
         self._name = name
         self._least_payload_bytes = least_payload_bytes
+        self._leads = leads
         self._subscriptions: dict[int, _Subscription] = {}
         self._last_sid = 0
         #: The connection in use, which has logged in.
@@ -74,7 +89,7 @@ class NatsClient:
         self._has_room = asyncio.Event()
         self._is_connected_once = asyncio.Event()
         self._closing = self._is_draining = self._login_is_old = False
-        #: How often in a row no server accepted us, or one did and then closed the connection with an error, as for expired credentials.
+        #: How often in a row a server refused us, or accepted us and then closed the connection with an error, as for expired credentials.
         self._failures = 0
         self.trouble: errors.Unavailable | None = None
         self.reconnects = 0
@@ -198,21 +213,30 @@ class NatsClient:
 
     async def _open_one(self, *, give_up_at: float = math.inf) -> None:
         """Try until a server accepts us, and use that connection. Raises Unavailable when it is time to give up."""
-        login_seconds = LOGIN_SECONDS[0]
+        is_back = self._is_connected_once.is_set() and not self._leads
+        login_seconds, tries = _RECONNECT_LOGIN_SECONDS if is_back else LOGIN_SECONDS[0], 0
         while True:
             try:
-                self._adopt(await self._log_in(login_seconds))
+                self._adopt(await self._log_in(login_seconds, settle_seconds=random.uniform(*_SETTLE_SECONDS) if is_back else 0.0))  # noqa: S311
                 return
             except errors.Unavailable as error:
-                self._failures = min(self._failures + 1, 10)
-                pause = RETRY_BACKOFF.pause(self._failures) if give_up_at == math.inf else RETRY_BACKOFF.first_seconds
+                tries += 1
+                pause = self._pause(error, tries) if give_up_at == math.inf else RETRY_BACKOFF.first_seconds
                 if self._closing or asyncio.get_running_loop().time() + pause >= give_up_at:
                     raise
                 self.trouble = error
                 await asyncio.sleep(pause)
-                login_seconds = min(2 * login_seconds, LOGIN_SECONDS[1])
+                if not isinstance(error.__cause__, ConnectionError):
+                    login_seconds = min(2 * login_seconds, LOGIN_SECONDS[1])
 
-    async def _log_in(self, login_seconds: float) -> ServerConnection:
+    def _pause(self, error: errors.Unavailable, tries: int) -> float:
+        """Return how long to wait until the next try. ``error`` is what ``_log_in`` raised."""
+        if isinstance(error, NatsLoginUnanswered) or (error.__cause__ is not None and _is_uninformative(error.__cause__)):
+            return (_LEADING_BACKOFF if self._leads else AWAY_BACKOFF).pause(tries)
+        self._failures = min(self._failures + 1, 10)
+        return RETRY_BACKOFF.pause(self._failures)
+
+    async def _log_in(self, login_seconds: float, *, settle_seconds: float = 0.0) -> ServerConnection:
         """Connect to any server. Raises Unavailable with the most informative reason."""
         problem: Exception | None = None
         for server in self._servers.in_random_order():
@@ -220,7 +244,7 @@ class NatsClient:
                 break
             connection = self._next = ServerConnection(self, server)
             try:
-                await connection.open(self._login, self._name, login_seconds, self._least_payload_bytes)
+                await connection.open(self._login, self._name, login_seconds, self._least_payload_bytes, settle_seconds=settle_seconds)
                 if not self._closing:
                     return connection
                 connection.socket.cut()
@@ -246,7 +270,7 @@ class NatsClient:
         """Move to another connection while this one still works. If no server accepts us, stay; ``run`` tries again. Messages of the new
         one wait until the old one has no more; what both have is delivered once."""
         try:
-            new = await self._log_in(2 * LOGIN_SECONDS[0])
+            new = await self._log_in(_MOVE_SECONDS)
         except errors.Unavailable as error:
             _log.warning("no NATS server accepts us, and we cannot keep this connection", why=error.message)
             return
@@ -258,7 +282,7 @@ class NatsClient:
 
         old.deliver, new.deliver, self._next = from_old, held.append, new
         with suppress(*_FAILURES):
-            async with asyncio.timeout(LOGIN_SECONDS[0]):
+            async with asyncio.timeout(_MOVED_SECONDS):
                 self._subscribe_all(new)
                 await new.round_trip()
                 self._is_draining = True
@@ -326,5 +350,5 @@ class NatsClient:
         self.on_connection(False)
 
 
-def _is_uninformative(problem: Exception) -> bool:
+def _is_uninformative(problem: BaseException) -> bool:
     return isinstance(problem, OSError) and not isinstance(problem, ssl.SSLError)

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from shared import errors
-from shared.transports.nats.login import NatsLogin
+from shared.transports.nats.login import NatsLogin, NatsLoginUnanswered
 from shared.transports.nats.servers import ServerAddress
 
 # For WebSockets, nats-py imports aiohttp if it is installed: 0.3 s and 9 MB in every service.
@@ -65,10 +65,16 @@ class ServerSocket(TcpTransport):
         super().__init__()  # type: ignore[no-untyped-call]
         self._server = server
         self._room_made = room_made
+        #: How long the login waits once the socket is open.
+        self.settle_seconds = 0.0
         self.heard_at = asyncio.get_running_loop().time()
 
     def __bool__(self) -> bool:
         return True  # or nats-py would make its own
+
+    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+        await super().connect(uri, buffer_size, connect_timeout)
+        await asyncio.sleep(self.settle_seconds)
 
     @property
     def is_encrypted(self) -> bool:
@@ -128,12 +134,13 @@ class ServerConnection(Client):
         #: The owner's number of each subscription, by nats-py's.
         self._numbers: dict[int, int] = {}
 
-    async def open(self, login: NatsLogin, name: str, seconds: float, least_payload_bytes: int) -> None:
-        """Connect and log in. If it raises or is canceled, nothing stays open."""
+    async def open(self, login: NatsLogin, name: str, seconds: float, least_payload_bytes: int, *, settle_seconds: float = 0.0) -> None:
+        """Connect, wait for ``settle_seconds``, and log in. If it raises or is canceled, nothing stays open."""
+        self.socket.settle_seconds = settle_seconds
         started = asyncio.get_running_loop().time()
         try:
             with _cancellation_kept():
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(settle_seconds + seconds):
                     await self._log_in(login, name)
             if self.max_payload < least_payload_bytes:
                 raise errors.Unavailable(
@@ -147,7 +154,7 @@ class ServerConnection(Client):
             if self._has_signed and (
                 isinstance(error, TimeoutError) or (isinstance(error, errors.NotAllowed) and took >= _UNANSWERED_SECONDS)
             ):
-                raise errors.Unavailable(
+                raise NatsLoginUnanswered(
                     f"the NATS login at {self.server} needs auth, which does not answer", hint="start auth", retry_after_seconds=1
                 ) from error
             raise

@@ -135,7 +135,7 @@ def test_a_relayed_link_that_becomes_direct_is_shown_as_direct() -> None:
 def test_nodes_stay_alive_while_our_own_connection_is_down() -> None:
     here = Hours()
     here.nodes.apply_announcement(make_announcement(), "nats", "nats")
-    here.nodes.drop_routes("nats")
+    here.nodes.transport_lost("nats")
     here.seconds += 60
     here.nodes.tick(listening=())
     assert here.nodes.usable(Role.WORKER)
@@ -145,7 +145,7 @@ def test_while_one_transport_is_down_the_other_is_used_immediately() -> None:
     here = Hours()
     here.nodes.apply_announcement(make_announcement(), "nats", "nats")
     here.nodes.apply_announcement(make_announcement(), "direct", "swarm")
-    here.nodes.drop_routes("nats")
+    here.nodes.transport_lost("nats")
     assert here.nodes.usable(Role.WORKER)[0].path == "direct"
 
 

@@ -191,12 +191,14 @@ async def test_a_request_that_crashed_two_workers_gets_no_third() -> None:
     assert harness.dispatch.in_flight == 0
 
 
-async def test_while_workers_die_that_did_not_run_it_a_request_gets_a_third() -> None:
+async def test_while_workers_die_that_did_not_run_it_a_request_is_not_blamed_and_gets_no_third() -> None:
+    """It may be what ends workers all the same: in a chaos run, one got a third because of a worker lost half a minute before."""
     holder: list[WorkersHarness] = []
-    holder.append(harness := WorkersHarness(*(Dying(holder, number) for number in range(2)), FakeWorker(), FakeWorker()))
+    holder.append(harness := WorkersHarness(*(Dying(holder, number) for number in range(3)), FakeWorker()))
     harness.directory.mark_gone(node_id(3), "silent for 6 s")
-    assert await harness.text() == "Hello world!."
-    assert sum(not entry.alive for entry in harness.directory.entries()) == 3
+    with pytest.raises(errors.WorkerLost, match="not be given to a third"):
+        await harness.text()
+    assert sum(len(worker.received) for worker in harness.rpc.workers.values()) == 2
 
 
 async def test_a_worker_that_stops_in_order_does_not_excuse_a_request() -> None:

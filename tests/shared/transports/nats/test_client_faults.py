@@ -28,8 +28,9 @@ FAULTS: dict[str, Fault] = {}
 
 
 @asynccontextmanager
-async def client_of(url: str, *, seed: bytes | None = None, creds: Path | None = None) -> AsyncIterator[NatsClient]:
-    client = NatsClient(url, node_keys.NodeKey(seed or node_keys.new_seed()), name="test", files=NatsFiles(creds=creds))
+async def client_of(url: str, *, seed: bytes | None = None, creds: Path | None = None, leads: bool = False) -> AsyncIterator[NatsClient]:
+    key, files = node_keys.NodeKey(seed or node_keys.new_seed()), NatsFiles(creds=creds)
+    client = NatsClient(url, key, name="test", files=files, leads=leads)
     await client.connect(deadline_seconds=20)
     async with background() as tasks:
         tasks.create_task(client.run())
@@ -216,7 +217,7 @@ def _flood(port: int, count: int, size: int) -> None:
 
 @fault("1,000 reconnects under load")
 async def many_reconnects(folder: Path) -> None:
-    async with scripted_nats() as server, client_of(server.url) as client:
+    async with scripted_nats() as server, client_of(server.url, leads=True) as client:
         heard: list[bytes] = []
         client.subscribe("a.b", lambda message: heard.append(message.payload))
         loop = asyncio.get_running_loop()
