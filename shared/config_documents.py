@@ -477,6 +477,9 @@ BODIES: dict[ConfigKind, type[Document]] = {
     ConfigKind.SERVER: ServerDocument,
     ConfigKind.TRUST: TrustDocument,
 }
+#: Kinds that narrow what callers may use, and where prompts go. If a gateway can't read the current version of such a document, it refuses
+#: the document's callers: an older version may be laxer. Of the others, it uses the newest version that it can read.
+RESTRICTING = frozenset({ConfigKind.POLICY, ConfigKind.PLAN, ConfigKind.MODEL_LIMIT, ConfigKind.TRUST, ConfigKind.ROUTE, ConfigKind.SERVER})
 SECTIONS: dict[str, ConfigKind] = {
     "routes": ConfigKind.ROUTE,
     "policies": ConfigKind.POLICY,

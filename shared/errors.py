@@ -291,6 +291,11 @@ class Unavailable(PeerError, code="unavailable"):
     """A store or backend that this call needs does not answer. The message names it."""
 
 
+class ConfigUnreadable(Unavailable, code="config_unreadable"):
+    """A newer release wrote a document of the configuration that restricts this call, and this gateway can't read it. Nothing runs under an
+    older version, which may be laxer. Another gateway may answer."""
+
+
 class FileDamaged(PeerError, code="file_damaged", retryable=False):
     """A part of a stored file is missing, or isn't what was stored."""
 

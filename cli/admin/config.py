@@ -220,6 +220,7 @@ def _list(versions: "tuple[ConfigVersion, ...]", *, as_json: bool, current: bool
         TableColumn("VERSION", lambda version: f"{version.version}{'' if current or not version.is_current else ' (current)'}"),
         TableColumn("REVISION", lambda version: str(version.revision), rank=4),
         TableColumn("ORIGIN", lambda version: "removed" if version.removes else version.origin, rank=3),
+        TableColumn("NEEDS", lambda version: version.needs_release or "–", rank=4),
         TableColumn("AUTHOR", lambda version: version.author or "–", rank=3),
         TableColumn("SINCE" if current else "TIME", lambda version: printing.moment(version.created_at), rank=2),
         TableColumn("NOTE", lambda version: version.note or "–", rank=5, wraps=True),

@@ -49,7 +49,9 @@ _ERRORS: dict[ExitCode, str] = {
     """,
     ExitCode.NOT_AUTHENTICATED: "access_denied confirmation_needed expired_token not_authenticated second_factor_needed",
     ExitCode.LIMITED: "budget_exhausted rate_limited",
-    ExitCode.NOTHING_SERVES: "draining not_reachable not_started overloaded preempted resource_unavailable unavailable unknown_model",
+    ExitCode.NOTHING_SERVES: (
+        "config_unreadable draining not_reachable not_started overloaded preempted resource_unavailable unavailable unknown_model"
+    ),
     ExitCode.REVOKED: "node_revoked",
     ExitCode.INTERRUPTED: "cancelled",
 }

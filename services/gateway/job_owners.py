@@ -69,7 +69,10 @@ class JobOwners:
     def find_room(self, model: ModelName) -> BatchRoom | None:
         """See ``FindRoom``."""
         names = self.search.source.config.names
-        route = names.find_route(model)
+        try:
+            route = names.find_route(model)
+        except errors.ConfigUnreadable:
+            return None  # another gateway may read the route, and run its lines
         found = self.search.dispatch.batch_room(frozenset({names.resolve(model)}) if route is None else route.models)
         return None if found is None else BatchRoom(*found)
 

@@ -139,14 +139,14 @@ from services.gateway.webhooks.deliveries import Deliveries
 from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
 from services.gateway.webhooks.receiver_client import ReceiverClient
 from services.gateway.webhooks.webhook_store import WebhookStore
-from shared import access_table, client_address, context, errors, worker_pools
+from shared import access_table, client_address, config_releases, context, errors, worker_pools
 from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
 from shared.config_documents import ConfigKind, DeploymentDocument
 from shared.node import Node, lifecycle
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import ConfigReading, DirectoryEntry
 from shared.recovery import recovery_log
 from shared.recovery.recovery_store import RecoveryStore
 from shared.rpc import RpcCall, StreamCall, serves
@@ -225,7 +225,7 @@ _log = logs.get(part="gateway")
 def _source_of(live: LiveConfiguration, model: ModelName) -> str | None:
     """Return the source of a deployed model."""
     stored = live.documents.get((ConfigKind.DEPLOYMENT, model))
-    return stored.body.source if stored is not None and isinstance(stored.body, DeploymentDocument) else None
+    return document.source if stored is not None and isinstance(document := stored.usable, DeploymentDocument) else None
 
 
 class GatewayService:
@@ -420,7 +420,16 @@ class GatewayService:
             ModelPeersRpc(node, RegistryStore(stores.database), partial(_source_of, live), self._registry.find_size),
             self._usage_export,
             servers,
-            ConfigRpc(live, stores.config, self._settings, node.rpc, audit_reporting, servers, served=self._served),
+            ConfigRpc(
+                live,
+                stores.config,
+                self._settings,
+                node.rpc,
+                audit_reporting,
+                servers,
+                served=self._served,
+                gateways=lambda: node.directory.entries(Role.GATEWAY),
+            ),
             PolicyRpc(live, node.rpc, audit_reporting, self._quotas),
             RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
             RolloutsRpc(live, stores.config, stores.rollouts, node.rpc, audit_reporting),
@@ -432,6 +441,7 @@ class GatewayService:
         self._watch_workers()
         metrics.config_revision.set_function(lambda: live.config.revision)
         metrics.config_age.set_function(live.age_seconds)
+        metrics.config_unreadable.set_function(lambda: len(live.config.unreadable))
         partitions, objects = Partitions(self._stores.database, metrics), self._stores.file_objects
 
         async def delete_old() -> None:
@@ -783,6 +793,7 @@ def _database(settings: GatewaySettings, node: Node, cache: Cache) -> AbstractAs
 @asynccontextmanager
 async def _rules(settings: GatewaySettings, node: Node, stores: GatewayStores) -> AsyncIterator[RequestRules]:
     live, pools = LiveConfiguration(stores.config), PoolsFile(settings.pools_file)
+    live.on_snapshot = lambda config: node.announce_config(ConfigReading(config_releases.READS, config.needs_release, config.revision))
     await asyncio.gather(live.start(settings), asyncio.to_thread(detectors.load))
     quarantine = Quarantine(QuarantineStore(stores.database), node.metrics.wrong_counts)
     async with quarantine.running():

@@ -120,6 +120,8 @@ class ConfigVersion(Body, frozen=True, omit_defaults=False):
     note: str
     created_at: datetime
     is_current: bool
+    #: Older gateways are cut off while this version is current; empty if this gateway can't tell.
+    needs_release: str = ""
 
 
 class ConfigVersions(Body, frozen=True):

@@ -32,7 +32,7 @@ from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
 from shared.node.swarm_settings import initial_nodes, keys_of, open_swarm
 from shared.node.transports import Transports
 from shared.protocol import replica_check
-from shared.protocol.directory import STARTING, Announcement, Directory, ModelOffer, ModelPull, WorkerLoad
+from shared.protocol.directory import STARTING, Announcement, ConfigReading, Directory, ModelOffer, ModelPull, WorkerLoad
 from shared.protocol.replica_check import ReplicaCheck
 from shared.stores import file_lock
 from shared.telemetry import log_buffer, logs, tracing
@@ -88,6 +88,9 @@ class _Offer:
 
 class Node:
     """A running member of the mesh, created by ``member``."""
+
+    #: See ``announce_config``.
+    _config: ConfigReading | None = None
 
     def __init__(
         self, me: LocalNode, plan: "TransportPlan", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
@@ -161,6 +164,12 @@ class Node:
         offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning, assigned, refused)
         if offer != self._offer:
             self._offer = offer
+            self.announcer.announce_soon()
+
+    def announce_config(self, reading: ConfigReading) -> None:
+        """Say which configuration this gateway uses, at once if it is another."""
+        if reading != self._config:
+            self._config = reading
             self.announcer.announce_soon()
 
     def membership_changed(self) -> None:
@@ -312,7 +321,7 @@ class Node:
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.node_transports.faults(),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
-            offer.warning, offer.assigned, offer.refused,
+            offer.warning, offer.assigned, offer.refused, self._config,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

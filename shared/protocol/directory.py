@@ -144,6 +144,16 @@ class WorkerLoad(msgspec.Struct, array_like=True, frozen=True):
     accepts_models: bool = True
 
 
+class ConfigReading(msgspec.Struct, array_like=True, frozen=True):
+    """What a gateway says about the configuration."""
+
+    #: The release whose documents it can read.
+    reads: Annotated[str, msgspec.Meta(max_length=64)]
+    #: The oldest release whose gateways may answer requests, and the revision that this comes from.
+    needs: Annotated[str, msgspec.Meta(max_length=64)]
+    revision: int
+
+
 class Announcement(msgspec.Struct, array_like=True, frozen=True):
     role: Role
     node: NodeId
@@ -178,6 +188,13 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     assigned: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
     #: Models that were removed from it by its owner or an administrator, so the mesh doesn't put them there again.
     refused: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
+    #: Of a gateway; None before it has read the configuration, and of release 0.3.
+    config: ConfigReading | None = None
+
+    @property
+    def reads_release(self) -> str:
+        """Return the release whose documents of the configuration it can read."""
+        return self.version if self.config is None else self.config.reads
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -369,6 +369,10 @@ ROLLOUT_STATE = gauge(
     "ai_platform_rollout_state", "1 for the state of a route's last rollout, if it is open or ended within an hour", ("route", "state")
 )
 CONFIG_REVISION = gauge("ai_platform_config_revision", "Revision of the configuration that this gateway uses")
+CONFIG_UNREADABLE = gauge(
+    "ai_platform_config_unreadable",
+    "Current documents of the configuration that this gateway can't read; it refuses the callers of those that restrict",
+)
 CONFIG_AGE = gauge("ai_platform_config_age_seconds", "Seconds since this gateway last read the configuration")
 
 # --- gateway and inference -------------------------------------------------------------------------------------------

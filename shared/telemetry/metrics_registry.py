@@ -233,6 +233,7 @@ class Metrics:
     guard_seconds = _LazyMetric(Counter, instruments.GUARD_SECONDS)
     rollout_state = _LazyMetric(Gauge, instruments.ROLLOUT_STATE)
     config_revision = _LazyMetric(Gauge, instruments.CONFIG_REVISION)
+    config_unreadable = _LazyMetric(Gauge, instruments.CONFIG_UNREADABLE)
     config_age = _LazyMetric(Gauge, instruments.CONFIG_AGE)
     tokens = _LazyMetric(Counter, answer_instruments.TOKENS)
     reasoning_tokens = _LazyMetric(Counter, answer_instruments.REASONING_TOKENS)

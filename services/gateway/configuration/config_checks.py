@@ -1,12 +1,14 @@
 """Checks what the types of documents can't say: within a document, and between documents. Pure."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from uuid import UUID
 
 import msgspec
 
 from services.gateway.facts import active_hours, model_routes, upstream_prices
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts.unreadable import Unreadable
 from shared import errors
 from shared.config_documents import (
     FIXED_NAMES,
@@ -35,6 +37,7 @@ from shared.types import ModelName, TenantId
 Mistake = tuple[tuple[str | int, ...], str]
 CheckGuard = Callable[[GuardDocument], Iterator[Mistake]]
 
+NOTHING: Mapping[DocumentKey, int] = MappingProxyType({})
 #: The error of a percentage as a binary fraction.
 _ROUNDING = 1e-6
 
@@ -119,13 +122,15 @@ def check_change(
     """Yield each mistake of a change by people of a tenant, or by an administrator (None): nothing that tenants write is in the way of an
     administrator."""
     written = {key: body for key, body in changed.items() if body is not None}
-    of_mesh = {
-        key: stored.body for key, stored in current.items() if stored.body is not None and stored.tenant is None and key not in changed
-    }
+    kept = {key: stored for key, stored in current.items() if stored.body is not None and stored.tenant is None and key not in changed}
+    of_mesh = {key: body for key, stored in kept.items() if (body := stored.usable) is not None}
+    unreadable = {key: stored.size for key, stored in kept.items() if isinstance(stored.body, Unreadable)}
     if tenant is None:
-        yield from check_together(of_mesh | written)
+        yield from check_together(of_mesh | written, unreadable)
         return
-    yield from _check_moderation(written, {name: body for (_, name), body in of_mesh.items() if isinstance(body, RouteDocument)})
+    yield from _check_moderation(
+        written, {name: body for (_, name), body in of_mesh.items() if isinstance(body, RouteDocument)}, unreadable
+    )
     bounds = ("your policies", tenant, MAX_TENANT_DOCUMENTS, MAX_TENANT_BYTES), (
         "the policies of all organizations and users", None, MAX_TENANTS_DOCUMENTS, MAX_TENANTS_BYTES
     )  # fmt: skip
@@ -136,19 +141,20 @@ def check_change(
             for key, stored in current.items()
             if stored.body is not None and (stored.tenant == of if of is not None else stored.tenant is not None)
         }
-        kept = [size for key, size in before.items() if key not in changed]
+        others = [size for key, size in before.items() if key not in changed]
         for what, limit, was, would in (
-            ("documents", max_documents, len(before), len(kept) + len(sizes)),
-            ("bytes as JSON", max_bytes, sum(before.values()), sum(kept) + sum(sizes)),
+            ("documents", max_documents, len(before), len(others) + len(sizes)),
+            ("bytes as JSON", max_bytes, sum(before.values()), sum(others) + sum(sizes)),
         ):
             if would > max(limit, was):
                 yield f"{subject} would have {would} {what}; the limit is {limit}"
 
 
-def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
-    """Yield each mistake between the documents of the mesh, as they are after a change."""
+def check_together(documents: Mapping[DocumentKey, Document], unreadable: Mapping[DocumentKey, int] = NOTHING) -> Iterator[str]:
+    """Yield each mistake between the documents of the mesh, as they are after a change. ``unreadable``: the bytes of those that this
+    gateway can't read; what refers to them may be right."""
     routes = {name: body for (_, name), body in documents.items() if isinstance(body, RouteDocument)}
-    size = sum(len(msgspec.json.encode(body)) for body in documents.values())
+    size = sum(len(msgspec.json.encode(body)) for key, body in documents.items() if key not in unreadable) + sum(unreadable.values())
     if size > MAX_CONFIG_BYTES:
         yield f"the configuration would have {size} bytes as JSON; the limit is {MAX_CONFIG_BYTES}"
     policies = sum(isinstance(body, PolicyDocument) for body in documents.values())
@@ -159,22 +165,26 @@ def check_together(documents: Mapping[DocumentKey, Document]) -> Iterator[str]:
     servers = sum(isinstance(body, ServerDocument) for body in documents.values())
     if servers > MAX_SERVERS:
         yield f"servers: there would be {servers}; the limit is {MAX_SERVERS}"
-    yield from _check_moderation(documents, routes)
+    yield from _check_moderation(documents, routes, unreadable)
     for name, route in routes.items():
         for position, target in enumerate(route.targets):
             if target.model in routes and target.model != name:
                 yield f"routes.{name}.targets[{position}].model: {target.model} is a route; name a served model"
-            if target.daily_ceiling is not None and (ConfigKind.UPSTREAM_PRICE, target.model) not in documents:
+            if target.daily_ceiling is not None and (ConfigKind.UPSTREAM_PRICE, target.model) not in {**documents, **unreadable}:
                 yield f"routes.{name}.targets[{position}].daily_ceiling: upstream_prices has no {target.model}"
         compared = {target.name: target.model for target in route.targets}.get(route.compare_cost_with or "", route.compare_cost_with)
-        if compared is not None and (ConfigKind.UPSTREAM_PRICE, compared) not in documents:
+        if compared is not None and (ConfigKind.UPSTREAM_PRICE, compared) not in {**documents, **unreadable}:
             yield f"routes.{name}.compare_cost_with: upstream_prices has no {compared}"
 
 
-def _check_moderation(documents: Mapping[DocumentKey, Document], routes: Mapping[str, RouteDocument]) -> Iterator[str]:
+def _check_moderation(
+    documents: Mapping[DocumentKey, Document], routes: Mapping[str, RouteDocument], unreadable: Collection[DocumentKey]
+) -> Iterator[str]:
     for (_, name), body in documents.items():
         if isinstance(body, PolicyDocument) and body.guard is not None and (rule := body.guard.moderation) is not None:
             found = routes.get(rule.route)
+            if found is None and (ConfigKind.ROUTE, rule.route) in unreadable:
+                continue
             if found is None or not found.targets[0].moderates:
                 yield f"policies.{name}.guard.moderation.route: {rule.route} is not a route whose targets have `task: moderation`"
 

@@ -3,23 +3,24 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
-from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts.config_snapshot import DocumentKey, PlanVersions, StoredDocument
 from services.gateway.facts.model_names import NamedVersion, VersionedNames
 from services.gateway.facts.model_routes import OpenRollout
-from shared import errors
+from services.gateway.facts.unreadable import Unreadable
+from shared import config_releases, errors
 from shared.api.configuration import RolloutPlan
-from shared.config_documents import BODIES, ConfigKind, Document, PlanDocument, PolicyDocument
+from shared.config_documents import BODIES, RESTRICTING, ConfigKind, Document, PlanDocument, PolicyDocument
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
 from shared.telemetry import logs
-from shared.types import KeyId, PlanName, TenantId, UserId
+from shared.types import KeyId, TenantId, UserId
 
 #: The channel of the query ``write_config``.
 _CHANGES = "gateway_config"
@@ -27,6 +28,8 @@ _CHANGES = "gateway_config"
 MAX_VERSIONS, MAX_TENANT_VERSIONS = 1_000, 50
 #: Changes a minute of one user, over all gateways. Administrators have no limit.
 MAX_CHANGES = 20
+#: Versions of a document that are tried if the current one can't be read.
+_MAX_OLDER = 100
 #: Read before others may run; the 2,500 that there may be take 20 ms.
 _DOCUMENTS_AT_ONCE = 250
 
@@ -46,6 +49,8 @@ class StoredVersion:
     note: str
     created_at: datetime
     is_current: bool
+    #: Null in rows of release 0.3.
+    needs_release: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,8 @@ class ConfigChanges:
 
     revision: int
     documents: Mapping[DocumentKey, StoredDocument]
+    #: Those of kinds that only a newer release knows, by kind and name; None for a removed one, and for one that doesn't restrict.
+    unknown: Mapping[tuple[str, str], Unreadable | None]
 
 
 class ConfigReader:
@@ -64,19 +71,53 @@ class ConfigReader:
 
     async def changes_since(self, revision: int) -> ConfigChanges:
         documents: dict[DocumentKey, StoredDocument] = {}
+        unknown: dict[tuple[str, str], Unreadable | None] = {}
         rows = await self._source.rows("list_config_changes", revision)
         for number, row in enumerate(rows):
-            documents.update(_document(row))
+            if row["kind"] in set(ConfigKind):
+                kind = ConfigKind(row["kind"])
+                documents[kind, row["name"]] = await self._stored(kind, row)
+            else:
+                unknown[row["kind"], row["name"]] = _unknown(row)
             if number % _DOCUMENTS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return ConfigChanges(max((row["revision"] for row in rows), default=revision), documents)
+        return ConfigChanges(max((row["revision"] for row in rows), default=revision), documents, unknown)
 
-    async def plan_versions(self) -> dict[tuple[PlanName, int], PlanDocument]:
+    async def _stored(self, kind: ConfigKind, row: DatabaseRow) -> StoredDocument:
+        needed: str | None = row["needs_release"]
+        body: Document | Unreadable | None = None
+        size = 0
+        if row["body"] is not None:
+            try:
+                body = msgspec.json.decode(row["body"], type=BODIES[kind])
+            except msgspec.DecodeError as error:
+                _log_unreadable(row, str(error))
+                instead = None if kind in RESTRICTING else await self._find_older(kind, row["name"])
+                body, size = Unreadable(kind, row["name"], row["version"], needed or "", instead), len(row["body"])
+            else:
+                size = len(msgspec.json.encode(body))
+        if needed is None:
+            needed = config_releases.OLDEST if isinstance(body, Unreadable) else config_releases.find_needed(kind, row["name"], body)
+        return StoredDocument(row["version"], row["revision"], row["origin"], body, row["tenant"], size, needed)
+
+    async def _find_older(self, kind: ConfigKind, name: str) -> Document | None:
+        """Return the newest version of a document that this release can read; None if it removed the document, or if there is none."""
+        for row in await self._source.rows("list_config_versions", kind.value, name, None, False, _MAX_OLDER):
+            try:
+                return None if row["body"] is None else msgspec.json.decode(row["body"], type=BODIES[kind])
+            except msgspec.DecodeError:
+                continue  # an older one may do: this kind doesn't restrict
+        return None
+
+    async def plan_versions(self) -> PlanVersions:
         """Return all versions of plans: subscriptions keep theirs."""
-        found: dict[tuple[PlanName, int], PlanDocument] = {}
+        found: dict[tuple[str, int], PlanDocument | Unreadable] = {}
         for row in await self._source.rows("list_plan_versions"):
-            with suppress(msgspec.DecodeError):
-                found[row["name"], row["version"]] = msgspec.json.decode(row["body"], type=PlanDocument)
+            name, version = row["name"], row["version"]
+            try:
+                found[name, version] = msgspec.json.decode(row["body"], type=PlanDocument)
+            except msgspec.DecodeError:
+                found[name, version] = Unreadable(ConfigKind.PLAN, name, version, row["needs_release"] or "")
         return found
 
     async def models_revision(self) -> int:
@@ -133,10 +174,14 @@ class LockedConfig(ConfigReader):
         """Write the bodies as new versions of the next revision. ``tenant``: whose people do, see ``StoredDocument``."""
         kinds, names = [kind.value for kind, _ in bodies], [name for _, name in bodies]
         texts = [None if body is None else msgspec.json.encode(body).decode() for body in bodies.values()]
-        rows = await self.transaction.rows("write_config", kinds, names, texts, origin, author, note, tenant)
+        needed = [config_releases.find_needed(kind, name, body) for (kind, name), body in bodies.items()]
+        rows = await self.transaction.rows("write_config", kinds, names, texts, origin, author, note, tenant, needed)
         await self.transaction.run("trim_config", kinds, names, MAX_VERSIONS if tenant is None else MAX_TENANT_VERSIONS)
-        written = zip(bodies.items(), rows, strict=True)
-        return {key: StoredDocument(row["version"], row["revision"], origin, body, tenant) for (key, body), row in written}
+        written = zip(bodies.items(), rows, needed, strict=True)
+        return {
+            key: StoredDocument(row["version"], row["revision"], origin, body, tenant, needs_release=release)
+            for (key, body), row, release in written
+        }
 
     async def delete_removed(self, names: Sequence[str]) -> None:
         """Delete policies that were removed more than a day ago, with their history. Their names must never be used again."""
@@ -155,7 +200,7 @@ class ConfigStore(ConfigReader):
         return [KeyId(UUID(row["key"])) for row in await self._database.rows("list_key_policies")]
 
     async def policies_at(self, revision: int, names: Sequence[str]) -> dict[str, PolicyDocument] | None:
-        """Return policies as they were at a revision; None if a version of then is deleted, or can't be read by this release."""
+        """Return policies as they were at a revision; None if a version of then is deleted. Raises ConfigUnreadable."""
         found: dict[str, PolicyDocument] = {}
         for row in await self._database.rows("list_policies_at", list(names), revision):
             if row["version"] is None:
@@ -163,8 +208,8 @@ class ConfigStore(ConfigReader):
             if row["body"] is not None:
                 try:
                     found[row["name"]] = msgspec.json.decode(row["body"], type=PolicyDocument)
-                except msgspec.DecodeError:
-                    return None
+                except msgspec.DecodeError as error:
+                    raise Unreadable(ConfigKind.POLICY, row["name"], row["version"]).problem() from error
         return found
 
     @asynccontextmanager
@@ -189,14 +234,14 @@ class ConfigStore(ConfigReader):
                 yield
 
 
-def _document(row: DatabaseRow) -> list[tuple[DocumentKey, StoredDocument]]:
-    """Return nothing for a document of a newer release that this one can't read: the version before it stays in use here."""
-    try:
-        kind = ConfigKind(row["kind"])
-        body = None if row["body"] is None else msgspec.json.decode(row["body"], type=BODIES[kind])
-    except (ValueError, msgspec.DecodeError) as error:
-        reason = str(error) if isinstance(error, msgspec.DecodeError) else "unknown kind"
-        _log.error("a document can't be read", kind=row["kind"], name=row["name"], version=row["version"], reason=reason)
-        return []
-    size = 0 if body is None else len(msgspec.json.encode(body))
-    return [((kind, row["name"]), StoredDocument(row["version"], row["revision"], row["origin"], body, row["tenant"], size))]
+def _unknown(row: DatabaseRow) -> Unreadable | None:
+    """Return None for a document that was removed, and for one that doesn't restrict: its row says that this release may ignore it."""
+    release: str | None = row["needs_release"]
+    if row["body"] is None or (release is not None and not config_releases.is_older(config_releases.READS, release)):
+        return None
+    _log_unreadable(row, "unknown kind")
+    return Unreadable(row["kind"], row["name"], row["version"], release or "")
+
+
+def _log_unreadable(row: DatabaseRow, reason: str) -> None:
+    _log.error("a document can't be read", kind=row["kind"], name=row["name"], version=row["version"], reason=reason)

@@ -6,6 +6,7 @@ import msgspec
 
 from services.gateway.facts import config_snapshot
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts.unreadable import Unreadable
 from services.gateway.settings import GatewaySettings
 from shared.config_documents import (
     DEFAULT_MODEL,
@@ -77,14 +78,18 @@ def read_documents(settings: GatewaySettings) -> dict[DocumentKey, Document]:
 def find_changes(
     wanted: Mapping[DocumentKey, Document], current: Mapping[DocumentKey, StoredDocument], *, force: bool = False
 ) -> dict[DocumentKey, Document | None]:
-    """Return what the settings change: new documents, and those that nobody has edited by hand; with ``force`` these, too."""
+    """Return what the settings change: new documents, and those that nobody has edited by hand; with ``force`` these, too. What this
+    gateway can't read is never changed: a newer one wrote it."""
     changes: dict[DocumentKey, Document | None] = {
         key: body
         for key, body in wanted.items()
         if (stored := current.get(key)) is None or (stored.body != body and (force or stored.origin == ENVIRONMENT))
     }
-    left_out = (key for key, stored in current.items() if stored.body is not None and stored.origin == ENVIRONMENT and key not in wanted)
-    return changes | dict.fromkeys(left_out)
+    changes |= {
+        key: None for key, stored in current.items() if stored.origin == ENVIRONMENT and key not in wanted and stored.body is not None
+    }
+    unreadable = {key for key, stored in current.items() if isinstance(stored.body, Unreadable)}
+    return {key: body for key, body in changes.items() if key not in unreadable}
 
 
 def ignored_settings(settings: GatewaySettings, current: Mapping[DocumentKey, StoredDocument]) -> Iterator[str]:

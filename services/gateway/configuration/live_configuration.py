@@ -15,10 +15,11 @@ from services.gateway.facts.config_snapshot import ConfigSnapshot, DocumentKey, 
 from services.gateway.facts.guardrails import Guardrails
 from services.gateway.facts.model_routes import OpenRollout
 from services.gateway.facts.policies import Policies
+from services.gateway.facts.unreadable import Unreadable
 from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api.auth import Principal
-from shared.config_documents import KEY_POLICY, ConfigKind, Document, RouteDocument
+from shared.config_documents import KEY_POLICY, ConfigKind, Document, RouteDocument, TrustDocument, TrustMode
 from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
 from shared.types import TenantId, UserId
@@ -36,7 +37,7 @@ FindChanges = Callable[[int, Mapping[DocumentKey, StoredDocument]], Bodies]
 class ConfigOutcome:
     #: The new one, or the current one if nothing was written.
     revision: int
-    before: Bodies
+    before: Mapping[DocumentKey, Document | Unreadable | None]
     #: What differs.
     changed: Bodies
     #: Empty after a dry run.
@@ -56,6 +57,8 @@ class LiveConfiguration:
         self.documents: Mapping[DocumentKey, StoredDocument] = {}
         #: The open rollouts by route, also those that this gateway has stopped.
         self.rollouts: Mapping[str, OpenRollout] = {}
+        #: See ``ConfigChanges``.
+        self._unknown: Mapping[tuple[str, str], Unreadable | None] = {}
         self._plan_versions: PlanVersions = {}
         self._models, self._models_revision = config_snapshot.NO_MODELS, 0
         #: Rollouts that this gateway has stopped: see ``RolloutBrake``.
@@ -63,13 +66,22 @@ class LiveConfiguration:
         self.config = ConfigSnapshot()
         #: Set with each snapshot, for the deployments.
         self.changed = asyncio.Event()
+        #: Called with each snapshot.
+        self.on_snapshot: Callable[[ConfigSnapshot], None] = lambda config: None
         self._reloading = asyncio.Lock()
         #: When the snapshot was last known to be current.
         self._read_at = time.monotonic()
 
     def bodies_of(self, kind: type[Body]) -> dict[str, Body]:
-        """Return the present documents of a kind by their names."""
-        return {name: stored.body for (_, name), stored in self.documents.items() if isinstance(stored.body, kind)}
+        """Return the present documents of a kind that this gateway can read, by their names."""
+        return {name: body for (_, name), stored in self.documents.items() if isinstance(body := stored.usable, kind)}
+
+    def trust_rules(self) -> dict[str, TrustDocument]:
+        """Return the rules for workers: where this gateway can't read one, nothing may be loaded."""
+        refused = (
+            name for (kind, name), stored in self.documents.items() if kind is ConfigKind.TRUST and isinstance(stored.body, Unreadable)
+        )
+        return {**self.bodies_of(TrustDocument), **dict.fromkeys(refused, TrustDocument(mode=TrustMode.ENFORCE))}
 
     def age_seconds(self) -> float:
         """Return how long ago the snapshot was known to be current."""
@@ -100,7 +112,7 @@ class LiveConfiguration:
                 if changes.revision != self.config.revision:
                     _log.info("configuration in use", revision=changes.revision)
                     self._plan_versions = await self._store.plan_versions()
-                self.documents = self._merge(changes)
+                self.documents, self._unknown = self._merge(changes), {**self._unknown, **changes.unknown}
                 self.rollouts, self._models_revision = rollouts, models_revision
                 self._stopped.intersection_update(rollout.id for rollout in rollouts.values())
                 self._build(changes.revision)
@@ -113,12 +125,14 @@ class LiveConfiguration:
 
     def _build(self, revision: int) -> None:
         moving = {route: rollout for route, rollout in self.rollouts.items() if rollout.id not in self._stopped}
-        self.config = config_snapshot.build(revision, self.documents, moving, self._plan_versions, self._models)
+        unknown = tuple(found for found in self._unknown.values() if found is not None)
+        self.config = config_snapshot.build(revision, self.documents, moving, self._plan_versions, self._models, unknown=unknown)
         self.changed.set()
+        self.on_snapshot(self.config)
 
     async def guardrails_at(self, revision: int, caller: Principal) -> Guardrails:
         """Return the caller's guardrails at a revision, which may be newer than this gateway's; the current ones if the versions of then
-        are deleted. Raises Unavailable."""
+        are deleted. Raises Unavailable, and ConfigUnreadable."""
         documents = await self._store.policies_at(revision, policies.names_of(caller.tenant_id, caller.key_id))
         return (self.config.policies if documents is None else Policies(documents)).of(caller).guard
 

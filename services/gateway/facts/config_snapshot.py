@@ -1,7 +1,8 @@
 """The configuration of one revision, as requests use it. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -11,9 +12,12 @@ from services.gateway.facts.model_routes import OpenRollout, Route
 from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.facts.policies import Policies
 from services.gateway.facts.tiers import LimitRules, TierPlan
+from services.gateway.facts.unreadable import Unreadable
 from services.gateway.facts.upstream_prices import UpstreamPrice
+from shared import config_releases
 from shared.config_documents import (
     DEFAULT_MODEL,
+    MESH_POLICY,
     UNLIMITED,
     CatalogDocument,
     ConfigKind,
@@ -27,6 +31,7 @@ from shared.config_documents import (
     is_pattern,
 )
 from shared.limits import BY_NAME
+from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName, PlanName, TenantId, Tier
 
 #: Kind and name of a document.
@@ -42,11 +47,18 @@ class StoredDocument:
     revision: int
     origin: str
     #: None if the document was removed.
-    body: Document | None
+    body: Document | Unreadable | None
     #: Whose people wrote it, so that it counts against the tenant's bounds; None if an administrator did.
     tenant: TenantId | None = None
     #: Bytes of the body as JSON.
     size: int = 0
+    #: The oldest release whose gateways may answer requests while it is current.
+    needs_release: str = config_releases.OLDEST
+
+    @property
+    def usable(self) -> Document | None:
+        """Return what requests use: of a kind that doesn't restrict, perhaps an older version."""
+        return self.body.instead if isinstance(self.body, Unreadable) else self.body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +76,33 @@ class ConfigSnapshot:
     models: VersionedNames = field(default_factory=VersionedNames)
     #: For callers whose policy forbids ``direct_models``.
     route_names: ModelNames = field(default_factory=lambda: ModelNames({}, None, only_routes=True))
+    #: The current documents that this gateway can't read.
+    unreadable: tuple[Unreadable, ...] = ()
+    #: The names of all trust documents.
+    trusts: tuple[str, ...] = ()
+    #: The oldest release whose gateways may answer requests.
+    needs_release: str = config_releases.OLDEST
+
+    def check_models(self, models: Iterable[ModelName], workers: Iterable[DirectoryEntry]) -> None:
+        """Raise ConfigUnreadable for a model whose trust or server document can't be read."""
+        if not self.unreadable:
+            return
+        wanted = frozenset(models)
+        for model in wanted:
+            if (trust := _find_trust(model, self.trusts, self.unreadable)) is not None:
+                raise trust.problem()
+        servers = {found.name: found for found in self.unreadable if found.kind == ConfigKind.SERVER}
+        for worker in workers if servers else ():
+            for offer in worker.announcement.models:
+                if offer.name not in wanted or not offer.is_upstream:
+                    continue
+                # Nothing says which server an offer of the operator's own machines is from.
+                if (server := servers.get(offer.provider) if offer.provider else next(iter(servers.values()))) is not None:
+                    raise server.problem()
 
 
 #: Name and version of a plan's document.
-PlanVersions = Mapping[tuple[PlanName, int], PlanDocument]
+PlanVersions = Mapping[tuple[PlanName, int], PlanDocument | Unreadable]
 NO_VERSIONS: PlanVersions = MappingProxyType({})
 NO_MODELS = VersionedNames()
 NO_ROLLOUTS: Mapping[str, OpenRollout] = MappingProxyType({})
@@ -86,9 +121,12 @@ def build(
     rollouts: Mapping[str, OpenRollout] = NO_ROLLOUTS,
     plan_versions: PlanVersions = NO_VERSIONS,
     models: VersionedNames = NO_MODELS,
+    *,
+    unknown: Collection[Unreadable] = (),
 ) -> ConfigSnapshot:
-    """Build the snapshot of a revision. ``rollouts``: the open ones, by route. ``plan_versions``: all that are kept."""
-    plans: dict[PlanName, PlanDocument] = {}
+    """Build the snapshot of a revision. ``rollouts``: the open ones, by route. ``plan_versions``: all that are kept. ``unknown``: documents
+    of kinds that only a newer release knows, and that restrict."""
+    plans: dict[PlanName, PlanDocument | Unreadable] = {}
     model_limits: dict[ModelName, TierPlan] = {}
     aliases: dict[str, str] = {}
     routes: dict[str, Route] = {}
@@ -96,9 +134,10 @@ def build(
     catalog: dict[str, CatalogDocument] = {}
     default: str | None = None
     policies: dict[str, PolicyDocument] = {}
+    unreadable = _find_unreadable(documents, unknown)
     policy_revisions = {name: stored.revision for (kind, name), stored in documents.items() if kind is ConfigKind.POLICY}
     for (_, name), stored in documents.items():
-        match stored.body:
+        match stored.usable:
             case RouteDocument() as route if route.is_alias and not is_pattern(name):
                 aliases[name] = route.targets[0].model
             case RouteDocument() as route:
@@ -115,7 +154,9 @@ def build(
                 prices[ModelName(name)] = upstream_prices.compiled(price)
             case CatalogDocument() as model:
                 catalog[name] = model
-    names = ModelNames({**models.aliases, **aliases}, default, routes=routes, owners=models.owners)
+    plans |= unreadable[ConfigKind.PLAN]
+    model_limits |= _unreadable_limits(unreadable[ConfigKind.MODEL_LIMIT])
+    names = ModelNames({**models.aliases, **aliases}, default, routes=routes, owners=models.owners, unreadable=unreadable[ConfigKind.ROUTE])
     all_plans = _all_plans(plans, plan_versions)
     return ConfigSnapshot(
         revision=revision,
@@ -123,20 +164,54 @@ def build(
         route_names=replace(names, only_routes=True),
         limits=LimitRules(all_plans, model_limits),
         offers=_offers(documents, all_plans),
-        policies=Policies(policies, policy_revisions),
+        policies=Policies(policies, policy_revisions, unreadable[ConfigKind.POLICY]),
         upstream_prices=prices,
         catalog=catalog,
         models=models,
+        unreadable=tuple(chain.from_iterable(by_name.values() for by_name in unreadable.values())),
+        trusts=tuple(name for (kind, name), stored in documents.items() if kind is ConfigKind.TRUST and stored.body is not None),
+        needs_release=_find_needed(documents, unknown),
     )
 
 
-def _all_plans(documents: Mapping[PlanName, PlanDocument], versions: PlanVersions) -> dict[PlanName, TierPlan]:
+def _unreadable_limits(unreadable: Mapping[str, Unreadable]) -> dict[ModelName, TierPlan]:
+    return {ModelName(name): replace(tiers.NO_LIMITS, unreadable=found) for name, found in unreadable.items()}
+
+
+def _find_needed(documents: Mapping[DocumentKey, StoredDocument], unknown: Iterable[Unreadable]) -> str:
+    needed = {config_releases.OLDEST, *(stored.needs_release for stored in documents.values()), *(found.release for found in unknown)}
+    return max(needed, key=config_releases.order)
+
+
+def _find_unreadable(
+    documents: Mapping[DocumentKey, StoredDocument], unknown: Iterable[Unreadable]
+) -> dict[ConfigKind, dict[str, Unreadable]]:
+    found = {kind: dict[str, Unreadable]() for kind in ConfigKind}
+    for (kind, name), stored in documents.items():
+        if isinstance(stored.body, Unreadable):
+            found[kind][name] = stored.body
+    # Nobody can say whom a document of an unknown kind restricts.
+    found[ConfigKind.POLICY].update((MESH_POLICY, each) for each in unknown)
+    return found
+
+
+def _find_trust(model: ModelName, trusts: Iterable[str], unreadable: Iterable[Unreadable]) -> Unreadable | None:
+    """Return the trust document of a model if it can't be read. As ``trust_rules.find_rules``: the longest name counts."""
+    found = dict.fromkeys(trusts) | {one.name: one for one in unreadable if one.kind == ConfigKind.TRUST}
+    forms = model, model.partition("@")[0]
+    matching = [name for name in found if name in forms or (is_pattern(name) and model.startswith(name[:-1]))]
+    return found[max(matching, key=lambda name: (not is_pattern(name), len(name)))] if matching else None
+
+
+def _all_plans(documents: Mapping[PlanName, PlanDocument | Unreadable], versions: PlanVersions) -> dict[PlanName, TierPlan]:
     """Return the built-in plans, those of the documents, and their versions by names such as `pro@3`; what a plan that isn't built in
-    leaves out is as in `free`, but nobody may choose it."""
+    leaves out is as in `free`, but nobody may choose it. Nobody may choose one that can't be read either."""
     plans = dict(tiers.DEFAULTS)
 
-    def plan(name: PlanName, document: PlanDocument) -> TierPlan:
+    def plan(name: PlanName, document: PlanDocument | Unreadable) -> TierPlan:
         base = tiers.DEFAULTS[name] if name in tiers.DEFAULTS else replace(plans[Tier.FREE], for_sale=False)
+        if isinstance(document, Unreadable):
+            return replace(base, for_sale=False, unreadable=document)
         return _sold(tier_plan(base, document, f"plan {name}"), document)
 
     for name in sorted(documents, key=lambda name: (name not in tiers.DEFAULTS, name)):

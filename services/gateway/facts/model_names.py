@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from services.gateway.facts.model_routes import Route
+from services.gateway.facts.unreadable import Unreadable
 from shared.config_documents import is_pattern
 from shared.models.version_names import STABLE
 from shared.types import ModelName, TenantId
@@ -72,6 +73,8 @@ class ModelNames:
     routes: Mapping[str, Route] = field(default_factory=dict)
     #: See ``VersionedNames``.
     owners: Mapping[str, TenantId] = field(default_factory=dict)
+    #: The routes and aliases that this gateway can't read, by name.
+    unreadable: Mapping[str, Unreadable] = field(default_factory=dict)
     #: Models of others, whose versions don't exist for the caller.
     hidden: frozenset[str] = frozenset()
 
@@ -92,16 +95,24 @@ class ModelNames:
         return tuple(alias for alias, name in self.aliases.items() if name == model and _DIGEST not in alias)
 
     def find_route(self, wanted: ModelName | None) -> Route | None:
-        """Return the route that a request names, or the default if it names none; None for a served model or an alias."""
+        """Return the route that a request names, or the default if it names none; None for a served model or an alias. Raises
+        ConfigUnreadable."""
         requested = wanted or self.default or ""
+        for name in spellings(requested):
+            if name not in self.routes and (unreadable := self.unreadable.get(name)) is not None:
+                raise unreadable.problem()
         return next((self.routes[name] for name in spellings(requested) if name in self.routes), None)
 
     def find_pattern(self, requested: ModelName) -> Route | None:
-        """Return the route with the longest pattern for a name that is not served; None for the alias of a model that isn't."""
+        """Return the route with the longest pattern for a name that is not served; None for the alias of a model that isn't. Raises
+        ConfigUnreadable."""
         if not self.aliases.keys().isdisjoint(spellings(requested)):
             return None
-        found = (name for name in self.routes if is_pattern(name) and requested.startswith(name[:-1]))
-        return self.routes.get(max(found, key=len, default=""))
+        found = (name for name in (*self.routes, *self.unreadable) if is_pattern(name) and requested.startswith(name[:-1]))
+        longest = max(found, key=len, default="")
+        if longest in self.unreadable:
+            raise self.unreadable[longest].problem()
+        return self.routes.get(longest)
 
     def public_name(self, wanted: ModelName | None, model: ModelName) -> ModelName:
         """Return the name under which a caller knows the served model that it asked for."""

@@ -14,6 +14,7 @@ import msgspec
 from services.gateway.facts import guardrails, placements, upstream_prices
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.facts.placements import ANYWHERE, Placement
+from services.gateway.facts.unreadable import Unreadable
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.ledger import ModelPrice
@@ -142,15 +143,23 @@ class Policies:
     documents: Mapping[str, PolicyDocument] = field(default_factory=dict)
     #: The revision that last changed or removed each of them.
     revisions: Mapping[str, int] = field(default_factory=dict)
+    #: The documents that this gateway can't read, by name.
+    unreadable: Mapping[str, Unreadable] = field(default_factory=dict)
     #: Combined before.
     _known: dict[tuple[str | None, str | None, bool], Policy] = field(default_factory=dict, compare=False, repr=False)
 
     def of(self, caller: Principal, *, forbids_external: bool = False) -> Policy:
+        """Raises ConfigUnreadable."""
         return self.find(caller.tenant_id, caller.key_id, forbids_external=forbids_external)
 
     def find(self, tenant: TenantId | None, key: KeyId | None = None, *, forbids_external: bool = False) -> Policy:
-        """Return the policy of an organization and a key; None stands for one without its own rules."""
-        _mesh, _default, of_tenant, of_key = names_of(tenant, key)
+        """Return the policy of an organization and a key; None stands for one without its own rules. Raises ConfigUnreadable."""
+        mesh, default, of_tenant, of_key = names_of(tenant, key)
+        if self.unreadable:
+            base = default if of_tenant not in self.documents else of_tenant
+            for name in (mesh, of_tenant, base, of_key):
+                if (found := self.unreadable.get(name)) is not None:
+                    raise found.problem()
         names = of_tenant if of_tenant in self.documents else None, of_key if of_key in self.documents else None
         known = self._known.get((*names, forbids_external))
         if known is None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from services.gateway.facts.unreadable import Unreadable
 from shared import limits
 from shared.api.ledger import MICRO
 from shared.config_documents import Flex
@@ -46,6 +47,8 @@ class TierPlan:
     paddle_price: str | None = None
     #: It includes tokens, which an account gets once it has verified its address.
     withholds_tokens: bool = False
+    #: Its document, if this gateway can't read it: then the numbers are only defaults.
+    unreadable: Unreadable | None = None
     #: The setting that defines each number; missing ones are defaults.
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -90,8 +93,10 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
 def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits: bool = False, has_free_tokens: bool = True) -> TierPlan:
     """Return the tier's plan, or its version, as in `pro@3`; that of `free` if the configuration has lost it. An organization that shares
     its founder's limits gets no tokens, and a user who may not have free ones gets those of a plan with a fee: otherwise people could found
-    organizations, or register again, to get more."""
+    organizations, or register again, to get more. Raises ConfigUnreadable."""
     plan = plans.get(tier) or plans.get(name_of(tier)) or plans[Tier.FREE]
+    if plan.unreadable is not None:
+        raise plan.unreadable.problem()
     if shares_limits:
         return replace(plan, included_tokens=0)
     if not has_free_tokens and plan.fee_micro == 0 and plan.included_tokens != 0:

@@ -47,6 +47,7 @@ class StoredItems:
         self._source = source
 
     def allows(self, caller: Principal) -> bool:
+        """Raises ConfigUnreadable."""
         return self._source.config.policies.of(caller).store_items.value
 
     def allows_prompts(self, caller: Principal) -> bool:

@@ -124,8 +124,13 @@ def caller_limits(principal: Principal, plan: TierPlan) -> tuple[RequestLimit, .
 
 
 def model_limits(model: ModelName, models: Mapping[ModelName, TierPlan]) -> tuple[RequestLimit, ...]:
-    """Return the limits that apply to all callers of the model."""
-    return _scope_limits(LimitScope.MODEL, model, models[model]) if model in models else ()
+    """Return the limits that apply to all callers of the model. Raises ConfigUnreadable."""
+    limits = models.get(model)
+    if limits is None:
+        return ()
+    if limits.unreadable is not None:
+        raise limits.unreadable.problem()
+    return _scope_limits(LimitScope.MODEL, model, limits)
 
 
 def _scope_limits(scope: LimitScope, owner: str, plan: TierPlan | ApiKeyLimits) -> tuple[RequestLimit, ...]:

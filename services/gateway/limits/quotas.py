@@ -215,8 +215,10 @@ class Quotas:
                 return
 
     async def read(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[LimitState, ...]:
-        """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting."""
-        limited = self._read_rules().models
+        """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting.
+
+        Raises ConfigUnreadable for the caller's plan; a model whose limits can't be read is left out."""
+        limited = {model: plan for model, plan in self._read_rules().models.items() if plan.unreadable is None}
         found = self.limits(principal, *(model for model in limited if is_open(model)))
         verdict = await self._ask(partial(self._valkey.read, found, tokens=0)) if found else LimitVerdict(admitted=True, counts=())
         if verdict is None:
@@ -225,7 +227,7 @@ class Quotas:
         return limit_rules.states(found, verdict.counts)
 
     def limits(self, principal: Principal, *models: ModelName) -> tuple[RequestLimit, ...]:
-        """Return every limit that a request of this caller to these models counts against."""
+        """Return every limit that a request of this caller to these models counts against. Raises ConfigUnreadable."""
         rules = self._read_rules()
         limits = limit_rules.caller_limits(principal, tiers.plan_of(rules.plans, principal.tier))
         for model in models:

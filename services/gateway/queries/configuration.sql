@@ -4,7 +4,7 @@ SELECT revision FROM config_revision FOR UPDATE;
 
 -- name: list_config_changes
 -- List the current documents that have changed since a revision, oldest change first. Release 0.5 drops the - 'credits': see 0048 and 0049.
-SELECT kind, name, version, revision, (body - 'credits')::text AS body, origin, tenant
+SELECT kind, name, version, revision, (body - 'credits')::text AS body, origin, tenant, needs_release
 FROM config_current
 JOIN config_versions USING (kind, name, version)
 WHERE revision > $1
@@ -25,7 +25,7 @@ WHERE then_current.version IS NOT NULL OR oldest.version > 1;
 
 -- name: list_plan_versions
 -- List all versions of plans.
-SELECT name, version, (body - 'credits')::text AS body FROM config_versions WHERE kind = 'plan' AND body IS NOT NULL;
+SELECT name, version, (body - 'credits')::text AS body, needs_release FROM config_versions WHERE kind = 'plan' AND body IS NOT NULL;
 
 -- name: write_config
 -- Write new versions as the next revision, make them current, and notify all gateways; return the versions in the order of the arguments.
@@ -33,9 +33,9 @@ WITH next AS (
     UPDATE config_revision SET revision = revision + 1 RETURNING revision
 ),
 written AS (
-    INSERT INTO config_versions (kind, name, version, revision, body, origin, author, note, tenant)
-    SELECT given.kind, given.name, coalesce(current.version, 0) + 1, next.revision, given.body::jsonb, $4, $5, $6, $7
-    FROM unnest($1::text[], $2::text[], $3::text[]) AS given (kind, name, body)
+    INSERT INTO config_versions (kind, name, version, revision, body, origin, author, note, tenant, needs_release)
+    SELECT given.kind, given.name, coalesce(current.version, 0) + 1, next.revision, given.body::jsonb, $4, $5, $6, $7, given.needs_release
+    FROM unnest($1::text[], $2::text[], $3::text[], $8::text[]) AS given (kind, name, body, needs_release)
     CROSS JOIN next
     LEFT JOIN config_current AS current ON current.kind = given.kind AND current.name = given.name
     RETURNING kind, name, version, revision
@@ -86,7 +86,7 @@ DELETE FROM config_versions USING removed WHERE config_versions.kind = 'policy' 
 -- name: list_config_versions
 -- List versions, newest first; of all documents if the kind or name is null, and all versions if the version is.
 SELECT
-    kind, name, listed.version, listed.revision, (body - 'credits')::text AS body, origin, author, note, created_at,
+    kind, name, listed.version, listed.revision, (body - 'credits')::text AS body, origin, author, note, created_at, needs_release,
     current.version IS NOT NULL AS is_current
 FROM config_versions AS listed
 LEFT JOIN config_current AS current USING (kind, name, version)

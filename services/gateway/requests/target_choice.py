@@ -59,14 +59,14 @@ class TargetSearch:
 
     async def find(self, run: Run, asked: Asked[Any, Any], caller: CallerContext) -> TargetChoice:
         """Return the targets; without a route, the run's attempts name the model also if the caller may not use it. Wait briefly if the
-        model's workers may return soon. Raises UnknownModel, NotReachable, NotAllowed, PolicyForbidden or ContextExceeded, and BadRequest
-        for another task than that of the model or route, or for several that could moderate."""
+        model's workers may return soon. Raises UnknownModel, NotReachable, NotAllowed, PolicyForbidden, ContextExceeded or
+        ConfigUnreadable, and BadRequest for another task than that of the model or route, or for several that could moderate."""
         default = routing.find_moderation(caller.names, caller.policy.allows_name) if asked.moderates and not asked.request.model else None
         wanted: ModelName | None = asked.request.model or default
         facts = _facts(run, asked)
         gives_up_at = self.clock() + self.worker_wait_seconds
         requested = ModelName(wanted or caller.names.default or "")
-        route = caller.names.find_route(wanted) if caller.names.routes else None
+        route = caller.names.find_route(wanted)
         if route is not None and not caller.policy.allows_name(route.name):
             route = None
         while True:
@@ -74,11 +74,11 @@ class TargetSearch:
                 if route is None and asked.moderates:
                     raise routing.no_moderation(wanted)
                 if route is None:
-                    return self._find_served(run.attempts, caller, wanted, facts)
+                    return self._readable(self._find_served(run.attempts, caller, wanted, facts), caller)
                 routing.ensure_task(route, moderates=asked.moderates)
                 unit = facts.unit or self._unit(route.sticky, run, asked)
                 facts = msgspec.structs.replace(facts, unit=unit)
-                choice = self._find_targets(route, facts, caller)
+                choice = self._readable(self._find_targets(route, facts, caller), caller)
                 return msgspec.structs.replace(choice, model=requested) if is_pattern(route.name) else choice
             except errors.UnknownModel:
                 if route is not None or not caller.policy.allows_name(requested):
@@ -93,6 +93,11 @@ class TargetSearch:
                 if now >= gives_up_at or not (now < self.discovery_ends_at or may_return):
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def _readable(self, choice: TargetChoice, caller: CallerContext) -> TargetChoice:
+        """Raises ConfigUnreadable."""
+        caller.config.check_models(choice.models, self.directory.usable(Role.WORKER))
+        return choice
 
     def resolve(self, wanted: ModelName | None, names: ModelNames, policy: Policy) -> ModelName:
         """Return the served model that a request names, as ``routing.resolve`` does."""

@@ -1,23 +1,25 @@
 """Administrators' RPC for the configuration: apply, export, history and rollback."""
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
-from services.gateway.configuration import config_checks, config_file, environment
+from services.gateway.configuration import config_checks, config_file, environment, lost_restrictions
 from services.gateway.configuration.config_store import ConfigStore, StoredVersion
 from services.gateway.configuration.live_configuration import Bodies, ConfigOutcome, LiveConfiguration
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
+from services.gateway.facts.unreadable import Unreadable
 from services.gateway.servers import Servers
 from services.gateway.settings import GatewaySettings
-from shared import errors, yaml_text
+from shared import config_releases, errors, yaml_text
 from shared.api import business
 from shared.api import configuration as api
 from shared.config_documents import BODIES, ConfigKind, Document, RouteDocument
+from shared.protocol.directory import DirectoryEntry
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, UserId
@@ -29,7 +31,7 @@ _MOST_BODIES = 10
 
 @dataclass(frozen=True, slots=True)
 class ConfigRpc:
-    """``served`` returns the models that workers serve now."""
+    """``served`` returns the models that workers serve now, ``gateways`` the gateways that are known."""
 
     live: LiveConfiguration
     store: ConfigStore
@@ -38,6 +40,7 @@ class ConfigRpc:
     audit_reporting: AuditReporting
     servers: Servers
     served: Callable[[], Collection[ModelName]]
+    gateways: Callable[[], Iterable[DirectoryEntry]]
 
     @serves(api.apply_config)
     async def apply(self, request: api.ApplyConfig, call: RpcCall) -> api.AppliedConfig:
@@ -56,10 +59,16 @@ class ConfigRpc:
                 raise errors.AlreadyExists(
                     f"there is a {taken[0][0].value} {taken[0][1]!r} already", hint="choose another name, or replace it"
                 )
-            unnamed = dict.fromkeys(
-                key for key, stored in current.items() if stored.body is not None and stored.tenant is None and key not in bodies
-            )
-            return {**bodies, **unnamed} if request.prune else bodies
+            unnamed = {
+                key: stored.body
+                for key, stored in current.items()
+                if stored.body is not None and stored.tenant is None and key not in bodies
+            }
+            for body in unnamed.values() if request.prune else ():
+                if isinstance(body, Unreadable):
+                    # The export that is applied again lacks it, too.
+                    raise body.problem()
+            return {**bodies, **dict.fromkeys(unnamed)} if request.prune else bodies
 
         return await self._change(call, find_changes, request, origin="applied", note=request.note, warnings=warnings)
 
@@ -92,8 +101,10 @@ class ConfigRpc:
     async def export(self, _request: api.ExportConfig, _call: RpcCall) -> api.ExportedConfig:
         await self.live.reload()
         documents = self.live.documents
-        bodies = {key: stored.body for key, stored in documents.items() if stored.body is not None and stored.tenant is None}
+        present = {key: stored.body for key, stored in documents.items() if stored.body is not None and stored.tenant is None}
+        bodies = {key: body for key, body in present.items() if not isinstance(body, Unreadable)}
         text = await asyncio.to_thread(config_file.write, bodies)
+        text = "".join(f"# {body.problem().message}\n" for body in present.values() if isinstance(body, Unreadable)) + text
         return api.ExportedConfig(self.live.config.revision, text, tuple(environment.ignored_settings(self.settings, documents)))
 
     @serves(api.list_config_versions)
@@ -139,8 +150,25 @@ class ConfigRpc:
         return api.AppliedConfig(
             done.revision,
             tuple(_compare(done)),
-            (*warnings, *config_checks.warnings(done.changed, routes, self.served())),
+            (
+                *warnings,
+                *config_checks.warnings(done.changed, routes, self.served()),
+                *lost_restrictions.find(done.before, done.changed),
+                *self._find_cut(done),
+            ),
         )
+
+    def _find_cut(self, done: ConfigOutcome) -> Iterator[str]:
+        """Yield what the change keeps out: releases, and gateways of them that run now."""
+        for (kind, name), body in done.changed.items():
+            before = done.before.get((kind, name))
+            needed = config_releases.find_needed(kind, name, body)
+            if isinstance(before, Unreadable) or not config_releases.is_older(config_releases.find_needed(kind, name, before), needed):
+                continue
+            line = f"{kind.value} {name}: gateways of releases before {needed} can't read it, and are cut off while it is current"
+            cut = (entry.announcement for entry in self.gateways() if entry.alive)
+            running = [each.node[:12] for each in cut if config_releases.is_older(each.reads_release, needed)]
+            yield f"{line}; {', '.join(running)} now" if running else line
 
 
 async def name_authors(rpc: RpcClient, authors: Set[UserId | None], call: RpcCall) -> dict[UserId | None, str]:
@@ -174,6 +202,8 @@ def _readable(version: StoredVersion) -> object:
 
 
 def _yaml(body: object) -> str | None:
+    if isinstance(body, Unreadable):
+        return f"# {body.problem().message}\n"
     return None if body is None else yaml_text.render(msgspec.to_builtins(body))
 
 
@@ -190,4 +220,14 @@ def _wire(version: StoredVersion, author: str, *, body: bool) -> api.ConfigVersi
         note=version.note,
         created_at=version.created_at,
         is_current=version.is_current,
+        needs_release=_needs_release(version),
     )
+
+
+def _needs_release(version: StoredVersion) -> str:
+    if version.needs_release is not None:
+        return version.needs_release
+    try:
+        return config_releases.find_needed(version.kind, version.name, _decode(version.kind, version.body))
+    except msgspec.DecodeError:
+        return ""

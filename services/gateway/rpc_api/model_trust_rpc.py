@@ -8,7 +8,6 @@ from services.gateway.models.registry_store import RegistryStore
 from shared import errors
 from shared.api import model_trust as api
 from shared.api import models
-from shared.config_documents import TrustDocument
 from shared.models import manifest, trust_bundle
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
@@ -23,16 +22,16 @@ class ModelTrustRpc:
 
     @serves(api.take_trust)
     async def take(self, request: api.TakeTrust, _call: RpcCall) -> api.TakenTrust:
-        return api.TakenTrust(self.live.bodies_of(TrustDocument), await self.store.list_signatures(request.versions))
+        return api.TakenTrust(self.live.trust_rules(), await self.store.list_signatures(request.versions))
 
     @serves(api.read_model_trust)
     async def read(self, request: api.ReadModelTrust, call: RpcCall) -> api.ModelTrust:
         """Raises NotFound."""
         if request.model is None:
-            return api.ModelTrust(self.live.bodies_of(TrustDocument))
+            return api.ModelTrust(self.live.trust_rules())
         found = (await self.registry.list(models.ListModelVersions(request.model, request.version), call)).versions
         known = (await self.store.list_signatures([found[0].name]))[found[0].name]
-        return api.ModelTrust(self.live.bodies_of(TrustDocument), await self.registry.read_manifest(known.digest), known.signatures)
+        return api.ModelTrust(self.live.trust_rules(), await self.registry.read_manifest(known.digest), known.signatures)
 
     @serves(api.sign_model_version)
     async def sign(self, request: api.SignModelVersion, call: RpcCall) -> models.ModelVersion:

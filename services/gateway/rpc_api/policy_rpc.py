@@ -11,6 +11,7 @@ from services.gateway.configuration import config_checks
 from services.gateway.configuration.live_configuration import Bodies, LiveConfiguration
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.facts.policies import BUILT_IN, NameLists, Policy
+from services.gateway.facts.unreadable import Unreadable
 from services.gateway.guard import guard_checks, guard_test, own_patterns
 from services.gateway.limits.quotas import Quotas
 from shared import access_table, amounts, errors
@@ -82,15 +83,14 @@ class PolicyRpc:
         key: DocumentKey = ConfigKind.POLICY, request.name
 
         def check(_revision: int, documents: Mapping[DocumentKey, StoredDocument]) -> Bodies:
-            version = documents[key].version if key in documents else 0
+            version, _ = _version_of(documents.get(key))
             if request.expected_version not in (None, version):
                 raise errors.AlreadyExists(
                     f"the policy {request.name} has changed: it is at version {version}, not {request.expected_version}",
                     hint="read it with `aicli policy show`, then change it again",
                 )
             if request.policy is not None and request.name.startswith((ORGANIZATION_POLICY, KEY_POLICY)):
-                mesh = documents.get((ConfigKind.POLICY, MESH_POLICY))
-                _check_ceiling(request.policy, mesh.body if mesh is not None and isinstance(mesh.body, PolicyDocument) else None)
+                _check_ceiling(request.policy, _version_of(documents.get((ConfigKind.POLICY, MESH_POLICY)))[1])
             return {key: request.policy}
 
         await self._live.change(check, origin="applied", author=call.principal.user_id, note=request.note, tenant=rights.tenant)
@@ -127,11 +127,7 @@ class PolicyRpc:
         return self._live.config.policies.find(tenant, key)
 
     def _state(self, name: str, *, may_change: bool) -> api.PolicyState:
-        stored = self._live.documents.get((ConfigKind.POLICY, name))
-        if stored is None:
-            return api.PolicyState(name, 0, None, may_change)
-        assert stored.body is None or isinstance(stored.body, PolicyDocument)  # by its kind
-        return api.PolicyState(name, stored.version, stored.body, may_change)
+        return api.PolicyState(name, *_version_of(self._live.documents.get((ConfigKind.POLICY, name))), may_change)
 
     async def _find_rights(self, name: str, call: RpcCall) -> "_Rights":
         """Raises NotFound if the caller may not even read it."""
@@ -161,6 +157,16 @@ class PolicyRpc:
             if each.id == key and each.is_active and (each.expires_at is None or each.expires_at > now):
                 return each
         raise errors.NotFound(f"you have no active key {key}; a key's policy ends with it", hint="see `aicli keys list`")
+
+
+def _version_of(stored: StoredDocument | None) -> tuple[int, PolicyDocument | None]:
+    """Return the current version of a policy, 0 if there never was one. Raises ConfigUnreadable."""
+    if stored is None:
+        return 0, None
+    if isinstance(stored.body, Unreadable):
+        raise stored.body.problem()
+    assert stored.body is None or isinstance(stored.body, PolicyDocument)  # by its kind
+    return stored.version, stored.body
 
 
 def _id(name: str, prefix: str) -> UUID:

@@ -127,7 +127,7 @@ async def gateway(mesh: Mesh, postgres_url: str, **variables: str) -> AsyncItera
         tasks.create_task(live.watch())
         found = Servers(live, rpc, trust, settings.prompt_hash_secret)
         reporting = AuditReporting(rpc)
-        one = Gateway(live, found, ConfigRpc(live, tables, settings, rpc, reporting, found, served=list), tables)
+        one = Gateway(live, found, ConfigRpc(live, tables, settings, rpc, reporting, found, served=list, gateways=list), tables)
         mesh.gateways[trust.me.id] = one
         yield one
         await reporting.send()

@@ -50,7 +50,7 @@ def config_rpc(governed: Governed) -> ConfigRpc:
     governed.fake.answers[business.name_users.name] = names
     settings = config.load(GatewaySettings, GIVEN)
     live, rpc = governed.live, governed.fake
-    return ConfigRpc(live, governed.tables, settings, rpc, AuditReporting(rpc), no_servers(live, rpc), served=list)
+    return ConfigRpc(live, governed.tables, settings, rpc, AuditReporting(rpc), no_servers(live, rpc), served=list, gateways=list)
 
 
 def names_of(size: int) -> list[str]:

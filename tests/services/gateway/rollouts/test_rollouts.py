@@ -154,7 +154,9 @@ def opened(postgres_url: str) -> Open:
             running: dict[Run, float] = {}
             yield Gateway(
                 live,
-                ConfigRpc(live, tables, settings, fake, reporting, no_servers(live, fake), served=lambda: [ModelName("smollm2")]),
+                ConfigRpc(
+                    live, tables, settings, fake, reporting, no_servers(live, fake), served=lambda: [ModelName("smollm2")], gateways=list
+                ),
                 RolloutsRpc(live, tables, rollouts, fake, reporting),
                 RolloutRunner(
                     live,

@@ -1,7 +1,7 @@
 """The configuration on a real PostgreSQL: two gateways, two administrators, history and rollback."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from shared.api import audit, business
 from shared.api import configuration as api
 from shared.api.method import Nothing
 from shared.config_documents import ConfigKind, PlanDocument
+from shared.protocol.directory import DirectoryEntry
 from shared.rpc.audit_reporting import AuditReporting
 from shared.stores import migrations
 from shared.types import ModelName, Tier, UserId, UserRole
@@ -59,7 +60,9 @@ OpenGateway = Callable[..., Any]
 @pytest.fixture
 def opened(postgres_url: str) -> OpenGateway:
     @asynccontextmanager
-    async def open_gateway(*, poll_seconds: float = 3600.0, watches: bool = True, **variables: str) -> AsyncIterator[Gateway]:
+    async def open_gateway(
+        *, poll_seconds: float = 3600.0, watches: bool = True, gateways: Sequence[DirectoryEntry] = (), **variables: str
+    ) -> AsyncIterator[Gateway]:
         settings = config.load(GatewaySettings, GIVEN | variables)
         acts: list[audit.AuditedAct] = []
 
@@ -78,7 +81,9 @@ def opened(postgres_url: str) -> OpenGateway:
             await live.start(settings)
             watching = tasks.create_task(live.watch()) if watches else None
             reporting = AuditReporting(fake)
-            rpc = ConfigRpc(live, tables, settings, fake, reporting, no_servers(live, fake), served=lambda: [ModelName("smollm2")])
+            rpc = ConfigRpc(
+                live, tables, settings, fake, reporting, no_servers(live, fake), lambda: [ModelName("smollm2")], lambda: gateways
+            )
             yield Gateway(live, tables, rpc, acts, reporting)
             if watching is not None:
                 watching.cancel()
