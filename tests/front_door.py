@@ -76,6 +76,8 @@ class FrontDoor:
             raise errors.BadTicket("the ticket is unknown", hint="ask for a new one")
         if not node_keys.verify(node, "enroll", text, request.node_signature):
             raise errors.BadTicket("the node's signature is wrong")
+        if request.role not in (None, offer.role):
+            raise errors.BadTicket(f"this ticket is for a {offer.role}, not a {request.role}", hint=f"ask for a {request.role} ticket")
         if node in self.revoked:
             raise errors.NodeRevoked("this node was revoked")
         if node not in self.members:

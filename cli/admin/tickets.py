@@ -141,10 +141,12 @@ def _explain(made: "NewTicket") -> None:
     places = "" if row.active_most is None else f", {row.active_most} at once,"
     where = "On that machine" if row.uses == 1 else "On each machine"
     printing.note(f"The ticket admits {machines}{places} and expires {printing.moment(row.expires_at)}. Anyone who has it can use it.")
-    printing.note(f"{where}: {COMMANDS[row.role]}")
     if made.install:
-        printing.note(f"Without aimesh there: {made.install}")
-    elif made.install_needs:
+        printing.note(f"{where}, in a terminal: {made.install}")
+        printing.note(f"Or in a checkout of aimesh there: {COMMANDS[row.role]}")
+    else:
+        printing.note(f"{where}: {COMMANDS[row.role]}")
+    if made.install_needs:
         printing.note(f"There is no line that installs aimesh there: {made.install_needs}")
     if row.role is Role.WORKER and not row.accept_models:
         printing.note("Administrators may not put models on it, unless its owner allows it: aicli admin nodes accept-models ID")

@@ -190,7 +190,7 @@ async def finish(folder: Folder, kept: "MembershipFile", report: Callable[[str],
     from shared.node import enrollment, membership_file
 
     found = await enrollment.renew_as_newcomer(kept, node_keys.load(folder.key), report)
-    _check_role(found)
+    enrollment.check_role(found.role, Role.WORKER)
     membership_file.save(folder.membership, found)
     return found
 
@@ -207,14 +207,7 @@ async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", repor
         return kept
 
     joined = await enroll_new_key(folder.new_key, ticket, replace(node, on_pending=adopt), report)
-    found = membership_file.of(joined, folder.kept())
-    try:
-        _check_role(found)
-    except errors.BadTicket:
-        # auth knows this key under another role now.
-        folder.new_key.unlink(missing_ok=True)
-        raise
-    return adopt(found)
+    return adopt(membership_file.of(joined, folder.kept()))
 
 
 async def enroll_new_key(key: Path, ticket: "Ticket", node: "EnrollingNode", report: Callable[[str], None]) -> "Membership":
@@ -222,9 +215,12 @@ async def enroll_new_key(key: Path, ticket: "Ticket", node: "EnrollingNode", rep
     from shared.identity import node_keys, private_file
     from shared.node import enrollment
 
+    def forget() -> None:
+        key.unlink()
+
     def load(*, anew: bool) -> "NodeKey":
         if anew:
-            key.unlink()
+            forget()
         private_file.create(key, node_keys.new_seed)
         return node_keys.load(key)
 
@@ -233,12 +229,10 @@ async def enroll_new_key(key: Path, ticket: "Ticket", node: "EnrollingNode", rep
     except errors.NodeRevoked:
         # The key is from an earlier attempt, whose node was revoked since.
         return await enrollment.enroll(ticket, load(anew=True), node, report)
-
-
-def _check_role(kept: "MembershipFile") -> None:
-    if kept.role is not Role.WORKER:
-        hint = "ask for a worker ticket: aicli admin tickets create --role worker"
-        raise errors.BadTicket(f"this ticket is for a {kept.role}, not a worker", hint=hint)
+    except errors.BadTicket:
+        # An auth of version 0.3 may know it under another role now.
+        forget()
+        raise
 
 
 def _is_of(folder: Folder, ticket: "Ticket") -> bool:

@@ -13,7 +13,6 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
-from shared import errors
 from shared.types import Role
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def connect(here: CliContext, /, ticket: str, *, name: str | None, api_key_stdin
 
 
 async def _enroll(files: _Files, ticket: "Ticket", report: Callable[[str], None]) -> None:
-    """Save key and membership. Raises what ``enrollment.enroll`` raises, and BadTicket if the ticket is not for a client."""
+    """Save key and membership. Raises what ``enrollment.enroll`` raises."""
     import platform
 
     from cli.machines import join
@@ -85,10 +84,6 @@ async def _enroll(files: _Files, ticket: "Ticket", report: Callable[[str], None]
 
     files.profile.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    found = await join.enroll_new_key(files.new_key, ticket, enrollment.EnrollingNode(platform.node()), report)
-    if found.role is not Role.CLIENT:
-        files.new_key.unlink()
-        hint = "ask for a client ticket: aicli admin tickets create --role client"
-        raise errors.BadTicket(f"this ticket is for a {found.role}, not a client, and is now used", hint=hint)
+    found = await join.enroll_new_key(files.new_key, ticket, enrollment.EnrollingNode(Role.CLIENT, platform.node()), report)
     membership_file.save(files.mesh, membership_file.of(found))
     files.new_key.replace(files.key)

@@ -184,7 +184,7 @@ def _member(here: CliContext, folder: "Folder", ticket: str | None, labels: Mapp
         read = join.read_ticket(ticket, here.folder)
         join.prepare(folder)
         join.claim(folder)
-        return interrupts.run(join.join(folder, read, enrollment.EnrollingNode(name or platform.node(), labels), report))
+        return interrupts.run(join.join(folder, read, enrollment.EnrollingNode(Role.WORKER, name or platform.node(), labels), report))
     kept = folder.kept()
     if kept is None:
         raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint="to join a mesh: aicli worker --join TICKET")

@@ -52,6 +52,8 @@ class EnrollNode(Body, frozen=True):
     #: The machine's name.
     name: Annotated[str, msgspec.Meta(max_length=100)] = ""
     labels: Labels = msgspec.field(default_factory=dict)
+    #: What the machine is to become: a ticket for another role is refused and stays unused. None from a version before 0.4.
+    role: Role | None = None
 
 
 class RenewCertificate(Body, frozen=True):
@@ -117,7 +119,7 @@ class NewTicket(Body, frozen=True, omit_defaults=False):
     row: TicketRow
     #: Such as: other machines cannot reach a DHT on loopback.
     warnings: tuple[str, ...] = ()
-    #: For a worker: the line that installs it on a machine without aimesh; empty if it wouldn't work.
+    #: For a worker or a client: the line that installs it and uses the ticket; empty if it wouldn't work.
     install: str = ""
     #: Why there is no such line, and what to do.
     install_needs: str = ""

@@ -1,6 +1,7 @@
 """Write the line that installs aimesh on another machine: pages, `aicli admin tickets create` and `make up` show the same one. Pure."""
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -18,12 +19,22 @@ PublicKeyPin = Annotated[
 ]
 
 
-def make(address: str, *, pin: str | None = None, ticket: str | None = None, redirects: bool = False) -> str:
+def make(
+    address: str,
+    *,
+    pin: str | None = None,
+    ca_file: Path | None = None,
+    ticket: str | None = None,
+    is_client: bool = False,
+    redirects: bool = False,
+) -> str:
     """Return the line for the mesh at this address, such as https://ai.example.org, or for a release, whose files are behind redirects.
 
-    ``pin`` is for a certificate that no public authority signed: base64 of the SHA-256 of its key. ``ticket`` makes the machine a worker.
+    For a certificate that no public authority signed, ``pin`` is base64 of the SHA-256 of its key, or ``ca_file`` has it. ``ticket`` makes
+    the machine a worker, or with ``is_client`` a client, which connects as workers do.
     """
     # With -k, curl accepts any certificate, and --pinnedpubkey only the one with this key.
     trust = ("-fsSL" if redirects else "-fsS") if pin is None else f"-fsSk --pinnedpubkey sha256//{pin}"
+    trust += "" if ca_file is None else f" --cacert {shlex.quote(str(ca_file))}"
     arguments = "" if ticket is None else f" -s -- {shlex.quote(ticket)}"
-    return f"curl {trust} {address.rstrip('/')}/install.sh | sh{arguments}"
+    return f"curl {trust} {address.rstrip('/')}/install.sh | {'AIMESH_MESH=1 ' if is_client else ''}sh{arguments}"

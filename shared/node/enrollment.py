@@ -110,6 +110,8 @@ class EnrollmentOptions:
 class EnrollingNode:
     """What a machine says about itself when it joins."""
 
+    #: What it is to become.
+    role: Role
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     #: Called with what to save while an administrator still has to approve. After that the ticket is not needed.
@@ -131,7 +133,7 @@ async def enroll(
 
     def use(auth: Peer) -> contract.EnrollNode:
         text = tickets.use_text(ticket.id, key.id, auth.node, auth.channel)
-        ours = newcomer.name[:100], dict(newcomer.labels)
+        ours = newcomer.name[:100], dict(newcomer.labels), newcomer.role
         return contract.EnrollNode(ticket.id, ticket.key.sign("enroll", text), key.sign("enroll", text), *ours)
 
     trust = Trust(key, Role.NEWCOMER, route.authorities)
@@ -152,7 +154,15 @@ async def enroll(
                 )
             )
             found = await session.wait_for_approval(pending)
+    check_role(found.role, newcomer.role)
     return _checked(found, route, key, report, options)
+
+
+def check_role(found: Role, wanted: Role) -> None:
+    """Raise BadTicket if this is another role. Auth refuses such a ticket before it is used, except an auth of version 0.3."""
+    if found is not wanted:
+        hint = f"ask for a {wanted} ticket: aicli admin tickets create --role {wanted}"
+        raise errors.BadTicket(f"this ticket is for a {found}, not a {wanted}, and is now used", hint=hint)
 
 
 async def renew_as_newcomer(
@@ -429,14 +439,9 @@ async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSetting
     ticket = msgspec.structs.replace(ticket, nats=(settings.nats_url,))
     options = EnrollmentOptions(nats_files=settings.nats_files, software=me.software)
     try:
-        joined = await enroll(ticket, me.key, EnrollingNode(socket.gethostname()), _log_progress, options)
+        joined = await enroll(ticket, me.key, EnrollingNode(me.role, socket.gethostname()), _log_progress, options)
     except NatsLoginRefused as error:
         raise errors.BadSettings(f"this node cannot join with the ticket in JOIN_TICKET_FILE: {error.message}", hint=error.hint) from error
-    if joined.role is not me.role:
-        raise errors.BadTicket(
-            f"the ticket in JOIN_TICKET_FILE is for a {joined.role}, not for a {me.role}",
-            hint=f"aicli admin tickets create --role {me.role}; and delete {settings.node_key_file}, which has joined now",
-        )
     return membership_file.with_choices(membership_file.of(joined), ticket)
 
 

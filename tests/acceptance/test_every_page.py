@@ -20,7 +20,7 @@ from shared.api.method import Method
 from shared.identity import node_keys, tickets
 from shared.node import enrollment
 from shared.node.enrollment import EnrollingNode
-from shared.types import UserRole
+from shared.types import Role, UserRole
 from tests import outside
 from tests.acceptance.album import Album
 from tests.acceptance.visitor import NEW_PASSWORD, Visitor, administrator
@@ -402,7 +402,9 @@ async def _waiting_machine(stack: RunningStack, api_client: ApiClient, *options:
     """Enroll a machine that has used a ticket and waits for approval."""
     text = await outside.ticket(stack, "worker", "--approval", "--label", "room=3", *options)
     key = node_keys.NodeKey(node_keys.new_seed())
-    joining = asyncio.create_task(enrollment.enroll(tickets.parse(text), key, EnrollingNode("a waiting machine"), lambda line: None))
+    joining = asyncio.create_task(
+        enrollment.enroll(tickets.parse(text), key, EnrollingNode(Role.WORKER, "a waiting machine"), lambda line: None)
+    )
 
     async def waits() -> bool:
         members = await api_client.mesh.rpc.call(membership.list_members, membership.ListMembers(), credential=api_client.admin_key)

@@ -11,7 +11,7 @@ from shared.identity import node_keys, tickets
 from shared.identity.node_keys import NodeKey
 from shared.node import enrollment
 from shared.node.enrollment import EnrollingNode, EnrollmentOptions
-from shared.types import Credential, TenantId, UserRole
+from shared.types import Credential, Role, TenantId, UserRole
 from tests import outside
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
@@ -260,4 +260,4 @@ async def session_of(api_client: ApiClient, person: Person) -> Credential:
 
 async def enroll(ticket: str, key: NodeKey) -> None:
     means = EnrollmentOptions(find_seconds=60, poll_seconds=0.2)
-    await enrollment.enroll(tickets.parse(ticket), key, EnrollingNode("test"), lambda _line: None, means)
+    await enrollment.enroll(tickets.parse(ticket), key, EnrollingNode(Role.CLIENT, "test"), lambda _line: None, means)

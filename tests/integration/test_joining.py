@@ -18,6 +18,7 @@ from shared.identity import node_keys, tickets
 from shared.identity.node_keys import NodeKey
 from shared.node import enrollment
 from shared.node.enrollment import EnrollingNode, EnrollmentOptions
+from shared.types import Role
 from tests import outside, slow_model
 from tests.outside import Machine, Running
 from tests.people import Person
@@ -82,9 +83,9 @@ async def refusal(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_se
     return raised.value
 
 
-async def enroll(ticket: tickets.Ticket, key: NodeKey | None = None, *, find_seconds: float = 60) -> Membership:
+async def enroll(ticket: tickets.Ticket, key: NodeKey | None = None, role: Role = Role.WORKER, *, find_seconds: float = 60) -> Membership:
     means = EnrollmentOptions(find_seconds=find_seconds, poll_seconds=0.2)
-    return await enrollment.enroll(ticket, key or new_key(), EnrollingNode("test"), lambda line: None, means)
+    return await enrollment.enroll(ticket, key or new_key(), EnrollingNode(role, "test"), lambda line: None, means)
 
 
 def new_key() -> NodeKey:
@@ -213,7 +214,7 @@ async def test_a_ticket_that_is_no_good_says_why_and_lets_nobody_in(stack: Runni
 async def test_a_machine_waits_for_its_approval(stack: RunningStack) -> None:
     ticket, key = tickets.parse(await outside.ticket(stack, "client", "--approval")), new_key()
     async with asyncio.timeout(100):
-        joining = asyncio.create_task(enroll(ticket, key))
+        joining = asyncio.create_task(enroll(ticket, key, Role.CLIENT))
 
         async def waits() -> bool:
             rows = (await stack.aicli("admin", "nodes", "list", "--json")).json()

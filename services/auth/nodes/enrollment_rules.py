@@ -122,6 +122,13 @@ def check_signed(ticket: KnownTicket, text: bytes, *, by_ticket: bytes, newcomer
         raise errors.BadTicket("the node's own signature is wrong", hint="join again")
 
 
+def check_wanted(ticket: KnownTicket, wanted: Role | None) -> None:
+    """Raises BadTicket if it makes a machine something else than it wants to be."""
+    if wanted not in (None, ticket.role):
+        hint = f"ask for a {wanted} ticket: aicli admin tickets create --role {wanted}; this one is still unused"
+        raise errors.BadTicket(f"this ticket is for a {ticket.role}, not a {wanted}", hint=hint)
+
+
 def check_usable(ticket: KnownTicket, now: datetime) -> None:
     """Raises BadTicket with the reason."""
     nodes = "one node" if ticket.uses == 1 else f"{ticket.uses} nodes"
@@ -226,16 +233,16 @@ class InstallLine:
     needs: str
 
 
-def plan_install(page: str, pin: str | None, release: str, ticket: str, *, elsewhere: bool, is_reached: bool) -> InstallLine:
-    """Choose where a machine installs from: the mesh, or elsewhere the release that the mesh runs, if there is one.
+def plan_install(page: str, pin: str | None, release: str, role: Role, ticket: str, *, elsewhere: bool, is_reached: bool) -> InstallLine:
+    """Choose where a worker or client installs from: the mesh, or elsewhere the release that the mesh runs, if there is one.
 
     ``is_reached``: whether the machine can join with the ticket alone.
     """
-    needs = find_install_needs(page, elsewhere=elsewhere)
+    needs, is_client = find_install_needs(page, elsewhere=elsewhere), role is Role.CLIENT
     if not needs:
-        return InstallLine(install_line.make(page, pin=pin, ticket=ticket), "")
+        return InstallLine(install_line.make(page, pin=pin, ticket=ticket, is_client=is_client), "")
     if elsewhere and release and is_reached:
-        return InstallLine(install_line.make(release, ticket=ticket, redirects=True), "")
+        return InstallLine(install_line.make(release, ticket=ticket, is_client=is_client, redirects=True), "")
     return InstallLine("", needs)
 
 

@@ -82,6 +82,7 @@ class EnrollmentRpc(AuthHandlers):
         enrollment_rules.check_signed(
             ticket, text, by_ticket=request.ticket_signature, newcomer=newcomer.node, by_newcomer=request.node_signature
         )
+        enrollment_rules.check_wanted(ticket, request.role)
         labels, name = enrollment_rules.join_labels(ticket, request.labels), enrollment_rules.printable(request.name)
         act = audit_records.of_mesh("node.enroll", None, target=newcomer.node, ticket=ticket.id, owner=str(ticket.owner or ""))
         used = await self._members.use_ticket(
@@ -193,9 +194,9 @@ class NodeAdminRpc(AuthHandlers):
         text, page, pin = tickets.render(ticket), self._settings.page(""), self._settings.public_key_pin
         warnings = () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap, elsewhere=elsewhere)
         install = InstallLine("", "")
-        if known.role is Role.WORKER:
+        if known.role in (Role.WORKER, Role.CLIENT):
             release = version.release_url()
-            install = enrollment_rules.plan_install(page, pin, release, text, elsewhere=elsewhere, is_reached=not warnings)
+            install = enrollment_rules.plan_install(page, pin, release, known.role, text, elsewhere=elsewhere, is_reached=not warnings)
         return membership.NewTicket(text, enrollment_rules.ticket_row(known, ca.now()), warnings, install.line, install.needs)
 
     @serves(membership.rotate_ticket)

@@ -45,7 +45,7 @@ async def test_from_a_ticket_to_a_certificate_and_a_revocation(administrator: tu
     client, token = administrator
     made = await client.rpc.call(membership.create_ticket, membership.CreateTicket(Role.WORKER, labels={"zone": "eu"}), credential=token)
     assert "127.0.0.1" in made.warnings[0]
-    key, newcomer, heard = node_keys.NodeKey(node_keys.new_seed()), enrollment.EnrollingNode("box", {"gpu": "a"}), list[str]()
+    key, newcomer, heard = node_keys.NodeKey(node_keys.new_seed()), enrollment.EnrollingNode(Role.WORKER, "box", {"gpu": "a"}), list[str]()
     ticket = tickets.parse(made.ticket)
     await enrollment.enroll(ticket, key, newcomer, heard.append)
     reply = await enrollment.enroll(ticket, key, newcomer, heard.append)  # as after a lost reply

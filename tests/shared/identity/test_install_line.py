@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from shared.identity import install_line
@@ -19,6 +21,16 @@ from shared.identity import install_line
 )
 def test_line_for_another_machine(pin: str | None, ticket: str | None, line: str) -> None:
     assert install_line.make("https://ai.example.org/", pin=pin, ticket=ticket) == line
+
+
+def test_line_of_a_client_that_connects_as_workers_do() -> None:
+    line = install_line.make("https://ai.example.org", ticket="aip_join_x", is_client=True)
+    assert line == "curl -fsS https://ai.example.org/install.sh | AIMESH_MESH=1 sh -s -- aip_join_x"
+
+
+def test_line_with_a_certificate_that_this_machine_has() -> None:
+    line = install_line.make("https://10.0.0.2:3000", ca_file=Path("/home/my name/mesh.pem"))
+    assert line == "curl -fsS --cacert '/home/my name/mesh.pem' https://10.0.0.2:3000/install.sh | sh"
 
 
 def test_ticket_is_quoted() -> None:

@@ -36,7 +36,7 @@ class RunningService:
         return self.door.ticket(role, needs_approval=needs_approval)
 
     async def enroll(self, ticket: tickets.Ticket, key: NodeKey, means: EnrollmentOptions = QUICK) -> membership_file.Membership:
-        newcomer = EnrollingNode("box", {"gpu": "a"}, self.kept.append)
+        newcomer = EnrollingNode(Role.WORKER, "box", {"gpu": "a"}, self.kept.append)
         return await enrollment.enroll(ticket, key, newcomer, self.said.append, means)
 
     async def refuses(self, ticket: tickets.Ticket, key: NodeKey, words: str) -> errors.AimeshError:
@@ -86,6 +86,12 @@ async def test_the_same_key_may_reuse_its_ticket_and_another_may_not(running_ser
     assert running_service.door.members == {key.id: Role.WORKER}
     with pytest.raises(errors.BadTicket, match="used up"):
         await running_service.enroll(ticket, NodeKey(node_keys.new_seed()))
+
+
+def test_an_auth_of_version_0_3_has_used_a_ticket_for_another_role() -> None:
+    enrollment.check_role(Role.WORKER, Role.WORKER)
+    with pytest.raises(errors.BadTicket, match="this ticket is for a client, not a worker, and is now used"):
+        enrollment.check_role(Role.CLIENT, Role.WORKER)
 
 
 async def test_a_node_waits_for_approval_and_no_longer_needs_the_ticket(running_service: RunningService, key: NodeKey) -> None:

@@ -77,6 +77,16 @@ async def test_a_refusal_gives_its_reason(running_service: Surroundings, postgre
     assert "administrator" in refused.value.hint
 
 
+async def test_a_ticket_for_another_role_is_refused_and_stays_unused(running_service: Surroundings) -> None:
+    made = await running_service.ticket(role=Role.CLIENT)
+    with pytest.raises(errors.BadTicket, match="this ticket is for a client, not a worker") as refused:
+        await Newcomer().enroll(running_service, made.ticket, role=Role.WORKER)
+    assert "aicli admin tickets create --role worker; this one is still unused" in refused.value.hint
+    [row] = (await running_service.administer(membership.list_tickets, membership.ListTickets())).tickets
+    assert row.used == 0
+    assert read(await Newcomer().enroll(running_service, made.ticket, role=Role.CLIENT)).role is Role.CLIENT
+
+
 async def test_a_flipped_bit_is_refused(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(uses=10_000), Newcomer()
     request = newcomer.request(running_service, tickets.parse(made.ticket))

@@ -199,7 +199,7 @@ async def test_a_ticket_is_enough_to_join_over_nats(mesh: Mesh, auth_node: Node)
 
 
 async def test_a_ticket_for_another_role_is_refused_with_the_next_step(mesh: Mesh) -> None:
-    with pytest.raises(errors.BadTicket, match="is for a web, not for a worker") as refused:
+    with pytest.raises(errors.BadTicket, match="is for a web, not a worker") as refused:
         async with member(mesh.plan("one", await mesh.ticket(Role.WEB)), Role.WORKER):
             pass
     assert "aicli admin tickets create --role worker" in refused.value.hint

@@ -153,7 +153,7 @@ async def test_only_workers_tickets_have_models(running_service: Surroundings) -
         pytest.param("", False, "PUBLIC_URL isn't set", id="no address"),
     ],
 )
-async def test_a_workers_ticket_comes_with_the_line_that_installs_or_with_what_is_missing(
+async def test_a_ticket_comes_with_the_line_that_installs_or_with_what_is_missing(
     ca_settings: AuthSettings, page: str, needs: str, *, elsewhere: bool
 ) -> None:
     here = Surroundings()
@@ -163,8 +163,11 @@ async def test_a_workers_ticket_comes_with_the_line_that_installs_or_with_what_i
         assert made.install == ("" if needs else f"curl -fsS {page}/install.sh | sh -s -- {made.ticket}")
         assert needs in made.install_needs
         assert bool(made.install_needs) is bool(needs)
-        client = await here.ticket(Role.CLIENT)
-        assert (client.install, client.install_needs) == ("", "")
+        client = await here.ticket(Role.CLIENT, elsewhere=elsewhere)
+        assert client.install == ("" if needs else f"curl -fsS {page}/install.sh | AIMESH_MESH=1 sh -s -- {client.ticket}")
+        assert bool(client.install_needs) is bool(needs)
+        gateway = await here.ticket(Role.GATEWAY, active_most=1, networks=("10.0.0.0/8",))
+        assert (gateway.install, gateway.install_needs) == ("", "")
 
 
 RELEASE = "https://github.com/OWNER/aimesh/releases/download/v0.2.0"
