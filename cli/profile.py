@@ -7,6 +7,7 @@ would otherwise use another mesh than intended.
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,6 +98,27 @@ def place_of(name: str, environment: Mapping[str, str]) -> Path:
 
 def find(environment: Mapping[str, str], folder: Path) -> ProfilePlace:
     """Return the profile that a command in ``folder`` uses. Raises BadSettings if there is none."""
+    found = look(environment, folder)
+    if found is None:
+        raise none_found()
+    return found
+
+
+def none_found() -> errors.BadSettings:
+    from cli.machines import installation
+
+    installed = installation.find(Path(sys.prefix))
+    hint = (
+        "run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file; "
+        "on another machine, aicli login https://HOST or aicli mesh connect TICKET"
+    )
+    if installed is not None and installed.mesh:
+        hint = f"sign in at {installed.mesh}: aicli login"
+    return errors.BadSettings("no profile found, so aicli doesn't know which mesh to use", hint=hint)
+
+
+def look(environment: Mapping[str, str], folder: Path) -> ProfilePlace | None:
+    """Return the profile that a command in ``folder`` uses, if there is one. Raises BadSettings if a place is named and has none."""
     if chosen := environment.get("AICLI_PROFILE"):
         return _named(chosen, environment, folder)
     if environment.get("AIMESH_URL", "").strip():
@@ -114,13 +136,7 @@ def find(environment: Mapping[str, str], folder: Path) -> ProfilePlace:
             _refuse_foreign(path)
             return ProfilePlace(path, f"the stack in {parent}")
     default = folder_of_user(environment) / f"{default_name(environment)}.toml"
-    if default.is_file():
-        return ProfilePlace(default, "the default profile")
-    raise errors.BadSettings(
-        "no profile found, so aicli doesn't know which mesh to use",
-        hint="run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file; "
-        "on another machine, aicli login https://HOST or aicli mesh connect TICKET",
-    )
+    return ProfilePlace(default, "the default profile") if default.is_file() else None
 
 
 def chosen_name(environment: Mapping[str, str]) -> str | None:

@@ -108,7 +108,8 @@ def login(
 ) -> None:
     """Sign in: create an API key for this machine and save it in the current profile, or in a new one for URL.
 
-    Without a name, it prints a link, and you approve the login in a browser on any machine. With a name, it asks for the password.
+    The first time, an aicli that a mesh installed needs no URL. Without a name, it prints a link, and you approve the login in a browser on
+    any machine. With a name, it asks for the password.
 
     \b
     aicli login https://ai.example.org

@@ -1,6 +1,7 @@
 """`aicli profile`: list, choose and remove profiles; and the profile that `aicli login URL` creates."""
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from cli import profile, value_completion
 from cli.cli_context import CliContext
+from cli.machines import installation
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
 from cli.profile import Profile
@@ -31,11 +33,17 @@ class ProfileRow(msgspec.Struct, frozen=True):
 def find_target(
     here: CliContext, *, url: str | None, profile_name: str | None, ca_file: str | None, insecure: bool
 ) -> tuple[Path, Profile]:
-    """Return the file and the profile to sign in with: of the URL, which need not exist, or the current one.
+    """Return the file and the profile to sign in with: of the URL, which need not exist, or the current one; at first, of the mesh that
+    installed this aicli.
 
     Raises BadSettings and click.UsageError.
     """
-    place = None if url else profile.find(here.environment, here.folder)
+    place = None if url else profile.look(here.environment, here.folder)
+    if url is None and place is None:
+        installed = installation.find(Path(sys.prefix))
+        if installed is None or not installed.mesh:
+            raise profile.none_found()
+        url, ca_file = installed.mesh, ca_file or (str(installed.ca_file) if installed.ca_file else None)
     if place is not None and place.path is not None:
         if profile_name or ca_file or insecure:
             raise click.UsageError("--profile, --ca-file and --insecure need a URL: aicli login URL")

@@ -180,7 +180,7 @@ main() {
     install_packages
     case ":$PATH:" in *":$bin:"*) ;; *) echo "Add it to your PATH: export PATH=\"$bin:\$PATH\"" >&2 ;; esac
     if [ -z "$ticket" ]; then
-        [ "$role" != client ] || [ -z "$MESH" ] || [ -n "$before" ] || echo "Next: aicli login $MESH${CA:+ --ca-file $home/mesh.pem}" >&2
+        [ "$role" != client ] || [ -z "$MESH" ] || [ -n "$before" ] || echo "Next: aicli login" >&2
         return
     fi
     if [ -n "${AIMESH_MESH:-}" ]; then

@@ -69,7 +69,7 @@ def test_help_lists_all_commands(hidden: str, tmp_path: Path) -> None:
     done = run(hidden, RUN, "--help", home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert all(f"  {name} " in done.stdout for name in ("infer", "login", "mesh", "worker", "top", "stack"))
-    assert ("(this runs services: the wheel aimesh-server is not installed)" in done.stdout) == ("stack" in hidden)
+    assert ("(this runs services, whose packages are not installed)" in done.stdout) == ("stack" in hidden)
 
 
 @pytest.mark.parametrize(

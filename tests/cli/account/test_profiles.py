@@ -1,6 +1,7 @@
 """Profiles for a URL: how `aicli login` makes them, which one is used, and `aicli profile list|use|remove`."""
 
 import json
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -65,6 +66,27 @@ def test_a_login_at_a_url_makes_a_profile_named_after_its_host(laptop: Shell, ar
     found = profile.load(laptop.environment, laptop.folder)
     assert found == Profile(url=URL, nats_url=None, api_key=MADE, username="ann", web_url=URL)
     assert (laptop("profile", "list").stdout.split("\n")[1]).split() == ["ai.example.org", URL, "ann", "yes"]
+
+
+def test_the_first_login_without_an_address_is_at_the_mesh_that_installed_aicli(
+    laptop: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = tmp_path / "aimesh/app-client-1"
+    app.mkdir(parents=True)
+    (app.parent / "current").symlink_to(app)
+    (app.parent / "mesh").write_text(f"{URL}\n", encoding="ascii")
+    (app.parent / "mesh.pem").touch()
+    monkeypatch.setattr(sys, "prefix", str(app))
+    assert f"sign in at {URL}: aicli login" in laptop("models").stderr
+    log_in(laptop, "ann")
+    found = profile.load(laptop.environment, laptop.folder)
+    assert (found.url, found.ca_file, found.username) == (URL, app.parent / "mesh.pem", "ann")
+    log_in(laptop, "http://127.0.0.1:8000", "bob", "--profile", "other")
+    assert log_in(laptop, "ann").endswith("profiles/ai.example.org.toml.\n"), "the default profile"
+    (app.parent / "mesh").write_text("\n", encoding="ascii")
+    profile.place_of("ai.example.org", laptop.environment).unlink()
+    refused = laptop("login", "ann", "--password-stdin", stdin="secret\n")
+    assert (refused.exit_code, "no profile found" in refused.stderr) == (2, True), "a release has no mesh"
 
 
 def test_two_ports_of_one_host_are_two_profiles(laptop: Shell) -> None:

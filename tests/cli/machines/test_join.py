@@ -296,7 +296,7 @@ def test_ticket_comes_from_the_argument_a_file_or_stdin(tmp_path: Path, monkeypa
 async def test_folder_of_another_mesh_is_left_alone(folder: join.Folder) -> None:
     before = folder.membership.read_bytes()
     with pytest.raises(errors.BadSettings, match="belongs to another mesh") as caught:
-        await join.join(folder, some_ticket(), EnrollingNode(), lambda line: None)
+        await join.join(folder, some_ticket(), EnrollingNode(Role.WORKER), lambda line: None)
     assert "--state" in caught.value.hint
     assert folder.membership.read_bytes() == before
 
@@ -307,7 +307,7 @@ async def test_known_ticket_makes_no_call(folder: join.Folder) -> None:
     membership_file.save(folder.membership, kept)
     folder.ticket_id.write_text("t1")
     messages: list[str] = []
-    assert await join.join(folder, some_ticket(ca), EnrollingNode(), messages.append) == kept
+    assert await join.join(folder, some_ticket(ca), EnrollingNode(Role.WORKER), messages.append) == kept
     assert messages == ["this machine already joined mesh home with this ticket"]
 
 
