@@ -55,6 +55,7 @@ FOLDERS = {
     "tests/drill": "drill",
     "tests/full_stack": "stacks",
     "tests/install": "install",
+    "tests/install/test_typed_lines.py": "",
     "tests/nat": "nat",
     "tests/outages": "outages",
     "tests/rolling": "rolling",
