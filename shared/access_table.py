@@ -192,6 +192,8 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.exportAudit": _ADMIN,
     "auth.verifyAudit": _ADMIN,
     "auth.getBackups": _ADMIN,
+    "auth.listDeferredItems": _ADMIN,
+    "auth.retryDeferredItems": _ADMIN,
     # --- for the other services
     "auth.getSigningKeys": _NODE,
     "auth.recordActs": _NODE,
@@ -295,6 +297,8 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.listPrices": _PUBLIC,
     "gateway.revertRequest": _ADMIN_FRESH,
     "gateway.readUsageExport": _ADMIN,
+    "gateway.listDeferredItems": _ADMIN,
+    "gateway.retryDeferredItems": _ADMIN,
     "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),
     # --- workers, metrics and every node: no user involved
     "inference.processPrompt": _NODE,

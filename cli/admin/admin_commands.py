@@ -9,6 +9,7 @@ from cli.account.billing import admin_invoices, admin_plans
 from cli.admin.audit import audit
 from cli.admin.config import config
 from cli.admin.credits import budget, credits_, ledger
+from cli.admin.deferred import deferred
 from cli.admin.invitations import invitations, invite
 from cli.admin.members import nodes
 from cli.admin.prices import prices
@@ -60,6 +61,7 @@ for command in (
     rollouts,
     ledger,
     usage_export,
+    deferred,
     audit,
     admin_plans,
     admin_invoices,

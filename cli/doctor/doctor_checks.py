@@ -6,6 +6,7 @@ If a check fails, checks that depend on it are listed as not checked, so that us
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
 from cli.profile import Profile
 from shared import addresses, errors
-from shared.api import auth, gateway, recovery, servers
+from shared.api import auth, deferral, gateway, recovery, servers
 from shared.identity import credentials
 from shared.types import Role
 
@@ -171,6 +172,7 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
         nodes, about_nodes = (), [wrong("nodes", error)]
     findings += [*_check_workers(health, nodes), *about_nodes]
     findings += await _check_backups(connection)
+    findings += await _check_deferred(connection)
 
 
 async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFinding:
@@ -211,6 +213,20 @@ async def _check_backups(connection: CliConnection) -> list[DoctorFinding]:
     newest = max((each.at for each in found.report.backups), default=None)
     text = "the first one is not complete" if newest is None else f"newest {newest:%Y-%m-%d %H:%M} UTC"
     return [DoctorFinding("backups", newest is not None or None, text)]
+
+
+async def _check_deferred(connection: CliConnection) -> list[DoctorFinding]:
+    """Return nothing for those who may not know, and while nothing has failed."""
+    found: list[deferral.DeferredItem] = []
+    for method in (deferral.list_of_gateway, deferral.list_of_auth):
+        with suppress(errors.AimeshError):
+            found += (await connection.call(method, deferral.ListDeferredItems(), deadline_seconds=_STEP_SECONDS)).items
+    if not found:
+        return []
+    kinds = ", ".join(sorted({item.kind for item in found}))
+    resting = sum(item.next_at is None for item in found)
+    text = f"{printing.counted(len(found), 'item')} failed ({kinds}), {resting} of them after all tries"
+    return [DoctorFinding("background", False, text, "see aicli admin deferred list")]
 
 
 async def _check_quota(connection: CliConnection, chosen: Profile) -> DoctorFinding:

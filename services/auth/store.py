@@ -23,6 +23,7 @@ from shared.api.accounts import StaleKey, StaleUser
 from shared.api.auth import ApiKey, ApiKeyLimits, Budget, Change, Every, KeyBounds, KeyKind, Principal, User
 from shared.api.business import NewOfDay
 from shared.api.gateway import Check
+from shared.background import deferred_rows
 from shared.mail import letters
 from shared.recovery import recovery_store
 from shared.stores import database
@@ -77,7 +78,12 @@ class NewKey:
 
 
 #: Opens auth's database for all of its stores.
-opened = partial(database.Database.open, schema="auth", package=Path(__file__).parent, more_queries=(recovery_store.QUERIES,))
+opened = partial(
+    database.Database.open,
+    schema="auth",
+    package=Path(__file__).parent,
+    more_queries=(recovery_store.QUERIES, deferred_rows.QUERIES),
+)
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from services.auth import api_keys, name_rules, sealing
 from services.auth.accounts.account_store import AccountStore
@@ -28,6 +29,7 @@ from services.auth.audit.audit_rpc import AuditRpc
 from services.auth.audit.audit_store import AuditStore
 from services.auth.audit.verification import Verification
 from services.auth.change_stream import ChangeStream
+from services.auth.deferred_rpc import DeferredRpc
 from services.auth.dependencies import Dependencies
 from services.auth.logins import LoginRpc
 from services.auth.mfa.factors import Factors
@@ -64,6 +66,9 @@ from services.auth.store import opened as database_of
 from shared import errors
 from shared.api.gateway import Check
 from shared.audit_anchors import AnchorKeys
+from shared.background import tasks
+from shared.background.deferred_rows import DeferredRows
+from shared.background.items import BackgroundItems
 from shared.mail import mailer as mail
 from shared.mail.mailer import Mailer, MailSink
 from shared.node import Node
@@ -154,9 +159,12 @@ class Wiring:
         parts, database, cache, mailer = self._parts, self._opened.database, self._opened.cache, self._opened.mailer
         accounts, organizations, own_data = AccountStore(database), OrganizationStore(database), PrivacyStore(database)
         factors = Factors.of(parts)
-        erasures = Erasures(parts, own_data, self._audit_rows, mailer)
+        deferred_rows = DeferredRows(database, "auth")
+        items = BackgroundItems(deferred_rows, self._node.metrics)
+        deferred = DeferredRpc(parts, deferred_rows, items)
+        erasures = Erasures(parts, own_data, self._audit_rows, mailer, items)
         notice_rows = NoticeStore(database)
-        notices = Notices(notice_rows, mailer, self._opened.mail_sink, self._settings.page)
+        notices = Notices(notice_rows, mailer, self._opened.mail_sink, self._settings.page, items)
         opening = SessionOpening(parts, at_login=(erasures.call_off_at_login, notices.note_login))
         logins = LoginRpc(parts, factors, opening)
         mail_limits = MailLimits(cache)
@@ -191,22 +199,27 @@ class Wiring:
             AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),
             SigningKeyRpc(self.trail, self._opened.signers),
             backups,
+            deferred,
         )
-        background = (
-            self.changes.run,
-            self.last_used.run,
-            self.upkeep.run,
-            self._opened.signers.run,
-            erasures.run,
-            Retention(rules).run,
-            passwords.run,
-            notices.run,
-            self._opened.recovery.log.run,
-            self._opened.recovery.start.run,
-            backups.run,
-        )
-        mesh = (*(() if ca is None else (ca.run,)), *(() if nats is None else (nats.run,)))
-        return handlers, (*background, *mesh)
+        background: dict[str, Work] = {
+            "changes": self.changes.run,
+            "last used keys": self.last_used.run,
+            "audit log": self.upkeep.run,
+            "signing keys": self._opened.signers.run,
+            "erasures": erasures.run,
+            "retention": Retention(rules).run,
+            "passwords": passwords.run,
+            "notices": notices.run,
+            "recovery log": self._opened.recovery.log.run,
+            "recovery state": self._opened.recovery.start.run,
+            "backup reports": backups.run,
+            "deferred items": deferred.run,
+        }
+        if ca is not None:
+            background["certificates"] = ca.run
+        kept = (partial(tasks.keep, name, run) for name, run in background.items())
+        # Without logins, nobody reaches anybody: they end the service.
+        return handlers, (*kept, *(() if nats is None else (nats.run,)))
 
     async def finish_recovery(self) -> None:
         """Call before anything answers. Raises BadSettings and Unavailable."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
 
-from shared import errors
+from shared.background import tasks
 from shared.stores import database
 from shared.telemetry import Metrics, logs
 
@@ -37,6 +37,7 @@ class UpkeepJob(StrEnum):
     FILES = "files"
     WEBHOOKS = "webhooks"
     JOBS = "jobs"
+    ITEMS = "items"
 
 
 async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:
@@ -54,16 +55,7 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
 
 async def attempt(job: UpkeepJob, work: Callable[[], Awaitable[object]]) -> bool:
     """Return whether ``work`` has succeeded; otherwise it is logged."""
-    try:
-        await work()
-    except errors.AimeshError as error:
-        _log.warning("background work failed", job=job.value, reason=error.message)
-    except database.Refusal as error:
-        # Without the error's text, which may quote a row.
-        _log.warning("background work failed", job=job.value, reason=type(error).__name__)
-    else:
-        return True
-    return False
+    return await tasks.attempt(job.value, work)
 
 
 def pause_seconds(seconds: float, took: float) -> float:

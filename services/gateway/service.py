@@ -110,6 +110,7 @@ from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
 from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.rpc_api.config_rpc import ConfigRpc
+from services.gateway.rpc_api.deferred_rpc import DeferredRpc
 from services.gateway.rpc_api.deployment_rpc import DeploymentRpc
 from services.gateway.rpc_api.model_peers_rpc import ModelPeersRpc
 from services.gateway.rpc_api.model_search_rpc import ModelSearch
@@ -144,6 +145,8 @@ from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
+from shared.background.deferred_rows import DeferredRows
+from shared.background.items import BackgroundItems
 from shared.config_documents import ConfigKind, DeploymentDocument
 from shared.node import Node, lifecycle
 from shared.protocol.directory import ConfigReading, DirectoryEntry
@@ -168,6 +171,9 @@ class GatewayStores:
 
     cache: Cache
     database: Database
+    deferred: DeferredRows
+    #: Of background work.
+    items: BackgroundItems
     recovery: GatewayRecovery
     checkpoints: CheckpointStore
     requests: GatewayStore
@@ -245,7 +251,7 @@ class GatewayService:
         billing_store = BillingStore(stores.database)
         orders = None
         if stores.provider is not None:
-            orders = ProviderOrders(settings.payments, stores.provider, billing_store, live, settings.currency)
+            orders = ProviderOrders(settings.payments, stores.provider, billing_store, live, settings.currency, items=stores.items)
         # The series exists from the start, so that the first payment is an increase.
         metrics.revenue.labels(currency=settings.currency)
         self._desk = BillingDesk(
@@ -254,10 +260,11 @@ class GatewayService:
             node.rpc,
             settings.seller(),
             orders,
+            items=stores.items,
             on_paid=lambda paid: metrics.revenue.labels(currency=paid.currency).inc(paid.total_minor),
         )
         self._webhooks = Webhooks(self._desk, metrics)
-        self._notices = NoticeOutbox(billing_store, node.rpc, settings.currency, sells=settings.money == "on")
+        self._notices = NoticeOutbox(billing_store, node.rpc, stores.items, settings.currency, sells=settings.money == "on")
         self._billing = BillingRpc(
             self._desk, billing_store, live, stores.ledger, node.rpc, self.audit_reporting, settings.currency, is_on=settings.money == "on"
         )
@@ -331,7 +338,7 @@ class GatewayService:
         self._jobs = self._new_jobs()
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
         receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
-        self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, metrics)
+        self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, stores.items, metrics)
         self._webhook_rpc = WebhookRpc(self._webhook_store, self._deliveries, receivers, endpoint_secrets, self.audit_reporting)
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
@@ -432,6 +439,7 @@ class GatewayService:
             ),
             PolicyRpc(live, node.rpc, audit_reporting, self._quotas),
             RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
+            DeferredRpc(stores.deferred, audit_reporting),
             RolloutsRpc(live, stores.config, stores.rollouts, node.rpc, audit_reporting),
         ):
             node.dispatcher.add(part)
@@ -476,6 +484,7 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
             background_jobs.repeat(UpkeepJob.WEBHOOKS, 15, self._deliveries.measure, metrics),
             background_jobs.repeat(UpkeepJob.JOBS, 15, self._jobs.metrics.measure, metrics),
+            background_jobs.repeat(UpkeepJob.ITEMS, 15, self._stores.items.measure, metrics),
             self._deliveries.run(),
             self._jobs.work.run(),
             self._job_runner.run(),
@@ -570,7 +579,7 @@ class GatewayService:
         store = JobStore(stores.database, stores.requests)
         metrics = JobMetrics(store, self._node.metrics)
         rules = self._job_owners
-        work = BatchWork(store, self._files, rules, self._node.id, metrics, secret=secret, take_turn=self._turns.turn)
+        work = BatchWork(store, self._files, rules, self._node.id, metrics, items=stores.items, secret=secret, take_turn=self._turns.turn)
         desk = JobDesk(store, self._files, work, self.audit_reporting, rules)
         return JobParts(store, metrics, work, desk, SingleJobs(desk, store, self._files, rules, secret=secret))
 
@@ -582,6 +591,7 @@ class GatewayService:
             app,
             LineInputs(self._files),
             self._job_owners.identify,
+            self._stores.items,
             find_room=self._job_owners.find_room,
             metrics=self._jobs.metrics,
             on_ended=self._jobs.work.ended.set,
@@ -758,9 +768,12 @@ async def _stores(settings: GatewaySettings, node: Node) -> AsyncIterator[Gatewa
         file_objects = None
         if settings.files_url is not None:
             file_objects = await asyncio.to_thread(FileObjects.open, settings.files_url, settings, FileRows(database), node.metrics)
+        deferred = DeferredRows(database, "gateway")
         yield GatewayStores(
             cache,
             database,
+            deferred,
+            BackgroundItems(deferred, node.metrics),
             recovery,
             checkpoints,
             requests,
@@ -804,8 +817,8 @@ async def _rules(settings: GatewaySettings, node: Node, stores: GatewayStores) -
 async def _records(settings: GatewaySettings, node: Node, stores: GatewayStores, rules: RequestRules) -> AsyncIterator[RequestRecords]:
     requests, metrics = stores.requests, node.metrics
     page = settings.billing_page
-    ledger = Ledger(stores.ledger, rules.live, node.id, metrics, has_plans=settings.money == "on", billing_page=page)
-    find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, strike=rules.quarantine.strike)
+    ledger = Ledger(stores.ledger, rules.live, node.id, metrics, items=stores.items, has_plans=settings.money == "on", billing_page=page)
+    find_receipts = partial(orphan_settlement.collect_receipts, node.rpc, node.directory, stores.items, strike=rules.quarantine.strike)
     async with (
         held_journal(settings.journal, node.id, requests.find_unknown) as journal,
         UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,

@@ -11,12 +11,18 @@ from services.gateway.facts import request_record
 from services.gateway.facts.request_record import RequestRow, RowsRefused
 from shared.api.gateway import Check
 from shared.api.usage_report import DailyUsage, UserUsage
+from shared.background import deferred_rows
 from shared.recovery import recovery_store
 from shared.stores import database
 from shared.types import MicroCredits, RequestId, TenantId, UserId
 
 #: Opens the gateway's database for all of its stores.
-opened = partial(database.Database.open, schema="gateway", package=Path(__file__).parent, more_queries=(recovery_store.QUERIES,))
+opened = partial(
+    database.Database.open,
+    schema="gateway",
+    package=Path(__file__).parent,
+    more_queries=(recovery_store.QUERIES, deferred_rows.QUERIES),
+)
 
 
 class GatewayStore:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shared.api import (  # isort: skip
-        accounts, alerts, audit, auth, billing, business, configuration, deployments, embedding, files, gateway, jobs, ledger,
-        membership, metrics, model_search, model_trust, models, node, organizations, recovery, servers, usage_export, usage_report,
-        webhooks,
+        accounts, alerts, audit, auth, billing, business, configuration, deferral, deployments, embedding, files, gateway, jobs,
+        ledger, membership, metrics, model_search, model_trust, models, node, organizations, recovery, servers, usage_export,
+        usage_report, webhooks,
     )  # fmt: skip
 
 __all__ = [
-    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deployments", "embedding", "files", "gateway", "jobs",
-    "ledger", "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery", "servers",
-    "usage_export", "usage_report", "webhooks",
+    "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deferral", "deployments", "embedding", "files",
+    "gateway", "jobs", "ledger", "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery",
+    "servers", "usage_export", "usage_report", "webhooks",
 ]  # fmt: skip
 
 

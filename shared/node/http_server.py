@@ -15,6 +15,7 @@ import uvicorn
 from shared import addresses, errors, processes
 from shared.api.metrics import MetricsTextFormat
 from shared.api.node import NodeHealth
+from shared.background.tasks import FailingTasks
 from shared.node import http_connection_limits
 from shared.node.http_connection import HttpConnection
 from shared.node.settings import NodeSettings, PublicNodeSettings
@@ -48,6 +49,7 @@ class ObservedNode(Protocol):
 
     service_name: str
     dead_tasks: list[str]
+    failing: FailingTasks
 
     async def health(self) -> NodeHealth: ...
 
@@ -107,10 +109,18 @@ class Operations:
             await respond(send, 404, _problem("not_found", f"this port has {', '.join(self._routes)}; the API is on the gateway's port"))
 
     async def _healthz(self, scope: Scope) -> tuple[int, bytes, str]:
-        told: dict[str, object] = {"status": "failed" if self._node.dead_tasks else "alive", "service": self._node.service_name}
-        if self._node.dead_tasks and self._may_observe(scope):
-            told["deadTasks"] = self._node.dead_tasks
-        return 503 if self._node.dead_tasks else 200, _json(told), "application/json"
+        told: dict[str, object] = {"status": "alive", "service": self._node.service_name}
+        may_observe = self._may_observe(scope)
+        if dead := self._node.dead_tasks:
+            told["status"] = "failed"
+            if may_observe:
+                told["deadTasks"] = dead
+        elif failing := self._node.failing.names():
+            # It answers, and they start again, so nobody should restart it.
+            told["status"] = "degraded"
+            if may_observe:
+                told["failingTasks"] = failing
+        return 503 if dead else 200, _json(told), "application/json"
 
     async def _readyz(self, scope: Scope) -> tuple[int, bytes, str]:
         health = await self._node.health()

@@ -5,10 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from shared import errors
-from shared.telemetry import logs
-
-_log = logs.get(part="rounds")
+from shared.background import tasks
 
 
 class _OverError(Exception):
@@ -58,13 +55,12 @@ async def background(dead: list[str] | None = None) -> AsyncIterator[asyncio.Tas
 SOON_SECONDS = 5.0
 
 
-async def every(seconds: float, work: Callable[[], Awaitable[None]], *, first: float | None = None) -> None:
-    """Run ``work`` periodically, the first time after ``first`` seconds. If it is unavailable, the next round tries again."""
+async def every(seconds: float, work: Callable[[], Awaitable[object]], *, first: float | None = None, task: str = "") -> None:
+    """Run ``work`` periodically, the first time after ``first`` seconds. A round that fails ends nothing: the next one tries again.
+    ``task`` names it in the log; by default, ``work`` does."""
+    name = task or getattr(work, "__qualname__", "periodic work")
     pause = seconds if first is None else first
     while True:
         await asyncio.sleep(pause)
         pause = seconds
-        try:
-            await work()
-        except errors.Unavailable as error:
-            _log.info("periodic work failed; it will be retried", reason=error.message)
+        await tasks.attempt(name, work, seconds)

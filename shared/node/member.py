@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,6 +18,8 @@ from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.api.method import Method, StreamMethod
 from shared.api.metrics import MetricsTextFormat
+from shared.background import tasks as background_tasks
+from shared.background.tasks import FailingTasks
 from shared.identity import node_keys, private_file
 from shared.identity.trust import Trust
 from shared.node import enrollment, membership_file
@@ -96,7 +99,8 @@ class Node:
         self, me: LocalNode, plan: "TransportPlan", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
     ) -> None:
         #: Names of background tasks that died; the process is ending, or must be restarted.
-        self.dead_tasks: list[str] = []
+        # Tasks that ended the process, and background tasks that fail and start again.
+        self.dead_tasks, self.failing = list[str](), FailingTasks(lambda task: self.metrics.background_failures.labels(task).inc())
         self._readiness = Readiness()
         self._loop_lag = LoopLag()
         self.role = me.role
@@ -496,15 +500,17 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
             node._replicas = _replica_check(settings, role)
             for transport in node.node_transports.transports():
                 infrastructure.create_task(transport.run())
-            infrastructure.create_task(node.events_of_mesh.run())
             node.dead_tasks = dead_tasks
-            infrastructure.create_task(node._measure_lag(), name="event loop")
+            background_tasks.failing.set(node.failing)
+            keep = background_tasks.keep
+            infrastructure.create_task(keep("events", node.events_of_mesh.run))
+            infrastructure.create_task(keep("event loop", node._measure_lag))
             node.announcer.start()
             infrastructure.create_task(node.announcer.run())
-            infrastructure.create_task(node.renewal.run())
-            infrastructure.create_task(node.host.run())
+            infrastructure.create_task(keep("certificate renewal", node.renewal.run))
+            infrastructure.create_task(keep("machine readings", node.host.run))
             if plan.swarm is not None:
-                infrastructure.create_task(save_dht_nodes(plan.swarm, node.renewal))
+                infrastructure.create_task(keep("DHT nodes", partial(save_dht_nodes, plan.swarm, node.renewal)))
             try:
                 yield node
             finally:

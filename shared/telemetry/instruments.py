@@ -276,6 +276,20 @@ USAGE_EXPORT_DIFFERENCE_MICRO = gauge(
     ("sink",),
 )
 
+BACKGROUND_FAILURES = counter(
+    "ai_platform_background_failures_total", "Unexpected failures of background tasks, which start again after a pause", ("task",)
+)
+ITEM_FAILURES = counter(
+    "ai_platform_item_failures_total",
+    "Unexpected failures of single items of background work, such as a payment or a line",
+    ("kind",),
+)
+DEFERRED_ITEMS = gauge(
+    "ai_platform_deferred_items",
+    "Items of background work that failed and need an administrator: those of money after one failure, others after ten",
+    ("kind",),
+)
+
 UPKEEP_LAST_SUCCESS = gauge(
     "ai_platform_upkeep_last_success_timestamp_seconds",
     "Unix time of the last success of a gateway's background job on PostgreSQL: verify, checkpoint, roll, retention or partitions",

@@ -25,6 +25,8 @@ from services.auth.accounts.notice_store import (
 from services.auth.mail_texts import AccountMail
 from services.auth.session_opening import CompleteLogin
 from shared.api.notices import LimitUsed, PaymentLate, WebhookDisabled
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.mail import mailer
 from shared.mail.letters import Letter
 from shared.mail.mailer import Mailer, MailSink
@@ -46,12 +48,13 @@ _log = logs.get(part="notices")
 class Notices:
     """``run`` is the task that sends them."""
 
-    def __init__(self, rows: NoticeStore, mails: Mailer, sink: MailSink, page: Callable[[str], str]) -> None:
+    def __init__(self, rows: NoticeStore, mails: Mailer, sink: MailSink, page: Callable[[str], str], items: BackgroundItems) -> None:
         """``page`` returns the address of a page of web; empty if no public URL is set."""
         self._rows = rows
         self._mails = mails
         self._sink = sink
         self._page = page
+        self._items = items
 
     async def note_login(self, transaction: Transaction, login: CompleteLogin) -> None:
         """Add a notice in the transaction of the login, so that none is lost."""
@@ -75,11 +78,24 @@ class Notices:
                     break
         for _ in range(MAX_MAILS):
             notice = await self._rows.take()
-            if notice is None or not await self._send(notice):
+            if notice is None or not await self._try(notice):
                 break
 
-    async def _send(self, notice: DueNotice) -> bool:
+    async def _try(self, notice: DueNotice) -> bool:
         """Return False if the mail server has trouble, so that the next mail would only wait for it."""
+        has_trouble = False
+
+        async def send() -> None:
+            nonlocal has_trouble
+            has_trouble = not await self._send(notice)
+
+        is_done = await self._items.attempt(ItemKind.ACCOUNT_NOTICE, f"{notice.kind.value}/{notice.user_id}", send())
+        if not is_done and notice.tries >= MAX_TRIES:
+            await self._rows.end(notice, is_sent=False)
+        return not has_trouble
+
+    async def _send(self, notice: DueNotice) -> bool:
+        """Return as ``_try``."""
         if not notice.is_wanted:
             await self._rows.end(notice, is_sent=False)
             return True

@@ -17,6 +17,8 @@ from shared import errors
 from shared.api import accounts, files, gateway, jobs, webhooks
 from shared.api.auth import User
 from shared.api.method import Nothing
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.mail.mailer import Mailer
 from shared.node import lifecycle
 from shared.rpc import RpcCall, serves
@@ -33,11 +35,12 @@ _log = logs.get(part="privacy")
 class Erasures(AuthHandlers):
     """``run`` is the job. Any number of replicas may run it; each account is handled by one of them."""
 
-    def __init__(self, parts: Dependencies, rows: PrivacyStore, audit: AuditStore, mailer: Mailer) -> None:
+    def __init__(self, parts: Dependencies, rows: PrivacyStore, audit: AuditStore, mailer: Mailer, items: BackgroundItems) -> None:
         super().__init__(parts)
         self._rows = rows
         self._mailer = mailer
         self._audit = audit
+        self._items = items
 
     @serves(accounts.request_erasure)
     async def request_erasure(self, request: accounts.RequestErasure, call: RpcCall) -> accounts.Erasure:
@@ -91,8 +94,7 @@ class Erasures(AuthHandlers):
 
     async def erase_due(self) -> None:
         """Erase every account that is due. Raises Unavailable; finished erasures stay done."""
-        for user_id in await self._rows.due():
-            await self._erase(user_id)
+        await self._items.each(ItemKind.ERASURE, await self._rows.due(), self._erase, str)
 
     async def _erase(self, user_id: UserId) -> None:
         async with self._rows.erasing() as transaction:

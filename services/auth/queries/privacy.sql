@@ -38,7 +38,7 @@ UPDATE users SET erase_at = NULL WHERE id = $1 AND erase_at IS NOT NULL;
 
 -- name: list_due_erasures
 -- Accounts that are due.
-SELECT id FROM users WHERE erase_at <= now() ORDER BY erase_at LIMIT $1;
+SELECT id FROM users WHERE erase_at <= now() AND NOT is_deferred('erasure', id::text) ORDER BY erase_at LIMIT $1;
 
 -- name: take_due_erasure
 -- Lock one of them; no row if another replica has it, or it was canceled.

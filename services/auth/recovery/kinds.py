@@ -103,7 +103,7 @@ HARMLESS = frozenset(
     {
         "account.keep", "account.export", "audit.export", "audit.verify", "audit.overflow", "database.restored", "key.create", "key.rename",
         "catalog.refresh", "invoice.pay", "mail.test", "model.deploy", "model.load", "model.pull", "model.push", "model.sign",
-        "node.approve", "node.pardon", "oidc.link", "organisation.create",
+        "deferred.retry", "node.approve", "node.pardon", "oidc.link", "organisation.create",
         "account.verify", "organisation.invite",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
         "webhook.create", "batch.create",

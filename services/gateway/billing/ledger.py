@@ -39,6 +39,8 @@ from shared import errors
 from shared.api.auth import Budget, Principal
 from shared.api.inference import Receipt
 from shared.api.ledger import LedgerReport, ModelPrice
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.node import lifecycle
 from shared.stores.database_clock import DatabaseClock
 from shared.telemetry import Metrics, logs
@@ -84,6 +86,7 @@ class Ledger:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         *,
+        items: BackgroundItems,
         has_plans: bool = False,
         billing_page: str = "",
     ) -> None:
@@ -92,6 +95,7 @@ class Ledger:
         self._source = source
         self._gateway = gateway
         self._metrics = metrics
+        self._items = items
         self._clock = clock
         self._prices = PriceList({})
         #: Those of jobs. Administrators set prices, so there are few.
@@ -120,8 +124,8 @@ class Ledger:
         async with self._batches.running(), self._extensions.running(), lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(_PRICES_SECONDS, self.refresh_prices))
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, self.database_clock.refresh))
-            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.heartbeat(rows.waiting)))
-            tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts)))
+            tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.heartbeat(rows.waiting), task="ledger leases"))
+            tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts), task="orphan settlement"))
             tasks.create_task(background_jobs.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.verify, self._metrics))
             tasks.create_task(self._suspend_detector.watch())
             tasks.create_task(self._claims.write())
@@ -252,11 +256,18 @@ class Ledger:
         overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
         if not overdue:
             return
-        receipts = await find_receipts(overdue)
-        rows = [row for reservation in overdue if (row := await self._row(reservation, receipts.get(reservation.request_id))) is not None]
-        if rows:
-            await write(rows)
-            _log.warning("settled requests of lost gateways", requests=len(rows), with_receipt=sum(row.cost_micro > 0 for row in rows))
+        receipts, settled = await find_receipts(overdue), list[RequestRow]()
+
+        async def settle(reservation: OpenReservation) -> None:
+            row = await self._row(reservation, receipts.get(reservation.request_id))
+            if row is not None:
+                await write([row])
+                settled.append(row)
+
+        await self._items.each(ItemKind.ORPHAN, overdue, settle, lambda reservation: str(reservation.request_id))
+        if settled:
+            with_receipt = sum(row.cost_micro > 0 for row in settled)
+            _log.warning("settled requests of lost gateways", requests=len(settled), with_receipt=with_receipt)
 
     async def verify(self, *, full: bool = False) -> LedgerReport:
         """Verify the sums of the open day, or of everything. Raises Unavailable."""

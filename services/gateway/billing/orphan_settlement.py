@@ -22,6 +22,8 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import Usage
 from shared.api.inference import Receipt, SignedReceipt
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.identity import node_keys
 from shared.protocol.directory import Directory
 from shared.rpc import RpcClient
@@ -103,7 +105,7 @@ def _within(claimed: int, most: int) -> int:
 
 
 async def collect_receipts(
-    rpc: RpcClient, directory: Directory, reservations: Sequence[OpenReservation], strike: Strike
+    rpc: RpcClient, directory: Directory, items: BackgroundItems, reservations: Sequence[OpenReservation], strike: Strike
 ) -> dict[RequestId, Receipt]:
     """Return the receipts of these requests; ``inference.RUNNING`` for a request that still runs. Never raises for a worker that
     doesn't respond or sends invalid receipts."""
@@ -129,7 +131,7 @@ async def collect_receipts(
 
     async with asyncio.TaskGroup() as tasks:
         for node, request_ids in request_ids_by_worker.items():
-            tasks.create_task(ask(node, request_ids))
+            tasks.create_task(items.attempt(ItemKind.RECEIPTS, node, ask(node, request_ids)))
     return found
 
 

@@ -22,6 +22,8 @@ from shared import errors
 from shared.api.files import FilePurpose
 from shared.api.jobs import JobKind, JobState, LineError
 from shared.api.webhooks import EventType
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.telemetry import logs
 from shared.telemetry.job_instruments import LineOutcome
 from shared.timing.bounded_waits import wait_until_set
@@ -69,9 +71,19 @@ class BatchWork:
     """``run`` is its task. Set ``ordered`` when a job was ordered, and ``ended`` when lines have ended or a job was cancelled."""
 
     def __init__(
-        self, jobs: JobStore, files: FileStorage, rules: JobRules, runner: str, metrics: JobMetrics, *, secret: str, take_turn: TakeTurn
+        self,
+        jobs: JobStore,
+        files: FileStorage,
+        rules: JobRules,
+        runner: str,
+        metrics: JobMetrics,
+        *,
+        items: BackgroundItems,
+        secret: str,
+        take_turn: TakeTurn,
     ) -> None:
         self._jobs, self._files, self._rules, self._runner, self._metrics, self._secret = jobs, files, rules, runner, metrics, secret
+        self._items = items
         self._take_turn = take_turn
         self.ordered, self.ended, self._moved = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
@@ -97,13 +109,17 @@ class BatchWork:
     async def _work(self, state: JobState, work: Callable[[Job], Awaitable[None]]) -> None:
         """Work on the jobs in this state, one after the other. Raises Unavailable if PostgreSQL is away."""
         while (job := await self._jobs.take(state, self._runner)) is not None:
-            try:
-                await work(job)
-            except _NotOurs:
-                _log.info("the job is not ours any more", job=job.public_id, state=state.value)
-            except errors.AimeshError as error:
-                _log.warning("a job has to wait", job=job.public_id, state=state.value, reason=error.message)
-                await self._jobs.hold(job.id, error.message, _RETRY_SECONDS)
+            if not await self._items.attempt(ItemKind.JOB, str(job.id), self._work_on(job, work)):
+                await self._jobs.hold(job.id, "an internal error; the gateway's log has it", _RETRY_SECONDS)
+
+    async def _work_on(self, job: Job, work: Callable[[Job], Awaitable[None]]) -> None:
+        try:
+            await work(job)
+        except _NotOurs:
+            _log.info("the job is not ours any more", job=job.public_id, state=job.state.value)
+        except errors.AimeshError as error:
+            _log.warning("a job has to wait", job=job.public_id, state=job.state.value, reason=error.message)
+            await self._jobs.hold(job.id, error.message, _RETRY_SECONDS)
 
     async def _keep(self, job: Job) -> None:
         """Raises _NotOurs."""

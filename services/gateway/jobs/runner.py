@@ -26,6 +26,8 @@ from services.gateway.jobs.retry_rules import Next, Verdict
 from shared import context, errors
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.jobs import JobState
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.telemetry import logs
 from shared.telemetry.job_instruments import LineOutcome
 from shared.timing.backoff import Backoff
@@ -109,6 +111,7 @@ class JobRunner:
         app: App,
         inputs: LineInputs,
         identify: Identify,
+        items: BackgroundItems,
         *,
         find_room: FindRoom,
         metrics: JobMetrics,
@@ -120,7 +123,7 @@ class JobRunner:
     ) -> None:
         """``app``: serves the endpoints for lines, within ``line_run.current``. ``on_ended`` is called after results
         are written, ``secret`` seals them."""
-        self._store, self._app, self._inputs, self._identify = store, app, inputs, identify
+        self._store, self._app, self._inputs, self._identify, self._items = store, app, inputs, identify, items
         self._find_room, self._metrics, self._name, self._secret, self._clock = find_room, metrics, name, secret, clock
         self._draining, self._on_ended = draining, on_ended
         self._lanes: dict[tuple[ModelName, bool], _Lane] = {}
@@ -204,11 +207,20 @@ class JobRunner:
         self._metrics.begin(lane.model, line.could_run_at)
         if line.was_lost:
             self._metrics.end(lane.model, LineOutcome.TAKEN_OVER)
+        failure: errors.AimeshError | None = None
         try:
-            attempt.verdict, attempt.result = await self._answer(job, line)
+            await self._items.attempt(ItemKind.LINE, f"{job.public_id}/{line.line}", self._answer_within(attempt))
         except asyncio.CancelledError:
             return  # whoever canceled it says what becomes of it
+        except errors.AimeshError as error:
+            failure = error
+        if attempt.verdict is None:
+            status, code = (errors.Internal.status, errors.Internal.code) if failure is None else (failure.status, errors.code_of(failure))
+            attempt.verdict, attempt.result = retry_rules.judge(failure, status, line.attempt), _nothing(line.request_id, code)
         self._end(attempt)
+
+    async def _answer_within(self, attempt: _Attempt) -> None:
+        attempt.verdict, attempt.result = await self._answer(attempt.job, attempt.line)
 
     async def _answer(self, job: Job, line: ClaimedLine) -> tuple[Verdict, LineResult]:
         request, seed = line.request_id, (job.seed + line.line) % 2**63

@@ -22,6 +22,8 @@ from shared import currency, errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
 from shared.api.notices import PaymentLate
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems, TakenItem
 from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.types import RequestId, TenantId, Tier
@@ -47,12 +49,14 @@ class BillingDesk:
         seller: Seller,
         provider: ProviderOrders | None = None,
         *,
+        items: BackgroundItems,
         on_paid: Callable[[InvoiceDocument], None] = lambda _paid: None,
     ) -> None:
         """Without a ``provider``, invoices of ours are paid by other means."""
         self._store = store
         self._source = source
         self._rpc = rpc
+        self._items = items
         self._seller = seller
         self.provider = provider
         self._on_paid = on_paid
@@ -233,9 +237,9 @@ class BillingDesk:
         """Raises Unavailable; the next round does the rest."""
         await self.handle_events()
         refused: list[UUID] = []
-        for step in (self._renew_one, partial(self._bill_owed, refused), self._remind_one):
-            while await step():
-                pass
+        await self._items.drain(ItemKind.RENEWAL, self._renew_one)
+        await self._items.drain(ItemKind.OVERAGE, partial(self._bill_owed, refused))
+        await self._items.drain(ItemKind.REMINDER, self._remind_one)
         await self.apply()
 
     async def handle_events(self) -> None:
@@ -255,22 +259,23 @@ class BillingDesk:
 
     async def apply(self) -> None:
         """Tell auth of new plans. What fails is told again by ``work``."""
-        while await self._apply_one():
-            pass
+        await self._items.drain(ItemKind.PLAN_CHANGE, self._apply_one)
 
-    async def _apply_one(self) -> bool:
+    async def _apply_one(self, taken: TakenItem) -> bool:
         # The lock is kept until auth has answered: an older plan must not arrive after a newer one.
         async with self._store.transaction() as rows:
             held = await rows.take_unapplied()
             if held is None:
                 return False
+            taken.id = str(held.owner)
             plan = held.plan or Tier.FREE.value
             try:
                 await self._rpc.call(api.apply_plan, api.ApplyPlan(held.owner, plan), deadline_seconds=AUTH_SECONDS)
             except errors.NotFound:
                 await self._end(rows, held)
-            except errors.AimeshError as error:
+            except errors.PeerError as error:
                 _log.warning("auth does not know of a plan yet", owner=held.owner, plan=plan, reason=error.message)
+                taken.id = None
                 return False
             else:
                 await rows.write(msgspec.structs.replace(held, is_applied=True))
@@ -285,12 +290,13 @@ class BillingDesk:
             _log.warning("the subscription of an erased account is not canceled yet", owner=held.owner, reason=error.message)
         await rows.write(msgspec.structs.replace(held, plan=None, next_plan=None, invoice=None, is_applied=True))
 
-    async def _renew_one(self) -> bool:
+    async def _renew_one(self, taken: TakenItem) -> bool:
         """Begin and bill the next period of one subscription; False if none is due."""
         async with self._store.transaction() as rows:
             held = await rows.take_due()
             if held is None or held.plan is None:
                 return False
+            taken.id = str(held.owner)
             try:
                 customer = await self._find_customer(held.owner)
             except errors.NotFound:
@@ -309,7 +315,7 @@ class BillingDesk:
             await rows.write(changed)
         return True
 
-    async def _bill_owed(self, refused: list[UUID]) -> bool:
+    async def _bill_owed(self, refused: list[UUID], taken: TakenItem) -> bool:
         """Bill what one account owes. ``refused``: what the provider does not bill now, for the next round."""
         owed = None
         try:
@@ -317,12 +323,14 @@ class BillingDesk:
                 owed = await rows.take_owed(refused)
                 if owed is None:
                     return False
+                taken.id = str(owed.id)
                 await self._bill(rows, owed)
-        except errors.AimeshError as error:
+        except errors.PeerError as error:
             if owed is None:
                 raise
             _log.warning("usage not billed yet", owner=owed.owner, reason=error.message)
             refused.append(owed.id)
+            taken.id = None
         return True
 
     async def _bill(self, rows: BillingRows, owed: OwedUsage) -> None:
@@ -338,13 +346,14 @@ class BillingDesk:
         line = InvoiceLine(owed.text, amount)
         await rows.add_invoice(self._seller, owed.owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=owed.id)
 
-    async def _remind_one(self) -> bool:
+    async def _remind_one(self, taken: TakenItem) -> bool:
         """Remember one late invoice; after the last reminder, its plan ends."""
         async with self._store.transaction() as rows:
             late = await rows.take_late()
             if late is None:
                 return False
             number, owner = late.invoice.document.number, late.invoice.owner
+            taken.id = number
             await rows.count_reminder(number)
             held, is_last = await rows.lock(owner, MANUAL), late.reminders + 1 == len(invoices.REMINDER_DAYS)
             await rows.notify(owner, f"{number}/{late.reminders + 1}", PaymentLate(number, late.invoice.document.due_at, is_last))

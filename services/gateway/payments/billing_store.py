@@ -1,6 +1,6 @@
 """Reads and writes subscriptions and invoices. Every method may raise Unavailable."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
 from uuid import UUID
@@ -156,9 +156,9 @@ class BillingRows:
         """Add a notice; the same subject again adds nothing."""
         await self._transaction.run("add_notice", owner, f"payment/{subject}", msgspec.json.encode(notice).decode())
 
-    async def take_notice(self, skipped: Sequence[tuple[TenantId, str]]) -> tuple[TenantId, str, bytes] | None:
-        """Take the oldest notice, with its owner and subject, except these. It stays if the transaction fails."""
-        row = await self._transaction.row("take_threshold_notice", [owner for owner, _ in skipped], [subject for _, subject in skipped])
+    async def take_notice(self) -> tuple[TenantId, str, bytes] | None:
+        """Take the oldest notice, with its owner and subject. It stays if the transaction fails."""
+        row = await self._transaction.row("take_threshold_notice")
         return None if row is None else (row["owner"], row["subject"], row["notice"].encode())
 
     async def count_reminder(self, number: str) -> None:

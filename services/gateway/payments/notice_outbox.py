@@ -4,14 +4,14 @@ A gateway that dies before the row's deletion is committed tells auth again, whi
 be older than a notice and not know its kind: it stays, and doesn't hold up others.
 """
 
-from contextlib import suppress
-
 import msgspec
 
 from services.gateway.payments.billing_store import BillingStore
 from shared import errors
 from shared.api import notices as api
 from shared.api.notices import AddNotice, LimitUsed, Notice, WebhookDisabled
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems, TakenItem
 from shared.rpc import RpcClient
 from shared.types import TenantId
 
@@ -23,30 +23,22 @@ _AUTH_SECONDS = 5.0
 class NoticeOutbox:
     """``work`` is repeated by every gateway; a row is taken by one at a time."""
 
-    def __init__(self, store: BillingStore, rpc: RpcClient, currency: str, *, sells: bool) -> None:
+    def __init__(self, store: BillingStore, rpc: RpcClient, items: BackgroundItems, currency: str, *, sells: bool) -> None:
         """``sells``: MONEY is on; else only budgets mean something."""
-        self._store, self._rpc, self._currency, self._sells = store, rpc, currency, sells
+        self._store, self._rpc, self._items, self._currency, self._sells = store, rpc, items, currency, sells
 
     async def work(self) -> None:
-        """Raises Unavailable, and the last refusal; the next round does the rest."""
-        refused: dict[tuple[TenantId, str], errors.CallerError] = {}
-        while await self._tell_one(refused):
-            pass
-        for refusal in refused.values():
-            raise refusal
+        """Raises Unavailable; the next round does the rest."""
+        await self._items.drain(ItemKind.NOTICE, self._tell_one)
 
-    async def _tell_one(self, refused: dict[tuple[TenantId, str], errors.CallerError]) -> bool:
-        with suppress(errors.CallerError):
-            async with self._store.transaction() as rows:
-                found = await rows.take_notice([*refused])
-                if found is None:
-                    return False
-                owner, subject, body = found
-                try:
-                    await self._tell(owner, subject, body)
-                except errors.CallerError as error:
-                    refused[owner, subject] = error
-                    raise
+    async def _tell_one(self, taken: TakenItem) -> bool:
+        async with self._store.transaction() as rows:
+            found = await rows.take_notice()
+            if found is None:
+                return False
+            owner, subject, body = found
+            taken.id = f"{owner}/{subject}"
+            await self._tell(owner, subject, body)
         return True
 
     async def _tell(self, owner: TenantId, subject: str, body: bytes) -> None:

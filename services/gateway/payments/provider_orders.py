@@ -25,6 +25,8 @@ from services.gateway.payments.payment_provider import (
 from shared import currency, errors
 from shared.api.billing import Order
 from shared.api.notices import PaymentLate
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.telemetry import logs
 from shared.types import RequestId, TenantId, Tier
 
@@ -37,11 +39,14 @@ _log = logs.get(part="payments")
 
 
 class ProviderOrders:
-    def __init__(self, name: str, provider: PaymentProvider, store: BillingStore, source: ConfigSource, sold_in: str) -> None:
+    def __init__(
+        self, name: str, provider: PaymentProvider, store: BillingStore, source: ConfigSource, sold_in: str, *, items: BackgroundItems
+    ) -> None:
         self.name = name
         self.provider = provider
         self._store = store
         self._source = source
+        self._items = items
         self._currency = sold_in
 
     # --- orders -------------------------------------------------------------------------------------------------------
@@ -127,12 +132,11 @@ class ProviderOrders:
         else:
             return None
         try:
-            await self._follow(object_id, taken_at)
+            return await self._items.attempt(ItemKind.PAYMENT, object_id, self._follow(object_id, taken_at))
         except errors.AimeshError as error:
             # The event is due again later.
             _log.warning("event not handled", object=object_id, reason=error.message)
             return False
-        return True
 
     async def _follow(self, object_id: str, taken_at: datetime | None) -> None:
         async with self._store.transaction() as rows:

@@ -18,12 +18,14 @@ WHERE owner = $1;
 
 -- name: take_unapplied
 -- Lock a subscription of which auth doesn't know the plan yet, except those that another gateway is at.
-SELECT * FROM subscriptions WHERE NOT is_applied ORDER BY changed_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+SELECT * FROM subscriptions WHERE NOT is_applied AND NOT is_deferred('plan_change', owner::text)
+ORDER BY changed_at LIMIT 1 FOR UPDATE SKIP LOCKED;
 
 -- name: take_due_subscription
 -- Lock a subscription whose account has begun a period that is not billed yet, or whose period is over.
 SELECT subscriptions.* FROM subscriptions JOIN accounts USING (owner)
 WHERE plan IS NOT NULL AND is_applied AND (period_end <= now() OR period_start > coalesce(billed_period, '-infinity'))
+    AND NOT is_deferred('renewal', owner::text)
 ORDER BY owner LIMIT 1 FOR UPDATE OF subscriptions SKIP LOCKED;
 
 -- name: begin_period
@@ -40,7 +42,7 @@ SELECT period_start FROM open_account($1, $2, true);
 -- tells when it ended.
 DELETE FROM owed WHERE id = (
     SELECT id FROM owed
-    WHERE id <> ALL($1::uuid[]) AND NOT EXISTS (SELECT FROM owed AS older WHERE older.owner = owed.owner AND older.at < owed.at)
+    WHERE id <> ALL($1::uuid[]) AND NOT is_deferred('overage', id::text) AND NOT EXISTS (SELECT FROM owed AS older WHERE older.owner = owed.owner AND older.at < owed.at)
     ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING id, owner, micro, period_start, at, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at;
@@ -89,6 +91,7 @@ ORDER BY created_at DESC, number DESC LIMIT $4;
 SELECT * FROM invoices
 WHERE paid_at IS NULL AND void_by IS NULL AND reminders < cardinality($1::integer[])
     AND created_at < now() - make_interval(days => ($1::integer[])[reminders + 1])
+    AND NOT is_deferred('reminder', number)
 ORDER BY due_at LIMIT 1 FOR UPDATE SKIP LOCKED;
 
 -- name: count_reminder
@@ -103,7 +106,7 @@ INSERT INTO webhook_events (provider, event_id, object_id) VALUES ($1, $2, $3) O
 -- Take the event that is due first, except those that another gateway takes. Without success it is due again later, at the latest each hour.
 UPDATE webhook_events AS events SET tries = tries + 1, next_at = clock_timestamp() + least(10 * 2 ^ least(tries, 10), 3600) * interval '1 second'
 WHERE (provider, event_id) = (
-    SELECT provider, event_id FROM webhook_events WHERE handled_at IS NULL AND next_at <= now() AND provider = $1
+    SELECT provider, event_id FROM webhook_events WHERE handled_at IS NULL AND next_at <= now() AND provider = $1 AND NOT is_deferred('payment', object_id)
     ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING object_id, clock_timestamp() AS taken_at;
@@ -152,7 +155,7 @@ UPDATE payment_orders SET ended_at = now(), payment = $2 WHERE id = $1;
 UPDATE payment_orders SET asked_at = now() WHERE id = (
     SELECT id FROM payment_orders
     WHERE ended_at IS NULL AND object_id IS NOT NULL AND provider = $1 AND created_at > now() - interval '7 days'
-        AND asked_at < now() - greatest(interval '5 minutes', (asked_at - created_at) / 4)
+        AND asked_at < now() - greatest(interval '5 minutes', (asked_at - created_at) / 4) AND NOT is_deferred('payment', object_id)
     ORDER BY asked_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING object_id;
@@ -161,6 +164,7 @@ RETURNING object_id;
 -- Take a subscription of which the provider hasn't told for a day.
 UPDATE subscriptions SET changed_at = now() WHERE owner = (
     SELECT owner FROM subscriptions WHERE subscription IS NOT NULL AND provider = $1 AND changed_at < now() - interval '1 day'
+        AND NOT is_deferred('payment', subscription)
     ORDER BY changed_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING subscription;
@@ -190,9 +194,9 @@ GROUP BY 1, 2 ORDER BY 1, 2;
 INSERT INTO threshold_notices (owner, subject, notice) VALUES ($1, $2, $3::text::jsonb) ON CONFLICT DO NOTHING;
 
 -- name: take_threshold_notice
--- Take the oldest notice, except these and those that another gateway is at. It stays if the transaction fails.
+-- Take the oldest notice, except those that another gateway is at. It stays if the transaction fails.
 DELETE FROM threshold_notices WHERE (owner, subject) = (
     SELECT owner, subject FROM threshold_notices
-    WHERE (owner, subject) NOT IN (SELECT * FROM unnest($1::uuid[], $2::text[])) ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    WHERE NOT is_deferred('notice', owner || '/' || subject) ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING owner, subject, notice::text;

@@ -45,7 +45,7 @@ SELECT jobs.id FROM jobs WHERE id IN (SELECT id FROM found) AND (SELECT count(*)
 -- Take a job in a state, for a while: of one of the tenants that have some, whoever has how many, the one that has waited longest.
 UPDATE jobs SET runner = $2, lease_until = now() + make_interval(secs => $3)
 WHERE id = (
-    SELECT id FROM jobs WHERE ended_at IS NULL AND state = $1 AND lease_until < now() AND waits_until <= now()
+    SELECT id FROM jobs WHERE ended_at IS NULL AND state = $1 AND lease_until < now() AND waits_until <= now() AND NOT is_deferred('job', id::text)
     ORDER BY uuid_hash_extended(tenant_id, (SELECT (random() * 1e9)::bigint)), lease_until, id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING *;

@@ -223,6 +223,7 @@ SELECT request_id, owner, key_id, model, price_id, prompt_tokens, completion_tok
     workers, delivered_before, claimed_at, route, route_version, variant, target, provider, is_batch
 FROM reservations
 WHERE state = 'reserved' AND lease_until < now() - make_interval(secs => $1) AND job_id IS NULL
+    AND NOT is_deferred('orphan', request_id::text)
 ORDER BY lease_until
 LIMIT $2;
 

@@ -11,6 +11,8 @@ from services.gateway.webhooks.delivery_rules import Result
 from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
 from services.gateway.webhooks.receiver_client import Answer, ReceiverClient
 from services.gateway.webhooks.webhook_store import Delivery, WebhookStore
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.telemetry import Metrics, logs
 from shared.timing.bounded_waits import wait_until_set
 
@@ -25,8 +27,10 @@ _log = logs.get(part="webhooks")
 class Deliveries:
     """``run`` is the task that sends. Set ``wake`` when a delivery was added."""
 
-    def __init__(self, store: WebhookStore, client: ReceiverClient, secrets: EndpointSecrets, metrics: Metrics) -> None:
-        self._store, self._client, self._secrets, self._metrics = store, client, secrets, metrics
+    def __init__(
+        self, store: WebhookStore, client: ReceiverClient, secrets: EndpointSecrets, items: BackgroundItems, metrics: Metrics
+    ) -> None:
+        self._store, self._client, self._secrets, self._items, self._metrics = store, client, secrets, items, metrics
         self._sending = set[asyncio.Task[bool]]()
         self.wake = asyncio.Event()
 
@@ -42,7 +46,7 @@ class Deliveries:
 
     async def _take_due(self, tasks: asyncio.TaskGroup) -> None:
         while len(self._sending) < MAX_AT_ONCE and (delivery := await self._store.take()) is not None:
-            task = tasks.create_task(background_jobs.attempt(UpkeepJob.WEBHOOKS, partial(self.deliver, delivery)))
+            task = tasks.create_task(background_jobs.attempt(UpkeepJob.WEBHOOKS, partial(self._try, delivery)))
             self._sending.add(task)
             task.add_done_callback(self._end)
 
@@ -50,9 +54,15 @@ class Deliveries:
         self._sending.discard(task)
         self.wake.set()
 
+    async def _try(self, delivery: Delivery) -> None:
+        if not await self._items.attempt(ItemKind.DELIVERY, str(delivery.id), self.deliver(delivery)):
+            await self._end_attempt(delivery, Answer(None, "an internal error; the gateway's log has it"))
+
     async def deliver(self, delivery: Delivery) -> None:
         """Make an attempt and note its result. Raises Unavailable: then it is made again, with the same id."""
-        answer = await self._post(delivery)
+        await self._end_attempt(delivery, await self._post(delivery))
+
+    async def _end_attempt(self, delivery: Delivery, answer: Answer) -> None:
         now = datetime.now(UTC)
         verdict = delivery_rules.judge(delivery.attempt, answer.status, answer.retry_after, now, is_test=delivery.is_test)
         is_hopeless = await self._store.end_attempt(

@@ -71,6 +71,8 @@ from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import Converted, Moderated, Receipt
 from shared.api.ledger import MICRO, Account, Allowance, LedgerReport, ModelPrice
 from shared.api.usage_report import ListRequests, LoggedRequest, UserUsage
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.items import BackgroundItems
 from shared.config_documents import PolicyDocument
 from shared.identity import credentials, node_keys
 from shared.identity.trust import Trust
@@ -606,6 +608,10 @@ class RunningService:
         return PERSON
 
 
+def new_items() -> BackgroundItems:
+    return BackgroundItems(DeferredMemory(), Metrics("gateway"))
+
+
 def new_recorder(store: Any, journal: FakeJournal | None = None, **more: int) -> UsageRecorder:
     metrics = Metrics("gateway")
     return UsageRecorder(store, journal or FakeJournal(), metrics.usage_queue_rows, metrics.settle_failures, **more)
@@ -615,7 +621,7 @@ def new_recorder(store: Any, journal: FakeJournal | None = None, **more: int) ->
 async def running_service(**more: Any) -> AsyncIterator[RunningService]:
     store = FakeStore()
     books = FakeLedgerStore()
-    ledger = Ledger(books, FixedConfig(), node_id(99), Metrics("gateway"))
+    ledger = Ledger(books, FixedConfig(), node_id(99), Metrics("gateway"), items=new_items())
     async with (
         new_recorder(store).running() as recorder,
         ledger.running(recorder, store.write_requests, _no_receipts),

@@ -9,6 +9,7 @@ import pytest
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from shared import errors
+from shared.background import tasks
 from shared.telemetry import Metrics
 from tests.services.gateway.log_lines import Lines
 
@@ -63,12 +64,15 @@ async def test_a_failed_job_is_repeated_and_keeps_its_last_success(error: Except
     assert len(lines.of("background work failed")) == 3
 
 
-async def test_a_bug_is_not_taken_for_a_failure_of_postgresql() -> None:
-    async def wrong() -> None:
-        raise KeyError("a mistake")
-
-    with pytest.raises(KeyError):
-        await background_jobs.repeat(UpkeepJob.VERIFY, 0, wrong, Metrics("gateway"))
+async def test_a_bug_ends_a_round_alone_and_the_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, counted = Lines(monkeypatch), list[str]()
+    shown = tasks.FailingTasks(counted.append)
+    tasks.failing.set(shown)
+    job = Rounds(KeyError("a secret"))
+    await run(job.work, job.over, Metrics("gateway"))
+    assert (shown.names(), counted) == (["roll"], ["roll"])
+    assert "KeyError at test_background_jobs.py" in lines.of("background work failed")[0]
+    assert "secret" not in lines.of("background work failed")[0]
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.0, 60.0), (3.0, 60.0), (10.0, 200.0), (900.0, 3600.0)])

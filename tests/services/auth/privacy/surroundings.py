@@ -20,7 +20,10 @@ from services.auth.sessions.session_store import SessionStore, StoredLogin
 from shared import errors
 from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.items import BackgroundItems
 from shared.rpc import StreamCall
+from shared.telemetry import Metrics
 from shared.types import ModelName, UserId, UserRole
 from tests.services.auth.accounts.surroundings import CLIENT, ApiClient, Person, by_hand
 from tests.services.auth.surroundings import Gateway, call
@@ -67,7 +70,7 @@ class PrivacyDesk:
 
     def replica(self, sessions: Any = None) -> Erasures:
         parts = dataclasses.replace(self._parts(), sessions=sessions or self.sessions)
-        return Erasures(parts, self.rows, self.audit, self.api_client.mailer)
+        return Erasures(parts, self.rows, self.audit, self.api_client.mailer, BackgroundItems(DeferredMemory(), Metrics("auth")))
 
     def _parts(self) -> Any:
         return dataclasses.replace(self.api_client.parts, trail=self.log, node=cast("Any", SimpleNamespace(rpc=self.gateway)))

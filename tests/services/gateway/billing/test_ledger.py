@@ -29,6 +29,7 @@ from shared.api.inference import RUNNING, Receipt
 from shared.api.ledger import Account, Allowance, LedgerReport, ModelPrice
 from shared.telemetry import Metrics
 from shared.types import KeyId, MicroCredits, ModelName, NodeId, RequestId, TenantId
+from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, USER, FakeLedgerStore, FixedConfig, node_id
 
 LimitedBy = Literal["account", "owner", "key"]
@@ -43,7 +44,15 @@ class LedgerHarness(FakeLedgerStore):
         super().__init__()
         self.now = 0.0
         self.metrics = Metrics("gateway")
-        self.ledger = Ledger(self, FixedConfig(), node_id(1), self.metrics, lambda: self.now, billing_page="https://ai.example.org/billing")
+        self.ledger = Ledger(
+            self,
+            FixedConfig(),
+            node_id(1),
+            self.metrics,
+            lambda: self.now,
+            items=fakes.new_items(),
+            billing_page="https://ai.example.org/billing",
+        )
         self.failures = 0
         #: How many seconds this process is suspended during a call to PostgreSQL.
         self.stops_for = 0.0
@@ -277,6 +286,20 @@ async def test_leases_are_extended_for_running_requests_and_unwritten_rows(harne
     harness.ledger.forget(ended)
     await harness.ledger.heartbeat([waiting])
     assert harness.extended == [running, waiting]
+
+
+async def test_an_odd_orphan_does_not_keep_the_others_from_being_settled(harness: LedgerHarness) -> None:
+    odd, fine = new_request(), new_request()
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001 - what a worker of a stranger may say
+    harness.overdue = (overdue(odd), overdue(fine))
+    harness.receipts = {
+        odd: Receipt(odd, 10, 0, 90, "stop", naive, credited_tokens=20),
+        fine: Receipt(fine, 10, 0, 90, "stop", credited_tokens=20),
+    }
+    await harness.ledger.heartbeat([])
+    harness.now += ledgers.HEARTBEAT_SECONDS + 1
+    await harness.sweep()
+    assert [row.id for row in harness.rows] == [fine]
 
 
 def overdue(request: RequestId) -> OpenReservation:

@@ -137,7 +137,7 @@ async def running_gateway(url: str) -> AsyncIterator[Gateway]:
     async with store.opened(url) as database:
         requests, ledger_store = GatewayStore(database), LedgerStore(database)
         await ledger_store.ensure_default_price(1_000_000, 2_000_000)
-        ledger = Ledger(ledger_store, FixedConfig(), node_id(99), Metrics("gateway"))
+        ledger = Ledger(ledger_store, FixedConfig(), node_id(99), Metrics("gateway"), items=fakes.new_items())
         async with (
             fakes.new_recorder(requests).running() as recorder,
             ledger.running(recorder, requests.write_requests, fakes._no_receipts),

@@ -17,6 +17,7 @@ from shared.context import new_request_id
 from shared.identity import node_keys
 from shared.protocol.directory import Announcement, Directory
 from shared.types import ModelName, NodeId, RequestId, Role
+from tests.services.gateway import fakes
 from tests.services.gateway.fakes import USER
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -42,6 +43,7 @@ class Mesh:
         self._workers: dict[NodeId, Answering] = {}
         self.received: list[inference.ReadReceipts] = []
         self.struck: list[NodeId] = []
+        self.items = fakes.new_items()
         for worker in workers:
             self.add(worker.key, worker.answer)
 
@@ -57,7 +59,7 @@ class Mesh:
             return await self._workers[to](request)
 
     async def of(self, *reservations: OpenReservation) -> dict[RequestId, Receipt]:
-        return await orphan_settlement.collect_receipts(self, self.directory, reservations, self.struck.append)  # type: ignore[arg-type]
+        return await orphan_settlement.collect_receipts(self, self.directory, self.items, reservations, self.struck.append)  # type: ignore[arg-type]
 
 
 def make_receipt(request_id: RequestId, *, prompt: int = 7, before: int = 0, completion: int = 5, ended: str = "stop") -> Receipt:

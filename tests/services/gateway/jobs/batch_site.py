@@ -23,6 +23,8 @@ from shared.api.auth import IdentifyOwner, Principal
 from shared.api.files import FilePurpose
 from shared.api.jobs import CreateBatch
 from shared.api.webhooks import CreateWebhook, EventType
+from shared.background.deferred_rows import DeferredRows
+from shared.background.items import BackgroundItems
 from shared.protocol import public_ids
 from shared.rpc.audit_reporting import AuditReporting
 from shared.stores.objects import ObjectStore
@@ -87,8 +89,19 @@ class BatchSite:
         """Return the work of another gateway."""
         metrics = JobMetrics(self.jobs, Metrics("gateway"))
         return BatchWork(
-            jobs or self.jobs, files or self.files.storage, self.rules, runner, metrics, secret=SECRET, take_turn=self.turns.turn
+            jobs or self.jobs,
+            files or self.files.storage,
+            self.rules,
+            runner,
+            metrics,
+            items=self.items,
+            secret=SECRET,
+            take_turn=self.turns.turn,
         )
+
+    @property
+    def items(self) -> BackgroundItems:
+        return BackgroundItems(DeferredRows(self.files.database, "gateway"), Metrics("gateway"))
 
     @property
     def rules(self) -> SiteRules:

@@ -14,12 +14,14 @@ import pytest
 from services.gateway.files.file_rows import PREFIX as FILE
 from services.gateway.jobs import batch_output, batch_work
 from services.gateway.jobs.batch_input import MAX_LINE_BYTES, MAX_LINES, BatchInput, NewLine
+from services.gateway.jobs.batch_work import BatchWork
 from services.gateway.jobs.job_desk import facts_of
 from services.gateway.jobs.job_store import Job, StoredLine
 from services.gateway.jobs.line_inputs import LineInputs
 from shared import errors
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.jobs import JobState
+from shared.background.deferred_rows import DeferredRows
 from shared.protocol import public_ids
 from shared.stores import objects
 from shared.types import RequestId
@@ -171,6 +173,24 @@ async def test_while_a_store_or_auth_is_away_the_job_waits_and_says_why(site: Ba
     job = await site.end(job)
     assert (job.state, job.waiting) == (JobState.COMPLETED, None)
     assert len(await site.read(job.output_file)) == 4
+
+
+async def test_an_odd_job_keeps_no_other_from_being_validated(site: BatchSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, fine = await site.order(jsonl(MIXED)), await site.order(jsonl(MIXED))
+    read = BatchWork._read
+
+    async def read_or_raise(work: BatchWork, job: Job) -> BatchInput:
+        if job.id == odd.id:
+            raise ValueError("a line of ada")
+        return await read(work, job)
+
+    monkeypatch.setattr(BatchWork, "_read", read_or_raise)
+    await site.work.validate()
+    assert ((await site.find(odd)).state, (await site.find(fine)).state) == (JobState.VALIDATING, JobState.IN_PROGRESS)
+    assert (await site.find(odd)).waiting == "an internal error; the gateway's log has it"
+    (kept,) = await DeferredRows(site.files.database, "gateway").list("job", 10)
+    assert kept.id == str(odd.id)
+    assert "ada" not in kept.error
 
 
 async def test_lines_that_never_ran_say_why(site: BatchSite) -> None:

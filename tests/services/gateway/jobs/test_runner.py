@@ -26,8 +26,10 @@ from shared import errors
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.jobs import JobKind, JobState
 from shared.telemetry import Metrics
+from shared.timing.backoff import Backoff
 from shared.types import ModelName, Tier, UserId, UserRole
 from tests import stopwatch
+from tests.services.gateway import fakes
 from tests.services.gateway.billing.test_ledger_store import Books, row
 
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
@@ -110,7 +112,7 @@ class Site:
     @asynccontextmanager
     async def run(self, name: str = "one") -> AsyncIterator[JobRunner]:
         made = JobRunner(
-            self.jobs, self.app, Inputs(), self.identify, find_room=self.find_room,  # type: ignore[arg-type]
+            self.jobs, self.app, Inputs(), self.identify, fakes.new_items(), find_room=self.find_room,  # type: ignore[arg-type]
             metrics=JobMetrics(self.jobs, Metrics("gateway")), name=name, on_ended=lambda: None, secret=SECRET, draining=asyncio.Event(),
         )  # fmt: skip
         task = asyncio.create_task(made.run())
@@ -170,6 +172,23 @@ async def test_a_line_that_no_worker_takes_is_tried_again_and_a_bad_one_fails_at
     assert site.calls == {0: 2, 1: 1, 2: 5, 3: 1}
     failed = (await site.lines(job))[1]
     assert (failed.status_code, failed.error_code) == (400, "bad_request")
+
+
+async def test_a_line_that_raises_anything_ends_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.jobs.retry_rules._BACKOFF", Backoff(first_seconds=0.0, longest_seconds=0.0))
+
+    def fail(line: int, _call: int) -> errors.AimeshError | None:
+        if line == 1:
+            raise ValueError("an odd line")
+        return None
+
+    site.fail = fail
+    job = await site.order(3)
+    async with site.run():
+        found = await site.ended(job)
+    assert (found.done, found.failed) == (2, 1)
+    failed = (await site.lines(job))[1]
+    assert failed.error_code == "internal"
 
 
 async def test_without_credits_a_job_waits_and_says_so(site: Site) -> None:

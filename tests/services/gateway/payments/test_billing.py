@@ -24,9 +24,12 @@ from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceState, OrderTopUp, Party
 from shared.api.method import Nothing
 from shared.api.notices import Notice, PaymentLate
+from shared.background.deferred_rows import DeferredRows
+from shared.background.items import BackgroundItems
 from shared.config_documents import ConfigKind, PlanDocument
 from shared.rpc import RpcCall
 from shared.rpc.audit_reporting import AuditReporting
+from shared.telemetry import Metrics
 from shared.types import MicroCredits, Peer, RequestId, Role, TenantId, UserRole
 from tests.services.gateway.fakes import PERSON, FakeRpc, node_id, rpc_call
 
@@ -50,8 +53,16 @@ class Shop:
         self.rpc.answers |= {api.describe_account.name: self._describe, api.apply_plan.name: self._apply}
         #: Of each payment that was counted.
         self.paid: list[tuple[str, int]] = []
+        self.deferred = DeferredRows(opened, "gateway")
+        self.metrics = Metrics("gateway")
+        self.items = BackgroundItems(self.deferred, self.metrics)
         self.desk = BillingDesk(
-            self.rows, live, self.rpc, seller, on_paid=lambda document: self.paid.append((document.currency, document.total_minor))
+            self.rows,
+            live,
+            self.rpc,
+            seller,
+            items=self.items,
+            on_paid=lambda document: self.paid.append((document.currency, document.total_minor)),
         )
 
     async def _describe(self, request: api.DescribeAccount) -> api.AccountName:
@@ -68,6 +79,11 @@ class Shop:
             raise errors.NotFound("gone")
         self.plans[request.owner] = request.plan
         return Nothing()
+
+    async def retry(self) -> None:
+        """Try everything again that failed."""
+        await self.deferred.retry(None, None)
+        await self.execute("UPDATE webhook_events SET next_at = now()")
 
     def plan_of(self, owner: TenantId) -> str:
         return self.plans.get(owner, "free")
@@ -98,7 +114,7 @@ class Shop:
         """Take them all, oldest first, with their subjects."""
         taken = []
         async with self.rows.transaction() as rows:
-            while (one := await rows.take_notice([])) is not None:
+            while (one := await rows.take_notice()) is not None:
                 taken.append((one[1], msgspec.json.decode(one[2], type=Notice)))
         return taken
 

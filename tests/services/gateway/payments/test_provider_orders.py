@@ -37,10 +37,8 @@ async def test_events_out_of_order_are_handled_once_each_by_three_gateways(shop:
     provider, owners, rng = MemoryProvider(), [owner() for _ in range(12)], random.Random(1000)
     async with selling(shop, "stripe", provider):
         assert await send_events(shop, provider, owners, 1000, rng) == 1000
-        others = [
-            BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, ProviderOrders("stripe", provider, shop.rows, shop.live, SELLER.currency))
-            for _ in range(2)
-        ]
+        orders = ProviderOrders("stripe", provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
+        others = [BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items) for _ in range(2)]
         await asyncio.gather(*(desk.work() for desk in (shop.desk, *others)))
         await shop.desk.work()
     assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 0

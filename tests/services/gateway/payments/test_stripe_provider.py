@@ -39,8 +39,8 @@ PLANS: dict[tuple[ConfigKind, str], Any] = {
 @asynccontextmanager
 async def selling(shop: Shop, name: str, provider: PaymentProvider) -> AsyncIterator[Shop]:
     await shop.live.change(lambda *_: PLANS, origin="applied", author=None)
-    orders = ProviderOrders(name, provider, shop.rows, shop.live, SELLER.currency)
-    shop.desk = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders)
+    orders = ProviderOrders(name, provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
+    shop.desk = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
     yield shop
 
 
@@ -176,9 +176,31 @@ async def test_a_price_that_no_plan_names_waits_for_the_operator(selling_shop: S
     await shop.live.change(
         lambda *_: {(ConfigKind.PLAN, "platinum"): PlanDocument(fee=1.0, stripe_price="price_platinum")}, origin="applied", author=None
     )
-    await shop.execute("UPDATE webhook_events SET next_at = now()")
+    await shop.retry()
     await shop.desk.work()
     assert (shop.plan_of(ada), await shop.desk.measure_events()) == ("platinum@1", 0)
+
+
+async def test_odd_objects_of_the_provider_hold_up_nobody(selling_shop: Shop, stripe: StripeServer) -> None:
+    shop, ada, ben, eve = selling_shop, owner(), owner(), owner()
+    odd, fine = [session_of(await top_up(shop, each)) for each in (ada, ben)]
+    order_id = stripe.sessions[odd]["metadata"]["order"]
+    stripe.sessions[odd]["metadata"] = {"order": "my first order"}
+    empty = await stripe.pay(session_of(await shop.order(eve, "pro")))
+    stripe.changed[empty] = {"items": {"object": "list", "data": []}}
+    for session in (odd, fine):
+        await stripe.pay(session)
+    await tell(shop, stripe, odd, empty, fine)
+    assert (await balance(shop, ada), await balance(shop, ben)) == (0, 25_000_000)
+    kept = await shop.deferred.list(None, 10)
+    assert {(one.kind, one.id) for one in kept} == {("payment", odd), ("payment", empty)}
+    assert "my first order" not in str(kept)
+    assert (await shop.deferred.count_stuck(["payment"])) == {"payment": 2}, "an administrator learns of it now"
+    stripe.sessions[odd]["metadata"] = {"order": order_id}
+    await shop.retry()
+    await shop.desk.work()
+    assert await balance(shop, ada) == 25_000_000
+    assert [one.id for one in await shop.deferred.list(None, 10)] == [empty]
 
 
 async def test_credits_are_added_once_however_often_stripe_tells(selling_shop: Shop, stripe: StripeServer) -> None:

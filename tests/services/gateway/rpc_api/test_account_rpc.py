@@ -26,6 +26,7 @@ from shared.api.method import Nothing
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, TenantId, Tier, UserId, UserRole
+from tests.services.gateway import fakes
 from tests.services.gateway.billing.test_ledger_store import row
 from tests.services.gateway.fakes import OWNER, FakeRpc, FixedConfig, node_id, rpc_call
 
@@ -85,7 +86,7 @@ async def harness_with(postgres_url: str, *, has_plans: bool) -> AsyncIterator[A
     async with store.opened(postgres_url) as opened:
         ledger_store, requests = LedgerStore(opened), GatewayStore(opened)
         await ledger_store.ensure_default_price(100_000_000, 200_000_000)
-        ledger = Ledger(ledger_store, FixedConfig(), node_id(1), Metrics("gateway"), has_plans=has_plans)
+        ledger = Ledger(ledger_store, FixedConfig(), node_id(1), Metrics("gateway"), items=fakes.new_items(), has_plans=has_plans)
 
         async def no_receipts(_: object) -> dict[RequestId, Any]:
             return {}

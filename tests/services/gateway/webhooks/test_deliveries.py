@@ -35,6 +35,7 @@ from shared.api.notices import AddNotice, WebhookDisabled
 from shared.api.webhooks import EventType, WebhookEndpoint
 from shared.telemetry import Metrics
 from shared.types import Tier, UserId, UserRole
+from tests.services.gateway import fakes
 from tests.services.gateway.fakes import FakeRpc, rpc_call
 from tests.services.gateway.models.registries import Acts
 from tests.services.gateway.webhooks.receiver import Receiver, client_of, receiving
@@ -88,7 +89,7 @@ class Gateway:
 async def running(url: str, receiver: Receiver, sql_url: str = "") -> AsyncIterator[Gateway]:
     async with store.opened(url) as opened:
         rows, secrets, metrics, client = WebhookStore(opened), EndpointSecrets("s" * 16), Metrics("gateway"), client_of(receiver)
-        sender = Deliveries(rows, client, secrets, metrics)
+        sender = Deliveries(rows, client, secrets, fakes.new_items(), metrics)
         acts: Any = Acts()
         yield Gateway(rows, sender, WebhookRpc(rows, sender, client, secrets, acts), metrics, opened, sql_url)
 
@@ -333,7 +334,7 @@ async def notices(gateway: Gateway) -> list[object]:
 
     rpc: Any = FakeRpc()
     rpc.answers[notices_api.add_notice.name] = add
-    await NoticeOutbox(BillingStore(gateway.database), rpc, "EUR", sells=False).work()
+    await NoticeOutbox(BillingStore(gateway.database), rpc, fakes.new_items(), "EUR", sells=False).work()
     return told
 
 

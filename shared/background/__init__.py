@@ -1,0 +1,1 @@
+"""Background work: tasks that start again after a failure, and items that are put aside after one."""
