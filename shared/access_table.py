@@ -200,6 +200,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.reportBackup": _NODE,
     "auth.watchChanges": _NODE,
     # --- nodes
+    "auth.describeMachine": _NODE,
     "auth.enrollNode": _NODE,
     "auth.renewCertificate": _NODE,
     "auth.leaveNode": _NODE,

@@ -12,7 +12,7 @@ import msgspec
 
 import services
 from services.web import page_access as pages
-from shared import access_table, api, config, config_documents, errors
+from shared import access_table, answer_table, api, config, config_documents, errors
 from shared.access_table import AccessRule, Audience
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.config_documents import ConfigKind
@@ -62,9 +62,9 @@ and row-level security in PostgreSQL also check whose data the call may access.
 A login has the permissions of its role. A key has those of its owner that its kind and scopes allow: `live` keys all but an
 administrator's, `test` keys `inference:execute` and `model:read`, `adm` keys an administrator's.
 
-In the tables, one of the listed permissions is enough. *Any valid credential* means any account. *No check* means that only the node's
-role is checked, so the method is public if web or the gateway is among the callers. *Fresh*: after {minutes} minutes, a login must
-confirm its password or code first; keys are exempt.
+In the tables, one of the listed permissions is enough. *Any valid credential* means any account. *No user* means that no person's
+permission is checked; the row says whom the method answers. *No check*: the route is public, or checks a signature. *Fresh*: after
+{minutes} minutes, a login must confirm its password or code first; keys are exempt.
 """
 
 PAGES_HEAD = """
@@ -261,7 +261,10 @@ def _permission_row(permission: Permission) -> list[str]:
 
 def _method_row(name: str, row: AccessRule) -> tuple[str, ...]:
     method = next(found for found in _methods_of(name.partition(".")[0]) if found.name == name)
-    return f"`{name}`", ", ".join(role for role in Role if role in method.callers), *_needs(row)
+    needs, fresh = _needs(row)
+    if row.who is Audience.NODE:
+        needs = f"no user: answers {answer_table.METHODS[name]}"
+    return f"`{name}`", ", ".join(role for role in Role if role in method.callers), needs, fresh
 
 
 def _needs(row: AccessRule) -> tuple[str, str]:

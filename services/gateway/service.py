@@ -72,6 +72,7 @@ from services.gateway.models.deployment_store import DeploymentStore
 from services.gateway.models.deployments import Deployments
 from services.gateway.models.hub import Hub
 from services.gateway.models.model_origin import ModelOrigin
+from services.gateway.models.model_readers import ModelReaders
 from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
@@ -323,6 +324,7 @@ class GatewayService:
             registry_store,
             stores.origin,
             node.directory,
+            ModelReaders(registry_store, node.rpc),
             self.audit_reporting,
             gibibytes=settings.model_origin_quota,
             is_deployed=self._is_deployed,
@@ -424,7 +426,7 @@ class GatewayService:
             self._billing,
             self._registry,
             self._model_trust,
-            ModelPeersRpc(node, RegistryStore(stores.database), partial(_source_of, live), self._registry.find_size),
+            ModelPeersRpc(node, self._registry.readers, partial(_source_of, live), self._registry.find_size),
             self._usage_export,
             servers,
             ConfigRpc(

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
-from shared.types import AuthorityId, MeshName, ModelOfWorker, NodeId, Role
+from shared.types import AuthorityId, MeshName, ModelOfWorker, NodeId, Role, TenantId
 
 #: The roles that hold a certificate.
 NODES = {Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP}
@@ -214,6 +214,20 @@ class LoginRefusals(Body, frozen=True):
     refusals: tuple[LoginRefusal, ...]
 
 
+class DescribeMachine(Body, frozen=True):
+    """Whose models a machine may read."""
+
+    node: NodeId
+
+
+class Machine(Body, frozen=True):
+    #: It is the operator's, or of someone who reads the models of all.
+    reads_all: bool = False
+    #: Accounts and organizations in which its owner may read models.
+    tenants: tuple[TenantId, ...] = ()
+
+
+describe_machine = Method("auth.describeMachine", DescribeMachine, Machine, callers={Role.GATEWAY})
 enroll_node = Method("auth.enrollNode", EnrollNode, Membership, callers={Role.NEWCOMER})
 renew_certificate = Method("auth.renewCertificate", RenewCertificate, Membership, callers={*NODES, Role.NEWCOMER})
 create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from shared import access_table, errors
+from shared import access_table, answer_table, errors
 from shared.access_table import Audience
 from shared.api.auth import Principal
 from shared.rpc.serving import AnyMethod, Gate
@@ -85,7 +85,9 @@ def _carries_credential(kind: type[msgspec.Struct]) -> bool:
 
 
 def check_declared(methods: list[AnyMethod], gate: Gate | None) -> None:
-    """Raises ValueError for a method without a row in the table, or that needs a user in a service that cannot identify users."""
+    """Raises ValueError for a method without a row in the tables, or that needs a user in a service that cannot identify users."""
     for method in methods:
-        if access_table.of_method(method.name).who is Audience.PERSON and gate is None:
+        if access_table.of_method(method.name).who is Audience.NODE:
+            answer_table.check(method.name, method.callers)
+        elif gate is None:
             raise ValueError(f"{method.name} needs a user, but this service has no authorizer")

@@ -37,6 +37,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
         gateway.opened,
         {
             "prices": "of the house",
+            "model_orders": "ids of nodes and digests",
             "usage_rolls": "days",
             "worker_strikes": "ids of nodes",
             "config_versions": "of the house, written by its administrators",

@@ -7,11 +7,11 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from services.auth import name_rules
-from shared import addresses, amounts, errors
-from shared.api.membership import CreateTicket, Member, MemberState, TicketRow, TicketState
+from shared import access_table, addresses, amounts, errors
+from shared.api.membership import CreateTicket, Machine, Member, MemberState, TicketRow, TicketState
 from shared.identity import install_line, node_keys
 from shared.identity.certificates import MAX_LABELS, Subject
-from shared.types import NodeId, Role, UserId
+from shared.types import NodeId, Permission, Role, TenantId, UserId, UserRole
 
 #: A node that was silent for this long needs a new ticket; laptops may be off for weeks.
 IDLE = timedelta(days=30)
@@ -324,6 +324,13 @@ def member_row(node: KnownNode) -> Member:
         revoked_at=node.revoked_at,
         reason=node.reason,
     )
+
+
+def machine_of(owner: UserId, role: UserRole, organizations: tuple[TenantId, ...]) -> Machine:
+    """Return whose models the machine of this user may read: those that its owner may read."""
+    if not access_table.permissions_of(role, None) & {Permission.READ_MODELS, Permission.WRITE_MODELS, Permission.EVERYTHING}:
+        return Machine()
+    return Machine(reads_all=role is UserRole.ADMIN, tenants=(TenantId(owner), *organizations))
 
 
 def printable(name: str) -> str:

@@ -65,6 +65,19 @@ class EnrollmentRpc(AuthHandlers):
         await self._members.note_left(call.caller.node)
         return Nothing()
 
+    @serves(membership.describe_machine)
+    async def describe_machine(self, request: membership.DescribeMachine, call: RpcCall) -> membership.Machine:
+        node = await self._members.find_node(request.node)
+        if node is None:
+            # A static list of NATS users or the operator's may say what it is before it has a certificate.
+            return membership.Machine(reads_all=self._logins is None or self._logins.is_enrolled(request.node))
+        if node.state is not MemberState.ACTIVE:
+            return membership.Machine()
+        if node.owner is None:
+            return membership.Machine(reads_all=True)
+        owner = await self._members.find_owner(node.owner)
+        return membership.Machine() if owner is None else enrollment_rules.machine_of(node.owner, *owner)
+
     def _is_vouched_for(self, caller: Peer, subject: NodeId) -> bool:
         """Return whether a static list of NATS users or the operator's says what the node is. A node that joined with a ticket must have a
         row: its owner and labels are nowhere else, and a node without an owner is the operator's."""

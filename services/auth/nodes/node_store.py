@@ -15,7 +15,7 @@ from shared.api.membership import MemberState
 from shared.identity import certificates
 from shared.identity.enrollment_list import EnrolledTicket
 from shared.stores import database
-from shared.types import NodeId, Role, UserId
+from shared.types import NodeId, Role, TenantId, UserId, UserRole
 
 #: The newest come first.
 MOST_LISTED = 1000
@@ -138,6 +138,11 @@ class NodeStore(AuthTables):
     async def find_revoked(self, nodes: Sequence[NodeId]) -> frozenset[NodeId]:
         """Return which of these were revoked, at any time."""
         return frozenset(NodeId(row["id"]) for row in await self._db.rows("find_revoked_nodes", list(nodes)))
+
+    async def find_owner(self, owner: UserId) -> tuple[UserRole, tuple[TenantId, ...]] | None:
+        """Return the role and the organizations of a user; None if the account is closed or gone."""
+        row = await self._db.row("find_node_owner", owner)
+        return None if row is None else (UserRole(row["role"]), tuple(row["organisations"]))
 
     async def ensure_vouched(self, node: NodeId, role: Role) -> None:
         """Make a node active that NATS has authenticated. A revoked one stays revoked."""

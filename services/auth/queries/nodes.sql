@@ -88,6 +88,13 @@ WHERE $2::uuid IS NULL OR nodes.owner = $2
 ORDER BY array_position(ARRAY['pending', 'active', 'revoked'], nodes.state), nodes.joined_at DESC, nodes.id
 LIMIT $1;
 
+-- name: find_node_owner
+-- The role of a user whose account is open, and the user's organizations.
+SELECT role, ARRAY(
+    SELECT organisation_id FROM organisation_members WHERE user_id = users.id ORDER BY organisation_id LIMIT 1000
+) AS organisations
+FROM users WHERE id = $1 AND is_active;
+
 -- name: add_vouched_node
 -- Make a node active that NATS has authenticated; no row if it was revoked.
 INSERT INTO nodes (id, role) VALUES ($1, $2)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from services.gateway.facts.model_names import NamedVersion, VersionedNames
 from services.gateway.models import placement_plan
-from services.gateway.models.deployment_store import DeploymentSession, DeploymentStore
+from services.gateway.models.deployment_store import DeploymentSession, DeploymentStore, Order, Orders
 from services.gateway.models.placement_plan import Action, Assignment, Held, Machine, Step, Wanted
 from shared import errors
 from shared.api import inference
@@ -31,6 +31,8 @@ from shared.types import ModelName, NodeId, Role
 ROUND_SECONDS, PAUSE_SECONDS = 2.0, 0.2
 #: A machine that refused a model is asked again.
 REFUSAL_SECONDS = 300.0
+#: Orders are written again, in case that another gateway has written others.
+ORDERS_SECONDS = 30.0
 #: Workers answer at once; a load takes longer, and goes on when nobody waits for it.
 _ORDER_SECONDS = 5.0
 #: Of one round.
@@ -52,6 +54,11 @@ class PlacedVersion:
     is_next: bool = False
     #: It is kept for a rollback.
     is_spare: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Return the version's digest; empty for a model of a public source."""
+        return self.source.removeprefix(VERSION_SOURCE) if self.source.startswith(VERSION_SOURCE) else ""
 
     @property
     def wanted(self) -> Wanted:
@@ -87,6 +94,9 @@ class Deployments:
     clock: Callable[[], float] = time.monotonic
     #: Why machines refused, and until when that counts.
     _refusals: dict[tuple[NodeId, ModelName], tuple[str, float]] = field(default_factory=dict)
+    #: What was last written, and when.
+    _orders: Orders | None = None
+    _ordered_at: float = 0.0
     #: Machines as they last were.
     _seen: dict[NodeId, Machine] = field(default_factory=dict)
 
@@ -124,6 +134,7 @@ class Deployments:
         while True:
             try:
                 async with self.store.leadership() as session:
+                    self._orders = None
                     await self._lead(session)
             except errors.Unavailable as error:
                 _log.warning("deployments interrupted", reason=error.message)
@@ -134,7 +145,7 @@ class Deployments:
             is_elected = await session.take()
             self.metrics.missing_copies.clear()
             if is_elected:
-                await self.step()
+                await self.step(session)
             await asyncio.sleep(PAUSE_SECONDS)
             await wait_until_set(self.changed, ROUND_SECONDS)
             self.changed.clear()
@@ -148,7 +159,7 @@ class Deployments:
             if now != before:
                 self.changed.set()
 
-    async def step(self) -> None:
+    async def step(self, session: DeploymentSession) -> None:
         """Order what is left to do, and let channels serve what is loaded. Raises Unavailable."""
         now, versions = self.clock(), self.read_versions()
         placed = [one for name, document in self.documents.items() for one in versions_of(name, document, versions)]
@@ -163,11 +174,30 @@ class Deployments:
             assert channel.next_version is not None, "only these are ready"
             _log.info("channel switched", model=channel.name, channel=channel.word, version=channel.next_version)
             await self.serve_next(channel.name, channel.word, channel.next_version)
+        await self._write_orders(session, placed, assignments, machines)
         async with lifecycle.background() as tasks:
             for order in [tasks.create_task(self._carry_out(action, by_name.get(action.name))) for action in actions]:
                 await order
         if placed or self._refusals:
             await self.store.share(self._reasons())
+
+    async def _write_orders(
+        self, session: DeploymentSession, placed: Sequence[PlacedVersion], assignments: Sequence[Assignment], machines: Sequence[Machine]
+    ) -> None:
+        """Let machines read the versions that are ordered there, before the orders leave. Raises Unavailable."""
+        by_node = {machine.node: machine for machine in machines}
+        found, new = set[Order](), set[Order]()
+        for one, assignment in zip(placed, assignments, strict=True):
+            for node in assignment.nodes if one.digest else ():
+                machine = by_node[node]
+                found.add((node, one.digest))
+                # What its owner calls like a version is no order.
+                if machine.accepts and not (one.document.paused and not machine.held.get(one.name)):
+                    new.add((node, one.digest))
+        orders, now = Orders(found, new, by_node.keys(), {one.digest for one in placed}), self.clock()
+        if orders != self._orders or now - self._ordered_at >= ORDERS_SECONDS:
+            await self.store.write_orders(session, orders)
+            self._orders, self._ordered_at = orders, now
 
     def _count_missing(self, assignments: Sequence[Assignment], paused: Set[ModelName]) -> None:
         missing = dict[ModelName, int]()

@@ -120,13 +120,16 @@ class ModelPeers:
         #: By name and source. The caller bounds them.
         self._pulls: dict[tuple[ModelName, str], _Pull] = {}
 
-    def find(self, reader: NodeId, digest: str, model: ModelName) -> tuple[ModelPeer, ...]:
-        """Return some workers that have the file or a part of it, those in the reader's network first, with grants to read it there."""
+    def find(self, reader: NodeId, digest: str, model: ModelName, *, is_version: bool) -> tuple[ModelPeer, ...]:
+        """Return some workers that have the file or a part of it, those in the reader's network first, with grants to read it there. The
+        caller has checked that the reader may read it."""
         now, network = self._clock(), self._network_of(reader)
         files = [file for (found, _), file in self._files.items() if found == digest]
         known = {node for file in files for node, asked_at in file.holders.items() if now - asked_at < HOLDER_SECONDS}
         faulty = {node for file in files for node in file.faulty}
-        peers = [node for node in {*known, *self._announced(digest, model)} - faulty - {reader} if self._is_alive(node)]
+        peers = [
+            node for node in {*known, *self._holders(digest, model, is_version=is_version)} - faulty - {reader} if self._is_alive(node)
+        ]
         self._rng.shuffle(peers)
         if network is not None:
             peers.sort(key=lambda node: self._network_of(node) != network)
@@ -135,7 +138,7 @@ class ModelPeers:
             for node in peers[:MAX_INTRODUCED]
         )
 
-    def lease(self, worker: NodeId, request: LeaseBlocks) -> LeasedBlocks:
+    def lease(self, worker: NodeId, request: LeaseBlocks, *, is_version: bool) -> LeasedBlocks:
         """The caller has checked the size. Raises BadRequest."""
         now, count = self._clock(), block_list.count(request.size)
         if any(block >= count for block in (*request.done, *request.orphans)) or len(request.had or b"") > (count + 7) // 8:
@@ -149,7 +152,7 @@ class ModelPeers:
         for node in [node for node in file.holders if not self._is_alive(node)]:
             del file.holders[node]
             file.leases.gone(node)
-        for node in self._announced(request.digest, request.model):
+        for node in self._holders(request.digest, request.model, is_version=is_version):
             if node != worker:
                 file.leases.had(node, all_blocks(count))
         for block in request.done:
@@ -231,12 +234,13 @@ class ModelPeers:
                 self._on_excluded()
                 _log.warning("model peer excluded", node=node, digest=request.digest)
 
-    def _announced(self, digest: str, model: ModelName) -> Iterable[NodeId]:
-        """Return workers that announce the file, or the version that it is a part of, or have pulled it, or do it now."""
+    def _holders(self, digest: str, model: ModelName, *, is_version: bool) -> Iterable[NodeId]:
+        """Return workers that announce a version's file, or the version that it is a part of, or have pulled the file, or do it now. A file
+        that no version has is only its pullers': with the same digest, another worker's is perhaps its owner's own."""
         found = {
             entry.node
             for entry in self._workers()
-            if any(offer.digest == _hex(digest) or offer.name == model for offer in entry.announcement.models)
+            if is_version and any(offer.digest == _hex(digest) or offer.name == model for offer in entry.announcement.models)
         }
         for pull in self._pulls.values():
             if pull.size_of(digest) is not None:

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
-from services.gateway.models import header_check, model_origin
+from services.gateway.models import header_check, model_origin, model_readers
 from services.gateway.models.model_origin import ModelOrigin
+from services.gateway.models.model_readers import ModelReaders
 from services.gateway.models.registry_store import RegistryRows, RegistryStore, ServingChannel, StoredUpload, UncheckedVersion
 from shared import access_table, errors
 from shared.amounts import show_bytes
@@ -51,6 +52,7 @@ class ModelRegistry:
         store: RegistryStore,
         origin: ModelOrigin | None,
         nodes: Directory,
+        readers: ModelReaders,
         audit_reporting: AuditReporting,
         *,
         gibibytes: int,
@@ -59,7 +61,8 @@ class ModelRegistry:
         """Without an ``origin``, nothing can be pushed. ``gibibytes``: what one account or organization may store. ``is_deployed``: whether
         the mesh puts a channel such as ``llama3@stable`` on machines."""
         self._is_deployed = is_deployed
-        self._store, self._origin, self._nodes, self._audit, self._gibibytes = store, origin, nodes, audit_reporting, gibibytes
+        self._store, self._origin, self._nodes, self.readers = store, origin, nodes, readers
+        self._audit, self._gibibytes = audit_reporting, gibibytes
         self._wake = asyncio.Event()
 
     # --- uploads
@@ -181,19 +184,18 @@ class ModelRegistry:
 
     @serves(model_copies.read_blob)
     async def read_blob(self, request: model_copies.ReadBlob, stream: StreamCall[model_copies.BlobPart]) -> Nothing:
-        """Raises NotFound for what no version has that may be loaded."""
-        data, _ = await self._read(None, request.digest, request.start, request.length)
+        """Raises NotFound for what no version has that the machine may read."""
+        if not await self.readers.is_readable(stream.caller.node, request.digest):
+            raise model_readers.unreadable(request.digest)
+        data, _ = await self._get_origin().read_range(request.digest, request.start, request.length)
         for at in range(0, len(data), model_copies.PART_BYTES):
             await stream.send(model_copies.BlobPart(data[at : at + model_copies.PART_BYTES]))
         return Nothing()
 
     async def download(self, by: Principal, digest: str, start: int, length: int) -> tuple[bytes, int]:
         """Return bytes of a blob and its size. Raises NotFound for what no version has that somebody sees and that may be loaded."""
-        return await self._read(_scope(by), digest, start, length)
-
-    async def _read(self, tenant: TenantId | None, digest: str, start: int, length: int) -> tuple[bytes, int]:
-        if not await self._store.is_loadable(digest, tenant):
-            raise errors.NotFound(f"no version has {digest}")
+        if not await self._store.is_loadable(digest, _scope(by)):
+            raise model_readers.unreadable(digest)
         return await self._get_origin().read_range(digest, start, length)
 
     @serves(api.retire_model_version)

@@ -11,7 +11,7 @@ from shared.api.models import MAX_VERSIONS, BlobUpload, ModelVersion, VersionSta
 from shared.models.manifest import MAX_SIGNATURE_BYTES, ModelKind, Version, VersionConfig, VersionFacts
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
-from shared.types import ModelName, TenantId, UserId
+from shared.types import ModelName, NodeId, TenantId, UserId
 
 #: After the last piece.
 _UPLOAD_SECONDS = 24 * 3600.0
@@ -36,6 +36,18 @@ class UncheckedVersion(msgspec.Struct, frozen=True):
     version: int
     digest: str
     blobs: tuple[str, ...]
+
+
+class ModelReader(msgspec.Struct, frozen=True):
+    """A machine that reads versions of the mesh, of tenants, and those that the mesh has ordered there."""
+
+    node: NodeId
+    #: None: of all.
+    tenants: tuple[TenantId, ...] | None = ()
+
+
+#: For people, whose rights were checked.
+EVERY_VERSION = ModelReader(NodeId(""), None)
 
 
 class ServingChannel(msgspec.Struct, frozen=True):
@@ -212,11 +224,17 @@ class RegistryStore:
             found: str | None = await transaction.value("find_version_of_blob", digest)
             return found
 
-    async def list_signatures(self, names: Iterable[str]) -> dict[ModelName, VersionTrust]:
-        """Return what is known of versions, by names such as `llama3@7`."""
+    async def may_read(self, reader: ModelReader, digest: str) -> bool | None:
+        """Return whether a machine may read this blob of a version that may be loaded; None: no version has it."""
+        found: bool | None = await self._database.value("find_readable_blob", digest, reader.node, reader.tenants)
+        return found
+
+    async def list_signatures(self, reader: ModelReader, names: Iterable[str]) -> dict[ModelName, VersionTrust]:
+        """Return what is known of versions that a machine may read, by names such as `llama3@7`."""
         found = [each.rpartition("@") for each in names]
         numbered = [(model, int(number)) for model, _, number in found if number.isdecimal() and len(number) < _NUMBER_DIGITS]
-        rows = await self._database.rows("list_signatures", [model for model, _ in numbered], [number for _, number in numbered])
+        models, numbers = [model for model, _ in numbered], [number for _, number in numbered]
+        rows = await self._database.rows("list_signatures", models, numbers, reader.node, reader.tenants)
         return {row["name"]: VersionTrust(row["digest"], tuple(row["signatures"]), row["revoked"]) for row in rows}
 
     async def add_signature(self, version: ModelVersion, key: str, signature: bytes) -> bool:

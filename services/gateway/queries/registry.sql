@@ -172,7 +172,7 @@ SELECT model, version, digest, manifest_bytes FROM model_versions
 WHERE state IN ('ready', 'retired') AND NOT is_deleted ORDER BY model, version;
 
 -- name: find_loadable_blob
--- Return whether a version of the mesh or of $2 has this blob that workers may load; null: of all.
+-- Return whether a version of the mesh or of $2 has this blob that may be loaded; null: of all.
 SELECT EXISTS (
     SELECT FROM model_versions JOIN models ON name = model
     WHERE blobs @> ARRAY[$1::text] AND state IN ('ready', 'retired') AND NOT is_deleted
@@ -183,6 +183,12 @@ SELECT EXISTS (
 -- Return the digest of a version that has this blob and that workers may load.
 SELECT digest FROM model_versions WHERE blobs @> ARRAY[$1::text] AND state IN ('ready', 'retired') AND NOT is_deleted LIMIT 1;
 
+-- name: find_readable_blob
+-- Return whether a machine $2 of the tenants $3 may read the blob $1 of a version that workers may load; null if no version has it.
+SELECT bool_or(state IN ('ready', 'retired') AND may_read_version($2, $3, organization, digest))
+FROM model_versions JOIN models ON name = model
+WHERE blobs @> ARRAY[$1::text] AND NOT is_deleted AND state <> 'refused';
+
 -- name: add_signature
 -- Add a signature of a version, or replace that of the same key, unless all together would have more than $5 bytes.
 INSERT INTO model_signatures (model, version, key, signature)
@@ -192,10 +198,23 @@ SELECT $1::text, $2::integer, $3::text, $4::bytea WHERE length($4) + (
 ON CONFLICT (model, version, key) DO UPDATE SET signature = excluded.signature, signed_at = now();
 
 -- name: list_signatures
--- List the signatures of versions, given by models and numbers, and why they may not be loaded any more.
+-- List the signatures of versions that a machine $3 of the tenants $4 may read, given by models and numbers, and why they may not be loaded
+-- any more.
 SELECT model || '@' || version AS name, digest, CASE state WHEN 'revoked' THEN reason END AS revoked,
     ARRAY(
         SELECT signature FROM model_signatures AS by WHERE by.model = known.model AND by.version = known.version ORDER BY signed_at
     ) AS signatures
-FROM model_versions AS known
-WHERE (model, version) IN (SELECT * FROM unnest($1::text[], $2::integer[]));
+FROM model_versions AS known JOIN models ON name = model
+WHERE (model, version) IN (SELECT * FROM unnest($1::text[], $2::integer[])) AND may_read_version($3, $4, organization, digest);
+
+-- name: write_model_orders
+-- Note which versions the mesh orders to which machines, or orders still.
+INSERT INTO model_orders AS known (node, digest) SELECT * FROM unnest($1::text[], $2::text[])
+ON CONFLICT (node, digest) DO UPDATE SET ordered_at = now() WHERE known.ordered_at < now() - interval '1 day';
+
+-- name: drop_model_orders
+-- Forget orders but those of the nodes $1 and versions $2: of the nodes $3, and of versions that aren't among $4. A machine that is away keeps
+-- its orders for 30 days.
+DELETE FROM model_orders
+WHERE digest <> ALL ($4::text[]) OR ordered_at < now() - interval '30 days'
+    OR (node = ANY ($3::text[]) AND (node, digest) NOT IN (SELECT * FROM unnest($1::text[], $2::text[])));

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.models.registry import ModelRegistry
-from services.gateway.models.registry_store import RegistryStore
+from services.gateway.models.registry_store import EVERY_VERSION, RegistryStore
 from shared import errors
 from shared.api import model_trust as api
 from shared.api import models
@@ -21,8 +21,9 @@ class ModelTrustRpc:
     audit_reporting: AuditReporting
 
     @serves(api.take_trust)
-    async def take(self, request: api.TakeTrust, _call: RpcCall) -> api.TakenTrust:
-        return api.TakenTrust(self.live.trust_rules(), await self.store.list_signatures(request.versions))
+    async def take(self, request: api.TakeTrust, call: RpcCall) -> api.TakenTrust:
+        versions = await self.registry.readers.list_trust(call.caller.node, request.versions)
+        return api.TakenTrust(self.live.trust_rules(), versions)
 
     @serves(api.read_model_trust)
     async def read(self, request: api.ReadModelTrust, call: RpcCall) -> api.ModelTrust:
@@ -30,7 +31,7 @@ class ModelTrustRpc:
         if request.model is None:
             return api.ModelTrust(self.live.trust_rules())
         found = (await self.registry.list(models.ListModelVersions(request.model, request.version), call)).versions
-        known = (await self.store.list_signatures([found[0].name]))[found[0].name]
+        known = (await self.store.list_signatures(EVERY_VERSION, [found[0].name]))[found[0].name]
         return api.ModelTrust(self.live.trust_rules(), await self.registry.read_manifest(known.digest), known.signatures)
 
     @serves(api.sign_model_version)

@@ -87,7 +87,9 @@ class Gateway(IdleService):
 
     @serves(model_copies.find_model_peers)
     async def find(self, request: model_copies.FindModelPeers, call: RpcCall) -> model_copies.ModelPeers:
-        return model_copies.ModelPeers(self.peers.find(call.caller.node, request.digest, request.model))
+        return model_copies.ModelPeers(
+            self.peers.find(call.caller.node, request.digest, request.model, is_version=request.digest in self.store.blobs)
+        )
 
     @serves(model_copies.advise_pull)
     async def advise(self, request: model_copies.AdvisePull, call: RpcCall) -> model_copies.PullAdvice:
@@ -95,7 +97,7 @@ class Gateway(IdleService):
 
     @serves(model_copies.lease_blocks)
     async def lease(self, request: model_copies.LeaseBlocks, call: RpcCall) -> model_copies.LeasedBlocks:
-        return self.peers.lease(call.caller.node, request)
+        return self.peers.lease(call.caller.node, request, is_version=request.digest in self.store.blobs)
 
 
 @dataclass

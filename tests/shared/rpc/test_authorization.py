@@ -5,8 +5,8 @@ from uuid import UUID
 
 import pytest
 
-from shared import errors
-from shared.api import auth, gateway, metrics
+from shared import answer_table, errors
+from shared.api import auth, gateway, metrics, model_copies
 from shared.api.auth import Principal
 from shared.rpc.authorization import Authorizer, check_declared
 from shared.types import Credential, Role, Tier, UserId, UserRole
@@ -102,3 +102,12 @@ def test_a_service_without_a_gate_cannot_serve_user_methods() -> None:
     with pytest.raises(ValueError, match="has no authorizer"):
         check_declared([auth.list_api_keys], None)
     check_declared([auth.list_api_keys], ApiClient().gate)
+
+
+def test_a_method_for_nodes_says_whom_it_answers() -> None:
+    """Readers of models were all workers alike."""
+    check_declared([model_copies.read_blob], None)
+    with pytest.raises(ValueError, match="say whom it answers"):
+        answer_table.check("gateway.newMethod", {Role.GATEWAY})
+    with pytest.raises(ValueError, match="answers only services of the operator, but its callers include client, worker"):
+        answer_table.check("gateway.readUsage", {Role.AUTH, Role.WORKER, Role.CLIENT})

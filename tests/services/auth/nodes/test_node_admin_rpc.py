@@ -1,7 +1,9 @@
 """What administrators may do with all tickets and nodes, and node owners with their own."""
 
 import time
+from types import SimpleNamespace
 from typing import Any, cast
+from uuid import uuid4
 
 import msgspec
 import pytest
@@ -16,7 +18,7 @@ from shared.api.auth import KeyKind
 from shared.api.membership import MemberState, TicketState
 from shared.identity import tickets
 from shared.telemetry import version
-from shared.types import Credential, Role, UserRole
+from shared.types import Credential, Role, TenantId, UserRole
 from tests.cases import case
 from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import Recorded
@@ -367,3 +369,44 @@ async def test_the_audit_log_says_that_uses_are_unlimited(running_service: Surro
     await running_service.ticket(uses=None, active_most=3)
     found = await by_hand.value(postgres_url, "SELECT string_agg(row_to_json(d)::text, chr(10)) FROM auth.audit_details d")
     assert "unlimited" in found
+
+
+async def test_a_machine_reads_the_models_that_its_owner_may_read(running_service: Surroundings, postgres_url: str) -> None:
+    async def describe(newcomer: Newcomer) -> membership.Machine:
+        return await running_service.ask(membership.describe_machine, membership.DescribeMachine(newcomer.key.id))
+
+    bob, group = await running_service.register("bob"), uuid4()
+    machine = Newcomer()
+    await machine.enroll(running_service, (await running_service.ticket(owner="bob")).ticket)
+    assert await describe(machine) == membership.Machine(), "a user may not read models"
+    await by_hand.run(postgres_url, "UPDATE auth.users SET role = 'developer' WHERE username = 'bob'")
+    assert await describe(machine) == membership.Machine(tenants=(TenantId(bob.id),))
+    await by_hand.run(postgres_url, f"INSERT INTO auth.organisations (id, name) VALUES ('{group}', 'acme')")
+    await by_hand.run(postgres_url, f"INSERT INTO auth.organisation_members VALUES ('{group}', '{bob.id}', 'member')")
+    assert await describe(machine) == membership.Machine(tenants=(TenantId(bob.id), TenantId(group)))
+    await by_hand.run(postgres_url, "UPDATE auth.users SET is_active = false WHERE username = 'bob'")
+    assert await describe(machine) == membership.Machine()
+    operators, administrators = Newcomer(), Newcomer()
+    await operators.enroll(running_service, (await running_service.ticket(active_most=3)).ticket)
+    await administrators.enroll(running_service, (await running_service.ticket()).ticket)
+    assert await describe(operators) == membership.Machine(reads_all=True)
+    assert (await describe(administrators)).reads_all, "an administrator reads all models"
+    await by_hand.run(postgres_url, "UPDATE auth.nodes SET state = 'pending'")
+    assert await describe(operators) == membership.Machine()
+    await by_hand.run(postgres_url, f"UPDATE auth.nodes SET state = 'revoked' WHERE id = '{operators.key.id}'")
+    assert await describe(operators) == membership.Machine()
+
+
+async def test_a_machine_without_a_row_is_the_operators_only_if_a_list_says_so(running_service: Surroundings) -> None:
+    rpc = next(
+        handler for handler in running_service.dispatcher.handlers if handler.method is membership.describe_machine
+    ).function.__self__  # type: ignore[attr-defined]
+    stranger = membership.DescribeMachine(Newcomer().key.id)
+    assert rpc._logins is None
+    assert (await running_service.ask(membership.describe_machine, stranger)).reads_all, (
+        "NATS' static list lets in the operator's nodes alone"
+    )
+    rpc._logins = SimpleNamespace(is_enrolled=lambda _node: False)
+    assert not (await running_service.ask(membership.describe_machine, stranger)).reads_all
+    rpc._logins = SimpleNamespace(is_enrolled=lambda _node: True)
+    assert (await running_service.ask(membership.describe_machine, stranger)).reads_all

@@ -9,8 +9,10 @@ from uuid import UUID
 
 from services.gateway import store
 from services.gateway.models.model_origin import ModelOrigin
+from services.gateway.models.model_readers import ModelReaders
 from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
+from shared.api import membership
 from shared.api import models as api
 from shared.api.auth import Principal
 from shared.api.models import ModelVersion
@@ -20,7 +22,7 @@ from shared.stores.objects import ObjectStore
 from shared.types import ModelName, TenantId, Tier, UserId, UserRole
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
-from tests.services.gateway.fakes import FakeDirectory, rpc_call
+from tests.services.gateway.fakes import FakeDirectory, FakeRpc, rpc_call
 
 ADMIN = Principal(UserId(UUID(int=7)), "root", UserRole.ADMIN, Tier.FREE)
 DEVELOPER = Principal(UserId(UUID(int=8)), "dev", UserRole.DEVELOPER, Tier.FREE, team_id=TenantId(UUID(int=80)))
@@ -127,8 +129,15 @@ async def running(url: str, objects: ObjectStore, *, gibibytes: int = 1) -> Asyn
     async with store.opened(url) as database:
         tables, acts, nodes = RegistryStore(database), Acts(), FakeDirectory()
         audit: Any = acts
-        registry = ModelRegistry(tables, ModelOrigin(objects), nodes, audit, gibibytes=gibibytes, is_deployed=_is_deployed)
+        rpc: Any = FakeRpc()
+        rpc.answers[membership.describe_machine.name] = _describe
+        readers = ModelReaders(tables, rpc)
+        registry = ModelRegistry(tables, ModelOrigin(objects), nodes, readers, audit, gibibytes=gibibytes, is_deployed=_is_deployed)
         yield Gateway(registry, tables, acts, nodes)
+
+
+async def _describe(_request: membership.DescribeMachine) -> membership.Machine:
+    return membership.Machine(reads_all=True)
 
 
 async def _is_deployed(_channel: str) -> bool:

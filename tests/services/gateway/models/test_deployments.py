@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from services.gateway.models import catalog, deployments
+from services.gateway.models.deployment_store import DeploymentSession
 from services.gateway.models.deployments import Deployments
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
@@ -268,9 +269,9 @@ async def test_a_round_begins_with_a_change_and_many_changes_make_few_rounds(mes
     rounds = list[None]()
     step = Deployments.step
 
-    async def count(self: Deployments) -> None:
+    async def count(self: Deployments, session: DeploymentSession) -> None:
         rounds.append(None)
-        await step(self)
+        await step(self, session)
 
     monkeypatch.setattr(Deployments, "step", count)
     monkeypatch.setattr(deployments, "ROUND_SECONDS", 100 * HANG_SECONDS)

@@ -49,13 +49,13 @@ class Mesh:
         )
 
     def lease(self, worker: Trust, **changes: object) -> LeasedBlocks:
-        return self.peers.lease(worker.me.id, LeaseBlocks(FILE, SIZE, **changes))  # type: ignore[arg-type]
+        return self.peers.lease(worker.me.id, LeaseBlocks(FILE, SIZE, **changes), is_version=True)  # type: ignore[arg-type]
 
     def begin(self, worker: Trust, had: int = 0, model: str = "") -> tuple[int, ...]:
         return self.lease(worker, had=had.to_bytes(5, "little"), model=ModelName(model)).blocks
 
     def find(self, reader: Trust, model: str = "") -> list[NodeId]:
-        return [peer.node for peer in self.peers.find(reader.me.id, FILE, ModelName(model))]
+        return [peer.node for peer in self.peers.find(reader.me.id, FILE, ModelName(model), is_version=True)]
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_worker_is_introduced_to_those_that_copy_the_file_and_gets_grants(mesh
     mesh.begin(other)
     assert mesh.find(one) == [other.me.id]
     assert set(mesh.find(third)) == {one.me.id, other.me.id}
-    (peer,) = mesh.peers.find(one.me.id, FILE, ModelName(""))
+    (peer,) = mesh.peers.find(one.me.id, FILE, ModelName(""), is_version=True)
     assert copy_grants.check(peer.grant, other, one.me.id, bytes.fromhex("ab" * 32), NOW)
     with pytest.raises(errors.NotAllowed):
         copy_grants.check(peer.grant, other, third.me.id, bytes.fromhex("ab" * 32), NOW)
@@ -140,7 +140,7 @@ def test_a_worker_that_two_others_report_is_not_introduced_and_its_blocks_are_le
 
 def test_what_a_worker_says_of_another_size_disturbs_nobody(mesh: Mesh) -> None:
     liar, one = mesh.workers[:2]
-    mesh.peers.lease(liar.me.id, LeaseBlocks(FILE, SIZE - 1, had=b"\xff" * 5))
+    mesh.peers.lease(liar.me.id, LeaseBlocks(FILE, SIZE - 1, had=b"\xff" * 5), is_version=True)
     assert mesh.begin(one) == (0,)
     with pytest.raises(errors.BadRequest):
         mesh.lease(one, done=(40,))
@@ -151,15 +151,15 @@ def test_a_worker_that_asks_for_many_files_keeps_few_of_them_and_holds_up_nobody
     mesh.begin(one)
     names = [f"sha256:{number:064x}" for number in range(MAX_FILES + 1)]
     for name in names:
-        assert mesh.peers.lease(greedy.me.id, LeaseBlocks(name, SIZE)).is_new
-        assert mesh.peers.lease(greedy.me.id, LeaseBlocks(name, SIZE, had=b"\0")).blocks == (0,)
+        assert mesh.peers.lease(greedy.me.id, LeaseBlocks(name, SIZE), is_version=True).is_new
+        assert mesh.peers.lease(greedy.me.id, LeaseBlocks(name, SIZE, had=b"\0"), is_version=True).blocks == (0,)
         mesh.clock += 0.01
     assert len(mesh.peers._files) == MAX_FILES_OF_WORKER + 1
-    assert mesh.peers.lease(one.me.id, LeaseBlocks(names[0], SIZE, had=b"\0")).blocks == (0,)
+    assert mesh.peers.lease(one.me.id, LeaseBlocks(names[0], SIZE, had=b"\0"), is_version=True).blocks == (0,)
     # The others still know it, and it goes on with a file that it asked for long ago.
     assert mesh.lease(one, done=(0,)).blocks == (1,)
-    assert mesh.peers.lease(greedy.me.id, LeaseBlocks(names[0], SIZE)).is_new
-    assert mesh.peers.lease(greedy.me.id, LeaseBlocks(names[0], SIZE, had=b"\1")).blocks == (1,)
+    assert mesh.peers.lease(greedy.me.id, LeaseBlocks(names[0], SIZE), is_version=True).is_new
+    assert mesh.peers.lease(greedy.me.id, LeaseBlocks(names[0], SIZE, had=b"\1"), is_version=True).blocks == (1,)
 
 
 def test_a_worker_had_no_more_blocks_than_the_file_has(mesh: Mesh) -> None:

@@ -17,14 +17,14 @@ from cli.profile import Profile
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
-from shared.api import auth, gateway, model_copies, models
+from shared.api import auth, gateway, membership, model_copies, models
 from shared.api.gateway import HttpRequest, InferenceRequest, ProcessInferenceRequest
 from shared.models import manifest, trust_bundle
 from shared.node import Node
 from shared.node.client_node import ClientNode
 from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, serves
-from shared.types import Credential, ModelName, Role
+from shared.types import Credential, ModelName, NodeId, Peer, Role
 from tests.services.gateway.http_answers import problem
 from tests.services.gateway.models import registries
 from tests.services.gateway.models.registries import ADMIN, DEVELOPER, PIECE, STRANGER, Push, push_of
@@ -37,6 +37,13 @@ KEYS = {name: Credential(f"{name}.eyJleHAiOjk5OTk5OTk5OTl9.x") for name in PEOPL
 
 
 class Auth(StandInAuth):
+    #: What the owners of machines may read.
+    machines: ClassVar[dict[NodeId, membership.Machine]] = {}
+
+    @serves(membership.describe_machine)
+    async def describe(self, request: membership.DescribeMachine, _call: RpcCall) -> membership.Machine:
+        return self.machines.get(request.node, membership.Machine())
+
     @serves(auth.identify)
     async def identify(self, request: auth.Identify, _call: RpcCall) -> auth.Principal:
         return PEOPLE[request.credential.partition(".")[0]]
@@ -269,6 +276,7 @@ async def test_blobs_are_uploaded_over_the_mesh_and_read_by_workers_only_of_vers
     registry = site.gateways[0].service._registry  # type: ignore[attr-defined]
 
     class Stream:
+        caller = Peer(Role.WORKER, NodeId("U"))
         items: ClassVar[list[bytes]] = []
 
         async def send(self, part: model_copies.BlobPart) -> None:

@@ -8,17 +8,20 @@ import pytest
 
 from services.gateway.models import catalog
 from shared import errors
-from shared.api import gateway, inference, models
+from shared.api import deployments, gateway, inference, models
 from shared.api.deployments import CopyState, Deployment
 from shared.api.gateway import InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import GenerationEnd, Usage
 from shared.api.inference import ModelStatus
+from shared.api.model_copies import VERSION_SOURCE
 from shared.api.models import ModelVersion
 from shared.config_documents import DeploymentDocument
 from shared.node.member import Node
+from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import objects
-from shared.types import FinishReason, ModelName
+from shared.types import FinishReason, ModelName, NodeId
+from tests.services.auth import by_hand
 from tests.services.gateway.fakes import TOKEN
 from tests.services.gateway.models import registries, test_deployments
 from tests.services.gateway.models.registries import ADMIN, LLAMA, push_of, small
@@ -203,3 +206,67 @@ async def test_a_name_without_a_source_is_a_pushed_model_or_one_of_the_catalog(m
         await mesh.deploy(DeploymentDocument(), ModelName("lama4"))
     with pytest.raises(errors.UnknownModel):
         await mesh.deploy(DeploymentDocument(), ModelName("llama3@9"))
+
+
+class Witness(Worker):
+    """Sees when it gets an order whether the mesh has written it."""
+
+    url = ""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.seen: list[bool] = []
+
+    @serves(inference.ensure_model)
+    async def ensure(self, request: inference.EnsureModel, _call: RpcCall) -> inference.EnsuredModel:
+        self.seen.append(request.source.removeprefix(VERSION_SOURCE) in await orders_of(self.url, self.node.id))
+        return await super().ensure(request, _call)
+
+
+async def orders_of(url: str, node: NodeId) -> set[str]:
+    found = await by_hand.value(url, "SELECT array_agg(digest::text) FROM gateway.model_orders WHERE node = $1", node)
+    return set(found or ())
+
+
+async def test_an_order_is_written_before_it_leaves_and_ends_with_its_deployment(
+    mesh: Mesh, workers: list[Worker], postgres_url: str
+) -> None:
+    first, second = [(await read(mesh, number)).digest for number in (1, 2)]
+    witness = await mesh.add_worker(type("Witness", (Witness,), {"url": postgres_url}))
+    assert isinstance(witness, Witness)
+    leaving = await mesh.net.start(Worker)
+    await mesh.deploy(DeploymentDocument(copies="all"), LLAMA)
+    await until(lambda: ONE in witness.stored)
+    assert set(witness.seen) == {True}
+    # The version before stays for a rollback.
+    await promote(mesh, 2)
+    await serves_stable(mesh, 2)
+    assert set(witness.seen) == {True}
+    for each in (*workers, witness, leaving):
+        assert await orders_of(postgres_url, each.node.id) == {first, second}
+    # A machine that is away keeps what is deployed still.
+    away = leaving.node.id
+    await leaving.stop()
+    await until(lambda: not mesh.gateways[0].node.directory.find(away).alive)  # type: ignore[union-attr]
+    await mesh.deploy(DeploymentDocument(copies="all"), TWO)
+    await mesh.client.rpc.call(deployments.undeploy_model, deployments.UndeployModel(LLAMA), credential=ADMIN_TOKEN)
+    await until(lambda: set(witness.stored) == {TWO})
+    while await orders_of(postgres_url, witness.node.id) != {second}:
+        pass
+    assert await orders_of(postgres_url, away) == {second}
+    await mesh.client.rpc.call(deployments.undeploy_model, deployments.UndeployModel(TWO), credential=ADMIN_TOKEN)
+    while await by_hand.value(postgres_url, "SELECT count(*) FROM gateway.model_orders"):
+        pass
+
+
+async def test_a_machine_without_consent_gets_no_order_by_a_models_name(mesh: Mesh, workers: list[Worker], postgres_url: str) -> None:
+    liar = workers[1]
+    liar.node.offer(models=(ModelOffer(ONE, 2048),), load=WorkerLoad(slots=1, accepts_models=False), assigned=(ONE,))
+    directory = mesh.gateways[0].node.directory
+    await until(lambda: (entry := directory.find(liar.node.id)) is not None and not entry.announcement.load.accepts_models)
+    await mesh.deploy(DeploymentDocument(copies="all", paused=True), LLAMA)
+    await mesh.deploy(DeploymentDocument(copies="all"), TWO)
+    await until(lambda: TWO in workers[0].stored)
+    digest = (await read(mesh, 2)).digest
+    assert await orders_of(postgres_url, workers[0].node.id) == {digest}, "a paused deployment orders nothing"
+    assert await orders_of(postgres_url, liar.node.id) == set()

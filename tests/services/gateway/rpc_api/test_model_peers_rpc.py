@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from services.gateway.rpc_api import model_peers_rpc
+from services.gateway.models import model_readers
+from services.gateway.models.model_readers import ModelReaders
+from services.gateway.models.registry_store import ModelReader
 from services.gateway.rpc_api.model_peers_rpc import ModelPeersRpc
 from shared import errors
 from shared.api.model_copies import AdvisePull, FindModelPeers, LeaseBlocks, PulledFile
@@ -16,6 +19,7 @@ from shared.protocol.directory import Announcement, Directory
 from shared.rpc import RpcCall
 from shared.telemetry.metrics_registry import Metrics
 from shared.types import ModelName, Peer, Role
+from tests.services.gateway.fakes import FakeRpc
 from tests.shared.identity.test_trust import certified
 
 FILE, OTHER, LIST = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32, "sha256:" + "ef" * 32
@@ -24,13 +28,15 @@ WORKER = certified(Role.WORKER)
 
 
 class Store:
+    """Has one version of the mesh."""
+
     def __init__(self) -> None:
         self.loadable = {FILE}
         self.asked = 0
 
-    async def is_loadable(self, digest: str) -> bool:
+    async def may_read(self, reader: ModelReader, digest: str) -> bool | None:
         self.asked += 1
-        return digest in self.loadable
+        return True if digest in self.loadable else None
 
     async def find_size(self, digest: str) -> int | None:
         """The registry's."""
@@ -38,15 +44,16 @@ class Store:
         return SIZE if digest in self.loadable else None
 
 
-def rpc_of(store: Store, clock: Callable[[], float] = lambda: 0.0) -> tuple[ModelPeersRpc, RpcCall]:
+def rpc_of(store: Any, clock: Callable[[], float] = lambda: 0.0) -> tuple[ModelPeersRpc, RpcCall]:
     nodes = Directory(lambda: 0.0)
     nodes.apply_announcement(Announcement(Role.WORKER, WORKER.me.id, "1", datetime.now(UTC)), "direct")
-    node = SimpleNamespace(
+    node: Any = SimpleNamespace(
         trust=certified(Role.GATEWAY), directory=nodes, node_transports=SimpleNamespace(swarm=None), metrics=Metrics("gateway")
     )
     call = RpcCall(Peer(Role.WORKER, WORKER.me.id, WORKER.me.id, "", ()), deadline=9, credential=None, idempotency_key=None)
+    rpc: Any = FakeRpc()
     sources = {ModelName("qwen3"): "hf:org/qwen3"}
-    return ModelPeersRpc(node, store, sources.get, store.find_size, clock=clock), call  # type: ignore[arg-type]
+    return ModelPeersRpc(node, ModelReaders(store, rpc, clock), sources.get, store.find_size), call
 
 
 async def test_only_files_that_may_be_loaded_are_leased_and_the_database_is_asked_seldom() -> None:
@@ -62,7 +69,7 @@ async def test_only_files_that_may_be_loaded_are_leased_and_the_database_is_aske
     with pytest.raises(errors.NotFound):
         await rpc.find(FindModelPeers(OTHER), call)
     store.loadable.clear()
-    clock = model_peers_rpc._LOADABLE_SECONDS
+    clock = model_readers.KEPT_SECONDS
     with pytest.raises(errors.NotFound):
         await rpc.lease(lease, call)
 
