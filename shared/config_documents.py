@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from shared import limits
-from shared.types import PlanName
+from shared.types import PlanName, TenantId
 
 MAX_ROUTES = 500
 MAX_TARGETS = 20
@@ -374,6 +374,8 @@ class DeploymentDocument(Document, frozen=True):
     #: As `aicli models pull` takes it: hf:, ollama:, oci:// or a URL. Empty for a model that was pushed: then the document has its name, or
     #: that of one of its channels or versions.
     source: Annotated[str, Meta(max_length=2000)] = ""
+    #: Whose a pushed model is; none: the mesh's. Another one's is not put on machines.
+    organization: TenantId | None = None
     copies: Annotated[int, Meta(ge=1, le=MAX_COPIES)] | Literal["all"] = 1
     #: Machines that have all of these.
     labels: Annotated[dict[str, str], Meta(max_length=10)] = {}

@@ -43,6 +43,7 @@ def _document() -> type:
 @click.option(
     "--node", "nodes", metavar="ID", multiple=True, shell_complete=value_completion.workers, help="Only this machine. Can be repeated."
 )
+@click.option("--organization", type=click.UUID, metavar="ID", help="Whose a pushed model is. Default: the mesh's.")
 @click.option("--preload", is_flag=True, help="Load it at once, not on the first request.")
 @options.whole_number("--context", _document, "context", help="Tokens of a request. Default: as each machine decides.")
 @options.whole_number("--slots", _document, "slots", help="Requests at a time. Default: as each machine decides.")

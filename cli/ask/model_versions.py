@@ -40,7 +40,7 @@ _version = click.argument("version", metavar="NAME@VERSION")
 @click.option("--source", "origin", metavar="URL", default="", help="Where the model comes from.")
 @click.option("--description", metavar="TEXT", default="", help="Shown in lists.")
 @click.option("--signature", metavar="FILE", help="A publisher's signature of the folder, by OpenSSF's model-signing.")
-@click.option("--organization", type=click.UUID, metavar="ID", help="Whose model a new one is. Default: the mesh's. Admins only.")
+@click.option("--organization", type=click.UUID, metavar="ID", help="Whose model it is. Default: the mesh's. Admins only.")
 @_json
 @click.pass_obj
 def push(
@@ -63,16 +63,17 @@ def push(
     from shared.models.manifest import Statement
 
     model, number = _split(name)
+    owner = None if organization is None else TenantId(organization)
     show, said = ProgressLine(), Statement(license=license_, source=origin, description=description)
     signed_by = None if signature is None else here.folder / Path(signature).expanduser()
     bundle = None if signed_by is None else publisher_keys.read_small(signed_by)
 
     async def work(connection: "CliConnection") -> "ModelVersion":
-        # Is there a mesh that keeps models? Reading the files takes minutes.
-        await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs(()))
+        # Is there a mesh that keeps models, and may it have this name? Reading the files takes minutes.
+        await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs((), model, owner))
         data, blobs = await asyncio.to_thread(_describe, here.folder, source, said, show, signed_by)
         await blob_transfers.upload(connection, blobs, show)
-        request = api.models.CompleteModelVersion(model, data, number, None if organization is None else TenantId(organization))
+        request = api.models.CompleteModelVersion(model, data, number, owner)
         made = await persist(lambda: connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS))
         if bundle is not None:
             signed = api.model_trust.SignModelVersion(made.model, made.version, bundle)

@@ -73,6 +73,7 @@ from services.gateway.models.deployments import Deployments
 from services.gateway.models.hub import Hub
 from services.gateway.models.model_origin import ModelOrigin
 from services.gateway.models.model_readers import ModelReaders
+from services.gateway.models.name_uses import NameUses
 from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
@@ -328,6 +329,7 @@ class GatewayService:
             self.audit_reporting,
             gibibytes=settings.model_origin_quota,
             is_deployed=self._is_deployed,
+            find_use=NameUses(live, node.directory, lambda: frozenset(self._deployments.documents), live.reload).find,
         )
         self._model_trust = ModelTrustRpc(live, registry_store, self._registry, self.audit_reporting)
         self._files = FileStorage(

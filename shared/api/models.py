@@ -33,6 +33,10 @@ class FindModelBlobs(Body, frozen=True):
     """How far uploads are. What others have pushed is unknown to a caller."""
 
     digests: Annotated[tuple[Digest, ...], Meta(max_length=MAX_BLOBS)]
+    #: Refuse at once what can't be pushed under this name.
+    model: ModelName | None = None
+    #: As in ``CompleteModelVersion``.
+    organization: TenantId | None = None
 
 
 class BlobUpload(Body, frozen=True):
@@ -57,7 +61,7 @@ class CompleteModelVersion(Body, frozen=True):
     manifest: bytes
     #: Refuse another number than this.
     version: VersionNumber | None = None
-    #: For administrators: whose model a new one is. Default: the mesh's; for others, the caller's account or organization.
+    #: For administrators: whose model it is. Default: the mesh's; for others, the caller's account or organization.
     organization: TenantId | None = None
 
 

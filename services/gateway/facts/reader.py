@@ -23,8 +23,10 @@ class AnswerHead(msgspec.Struct):
     #: As the caller knows it.
     model: ModelName | None
     began_at: datetime
-    #: The route that serves it, as the caller may see it; None without one. These three: None for a stored answer.
+    #: The route that serves it, as the caller may see it; None without one. These four: None for a stored answer.
     shown_route: RouteUse | None = None
+    #: The version of a pushed model that serves it, if the caller may see that.
+    version: ModelName | None = None
     #: The remaining limits.
     allowance: TightestLimit | None = None
     #: The lowered max_tokens, if the credits didn't cover the requested value.

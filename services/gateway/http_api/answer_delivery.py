@@ -169,6 +169,8 @@ def headers(head: AnswerHead, *, is_repeat: bool) -> Headers:
         found.append((b"x-aimesh-route", f"{route.route}@{route.version}".encode()))
         if route.variant is not None:
             found.append((b"x-aimesh-variant", route.variant.encode()))
+    if head.version is not None:
+        found.append((b"x-aimesh-version", head.version.encode()))
     if is_repeat:
         # As Stripe does: this call has its own id in the log; the answer and its cost belong to the first call.
         found += [(b"idempotent-replayed", b"true"), (b"x-original-request-id", str(head.request_id).encode())]

@@ -14,7 +14,7 @@ _PATHS = ("/v1/", "/api/")
 _HEADER_NAMES = re.compile(rb"([a-z0-9-]{1,64}(, ?[a-z0-9-]{1,64}){0,63})?")
 _EXPOSED = (
     b"x-request-id, request-id, x-original-request-id, idempotent-replayed, x-budget-clamped, x-aimesh-route, x-aimesh-variant, "
-    b"x-aimesh-cache, x-aimesh-ignored, retry-after, retry-after-ms, x-ratelimit-limit-requests, "
+    b"x-aimesh-version, x-aimesh-cache, x-aimesh-ignored, retry-after, retry-after-ms, x-ratelimit-limit-requests, "
     b"x-ratelimit-remaining-requests, x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, "
     b"x-ratelimit-reset-tokens"
 )

@@ -22,7 +22,7 @@ from shared.api.models import BlobUpload, ModelVersion, VersionNumber
 from shared.models import manifest
 from shared.models.version_names import DIGEST_PATTERN
 from shared.rpc import RpcCall
-from shared.types import ModelName, NodeId
+from shared.types import ModelName, NodeId, TenantId
 
 R = TypeVar("R", bound=msgspec.Struct)
 
@@ -36,6 +36,11 @@ _WANTED = re.compile(rb"bytes=(\d{1,15})-(\d{1,15})")
 class TrustQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: The newest if there is none.
     version: VersionNumber | None = None
+
+
+class OwnerQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    #: For administrators: whose model it is; none: the mesh's.
+    organization: TenantId | None = None
 
 
 class RestVersions:
@@ -55,7 +60,7 @@ class RestVersions:
             HttpRoute("GET", f"{of_model}/versions", self._list, "listModelVersions", "List the versions of a model",
                       answer=api.ModelVersions),
             HttpRoute("POST", f"{of_model}/versions", self._complete, "completeModelVersion", "Make a version of uploaded files",
-                      max_raw_bytes=manifest.MAX_MANIFEST_BYTES, answer=ModelVersion),
+                      query=OwnerQuery, max_raw_bytes=manifest.MAX_MANIFEST_BYTES, answer=ModelVersion),
             self._post(api.promote_model, "Let a channel serve a version", registry.promote),
             self._post(api.rollback_model, "Let a channel serve the version before", registry.rollback),
             self._post(api.retire_model_version, "Keep a version out of channels", registry.retire),
@@ -121,7 +126,8 @@ class RestVersions:
         await call.answer(await self._trust.read(request, call.as_rpc(self._node, _SECONDS)))
 
     async def _complete(self, call: HttpCall) -> None:
-        request = api.CompleteModelVersion(ModelName(call.rest_of_path), call.body)
+        query = request_bodies.read_query(call.query, OwnerQuery)
+        request = api.CompleteModelVersion(ModelName(call.rest_of_path), call.body, organization=query.organization)
         await call.answer(await self._registry.complete(request, call.as_rpc(self._node, _SECONDS)))
 
 

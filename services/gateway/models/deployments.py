@@ -25,7 +25,7 @@ from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.telemetry.metrics_registry import Metrics
 from shared.timing.bounded_waits import wait_until_set
-from shared.types import ModelName, NodeId, Role
+from shared.types import ModelName, NodeId, Role, TenantId
 
 #: Between two rounds: while nothing changes, and at least, so that many changes make few rounds.
 ROUND_SECONDS, PAUSE_SECONDS = 2.0, 0.2
@@ -111,7 +111,18 @@ class Deployments:
 
     def is_deployed(self, channel: str) -> bool:
         """Return whether the mesh puts a channel such as ``llama3@stable`` on machines."""
-        return any(not document.source and _channel_of(name) == channel for name, document in self.documents.items())
+        return any(
+            not document.source and _channel_of(name) == channel and self.is_owned(name, document)
+            for name, document in self.documents.items()
+        )
+
+    def is_owned(self, name: str, document: DeploymentDocument) -> bool:
+        """Return whether a pushed model belongs to whom the document names."""
+        return _is_owned(name, document, self.read_versions())
+
+    def owner_of(self, name: str) -> TenantId | None:
+        """Return whose a pushed model is; None: the mesh's, or nobody's."""
+        return self.read_versions().owners.get(version_names.strip_version(ModelName(name)))
 
     def _entries(self) -> list[DirectoryEntry]:
         return [entry for entry in self.nodes.entries(Role.WORKER) if _counts(entry)]
@@ -125,7 +136,8 @@ class Deployments:
             if name in {None, each}:
                 placed = list(versions_of(each, document, versions))
                 assigned = [placement_plan.assign(one.wanted, machines, refusals) for one in placed]
-                found.append(_describe(each, document, list(zip(placed, assigned, strict=True)), entries))
+                problem = "" if placed else _why_nothing(each, document, versions)
+                found.append(_describe(each, document, list(zip(placed, assigned, strict=True)), entries, problem))
         return tuple(found)
 
     async def run(self) -> None:
@@ -258,6 +270,8 @@ def versions_of(name: ModelName, document: DeploymentDocument, versions: Version
     if document.source:
         yield PlacedVersion(name, document, name, document.source)
         return
+    if not _is_owned(name, document, versions):
+        return
     if name in versions.digests:
         yield PlacedVersion(name, document, name, VERSION_SOURCE + versions.digests[name])
         return
@@ -271,6 +285,10 @@ def versions_of(name: ModelName, document: DeploymentDocument, versions: Version
         if number is not None and served in versions.digests and served not in seen:
             seen.add(served)
             yield PlacedVersion(name, document, served, VERSION_SOURCE + versions.digests[served], is_next, is_spare)
+
+
+def _is_owned(name: str, document: DeploymentDocument, versions: VersionedNames) -> bool:
+    return versions.owners.get(version_names.strip_version(ModelName(name))) == document.organization
 
 
 def _channel_of(name: str) -> str:
@@ -314,6 +332,15 @@ def _held(offer: ModelOffer) -> Held:
     return Held.LOADED if offer.ready else Held.COMING
 
 
+def _why_nothing(name: ModelName, document: DeploymentDocument, versions: VersionedNames) -> str:
+    model = version_names.strip_version(name)
+    if not _is_owned(name, document, versions):
+        owner = versions.owners.get(model)
+        whose = "of the mesh" if owner is None else f"of the organization or account {owner}"
+        return f"{model} is a model {whose}, and its deployment names another one"
+    return f"no version of {name} is promoted; see `aicli models versions {model}`"
+
+
 _STATES = {
     Held.NOTHING: CopyState.COMING,
     Held.COMING: CopyState.COMING,
@@ -323,7 +350,11 @@ _STATES = {
 
 
 def _describe(
-    name: ModelName, document: DeploymentDocument, placed: Sequence[tuple[PlacedVersion, Assignment]], entries: Sequence[DirectoryEntry]
+    name: ModelName,
+    document: DeploymentDocument,
+    placed: Sequence[tuple[PlacedVersion, Assignment]],
+    entries: Sequence[DirectoryEntry],
+    problem: str,
 ) -> Deployment:
     held = {entry.node: _machine(entry.announcement).held for entry in entries}
     pulls = {(entry.node, pull.name): pull for entry in entries for pull in entry.announcement.pulls}
@@ -340,5 +371,4 @@ def _describe(
         if not one.is_spare:
             copies += (ModelCopy(node, CopyState.REFUSED, one.name, reason=reason) for node, reason in assignment.reasons.items())
     short = max((assignment.short for one, assignment in placed if not one.is_spare), default=0)
-    problem = "" if placed else f"no version of {name} is promoted; see `aicli models versions {name.partition('@')[0]}`"
     return Deployment(name, document, tuple(copies), short, problem)

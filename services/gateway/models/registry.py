@@ -11,7 +11,8 @@ from services.gateway.background_jobs import UpkeepJob
 from services.gateway.models import header_check, model_origin, model_readers
 from services.gateway.models.model_origin import ModelOrigin
 from services.gateway.models.model_readers import ModelReaders
-from services.gateway.models.registry_store import RegistryRows, RegistryStore, ServingChannel, StoredUpload, UncheckedVersion
+from services.gateway.models.name_uses import NameUse
+from services.gateway.models.registry_store import KnownModel, RegistryRows, RegistryStore, ServingChannel, StoredUpload, UncheckedVersion
 from shared import access_table, errors
 from shared.amounts import show_bytes
 from shared.api import model_copies
@@ -57,10 +58,11 @@ class ModelRegistry:
         *,
         gibibytes: int,
         is_deployed: Callable[[str], Awaitable[bool]],
+        find_use: Callable[[ModelName], Awaitable[NameUse]],
     ) -> None:
         """Without an ``origin``, nothing can be pushed. ``gibibytes``: what one account or organization may store. ``is_deployed``: whether
-        the mesh puts a channel such as ``llama3@stable`` on machines."""
-        self._is_deployed = is_deployed
+        the mesh puts a channel such as ``llama3@stable`` on machines. ``find_use``: what has the name of a model already."""
+        self._is_deployed, self._find_use = is_deployed, find_use
         self._store, self._origin, self._nodes, self.readers = store, origin, nodes, readers
         self._audit, self._gibibytes = audit_reporting, gibibytes
         self._wake = asyncio.Event()
@@ -69,9 +71,13 @@ class ModelRegistry:
 
     @serves(api.find_model_blobs)
     async def find_blobs(self, request: api.FindModelBlobs, call: RpcCall) -> api.BlobUploads:
-        origin = self._get_origin()
-        async with self._store.transaction(_scope(call.principal)) as rows:
-            found = await rows.find_blobs(call.principal.tenant_id, request.digests)
+        origin, by = self._get_origin(), call.principal
+        use = None if request.model is None else await self._find_use(version_names.check_model(request.model))
+        async with self._store.transaction(_scope(by)) as rows:
+            if request.model is not None and use is not None:
+                known = await rows.find_model(request.model)
+                _ensure_name(by, request.model, use, _owner_of(by, request.organization), known)
+            found = await rows.find_blobs(by.tenant_id, request.digests)
         # The store may have lost it since, or be another one.
         there = [each.is_stored and await origin.has(each.digest) for each in found]
         return api.BlobUploads(tuple(replace(each, is_stored=is_there) for each, is_there in zip(found, there, strict=True)))
@@ -131,7 +137,7 @@ class ModelRegistry:
     async def complete(self, request: api.CompleteModelVersion, call: RpcCall) -> ModelVersion:
         origin, by, version = self._get_origin(), call.principal, manifest.read(request.manifest)
         model = version_names.check_model(request.model)
-        organization = request.organization if access_table.may(by, Permission.EVERYTHING) else by.tenant_id
+        organization, use = _owner_of(by, request.organization), await self._find_use(model)
         async with self._store.transaction(_scope(by), seconds=_BLOB_SECONDS) as rows:
             await rows.hold_blobs()
             blobs = tuple(version.blobs)
@@ -142,7 +148,7 @@ class ModelRegistry:
             if locked is None:
                 raise errors.AlreadyExists(f"the name {model} is taken", hint="push the model under another name")
             owner, last = locked
-            _ensure_may_change(by, model, owner)
+            _ensure_name(by, model, use, organization, KnownModel(owner) if last else None)
             known = await rows.versions(model, digest=version.digest)
             number = known[0].version if known else last + 1
             if request.version not in {None, number}:
@@ -385,6 +391,29 @@ class ModelRegistry:
 def _scope(by: Principal) -> TenantId | None:
     """Return whose models somebody sees besides the mesh's; None: all."""
     return None if access_table.may(by, Permission.EVERYTHING) else by.tenant_id
+
+
+def _owner_of(by: Principal, organization: TenantId | None) -> TenantId | None:
+    """Return whose a model is that somebody pushes; None: the mesh's."""
+    return organization if access_table.may(by, Permission.EVERYTHING) else by.tenant_id
+
+
+def _ensure_name(by: Principal, model: ModelName, use: NameUse, organization: TenantId | None, known: KnownModel | None) -> None:
+    """Raise AlreadyExists or NotAllowed if somebody can't push a model of this name. ``known``: None for a new one."""
+    other = "push the model under another name"
+    if use.hidden_by:
+        raise errors.AlreadyExists(
+            f"requests for {model} would not get what you push: {use.hidden_by}", hint=f"{other}, or remove it first"
+        )
+    if known is None:
+        if use.used_by and not access_table.may(by, Permission.EVERYTHING):
+            raise errors.AlreadyExists(f"the name {model} is taken: {use.used_by}", hint=other)
+        return
+    _ensure_may_change(by, model, known.organization)
+    if known.organization != organization:
+        whose = f"of the organization or account {known.organization}" if known.organization else "of the mesh"
+        way = f"add --organization {known.organization}" if known.organization else "leave --organization out"
+        raise errors.AlreadyExists(f"{model} is a model {whose}", hint=f"{other}; to push a version of that model, {way}")
 
 
 def _ensure_may_change(by: Principal, model: ModelName, owner: TenantId | None) -> None:

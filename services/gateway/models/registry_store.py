@@ -50,6 +50,11 @@ class ModelReader(msgspec.Struct, frozen=True):
 EVERY_VERSION = ModelReader(NodeId(""), None)
 
 
+class KnownModel(msgspec.Struct, frozen=True):
+    #: None: the mesh's.
+    organization: TenantId | None
+
+
 class ServingChannel(msgspec.Struct, frozen=True):
     version: int
     previous_version: int | None
@@ -109,6 +114,11 @@ class RegistryRows:
         await self._transaction.run("ensure_model", name, organization, config.kind.value, config.statement.description, author)
         row = await self._transaction.row("lock_model", name, self._tenant)
         return None if row is None else (row["organization"], row["last_version"])
+
+    async def find_model(self, name: ModelName) -> KnownModel | None:
+        """Return None if it has no version yet, or is hidden."""
+        row = await self._transaction.row("find_model", name, self._tenant)
+        return None if row is None else KnownModel(row["organization"])
 
     async def add_version(self, model: ModelName, version: Version, manifest_bytes: int, config: VersionConfig, author: UserId) -> None:
         said, blobs = config.statement, [version.digest, *version.blobs]

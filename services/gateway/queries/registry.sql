@@ -75,6 +75,10 @@ WHERE NOT EXISTS (SELECT FROM model_uploads WHERE model_uploads.digest = given.d
 -- Add a model, if nobody has one of this name.
 INSERT INTO models (name, organization, kind, description, created_by) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING;
 
+-- name: find_model
+-- Find a model of the mesh or of $2 that has versions; null: anybody's.
+SELECT organization FROM models WHERE name = $1 AND last_version > 0 AND ($2::uuid IS NULL OR organization IS NULL OR organization = $2);
+
 -- name: lock_model
 -- Lock a model of the mesh or of $2 until the end of the transaction; null: anybody's.
 SELECT * FROM models WHERE name = $1 AND ($2::uuid IS NULL OR organization IS NULL OR organization = $2) FOR UPDATE;

@@ -84,6 +84,7 @@ class Run:
             plan.choice.model,
             self.began_at,
             route if route is None or plan.choice.shows_target else replace(route, variant=None),
+            plan.choice.version,
             self.admission.limit_usage.tightest,
             self.clamped_to,
             is_flex=self.admission.is_batch,

@@ -161,6 +161,12 @@ class TargetChoice(msgspec.Struct, frozen=True):
     shows_target: bool = True
 
     @property
+    def version(self) -> ModelName | None:
+        """Return the version of a pushed model that serves it, if the caller may know; of a route, its own headers tell."""
+        served = self.targets[0].model
+        return served if self.route is None and self.shows_target and "@" in served else None
+
+    @property
     def models(self) -> tuple[ModelName, ...]:
         return tuple([target.model for target in self.targets])
 

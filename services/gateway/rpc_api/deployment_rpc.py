@@ -13,6 +13,7 @@ from shared.api.method import Nothing
 from shared.config_documents import ConfigKind, DeploymentDocument
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
+from shared.types import TenantId
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,17 @@ class DeploymentRpc:
 
     @serves(api.deploy_model)
     async def deploy(self, request: api.DeployModel, call: RpcCall) -> Nothing:
-        """Raises BadRequest with all mistakes, and UnknownModel. A name without a source is a pushed model, or else one of the catalog."""
+        """Raises BadRequest with all mistakes, UnknownModel, and AlreadyExists for the model of another one than the document names.
+
+        A name without a source is a pushed model, or else one of the catalog."""
         document = request.document
         if not document.source:
             # Perhaps the model was pushed just now.
             await self.live.reload()
         if not document.source and not self.deployments.knows(request.name):
             document = msgspec.structs.replace(document, source=self.find_source(request.name))
+        if not document.source and not self.deployments.is_owned(request.name, document):
+            raise _not_owned(request.name, self.deployments.owner_of(request.name))
         await self._change(request.name, document, call)
         self.audit_reporting.report_action("model.deploy", call.principal, target=request.name, copies=str(document.copies))
         return Nothing()
@@ -51,3 +56,11 @@ class DeploymentRpc:
     async def _change(self, name: str, document: DeploymentDocument | None, call: RpcCall) -> None:
         key = ConfigKind.DEPLOYMENT, name
         await self.live.change(lambda *_: {key: document}, origin="applied", author=call.principal.user_id)
+
+
+def _not_owned(name: str, owner: TenantId | None) -> errors.AlreadyExists:
+    if owner is None:
+        return errors.AlreadyExists(f"{name} is a model of the mesh", hint="leave --organization out")
+    return errors.AlreadyExists(
+        f"{name} is a model of the organization or account {owner}", hint=f"to put that model on machines, add --organization {owner}"
+    )

@@ -10,6 +10,7 @@ from uuid import UUID
 from services.gateway import store
 from services.gateway.models.model_origin import ModelOrigin
 from services.gateway.models.model_readers import ModelReaders
+from services.gateway.models.name_uses import NameUse
 from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
 from shared.api import membership
@@ -132,12 +133,18 @@ async def running(url: str, objects: ObjectStore, *, gibibytes: int = 1) -> Asyn
         rpc: Any = FakeRpc()
         rpc.answers[membership.describe_machine.name] = _describe
         readers = ModelReaders(tables, rpc)
-        registry = ModelRegistry(tables, ModelOrigin(objects), nodes, readers, audit, gibibytes=gibibytes, is_deployed=_is_deployed)
+        registry = ModelRegistry(
+            tables, ModelOrigin(objects), nodes, readers, audit, gibibytes=gibibytes, is_deployed=_is_deployed, find_use=_find_use
+        )
         yield Gateway(registry, tables, acts, nodes)
 
 
 async def _describe(_request: membership.DescribeMachine) -> membership.Machine:
     return membership.Machine(reads_all=True)
+
+
+async def _find_use(_model: ModelName) -> NameUse:
+    return NameUse()
 
 
 async def _is_deployed(_channel: str) -> bool:
