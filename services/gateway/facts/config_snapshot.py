@@ -94,10 +94,9 @@ class ConfigSnapshot:
         servers = {found.name: found for found in self.unreadable if found.kind == ConfigKind.SERVER}
         for worker in workers if servers else ():
             for offer in worker.announcement.models:
-                if offer.name not in wanted or not offer.is_upstream:
-                    continue
-                # Nothing says which server an offer of the operator's own machines is from.
-                if (server := servers.get(offer.provider) if offer.provider else next(iter(servers.values()))) is not None:
+                # Nothing says which server of the operator's own an offer is from.
+                server = next(iter(servers.values())) if offer.is_upstream and not offer.provider else servers.get(offer.provider)
+                if offer.name in wanted and server is not None:
                     raise server.problem()
 
 

@@ -24,7 +24,7 @@ from shared.node import Node
 from shared.recovery.recovery_store import RecoveryStore
 from shared.stores.cache import Cache
 from shared.telemetry import Metrics
-from shared.types import MeshName, NodeId, TenantId
+from shared.types import MeshName, NodeId, TenantId, UserId
 from tests.servers import PostgresServer
 from tests.services.gateway.billing.test_ledger_store import Books
 
@@ -46,9 +46,17 @@ class RunningGateway:
     cache: Cache
     node: FakeNode
 
-    async def set_policy(self, name: str, policy: PolicyDocument | None, tenant: TenantId | None = None) -> None:
+    async def set_policy(
+        self,
+        name: str,
+        policy: PolicyDocument | None,
+        tenant: TenantId | None = None,
+        *,
+        origin: str = "applied",
+        author: UserId | None = None,
+    ) -> None:
         await self.live.change(
-            lambda _revision, _documents: {(ConfigKind.POLICY, name): policy}, origin="applied", author=None, note="why", tenant=tenant
+            lambda _revision, _documents: {(ConfigKind.POLICY, name): policy}, origin=origin, author=author, note="why", tenant=tenant
         )
 
     def tenant_of(self, name: str) -> TenantId | None:

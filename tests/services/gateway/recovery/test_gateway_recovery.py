@@ -198,6 +198,23 @@ async def test_policies_are_as_they_were_last_set(stored: RestorableGateway) -> 
             await gateway.set_policy("key:" + TEAM.removeprefix("organization:"), tight)
 
 
+async def test_an_imported_environment_is_replayed_over_an_edited_policy(stored: RestorableGateway) -> None:
+    """Replays have no author, as what a gateway of release 0.3 takes from its environment; only that is refused."""
+    loose, tight = PolicyDocument(machines=Machines.GROUP), PolicyDocument(machines=Machines.OWN)
+    async with stored.running() as gateway:
+        await gateway.set_policy("mesh", loose)
+    backup = await stored.restore_point()
+    async with stored.running() as gateway:
+        await gateway.set_policy("mesh", tight, origin="environment", author=UserId(OWNER))
+        assert await gateway.recovery.log.is_written()
+    stored.url = backup
+    async with stored.running():
+        connection = await asyncpg.connect(backup, server_settings={"search_path": "gateway"})
+        replayed = "SELECT body ->> 'machines' FROM config_versions WHERE note = 'recovery log' AND name = 'mesh'"
+        assert await connection.fetchval(replayed) == "own"
+        await connection.close()
+
+
 def guarded(pattern: str, allowed: str, action: GuardAction = GuardAction.REFUSE) -> PolicyDocument:
     return PolicyDocument(
         guard=GuardDocument(

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from services.gateway import store
 from services.gateway.configuration import config_store
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
+from services.gateway.facts import tiers
 from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
@@ -22,15 +24,16 @@ from shared.api import audit, business
 from shared.api import configuration as api
 from shared.api.method import Nothing
 from shared.config_documents import ConfigKind, PlanDocument
-from shared.protocol.directory import DirectoryEntry
+from shared.protocol.directory import Announcement, ConfigReading, DirectoryEntry, PeerRoute
 from shared.rpc.audit_reporting import AuditReporting
 from shared.stores import migrations
-from shared.types import ModelName, Tier, UserId, UserRole
-from tests.services.gateway.fakes import OWNER, FakeRpc, no_servers, rpc_call
+from shared.types import ModelName, Role, Tier, UserId, UserRole
+from tests.services.gateway.fakes import OWNER, FakeRpc, no_servers, node_id, rpc_call
 from tests.services.gateway.test_settings import GIVEN
 
 ADMIN = msgspec.structs.replace(OWNER, username="root", role=UserRole.ADMIN)
 CALL = rpc_call(ADMIN)
+NOW, ROUTE_TO = datetime.now(UTC), PeerRoute("nats", "nats", 0.0)
 ROUTE = "routes: {assistant: {targets: [{name: local, model: smollm2}]}}"
 
 
@@ -292,24 +295,168 @@ async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
         await connection.close()
 
 
-async def test_a_document_of_a_newer_release_is_left_out(opened: OpenGateway, postgres_url: str) -> None:
-    async with opened() as one:
-        await one.apply(ROUTE)
-        async with connected(postgres_url) as database:
-            await database.execute(
-                """
-                UPDATE config_revision SET revision = revision + 1;
-                INSERT INTO config_versions (kind, name, version, revision, body, origin)
-                SELECT kind, name, 2, (SELECT revision FROM config_revision), body, 'applied' FROM
-                (VALUES ('route', 'assistant', '{"targets": [], "shadow": 1}'::jsonb), ('robot', 'r2', '{}')) AS new (kind, name, body);
-                INSERT INTO config_current VALUES ('robot', 'r2', 2), ('route', 'assistant', 2)
-                ON CONFLICT (kind, name) DO UPDATE SET version = 2;
-                """
-            )
+#: As a gateway of release 0.3 writes: with the columns that it knows.
+WRITE_03 = """
+WITH next AS (UPDATE config_revision SET revision = revision + 1 RETURNING revision),
+written AS (
+    INSERT INTO config_versions (kind, name, version, revision, body, origin, author, note, tenant)
+    SELECT $1, $2, coalesce(max(version), 0) + 1, (SELECT revision FROM next), $3::text::jsonb, $4, NULL, '', NULL
+    FROM config_current WHERE kind = $1 AND name = $2
+    RETURNING kind, name, version
+)
+INSERT INTO config_current SELECT kind, name, version FROM written ON CONFLICT (kind, name) DO UPDATE SET version = excluded.version
+"""
+
+
+async def write_as_newer(
+    database: asyncpg.Connection, kind: str, name: str, body: str, *, needs: str = "0.9.0", origin: str = "applied"
+) -> None:
+    """Write a document as a gateway of a newer release does."""
+    await database.execute(WRITE_03, kind, name, body, "applied")
+    await database.execute(
+        """
+        UPDATE config_versions SET needs_release = $3, origin = $4
+        WHERE (kind, name, version) = (SELECT kind, name, version FROM config_current WHERE kind = $1 AND name = $2)
+        """,
+        kind, name, needs, origin,
+    )  # fmt: skip
+
+
+async def bodies_of(database: asyncpg.Connection) -> dict[str, tuple[str, str]]:
+    """Return the current body and origin of each document."""
+    rows = await database.fetch(
+        "SELECT kind, name, body::text, origin FROM config_current JOIN config_versions USING (kind, name, version)"
+    )
+    return {f"{row['kind']}/{row['name']}": (row["body"], row["origin"]) for row in rows}
+
+
+NEWER = {
+    "policy": ("mesh", '{"flex": "never", "guard": {"prompt": {"email": "refuse"}}, "tomorrow": 1}'),
+    "plan": ("free", '{"requests_per_minute": 1, "tomorrow": 1}'),
+    "route": ("llama3", '{"targets": [{"name": "main", "model": "big", "tomorrow": 1}]}'),
+}
+
+
+@pytest.mark.parametrize("origin", ["applied", "environment"])
+async def test_a_starting_gateway_writes_over_nothing_that_it_cannot_read(opened: OpenGateway, postgres_url: str, origin: str) -> None:
+    """A 0.3.0 gateway did: beside it, a guardrail of a newer release was gone at both, for ever."""
+    async with opened(watches=False), connected(postgres_url) as database:
+        for kind, (name, body) in NEWER.items():
+            await write_as_newer(database, kind, name, body, origin=origin)
+        before = await bodies_of(database)
+        settings = {"TIER_FREE": "requests_per_minute=9", "ROUTING_POLICY": "trusted", "MODEL_ALIASES": "llama3=other,b=m"}
+        async with opened(watches=False, **settings) as one:
+            assert await bodies_of(database) | {"route/b": None} == before | {"route/b": None}
+            assert "b" in one.aliases, "what it can read follows the settings"
+            for ask in (
+                lambda: one.live.config.policies.find(None),
+                lambda: one.live.config.names.find_route(ModelName("llama3")),
+                lambda: tiers.plan_of(one.live.config.limits.plans, Tier.FREE),
+            ):
+                with pytest.raises(errors.ConfigUnreadable, match="can't read the current"):
+                    ask()
+            assert one.live.config.needs_release == "0.9.0", "so auth cuts it off"
+        async with opened(watches=False, MODEL_ALIASES="") as one:
+            current = await bodies_of(database)
+            assert {key: current[key] for key in before} == before, "nor does it remove it"
+
+
+async def test_a_running_gateway_uses_no_older_version_of_what_restricts(opened: OpenGateway, postgres_url: str) -> None:
+    async with opened() as one, connected(postgres_url) as database:
+        await one.apply(f"{ROUTE}\ndefault_model: assistant\npolicies: {{default: {{flex: never}}}}")
+        for kind, name, body in (
+            ("route", "assistant", '{"targets": [], "shadow": 1}'), ("default_model", "default", '{"model": "other", "shadow": 1}'),
+            ("robot", "r2", "{}"),
+        ):  # fmt: skip
+            await write_as_newer(database, kind, name, body, needs="0.3.0" if kind == "robot" else "0.9.0")
         await one.live.reload()
-        assert one.aliases["assistant"] == "smollm2", "the last version that this release can read"
-        await one.apply("default_model: assistant")
-        assert one.live.config.names.default == "assistant"
+        assert "assistant" not in one.aliases
+        with pytest.raises(errors.ConfigUnreadable, match="'assistant'"):
+            one.live.config.names.find_route(None)
+        assert one.live.config.names.default == "assistant", "the newest version that this release can read"
+        assert one.live.config.policies.find(None).flex.value is False, "a kind of tomorrow that restricts nobody doesn't matter"
+        async with opened() as two:
+            assert two.live.config.names.default == "assistant", "also after a start"
+        await write_as_newer(database, "robot", "r2", "{}")
+        await one.live.reload()
+        with pytest.raises(errors.ConfigUnreadable, match="robot 'r2'"):
+            one.live.config.policies.find(None)
+        await database.execute(WRITE_03, "robot", "r2", None, "applied")
+        await one.live.reload()
+        assert one.live.config.policies.find(None).flex.value is False, "it was removed"
+        await one.apply(ROUTE)
+        assert one.aliases["assistant"] == "smollm2", "an administrator may replace it"
+
+
+async def test_what_cannot_be_read_is_neither_exported_nor_pruned_nor_edited_unseen(opened: OpenGateway, postgres_url: str) -> None:
+    async with opened() as one, connected(postgres_url) as database:
+        await write_as_newer(database, *("policy", *NEWER["policy"]))
+        exported = (await one.rpc.export(api.ExportConfig(), CALL)).text
+        assert exported.startswith("# this gateway (release "), exported
+        assert "can't read the current policy 'mesh' (version 2)" in exported.splitlines()[0]
+        with pytest.raises(errors.ConfigUnreadable, match="policy 'mesh'"):
+            await one.apply(exported, prune=True)
+        assert (await one.apply(exported)).changes == ()
+        imported = await one.rpc.import_environment(api.ImportEnvironment(dry_run=True), CALL)
+        assert imported.changes == ()
+        replaced = await one.apply("policies: {mesh: {}}")
+        assert "policy mesh: its version 2, which this gateway can't read, no longer applies" in replaced.warnings
+        assert "can't read" in str(replaced.changes[0].before)
+        shown = (await one.rpc.list_versions(api.ListConfigVersions(ConfigKind.POLICY, "mesh"), CALL)).versions
+        assert [version.needs_release for version in shown] == ["0.3.0", "0.9.0", "0.3.0"]
+
+
+async def test_a_change_says_which_releases_and_gateways_it_keeps_out(opened: OpenGateway) -> None:
+    old, new = (
+        DirectoryEntry(Announcement(Role.GATEWAY, node_id(number), release, datetime.now(UTC), config=config), (ROUTE_TO,), "nats", NOW, "")
+        for number, release, config in ((1, "0.3.0", None), (2, "0.3.0", ConfigReading("0.4.0", "0.3.0", 1)))
+    )
+    async with opened(gateways=(old, new)) as one:
+        applied = await one.apply("policies: {mesh: {flex: never, machines: trusted}, default: {machines: own}}")
+        assert applied.warnings == (
+            f"policy mesh: gateways of releases before 0.4.0 can't read it, and are cut off while it is current; {node_id(1)[:12]} now",
+        )
+        assert one.live.config.needs_release == "0.4.0"
+        assert (await one.apply("policies: {mesh: {flex: never, machines: own}}")).warnings == (), "it does so already"
+        lost = (await one.apply("policies: {mesh: {machines: trusted}, default: null}")).warnings
+        assert lost == (
+            "policy mesh restricts less: machines, flex", "policy default is removed, and no longer restricts anything",
+        )  # fmt: skip
+        assert one.live.config.needs_release == "0.3.0"
+
+
+@pytest.mark.parametrize("kind", ["policy", "plan", "route", "model_limit", "default_model"])
+async def test_release_03_writes_over_nothing_that_was_edited(opened: OpenGateway, postgres_url: str, kind: str) -> None:
+    name = {"policy": "mesh", "plan": "free", "default_model": "default"}.get(kind, "m")
+    edited = {
+        "policy": "policies: {mesh: {flex: never}}", "plan": "plans: {free: {requests_per_minute: 1}}",
+        "route": "routes: {m: {targets: [{name: x, model: y}]}}", "model_limit": "model_limits: {m: {concurrency: 1}}",
+        "default_model": "default_model: y",
+    }[kind]  # fmt: skip
+    async with opened() as one, connected(postgres_url) as database:
+        await one.apply(edited)
+        before = await bodies_of(database)
+        for body in ("{}", None):
+            await database.execute(WRITE_03, kind, name, body, "environment")
+            assert await bodies_of(database) == before
+        await one.apply(edited.replace("never", "only").replace("1}", "2}").replace(": y", ": z"))
+        assert await bodies_of(database) != before, "people may change it"
+
+
+async def test_release_03_writes_over_what_it_wrote_alone(opened: OpenGateway, postgres_url: str) -> None:
+    plan = '{"requests_per_minute": 7}'
+    async with opened(TIER_ENTERPRISE="file_bytes=5"), connected(postgres_url) as database:
+        for name in ("enterprise", "free"):
+            await database.execute(WRITE_03, "plan", name, plan, "environment")
+        found = await bodies_of(database)
+        assert "file_bytes" in found["plan/enterprise"][0], "it can't read it, so it takes it for absent"
+        assert found["plan/free"][0] == plan, "it can read this one, and its settings are others"
+        async with opened() as one:
+            assert "file_bytes" not in (await bodies_of(database))["plan/enterprise"][0], "a changed setting and a restart work"
+            assert one.live.config.needs_release == "0.3.0"
+        # The way back ends with this.
+        known = migrations.read(Path(store.__file__).parent / "migrations")
+        assert "0055_post_kept_documents.sql" in await migrations.run(database, "gateway", known, post=True)
 
 
 class PlanOf03(PlanDocument, frozen=True):
