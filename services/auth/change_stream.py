@@ -42,6 +42,10 @@ class ChangeStream:
             while (next_change := await self._next(unread)) is not None:
                 yield next_change
 
+    def forget_everyone(self) -> None:
+        """Let the watchers forget what they know of everyone."""
+        self._notify(Change(0))
+
     async def _next(self, unread: asyncio.Queue[Change]) -> Change | None:
         async with lifecycle.background() as tasks:
             arrival, ending = tasks.create_task(unread.get()), tasks.create_task(self._ending.wait())

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import ClassVar
 
 from services.auth import audit_records, wiring
+from services.auth.nodes.gateway_releases import ReleaseGate
 from services.auth.nodes.mesh_ca import MeshCa
 from services.auth.nodes.nats_logins import NatsLogins
 from services.auth.oidc.oidc_rpc import OidcDependencies
@@ -50,6 +51,7 @@ class AuthService:
             service = cls(settings, node, opened)
             wired = service._wiring
             await wired.finish_recovery()
+            await wired.releases.begin()
             ca = MeshCa.load(settings, node, wired.members)
             if ca is not None:
                 await ca.begin()
@@ -61,7 +63,7 @@ class AuthService:
             # In its own group, so these tasks end before what they use is closed.
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             running = [tasks.create_task(each()) for each in work]
-            node.dispatcher.gate = Authorizer(service._identities.of, service._on_refusal)
+            node.dispatcher.gate = ReleaseGate(wired.releases, Authorizer(service._identities.of, service._on_refusal))
             node.dispatcher.finish = opened.recovery.log.finish
             for handler in handlers:
                 node.dispatcher.add(handler)
@@ -101,6 +103,7 @@ class AuthService:
         async with contextlib.aclosing(self._wiring.changes.watch(request.since)) as changes:
             async for change in changes:
                 await stream.send(change)
+                self._wiring.releases.check(stream)
         return Nothing()
 
     @serves(recovery.follow_auth_log)

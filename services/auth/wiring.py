@@ -34,6 +34,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.logins import LoginRpc
 from services.auth.mfa.factors import Factors
 from services.auth.mfa.mfa_enrollment import MfaEnrollment
+from services.auth.nodes.gateway_releases import GatewayReleases
 from services.auth.nodes.mesh_ca import MeshCa
 from services.auth.nodes.nats_logins import LoginKeys, NatsLogins
 from services.auth.nodes.node_rpc import EnrollmentRpc, NodeAdminRpc
@@ -138,6 +139,7 @@ class Wiring:
             store, sessions, tokens, self.last_used,
             pepper=settings.api_key_pepper, count_refusal=count_refusal, admin_mfa=settings.admin_mfa,
         )  # fmt: skip
+        self.releases = GatewayReleases(node, self.members, self.changes.forget_everyone)
         self.changes.on_change = lambda change: self.identities.principal_cache.forget(change.user_id)
         self._parts = Dependencies(
             settings=settings,
@@ -203,6 +205,7 @@ class Wiring:
         )
         background: dict[str, Work] = {
             "changes": self.changes.run,
+            "gateway releases": self.releases.run,
             "last used keys": self.last_used.run,
             "audit log": self.upkeep.run,
             "signing keys": self._opened.signers.run,
@@ -231,7 +234,9 @@ class Wiring:
     def nats_logins(self) -> NatsLogins | None:
         """Return None if auth does not decide about NATS logins."""
         keys = LoginKeys.load(self._settings)
-        return None if keys is None else NatsLogins(keys, self._settings, self._node, self.members, self._opened.cache)
+        return (
+            None if keys is None else NatsLogins(keys, self._settings, self._node, self.members, self._opened.cache, releases=self.releases)
+        )
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from shared import config, errors, rpc
+from shared import config, config_releases, errors, rpc
 from shared.api import membership
 from shared.api import node as node_api
 from shared.api.gateway import Check
@@ -93,7 +93,7 @@ class Node:
     """A running member of the mesh, created by ``member``."""
 
     #: See ``announce_config``.
-    _config: ConfigReading | None = None
+    _config: ConfigReading | None = ConfigReading(config_releases.READS)
 
     def __init__(
         self, me: LocalNode, plan: "TransportPlan", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
@@ -325,7 +325,8 @@ class Node:
             self.dispatcher.draining, offer.not_ready, self._labels(), self._leaving, self.trust.number, self._owner(),
             self.node_transports.faults(),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
-            offer.warning, offer.assigned, offer.refused, self._config,
+            offer.warning, offer.assigned, offer.refused,
+            self._config if self.role is Role.GATEWAY else None,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

@@ -149,9 +149,9 @@ class ConfigReading(msgspec.Struct, array_like=True, frozen=True):
 
     #: The release whose documents it can read.
     reads: Annotated[str, msgspec.Meta(max_length=64)]
-    #: The oldest release whose gateways may answer requests, and the revision that this comes from.
-    needs: Annotated[str, msgspec.Meta(max_length=64)]
-    revision: int
+    #: The oldest release whose gateways may answer requests, and the revision that this comes from; 0 before it has read the configuration.
+    needs: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    revision: int = 0
 
 
 class Announcement(msgspec.Struct, array_like=True, frozen=True):
@@ -188,7 +188,7 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     assigned: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
     #: Models that were removed from it by its owner or an administrator, so the mesh doesn't put them there again.
     refused: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
-    #: Of a gateway; None before it has read the configuration, and of release 0.3.
+    #: Of a gateway; None of release 0.3.
     config: ConfigReading | None = None
 
     @property

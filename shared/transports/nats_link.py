@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from shared import errors
+from shared import config_releases, errors
 from shared.identity import login_tokens, node_keys
 from shared.identity.trust import Trust
 from shared.protocol import topics, wire
@@ -101,7 +101,8 @@ class NatsTransport:
         self.nats = NatsClient(
             urls,
             me.key,
-            name=f"aimesh {me.role}",
+            # Auth refuses gateways that are too old, before they can announce anything.
+            name=f"aimesh {me.role} {config_releases.READS}",
             files=files,
             least_payload_bytes=LEAST_PAYLOAD_BYTES,
             token=token or (lambda nonce: self._certificate_token()),

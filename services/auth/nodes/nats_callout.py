@@ -37,6 +37,8 @@ class _ConnectOptions(msgspec.Struct, frozen=True):
     nkey: str = ""
     sig: str = ""
     auth_token: str = ""
+    #: See ``NatsTransport``.
+    name: str = ""
 
 
 class LoginRequest(msgspec.Struct, frozen=True):

@@ -1,4 +1,5 @@
-"""Answer the auth callouts of the NATS servers, and cut the connections of revoked nodes and those that are too many.
+"""Answer the auth callouts of the NATS servers, and cut the connections of revoked nodes, of gateways that are too old, and those that
+are too many.
 
 Every replica of auth has the same logins. A callout goes to one of them; each of them cuts connections, because that is harmless twice.
 ``nats_callout`` and ``login_limits`` decide.
@@ -14,7 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from services.auth.nodes import enrollment_rules, login_limits, nats_callout
+from services.auth.nodes import enrollment_rules, gateway_releases, login_limits, nats_callout
+from services.auth.nodes.gateway_releases import GatewayReleases
 from services.auth.nodes.login_limits import ConnectionId, LoginQueue, LoginRates, NodeConnections
 from services.auth.nodes.nats_callout import Allow, AskStore, LoginRequest, LoginTrust, Refuse
 from services.auth.nodes.nats_jwt import NatsIssuer
@@ -119,7 +121,11 @@ class LoginKeys:
 class NatsLogins:
     """Call ``connect`` before auth's own node logs in, then run ``run`` as a task."""
 
-    def __init__(self, keys: LoginKeys, settings: AuthSettings, node: Node, members: NodeStore, cache: Cache) -> None:
+    def __init__(
+        self, keys: LoginKeys, settings: AuthSettings, node: Node, members: NodeStore, cache: Cache, *, releases: GatewayReleases
+    ) -> None:
+        self._releases = releases
+        releases.end_connections = lambda nodes: self._start(self._cut_later(nodes))
         self._issuer = keys.issuer
         self._node = node
         self._members = members
@@ -244,7 +250,11 @@ class NatsLogins:
 
     def _decide(self, request: LoginRequest) -> Allow | Refuse | AskStore:
         trust = LoginTrust(self._node.trust.authorities, self._node.trust.revoked, self._enrolled)
-        return nats_callout.decide(request, trust, time.time())
+        decision = nats_callout.decide(request, trust, time.time())
+        if isinstance(decision, Allow) and decision.role is Role.GATEWAY:
+            reason = gateway_releases.refuse_login(request.connect_opts.name, self._releases.needed)
+            return Refuse(reason) if reason else decision
+        return decision
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = self._node.tasks.create_task(work)
@@ -389,6 +399,8 @@ class NatsLogins:
             node, connection = NodeId(each.authorized_user), ConnectionId(found.server_id, each.cid)
             if node in self._node.trust.revoked:
                 _log.warning("cut off a revoked node", node_id=node)
+                self._end_connection(connection)
+            elif self._releases.is_too_old(node):
                 self._end_connection(connection)
             else:
                 self._report(node, connection, each.start)

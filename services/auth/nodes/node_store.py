@@ -1,4 +1,4 @@
-"""auth's tables nodes, tickets and mesh_state. Every method may raise Unavailable."""
+"""auth's tables nodes, tickets, mesh_state and gateway_release. Every method may raise Unavailable."""
 
 import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -35,6 +35,13 @@ class _NothingDoneError(Exception):
 class NodeStore(AuthTables):
     """Reads are limited to one owner, or cover all for None. Writes take a transaction, so that an act and its row in the audit log are
     committed together."""
+
+    async def read_gateway_release(self) -> str:
+        found: str = await self._db.value("read_gateway_release")
+        return found
+
+    async def write_gateway_release(self, needed: str) -> None:
+        await self._db.run("write_gateway_release", needed)
 
     async def add_ticket(self, transaction: database.Transaction, ticket: KnownTicket) -> None:
         labels = _json(ticket.labels)

@@ -162,3 +162,11 @@ LEFT JOIN users ON users.id = nodes.owner
 WHERE nodes.state <> 'revoked' AND nodes.idle_since < now() - make_interval(days => $1)
 ORDER BY nodes.idle_since, nodes.id
 LIMIT $2;
+
+-- name: read_gateway_release
+-- Return the oldest release whose gateways may answer requests.
+SELECT needed FROM gateway_release;
+
+-- name: write_gateway_release
+-- Keep another oldest release whose gateways may answer requests.
+UPDATE gateway_release SET needed = $1 WHERE needed <> $1;

@@ -111,6 +111,7 @@ class Surroundings:
     changes: int = 0
     rpc: Gateway = field(default_factory=Gateway)
     metrics: Metrics = field(default_factory=lambda: Metrics("auth"))
+    directory: Directory = field(default_factory=lambda: Directory(time.monotonic))
     drain_started: asyncio.Event = field(default_factory=asyncio.Event)
     published: list[events.Event] = field(default_factory=list)
     _service: AuthService = field(init=False)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +29,9 @@ from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.node.lifecycle import background
 from shared.node.member import Service, member
 from shared.node.settings import NodeSettings
+from shared.protocol.directory import ConfigReading
 from shared.stores.database import Database
+from shared.transports import nats_link
 from shared.transports.nats.nats_client import NatsClient
 from shared.types import Credential, NodeId, Peer, Role
 from stack import secret_files, stack_home
@@ -183,6 +185,11 @@ def is_connected(node: RunningNode) -> bool:
     return nats is not None and nats.connected
 
 
+def nats_of(node: RunningNode) -> NatsClient:
+    assert node.node.node_transports.nats is not None
+    return node.node.node_transports.nats.nats
+
+
 async def test_a_ticket_is_enough_to_join_over_nats(mesh: Mesh, auth_node: Node) -> None:
     users = (mesh.home.nats / "users.conf").read_bytes()
     worker = await mesh.join("one")
@@ -240,6 +247,56 @@ async def test_a_revoked_node_is_cut_off_within_a_second_and_stays_out(mesh: Mes
     await until(lambda: "refused this node's key" in str(nats.nats.trouble))
     assert "this node was revoked" in await mesh.refusals()
     assert is_connected(other)
+
+
+class IdleGateway(IdleService):
+    role = Role.GATEWAY
+
+
+async def test_a_gateway_that_cannot_read_the_configuration_is_cut_off_and_stays_out(
+    own_mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when no gateway runs that knows the configuration, and after a restart of auth."""
+    first = await own_mesh.start_auth()
+    tickets = [await own_mesh.ticket(Role.GATEWAY) for _ in range(2)]
+    new = await own_mesh.start(IdleGateway, own_mesh.plan("new", tickets[0]))
+    new.node.announce_config(ConfigReading("0.4.0", "0.3.0", 1))
+    # Release 0.3 names no release when it logs in, and announces its version.
+    with monkeypatch.context() as patch:
+        patch.setattr(nats_link.config_releases, "READS", "0.3.0")
+        old = await own_mesh.start(IdleGateway, own_mesh.plan("old", tickets[1]))
+    old.node._config = None
+    old.node.announcer.announce_soon()
+    await until(lambda: [entry.announcement.config is None for entry in first.node.directory.usable(Role.GATEWAY)].count(True) == 1)
+    changes: list[auth.Change] = []
+
+    async def follow() -> None:
+        with suppress(errors.AimeshError):
+            async with old.node.rpc.stream(auth.watch_changes, auth.WatchChanges(), deadline_seconds=HANG_SECONDS) as stream:
+                async for change in stream:
+                    changes.append(change)  # noqa: PERF401 - the loop ends with an error
+
+    following = asyncio.create_task(follow())
+    await until(lambda: changes)
+    new.node.announce_config(ConfigReading("0.4.0", "0.4.0", 2))
+    await until(lambda: not is_connected(old))
+    await following
+    assert len(changes) > 1, "it has forgotten who its callers are"
+    assert changes[-1].user_id is None
+    assert is_connected(new)
+    await until(lambda: "refused this node's key" in str(nats_of(old).trouble))
+    assert "gateways of releases before 0.4.0 can't read the configuration" in await own_mesh.refusals()
+    await new.stop()
+    await first.stop()
+    second = await own_mesh.start_auth()
+    refused = second.node.metrics.nats_logins.labels(role="", result="refused")
+    await until(lambda: refused._value.get() > 0)
+    assert not is_connected(old)
+    # The way back: the document goes, at a gateway that can read it.
+    again = await own_mesh.start(IdleGateway, own_mesh.plan("new"))
+    assert is_connected(again)
+    again.node.announce_config(ConfigReading("0.4.0", "0.3.0", 3))
+    await until(lambda: is_connected(old))
 
 
 async def test_a_lost_kick_is_made_up_for_by_the_sweep(own_mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
