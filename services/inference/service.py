@@ -11,7 +11,7 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import console_status, energy, infer_http, jobs, missing_libraries, moderation
+from services.inference import console_status, energy, infer_http, jobs, missing_libraries, moderation, user_logout
 from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
 from services.inference.backends import backend_selection
@@ -128,6 +128,7 @@ class InferenceService:
                 node.tasks.create_task(service._pulls.quarantine(backend.models), name="quarantine")
                 node.tasks.create_task(service._pulls.exchange_blocks(is_busy, lambda: watcher.is_paused), name="exchange of blocks")
             yield service
+            node.leave_reason = await user_logout.find_reason()
 
     async def checks(self) -> tuple[Check, ...]:
         """Report the same readiness as the announcement, and every model with its problem."""

@@ -137,7 +137,8 @@ class Node:
         self._gauges = MeshGauges(self.metrics, self.node_transports, plan.trust, self.events_of_mesh)
         self._offer = _Offer(not_ready=STARTING)
         self._replicas = ReplicaCheck(me.role)
-        self._leaving = False
+        #: The second is what the last announcement says of why it leaves; empty if there is nothing to say.
+        self._leaving, self.leave_reason = False, ""
         self._follows_auth = plan.follows_auth
         self._shown = b""
         self._logged_in_with = plan.trust.certificate
@@ -326,7 +327,7 @@ class Node:
             self.node_transports.faults(),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
             offer.warning, offer.assigned, offer.refused,
-            self._config if self.role is Role.GATEWAY else None,
+            self._config if self.role is Role.GATEWAY else None, self.leave_reason if self._leaving else "",
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

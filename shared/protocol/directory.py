@@ -21,7 +21,7 @@ ANNOUNCE_SECONDS = 2.0
 #: Two announcements missed and the third due: a killed node is dropped within 6 s, including the time to notice.
 GONE_AFTER_SECONDS = 5.5
 TICK_SECONDS = 0.25
-#: Why a node is gone that has said goodbye.
+#: Why a node is gone that was stopped.
 STOPPED = "stopped"
 #: Why a process that has not said yet what it offers should not be used.
 STARTING = "starting"
@@ -190,6 +190,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     refused: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=MAX_ASSIGNED)] = ()
     #: Of a gateway; None of release 0.3.
     config: ConfigReading | None = None
+    #: Why it is ``leaving``, for people; empty if somebody stopped it.
+    leave_reason: Annotated[str, msgspec.Meta(max_length=MAX_PROBLEM_CHARACTERS)] = ""
 
     @property
     def reads_release(self) -> str:
@@ -248,6 +250,11 @@ class DirectoryEntry:
         return any(route.is_certain for route in self.routes)
 
     @property
+    def has_left(self) -> bool:
+        """Whether it is gone in an orderly way, as its last announcement said."""
+        return self.announcement.leaving
+
+    @property
     def node(self) -> NodeId:
         return self.announcement.node
 
@@ -293,8 +300,9 @@ class Directory:
         announcement = msgspec.structs.replace(announcement, made_at=None)
         if announcement.leaving:
             # The last announcement of a replaced process may arrive after its successor's first announcement.
-            if before is None or before.announcement.started_at == announcement.started_at:
-                self.mark_gone(announcement.node, STOPPED)
+            if before is not None and before.announcement.started_at == announcement.started_at:
+                self._put(replace(before, announcement=msgspec.structs.replace(before.announcement, leaving=True)))
+                self.mark_gone(announcement.node, announcement.leave_reason or STOPPED)
             return
         is_new = before is None or not before.alive or before.announcement.started_at != announcement.started_at
         was_reachable = before is not None and before.is_reachable

@@ -21,7 +21,7 @@ from services.gateway.scheduling.worker_capacity import Occupancy
 from services.gateway.scheduling.worker_starts import WorkerStarts
 from shared import errors
 from shared.api import events
-from shared.protocol.directory import ANNOUNCE_SECONDS, STOPPED, DirectoryEntry
+from shared.protocol.directory import ANNOUNCE_SECONDS, DirectoryEntry
 from shared.types import ModelName, NodeId, Role
 
 #: Workers that were lost within this time belong together, unless a request proves otherwise.
@@ -208,7 +208,7 @@ class WorkerStats:
     def apply_change(self, worker: DirectoryEntry, clock: float, now: datetime) -> None:
         self.starts.apply_change(worker)
         if not worker.alive:
-            if worker.node in self.processes and worker.why_gone != STOPPED:
+            if worker.node in self.processes and not worker.has_left:
                 self._lost_at.append(clock)
             self.occupancy.forget(worker.node)
             self.slow_start.forget(worker.node)

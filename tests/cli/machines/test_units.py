@@ -1,34 +1,13 @@
-"""Our units in a real systemd of a user, which sees only its own processes and /run."""
+"""Our units in a real systemd of a user."""
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests import capabilities
-from tests.stopwatch import HANG_SECONDS
+from tests import user_systemd
 
-ROOT = Path(__file__).parents[3]
-SYSTEMD = Path("/lib/systemd/systemd")
-#: Run in the namespaces: systemd for a user, then a program.
-START = """
-set -eu
-mount -t tmpfs none /run
-mkdir -p /run/systemd/system
-mkdir -m 700 /run/user-systemd
-export XDG_RUNTIME_DIR=/run/user-systemd
-"$1" --user &
-shift
-tries=0
-until systemctl --user show-environment >/dev/null 2>&1; do
-    tries=$((tries + 1))
-    [ $tries -lt 300 ]
-    sleep 0.05
-done
-"$@"
-"""
 PRELUDE = """
 import os, subprocess, sys
 from cli.machines import units
@@ -50,18 +29,7 @@ RunThere = Callable[[str], "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def there(tmp_path: Path) -> RunThere:
     """Runs a program where a systemd of the user runs."""
-    capabilities.require("nat")
-    capabilities.require("systemd")
-    if not SYSTEMD.exists():
-        pytest.skip("needs systemd")
-
-    def run(program: str) -> subprocess.CompletedProcess[str]:
-        environment = {"HOME": str(tmp_path), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT), "USER": "root"}
-        words = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
-        command = (*words, "sh", "-c", START, "sh", str(SYSTEMD), sys.executable, "-c", PRELUDE + program)
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
-
-    return run
+    return lambda program: user_systemd.run(PRELUDE + program, tmp_path)
 
 
 def test_a_service_starts_and_restarts_only_when_its_unit_has_changed(there: RunThere) -> None:

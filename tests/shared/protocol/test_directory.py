@@ -83,6 +83,18 @@ def test_a_node_that_stopped_before_we_heard_of_its_revocation_is_listed_as_revo
     assert [entry.why_gone for entry in here.nodes.entries(Role.WORKER)] == ["revoked by an administrator"]
 
 
+@pytest.mark.parametrize(("reason", "said"), [("its user logged out", "its user logged out"), ("", "stopped")])
+def test_a_node_that_leaves_says_why(reason: str, said: str) -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats")
+    here.nodes.apply_announcement(make_announcement(leaving=True, leave_reason=reason), "nats")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.alive, entry.has_left, entry.why_gone) == (False, True, said)
+    here.nodes.apply_announcement(make_announcement(started_at=STARTED + timedelta(seconds=1)), "nats")
+    (entry,) = here.nodes.entries(Role.WORKER)
+    assert (entry.alive, entry.has_left) == (True, False)
+
+
 def test_a_restart_under_the_same_key_is_reported_even_if_unnoticed() -> None:
     here = Hours()
     here.nodes.apply_announcement(make_announcement(), "nats")
@@ -254,14 +266,16 @@ def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
 
 
 def test_an_announcement_with_assigned_and_refused_models_is_read_by_versions_without_these_fields() -> None:
-    announcement = make_announcement(warning="a library is missing", assigned=(ModelName("qwen3"),), refused=(ModelName("gemma3"),))
+    models = {"assigned": (ModelName("qwen3"),), "refused": (ModelName("gemma3"),)}
+    announcement = make_announcement(warning="a library is missing", **models, leave_reason="its user logged out")
     assert directory.decode(directory.encode(announcement)) == announcement
     fields = msgspec.structs.fields(Announcement)
-    assert [field.name for field in fields[-3:]] == ["warning", "assigned", "refused"], "fields of an array may only be appended"
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-2]], array_like=True)
+    names = ["warning", "assigned", "refused", "leave_reason"]
+    assert [field.name for field in fields[-4:]] == names, "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-3]], array_like=True)
     read = msgspec.msgpack.decode(directory.encode(announcement), type=older)
-    assert msgspec.structs.astuple(read) == msgspec.structs.astuple(announcement)[:-2]
-    assert directory.decode(msgspec.msgpack.encode(read)) == msgspec.structs.replace(announcement, assigned=(), refused=())
+    assert msgspec.structs.astuple(read) == msgspec.structs.astuple(announcement)[:-3]
+    assert directory.decode(msgspec.msgpack.encode(read)) == msgspec.structs.replace(announcement, assigned=(), refused=(), leave_reason="")
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import PromptAccepted
-from shared.protocol import directory
 from shared.protocol.directory import ResumeOrigin, WorkerLoad
 from shared.types import FinishReason, ModelName, NodeId, RequestId
 from tests.services.gateway.fakes import USER, FakeDirectory, FakeRpc, FakeWorker, node_id
@@ -201,10 +200,13 @@ async def test_while_workers_die_that_did_not_run_it_a_request_is_not_blamed_and
     assert sum(len(worker.received) for worker in harness.rpc.workers.values()) == 2
 
 
-async def test_a_worker_that_stops_in_order_does_not_excuse_a_request() -> None:
+@pytest.mark.parametrize("reason", ["", "its user logged out"])
+async def test_a_worker_that_stops_in_order_does_not_excuse_a_request(reason: str) -> None:
     holder: list[WorkersHarness] = []
     holder.append(harness := WorkersHarness(*(Dying(holder, number) for number in range(3)), FakeWorker()))
-    harness.directory.mark_gone(node_id(3), directory.STOPPED)
+    entry = harness.directory.find(node_id(3))
+    assert entry is not None
+    harness.directory.apply_announcement(msgspec.structs.replace(entry.announcement, leaving=True, leave_reason=reason), "nats")
     with pytest.raises(errors.Poison, match="two workers were lost"):
         await harness.text()
 
