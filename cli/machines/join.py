@@ -59,6 +59,11 @@ class Folder:
         return self.root / "paused"
 
     @property
+    def declined(self) -> Path:
+        """Exists once the machine's owner has declined the offer of a model."""
+        return self.root / "model-declined"
+
+    @property
     def status(self) -> Path:
         """The running worker's last status."""
         return self.root / "status.json"

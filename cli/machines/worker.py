@@ -109,7 +109,7 @@ def worker(
     else:
         with _explained_full_disk(folder):
             kept = _member(here, folder, ticket, labels, name)
-            if ticket is not None:
+            if ticket is not None or not folder.declined.exists():
                 kept = _offer_model(here, options, folder, kept)
         if no_serve:
             return
@@ -200,9 +200,13 @@ def _offer_model(here: CliContext, options: Mapping[str, str], folder: "Folder",
     if kept.model or _names_models({**here.environment, **options}):
         return kept
     command, environment = _program(joined_environment(here.environment, options, folder, kept), "services.inference.backends.model_offer")
-    if source := model_offer.take(command, environment):
-        kept = msgspec.structs.replace(kept, model=source)
-        membership_file.save(folder.membership, kept)
+    answer = model_offer.take(command, environment)
+    if answer is model_offer.Answer.NO:
+        folder.declined.touch(mode=0o600)
+    if isinstance(answer, model_offer.Answer):
+        return kept
+    kept = msgspec.structs.replace(kept, model=answer)
+    membership_file.save(folder.membership, kept)
     return kept
 
 

@@ -528,12 +528,14 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StarterOffer(msgspec.Struct, frozen=True):
-    """A model that a machine without one could pull: the best that fits."""
+    """A model that a machine without one could pull: the best that fits, and is fast enough."""
 
     source: str
     file_bytes: int
     #: For models together, on this machine.
     free_bytes: int
+    #: What a processor would reach; None for a GPU, which isn't measured.
+    tokens_per_second: float | None = None
 
 
 class StoreResult(msgspec.Struct, frozen=True, kw_only=True):
