@@ -56,6 +56,7 @@ SECTIONS = {
         "nodes": "cli.ask.nodes:nodes",
         "doctor": "cli.doctor.doctor_command:doctor",
         "update": "cli.machines.update:update",
+        "uninstall": "cli.machines.uninstall:uninstall",
     },
     "Administer": {
         "top": "cli.top.top_command:top",

@@ -11,6 +11,7 @@ from shared import errors, rpc
 from shared.api import membership as contract
 from shared.api.gateway import Check
 from shared.api.membership import Membership, TopicSecret
+from shared.api.method import Nothing
 from shared.identity import certificates, node_keys, tickets
 from shared.identity.certificates import Subject
 from shared.identity.node_keys import Authority
@@ -95,6 +96,13 @@ class FrontDoor:
         if call.caller.node in self.revoked:
             raise errors.NodeRevoked("this node was revoked")
         return self._admit(call.caller.node)
+
+    @rpc.serves(contract.leave_node)
+    async def leave(self, request: contract.LeaveNode, call: rpc.RpcCall) -> Nothing:
+        self.asked.append("leaveNode")
+        if request.for_good:
+            self.revoked.add(call.caller.node)
+        return Nothing()
 
     def _admit(self, node: NodeId) -> Membership:
         if node not in self.members:

@@ -1,6 +1,7 @@
 """Where aicli is installed. install.sh has a folder for each version, and a link to the current one."""
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,12 @@ class Installation:
         """The certificate of a mesh that no authority signed."""
         file = self.home / "mesh.pem"
         return file if file.is_file() else None
+
+    def links(self, environment: Mapping[str, str]) -> list[Path]:
+        """Return the commands on a PATH that lead here."""
+        folders = (Path(environment.get("HOME") or "~").expanduser() / ".local/bin", Path("/usr/local/bin"))
+        found = (folder / "aicli" for folder in folders)
+        return [path for path in found if path.is_symlink() and path.readlink().is_relative_to(self.current)]
 
     def version(self) -> str:
         """Return what tells the versions apart."""

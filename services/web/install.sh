@@ -4,7 +4,7 @@
 # With a ticket (… | sh -s -- aip_join_…) this machine also becomes a worker of the mesh. To keep the ticket out of the list of processes:
 # … | AIMESH_TICKET=aip_join_… sh
 # With AIMESH_MESH=1, aicli connects from behind any NAT, without HTTPS, and the ticket is for a client: … | AIMESH_MESH=1 sh -s -- aip_join_…
-# All packages are checked against the hashes below. To remove everything: rm -r ~/.local/share/aimesh ~/.local/bin/aicli
+# All packages are checked against the hashes below. To remove everything: aicli uninstall
 # A shell reads from { to } before it runs anything, so half a script does nothing.
 {
 MESH='@MESH@'
@@ -179,6 +179,7 @@ main() {
     [ "$free" -ge "$needed" ] || stop "$home has $free MB of free space, and $needed MB are needed"
     install_packages
     case ":$PATH:" in *":$bin:"*) ;; *) echo "Add it to your PATH: export PATH=\"$bin:\$PATH\"" >&2 ;; esac
+    [ -n "$before" ] || echo "To remove it later: aicli uninstall" >&2
     if [ -z "$ticket" ]; then
         [ "$role" != client ] || [ -z "$MESH" ] || [ -n "$before" ] || echo "Next: aicli login" >&2
         return

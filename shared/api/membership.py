@@ -150,6 +150,9 @@ class RotateTicket(Body, frozen=True):
 class LeaveNode(Body, frozen=True):
     """The calling node stops, and frees the place of its ticket."""
 
+    #: It will not come back: revoke it. Release 0.3.0 only frees its place.
+    for_good: bool = False
+
 
 class MemberState(StrEnum):
     PENDING = "pending"
@@ -233,7 +236,7 @@ renew_certificate = Method("auth.renewCertificate", RenewCertificate, Membership
 create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
 list_tickets = Method("auth.listTickets", ListTickets, Tickets, callers=PEOPLE_OR_GATEWAY)
 rotate_ticket = Method("auth.rotateTicket", RotateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
-leave_node = Method("auth.leaveNode", LeaveNode, Nothing, callers=NODES)
+leave_node = Method("auth.leaveNode", LeaveNode, Nothing, callers={*NODES, Role.NEWCOMER})
 revoke_ticket = Method("auth.revokeTicket", RevokeTicket, TicketRow, callers=PEOPLE_OR_GATEWAY)
 list_members = Method("auth.listNodes", ListMembers, Members, callers=PEOPLE_OR_GATEWAY)
 approve_member = Method("auth.approveNode", ApproveMember, Member, callers=PEOPLE_OR_GATEWAY)

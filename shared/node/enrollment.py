@@ -179,16 +179,33 @@ async def renew_as_newcomer(
     Raises what ``enroll`` does.
     """
     options = replace(options, node=node or options.node)
+    async with _known_session(membership, key, report, options) as session:
+        try:
+            found = await session.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
+        except errors.ApprovalPending as pending:
+            found = await session.wait_for_approval(pending)
+    return membership_file.of(_checked(found, route_of(membership), key, report, options), membership)
+
+
+async def leave_for_good(
+    membership: MembershipFile, key: node_keys.NodeKey, report: Report, options: EnrollmentOptions = _DEFAULTS
+) -> None:
+    """Have auth revoke this node, whose own process must have ended. Raises what ``enroll`` does."""
+    async with _known_session(membership, key, report, options) as session:
+        await session.ask(contract.leave_node, lambda auth: contract.LeaveNode(for_good=True))
+
+
+@asynccontextmanager
+async def _known_session(
+    membership: MembershipFile, key: node_keys.NodeKey, report: Report, options: EnrollmentOptions
+) -> AsyncIterator["EnrollmentSession"]:
+    """Look for auth with the key of a member while the block runs."""
     route = route_of(membership)
     trust = Trust(key, Role.NEWCOMER, route.authorities)
     if membership.revocations:
         trust.take_list(membership.revocations)
     async with open_session(route, trust, report, options, lambda nonce: login_tokens.of_newcomer(membership.certificate)) as session:
-        try:
-            found = await session.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
-        except errors.ApprovalPending as pending:
-            found = await session.wait_for_approval(pending)
-    return membership_file.of(_checked(found, route, key, report, options), membership)
+        yield session
 
 
 @asynccontextmanager

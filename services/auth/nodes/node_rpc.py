@@ -62,7 +62,17 @@ class EnrollmentRpc(AuthHandlers):
 
     @serves(membership.leave_node)
     async def leave_node(self, request: membership.LeaveNode, call: RpcCall) -> Nothing:
-        await self._members.note_left(call.caller.node)
+        node = await self._members.find_node(call.caller.node) if request.for_good else None
+        if node is None:
+            await self._members.note_left(call.caller.node)
+            return Nothing()
+        # Nobody else has its key, so this needs no permission.
+        enrollment_rules.check_revocable(node)
+        async with self._members.transaction() as transaction:
+            if await self._members.revoke(transaction, node.id, "it was uninstalled"):
+                await self._trail.add(transaction, audit_records.of_mesh("node.revoke", None, target=node.id, role=node.role))
+                _log.info("node uninstalled", node_id=node.id, role=node.role)
+        await _running(self._ca).refresh()
         return Nothing()
 
     @serves(membership.describe_machine)

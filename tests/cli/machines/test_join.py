@@ -66,7 +66,7 @@ class Machine:
     def state(self) -> Path:
         return self.home / "no-stack/worker"
 
-    async def start(self, *arguments: str) -> Process:
+    async def start(self, *arguments: str, program: tuple[str, ...] = ("-m", "cli.main")) -> Process:
         environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.home),
@@ -74,13 +74,13 @@ class Machine:
             "AIMESH_HOME": str(self.home / "no-stack"),
         }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli.main", *arguments, cwd=self.home, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE
+            sys.executable, *program, *arguments, cwd=self.home, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
         self.processes.append(process)
         return process
 
-    async def run(self, *arguments: str, stdin: str = "") -> tuple[int | None, str, str]:
-        process = await self.start(*arguments)
+    async def run(self, *arguments: str, stdin: str = "", program: tuple[str, ...] = ("-m", "cli.main")) -> tuple[int | None, str, str]:
+        process = await self.start(*arguments, program=program)
         async with asyncio.timeout(SECONDS):
             out, err = await process.communicate(stdin.encode())
         return process.returncode, out.decode(), err.decode()

@@ -127,6 +127,12 @@ async def test_a_node_that_was_offline_too_long_renews_and_a_revoked_one_does_no
         await enrollment.renew_as_newcomer(kept, key, options=QUICK)
 
 
+async def test_a_machine_that_is_uninstalled_leaves_for_good(running_service: RunningService, key: NodeKey) -> None:
+    kept = membership_file.of(await running_service.enroll(running_service.ticket(), key))
+    await enrollment.leave_for_good(kept, key, running_service.said.append, QUICK)
+    assert running_service.door.revoked == {key.id}
+
+
 async def test_a_certificate_for_another_node_is_rejected(running_service: RunningService, key: NodeKey) -> None:
     running_service.door.certify_instead = NodeKey(node_keys.new_seed()).id
     with pytest.raises(errors.NotCertified, match="another node"):

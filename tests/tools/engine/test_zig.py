@@ -23,7 +23,7 @@ from services.inference import images, missing_libraries
 environment = Path(sys.argv[1])
 images.LIBRARY = missing_libraries.path("libaimesh_images", environment)
 
-from services.inference.chat.chat_messages import RenderPrompt
+from services.inference.chat.chat_messages import ParseAnswer, RenderPrompt
 from services.inference.chat.library import ChatLibrary, NotUnderstood
 from services.inference.chat import template_probe
 from services.inference.engine import llama_model
@@ -33,16 +33,25 @@ from tests.services.inference.chat.test_library import TOOL, USER
 from tests.services.inference.images import vision_models
 
 chat = ChatLibrary(missing_libraries.path("libaimesh_chat", environment))
+call = {"type": "function", "id": "123456789", "function": {"name": "weather", "arguments": '{"city": "K[ö]ln"}'}}
+said = {"role": "assistant", "reasoning_content": "Hm [x].", "content": "Let me [see] it.", "tool_calls": [call]}
 for path in vendored.paths():
     template = chat.open(vendored.request_of(path))
-    rendered = msgspec.json.encode(template.render(RenderPrompt((USER,), (TOOL,)))).hex()
-    print(path.stem, template.capabilities, template_probe.reads_calls(chat, template), rendered)
+    asked = template.render(RenderPrompt((USER,), (TOOL,)))
+    answered = template.render(RenderPrompt((USER, said), (TOOL,), answer=False)).prompt
+    try:
+        read = chat.parse(ParseAnswer(asked.parser, next(template_probe.cuts(asked, answered), answered[-400:])))
+    except NotUnderstood as error:
+        read = error
+    # Compilers choose the order of a call's arguments, and so the numbers of the nodes of a parser.
+    asked = msgspec.structs.replace(asked, parser="")
+    print(path.stem, template.capabilities, template_probe.reads_calls(chat, template), asked, repr(read))
 for kind in vision_models.KINDS:
     folder = Path(tempfile.mkdtemp())
     with llama_model.opened(vision_models.write(folder, kind), lambda _: None) as model:
         loop = EngineLoop(model, slots=vision_models.SLOTS, cache_bytes=0)
         pictures = (vision_models.picture(1), vision_models.picture(2, 333, 217))
-        tokens, _ = vision_models.Asked(loop).ask("Two pictures # and # are here. Which?", *pictures)
+        tokens, _ = vision_models.Asked(loop).ask("Two pictures # and # are here. Which?", *pictures, salt="a")
         rows = [hashlib.sha256(part.tobytes()).hexdigest() for parts in model._images._cached.values() for part in parts]
         print(kind, model._numerics, tokens, rows)
 """
@@ -57,8 +66,19 @@ def _installed(wheel: Path, into: Path) -> Path:
     return into
 
 
-def _run(environment: Path) -> list[str]:
-    command = (sys.executable, "-c", PROGRAM, str(environment))
+#: Divides no model, as it says.
+FIT = """
+import sys
+from pathlib import Path
+from services.inference import missing_libraries
+from services.inference.chat.library import ChatLibrary
+
+print(ChatLibrary(missing_libraries.path("libaimesh_chat", Path(sys.argv[1]))).fit("model.gguf", None, None, 0).fits)
+"""
+
+
+def _run(environment: Path, program: str = PROGRAM) -> list[str]:
+    command = (sys.executable, "-c", program, str(environment))
     done = subprocess.run(command, cwd=setup_steps.ROOT, capture_output=True, text=True, check=False, timeout=10 * HANG_SECONDS)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout.splitlines()
@@ -76,6 +96,7 @@ def test_workers_with_these_libraries_compute_what_those_with_gs_libraries_do(tm
     expected = _run(setup_steps.VENV)
     assert len(expected) > 70
     assert _run(zigs) == expected
+    assert _run(zigs, FIT) == ["False"], "a worker keeps its own estimate"
 
 
 @pytest.mark.nightly("install")

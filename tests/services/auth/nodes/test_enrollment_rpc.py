@@ -165,6 +165,34 @@ async def test_an_unwanted_node_is_revoked_instead_of_approved(running_service: 
         await newcomer.renew(running_service)
 
 
+@pytest.mark.parametrize("role", [Role.NEWCOMER, Role.WORKER])
+async def test_a_node_that_leaves_for_good_is_revoked(running_service: Surroundings, role: Role) -> None:
+    """An uninstalled machine was a member until an administrator noticed. It asks as a newcomer, since its own process has ended."""
+    made = await running_service.ticket(uses=2)
+    leaving, other = Newcomer(), Newcomer()
+    for each in (leaving, other):
+        await each.enroll(running_service, made.ticket)
+    peer = Peer(role, leaving.key.id, leaving.key.id, channel=b"c" * 64)
+    await running_service.ask(membership.leave_node, membership.LeaveNode(), peer=peer)
+    read(await leaving.renew(running_service))
+    before = running_service.trust.list_body
+    for _ in range(2):
+        await running_service.ask(membership.leave_node, membership.LeaveNode(for_good=True), peer=peer)
+    rows = (await running_service.administer(membership.list_members, membership.ListMembers())).members
+    found = {row.id: (row.state, row.reason) for row in rows if row.role == "worker"}
+    assert found == {leaving.key.id: ("revoked", "it was uninstalled"), other.key.id: ("active", "")}
+    assert running_service.trust.list_body != before, "every node hears of it at once"
+    with pytest.raises(errors.NodeRevoked, match="this node was revoked on"):
+        await leaving.renew(running_service)
+
+
+async def test_a_stranger_that_leaves_changes_nothing(running_service: Surroundings) -> None:
+    peer = Newcomer().peer
+    await running_service.ask(membership.leave_node, membership.LeaveNode(for_good=True), peer=peer)
+    rows = (await running_service.administer(membership.list_members, membership.ListMembers())).members
+    assert [row.role for row in rows] == ["auth"]
+
+
 # --- renewal -----------------------------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,16 @@ from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared.api.inference import ModelState
 from shared.types import ModelName
 from tests.services.inference.standins import PlainChat, Watch, until
+from tools.engine_libraries import Toolchain
 
 LOAD = LoadCommand("model.gguf", 2, 128, 1, 20, cpu_experts=3, may_fit=True)
+
+
+def has_no_fit() -> bool:
+    toolchain = Toolchain.find()
+    return toolchain is not None and toolchain.is_zig
+
+
 built = pytest.mark.skipif(not library.PATH.exists(), reason="libaimesh_chat was not built: python -m tools.engine_libraries")
 
 
@@ -54,6 +62,7 @@ async def test_our_estimate_stays_without_a_better_one(monkeypatch: pytest.Monke
 
 
 @built
+@pytest.mark.skipif(has_no_fit(), reason="g++ is missing, and what zig builds has no fit")
 async def test_llama_cpp_leaves_a_model_on_the_processor_alone() -> None:
     """The real program and library, which find no GPU."""
     fitted = await fit.fitted(msgspec.structs.replace(LOAD, path=str(model_discovery.packaged())))
