@@ -111,3 +111,9 @@ def client_network(address: str) -> str:
     if found is None:
         return ""
     return str(ip_network((found, 64), strict=False) if isinstance(found, IPv6Address) else found)
+
+
+def site_network(address: str) -> str:
+    """Return the /48 of an IPv6 address, which has 65,536 networks of one customer; empty for others."""
+    found = parse(address)
+    return str(ip_network((found, 48), strict=False)) if isinstance(found, IPv6Address) else ""

@@ -43,12 +43,16 @@ class DeviceLoginRpc(AuthHandlers):
         )
 
     async def _charge_begin(self, address: str, call: RpcCall) -> None:
-        """Raises Limited. A loopback address may stand for many people behind a proxy; only the mesh's limit counts it."""
-        message, hint = "too many logins were begun {}", "wait, or log in with your name and password"
-        if not addresses.is_loopback(address):
-            subject = request_limits.requester_of(address, call.caller.node)
-            await self._begun.charge(subject, request_limits.MOST_DEVICE_LOGINS, message.format("from your address"), hint=hint)
-        await self._begun.charge("mesh", request_limits.MOST_DEVICE_LOGINS_OF_MESH, message.format("in this mesh"), hint=hint)
+        """Raises Limited. No count is of all people together, which a single one could use up."""
+        if addresses.is_loopback(address):
+            counted = {"loopback": request_limits.MOST_DEVICE_LOGINS_OF_LOOPBACK}
+        else:
+            counted = {request_limits.requester_of(address, call.caller.node): request_limits.MOST_DEVICE_LOGINS}
+            if site := addresses.site_network(address):
+                counted[site] = request_limits.MOST_DEVICE_LOGINS_OF_SITE
+        hint = "wait, or log in with your name and password"
+        for subject, most in counted.items():
+            await self._begun.charge(subject, most, "too many logins were begun from your address", hint=hint)
 
     @serves(auth.poll_device_login)
     async def poll_device_login(self, request: auth.PollDeviceLogin, call: RpcCall) -> auth.LoginSession:

@@ -18,8 +18,9 @@ FOR_AN_ACCOUNT = 3
 FOR_AN_ADDRESS = 10
 #: Invitations that one client address may look up per hour.
 MOST_INVITATIONS_READ = 100
-#: Logins that wait for approval in a browser: begun per hour by one client address and in the mesh, and codes that one user may enter.
-MOST_DEVICE_LOGINS, MOST_DEVICE_LOGINS_OF_MESH, MOST_DEVICE_CODES = 60, 10_000, 60
+#: Logins that wait for approval in a browser: begun per hour by one client address and by one /48 of IPv6, and from loopback, where all
+#: people may be behind a proxy; and codes that one user may enter.
+MOST_DEVICE_LOGINS, MOST_DEVICE_LOGINS_OF_SITE, MOST_DEVICE_LOGINS_OF_LOOPBACK, MOST_DEVICE_CODES = 60, 600, 10_000, 60
 _SCRIPT = "hourly"
 _DAY_SECONDS = 24 * 3600
 

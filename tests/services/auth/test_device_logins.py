@@ -219,12 +219,26 @@ async def test_logins_are_limited_by_address(world: Surroundings) -> None:
     await begin(world, ClientFacts("127.0.0.1"))
 
 
-async def test_logins_are_limited_in_the_mesh(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "MOST_DEVICE_LOGINS_OF_MESH", 2)
-    for number in (1, 2):
+async def test_logins_of_many_networks_are_limited_by_their_site_and_by_nothing_that_others_use(
+    world: Surroundings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_limits, "MOST_DEVICE_LOGINS_OF_SITE", 3)
+    for number in range(3):
+        await begin(world, ClientFacts(f"2001:db8:7:{number:x}::1"))
+    with pytest.raises(errors.Limited, match="from your address"):
+        await begin(world, ClientFacts("2001:db8:7:ffff::1"))
+    await begin(world, ClientFacts("2001:db8:8::1"))
+    for number in range(10):
         await begin(world, ClientFacts(f"203.0.113.{number}"))
-    with pytest.raises(errors.Limited, match="in this mesh"):
-        await begin(world, ClientFacts("203.0.113.3"))
+
+
+async def test_logins_from_loopback_are_limited_together(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_limits, "MOST_DEVICE_LOGINS_OF_LOOPBACK", 2)
+    for address in ("127.0.0.1", "::1"):
+        await begin(world, ClientFacts(address))
+    with pytest.raises(errors.Limited, match="from your address"):
+        await begin(world, ClientFacts("127.0.0.1"))
+    await begin(world, ClientFacts("203.0.113.1"))
 
 
 async def test_an_approval_is_in_the_audit_log(world: Surroundings, anna: auth.LoginSession) -> None:
