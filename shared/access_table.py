@@ -204,6 +204,7 @@ METHODS: Mapping[str, AccessRule] = {
     "auth.enrollNode": _NODE,
     "auth.renewCertificate": _NODE,
     "auth.leaveNode": _NODE,
+    "auth.checkTicket": _NODE,
     "auth.createTicket": _person(Permission.OWN_NODES, fresh=True),
     "auth.listTickets": _NODES,
     "auth.revokeTicket": _NODES,

@@ -69,6 +69,12 @@ fetch() {
 # point LINK TARGET: in one step, so the command is always there
 point() { "$python" -c 'import os, sys; a, b = sys.argv[1:]; os.path.lexists(a + ".new") and os.unlink(a + ".new"); os.symlink(b, a + ".new"); os.replace(a + ".new", a)' "$@"; }
 
+# The part of the ticket that is no secret.
+find_ticket_id() {
+    case "$ticket" in @*) cat "${ticket#@}" ;; *) printf '%s' "$ticket" ;; esac |
+        "$python" -c 'import base64, sys; print(base64.urlsafe_b64decode("".join(sys.stdin.read().split())[9:] + "==")[3:19].decode())'
+}
+
 # Python locks what the shell has open, until the shell closes it.
 lock() { "$python" -c "import fcntl; fcntl.flock(9, fcntl.$1)" >/dev/null 2>&1; }
 
@@ -88,7 +94,8 @@ install_packages() {
     '  ' | *" $role-$machine-$version "*) ;;
     *)
         # In a checkout, the mesh fetches them now. A worker has what the role mesh needs.
-        said=$(ask --max-time 30 "$BASE/want/$(echo "$role" | sed s/mesh/worker/)-$machine-$version" 2>/dev/null) ||
+        wanted=$(echo "$role" | sed s/mesh/worker/)-$machine-$version
+        said=$(ask --max-time 30 "$BASE/want/$wanted?ticket=$(find_ticket_id 2>/dev/null || :)" 2>/dev/null) ||
             said="the mesh has no packages for a $role on $machine with Python $version; take another machine or version of Python"
         stop "$said"
         ;;

@@ -14,6 +14,10 @@ _log = logs.get(part="install")
 _CHECKOUT = Path(__file__).parents[2]
 _PROGRAM = "tools.packages.install_index"
 FETCHING = "the mesh is fetching the packages for this machine now; run the line again in two minutes"
+NEEDS_TICKET = (
+    "the mesh has no packages for this machine yet, and fetches them for a line with a ticket: "
+    "ask an administrator for one (aicli admin tickets create)"
+)
 FAILED = "the mesh could not fetch the packages for this machine, and tries again in ten minutes; the log of its web service says why"
 #: 140 MB on a slow connection.
 _FETCH_SECONDS = 1800.0
@@ -29,10 +33,12 @@ class PackageFetcher:
         #: Target -> the answer for its machines.
         self._said: dict[str, str] = {}
 
-    def want(self, target: str) -> str | None:
+    def want(self, target: str, *, has_ticket: bool) -> str | None:
         """Return what to tell the machine; None if these packages can't be fetched here."""
         if target not in install_script.TARGETS or not (self._checkout / f"{_PROGRAM.replace('.', '/')}.py").is_file():
             return None
+        if target not in install_script.DEFAULT_TARGETS and not has_ticket:
+            return NEEDS_TICKET
         if target not in self._said:
             self._said[target] = FETCHING
             self._waiting.put_nowait(target)

@@ -147,6 +147,12 @@ class RotateTicket(Body, frozen=True):
     id: str
 
 
+class CheckTicket(Body, frozen=True):
+    """Ask whether a ticket is still usable, without using it. Its id is no secret; a stranger doesn't know it."""
+
+    id: Annotated[str, msgspec.Meta(max_length=64)]
+
+
 class LeaveNode(Body, frozen=True):
     """The calling node stops, and frees the place of its ticket."""
 
@@ -236,6 +242,7 @@ renew_certificate = Method("auth.renewCertificate", RenewCertificate, Membership
 create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
 list_tickets = Method("auth.listTickets", ListTickets, Tickets, callers=PEOPLE_OR_GATEWAY)
 rotate_ticket = Method("auth.rotateTicket", RotateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
+check_ticket = Method("auth.checkTicket", CheckTicket, Nothing, callers={Role.WEB})
 leave_node = Method("auth.leaveNode", LeaveNode, Nothing, callers={*NODES, Role.NEWCOMER})
 revoke_ticket = Method("auth.revokeTicket", RevokeTicket, TicketRow, callers=PEOPLE_OR_GATEWAY)
 list_members = Method("auth.listNodes", ListMembers, Members, callers=PEOPLE_OR_GATEWAY)

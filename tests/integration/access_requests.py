@@ -164,6 +164,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.recordActs": lambda: audit.RecordActs(()),
     "auth.reportBackup": lambda: recovery.ReportBackup(recovery.BackupReport(site="none", term=1, to="")),
     "auth.enrollNode": lambda: membership.EnrollNode("none", b"", b""),
+    "auth.checkTicket": lambda: membership.CheckTicket("none"),
     "auth.rotateTicket": lambda: membership.RotateTicket("none"),
     "auth.createTicket": lambda: membership.CreateTicket(Role.WORKER),
     "auth.revokeTicket": lambda: membership.RevokeTicket("none"),

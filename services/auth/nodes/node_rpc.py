@@ -88,6 +88,14 @@ class EnrollmentRpc(AuthHandlers):
         owner = await self._members.find_owner(node.owner)
         return membership.Machine() if owner is None else enrollment_rules.machine_of(node.owner, *owner)
 
+    @serves(membership.check_ticket)
+    async def check_ticket(self, request: membership.CheckTicket, call: RpcCall) -> Nothing:
+        ca, ticket = _running(self._ca), await self._members.find_ticket(request.id)
+        if ticket is None:
+            raise enrollment_rules.unknown_ticket()
+        enrollment_rules.check_usable(ticket, ca.now())
+        return Nothing()
+
     def _is_vouched_for(self, caller: Peer, subject: NodeId) -> bool:
         """Return whether a static list of NATS users or the operator's says what the node is. A node that joined with a ticket must have a
         row: its owner and labels are nowhere else, and a node without an owner is the operator's."""

@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 from litestar import MediaType, Response, get
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, FromQuery
 from litestar.response import Stream
 
 from services.web import install_script
 from services.web.install_script import PackageIndex
 from services.web.request_context import PageRequest
 from shared import errors
+from shared.api import membership
 
 #: One part of a path: no hidden file, no parent folder.
 _PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")
@@ -33,9 +34,14 @@ async def script(page_request: NamedDependency[PageRequest]) -> Response[str]:
 
 
 @get("/install/want/{target:str}", media_type=MediaType.TEXT)
-async def want(page_request: NamedDependency[PageRequest], target: FromPath[str]) -> str:
-    """Fetch packages for a kind of machine, and say so."""
-    said = page_request.app.package_fetcher.want(target)
+async def want(page_request: NamedDependency[PageRequest], target: FromPath[str], ticket: FromQuery[str] = "") -> str:
+    """Fetch packages for a kind of machine, and say so. ``ticket`` is the id of one, which is no secret."""
+    if ticket:
+        try:
+            await page_request.call(membership.check_ticket, membership.CheckTicket(ticket[:64]))
+        except errors.BadTicket as error:
+            return error.message
+    said = page_request.app.package_fetcher.want(target, has_ticket=bool(ticket))
     if said is None:
         raise errors.NotFound("this mesh cannot fetch packages for such a machine")
     return said

@@ -12,7 +12,7 @@ import msgspec
 
 from services.web import mesh_calls
 from shared import errors
-from shared.api import auth, gateway, ledger, metrics, usage_report
+from shared.api import auth, gateway, ledger, membership, metrics, usage_report
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
@@ -69,6 +69,8 @@ class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccount
     def __init__(self) -> None:
         super().__init__()
         self.accounts: dict[str, Account] = {}
+        #: Ids of usable ones.
+        self.tickets: set[str] = set()
         self.sessions: dict[str, auth.User] = {}
         self.links: dict[str, auth.User] = {}
         self.keys: list[auth.ApiKey] = []
@@ -122,6 +124,11 @@ class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccount
         end = self.result if method.end is gateway.InferenceResult else method.end()
         async with aclosing(make(request, credential)) as items:
             yield FakeAnswer(items, cast("End", end))
+
+    def _check_ticket(self, request: membership.CheckTicket, _credential: Credential | None) -> Nothing:
+        if request.id not in self.tickets:
+            raise errors.BadTicket("this mesh does not know the ticket")
+        return Nothing()
 
     def _get_history(self, request: metrics.GetHistory, credential: Credential | None) -> metrics.History:
         raise errors.NotFound("this mesh has no metrics history", hint="set DATABASE_URL")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from services.web import install_script
 from services.web.install_script import LISTS, PackageIndex
+from shared.identity import node_keys, tickets
+from shared.types import MeshName
 from tests import tiers
 
 MESH = "http://127.0.0.1:1"
@@ -26,7 +29,8 @@ _COMMON = ("awk", "cat", "cut", "df", "grep", "head", "id", "mkdir", "mktemp", "
 _PROGRAMS = {
     "uname": 'echo "Linux x86_64"',
     "ldd": 'echo "ldd (Debian GLIBC 2.36-9) 2.36"',
-    "python3": 'case "$*" in --version) echo "Python 3.11.2" ;; *hashlib*) echo 2222 ;; *) echo 3.11 ;; esac',
+    "python3": 'case "$*" in --version) echo "Python 3.11.2" ;; *hashlib*) echo 2222 ;; '
+    f'*base64*) exec {sys.executable} "$@" ;; *) echo 3.11 ;; esac',
     "curl": 'while [ "$1" != -o ]; do shift; done; : >"$2"',
 }
 
@@ -100,6 +104,16 @@ def test_what_prevents_an_installation_is_said_and_nothing_is_left(
     assert (status, said.startswith("aimesh was not installed: "), sentence in said) == (1, True, True), said
     assert not list(machine.home.rglob("app-*"))
     assert not (machine.home / ".local" / "bin" / "aicli").exists()
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_the_mesh_is_shown_the_part_of_the_ticket_that_is_no_secret(machine: Machine, from_file: bool) -> None:
+    ticket = tickets.new(node_keys.authority_of(b"\1" * 32), MeshName("m"))
+    text, file = tickets.render(ticket), machine.home / "ticket"
+    file.write_text(f"{text}\n", encoding="ascii")
+    machine.has("curl", WANT)
+    status, said = machine.run(install_script.render(INDEX, MESH), f"@{file}" if from_file else text)
+    assert (status, f"fetching /install/want/worker-linux-x86_64-3.11?ticket={ticket.id}\n" in said) == (1, True), said
 
 
 def test_a_script_that_is_cut_off_anywhere_runs_nothing(machine: Machine) -> None:

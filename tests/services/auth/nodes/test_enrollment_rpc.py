@@ -41,6 +41,18 @@ async def test_a_machine_joins_with_a_ticket(running_service: Surroundings) -> N
     assert (listed.id, listed.name, listed.owner, listed.certified_until is not None) == (newcomer.key.id, "box", "admin", True)
 
 
+async def test_web_asks_whether_a_ticket_is_usable_without_using_it(running_service: Surroundings) -> None:
+    made = await running_service.ticket()
+    asked = membership.CheckTicket(tickets.parse(made.ticket).id)
+    for _ in range(2):
+        await running_service.ask(membership.check_ticket, asked)
+    with pytest.raises(errors.BadTicket, match="does not know"):
+        await running_service.ask(membership.check_ticket, membership.CheckTicket("0" * 16))
+    await Newcomer().enroll(running_service, made.ticket)
+    with pytest.raises(errors.BadTicket, match="used up"):
+        await running_service.ask(membership.check_ticket, asked)
+
+
 async def test_a_lost_reply_is_requested_again_on_a_new_connection(running_service: Surroundings) -> None:
     made, newcomer = await running_service.ticket(), Newcomer()
     await newcomer.enroll(running_service, made.ticket)

@@ -12,11 +12,12 @@ from litestar.types import ASGIApp, Message
 
 from services.web import package_fetcher, request_context
 from services.web.http import passthrough
-from services.web.install_script import INDEX_FILE, LISTS, PackageIndex
-from services.web.package_fetcher import FAILED, FETCHING, PackageFetcher
+from services.web.install_script import DEFAULT_TARGETS, INDEX_FILE, LISTS, PackageIndex
+from services.web.package_fetcher import FAILED, FETCHING, NEEDS_TICKET, PackageFetcher
 from services.web.settings import WebSettings
 from shared.node.lifecycle import background
 from tests.services.web.browser import Browser
+from tests.services.web.fake_mesh import FakeMesh
 from tests.stacks import until
 from tests.stopwatch import HANG_SECONDS
 
@@ -110,11 +111,22 @@ say("end")
 sys.exit("3.12" in sys.argv[4])
 """
 MACHINES = ("worker-linux-aarch64-3.11", "client-linux-aarch64-3.13")
+#: Its id.
+TICKET = "0123456789abcdef"
+
+
+def want(target: str, ticket: str = TICKET) -> str:
+    return f"/install/want/{target}?ticket={ticket}"
 
 
 @pytest.fixture
 def site(site: request_context.App, tmp_path: Path) -> request_context.App:
     return replace(site, package_fetcher=PackageFetcher(tmp_path / "checkout"))
+
+
+@pytest.fixture(autouse=True)
+def ticket(mesh: FakeMesh) -> None:
+    mesh.tickets.add(TICKET)
 
 
 @pytest.fixture
@@ -149,7 +161,7 @@ async def test_packages_are_fetched_once_and_one_target_at_a_time(
         tasks.create_task(site.package_fetcher.run(folder))
         for _ in range(3):
             for machine in MACHINES:
-                answer = await browser.get(f"/install/want/{machine}")
+                answer = await browser.get(want(machine))
                 assert (answer.status_code, answer.text) == (200, FETCHING)
         assert await wait_for(checkout, 1) == [f"start {MACHINES[0]}"]
         (checkout / "continue").touch()
@@ -157,15 +169,28 @@ async def test_packages_are_fetched_once_and_one_target_at_a_time(
         runs = (MACHINES[0], f"{MACHINES[0]} --libraries --background", MACHINES[1])
         assert await wait_for(checkout, 6) == [f"{what} {run}" for run in runs for what in ("start", "end")]
         for machine in MACHINES:
-            assert (await browser.get(f"/install/want/{machine}")).text == FETCHING
+            assert (await browser.get(want(machine))).text == FETCHING
     assert len(said(checkout)) == 6
+
+
+async def test_a_stranger_makes_the_mesh_fetch_only_what_it_has_anyway(
+    browser: Browser, site: request_context.App, checkout: Path, folder: Path
+) -> None:
+    (checkout / "continue").touch()
+    async with background() as tasks:
+        tasks.create_task(site.package_fetcher.run(folder))
+        for machine in MACHINES:
+            assert (await browser.get(f"/install/want/{machine}")).text == NEEDS_TICKET
+            assert (await browser.get(want(machine, "0" * 16))).text == "this mesh does not know the ticket"
+        assert (await browser.get(f"/install/want/{DEFAULT_TARGETS[0]}")).text == FETCHING
+        assert await wait_for(checkout, 2) == [f"start {DEFAULT_TARGETS[0]}", f"end {DEFAULT_TARGETS[0]}"]
 
 
 @pytest.mark.parametrize("pause", [600, 0])
 async def test_a_failed_fetch_is_said_and_tried_again_later(
     browser: Browser, site: request_context.App, checkout: Path, monkeypatch: pytest.MonkeyPatch, pause: int
 ) -> None:
-    page = "/install/want/client-linux-aarch64-3.12"
+    page = want("client-linux-aarch64-3.12")
     monkeypatch.setattr(package_fetcher, "_PAUSE_SECONDS", pause)
     (checkout / "continue").touch()
 
@@ -182,7 +207,7 @@ async def test_a_failed_fetch_is_said_and_tried_again_later(
 async def test_a_fetch_ends_with_web(browser: Browser, site: request_context.App, checkout: Path, folder: Path) -> None:
     async with background() as tasks:
         tasks.create_task(site.package_fetcher.run(folder))
-        await browser.get(f"/install/want/{MACHINES[0]}")
+        await browser.get(want(MACHINES[0]))
         await wait_for(checkout, 1)
     (checkout / "continue").touch()
     assert said(checkout) == [f"start {MACHINES[0]}"]
@@ -193,9 +218,9 @@ async def test_a_fetch_ends_with_web(browser: Browser, site: request_context.App
     "target", ["worker-linux-riscv64-3.11", "client-linux-aarch64-3.10", "client-linux-aarch64-3.11%0a", "--help", "x" * 5000]
 )
 async def test_no_other_packages_are_fetched(browser: Browser, checkout: Path, target: str) -> None:
-    assert (await browser.get(f"/install/want/{target}")).status_code == 404
+    assert (await browser.get(want(target))).status_code == 404
     assert not said(checkout)
 
 
 async def test_an_image_fetches_nothing(browser: Browser) -> None:
-    assert (await browser.get(f"/install/want/{MACHINES[0]}")).status_code == 404
+    assert (await browser.get(want(MACHINES[0]))).status_code == 404
