@@ -78,7 +78,8 @@ class BillingDesk:
         return found
 
     async def order_plan(self, owner: TenantId, name: str) -> Order:
-        """Change the plan of somebody who pays. Raises NotFound, and AlreadyExists while another change waits for its payment."""
+        """Change the plan of somebody who pays. Raises NotFound, AlreadyExists while another change waits for its payment, and what
+        ``count_order`` raises."""
         offer, described = self.offer(name), await self.describe(owner)
         present, customer = described.plan, _party(described)
         held = await self._store.find_subscription(owner)
@@ -90,6 +91,8 @@ class BillingDesk:
             held = await rows.lock(owner, MANUAL)
             waiting = held.next_plan is not None and held.invoice is not None
             if name == tiers.name_of(present):
+                if held.next_plan is not None:
+                    await rows.count_change(owner)
                 await self._withdraw(rows, held)
                 return Order(done=True)
             if waiting and held.next_plan != offer.versioned:
@@ -101,8 +104,11 @@ class BillingDesk:
                 return Order(done=False, invoice=held.invoice)
             fee = self._fee_of(offer.versioned)
             if fee <= self._fee_of(present):
+                if held.next_plan != offer.versioned:
+                    await rows.count_change(owner)
                 await rows.write(msgspec.structs.replace(held, next_plan=offer.versioned, plan=held.plan or present))
                 return Order(done=True)
+            await rows.count_order(owner)
             line = InvoiceLine(f"Plan {name}, a month", fee)
             order_id = uuid5(_ORDERS, f"{owner}|{offer.versioned}|{await rows.now()}")
             made = await rows.add_invoice(self._seller, owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
@@ -147,21 +153,18 @@ class BillingDesk:
         return tiers.plan_of(self._source.config.limits.plans, plan, has_free_tokens=False).included_tokens
 
     async def order_top_up(self, owner: TenantId, wanted: api.OrderTopUp) -> Order:
-        """Raises BadRequest for an amount that nobody sells."""
-        amount_minor, order_id = self._read_amount(wanted), wanted.order_id
+        """Raises BadRequest for an amount that nobody sells, and what ``count_order`` raises."""
+        amount_minor, order_id = self._read_amount(wanted), uuid5(_ORDERS, f"{owner}|{wanted.order_id}")
         customer = await self._find_customer(owner)
         if self.provider is not None:
-            return await self.provider.order_credits(owner, uuid5(_ORDERS, f"{owner}|{order_id}"), amount_minor, "".join(customer.lines))
+            return await self.provider.order_credits(owner, order_id, amount_minor, "".join(customer.lines))
         line, credit = InvoiceLine("Prepaid credits", amount_minor), currency.micro(amount_minor, self._seller.currency)
         async with self._store.transaction() as rows:
+            await rows.lock(owner, MANUAL)
+            if not await rows.is_ordered(order_id):
+                await rows.count_order(owner)
             made = await rows.add_invoice(
-                self._seller,
-                owner,
-                customer,
-                (line,),
-                InvoicePurpose.TOP_UP,
-                order_id=uuid5(_ORDERS, f"{owner}|{order_id}"),
-                credit_micro=credit,
+                self._seller, owner, customer, (line,), InvoicePurpose.TOP_UP, order_id=order_id, credit_micro=credit
             )
         if made.document.net_minor != amount_minor:
             raise errors.IdempotencyConflict("this order id was used with another amount", hint="use a new id for a new order")

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
 from services.gateway.payments.payment_provider import OwedUsage, ProviderOrder, WebhookEvent
+from shared import errors
 from shared.api.billing import (
     Customer,
     Invoice,
@@ -27,6 +28,8 @@ from shared.stores.database import DatabaseRow, Transaction
 from shared.types import MicroCredits, RequestId, TenantId
 
 _NO_CREDIT = MicroCredits(0)
+#: Of one account. Orders and changes of plans count per day in UTC; an administrator's don't.
+MAX_OPEN_ORDERS, MAX_CHANGES_A_DAY = 10, 20
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +72,30 @@ class BillingRows:
 
     async def write(self, changed: Subscription) -> None:
         await self._transaction.run("change_subscription", *msgspec.structs.astuple(changed))
+
+    async def count_change(self, owner: TenantId) -> None:
+        """Count a change of plan by an account whose subscription is locked. Raises Limited."""
+        if not await self._transaction.run("count_change", owner, MAX_CHANGES_A_DAY):
+            now = (await self.now()).astimezone(UTC)
+            tomorrow = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+            raise errors.Limited(
+                f"this account has ordered or changed its plan {MAX_CHANGES_A_DAY} times today",
+                hint="wait until tomorrow (UTC), or ask an administrator",
+                retry_after_seconds=(tomorrow - now).total_seconds(),
+            )
+
+    async def count_order(self, owner: TenantId) -> None:
+        """Count an order by an account whose subscription is locked. Raises Limited, and NotAllowed if too many wait to be paid."""
+        if await self._transaction.value("count_open_orders", owner) >= MAX_OPEN_ORDERS:
+            raise errors.NotAllowed(
+                f"this account has {MAX_OPEN_ORDERS} unpaid orders and invoices, the most allowed",
+                hint="pay one (aicli billing invoices), wait a day for unpaid checkouts to expire, or ask an administrator",
+            )
+        await self.count_change(owner)
+
+    async def is_ordered(self, order_id: UUID) -> bool:
+        """Return whether the order has an invoice."""
+        return await self._transaction.row("find_order", order_id) is not None
 
     async def take_unapplied(self) -> Subscription | None:
         row = await self._transaction.row("take_unapplied")

@@ -52,13 +52,15 @@ class ProviderOrders:
     # --- orders -------------------------------------------------------------------------------------------------------
 
     async def order_plan(self, owner: TenantId, offer: PlanOffer, email: str) -> Order:
-        """Return the page on which to pay. Raises BadRequest, AlreadyExists while the checkout of another plan is open, and Unavailable."""
+        """Return the page on which to pay. Raises BadRequest, AlreadyExists while the checkout of another plan is open, Unavailable, and
+        what ``count_order`` raises."""
         if self.provider.price_of(offer.terms) is None:
             raise errors.BadRequest(f"the plan {offer.name} has no price at {self.name}", hint="an administrator can add it to the plan")
         async with self._store.transaction() as rows:
             held = await rows.lock(owner, MANUAL)
             order = await rows.find_plan_order(owner, self.name)
             if held.subscription is None and order is None:
+                await rows.count_order(owner)
                 order = await rows.add_order(uuid4(), owner, self.name, offer.versioned, 0)
         if held.subscription is not None or order is None:
             return Order(done=False, url=await self.open_portal(owner))
@@ -69,10 +71,15 @@ class ProviderOrders:
         return await self._check_out(order, offer.terms, self.customer_of(held), email)
 
     async def order_credits(self, owner: TenantId, order_id: UUID, amount_minor: int, email: str) -> Order:
-        """Raises IdempotencyConflict, AlreadyExists for an order that was not paid in time, and Unavailable."""
+        """Raises IdempotencyConflict, AlreadyExists for an order that was not paid in time, Unavailable, and what ``count_order``
+        raises."""
         held = await self._store.find_subscription(owner)
         async with self._store.transaction() as rows:
-            order = await rows.add_order(order_id, owner, self.name, None, amount_minor) or await rows.lock_order(order_id)
+            order = await rows.lock_order(order_id)
+            if order is None:
+                await rows.lock(owner, MANUAL)
+                await rows.count_order(owner)
+                order = await rows.add_order(order_id, owner, self.name, None, amount_minor) or await rows.lock_order(order_id)
         assert order is not None  # they are never deleted
         if order.amount_minor != amount_minor:
             raise errors.IdempotencyConflict("this order id was used with another amount", hint="use a new id for a new order")

@@ -10,6 +10,17 @@ SELECT * FROM subscriptions WHERE owner = $1 FOR UPDATE;
 -- Find an owner's subscription.
 SELECT * FROM subscriptions WHERE owner = $1;
 
+-- name: count_change
+-- Count a change by the account, unless it has made $2 on this day in UTC.
+UPDATE subscriptions SET changes = CASE WHEN changes_on = today THEN changes + 1 ELSE 1 END, changes_on = today
+FROM (SELECT (now() AT TIME ZONE 'UTC')::date AS today) AS clock
+WHERE owner = $1 AND (changes_on IS DISTINCT FROM today OR changes < $2);
+
+-- name: count_open_orders
+-- Count what an account has ordered and not paid: invoices, and orders at a provider that can still be paid.
+SELECT (SELECT count(*) FROM invoices WHERE owner = $1 AND paid_at IS NULL AND void_by IS NULL)
+    + (SELECT count(*) FROM payment_orders WHERE owner = $1 AND ended_at IS NULL AND created_at > now() - interval '1 day');
+
 -- name: change_subscription
 -- Write all that can change of a subscription.
 UPDATE subscriptions SET plan = $2, next_plan = $3, invoice = $4, provider = $5, customer = $6, subscription = $7, is_past_due = $8,

@@ -1,5 +1,6 @@
 """Plans, prepaid credits and invoices without a payment provider, on a real PostgreSQL and with a fake auth."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -241,6 +242,37 @@ async def test_credits_are_added_once_when_their_invoice_is_paid(shop: Shop) -> 
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
     with pytest.raises(errors.AlreadyExists):
         await shop.desk.void(number, "typo")
+
+
+async def test_an_account_has_ten_unpaid_orders_at_most(shop: Shop) -> None:
+    ada, ordered = owner(), OrderTopUp("25.00", RequestId(uuid4()))
+    first = await shop.desk.order_top_up(ada, ordered)
+    asked = [shop.desk.order_top_up(ada, OrderTopUp("25.00", RequestId(uuid4()))) for _ in range(15)]
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(each) for each in results].count(errors.NotAllowed) == 6
+    with pytest.raises(errors.NotAllowed, match="10 unpaid orders and invoices"):
+        await shop.order(ada, "pro")
+    assert await shop.desk.order_top_up(ada, ordered) == first, "no new one"
+    await shop.desk.order_top_up(owner(), OrderTopUp("25.00", RequestId(uuid4())))
+    assert first.invoice is not None
+    await shop.desk.pay(first.invoice, "wire 9")
+    await shop.order(ada, "pro")
+
+
+async def test_an_account_changes_its_plan_twenty_times_a_day(shop: Shop) -> None:
+    ada = owner()
+    for plan in ("pro", "free") * 10:
+        await shop.order(ada, plan)
+        await shop.order(ada, plan)
+    with pytest.raises(errors.Limited, match="20 times today") as caught:
+        await shop.order(ada, "pro")
+    assert 0 < (caught.value.retry_after_seconds or 0) <= 86_400
+    with pytest.raises(errors.Limited, match="20 times today"):
+        await shop.desk.order_top_up(ada, OrderTopUp("25.00", RequestId(uuid4())))
+    assert len(await shop.invoices(ada)) == 20, "with credit notes"
+    await shop.desk.give_plan(ada, "pro")
+    await shop.execute("UPDATE subscriptions SET changes_on = changes_on - 1 WHERE owner = $1", ada)
+    await shop.order(ada, "free")
 
 
 @pytest.mark.parametrize("wanted", ["4.99", "10000.01", "-5", "1e3", "5.001", "9" * 30, "x"])

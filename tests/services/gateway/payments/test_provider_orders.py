@@ -2,11 +2,15 @@
 
 import asyncio
 import random
+from uuid import uuid4
+
+import pytest
 
 from services.gateway.payments.billing import BillingDesk
 from services.gateway.payments.payment_provider import WebhookEvent
 from services.gateway.payments.provider_orders import ProviderOrders
-from shared.types import TenantId
+from shared import errors
+from shared.types import RequestId, TenantId
 from tests.services.gateway.payments.memory_provider import MemoryProvider
 from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
 from tests.services.gateway.payments.test_stripe_provider import balance, orders_of, selling, session_of, shop, top_up
@@ -47,6 +51,25 @@ async def test_events_out_of_order_are_handled_once_each_by_three_gateways(shop:
     assert [None if one is None else one.plan for one in held] == [None if at % 3 == 0 else "pro@1" for at in range(12)]
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
     assert provider.reads < 300, "events of one object are handled together"
+
+
+async def test_an_account_has_ten_open_checkouts_at_most(shop: Shop) -> None:
+    provider, ada, order_id = MemoryProvider(), owner(), RequestId(uuid4())
+    async with selling(shop, "stripe", provider):
+        first = await top_up(shop, ada, order_id)
+        for _ in range(9):
+            await top_up(shop, ada)
+        for order in (top_up(shop, ada), shop.order(ada, "pro")):
+            with pytest.raises(errors.NotAllowed, match="10 unpaid orders and invoices"):
+                await order
+        assert await top_up(shop, ada, order_id) == first
+        provider.pay(session_of(first))
+        await orders_of(shop).receive(WebhookEvent(id="evt_1", object_id=session_of(first)))
+        await shop.desk.work()
+        await top_up(shop, ada)
+        # Nobody can pay these any more.
+        await shop.execute("UPDATE payment_orders SET created_at = now() - interval '25 hours'")
+        await shop.order(ada, "pro")
 
 
 async def test_old_events_are_forgotten(shop: Shop) -> None:
