@@ -103,8 +103,11 @@ class Servers:
                 refusal = error
                 continue
             allowed = self.live.config.policies.find(None).placement.external
-            is_allowed = not tried.provider or bool({tried.provider, ANY_PROVIDER} & set(allowed))
-            return "" if is_allowed else f"server {server.name}: add {tried.provider} to `external` of the policies mesh and default"
+            missing = {tried.provider, *tried.forwards_to} - {"", *allowed}
+            if not missing or ANY_PROVIDER in allowed:
+                return ""
+            which = "" if tried.provider else "for the models that it forwards, "
+            return f"server {server.name}: {which}add {', '.join(sorted(missing))} to `external` of the policies mesh and default"
         raise refusal
 
     def _alive(self) -> dict[NodeId, tuple[ServerState, ...]]:

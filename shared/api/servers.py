@@ -27,6 +27,8 @@ class OpenServer(Body, frozen=True):
 class TriedServer(Body, frozen=True):
     #: Who gets the prompts; empty if they stay on the operator's machines.
     provider: str
+    #: If they stay there: to whom it forwards those of some models.
+    forwards_to: tuple[str, ...] = ()
 
 
 class ServerState(Body, frozen=True):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from services.gateway.http_api import chat_messages, http_errors, response_formats
 from services.gateway.http_api.chat_messages import JsonObject
@@ -96,6 +97,9 @@ class OllamaModel(msgspec.Struct, frozen=True, kw_only=True):
     #: Each worker has its own file and its own memory.
     size: int = 0
     size_vram: int = 0
+    #: Of a model whose prompts go to providers: its name, and the providers.
+    remote_model: str | UnsetType = UNSET
+    remote_host: str | UnsetType = UNSET
 
 
 class OllamaModels(msgspec.Struct, frozen=True):
@@ -133,10 +137,11 @@ def find_model(served: Sequence[ServedModel], name: str) -> ServedModel | None:
 def list_model(model: ServedModel, started_at: datetime) -> OllamaModel:
     name = model.name if ":" in model.name else model.name + LATEST
     digest = hashlib.sha256(name.encode()).hexdigest()
-    details = OllamaDetails(parent_model=model.parent or "")
+    details, providers = OllamaDetails(parent_model=model.parent or ""), ", ".join(model.providers)
     return OllamaModel(
         name=name, model=name, digest=digest, modified_at=started_at, expires_at=datetime.now(UTC) + timedelta(hours=1),
         context_length=model.context_tokens, details=details,
+        remote_model=name if providers else UNSET, remote_host=providers or UNSET,
     )  # fmt: skip
 
 

@@ -461,6 +461,17 @@ async def test_a_server_outside_needs_a_policy_for_its_provider(mesh: Mesh, post
         assert (await one.add("cloud", f"{server.url}/v1", models=("gpt-x",), only_new=False)).warnings == ()
 
 
+async def test_a_local_server_that_forwards_models_needs_a_policy_for_them(mesh: Mesh, postgres_url: str) -> None:
+    tags = [{"name": "qwen3:8b"}, {"name": "big:latest", "remote_model": "big", "remote_host": "https://ollama.com:443"}]
+    async with serving({"/api/tags": Answer([json.dumps({"models": tags})])}) as server, started(mesh, postgres_url) as (one, taker):
+        applied = await one.add("attic", server.url, kind=ServerKind.OLLAMA)
+        why = "server attic: for the models that it forwards, add ollama-com to `external` of the policies mesh and default"
+        assert applied.warnings == (why,)
+        await until(lambda: taker.served() == ["qwen3:8b", "big"])
+        assert [status.provider for status in taker.backend.models()] == ["", "ollama-com"]
+        assert (await one.add("attic", server.url, kind=ServerKind.OLLAMA, models=("qwen3:8b",), only_new=False)).warnings == ()
+
+
 async def test_a_server_in_a_file_is_tried_and_sealed_like_any_other(mesh: Mesh, postgres_url: str) -> None:
     async with serving(openai()) as server, started(mesh, postgres_url) as (one, taker):
         text = f"servers: {{rack: {{url: '{server.url}/v1', kind: vllm, key: {KEY}}}}}"

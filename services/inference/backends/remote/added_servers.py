@@ -104,7 +104,10 @@ class AddedServers:
             raise errors.BadRequest(f"{source.name} doesn't list {', '.join(sorted(missing)[:_MOST_NAMES])}", hint=hint)
         if not names:
             raise errors.BadRequest(f"{source.name} lists no models", hint="load one there")
-        return TriedServer(await remote_models.find_provider(source.upstream))
+        provider = await remote_models.find_provider(source.upstream)
+        wanted = [model for model in listed if not request.models or {model.name, model.own_name} & set(request.models)]
+        forwarded = dict.fromkeys(model.provider for model in wanted if model.provider and not provider)
+        return TriedServer(provider, tuple(forwarded))
 
     async def _ask(self, gateway: NodeId) -> api.TakenServers | None:
         request = api.TakeServers(self.node.trust.certificate, self._revision, tuple(one.state for one in self._added.values()))

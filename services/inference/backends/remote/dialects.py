@@ -68,6 +68,8 @@ class DialectRow:
     owner: str = ""
     #: Where it says how busy it is; the first page that it has counts.
     load_pages: tuple[LoadPage, ...] = ()
+    #: Where it says which of its models it forwards to a provider, if it forwards any.
+    forwards_path: str = ""
     #: For a server that doesn't say how many requests it runs at once.
     usual_slots: int = 0
 
@@ -218,6 +220,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         health_path="/api/version",
         identity_path="/api/version",
         identity_field="version",
+        forwards_path="/api/tags",
     ),
     Dialect.AIMESH: DialectRow(
         parameters=ServerFields(_LOCAL | same("repeat_penalty"), reasoning="reasoning_content", late_system=True), health_path="/healthz"

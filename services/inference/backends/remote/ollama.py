@@ -16,6 +16,7 @@ from services.inference.backend_interface import Watcher
 from services.inference.backends.remote import openai_chat, remote_server, text_answers
 from services.inference.backends.remote.dialects import ServerFields, same, whole
 from services.inference.backends.remote.event_stream import Lines, convert_or
+from services.inference.backends.remote.forwarding import ForwardedTag
 from services.inference.backends.remote.openai_answer import AnswerAssembly, AnswerChoice, AnswerDelta, AnswerStep
 from services.inference.backends.remote.openai_chat import JsonObject, decoded, plain, refused, tool
 from services.inference.backends.remote.remote_backend import RemoteBackend
@@ -55,8 +56,7 @@ _CAPABILITIES = {Ability.TOOLS: ("tools",), Ability.REASONING: ("thinking",), Ab
 _NO_WORDS: tuple[str, ...] = ()
 
 
-class _Tag(msgspec.Struct, frozen=True):
-    name: str
+class _Tag(ForwardedTag, frozen=True):
     #: SHA-256 of the model's manifest, which has the digests of its weights, template and parameters.
     digest: str = ""
     details: object = None
@@ -115,6 +115,7 @@ def _listed(tag: _Tag, upstream: Upstream) -> ModelListing:
         context_tokens=upstream.context or 0,
         only_embeds=only_embeds,
         abilities=(Ability.EMBEDDINGS,) if only_embeds else upstream.abilities(found),
+        provider=tag.provider,
     )
 
 

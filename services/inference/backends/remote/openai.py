@@ -10,7 +10,7 @@ import msgspec
 
 from services.inference import upstreams
 from services.inference.backend_interface import Watcher
-from services.inference.backends.remote import openai_chat, remote_server, text_answers
+from services.inference.backends.remote import forwarding, openai_chat, remote_server, text_answers
 from services.inference.backends.remote.event_stream import convert_or
 from services.inference.backends.remote.openai_answer import AnswerAssembly
 from services.inference.backends.remote.remote_backend import RemoteBackend
@@ -50,6 +50,10 @@ class _ListedModel(msgspec.Struct, frozen=True):
     capabilities: object = None
     architecture: object = None
     supported_parameters: object = None
+
+    @property
+    def owner(self) -> str:
+        return self.owned_by if isinstance(self.owned_by, str) else ""
 
     @property
     def context_tokens(self) -> int:
@@ -108,16 +112,19 @@ def api_of(upstream: Upstream, name: str) -> ServerApi:
 
 
 def _read_models(upstream: Upstream, content: bytes) -> tuple[ModelListing, ...]:
+    models = msgspec.json.decode(content, type=_Models).data
+    owners = {model.owner for model in models}
     return tuple(
         ModelListing(
             offered,
             model.id,
             context_tokens=upstream.context or model.context_tokens,
             only_moderates=upstream.task is not None,
-            owned_by=model.owned_by if isinstance(model.owned_by, str) else "",
+            owned_by=model.owner,
             digest=upstream.digest,
             abilities=upstream.abilities(model.listed_abilities),
+            provider=forwarding.provider_of_name(model.id) or forwarding.provider_of_owner(upstream, model.owner, owners),
         )
-        for model in msgspec.json.decode(content, type=_Models).data
+        for model in models
         for offered in upstream.offers(model.id)
     )

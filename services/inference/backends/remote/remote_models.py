@@ -60,6 +60,8 @@ class ModelListing:
     abilities: tuple[str, ...] = ()
     #: As the server says.
     owned_by: str = ""
+    #: To whom the server forwards its prompts; empty if they stay there.
+    provider: str = ""
 
 
 #: Gets the server's models; raises an AimeshError.
@@ -315,7 +317,7 @@ class RemoteModels:
             queued=max(0, busy - served.limits.slots),
             digest=served.listed.digest,
             only_embeds=served.listed.only_embeds,
-            provider=self._provider,
+            provider=self._provider or served.listed.provider,
             is_upstream=True,
             only_moderates=served.listed.only_moderates,
             rests=served.rests,

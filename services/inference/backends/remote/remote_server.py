@@ -5,7 +5,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -13,6 +13,7 @@ import msgspec
 
 from services.inference.backend_interface import CollectedChunks, Sink, VectorSink
 from services.inference.backends.remote import (
+    forwarding,
     http_server_client,
     remote_models,
     server_errors,
@@ -21,6 +22,7 @@ from services.inference.backends.remote import (
     token_counts,
     token_ids,
 )
+from services.inference.backends.remote.event_stream import UNREADABLE, BadStream
 from services.inference.backends.remote.http_server_client import Server, ServerTimedOut
 from services.inference.backends.remote.openai_answer import AnswerAssembly, WrongIds
 from services.inference.backends.remote.openai_chat import JsonObject
@@ -133,7 +135,25 @@ class RemoteServer(ModelServer):
         listed = await self.server.get(self.api.models_path, self.api.read_models)
         if await self.watch.identify({model.owned_by for model in listed}):
             self.tokens.reset(self.watch.dialect)
-        return listed
+        return listed if self.models.is_external else await self._name_providers(listed)
+
+    async def _name_providers(self, listed: tuple[ModelListing, ...]) -> tuple[ModelListing, ...]:
+        """Note to whom the server forwards which models, unless its list says so. Raises Unavailable if it doesn't say."""
+        source, path = self.server.source, self.watch.forwards_path
+        if not path:
+            unknown = forwarding.provider_behind(source.upstream) if self.watch.may_forward else ""
+            return tuple(replace(model, provider=model.provider or unknown) for model in listed)
+        if path == f"/{self.api.models_path}":
+            return listed
+        reply = await self.server.probe(path, server_watch.IDENTITY_SECONDS, most=server_watch.MAX_PAGE_BYTES)
+        try:
+            if reply.status != 200 or reply.is_cut:
+                raise BadStream(reply.trouble or f"status {reply.status}")
+            found = forwarding.read_tags(reply.body)
+        except (BadStream, *UNREADABLE) as error:
+            text = f"{source.name} does not say which models it forwards to providers: {source.cleaned(str(error))}"
+            raise errors.Unavailable(text, hint=f"it should at {path}") from error
+        return tuple(replace(model, provider=model.provider or found.get(model.own_name, "")) for model in listed)
 
     def continues(self, job: GenerationJob, digest: str, *, is_text: bool) -> bool:
         listed = self.models.listing(job.model)

@@ -58,6 +58,8 @@ class ServerWatch:
         self._models_path = models_path
         self._health = ServerHealth()
         self._is_identified = False
+        #: It may be a kind that forwards models to providers: it did not answer when it was asked.
+        self.may_forward = False
         self._pages: tuple[LoadPage, ...] = ()
         self._strikes = 0
         self.dialect = self._given or Dialect.COMPATIBLE
@@ -65,6 +67,10 @@ class ServerWatch:
     @property
     def _row(self) -> DialectRow:
         return DIALECTS[self.dialect]
+
+    @property
+    def forwards_path(self) -> str:
+        return self._row.forwards_path
 
     async def run(self) -> None:
         """Look every LOOK_SECONDS until cancelled."""
@@ -92,7 +98,7 @@ class ServerWatch:
         """Find out what the server is, once after it came back; ``owners`` are those of its models. Return whether it did."""
         if self._is_identified or (self._given is None and self._models.is_external):
             return False
-        found, self._is_identified = self._given or Dialect.COMPATIBLE, True
+        found, self._is_identified, self.may_forward = self._given or Dialect.COMPATIBLE, True, False
         pages: tuple[LoadPage, ...] = ()
         for dialect, row in DIALECTS.items():
             is_possible = dialect is self._given or (self._given is None and (not row.owner or row.owner in owners))
@@ -110,6 +116,7 @@ class ServerWatch:
         if reply.status is None:
             # Too busy now: ask again with the next list.
             self._is_identified = False
+            self.may_forward = self.may_forward or bool(row.forwards_path)
         if reply.status != 200 or reply.is_cut:
             return None
         try:

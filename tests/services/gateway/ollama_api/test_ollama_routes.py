@@ -192,6 +192,13 @@ async def test_embeddings(service: RunningService, http: httpx.AsyncClient) -> N
         assert (await http.post(path, json={"model": "nothing"})).status_code == 404
 
 
+async def test_tags_say_which_models_are_external_as_ollamas_do(service: RunningService, http: httpx.AsyncClient) -> None:
+    service.add_worker(2, FakeWorker(), "cloud", provider="acme")
+    found = {model["name"]: model for model in (await http.get("/api/tags")).json()["models"]}
+    assert (found["cloud:latest"]["remote_model"], found["cloud:latest"]["remote_host"]) == ("cloud:latest", "acme")
+    assert {"remote_model", "remote_host"}.isdisjoint(found["smollm2:latest"])
+
+
 async def test_models_have_tags_as_clients_expect(http: httpx.AsyncClient, worker: FakeWorker) -> None:
     assert (await http.get("/api/version")).json() == {"version": "0.14.0"}
     assert (await http.get("/")).text == "Ollama is running"
