@@ -58,6 +58,7 @@ METHODS: Mapping[str, Answers] = {
     "auth.recordActs": Answers.SERVICES,
     "auth.describeAccount": Answers.SERVICES,
     "auth.describeMachine": Answers.SERVICES,
+    "auth.checkTicket": Answers.SERVICES,
     "auth.applyPlan": Answers.SERVICES,
     "auth.addNotice": Answers.SERVICES,
     "auth.reportBackup": Answers.SERVICES,

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +78,8 @@ async def up(
     if made.made:
         what = ", ".join(made.made) if len(made.made) < _FEW else f"{len(made.made)} secrets and node keys"
         report(f"created {what} in {home.root}")
-    for warning in config.find_misspelled_names(settings.known_names(), {**environment, **made.recorded}):
+    for warning in _find_warnings(home, environment, made):
         report(f"warning: {warning}")
-    if warning := stack_plan.find_missing_models(home, made.settings, made.recorded):
-        report(f"warning: {warning}")
-    if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
-        report(f"warning: gateway and web on {made.settings.host} have no TLS, so others on the network can read keys and prompts")
     planned = stack_plan.make(home, made.settings, made.recorded, os.environ)
     running = await _find_running(home)
     if running is not None and running.fingerprint != planned.fingerprint:
@@ -115,6 +111,14 @@ async def up(
         # A worker may get its first model later, and another stack's server may start later.
         report(f"{name} is not ready yet: {reason}")
     return made.settings
+
+
+def _find_warnings(home: StackHome, environment: Mapping[str, str], made: initialization.InitializedStack) -> Iterator[str]:
+    yield from config.find_misspelled_names(settings.known_names(), {**environment, **made.recorded})
+    if missing := stack_plan.find_missing_models(home, made.settings, made.recorded):
+        yield missing
+    if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
+        yield f"gateway and web on {made.settings.host} have no TLS, so others on the network can read keys and prompts"
 
 
 def _report_points(points: list[RestorePoint], report: ReportProgress, *, backs_up: bool) -> None:

@@ -7,6 +7,7 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
+from cli.output.exit_codes import ExitCode
 from shared import api
 from shared.api.webhooks import EventType
 
@@ -113,13 +114,16 @@ def delete(here: CliContext, /, endpoint: str) -> None:
 @click.argument("endpoint", metavar="ID")
 @_json
 @click.pass_obj
-def test(here: CliContext, /, endpoint: str, *, as_json: bool) -> None:
-    """Send an endpoint the event webhook.test, and print how its server answered."""
+@click.pass_context
+def test(context: click.Context, here: CliContext, /, endpoint: str, *, as_json: bool) -> None:
+    """Send an endpoint the event webhook.test, and print how its server answered. Exits with 1 unless it took the event, with 2xx."""
     from shared.lists.webhooks import result
 
     request = api.webhooks.TestWebhook(endpoint)
     found = here.run(lambda connection: connection.call(api.webhooks.test_webhook, request, deadline_seconds=_TEST_SECONDS))
     printing.show_message(found, f"{'Delivered' if found.is_delivered else 'Failed'}: {result(found)}.", as_json=as_json)
+    if not found.is_delivered:
+        context.exit(ExitCode.FAILED)
 
 
 def _types(events: tuple[str, ...]) -> tuple[EventType, ...]:

@@ -79,7 +79,10 @@ def _list(here: CliContext, *, everything: bool, as_json: bool) -> None:
         TableColumn("LABELS", lambda alert: printing.names(f"{name}={value}" for name, value in alert.labels.items()), rank=4, wraps=True),
         TableColumn("RUNBOOK", lambda alert: alert.runbook, rank=5),
     ]
-    printing.show_rows(chosen, columns, as_json=False, empty="No alerts")
+    watched = "No alerts in Alertmanager" if found.from_alertmanager else "No alerts"
+    if found.watched:
+        watched = f"No alerts. The metrics service watches {', '.join(found.watched)}; Prometheus watches more: docs/reference/alerts.md"
+    printing.show_rows(chosen, columns, as_json=False, empty=watched)
     if found.silences:
         click.echo()
         printing.show_list(found.silences, SILENCES, as_json=False)

@@ -342,7 +342,9 @@ class GatewayService:
         self._jobs = self._new_jobs()
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
         receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
-        self._deliveries = Deliveries(self._webhook_store, receivers, endpoint_secrets, stores.items, metrics)
+        self._deliveries = Deliveries(
+            self._webhook_store, receivers, endpoint_secrets, stores.items, metrics, records.ledger.database_clock.now
+        )
         self._webhook_rpc = WebhookRpc(self._webhook_store, self._deliveries, receivers, endpoint_secrets, self.audit_reporting)
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20

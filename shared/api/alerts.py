@@ -52,6 +52,8 @@ class Alerts(Body, frozen=True, omit_defaults=False):
     as_of: datetime | None = None
     #: They are Alertmanager's, which knows neither pending nor resolved ones.
     from_alertmanager: bool = False
+    #: The alerts that the metrics service watches itself, by name.
+    watched: tuple[str, ...] = ()
 
 
 _Text = Annotated[str, msgspec.Meta(max_length=200)]

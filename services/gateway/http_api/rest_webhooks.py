@@ -14,6 +14,7 @@ from services.gateway.rpc_api.webhook_rpc import WebhookRpc
 from shared import errors
 from shared.api import webhooks as api
 from shared.api.webhooks import EventType, WebhookEndpoint
+from shared.lists.webhooks import result
 from shared.protocol import public_ids
 from shared.types import NodeId
 
@@ -152,11 +153,11 @@ class RestWebhooks:
         await call.answer(_shown(await self._webhooks.rotate(request, call.as_rpc(self._node, _SECONDS))))
 
     async def _test(self, call: HttpCall) -> None:
-        """Raises BadRequest if there is no HTTP answer."""
+        """Raises BadRequest if the server doesn't take the event."""
         body = await call.read(_TESTED)
         tested = await self._webhooks.test(api.TestWebhook(call.rest_of_path, body.event_type), call.as_rpc(self._node, _SECONDS))
-        if tested.status is None:
-            raise errors.BadRequest(f"the test failed: {tested.error}")
+        if tested.status is None or not tested.is_delivered:
+            raise errors.BadRequest(f"the test failed: {result(tested)}", hint="the server must answer with a status from 200 to 299")
         await call.answer(TestResult(call.rest_of_path, body.event_type, tested.status))
 
     async def _event_types(self, call: HttpCall) -> None:

@@ -1,7 +1,8 @@
 """Sends events to endpoints: each at least once, by whichever gateway takes it, and again by another if that one dies."""
 
 import asyncio
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 from functools import partial
 
 from services.gateway import background_jobs
@@ -28,9 +29,17 @@ class Deliveries:
     """``run`` is the task that sends. Set ``wake`` when a delivery was added."""
 
     def __init__(
-        self, store: WebhookStore, client: ReceiverClient, secrets: EndpointSecrets, items: BackgroundItems, metrics: Metrics
+        self,
+        store: WebhookStore,
+        client: ReceiverClient,
+        secrets: EndpointSecrets,
+        items: BackgroundItems,
+        metrics: Metrics,
+        now: Callable[[], datetime],
     ) -> None:
+        """``now`` is PostgreSQL's time: receivers refuse signatures that are minutes old or early."""
         self._store, self._client, self._secrets, self._items, self._metrics = store, client, secrets, items, metrics
+        self._now = now
         self._sending = set[asyncio.Task[bool]]()
         self.wake = asyncio.Event()
 
@@ -63,8 +72,7 @@ class Deliveries:
         await self._end_attempt(delivery, await self._post(delivery))
 
     async def _end_attempt(self, delivery: Delivery, answer: Answer) -> None:
-        now = datetime.now(UTC)
-        verdict = delivery_rules.judge(delivery.attempt, answer.status, answer.retry_after, now, is_test=delivery.is_test)
+        verdict = delivery_rules.judge(delivery.attempt, answer.status, answer.retry_after, self._now(), is_test=delivery.is_test)
         is_hopeless = await self._store.end_attempt(
             delivery, answer.status, answer.error, verdict.pause_seconds, timed_out=answer.timed_out
         )
@@ -81,5 +89,5 @@ class Deliveries:
         known = [secret for secret in secrets if secret is not None]
         if secrets[0] is None:
             return Answer(None, _UNREADABLE)
-        headers = delivery_rules.sign(delivery.event_id, delivery.body, known, datetime.now(UTC))
+        headers = delivery_rules.sign(delivery.event_id, delivery.body, known, self._now())
         return await self._client.post(delivery.url, delivery.body.encode(), headers)

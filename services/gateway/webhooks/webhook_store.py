@@ -1,7 +1,7 @@
 """Reads and writes endpoints of webhooks and their deliveries. Every method may raise Unavailable."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
@@ -66,7 +66,8 @@ async def enqueue(transaction: Transaction, tenant: TenantId, event: EventType, 
 
 async def _add(transaction: Transaction, tenant: TenantId, endpoint: UUID, event: EventType, about: str, *, is_test: bool = False) -> UUID:
     event_id = context.new_request_id()
-    body = delivery_rules.write_event(public_ids.encode(_EVENT, event_id, "_"), event, about, datetime.now(UTC))
+    now: datetime = await transaction.value("read_clock")
+    body = delivery_rules.write_event(public_ids.encode(_EVENT, event_id, "_"), event, about, now)
     await transaction.run("add_webhook_delivery", event_id, tenant, endpoint, body, is_test)
     return event_id
 

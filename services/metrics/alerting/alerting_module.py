@@ -164,6 +164,7 @@ class AlertingModule:
             tuple(map(self._shown, (*active, *self.state.ended))),
             tuple(map(_shown_silence, self._silences.known)),
             as_of=moment_of(self._read_at) if is_old and self._read_at is not None else None,
+            watched=tuple(thresholds.FORMATS),
         )
 
     def _shown(self, one: Notice) -> api.Alert:

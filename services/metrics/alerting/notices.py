@@ -92,7 +92,7 @@ def look(
     before = {one.id: one for one in state.active}
     found: dict[str, Notice] = {}
     for threshold in THRESHOLDS:
-        if threshold.grows and readings.growth is None:
+        if threshold.counter and threshold.counter not in readings.growth:
             found |= {one.id: one for one in state.active if one.name == threshold.name}
         else:
             found |= _look_at(threshold, rules, readings, before, now)

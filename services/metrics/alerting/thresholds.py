@@ -1,4 +1,4 @@
-"""Compare gauges, and the growth of counters within five minutes, with the thresholds of the most important alert rules. Pure."""
+"""Compare gauges, and the growth of counters within some minutes, with the thresholds of the most important alert rules. Pure."""
 
 import operator
 from collections import defaultdict
@@ -10,21 +10,23 @@ from services.metrics.collection import health, health_signals
 from services.metrics.history.chart_lines import quantile_of
 from services.metrics.history.samples import Labels, Sample
 from shared import errors
-from shared.telemetry import answer_instruments, host_instruments, instruments
+from shared.telemetry import answer_instruments, host_instruments, instruments, job_instruments
 from shared.telemetry.instrument import Instrument
 
 Vector: TypeAlias = Mapping[Labels, float]
 
-WINDOW_SECONDS: Final = 300.0
+#: Of growth, if the rule names no other time.
+_WINDOW_SECONDS: Final = 300.0
 #: With fewer calls in the window, a single slow or failed one would fire an alert.
 _LEAST_CALLS: Final = 20
 #: Error codes that are not the caller's fault. Web uses the code for each HTTP status.
 OUR_FAULT: Final = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
 
-_FIRST_TEXTS, _CALLS, _REQUESTS = (
+_FIRST_TEXTS, _CALLS, _REQUESTS, _LINES = (
     f"{answer_instruments.TTFT_SECONDS.name}_bucket",
     f"{instruments.REQUEST_DURATION.name}_bucket",
     instruments.REQUESTS.name,
+    job_instruments.JOB_LINES_ENDED.name,
 )
 #: Counter -> the labels that it is summed by, and which of its series count. Callers see what the gateway measures.
 _COUNTERS: Mapping[str, tuple[frozenset[str], Callable[[Mapping[str, str]], bool]]] = {
@@ -34,7 +36,11 @@ _COUNTERS: Mapping[str, tuple[frozenset[str], Callable[[Mapping[str, str]], bool
         lambda has: "model" not in has and has.get("method") != "passthrough" and has.get("service") != "inference",
     ),
     _REQUESTS: (frozenset({"service", "status"}), lambda _: True),
+    _LINES: (frozenset({"model"}), lambda has: has.get("result") in ("done", "failed")),
 }
+#: Counter -> the time in which its growth counts.
+_WINDOWS: Mapping[str, float] = {**dict.fromkeys(_COUNTERS, _WINDOW_SECONDS), _LINES: 900.0}
+_LONGEST_SECONDS: Final = max(_WINDOWS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,8 @@ class Readings:
     """Metric -> labels -> value."""
 
     gauges: Mapping[str, Vector]
-    #: The growth of the counters within WINDOW_SECONDS; None until it is known.
-    growth: Mapping[str, Vector] | None
+    #: The growth of the counters within their windows, of those that were seen for as long.
+    growth: Mapping[str, Vector]
 
 
 class CollectionWindow:
@@ -61,11 +67,11 @@ class CollectionWindow:
                 self._count(sample, now)
             else:
                 gauges[sample.name][sample.labels] = sample.value
-        self._seen = {key: known for key, known in self._seen.items() if now - known[1] <= WINDOW_SECONDS}
+        self._seen = {key: known for key, known in self._seen.items() if now - known[1] <= _WINDOW_SECONDS}
         self._kept.append((now, dict(self._totals)))
-        while len(self._kept) > 1 and now - self._kept[1][0] >= WINDOW_SECONDS:
+        while len(self._kept) > 1 and now - self._kept[1][0] >= _LONGEST_SECONDS:
             del self._kept[0]
-        return Readings(gauges, self._growth() if now - self._kept[0][0] >= WINDOW_SECONDS else None)
+        return Readings(gauges, self._growth(now))
 
     def _count(self, sample: Sample, now: float) -> None:
         by, is_counted = _COUNTERS[sample.name]
@@ -76,10 +82,12 @@ class CollectionWindow:
             self._totals[sample.name, group] += sample.value - before if sample.value >= before else sample.value
             self._seen[key] = (sample.value, now)
 
-    def _growth(self) -> Mapping[str, Vector]:
-        growth: dict[str, dict[Labels, float]] = {name: {} for name in _COUNTERS}
+    def _growth(self, now: float) -> Mapping[str, Vector]:
+        before = {name: totals for at, totals in self._kept for name, seconds in _WINDOWS.items() if now - at >= seconds}
+        growth: dict[str, dict[Labels, float]] = {name: {} for name in before}
         for (name, labels), total in self._totals.items():
-            growth[name][labels] = total - self._kept[0][1].get((name, labels), 0.0)
+            if name in before:
+                growth[name][labels] = total - before[name].get((name, labels), 0.0)
         return growth
 
 
@@ -132,20 +140,36 @@ def _p95(buckets: Vector) -> Vector:
 
 
 def _first_texts(readings: Readings) -> Vector:
-    return _p95((readings.growth or {}).get(_FIRST_TEXTS, {}))
+    return _p95(readings.growth.get(_FIRST_TEXTS, {}))
 
 
 def _latency(readings: Readings) -> Vector:
-    calls = (readings.growth or {}).get(_CALLS, {})
+    calls = readings.growth.get(_CALLS, {})
     counts = _grouped(max, calls, ("service",))
     return {labels: value for labels, value in _p95(calls).items() if counts[labels] > _LEAST_CALLS}
 
 
 def _failing(readings: Readings) -> Vector:
-    requests = (readings.growth or {}).get(_REQUESTS, {})
+    requests = readings.growth.get(_REQUESTS, {})
     ours = _grouped(sum, {labels: count for labels, count in requests.items() if dict(labels).get("status") in OUR_FAULT}, ("service",))
     calls = _grouped(sum, requests, ("service",))
     return {labels: count / calls[labels] for labels, count in ours.items() if calls[labels] > _LEAST_CALLS}
+
+
+def _stalled(readings: Readings) -> Vector:
+    """Jobs that wait for something else, such as credits, have no oldest line."""
+    ended = readings.growth.get(_LINES, {})
+    oldest = _fold(max, job_instruments.JOB_OLDEST, "model")(readings)
+    return {labels: value for labels, value in oldest.items() if not ended.get(labels)}
+
+
+def _differences(readings: Readings) -> Vector:
+    tokens = _fold(max, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, "sink")(readings)
+    return {**tokens, **_above(_fold(max, instruments.USAGE_EXPORT_DIFFERENCE_MICRO, "sink")(readings), tokens)}
+
+
+def _above(vector: Vector, other: Vector) -> Vector:
+    return {labels: value for labels, value in vector.items() if value > other.get(labels, 0.0)}
 
 
 # --- the thresholds -----------------------------------------------------------------------------------------------------
@@ -161,8 +185,8 @@ class Threshold:
     bound: float
     #: The format of a value for people; empty if it adds nothing.
     shown: str = ""
-    #: Whether it needs the growth of counters.
-    grows: bool = False
+    #: The counter whose growth it needs; empty for none.
+    counter: str = ""
 
     def reached(self, readings: Readings) -> Vector:
         return {labels: value for labels, value in self.find(readings).items() if self.is_reached(value, self.bound)}
@@ -179,6 +203,12 @@ THRESHOLDS: Final = (
     Threshold("disk_full", _disk_free, _UNDER, 0.01, "{:.1%}"),
     Threshold("disk_low", _disk_free, _UNDER, 0.1, "{:.1%}"),
     Threshold("ledger_drift", _fold(max, instruments.LEDGER_DRIFT, "node"), operator.ne, 0, "{:,.0f} micro-credits"),
+    Threshold("database_restored", _fold(max, instruments.DATABASE_RESTORED, "service", "node"), _OVER, 0),
+    Threshold("payments_failing", _fold(max, instruments.UNBILLED_USAGE), _OVER, 3000, "{:,.0f} s"),
+    Threshold("webhooks_late", _fold(max, instruments.WEBHOOK_BACKLOG), _OVER, 900, "{:,.0f} s"),
+    Threshold("jobs_stalled", _stalled, _OVER, 900, "{:,.0f} s", _LINES),
+    Threshold("usage_export_late", _fold(max, instruments.USAGE_EXPORT_LAG, "sink"), _OVER, 3600, "{:,.0f} s"),
+    Threshold("usage_export_difference", _differences, _OVER, 0, "{:,.0f}"),
     Threshold("backup_old", _fold(max, instruments.BACKUP_AGE), _OVER, 26 * 3600, "{:,.0f} s"),
     Threshold("certificate_expiring", _certificates, _UNDER, health_signals.CERTIFICATE_ENDS_SECONDS, "{:,.0f} s"),
     Threshold("cpu_high", _fold(max, host_instruments.HOST_CPU, "machine"), _OVER, 0.8, "{:.1%}"),
@@ -186,9 +216,9 @@ THRESHOLDS: Final = (
     Threshold(
         "queue_depth_high", _fold(sum, answer_instruments.QUEUE_DEPTH, "model", service="gateway"), _OVER, health.QUEUE_IS_LONG, "{:,.0f}"
     ),
-    Threshold("response_slow", _first_texts, _OVER, 5, "{:.3g} s", grows=True),
-    Threshold("high_latency", _latency, _OVER, 1, "{:.3g} s", grows=True),
-    Threshold("error_rate_spike", _failing, _OVER, 0.05, "{:.1%}", grows=True),
+    Threshold("response_slow", _first_texts, _OVER, 5, "{:.3g} s", _FIRST_TEXTS),
+    Threshold("high_latency", _latency, _OVER, 1, "{:.3g} s", _CALLS),
+    Threshold("error_rate_spike", _failing, _OVER, 0.05, "{:.1%}", _REQUESTS),
     Threshold("cost_anomaly", _fold(max, instruments.COST_OF_USUAL), _OVER, 1.5, "{:.3g} times as much"),
     Threshold("upstream_monthly", _fold(max, instruments.UPSTREAM_OF_MONTH), _OVER, 1, "{:.0%} of UPSTREAM_MONTHLY"),
 )
@@ -199,6 +229,8 @@ SERIES: Final = frozenset(_COUNTERS) | {
     for one in (
         instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT, instruments.BACKUP_AGE,
         instruments.CERTIFICATE_SECONDS_LEFT, answer_instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
+        instruments.DATABASE_RESTORED, instruments.UNBILLED_USAGE, instruments.WEBHOOK_BACKLOG, job_instruments.JOB_OLDEST,
+        instruments.USAGE_EXPORT_LAG, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, instruments.USAGE_EXPORT_DIFFERENCE_MICRO,
         host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
     )
 }  # fmt: skip

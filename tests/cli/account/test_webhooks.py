@@ -50,6 +50,11 @@ def test_the_list_has_the_last_result_of_each(shell: Shell) -> None:
 
 def test_a_test_says_how_the_server_answered(shell: Shell) -> None:
     shell.mesh.answer(webhooks.test_webhook, LAST)
-    assert shell("webhooks", "test", ID).stdout == "Failed: no answer in time.\n"
+    failed = shell("webhooks", "test", ID)
+    assert (failed.stdout, failed.exit_code) == ("Failed: no answer in time.\n", 1)
+    shell.mesh.answer(webhooks.test_webhook, replace(LAST, status=302, error=""))
+    redirected = shell("webhooks", "test", ID)
+    assert (redirected.stdout, redirected.exit_code) == ("Failed: returned 302.\n", 1)
     shell.mesh.answer(webhooks.test_webhook, replace(LAST, status=204, error=""))
-    assert shell("webhooks", "test", ID).stdout == "Delivered: returned 204.\n"
+    delivered = shell("webhooks", "test", ID)
+    assert (delivered.stdout, delivered.exit_code) == ("Delivered: returned 204.\n", 0)

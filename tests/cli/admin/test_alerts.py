@@ -28,10 +28,22 @@ DRIFT = Alert(
 QUIET = Silence("0001", "cpu_high", {"node": "UABC"}, datetime(2026, 11, 21, tzinfo=UTC), "ann", "it compiles")
 
 
-def test_no_alerts(shell: Shell) -> None:
-    shell.mesh.answer(alerts.list_alerts, alerts.Alerts((), ()))
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (alerts.Alerts((), ()), "No alerts\n"),
+        (alerts.Alerts((), (), from_alertmanager=True), "No alerts in Alertmanager\n"),
+        (
+            alerts.Alerts((), (), watched=("no_worker", "disk_low")),
+            "No alerts. The metrics service watches no_worker, disk_low; Prometheus",
+        ),
+    ],
+)
+def test_no_alerts_says_what_is_watched(shell: Shell, found: alerts.Alerts, said: str) -> None:
+    shell.mesh.answer(alerts.list_alerts, found)
     done = shell("alerts", "list")
-    assert (done.stdout, done.stderr) == ("", "No alerts\n")
+    assert done.stdout == ""
+    assert done.stderr.startswith(said)
 
 
 def test_firing_alerts_are_listed_with_advice_before_silences(shell: Shell) -> None:

@@ -15,9 +15,9 @@ from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import webhooks as api
 from shared.api.method import Method
-from shared.api.webhooks import EventType, WebhookEndpoint
+from shared.api.webhooks import EventType, WebhookAttempt, WebhookEndpoint
 from shared.lists.columns import Listing
-from shared.lists.webhooks import WEBHOOKS
+from shared.lists.webhooks import WEBHOOKS, result
 
 _HERE = "/settings/webhooks"
 #: A test waits for the server, up to 15 s.
@@ -28,7 +28,7 @@ _ACTIONS: Mapping[str, Method[Any, Any]] = {
     "rotate": api.rotate_webhook_secret,
     "delete": api.delete_webhook,
 }
-_DONE = {"delete": "Endpoint deleted.", "enable": "Endpoint enabled.", "test": "Test sent. The list has its result."}
+_DONE = {"delete": "Endpoint deleted.", "enable": "Endpoint enabled.", "test": "Test delivered."}
 #: The beginning of event types -> label.
 EVENTS: Mapping[str, str] = {"": "All events", "batch.": "Batches", "response.": "Background responses"}
 
@@ -80,6 +80,9 @@ async def change_webhook(page_request: NamedDependency[PageRequest], endpoint_id
         reply = await page_request.submit(method, method.request(endpoint_id), deadline_seconds=_SECONDS)
     except errors.CallerError as error:
         return await _show(page_request, problem=error)
+    if isinstance(reply, WebhookAttempt) and not reply.is_delivered:
+        failed = errors.BadRequest(f"the test failed: {result(reply)}", hint="the server must answer with a status from 200 to 299")
+        return await _show(page_request, problem=failed)
     if method is api.rotate_webhook_secret:
         return await _show(page_request, created=reply)
     return page_request.redirect(f"{_HERE}?done={action}")

@@ -70,6 +70,8 @@ class AlertsView:
     away: bool = False
     #: No alerts, as far as the metrics service knows …
     calm: bool = False
+    #: What the metrics service watches.
+    watched: str = ""
     #: … or Alertmanager, whose alerts these are.
     calm_there: bool = False
 
@@ -103,6 +105,7 @@ def describe(found: Alerts | None, at: datetime) -> AlertsView:
         silences=tuple(map(_silence_line, found.silences[:MOST_LINES])),
         more=_left_out({"alerts": len(now), "pending": len(pending), "over": len(over), "silences": len(found.silences)}),
         calm=is_calm and not found.from_alertmanager,
+        watched=", ".join(found.watched),
         calm_there=is_calm and found.from_alertmanager,
     )
 

@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Any, Self
 from uuid import UUID
 
 import asyncpg
@@ -18,6 +18,7 @@ import standardwebhooks
 from openai.types.webhooks import BatchCompletedWebhookEvent
 
 from services.gateway import store
+from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.facts.receiver_rules import ReceiverRules
 from services.gateway.payments.billing_store import BillingStore
 from services.gateway.payments.notice_outbox import NoticeOutbox
@@ -33,6 +34,7 @@ from shared.api.auth import Principal
 from shared.api.method import Nothing
 from shared.api.notices import AddNotice, WebhookDisabled
 from shared.api.webhooks import EventType, WebhookEndpoint
+from shared.stores.database_clock import DatabaseClock
 from shared.telemetry import Metrics
 from shared.types import Tier, UserId, UserRole
 from tests.services.gateway import fakes
@@ -88,8 +90,10 @@ class Gateway:
 @asynccontextmanager
 async def running(url: str, receiver: Receiver, sql_url: str = "") -> AsyncIterator[Gateway]:
     async with store.opened(url) as opened:
+        clock = DatabaseClock(LedgerStore(opened).read_clock)
+        await clock.refresh()
         rows, secrets, metrics, client = WebhookStore(opened), EndpointSecrets("s" * 16), Metrics("gateway"), client_of(receiver)
-        sender = Deliveries(rows, client, secrets, fakes.new_items(), metrics)
+        sender = Deliveries(rows, client, secrets, fakes.new_items(), metrics, clock.now)
         acts: Any = Acts()
         yield Gateway(rows, sender, WebhookRpc(rows, sender, client, secrets, acts), metrics, opened, sql_url)
 
@@ -137,6 +141,27 @@ async def test_an_event_arrives_signed_and_names_only_its_object(gateway: Gatewa
     assert shown.last is not None
     assert (shown.last.status, shown.last.attempt, shown.last.event_id, shown.last.next_at) == (204, 1, event["id"], None)
     assert not await gateway.send()
+
+
+class _WrongClock(datetime):
+    """A machine whose clock is an hour ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) + timedelta(hours=1)
+
+
+async def test_times_are_postgresqls(gateway: Gateway, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (deliveries, webhook_store):
+        monkeypatch.setattr(module, "datetime", _WrongClock)
+    made = await gateway.create(receiver)
+    await gateway.enqueue()
+    assert await gateway.send()
+    (got,) = receiver.delivered
+    assert made.secret is not None
+    # Receivers refuse signatures that are five minutes old or early.
+    event = standardwebhooks.Webhook(made.secret).verify(got.body, got.headers)
+    assert abs(event["created_at"] - time.time()) < 60
 
 
 async def test_only_endpoints_that_want_it_get_an_event(gateway: Gateway, receiver: Receiver) -> None:

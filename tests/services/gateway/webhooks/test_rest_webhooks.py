@@ -81,6 +81,14 @@ async def test_openais_client_manages_endpoints_and_unwraps_their_events(client:
         await client.webhooks.retrieve(made.id)
 
 
+@pytest.mark.parametrize("status", ["302 Found", "404 Not Found", "500 Internal Server Error"])
+async def test_a_test_is_a_success_only_for_2xx(client: openai.AsyncOpenAI, receiver: Receiver, status: str) -> None:
+    made = await client.webhooks.create(name="mine", url=receiver.url, event_types=["batch.completed"])
+    receiver.answers = [f"HTTP/1.1 {status}\r\n\r\n".encode()]
+    with pytest.raises(openai.BadRequestError, match=f"the test failed: returned {status[:3]}"):
+        await client.webhooks.test(made.id, event_type="batch.completed")
+
+
 async def test_pages_are_newest_first(client: openai.AsyncOpenAI, receiver: Receiver) -> None:
     made = [(await client.webhooks.create(name=f"{number}", url=receiver.url, event_types=["batch.failed"])).id for number in range(5)]
     page = await client.webhooks.list(limit=2)

@@ -30,8 +30,7 @@ class RuleCase:
 
     def samples(self, step: int) -> Iterator[Sample]:
         for name, labels, values in self.series:
-            value = values[step]
-            if value is not None:
+            if step < len(values) and (value := values[step]) is not None:
                 yield Sample(name, labels, value)
 
     @property

@@ -83,8 +83,8 @@ def test_what_needs_growth_stays_as_it_is_until_growth_is_known() -> None:
     slow = {ttft: {(("le", "5.0"), ("model", "m")): 1.0, (("le", "7.5"), ("model", "m")): 9.0, (("le", "+Inf"), ("model", "m")): 9.0}}
     state = look(look(NoticeState(), Readings({}, slow), 0), Readings({}, slow), 300)
     assert [one.changed_at for one in state.active] == [300]
-    assert look(state, Readings({}, None), 315).active == state.active
-    assert look(state, WELL, 330).active == ()
+    assert look(state, Readings({}, {}), 315).active == state.active
+    assert look(state, Readings({}, {ttft: {}}), 330).active == ()
 
 
 def test_after_an_outage_only_firing_notices_continue() -> None:

@@ -73,8 +73,8 @@ def calls(failed: float, succeeded: float = 100.0, node: str = "g") -> list[Samp
 
 
 def growth(window: CollectionWindow, samples: list[Sample], now: float) -> dict[str, float] | None:
-    found = window.take(samples, now).growth
-    return None if found is None else {dict(labels)["status"]: value for labels, value in found[REQUESTS].items()}
+    found = window.take(samples, now).growth.get(REQUESTS)
+    return None if found is None else {dict(labels)["status"]: value for labels, value in found.items()}
 
 
 def test_growth_is_unknown_for_five_minutes_and_then_of_five_minutes() -> None:
@@ -82,6 +82,13 @@ def test_growth_is_unknown_for_five_minutes_and_then_of_five_minutes() -> None:
     assert [growth(window, calls(n), 15.0 * n) for n in (0, 10, 19)] == [None] * 3
     assert growth(window, calls(20), 300) == {"unavailable": 20, "success": 0}
     assert growth(window, calls(40), 450) == {"unavailable": 30, "success": 0}
+
+
+def test_each_counter_has_the_window_of_its_rule() -> None:
+    window = CollectionWindow()
+    known = [sorted(window.take([], 60.0 * minute).growth) for minute in range(16)]
+    assert ["ai_platform_job_lines_total" in names for names in known] == [False] * 15 + [True]
+    assert [REQUESTS in names for names in known] == [False] * 5 + [True] * 11
 
 
 def test_restart_counts_from_0_and_a_gap_or_a_new_node_counts_nothing() -> None:

@@ -41,12 +41,18 @@ async def test_a_refused_url_keeps_the_input(alice: Browser, mesh: FakeMesh) -> 
     assert mesh.webhook_endpoints == {}
 
 
-async def test_a_test_shows_its_result_in_the_list(alice: Browser, mesh: FakeMesh) -> None:
+async def test_a_test_is_a_success_only_for_2xx(alice: Browser, mesh: FakeMesh) -> None:
     await create(alice)
-    mesh.webhook_status = 418
-    answer = await alice.submit(await alice.get(HERE), f"{HERE}/{ID}/test")
+    mesh.webhook_status = 302
+    failed = await alice.submit(await alice.get(HERE), f"{HERE}/{ID}/test")
+    assert failed.status_code == 400
+    assert "test failed: returned 302" in failed.text
+    mesh.webhook_status = 204
+    answer = await alice.submit(failed, f"{HERE}/{ID}/test")
     assert answer.headers["location"] == f"{HERE}?done=test"
-    assert "returned 418" in (await alice.get(f"{HERE}?done=test")).text
+    shown = (await alice.get(f"{HERE}?done=test")).text
+    assert "Test delivered." in shown
+    assert "returned 204" in shown
 
 
 async def test_a_disabled_endpoint_says_why_and_can_be_enabled(alice: Browser, mesh: FakeMesh) -> None:

@@ -48,7 +48,12 @@ class FakeAlerts(FakeMesh):
 
     def _list_alerts(self, _request: alerts.ListAlerts, credential: Credential | None) -> alerts.Alerts:
         self._admin(credential)
-        return alerts.Alerts(tuple(map(self._seen, self.alerts)), tuple(self.silences), from_alertmanager=self.from_alertmanager)
+        return alerts.Alerts(
+            tuple(map(self._seen, self.alerts)),
+            tuple(self.silences),
+            from_alertmanager=self.from_alertmanager,
+            watched=("no_worker", "payments_failing"),
+        )
 
     def _silence_alerts(self, request: alerts.SilenceAlerts, credential: Credential | None) -> Silence:
         by = self._admin(credential).username

@@ -38,7 +38,7 @@ async def test_sections_are_firing_pending_silences_resolved(root: Browser, mesh
 async def test_without_alerts_the_page_says_what_is_monitored(root: Browser) -> None:
     text = (await root.get(PATH)).text
     assert "No alerts</span>" in text
-    assert '<p data-live-show="calm">The metrics service checks services' in text
+    assert 'The metrics service watches <span data-live="watched">no_worker, payments_failing</span>.' in text
     assert '<div class="group" data-live-show="now" hidden>' in text
 
 
