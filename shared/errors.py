@@ -110,7 +110,7 @@ class NotAuthenticated(CallerError, code="not_authenticated", status=401):
 
 
 class BudgetExhausted(CallerError, code="budget_exhausted", status=402):
-    """The credits or a key's budget are used up. Waiting helps only if running requests hold them; then the hint says so."""
+    """The credits or a key's budget are used up. Waiting helps only if running requests hold them; then it says when to retry."""
 
 
 class NotAllowed(CallerError, code="not_allowed", status=403):

@@ -343,7 +343,7 @@ class GatewayService:
         self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
         receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
         self._deliveries = Deliveries(
-            self._webhook_store, receivers, endpoint_secrets, stores.items, metrics, records.ledger.database_clock.now
+            self._webhook_store, receivers, endpoint_secrets, stores.items, metrics, now=records.ledger.database_clock.now
         )
         self._webhook_rpc = WebhookRpc(self._webhook_store, self._deliveries, receivers, endpoint_secrets, self.audit_reporting)
         self._items = StoredItems(

@@ -115,6 +115,8 @@ class Ledger:
         self._claims = WorkerClaims(store.record_claims)
         #: Since when all heartbeats have succeeded; None after a failure.
         self._healthy_since: float | None = None
+        #: Set when nothing is left of gateways that were lost before this one started.
+        self._has_swept = asyncio.Event()
 
     @asynccontextmanager
     async def running(self, rows: UsageRecorder, write: WriteRows, find_receipts: FindReceipts) -> AsyncIterator["Ledger"]:
@@ -126,7 +128,7 @@ class Ledger:
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, self.database_clock.refresh))
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.heartbeat(rows.waiting), task="ledger leases"))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts), task="orphan settlement"))
-            tasks.create_task(background_jobs.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.verify, self._metrics))
+            tasks.create_task(background_jobs.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.judge, self._metrics))
             tasks.create_task(self._suspend_detector.watch())
             tasks.create_task(self._claims.write())
             yield self
@@ -254,8 +256,12 @@ class Ledger:
             return
         await self._store.drop_lost_attempts(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
         overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
-        if not overdue:
-            return
+        if overdue:
+            await self._settle(overdue, write, find_receipts)
+        if len(overdue) < _SWEEP_MOST:
+            self._has_swept.set()
+
+    async def _settle(self, overdue: Sequence[OpenReservation], write: WriteRows, find_receipts: FindReceipts) -> None:
         receipts, settled = await find_receipts(overdue), list[RequestRow]()
 
         async def settle(reservation: OpenReservation) -> None:
@@ -268,6 +274,11 @@ class Ledger:
         if settled:
             with_receipt = sum(row.cost_micro > 0 for row in settled)
             _log.warning("settled requests of lost gateways", requests=len(settled), with_receipt=with_receipt)
+
+    async def judge(self) -> None:
+        """Verify the open day, but not before the first sweep: until then, reservations of lost gateways are no mistake."""
+        await self._has_swept.wait()
+        await self.verify()
 
     async def verify(self, *, full: bool = False) -> LedgerReport:
         """Verify the sums of the open day, or of everything. Raises Unavailable."""

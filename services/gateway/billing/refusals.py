@@ -5,6 +5,8 @@ from services.gateway.billing.reservations import InsufficientCredits, Reservati
 from shared import amounts, errors
 from shared.api.ledger import Allowance
 
+#: Running requests free what they don't use when they end, mostly within seconds.
+_HELD_RETRY_SECONDS = 5.0
 _BUDGETS = {"key": "this key's budget", "owner": "the budget of your account"}
 
 
@@ -27,10 +29,11 @@ def explain(
         state = f"has only {allowance.left:,} tokens left" if allowance.left else "has no tokens left"
         what = f"your plan {state} ({allowance.used:,} of {allowance.included:,} used; renews on {renews}), and {what}"
         hint = f"wait until {renews}, add credits, or choose a larger plan: {page or '`aicli billing`'}"
-    if answer.room_micro + held_micro >= least:
+    is_held = answer.room_micro + held_micro >= least
+    if is_held:
         held = _credits(held_micro)
         hint = f"your running requests hold {held} and free what they don't use when they end; retry then, or lower their max_tokens"
-    return errors.BudgetExhausted(f"{what}: {left}", hint=hint)
+    return errors.BudgetExhausted(f"{what}: {left}", hint=hint, retry_after_seconds=_HELD_RETRY_SECONDS if is_held else None)
 
 
 def _least(request: ReservationRequest, allowance: Allowance | None) -> int:

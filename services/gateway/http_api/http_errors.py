@@ -140,7 +140,7 @@ def headers(error: AimeshError) -> Headers:
         seconds = error.retry_after_seconds if error.retry_after_seconds is not None else _RETRY_AFTER_SECONDS
         found.append((b"retry-after", b"%d" % max(1, math.ceil(seconds))))
         found.append((b"retry-after-ms", b"%d" % max(1, math.ceil(seconds * 1000))))
-    if code in {402, 409} and not error.to_problem().retryable:
+    if code in {402, 409} and not error.to_problem().retryable and error.retry_after_seconds is None:
         # OpenAI's clients retry a 409, and a 429 of exhausted credits, unless told not to.
         found.append((b"x-should-retry", b"false"))
     tightest = limit_rules.attached_limits(error)

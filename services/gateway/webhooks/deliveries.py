@@ -35,6 +35,7 @@ class Deliveries:
         secrets: EndpointSecrets,
         items: BackgroundItems,
         metrics: Metrics,
+        *,
         now: Callable[[], datetime],
     ) -> None:
         """``now`` is PostgreSQL's time: receivers refuse signatures that are minutes old or early."""

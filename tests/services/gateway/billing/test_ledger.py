@@ -1,5 +1,6 @@
 """The ledger while PostgreSQL is slow, and after other gateways died."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ from services.gateway.billing.reservations import (
 )
 from services.gateway.facts import tiers
 from services.gateway.facts.request_record import RequestRow, ReservationState
+from services.gateway.http_api import http_errors
 from shared import errors
 from shared.api.auth import ApiKeyLimits, Budget
 from shared.api.inference import RUNNING, Receipt
@@ -59,6 +61,7 @@ class LedgerHarness(FakeLedgerStore):
         #: What an account has left of its plan.
         self.allowance: Allowance | None = None
         self.happened_anyway = False
+        self.verified = 0
         self.extended: list[RequestId] = []
         self.overdue: tuple[OpenReservation, ...] = ()
         self.rows: list[RequestRow] = []
@@ -98,6 +101,7 @@ class LedgerHarness(FakeLedgerStore):
         return (await self.list_prices())[0]
 
     async def verify(self, *, grace_seconds: float, full: bool = False) -> LedgerReport:
+        self.verified += 1
         return self.report
 
     @property
@@ -158,11 +162,15 @@ async def test_credits_that_running_requests_hold_are_free_when_these_end(
     harness: LedgerHarness, limited_by: LimitedBy, else_hint: str
 ) -> None:
     harness.refuses = InsufficientCredits(50, limited_by)
-    for held, hint in ((10, else_hint), (100, "your running requests hold 0.0001 credits")):
+    for held, hint, seconds in ((10, else_hint, None), (100, "your running requests hold 0.0001 credits", 5.0)):
         harness.held_micro = MicroCredits(held)
         with pytest.raises(errors.BudgetExhausted) as caught:
             await harness.ledger.reserve(msgspec.structs.replace(OWNER, key_id=KeyId(UUID(int=5))), new_request(), BOUNDS)
         assert hint in caught.value.hint
+        assert caught.value.retry_after_seconds == seconds
+        answered = dict(http_errors.headers(caught.value))
+        assert answered.get(b"retry-after") == (None if seconds is None else b"5")
+        assert (b"x-should-retry" in answered) is (seconds is None)
 
 
 async def test_a_refusal_says_when_the_plan_renews(harness: LedgerHarness) -> None:
@@ -330,6 +338,21 @@ async def test_orphans_are_settled_but_not_right_after_an_outage_of_postgresql(h
         (sent, 50, ReservationState.SETTLED),
         (unknown, 0, ReservationState.EXPIRED),
     ]
+
+
+async def test_the_ledger_is_not_judged_before_the_first_sweep(harness: LedgerHarness) -> None:
+    """Reservations of gateways that died before are no mistake: the first sweep settles them."""
+    lost = new_request()
+    harness.overdue = (overdue(lost),)
+    judged = asyncio.create_task(harness.ledger.judge())
+    await harness.ledger.heartbeat([])
+    await harness.sweep()
+    assert (harness.verified, judged.done()) == (0, False)
+    harness.now += ledgers.HEARTBEAT_SECONDS
+    await harness.sweep()
+    await judged
+    assert [row.id for row in harness.rows] == [lost]
+    assert harness.verified
 
 
 async def test_ledger_drift_shows_in_the_metrics(harness: LedgerHarness) -> None:

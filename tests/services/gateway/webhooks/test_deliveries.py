@@ -93,7 +93,7 @@ async def running(url: str, receiver: Receiver, sql_url: str = "") -> AsyncItera
         clock = DatabaseClock(LedgerStore(opened).read_clock)
         await clock.refresh()
         rows, secrets, metrics, client = WebhookStore(opened), EndpointSecrets("s" * 16), Metrics("gateway"), client_of(receiver)
-        sender = Deliveries(rows, client, secrets, fakes.new_items(), metrics, clock.now)
+        sender = Deliveries(rows, client, secrets, fakes.new_items(), metrics, now=clock.now)
         acts: Any = Acts()
         yield Gateway(rows, sender, WebhookRpc(rows, sender, client, secrets, acts), metrics, opened, sql_url)
 
