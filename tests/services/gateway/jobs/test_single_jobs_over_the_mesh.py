@@ -47,6 +47,8 @@ async def test_a_running_response_is_canceled(mesh: Mesh) -> None:
     made = await mesh.http.post("/v1/responses", json={"input": "hi", "background": True})
     path = f"/v1/responses/{made.json()['id']}"
     assert (await mesh.poll(path, until_not={"queued"}, field="status"))["status"] == "in_progress"
+    # A response is in progress before a worker has it.
+    await until(lambda: mesh.worker.ran == 1)
     assert (await mesh.http.post(f"{path}/cancel")).json()["status"] == "cancelled"
     await until(lambda: mesh.worker.cancelled == 1)
     await mesh.poll(f"/api/jobs/{made.json()['id']}", until_not={"cancelling", "finalizing"}, field="state")
