@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from shared import config, node
+from tests.cases import case
 from tests.deploy import compose_file, containers
 
 PATH = compose_file.ROOT / "deploy/swarm/stack.yaml"
@@ -31,6 +32,17 @@ def test_every_variable_is_a_setting_and_every_file_is_mounted(service: str) -> 
     mounted = {secret["target"] for secret in SERVICES[service]["secrets"]}
     assert {value for value in given.values() if value.startswith("/run/aimesh/")} == mounted
     assert SERVICES[service]["command"] == ["python", "-m", f"services.{service}"]
+
+
+def test_settings_of_money_files_and_webhooks_are_passed_on() -> None:
+    names = re.compile(
+        r"(MONEY|PAYMENTS|FILES_URL|MODEL_ORIGIN\w*|CURRENCY|SELLER_\w+|TAX_\w+|PRICING_PAGE|\w*WEBHOOK_\w+|(STRIPE|PADDLE)_\w+_FILE)"
+    )
+    for service in OURS:
+        given = {name.removesuffix("_FILE"): value for name, value in SERVICES[service]["environment"].items()}
+        for name in sorted(filter(names.fullmatch, declared_by(service))):
+            with case(f"{service} {name}"):
+                assert given[name.removesuffix("_FILE")] in (f"${{{name}:-}}", f"${{{name}_FILE:-}}")
 
 
 def test_secrets_are_files_that_the_page_makes_and_that_are_not_empty(tmp_path: Path) -> None:

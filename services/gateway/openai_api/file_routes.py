@@ -16,15 +16,13 @@ from services.gateway.files.upload_form import UploadForm
 from services.gateway.http_api import http_app, request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from shared import errors
+from shared import body_limits, errors
 from shared.api import files as api
 from shared.api.auth import Principal
 from shared.api.files import UPLOADED, FileFacts, FilePurpose
 
 #: 512 MB at 1.2 Mbit/s.
 _UPLOAD_SECONDS = 3600.0
-#: What a form has beside the file, at most.
-_FORM_BYTES = 64 * 1024
 #: OpenAI's: input of batches is kept for 30 days, other files until they are deleted.
 _BATCH_SECONDS = 30 * 24 * 3600
 _ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
@@ -84,7 +82,7 @@ class FileRoutes:
     def routes(self) -> tuple[HttpRoute, ...]:
         file = "/v1/files/{file}"
         return (
-            HttpRoute("POST", "/v1/files", self._upload, "uploadFile", "Upload a file", form=UploadFields, answer=File),
+            HttpRoute("POST", body_limits.FILES, self._upload, "uploadFile", "Upload a file", form=UploadFields, answer=File),
             HttpRoute("GET", "/v1/files", self._list, "listFiles", "List your files", query=FilesQuery, answer=FileList),
             HttpRoute("GET", file, self._get, "getFile", "Describe a file", answer=File),
             HttpRoute("GET", f"{file}/content", self._read, "readFile", "Download a file, or a range of it"),
@@ -97,13 +95,13 @@ class FileRoutes:
         form, by = UploadForm(call.header(b"content-type") or b"", UploadFields.__struct_encode_fields__), call.caller
 
         async def pieces() -> AsyncIterator[bytes]:
-            async for data in call.read_pieces(api.MAX_FILE_BYTES + _FORM_BYTES, _UPLOAD_SECONDS):
+            async for data in call.read_pieces(body_limits.LARGE_BYTES[body_limits.FILES], _UPLOAD_SECONDS):
                 for piece in form.feed(data):
                     yield piece
             form.close()
 
         owner = FileOwner(by.tenant_id, by.user_id, self._limit_of(by))
-        announced = max(0, call.announced_bytes - _FORM_BYTES)
+        announced = max(0, call.announced_bytes - body_limits.FORM_BYTES)
         await call.answer(_file(await self._storage.store(owner, pieces(), lambda: _describe(form), announced=announced)))
 
     async def _list(self, call: HttpCall) -> None:

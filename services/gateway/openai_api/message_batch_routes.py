@@ -19,15 +19,14 @@ from services.gateway.jobs.batch_input import BatchInput
 from services.gateway.jobs.batch_output import OutputLine
 from services.gateway.jobs.job_desk import JobDesk
 from services.gateway.jobs.job_store import Job, JobStore
-from shared import errors
+from shared import body_limits, errors
 from shared.api import jobs as api
 from shared.api.auth import Principal
 from shared.api.jobs import JobKind, JobState, LineError
 from shared.protocol import field_errors
 from shared.types import ModelName
 
-MAX_BYTES = 32 << 20
-_PATH, _CANCEL, _RESULTS = "/v1/messages/batches", "/cancel", "/results"
+_PATH, _CANCEL, _RESULTS = body_limits.MESSAGE_BATCHES, "/cancel", "/results"
 _ENDPOINT = "/v1/messages"
 #: What a thread writes at a time.
 _PIECE_BYTES, _PIECE_LINES = 256 << 10, 200
@@ -125,7 +124,7 @@ class MessageBatchRoutes:
         one = _PATH + "/{batch}"
         return (
             HttpRoute("POST", _PATH, self._create, "createBatch", "Anthropic's message batches", body=MessageBatchBody,
-                      max_body_bytes=MAX_BYTES, answer=MessageBatch),
+                      max_body_bytes=body_limits.LARGE_BYTES[body_limits.MESSAGE_BATCHES], answer=MessageBatch),
             HttpRoute("GET", _PATH, self._list, "listJobs", "List your message batches, newest first", query=MessageBatchesQuery,
                       answer=MessageBatchList),
             HttpRoute("GET", one, self._get, "getJob", "Describe a message batch", answer=MessageBatch),

@@ -18,7 +18,7 @@ from services.web.http import downloads, forms
 from services.web.http.event_response import EventResponse
 from services.web.pages.job_view import JobView, view
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
-from shared import errors
+from shared import body_limits, errors
 from shared.api import files
 from shared.api import jobs as api
 from shared.api.files import FileFacts, FilePurpose
@@ -27,8 +27,8 @@ from shared.lists import jobs as lists
 from shared.lists.columns import Listing
 
 _MOST = 50
-#: 200 MB at 0.5 Mbit/s, and what the form has beside the file.
-_UPLOAD_SECONDS, _FORM_BYTES = 3600.0, 64 * 1024
+#: 200 MB at 0.5 Mbit/s.
+_UPLOAD_SECONDS = 3600.0
 #: Where the first line says what it calls.
 _URL = re.compile(rb'"url"\s*:\s*"(/v1/[a-z/]{1,40})"')
 _DONE = {"started": "Batch started.", "cancelled": "The batch is being stopped.", "uploaded": "File uploaded. Start its batch below."}
@@ -121,7 +121,7 @@ async def start(page_request: NamedDependency[PageRequest]) -> Page:
     return page_request.redirect("/jobs?done=started")
 
 
-@post("/jobs/files", request_max_body_size=files.MAX_BATCH_BYTES + _FORM_BYTES)
+@post(body_limits.PAGE_OF_FILES, request_max_body_size=body_limits.LARGE_BYTES[body_limits.PAGE_OF_FILES])
 async def upload(page_request: NamedDependency[PageRequest]) -> Page:
     """Pass a form with a file on to the gateway as it arrives."""
     refusal = errors.Overloaded("you have too many uploads", hint="wait until one ends", retry_after_seconds=5)

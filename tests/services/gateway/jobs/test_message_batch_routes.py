@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.gateway.openai_api.message_batch_routes import MAX_BYTES
+from shared import body_limits
 from shared.api.files import ListFiles
 from shared.api.jobs import JobState
 from shared.stores import objects
@@ -159,7 +159,7 @@ async def test_malformed_requests_are_refused_and_nothing_is_stored(
 async def test_an_unknown_model_and_a_body_that_is_too_large_are_refused(site: BatchSite, http: httpx.AsyncClient) -> None:
     unknown = await http.post(PATH, json={"requests": [request("a", params={"model": "unknown"})]})
     assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "not_found_error")
-    large = await http.post(PATH, content=b" " * (MAX_BYTES + 1), headers={"content-type": "application/json"})
+    large = await http.post(PATH, content=b" " * (body_limits.LARGE_BYTES[PATH] + 1), headers={"content-type": "application/json"})
     assert (large.status_code, large.json()["error"]["type"]) == (413, "request_too_large")
     assert (await site.files.count("jobs"), await site.files.count("files")) == (0, 0)
 
@@ -167,7 +167,7 @@ async def test_an_unknown_model_and_a_body_that_is_too_large_are_refused(site: B
 async def test_a_large_body_takes_little_more_memory_than_its_size(site: BatchSite, http: httpx.AsyncClient) -> None:
     text = "word " * 3000
     body = json.dumps({"requests": [request(str(i), params={"model": MODEL, "text": f"{i}{text}"}) for i in range(2000)]}).encode()
-    assert 28 << 20 < len(body) < MAX_BYTES
+    assert 28 << 20 < len(body) < body_limits.LARGE_BYTES[PATH]
     tracemalloc.start()
     made = await http.post(PATH, content=body, headers={"content-type": "application/json"})
     peak = tracemalloc.get_traced_memory()[1]
