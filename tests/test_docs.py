@@ -56,6 +56,7 @@ OTHER_VARIABLES = {
     "UPGRADE",
     "COOLDOWN",
     "PYTEST_ADDOPTS",
+    "PUSH",
 }
 OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS", "BACKUP_FOLDER"}  # of compose.yaml
 OTHER_VARIABLES |= {"AIMESH_MESH"}  # of install.sh
@@ -364,6 +365,18 @@ def test_metrics_that_are_named_exist() -> None:
 def test_python_that_is_shown_parses(page: Path) -> None:
     for _, block in blocks(page, "python"):
         ast.parse(block)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if re.search(r"(ghcr\.io|github\.com)/OWNER\b", page.read_text(encoding="utf-8"))], ids=str
+)
+def test_what_needs_a_release_says_what_to_type_in_a_checkout(page: Path) -> None:
+    """Until there is a release, nobody can type the other."""
+    text = page.read_text(encoding="utf-8")
+    for match in re.finditer(r"(ghcr\.io|github\.com)/OWNER\b", text):
+        line = text.count("\n", 0, match.start())
+        near = "\n".join(text.splitlines()[max(0, line - 4) : line + 5]).lower()
+        assert "in a checkout" in near, f"{page}:{line + 1}"
 
 
 # --- the feature list -----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tools import agents_page, alerts, chart, generated, guard_quality, limits, reference, sync_client
+from tools import agents_page, alerts, chart, generated, guard_quality, limits, reference, run_on, sync_client
 
 FOLDER = generated.ROOT / "docs" / "reference"
 NOTICE = "<!-- Generated from the code by `python -m tools.docs`. Changes made here are lost. -->\n\n"
@@ -27,6 +27,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "metrics.md": reference.metrics,
     "alerts.md": alerts.page,
     "guardrails.md": guard_quality.page,
+    "run-on.md": run_on.page,
 }
 
 

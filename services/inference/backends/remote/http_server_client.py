@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import io
+import os
 import re
 import socket
 import ssl
@@ -310,7 +311,9 @@ def _reason(error: Exception) -> str:
         case aiohttp.ClientConnectorCertificateError():
             return f"its certificate is not trusted ({error.certificate_error}); SSL_CERT_FILE adds authorities"
         case aiohttp.ClientConnectorError():
-            return f"no connection ({error.strerror})"
+            # The library's own words name the address, and differ with its event loop. Lookups of names have negative numbers.
+            known = error.errno is not None and error.errno in errno.errorcode
+            return f"no connection ({os.strerror(error.errno).lower() if known else error.strerror})"
         case aiohttp.ServerTimeoutError():
             return "no connection in time"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():

@@ -20,6 +20,7 @@ from tests.cases import case
 from tests.services.inference.fake_http import Answer, FakeServer, serving
 from tests.services.inference.raw_http import KEPT, asked, once, raw_server, saying, silent
 from tests.shared.transports.nats.test_tls import make_certificate
+from tests.testnet import free_port
 
 KEY = "sk-very-secret-0123456789"
 #: Short, because these servers send nothing until the timeout. On a busy machine, a head may take more than a second.
@@ -332,6 +333,12 @@ async def test_certificates_are_checked(tmp_path: Path, monkeypatch: pytest.Monk
         async with http_server_client.connected(source(raw.url.replace("127.0.0.1", "localhost"))) as server:
             with pytest.raises(errors.Unavailable, match="certificate is not trusted"):
                 await server.get("x", bytes, "")
+
+
+async def test_a_port_without_a_listener_is_named_as_such() -> None:
+    async with http_server_client.connected(source(f"http://127.0.0.1:{free_port()}")) as server:
+        with pytest.raises(errors.Unavailable, match=r"no connection \(connection refused\)"):
+            await server.get("x", bytes, "")
 
 
 async def test_a_handshake_that_never_ends_is_given_up() -> None:
