@@ -147,6 +147,7 @@ from shared.api import auth, embedding, gateway
 from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.api.usage_report import UserUsage
+from shared.background import tasks as background_tasks
 from shared.background.deferred_rows import DeferredRows
 from shared.background.items import BackgroundItems
 from shared.config_documents import ConfigKind, DeploymentDocument
@@ -287,7 +288,14 @@ class GatewayService:
             most_waiting=settings.queue_most,
         )
         node.dispatcher.gate = Authorizer(self._callers.identify, self._on_refusal)
-        self._rollouts = RolloutRunner(live, stores.rollouts, self.audit_reporting, metrics, lambda: self._runs.waiting())  # noqa: PLW0108
+        self._rollouts = RolloutRunner(
+            live,
+            stores.rollouts,
+            self.audit_reporting,
+            metrics,
+            lambda: self._runs.waiting(),  # noqa: PLW0108 - it is made below
+            items=stores.items,
+        )
         self._guard_reporting = GuardReporting(metrics, self.audit_reporting)
         images = ImageLimits(settings.image_max_count, settings.image_max_bytes)
         self._job_owners = JobOwners(self._new_search(), self._callers.identify_owner, self._catalogue)
@@ -327,6 +335,7 @@ class GatewayService:
             node.directory,
             ModelReaders(registry_store, node.rpc),
             self.audit_reporting,
+            items=stores.items,
             gibibytes=settings.model_origin_quota,
             is_deployed=self._is_deployed,
             find_use=NameUses(live, node.directory, lambda: frozenset(self._deployments.documents), live.reload).find,
@@ -337,6 +346,7 @@ class GatewayService:
             stores.file_objects,
             node.dispatcher.memory,
             self.audit_reporting,
+            items=stores.items,
             secret=settings.prompt_hash_secret,
         )
         self._jobs = self._new_jobs()
@@ -361,6 +371,7 @@ class GatewayService:
             changed=live.changed,
             find_facts=self._model_search.find_facts,
             serve_next=registry_store.serve_next,
+            items=stores.items,
             metrics=node.metrics,
         )
         routes = self._routes_of_http()
@@ -467,20 +478,23 @@ class GatewayService:
                 pass
 
         remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
+        keep = background_tasks.keep
         for task in (
             lifecycle.every(_POOLS_SECONDS, self.reload_pools),
-            route_metrics.measure_targets(metrics, self._routes, lambda: node.directory.usable(Role.WORKER)),
-            route_metrics.measure_spending(metrics, self._routes, self._stores.requests.read_spending),
-            live.watch(),
-            self._rollouts.run(),
-            self._deployments.run(),
-            self._callers.watch(),
-            self._quotas.watch(),
+            keep(
+                "route targets", partial(route_metrics.measure_targets, metrics, self._routes, lambda: node.directory.usable(Role.WORKER))
+            ),
+            keep("route spending", partial(route_metrics.measure_spending, metrics, self._routes, self._stores.requests.read_spending)),
+            keep("configuration", live.watch),
+            keep("rollouts", self._rollouts.run),
+            keep("deployments", self._deployments.run),
+            keep("changes of accounts", self._callers.watch),
+            keep("limits", self._quotas.watch),
             lifecycle.every(quotas.SLOT_HEARTBEAT_SECONDS, self._quotas.extend_slots),
-            self._queue_sharing.run(),
-            model_coverage.measure(node, self._dispatch),
-            self._guard_reporting.run(),
-            self.audit_reporting.run(),
+            keep("queue sharing", self._queue_sharing.run),
+            keep("model coverage", partial(model_coverage.measure, node, self._dispatch)),
+            keep("guard reporting", self._guard_reporting.run),
+            keep("audit reporting", self.audit_reporting.run),
             background_jobs.repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, metrics),
             background_jobs.repeat(UpkeepJob.CHECKPOINT, 600, self._stores.checkpoints.close_days, metrics),
             background_jobs.repeat(UpkeepJob.ROLL, 600, partial(self._business.roll, metrics), metrics),
@@ -491,17 +505,21 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.WEBHOOKS, 15, self._deliveries.measure, metrics),
             background_jobs.repeat(UpkeepJob.JOBS, 15, self._jobs.metrics.measure, metrics),
             background_jobs.repeat(UpkeepJob.ITEMS, 15, self._stores.items.measure, metrics),
-            self._deliveries.run(),
-            self._jobs.work.run(),
-            self._job_runner.run(),
-            *(export.run() for export in self._usage_export.exports),
-            *([background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics), objects.watch()] if objects else ()),
-            *(self._registry.run() for _ in range(registry.JOBS if self._stores.origin else 0)),
+            keep("webhooks", self._deliveries.run),
+            keep("batches", self._jobs.work.run),
+            keep("job lines", self._job_runner.run),
+            *(keep("usage export", export.run) for export in self._usage_export.exports),
+            *(
+                [background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics), keep("file store", objects.watch)]
+                if objects
+                else ()
+            ),
+            *(keep("models", self._registry.run) for _ in range(registry.JOBS if self._stores.origin else 0)),
         ):
             node.tasks.create_task(task)
         if settings.money == "on":
             node.tasks.create_task(background_jobs.repeat(UpkeepJob.BILLING, 60, self._work_on_bills, metrics))
-            node.tasks.create_task(self._webhooks.run())
+            node.tasks.create_task(keep("payments", self._webhooks.run))
 
     async def _work_on_bills(self) -> None:
         await self._desk.work()
@@ -829,7 +847,7 @@ async def _records(settings: GatewaySettings, node: Node, stores: GatewayStores,
         held_journal(settings.journal, node.id, requests.find_unknown) as journal,
         UsageRecorder(requests, journal, metrics.usage_queue_rows, metrics.settle_failures).running() as recorder,
         # Ends before the recorder, so that no rows arrive in a journal that is closed.
-        OrphanedJournals(settings.journal, node.id, requests.find_unknown, recorder.take_over).running(metrics),
+        OrphanedJournals(settings.journal, node.id, requests.find_unknown, recorder.take_over, stores.items).running(metrics),
         ledger.running(recorder, requests.write_requests, find_receipts),
         # Inside the others, so that canceled answers still get their rows and free their keys.
         Recorders().running() as recorders,
@@ -844,6 +862,7 @@ def _idempotency(settings: GatewaySettings, node: Node, stores: GatewayStores, r
         IdempotencyStore(stores.database),
         recorders,
         node.id,
+        items=stores.items,
         secret=settings.prompt_hash_secret,
         most_seconds=settings.request_timeout_seconds,
         start_seconds=settings.start_seconds,

@@ -36,6 +36,9 @@ from shared.api.inference import (
     StoreResult,
 )
 from shared.api.model_copies import VERSION_SOURCE
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.models import version_names
 from shared.node import Node, lifecycle
 from shared.protocol.directory import MAX_ASSIGNED
@@ -102,6 +105,7 @@ class ModelPulls:
         self.exchange = Exchange(node.copies, shares=settings.model_share)
         self._store = ModelStore(settings.store_path, settings.model_store_quota_bytes)
         self._node = node
+        self._items = BackgroundItems(DeferredMemory(), node.metrics)
         #: What the mesh has ordered, and why it is not here yet.
         self._ordered: dict[ModelName, asyncio.Task[str]] = {}
         self._is_allowed = is_allowed
@@ -141,19 +145,21 @@ class ModelPulls:
         """Get versions again whose files were damaged, for ever. ``read_statuses``: of the models that this worker serves."""
         while True:
             await asyncio.sleep(QUARANTINE_SECONDS)
-            for status in read_statuses():
-                if status.state is not ModelState.FAILED or not status.digest:
-                    continue
-                stored = await asyncio.to_thread(self._store.find, status.model_id)
-                if stored is None or not model_discovery.is_version(stored):
-                    continue
-                # One that sees images has the digest of both. Without a manifest, nobody can tell who has signed it.
-                is_whole = status.digest in (stored.digest, model_files.joined((stored.digest, stored.projector)))
-                if not is_whole or await asyncio.to_thread(self._store.version, stored) is None:
-                    log.warning("model_damaged", model=status.model_id, digest=status.digest, expected=stored.digest)
-                    mend = self._store.quarantine if stored.parts == 1 else self._store.remove
-                    await asyncio.to_thread(mend, status.model_id)
-                    self._node.metrics.model_quarantines.labels(model=status.model_id).inc()
+            await self._items.each(ItemKind.STORED_MODEL, read_statuses(), self._mend, lambda status: status.model_id)
+
+    async def _mend(self, status: ModelStatus) -> None:
+        if status.state is not ModelState.FAILED or not status.digest:
+            return
+        stored = await asyncio.to_thread(self._store.find, status.model_id)
+        if stored is None or not model_discovery.is_version(stored):
+            return
+        # One that sees images has the digest of both. Without a manifest, nobody can tell who has signed it.
+        is_whole = status.digest in (stored.digest, model_files.joined((stored.digest, stored.projector)))
+        if not is_whole or await asyncio.to_thread(self._store.version, stored) is None:
+            log.warning("model_damaged", model=status.model_id, digest=status.digest, expected=stored.digest)
+            mend = self._store.quarantine if stored.parts == 1 else self._store.remove
+            await asyncio.to_thread(mend, status.model_id)
+            self._node.metrics.model_quarantines.labels(model=status.model_id).inc()
 
     def assigned(self) -> tuple[ModelName, ...]:
         """Return what the mesh has put here, or has ordered. Blocks."""

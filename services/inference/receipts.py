@@ -26,6 +26,8 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Receipt, SignedReceipt
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.identity import node_keys, private_file
 from shared.stores import file_lock, replica_files
 from shared.telemetry import logs
@@ -275,9 +277,10 @@ def keep_key(path: Path, key_file: Path) -> None:
 
 
 class AdoptedReceipts:
-    def __init__(self, template: Path, node: NodeId) -> None:
+    def __init__(self, template: Path, node: NodeId, items: BackgroundItems) -> None:
         self._template = template
         self._node = node
+        self._items = items
         self._held: dict[Path, tuple[ReceiptKeeper, ExitStack]] = {}
 
     def read(self, request_ids: tuple[RequestId, ...]) -> tuple[SignedReceipt, ...]:
@@ -295,16 +298,20 @@ class AdoptedReceipts:
             self._held.clear()
 
     async def adopt(self) -> None:
-        for path, (keeper, lock) in list(self._held.items()):
-            if not keeper.forget_old():
-                await asyncio.to_thread(replica_files.remove, path)
-                del self._held[path]
-                lock.close()
-        for path in await asyncio.to_thread(replica_files.find_others, self._template, self._node):
-            if path not in self._held and len(self._held) < MOST_ADOPTED:
-                await self._adopt(path)
+        await self._items.each(ItemKind.ADOPTED_RECEIPTS, list(self._held), self._give_up_old, lambda path: path.name)
+        others = await asyncio.to_thread(replica_files.find_others, self._template, self._node)
+        await self._items.each(ItemKind.ADOPTED_RECEIPTS, others, self._adopt, lambda path: path.name)
+
+    async def _give_up_old(self, path: Path) -> None:
+        keeper, lock = self._held[path]
+        if not keeper.forget_old():
+            await asyncio.to_thread(replica_files.remove, path)
+            del self._held[path]
+            lock.close()
 
     async def _adopt(self, path: Path) -> None:
+        if path in self._held or len(self._held) >= MOST_ADOPTED:
+            return
         with ExitStack() as stack:
             if not stack.enter_context(file_lock.try_hold(path)):
                 return

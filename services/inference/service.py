@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
 import msgspec
@@ -41,6 +42,9 @@ from shared.api.inference import (
 from shared.api.method import Nothing
 from shared.api.node import FIRST_MODEL
 from shared.api.servers import NO_SERVER
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.items import BackgroundItems
+from shared.background.tasks import keep
 from shared.node import Node
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.stores import replica_files
@@ -71,7 +75,7 @@ class InferenceService:
         self._answers = WorkerAnswers(node.metrics, backend.name)
         self._backend = backend
         self._receipts = ReceiptKeeper(replica_files.path_of(settings.receipts_path, node.trust.me.id), node.trust.me)
-        self._adopted = AdoptedReceipts(settings.receipts_path, node.trust.me.id)
+        self._adopted = AdoptedReceipts(settings.receipts_path, node.trust.me.id, BackgroundItems(DeferredMemory(), node.metrics))
         self._pulls = ModelPulls(settings, self._consent.is_given, node)
 
     @classmethod
@@ -89,12 +93,12 @@ class InferenceService:
             watcher.backend = backend
             watcher.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
-            node.tasks.create_task(watcher.follow_pause())
+            node.tasks.create_task(keep("pause file", watcher.follow_pause))
 
             def is_busy() -> bool:
                 return any(status.running for status in backend.models())
 
-            node.tasks.create_task(energy.measure(node.metrics, settings, node.host, is_busy), name="energy")
+            node.tasks.create_task(keep("energy", partial(energy.measure, node.metrics, settings, node.host, is_busy)))
             if print_line is not None or settings.status_file is not None:
                 console = console_status.ConsoleStatus(
                     node.id,
@@ -102,12 +106,12 @@ class InferenceService:
                     print_line,
                     settings.status_file,
                 )
-                node.tasks.create_task(console.run())
+                node.tasks.create_task(keep("console", console.run))
             service = cls(settings, node, backend, watcher)
-            node.tasks.create_task(service._receipts.run())
+            node.tasks.create_task(keep("receipts", service._receipts.run))
             if replica_files.is_shared(settings.receipts_path):
                 await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
-                node.tasks.create_task(service._adopted.run(), name="adoption of receipts")
+                node.tasks.create_task(keep("adoption of receipts", service._adopted.run))
             if settings.remote_model_hosts:
                 # Imported late, as in `backend_selection`.
                 from services.inference.backends.remote.added_servers import AddedServers  # noqa: PLC0415
@@ -115,18 +119,20 @@ class InferenceService:
                 watcher.lack_models(NO_SERVER)
                 servers = AddedServers.of(settings, node, backend, watcher)
                 node.dispatcher.add(servers)
-                node.tasks.create_task(servers.run(), name="added servers")
+                node.tasks.create_task(keep("added servers", servers.run))
             if backend.has_engines:
                 store = ModelStore(settings.store_path)
-                node.tasks.create_task(trust.run(node.rpc, store), name="trust")
-                node.tasks.create_task(
-                    watcher.follow_machine(store.pulls, service._pulls.assigned, service._pulls.refused, missing_libraries.find)
+                node.tasks.create_task(keep("trust", partial(trust.run, node.rpc, store)))
+                machine = partial(
+                    watcher.follow_machine, store.pulls, service._pulls.assigned, service._pulls.refused, missing_libraries.find
                 )
+                node.tasks.create_task(keep("machine", machine))
                 if (quota := settings.model_store_quota_bytes) is not None:
                     node.metrics.model_store_used_ratio.set_function(lambda: store.used_bytes() / quota)
-                node.tasks.create_task(service._pulls.pull_at_start(watcher.wait_for_models), name="pulls at start")
-                node.tasks.create_task(service._pulls.quarantine(backend.models), name="quarantine")
-                node.tasks.create_task(service._pulls.exchange_blocks(is_busy, lambda: watcher.is_paused), name="exchange of blocks")
+                node.tasks.create_task(keep("pulls at start", partial(service._pulls.pull_at_start, watcher.wait_for_models)))
+                node.tasks.create_task(keep("quarantine", partial(service._pulls.quarantine, backend.models)))
+                exchange = partial(service._pulls.exchange_blocks, is_busy, lambda: watcher.is_paused)
+                node.tasks.create_task(keep("exchange of blocks", exchange))
             yield service
             node.leave_reason = await user_logout.find_reason()
 

@@ -10,12 +10,16 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from services.metrics import leader_state
 from services.metrics.leader_state import Database, Leadership, State
 from shared import errors
 from shared.api.gateway import Check
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
+from shared.background.tasks import keep
 from shared.node.lifecycle import background
 from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
@@ -51,6 +55,7 @@ class Leader:
         replicas: Callable[[], Sequence[NodeId]],
         duties: Sequence[LeaderDuty],
         *,
+        items: BackgroundItems,
         url: str | None = None,
         migrate: bool = True,
         clock: Callable[[], float] = time.time,
@@ -58,6 +63,7 @@ class Leader:
         self._node = node
         self._replicas = replicas
         self._duties = duties
+        self._items = items
         self._url = url
         self._migrate = migrate
         self._clock = clock
@@ -81,7 +87,7 @@ class Leader:
     async def run(self) -> None:
         async with background() as tasks:
             if self._url is not None:
-                tasks.create_task(self._keep_open(self._url), name="leader's database")
+                tasks.create_task(keep("leader's database", partial(self._keep_open, self._url)))
             while True:
                 await self._serve()
 
@@ -129,8 +135,9 @@ class Leader:
         led, self.leads = self.leads, await self._lead(session)
         if led != self.leads:
             _log.info("became leader" if self.leads else "no longer leader", database=session is not None)
-        for duty in self._duties:
-            await duty.round(session, None if session is None else self.database, leads=self.leads)
+        database = None if session is None else self.database
+        do = lambda duty: duty.round(session, database, leads=self.leads)  # noqa: E731
+        await self._items.each(ItemKind.DUTY, self._duties, do, lambda duty: type(duty).__name__)
 
     async def _lead(self, session: Leadership | None) -> bool:
         """Return whether this replica leads now."""

@@ -28,8 +28,13 @@ from shared import node as nodes
 from shared.api import auth
 from shared.api import metrics as api
 from shared.api.auth import Principal
+from shared.api.events import Event
 from shared.api.gateway import Check
 from shared.api.metrics import MetricsTextFormat
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
+from shared.background.tasks import keep
 from shared.node import http_server
 from shared.node.lifecycle import background
 from shared.protocol import wire
@@ -54,6 +59,7 @@ class MetricsService:
 
     def __init__(self, node: nodes.Node, settings: MetricsSettings) -> None:
         self._node = node
+        self._items = BackgroundItems(DeferredMemory(), node.metrics)
         recorded = RecordedMetricSet(settings.metrics_namespaces)
         self._recording = RecordingRpc(recorded)
         self._event_counters = EventCounters(node.metrics)
@@ -74,6 +80,7 @@ class MetricsService:
             node.id,
             self._survey.replicas,
             [AttendanceDuty(attendance), *own, self._scaling],
+            items=self._items,
             url=settings.database_url,
             migrate=settings.migrate == "on",
         )
@@ -94,7 +101,7 @@ class MetricsService:
             service._start()
             if settings.metrics_enabled and settings.prometheus_port:
                 await stack.enter_async_context(_scraping(settings, service.metrics_text))
-            node.tasks.create_task(service._audit.run(), name="audit")
+            node.tasks.create_task(keep("audit", service._audit.run))
             yield service
 
     def _start(self) -> None:
@@ -103,17 +110,17 @@ class MetricsService:
         node.dispatcher.add(self._recording)
         node.dispatcher.add(traces)
         node.dispatcher.add(self._history)
-        node.tasks.create_task(self._history.run(), name="history")
-        node.tasks.create_task(self._leader.run(), name="leader")
+        node.tasks.create_task(keep("history", self._history.run))
+        node.tasks.create_task(keep("leader", self._leader.run))
         node.dispatcher.add(self._alertmanager or self._alerting)
-        node.tasks.create_task(self._alerting.run(), name="alerts")
+        node.tasks.create_task(keep("alerts", self._alerting.run))
         node.dispatcher.add(self._scaling)
-        node.tasks.create_task(self._scaling.run(), name="scaling")
-        node.tasks.create_task(self._follow_events(), name="events")
-        node.tasks.create_task(self._keep_looking(), name="health")
-        node.tasks.create_task(traces.run(), name="traces")
+        node.tasks.create_task(keep("scaling", self._scaling.run))
+        node.tasks.create_task(keep("events", self._follow_events))
+        node.tasks.create_task(keep("health", self._keep_looking))
+        node.tasks.create_task(keep("traces", traces.run))
         if boxes is not None:
-            node.tasks.create_task(LogCollector(node, self._survey.each, boxes.logs).run(), name="logs")
+            node.tasks.create_task(keep("logs", LogCollector(node, self._survey.each, boxes.logs).run))
 
     async def checks(self) -> tuple[Check, ...]:
         exported = self._outboxes.checks() if self._outboxes is not None else ()
@@ -148,7 +155,10 @@ class MetricsService:
 
     async def _follow_events(self) -> None:
         async for event in self._node.events():
-            self._event_counters.count(event, time.monotonic())
+            await self._items.attempt(ItemKind.EVENT, type(event).__name__, self._count(event))
+
+    async def _count(self, event: Event) -> None:
+        self._event_counters.count(event, time.monotonic())
 
     async def _keep_looking(self) -> None:
         """Keep `since` accurate without requests."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import ClassVar
 
 from litestar.types import ASGIApp
@@ -13,6 +14,7 @@ from services.web import application, csrf, rendering, request_context, sessions
 from services.web.http import front_app, passthrough
 from services.web.settings import WebSettings
 from shared.api.gateway import Check
+from shared.background.tasks import keep
 from shared.node import Node
 from shared.node.lifecycle import background
 from shared.types import Role
@@ -45,8 +47,8 @@ class WebService:
                 renderer=rendering.Renderer.load(sells=settings.money == "on", has_pricing=settings.pricing_page == "on"),
                 now=lambda: datetime.now(UTC),
             )
-            tasks.create_task(app.alert_poller.run(node.rpc))
-            tasks.create_task(app.package_fetcher.run(settings.package_index))
+            tasks.create_task(keep("alerts", partial(app.alert_poller.run, node.rpc)))
+            tasks.create_task(keep("packages", partial(app.package_fetcher.run, settings.package_index)))
             yield cls(node, application.build(app), gateway, always_over_tls=settings.public_url.startswith("https://"))
 
     async def checks(self) -> tuple[Check, ...]:

@@ -65,7 +65,9 @@ class BackgroundItems:
         by_id = {key(item)[:_MAX_ID_LETTERS]: item for item in items}
         if not by_id:
             return
-        waiting, retried = await self._deferred.find_waiting(kind, list(by_id))
+        waiting, retried = set[str](), set[str]()
+        if kind not in COUNTED_ELSEWHERE:
+            waiting, retried = await self._deferred.find_waiting(kind, list(by_id))
         away: list[errors.AimeshError] = []
         for item_id, item in by_id.items():
             if item_id in waiting:

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from shared import errors
 from shared.api.gateway import Check
+from shared.background import tasks as background_tasks
 from shared.mail import letters, smtp_delivery, smtp_url
 from shared.mail.letters import Letter, MailSender
 from shared.mail.smtp_delivery import Envelope, NotDeliveredError
@@ -139,7 +140,7 @@ async def opened(sink: MailSink) -> AsyncIterator[Mailer]:
         return
     async with lifecycle.background() as tasks:
         mailer = SmtpMailer(sink, sink.server)
-        tasks.create_task(mailer.run())
+        tasks.create_task(background_tasks.keep("mails", mailer.run))
         yield mailer
         await mailer.finish(SHUTDOWN_SECONDS)
 

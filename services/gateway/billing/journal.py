@@ -16,6 +16,8 @@ import msgspec
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.facts.request_record import RequestRow
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.node import lifecycle
 from shared.stores import file_lock, replica_files, signed_lines
 from shared.telemetry import Metrics, logs
@@ -105,12 +107,18 @@ class OrphanedJournals:
     """
 
     def __init__(
-        self, template: Path, node: NodeId, find_unknown: FindUnknown, take_over: Callable[[Sequence[RequestRow]], Awaitable[bool]]
+        self,
+        template: Path,
+        node: NodeId,
+        find_unknown: FindUnknown,
+        take_over: Callable[[Sequence[RequestRow]], Awaitable[bool]],
+        items: BackgroundItems,
     ) -> None:
         self._template = template
         self._node = node
         self._find_unknown = find_unknown
         self._take_over = take_over
+        self._items = items
 
     @asynccontextmanager
     async def running(self, metrics: Metrics) -> AsyncIterator[None]:
@@ -121,13 +129,16 @@ class OrphanedJournals:
 
     async def adopt(self) -> None:
         """Raises Unavailable; the next round continues."""
-        for path in await asyncio.to_thread(replica_files.find_others, self._template, self._node):
-            with file_lock.try_hold(path) as is_held:
-                try:
-                    if is_held:
-                        await self._adopt(path)
-                except OSError as error:
-                    _log.warning("cannot adopt a journal", file=str(path), reason=error.strerror)
+        paths = await asyncio.to_thread(replica_files.find_others, self._template, self._node)
+        await self._items.each(ItemKind.JOURNAL, paths, self._try_to_adopt, lambda path: path.name)
+
+    async def _try_to_adopt(self, path: Path) -> None:
+        with file_lock.try_hold(path) as is_held:
+            try:
+                if is_held:
+                    await self._adopt(path)
+            except OSError as error:
+                _log.warning("cannot adopt a journal", file=str(path), reason=error.strerror)
 
     async def _adopt(self, path: Path) -> None:
         rows = await asyncio.to_thread(Journal(path).read)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -39,6 +39,7 @@ from shared import errors
 from shared.api.auth import Budget, Principal
 from shared.api.inference import Receipt
 from shared.api.ledger import LedgerReport, ModelPrice
+from shared.background import tasks as background_tasks
 from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems
 from shared.node import lifecycle
@@ -129,8 +130,8 @@ class Ledger:
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, lambda: self.heartbeat(rows.waiting), task="ledger leases"))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, lambda: self.sweep(write, find_receipts), task="orphan settlement"))
             tasks.create_task(background_jobs.repeat(UpkeepJob.VERIFY, _VERIFY_SECONDS, self.judge, self._metrics))
-            tasks.create_task(self._suspend_detector.watch())
-            tasks.create_task(self._claims.write())
+            tasks.create_task(background_tasks.keep("suspensions", self._suspend_detector.watch))
+            tasks.create_task(background_tasks.keep("claims of workers", self._claims.write))
             yield self
 
     def spending_of(self, principal: Principal) -> Spending:
@@ -359,7 +360,7 @@ class QueryBatching(Generic[Question, Answer]):
     async def running(self) -> AsyncIterator["QueryBatching[Question, Answer]"]:
         async with lifecycle.background() as tasks:
             for _ in range(WRITERS):
-                tasks.create_task(self._run_batches())
+                tasks.create_task(background_tasks.keep("query batches", self._run_batches))
             yield self
 
     async def ask(self, question: Question) -> Answer:
@@ -382,17 +383,25 @@ class QueryBatching(Generic[Question, Answer]):
             batch = [self._waiting.popleft() for _ in range(min(MOST_TOGETHER, len(self._waiting)))]
             try:
                 answers = await self._ask_all([question for question, _ in batch])
-            except (errors.AimeshError, asyncio.CancelledError) as error:
-                refused = error if isinstance(error, errors.AimeshError) else errors.Draining("this gateway is stopping")
-                for _, future in batch:
-                    future.set_exception(refused)
-                    # Mark it as retrieved: the caller may be gone.
-                    future.exception()
-                if isinstance(error, asyncio.CancelledError):
-                    raise
+            except errors.AimeshError as error:
+                _refuse(batch, error)
                 continue
+            except asyncio.CancelledError:
+                _refuse(batch, errors.Draining("this gateway is stopping"))
+                raise
+            except BaseException:
+                # Nobody must wait for ever for this batch; the next ones are answered after a pause.
+                _refuse(batch, errors.Internal("a bug in the service", hint="its log has the details"))
+                raise
             for (_, future), answer in zip(batch, answers, strict=True):
                 future.set_result(answer)
+
+
+def _refuse(batch: Sequence[tuple[object, asyncio.Future[Any]]], error: errors.AimeshError) -> None:
+    for _, future in batch:
+        future.set_exception(error)
+        # Mark it as retrieved: the caller may be gone.
+        future.exception()
 
 
 #: Claims per statement.

@@ -19,6 +19,7 @@ from prometheus_client import Counter, Gauge
 from services.gateway.billing.journal import Journal
 from services.gateway.facts.request_record import RequestRow, RowsRefused
 from shared import errors
+from shared.background import tasks as background_tasks
 from shared.telemetry import logs
 from shared.telemetry.readiness import OwnCheck
 from shared.timing.backoff import Backoff
@@ -84,7 +85,7 @@ class UsageRecorder:
             _log.info("writing rows of an earlier run", rows=len(journaled))
             self._waiting += [PendingRow(row, in_journal=True) for row in journaled]
         async with asyncio.TaskGroup() as tasks:
-            writer = tasks.create_task(self._write_rows())
+            writer = tasks.create_task(background_tasks.keep("usage rows", self._write_rows))
             try:
                 yield self
             finally:

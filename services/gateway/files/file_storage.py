@@ -20,6 +20,8 @@ from shared.api.auth import Principal
 from shared.api.files import FileFacts, FileId, FilePurpose
 from shared.api.gateway import Check
 from shared.api.method import Nothing
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.protocol.request_memory import HeldRequest, RequestMemory
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
@@ -48,8 +50,16 @@ class FileStorage:
     """Raises Unavailable without a store."""
 
     def __init__(
-        self, rows: FileRows, objects: FileObjects | None, memory: RequestMemory, audit_reporting: AuditReporting, *, secret: str
+        self,
+        rows: FileRows,
+        objects: FileObjects | None,
+        memory: RequestMemory,
+        audit_reporting: AuditReporting,
+        *,
+        items: BackgroundItems,
+        secret: str,
     ) -> None:
+        self._items = items
         self._rows, self._objects, self._memory, self._audit_reporting, self._secret = rows, objects, memory, audit_reporting, secret
         #: One part is sealed or opened at a time.
         self._sealing = asyncio.Lock()
@@ -176,8 +186,7 @@ class FileStorage:
         file has."""
         objects = await self._get_objects()
         while dead := await self._rows.list_dead():
-            for file in dead:
-                await self._drop(file)
+            await self._items.each(ItemKind.FILE, dead, self._drop, str)
         if await self._rows.take_search(_SEARCH_SECONDS) and (deleted := await objects.delete_orphans()):
             _log.info("objects without a file deleted", objects=deleted)
         await objects.measure()

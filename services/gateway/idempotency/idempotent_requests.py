@@ -34,6 +34,9 @@ from services.gateway.idempotency.idempotency_store import SWEEP_BATCH, Idempote
 from services.gateway.idempotency.recorder import Recorder, Recorders, RecordingId
 from services.gateway.idempotency.recording import Piece, ReaderId
 from shared import errors
+from shared.background import tasks as background_tasks
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
@@ -86,12 +89,14 @@ class IdempotentRequests:
         recorders: Recorders,
         node: NodeId,
         *,
+        items: BackgroundItems,
         secret: str,
         most_seconds: float,
         start_seconds: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``most_seconds``: time limit for an answer, independent of its readers' deadlines; it may wait ``start_seconds`` more."""
+        self._items = items
         self._store = store
         self._recorders = recorders
         self._node = node
@@ -112,7 +117,7 @@ class IdempotentRequests:
         async with lifecycle.background() as tasks:
             tasks.create_task(lifecycle.every(HEARTBEAT_SECONDS, self.heartbeat))
             tasks.create_task(lifecycle.every(_SWEEP_SECONDS, self.sweep))
-            tasks.create_task(self._watch_withdrawals())
+            tasks.create_task(background_tasks.keep("withdrawals", self._watch_withdrawals))
             yield self
 
     async def answer(
@@ -338,8 +343,8 @@ class IdempotentRequests:
 
     async def heartbeat(self) -> None:
         """Save pending ends, extend the leases of running requests, and stop those that another gateway took over. Raises Unavailable."""
-        for request_id, ending in list(self._unsaved.items()):
-            await self._write_end(request_id, ending)
+        unsaved = list(self._unsaved.items())
+        await self._items.each(ItemKind.ANSWER, unsaved, lambda each: self._write_end(*each), lambda each: str(each[0]))
         # A request without a recorder is just being claimed, and its row may not exist yet.
         found = {request_id: self._recorders.find(_name(request, request_id)) for request_id, request in self._own_requests.items()}
         running = {request_id: recorder for request_id, recorder in found.items() if recorder is not None}

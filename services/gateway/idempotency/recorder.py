@@ -16,6 +16,7 @@ from services.gateway.facts.reader import Reader
 from services.gateway.facts.tally import Tally
 from services.gateway.idempotency.recording import Piece, ReaderId, Recording
 from shared import errors
+from shared.background import tasks as background_tasks
 from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.types import TenantId
@@ -185,7 +186,7 @@ class Recorders:
         """Cancel all runs at the end of the block, and wait for them."""
         async with lifecycle.background() as tasks:
             self._tasks = tasks
-            tasks.create_task(self._forget_periodically())
+            tasks.create_task(background_tasks.keep("old answers", self._forget_periodically))
             yield self
 
     @property

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from uuid import UUID
 
 import msgspec
 
@@ -170,7 +171,8 @@ class JobRunner:
         if not has_room or self._clock() - self._listed_at >= _BUSY_SECONDS:
             self._models, self._listed_at = await self._store.list_models(_MAX_MODELS), self._clock()
         for key in self._models:
-            await self._fill(self._lanes.setdefault(key, _Lane(*key)))
+            self._lanes.setdefault(key, _Lane(*key))
+        await self._items.each(ItemKind.JOB_MODEL, self._models, lambda key: self._fill(self._lanes[key]), lambda key: f"{key[0]}/{key[1]}")
         self._lanes = {key: lane for key, lane in self._lanes.items() if lane.attempts or key in self._models}
 
     async def _fill(self, lane: _Lane) -> None:
@@ -312,12 +314,16 @@ class JobRunner:
         ]
         if retries:
             await self._store.requeue(retries)
-        for job, verdict in {attempt.job.id: attempt.verdict for attempt in rest if attempt.verdict is not None}.items():
-            if verdict.next is Next.CANCEL:
-                await self._store.cancel(job, verdict.why)
-            elif verdict.why:
-                await self._store.hold(job, verdict.why, verdict.seconds if verdict.next is Next.HOLD else 0.0)
+        verdicts = {attempt.job.id: attempt.verdict for attempt in rest if attempt.verdict is not None}
+        await self._items.each(ItemKind.JOB_MODEL, verdicts.items(), self._judge_job, lambda each: str(each[0]))
         return outcomes | dict.fromkeys(rest, LineOutcome.REQUEUED)
+
+    async def _judge_job(self, judged: tuple[UUID, Verdict]) -> None:
+        job, verdict = judged
+        if verdict.next is Next.CANCEL:
+            await self._store.cancel(job, verdict.why)
+        elif verdict.why:
+            await self._store.hold(job, verdict.why, verdict.seconds if verdict.next is Next.HOLD else 0.0)
 
     async def _finish(self, ended: list[_Attempt]) -> dict[_Attempt, LineOutcome]:
         results = [attempt.result for attempt in ended if attempt.result is not None]

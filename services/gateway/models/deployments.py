@@ -17,9 +17,10 @@ from shared import errors
 from shared.api import inference
 from shared.api.deployments import CopyState, Deployment, ModelCopy
 from shared.api.model_copies import VERSION_SOURCE
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.config_documents import DeploymentDocument
 from shared.models import version_names
-from shared.node import lifecycle
 from shared.protocol.directory import Announcement, Directory, DirectoryEntry, ModelOffer, ModelPull
 from shared.rpc import RpcClient
 from shared.telemetry import logs
@@ -89,6 +90,7 @@ class Deployments:
     find_facts: FindFacts
     serve_next: ServeNext
     metrics: Metrics
+    items: BackgroundItems
     #: Set by whoever changes what ``read_documents`` and ``read_versions`` return.
     changed: asyncio.Event
     clock: Callable[[], float] = time.monotonic
@@ -182,16 +184,20 @@ class Deployments:
         paused = {one.name for one in placed if one.document.paused}
         self._count_missing(assignments, paused)
         actions = [each for each in placement_plan.plan(assignments, machines) if each.name not in paused][:_MOST_ORDERS]
-        for channel in _ready_channels(versions, list(zip(placed, assignments, strict=True)), machines):
-            assert channel.next_version is not None, "only these are ready"
-            _log.info("channel switched", model=channel.name, channel=channel.word, version=channel.next_version)
-            await self.serve_next(channel.name, channel.word, channel.next_version)
+        ready = _ready_channels(versions, list(zip(placed, assignments, strict=True)), machines)
+        await self.items.each(ItemKind.CHANNEL, ready, self._switch, lambda channel: f"{channel.name}@{channel.word}")
         await self._write_orders(session, placed, assignments, machines)
-        async with lifecycle.background() as tasks:
-            for order in [tasks.create_task(self._carry_out(action, by_name.get(action.name))) for action in actions]:
-                await order
+        async with asyncio.TaskGroup() as tasks:
+            for action in actions:
+                order = self._carry_out(action, by_name.get(action.name))
+                tasks.create_task(self.items.attempt(ItemKind.ORDER, f"{action.step}/{action.name}/{action.node}", order))
         if placed or self._refusals:
             await self.store.share(self._reasons())
+
+    async def _switch(self, channel: NamedVersion) -> None:
+        assert channel.next_version is not None, "only these are ready"
+        _log.info("channel switched", model=channel.name, channel=channel.word, version=channel.next_version)
+        await self.serve_next(channel.name, channel.word, channel.next_version)
 
     async def _write_orders(
         self, session: DeploymentSession, placed: Sequence[PlacedVersion], assignments: Sequence[Assignment], machines: Sequence[Machine]

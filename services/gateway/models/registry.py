@@ -20,6 +20,8 @@ from shared.api import models as api
 from shared.api.auth import Principal
 from shared.api.method import Nothing
 from shared.api.models import BlobUpload, ModelVersion, VersionState
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems, TakenItem
 from shared.models import manifest, version_names
 from shared.models.manifest import VersionFacts, VersionFile
 from shared.protocol.directory import Directory
@@ -56,12 +58,14 @@ class ModelRegistry:
         readers: ModelReaders,
         audit_reporting: AuditReporting,
         *,
+        items: BackgroundItems,
         gibibytes: int,
         is_deployed: Callable[[str], Awaitable[bool]],
         find_use: Callable[[ModelName], Awaitable[NameUse]],
     ) -> None:
         """Without an ``origin``, nothing can be pushed. ``gibibytes``: what one account or organization may store. ``is_deployed``: whether
         the mesh puts a channel such as ``llama3@stable`` on machines. ``find_use``: what has the name of a model already."""
+        self._items = items
         self._is_deployed, self._find_use = is_deployed, find_use
         self._store, self._origin, self._nodes, self.readers = store, origin, nodes, readers
         self._audit, self._gibibytes = audit_reporting, gibibytes
@@ -302,23 +306,26 @@ class ModelRegistry:
 
     async def work(self) -> None:
         """Do all that is to be done now. Raises Unavailable; another round does the rest."""
-        while await self._join_one() or await self._check_one() or await self._expire_one():
-            pass
+        await self._items.drain(ItemKind.MODEL_UPLOAD, self._join_one)
+        await self._items.drain(ItemKind.MODEL_VERSION, self._check_one)
+        await self._items.drain(ItemKind.MODEL_UPLOAD, self._expire_one)
 
-    async def _join_one(self) -> bool:
+    async def _join_one(self, taken: TakenItem) -> bool:
         upload = await self._store.take_upload()
         if upload is None:
             return False
+        taken.id = str(upload.id)
         origin, keep = self._get_origin(), _keeping(lambda: self._store.keep_upload(upload))
         actual = await origin.join(upload.id, upload.digest, upload.size, upload.piece_bytes, keep)
         await self._store.end_upload(upload, actual)
         await origin.forget(upload.id)
         return True
 
-    async def _check_one(self) -> bool:
+    async def _check_one(self, taken: TakenItem) -> bool:
         found = await self._store.take_version()
         if found is None:
             return False
+        taken.id = f"{found.model}@{found.version}"
         facts, refusal = VersionFacts(), ""
         try:
             facts = await self._check(found)
@@ -360,12 +367,13 @@ class ModelRegistry:
             raise errors.BadRequest(f"the blocks of {file.path} have the list {actual}, not {file.blocks}")
         return report.facts if report is not None and report.is_first else None
 
-    async def _expire_one(self) -> bool:
+    async def _expire_one(self, taken: TakenItem) -> bool:
         async with self._store.transaction(seconds=_BLOB_SECONDS) as rows:
             expired = await rows.take_expired()
             if expired is None:
                 return False
             upload, digest = expired
+            taken.id = str(upload)
             await self._get_origin().forget(upload)
             await self._get_origin().delete(await rows.lock_unused([digest]))
         return True

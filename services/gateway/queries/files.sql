@@ -70,7 +70,7 @@ WHERE expires_at <= now() AND state <> 'deleting' AND NOT EXISTS (SELECT FROM jo
 
 -- name: list_dead_files
 -- List files whose objects may go, oldest first.
-SELECT id FROM files WHERE state = 'deleting' ORDER BY id LIMIT $1;
+SELECT id FROM files WHERE state = 'deleting' AND NOT is_deferred('file', id::text) ORDER BY id LIMIT $1;
 
 -- name: drop_file
 -- Delete the row of a file whose objects are gone.

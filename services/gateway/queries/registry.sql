@@ -38,6 +38,7 @@ UPDATE model_uploads SET busy_until = now() + make_interval(secs => $1)
 WHERE id = (
     SELECT id FROM model_uploads
     WHERE next_offset = size AND NOT is_stored AND actual_digest IS NULL AND busy_until < now() AND expires_at > now()
+        AND NOT is_deferred('model_upload', id::text)
     ORDER BY busy_until LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING *;
@@ -54,7 +55,7 @@ UPDATE model_uploads SET is_stored = $2::text IS NULL, actual_digest = $2, busy_
 -- name: take_expired_upload
 -- Delete an upload that has expired.
 DELETE FROM model_uploads
-WHERE id = (SELECT id FROM model_uploads WHERE expires_at <= now() AND busy_until < now() LIMIT 1 FOR UPDATE SKIP LOCKED)
+WHERE id = (SELECT id FROM model_uploads WHERE expires_at <= now() AND busy_until < now() AND NOT is_deferred('model_upload', id::text) LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING id, digest;
 
 -- name: lock_model_blobs
@@ -118,7 +119,8 @@ ORDER BY name, version DESC LIMIT $5;
 -- Take a version to be checked for $1 seconds, unless another gateway has it.
 UPDATE model_versions SET busy_until = now() + make_interval(secs => $1)
 WHERE (model, version) = (
-    SELECT model, version FROM model_versions WHERE state = 'checking' AND busy_until < now() ORDER BY busy_until LIMIT 1 FOR UPDATE SKIP LOCKED
+    SELECT model, version FROM model_versions WHERE state = 'checking' AND busy_until < now()
+        AND NOT is_deferred('model_version', model || '@' || version) ORDER BY busy_until LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING model, version, digest, blobs;
 

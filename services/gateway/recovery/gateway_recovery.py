@@ -11,6 +11,7 @@ from shared import errors
 from shared.api import recovery as api
 from shared.api.method import Nothing
 from shared.audit_anchors import AnchorKeys
+from shared.background import tasks as background_tasks
 from shared.node import Node, lifecycle
 from shared.recovery.log_place import LogPlace
 from shared.recovery.recovery_log import RecoveryLog
@@ -48,8 +49,8 @@ class GatewayRecovery:
         await recovery._start.begin(Replay(rows, kinds.KINDS))
         await recovery._start.finish(recovery._end_restore)
         async with lifecycle.background() as tasks:
-            tasks.create_task(recovery.log.run())
-            tasks.create_task(recovery._start.run())
+            tasks.create_task(background_tasks.keep("recovery log", recovery.log.run))
+            tasks.create_task(background_tasks.keep("recovery state", recovery._start.run))
             yield recovery
         with contextlib.suppress(errors.Unavailable):
             await recovery.log.copy()

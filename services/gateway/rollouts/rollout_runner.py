@@ -22,6 +22,8 @@ from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from shared import errors
 from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.config_documents import ConfigKind, RouteDocument, TargetDocument
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics, logs
@@ -44,10 +46,12 @@ class RolloutRunner:
         metrics: Metrics,
         read_waiting: Callable[[], Iterable[WaitingRequest]],
         *,
+        items: BackgroundItems,
         look_seconds: float = LOOK_SECONDS,
     ) -> None:
         """``read_waiting`` returns the prompts at this gateway that have no text yet, and aren't counted as late."""
         self._live = live
+        self._items = items
         self._store = store
         self._audit_reporting = audit_reporting
         self._metrics = metrics
@@ -110,17 +114,20 @@ class RolloutRunner:
 
     async def roll_back_stopped(self) -> None:
         """Roll back what this gateway has stopped. Raises Unavailable."""
-        for stopped, (route, reason) in list(self._stopped.items()):
-            ended = []
-            async with self._store.change() as tables:
-                # Another gateway, or an administrator, may have ended it.
-                found = await tables.take(route)
-                if found is not None and found[0].id == stopped:
-                    ended = [rollout_rules.end(found[0], RolloutState.ROLLED_BACK, reason, found[1])]
-                    await tables.save(ended[0])
-                    await apply(tables, self._live, ended[0])
-            del self._stopped[stopped]
-            await self._report(ended)
+        await self._items.each(ItemKind.ROLLOUT, list(self._stopped), self._roll_back, str)
+
+    async def _roll_back(self, stopped: UUID) -> None:
+        route, reason = self._stopped[stopped]
+        ended = []
+        async with self._store.change() as tables:
+            # Another gateway, or an administrator, may have ended it.
+            found = await tables.take(route)
+            if found is not None and found[0].id == stopped:
+                ended = [rollout_rules.end(found[0], RolloutState.ROLLED_BACK, reason, found[1])]
+                await tables.save(ended[0])
+                await apply(tables, self._live, ended[0])
+        del self._stopped[stopped]
+        await self._report(ended)
 
     async def _report(self, ended: list[Rollout]) -> None:
         for rollout in ended:

@@ -19,6 +19,7 @@ from services.inference.models.model_store import ModelStore
 from services.inference.settings import OPENAI_URL, InferenceSettings, free_cores
 from services.inference.supervision import engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
+from shared.background.tasks import keep
 from shared.node import lifecycle
 from shared.telemetry import logs
 
@@ -111,5 +112,5 @@ async def _llama(
     )
     async with opened_llama as backend, lifecycle.background() as tasks:
         backend.print_plans(print_line)
-        tasks.create_task(backend.follow(read_later), name="later models")
+        tasks.create_task(keep("later models", partial(backend.follow, read_later)))
         yield backend

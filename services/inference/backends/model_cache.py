@@ -42,6 +42,7 @@ from services.inference.queue_limits import QueueLimits
 from services.inference.supervision.engine_supervisor import SupervisedEngine
 from shared import errors
 from shared.api.inference import ModelFacts, ModelFit, ModelState
+from shared.background import tasks
 from shared.models.trust_rules import TRUSTED, Verdict
 from shared.node import lifecycle
 from shared.protocol.agent_requirements import CONTEXT_TOKENS
@@ -130,13 +131,13 @@ class CachedModel:
     awaits_preload: bool = False
     engines_task: asyncio.Task[None] | None = None
     #: Checks the file before a failed load is retried.
-    recheck: asyncio.Task[None] | None = None
+    recheck: asyncio.Task[bool] | None = None
     #: Callers that have a place, wait for one, or unload it.
     users: int = 0
     #: Removed, and forgotten after its last user.
     leaves: bool = False
     #: Reads the file of an added model, or forgets a removed one.
-    change: asyncio.Task[None] | None = None
+    change: asyncio.Task[bool] | None = None
 
     @property
     def loaded(self) -> engine_messages.Loaded | None:
@@ -257,8 +258,8 @@ class ModelCache:
         async with lifecycle.background() as self._tasks:
             for entry in self._entries:
                 self._enter(entry)
-            self._tasks.create_task(self._prepare(), name="models")
-            self._tasks.create_task(self._tick(), name="model cache")
+            self._tasks.create_task(tasks.keep("models", self._prepare))
+            self._tasks.create_task(tasks.keep("model cache", self._tick))
             try:
                 yield self
             finally:
@@ -279,7 +280,7 @@ class ModelCache:
         self._read(self._enter(entry))
 
     def _read(self, cached: CachedModel) -> None:
-        cached.change = self._tasks.create_task(cached.file.ensure_digest(), name=f"read {cached.entry.name}")
+        cached.change = self._tasks.create_task(tasks.attempt("read model", cached.file.ensure_digest), name=f"read {cached.entry.name}")
 
     def recheck_damaged(self) -> None:
         """Look again at files that can't be served: they may still be being copied."""
@@ -293,7 +294,7 @@ class ModelCache:
         cached.leaves = True
         if cached.change is not None:
             cached.change.cancel()
-        cached.change = self._tasks.create_task(self._forget(cached), name=f"forget {model}")
+        cached.change = self._tasks.create_task(tasks.attempt("forget model", partial(self._forget, cached)), name=f"forget {model}")
         self._watcher.changed()
 
     async def _forget(self, cached: CachedModel) -> None:
@@ -552,7 +553,9 @@ class ModelCache:
                 case RecheckStep(model):
                     cached = self._models[model]
                     if cached.recheck is None or cached.recheck.done():
-                        cached.recheck = self._tasks.create_task(self._recheck(cached), name=f"recheck {model}")
+                        cached.recheck = self._tasks.create_task(
+                            tasks.attempt("recheck model", partial(self._recheck, cached)), name=f"recheck {model}"
+                        )
                 case AdmitStep(caller) | RefuseStep(caller):
                     self._callers.pop(caller).set_result(decision)
                 case _:

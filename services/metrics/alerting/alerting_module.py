@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Set
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -19,6 +20,7 @@ from shared import errors
 from shared.api import alerts as api
 from shared.api.gateway import Check
 from shared.api.method import Nothing
+from shared.background.tasks import keep
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
@@ -121,7 +123,7 @@ class AlertingModule:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for sender in self._senders.values():
-                tasks.create_task(self._send(sender), name=sender.channel.name)
+                tasks.create_task(keep(f"alerts to {sender.channel.name}", partial(self._send, sender)))
 
     async def _send(self, sender: _Sender) -> None:
         while True:

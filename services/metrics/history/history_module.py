@@ -15,6 +15,7 @@ from services.metrics.settings import MetricsSettings
 from shared import errors
 from shared.api import metrics as api
 from shared.api.gateway import Check
+from shared.background.tasks import keep
 from shared.node.lifecycle import background
 from shared.rpc import RpcCall, serves
 from shared.stores.replica_reads import DatabaseOptions, ReplicaPlan
@@ -55,7 +56,7 @@ class HistoryModule:
         if self._url is None:
             return
         async with background() as tasks:
-            tasks.create_task(self._writer.sample_forever(), name="history samples")
+            tasks.create_task(keep("history samples", self._writer.sample_forever))
             await self._write_for_ever(self._url)
 
     async def checks(self) -> tuple[Check, ...]:

@@ -13,6 +13,7 @@ from typing import Final
 from services.metrics.history import rollup
 from services.metrics.history.history_store import HistoryStore
 from services.metrics.history.row_reader import HistoryRow, MeshReading, Names, RowReader
+from shared import errors
 from shared.api.gateway import Check
 
 #: Ten minutes; about 4 MB with 200 workers of 100 series.
@@ -108,11 +109,13 @@ class HistoryWriter:
         """Write, roll up and delete. Raises Unavailable; call it again to continue."""
         self._has_sample.clear()
         while self._waiting:
-            look = self._waiting[0]
-            await self._write(store, look)
-            # The queue may have dropped it meanwhile.
-            if self._waiting and self._waiting[0] is look:
-                self._waiting.popleft()
+            look = self._waiting.popleft()
+            try:
+                await self._write(store, look)
+            except errors.Unavailable:
+                if len(self._waiting) < MAX_WAITING:
+                    self._waiting.appendleft(look)
+                raise
         if self._last is not None:
             for resolution in rollup.FROM:
                 await self._roll_up(store, resolution, self._last)

@@ -27,6 +27,10 @@ from shared.api import gateway
 from shared.api import metrics as api
 from shared.api import node as node_api
 from shared.api.gateway import Check
+from shared.background import tasks as background_tasks
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.node.lifecycle import background
 from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
@@ -72,6 +76,7 @@ class ScalingModule:
         self._last_calls: Mapping[str, ScaleCall] = {}
         #: Pools whose hook this replica is running.
         self._calling: set[str] = set()
+        self._items = BackgroundItems(DeferredMemory(), node.metrics)
         self._hooks: asyncio.TaskGroup | None = None
 
     def _mistakes(self, pools: Sequence[WorkerPool]) -> Iterator[str]:
@@ -88,7 +93,7 @@ class ScalingModule:
             return
         async with background() as self._hooks:
             while True:
-                await self.look()
+                await background_tasks.attempt("look of the scaling", self.look)
                 await asyncio.sleep(LOOK_SECONDS)
 
     async def look(self) -> None:
@@ -177,19 +182,22 @@ class ScalingModule:
         if not any(pool.hook for pool in self.pools):
             return
         self._last_calls = await store.last_calls([pool.name for pool in self.pools])
-        for pool in self.pools:
-            decision = self.autoscaler.decisions.get(pool.name)
-            if pool.hook is None or decision is None or pool.name in self._calling or self._hooks is None:
-                continue
-            scaling = decision.scaling
-            if not autoscaler.is_fresh(scaling, now):
-                continue
-            call = plan_call(pool, scaling, self._last_calls.get(pool.name), now, uuid.uuid4)
-            if call is not None:
-                await store.begin(session, call)
-                self._calling.add(pool.name)
-                request = HookRequest(call.key, pool.name, call.current, call.wanted, self.autoscaler.drain(pool), call.reason)
-                self._hooks.create_task(self._call(pool.hook, call, request, store), name=f"hook of {pool.name}")
+        await self._items.each(ItemKind.POOL, self.pools, lambda pool: self._call_hook(pool, session, store, now), lambda pool: pool.name)
+
+    async def _call_hook(self, pool: WorkerPool, session: Leadership, store: ScaleStore, now: float) -> None:
+        decision = self.autoscaler.decisions.get(pool.name)
+        if pool.hook is None or decision is None or pool.name in self._calling or self._hooks is None:
+            return
+        scaling = decision.scaling
+        if not autoscaler.is_fresh(scaling, now):
+            return
+        call = plan_call(pool, scaling, self._last_calls.get(pool.name), now, uuid.uuid4)
+        if call is not None:
+            await store.begin(session, call)
+            self._calling.add(pool.name)
+            request = HookRequest(call.key, pool.name, call.current, call.wanted, self.autoscaler.drain(pool), call.reason)
+            calling = self._call(pool.hook, call, request, store)
+            self._hooks.create_task(self._items.attempt(ItemKind.DUTY, f"hook of {pool.name}", calling))
 
     async def _call(self, hook: PoolHook, call: ScaleCall, request: HookRequest, store: ScaleStore) -> None:
         problem = await hooks.call_hook(hook, request, self._secret)

@@ -528,7 +528,7 @@ class RunningService:
             search=search, quotas=self.quotas, tasks=tasks, read_guardrails=_no_guardrails, metrics=self.metrics
         )
         self.recorders = recorders
-        self.idempotency = IdempotentRequests(FakeKeys(), recorders, node_id(99), secret="s" * 16, most_seconds=30)
+        self.idempotency = IdempotentRequests(FakeKeys(), recorders, node_id(99), items=new_items(), secret="s" * 16, most_seconds=30)
         self.runs = self.new_runs()
         self.single_jobs: Any = NoJobs()
         self.items = StoredItems(AbsentCache(), self, secret="s" * 16, most_bytes=2**20)

@@ -24,6 +24,7 @@ from shared.api.generation import Usage
 from shared.api.inference import Chunk
 from shared.stores import database
 from shared.types import FinishReason, ModelName, NodeId, RequestId, UserId
+from tests.services.gateway import fakes
 
 ADA, BOB = UserId(UUID(int=1)), UserId(UUID(int=2))
 SECRET = "s" * 16
@@ -116,7 +117,9 @@ class RunningService:
         stack = AsyncExitStack()
         self._stacks.append(stack)
         recorders = await stack.enter_async_context(Recorders().running())
-        idempotency = IdempotentRequests(store or self.store, recorders, NodeId(name), secret=SECRET, most_seconds=most_seconds)
+        idempotency = IdempotentRequests(
+            store or self.store, recorders, NodeId(name), items=fakes.new_items(), secret=SECRET, most_seconds=most_seconds
+        )
         return Gateway(idempotency, recorders)
 
     async def close(self) -> None:

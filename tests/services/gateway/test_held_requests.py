@@ -131,7 +131,9 @@ async def test_the_wait_for_a_start_does_not_count_into_the_deadline() -> None:
 
 
 async def test_a_request_under_a_key_may_wait_longer_than_its_answer_may_take(service: RunningService) -> None:
-    keys = IdempotentRequests(FakeKeys(), service.recorders, node_id(99), secret="s" * 16, most_seconds=0.01, start_seconds=30)
+    keys = IdempotentRequests(
+        FakeKeys(), service.recorders, node_id(99), items=fakes.new_items(), secret="s" * 16, most_seconds=0.01, start_seconds=30
+    )
     once = PulledRuns(service.new_runs(idempotency=keys))
 
     async def ask_with_key() -> str:

@@ -15,9 +15,12 @@ import pytest
 from services.inference import receipts
 from services.inference.receipts import KEPT_FOR, AdoptedReceipts, ReceiptKeeper, keep_key
 from shared.api.inference import Receipt
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.items import BackgroundItems
 from shared.identity import node_keys, private_file
 from shared.node.lifecycle import background
 from shared.stores import file_lock, replica_files
+from shared.telemetry import Metrics
 from shared.types import NodeId, RequestId
 from tests.services.inference.standins import until
 from tests.services.inference.test_receipts import work
@@ -63,7 +66,7 @@ def folders(template: Path) -> set[str]:
 
 
 def adopter(template: Path) -> AdoptedReceipts:
-    return AdoptedReceipts(template, node_keys.NodeKey(node_keys.new_seed()).id)
+    return AdoptedReceipts(template, node_keys.NodeKey(node_keys.new_seed()).id, BackgroundItems(DeferredMemory(), Metrics("worker")))
 
 
 def signers(adopters: list[AdoptedReceipts], request: RequestId, signed_by: NodeId) -> int:

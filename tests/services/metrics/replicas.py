@@ -12,7 +12,10 @@ from services.metrics.alerting.notices import Notice
 from services.metrics.leader import Leader, LeaderDuty
 from services.metrics.leader_state import Database, Leadership
 from shared.api import alerts as api
+from shared.background.deferred_memory import DeferredMemory
+from shared.background.items import BackgroundItems
 from shared.rpc import RpcCall
+from shared.telemetry import Metrics
 from shared.types import NodeId
 
 CALL = cast("RpcCall", type("OfAnOperator", (), {"found": None})())
@@ -61,7 +64,14 @@ class Replica:
         self.chat, self.mail = FakeChannel("chat"), FakeChannel("mail")
         self.alerts = AlertingModule((self.chat, self.mail), mesh.read, lambda: mesh.now, has_database=database is not None)
         url = None if database is None else "postgresql:///"
-        self.leader = Leader(node, lambda: mesh.replicas, [self.alerts, *duties], url=url, clock=lambda: mesh.now)
+        self.leader = Leader(
+            node,
+            lambda: mesh.replicas,
+            [self.alerts, *duties],
+            items=BackgroundItems(DeferredMemory(), Metrics("metrics")),
+            url=url,
+            clock=lambda: mesh.now,
+        )
         self.leader.database = database
         self.leader._session_at = -math.inf  # connected to PostgreSQL for a long time
         self.node_id = node

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 
@@ -18,6 +19,7 @@ from services.inference.upstreams import Dialect, Upstream
 from shared import errors
 from shared.api import servers as api
 from shared.api.servers import OpenServer, ServerState, TriedServer
+from shared.background import tasks as background_tasks
 from shared.config_documents import ServerKind
 from shared.node import Node, lifecycle
 from shared.rpc import RpcCall, serves
@@ -127,7 +129,7 @@ class AddedServers:
         for name, terms in wanted.items():
             if name not in self._added:
                 self._added[name] = one = _Added(terms)
-                tasks.create_task(self._serve(one), name=f"server {name}")
+                tasks.create_task(background_tasks.keep("added server", partial(self._serve, one)))
 
     async def _serve(self, one: _Added) -> None:
         """Serve the models of a server until it is removed and its last answers have ended."""

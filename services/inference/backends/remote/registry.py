@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ from shared import addresses, errors
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk
+from shared.background.tasks import keep
 from shared.node import lifecycle
 from shared.types import FinishReason
 
@@ -121,7 +123,7 @@ async def _connected(entry: RemoteModel, slots: int, queue: int, watcher: Watche
     async with http_server_client.connected(RefusalSource(f"the service of {entry.name}", setting, upstream)) as server:
         one = RegisteredService(server, models, entry)
         async with lifecycle.background() as tasks:
-            tasks.create_task(models.watch(one.list_models))
+            tasks.create_task(keep("models of a service", partial(models.watch, one.list_models)))
             yield one
 
 

@@ -41,6 +41,7 @@ from shared import errors
 from shared.api.embedding import Embed, Embedded, EmbeddingInput, Vectors
 from shared.api.generation import ChatMessage, GenerationEnd, Usage
 from shared.api.inference import Chunk, Moderate, Moderated
+from shared.background.tasks import keep
 from shared.node import lifecycle
 from shared.telemetry import logs
 from shared.types import FinishReason
@@ -327,8 +328,8 @@ async def connected(
         watch = ServerWatch(server, models, api.models_path)
         one = RemoteServer(server, models, api, watch, TokenSupport(source.name))
         async with lifecycle.background() as tasks:
-            for loop in (models.watch(one.list_models), watch.run(), one.prove_tokens()):
-                tasks.create_task(loop)
+            for loop in (partial(models.watch, one.list_models), watch.run, one.prove_tokens):
+                tasks.create_task(keep("local server", loop))
             yield one
 
 

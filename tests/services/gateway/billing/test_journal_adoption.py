@@ -17,6 +17,7 @@ from shared.identity import node_keys
 from shared.stores import file_lock, replica_files
 from shared.telemetry import Metrics
 from shared.types import NodeId, RequestId
+from tests.services.gateway import fakes
 from tests.services.gateway.billing.test_ledger_store import Books, books, new_owner, new_request
 from tests.services.gateway.billing.test_ledger_store import row as priced_row
 from tests.services.gateway.billing.test_usage_recorder import row
@@ -78,7 +79,7 @@ async def gateway(
         held_journal(template, node, find_unknown) as journal,
         UsageRecorder(store, journal, metrics.usage_queue_rows, metrics.settle_failures, capacity=capacity).running() as recorder,
     ):
-        yield OrphanedJournals(template, node, find_unknown, recorder.take_over)
+        yield OrphanedJournals(template, node, find_unknown, recorder.take_over, fakes.new_items())
 
 
 @pytest.fixture
@@ -189,5 +190,5 @@ async def test_of_two_adopters_at_once_one_takes_the_rows(template: Path) -> Non
     async with owner(template, *rows) as (_, process):
         process.kill()
         await process.wait()
-    await asyncio.gather(*(OrphanedJournals(template, new_node(), know_all, take_over).adopt() for _ in range(5)))
+    await asyncio.gather(*(OrphanedJournals(template, new_node(), know_all, take_over, fakes.new_items()).adopt() for _ in range(5)))
     assert taken == rows

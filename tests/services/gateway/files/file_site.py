@@ -21,6 +21,8 @@ from services.gateway.openai_api.file_routes import FileRoutes
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.files import FileFacts, FilePurpose
+from shared.background.deferred_rows import DeferredRows
+from shared.background.items import BackgroundItems
 from shared.node.http_server import HttpServer
 from shared.node.settings import NodeSettings
 from shared.protocol.request_memory import RequestMemory
@@ -111,5 +113,12 @@ async def running(url: str, objects: ObjectStore, *, most_bytes: int | None = No
         rows, memory = FileRows(database), RequestMemory()
         file_objects = FileObjects(objects, rows, Metrics("gateway"))
         acts = Acts()
-        storage = FileStorage(rows, file_objects, memory, cast("AuditReporting", acts), secret=SECRET)
+        storage = FileStorage(
+            rows,
+            file_objects,
+            memory,
+            cast("AuditReporting", acts),
+            items=BackgroundItems(DeferredRows(database, "gateway"), Metrics("gateway")),
+            secret=SECRET,
+        )
         yield Site(database, rows, file_objects, storage, acts, memory, most_bytes)

@@ -88,7 +88,9 @@ async def _gateway(url: str, name: str) -> AsyncIterator[Gateway]:
         await live.start(config.load(GatewaySettings, GIVEN))
         search = replace(service.admission.search, source=live)
         admission = replace(service.admission, search=search, read_guardrails=live.guardrails_at)
-        keys = IdempotentRequests(IdempotencyStore(database), recorders, NodeId(name), secret="s" * 16, most_seconds=30)
+        keys = IdempotentRequests(
+            IdempotencyStore(database), recorders, NodeId(name), items=fakes.new_items(), secret="s" * 16, most_seconds=30
+        )
         service.worker.words = WORDS
         yield Gateway(service, live, PulledRuns(service.new_runs(admission, idempotency=keys)))
 

@@ -17,9 +17,12 @@ from shared.api import membership
 from shared.api import models as api
 from shared.api.auth import Principal
 from shared.api.models import ModelVersion
+from shared.background.deferred_rows import DeferredRows
+from shared.background.items import BackgroundItems
 from shared.models import block_list, manifest
 from shared.models.manifest import Statement, VersionConfig, VersionFile
 from shared.stores.objects import ObjectStore
+from shared.telemetry import Metrics
 from shared.types import ModelName, TenantId, Tier, UserId, UserRole
 from tests import gguf_files
 from tests.gguf_files import LlamaShape
@@ -134,7 +137,15 @@ async def running(url: str, objects: ObjectStore, *, gibibytes: int = 1) -> Asyn
         rpc.answers[membership.describe_machine.name] = _describe
         readers = ModelReaders(tables, rpc)
         registry = ModelRegistry(
-            tables, ModelOrigin(objects), nodes, readers, audit, gibibytes=gibibytes, is_deployed=_is_deployed, find_use=_find_use
+            tables,
+            ModelOrigin(objects),
+            nodes,
+            readers,
+            audit,
+            items=BackgroundItems(DeferredRows(database, "gateway"), Metrics("gateway")),
+            gibibytes=gibibytes,
+            is_deployed=_is_deployed,
+            find_use=_find_use,
         )
         yield Gateway(registry, tables, acts, nodes)
 

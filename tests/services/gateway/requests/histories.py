@@ -518,7 +518,9 @@ class Teller:
         if self._told.is_cached:
             bounds = CacheBounds(keep_seconds=60, most_bytes=2**20, most_seconds=self._told.seconds)
             responses = ResponseCache(values, recorders, service.metrics, bounds, secret="s" * 16, clock=clock)  # type: ignore[arg-type]
-        idempotency = IdempotentRequests(keys, recorders, node_id(90 + number), secret="s" * 16, most_seconds=KEY_SECONDS, clock=clock)
+        idempotency = IdempotentRequests(
+            keys, recorders, node_id(90 + number), items=fakes.new_items(), secret="s" * 16, most_seconds=KEY_SECONDS, clock=clock
+        )
         service.runs = service.new_runs(self._admission, self._workers, responses, idempotency)
         return service.runs
 

@@ -108,7 +108,9 @@ async def gateways(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         gateways = []
         for name in ("Uone", "Utwo"):
             recorders = await stack.enter_async_context(Recorders().running())
-            keys = IdempotentRequests(IdempotencyStore(database), recorders, NodeId(name), secret="s" * 16, most_seconds=10)
+            keys = IdempotentRequests(
+                IdempotencyStore(database), recorders, NodeId(name), items=fakes.new_items(), secret="s" * 16, most_seconds=10
+            )
             gateways.append(PulledRuns(running_service.new_runs(idempotency=keys)))
         yield Gateways(running_service, worker, (gateways[0], gateways[1]), postgres_url)
 

@@ -358,7 +358,9 @@ async def test_an_unstreamed_answer_ends_before_its_deadline_with_what_there_is(
 async def test_under_a_key_an_unstreamed_answer_ends_before_its_deadline_too(long: LongService, two_seconds: float) -> None:
     """With a key, such an answer still ended with a 504, although streams may repeat it."""
     long.worker.length, long.worker.waits_after = 10_000, 1500
-    keys = IdempotentRequests(FakeKeys(), long.service.recorders, node_id(99), secret="s" * 16, most_seconds=3 * two_seconds)
+    keys = IdempotentRequests(
+        FakeKeys(), long.service.recorders, node_id(99), items=fakes.new_items(), secret="s" * 16, most_seconds=3 * two_seconds
+    )
     repeated = PulledRuns(long.service.new_runs(idempotency=keys))
     context.start()
     began = time.monotonic()

@@ -61,7 +61,9 @@ class Caller:
 @pytest.fixture
 async def caller(postgres_url: str) -> AsyncIterator[Caller]:
     async with fakes.running_service() as running_service, opened(postgres_url) as database, Recorders().running() as recorders:
-        keys = IdempotentRequests(IdempotencyStore(database), recorders, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+        keys = IdempotentRequests(
+            IdempotencyStore(database), recorders, NodeId("Uone"), items=fakes.new_items(), secret="s" * 16, most_seconds=10
+        )
         async with keys.running():
             yield Caller(keys, running_service)
 
@@ -171,12 +173,12 @@ async def test_a_request_handed_over_by_a_stopping_gateway_has_one_row(postgres_
         store = IdempotencyStore(database)
         running_service.worker.hangs_after = 1
         async with Recorders().running() as recorders:
-            keys = IdempotentRequests(store, recorders, NodeId("Uone"), secret="s" * 16, most_seconds=10)
+            keys = IdempotentRequests(store, recorders, NodeId("Uone"), items=fakes.new_items(), secret="s" * 16, most_seconds=10)
             assert (await Caller(keys, running_service).ask(KEY, stops_after=1)).text == "Hello"
         assert running_service.store.rows == {}
         running_service.worker.hangs_after = None
         async with Recorders().running() as recorders:
-            keys = IdempotentRequests(store, recorders, NodeId("Utwo"), secret="s" * 16, most_seconds=10)
+            keys = IdempotentRequests(store, recorders, NodeId("Utwo"), items=fakes.new_items(), secret="s" * 16, most_seconds=10)
             received = await Caller(keys, running_service).ask(KEY)
         assert received.text == "Hello world!"
         assert received.result is not None

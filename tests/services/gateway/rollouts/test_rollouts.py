@@ -35,6 +35,7 @@ from shared.config_documents import ConfigKind, RouteDocument
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
+from tests.services.gateway import fakes
 from tests.services.gateway.fakes import PERSON, FakeRpc, no_servers
 from tests.services.gateway.requests.admitted_runs import admitted_run
 from tests.services.gateway.rpc_api.test_config_rpc import ADMIN, CALL
@@ -164,6 +165,7 @@ def opened(postgres_url: str) -> Open:
                     reporting,
                     metrics,
                     lambda: [found for run, now in running.items() if (found := run.waiting(now)) is not None],
+                    items=fakes.new_items(),
                 ),
                 GatewayStore(database),
                 UsageStore(database),
