@@ -210,7 +210,7 @@ class Wiring:
             "audit log": self.upkeep.run,
             "signing keys": self._opened.signers.run,
             "erasures": erasures.run,
-            "retention": Retention(rules).run,
+            "retention": Retention(rules, items).run,
             "passwords": passwords.run,
             "notices": notices.run,
             "recovery log": self._opened.recovery.log.run,

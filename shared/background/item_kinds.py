@@ -31,6 +31,7 @@ class ItemKind(StrEnum):
     # --- auth
     ERASURE = "erasure"
     ACCOUNT_NOTICE = "account_notice"
+    RETENTION = "retention"
     # --- metrics
     DUTY = "duty"
     EVENT = "event"

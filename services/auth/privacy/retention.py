@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from services.auth.privacy.privacy_store import PrivacyStore
+from shared.background.item_kinds import ItemKind
+from shared.background.items import BackgroundItems
 from shared.node import lifecycle
 from shared.telemetry import logs
 
@@ -48,8 +50,11 @@ def own(store: PrivacyStore, *, invitation_days: int = 90, ticket_days: int = 90
 class Retention:
     """``run`` is the task. Any number of replicas may run it; each takes rows that no other has locked."""
 
-    def __init__(self, rules: tuple[RetentionRule, ...], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self, rules: tuple[RetentionRule, ...], items: BackgroundItems, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._rules = rules
+        self._items = items
         self._clock = clock
 
     async def run(self) -> None:
@@ -58,9 +63,11 @@ class Retention:
 
     async def enforce(self) -> None:
         """Apply every rule once. Raises Unavailable; what was removed stays removed."""
-        for rule in self._rules:
-            if rows := await self._forget(rule):
-                _log.info("old data removed", what=rule.name, rows=rows, days=rule.days)
+        await self._items.each(ItemKind.RETENTION, self._rules, self._apply, lambda rule: rule.name)
+
+    async def _apply(self, rule: RetentionRule) -> None:
+        if rows := await self._forget(rule):
+            _log.info("old data removed", what=rule.name, rows=rows, days=rule.days)
 
     async def _forget(self, rule: RetentionRule) -> int:
         before = self._clock() - timedelta(days=rule.days)

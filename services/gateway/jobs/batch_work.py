@@ -6,6 +6,7 @@ Output is made of results that don't change any more, so it doesn't matter how m
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
+from uuid import UUID
 
 import msgspec
 
@@ -95,10 +96,15 @@ class BatchWork:
 
     async def move(self) -> None:
         """Let jobs be finalized whose lines have all ended, or whose time is over."""
-        for job in await self._jobs.move():
-            self._moved.set()
-            if job.model is not None and job.unfinished:
-                self._metrics.end(job.model, LineOutcome(job.outcome.value), lines=job.unfinished)
+        await self._items.each(ItemKind.JOB, await self._jobs.list_movable(), self._move_one, str)
+
+    async def _move_one(self, job: UUID) -> None:
+        moved = await self._jobs.move(job)
+        if moved is None:
+            return
+        self._moved.set()
+        if moved.model is not None and moved.unfinished:
+            self._metrics.end(moved.model, LineOutcome(moved.outcome.value), lines=moved.unfinished)
 
     async def validate(self) -> None:
         await self._work(JobState.VALIDATING, self._validate)

@@ -278,18 +278,19 @@ class JobStore:
             row = await transaction.row("refuse_job", job, msgspec.json.encode(found).decode())
             await _end(transaction, row, event)
 
-    async def move(self, most: int = 100) -> list[MovedJob]:
-        """Let jobs that are at their end be finalized."""
-        moved = []
-        for row in await self._database.rows("list_movable_jobs", most, None):
-            async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
-                await transaction.row("lock_job", row["id"])
-                # Another gateway may have been faster.
-                if await transaction.rows("list_movable_jobs", 1, row["id"]):
-                    job = await transaction.row("finalize_job", row["id"])
-                    assert job is not None
-                    moved.append(MovedJob(job["model"], JobState(job["outcome"]), job["unfinished"]))
-        return moved
+    async def list_movable(self, most: int = 100) -> list[UUID]:
+        """Return jobs that are at their end."""
+        return [row["id"] for row in await self._database.rows("list_movable_jobs", most, None)]
+
+    async def move(self, job: UUID) -> MovedJob | None:
+        """Let a job be finalized, unless another gateway was faster."""
+        async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
+            await transaction.row("lock_job", job)
+            if not await transaction.rows("list_movable_jobs", 1, job):
+                return None
+            row = await transaction.row("finalize_job", job)
+            assert row is not None
+            return MovedJob(row["model"], JobState(row["outcome"]), row["unfinished"])
 
     async def results(self, job: UUID, after: int, most: int, *, are_done: bool | None = None) -> tuple[StoredLine, ...]:
         """Return the next lines, fewer if their results are large. ``are_done``: only those that are, or the others."""

@@ -7,6 +7,7 @@ rollout first, then the configuration.
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from shared import errors
-from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState
+from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutPoint, RolloutState
 from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems
 from shared.config_documents import ConfigKind, RouteDocument, TargetDocument
@@ -84,18 +85,24 @@ class RolloutRunner:
         if not self._live.rollouts:
             return
         await self._count_late()
-        changed, looked = [], []
+        changed, looked, points = list[Rollout](), list[Rollout](), list[tuple[UUID, RolloutPoint]]()
         async with self._store.change() as tables:
             # Looks of other gateways may come a little early.
             due = await tables.take_due(0.8 * self._look_seconds)
             outcomes = await tables.take_outcomes([rollout.id for rollout, _ in due])
-            for before, now in due:
+
+            async def judge(found: tuple[Rollout, datetime]) -> None:
+                before, now = found
                 after = rollout_rules.look(before, outcomes.get(before.id, ()), now)
                 if rollout_rules.is_point_due(after, now):
-                    await tables.add_point(before.id, rollout_report.describe_point(after, before.share, now))
+                    points.append((before.id, rollout_report.describe_point(after, before.share, now)))
                     after = replace(after, progress=replace(after.progress, point_at=now))
                 looked.append(after)
-                changed += [after] if _is_change(before, after) else []
+                changed.extend([after] if _is_change(before, after) else [])
+
+            await self._items.each(ItemKind.ROLLOUT, due, judge, lambda found: str(found[0].id))
+            for rollout, point in points:
+                await tables.add_point(rollout, point)
             if looked:
                 await tables.save(*looked)
             for after in changed:

@@ -415,17 +415,20 @@ class ModelCache:
     async def _prepare(self) -> None:
         configured = list(self._models.values())
         for cached in configured:
-            await cached.file.ensure_checked()
+            await tasks.attempt("check model", cached.file.ensure_checked)
         for cached in configured:
             if cached.entry.preload:
-                await cached.ensure_served()
-                cached.awaits_preload = False
-                if not cached.problem:
-                    self._act(self._core.preload(cached.entry.name, time.monotonic()))
-                self._watcher.changed()
+                await tasks.attempt("preload model", partial(self._preload, cached))
         # One after the other: a disk reads one large file faster than ten at once.
         for cached in configured:
-            await cached.ensure_digests()
+            await tasks.attempt("read model", cached.ensure_digests)
+
+    async def _preload(self, cached: CachedModel) -> None:
+        await cached.ensure_served()
+        cached.awaits_preload = False
+        if not cached.problem:
+            self._act(self._core.preload(cached.entry.name, time.monotonic()))
+        self._watcher.changed()
 
     def _file_changed(self, cached: CachedModel) -> None:
         if self._models.get(cached.entry.name) is cached:

@@ -29,6 +29,10 @@ from tests.services.auth.accounts.surroundings import CLIENT, ApiClient, Person,
 from tests.services.auth.surroundings import Gateway, call
 
 
+def new_items() -> BackgroundItems:
+    return BackgroundItems(DeferredMemory(), Metrics("auth"))
+
+
 class AwaySessions:
     """Sessions while Valkey is down."""
 
@@ -70,7 +74,7 @@ class PrivacyDesk:
 
     def replica(self, sessions: Any = None) -> Erasures:
         parts = dataclasses.replace(self._parts(), sessions=sessions or self.sessions)
-        return Erasures(parts, self.rows, self.audit, self.api_client.mailer, BackgroundItems(DeferredMemory(), Metrics("auth")))
+        return Erasures(parts, self.rows, self.audit, self.api_client.mailer, new_items())
 
     def _parts(self) -> Any:
         return dataclasses.replace(self.api_client.parts, trail=self.log, node=cast("Any", SimpleNamespace(rpc=self.gateway)))

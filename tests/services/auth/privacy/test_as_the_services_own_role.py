@@ -13,6 +13,7 @@ from services.auth.settings import AuthSettings
 from shared.api import accounts
 from tests.servers import PostgresServer
 from tests.services.auth.accounts.surroundings import opened_accounts
+from tests.services.auth.privacy import surroundings
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user_with_data
 
 
@@ -53,7 +54,7 @@ async def test_an_export_has_content_in_every_file(api_client: PrivacyDesk) -> N
 async def test_retention_may_delete(api_client: PrivacyDesk) -> None:
     await user_with_data(api_client, Canaries())
     await api_client.sql("UPDATE password_resets SET expires_at = now() - interval '2 days'")
-    await Retention(retention.own(api_client.rows)).enforce()
+    await Retention(retention.own(api_client.rows), surroundings.new_items()).enforce()
     assert await api_client.sql("SELECT 1 FROM password_resets") == []
 
 

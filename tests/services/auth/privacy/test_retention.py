@@ -8,6 +8,7 @@ import pytest
 from services.auth.privacy import retention
 from services.auth.privacy.retention import BATCH, Retention, RetentionRule
 from tests.services.auth.accounts.surroundings import Person
+from tests.services.auth.privacy import surroundings
 from tests.services.auth.privacy.surroundings import PrivacyDesk
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -26,7 +27,8 @@ async def test_each_class_is_deleted_after_its_own_days_and_in_batches() -> None
 
         return forget
 
-    await Retention((RetentionRule("few", 7, forgets("few")), RetentionRule("many", 90, forgets("many"))), clock=lambda: NOW).enforce()
+    rules = RetentionRule("few", 7, forgets("few")), RetentionRule("many", 90, forgets("many"))
+    await Retention(rules, surroundings.new_items(), clock=lambda: NOW).enforce()
     assert left == {"few": 0, "many": 0}
     week, quarter = NOW - timedelta(days=7), NOW - timedelta(days=90)
     assert asked == [("few", week, BATCH), *[("many", quarter, BATCH)] * 3]
@@ -40,7 +42,7 @@ async def test_a_class_that_grows_faster_than_it_is_deleted_still_ends_the_round
         calls += 1
         return most
 
-    await Retention((RetentionRule("endless", 1, endless),), clock=lambda: NOW).enforce()
+    await Retention((RetentionRule("endless", 1, endless),), surroundings.new_items(), clock=lambda: NOW).enforce()
     assert calls == 200
 
 
@@ -122,7 +124,7 @@ async def counts(api_client: PrivacyDesk, person: Person) -> dict[str, int]:
 )
 async def test_retention_times(api_client: PrivacyDesk, age: str, left: dict[str, int]) -> None:
     person = await user_with_history(api_client, age)
-    job = Retention(retention.own(api_client.rows))
+    job = Retention(retention.own(api_client.rows), surroundings.new_items())
     await job.enforce()
     assert await counts(api_client, person) == left
     await job.enforce()
@@ -132,7 +134,7 @@ async def test_retention_times(api_client: PrivacyDesk, age: str, left: dict[str
 async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: PrivacyDesk) -> None:
     person = await user_with_history(api_client, "366 days")
     before = {row["id"] for row in await api_client.sql("SELECT id FROM api_keys WHERE user_id = $1", person.id)}
-    await Retention(retention.own(api_client.rows)).enforce()
+    await Retention(retention.own(api_client.rows), surroundings.new_items()).enforce()
     keys = await api_client.sql("SELECT id, name, preview, key_hash, is_active FROM api_keys WHERE user_id = $1", person.id)
     assert {row["id"] for row in keys} == before
     ended = [row for row in keys if row["name"] == "ended"]
@@ -142,7 +144,7 @@ async def test_an_ended_key_keeps_its_id_and_no_personal_data(api_client: Privac
 
 async def test_the_days_of_each_class_can_be_set(api_client: PrivacyDesk) -> None:
     person = await user_with_history(api_client, "2 days")
-    await Retention(retention.own(api_client.rows, invitation_days=1, ticket_days=1, ended_key_days=1)).enforce()
+    await Retention(retention.own(api_client.rows, invitation_days=1, ticket_days=1, ended_key_days=1), surroundings.new_items()).enforce()
     assert await counts(api_client, person) == {
         "resets": 0,
         "invitations": 0,

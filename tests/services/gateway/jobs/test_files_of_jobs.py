@@ -19,6 +19,7 @@ from shared.stores import objects
 from tests.services.gateway.files import file_site
 from tests.services.gateway.files.file_site import ADA, Site
 from tests.services.gateway.http_answers import problem
+from tests.services.gateway.jobs.moves import move_all
 
 LARGE = os.urandom(2 * PART_BYTES + 12345)
 OUTPUT = NewFile("out.jsonl", FilePurpose.BATCH_OUTPUT, 3600.0)
@@ -129,7 +130,7 @@ async def test_to_delete_a_file_that_a_job_uses_is_refused(site: Site) -> None:
         async with site.http() as http:
             problem(await http.delete(f"/v1/files/{file}"), 409, "in_use")
     await jobs.cancel(job)
-    await jobs.move()
+    await move_all(jobs)
     await jobs.end(job)
     ended = await jobs.find(ADA.tenant_id, job)
     assert ended is not None

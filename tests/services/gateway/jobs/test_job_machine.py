@@ -24,6 +24,7 @@ from shared.api.jobs import JobKind, JobState, LineError
 from shared.types import RequestId, Tier, UserId, UserRole
 from tests import tiers
 from tests.services.gateway.billing.test_ledger_store import MODEL, Books, new_request, row
+from tests.services.gateway.jobs.moves import move_all
 
 LINES, COST = 4, 7
 #: As long as the names of gateways: a time, and the id of a node.
@@ -149,7 +150,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def move(self) -> None:
-        self.run(self.jobs.move())
+        self.run(move_all(self.jobs))
         for known in self.known.values():
             event = self.due(known)
             if event is None or not known.apply(event):

@@ -19,6 +19,7 @@ from shared.telemetry import Metrics, answer_metrics
 from shared.telemetry.job_instruments import LineOutcome
 from shared.types import ModelName, Tier, UserId, UserRole
 from tests.services.gateway.billing.test_ledger_store import Books, new_request
+from tests.services.gateway.jobs.moves import move_all
 
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 ECHO, OTHER = ModelName("echo"), ModelName("other")
@@ -82,7 +83,7 @@ async def test_open_jobs_and_lines_are_shown(gateway: Gateway) -> None:
     assert 'ai_platform_job_lines_total{model="other",result="done"} 0.0' in gateway.metrics.render()
     # What has ended is no longer there.
     await gateway.jobs.cancel(ended)
-    await gateway.jobs.move()
+    await move_all(gateway.jobs)
     await gateway.jobs.end(ended)
     assert not [name for name in await gateway.show() if "other" in name]
 

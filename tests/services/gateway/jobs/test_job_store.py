@@ -20,6 +20,7 @@ from shared.api.jobs import JobKind, JobState
 from shared.stores.database import Database
 from shared.types import MicroCredits, ModelName, Tier, UserId, UserRole
 from tests.services.gateway.billing.test_ledger_store import Books, new_request
+from tests.services.gateway.jobs.moves import move_all
 
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 BOB = msgspec.structs.replace(ADA, user_id=UserId(UUID(int=2)), username="bob")
@@ -133,7 +134,7 @@ async def test_an_extension_waits_for_no_line_that_is_being_ended(site: Site) ->
 async def test_a_deleted_job_is_not_seen_again_when_it_ends_after_its_window(site: Site) -> None:
     job = await site.order(lines=1)
     await site.books.execute("UPDATE jobs SET expires_at = now() - interval '1 h', delete_at = now() + interval '1 h'")
-    await site.jobs.move()
+    await move_all(site.jobs)
     await site.jobs.forget(job)
     assert await site.jobs.find(ADA.tenant_id, job) is None
     await site.jobs.end(job)

@@ -31,6 +31,7 @@ from shared.types import ModelName, Tier, UserId, UserRole
 from tests import stopwatch
 from tests.services.gateway import fakes
 from tests.services.gateway.billing.test_ledger_store import Books, row
+from tests.services.gateway.jobs.moves import move_all
 
 ADA = Principal(UserId(UUID(int=1)), "ada", UserRole.USER, Tier.FREE)
 ECHO = ModelName("echo")
@@ -124,7 +125,7 @@ class Site:
 
     async def ended(self, job: UUID, seconds: float = 20) -> Job:
         async def is_over() -> bool:
-            await self.jobs.move()
+            await move_all(self.jobs)
             found = await self.jobs.read(job)
             return found is not None and found.state is JobState.FINALIZING
 
