@@ -15,7 +15,7 @@ from shared import audit_chain
 from shared.api.method import Body
 from shared.audit_chain import ChainHead, Checkpoint
 from shared.identity import node_keys
-from shared.types import MeshName, NodeId
+from shared.types import MeshName, Moment, NodeId
 
 _PURPOSE = "audit-anchor"
 
@@ -30,7 +30,7 @@ class Anchor(Body, frozen=True, kw_only=True, omit_defaults=False):
     hash: str
     #: The chain's row count. More than ``sequence`` would mean that rows are missing.
     count: int
-    at: datetime
+    at: Moment
     #: The public key, an nkey. Get it through another channel than the file.
     key: NodeId
     signature: str

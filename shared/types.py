@@ -1,6 +1,7 @@
 """The ids, roles and value types that all programs share."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, NewType
 from uuid import UUID
@@ -18,6 +19,8 @@ NodeId = NewType("NodeId", str)
 #: The public key of a mesh CA as an nkey, ``A…``. The prefix differs, so that it is never mistaken for a node.
 AuthorityId = NewType("AuthorityId", str)
 MeshName = NewType("MeshName", str)
+#: A time with a zone. One without is refused where it arrives: comparing it with another raises.
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 #: 1 credit is 1,000,000 of these.
 MicroCredits = NewType("MicroCredits", int)
 ModelName = NewType("ModelName", str)

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from shared import errors
+from shared.types import Moment
 from stack import control, probes, settings, stack_plan
 from stack.control import ControlAnswer, ProgramStatus
 from stack.servers.program import CommandProbe, DatagramProbe, Probe, SocketProbe
@@ -22,7 +23,7 @@ class StatusRow(msgspec.Struct, frozen=True):
     name: str
     state: str
     ready: bool
-    since: datetime
+    since: Moment
     pid: int | None
     crashes: int
     url: str | None

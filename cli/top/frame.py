@@ -11,6 +11,7 @@ from shared.api.gateway import NodeRow
 from shared.api.metrics import ComponentHealth
 from shared.lists import nodes as lists
 from shared.telemetry.instrument import node_label
+from shared.types import Moment
 
 #: Firing alerts shown here; `aicli alerts list` shows all.
 MOST_ALERTS = 5
@@ -69,7 +70,7 @@ class SilentSource(msgspec.Struct, frozen=True):
 
 
 class TopFrame(msgspec.Struct, frozen=True, kw_only=True):
-    at: datetime
+    at: Moment
     #: healthy, degraded or down; null if unknown.
     health: str | None
     #: The worst first, at most five.

@@ -1,14 +1,13 @@
 """auth: a user's own account: profile, password, second factor, sessions, preferences, links to an OpenID provider, data export and
 erasure; and access reviews for administrators."""
 
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
 
 from shared.api.auth import PEOPLE, ClientFacts, LoginSession, SessionKind, User
 from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.types import ModelName, NodeId, Role, TenantId
+from shared.types import ModelName, Moment, NodeId, Role, TenantId
 
 Text = Annotated[str, msgspec.Meta(max_length=200)]
 
@@ -35,7 +34,7 @@ class OwnAccount(Body, frozen=True, omit_defaults=False):
     mfa_enabled: bool
     recovery_codes_left: int
     #: When the account will be deleted; None if no deletion was requested.
-    erased_at: datetime | None = None
+    erased_at: Moment | None = None
     #: The provider's name on the login button; None if there is no provider.
     oidc_name: str | None = None
     #: False if the mesh asks to verify the address, and the user hasn't yet.
@@ -127,8 +126,8 @@ class ListSessions(Body, frozen=True):
 class OpenSession(Body, frozen=True, omit_defaults=False):
     id: str
     kind: SessionKind
-    opened_at: datetime
-    last_used_at: datetime
+    opened_at: Moment
+    last_used_at: Moment
     client: ClientFacts
     #: The session that asks.
     is_this: bool
@@ -228,7 +227,7 @@ class OidcLink(Body, frozen=True):
     issuer: str
     subject: str
     email: str
-    linked_at: datetime
+    linked_at: Moment
 
 
 class OidcLinks(Body, frozen=True):
@@ -262,7 +261,7 @@ class RequestErasure(Body, frozen=True):
 
 
 class Erasure(Body, frozen=True):
-    erased_at: datetime
+    erased_at: Moment
 
 
 class CancelErasure(Body, frozen=True):
@@ -280,8 +279,8 @@ class StaleKey(Body, frozen=True, omit_defaults=False):
     name: str
     owner: str
     kind: str
-    created_at: datetime
-    last_used_at: datetime | None
+    created_at: Moment
+    last_used_at: Moment | None
     #: Why it is listed, such as: never used, never expires, owner is closed.
     why: str
 
@@ -289,8 +288,8 @@ class StaleKey(Body, frozen=True, omit_defaults=False):
 class StaleUser(Body, frozen=True, omit_defaults=False):
     username: str
     role: str
-    created_at: datetime
-    last_seen_at: datetime | None
+    created_at: Moment
+    last_seen_at: Moment | None
     why: str
 
 
@@ -299,7 +298,7 @@ class StaleNode(Body, frozen=True, omit_defaults=False):
     name: str
     role: str
     owner: str
-    last_seen_at: datetime
+    last_seen_at: Moment
     why: str
 
 

@@ -1,11 +1,11 @@
 """metrics: alerts and silences."""
 
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
 
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
+from shared.types import Moment
 
 
 class ListAlerts(Body, frozen=True):
@@ -21,8 +21,8 @@ class Alert(Body, frozen=True, omit_defaults=False):
     labels: dict[str, str]
     #: pending (not yet long enough), firing, or over.
     state: str
-    since: datetime
-    ended: datetime | None
+    since: Moment
+    ended: Moment | None
     value: float
     summary: str
     description: str
@@ -39,7 +39,7 @@ class Silence(Body, frozen=True, omit_defaults=False):
     #: The alert's name; empty for all alerts.
     name: str
     labels: dict[str, str]
-    until: datetime
+    until: Moment
     by: str
     why: str
 
@@ -49,7 +49,7 @@ class Alerts(Body, frozen=True, omit_defaults=False):
     alerts: tuple[Alert, ...]
     silences: tuple[Silence, ...]
     #: When the state was read, if PostgreSQL cannot be read now; None for the current state.
-    as_of: datetime | None = None
+    as_of: Moment | None = None
     #: They are Alertmanager's, which knows neither pending nor resolved ones.
     from_alertmanager: bool = False
     #: The alerts that the metrics service watches itself, by name.

@@ -1,6 +1,5 @@
 """auth: the audit log of sensitive and refused actions, with one hash chain per tenant and one for the platform."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import msgspec
 
 from shared.api.auth import PEOPLE
 from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.types import NodeId, Role, TenantId, UserId
+from shared.types import Moment, NodeId, Role, TenantId, UserId
 
 Filter = Annotated[str, msgspec.Meta(max_length=200)]
 
@@ -22,7 +21,7 @@ class Result(StrEnum):
 class AuditedAct(Body, frozen=True, omit_defaults=False):
     """An action, as reported by the service that saw it."""
 
-    at: datetime
+    at: Moment
     #: Such as `key.create`; docs/reference/audit.md lists all.
     action: str
     #: None for an action that belongs to no tenant.
@@ -72,9 +71,9 @@ class ListAudit(Body, frozen=True):
     actor: Filter | None = None
     action: Filter | None = None
     result: Result | None = None
-    since: datetime | None = None
+    since: Moment | None = None
     #: For the next page: only rows before this time.
-    before: datetime | None = None
+    before: Moment | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 100
 
 
@@ -84,7 +83,7 @@ class AuditRows(Body, frozen=True):
 
 class ExportAudit(Body, frozen=True):
     chain: str | None = None
-    since: datetime | None = None
+    since: Moment | None = None
 
 
 class VerifyAudit(Body, frozen=True):

@@ -1,6 +1,5 @@
 """auth: users, sessions and API keys."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import msgspec
 
 from shared import limits
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing, StreamMethod
-from shared.types import Credential, KeyId, MicroCredits, ModelName, PlanName, Role, TenantId, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, ModelName, Moment, PlanName, Role, TenantId, UserId, UserRole
 
 PEOPLE = PEOPLE_OR_GATEWAY
 
@@ -44,7 +43,7 @@ class User(Body, frozen=True):
     role: UserRole
     tier: PlanName
     is_active: bool
-    created_at: datetime
+    created_at: Moment
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
     #: Of their own requests, not of those for an organization.
@@ -214,13 +213,13 @@ class ApiKey(Body, frozen=True):
     #: The first 12 and the last 4 characters.
     preview: str
     is_active: bool
-    created_at: datetime
-    last_used_at: datetime | None = None
+    created_at: Moment
+    last_used_at: Moment | None = None
     limits: ApiKeyLimits = ApiKeyLimits()
     kind: KeyKind = KeyKind.LIVE
     bounds: KeyBounds = KeyBounds()
     #: None for never.
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
     #: The organization that owns the key; None for the user's own.
     team_id: TenantId | None = None
     #: The key that created it; None for a login.
@@ -506,7 +505,7 @@ class WaitingDeviceLogin(Body, frozen=True, omit_defaults=False):
     machine: str
     #: The address or the node that asked.
     address: str
-    asked_at: datetime
+    asked_at: Moment
 
 
 class DecideDeviceLogin(Body, frozen=True):

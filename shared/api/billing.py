@@ -1,6 +1,5 @@
 """gateway: plans for sale, what an account has to pay, and its invoices. Amounts are whole minor units of one currency, such as cents."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +7,7 @@ from msgspec import Meta
 
 from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing
-from shared.types import RequestId, Role, TenantId
+from shared.types import Moment, RequestId, Role, TenantId
 
 MinorUnits = Annotated[int, Meta(ge=-(10**15), le=10**15)]
 #: What a customer may top up at once, in whole units of the currency.
@@ -124,8 +123,8 @@ class InvoiceDocument(Body, frozen=True, omit_defaults=False):
     """Never changed once it has its number."""
 
     number: str
-    issued_at: datetime
-    due_at: datetime
+    issued_at: Moment
+    due_at: Moment
     seller: Party
     customer: Party
     currency: str
@@ -152,7 +151,7 @@ class Invoice(Body, frozen=True, omit_defaults=False):
     document: InvoiceDocument
     owner: TenantId
     state: InvoiceState
-    paid_at: datetime | None = None
+    paid_at: Moment | None = None
     reference: str = ""
 
     @property
@@ -213,7 +212,7 @@ class Customer(Body, frozen=True, omit_defaults=False):
     state: PlanState
     provider: str
     #: None before its first request.
-    period_ends_at: datetime | None
+    period_ends_at: Moment | None
 
 
 class ListCustomers(Body, frozen=True):

@@ -1,6 +1,5 @@
 """gateway: the configuration as versioned documents, which administrators apply, compare and roll back while the mesh runs."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
@@ -19,7 +18,7 @@ from shared.config_documents import (
     Sticky,
     TokenCount,
 )
-from shared.types import KeyId, MicroCredits, PlanName, TenantId, Tier
+from shared.types import KeyId, MicroCredits, Moment, PlanName, TenantId, Tier
 
 #: Of one file: a message of the mesh has up to 1 MiB.
 MAX_FILE_BYTES = 960 * 1024
@@ -118,7 +117,7 @@ class ConfigVersion(Body, frozen=True, omit_defaults=False):
     #: The username; empty for the environment.
     author: str
     note: str
-    created_at: datetime
+    created_at: Moment
     is_current: bool
     #: Older gateways are cut off while this version is current; empty if this gateway can't tell.
     needs_release: str = ""
@@ -259,7 +258,7 @@ class RolloutTerms(Body, frozen=True, kw_only=True):
     #: Compare the two at one share: no steps, and no promotion.
     only_compares: bool = False
     #: When a comparison ends; None: when an administrator ends it.
-    until: datetime | None = None
+    until: Moment | None = None
 
 
 class RolloutPlan(RolloutTerms, frozen=True, omit_defaults=False):
@@ -285,13 +284,13 @@ class RolloutSummary(Body, frozen=True, omit_defaults=False):
     share: float
     #: The position in ``plan.steps``.
     step: int
-    step_began_at: datetime
+    step_began_at: Moment
     #: Of the candidate, in this step.
     step_requests: int
     #: Why it has its state; empty while it runs.
     reason: str
-    started_at: datetime
-    ended_at: datetime | None
+    started_at: Moment
+    ended_at: Moment | None
 
 
 class RolloutArm(Body, frozen=True, omit_defaults=False):
@@ -330,7 +329,7 @@ class RolloutCondition(Body, frozen=True, omit_defaults=False):
 
 
 class RolloutEvent(Body, frozen=True, omit_defaults=False):
-    at: datetime
+    at: Moment
     state: RolloutState
     share: float
     reason: str
@@ -355,7 +354,7 @@ class RolloutInterval(Body, frozen=True, omit_defaults=False):
 
 
 class RolloutPoint(Body, frozen=True, omit_defaults=False):
-    at: datetime
+    at: Moment
     share: float
     arms: tuple[RolloutArm, RolloutArm]
     intervals: tuple[RolloutInterval, ...]

@@ -1,11 +1,11 @@
 """gateway and auth: items of background work that failed and were put aside."""
 
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
 
 from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method
+from shared.types import Moment
 
 MAX_LISTED = 500
 _Text = Annotated[str, msgspec.Meta(max_length=200)]
@@ -25,11 +25,11 @@ class DeferredItem(Body, frozen=True, omit_defaults=False):
     #: How often it has failed since somebody retried it.
     tries: int
     #: None: it rests until somebody retries it.
-    next_at: datetime | None
+    next_at: Moment | None
     #: What failed and where in the code, without the contents of the item.
     error: str
     #: Since when it has failed.
-    since: datetime
+    since: Moment
 
 
 class DeferredItems(Body, frozen=True, omit_defaults=False):

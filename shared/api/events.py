@@ -1,14 +1,12 @@
 """Domain events: notifications that are published once. They are never the only copy of a fact."""
 
-from datetime import datetime
-
 import msgspec
 
-from shared.types import KeyId, ModelName, NodeId, RequestId, RequestStatus, Role, UserId
+from shared.types import KeyId, ModelName, Moment, NodeId, RequestId, RequestStatus, Role, UserId
 
 
 class _DomainEvent(msgspec.Struct, frozen=True, rename="camel", tag_field="event"):
-    at: datetime
+    at: Moment
 
 
 class UserRegistered(_DomainEvent, frozen=True, tag="user.registered"):

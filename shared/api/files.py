@@ -1,13 +1,12 @@
 """The messages of files, which are uploaded and downloaded over HTTP."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method, Nothing
-from shared.types import Role, TenantId
+from shared.types import Moment, Role, TenantId
 
 #: `file-` and 128 bits in base32.
 FileId = Annotated[str, Meta(pattern=r"^file-[a-z2-7]{26}\Z")]
@@ -43,9 +42,9 @@ class FileFacts(Body, frozen=True):
     name: str
     purpose: FilePurpose
     size: int
-    created_at: datetime
+    created_at: Moment
     #: Then it is deleted; None: never.
-    expires_at: datetime | None = None
+    expires_at: Moment | None = None
 
 
 class ListFiles(Body, frozen=True):

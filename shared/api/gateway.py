@@ -1,7 +1,6 @@
 """gateway: inference requests, models, nodes, and a caller's quota."""
 
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -12,7 +11,20 @@ from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLog
 from shared.api.ledger import Account
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
 from shared.api.usage_report import UserUsage
-from shared.types import Credential, FinishReason, LoadPurpose, MicroCredits, ModelName, NodeId, PlanName, RequestId, Role, TenantId, UserId
+from shared.types import (
+    Credential,
+    FinishReason,
+    LoadPurpose,
+    MicroCredits,
+    ModelName,
+    Moment,
+    NodeId,
+    PlanName,
+    RequestId,
+    Role,
+    TenantId,
+    UserId,
+)
 
 MAX_IGNORED_CHARACTERS = 500
 ConversationId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -270,7 +282,7 @@ class UserQuota(Body, frozen=True, omit_defaults=False):
     used_this_hour: int
     remaining: int
     #: When the oldest counted minute leaves the window; now if nothing is counted.
-    resets_at: datetime
+    resets_at: Moment
     #: All limits that apply to this caller, including per-model limits.
     limits: tuple[LimitState, ...] = ()
     account: Account | None = None
@@ -452,7 +464,7 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     why_not: str
     models: tuple[ModelName, ...]
     #: Since when it is alive or gone.
-    since: datetime
+    since: Moment
     version: str
     running: int
     queued: int

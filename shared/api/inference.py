@@ -1,6 +1,5 @@
 """inference: a worker's models, and running a prompt on one of them."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -10,7 +9,7 @@ from shared.api.generation import MAX_PROMPT_BYTES, GenerationEnd, Messages, Sam
 from shared.api.method import Body, Method, Nothing, StreamMethod
 from shared.config_documents import ModerationFormat
 from shared.errors import Problem
-from shared.types import FinishReason, LoadPurpose, ModelName, RequestId, Role, UserId
+from shared.types import FinishReason, LoadPurpose, ModelName, Moment, RequestId, Role, UserId
 
 PullSource = Annotated[str, msgspec.Meta(min_length=1, max_length=2000)]
 #: Texts of one moderation request.
@@ -395,7 +394,7 @@ class Receipt(Body, frozen=True, omit_defaults=False):
     #: A finish reason, an error code, or RUNNING.
     ended: str
     #: None while it runs.
-    ended_at: datetime | None = None
+    ended_at: Moment | None = None
     #: From arrival to the end, waiting included.
     seconds: float = 0.0
     #: Sent tokens that the caller's side acknowledged with credit. If the gateway dies, only these are billed.
@@ -513,7 +512,7 @@ class StoredModel(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     #: Where it came from, without a query, which may hold a secret.
     source: str
-    stored_at: datetime
+    stored_at: Moment
     #: Identifies the source with its query.
     source_key: str
     parts: int = 1

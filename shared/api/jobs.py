@@ -1,6 +1,5 @@
 """gateway: work that nobody waits for, such as batches. A job has lines; a line is one request, and ends in one result."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -9,7 +8,7 @@ from msgspec import Meta
 
 from shared.api.files import FileId
 from shared.api.method import PEOPLE, Body, Method, Nothing
-from shared.types import MicroCredits, ModelName, Role, TenantId
+from shared.types import MicroCredits, ModelName, Moment, Role, TenantId
 
 #: A prefix by its kind, and 128 bits in base32.
 JobId = Annotated[str, Meta(pattern=r"^(job|batch|resp)_[a-z2-7]{26}\Z")]
@@ -60,8 +59,8 @@ class JobFacts(Body, frozen=True):
     kind: JobKind
     endpoint: str
     state: JobState
-    created_at: datetime
-    expires_at: datetime
+    created_at: Moment
+    expires_at: Moment
     #: None until its first line is read.
     model: ModelName | None = None
     #: Why it doesn't move, or why it was cancelled if nobody asked for that.
@@ -81,10 +80,10 @@ class JobFacts(Body, frozen=True):
     metadata: dict[str, str] = msgspec.field(default_factory=dict)
     #: Of the first lines that are refused. In lists, only the first.
     errors: tuple[LineError, ...] = ()
-    in_progress_at: datetime | None = None
-    cancelling_at: datetime | None = None
-    finalizing_at: datetime | None = None
-    ended_at: datetime | None = None
+    in_progress_at: Moment | None = None
+    cancelling_at: Moment | None = None
+    finalizing_at: Moment | None = None
+    ended_at: Moment | None = None
 
 
 class CreateBatch(Body, frozen=True):

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from shared.api.auth import Budget
 from shared.api.method import PEOPLE, Body, Method
-from shared.types import MicroCredits, ModelName, RequestId, Role, UserId
+from shared.types import MicroCredits, ModelName, Moment, RequestId, Role, UserId
 
 MICRO = 1_000_000
 
@@ -24,7 +24,7 @@ class Allowance(Body, frozen=True, omit_defaults=False):
     #: Held by running requests.
     held: int
     #: The end of the period. Unused tokens are lost.
-    renews_at: datetime
+    renews_at: Moment
 
     @property
     def left(self) -> int | None:
@@ -50,7 +50,7 @@ class Account(Body, frozen=True, omit_defaults=False):
     #: These three are for clients of release 0.3: credits that a tier included each month.
     included_micro: MicroCredits = MicroCredits(0)
     monthly_micro: MicroCredits | None = None
-    renews_at: datetime = datetime(1, 1, 1, tzinfo=UTC)
+    renews_at: Moment = datetime(1, 1, 1, tzinfo=UTC)
 
     @property
     def free_micro(self) -> int | None:
@@ -92,7 +92,7 @@ class ModelPrice(Body, frozen=True, omit_defaults=False):
     #: How many tokens of a plan's allowance a token uses; 0: the allowance never covers this model.
     allowance_weight: Annotated[int, Meta(ge=0, le=1000)] = 1
     #: When the price took effect. A request pays the price at its admission.
-    since: datetime | None = None
+    since: Moment | None = None
     #: What requests of batches pay of each price.
     batch_percent: Annotated[int, Meta(ge=0, le=100)] = 50
 

@@ -1,13 +1,12 @@
 """auth: joining the mesh with a ticket, renewing certificates, and managing tickets and nodes."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
-from shared.types import AuthorityId, MeshName, ModelOfWorker, NodeId, Role, TenantId
+from shared.types import AuthorityId, MeshName, ModelOfWorker, Moment, NodeId, Role, TenantId
 
 #: The roles that hold a certificate.
 NODES = {Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB, Role.CLIENT, Role.BACKUP}
@@ -101,8 +100,8 @@ class TicketRow(Body, frozen=True, omit_defaults=False):
     labels: dict[str, str]
     needs_approval: bool
     owner: str
-    created_at: datetime
-    expires_at: datetime
+    created_at: Moment
+    expires_at: Moment
     active_most: int | None = None
     active: int = 0
     networks: tuple[str, ...] = ()
@@ -175,11 +174,11 @@ class Member(Body, frozen=True, omit_defaults=False):
     name: str
     owner: str
     labels: dict[str, str]
-    joined_at: datetime
+    joined_at: Moment
     #: When its certificate was last renewed, and when it expires.
-    renewed_at: datetime | None
-    certified_until: datetime | None
-    revoked_at: datetime | None
+    renewed_at: Moment | None
+    certified_until: Moment | None
+    revoked_at: Moment | None
     reason: str
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
@@ -214,7 +213,7 @@ class LoginRefusal(Body, frozen=True, omit_defaults=False):
     node: str
     address: str
     reason: str
-    at: datetime
+    at: Moment
 
 
 class LoginRefusals(Body, frozen=True):

@@ -1,6 +1,5 @@
 """metrics: recording and reading metrics, traces, history and system health."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import msgspec
 
 from shared.api.method import PEOPLE_OR_GATEWAY, Body, Method, Nothing
 from shared.spans import Span
-from shared.types import NodeId, Role
+from shared.types import Moment, NodeId, Role
 
 
 class GetTrace(Body, frozen=True):
@@ -49,8 +48,8 @@ class GetHistory(Body, frozen=True):
     quantile of a histogram."""
 
     names: tuple[str, ...]
-    since: datetime
-    until: datetime
+    since: Moment
+    until: Moment
     #: A multiple of 15. The largest is about 30 years.
     step_seconds: Annotated[int, msgspec.Meta(le=10**9)] = 60
     by: tuple[HistoryGrouping, ...] = ()
@@ -69,7 +68,7 @@ class HistoryLine(Body, frozen=True, omit_defaults=False):
 
 class History(Body, frozen=True, omit_defaults=False):
     #: The start of the first step.
-    since: datetime
+    since: Moment
     step_seconds: int
     #: The sampling interval of the underlying data: 15, or 60 or 3600 if rolled up.
     resolution_seconds: int
@@ -85,8 +84,8 @@ JOULES_PER_KWH = 3_600_000
 class GetEnergy(Body, frozen=True):
     """Of whole UTC days."""
 
-    since: datetime
-    until: datetime
+    since: Moment
+    until: Moment
 
 
 class NodeEnergy(Body, frozen=True, omit_defaults=False):
@@ -121,7 +120,7 @@ class RecordMetric(Body, frozen=True):
     value: float
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     #: The time of measurement; None for now.
-    at: datetime | None = None
+    at: Moment | None = None
 
 
 class RecordMetrics(Body, frozen=True):
@@ -164,7 +163,7 @@ class ComponentHealth(Body, frozen=True, omit_defaults=False):
     kind: str
     #: healthy, degraded or down.
     status: str
-    since: datetime
+    since: Moment
     #: What is wrong and what to do. If nothing is wrong: empty, or useful information such as the next certificate to expire.
     detail: str = ""
 
@@ -180,7 +179,7 @@ class NodeView(Body, frozen=True, omit_defaults=False):
     round_trip_ms: float | None
     alive: bool
     #: Since when it is alive or gone.
-    since: datetime
+    since: Moment
     #: Why it gets no requests; empty if it does.
     why_not: str
 
@@ -220,7 +219,7 @@ class PoolScaling(Body, frozen=True, omit_defaults=False, kw_only=True):
     #: Its workers did not become ready in time, so none is started for a while.
     given_up: bool = False
     #: Null before the first decision.
-    as_of: datetime | None = None
+    as_of: Moment | None = None
     #: Whether ``as_of`` is recent. If not, nothing must change.
     fresh: bool = False
     min: int = 0
@@ -241,7 +240,7 @@ class ScaleCallEntry(Body, frozen=True, omit_defaults=False):
     """A call of a pool's hook, with all its attempts."""
 
     pool: str
-    at: datetime
+    at: Moment
     current: int
     wanted: int
     reason: str

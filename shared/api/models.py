@@ -1,6 +1,5 @@
 """The messages of the registry: versions of models, their channels, and uploads of their files."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -9,7 +8,7 @@ from msgspec import Meta
 from shared.api.method import PEOPLE, Body, Method
 from shared.models.manifest import Digest, ModelKind, VersionFacts
 from shared.models.version_names import CHANNEL_PATTERN, MAX_VERSION, STABLE
-from shared.types import ModelName, TenantId, UserId
+from shared.types import ModelName, Moment, TenantId, UserId
 
 #: Of one question for blobs: a version has at most 514.
 MAX_BLOBS = 600
@@ -72,7 +71,7 @@ class ModelVersion(Body, frozen=True):
     digest: Digest
     state: VersionState
     size: int
-    created_at: datetime
+    created_at: Moment
     created_by: UserId
     #: Why it was refused or revoked.
     reason: str = ""

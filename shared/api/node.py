@@ -1,6 +1,5 @@
 """node: what every service serves about itself over any link, so that monitoring needs no open port."""
 
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -8,7 +7,7 @@ import msgspec
 from shared.api.gateway import Check
 from shared.api.method import Body, Method
 from shared.spans import Span
-from shared.types import MeshName, NodeId, Role
+from shared.types import MeshName, Moment, NodeId, Role
 
 
 class ReadMetrics(Body, frozen=True):
@@ -110,7 +109,7 @@ class Reached(Body, frozen=True, omit_defaults=False):
 
 
 class WorkerStatus(Body, frozen=True, omit_defaults=False):
-    told_at: datetime
+    told_at: Moment
     mesh: MeshName
     node: NodeId
     #: The worker's state, in sentences.

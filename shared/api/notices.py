@@ -1,12 +1,11 @@
 """auth: emails about the ends of plans, budgets and balances, about payments and webhooks. Users may switch them off."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 from msgspec import Meta
 
 from shared.api.method import Body, Method, Nothing
-from shared.types import KeyId, Role, TenantId
+from shared.types import KeyId, Moment, Role, TenantId
 
 
 class LimitUsed(Body, frozen=True, tag_field="kind", tag="limit"):
@@ -20,13 +19,13 @@ class LimitUsed(Body, frozen=True, tag_field="kind", tag="limit"):
     #: Whose budget it is; None: that of the user or the organization.
     key: KeyId | None = None
     #: None: never.
-    renews_at: datetime | None = None
+    renews_at: Moment | None = None
 
 
 class PaymentLate(Body, frozen=True, tag_field="kind", tag="payment"):
     #: None: a payment provider could not collect the money.
     invoice: str | None = None
-    due_at: datetime | None = None
+    due_at: Moment | None = None
     #: What the invoice is for ends now.
     is_last: bool = False
 

@@ -1,6 +1,5 @@
 """auth: organizations, their members, and invitations to them and to the mesh itself. Personal organizations are not listed here."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import msgspec
 
 from shared.api.auth import PEOPLE, Budget, ClientFacts, Search, User
 from shared.api.method import Body, Method, Nothing
-from shared.types import PlanName, TenantId, UserId, UserRole
+from shared.types import Moment, PlanName, TenantId, UserId, UserRole
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 
@@ -24,7 +23,7 @@ class Organization(Body, frozen=True, omit_defaults=False):
     id: TenantId
     name: str
     tier: PlanName
-    created_at: datetime
+    created_at: Moment
     members: int
     #: The caller's role; None for an administrator who is not a member.
     role: TeamRole | None = None
@@ -44,7 +43,7 @@ class TeamMember(Body, frozen=True):
     username: str
     email: str
     role: TeamRole
-    joined_at: datetime
+    joined_at: Moment
 
 
 class Invitation(Body, frozen=True, omit_defaults=False):
@@ -52,8 +51,8 @@ class Invitation(Body, frozen=True, omit_defaults=False):
     email: str
     role: TeamRole
     invited_by: str
-    created_at: datetime
-    expires_at: datetime
+    created_at: Moment
+    expires_at: Moment
 
 
 class OrganizationDetails(Body, frozen=True):
@@ -118,7 +117,7 @@ class InvitationOffer(Body, frozen=True):
     organisation_name: str
     role: TeamRole
     invited_by: str
-    expires_at: datetime
+    expires_at: Moment
 
 
 class SetTeamRole(Body, frozen=True):
@@ -154,8 +153,8 @@ class ColleagueInvitation(Body, frozen=True, omit_defaults=False):
     email: str
     role: UserRole
     invited_by: str
-    created_at: datetime
-    expires_at: datetime
+    created_at: Moment
+    expires_at: Moment
     #: The organization that the new user joins as a member; empty for none.
     organisation_name: str = ""
 

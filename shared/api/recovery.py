@@ -1,6 +1,5 @@
 """auth, gateway: backup and recovery. The backup agent reports here, and the Backups page and the CLI read it."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
@@ -8,7 +7,7 @@ from msgspec import Meta
 
 from shared.api.auth import PEOPLE
 from shared.api.method import Body, Method, Nothing, StreamMethod
-from shared.types import Role
+from shared.types import Moment, Role
 
 #: The newest backups in a report. The store may have more.
 MOST_BACKUPS = 100
@@ -20,7 +19,6 @@ _Text = Annotated[str, Meta(max_length=1000)]
 _Seconds = Annotated[float, Meta(ge=0)]
 _Count = Annotated[int, Meta(ge=0)]
 _Term = Annotated[int, Meta(ge=1)]
-_Moment = Annotated[datetime, Meta(tz=True)]
 
 
 class BackupEntry(Body, frozen=True, kw_only=True):
@@ -28,11 +26,11 @@ class BackupEntry(Body, frozen=True, kw_only=True):
 
     name: _Name
     #: When it was complete.
-    at: _Moment
+    at: Moment
     label: _Text = ""
     size_bytes: _Count
     #: When a restore test of it last succeeded.
-    verified_at: _Moment | None = None
+    verified_at: Moment | None = None
     #: How long it took.
     seconds: _Seconds
     #: Whose database it has.
@@ -42,7 +40,7 @@ class BackupEntry(Body, frozen=True, kw_only=True):
 class RestoreTest(Body, frozen=True, kw_only=True, omit_defaults=False):
     """The last restore test."""
 
-    at: _Moment
+    at: Moment
     ok: bool
     seconds: _Seconds
     #: Why it failed.
@@ -54,7 +52,7 @@ class SiteTerm(Body, frozen=True, kw_only=True):
 
     site: _Name
     term: _Term
-    at: _Moment
+    at: Moment
 
 
 class BackupReport(Body, frozen=True, kw_only=True):
@@ -65,8 +63,8 @@ class BackupReport(Body, frozen=True, kw_only=True):
     #: The store, without credentials.
     to: _Text
     #: The first and the last second that can be restored; None before the first backup.
-    recoverable_from: _Moment | None = None
-    recoverable_until: _Moment | None = None
+    recoverable_from: Moment | None = None
+    recoverable_until: Moment | None = None
     #: From the newest commit to the newest commit in the store; None if unknown.
     wal_lag_seconds: _Seconds | None = None
     #: What the replication slot keeps on the disk, and the most that it may keep (`BACKUP_WAL_MOST`); 0 without a slot.
@@ -75,7 +73,7 @@ class BackupReport(Body, frozen=True, kw_only=True):
     #: How long the store has lacked lines of a recovery log; 0 if it has all.
     log_behind_seconds: _Seconds = 0.0
     #: None while the store works.
-    store_failing_since: _Moment | None = None
+    store_failing_since: Moment | None = None
     store_error: _Text = ""
     #: Newest first.
     backups: Annotated[tuple[BackupEntry, ...], Meta(max_length=MOST_BACKUPS)] = ()
@@ -108,7 +106,7 @@ class Backups(Body, frozen=True, kw_only=True, omit_defaults=False):
     #: The newest report; None before the first, and without backups.
     report: BackupReport | None = None
     #: When auth received it, and how old it is now by PostgreSQL's clock; before the first, the time since backups were turned on.
-    reported_at: datetime | None = None
+    reported_at: Moment | None = None
     age_seconds: float | None = None
 
 

@@ -1,12 +1,10 @@
 """auth and gateway: for administrators, a service's settings (read-only), and the checklist of what to set up."""
 
-from datetime import datetime
-
 import msgspec
 
 from shared import limits
 from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method, Nothing
-from shared.types import PlanName, Role
+from shared.types import Moment, PlanName, Role
 
 
 class ShownSetting(Body, frozen=True, omit_defaults=False):
@@ -56,7 +54,7 @@ class SetupFacts(Body, frozen=True, omit_defaults=False):
     public_url: str
     has_mail_server: bool
     #: When the mail server last accepted a test email; None for never.
-    mail_tested_at: datetime | None
+    mail_tested_at: Moment | None
     open_registration: bool
     #: An administrator has confirmed that registration is as it is.
     is_registration_confirmed: bool

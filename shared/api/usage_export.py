@@ -1,9 +1,7 @@
 """gateway: the state of the usage export."""
 
-from datetime import datetime
-
 from shared.api.method import PEOPLE, Body, Method
-from shared.types import MicroCredits
+from shared.types import MicroCredits, Moment
 
 
 class ReadUsageExport(Body, frozen=True):
@@ -15,19 +13,19 @@ class UsageSink(Body, frozen=True, omit_defaults=False):
 
     name: str
     #: When the export to it began.
-    created_at: datetime
+    created_at: Moment
     #: How many settled requests it lacks, or a few less.
     waiting: int
     #: For how long the oldest of them has been settled.
     lag_seconds: float
     #: When it took events for the last time.
-    sent_at: datetime | None = None
+    sent_at: Moment | None = None
     #: Why it didn't take the next events; None if it did.
     error: str | None = None
     #: Since when it may have some of the next events.
-    doubtful_since: datetime | None = None
+    doubtful_since: Moment | None = None
     #: When yesterday and today were compared with the ledger, and how much differed: all sums are 0 if the export is exact.
-    compared_at: datetime | None = None
+    compared_at: Moment | None = None
     difference_tokens: int = 0
     difference_micro: MicroCredits = MicroCredits(0)
 

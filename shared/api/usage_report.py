@@ -1,13 +1,13 @@
 """gateway: a tenant's usage over time, by model and by key; its request log; and ratings of answers."""
 
-from datetime import date, datetime
+from datetime import date
 from enum import StrEnum
 from typing import Annotated
 
 import msgspec
 
 from shared.api.method import PEOPLE, Body, Method, Nothing, StreamMethod
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, Role, TenantId, UserId
+from shared.types import KeyId, MicroCredits, ModelName, Moment, RequestId, RequestStatus, Role, TenantId, UserId
 
 
 class DailyUsage(Body, frozen=True):
@@ -49,8 +49,8 @@ class Bucket(StrEnum):
 class GetUsageReport(Body, frozen=True):
     """Of the caller's tenant. Only administrators may name another, or ask for all."""
 
-    since: datetime
-    until: datetime
+    since: Moment
+    until: Moment
     bucket: Bucket = Bucket.DAY
     tenant_id: TenantId | None = None
     everybody: bool = False
@@ -71,7 +71,7 @@ class UsageSum(Body, frozen=True, omit_defaults=False):
 
 
 class UsageBucket(Body, frozen=True):
-    at: datetime
+    at: Moment
     sum: UsageSum
 
 
@@ -104,7 +104,7 @@ class ListRequests(Body, frozen=True):
     model: ModelName | None = None
     key_id: KeyId | None = None
     #: For the next page: only requests that began before this time.
-    before: datetime | None = None
+    before: Moment | None = None
     tenant_id: TenantId | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=500)] = 50
 
@@ -113,7 +113,7 @@ class LoggedRequest(Body, frozen=True, omit_defaults=False):
     """A request without its prompt and answer, which are never stored."""
 
     id: RequestId
-    created_at: datetime
+    created_at: Moment
     user_id: UserId
     key_id: KeyId | None
     model: ModelName | None
@@ -139,7 +139,7 @@ class LoggedRequests(Body, frozen=True):
 class ExportRequests(Body, frozen=True):
     """All stored requests, oldest first."""
 
-    since: datetime | None = None
+    since: Moment | None = None
 
 
 class GiveFeedback(Body, frozen=True):

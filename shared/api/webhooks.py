@@ -1,13 +1,12 @@
 """gateway: servers of an account or organization that get events of its jobs."""
 
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
 
 from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method, Nothing
-from shared.types import Role, TenantId
+from shared.types import Moment, Role, TenantId
 
 #: `whe_` and 128 bits in base32.
 EndpointId = Annotated[str, Meta(pattern=r"^whe_[a-z2-7]{26}\Z")]
@@ -39,13 +38,13 @@ class WebhookAttempt(Body, frozen=True, omit_defaults=False):
     event_id: str
     #: From 1.
     attempt: int
-    at: datetime
+    at: Moment
     #: What the server answered; None: it didn't.
     status: int | None
     #: Why it did not.
     error: str = ""
     #: None: it is delivered, or given up.
-    next_at: datetime | None = None
+    next_at: Moment | None = None
 
     @property
     def is_delivered(self) -> bool:
@@ -57,15 +56,15 @@ class WebhookEndpoint(Body, frozen=True, omit_defaults=False):
     name: str
     url: str
     event_types: tuple[EventType, ...]
-    created_at: datetime
+    created_at: Moment
     #: Of the last change by a person.
-    updated_at: datetime
+    updated_at: Moment
     #: Its end.
     secret_hint: str
     #: Why it gets no events; empty: it gets them.
     disabled_why: str = ""
     #: No attempt has succeeded since.
-    fails_since: datetime | None = None
+    fails_since: Moment | None = None
     last: WebhookAttempt | None = None
     #: What signs its events: shown when it is new, and never again.
     secret: str | None = None

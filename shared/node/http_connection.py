@@ -16,6 +16,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
+from shared.protocol import null_characters
 from shared.timing.joined_writes import JoinedTransport
 
 #: A request head is usually one packet. Also applies to a connection that sends nothing.
@@ -259,6 +260,10 @@ def _plain(status: bytes, text: str, headers: bytes = b"") -> bytes:
     return head % (status, len(body), headers) + body
 
 
+#: Python reads no number of more than 4,300 digits, and no body is so long.
+_LENGTH_DIGITS = 18
+
+
 def find_mistake(method: str, target: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     """Return a sentence for the client about a head that is too large or that two servers could read differently, or None. Pure.
 
@@ -281,6 +286,15 @@ def find_mistake(method: str, target: bytes, version: str, headers: Sequence[tup
             return "the only supported Transfer-Encoding is chunked, in HTTP/1.1"
     if len(target) + sum(map(len, names)) + sum(len(value) for _, value in headers) > HEAD_BYTES:
         return f"the head is larger than {HEAD_BYTES} bytes"
+    return _find_unreadable(target, headers)
+
+
+def _find_unreadable(target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """Return a sentence about what the applications can't read, or None."""
+    if b"%00" in target:
+        return f"the request target {null_characters.MISTAKE}"
+    if any(len(value) > _LENGTH_DIGITS for name, value in headers if name == b"content-length"):
+        return "the Content-Length has too many digits"
     return None
 
 

@@ -8,14 +8,13 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime
 
 import msgspec
 
 from shared import audit_chain
 from shared.api.method import Body
 from shared.identity import node_keys
-from shared.types import MeshName, NodeId
+from shared.types import MeshName, Moment, NodeId
 
 _PURPOSE = "recovery-log"
 #: Lines that were written twice, because an earlier attempt failed halfway, are recognized among so many; a batch is smaller.
@@ -28,7 +27,7 @@ class RecoveryLine(Body, frozen=True, kw_only=True, omit_defaults=False):
     """One line of the file, in JSON."""
 
     number: int
-    at: datetime
+    at: Moment
     kind: str
     subject: str
     #: A JSON object, with the exact bytes that were hashed.

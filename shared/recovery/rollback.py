@@ -28,6 +28,7 @@ from shared.recovery.recovery_log import RecoveryLog, replaced
 from shared.recovery.recovery_store import DatabasePlace, RecoveryStore
 from shared.recovery.replay import LogFile, Replay
 from shared.telemetry import logs
+from shared.types import Moment
 
 B = TypeVar("B", bound=Body)
 
@@ -46,9 +47,9 @@ class RecoveryState(Body, frozen=True, kw_only=True):
     number: int
     #: The newest restore that was handled, and when.
     restore: UUID | None = None
-    restored_at: datetime | None = None
+    restored_at: Moment | None = None
     #: Restores before that, newest first.
-    earlier: tuple[datetime, ...] = ()
+    earlier: tuple[Moment, ...] = ()
 
 
 class RestoreFacts(Body, frozen=True, kw_only=True):
@@ -61,7 +62,7 @@ class RestoreFacts(Body, frozen=True, kw_only=True):
     missing: str = ""
     #: The highest signing epoch in the log.
     epoch: int = 0
-    last_seen: datetime | None = None
+    last_seen: Moment | None = None
 
 
 @dataclass(frozen=True, slots=True)

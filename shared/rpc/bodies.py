@@ -8,7 +8,7 @@ import msgspec
 
 from shared import errors
 from shared.api.method import field_name
-from shared.protocol import field_errors
+from shared.protocol import field_errors, null_characters
 
 T = TypeVar("T")
 
@@ -32,6 +32,12 @@ def decode_request(kind: type[T], body: bytes, method: str) -> T:
         return decoder(kind)(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise bad_request(error, kind, method) from error
+
+
+def ensure_without_null(request: msgspec.Struct, body: bytes, method: str) -> None:
+    """Raises BadRequest for a text with U+0000. Services send each other what they have checked, and texts of errors."""
+    if null_characters.are_in(request, body):
+        raise errors.BadRequest(f"{method}: a text {null_characters.MISTAKE}", hint="remove it")
 
 
 def bad_request(error: Exception, kind: type, method: str) -> errors.BadRequest:

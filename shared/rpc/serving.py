@@ -29,6 +29,8 @@ S = TypeVar("S")
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 
 _RPC = {"rpc.system": "aimesh"}
+#: They check what comes from elsewhere.
+_SERVICES = {Role.AUTH, Role.GATEWAY, Role.METRICS, Role.BACKUP}
 
 
 def most_request_bytes(method: AnyMethod) -> int:
@@ -301,6 +303,8 @@ class Dispatcher:
     async def _run(self, handler: Handler, frame: wire.Call, call: RpcCall, connection: "Replies") -> None:
         method = handler.method
         request = bodies.decode_request(method.request, frame.body, method.name)
+        if call.caller_role not in _SERVICES:
+            bodies.ensure_without_null(request, frame.body, method.name)
         if isinstance(method, StreamMethod):
             connection.end(frame.id, await self.answer(handler, request, StreamCall[Any](call, connection, frame.id)))
         else:

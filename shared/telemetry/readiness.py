@@ -9,6 +9,7 @@ from typing import Literal
 
 from shared.api.gateway import Check
 from shared.api.method import Body
+from shared.types import Moment
 
 #: The event loop is too slow for traffic if it is late by more than this, for so long.
 LAG_SECONDS = 2.0
@@ -27,10 +28,10 @@ class Dependency(Body, frozen=True, omit_defaults=False):
     name: str
     state: _State
     #: The first check with this state.
-    since: datetime
+    since: Moment
     #: Why it fails; if ok, empty or how much is in use.
     reason: str
-    last_success: datetime | None
+    last_success: Moment | None
 
 
 class Readiness:

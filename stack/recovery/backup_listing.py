@@ -1,10 +1,9 @@
 """What `aicli stack backups` lists."""
 
-from datetime import datetime
-
 import msgspec
 
 from shared.api.recovery import BackupEntry
+from shared.types import Moment
 from stack.recovery import catalog
 from stack.recovery.backup_place import BackupPlace
 from stack.recovery.catalog import StoreCatalog
@@ -18,8 +17,8 @@ from stack.recovery.store_retries import retry
 class BackupListing(msgspec.Struct, frozen=True, kw_only=True):
     #: Newest first.
     backups: tuple[BackupEntry, ...]
-    recoverable_from: datetime | None = None
-    recoverable_until: datetime | None = None
+    recoverable_from: Moment | None = None
+    recoverable_until: Moment | None = None
     holes: tuple[RecoveryHole, ...] = ()
 
 

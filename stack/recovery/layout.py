@@ -15,7 +15,7 @@ import msgspec
 from shared import errors
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
-from shared.types import MeshName, NodeId
+from shared.types import MeshName, Moment, NodeId
 from stack.recovery import sealing
 from stack.recovery.sealing import SUFFIX, DamagedObject
 
@@ -77,7 +77,7 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
     term: int
     timeline: int
     #: Every commit before this moment and this position is in the store.
-    until: datetime
+    until: Moment
     lsn: int
     #: Rows of the audit log then, for a restore to count what it loses: anchors are minutes apart.
     audit_rows: int = 0
@@ -87,13 +87,13 @@ class RestoreTests(msgspec.Struct, frozen=True, kw_only=True):
     """``tests.json``: what restore tests found, by PostgreSQL's clock."""
 
     #: The newest test, its backup, and why it failed.
-    at: datetime
+    at: Moment
     backup: str
     ok: bool
     seconds: float
     why: str = ""
     #: Backup -> when it last passed.
-    passed: dict[str, datetime] = {}
+    passed: dict[str, Moment] = {}
 
 
 class BackupPart(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,8 +135,8 @@ class BackupManifest(DatabaseFacts, frozen=True, kw_only=True):
     start_lsn: int
     stop_lsn: int
     #: By PostgreSQL's clock. It contains every commit before ``started_at``, and is consistent from ``finished_at`` on.
-    started_at: datetime
-    finished_at: datetime
+    started_at: Moment
+    finished_at: Moment
     seconds: float
     #: server_version_num, and the version of aimesh.
     postgres: int
@@ -163,7 +163,7 @@ class WalObject(msgspec.Struct, frozen=True, kw_only=True):
 
     data: bytes
     #: Every commit before this moment is in this segment or an earlier one.
-    until: datetime
+    until: Moment
     #: The highest position that is known to be in it.
     lsn: int
 

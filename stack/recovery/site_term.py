@@ -13,6 +13,7 @@ import msgspec
 from shared import errors
 from shared.identity.node_keys import NodeKey
 from shared.stores.objects import ObjectStore, StoreUnavailable
+from shared.types import Moment
 from stack import stack_home
 from stack.recovery import catalog, layout
 from stack.recovery.backup_place import BackupPlace
@@ -28,7 +29,7 @@ class SiteRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     term: int
     site: str
-    at: datetime
+    at: Moment
     #: Random: tells the attempts of two sites with the same name apart.
     nonce: str
 

@@ -13,6 +13,7 @@ import msgspec
 from shared import errors
 from shared.stores import queries
 from shared.telemetry.version import version
+from shared.types import Moment
 from stack import secret_files
 from stack import stack_home as homes
 from stack.servers.postgres import Postgres
@@ -25,7 +26,7 @@ class RestorePoint(msgspec.Struct, frozen=True):
     name: str
     #: The version that was about to run.
     version: str
-    at: datetime
+    at: Moment
     lsn: str
 
 

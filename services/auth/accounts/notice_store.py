@@ -1,7 +1,6 @@
 """The table of notices: emails that users may switch off. A row is written before its mail is sent."""
 
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -9,7 +8,7 @@ import msgspec
 from services.auth.store import AuthTables
 from shared.api.notices import LimitUsed, Notice
 from shared.stores.database import Transaction
-from shared.types import TenantId, UserId
+from shared.types import Moment, TenantId, UserId
 
 #: Of new accounts: registration signs in at once.
 NEW_ACCOUNT_SECONDS = 600
@@ -36,7 +35,7 @@ KEY_DAYS = {NoticeKind.KEY_EXPIRES: 7, NoticeKind.KEY_ENDS: 1}
 
 
 class SignIn(msgspec.Struct, frozen=True):
-    at: datetime
+    at: Moment
     address: str
     agent: str
 
@@ -44,7 +43,7 @@ class SignIn(msgspec.Struct, frozen=True):
 class ExpiringKey(msgspec.Struct, frozen=True):
     name: str
     preview: str
-    expires_at: datetime
+    expires_at: Moment
 
 
 class PlanChanged(msgspec.Struct, frozen=True, tag_field="kind", tag="plan"):

@@ -33,7 +33,7 @@ from shared.stores.cache import Cache
 from shared.telemetry import logs
 from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.server_connection import NatsMessage
-from shared.types import NodeId, Role
+from shared.types import Moment, NodeId, Role
 
 #: The account of the mesh's nodes in the server's configuration.
 ACCOUNT = "MESH"
@@ -64,7 +64,7 @@ _log = logs.get(part="nats-logins")
 
 class _Connection(msgspec.Struct, frozen=True):
     cid: int
-    start: datetime
+    start: Moment
     authorized_user: str = ""
     subscriptions: int = 0
 
@@ -86,7 +86,7 @@ class _EventServer(msgspec.Struct, frozen=True):
 
 class _EventClient(msgspec.Struct, frozen=True):
     id: int
-    start: datetime
+    start: Moment
     user: str = ""
 
 

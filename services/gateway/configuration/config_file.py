@@ -30,6 +30,7 @@ from shared.config_documents import (
     RouteName,
     ServerName,
 )
+from shared.protocol import null_characters
 
 #: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
@@ -112,6 +113,8 @@ def read_here(request: ReadRequest, check_guard: CheckGuard) -> ReadResult:
     documents: list[ReadDocument] = []
     for path, kind, name, body in found:
         here = [*_name_mistakes(path, kind, name), *(_body_mistakes(path, kind, body, check_guard) if body is not None else ())]
+        if not here and null_characters.are_in_json(msgspec.json.encode(body)):
+            here = [(path, null_characters.MISTAKE)]
         mistakes += (_located(where, text, lines) for where, text in here)
         if not here:
             documents.append(ReadDocument(kind, name, None if body is None else msgspec.json.encode(body).decode(), lines.get(path, 0)))

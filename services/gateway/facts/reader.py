@@ -1,6 +1,5 @@
 """What reads an answer, piece by piece."""
 
-from datetime import datetime
 from typing import Generic, TypeVar
 
 import msgspec
@@ -9,7 +8,7 @@ from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.tally import Tally
 from services.gateway.facts.tightest_limit import TightestLimit
 from shared import errors
-from shared.types import ModelName, RequestId
+from shared.types import ModelName, Moment, RequestId
 
 Head_contra = TypeVar("Head_contra", contravariant=True)
 Piece_contra = TypeVar("Piece_contra", contravariant=True)
@@ -22,7 +21,7 @@ class AnswerHead(msgspec.Struct):
     request_id: RequestId
     #: As the caller knows it.
     model: ModelName | None
-    began_at: datetime
+    began_at: Moment
     #: The route that serves it, as the caller may see it; None without one. These four: None for a stored answer.
     shown_route: RouteUse | None = None
     #: The version of a pushed model that serves it, if the caller may see that.

@@ -78,6 +78,9 @@ def read_url(url: str) -> Receiver:
         raise BadField("url", "is not a URL such as https://example.org/hook") from None
     if parts.scheme not in _PORTS or not parts.raw_host or not url.isprintable():
         raise BadField("url", "is not a URL such as https://example.org/hook")
+    # The resolver would take the port modulo 65536: 65558 is SSH.
+    if parts.port is not None and not 0 < parts.port < 65536:
+        raise BadField("url", "must have a port between 1 and 65535")
     if parts.userinfo or parts.fragment:
         raise BadField("url", "must not have a user, a password or a fragment")
     host = parts.raw_host.decode("ascii").removeprefix("[").removesuffix("]")

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
@@ -13,7 +12,7 @@ from services.gateway.facts.guard_counts import GuardCount
 from services.gateway.facts.upstream_prices import TargetSpending
 from shared import errors
 from shared.api.generation import Usage
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, RequestStatus, TenantId, UserId
+from shared.types import KeyId, MicroCredits, ModelName, Moment, RequestId, RequestStatus, TenantId, UserId
 
 #: What metrics call a kind of request: its method, the same for all APIs, and its operation, as in OpenTelemetry.
 RequestLabels = tuple[str, str]
@@ -87,7 +86,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     #: The fields of its body that had no effect.
     ignored_fields: str | None = None
     #: Start of the request.
-    created_at: datetime
+    created_at: Moment
     #: By its reservation's price; the ledger charges at most what was reserved.
     cost_micro: MicroCredits = _NOTHING
     covered_tokens: int = 0

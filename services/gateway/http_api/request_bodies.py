@@ -11,7 +11,7 @@ import msgspec
 from services.gateway.facts.bad_field import BadField
 from shared import errors
 from shared.api.method import field_name
-from shared.protocol import field_errors
+from shared.protocol import field_errors, null_characters
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
@@ -24,6 +24,7 @@ _MOST_FIELDS, _LONGEST_NAME = 500, 100
 
 def read_object(body: bytes) -> dict[str, object]:
     """Parse a JSON object. Raises BadRequest for anything else, including NaN, and BadField for a number that mesh messages can't hold."""
+    ensure_without_null(body)
     try:
         # The C decoder stops at the interpreter's recursion limit, so deep nesting is cheap to reject.
         found = msgspec.json.decode(body, type=dict[str, object])
@@ -40,6 +41,12 @@ def read_object(body: bytes) -> dict[str, object]:
     if len(found) > _MOST_FIELDS:
         raise errors.BadRequest(f"the body has more than {_MOST_FIELDS} fields")
     return found
+
+
+def ensure_without_null(body: bytes) -> None:
+    """Raises BadRequest for a text with U+0000."""
+    if null_characters.are_in_json(body):
+        raise errors.BadRequest(f"the texts of the body {null_characters.MISTAKE}", hint="remove it")
 
 
 def ensure_sendable(found: object) -> None:

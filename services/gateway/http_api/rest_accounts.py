@@ -1,6 +1,5 @@
 """Serves the /api routes for your own account: registration, login, API keys; and the public keys of access tokens."""
 
-from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -12,7 +11,7 @@ from services.gateway.http_api.http_call import HttpCall
 from shared import amounts, limits
 from shared.api import auth
 from shared.rpc import RpcClient
-from shared.types import Credential, KeyId, MicroCredits, ModelName, PlanName, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, ModelName, Moment, PlanName, UserId, UserRole
 
 Days = Annotated[int, msgspec.Meta(ge=0, le=3650)]
 
@@ -48,7 +47,7 @@ class ApiKeyView(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     preview: str
     is_active: bool
-    created_at: datetime
+    created_at: Moment
     #: In credits; a string, to keep it exact.
     budget: str | None
     #: When the budget is renewed; null: never.
@@ -57,9 +56,9 @@ class ApiKeyView(msgspec.Struct, frozen=True, omit_defaults=True):
     scopes: tuple[str, ...]
     models: tuple[ModelName, ...]
     networks: tuple[str, ...]
-    last_used_at: datetime | None
+    last_used_at: Moment | None
     #: null for never.
-    expires_at: datetime | None
+    expires_at: Moment | None
     #: The key that created it; null if a login did.
     made_by: KeyId | None
     #: Only after a revocation: false if it is done, but the recovery log on disk lacks it for now.
@@ -163,7 +162,7 @@ class UserAnswer(msgspec.Struct, frozen=True):
     role: UserRole
     tier: PlanName
     is_active: bool
-    created_at: datetime
+    created_at: Moment
 
 
 class SessionAnswer(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ from shared.api.auth import Every, Principal
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import Account, Allowance
 from shared.api.usage_report import ListRequests, LoggedRequest
-from shared.types import KeyId, ModelName, PlanName, RequestId, RequestStatus, UserId
+from shared.types import KeyId, ModelName, Moment, PlanName, RequestId, RequestStatus, UserId
 
 
 class UsageDayAnswer(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class CreditsAnswer(msgspec.Struct, frozen=True):
     #: These three are for SDKs of release 0.3: credits that a tier included each month.
     included: str = "0"
     monthly: str | None = None
-    renews_at: datetime = datetime(1, 1, 1, tzinfo=UTC)
+    renews_at: Moment = datetime(1, 1, 1, tzinfo=UTC)
 
     @classmethod
     def of(cls, account: Account) -> "CreditsAnswer":
@@ -88,7 +88,7 @@ class AllowanceAnswer(msgspec.Struct, frozen=True):
     #: Held by running requests.
     held: int
     #: The end of the period. Unused tokens are lost.
-    renews_at: datetime
+    renews_at: Moment
 
     @classmethod
     def of(cls, allowance: Allowance) -> "AllowanceAnswer":
@@ -143,7 +143,7 @@ class RequestAnswer(msgspec.Struct, frozen=True):
     """A request without its prompt and answer, which aren't stored."""
 
     id: RequestId
-    created_at: datetime
+    created_at: Moment
     api_key_id: KeyId | None
     model: ModelName | None
     status: RequestStatus

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
-from datetime import datetime
 from uuid import UUID
 
 import msgspec
@@ -19,7 +18,7 @@ from shared.api.webhooks import EventType
 from shared.protocol import public_ids
 from shared.stores import database
 from shared.stores.database import Database, DatabaseRow, Transaction
-from shared.types import KeyId, MicroCredits, ModelName, RequestId, TenantId, UserId
+from shared.types import KeyId, MicroCredits, ModelName, Moment, RequestId, TenantId, UserId
 
 PREFIXES = {JobKind.BATCH: "batch", JobKind.SINGLE: "job", JobKind.RESPONSE: "resp"}
 LEASE_SECONDS = 60.0
@@ -68,7 +67,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     outcome: JobState | None
     #: Why it doesn't move.
     waiting: str | None
-    waits_until: datetime
+    waits_until: Moment
     seed: int
     input_file: UUID | None
     output_file: UUID
@@ -82,13 +81,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     output_tokens: int
     cost_micro: MicroCredits
-    created_at: datetime
-    in_progress_at: datetime | None
-    cancelling_at: datetime | None
-    finalizing_at: datetime | None
-    ended_at: datetime | None
-    expires_at: datetime
-    delete_at: datetime
+    created_at: Moment
+    in_progress_at: Moment | None
+    cancelling_at: Moment | None
+    finalizing_at: Moment | None
+    ended_at: Moment | None
+    expires_at: Moment
+    delete_at: Moment
 
     @property
     def written_files(self) -> tuple[UUID | None, UUID | None]:
@@ -112,7 +111,7 @@ class ClaimedLine(msgspec.Struct, frozen=True):
     start: int
     size: int
     custom_id: str
-    could_run_at: datetime
+    could_run_at: Moment
     #: Another gateway had it, and lost it.
     was_lost: bool = False
 

@@ -14,7 +14,7 @@ from services.gateway.http_api.rest_format import RestFormat, TextEvent
 from services.gateway.ollama_api.ollama_request import OllamaChatBody, OllamaPromptBody
 from shared.api.gateway import InferenceResult, ServedModel
 from shared.api.inference import Chunk
-from shared.types import Ability, FinishReason, ModelName
+from shared.types import Ability, FinishReason, ModelName, Moment
 
 #: Its clients ask for one before they use an API. This one was the first with all APIs that we have.
 VERSION = "0.14.0"
@@ -47,7 +47,7 @@ class OllamaAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """A whole answer, or a line of a stream. The counts are in the last one, the times in nanoseconds."""
 
     model: ModelName
-    created_at: datetime
+    created_at: Moment
     done: bool
     #: Of a chat.
     message: OllamaMessage | None = None
@@ -90,8 +90,8 @@ class OllamaModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     model: str
     digest: str
-    modified_at: datetime
-    expires_at: datetime
+    modified_at: Moment
+    expires_at: Moment
     context_length: int
     details: OllamaDetails = OllamaDetails()
     #: Each worker has its own file and its own memory.
@@ -109,7 +109,7 @@ class OllamaModels(msgspec.Struct, frozen=True):
 class OllamaShownModel(msgspec.Struct, frozen=True, kw_only=True):
     capabilities: tuple[str, ...]
     model_info: dict[str, str | int]
-    modified_at: datetime
+    modified_at: Moment
     details: OllamaDetails = OllamaDetails()
     license: str = ""
     modelfile: str = ""

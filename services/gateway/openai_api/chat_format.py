@@ -11,7 +11,7 @@ from services.gateway.openai_api.chat_request import ChatBody
 from shared.api.gateway import InferenceResult, ServedModel
 from shared.api.generation import Usage
 from shared.api.inference import Chunk
-from shared.types import Ability, FinishReason, ModelName
+from shared.types import Ability, FinishReason, ModelName, Moment
 
 
 class UsageDetails(msgspec.Struct, frozen=True):
@@ -142,7 +142,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     #: The rest is Anthropic's.
     type: str = "model"
     display_name: ModelName
-    created_at: datetime
+    created_at: Moment
     max_input_tokens: int | msgspec.UnsetType
     lifecycle: str = "active"
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
-from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,7 +23,7 @@ from shared.api import jobs as api
 from shared.api.auth import Principal
 from shared.api.jobs import JobKind, JobState, LineError
 from shared.protocol import field_errors
-from shared.types import ModelName
+from shared.types import ModelName, Moment
 
 _PATH, _CANCEL, _RESULTS = body_limits.MESSAGE_BATCHES, "/cancel", "/results"
 _ENDPOINT = "/v1/messages"
@@ -60,12 +59,12 @@ class MessageBatch(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     processing_status: Literal["in_progress", "canceling", "ended"]
     request_counts: MessageCounts
-    created_at: datetime
-    expires_at: datetime
-    ended_at: datetime | None
-    cancel_initiated_at: datetime | None
+    created_at: Moment
+    expires_at: Moment
+    ended_at: Moment | None
+    cancel_initiated_at: Moment | None
     results_url: str | None
-    archived_at: datetime | None = None
+    archived_at: Moment | None = None
     type: str = "message_batch"
     #: Why it was never begun, or doesn't move; Anthropic's batches have none.
     errors: tuple[LineError, ...] | UnsetType = UNSET
@@ -225,6 +224,7 @@ class _Lines:
 
 def _read(content: bytes) -> MessageBatchBody:
     """Raises BadField, and BadRequest."""
+    request_bodies.ensure_without_null(content)
     try:
         return msgspec.json.decode(content, type=MessageBatchBody)
     except msgspec.ValidationError as error:

@@ -25,7 +25,7 @@ from shared.api.billing import (
 from shared.api.notices import PaymentLate
 from shared.stores import database
 from shared.stores.database import DatabaseRow, Transaction
-from shared.types import MicroCredits, RequestId, TenantId
+from shared.types import MicroCredits, Moment, RequestId, TenantId
 
 _NO_CREDIT = MicroCredits(0)
 #: Of one account. Orders and changes of plans count per day in UTC; an administrator's don't.
@@ -44,7 +44,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     subscription: str | None
     is_past_due: bool
     is_applied: bool
-    billed_period: datetime | None
+    billed_period: Moment | None
 
     @property
     def state(self) -> PlanState:

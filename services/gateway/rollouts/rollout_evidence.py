@@ -15,6 +15,7 @@ from services.gateway.rollouts import sequential_tests
 from services.gateway.rollouts.sequential_tests import NO_NUMBERS, NO_OUTCOMES, ArmCount, MeanSum
 from shared.api.configuration import RolloutPlan
 from shared.config_documents import Sticky
+from shared.types import Moment
 
 #: Outcomes of one tenant that count, in one look at one arm.
 MOST_OF_TENANT: Final = 20
@@ -55,7 +56,7 @@ class RequestOutcome(msgspec.Struct, frozen=True, gc=False):
     is_candidate: bool
     tenant: UUID
     user: UUID
-    began_at: datetime
+    began_at: Moment
     #: False for a rating, and for a running request that is late.
     has_ended: bool = True
     #: None if it says nothing about errors.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -14,7 +13,7 @@ from services.gateway.facts.policies import Policy
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ANY_PROVIDER, TargetConditions
 from shared.protocol.directory import DirectoryEntry
-from shared.types import ModelName, PlanName, TenantId
+from shared.types import ModelName, Moment, PlanName, TenantId
 
 #: Targets that one request tries.
 MOST_TARGETS = 3
@@ -63,7 +62,7 @@ class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
     tier: PlanName
     key_name: str | None
     organization: TenantId
-    now: datetime
+    now: Moment
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
 """Describes exported usage as CloudEvents 1.0, and compares sums of it. Pure."""
 
 from collections.abc import Iterable, Mapping
-from datetime import date, datetime
+from datetime import date
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
 
-from shared.types import KeyId, MicroCredits, ModelName, TenantId
+from shared.types import KeyId, MicroCredits, ModelName, Moment, TenantId
 
 TYPE = "aimesh.usage"
 
@@ -43,7 +43,7 @@ class UsageEvent(msgspec.Struct, frozen=True):
     #: The account that pays, a user or organization.
     subject: TenantId
     #: The settlement.
-    time: datetime
+    time: Moment
     data: UsageData
     #: The mesh.
     source: str

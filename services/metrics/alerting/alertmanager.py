@@ -16,6 +16,7 @@ from shared.api.gateway import Check
 from shared.api.method import Nothing
 from shared.rpc import RpcCall, serves
 from shared.transports.http_transport import HttpTransport
+from shared.types import Moment
 
 #: Less than the deadline of a page.
 _SECONDS: Final = 2.0
@@ -36,7 +37,7 @@ class _Alert(msgspec.Struct, rename="camel"):
     fingerprint: str
     labels: dict[str, str]
     annotations: dict[str, str]
-    starts_at: datetime
+    starts_at: Moment
     status: _Status
 
 
@@ -49,8 +50,8 @@ class _Matcher(msgspec.Struct, rename="camel"):
 
 class _Silence(msgspec.Struct, rename="camel"):
     matchers: list[_Matcher]
-    starts_at: datetime
-    ends_at: datetime
+    starts_at: Moment
+    ends_at: Moment
     created_by: str
     comment: str
     id: str | None = None

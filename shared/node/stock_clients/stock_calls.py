@@ -138,6 +138,7 @@ def read(handler: Handler, peer: Peer, body: bytes, *, is_json: bool, credential
     try:
         # The typed decoder ignores unknown fields, so a second decoding checks the names.
         request: Any = msgspec.json.decode(body, type=method.request) if is_json else bodies.decoder(method.request)(body)
+        bodies.ensure_without_null(request, b"\0", method.name)
         value = msgspec.json.decode(body) if is_json else msgspec.msgpack.decode(body)
     except (msgspec.MsgspecError, RecursionError, ValueError, TypeError, OverflowError) as error:
         raise bodies.bad_request(error, method.request, method.name) from error

@@ -22,7 +22,7 @@ import msgspec
 from shared import errors
 from shared.identity import node_keys
 from shared.stores import file_lock, objects
-from shared.types import MeshName, NodeId
+from shared.types import MeshName, Moment, NodeId
 from stack import processes, secret_files, settings, stack_home
 from stack.recovery import catalog, layout, sealing, site_term, upgrade
 from stack.recovery.catalog import StoreCatalog
@@ -60,7 +60,7 @@ class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     which: str = LATEST
     address: str
-    at: datetime | None = None
+    at: Moment | None = None
     before_upgrade: str | None = None
     replaces: bool = False
     is_strict: bool = False
@@ -81,7 +81,7 @@ class RestoreReport(msgspec.Struct, frozen=True, kw_only=True):
 
     backup: str
     #: Every commit before this moment is there; None for a database that another tool restored.
-    reached_at: datetime | None
+    reached_at: Moment | None
     #: From then to the last sign of life of the old stack.
     lost_seconds: float | None
     #: Lines of the recovery logs that the services apply at their next start.
@@ -105,14 +105,14 @@ class RestoreProgress(msgspec.Struct, frozen=True, kw_only=True):
 
     request: RestoreRequest
     state: RestoreState
-    started_at: datetime
+    started_at: Moment
     plan: RestorePlan
-    alive_until: datetime
+    alive_until: Moment
     #: Where the store's log ends, by its own report, and the rows of the audit log then.
     end_lsn: int
     audit_rows: int = 0
     end: WalEnd | None = None
-    reached_at: datetime | None = None
+    reached_at: Moment | None = None
     is_complete: bool = True
     log: LogFacts = LogFacts()
     strict: StrictFacts | None = None

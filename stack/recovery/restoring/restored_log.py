@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -18,6 +17,7 @@ from shared.identity import private_file
 from shared.identity.node_keys import NodeKey
 from shared.recovery.log_place import AcceptedGap
 from shared.stores import queries, signed_lines
+from shared.types import Moment
 from stack import settings
 from stack.recovery import catalog, layout, sealing, upgrade
 from stack.recovery.layout import LogPart, RestoreRefused
@@ -36,7 +36,7 @@ _LAST_LINE_BYTES = 1 << 20
 class LogFacts(msgspec.Struct, frozen=True):
     #: Lines that the services will apply.
     lines: int = 0
-    newest_at: datetime | None = None
+    newest_at: Moment | None = None
     #: Rows of the audit log that the store knows and the database lacks; None if they were not counted.
     lost_rows: int | None = None
     #: Lines behind a gap, and which ones the gap has, by service.
@@ -46,7 +46,7 @@ class LogFacts(msgspec.Struct, frozen=True):
 
 class LastLine(msgspec.Struct, frozen=True):
     number: int
-    at: datetime
+    at: Moment
 
 
 async def fetch(source: RestoreSource, work: StackHome, home: StackHome, *, known: Mapping[str, int], accepts_gap: bool) -> LogFacts:

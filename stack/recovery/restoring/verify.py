@@ -20,6 +20,7 @@ from shared.identity.node_keys import NodeKey
 from shared.stores import queries, signed_lines
 from shared.stores.objects import ObjectMissing
 from shared.stores.recovery_check import RecoveryCheck, RecoveryCheckFailed
+from shared.types import Moment
 from stack import processes
 from stack.recovery import catalog, layout, sealing
 from stack.recovery.catalog import StoreCatalog
@@ -44,11 +45,11 @@ class VerifiedBackup(msgspec.Struct, frozen=True, kw_only=True):
 
     backup: str
     ok: bool
-    at: datetime
+    at: Moment
     #: One sentence for each check that failed.
     failures: tuple[str, ...] = ()
     #: Every commit before this moment was restored.
-    reached_at: datetime | None = None
+    reached_at: Moment | None = None
     #: To fetch, unpack and recover this; and, by the same rates, the newest backup with all of the log behind it.
     seconds: float = 0.0
     present_seconds: float = 0.0

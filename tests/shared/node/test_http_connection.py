@@ -234,6 +234,8 @@ CHUNKED = (b"transfer-encoding", b"Chunked")
         ("GET", b"/", "1.0", []),
         ("GET", b"//a/%2e?b=/c", "1.1", [HOST]),
         ("POST", b"/", "1.1", [HOST, CHUNKED]),
+        ("POST", b"/", "1.1", [HOST, (b"content-length", b"9" * 18)]),
+        ("GET", b"/a%2500", "1.1", [HOST]),
         ("GET", b"/", "1.1", [HOST, (b"x", b"x" * (http_connection.HEAD_BYTES - 10))]),
     ],
 )
@@ -254,6 +256,9 @@ def test_unambiguous_heads_are_accepted(method: str, target: bytes, version: str
         ("CONNECT", b"here:80", "1.1", [HOST]),
         ("CONNECT", b"/", "1.1", [HOST]),
         ("GET", b"/x#y", "1.1", [HOST]),
+        ("GET", b"/keys/a%00b", "1.1", [HOST]),
+        ("GET", b"/keys?search=%00", "1.1", [HOST]),
+        ("POST", b"/", "1.1", [HOST, (b"content-length", b"0" * 4999 + b"2")]),
         ("POST", b"/", "1.1", [HOST, CHUNKED, CHUNKED]),
         ("POST", b"/", "1.1", [HOST, (b"transfer-encoding", b"gzip, chunked")]),
         ("POST", b"/", "1.1", [HOST, (b"transfer-encoding", b"identity")]),

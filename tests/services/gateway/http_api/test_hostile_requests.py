@@ -139,6 +139,12 @@ def _seconds(bomb: bytes) -> float:
 
 
 @pytest.mark.parametrize("path", HI)
+async def test_the_character_that_no_store_takes_is_refused_in_every_body(http: httpx.AsyncClient, path: str) -> None:
+    answer = await http.post(path, json=HI[path] | {"user": "a\0b"})
+    assert (answer.status_code, "U+0000" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("path", HI)
 async def test_too_many_of_anything_is_a_4xx(http: httpx.AsyncClient, running_service: RunningService, path: str) -> None:
     many: dict[str, list[dict[str, Any]]] = {
         "/v1/chat/completions": [
