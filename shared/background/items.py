@@ -62,14 +62,14 @@ class BackgroundItems:
     async def each(self, kind: ItemKind, items: Iterable[T], handle: Callable[[T], Awaitable[object]], key: Callable[[T], str]) -> None:
         """Handle the items one after the other, except those that wait after a failure. Raises Unavailable if the table can't be read, and
         what says that a peer is away."""
-        by_id = {key(item)[:_MAX_ID_LETTERS]: item for item in items}
-        if not by_id:
+        named = [(key(item)[:_MAX_ID_LETTERS], item) for item in items]
+        if not named:
             return
         waiting, retried = set[str](), set[str]()
         if kind not in COUNTED_ELSEWHERE:
-            waiting, retried = await self._deferred.find_waiting(kind, list(by_id))
+            waiting, retried = await self._deferred.find_waiting(kind, [item_id for item_id, _ in named])
         away: list[errors.AimeshError] = []
-        for item_id, item in by_id.items():
+        for item_id, item in named:
             if item_id in waiting:
                 continue
             try:

@@ -51,6 +51,9 @@ failing: ContextVar[FailingTasks] = ContextVar("failing", default=FailingTasks()
 async def keep(task: str, work: Callable[[], Awaitable[object]]) -> None:
     """Run ``work`` until it returns, and start it again if it fails. Raises BadSettings and NodeRevoked, which end the process."""
     shown = failing.get()
+    if (current := asyncio.current_task()) is not None:
+        # If its cancellation gets lost, the process ends with this name.
+        current.set_name(task)
     failures = 0
     while True:
         began = time.monotonic()

@@ -17,5 +17,18 @@ def are_in_json(body: bytes) -> bool:
 
 def are_in(request: msgspec.Struct, packed: bytes) -> bool:
     """Return whether a text of a request has the character; ``packed``: its MessagePack."""
-    # In C, and only for the few that have such a byte at all, such as a number.
-    return b"\0" in packed and are_in_json(msgspec.json.encode(request))
+    # Few have such a byte at all, such as in a number.
+    return b"\0" in packed and _is_in(request)
+
+
+def _is_in(value: object) -> bool:
+    match value:
+        case str():
+            return "\0" in value
+        case msgspec.Struct():
+            return any(_is_in(getattr(value, name)) for name in value.__struct_fields__)
+        case dict():
+            return any(_is_in(key) or _is_in(each) for key, each in value.items())
+        case tuple() | list() | set() | frozenset():
+            return any(map(_is_in, value))
+    return False

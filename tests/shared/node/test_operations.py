@@ -230,6 +230,21 @@ async def test_a_background_task_that_lost_its_cancellation_makes_the_process_un
         assert (answer.status_code, answer.json()["deadTasks"]) == (503, ["upkeep"])
 
 
+async def test_a_task_that_keeps_failing_shows_to_those_who_may_observe_and_the_process_lives() -> None:
+    async with testnet.testnet() as net:
+        node = (await net.start(Page)).node
+        node.failing.note("notices", 60.0)
+        shown = {}
+        for name, settings in (("own", NodeSettings(node_key_file=Path("/nowhere"))), ("public", PUBLIC)):
+            transport = httpx.ASGITransport(Operations(node, settings), client=("198.51.100.1", 5))
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
+                answer = await http.get("/healthz")
+            assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+            shown[name] = answer.json().get("failingTasks")
+        assert shown == {"own": ["notices"], "public": None}
+        assert 'ai_platform_background_failures_total{task="notices"} 1.0' in node.metrics_text()
+
+
 async def test_the_name_of_a_task_that_failed_is_kept_while_the_others_end() -> None:
     dead: list[str] = []
 
