@@ -36,7 +36,7 @@ def list_(here: CliContext, /, *, kind: str | None, as_json: bool) -> None:
 @print_format.output_options("Print a JSON object.")
 @click.pass_obj
 def retry(here: CliContext, /, kind: str | None, item: str | None, *, everything: bool, as_json: bool) -> None:
-    """Retry one item now, or all of a KIND. Mend the cause first: the log of the service has it."""
+    """Retry one item now, or all of a KIND. Fix the cause first: the service's log has it."""
     if everything is (kind is not None):
         raise click.UsageError("name a KIND, or use --all")
     count = sum(here.call(method, RetryDeferredItems(kind, item)).items for method in _RETRIES)

@@ -220,6 +220,16 @@ async def test_an_invalid_body_names_the_field() -> None:
                 await asked.outcome
 
 
+async def test_a_text_that_no_store_takes_is_refused_before_the_handler_runs() -> None:
+    async with testnet() as net:
+        auth_node = await net.start(Auth)
+        assert isinstance(auth_node.service, Auth)
+        caller = await net.client()
+        with pytest.raises(errors.BadRequest, match=r"auth\.loginUser: a text must not contain the character U\+0000"):
+            await caller.rpc.call(auth.login_user, login("p\0w"))
+        assert auth_node.service.seen == []
+
+
 async def test_a_deadline_is_propagated_and_enforced() -> None:
     async with testnet() as net:
         running = await net.start(Auth)
