@@ -23,6 +23,8 @@ from tests.nat import topology
 _TOOLS = Path(__file__).resolve().parent.parent / ".tools"
 SEARCH_PATH = os.pathsep.join((str(_TOOLS / "bin"), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", "/usr/local/sbin"))
 VARIABLE = "AIMESH_REQUIRE"
+#: Runs for a user, too, without being the system's.
+SYSTEMD = Path("/lib/systemd/systemd")
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 #: Start of the reason for such a skip.
 _NEEDS = "needs {}: "
@@ -124,7 +126,9 @@ CAPABILITIES: dict[str, Callable[[], str]] = {
     "roots": lambda: "the tests do not run as root" if os.geteuid() else _programs({"debootstrap": find_program("debootstrap")}),
     "root": lambda: "" if os.geteuid() == 0 else "the tests do not run as root",
     "skopeo": lambda: _programs({"skopeo": find_program("skopeo")}),
-    "systemd": lambda: _programs({"systemd-analyze": find_program("systemd-analyze")}),
+    "systemd": lambda: _programs(
+        {"systemd-analyze": find_program("systemd-analyze"), "systemd": str(SYSTEMD) if SYSTEMD.exists() else None}
+    ),
     "terraform": lambda: _programs({"terraform": find_program("terraform")}),
     "traefik": partial(_proxy, "traefik"),
     "vulkan": _vulkan,

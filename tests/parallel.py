@@ -28,6 +28,7 @@ SHARED = {
     "tests/chaos/test_invariants.py": "",
     "tests/chaos/test_oracle.py": "",
     "tests/integration/test_swarm_attacks.py": "",
+    "tests/install": "full stack",
     "tests/rolling": "full stack",
     # Both render all templates of llama.cpp, many of them the same way.
     "tests/services/inference/chat/test_prompt_plan.py": "templates",

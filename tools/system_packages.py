@@ -21,6 +21,8 @@ SYSTEM_PACKAGES = {
     "iproute2": ("ip",),
     "iptables": ("iptables",),
     "conntrack": ("conntrack",),
+    "curl": ("curl",),
+    "systemd": ("systemd-analyze",),
     "prometheus": ("promtool",),
     "prometheus-alertmanager": ("amtool",),
     "pgbouncer": ("pgbouncer",),

@@ -1,4 +1,4 @@
-"""A stranger's machine: an ordinary user with an empty home and a systemd, in namespaces, at a site of the made-up Internet.
+"""A stranger's machine: an ordinary user with an empty home, and a systemd if wanted, in namespaces, at a site of the made-up Internet.
 
     async with stranger(await net.house("box", Nat.PORT_PRESERVING)) as user:
         done = await user.types("curl -fsS https://… | sh")
@@ -15,13 +15,17 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import capabilities
 from tests.nat import topology
 from tests.nat.boxes import COMMAND_SECONDS
 from tests.nat.topology import Machine
 from tests.stacks import Outcome, until
 
 _USER = 1000
-#: Arguments: the home folder, and its owner. The first process must not be systemd, which would take itself for the system's.
+_PYTHON = os.path.realpath(sys.executable)
+_SYSTEMD = f"{capabilities.SYSTEMD} --user"
+#: Arguments: the home folder, its owner, and a program that stays. The first process must not be systemd, which would take itself for the
+#: system's.
 _POWER_ON = """
 set -eu
 mount -t tmpfs none /run
@@ -31,8 +35,8 @@ printf 'u:x:%s:%s::%s:/bin/sh\\n' "$2" "$2" "$1" >/run/passwd
 mount --bind /run/passwd /etc/passwd
 [ ! -e /etc/pip.conf ] || mount --bind /dev/null /etc/pip.conf
 exec unshare --user "--map-user=$2" "--map-group=$2" env -i "HOME=$1" USER=u XDG_RUNTIME_DIR=/run/user PATH=/usr/bin:/bin sh -c '
-/lib/systemd/systemd --user &
-wait'
+$0 &
+wait' "$3"
 """
 
 
@@ -40,6 +44,7 @@ wait'
 class Stranger:
     machine: Machine
     home: Path
+    has_systemd: bool = False
     #: Its namespaces end with it.
     _power: asyncio.subprocess.Process | None = None
 
@@ -48,13 +53,14 @@ class Stranger:
         place = f"--net={topology.NAMESPACES / self.machine.place}"
         words = ("nsenter", place, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _POWER_ON, "sh")
         quiet = asyncio.subprocess.DEVNULL
-        words = (*words, str(self.home), str(_USER))
+        words = (*words, str(self.home), str(_USER), _SYSTEMD if self.has_systemd else "sleep infinity")
         self._power = await asyncio.create_subprocess_exec(*words, stdin=quiet, stdout=quiet, stderr=quiet)
 
         async def is_up() -> bool:
-            return bool(self._first()) and (await self.types("systemctl --user show-environment")).status == 0
+            first = "systemctl --user show-environment" if self.has_systemd else "true"
+            return bool(self._first()) and (await self.types(first)).status == 0
 
-        await until(is_up, seconds=30, what="systemd runs")
+        await until(is_up, seconds=30, what="the machine runs")
 
     async def power_off(self) -> None:
         """End everything at once, as a power cut does."""
@@ -80,7 +86,7 @@ class Stranger:
             "NO_COLOR": "1",
             "PATH": f"{self.home}/.local/bin:/usr/local/bin:/usr/bin:/bin",
             "XDG_RUNTIME_DIR": "/run/user",
-            "PYTHON": os.path.realpath(sys.executable),
+            "PYTHON": _PYTHON,
             **variables,
         }
         words = (*outside, *inside, *(f"{name}={value}" for name, value in given.items()), "sh", "-c", f"cd; {text}")
@@ -98,10 +104,10 @@ class Stranger:
 
 
 @asynccontextmanager
-async def stranger(machine: Machine) -> AsyncIterator[Stranger]:
+async def stranger(machine: Machine, *, has_systemd: bool = False) -> AsyncIterator[Stranger]:
     """Power the machine on; its processes and files are removed at the end."""
     with tempfile.TemporaryDirectory(prefix="aimesh-stranger-", ignore_cleanup_errors=True) as folder:
-        user = Stranger(machine, Path(folder))
+        user = Stranger(machine, Path(folder), has_systemd)
         try:
             await user.power_on()
             yield user

@@ -1,5 +1,6 @@
 """The lines that strangers type, as the mesh prints them, run in an empty home behind a NAT: no root, no DNS, no index but the mesh's."""
 
+import asyncio
 import hashlib
 import json
 import platform
@@ -61,21 +62,23 @@ class Town:
         file.write_bytes(msgspec.json.encode(msgspec.structs.replace(known, sha256=sha256)))
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package index of this checkout, with the packages for this machine."""
-    capabilities.require("nat")
-    capabilities.require("systemd")
+def copy_index(into: Path) -> None:
+    """Copy the package index of this checkout, with the packages for this machine."""
     place = install_script.default_folder()
     install_index.fill(place, [Target("worker", "linux", platform.machine(), "{}.{}".format(*sys.version_info[:2]))])
-    return shutil.copytree(place, tmp_path_factory.mktemp("index") / "install")
+    shutil.copytree(place, into)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def town(index: Path) -> AsyncIterator[Town]:
+async def town(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:
+    capabilities.require("nat")
+    capabilities.require("systemd")
+    index = tmp_path_factory.mktemp("index") / "install"
+    copied = asyncio.create_task(asyncio.to_thread(copy_index, index))
     async with topology.internet() as net:
         settings = {"LAN": net.public.address, "INSTALL_FOLDER": str(index)}
         async with boxes.house(net.public, INFERENCE_BACKEND="echo", **settings) as house:
+            await copied
             registered = await house.aicli("register", "ann", "--email", "ann@example.org", "--password-stdin", stdin=f"{PASSWORD}\n")
             assert registered.status == 0, registered.err
             yield Town(net, house, index)
@@ -110,11 +113,11 @@ async def test_a_client_that_is_to_be_a_worker_is_told_the_line(town: Town, ann:
     assert done.err == "aimesh was not installed: this is no ticket: it starts with aip_join_\n"
 
 
-async def test_line_of_a_client_behind_a_nat(town: Town) -> None:
-    """It connects over Hyperswarm, as workers do."""
+async def connect_a_client(town: Town) -> None:
+    """Type the line of a client that connects over Hyperswarm, as workers do."""
     key = (await town.house.aicli("keys", "create", "mesh", "--json")).json()["key"]
     async with strangers.stranger(await town.net.house("hotel", Nat.PORT_PRESERVING)) as user:
-        of_worker = await town.line_of_ticket("--role", "worker")
+        of_worker = await town.line_of_ticket("--role", "worker", "--label", "line=wrong")
         refused = await user.types(of_worker.replace("| sh", "| AIMESH_MESH=1 sh"))
         assert refused.status != 0
         assert "this ticket is for a worker, not a client" in refused.err.splitlines()[-1]
@@ -122,8 +125,8 @@ async def test_line_of_a_client_behind_a_nat(town: Town) -> None:
         assert done.status == 0, done.err
         answer = await user.types("aicli infer -m echo 'through the NAT'", AICLI_API_KEY=key)
         assert (answer.status, answer.out) == (0, "through the NAT\n"), answer.err
-    [ticket] = [row for row in (await town.house.aicli("admin", "tickets", "list", "--json")).json() if row["role"] == "worker"]
-    assert ticket["used"] == 0
+    listed = (await town.house.aicli("admin", "tickets", "list", "--json")).json()
+    assert next(row["used"] for row in listed if row["labels"] == {"line": "wrong"}) == 0
 
 
 async def answers(user: Stranger) -> bool:
@@ -138,8 +141,9 @@ async def serves(user: Stranger, when: str) -> None:
     await until(has_answered, seconds=SERVING_SECONDS, what=f"the worker answers {when}")
 
 
-async def test_worker_line(town: Town, ann: Stranger) -> None:
-    async with strangers.stranger(await town.net.house("box", Nat.PORT_PRESERVING)) as user:
+async def serve_restart_and_update(town: Town, ann: Stranger) -> None:
+    """Type the line of a worker."""
+    async with strangers.stranger(await town.net.house("box", Nat.PORT_PRESERVING), has_systemd=True) as user:
         model = user.home / f"{MODEL}.gguf"
         model.symlink_to(model_discovery.packaged())
         done = await user.types(await town.line_of_ticket("--role", "worker", "--model", str(model)))
@@ -162,3 +166,9 @@ async def test_worker_line(town: Town, ann: Stranger) -> None:
         assert (updated.status, updated.out.splitlines()[-2:]) == (0, ["aicli is updated.", "aimesh-worker is restarted."]), updated.err
         assert current.readlink() != before
         await serves(ann, "after an update")
+
+
+async def test_lines_of_a_worker_and_of_a_client_behind_nats(town: Town, ann: Stranger) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(serve_restart_and_update(town, ann))
+        tasks.create_task(connect_a_client(town))

@@ -8,62 +8,36 @@ import asyncio
 import platform
 import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from services.inference.models import model_discovery
+from tests.install import release_site
 from tests.nat import boxes
 from tests.nat.boxes import Box, Running
 from tests.nat.test_mesh import SERVING_SECONDS, rented_machine
-from tests.nat.topology import PUBLIC_ADDRESSES, Internet, Nat
+from tests.nat.topology import Internet, Nat
 from tests.stacks import until
-from tools import release
-from tools.packages import install_index
 from tools.packages.install_index import Target
 
 pytestmark = pytest.mark.timeout(1800)
 
-_SITE = f"http://{PUBLIC_ADDRESSES[0]}:8080"
 _INSTALL_SECONDS = 300.0
 _PYTHON = "{}.{}".format(*sys.version_info[:2])
-#: As a company that has a mirror.
-_PIP = f"[global]\nindex-url = {_SITE}/install/simple\ntrusted-host = {PUBLIC_ADDRESSES[0]}\n"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "release").mkdir()
-    release.build(folder / "release", f"{_SITE}/release", None)
-    install_index.fill(folder / "install", [Target("worker", "linux", platform.machine(), _PYTHON)])
-    (folder / "pip.conf").write_text(_PIP, encoding="utf-8")
-    return folder
+    return release_site.make(tmp_path_factory.mktemp("site"), [Target("worker", "linux", platform.machine(), _PYTHON)])
 
 
-@asynccontextmanager
-async def site(net: Internet, files: Path) -> AsyncIterator[Path]:
-    """Serve the files on the Internet. Yield the log of what was asked for."""
-    asked = files / "asked"
-    with asked.open("wb") as log:
-        words = ("-m", "http.server", "8080", "--bind", PUBLIC_ADDRESSES[0], "--directory", str(files))
-        process = await net.public.start(sys.executable, *words, stdout=log, stderr=log)
-    try:
-        yield asked
-    finally:
-        # Nothing may run there any more: a machine's programs end with its user.
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-
-
-async def install(box: Box, files: Path, *variables: str, ticket: str) -> Running:
+async def install(box: Box, *variables: str, ticket: str) -> Running:
     """Type the line of a release."""
     output = box.home / "installing"
-    line = f"curl -fsSL --retry 5 --retry-connrefused {_SITE}/release/install.sh | {' '.join(variables)} sh -s -- {ticket}"
-    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(box.home), "PIP_CONFIG_FILE": str(files / "pip.conf")}
+    line = f"{release_site.SCRIPT} | {' '.join(variables)} sh -s -- {ticket}"
+    mirror = str(release_site.use_mirror(box.home))
+    environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(box.home), "PIP_CONFIG_FILE": mirror}
     with output.open("wb") as file:
         process = await box.machine.start(
             "sh",
@@ -81,7 +55,7 @@ async def test_the_script_of_a_release_makes_a_worker_and_a_client_with_tickets_
     home, box, cafe = [await net.house(name, Nat.PORT_PRESERVING) for name in ("home", "box", "cafe")]
     model = model_discovery.packaged()
     async with (
-        site(net, files) as asked,
+        release_site.site(net, files) as asked,
         rented_machine(net.public) as settings,
         boxes.box(box) as at_box,
         boxes.box(cafe) as at_cafe,
@@ -91,8 +65,8 @@ async def test_the_script_of_a_release_makes_a_worker_and_a_client_with_tickets_
         async def ticket(*arguments: str) -> str:
             return str((await house.aicli("admin", "tickets", "create", "--json", *arguments)).json()["ticket"])
 
-        worker = await install(at_box, files, ticket=await ticket("--role", "worker", "--model", str(model)))
-        client = await install(at_cafe, files, "AIMESH_MESH=1", ticket=await ticket("--role", "client"))
+        worker = await install(at_box, ticket=await ticket("--role", "worker", "--model", str(model)))
+        client = await install(at_cafe, "AIMESH_MESH=1", ticket=await ticket("--role", "client"))
         async with asyncio.timeout(_INSTALL_SECONDS):
             assert await client.process.wait() == 0, client.text()
         await worker.says("the worker runs in this terminal", seconds=_INSTALL_SECONDS)

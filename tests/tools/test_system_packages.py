@@ -8,7 +8,7 @@ from tests import capabilities
 from tools import system_packages
 
 ALL_PACKAGES = (
-    "chromium-headless-shell chromium-sandbox fonts-liberation iproute2 iptables conntrack "
+    "chromium-headless-shell chromium-sandbox fonts-liberation iproute2 iptables conntrack curl systemd "
     "prometheus prometheus-alertmanager pgbouncer docker-registry etcd-server skopeo"
 )
 
@@ -30,7 +30,7 @@ def test_installed_browser_is_the_one_the_tests_use() -> None:
 def test_ordinary_user_gets_one_command_for_system_packages(installed: set[str]) -> None:
     with pytest.raises(system_packages.SystemNotReady, match=f"(?m)^  sudo apt-get install -y --no-install-recommends {ALL_PACKAGES}$"):
         system_packages.ensure_system()
-    installed |= {"chromium-browser", "ip", "iptables", "conntrack", "promtool", "amtool"}
+    installed |= {"chromium-browser", "ip", "iptables", "conntrack", "curl", "systemd-analyze", "promtool", "amtool"}
     with pytest.raises(
         system_packages.SystemNotReady,
         match=r"(?m)^  sudo apt-get install -y --no-install-recommends pgbouncer docker-registry etcd-server skopeo$",
@@ -49,7 +49,7 @@ def test_root_installs_only_missing_system_packages(installed: set[str], monkeyp
     ran: list[tuple[str, ...]] = []
     monkeypatch.setattr(system_packages, "apt_get", lambda *command: ran.append(command))
     monkeypatch.setattr(system_packages, "without_services", lambda *_: contextlib.nullcontext())
-    installed |= {"chromium", "ip", "iptables", "conntrack"}
+    installed |= {"chromium", "ip", "iptables", "conntrack", "curl", "systemd-analyze"}
     system_packages.ensure_system()
     assert ran == [
         ("apt-get", "update"),
