@@ -7,6 +7,7 @@ does the script of a mesh.
 import sys
 from pathlib import Path
 
+from cli import installation
 from shared import errors
 
 #: What aimesh-hyperswarm brings.
@@ -59,7 +60,6 @@ def _stack_hint() -> str:
 
 def _line(*, is_client: bool = False, ticket: str | None = None) -> str | None:
     """Return the line that installs from the mesh or release that this aicli came from; None if pip or a checkout installed it."""
-    from cli.machines import installation
     from shared.identity import install_line
     from shared.telemetry import version
 

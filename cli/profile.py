@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cli import user_folders
+from cli import installation, user_folders
 from shared import addresses, errors
 from shared.identity import private_file
 from shared.types import Credential, MeshName
@@ -105,8 +105,6 @@ def find(environment: Mapping[str, str], folder: Path) -> ProfilePlace:
 
 
 def none_found() -> errors.BadSettings:
-    from cli.machines import installation
-
     installed = installation.find(Path(sys.prefix))
     hint = (
         "run `make up` in the checkout; from other folders, set AIMESH_HOME to its .aimesh, or AICLI_PROFILE to a profile file; "

@@ -91,8 +91,8 @@ def kubernetes_secrets(
     """
     import json
 
-    from stack import initialization
-    from stack.servers import kubernetes_secrets, replica_tickets
+    from stack import initialization, kubernetes_secrets
+    from stack.servers import replica_tickets
 
     home, cluster = stack_home.locate(os.environ), kubernetes_secrets.Cluster()
     namespaces = dict.fromkeys(kubernetes_secrets.GROUPS, "default") | dict(each.partition("=")[::2] for each in given)

@@ -10,9 +10,8 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
-from cli import profile, value_completion
+from cli import installation, profile, value_completion
 from cli.cli_context import CliContext
-from cli.machines import installation
 from cli.output import printing, watching
 from cli.output.printing import TableColumn
 from cli.profile import Profile

@@ -4,8 +4,9 @@ from importlib import import_module
 
 import click
 
+from cli import installation
 from cli.cli_context import CliContext
-from cli.machines import installation, units
+from cli.machines import units
 from cli.machines.units import Unit, UnitPlace
 from cli.output.exit_codes import ExitCode
 from shared import errors

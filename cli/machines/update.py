@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 import click
 
-from cli import missing_packages
+from cli import installation, missing_packages
 from cli.cli_context import CliContext
-from cli.machines import installation, units
-from cli.machines.installation import Installation
+from cli.installation import Installation
+from cli.machines import units
 from cli.machines.units import UnitPlace
 from cli.output import printing
 from cli.profile import Profile

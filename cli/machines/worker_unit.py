@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
+from cli import installation
 from cli.cli_context import CliContext
-from cli.machines import installation, units
+from cli.machines import units
 from cli.machines.units import Unit, UnitPlace
 from cli.output import printing
 from cli.output.exit_codes import ExitCode

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from cli.cli_context import CliContext
+from cli.installation import Installation
 from cli.machines import update
-from cli.machines.installation import Installation
 from shared import errors
 from tests.cli.fake_mesh import Shell
 from tests.shared.transports.nats.test_tls import make_certificate

@@ -15,9 +15,9 @@ from cli import main
 from shared import errors
 from shared.identity import enrollment_list, tickets
 from shared.types import Role
+from stack import kubernetes_secrets
 from stack import stack_home as homes
-from stack.servers import kubernetes_secrets
-from stack.servers.kubernetes_secrets import Cluster
+from stack.kubernetes_secrets import Cluster
 
 URLS = [
     "--nats",
