@@ -27,6 +27,7 @@ from shared.background import deferred_rows
 from shared.mail import letters
 from shared.recovery import recovery_store
 from shared.stores import database
+from shared.telemetry.version import version
 from shared.types import KeyId, ModelName, PlanName, TenantId, Tier, UserId, UserRole
 
 #: Anyone who needs more is creating one key per request.
@@ -328,7 +329,7 @@ class AccountTables(AuthTables):
             tier=row["subscription_tier"],
             key_id=KeyId(row["key_id"]),
             key_name=row["key_name"],
-            key_limits=_limits(row),
+            key_limits=_all_limits(row),
             team_id=_team(row),
             scopes=roles.scopes_of_key(KeyKind(row["kind"]), role, bounds.scopes),
             models=bounds.models,
@@ -402,10 +403,24 @@ def _key(row: database.DatabaseRow) -> ApiKey:
     )
 
 
+def _all_limits(row: database.DatabaseRow) -> ApiKeyLimits:
+    """Raises ConfigUnreadable for a limit that only a newer release knows: nobody would count it."""
+    if unknown := sorted(_numbers(row).keys() - set(ApiKeyLimits.__struct_fields__)):
+        raise errors.ConfigUnreadable(
+            f"this auth (release {version()}) doesn't know the limits {', '.join(unknown)} of the key {row['key_name']!r}",
+            hint="finish the upgrade of auth, or replace the key",
+        )
+    return _limits(row)
+
+
+def _numbers(row: database.DatabaseRow) -> dict[str, int]:
+    return msgspec.json.decode(row["limits"], type=dict[str, int])
+
+
 def _limits(row: database.DatabaseRow) -> ApiKeyLimits:
-    found = msgspec.json.decode(row["limits"], type=dict[str, int])
+    """Return the limits that this release knows, to show them."""
+    found = _numbers(row)
     every = None if row["budget_every"] is None else Every(row["budget_every"])
-    # A newer version may know more kinds.
     known = {name: found[name] for name in ApiKeyLimits.__struct_fields__ if name in found}
     return msgspec.structs.replace(ApiKeyLimits(budget_every=every), **known)
 

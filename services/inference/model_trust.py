@@ -36,6 +36,8 @@ ASK_SECONDS = 10.0
 LOOK_SECONDS = 1.0
 _DEADLINE_SECONDS = 5.0
 _MAX_FILE_BYTES = 8 << 20
+#: The name of a rule for all models.
+_EVERYTHING = "*"
 
 log = logs.get()
 
@@ -77,8 +79,9 @@ class ModelTrust:
         return verdict
 
     def _judge(self, entry: CatalogEntry, hashes: tuple[str, ...]) -> Verdict:
-        known = self._known.versions.get(entry.name)
-        if entry.version is None or known is None or known.digest != entry.version.digest:
+        known = self._known.versions.get(entry.name, VersionTrust(""))
+        # A version whose manifest can't be read stays revoked.
+        if entry.version is not None and known.digest != entry.version.digest:
             known = VersionTrust("")
         revoked = TRUSTED if known.revoked is None else Verdict(Distrust.REVOKED, f"it was revoked: {known.revoked}", is_refused=True)
         model = LoadableModel(entry.names, entry.version, known.signatures, hashes)
@@ -107,7 +110,7 @@ class ModelTrust:
         for start in range(0, max(1, len(names)), api.MAX_VERSIONS):
             request = api.TakeTrust(names[start : start + api.MAX_VERSIONS])
             taken = await rpc.call(api.take_trust, request, deadline_seconds=_DEADLINE_SECONDS)
-            known = _Known(taken.rules, known.versions | taken.versions)
+            known = _Known(taken.read_rules(), known.versions | taken.versions)
         if known != self._known:
             self._known = known
             self._verdicts.clear()
@@ -115,14 +118,17 @@ class ModelTrust:
 
 
 def _read_known(file: Path) -> _Known:
+    """Return what a gateway said last; if that can't be read, nothing may be loaded until one answers."""
     try:
         with file.open("rb") as opened:
             # Anyone who can write it could let other models pass.
             if not os.fstat(opened.fileno()).st_mode & 0o022:
                 return msgspec.json.decode(opened.read(_MAX_FILE_BYTES), type=_Known)
-    except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
-        pass
-    return _Known()
+    except FileNotFoundError:
+        return _Known()
+    except (OSError, ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        log.warning("trust_unreadable", file=str(file), reason=str(error))
+    return _Known({_EVERYTHING: api.NOTHING_TRUSTED})
 
 
 def _read_rules(file: Path) -> Mapping[str, TrustDocument]:

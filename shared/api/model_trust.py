@@ -1,5 +1,6 @@
 """The messages about trust: signatures of versions, and the rules that say whose signatures count."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -7,10 +8,12 @@ from msgspec import Meta
 
 from shared.api.method import PEOPLE, Body, Method
 from shared.api.models import ModelVersion, VersionNumber
-from shared.config_documents import TrustDocument
+from shared.config_documents import TrustDocument, TrustMode
 from shared.models.manifest import MAX_SIGNATURE_BYTES, Digest
 from shared.types import ModelName, Role
 
+#: Where a rule can't be read.
+NOTHING_TRUSTED = TrustDocument(mode=TrustMode.ENFORCE)
 #: Of one question, so that the answer fits a message with all signatures.
 MAX_VERSIONS = 4
 
@@ -30,9 +33,25 @@ class TakeTrust(Body, frozen=True):
 
 
 class TakenTrust(Body, frozen=True):
-    #: By the names of models that they are for.
-    rules: dict[str, TrustDocument]
+    #: ``TrustDocument`` by the names of models that they are for. Not of this type, so that one of a newer gateway, which the worker can't
+    #: read, leaves the others as they are.
+    rules: dict[str, dict[str, object]]
     versions: dict[ModelName, VersionTrust]
+
+    @classmethod
+    def of(cls, rules: Mapping[str, TrustDocument], versions: dict[ModelName, VersionTrust]) -> "TakenTrust":
+        return cls({name: msgspec.to_builtins(rule) for name, rule in rules.items()}, versions)
+
+    def read_rules(self) -> dict[str, TrustDocument]:
+        """Return the rules; where one can't be read, nothing may be loaded."""
+        return {name: _read_rule(rule) for name, rule in self.rules.items()}
+
+
+def _read_rule(rule: dict[str, object]) -> TrustDocument:
+    try:
+        return msgspec.convert(rule, TrustDocument)
+    except msgspec.ValidationError:
+        return NOTHING_TRUSTED
 
 
 class ReadModelTrust(Body, frozen=True):

@@ -19,7 +19,8 @@ from services.gateway.facts.unreadable import Unreadable
 from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api.auth import Principal
-from shared.config_documents import KEY_POLICY, ConfigKind, Document, RouteDocument, TrustDocument, TrustMode
+from shared.api.model_trust import NOTHING_TRUSTED
+from shared.config_documents import KEY_POLICY, ConfigKind, Document, RouteDocument, TrustDocument
 from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
 from shared.types import TenantId, UserId
@@ -81,7 +82,7 @@ class LiveConfiguration:
         refused = (
             name for (kind, name), stored in self.documents.items() if kind is ConfigKind.TRUST and isinstance(stored.body, Unreadable)
         )
-        return {**self.bodies_of(TrustDocument), **dict.fromkeys(refused, TrustDocument(mode=TrustMode.ENFORCE))}
+        return {**self.bodies_of(TrustDocument), **dict.fromkeys(refused, NOTHING_TRUSTED)}
 
     def age_seconds(self) -> float:
         """Return how long ago the snapshot was known to be current."""

@@ -23,7 +23,7 @@ class ModelTrustRpc:
     @serves(api.take_trust)
     async def take(self, request: api.TakeTrust, call: RpcCall) -> api.TakenTrust:
         versions = await self.registry.readers.list_trust(call.caller.node, request.versions)
-        return api.TakenTrust(self.live.trust_rules(), versions)
+        return api.TakenTrust.of(self.live.trust_rules(), versions)
 
     @serves(api.read_model_trust)
     async def read(self, request: api.ReadModelTrust, call: RpcCall) -> api.ModelTrust:

@@ -302,6 +302,17 @@ async def test_limits_also_of_a_newer_version_survive_the_end_of_their_columns(s
     assert (await add_key(store, user, key_hash="later", limits=later)).limits == later
 
 
+async def test_a_key_with_a_limit_that_only_a_newer_release_knows_is_refused(store: AccountTables, postgres_url: str) -> None:
+    """Otherwise auth and gateways of this release would not count it."""
+    user = await add_user(store)
+    await add_key(store, user, limits=ApiKeyLimits(requests_per_hour=7))
+    await by_hand.run(postgres_url, "UPDATE auth.api_keys SET limits = limits || '{\"of_a_newer_version\": 3}'")
+    with pytest.raises(errors.ConfigUnreadable, match="doesn't know the limits of_a_newer_version of the key 'default'"):
+        await store.find_owner_of_key("k")
+    (listed,) = await store.list_keys_of_user(user.id)
+    assert listed.limits == ApiKeyLimits(requests_per_hour=7), "its owner can still see and replace it"
+
+
 @pytest.mark.parametrize("limits", ["[]", '{"concurrency": 0}', '{"concurrency": "5"}', '{"concurrency": {}}', '{"concurrency": null}'])
 async def test_what_is_no_limit_is_not_stored(store: AccountTables, postgres_url: str, limits: str) -> None:
     await add_key(store, await add_user(store))

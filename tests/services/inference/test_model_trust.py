@@ -47,6 +47,8 @@ class Gateway:
     rules: dict[str, TrustDocument] = field(default_factory=dict)
     versions: dict[ModelName, VersionTrust] = field(default_factory=dict)
     refusal: errors.AimeshError | None = None
+    #: What a gateway of a newer release answers.
+    newer: TakenTrust | None = None
     asked: list[tuple[ModelName, ...]] = field(default_factory=list)
 
     async def call(self, method: Any, request: api.TakeTrust, *, deadline_seconds: float) -> TakenTrust:
@@ -54,7 +56,7 @@ class Gateway:
         self.asked.append(msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=api.TakeTrust).versions)
         if self.refusal is not None:
             raise self.refusal
-        return TakenTrust(self.rules, {name: each for name, each in self.versions.items() if name in request.versions})
+        return self.newer or TakenTrust.of(self.rules, {name: each for name, each in self.versions.items() if name in request.versions})
 
 
 @dataclass
@@ -120,6 +122,51 @@ async def test_with_enforce_only_a_signed_version_may_be_loaded(worker: Worker) 
         await until(lambda: trust.judge(two, HASHES) == TRUSTED)
         worker.gateway.rules = {"llama*": rule()}
         await until(lambda: trust.judge(one, HASHES).is_refused and trust.judge(two, HASHES).is_refused)
+
+
+async def test_a_rule_that_only_a_newer_gateway_knows_trusts_nothing(worker: Worker) -> None:
+    await worker.get(ONE, ADA)
+    worker.gateway.rules = {"llama*": rule(ADA)}
+    async with worker.running() as trust:
+        one, other = worker.entry(ONE), CatalogEntry(name=ModelName("qwen"), file=Path("a"))
+        assert trust.judge(one, HASHES) == trust.judge(other, ()) == TRUSTED
+        rules = {"llama*": {"mode": "warn", "tomorrow": 1}, "phi": {"mode": "off"}}
+        worker.gateway.newer = TakenTrust(rules, dict(worker.gateway.versions))
+        await until(lambda: trust.judge(one, HASHES).is_refused)
+        assert trust.judge(other, ()) == TRUSTED, "no rule is for it"
+
+
+DAMAGES = {
+    "garbage": b"garbage", "deep": b"[" * 100_000, "empty": b"",
+    "of a newer release": b'{"rules": {"llama*": {"mode": "enforce", "tomorrow": 1}}}', "writable for others": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_what_a_gateway_said_last_is_never_absent_because_it_cannot_be_read(worker: Worker, damage: str) -> None:
+    await worker.get(ONE, ADA)
+    async with worker.running():
+        pass
+    file = worker.settings().state_file.with_suffix(".trust")
+    if (body := DAMAGES[damage]) is None:
+        # Anyone may have changed it.
+        file.chmod(0o620)
+    else:
+        file.write_bytes(body)
+    worker.gateway.refusal = errors.Unavailable("starting")
+    async with worker.running() as trust:
+        assert trust.judge(worker.entry(ONE), HASHES).is_refused
+        worker.gateway.refusal = None
+        await until(lambda: trust.judge(worker.entry(ONE), HASHES) == TRUSTED)
+
+
+async def test_a_revoked_version_stays_revoked_without_its_manifest(worker: Worker) -> None:
+    digest = await worker.get(ONE, ADA)
+    worker.gateway.versions[ONE] = VersionTrust(digest, revoked="it leaks")
+    async with worker.running() as trust:
+        entry = worker.entry(ONE)
+        for found in (entry, replace(entry, version=None)):
+            assert trust.judge(found, HASHES).reason == "it was revoked: it leaks"
 
 
 async def test_without_rules_everything_may_be_loaded(worker: Worker) -> None:
@@ -192,21 +239,6 @@ async def test_the_last_answer_counts_while_no_gateway_answers_also_after_a_rest
     worker.gateway.refusal, worker.gateway.rules = None, {}
     async with worker.running() as trust:
         await until(lambda: trust.judge(worker.entry(TWO), HASHES) == TRUSTED)
-
-
-@pytest.mark.parametrize("damage", [b"garbage", b"[" * 100_000, b""])
-async def test_a_damaged_file_is_forgotten(worker: Worker, damage: bytes) -> None:
-    (worker.folder / "worker.trust").write_bytes(damage)
-    assert ModelTrust.open(worker.settings())._known.rules == {}
-
-
-async def test_a_file_that_others_can_write_is_not_believed(worker: Worker) -> None:
-    worker.gateway.rules = {"*": rule(ADA)}
-    async with worker.running():
-        pass
-    assert ModelTrust.open(worker.settings())._known.rules
-    (worker.folder / "worker.trust").chmod(0o620)
-    assert not ModelTrust.open(worker.settings())._known.rules
 
 
 @pytest.mark.parametrize(("own", "mesh"), list(itertools.product(TrustMode, TrustMode)))

@@ -37,7 +37,7 @@ async def gateway(plain_url: str, tmp_path: Path) -> AsyncIterator[Gateway]:
 
 @pytest.fixture
 def rpc(gateway: Gateway) -> ModelTrustRpc:
-    live: Any = SimpleNamespace(bodies_of=lambda kind: {"llama*": RULE} if kind is TrustDocument else {})
+    live: Any = SimpleNamespace(trust_rules=lambda: {"llama*": RULE})
     acts: Any = gateway.acts
     return ModelTrustRpc(live, gateway.store, gateway.registry, acts)
 
@@ -48,7 +48,7 @@ async def sign(rpc: ModelTrustRpc, by: Principal, signature: bytes, model: Model
 
 async def take(rpc: ModelTrustRpc, *names: str) -> dict[ModelName, VersionTrust]:
     taken = await rpc.take(api.TakeTrust(tuple(map(ModelName, names))), rpc_call(ADMIN))
-    assert taken.rules == {"llama*": RULE}
+    assert taken.read_rules() == {"llama*": RULE}
     return taken.versions
 
 
