@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import user_folders
+from cli import installation, user_folders
 from cli.cli_context import CliContext
-from cli.machines import installation, join, units, worker_unit
+from cli.machines import join, units, worker_unit
 from cli.machines.join import Folder
 from cli.machines.units import UnitPlace
 from cli.output import printing
