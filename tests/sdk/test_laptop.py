@@ -154,9 +154,9 @@ async def test_what_needs_more_names_it_in_one_line(laptop: Laptop, arguments: t
 
 
 @pytest.mark.nightly("install")
-async def test_profile_of_a_mesh_names_the_wheel(laptop: Laptop, stack: RunningStack) -> None:
+async def test_profile_of_a_mesh_names_the_requirements(laptop: Laptop, stack: RunningStack) -> None:
     done = await laptop.run("aicli", "infer", "hi", AICLI_PROFILE=str(stack.place.profile))
-    assert (done.status, done.out, done.err.count("\n"), "aimesh-hyperswarm" in done.err) == (2, "", 1, True), done.err
+    assert (done.status, done.out, done.err.count("\n"), "-r requirements-mesh.txt" in done.err) == (2, "", 1, True), done.err
 
 
 @pytest.mark.nightly("clock")
