@@ -1,6 +1,7 @@
 """The line of a release, typed on bare systems behind a NAT: no DNS, no root, no compiler, and only a mirror of the public index."""
 
 import asyncio
+import re
 import time
 from pathlib import Path
 
@@ -36,14 +37,19 @@ def line(user: Account, joins_with: str) -> str:
     return f"export PIP_CONFIG_FILE=/srv/pip.conf; {release_site.SCRIPT} | sh -s -- {joins_with}"
 
 
-async def lose_the_network(at: House, user: Account, joins_with: str) -> None:
+def count_wheels(asked: Path) -> int:
+    return len(re.findall(r"GET \S+\.whl ", asked.read_text(encoding="utf-8")))
+
+
+async def lose_the_network(at: House, user: Account, joins_with: str, asked: Path) -> None:
     """Cut the link while packages come in: the script says so and leaves nothing, and the ticket is unused."""
     installing = await user.start(line(user, joins_with))
 
-    async def begins() -> bool:
-        return any(user.home.glob(".local/share/aimesh/app-*/lib/python*/site-packages/*"))
+    async def has_begun() -> bool:
+        # pip installs nothing before it has them all.
+        return count_wheels(asked) >= 3
 
-    await until(begins, seconds=120, what="packages come in", clock=time.monotonic)
+    await until(has_begun, seconds=120, what="packages come in", clock=time.monotonic)
     await at.link_down()
     try:
         async with asyncio.timeout(_GIVE_UP_SECONDS):
@@ -76,7 +82,7 @@ async def test_the_line_of_a_release_on_a_bare_system(suite: str, files: Path) -
 async def _type_the_line(suite: str, root: Path, net: Internet, files: Path) -> None:
     at = await net.house("box", Nat.PORT_PRESERVING)
     async with (
-        release_site.site(net, files),
+        release_site.site(net, files) as asked,
         boxes.house(net.public, INFERENCE_BACKEND="echo") as house,
         roots.account(at, root) as worker,
         roots.account(at, root) as other,
@@ -86,7 +92,7 @@ async def _type_the_line(suite: str, root: Path, net: Internet, files: Path) -> 
         model = worker.home / f"{suite}.gguf"
         model.write_bytes(model_discovery.packaged().read_bytes())
         good = await ticket(house, "--role", "worker", "--model", f"/srv/{model.name}")
-        await lose_the_network(at, worker, good)
+        await lose_the_network(at, worker, good, asked)
         running = await worker.start(line(worker, good))
         await serves(house, running, suite)
         answer = await house.aicli("infer", "--model", suite, "--max-tokens", "8", "Count to five.")
