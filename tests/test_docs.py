@@ -23,7 +23,7 @@ from services.gateway.models import catalog
 from services.inference.settings import InferenceSettings
 from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES
 from services.web import agent_setups
-from shared import api, config, node
+from shared import access_table, api, config, node
 from shared.api.method import Method, StreamMethod
 from shared.telemetry import answer_instruments, instruments
 from shared.types import SERVICE_NAMES, Tier
@@ -445,11 +445,82 @@ def test_every_feature_has_a_status_and_a_reason_or_a_place() -> None:
     assert not [f"{row.line}: {row.name}" for row in rows if row.status != "yes" and len(row.where) < 10]
 
 
+def test_every_feature_that_exists_names_its_proof() -> None:
+    """A file, name, command or page, which the next tests look for."""
+    rows = features(FEATURES.read_text(encoding="utf-8"))
+    assert not [f"spec.md:{row.line}: {row.name}" for row in rows if row.status == "yes" and not re.search(r"`[^`]+`|\]\(", row.where)]
+
+
 def test_paths_and_names_in_the_feature_list_exist() -> None:
     rows = features(FEATURES.read_text(encoding="utf-8"))
     named = [(row, name) for row in rows for name in re.findall(r"`([^`]+)`", row.where)]
     assert len(named) > 200
     assert not [f"spec.md:{row.line}: `{name}`: {why}" for row, name in named if (why := missing_name(name))]
+
+
+#: What a row denies: words after these, in its third column.
+_DENIAL = re.compile(r"\b(?:no|without|nothing for|can't|isn't|aren't)\b([^.;,(:]*)")
+#: Words that a row denies although a command, setting or route has them, and why that is right.
+RIGHTLY_DENIED = {
+    ("Kubernetes, Docker Swarm", "tested"): "no test has a cluster",
+    ("API gateway (Kong", "gateway"): "ours replaces those",
+    ("API gateway (Kong", "keys"): "a generic proxy can't enforce ours",
+    ("Redis pub/sub for events", "redis"): "REDIS_URL is for sessions and limits",
+    ("Redis pub/sub for events", "events"): "they use NATS",
+    ("Regular security audits", "audits"): "the audit log is no audit",
+    ("Frontend in Next.js", "next"): "MESH_CA_NEXT_KEY_FILE",
+    ("Frontend in Next.js", "backend"): "INFERENCE_BACKEND",
+    ("Usage tracking works", "token"): "ids of tokens, from servers of others",
+    ("Dashboards: health", "model"): "there is no row for each on one board, as CLAIMS checks",
+}
+
+
+@cache
+def words_that_exist() -> frozenset[str]:
+    """The words of all commands, settings and routes, of four letters or more."""
+
+    def names(group: click.Group) -> Iterator[str]:
+        context = click.Context(group)
+        for name in group.list_commands(context):
+            yield name
+            below = group.get_command(context, name)
+            yield from names(below) if isinstance(below, click.Group) else ()
+
+    declared = {setting for service in SERVICE_NAMES.values() for setting in declared_by(service)} | stack_settings.known_names()
+    paths = (route.partition(" ")[2] for route in access_table.ROUTES)
+    return frozenset(word for name in (*names(cli_main.aicli), *declared, *paths) for word in re.findall(r"[a-z]{4,}", name.lower()))
+
+
+def denied(row: Feature) -> set[str]:
+    """The words that a row says are missing: those of its name, if nothing of it exists, and those that are denied in words."""
+    where = re.sub(r"\]\([^)]*\)", "]", row.where)
+    texts = ([row.name] if row.status == "no" else []) + (_DENIAL.findall(where) if row.status != "yes" else [])
+    return {word for text in texts for word in re.findall(r"[a-z]{4,}", text.lower())}
+
+
+def wrongly_denied(row: Feature) -> list[str]:
+    allowed = {word for (feature, word) in RIGHTLY_DENIED if row.name.startswith(feature)}
+    known = words_that_exist()
+    return sorted(word for word in denied(row) - allowed if any(word.startswith(each) or each.startswith(word) for each in known))
+
+
+def test_no_row_denies_what_has_a_command_a_setting_or_a_route() -> None:
+    rows = features(FEATURES.read_text(encoding="utf-8"))
+    assert not [f"spec.md:{row.line}: {row.name}: {wrong}" for row in rows if (wrong := wrongly_denied(row))]
+    used = {(feature, word) for feature, word in RIGHTLY_DENIED for row in rows if row.name.startswith(feature) and word in denied(row)}
+    assert used == RIGHTLY_DENIED.keys()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(Feature(1, "Invoices, payments: Stripe", "no", "top up credits"), id="commands and settings"),
+        pytest.param(Feature(1, "Model signing", "partly", "digests are checked; no signatures"), id="in words"),
+        pytest.param(Feature(1, "Background jobs", "no", "aimesh only runs inference"), id="a route"),
+    ],
+)
+def test_a_row_that_denies_what_exists_would_be_found(row: Feature) -> None:
+    assert wrongly_denied(row)
 
 
 def _free_plan_is_that_of_the_documents() -> bool:

@@ -8,7 +8,7 @@ import pytest
 from tools import setup, setup_steps
 
 ALL = frozenset({"g++", "cc", "make"})
-HERE, CACHE = Path("/home/a/aimesh"), setup_steps.cache_folder()
+HERE, CACHE = Path("/srv/aimesh"), setup_steps.cache_folder()
 ROOMY = (setup.Disk(3.0, {HERE: 2, CACHE: 1}),)
 
 
