@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 import hypothesis
+import hypothesis.stateful
 import pytest
 import requests
 import schemathesis
@@ -30,6 +31,8 @@ pytestmark = pytest.mark.nightly("schemathesis")
 
 #: For each operation and each of three kinds of requests: a minute of CI in all.
 EXAMPLES = 8
+#: Of the stateful run: sequences of requests, and requests in each.
+STORIES, STEPS = 30, 8
 CHECKS = [
     checks.not_a_server_error,
     rules.status_code_conformance,
@@ -112,12 +115,12 @@ class Fuzz:
     """Sends cases of every operation, counts the answers, and collects what is wrong with them."""
 
     def __init__(self, stack: RunningStack, credential: str | None) -> None:
-        self._schema = schemathesis.openapi.from_url(f"{stack.url('gateway')}/openapi.json")
+        self.schema = schemathesis.openapi.from_url(f"{stack.url('gateway')}/openapi.json")
         self._session = requests.Session()
         self._session.trust_env = False
         self._headers = {} if credential is None else {"authorization": f"Bearer {credential}"}
         self._calls = 0
-        self.operations: list[Operation] = [_found(found) for found in self._schema.get_all_operations()]
+        self.operations: list[Operation] = [_found(found) for found in self.schema.get_all_operations()]
         self.statuses: dict[str, Counter[int]] = defaultdict(Counter)
         self.failures: list[str] = []
 
@@ -153,6 +156,11 @@ class Fuzz:
             self.failures.append(f"{operation.label}: {error}")
 
     def _ask(self, case: Any) -> None:
+        options = self.prepare(case)
+        self.check(case, case.call(**options), options["headers"])
+
+    def prepare(self, case: Any) -> dict[str, Any]:
+        """Return how to send a case."""
         self._calls += 1
         if case.operation.path in RUNS_A_MODEL and isinstance(case.body, dict) and case.body.get("model") is None:
             # The default model is a real one, which is slow on two cores.
@@ -163,7 +171,10 @@ class Fuzz:
         if case.operation.path == "/metrics":
             # It answers programs on this machine, but no requests through a proxy.
             headers = dict(self._headers)
-        answer = case.call(session=self._session, headers=headers, timeout=ANSWER_SECONDS)
+        return {"session": self._session, "headers": headers, "timeout": ANSWER_SECONDS}
+
+    def check(self, case: Any, answer: Any, headers: Mapping[str, str]) -> None:
+        """Count an answer, and raise what is wrong with it."""
         self.statuses[case.operation.label][answer.status_code] += 1
         if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR:
             self.failures.append(f"{case.operation.label}: {answer.status_code} {answer.text[:500]} to {str(case.body)[:500]}")
@@ -345,3 +356,24 @@ async def test_without_one_every_answer_is_one_of_the_document_too(stack: Runnin
     open_ = {operation.label for operation in fuzz.operations if not operation.definition.raw["security"]}
     assert {label: found for label, found in answered.items() if label not in open_ and found != {401}} == {}
     assert {label: found for label, found in answered.items() if label in open_ - NEVER_GOOD and not found & {200, 201}} == {}
+
+
+@pytest.mark.timeout(300)
+async def test_what_answers_name_can_be_asked_for(stack: RunningStack, fuzzer: Person) -> None:
+    """Schemathesis's stateful run: it takes ids of answers, such as a job's, into later requests, such as for its result."""
+    fuzz = Fuzz(stack, fuzzer.key.secret)
+    seen: Counter[str] = Counter()
+
+    class Machine(fuzz.schema.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: Any) -> dict[str, Any]:
+            return fuzz.prepare(case)
+
+        def validate_response(self, response: Any, case: Any, **_: Any) -> None:
+            seen[case.operation.label] += response.status_code < 300
+            fuzz.check(case, response, self.get_call_kwargs(case)["headers"])
+
+    steps = hypothesis.settings(_settings, max_examples=STORIES, stateful_step_count=STEPS)
+    hypothesis.stateful.run_state_machine_as_test(Machine, settings=steps)
+    assert not fuzz.failures, "\n\n".join(fuzz.failures)
+    # Only ids of former answers get there.
+    assert {label for label, count in seen.items() if "{" in label and count}, dict(seen)

@@ -71,6 +71,8 @@ class HttpRoute:
     #: The fields of a form with a file, which the handler reads itself.
     form: type[msgspec.Struct] | None = None
     answer: type[msgspec.Struct] | None = None
+    #: What it answers with 202 while there is no ``answer`` yet; None if there always is.
+    pending: type[msgspec.Struct] | None = None
     #: Types of the event data if the route streams.
     events: tuple[type[msgspec.Struct], ...] = ()
     status: int = 200

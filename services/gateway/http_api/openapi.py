@@ -73,9 +73,8 @@ _OPERATIONS = (
 
 
 def document(routes: Sequence[HttpRoute]) -> Json:
-    kinds = {
-        kind: None for route in routes for kind in (route.query, route.body, route.form, route.answer, *route.events) if kind is not None
-    }
+    named = ((route.query, route.body, route.form, route.answer, route.pending, *route.events) for route in routes)
+    kinds = {kind: None for of_route in named for kind in of_route if kind is not None}
     error_kinds = {http_errors.kind_at(route.path): None for route in routes}
     _, schemas = msgspec.json.schema_components([*kinds, *error_kinds], ref_template=_REFERENCE)
     paths: dict[str, Json] = {}
@@ -146,7 +145,11 @@ def _responses(route: HttpRoute) -> Json:
     kind = http_errors.kind_at(route.path)
     errors = {str(status): {"$ref": f"#/components/responses/{_error_name(kind, status)}"} for status in sorted(statuses)}
     other = {"description": "Another error", "content": {"application/json": {"schema": _ref(kind)}}}
-    return {str(route.status): done, **errors, "default": other}
+    found = {str(route.status): done, **errors, "default": other}
+    if route.pending is not None:
+        content = {"application/json": {"schema": _ref(route.pending)}}
+        found["202"] = {"description": "Not yet: ask again", "headers": {**_REQUEST_ID, **_RETRY_AFTER}, "content": content}
+    return found
 
 
 def _is_ollamas(route: HttpRoute) -> bool:

@@ -67,7 +67,8 @@ class RestJobs:
             HttpRoute("GET", every, self._list, "listJobs", "List your jobs, newest first", query=JobsQuery, answer=api.Jobs),
             HttpRoute("GET", one, self._get, "getJob", "Get a job, with the answer to its request", answer=JobAnswer),
             HttpRoute("GET", f"{one}/result", self._result, "getJob",
-                      "Get the answer to the request of a job as its endpoint gives it; 202 with the job until there is one"),
+                      "Get the answer to the request of a job as its endpoint gives it; 202 with the job until there is one",
+                      pending=JobAnswer),
             HttpRoute("POST", f"{one}/cancel", self._cancel, "cancelJob", "Cancel a job", answer=JobAnswer),
             HttpRoute("DELETE", one, self._delete, "cancelJob", "Cancel a job if it runs, and delete it", answer=DeletedJob),
         )  # fmt: skip

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 
+from services.gateway.http_api import openapi
+from services.gateway.http_api.rest_jobs import RestJobs
 from services.gateway.jobs.batch_input import MAX_LINE_BYTES
 from services.gateway.jobs.job_desk import read_id
 from services.gateway.jobs.job_store import Job
@@ -63,12 +66,22 @@ async def end(site: SingleSite) -> None:
     await site.batches.work.finalize()
 
 
+def fits_the_document(early: httpx.Response) -> None:
+    nothing: Any = None
+    document = openapi.document(RestJobs(nothing, nothing, nothing).routes())
+    described = document["paths"]["/api/jobs/{job}/result"]["get"]["responses"]["202"]
+    schema = described["content"]["application/json"]["schema"]
+    jsonschema.Draft202012Validator({**schema, "components": document["components"]}).validate(early.json())
+    assert {"X-Request-Id", "Retry-After"} == set(described["headers"])
+
+
 async def test_a_request_runs_at_once_and_its_answer_is_the_endpoints(site: SingleSite, http: httpx.AsyncClient) -> None:
     job = await start(http, metadata={"for": "tests"})
     facts = (await http.get(f"/api/jobs/{job}")).json()
     assert (facts["state"], facts["kind"], facts["total"], facts["model"]) == ("in_progress", "single", 1, MODEL)
     assert (facts["metadata"], facts.keys() & {"result", "inputFile", "outputFile"}) == ({"for": "tests"}, set())
     early = await http.get(f"/api/jobs/{job}/result")
+    fits_the_document(early)
     assert (early.status_code, early.json()["id"], early.headers["retry-after"]) == (202, job, "2")
     assert not (await stored(site, job)).is_live
     await run(site, job)
