@@ -312,8 +312,8 @@ def _reason(error: Exception) -> str:
             return f"its certificate is not trusted ({error.certificate_error}); SSL_CERT_FILE adds authorities"
         case aiohttp.ClientConnectorError():
             # The library's own words name the address, and differ with its event loop. Lookups of names have negative numbers.
-            known = error.errno is not None and error.errno in errno.errorcode
-            return f"no connection ({os.strerror(error.errno).lower() if known else error.strerror})"
+            number = error.errno or 0
+            return f"no connection ({os.strerror(number).lower() if number in errno.errorcode else error.strerror})"
         case aiohttp.ServerTimeoutError():
             return "no connection in time"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError():
