@@ -1,8 +1,6 @@
 """Tells whether this worker ends because its user has logged out: systemd then ends all services of a user who may not linger."""
 
 import asyncio
-import os
-from collections.abc import Mapping
 from contextlib import suppress
 
 LOGGED_OUT = "its user logged out"
@@ -11,10 +9,10 @@ _ASK_SECONDS = 5.0
 _TRIES = 5
 
 
-async def find_reason(environment: Mapping[str, str] = os.environ) -> str:
+async def find_reason() -> str:
     """Return what to tell the mesh about the end of this process; empty if somebody stopped it, or the machine."""
-    # systemd tells the services of users who their manager is.
-    if "MANAGERPID" not in environment or await _state("--user") != "stopping":
+    # Without a systemd of this user, as in a service of the machine, nothing answers.
+    if await _state("--user") != "stopping":
         return ""
     return "" if await _state("--system") == "stopping" else LOGGED_OUT
 

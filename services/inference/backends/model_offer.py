@@ -59,7 +59,8 @@ def find_best(memory_bytes: int, disk_bytes: int, bandwidth: float | None = None
     """Return the best model that fits, with ``bandwidth`` the best that also answers fast enough, or else the smallest."""
     fitting = [model for model in MODELS if model.memory_bytes <= memory_bytes and model.file_bytes <= disk_bytes]
     fast = [model for model in fitting if bandwidth is None or TOKENS_PER_SECOND * model.read_bytes <= bandwidth]
-    return (fast or fitting[:1] or [None])[-1]
+    found = fast or fitting[:1]
+    return found[-1] if found else None
 
 
 async def find_offer(settings: InferenceSettings) -> StarterOffer | None:

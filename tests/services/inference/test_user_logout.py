@@ -64,5 +64,6 @@ def test_a_worker_knows_whether_its_user_has_logged_out(tmp_path: Path, command:
     assert (tmp_path / "found").read_text(encoding="utf-8") == reason
 
 
-async def test_a_worker_without_systemd_was_stopped() -> None:
-    assert await user_logout.find_reason({}) == ""
+async def test_a_worker_without_systemd_was_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert await user_logout.find_reason() == ""
