@@ -1,7 +1,10 @@
-"""The user's folders for aimesh, by the XDG Base Directory Specification."""
+"""The user's folders for aimesh, by the XDG Base Directory Specification; and the machine's."""
 
 from collections.abc import Mapping
 from pathlib import Path
+
+#: The state of a worker that is a service of the machine, under its own user.
+SYSTEM_WORKER = Path("/var/lib/aimesh-worker")
 
 
 def config(environment: Mapping[str, str]) -> Path:

@@ -80,12 +80,16 @@ class Folder:
 
 
 def locate(environment: Mapping[str, str], chosen: str | None, here: Path) -> Folder:
-    """Return the folder of ``--state``, or $AIMESH_HOME/worker, or $XDG_STATE_HOME/aimesh/worker; creates nothing."""
+    """Return the folder of ``--state``, or $AIMESH_HOME/worker, or $XDG_STATE_HOME/aimesh/worker, or for root that of the machine's worker
+    if there is one; creates nothing."""
     if chosen:
         return Folder((here / Path(chosen).expanduser()).absolute())
     users = Folder(user_folders.state(environment) / "worker")
     if not environment.get("AIMESH_HOME"):
-        return users
+        of_machine = Folder(user_folders.SYSTEM_WORKER)
+        # Others may not look into it.
+        is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+        return of_machine if is_root and not users.key.is_file() and of_machine.key.is_file() else users
     own = Folder((here / Path(environment["AIMESH_HOME"]).expanduser()).absolute() / "worker")
     # A worker that joined before AIMESH_HOME counted here.
     return users if users.membership.is_file() and not own.root.is_dir() else own

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from cli import installation
+from cli import installation, user_folders
 from cli.cli_context import CliContext
 from cli.machines import units
 from cli.machines.units import Unit, UnitPlace
@@ -18,8 +18,7 @@ from cli.output.exit_codes import ExitCode
 from shared import errors
 
 NAME = units.NAMES[0]
-#: A system service has its state here, under its own user.
-SYSTEM_STATE = Path("/var/lib") / NAME
+SYSTEM_STATE = user_folders.SYSTEM_WORKER
 #: Settings: systemd reads them as root, so the worker must not be able to change them.
 SYSTEM_SETTINGS = Path("/etc") / f"{NAME}.env"
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
@@ -27,7 +26,7 @@ _GPU_DEVICES = ("/dev/dri", "/dev/kfd", "/dev/nvidia0")
 
 #: No access to the rest of the machine. (MemoryDenyWriteExecute would stop Node.js.)
 _ISOLATED = f"""\
-StateDirectory={NAME}
+StateDirectory={SYSTEM_STATE.name}
 StateDirectoryMode=0700
 DynamicUser=yes
 CapabilityBoundingSet=

@@ -16,7 +16,7 @@ from typing import ClassVar
 
 import pytest
 
-from cli import main
+from cli import main, user_folders
 from cli.machines import join
 from shared import errors
 from shared.api.gateway import Check
@@ -291,6 +291,20 @@ def test_ticket_comes_from_the_argument_a_file_or_stdin(tmp_path: Path, monkeypa
         join.read_ticket(text[:-5], tmp_path)
     with pytest.raises(errors.BadSettings, match="cannot read the ticket in"):
         join.read_ticket("@nowhere", tmp_path)
+
+
+@pytest.mark.parametrize(("user", "found"), [(0, "machine"), (1000, "own")])
+def test_root_finds_the_worker_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, found: str) -> None:
+    """Root's line makes one, and `aicli worker pause` looked into root's home."""
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(user_folders, "SYSTEM_WORKER", tmp_path / "machine")
+    environment = {"XDG_STATE_HOME": str(tmp_path)}
+    folders = {"machine": join.Folder(tmp_path / "machine"), "own": join.Folder(tmp_path / "aimesh/worker")}
+    assert join.locate(environment, None, tmp_path) == folders["own"]
+    for name in ("machine", "own"):
+        folders[name].root.mkdir(parents=True)
+        folders[name].key.touch()
+        assert join.locate(environment, None, tmp_path) == folders[found if name == "machine" else "own"]
 
 
 async def test_folder_of_another_mesh_is_left_alone(folder: join.Folder) -> None:
