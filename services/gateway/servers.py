@@ -69,6 +69,7 @@ class Servers:
             return api.TakenServers(revision)
         opened = []
         for name, body in self.live.bodies_of(ServerDocument).items():
+            # Without its key, no worker serves it; ``list_servers`` says so.
             with suppress(errors.BadRequest):
                 opened.append(self._open(name, body))
         return api.TakenServers(revision, tuple(opened))

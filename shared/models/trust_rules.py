@@ -90,7 +90,7 @@ def _find_distrust(rule: TrustDocument, model: LoadableModel) -> tuple[Distrust,
         try:
             signature = trust_bundle.read(data)
         except errors.BadRequest:
-            continue
+            continue  # as if nobody had signed
         if any(map(signature.is_by, keys)):
             if signature.covers(version):
                 return None

@@ -116,7 +116,7 @@ class Announcer:
             announcement = directory.decode(message.payload)
             role, node = topics.sender_of(message.subject.decode())
         except (errors.ProtocolViolation, ValueError):
-            return  # from a newer version, or broken
+            return  # from a newer version, or broken: the node is not used once its last one is too old
         if (announcement.role, announcement.node) == (role, node):
             self._apply(announcement, "nats", "nats")
 

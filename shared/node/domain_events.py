@@ -64,7 +64,7 @@ class DomainEvents:
                 found = _decode(message.payload)
                 sender = topics.event_sender(message.subject.decode())
             except (msgspec.MsgspecError, RecursionError, ValueError):
-                return  # from a newer version
+                return  # from a newer version; events only inform
             for event in found:
                 if events.PUBLISHED_BY[type(event)] is sender:
                     inbound.put(event)

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from services.gateway.facts.guardrails import GuardScan
-from services.gateway.guard.detectors import CONTEXT_CHARACTERS, LIKELY, MAX_SECRET_CHARACTERS, TRIGGER, Detector, OpenSecret
-from services.gateway.guard.own_patterns import OwnBudget, OwnPatterns
+from services.gateway.guard.detectors import CONTEXT_CHARACTERS, LIKELY, MAX_SECRET_CHARACTERS, TRIGGER, Detector, OpenSecret, knows_country
+from services.gateway.guard.own_patterns import InvalidPattern, OwnBudget, OwnPatterns
 from services.gateway.guard.phone_numbers import PhoneBudget
 from services.gateway.guard.searched_text import Match, SearchedText
+from shared import errors
 from shared.config_documents import GuardKind, GuardPattern
+from shared.telemetry.version import version
 
 #: Policies whose detectors and patterns stay compiled. Searches fill up to 10 MiB for five patterns.
 _DETECTORS, _OWN_PATTERNS = 256, 64
@@ -182,16 +184,29 @@ def _merge(matches: Sequence[Match]) -> list[list[Match]]:
 
 
 def open_filter(scan: GuardScan, before: str = "") -> TextFilter:
-    """Return the filter of a text in which a policy looks for something."""
+    """Return the filter of a text in which a policy looks for something. Raises ConfigUnreadable for a pattern or country that only a newer
+    release knows."""
     detector = _detector(frozenset(scan.actions), scan.countries, scan.allow, scan.internal_ips)
     return TextFilter(detector, _own_patterns(scan.patterns) if scan.has_patterns else None, before=before)
 
 
 @lru_cache(_DETECTORS)
 def _detector(kinds: frozenset[GuardKind], countries: tuple[str, ...], allow: tuple[str, ...], internal_ips: bool) -> Detector:
+    unknown = [country for country in countries if not knows_country(country)]
+    if unknown and not kinds.isdisjoint({GuardKind.PHONE, GuardKind.NATIONAL_ID}):
+        raise _unreadable(f"finds no numbers of {', '.join(unknown)}")
     return Detector(kinds, countries=countries, allow=allow, internal_addresses=internal_ips)
 
 
 @lru_cache(_OWN_PATTERNS)
 def _own_patterns(patterns: tuple[GuardPattern, ...]) -> OwnPatterns:
-    return OwnPatterns(patterns)
+    try:
+        return OwnPatterns(patterns)
+    except InvalidPattern as error:
+        raise _unreadable(f"can't search a pattern ({error})") from error
+
+
+def _unreadable(why: str) -> errors.ConfigUnreadable:
+    return errors.ConfigUnreadable(
+        f"this gateway (release {version()}) {why}, as a guardrail says", hint="use a newer gateway: docs/runbooks/config_unreadable.md"
+    )

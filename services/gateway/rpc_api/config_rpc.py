@@ -135,7 +135,7 @@ class ConfigRpc:
                 )
             return find_changes(current)
 
-        author, is_dry = call.principal.user_id, request.dry_run
+        author, is_dry, needed = call.principal.user_id, request.dry_run, self.live.config.needs_release
         done = await self.live.change(check, origin=origin, author=author, note=note, is_dry=is_dry)
         if done.written:
             targets = ", ".join(f"{kind.value} {name}" for kind, name in done.changed)
@@ -154,21 +154,19 @@ class ConfigRpc:
                 *warnings,
                 *config_checks.warnings(done.changed, routes, self.served()),
                 *lost_restrictions.find(done.before, done.changed),
-                *self._find_cut(done),
+                *self._find_cut(done, needed),
             ),
         )
 
-    def _find_cut(self, done: ConfigOutcome) -> Iterator[str]:
-        """Yield what the change keeps out: releases, and gateways of them that run now."""
+    def _find_cut(self, done: ConfigOutcome, before: str) -> Iterator[str]:
+        """Yield which documents keep out releases that could run ``before``, and gateways of them that run now."""
+        running = [entry.announcement for entry in self.gateways() if entry.alive]
         for (kind, name), body in done.changed.items():
-            before = done.before.get((kind, name))
             needed = config_releases.find_needed(kind, name, body)
-            if isinstance(before, Unreadable) or not config_releases.is_older(config_releases.find_needed(kind, name, before), needed):
-                continue
-            line = f"{kind.value} {name}: gateways of releases before {needed} can't read it, and are cut off while it is current"
-            cut = (entry.announcement for entry in self.gateways() if entry.alive)
-            running = [each.node[:12] for each in cut if config_releases.is_older(each.reads_release, needed)]
-            yield f"{line}; {', '.join(running)} now" if running else line
+            if config_releases.is_older(before, needed):
+                cut = [gateway.node[:12] for gateway in running if config_releases.is_older(gateway.reads_release, needed)]
+                line = f"{kind.value} {name}: gateways of releases before {needed} can't read it, and are cut off while it is current"
+                yield f"{line}; {', '.join(cut)} now" if cut else line
 
 
 async def name_authors(rpc: RpcClient, authors: Set[UserId | None], call: RpcCall) -> dict[UserId | None, str]:

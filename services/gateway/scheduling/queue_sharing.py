@@ -73,6 +73,7 @@ class QueueSharing:
         try:
             reports = peer_queues.decode(entry)
         except errors.ProtocolViolation as error:
+            # Of another version: the queues of that gateway count as before until they are too old. Nothing is allowed by it.
             _log.warning("unreadable queue report", error=error.message)
             return
         for report in reports:

@@ -187,7 +187,7 @@ class ModelStore:
         return sum(disk_bytes(file) for file in itertools.chain(self._blobs.rglob("*"), self._partial.rglob("*")))
 
     def version(self, model: StoredModel) -> Version | None:
-        """Return the manifest of a version of the mesh; None for other models, or if it is missing or damaged."""
+        """Return the manifest of a version of the mesh; None for other models, or if it is missing or damaged: then no rule trusts it."""
         with contextlib.suppress(OSError, errors.BadRequest):
             return _read_version(self.blob(digest)) if (digest := _manifest_digest(model)) else None
         return None
@@ -267,7 +267,7 @@ class ModelStore:
             with file.open("rb") as opened:
                 model = msgspec.json.decode(opened.read(_MAX_REFERENCE_BYTES), type=StoredModel)
         except (OSError, ValueError):
-            return None
+            return None  # so the mesh doesn't serve it
         is_sound = _NAME.fullmatch(model.name) and all(map(_DIGEST.fullmatch, _digests(model))) and self._reference(model.name) == file
         return model if is_sound else None
 

@@ -182,7 +182,7 @@ async def test_a_server_is_tried_stored_and_served_by_all_workers(mesh: Mesh, po
     async with serving(openai()) as server, started(mesh, postgres_url) as (one, first), worker(mesh, "127.0.0.1") as second:
         applied = await one.add("rack", f"{server.url}/v1", kind=ServerKind.VLLM, key=KEY)
         assert [(change.kind, change.name, change.version) for change in applied.changes] == [(ConfigKind.SERVER, "rack", 1)]
-        assert applied.warnings == ()
+        assert [warning.partition(":")[0] for warning in applied.warnings] == [f"server {applied.changes[0].name}"], "of releases"
         assert all(f"authorization: bearer {KEY}" in head for head in server.headers)
         await until(lambda: first.served() == second.served() == ["gpt-x", "gpt-y"])
         await until(lambda: [state.models for _, states in one.servers.workers.values() for state in states].count(("gpt-x", "gpt-y")) == 2)
@@ -455,7 +455,7 @@ async def test_a_server_outside_needs_a_policy_for_its_provider(mesh: Mesh, post
     monkeypatch.setattr(added_servers.remote_models, "find_provider", provider)
     async with serving(openai()) as server, started(mesh, postgres_url) as (one, _):
         applied = await one.add("cloud", f"{server.url}/v1")
-        assert applied.warnings == ("server cloud: add cloud to `external` of the policies mesh and default",)
+        assert applied.warnings[0] == "server cloud: add cloud to `external` of the policies mesh and default"
         both = "{external: [cloud]}"
         await one.rpc.apply(configuration.ApplyConfig(f"policies: {{mesh: {both}, default: {both}}}"), CALL)
         assert (await one.add("cloud", f"{server.url}/v1", models=("gpt-x",), only_new=False)).warnings == ()

@@ -2,16 +2,20 @@
 
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.gateway.facts.guardrails import GuardScan
+from services.gateway.guard import text_filter
 from services.gateway.guard.detectors import Detector
 from services.gateway.guard.own_patterns import OwnPatterns
 from services.gateway.guard.phone_numbers import BLOCK_CHARACTERS
 from services.gateway.guard.text_filter import HOLD, Found, TextFilter
-from shared.config_documents import GuardKind, GuardPattern
+from shared import errors
+from shared.config_documents import GuardAction, GuardKind, GuardPattern
 from tests import tiers
 
 EVERYTHING = Detector(frozenset(GuardKind), countries=("US", "DE", "FR", "ES", "IT", "SE", "FI"))
@@ -24,6 +28,24 @@ OWN = OwnPatterns(
 )
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U"
 PEM = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nMIIEpAIBAAKCAQEA\nabcd==\n-----END RSA PRIVATE KEY-----"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "why"),
+    [
+        (GuardKind.NATIONAL_ID, {"countries": ("DE", "QQ")}, "finds no numbers of QQ"),
+        (GuardKind.PHONE, {"countries": ("QQ",)}, "finds no numbers of QQ"),
+        (GuardKind.OWN, {"patterns": (GuardPattern(name="a", pattern="a(?=b)", max_length=9),)}, "can't search a pattern"),
+    ],
+)
+def test_what_a_guardrail_of_a_newer_release_looks_for_is_not_passed_over(kind: GuardKind, fields: dict[str, Any], why: str) -> None:
+    with pytest.raises(errors.ConfigUnreadable, match=why):
+        text_filter.open_filter(GuardScan({kind: GuardAction.REFUSE}, **fields))
+
+
+def test_a_country_matters_only_where_numbers_are_looked_for() -> None:
+    assert text_filter.open_filter(GuardScan({GuardKind.EMAIL: GuardAction.REFUSE}, countries=("QQ",)))
+
 
 #: Matches, parts of matches, and text around them.
 SNIPPETS = (
