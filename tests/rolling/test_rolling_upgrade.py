@@ -63,8 +63,8 @@ async def use_news(running: RunningStack, old: str, new: str, *callers: Person) 
             assert "echo" in models.text, models.text
             for path in ("/v1/files", "/v1/webhook_endpoints", "/api/models"):
                 assert (await http.get(old + path)).status_code == 404
-    # A document of a kind that the old gateway doesn't know.
-    document = {"kind": "trust", "name": "llama*", "body": '{"mode": "warn"}'}
+    # A document of a kind that the old gateway doesn't know. It restricts nobody, so the old one may go on.
+    document = {"kind": "catalog_model", "name": "tiny", "body": '{"source": "hf:a/b", "parameters": 1, "quantizations": ["Q4_0"]}'}
     async with running.http(running.api_key) as http:
         applied = await http.post(f"{new}/rpc/gateway.applyConfig", json={"documents": [document]})
         assert applied.status_code == 200, applied.text
