@@ -99,7 +99,7 @@ OTHER_LOOPS = {
     "services/inference/model_trust.py:_ask": "pages",
     "services/inference/models/model_copy.py:_find": "rounds of one copy",
     "services/inference/models/model_copy.py:_fetch": "the blocks of one copy",
-    "services/inference/models/model_files.py:_hash": "the parts of one model",
+    "services/inference/models/model_files.py:_hash": "the files of one model",
     "services/inference/models/model_files.py:_hash_file": "the parts of one model",
     "services/inference/models/model_files.py:_check_when_built": "rounds until the engine is built",
     "services/inference/supervision/engine_supervisor.py:_listen": "the messages of one engine",

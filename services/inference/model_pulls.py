@@ -197,7 +197,17 @@ class ModelPulls:
 
     async def _get(self, request: EnsureModel) -> str:
         """Return why it failed; empty if it did not."""
+        problem = "an internal error; the worker's log has it"
 
+        async def note_problem() -> None:
+            nonlocal problem
+            problem = await self._try_to_get(request)
+
+        await self._items.attempt(ItemKind.PULL, request.name, note_problem())
+        return problem
+
+    async def _try_to_get(self, request: EnsureModel) -> str:
+        """Return as ``_get``."""
         try:
             with self._counted():
                 if request.source.startswith(VERSION_SOURCE):

@@ -37,6 +37,7 @@ class ItemKind(StrEnum):
     EVENT = "event"
     POOL = "pool"
     # --- workers
+    PULL = "pull"
     STORED_MODEL = "stored_model"
     ADOPTED_RECEIPTS = "adopted_receipts"
 
@@ -62,6 +63,7 @@ COUNTED_ELSEWHERE = frozenset(
         ItemKind.ANSWER,
         ItemKind.DELIVERY,
         ItemKind.ORDER,
+        ItemKind.PULL,
         ItemKind.ACCOUNT_NOTICE,
         ItemKind.DUTY,
         ItemKind.EVENT,

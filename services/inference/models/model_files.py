@@ -28,6 +28,7 @@ from services.inference.engine.file_stamps import Stamps, stamps_of
 from services.inference.models import memory
 from services.inference.models.catalog import CatalogAdapter, CatalogEntry
 from shared import model_folder
+from shared.background import tasks
 from shared.gguf import gguf_header
 from shared.gguf.gguf_header import GgufHeader
 from shared.identity import private_file
@@ -202,7 +203,14 @@ class ModelFile:
         await asyncio.shield(self._hashing)
 
     async def _hash(self) -> tuple[_Digests, ...]:
-        return tuple([await self._hash_file(file) for file in (self._entry.file, self._entry.projector) if file is not None])
+        digests: tuple[_Digests, ...] = ((),)
+
+        async def note_digests() -> None:
+            nonlocal digests
+            digests = tuple([await self._hash_file(file) for file in (self._entry.file, self._entry.projector) if file is not None])
+
+        await tasks.attempt("read model", note_digests)
+        return digests
 
     async def _hash_file(self, file: Path) -> _Digests:
         parts, compute = model_folder.parts(file), partial(_sha256, self._stopped)
@@ -227,7 +235,15 @@ class ModelFile:
                 known = missing
                 self._changed()
             await asyncio.sleep(_LOOK_SECONDS)
-        return await asyncio.to_thread(self._check)
+        found: FileCheck | None = None
+
+        async def note_check() -> None:
+            nonlocal found
+            found = await asyncio.to_thread(self._check)
+
+        # Raised in this group, an odd file would end the worker.
+        await tasks.attempt("check model", note_check)
+        return found or FileCheck((), None, 0, problem=f"{self._entry.file} can't be read; the worker's log has the reason")
 
     def _stamps(self) -> Stamps:
         """Identify what ``_check`` reads."""

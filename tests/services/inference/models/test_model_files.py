@@ -52,6 +52,22 @@ async def test_file_is_read_when_the_engine_is_installed(monkeypatch: pytest.Mon
     assert model.checked.header is not None
 
 
+async def test_an_odd_file_is_a_problem_of_its_model_and_ends_no_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def raise_anything(path: Path) -> None:
+        raise IndexError("a header that nobody thought of")
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        for name, reader in (("check_parts", model_files.gguf_header), ("_sha256", model_files)):
+            with monkeypatch.context() as patched:
+                patched.setattr(reader, name, raise_anything)
+                file = tmp_path / f"{name}.gguf"
+                file.symlink_to(model_discovery.installed())
+                entry = CatalogEntry(name=ModelName("a"), file=file, digest=f"sha256:{'0' * 64}")
+                model = model_files.ModelFile(entry, tasks, lambda: None, model_files.KnownDigests(None))
+                await model.ensure_served()
+            assert str(file) in model.problem
+
+
 async def test_files_that_are_being_read_hold_no_thread_that_others_need(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A request with tools or images needs one of asyncio's threads; there are six on two cores."""
     released, entered = threading.Event(), list[int]()
