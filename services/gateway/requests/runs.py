@@ -506,7 +506,8 @@ class Runs:
             except errors.AimeshError as error:
                 if run.answer.ended_by(error):
                     return None
-                if not run.may_fall_back(call, error) or not self._workers.budget.spend(self.clock()):
+                is_free = isinstance(error, errors.OWN_CONNECTION_LOST)
+                if not run.may_fall_back(call, error) or not (is_free or self._workers.budget.spend(self.clock())):
                     raise
                 _log.warning("target failed before its first token", model=call.target.model, code=errors.code_of(error))
                 self._ended.routes.count_fallback(*call.target.spending_key, error)

@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+import math
+from collections.abc import Awaitable, Callable, Coroutine
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from shared.api import auth
 from shared.identity import credentials
 from shared.types import Credential
 from tests.services.gateway.fakes import KEY, OWNER, PERSON, TOKEN, USER, FakeRpc
+from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
 
 class Time:
@@ -198,3 +200,75 @@ async def _until(condition: Callable[[], bool]) -> None:
 
 def test_the_fakes_key_is_well_formed() -> None:
     assert credentials.looks_like_api_key(KEY)
+
+
+# --- our own connection to NATS -------------------------------------------------------------------------------------------
+
+
+def lost_callers(**more: int) -> tuple[Callers, FakeRpc, list[float]]:
+    """Callers in virtual time, and when our own connection came back."""
+    back_at, (_, rpc) = [math.inf], make_callers()
+    clock = asyncio.get_running_loop().time
+    rpc.answers["auth.validateApiKey"] = raising(errors.NotConnected("our own connection is lost"))
+    return Callers(rpc, clock, Time(), back_at=lambda: back_at[0], **more), rpc, back_at
+
+
+def in_virtual_time(story: Callable[[], Coroutine[None, None, None]]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(story())
+
+
+@pytest.mark.parametrize("auth_is_late", [0.0, 2.5])
+def test_a_key_that_auth_must_be_asked_about_waits_until_our_own_connection_is_back(auth_is_late: float) -> None:
+    async def story() -> None:
+        callers, rpc, back_at = lost_callers()
+        asked = [asyncio.create_task(callers.identify(KEY)) for _ in range(3)]
+        await pass_time(20)
+        back_at[0] = asyncio.get_running_loop().time()
+        rpc.answers["auth.validateApiKey"] = raising(errors.NotReachable("no auth"))
+        await pass_time(auth_is_late)
+
+        async def validate(_request: object) -> auth.Principal:
+            return OWNER
+
+        rpc.answers["auth.validateApiKey"] = validate
+        assert await asyncio.gather(*asked) == [OWNER] * 3
+
+    in_virtual_time(story)
+
+
+def test_all_questions_with_a_key_wait_at_most_as_long_as_in_the_queue() -> None:
+    async def story() -> None:
+        callers, _, _ = lost_callers(wait_seconds=7)
+        asked = [asyncio.create_task(callers.identify(KEY)) for _ in range(3)]
+        ends = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(end) for end in ends] == [errors.NotConnected] * 3
+        assert asyncio.get_running_loop().time() == pytest.approx(7, abs=0.2)
+
+    in_virtual_time(story)
+
+
+def test_only_so_many_questions_wait_for_our_own_connection() -> None:
+    async def story() -> None:
+        callers, _, _ = lost_callers(most_waiting=2)
+        asked = [asyncio.create_task(callers.identify(key)) for key in (KEY, KEY)]
+        await pass_time(1)
+        with pytest.raises(errors.Overloaded, match="2 requests already wait"):
+            await callers.identify(KEY)
+        for each in asked:
+            each.cancel()
+        await asyncio.wait(asked)
+
+    in_virtual_time(story)
+
+
+def test_with_our_own_connection_an_auth_that_is_away_is_not_waited_for() -> None:
+    async def story() -> None:
+        callers, rpc, back_at = lost_callers()
+        back_at[0] = asyncio.get_running_loop().time() - 3.1
+        rpc.answers["auth.validateApiKey"] = raising(errors.NotReachable("no auth"))
+        with pytest.raises(errors.NotReachable, match="no auth"):
+            await callers.identify(KEY)
+        assert len(rpc.called) == 1
+
+    in_virtual_time(story)

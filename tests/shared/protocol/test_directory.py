@@ -153,6 +153,34 @@ def test_nodes_stay_alive_while_our_own_connection_is_down() -> None:
     assert here.nodes.usable(Role.WORKER)
 
 
+def test_nodes_behind_a_lost_connection_are_called_once_they_are_heard_again() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    here.nodes.apply_announcement(make_announcement(NodeId("UOTHER")), "direct", "swarm")
+    assert len(here.nodes.reachable(Role.WORKER)) == 2
+    here.nodes.transport_lost("nats")
+    assert [entry.node for entry in here.nodes.reachable(Role.WORKER)] == [NodeId("UOTHER")]
+    here.nodes.transport_back("nats")
+    here.seconds += 1
+    here.told.clear()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    assert len(here.nodes.reachable(Role.WORKER)) == 2
+    assert [told.node for told in here.told] == [WORKER], "who waits for it must hear of it"
+
+
+def test_the_silence_behind_a_lost_connection_counts_from_its_return() -> None:
+    here = Hours()
+    here.nodes.apply_announcement(make_announcement(), "nats", "nats")
+    here.nodes.transport_lost("nats")
+    here.seconds += 60
+    here.nodes.transport_back("nats")
+    here.pass_by(directory.GONE_AFTER_SECONDS)
+    assert here.nodes.usable(Role.WORKER)
+    assert not here.nodes.reachable(Role.WORKER)
+    here.pass_by(directory.TICK_SECONDS)
+    assert not here.nodes.usable(Role.WORKER)
+
+
 def test_while_one_transport_is_down_the_other_is_used_immediately() -> None:
     here = Hours()
     here.nodes.apply_announcement(make_announcement(), "nats", "nats")

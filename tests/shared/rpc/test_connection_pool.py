@@ -49,3 +49,41 @@ async def test_unreachable_nodes_leave_nothing_behind() -> None:
         dials = [pool.connection(None, node, time.monotonic() + 20) for _ in range(3)]
         assert all(isinstance(end, errors.NotReachable) for end in await asyncio.gather(*dials, return_exceptions=True))
     assert not pool._dialling
+
+
+async def test_a_call_waits_until_its_node_is_heard_again_over_our_own_connection() -> None:
+    """A dial over a lost connection says nothing about the node, which stays known."""
+    dials: list[NodeId] = []
+
+    async def dialing(peer: Peer, transport: str) -> RpcConnection:
+        dials.append(peer.node)
+        raise errors.NotConnected("our own connection is lost")
+
+    nodes, node = Directory(asyncio.get_running_loop().time), NodeId("U1")
+    announcement = Announcement(Role.AUTH, node, "1", datetime(2026, 1, 1, tzinfo=UTC))
+    nodes.apply_announcement(announcement, "nats")
+    pool = ConnectionPool(nodes, dialing, random.Random(1), wait_seconds=600)
+    with pytest.raises(errors.NotConnected):
+        await pool.connection(Role.AUTH, None, time.monotonic() + 600)
+    assert nodes.usable(Role.AUTH)
+    nodes.transport_lost("nats")
+    waiting = asyncio.create_task(pool.connection(Role.AUTH, None, time.monotonic() + 600))
+    await asyncio.sleep(0)
+    assert len(dials) == 1
+    nodes.transport_back("nats")
+    nodes.apply_announcement(announcement, "nats")
+    async with asyncio.timeout(60):
+        with pytest.raises(errors.NotConnected):
+            await waiting
+    assert len(dials) == 2
+    assert ConnectionPool(nodes, dialing, random.Random(1)).ready(Role.AUTH, None) is None
+
+
+async def test_a_caller_that_has_waited_in_vain_learns_that_our_own_connection_is_lost() -> None:
+    nodes, node = Directory(asyncio.get_running_loop().time), NodeId("U1")
+    nodes.apply_announcement(Announcement(Role.WORKER, node, "1", datetime(2026, 1, 1, tzinfo=UTC)), "nats")
+    nodes.transport_lost("nats")
+    pool = ConnectionPool(nodes, nobody, random.Random(1), wait_seconds=0.02)
+    with pytest.raises(errors.NotConnected, match="our own connection to NATS is lost"):
+        await pool.connection(None, node, time.monotonic() + 20)
+    assert nodes.usable(Role.WORKER)

@@ -7,7 +7,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from services.auth.nodes import login_limits
-from services.auth.nodes.login_limits import MAX_CONNECTIONS, MAX_NODE_LOGINS, MAX_UNKNOWN_LOGINS, ConnectionId, LoginRates, NodeConnections
+from services.auth.nodes.login_limits import (
+    MAX_CONNECTIONS,
+    MAX_NODE_LOGINS,
+    MAX_UNKNOWN_LOGINS,
+    ConnectionId,
+    LoginQueue,
+    LoginRates,
+    NodeConnections,
+)
 from services.auth.nodes.nats_jwt import NatsIssuer
 from shared.identity import base64url, node_keys
 from shared.protocol import topics
@@ -19,6 +27,35 @@ BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
 def refused(rates: LoginRates, times: int, number: int = 1, address: str = "192.0.2.1", *, is_known: bool = True) -> int:
     return sum(bool(rates.count(address, node_id(number), is_known=is_known)) for _ in range(times))
+
+
+def test_logins_of_services_are_answered_first_then_the_newest() -> None:
+    queue = LoginQueue[str](most_seconds=1.5)
+    for number in range(3):
+        queue.add(f"worker {number}", number / 10, is_first=False)
+        queue.add(f"gateway {number}", number / 10, is_first=True)
+    assert [queue.take(1.0) for _ in range(7)] == [
+        "gateway 2", "gateway 1", "gateway 0", "worker 2", "worker 1", "worker 0", None,
+    ]  # fmt: skip
+    assert not len(queue)
+
+
+def test_a_login_that_its_server_has_given_up_is_not_answered() -> None:
+    queue = LoginQueue[str](most_seconds=1.5)
+    queue.add("gateway", 0.0, is_first=True)
+    queue.add("old", 0.0, is_first=False)
+    queue.add("new", 1.0, is_first=False)
+    assert queue.take(2.0) == "new"
+    assert queue.take(2.0) is None
+    assert not len(queue)
+
+
+def test_a_flood_of_logins_takes_no_more_memory_than_auth_can_answer() -> None:
+    queue = LoginQueue[int](most_seconds=1.5)
+    for number in range(2 * login_limits.MAX_WAITING):
+        queue.add(number, 0.0, is_first=False)
+    assert len(queue) == login_limits.MAX_WAITING
+    assert queue.take(0.0) == 2 * login_limits.MAX_WAITING - 1
 
 
 def test_known_nodes_behind_one_address_get_in_beside_a_flood_of_unknown_keys() -> None:

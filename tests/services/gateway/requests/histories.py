@@ -9,6 +9,7 @@ What a history gives is data without ids and dates: what each caller got, the ro
 
 import asyncio
 import hashlib
+import math
 import random
 import struct
 import sys
@@ -40,6 +41,7 @@ from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.requests.runs import RepeatedRequest, Runs
 from services.gateway.requests.workers import Workers
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.fair_queue import QueueSettings
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest, Rest
@@ -98,6 +100,35 @@ class Guard(Enum):
     """What a policy looks for in answers; the last three by a moderation model, which flags ``w1``."""
 
     NONE, MASK, REFUSE, REPORTS, HOLDS, CHECKS_PROMPT = range(6)
+
+
+@dataclass
+class OwnConnection:
+    """This gateway's connection to NATS, over which it reaches all workers."""
+
+    is_lost: asyncio.Event = field(default_factory=asyncio.Event)
+    back_at: float = -math.inf
+
+    def lose(self) -> None:
+        self.is_lost.set()
+        self.back_at = math.inf
+
+    def regain(self) -> None:
+        self.is_lost = asyncio.Event()
+        self.back_at = asyncio.get_running_loop().time()
+
+    async def next_of(self, items: AsyncIterator[Any]) -> Any:
+        """Return the next item; None after the last. Raises TransportLost."""
+        waits = [asyncio.ensure_future(anext(items, None)), asyncio.ensure_future(self.is_lost.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not waits[0].done():
+                raise errors.TransportLost("the connection to the NATS server was lost")
+            return waits[0].result()
+        finally:
+            for each in waits:
+                each.cancel()
+            await asyncio.wait(waits)
 
 
 class Vanished(errors.LinkLost):
@@ -250,6 +281,8 @@ class History:
     #: Servers that count a prompt only at its end.
     counts_late: bool
     refuses: str
+    #: When our own connection to NATS is lost, for how long, and how long workers take to announce themselves afterwards.
+    away: tuple[float, float, float] | None
 
     @property
     def calls_are_wrong(self) -> bool:
@@ -304,6 +337,7 @@ def draw(rng: random.Random) -> History:
         has_digests=rng.random() < 0.9,
         counts_late=rng.random() < 0.1,
         refuses=rng.choice(("credits", "bad", "unknown", "ceiling")) if rng.random() < 0.06 else "",
+        away=(rng.uniform(0, 3), rng.choice((0.4, 5.0, 25.0, 40.0)), rng.choice((0.06, 2.0))) if rng.random() < 0.15 else None,
     )
 
 
@@ -314,10 +348,14 @@ class ScriptedWorker(FakeWorker):
     script: Script
     gone: Callable[[], object]
     begins: list[tuple[object, ...]]
+    #: None if it is never lost.
+    connection: OwnConnection | None
 
     async def run(self, prompt: Any) -> AsyncIterator[Any]:
-        script, loop = self.script, asyncio.get_running_loop()
+        script, loop, connection = self.script, asyncio.get_running_loop(), self.connection
         ends_at = loop.time() + self.deadlines[-1]
+        if connection is not None and connection.is_lost.is_set():
+            raise errors.NotConnected("the connection to the NATS server is lost")
         match prompt:
             case ProcessPrompt():
                 config = prompt.model_config
@@ -335,11 +373,11 @@ class ScriptedWorker(FakeWorker):
         async with aclosing(items):
             try:
                 async with asyncio.timeout_at(ends_at):
-                    item = await anext(items, None)
+                    item = await (anext(items, None) if connection is None else connection.next_of(items))
                 while item is not None:
                     yield item  # a slow reader is not the worker's doing
                     async with asyncio.timeout_at(ends_at):
-                        item = await anext(items, None)
+                        item = await (anext(items, None) if connection is None else connection.next_of(items))
             except Vanished as error:
                 self.gone()
                 raise errors.LinkLost("gone") from error
@@ -405,6 +443,8 @@ class Outcome:
     settled: list[int]
     #: Claims of slots, and requests in the table, that were left.
     left: tuple[int, int]
+    #: A worker's failure was noted, or a retry paid from the budget.
+    has_blamed: bool
 
     @property
     def lines(self) -> list[str]:
@@ -455,13 +495,16 @@ class Teller:
         service, loop = self._service, asyncio.get_running_loop()
         self._told, self._quotas.settled = told, []
         self._begins: list[tuple[object, ...]] = []
+        self._connection = None if told.away is None else OwnConnection()
         await self._set_up(told)
         dispatch = Dispatch(service.directory, random.Random(1), clock=loop.time)
         search = replace(service.admission.search, dispatch=dispatch, directory=service.directory, clock=loop.time)
-        self._workers = Workers(service.rpc, dispatch, clock=loop.time, draw=lambda: 0.5)  # type: ignore[arg-type]
+        back_at = (lambda: -math.inf) if self._connection is None else lambda: self._connection.back_at  # type: ignore[union-attr]
+        self._workers = Workers(service.rpc, dispatch, clock=loop.time, draw=lambda: 0.5, back_at=back_at)  # type: ignore[arg-type]
         self._admission = replace(service.admission, search=search)
         keys, values, self._key = SharedKeys(service), FakeValues(), next(self._keys)
         got: list[tuple[list[tuple[object, ...]], object]] = []
+        losing = None if told.away is None else asyncio.ensure_future(self._lose_connection(*told.away))
         async with Recorders(loop.time).running() as recorders:
             runs = self._gateway(recorders, keys, values, 1)
             tasks = []
@@ -479,8 +522,25 @@ class Teller:
                 have = max([number for pieces, _ in got for number, *_ in pieces], default=0)
                 got.append(await self._call(self._gateway(recorders, keys, values, 2), told.callers, after=int(str(have))))
                 await pass_time(1)
+        if losing is not None:
+            await losing
         rows = list(service.store.rows.values())
-        return Outcome(got, rows, self._begins, self._quotas.settled, (dispatch.in_flight, len(service.runs.running)))
+        has_blamed = bool(dispatch.worker_stats.outliers.records) or self._workers.budget._retries.total(loop.time()) > 0
+        return Outcome(got, rows, self._begins, self._quotas.settled, (dispatch.in_flight, len(service.runs.running)), has_blamed)
+
+    async def _lose_connection(self, after: float, seconds: float, quiet_seconds: float) -> None:
+        connection, directory = self._connection, self._service.directory
+        assert connection is not None
+        await pass_time(after)
+        connection.lose()
+        directory.transport_lost("nats")
+        await pass_time(seconds)
+        connection.regain()
+        directory.transport_back("nats")
+        await pass_time(quiet_seconds)
+        for entry in directory.entries():
+            if entry.alive:
+                directory.apply_announcement(entry.announcement, "nats")
 
     async def _set_up(self, told: History) -> None:
         service = self._service
@@ -509,7 +569,7 @@ class Teller:
     def _add(self, number: int, made: Any) -> None:
         service = self._service
         worker = service.rpc.workers[node_id(number)] = ScriptedWorker(prompt_tokens=0 if self._told.counts_late else PROMPT_TOKENS)
-        worker.script, worker.begins = self._told.script, self._begins
+        worker.script, worker.begins, worker.connection = self._told.script, self._begins, self._connection
         worker.gone = lambda: service.directory.mark_gone(node_id(number), "the link ended")
         service.directory.apply_announcement(made, "nats")
 
@@ -614,6 +674,13 @@ def check(told: History, outcome: Outcome) -> None:
         assert row.reservation.value == "settled" or not row.cost_micro, "what is released is free"
         assert not (row.status is RequestStatus.LIMITED and (row.attempts or row.cost_micro)), "a refused request costs nothing"
         assert row.status is not RequestStatus.SUCCESS or row.error_code is None
+    may_resume = script.answers == 1 and script.has_ids and told.has_digests
+    if told.away is not None and not script.falls and not script.check_falls and not told.calls_are_wrong:
+        assert not outcome.has_blamed, "our own connection is nobody's failure"
+        waits_long = told.away[1] + told.away[2] > QueueSettings().queue_seconds or told.seconds < told.away[1] + told.away[2] + 10
+        if may_resume and not (told.refuses or told.stops_at or waits_long or (told.is_keyed and told.away[1] > 5)):
+            wrong = [end for _, end in outcome.got[1 if told.stops_after else 0 :] if isinstance(end, str)]
+            assert not wrong, "a request waits until our own connection is back"
     if told.kind is not Kind.PROMPT or told.guard is not Guard.NONE or told.calls_are_wrong:
         return
     whole = "".join(script.texts[: script.call_from])

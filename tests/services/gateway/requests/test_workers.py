@@ -1,6 +1,7 @@
 import asyncio
+import math
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from datetime import timedelta
 from typing import Any
@@ -9,12 +10,14 @@ import msgspec
 import pytest
 
 from services.gateway.facts.placements import ANYWHERE
+from services.gateway.facts.reader import Reader
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.requests import generation
 from services.gateway.requests.generation import Failed, FindWorker, Generation
 from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import worker_records
 from services.gateway.scheduling.dispatch import Dispatch
+from services.gateway.scheduling.fair_queue import QueueSettings
 from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api import inference
@@ -285,6 +288,180 @@ async def test_workers_lost_behind_a_silent_transport_do_not_make_a_request_pois
     holder.append(WorkersHarness(*(Dying(holder, number, error=silent) for number in range(2)), FakeWorker()))
     assert await holder[0].text() == "Hello world!."
     assert sum(not entry.alive for entry in holder[0].directory.entries()) == 2
+
+
+# --- our own connection to NATS -------------------------------------------------------------------------------------------
+
+LOST = errors.TransportLost("the connection to the NATS server was lost")
+
+
+class Away:
+    """Our own connection, and the workers behind it, in virtual time."""
+
+    def __init__(self, *workers: FakeWorker, **more: Any) -> None:
+        self.back_at = -math.inf
+        clock = asyncio.get_running_loop().time
+        self.harness = WorkersHarness(*workers, clock=clock, draw=lambda: 0.5, back_at=lambda: self.back_at)
+        self.harness.dispatch = self.harness.asking.dispatch = Dispatch(
+            self.harness.directory, random.Random(5), QueueSettings(**more), clock=clock
+        )
+
+    def lose(self) -> None:
+        self.back_at = math.inf
+        self.harness.directory.transport_lost("nats")
+
+    def regain(self) -> None:
+        self.back_at = asyncio.get_running_loop().time()
+        self.harness.directory.transport_back("nats")
+
+    def hear(self, number: int) -> None:
+        entry = self.harness.directory.find(node_id(number))
+        assert entry is not None
+        self.harness.directory.apply_announcement(entry.announcement, "nats")
+
+    @property
+    def has_blamed(self) -> bool:
+        budget, stats = self.harness.asking.budget, self.harness.dispatch.worker_stats
+        return bool(stats.outliers.records) or budget._retries.total(0.0) > 0
+
+
+class Losing(FakeWorker):
+    """Our own connection is lost while it runs a request, the first so many times."""
+
+    away: Away
+    times = 1
+
+    async def run(self, prompt: inference.ProcessPrompt) -> AsyncIterator[inference.Chunk | GenerationEnd]:
+        if len(self.received) <= self.times:
+            self.away.lose()
+            raise LOST
+        async for item in super().run(prompt):
+            yield item
+
+
+def in_virtual_time(story: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await story()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(run())
+
+
+def test_a_request_waits_until_our_own_connection_is_back_and_the_worker_is_heard() -> None:
+    async def story() -> None:
+        worker = FakeWorker()
+        away = Away(worker)
+        away.lose()
+        asked = asyncio.create_task(away.harness.text())
+        await pass_time(20)
+        away.regain()
+        await pass_time(2)
+        assert not worker.received, "it may not be back yet"
+        away.hear(0)
+        assert await asked == "Hello world!."
+        assert not away.has_blamed
+
+    in_virtual_time(story)
+
+
+def test_a_request_waits_no_longer_than_in_the_queue_and_learns_why() -> None:
+    async def story() -> None:
+        away = Away(FakeWorker(), queue_seconds=7)
+        away.lose()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(errors.Overloaded, match="this gateway has lost its connection to NATS"):
+            await away.harness.text()
+        assert asyncio.get_running_loop().time() - began == pytest.approx(7, abs=0.2)
+
+    in_virtual_time(story)
+
+
+def test_only_a_full_queue_refuses_while_our_own_connection_is_lost() -> None:
+    async def story() -> None:
+        away = Away(FakeWorker(), queue_most=5)
+        # Each answer takes a minute, so one slot would be too few for five within 30 s.
+        away.harness.dispatch.model_queue(WISH.model).mean_seconds = 60
+        away.lose()
+        waiting = [asyncio.create_task(away.harness.text()) for _ in range(5)]
+        await pass_time(1)
+        with pytest.raises(errors.Overloaded, match="5 requests are already queued"):
+            await away.harness.text()
+        away.regain()
+        away.hear(0)
+        assert await asyncio.gather(*waiting) == ["Hello world!."] * 5
+
+    in_virtual_time(story)
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_the_loss_of_our_own_connection_counts_as_no_attempt_and_no_failure(times: int) -> None:
+    async def story() -> None:
+        worker = Losing()
+        away = worker.away = Away(worker)
+        worker.times = times
+        asked = asyncio.create_task(away.harness.text())
+        for _ in range(times):
+            await pass_time(1)
+            away.regain()
+            away.hear(0)
+        assert await asked == "Hello world!."
+        assert len(worker.received) == times + 1
+        assert not away.has_blamed
+
+    in_virtual_time(story)
+
+
+def test_the_first_wait_counts_from_the_return_of_our_own_connection() -> None:
+    async def story() -> None:
+        worker = Losing()
+        away = worker.away = Away(worker)
+        asked = asyncio.create_task(away.harness.text())
+        await pass_time(1)
+        away.harness.directory.mark_gone(node_id(0), "silent for 6 s")
+        await pass_time(5)
+        away.regain()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(errors.LinkLost, match="was lost"):
+            await asked
+        assert asyncio.get_running_loop().time() - began == pytest.approx(generation.FIRST_WAIT_SECONDS, abs=1)
+
+    in_virtual_time(story)
+
+
+def test_a_request_that_finds_another_model_does_not_wait_for_our_own_connection() -> None:
+    async def story() -> None:
+        away = Away(FakeWorker())
+        away.lose()
+        with pytest.raises(errors.NotConnected):
+            await away.harness.asking.generate(PROMPT, msgspec.structs.replace(WISH, has_alternative=True), 10, Reader())
+
+    in_virtual_time(story)
+
+
+@pytest.mark.parametrize(
+    ("began", "was_accepted", "since", "counts_as"),
+    [
+        pytest.param(False, False, 2.9, errors.NotReachable, id="not accepted, just back"),
+        pytest.param(False, False, 3.1, errors.LinkLost, id="not accepted, long back"),
+        pytest.param(True, False, 19.9, errors.NotReachable, id="not accepted, to be resumed"),
+        pytest.param(True, False, 20.1, errors.LinkLost, id="not accepted, to be resumed, long back"),
+        pytest.param(False, True, 0.1, errors.LinkLost, id="accepted"),
+        pytest.param(False, False, math.inf, errors.LinkLost, id="never lost"),
+    ],
+)
+def test_a_link_that_is_lost_soon_after_our_own_connection(
+    began: bool, was_accepted: bool, since: float, counts_as: type[errors.AimeshError]
+) -> None:
+    core = Generation(generation.PROMPT, WISH, ends_at=100, answers=1)
+    core.claimed("d", now=0)
+    if began:
+        core.item(inference.Chunk("x", (7,)))
+        core.claimed("d", now=0)
+    judged = core.judge(errors.LinkLost("gone"), was_accepted=was_accepted, now=50, back_at=50 - since)
+    assert type(judged) is counts_as
+    # One that had accepted it counts for the poison rule as ever.
+    core.failed(node_id(0), judged, was_accepted=was_accepted)
+    assert len(core._losses) == (counts_as is errors.LinkLost)
 
 
 # --- dishonest workers ----------------------------------------------------------------------------------------------------
