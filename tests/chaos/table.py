@@ -74,10 +74,11 @@ ledger. Runs per row: {repeats}. Times are in seconds; if runs differ, a cell sh
 """
 
 
-def page(found: Mapping[str, Sequence[Outcome]], machine: str) -> str:
-    """Return the text of the page. Pure."""
-    repeats = max(map(len, found.values()), default=0)
-    rows = [_row(outcomes) for outcomes in found.values() if outcomes]
+def page(found: Mapping[str, Sequence[Outcome]], machine: str, *, repeats: int) -> str:
+    """Return the text of the page. Raises ValueError if a scenario ran less often. Pure."""
+    if missing := [name for name, outcomes in found.items() if len(outcomes) < repeats]:
+        raise ValueError(f"fewer than {repeats} runs of {', '.join(missing)}")
+    rows = [_row(outcomes) for outcomes in found.values()]
     notes = [
         f"- {outcomes[0].fault}, {outcomes[0].what}: {outcomes[-1].more}" for outcomes in found.values() if outcomes and outcomes[-1].more
     ]
