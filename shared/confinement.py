@@ -1,8 +1,8 @@
 """Ends a child process with its parent, and confines one before it opens a model file, which is untrusted (SECURITY.md, T24).
 
 An attacker who takes over llama.cpp through a model file finds no network, can't start programs, can't look into other processes, reads no
-file but the model and the libraries, and writes none. On Linux, Landlock (`shared.landlock`) does the last two, and a seccomp filter the
-others; neither can be removed. The filter denies a list of system calls and allows the others, because the calls of a GPU driver change
+file but the model and the libraries, writes none, and opens none to others. On Linux, Landlock (`shared.landlock`) keeps it from reading and
+writing files, and a seccomp filter from the rest; neither can be removed. The filter denies a list of system calls and allows the others, because the calls of a GPU driver change
 with its version.
 """
 
@@ -56,23 +56,25 @@ class CpuArchitecture:
     denied: tuple[int, ...]
 
 
-#: Numbers from 424 on are the same everywhere: pidfd signals, io_uring (which could do most of what is denied here), mounts, and the
-#: files and memory of other processes.
-_DENIED_EVERYWHERE = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440, 442)
+#: Numbers from 424 on are the same everywhere: pidfd signals, io_uring (which could do most of what is denied here), mounts, the files and
+#: memory of other processes, and rights of files (fchmodat2, setxattrat, removexattrat, file_setattr).
+_DENIED_EVERYWHERE = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 440, 442, 452, 463, 466, 469)
 
 #: In the same order for both: starting programs (execve, execveat); signals to others (tkill, rt_sigqueueinfo, rt_tgsigqueueinfo);
 #: other processes' memory (ptrace, process_vm_readv, process_vm_writev, kcmp); code and events in the kernel (bpf, perf_event_open,
 #: userfaultfd, init_module, finit_module, delete_module, kexec_load); keys (add_key, request_key, keyctl); other views of the
-#: system (unshare, setns, mount, umount2, pivot_root, chroot, open_by_handle_at).
+#: system (unshare, setns, mount, umount2, pivot_root, chroot, open_by_handle_at); rights of files, which Landlock doesn't restrict (fchmod,
+#: fchmodat, fchown, fchownat, and access lists: setxattr, lsetxattr, fsetxattr, removexattr, lremovexattr, fremovexattr).
 MACHINES = {
     "x86_64": CpuArchitecture(
         audit=0xC000003E,
         seccomp=317,
         numbers={"socket": 41, "socketpair": 53, "kill": 62, "tgkill": 234, "clone": 56, "clone3": 435, "ioctl": 16},
-        # The first two are fork and vfork, which aarch64 doesn't have.
+        # The first two are fork and vfork, and the last three chmod, chown and lchown, which aarch64 doesn't have.
         denied=(
             *(57, 58, 59, 322, 200, 129, 297, 101, 310, 311, 312, 321, 298, 323, 175, 313, 176, 246, 248, 249, 250),
             *(272, 308, 165, 166, 155, 161, 304, *_DENIED_EVERYWHERE),
+            *(91, 268, 93, 260, 188, 189, 190, 197, 198, 199, 90, 92, 94),
         ),
     ),
     "aarch64": CpuArchitecture(
@@ -82,6 +84,7 @@ MACHINES = {
         denied=(
             *(221, 281, 130, 138, 240, 117, 270, 271, 272, 280, 241, 282, 105, 273, 106, 104, 217, 218, 219),
             *(97, 268, 40, 39, 41, 51, 265, *_DENIED_EVERYWHERE),
+            *(52, 53, 55, 54, 5, 6, 7, 14, 15, 16),
         ),
     ),
 }

@@ -48,6 +48,9 @@ class Role(StrEnum):
 
 SERVICE_ROLES = (Role.AUTH, Role.GATEWAY, Role.WORKER, Role.METRICS, Role.WEB)
 
+#: Clients wait for these, so they log in first after a restart of NATS.
+FIRST_ROLES = (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB)
+
 #: The name of the service that each role runs, as in the package, the settings and the `service` label.
 SERVICE_NAMES = {Role.AUTH: "auth", Role.GATEWAY: "gateway", Role.WORKER: "inference", Role.METRICS: "metrics", Role.WEB: "web"}
 

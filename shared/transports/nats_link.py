@@ -21,7 +21,7 @@ from shared.transports.link import HELLO_SECONDS, SILENCE_SECONDS, TICK_SECONDS,
 from shared.transports.nats.login import NatsFiles, NatsLoginRefused
 from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.server_connection import NatsMessage
-from shared.types import SERVICE_ROLES, NodeId, Peer
+from shared.types import FIRST_ROLES, SERVICE_ROLES, NodeId, Peer
 
 #: Links without a HELLO. Unauthenticated peers cannot get this far, so this only bounds our own mistakes.
 MAX_DIALLING = 256
@@ -106,6 +106,7 @@ class NatsTransport:
             files=files,
             least_payload_bytes=LEAST_PAYLOAD_BYTES,
             token=token or (lambda nonce: self._certificate_token()),
+            hurries=me.role in FIRST_ROLES,
         )
         self.nats.on_connection = self._on_connection
         self.nats.on_refused = self._on_refused

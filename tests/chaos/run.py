@@ -2,8 +2,8 @@
 
     python -m tests.chaos.run [--seed N] [--repeats 3] [--minutes 40] [--only NAME …] [--short] [--page FILE]
 
-The exit status is 1 if anything was wrong, or if the time was over before the last scenario: then no page is written. The output begins with
-the seed that repeats the run, and has the result of each scenario.
+The exit status is 1 if anything was wrong, or if the time was over before the last scenario: then no page is written. The output begins
+with the seed that repeats the run, and has the result of each scenario.
 """
 
 import argparse

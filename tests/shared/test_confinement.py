@@ -72,6 +72,11 @@ def verdict(
         pytest.param(X86, 425, (), fails(errno.EPERM), id="no ring that does it all by other means"),
         pytest.param(X86, 165, (), fails(errno.EPERM), id="no mounts"),
         pytest.param(ARM, 40, (), fails(errno.EPERM), id="no mounts on ARM"),
+        pytest.param(X86, 90, (), fails(errno.EPERM), id="opens no file to others"),
+        pytest.param(ARM, 53, (), fails(errno.EPERM), id="opens no file to others on ARM"),
+        pytest.param(X86, 452, (), fails(errno.EPERM), id="nor by the newer call"),
+        pytest.param(X86, 188, (), fails(errno.EPERM), id="nor by an access list"),
+        pytest.param(ARM, 54, (), fails(errno.EPERM), id="gives no file away"),
         pytest.param(X86, 62, (PID - 1, 9), fails(errno.EPERM), id="kills nobody"),
         pytest.param(X86, 62, (0xFFFFFFFFFFFFFFFF, 9), fails(errno.EPERM), id="kills not everybody"),
         pytest.param(X86, 234, (PID, PID, 6), ALLOW, id="may abort"),
@@ -135,6 +140,14 @@ attempt("key in the checkout", lambda: os.listdir(os.getcwd()))
 attempt("write the model", lambda: open(model, "r+").close())
 attempt("new package", lambda: open(os.path.join(venv, "x.pth"), "w").close())
 attempt("remove the model", lambda: os.unlink(model))
+attempt("chmod", lambda: os.chmod(secret, 0o644))
+attempt("chmod by a descriptor", lambda: os.fchmod(os.open(model, os.O_RDONLY), 0o666))
+attempt("chmod without following", lambda: native(libc.fchmodat(-100, secret.encode(), 0o644, 0)))
+attempt("newer chmod", lambda: native(libc.syscall(452, -100, secret.encode(), 0o644, 0)))
+attempt("chown", lambda: os.chown(secret, os.getuid(), os.getgid()))
+attempt("lchown", lambda: os.lchown(secret, os.getuid(), os.getgid()))
+attempt("chown by a descriptor", lambda: os.fchown(os.open(model, os.O_RDONLY), os.getuid(), os.getgid()))
+attempt("access list", lambda: os.setxattr(secret, "user.x", b"x"))
 attempt("memory of the worker", lambda: open(f"/proc/{os.getppid()}/mem", "r+b").close())
 attempt("late import", lambda: __import__("xml.etree.ElementTree"))
 def in_thread():
@@ -178,6 +191,14 @@ def test_confined_process_reaches_nothing_and_still_works(tmp_path: Path) -> Non
         "write the model": "EACCES",
         "new package": "EACCES",
         "remove the model": "EACCES",
+        "chmod": "EPERM",
+        "chmod by a descriptor": "EPERM",
+        "chmod without following": "EPERM",
+        "newer chmod": "EPERM",
+        "chown": "EPERM",
+        "lchown": "EPERM",
+        "chown by a descriptor": "EPERM",
+        "access list": "EPERM",
         "memory of the worker": "EACCES",
         "late import": "done",
         "thread": "done",

@@ -33,7 +33,7 @@ from shared.stores.cache import Cache
 from shared.telemetry import logs
 from shared.transports.nats.nats_client import NatsClient
 from shared.transports.nats.server_connection import NatsMessage
-from shared.types import Moment, NodeId, Role
+from shared.types import FIRST_ROLES, Moment, NodeId, Role
 
 #: The account of the mesh's nodes in the server's configuration.
 ACCOUNT = "MESH"
@@ -53,8 +53,6 @@ _LAST_WORD_SECONDS = 0.5
 #: Logins with a ticket that wait for PostgreSQL.
 _MOST_ASKING = 100
 _MOST_QUEUED = 1000
-#: Their logins are answered first, because clients wait for them.
-_FIRST = (Role.AUTH, Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Nodes that are revoked together, and whose connections the servers are asked for one by one.
 _MOST_ASKED = 20
 _PAGE = 256
@@ -209,7 +207,7 @@ class NatsLogins:
 
     def _on_callout(self, message: NatsMessage) -> None:
         request = nats_callout.read_request(message.payload)
-        is_first = self._is_known(request) and nats_callout.claimed_role(request, self._enrolled) in _FIRST
+        is_first = self._is_known(request) and nats_callout.claimed_role(request, self._enrolled) in FIRST_ROLES
         is_idle = not self._logins
         self._logins.add((request, message.reply.decode()), time.monotonic(), is_first=is_first)
         if is_idle:

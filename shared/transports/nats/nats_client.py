@@ -26,15 +26,15 @@ from shared.transports.nats.servers import ServerList
 #: The login timeout per server. It doubles up to the second value while logins take too long, because the servers may be overloaded. The
 #: server asks auth, and waits 2 s: a shorter first attempt finds an auth that has just started.
 LOGIN_SECONDS = (1.0, 10.0)
-#: The first timeout after a loss: the server is new, and auth may have missed its question.
-_RECONNECT_LOGIN_SECONDS = 0.5
+#: Its first value after a loss for clients that hurry: the server is new, and auth may have missed its question.
+_HURRIED_LOGIN_SECONDS = 0.5
 #: For the login at another server, while this one still works.
 _MOVE_SECONDS = 2.0
 _MOVED_SECONDS = 1.0
 #: While a server refuses us. Jitter protects it from all clients reconnecting at once.
 RETRY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=2.0, jitter=0.5)
 #: While no server listens, or auth doesn't answer it: a node is back within a second.
-AWAY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=0.25, jitter=0.5)
+AWAY_BACKOFF = Backoff(first_seconds=0.1, longest_seconds=0.4, jitter=0.5)
 #: Auth's own, without which no other node is admitted.
 _LEADING_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=0.1, jitter=0.5)
 #: After a loss, a login begins so long after the server has accepted the connection. Auth's own come first; the server would not repeat its
@@ -70,15 +70,17 @@ class NatsClient:
         least_payload_bytes: int = 0,
         token: Callable[[str], str] = login_tokens.without,
         leads: bool = False,
+        hurries: bool = False,
     ) -> None:
         """``urls`` are comma-separated nats:// or tls:// URLs, with user and password or a token if required; ``token`` is the node's own,
         for a nonce. Servers that accept only messages smaller than ``least_payload_bytes`` are refused. ``leads``: others can't log in
-        before it. Raises BadSettings for unusable URLs and files."""
+        before it. ``hurries``: clients wait for it, so auth answers it first. Raises BadSettings for unusable URLs and files."""
         self._servers = ServerList(servers.read_urls(urls))
         self._login = NatsLogin(key, files or NatsFiles(), self._servers.configured, token)
         self._name = name
         self._least_payload_bytes = least_payload_bytes
         self._leads = leads
+        self._hurries = hurries
         self._subscriptions: dict[int, _Subscription] = {}
         self._last_sid = 0
         #: The connection in use, which has logged in.
@@ -214,7 +216,7 @@ class NatsClient:
     async def _open_one(self, *, give_up_at: float = math.inf) -> None:
         """Try until a server accepts us, and use that connection. Raises Unavailable when it is time to give up."""
         is_back = self._is_connected_once.is_set() and not self._leads
-        login_seconds, tries = _RECONNECT_LOGIN_SECONDS if is_back else LOGIN_SECONDS[0], 0
+        login_seconds, tries = _HURRIED_LOGIN_SECONDS if is_back and self._hurries else LOGIN_SECONDS[0], 0
         while True:
             try:
                 self._adopt(await self._log_in(login_seconds, settle_seconds=random.uniform(*_SETTLE_SECONDS) if is_back else 0.0))  # noqa: S311
