@@ -1,9 +1,9 @@
 """Ends a child process with its parent, and confines one before it opens a model file, which is untrusted (SECURITY.md, T24).
 
 An attacker who takes over llama.cpp through a model file finds no network, can't start programs, can't look into other processes, reads no
-file but the model and the libraries, writes none, and opens none to others. On Linux, Landlock (`shared.landlock`) keeps it from reading and
-writing files, and a seccomp filter from the rest; neither can be removed. The filter denies a list of system calls and allows the others, because the calls of a GPU driver change
-with its version.
+file but the model and the libraries, writes none, and opens none to others. On Linux, Landlock (`shared.landlock`) denies reads and writes
+of files, and a seccomp filter the rest; neither can be removed. The filter denies a list of system calls and allows the others, because the
+calls of a GPU driver change with its version.
 """
 
 import ctypes

@@ -81,6 +81,8 @@ class Callers:
         self._wait_seconds = wait_seconds
         self._most_waiting = most_waiting
         self._waiting = 0
+        #: Called with each of auth's changes, when no older answer is in the cache any more.
+        self.on_change: Callable[[Change], object] = lambda change: None
         self._count_refusal = count_refusal
         self._clock = clock
         self._wall_clock = wall_clock
@@ -143,6 +145,7 @@ class Callers:
                         self._cache.watch_began()
                         failures = 0
                         self._cache.apply(change)
+                        self.on_change(change)
             except errors.AimeshError as error:
                 _log.info("auth's change stream is closed", reason=error.message)
             finally:

@@ -104,6 +104,7 @@ from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.observed import RequestObservers
 from services.gateway.requests.refused_requests import RefusedRequests
 from services.gateway.requests.request_admission import RequestAdmission
+from services.gateway.requests.revoked_callers import RevokedCallers
 from services.gateway.requests.runs import RepeatedRequest, Runs
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.requests.workers import Workers
@@ -477,6 +478,8 @@ class GatewayService:
             while await self._jobs.store.delete_old():
                 pass
 
+        revoked_callers = RevokedCallers(self._runs, self._callers.identify_owner)
+        self._callers.on_change = revoked_callers.note
         remove_policies = partial(ended_keys.remove_policies, self._stores.config, live, node.rpc)
         keep = background_tasks.keep
         for task in (
@@ -489,6 +492,7 @@ class GatewayService:
             keep("rollouts", self._rollouts.run),
             keep("deployments", self._deployments.run),
             keep("changes of accounts", self._callers.watch),
+            keep("revoked callers", revoked_callers.run),
             keep("limits", self._quotas.watch),
             lifecycle.every(quotas.SLOT_HEARTBEAT_SECONDS, self._quotas.extend_slots),
             keep("queue sharing", self._queue_sharing.run),

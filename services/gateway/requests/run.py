@@ -23,7 +23,7 @@ from services.gateway.requests.answers import Answer, TextAnswer
 from services.gateway.requests.plan import NOT_COUNTED, AdmissionRecord, Plan
 from services.gateway.requests.targets import SharedClaims, TargetAttempts, TargetCall
 from shared import errors
-from shared.api.auth import Principal
+from shared.api.auth import IdentifyOwner, Principal
 from shared.api.generation import Usage
 from shared.types import MicroCredits, RequestId, RequestStatus
 
@@ -137,6 +137,11 @@ class Run:
         self.status = RequestStatus.SUCCESS
 
     # --- what it knows ------------------------------------------------------------------------------------------------
+
+    @property
+    def caller(self) -> IdentifyOwner:
+        """Return whose rights it needs."""
+        return IdentifyOwner(self.principal.user_id, self.principal.key_id, self.principal.team_id)
 
     @property
     def clamped_to(self) -> int | None:

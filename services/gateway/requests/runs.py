@@ -11,8 +11,9 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -46,14 +47,14 @@ from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
 from shared import context, errors
 from shared.api import inference
-from shared.api.auth import Principal
+from shared.api.auth import IdentifyOwner, Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, RankingRequest, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
 from shared.api.inference import Chunk, ModerationVerdict, ProcessPrompt
 from shared.protocol import request_memory
 from shared.spans import REQUEST_ID
 from shared.telemetry import logs, tracing
-from shared.types import ModelName, RequestStatus, Role
+from shared.types import ModelName, RequestStatus, Role, UserId
 
 #: How long before its deadline an answer that is not streamed ends, so that its caller gets what there is instead of an error; less if the
 #: caller has less time than ten times as much.
@@ -97,6 +98,29 @@ class RepeatedRequest:
 NO_REPEAT = RepeatedRequest()
 
 
+@dataclass(slots=True, eq=False)
+class _Scope:
+    """Lets others end a running request, with an error."""
+
+    _timeout: asyncio.Timeout = field(default_factory=partial(asyncio.timeout, None))
+    _why: errors.AimeshError | None = None
+
+    def end(self, why: errors.AimeshError) -> None:
+        self._why = why
+        with suppress(RuntimeError):  # only its row is missing
+            self._timeout.reschedule(asyncio.get_running_loop().time())
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            await self._timeout.__aexit__(kind, error, trace)
+        except TimeoutError:
+            assert self._why is not None
+            raise self._why from None
+
+
 class Runs:
     def __init__(
         self,
@@ -115,7 +139,7 @@ class Runs:
         #: Time limit for a request, for callers without an earlier deadline.
         self.most_seconds = most_seconds
         #: Those that run now.
-        self.running: set[Run] = set()
+        self.running: dict[Run, _Scope] = {}
         self._admission = admission
         self._quotas, self._ledger = admission.quotas, admission.search.ledger
         self._workers = workers
@@ -137,6 +161,17 @@ class Runs:
         for run in tuple(self.running):
             if (found := run.waiting(now)) is not None:
                 yield found
+
+    def callers(self, user: UserId | None) -> set[IdentifyOwner]:
+        """See ``RunTable``."""
+        return {run.caller for run in self.running if user is None or run.principal.user_id == user}
+
+    def end(self, caller: IdentifyOwner, why: errors.AimeshError) -> int:
+        """See ``RunTable``."""
+        found = [scope for run, scope in self.running.items() if run.caller == caller]
+        for scope in found:
+            scope.end(why)
+        return len(found)
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -450,20 +485,21 @@ class Runs:
         line = run.line
         recorder: RowTaker = line or self._recorder
         recorder.reserve()
-        self.running.add(run)
+        scope = self.running[run] = _Scope()
         caller, is_taken_over = Caller(run, reader, self.clock), False
         try:
             try:
                 with tracing.span("inference", {REQUEST_ID: str(run.request_id)}):
-                    if self._admission.decide_batch(run, asked) and seconds == self.most_seconds:
-                        # Its caller has no deadline.
-                        seconds = self.longest(flex=True)
-                        run.allowed(seconds)
-                    plan = await self._admission.admit(run, asked, seconds, most_held=self.most_seconds)
-                    answer = new_answer(plan, run.admission)
-                    reader.begin(run.admitted(plan, answer))
-                    await caller.finish(await self._first_to_answer(caller, plan, start, seconds))
-                    run.succeeded()
+                    async with scope:
+                        if self._admission.decide_batch(run, asked) and seconds == self.most_seconds:
+                            # Its caller has no deadline.
+                            seconds = self.longest(flex=True)
+                            run.allowed(seconds)
+                        plan = await self._admission.admit(run, asked, seconds, most_held=self.most_seconds)
+                        answer = new_answer(plan, run.admission)
+                        reader.begin(run.admitted(plan, answer))
+                        await caller.finish(await self._first_to_answer(caller, plan, start, seconds))
+                        run.succeeded()
             finally:
                 await caller.close()
         except errors.AimeshError as error:
@@ -476,7 +512,7 @@ class Runs:
         finally:
             # No await between here and `add`: the row is queued even if this task is canceled.
             row, written = run.end(self.clock()), None
-            self.running.discard(run)
+            del self.running[run]
             if is_taken_over:
                 # The gateway that continues the request, or settles its overdue reservation, writes the row.
                 recorder.release()
