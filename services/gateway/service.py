@@ -76,6 +76,7 @@ from services.gateway.models.model_readers import ModelReaders
 from services.gateway.models.name_uses import NameUses
 from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
+from services.gateway.models.used_everywhere import UsedEverywhere
 from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.background_responses import BackgroundResponses
@@ -279,7 +280,15 @@ class GatewayService:
         rng = random.Random()  # noqa: S311 - the choice of a worker needs no cryptographic randomness
         name = f"{time.time_ns() // 1_000_000:013d}.{node.id}"
         worker_stats = WorkerStats(dishonest_workers=rules.quarantine.dishonest_workers, starts=WorkerStarts(rules.pools))
-        self._dispatch = Dispatch(node.directory, rng, queueing, metrics, name=name, worker_stats=worker_stats)
+        self._dispatch = Dispatch(
+            node.directory,
+            rng,
+            queueing,
+            metrics,
+            name=name,
+            worker_stats=worker_stats,
+            is_revoked=lambda model: model in live.config.names.revoked,
+        )
         self._queue_sharing = QueueSharing(stores.cache, self._dispatch, name)
         self._callers = Callers(
             node.rpc,
@@ -340,6 +349,7 @@ class GatewayService:
             gibibytes=settings.model_origin_quota,
             is_deployed=self._is_deployed,
             find_use=NameUses(live, node.directory, lambda: frozenset(self._deployments.documents), live.reload).find,
+            wait_until_used=UsedEverywhere(live, node.directory),
         )
         self._model_trust = ModelTrustRpc(live, registry_store, self._registry, self.audit_reporting)
         self._files = FileStorage(
@@ -465,6 +475,8 @@ class GatewayService:
     def _start_tasks(self) -> None:
         node, live, metrics, settings = self._node, self._live, self._node.metrics, self._settings
         self._watch_workers()
+        live.on_models = node.announce_models
+        node.announce_models(live.models_revision)
         metrics.config_revision.set_function(lambda: live.config.revision)
         metrics.config_age.set_function(live.age_seconds)
         metrics.config_unreadable.set_function(lambda: len(live.config.unreadable))

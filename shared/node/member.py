@@ -94,6 +94,8 @@ class Node:
 
     #: See ``announce_config``.
     _config: ConfigReading | None = ConfigReading(config_releases.READS)
+    #: See ``announce_models``.
+    _models_revision: int | None = None
 
     def __init__(
         self, me: LocalNode, plan: "TransportPlan", tasks: asyncio.TaskGroup, calls: asyncio.TaskGroup, traces: tracing.Traces
@@ -176,6 +178,11 @@ class Node:
         if reading != self._config:
             self._config = reading
             self.announcer.announce_soon()
+
+    def announce_models(self, revision: int) -> None:
+        """Announce which revision of the models' versions this gateway uses from now on."""
+        self._models_revision = revision
+        self.announcer.announce_soon()
 
     def membership_changed(self) -> None:
         """Tell the peers that our certificate, list or topics changed, and join the right topics."""
@@ -327,7 +334,7 @@ class Node:
             self.node_transports.faults(),
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
             offer.warning, offer.assigned, offer.refused,
-            self._config if self.role is Role.GATEWAY else None, self.leave_reason if self._leaving else "",
+            self._config if self.role is Role.GATEWAY else None, self.leave_reason if self._leaving else "", self._models_revision,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

@@ -192,6 +192,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     config: ConfigReading | None = None
     #: Why it is ``leaving``, for people; empty if somebody stopped it.
     leave_reason: Annotated[str, msgspec.Meta(max_length=MAX_PROBLEM_CHARACTERS)] = ""
+    #: Of a gateway: which revision of the models' versions it uses.
+    models_revision: int | None = None
 
     @property
     def reads_release(self) -> str:

@@ -65,6 +65,8 @@ class LiveConfiguration:
         #: Rollouts that this gateway has stopped: see ``RolloutBrake``.
         self._stopped: set[UUID] = set()
         self.config = ConfigSnapshot()
+        #: Called with each new ``models_revision``.
+        self.on_models: Callable[[int], object] = lambda revision: None
         #: Set with each snapshot, for the deployments.
         self.changed = asyncio.Event()
         #: Called with each snapshot.
@@ -83,6 +85,11 @@ class LiveConfiguration:
             name for (kind, name), stored in self.documents.items() if kind is ConfigKind.TRUST and isinstance(stored.body, Unreadable)
         )
         return {**self.bodies_of(TrustDocument), **dict.fromkeys(refused, NOTHING_TRUSTED)}
+
+    @property
+    def models_revision(self) -> int:
+        """Return a number that has grown with each change of a version or channel of a model that is in use here."""
+        return self._models_revision
 
     def age_seconds(self) -> float:
         """Return how long ago the snapshot was known to be current."""
@@ -117,6 +124,7 @@ class LiveConfiguration:
                 self.rollouts, self._models_revision = rollouts, models_revision
                 self._stopped.intersection_update(rollout.id for rollout in rollouts.values())
                 self._build(changes.revision)
+                self.on_models(models_revision)
             self._read_at = began
 
     def stop_rollout(self, rollout: UUID) -> None:

@@ -155,7 +155,14 @@ def build(
                 catalog[name] = model
     plans |= unreadable[ConfigKind.PLAN]
     model_limits |= _unreadable_limits(unreadable[ConfigKind.MODEL_LIMIT])
-    names = ModelNames({**models.aliases, **aliases}, default, routes=routes, owners=models.owners, unreadable=unreadable[ConfigKind.ROUTE])
+    names = ModelNames(
+        {**models.aliases, **aliases},
+        default,
+        routes=routes,
+        owners=models.owners,
+        revoked=models.revoked,
+        unreadable=unreadable[ConfigKind.ROUTE],
+    )
     all_plans = _all_plans(plans, plan_versions)
     return ConfigSnapshot(
         revision=revision,

@@ -27,6 +27,8 @@ class NamedVersion:
     #: Of a channel: what a rollback takes it to, and what it will serve once that is loaded.
     previous_version: int | None = None
     next_version: int | None = None
+    #: It must not run any more.
+    is_revoked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,18 @@ class VersionedNames:
     digests: Mapping[ModelName, str] = field(default_factory=dict)
     #: By names such as ``llama3@stable``.
     channels: Mapping[str, NamedVersion] = field(default_factory=dict)
+    #: The served names of versions that must not run any more.
+    revoked: frozenset[ModelName] = frozenset()
 
     @classmethod
     def of(cls, rows: Iterable[NamedVersion]) -> "VersionedNames":
         aliases, owners = dict[str, str](), dict[str, TenantId]()
-        digests, channels = dict[ModelName, str](), dict[str, NamedVersion]()
+        digests, channels, revoked = dict[ModelName, str](), dict[str, NamedVersion](), set[ModelName]()
         for row in rows:
             name, served = f"{row.name}@{row.word}", f"{row.name}@{row.version}"
+            if row.is_revoked:
+                revoked.add(ModelName(served))
+                continue
             aliases[name] = served
             if row.word == STABLE:
                 aliases[row.name] = served
@@ -57,7 +64,7 @@ class VersionedNames:
                 digests[ModelName(served)] = row.word
             else:
                 channels[name] = row
-        return cls(aliases, owners, digests, channels)
+        return cls(aliases, owners, digests, channels, frozenset(revoked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,8 @@ class ModelNames:
     unreadable: Mapping[str, Unreadable] = field(default_factory=dict)
     #: Models of others, whose versions don't exist for the caller.
     hidden: frozenset[str] = frozenset()
+    #: See ``VersionedNames``.
+    revoked: frozenset[ModelName] = frozenset()
 
     def seen_by(self, tenant: TenantId | None) -> "ModelNames":
         """Return the names that exist for an account or organization; None: for everybody."""
@@ -87,8 +96,8 @@ class ModelNames:
         return replace(self, aliases=aliases, hidden=hidden)
 
     def hides(self, name: str) -> bool:
-        """Return whether this is a version of a model of others."""
-        return bool(self.hidden) and _model_of(name) in self.hidden
+        """Return whether this is a version of a model of others, or a revoked one."""
+        return name in self.revoked or (bool(self.hidden) and _model_of(name) in self.hidden)
 
     def aliases_of(self, model: ModelName) -> tuple[str, ...]:
         """Digests are left out: nobody wants to read them in a list."""

@@ -62,11 +62,13 @@ class ModelRegistry:
         gibibytes: int,
         is_deployed: Callable[[str], Awaitable[bool]],
         find_use: Callable[[ModelName], Awaitable[NameUse]],
+        wait_until_used: Callable[[], Awaitable[None]],
     ) -> None:
         """Without an ``origin``, nothing can be pushed. ``gibibytes``: what one account or organization may store. ``is_deployed``: whether
-        the mesh puts a channel such as ``llama3@stable`` on machines. ``find_use``: what has the name of a model already."""
+        the mesh puts a channel such as ``llama3@stable`` on machines. ``find_use``: what has the name of a model already.
+        ``wait_until_used``: see ``UsedEverywhere``."""
         self._items = items
-        self._is_deployed, self._find_use = is_deployed, find_use
+        self._is_deployed, self._find_use, self._wait_until_used = is_deployed, find_use, wait_until_used
         self._store, self._origin, self._nodes, self.readers = store, origin, nodes, readers
         self._audit, self._gibibytes = audit_reporting, gibibytes
         self._wake = asyncio.Event()
@@ -228,6 +230,8 @@ class ModelRegistry:
             await rows.drop_revoked(version)
             version = await _get(rows, call.principal, request.model, request.version)
         self._report_action("model.revoke", call.principal, version, reason=request.reason)
+        # From then on, no gateway begins an answer of it.
+        await self._wait_until_used()
         return version
 
     @serves(api.delete_model_version)

@@ -101,6 +101,8 @@ SELECT coalesce(sum(revision), 0)::bigint FROM models;
 
 -- name: list_model_names
 -- List what requests may write behind the @ of a model's name, and the version that it means; of a channel also those before and after it.
-SELECT name, organization, channel AS word, version, previous_version, next_version FROM models JOIN model_channels ON model = name
+SELECT name, organization, channel AS word, version, previous_version, next_version, FALSE AS is_revoked
+FROM models JOIN model_channels ON model = name
 UNION ALL
-SELECT name, organization, digest, version, NULL, NULL FROM models JOIN model_versions ON model = name WHERE state IN ('ready', 'retired') AND NOT is_deleted;
+SELECT name, organization, digest, version, NULL, NULL, state = 'revoked' FROM models JOIN model_versions ON model = name
+WHERE (state IN ('ready', 'retired') AND NOT is_deleted) OR state = 'revoked';

@@ -62,14 +62,17 @@ class Dispatch:
         *,
         name: str = "",
         worker_stats: WorkerStats | None = None,
+        is_revoked: Callable[[ModelName], bool] = lambda model: False,
     ) -> None:
-        """``metrics`` defaults to a private registry. ``name``: of this gateway, as in ``QueueReport``."""
+        """``metrics`` defaults to a private registry. ``name``: of this gateway, as in ``QueueReport``. ``is_revoked``: whether a model may
+        not be begun any more."""
         self.clock = clock
         self.worker_stats = worker_stats or WorkerStats()
         self._directory = directory
         self._rng = rng
         self._rules = rules or QueueSettings()
         self._workers = EligibleWorkers(directory, self.worker_stats, clock)
+        self._workers.is_revoked = is_revoked
         self._metrics = metrics or Metrics("gateway")
         self._name = name
         self._queues: dict[ModelName, ModelQueue[QueuedRequest]] = {}

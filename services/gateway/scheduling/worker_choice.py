@@ -213,13 +213,17 @@ class EligibleWorkers:
         self._directory = directory
         self._worker_stats = worker_stats
         self._clock = clock
+        #: Whether a model must not run any more.
+        self.is_revoked: Callable[[ModelName], bool] = lambda model: False
         #: When each worker was first seen with room.
         self._room: dict[ModelName, dict[NodeId, float]] = {}
 
     def list_eligible(self, requirements: WorkerRequirements) -> Sequence[Candidate]:
         """Return the workers that may run the request now; none if one is loading the model or restarting its engine, if nothing is known
         of one because our own connection was lost, or if a machine can be started. Raises NotReachable if there is no such worker either,
-        or NotStarted."""
+        or NotStarted. An answer that has begun may continue with a revoked version."""
+        if requirements.origin is None and self.is_revoked(requirements.model):
+            raise errors.NotReachable(f"{requirements.model} was revoked", hint="use another version")
         candidates = list_candidates(self._worker_stats, requirements, self._directory.reachable(Role.WORKER), self._clock())
         try:
             return eligible(requirements, candidates)

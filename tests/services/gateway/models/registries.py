@@ -146,6 +146,7 @@ async def running(url: str, objects: ObjectStore, *, gibibytes: int = 1) -> Asyn
             gibibytes=gibibytes,
             is_deployed=_is_deployed,
             find_use=_find_use,
+            wait_until_used=_at_once,
         )
         yield Gateway(registry, tables, acts, nodes)
 
@@ -160,3 +161,7 @@ async def _find_use(_model: ModelName) -> NameUse:
 
 async def _is_deployed(_channel: str) -> bool:
     return False
+
+
+async def _at_once() -> None:
+    """There is no other gateway."""
