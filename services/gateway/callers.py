@@ -158,7 +158,6 @@ class Callers:
             changes_before = self._cache.changes
             try:
                 principal = await ask()
-                break
             except _CANNOT_ASK as error:
                 if stale := self._cache.find(digest, self._clock(), is_auth_away=True):
                     return stale
@@ -169,11 +168,12 @@ class Callers:
             except errors.NotAuthenticated:
                 self._cache.forget(digest)
                 raise
+            else:
+                now = self._clock()
+                self._cache.remember(digest, principal, now=now, ends_at=now + remaining(principal), changes_before=changes_before)
+                return principal
             # A question waits for auth itself.
             await asyncio.sleep(_AGAIN_SECONDS)
-        now = self._clock()
-        self._cache.remember(digest, principal, now=now, ends_at=now + remaining(principal), changes_before=changes_before)
-        return principal
 
     async def _ask_auth(self, credential: Credential) -> auth.Principal:
         if _is_key(credential):

@@ -136,8 +136,6 @@ def resolve(
     meanings = _meanings(requested, names) if any(map(allows, model_names.spellings(requested))) else ()
     models = {offer.name for worker in usable for offer in worker.announcement.models if offer.ready}
     if (found := next((model for known in (models, startable) for model in meanings if model in known), None)) is not None:
-        if found in names.revoked:
-            raise errors.UnknownModel(f"{found} was revoked", hint="use another version")
         return found
     if not models:
         raise _no_worker(workers)
