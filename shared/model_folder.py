@@ -60,6 +60,11 @@ def find_projector(model: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
+def is_model(path: str) -> bool:
+    """Return whether the file is a model, or its first part."""
+    return _name_of(Path(path)) is not None
+
+
 def _name_of(path: Path) -> str | None:
     if path.suffix.lower() != ".gguf" or path.name.lower().startswith(_PROJECTOR):
         return None

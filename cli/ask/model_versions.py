@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,9 @@ _version = click.argument("version", metavar="NAME@VERSION")
 @click.command()
 @click.argument("source", metavar="FILE|DIR|oci:DIR")
 @click.argument("name")
+@click.option(
+    "--channel", metavar="CHANNEL", help="Let requests for NAME@CHANNEL use it once it is checked.  [default: stable, for a new name]"
+)
 @click.option("--license", "license_", metavar="SPDX", default="", help="License, such as Apache-2.0.")
 @click.option("--source", "origin", metavar="URL", default="", help="Where the model comes from.")
 @click.option("--description", metavar="TEXT", default="", help="Shown in lists.")
@@ -49,6 +53,7 @@ def push(
     source: str,
     name: str,
     *,
+    channel: str | None,
     license_: str,
     origin: str,
     description: str,
@@ -73,7 +78,7 @@ def push(
         await connection.call(api.models.find_model_blobs, api.models.FindModelBlobs((), model, owner))
         data, blobs = await asyncio.to_thread(_describe, here.folder, source, said, show, signed_by)
         await blob_transfers.upload(connection, blobs, show)
-        request = api.models.CompleteModelVersion(model, data, number, owner)
+        request = api.models.CompleteModelVersion(model, data, number, owner, channel)
         made = await persist(lambda: connection.call(api.models.complete_model_version, request, deadline_seconds=_CALL_SECONDS))
         if bundle is not None:
             signed = api.model_trust.SignModelVersion(made.model, made.version, bundle)
@@ -90,6 +95,7 @@ def push(
     _show(made, as_json=as_json)
     if made.state != _READY:
         click.get_current_context().exit(1)
+    _note_next(here, made)
 
 
 def _describe(folder: Path, source: str, said: "Statement", show: ProgressLine, but: Path | None = None) -> tuple[bytes, list[Blob]]:
@@ -164,19 +170,27 @@ def versions(here: CliContext, /, name: str, *, as_json: bool) -> None:
 @click.argument("name", metavar="NAME[@VERSION]")
 @click.argument("version", type=int, required=False)
 @_channel
+@click.option("--none", "withdraws", is_flag=True, help="Let them use no version, until another promotion or a rollback.")
 @_wait
 @_json
 @click.pass_obj
-def promote(here: CliContext, /, name: str, version: int | None, *, channel: str, wait: bool, as_json: bool) -> None:
+def promote(here: CliContext, /, name: str, version: int | None, *, channel: str, withdraws: bool, wait: bool, as_json: bool) -> None:
     """Let requests for NAME, or NAME@CHANNEL, use a version: VERSION, or the newest.
 
     If the mesh puts the model on machines, the version is loaded there first.
     """
     model, number = _split(name)
+    if withdraws:
+        if not (number is None and version is None and not wait):
+            raise errors.BadRequest("--none goes with neither a version nor --wait", hint=f"write {model} --none")
+        made = here.call(api.models.withdraw_model, api.models.WithdrawModel(model, channel))
+        printing.show_message(made, f"requests for {model}@{channel} use no version; before, {made.name}", as_json=as_json)
+        return
     if None not in {number, version}:
         raise errors.BadRequest(f"{name} names a version already", hint=f"write {model}@{version}")
     made = here.call(api.models.promote_model, api.models.PromoteModel(model, number or version, channel))
     _show(deployments.wait_for_version(here, made, channel) if wait else made, as_json=as_json)
+    _note_next(here, made)
 
 
 @click.command()
@@ -234,6 +248,23 @@ def _split(text: str) -> tuple[ModelName, int | None]:
     if "@" in text and found.version is None:
         raise errors.BadRequest(f"{text} names no version by its number", hint=f"see `aicli models versions {found.model}`")
     return found.model, found.version
+
+
+def _note_next(here: CliContext, version: "ModelVersion") -> None:
+    """Say what is left to do until requests can use a version."""
+    from shared.models import version_names
+
+    served = [*version.channels, *version.next_of]
+    if not served:
+        printing.note(f"Let requests use it: aicli models promote {version.name}")
+        return
+    with suppress(errors.AimeshError):  # the version is there
+        found = here.call(api.deployments.list_deployments, api.deployments.ListDeployments()).deployments
+        if any(version_names.strip_version(each.name) == version.model for each in found):
+            return
+    name = version.model if version_names.STABLE in served else f"{version.model}@{served[0]}"
+    owner = "" if version.organization is None else f" --organization {version.organization}"
+    printing.note(f"Put it on machines, if you are an administrator: aicli models deploy {name}{owner}")
 
 
 def _show(version: "ModelVersion", *, as_json: bool) -> None:

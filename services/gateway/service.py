@@ -145,9 +145,10 @@ from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
 from services.gateway.webhooks.receiver_client import ReceiverClient
 from services.gateway.webhooks.webhook_store import WebhookStore
 from shared import access_table, client_address, config_releases, context, errors, worker_pools
-from shared.api import auth, embedding, gateway
+from shared.api import auth, embedding, gateway, inference
 from shared.api.gateway import Check
 from shared.api.method import Nothing
+from shared.api.model_copies import VERSION_SOURCE
 from shared.api.usage_report import UserUsage
 from shared.background import tasks as background_tasks
 from shared.background.deferred_rows import DeferredRows
@@ -380,7 +381,7 @@ class GatewayService:
             read_documents=lambda: live.bodies_of(DeploymentDocument),
             read_versions=lambda: live.config.models,
             changed=live.changed,
-            find_facts=self._model_search.find_facts,
+            find_facts=self._find_facts,
             serve_next=registry_store.serve_next,
             items=stores.items,
             metrics=node.metrics,
@@ -393,6 +394,11 @@ class GatewayService:
         """Return whether the mesh puts a channel on machines, perhaps since just now. Raises Unavailable."""
         await self._live.reload()
         return self._deployments.is_deployed(channel)
+
+    async def _find_facts(self, source: str) -> inference.ModelFacts | None:
+        if source.startswith(VERSION_SOURCE):
+            return await self._registry.find_facts(source.removeprefix(VERSION_SOURCE))
+        return self._model_search.find_facts(source)
 
     @classmethod
     @asynccontextmanager

@@ -248,6 +248,7 @@ class InferenceService:
 
     @serves(inference.ensure_model)
     async def ensure_model(self, request: inference.EnsureModel, call: RpcCall) -> inference.EnsuredModel:
+        self._loader()
         return await self._pulls.ensure(request)
 
     @serves(inference.remove_model)

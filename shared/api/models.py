@@ -62,6 +62,8 @@ class CompleteModelVersion(Body, frozen=True):
     version: VersionNumber | None = None
     #: For administrators: whose model it is. Default: the mesh's; for others, the caller's account or organization.
     organization: TenantId | None = None
+    #: The channel that serves it once it is checked. Default: stable for the first version of a model that passes, and else none.
+    channel: Channel | None = None
 
 
 class ModelVersion(Body, frozen=True):
@@ -126,6 +128,13 @@ class RollbackModel(Body, frozen=True):
     channel: Channel = STABLE
 
 
+class WithdrawModel(Body, frozen=True):
+    """Let a channel serve nothing, until a rollback or a promotion."""
+
+    model: ModelName
+    channel: Channel = STABLE
+
+
 class RetireModelVersion(Body, frozen=True):
     """Keep a version out of channels and deployments from now on."""
 
@@ -134,7 +143,7 @@ class RetireModelVersion(Body, frozen=True):
 
 
 class RevokeModelVersion(Body, frozen=True):
-    """Keep a version from being loaded, forever."""
+    """Keep a version from being loaded, forever. Channels that serve it serve nothing, until a rollback or a promotion."""
 
     model: ModelName
     version: VersionNumber
@@ -153,6 +162,7 @@ complete_model_version = Method("gateway.completeModelVersion", CompleteModelVer
 list_model_versions = Method("gateway.listModelVersions", ListModelVersions, ModelVersions, callers=PEOPLE)
 promote_model = Method("gateway.promoteModel", PromoteModel, ModelVersion, callers=PEOPLE)
 rollback_model = Method("gateway.rollbackModel", RollbackModel, ModelVersion, callers=PEOPLE)
+withdraw_model = Method("gateway.withdrawModel", WithdrawModel, ModelVersion, callers=PEOPLE)
 retire_model_version = Method("gateway.retireModelVersion", RetireModelVersion, ModelVersion, callers=PEOPLE)
 revoke_model_version = Method("gateway.revokeModelVersion", RevokeModelVersion, ModelVersion, callers=PEOPLE)
 delete_model_version = Method("gateway.deleteModelVersion", DeleteModelVersion, ModelVersion, callers=PEOPLE)

@@ -72,6 +72,7 @@ NEVER_GOOD = {
     "POST /api/models/{model}/retire",
     "POST /api/models/{model}/revoke",
     "POST /api/models/{model}/rollback",
+    "POST /api/models/{model}/withdraw",
     "POST /api/models/{model}/sign",
     "POST /api/models/{model}/versions",
     # There is no server.
@@ -309,6 +310,7 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /api/models/{model}/retire": lambda: {"model": "tiny", "version": 1},
         "POST /api/models/{model}/revoke": lambda: {"model": "tiny", "version": 1, "reason": "none"},
         "POST /api/models/{model}/rollback": lambda: {"model": "tiny"},
+        "POST /api/models/{model}/withdraw": lambda: {"model": "tiny"},
         "POST /api/models/{model}/sign": lambda: {"model": "tiny", "version": 1, "signature": "bm9uZQ=="},
         "POST /v1/rerank": lambda: {"query": "hi", "documents": ["hi"], "model": "echo"},
         "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},

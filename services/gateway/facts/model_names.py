@@ -23,7 +23,8 @@ class NamedVersion:
     organization: TenantId | None
     #: A channel, or the digest of a manifest.
     word: str
-    version: int
+    #: None: a channel that serves nothing.
+    version: int | None
     #: Of a channel: what a rollback takes it to, and what it will serve once that is loaded.
     previous_version: int | None = None
     next_version: int | None = None
@@ -55,9 +56,10 @@ class VersionedNames:
             if row.is_revoked:
                 revoked.add(ModelName(served))
                 continue
-            aliases[name] = served
-            if row.word == STABLE:
-                aliases[row.name] = served
+            if row.version is not None:
+                aliases[name] = served
+                if row.word == STABLE:
+                    aliases[row.name] = served
             if row.organization is not None:
                 owners[row.name] = row.organization
             if _DIGEST in name:

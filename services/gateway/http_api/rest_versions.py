@@ -18,7 +18,7 @@ from shared import errors
 from shared.api import model_trust
 from shared.api import models as api
 from shared.api.method import Method
-from shared.api.models import BlobUpload, ModelVersion, VersionNumber
+from shared.api.models import BlobUpload, Channel, ModelVersion, VersionNumber
 from shared.models import manifest
 from shared.models.version_names import DIGEST_PATTERN
 from shared.rpc import RpcCall
@@ -38,9 +38,11 @@ class TrustQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: VersionNumber | None = None
 
 
-class OwnerQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class PushQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: For administrators: whose model it is; none: the mesh's.
     organization: TenantId | None = None
+    #: The channel that serves it once it is checked; none: stable for the first version of a model that passes, and else no channel.
+    channel: Channel | None = None
 
 
 class RestVersions:
@@ -60,9 +62,10 @@ class RestVersions:
             HttpRoute("GET", f"{of_model}/versions", self._list, "listModelVersions", "List the versions of a model",
                       answer=api.ModelVersions),
             HttpRoute("POST", f"{of_model}/versions", self._complete, "completeModelVersion", "Make a version of uploaded files",
-                      query=OwnerQuery, max_raw_bytes=manifest.MAX_MANIFEST_BYTES, answer=ModelVersion),
+                      query=PushQuery, max_raw_bytes=manifest.MAX_MANIFEST_BYTES, answer=ModelVersion),
             self._post(api.promote_model, "Let a channel serve a version", registry.promote),
             self._post(api.rollback_model, "Let a channel serve the version before", registry.rollback),
+            self._post(api.withdraw_model, "Let a channel serve nothing", registry.withdraw),
             self._post(api.retire_model_version, "Keep a version out of channels", registry.retire),
             self._post(api.revoke_model_version, "Keep a version from being loaded, forever", registry.revoke),
             self._post(model_trust.sign_model_version, "Keep a signature of a version", self._trust.sign),
@@ -126,8 +129,8 @@ class RestVersions:
         await call.answer(await self._trust.read(request, call.as_rpc(self._node, _SECONDS)))
 
     async def _complete(self, call: HttpCall) -> None:
-        query = request_bodies.read_query(call.query, OwnerQuery)
-        request = api.CompleteModelVersion(ModelName(call.rest_of_path), call.body, organization=query.organization)
+        query = request_bodies.read_query(call.query, PushQuery)
+        request = api.CompleteModelVersion(ModelName(call.rest_of_path), call.body, organization=query.organization, channel=query.channel)
         await call.answer(await self._registry.complete(request, call.as_rpc(self._node, _SECONDS)))
 
 

@@ -70,7 +70,7 @@ class PlacedVersion:
 
 
 #: Returns what decides how much memory the model of a source needs; None if nobody knows before it is there.
-FindFacts = Callable[[str], inference.ModelFacts | None]
+FindFacts = Callable[[str], Awaitable[inference.ModelFacts | None]]
 #: Returns the deployments of the current configuration.
 ReadDocuments = Callable[[], Mapping[str, DeploymentDocument]]
 ReadVersions = Callable[[], VersionedNames]
@@ -110,6 +110,11 @@ class Deployments:
         """Return whether a pushed model, one of its versions or a channel has this name."""
         versions = self.read_versions()
         return name in versions.digests or _channel_of(name) in versions.channels
+
+    def has_versions(self, name: str) -> bool:
+        """Return whether a model was pushed whose version or channel this would be, and a version of it may be loaded."""
+        model = version_names.strip_version(ModelName(name))
+        return any(version_names.strip_version(each) == model for each in self.read_versions().digests)
 
     def is_deployed(self, channel: str) -> bool:
         """Return whether the mesh puts a channel such as ``llama3@stable`` on machines."""
@@ -249,7 +254,7 @@ class Deployments:
         match action.step:
             case Step.FETCH:
                 assert placed is not None, "only what a document wants is fetched"
-                if problem := await self._find_misfit(action.node, placed.source):
+                if problem := await self._find_misfit(action.node, await self.find_facts(placed.source)):
                     return problem
                 assignment = inference.Assignment(placed.document.context, placed.document.slots)
                 order = inference.EnsureModel(action.name, placed.source, assignment)
@@ -263,11 +268,10 @@ class Deployments:
                 await self.rpc.call(inference.remove_model, remove, to=action.node, deadline_seconds=_ORDER_SECONDS)
         return ""
 
-    async def _find_misfit(self, node: NodeId, source: str) -> str:
-        """Return why the model can't be loaded there. Raises what the call raises."""
-        if (facts := self.find_facts(source)) is None:
-            return ""
-        answer = await self.rpc.call(inference.plan_models, inference.PlanModels((facts,)), to=node, deadline_seconds=_ORDER_SECONDS)
+    async def _find_misfit(self, node: NodeId, facts: inference.ModelFacts | None) -> str:
+        """Return why the model can't be loaded there. Raises what the call raises: BadRequest for a machine that runs no engine."""
+        request = inference.PlanModels(() if facts is None else (facts,))
+        answer = await self.rpc.call(inference.plan_models, request, to=node, deadline_seconds=_ORDER_SECONDS)
         return next((fit.detail for fit in answer.fits if fit.fit is inference.Fit.NO), "")
 
 

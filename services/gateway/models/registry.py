@@ -13,9 +13,9 @@ from services.gateway.models.model_origin import ModelOrigin
 from services.gateway.models.model_readers import ModelReaders
 from services.gateway.models.name_uses import NameUse
 from services.gateway.models.registry_store import KnownModel, RegistryRows, RegistryStore, ServingChannel, StoredUpload, UncheckedVersion
-from shared import access_table, errors
+from shared import access_table, errors, model_folder
 from shared.amounts import show_bytes
-from shared.api import model_copies
+from shared.api import inference, model_copies
 from shared.api import models as api
 from shared.api.auth import Principal
 from shared.api.method import Nothing
@@ -163,13 +163,17 @@ class ModelRegistry:
                 raise errors.AlreadyExists(f"{model}@{request.version} {is_digest}, and this manifest has {version.digest}")
             await origin.put(version.digest, request.manifest)
             if known:
-                await rows.check_again(model, version.digest)
+                await rows.check_again(model, version.digest, request.channel)
             else:
-                await rows.add_version(model, version, len(request.manifest), config, by.user_id)
+                await rows.add_version(model, version, len(request.manifest), config, by.user_id, channel=request.channel)
             await rows.adopt(by.tenant_id, blobs)
             (made,) = await rows.versions(model, version=number)
+            serving = None if request.channel is None else await rows.find_channel(model, request.channel)
         self._wake.set()
         self._report_action("model.push", by, made, digest=made.digest)
+        if request.channel is not None and made.state is VersionState.READY:
+            # It was pushed before, so no check lets the channel serve it.
+            return await self._switch(by, made, request.channel, serving)
         return made
 
     @serves(api.list_model_versions)
@@ -193,6 +197,16 @@ class ModelRegistry:
         """Return the size of a blob as the manifest of a version that may be loaded has it. Raises BadRequest and ObjectMissing."""
         version = await self._store.find_version_of(digest)
         return None if version is None else manifest.read(await self.read_manifest(version)).blobs.get(digest)
+
+    async def find_facts(self, digest: str) -> inference.ModelFacts | None:
+        """Return what decides how much memory a version needs; None if the store doesn't say."""
+        try:
+            version = manifest.read(await self.read_manifest(digest))
+            files = sorted((file for file in version.files if model_folder.is_model(file.path)), key=lambda file: file.path)
+            header, _ = await self._get_origin().read_range(files[0].digest, 0, inference.MAX_HEADER_BYTES) if files else (b"", 0)
+        except (errors.AimeshError, ObjectMissing):
+            return None
+        return inference.ModelFacts(file_bytes=version.size, header=header) if header else None
 
     @serves(model_copies.read_blob)
     async def read_blob(self, request: model_copies.ReadBlob, stream: StreamCall[model_copies.BlobPart]) -> Nothing:
@@ -228,8 +242,9 @@ class ModelRegistry:
             before = (VersionState.CHECKING, VersionState.READY, VersionState.REFUSED, VersionState.RETIRED)
             await _change(rows, version, VersionState.REVOKED, request.reason, *before)
             await rows.drop_revoked(version)
+            emptied = ", ".join(version.channels)
             version = await _get(rows, call.principal, request.model, request.version)
-        self._report_action("model.revoke", call.principal, version, reason=request.reason)
+        self._report_action("model.revoke", call.principal, version, reason=request.reason, channels=emptied)
         # From then on, no gateway begins an answer of it.
         await self._wait_until_used()
         return version
@@ -246,7 +261,9 @@ class ModelRegistry:
                 each.node for each in workers if each.alive and any(offer.name == version.name for offer in each.announcement.models)
             ]
             channels = dict.fromkeys((*version.channels, *version.previous_of, *version.next_of))
-            _ensure_unused(version, [*(f"the channel {name}" for name in channels), *(f"the worker {node}" for node in running)])
+            # Nothing can use a revoked one again, and workers that run it still are about to end it.
+            if version.state is not VersionState.REVOKED:
+                _ensure_unused(version, [*(f"the channel {name}" for name in channels), *(f"the worker {node}" for node in running)])
         self._report_action("model.delete", call.principal, version)
         await self._delete_unused(blobs)
         await self._write_index()
@@ -268,11 +285,26 @@ class ModelRegistry:
         async with self._store.transaction(_scope(call.principal)) as rows:
             serving = await rows.find_channel(request.model, request.channel)
             # A version that isn't loaded yet is taken back first.
-            before = None if serving is None else serving.previous_version if serving.next_version is None else serving.version
+            is_taken_back = serving is not None and serving.next_version is not None and serving.version is not None
+            before = None if serving is None else serving.version if is_taken_back else serving.previous_version
             version = await _get(rows, call.principal, request.model, before)
         if before is None:
             raise errors.AlreadyExists(f"{request.model}@{request.channel} has no version before", hint="promote a version")
         return await self._switch(call.principal, version, request.channel, serving, rolls_back=True)
+
+    @serves(api.withdraw_model)
+    async def withdraw(self, request: api.WithdrawModel, call: RpcCall) -> ModelVersion:
+        by = call.principal
+        async with self._store.transaction(_scope(by)) as rows:
+            serving = await rows.find_channel(request.model, request.channel)
+            version = await _get(rows, by, request.model, None if serving is None else serving.version)
+            if serving is None or serving.version is None:
+                raise errors.AlreadyExists(f"{request.model}@{request.channel} serves nothing")
+            if not await rows.withdraw(request.model, request.channel, serving.version, by.user_id):
+                raise _changed_meanwhile(request.model, request.channel)
+            version = await _get(rows, by, request.model, serving.version)
+        self._report_action("model.withdraw", by, version, channel=request.channel)
+        return version
 
     async def _switch(
         self, by: Principal, version: ModelVersion, channel: str, serving: ServingChannel | None, *, rolls_back: bool = False
@@ -286,14 +318,8 @@ class ModelRegistry:
             return version
         is_deployed = await self._is_deployed(f"{model}@{channel}")
         async with self._store.transaction(_scope(by)) as rows:
-            if serving is not None and serving.version == number:
-                is_done = await rows.drop_next(model, channel, number)
-            elif serving is not None and is_deployed:
-                is_done = await rows.set_next(model, channel, number, serving, by.user_id)
-            else:
-                is_done = await rows.set_channel(model, channel, number, None if serving is None else serving.version, by.user_id)
-            if not is_done:
-                raise errors.AlreadyExists(f"{model}@{channel} was changed meanwhile", hint="see `aicli models versions`, and decide again")
+            if not await rows.switch(model, channel, number, serving, by.user_id, is_deployed=is_deployed):
+                raise _changed_meanwhile(model, channel)
             version = await _get(rows, by, model, number)
         before = "" if serving is None else str(serving.version)
         self._report_action("model.rollback" if rolls_back else "model.promote", by, version, channel=channel, before=before)
@@ -337,10 +363,24 @@ class ModelRegistry:
             refusal = error.message
         async with self._store.transaction() as rows:
             await rows.end_check(found, facts, refusal)
+            served = None if refusal else await self._serve_checked(rows, found)
+        if served is not None:
+            self._report_action("model.promote", None, served, channel=", ".join(served.channels or served.next_of), before="")
         if refusal:
             await self._delete_unused(found.blobs)
         await self._write_index()
         return True
+
+    async def _serve_checked(self, rows: RegistryRows, found: UncheckedVersion) -> ModelVersion | None:
+        """Let the channel that a version is for serve it; return None if it is for none, or somebody has changed the channel just now."""
+        if (first := await rows.find_first_channel(found)) is None:
+            return None
+        channel, author = first
+        serving, is_deployed = await rows.find_channel(found.model, channel), await self._is_deployed(f"{found.model}@{channel}")
+        if not await rows.switch(found.model, channel, found.version, serving, author, is_deployed=is_deployed):
+            return None
+        (version,) = await rows.versions(found.model, version=found.version)
+        return version
 
     async def _check(self, found: UncheckedVersion) -> VersionFacts:
         """Return what the files say. Raises BadRequest if anything is damaged or no model, and ObjectMissing."""
@@ -396,7 +436,7 @@ class ModelRegistry:
             raise errors.Unavailable("this mesh has no store for models", hint="set OBJECT_STORE or MODEL_ORIGIN for the gateway")
         return self._origin
 
-    def _report_action(self, action: str, by: Principal, version: ModelVersion, **details: str) -> None:
+    def _report_action(self, action: str, by: Principal | None, version: ModelVersion, **details: str) -> None:
         self._audit.report_action(action, by, tenant=version.organization, target=version.name, **details)
 
 
@@ -445,6 +485,10 @@ async def _get(rows: RegistryRows, by: Principal, model: ModelName, number: int 
 async def _change(rows: RegistryRows, version: ModelVersion, state: VersionState, reason: str, *before: VersionState) -> None:
     if not await rows.set_state(version, state, reason, *before):
         raise _not_possible(version, *before)
+
+
+def _changed_meanwhile(model: ModelName, channel: str) -> errors.AlreadyExists:
+    return errors.AlreadyExists(f"{model}@{channel} was changed meanwhile", hint="see `aicli models versions`, and decide again")
 
 
 def _ensure_unused(version: ModelVersion, users: Sequence[str]) -> None:

@@ -56,7 +56,8 @@ class KnownModel(msgspec.Struct, frozen=True):
 
 
 class ServingChannel(msgspec.Struct, frozen=True):
-    version: int
+    #: None: it is empty.
+    version: int | None
     previous_version: int | None
     #: It is loaded where the channel is deployed, and then served.
     next_version: int | None
@@ -120,14 +121,16 @@ class RegistryRows:
         row = await self._transaction.row("find_model", name, self._tenant)
         return None if row is None else KnownModel(row["organization"])
 
-    async def add_version(self, model: ModelName, version: Version, manifest_bytes: int, config: VersionConfig, author: UserId) -> None:
+    async def add_version(
+        self, model: ModelName, version: Version, manifest_bytes: int, config: VersionConfig, author: UserId, *, channel: str | None
+    ) -> None:
         said, blobs = config.statement, [version.digest, *version.blobs]
         await self._transaction.run(
-            "add_model_version", model, version.digest, manifest_bytes, version.size, said.license, said.source, blobs, author
+            "add_model_version", model, version.digest, manifest_bytes, version.size, said.license, said.source, blobs, author, channel
         )
 
-    async def check_again(self, model: ModelName, digest: str) -> None:
-        await self._transaction.run("check_version_again", model, digest)
+    async def check_again(self, model: ModelName, digest: str, channel: str | None) -> None:
+        await self._transaction.run("check_version_again", model, digest, channel)
 
     async def versions(self, model: ModelName | None, *, version: int | None = None, digest: str | None = None) -> tuple[ModelVersion, ...]:
         rows = await self._transaction.rows("list_model_versions", model, version, digest, self._tenant, MAX_VERSIONS)
@@ -147,12 +150,25 @@ class RegistryRows:
         row = await self._transaction.row("find_channel", model, channel)
         return None if row is None else ServingChannel(row["version"], row["previous_version"], row["next_version"])
 
+    async def switch(
+        self, model: ModelName, channel: str, number: int, serving: ServingChannel | None, author: UserId, *, is_deployed: bool
+    ) -> bool:
+        """Let a channel serve a version; if it is deployed and not empty, once that is loaded. Return False if it isn't as ``serving`` any
+        more, or the version isn't ready."""
+        if serving is None or serving.version is None:
+            return await self.set_channel(model, channel, number, None, author)
+        if serving.version == number:
+            return await self.drop_next(model, channel, number)
+        if is_deployed:
+            return await self.set_next(model, channel, number, serving, author)
+        return await self.set_channel(model, channel, number, serving.version, author)
+
     async def set_channel(self, model: ModelName, channel: str, version: int, expected: int | None, author: UserId) -> bool:
-        """Return False if it serves something else than ``expected`` by now, or the version isn't ready."""
+        """``expected``: None if it is new or empty. Return False if it serves something else by now, or the version isn't ready."""
         return await self._change("set_channel", model, channel, version, expected, author)
 
     async def set_next(self, model: ModelName, channel: str, version: int, expected: ServingChannel, author: UserId) -> bool:
-        """Return False if it is not as ``expected`` by now, or the version isn't ready."""
+        """Return False if it is not as ``expected`` by now, or the version isn't ready. An empty channel never is."""
         return await self._change("set_next_version", model, channel, version, expected.version, author, expected.next_version)
 
     async def serve_next(self, model: ModelName, channel: str, version: int) -> None:
@@ -162,8 +178,12 @@ class RegistryRows:
         """Return False if it serves something else by now."""
         return await self._change("drop_next_version", model, channel, version)
 
+    async def withdraw(self, model: ModelName, channel: str, expected: int, author: UserId) -> bool:
+        """Return False if it serves something else than ``expected`` by now."""
+        return await self._change("withdraw_channel", model, channel, expected, author)
+
     async def drop_revoked(self, version: ModelVersion) -> None:
-        await self._transaction.run("drop_revoked_next", version.model, version.version)
+        await self._transaction.run("drop_revoked", version.model, version.version)
 
     async def _change(self, query: str, model: ModelName, *values: object) -> bool:
         """Return whether it has changed a row."""
@@ -179,6 +199,11 @@ class RegistryRows:
         state = VersionState.REFUSED if refusal else VersionState.READY
         encoded = msgspec.json.encode(facts).decode()
         await self._change("end_check", found.model, found.version, state, refusal[:1000], encoded)
+
+    async def find_first_channel(self, found: UncheckedVersion) -> tuple[str, UserId] | None:
+        """Return the channel that a version is for that has passed its check, and who pushed it; None if it's for none."""
+        row = await self._transaction.row("find_first_channel", found.model, found.version)
+        return None if row is None or row["channel"] is None else (row["channel"], UserId(row["created_by"]))
 
 
 class RegistryStore:

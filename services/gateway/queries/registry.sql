@@ -91,12 +91,12 @@ UPDATE models SET revision = revision + 1 WHERE name = $1 RETURNING pg_notify('g
 -- name: add_model_version
 -- Add the next version of a locked model.
 WITH next AS (UPDATE models SET last_version = last_version + 1 WHERE name = $1 RETURNING last_version)
-INSERT INTO model_versions (model, version, digest, manifest_bytes, size, license, source, blobs, created_by)
-SELECT $1, last_version, $2, $3, $4, $5, $6, $7, $8 FROM next;
+INSERT INTO model_versions (model, version, digest, manifest_bytes, size, license, source, blobs, created_by, channel)
+SELECT $1, last_version, $2, $3, $4, $5, $6, $7, $8, $9 FROM next;
 
 -- name: check_version_again
 -- Check a version again that was refused, or whose files were deleted.
-UPDATE model_versions SET state = 'checking', reason = '', is_deleted = false
+UPDATE model_versions SET state = 'checking', reason = '', is_deleted = false, channel = $3
 WHERE model = $1 AND digest = $2 AND (state = 'refused' OR (is_deleted AND state <> 'revoked'));
 
 -- name: adopt_uploads
@@ -133,6 +133,13 @@ UPDATE model_versions SET busy_until = now() + make_interval(secs => $3) WHERE m
 UPDATE model_versions SET state = $3, reason = $4, facts = $5::text::jsonb, busy_until = '-infinity'
 WHERE model = $1 AND version = $2 AND state = 'checking';
 
+-- name: find_first_channel
+-- Find the channel that a version is for that has passed its check: the one that its push named, or stable for the first of its model.
+SELECT coalesce(channel, CASE WHEN NOT EXISTS (SELECT FROM model_channels AS at WHERE at.model = $1) AND NOT EXISTS (
+    SELECT FROM model_versions AS other WHERE other.model = $1 AND other.version <> $2 AND other.state IN ('ready', 'retired', 'revoked')
+) THEN 'stable' END) AS channel, created_by
+FROM model_versions WHERE model = $1 AND version = $2 AND state = 'ready';
+
 -- name: set_version_state
 -- Change the state of a version from one of the states $5.
 UPDATE model_versions SET state = $3, reason = $4 WHERE model = $1 AND version = $2 AND state = ANY($5::text[]);
@@ -146,12 +153,13 @@ UPDATE model_versions SET is_deleted = true WHERE model = $1 AND version = $2 RE
 SELECT version, previous_version, next_version FROM model_channels WHERE model = $1 AND channel = $2;
 
 -- name: set_channel
--- Let a channel serve a ready version, if it still serves the version $4; null: there is no such channel.
+-- Let a channel serve a ready version, if it still serves the version $4; null: there is no such channel, or it is empty.
 WITH ready AS (SELECT model, version FROM model_versions WHERE model = $1 AND version = $3 AND state = 'ready' AND NOT is_deleted FOR SHARE)
 INSERT INTO model_channels AS known (model, channel, version, changed_by) SELECT model, $2, version, $5 FROM ready
 ON CONFLICT (model, channel) DO UPDATE
-SET version = excluded.version, previous_version = known.version, next_version = NULL, changed_at = now(), changed_by = excluded.changed_by
-WHERE known.version = $4;
+SET version = excluded.version, previous_version = coalesce(known.version, nullif(known.previous_version, excluded.version)),
+    next_version = NULL, changed_at = now(), changed_by = excluded.changed_by
+WHERE known.version IS NOT DISTINCT FROM $4;
 
 -- name: set_next_version
 -- Let a channel serve a ready version once it is loaded, if it still serves the version $4, and $6 is still the next one.
@@ -163,13 +171,21 @@ WHERE model = $1 AND channel = $2 AND known.version = $4 AND next_version IS NOT
 -- Let a channel go on to serve the version $3, if it still does.
 UPDATE model_channels SET next_version = NULL WHERE model = $1 AND channel = $2 AND version = $3;
 
--- name: drop_revoked_next
--- Let no channel serve a version next.
-UPDATE model_channels SET next_version = NULL WHERE model = $1 AND next_version = $2;
+-- name: withdraw_channel
+-- Let a channel serve nothing, if it still serves the version $3; a rollback fills it again.
+UPDATE model_channels SET version = NULL, previous_version = version, next_version = NULL, changed_at = now(), changed_by = $4
+WHERE model = $1 AND channel = $2 AND version = $3;
+
+-- name: drop_revoked
+-- Empty the channels that serve a version, and let none serve it next or after a rollback.
+UPDATE model_channels
+SET version = nullif(version, $2), previous_version = nullif(previous_version, $2), next_version = nullif(next_version, $2), changed_at = now()
+WHERE model = $1 AND $2 IN (version, previous_version, next_version);
 
 -- name: serve_next_version
 -- Let a channel serve what it was to serve next, if that is still $3.
-UPDATE model_channels SET version = next_version, previous_version = version, next_version = NULL, changed_at = now()
+UPDATE model_channels
+SET version = next_version, previous_version = coalesce(version, nullif(previous_version, next_version)), next_version = NULL, changed_at = now()
 WHERE model = $1 AND channel = $2 AND next_version = $3;
 
 -- name: list_index

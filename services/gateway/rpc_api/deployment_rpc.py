@@ -37,6 +37,8 @@ class DeploymentRpc:
         if not document.source:
             # Perhaps the model was pushed just now.
             await self.live.reload()
+        if not document.source and not self.deployments.knows(request.name) and self.deployments.has_versions(request.name):
+            raise _not_promoted(request.name)
         if not document.source and not self.deployments.knows(request.name):
             document = msgspec.structs.replace(document, source=self.find_source(request.name))
         if not document.source and not self.deployments.is_owned(request.name, document):
@@ -56,6 +58,14 @@ class DeploymentRpc:
     async def _change(self, name: str, document: DeploymentDocument | None, call: RpcCall) -> None:
         key = ConfigKind.DEPLOYMENT, name
         await self.live.change(lambda *_: {key: document}, origin="applied", author=call.principal.user_id)
+
+
+def _not_promoted(name: str) -> errors.UnknownModel:
+    model, _, word = name.partition("@")
+    if word.isdigit():
+        return errors.UnknownModel(f"{model} has no version {word} that may be loaded", hint=f"see `aicli models versions {model}`")
+    channel = f" --channel {word}" if word else ""
+    return errors.UnknownModel(f"no version of {name} is promoted", hint=f"aicli models promote {model}{channel}")
 
 
 def _not_owned(name: str, owner: TenantId | None) -> errors.AlreadyExists:

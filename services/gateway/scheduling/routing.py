@@ -10,6 +10,7 @@ from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ServedModel, ServedModels
 from shared.config_documents import is_pattern
+from shared.models import version_names
 from shared.protocol import agent_requirements
 from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, say_reasons
 from shared.types import ModelName
@@ -137,11 +138,11 @@ def resolve(
     models = {offer.name for worker in usable for offer in worker.announcement.models if offer.ready}
     if (found := next((model for known in (models, startable) for model in meanings if model in known), None)) is not None:
         return found
-    if not models:
-        raise _no_worker(workers)
     for model in meanings:
         if absent := [worker for worker in workers if has_model(worker, model)]:
-            raise errors.NotReachable(f"no worker can run {model} now: {reasons(absent)}", hint=_NO_WORKER_HINT)
+            raise errors.NotReachable(f"no worker can run {model} now: {_reasons_for(model, absent)}", hint=_NO_WORKER_HINT)
+    if not models:
+        raise _no_worker(workers, _pushed_hint(requested, names))
     shown = [name for model in served(usable, names) for name in _public_names(model, names, allows)]
     if not meanings:
         raise _unknown(requested, "", shown)
@@ -150,14 +151,26 @@ def resolve(
         raise errors.NotReachable(
             f"no worker with the model {model!r} has been found yet: this gateway or a worker has just started", retry_after_seconds=1
         )
-    raise _unknown(model, f" (which {requested!r} is an alias of)" if model != requested else "", shown)
+    raise _unknown(model, f" (which {requested!r} is an alias of)" if model != requested else "", shown, _pushed_hint(requested, names))
 
 
-def _unknown(model: str, through: str, shown: Iterable[str]) -> errors.UnknownModel:
+def _unknown(model: str, through: str, shown: Iterable[str], hint: str = "") -> errors.UnknownModel:
     return errors.UnknownModel(
         f"no worker serves the model {model!r}{through}; served models: {', '.join(shown) or 'none'}",
-        hint="choose one of these, or define the name as a route with `aicli admin config apply`",
+        hint=hint or "choose one of these, or define the name as a route with `aicli admin config apply`",
     )
+
+
+def _pushed_hint(requested: str, names: ModelNames) -> str:
+    """Return how a pushed model gets on machines; empty for another one."""
+    versions = {name for alias, name in names.aliases.items() if "@sha256:" in alias}
+    model, served = version_names.strip_version(ModelName(requested)), names.resolve(ModelName(requested))
+    if served in versions:
+        name = served if "@sha256:" in requested else requested
+        return f"put it on machines, or ask an administrator to: aicli models deploy {name}"
+    if any(version_names.strip_version(ModelName(version)) == model for version in versions):
+        return f"let requests use a version of it: aicli models promote {model}"
+    return ""
 
 
 def _public_names(model: ModelName, names: ModelNames, allows: Callable[[str], bool]) -> tuple[str, ...]:
@@ -257,13 +270,23 @@ def has_model(worker: DirectoryEntry, model: ModelName) -> bool:
     return any(offer.name == model for offer in worker.announcement.models)
 
 
-def _no_worker(workers: Sequence[DirectoryEntry]) -> errors.NotReachable:
+def _no_worker(workers: Sequence[DirectoryEntry], hint: str = "") -> errors.NotReachable:
     why = f": {reasons(workers)}" if workers else ""
-    return errors.NotReachable(f"no worker serves a model now{why}", hint=_NO_WORKER_HINT)
+    return errors.NotReachable(f"no worker serves a model now{why}", hint=hint or _NO_WORKER_HINT)
 
 
 def reasons(workers: Sequence[DirectoryEntry]) -> str:
     return say_reasons((f"{worker.node[:8]}…", worker.why_not or "has no model ready") for worker in workers)
+
+
+def _reasons_for(model: ModelName, workers: Sequence[DirectoryEntry]) -> str:
+    """Return why the workers that have the model can't run it."""
+
+    def reason(worker: DirectoryEntry) -> str:
+        problems = (offer.problem for offer in worker.announcement.models if offer.name == model)
+        return worker.why_not or next(filter(None, problems), "has no model ready")
+
+    return say_reasons((f"{worker.node[:8]}…", reason(worker)) for worker in workers)
 
 
 def listed(models: tuple[ServedModel, ...], workers: Sequence[DirectoryEntry]) -> ServedModels:

@@ -20,12 +20,13 @@ from shared.types import ModelName
 _DONE = {
     "promoted": "The version is promoted.",
     "loading": "The version is being loaded where the model is deployed. Then requests use it.",
+    "withdrawn": "Requests use no version, until you roll back or promote one.",
     "retired": "The version is retired.",
 }
 
 
 class VersionForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Promote, roll back or retire."""
+    """Promote, roll back, withdraw or retire."""
 
     act: str
     model: str
@@ -45,16 +46,23 @@ class VersionsPage:
         return version.state is VersionState.READY and not version.is_deleted and not version.channels and not version.next_of
 
     def rollbacks(self, version: ModelVersion) -> tuple[str, ...]:
-        """Return the channels that a rollback takes from this version to the one before."""
+        """Return the channels that a rollback takes from this version to the one before, or fills with this one."""
         if version.next_of:
             return version.next_of
-        others = {channel for other in self.versions if other.model == version.model for channel in other.previous_of}
-        return tuple(channel for channel in version.channels if channel in others)
+        same = [other for other in self.versions if other.model == version.model]
+        others = {channel for other in same for channel in other.previous_of}
+        # An empty channel is filled again.
+        full = {channel for other in same for channel in (*other.channels, *other.next_of)}
+        return (
+            *(channel for channel in version.channels if channel in others),
+            *(each for each in version.previous_of if each not in full),
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return what can be deployed."""
-        served = {lists.channel_name(each.model, channel) for each in self.versions for channel in (*each.channels, *each.next_of)}
+        """Return what can be deployed. That of an organization takes the command, which names the organization."""
+        ours = [each for each in self.versions if each.organization is None]
+        served = {lists.channel_name(each.model, channel) for each in ours for channel in (*each.channels, *each.next_of)}
         return tuple(sorted(served))
 
 
@@ -73,6 +81,9 @@ async def change_version(page_request: NamedDependency[PageRequest]) -> Page:
                 made = await page_request.submit(models.promote_model, models.PromoteModel(model, version, form.channel))
             case "rollback":
                 made = await page_request.submit(models.rollback_model, models.RollbackModel(model, form.channel))
+            case "withdraw":
+                await page_request.submit(models.withdraw_model, models.WithdrawModel(model, form.channel))
+                return page_request.redirect("/models/versions?done=withdrawn")
             case "retire":
                 await page_request.submit(models.retire_model_version, models.RetireModelVersion(model, version))
                 return page_request.redirect("/models/versions?done=retired")

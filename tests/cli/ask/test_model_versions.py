@@ -2,18 +2,22 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import UUID
 
+import msgspec
 import pytest
 
 from cli.ask import blob_transfers
 from cli.output.exit_codes import ExitCode
 from shared import errors
-from shared.api import gateway, models
+from shared.api import deployments, gateway, models
+from shared.api.deployments import Deployment
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.method import Nothing
 from shared.api.models import ModelVersion, VersionState
+from shared.config_documents import DeploymentDocument
 from shared.models import manifest
-from shared.types import ModelName
+from shared.types import ModelName, TenantId
 from tests.cli.ask.model_mesh import VERSION, ModelMesh
 from tests.cli.fake_mesh import Shell
 
@@ -88,6 +92,55 @@ def test_a_version_has_one_number(shell: Shell, mesh: ModelMesh) -> None:
     assert shell("models", "promote", "tiny@7", "8").exit_code == ExitCode.USAGE
     assert shell("models", "promote", "tiny@canary").exit_code == ExitCode.USAGE
     assert shell("models", "versions", "tiny@1").exit_code == 0
+
+
+def test_a_channel_is_withdrawn(shell: Shell, mesh: ModelMesh) -> None:
+    asked = list[models.WithdrawModel]()
+    shell.mesh.answer(models.withdraw_model, lambda request: asked.append(request) or mesh.version())
+    assert "requests for tiny@stable use no version" in shell("models", "promote", "tiny", "--none").stdout
+    assert shell("models", "promote", "tiny", "--none", "--channel", "canary").exit_code == 0
+    assert asked == [models.WithdrawModel(ModelName("tiny")), models.WithdrawModel(ModelName("tiny"), "canary")]
+    for words in (("tiny@7",), ("tiny", "7"), ("tiny", "--wait")):
+        assert shell("models", "promote", *words, "--none").exit_code == ExitCode.USAGE
+
+
+def test_push_and_promote_say_what_is_left_to_do(shell: Shell, mesh: ModelMesh) -> None:
+    (shell.folder / "model.gguf").write_bytes(b"a")
+    deployed: tuple[Deployment, ...] = ()
+    shell.mesh.answer(deployments.list_deployments, lambda _request: deployments.Deployments(deployed))
+    shell.mesh.answer(models.promote_model, lambda _request: mesh.version())
+    deploy = "Put it on machines, if you are an administrator: aicli models deploy tiny\n"
+    assert deploy in shell("models", "push", "model.gguf", "tiny").stderr
+    assert deploy in shell("models", "promote", "tiny").stderr
+    deployed = (Deployment(ModelName("tiny@canary"), DeploymentDocument(), (), 0),)
+    assert "deploy" not in shell("models", "promote", "tiny").stderr
+    deployed = ()
+    canary = msgspec.structs.replace(mesh.version(), channels=("canary",), organization=TenantId(UUID(int=3)))
+    shell.mesh.answer(models.promote_model, lambda _request: canary)
+    assert f"aicli models deploy tiny@canary --organization {UUID(int=3)}\n" in shell("models", "promote", "tiny").stderr
+    unserved = msgspec.structs.replace(mesh.version(), channels=(), state=VersionState.READY)
+    shell.mesh.answer(models.list_model_versions, lambda _request: models.ModelVersions((unserved,)))
+    shell.mesh.answer(models.complete_model_version, lambda _request: unserved)
+    assert "Let requests use it: aicli models promote tiny@1\n" in shell("models", "push", "model.gguf", "tiny").stderr
+
+
+def test_a_push_names_its_channel_and_owner(shell: Shell, mesh: ModelMesh) -> None:
+    (shell.folder / "model.gguf").write_bytes(b"a")
+    begun, completed = list[models.FindModelBlobs](), list[models.CompleteModelVersion]()
+
+    def find(request: models.FindModelBlobs) -> models.BlobUploads:
+        begun.append(request)
+        return mesh.find(request)
+
+    def complete(request: models.CompleteModelVersion) -> ModelVersion:
+        completed.append(request)
+        return mesh.complete(request)
+
+    shell.mesh.answer(models.find_model_blobs, find)
+    shell.mesh.answer(models.complete_model_version, complete)
+    assert shell("models", "push", "model.gguf", "tiny", "--channel", "canary", "--organization", str(UUID(int=3))).exit_code == 0
+    assert (begun[0].model, begun[0].organization) == ("tiny", UUID(int=3))
+    assert (completed[0].channel, completed[0].organization) == ("canary", UUID(int=3))
 
 
 def test_a_folder_is_pushed_with_its_paths_and_without_links(shell: Shell, mesh: ModelMesh) -> None:

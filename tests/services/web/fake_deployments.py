@@ -33,7 +33,7 @@ class FakeDeployments:
 
         self.pushed: tuple[ModelVersion, ...] = ()
         #: What was asked for.
-        self.changes: list[models.PromoteModel | models.RollbackModel | models.RetireModelVersion] = []
+        self.changes: list[models.PromoteModel | models.RollbackModel | models.WithdrawModel | models.RetireModelVersion] = []
 
     def _list_model_versions(self, _request: models.ListModelVersions, _: Credential | None) -> models.ModelVersions:
         return models.ModelVersions(self.pushed)
@@ -45,6 +45,10 @@ class FakeDeployments:
     def _rollback_model(self, request: models.RollbackModel, _: Credential | None) -> ModelVersion:
         self.changes.append(request)
         return self.pushed[-1]
+
+    def _withdraw_model(self, request: models.WithdrawModel, _: Credential | None) -> ModelVersion:
+        self.changes.append(request)
+        return self.pushed[0]
 
     def _retire_model_version(self, request: models.RetireModelVersion, _: Credential | None) -> ModelVersion:
         self.changes.append(request)

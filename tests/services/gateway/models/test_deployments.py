@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import ClassVar
 
 import msgspec
@@ -49,6 +50,9 @@ class StandInWorker(StandIn):
         #: Why it can't load what it has.
         self.unloadable = ""
         self.memory_bytes = 10**12
+        self.has_engine = True
+        #: What it was asked to plan.
+        self.planned: list[inference.ModelFacts] = []
         self.offer()
 
     def offer(self) -> None:
@@ -78,6 +82,10 @@ class StandInWorker(StandIn):
 
     @serves(inference.plan_models)
     async def plan(self, request: inference.PlanModels, _call: RpcCall) -> inference.ModelFits:
+        if not self.has_engine:
+            raise errors.BadRequest("the models of the backend ollama are loaded by another program")
+        self.planned += request.models
+
         def fit(facts: inference.ModelFacts) -> inference.ModelFit:
             if facts.file_bytes <= self.memory_bytes:
                 return inference.ModelFit(fit=inference.Fit.YES)
@@ -142,13 +150,13 @@ class Mesh:
 
 
 @pytest.fixture
-async def mesh(postgres_url: str, valkey_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
+async def mesh(postgres_url: str, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mesh]:
     monkeypatch.setattr(deployments, "ROUND_SECONDS", 0.02)
     monkeypatch.setattr(deployments, "PAUSE_SECONDS", 0.0)
     async with testnet() as net:
         settings = GatewaySettings(
             mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("unused", Role.GATEWAY), database_url=postgres_url,
-            redis_url=valkey_url, prompt_hash_secret="s" * 32, model_aliases={},
+            redis_url=valkey_url, prompt_hash_secret="s" * 32, model_aliases={}, model_origin=str(tmp_path / "origin"),
             tier_free=dict.fromkeys(("requests_per_minute", "requests_per_hour", "concurrency"), "unlimited"),
         )  # fmt: skip
         found = Mesh(net, settings)

@@ -224,11 +224,11 @@ async def test_a_promotion_of_what_somebody_else_has_changed_is_refused(gateway:
     first, second, third = [await gateway.get(ADMIN, LLAMA, number) for number in (1, 2, 3)]
     # Both have looked before anything is promoted.
     switch: Any = gateway.registry._switch
-    await switch(ADMIN, first, "stable", None)
-    with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
-        await other.registry._switch(ADMIN, second, "stable", None)
-    with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
-        await other.registry._switch(ADMIN, second, "stable", ServingChannel(7, None, None))
+    await switch(ADMIN, first, "canary", None)
+    with pytest.raises(errors.AlreadyExists, match="llama3@canary was changed meanwhile"):
+        await other.registry._switch(ADMIN, second, "canary", None)
+    with pytest.raises(errors.AlreadyExists, match="llama3@canary was changed meanwhile"):
+        await other.registry._switch(ADMIN, second, "canary", ServingChannel(7, None, None))
     # The same while the mesh has the channel on machines, and another version is loaded there.
 
     async def is_deployed(_channel: str) -> bool:
@@ -236,11 +236,11 @@ async def test_a_promotion_of_what_somebody_else_has_changed_is_refused(gateway:
 
     gateway.registry._is_deployed = other.registry._is_deployed = is_deployed
     serving = ServingChannel(1, None, None)
-    assert (await switch(ADMIN, second, "stable", serving)).next_of == ("stable",)
-    with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
-        await other.registry._switch(ADMIN, third, "stable", serving)
-    with pytest.raises(errors.AlreadyExists, match="llama3@stable was changed meanwhile"):
-        await other.registry._switch(ADMIN, first, "stable", ServingChannel(2, 1, None))
+    assert (await switch(ADMIN, second, "canary", serving)).next_of == ("canary",)
+    with pytest.raises(errors.AlreadyExists, match="llama3@canary was changed meanwhile"):
+        await other.registry._switch(ADMIN, third, "canary", serving)
+    with pytest.raises(errors.AlreadyExists, match="llama3@canary was changed meanwhile"):
+        await other.registry._switch(ADMIN, first, "canary", ServingChannel(2, 1, None))
 
 
 @dataclass
@@ -249,21 +249,35 @@ class Expected:
 
     versions: dict[int, str] = field(default_factory=dict)
     #: What they serve, and what was before.
-    channels: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    channels: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def push(self, number: int) -> None:
+        self.versions[number] = "ready"
+        if number == 1:
+            self.channels["stable"] = (1, None)
 
     def promote(self, number: int, channel: str) -> bool:
         if self.versions.get(number) != "ready":
             return False
-        serving, _ = self.channels.get(channel, (None, None))
-        if serving != number:
+        serving, before = self.channels.get(channel, (None, None))
+        if serving is None:
+            self.channels[channel] = (number, None if before == number else before)
+        elif serving != number:
             self.channels[channel] = (number, serving)
         return True
 
     def rollback(self, channel: str) -> bool:
         serving, before = self.channels.get(channel, (None, None))
-        if serving is None or before is None or self.versions[before] != "ready":
+        if before is None or self.versions[before] != "ready":
             return False
         self.channels[channel] = (before, serving)
+        return True
+
+    def withdraw(self, channel: str) -> bool:
+        serving, _ = self.channels.get(channel, (None, None))
+        if serving is None:
+            return False
+        self.channels[channel] = (None, serving)
         return True
 
     def retire(self, number: int) -> bool:
@@ -276,6 +290,9 @@ class Expected:
         if self.versions.get(number) not in {"ready", "retired"}:
             return False
         self.versions[number] = "revoked"
+        for channel, at in self.channels.items():
+            serving, before = (None if each == number else each for each in at)
+            self.channels[channel] = serving, before
         return True
 
 
@@ -292,15 +309,18 @@ async def test_versions_and_channels_do_what_a_model_of_them_does(gateway: Gatew
     call = rpc_call(ADMIN)
     for step in range(tiers.volume(150)):
         number, channel = rng.randint(1, len(expected.versions) + 1), rng.choice(["stable", "canary"])
-        match rng.choice(["push", "promote", "promote", "rollback", "rollback", "retire", "revoke"]):
+        match rng.choice(["push", "promote", "promote", "rollback", "rollback", "withdraw", "retire", "revoke"]):
             case "push":
                 made = await gateway.push(ADMIN, push_of({"a": small(step)}))
                 assert made.version == len(expected.versions) + 1
-                expected.versions[made.version] = "ready"
+                expected.push(made.version)
             case "promote":
                 assert await is_done(gateway.promote(ADMIN, number, channel)) == expected.promote(number, channel)
             case "rollback":
                 assert await is_done(gateway.rollback(ADMIN, channel)) == expected.rollback(channel)
+            case "withdraw":
+                withdrawn = api.WithdrawModel(LLAMA, channel)
+                assert await is_done(gateway.registry.withdraw(withdrawn, call)) == expected.withdraw(channel)
             case "retire":
                 request = api.RetireModelVersion(LLAMA, number)
                 assert await is_done(gateway.registry.retire(request, call)) == expected.retire(number)
@@ -309,7 +329,7 @@ async def test_versions_and_channels_do_what_a_model_of_them_does(gateway: Gatew
                 assert await is_done(gateway.registry.revoke(revoked, call)) == expected.revoke(number)
         found = (await gateway.registry.list(api.ListModelVersions(), call)).versions
         assert {one.version: one.state.value for one in found} == expected.versions
-        serving = {name: at for name, (at, _) in expected.channels.items()}
+        serving = {name: at for name, (at, _) in expected.channels.items() if at is not None}
         assert {channel: one.version for one in found for channel in one.channels} == serving
 
 
@@ -427,3 +447,53 @@ async def test_an_upload_that_nobody_finishes_is_forgotten_after_a_day(gateway: 
     assert [path for path in (tmp_path / "origin").rglob("*") if path.is_file()] == []
     with pytest.raises(errors.NotFound, match="no upload of"):
         await gateway.send(DEVELOPER, model, start=PIECE)
+
+
+async def test_the_first_version_that_passes_becomes_stable_unless_its_push_names_another_channel(gateway: Gateway, tmp_path: Path) -> None:
+    bad = await gateway.push(ADMIN, push_of({"model.gguf": b"GGUF" + bytes(100)}))
+    assert (bad.state, bad.channels) == ("refused", ())
+    first = await gateway.push(ADMIN, push_of({"a": small(1)}))
+    assert (first.version, first.state, first.channels) == (2, "ready", ("stable",))
+    second = await gateway.push(ADMIN, push_of({"a": small(2)}))
+    assert second.channels == ()
+    third = await gateway.push(ADMIN, push_of({"a": small(3)}), channel="canary")
+    assert third.channels == ("canary",)
+    # What is there already is promoted at once.
+    again = await gateway.complete(ADMIN, push_of({"a": small(2)}), channel="canary")
+    assert (again.version, again.channels) == (3, ("canary",))
+    other = await gateway.push(ADMIN, push_of({"a": small(4)}), ModelName("other"), channel="canary")
+    assert other.channels == ("canary",)
+    assert (await gateway.push(ADMIN, push_of({"a": small(5)}), ModelName("other"))).channels == ()
+    # One that was withdrawn is not filled by the next push.
+    await gateway.registry.withdraw(api.WithdrawModel(LLAMA), rpc_call(ADMIN))
+    assert (await gateway.push(ADMIN, push_of({"a": small(6)}))).channels == ()
+    acts = [details["channel"] for action, _, details in gateway.acts.reported if action == "model.promote"]
+    assert acts == ["stable", "canary", "canary", "canary"]
+
+
+async def test_a_channel_is_withdrawn_and_filled_again(gateway: Gateway) -> None:
+    one, two = [await gateway.push(ADMIN, push_of({"a": small(seed)})) for seed in (1, 2)]
+    call = rpc_call(ADMIN)
+    with pytest.raises(errors.AlreadyExists, match="llama3@canary serves nothing"):
+        await gateway.registry.withdraw(api.WithdrawModel(LLAMA, "canary"), call)
+    with pytest.raises(errors.NotFound):
+        await gateway.registry.withdraw(api.WithdrawModel(ModelName("nobody")), call)
+    with pytest.raises(errors.NotAllowed):
+        await gateway.registry.withdraw(api.WithdrawModel(LLAMA), rpc_call(DEVELOPER))
+    await gateway.promote(ADMIN, 2)
+    assert (await gateway.registry.withdraw(api.WithdrawModel(LLAMA), call)).previous_of == ("stable",)
+    assert [each.channels for each in await gateway.versions(ADMIN)] == [(), ()]
+    assert (await gateway.rollback(ADMIN)).version == two.version
+    await gateway.registry.withdraw(api.WithdrawModel(LLAMA), call)
+    assert (await gateway.promote(ADMIN, 1)).channels == ("stable",)
+    assert (await gateway.rollback(ADMIN)).version == two.version
+    # A revocation empties the channel, and nothing brings the version back.
+    await gateway.registry.revoke(api.RevokeModelVersion(LLAMA, 2, "it leaks"), call)
+    assert [each.channels for each in await gateway.versions(ADMIN)] == [(), ()]
+    assert gateway.acts.reported[-1][2] == {"reason": "it leaks", "channels": "stable"}
+    assert (await gateway.rollback(ADMIN)).version == one.version
+    with pytest.raises(errors.AlreadyExists, match="no version before"):
+        await gateway.rollback(ADMIN)
+    # What runs is about to end.
+    gateway.nodes.worker(1, "llama3@2")
+    assert (await gateway.registry.delete(api.DeleteModelVersion(LLAMA, 2), call)).is_deleted

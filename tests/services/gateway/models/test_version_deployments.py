@@ -62,7 +62,7 @@ class Worker(test_deployments.StandInWorker):
 @pytest.fixture
 async def workers(mesh: Mesh, postgres_url: str, tmp_path: Path) -> AsyncIterator[list[Worker]]:
     """Start two workers, and push three versions, of which the first is stable."""
-    async with registries.running(postgres_url, objects.open_store(str(tmp_path), {})) as registry:
+    async with registries.running(postgres_url, objects.open_store(str(tmp_path / "origin"), {})) as registry:
         for seed in (1, 2, 3):
             await registry.push(ADMIN, push_of({"a": small(seed)}))
     await promote(mesh, 1)
@@ -270,3 +270,81 @@ async def test_a_machine_without_consent_gets_no_order_by_a_models_name(mesh: Me
     digest = (await read(mesh, 2)).digest
     assert await orders_of(postgres_url, workers[0].node.id) == {digest}, "a paused deployment orders nothing"
     assert await orders_of(postgres_url, liar.node.id) == set()
+
+
+async def test_a_machine_that_runs_no_engine_or_has_no_room_gets_no_order(mesh: Mesh, postgres_url: str, tmp_path: Path) -> None:
+    model = registries.gguf(tmp_path, layers=1)
+    made = push_of({"mmproj-a.gguf": registries.gguf(tmp_path, 2, layers=1), "model.gguf": model})
+    async with registries.running(postgres_url, objects.open_store(str(tmp_path / "origin"), {})) as registry:
+        assert (await registry.push(ADMIN, made)).state == "ready"
+    without, small_one, fits = [await mesh.add_worker() for _ in range(3)]
+    without.has_engine, small_one.memory_bytes = False, 1000
+    await mesh.deploy(DeploymentDocument(copies="all"), LLAMA)
+    found = await mesh.become(lambda found: found.short == 2 and len(found.copies) == 3, LLAMA)
+    size = (await read(mesh, 1)).size
+    assert {copy.node: copy.reason for copy in found.copies} == {
+        without.node.id: "the models of the backend ollama are loaded by another program",
+        small_one.node.id: f"needs {size} bytes, has 1000",
+        fits.node.id: "",
+    }
+    assert (without.ensured, small_one.ensured, set(fits.ensured)) == ([], [], {ONE})
+    assert {facts.file_bytes for facts in fits.planned} == {size}
+    assert {facts.header for facts in fits.planned} == {model[: inference.MAX_HEADER_BYTES]}
+    # Nor for a model that the catalog doesn't know.
+    await mesh.deploy(DeploymentDocument(source="hf:org/other", copies="all"), ModelName("other"))
+    await mesh.become(lambda found: found.short == 1 and len(found.copies) == 3, ModelName("other"))
+    assert without.ensured == []
+
+
+async def test_deploying_a_pushed_name_without_a_stable_version_names_promote(mesh: Mesh, postgres_url: str, tmp_path: Path) -> None:
+    async with registries.running(postgres_url, objects.open_store(str(tmp_path / "origin"), {})) as registry:
+        await registry.push(ADMIN, push_of({"a": small(1)}), channel="canary")
+    await mesh.deploy(DeploymentDocument(paused=True), ModelName("llama3@canary"))
+    for name, hint in ((LLAMA, "aicli models promote llama3"), (ModelName("llama3@beta"), "aicli models promote llama3 --channel beta")):
+        with pytest.raises(errors.UnknownModel, match=f"no version of {name} is promoted") as refused:
+            await mesh.deploy(DeploymentDocument(), name)
+        assert refused.value.hint == hint
+    with pytest.raises(errors.UnknownModel, match="llama3 has no version 9"):
+        await mesh.deploy(DeploymentDocument(), ModelName("llama3@9"))
+
+
+async def test_a_withdrawn_model_leaves_requests_and_keeps_its_copies_for_a_rollback(mesh: Mesh, workers: list[Worker]) -> None:
+    await mesh.deploy(DeploymentDocument(copies=2), LLAMA)
+    await mesh.become(has(CopyState.STORED, ONE), LLAMA)
+    assert await ask(mesh) == ONE
+    await mesh.client.rpc.call(models.withdraw_model, models.WithdrawModel(LLAMA), credential=ADMIN_TOKEN)
+    with pytest.raises(errors.UnknownModel) as refused:
+        while True:
+            await ask(mesh)
+    assert refused.value.hint == "let requests use a version of it: aicli models promote llama3"
+    found = await mesh.become(lambda found: all(copy.is_spare for copy in found.copies), LLAMA)
+    assert {copy.model for copy in found.copies} == {ONE}
+    await rollback(mesh)
+    while True:
+        try:
+            assert await ask(mesh) == ONE
+            break
+        except errors.UnknownModel:
+            pass
+    # A revocation doesn't fall back to the version before.
+    await promote(mesh, 2)
+    await serves_stable(mesh, 2)
+    await mesh.client.rpc.call(models.revoke_model_version, models.RevokeModelVersion(LLAMA, 2, "leaked"), credential=ADMIN_TOKEN)
+    assert [(await read(mesh, number)).channels for number in (1, 2)] == [(), ()]
+    with pytest.raises(errors.UnknownModel):
+        while True:
+            await ask(mesh)
+    await mesh.client.rpc.call(models.delete_model_version, models.DeleteModelVersion(LLAMA, 2), credential=ADMIN_TOKEN)
+    assert (await rollback(mesh)).channels == ("stable",)
+
+
+async def test_the_error_of_an_undeployed_model_names_deploy(mesh: Mesh, workers: list[Worker]) -> None:
+    await mesh.deploy(DeploymentDocument(source="hf:org/other"), ModelName("other"))
+    await mesh.become(lambda found: found.is_done, ModelName("other"))
+    digest = (await read(mesh, 2)).digest
+    for name, deployed in (("llama3", "llama3"), ("llama3@2", "llama3@2"), (f"llama3@{digest}", "llama3@2")):
+        request = ProcessInferenceRequest(InferenceRequest(prompt="hi", model=ModelName(name)), fresh=True)
+        with pytest.raises(errors.UnknownModel) as refused:
+            async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=TOKEN) as answer:
+                _ = [chunk async for chunk in answer]
+        assert refused.value.hint == f"put it on machines, or ask an administrator to: aicli models deploy {deployed}"

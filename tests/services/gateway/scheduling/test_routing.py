@@ -54,6 +54,41 @@ def test_an_unknown_model_lists_the_served_ones_and_says_what_to_do() -> None:
     assert "aicli admin config apply" in refused.value.hint
 
 
+PUSHED = ModelNames(
+    {"bot": "bot@1", "bot@stable": "bot@1", "bot@sha256:aa": "bot@1", "bot@sha256:bb": "bot@2", "idle@sha256:cc": "idle@1"}, None
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "hint"),
+    [
+        ("bot", "aicli models deploy bot"),
+        ("bot@stable", "aicli models deploy bot@stable"),
+        ("bot@2", "aicli models deploy bot@2"),
+        ("bot@sha256:bb", "aicli models deploy bot@2"),
+        ("idle", "aicli models promote idle"),
+        ("bot@canary", "aicli models promote bot"),
+        ("other", "choose one of these"),
+    ],
+)
+@pytest.mark.parametrize("others", [[], ["smollm2"]])
+def test_the_refusal_of_a_pushed_model_says_how_it_gets_on_machines(wanted: str, hint: str, others: list[str]) -> None:
+    with pytest.raises((errors.UnknownModel, errors.NotReachable)) as refused:
+        routing.resolve(ModelName(wanted), workers(*others), PUSHED)
+    assert hint in refused.value.hint or (not others and wanted == "other")
+
+
+@pytest.mark.parametrize("others", [[], ["smollm2"]])
+def test_a_refusal_says_why_workers_cannot_load_the_model(others: list[str]) -> None:
+    """Requests for an unsigned version said only that no model was ready."""
+    problem = "nobody has signed it; the mesh's rule for bot* wants a signature by one of its 1 keys"
+    found = [*workers(*others), *workers(*others, "bot@1")[len(others) :]]
+    unready = msgspec.structs.replace(found[-1].announcement.models[0], ready=False, problem=problem)
+    found[-1] = replace(found[-1], announcement=msgspec.structs.replace(found[-1].announcement, models=(unready,)))
+    with pytest.raises(errors.NotReachable, match=r"no worker can run bot@1 now: .*… nobody has signed it"):
+        routing.resolve(ModelName("bot"), found, PUSHED)
+
+
 def test_another_version_is_a_different_model() -> None:
     with pytest.raises(errors.UnknownModel, match="'smollm2:135m'"):
         routing.resolve(ModelName("smollm2:135m"), workers("smollm2"), NAMES)
@@ -111,7 +146,7 @@ def test_a_reason_of_several_workers_is_said_once() -> None:
     with pytest.raises(errors.NotReachable) as refused:
         routing.resolve(ModelName("smollm2"), directory.entries(Role.WORKER), NAMES)
     ids = [f"{node_id(number)[:8]}…" for number in range(1, 7)]
-    assert refused.value.message == f"no worker serves a model now: {ids[0]} silent for 6 s; {', '.join(ids[1:4])} and 2 more stopped"
+    assert refused.value.message == f"no worker can run smollm2 now: {ids[0]} silent for 6 s; {', '.join(ids[1:4])} and 2 more stopped"
 
 
 def test_a_model_whose_engine_restarts_is_unavailable_and_not_unknown() -> None:

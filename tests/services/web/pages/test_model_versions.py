@@ -4,12 +4,13 @@ import re
 from datetime import UTC, datetime
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from shared import errors
-from shared.api.models import ModelVersion, PromoteModel, RetireModelVersion, RollbackModel, VersionState
+from shared.api.models import ModelVersion, PromoteModel, RetireModelVersion, RollbackModel, VersionState, WithdrawModel
 from shared.config_documents import DeploymentDocument
-from shared.types import ModelName, UserId, UserRole
+from shared.types import ModelName, TenantId, UserId, UserRole
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 from tests.services.web.pages.test_models import sign_in
@@ -46,6 +47,7 @@ async def test_each_version_has_the_buttons_that_work(root: Browser) -> None:
     page = await root.get(PAGE)
     assert buttons(page.text) == {
         *("Promote llama3@4", "Retire llama3@4", "Promote llama3@3", "Take back llama3@3", "Roll back llama3@2", "Promote llama3@1"),
+        *("Withdraw llama3@2", "Withdraw llama3@1"),
     }
     assert "canary (loading)" in page.text
 
@@ -56,12 +58,21 @@ async def test_each_version_has_the_buttons_that_work(root: Browser) -> None:
         ({"act": "promote", "version": "4"}, PromoteModel(LLAMA, 4, "stable"), "promoted"),
         ({"act": "promote", "version": "3", "channel": "canary"}, PromoteModel(LLAMA, 3, "canary"), "loading"),
         ({"act": "rollback", "channel": "canary"}, RollbackModel(LLAMA, "canary"), "promoted"),
+        ({"act": "withdraw", "version": "1", "channel": "canary"}, WithdrawModel(LLAMA, "canary"), "withdrawn"),
         ({"act": "retire", "version": "4"}, RetireModelVersion(LLAMA, 4), "retired"),
     ],
 )
 async def test_a_button_changes_what_requests_use(root: Browser, mesh: FakeMesh, form: dict[str, str], change: object, done: str) -> None:
     answer = await root.submit(await root.get(PAGE), PAGE, SAME_ORIGIN, **form)
     assert (answer.headers["location"], mesh.changes) == (f"{PAGE}?done={done}", [change])
+
+
+async def test_an_empty_channel_is_filled_again_and_only_the_meshs_models_are_deployed(root: Browser, mesh: FakeMesh) -> None:
+    theirs = msgspec.structs.replace(version(3, channels=("stable",)), model=ModelName("acme"), organization=TenantId(UUID(int=3)))
+    mesh.pushed = (version(2), version(1, previous_of=("stable",)), theirs)
+    page = await root.get(PAGE)
+    assert "Roll back llama3@1" in buttons(page.text)
+    assert re.findall("<option>(.*?)</option>", page.text) == []
 
 
 async def test_what_the_gateway_refuses_is_told(root: Browser, mesh: FakeMesh) -> None:
