@@ -98,6 +98,8 @@ def _show_days(rows: list[UsageRow], used: "UserUsage") -> None:
 
 
 def _show_left(left: "UserQuota") -> None:
+    for notice in left.notices:
+        printing.note(f"{notice.message}: {notice.hint}")
     if left.account is not None:
         for line in credit_amounts.account_lines(left.account):
             click.echo(line)

@@ -112,6 +112,7 @@ from services.gateway.requests.workers import Workers
 from services.gateway.rollouts.rollout_brake import RolloutBrake
 from services.gateway.rollouts.rollout_runner import RolloutRunner
 from services.gateway.rollouts.rollout_store import RolloutStore
+from services.gateway.rpc_api.account_notices import AccountNotices
 from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.rpc_api.deferred_rpc import DeferredRpc
@@ -773,8 +774,8 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._read_principal(request.user_id, call.credential)
-        found = await self._quotas.read(principal, lambda model: routing.may_name(principal, model, self._live.config.names))
-        hour = limit_rules.hourly(found)
+        found, reached = await self._quotas.look(principal, lambda model: routing.may_name(principal, model, self._live.config.names))
+        hour, account = limit_rules.hourly(found), await self._accounts.account_of(principal)
         return gateway.UserQuota(
             user_id=principal.user_id,
             tier=tiers.name_of(principal.tier),
@@ -783,8 +784,9 @@ class GatewayService:
             remaining=hour.remaining,
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
             limits=found,
-            account=await self._accounts.account_of(principal),
+            account=account,
             key_budget=await self._accounts.find_key_budget(principal),
+            notices=await AccountNotices(self._records.ledger, self._billing.store, self._served).find(principal, account, reached),
         )
 
     @serves(gateway.read_usage)

@@ -195,6 +195,11 @@ class PageRequest:
             self.app.alert_poller.want(session.access_token)
 
     @property
+    def sells(self) -> bool:
+        """Return whether this mesh sells plans and credits, and has a page for them."""
+        return self.app.settings.money == "on"
+
+    @property
     def is_administrator(self) -> bool:
         session = self.session
         return session is not None and session.step is auth.Step.DONE and session.user.role is UserRole.ADMIN

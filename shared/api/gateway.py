@@ -1,6 +1,7 @@
 """gateway: inference requests, models, nodes, and a caller's quota."""
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -274,6 +275,25 @@ class KeyBudget(Body, frozen=True, omit_defaults=False):
 NO_LIMIT = 10**9
 
 
+class NoticeKind(StrEnum):
+    #: The plan's tokens are for verified addresses.
+    UNVERIFIED = "unverified"
+    #: A limit of requests or tokens in a time is used up.
+    LIMIT = "limit"
+    #: Tokens of the plan and credits, or a budget.
+    CREDITS = "credits"
+    #: Requests are not refused yet, but the plan may end.
+    PAYMENT = "payment"
+
+
+class AccountNotice(Body, frozen=True, omit_defaults=False):
+    """Why the next request of a caller would be refused, and what to do, as the refusal says it."""
+
+    kind: NoticeKind
+    message: str
+    hint: str = ""
+
+
 class UserQuota(Body, frozen=True, omit_defaults=False):
     user_id: UserId
     tier: PlanName
@@ -288,6 +308,7 @@ class UserQuota(Body, frozen=True, omit_defaults=False):
     account: Account | None = None
     #: The budget of the calling key; None without one, and for a login.
     key_budget: KeyBudget | None = None
+    notices: tuple[AccountNotice, ...] = ()
 
 
 class ReadUsage(Body, frozen=True):

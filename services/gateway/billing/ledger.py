@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -111,7 +112,7 @@ class Ledger:
         self._extensions = QueryBatching(store.extend_holds)
         #: Accounts have plans: MONEY is on.
         self.has_plans = has_plans
-        self._billing_page = billing_page
+        self.billing_page = billing_page
         self._suspend_detector = SuspendDetector()
         self._claims = WorkerClaims(store.record_claims)
         #: Since when all heartbeats have succeeded; None after a failure.
@@ -203,6 +204,24 @@ class Ledger:
             if not cheaper:
                 raise await self._exhausted(answer, request)
             prices = cheaper
+
+    def smallest_request(self, principal: Principal, model: ModelName) -> ReservationRequest:
+        """Return what asks for the least useful answer of a model."""
+        found = self._prices.find(model)
+        return ReservationRequest(
+            request_id=RequestId(UUID(int=0)),
+            owner=principal.tenant_id,
+            key_id=None,
+            model=model,
+            price=found,
+            allowance_weight=found.price.allowance_weight,
+            prompt_tokens=1,
+            max_tokens=LEAST_TOKENS,
+            least_tokens=LEAST_TOKENS,
+            answers=1,
+            seconds=0.0,
+            spending=self.spending_of(principal),
+        )
 
     async def extend(
         self, principal: Principal, held: HeldCredits, model: ModelName, *, max_tokens: int, answers: int, target: TargetHold | None
@@ -313,7 +332,7 @@ class Ledger:
                 _, held = await self._store.read_key_spending(request.owner, request.key_id)
         except errors.Unavailable:
             return refusals.explain(answer, request)
-        return refusals.explain(answer, request, account.allowance, held, self._billing_page)
+        return refusals.explain(answer, request, account.allowance, held, self.billing_page)
 
     async def _ask(self, batches: "QueryBatching[Question, Answer]", question: Question) -> tuple[Answer, bool]:
         """Return the answer, and whether PostgreSQL was asked more than once."""

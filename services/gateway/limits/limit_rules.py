@@ -10,7 +10,7 @@ import msgspec
 
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.facts.tightest_limit import TightestLimit
-from shared import errors
+from shared import amounts, errors
 from shared.api.auth import ApiKeyLimits, Principal
 from shared.api.gateway import NO_LIMIT, LimitState
 from shared.limits import BY_NAME, LIMITS, LimitKind
@@ -83,7 +83,7 @@ class LimitReached(errors.Limited):
         reached = "reached" if limit.kind.counter == "slots" else "used up"
         super().__init__(
             f"{_describe(limit, tier)} is {reached}",
-            hint="wait, or ask an administrator for a higher limit",
+            hint=f"wait {amounts.show_duration(max(1.0, count.retry_after_seconds))}, or ask an administrator for a higher limit",
             retry_after_seconds=count.retry_after_seconds,
         )
         self.scope, self.counter = limit.scope, limit.counter
@@ -192,6 +192,17 @@ def ensure_fits(limits: Sequence[RequestLimit], *, tokens: int, images: int) -> 
 
 def states(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> tuple[LimitState, ...]:
     return tuple(map(_state, limits, counts))
+
+
+def find_reached(limits: Sequence[RequestLimit], counts: Sequence[Count], tier: PlanName) -> LimitReached | None:
+    """Return the limit of an hour or a day that refuses any further request of the caller; None if none does."""
+    reached = [
+        # What was asked about needs no token, so a limit of tokens has no wait for it.
+        (limit, msgspec.structs.replace(count, retry_after_seconds=count.retry_after_seconds or count.resets_in_seconds))
+        for limit, count in zip(limits, counts, strict=True)
+        if count.left <= 0 and limit.scope is not LimitScope.MODEL and limit.kind.counter == "window" and limit.kind.cost != "image"
+    ]
+    return LimitReached([limit for limit, _ in reached], [count for _, count in reached], tier) if reached else None
 
 
 def tightest(limits: Sequence[RequestLimit], counts: Sequence[Count]) -> TightestLimit:

@@ -214,8 +214,14 @@ class Quotas:
             if await self._ask(extend) is None:
                 return
 
-    async def read(self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False) -> tuple[LimitState, ...]:
-        """Return what is left of this caller's limits and of each limited model that ``is_open`` to it, without counting.
+    async def read(self, principal: Principal) -> tuple[LimitState, ...]:
+        """Return what is left of this caller's limits, without counting. Raises ConfigUnreadable for the caller's plan."""
+        return (await self.look(principal))[0]
+
+    async def look(
+        self, principal: Principal, is_open: Callable[[ModelName], bool] = lambda _model: False
+    ) -> tuple[tuple[LimitState, ...], LimitReached | None]:
+        """Also of each limited model that ``is_open`` to the caller. Return, too, which limit refuses the caller's next request.
 
         Raises ConfigUnreadable for the caller's plan; a model whose limits can't be read is left out."""
         limited = {model: plan for model, plan in self._read_rules().models.items() if plan.unreadable is None}
@@ -224,7 +230,7 @@ class Quotas:
         if verdict is None:
             found = limit_rules.shares(found, self._gateways())
             verdict = await self._local.read(found, tokens=0)
-        return limit_rules.states(found, verdict.counts)
+        return limit_rules.states(found, verdict.counts), limit_rules.find_reached(found, verdict.counts, principal.tier)
 
     def limits(self, principal: Principal, *models: ModelName) -> tuple[RequestLimit, ...]:
         """Return every limit that a request of this caller to these models counts against. Raises ConfigUnreadable."""

@@ -13,8 +13,9 @@ from litestar.params import FromPath
 
 from services.web import agent_setups
 from services.web.agent_setups import AgentsView
-from services.web.pages import key_view, model_view
+from services.web.pages import key_view, model_view, quota_view
 from services.web.pages.key_view import NewKeyForm
+from services.web.pages.quota_view import NoticeView
 from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import auth, gateway
@@ -53,6 +54,8 @@ class ApiKeysPage:
     days: ClassVar[Mapping[str, str]] = DAYS
     #: Set only in the response that created the key.
     created: auth.CreatedApiKey | None
+    #: Why their requests are or will be refused.
+    notices: tuple[NoticeView, ...]
     #: The values of a rejected form.
     typed: NewKeyForm
 
@@ -154,8 +157,10 @@ async def _list(
     typed: NewKeyForm = NOTHING_TYPED,
     problem: errors.CallerError | None = None,
 ) -> Page:
-    listed, served = await asyncio.gather(
-        page_request.call(auth.list_api_keys, auth.ListApiKeys()), page_request.fetch(gateway.list_models, gateway.ListModels())
+    listed, served, quota = await asyncio.gather(
+        page_request.call(auth.list_api_keys, auth.ListApiKeys()),
+        page_request.fetch(gateway.list_models, gateway.ListModels()),
+        page_request.fetch(gateway.get_user_quota, gateway.GetUserQuota()),
     )
     person, listing = page_request.person, list_keys(page_request.app.now())
     view = ApiKeysPage(
@@ -169,6 +174,7 @@ async def _list(
         model=model_view.default_model(served),
         agents=_view_agents(page_request, served),
         created=created,
+        notices=quota_view.notices(quota, sells=page_request.sells),
         typed=typed,
     )
     status = None if created is None else HTTPStatus.CREATED

@@ -15,7 +15,7 @@ from services.web.charts import usage_chart
 from services.web.charts.usage_chart import BucketLine, SumLine, UsageChart, UsageMeasure, UsageSpan
 from services.web.http.event_response import EventResponse
 from services.web.pages import model_view, quota_view, request_view, setup
-from services.web.pages.quota_view import CreditsView, LimitView
+from services.web.pages.quota_view import CreditsView, LimitView, NoticeView
 from services.web.pages.request_view import RequestView
 from services.web.pages.setup_view import Checklist
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
@@ -50,6 +50,7 @@ class OverviewPage:
     sums: SumLine
     limits: tuple[LimitView, ...] | None
     credits: CreditsView
+    notices: tuple[NoticeView, ...]
     recent: tuple[RequestView, ...] | None
     #: Templates for rows added later.
     blank_bucket: ClassVar[BucketLine] = BucketLine()
@@ -101,6 +102,7 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         sums=usage_chart.summed(report.total) if report else SumLine(),
         limits=quota_view.limits(quota) if quota else None,
         credits=quota_view.credits(quota.account if quota else None),
+        notices=quota_view.notices(quota, sells=page_request.sells),
         recent=_newest(recent) if recent else None,
         newcomer=newcomer,
         model=model_view.default_model(models),
@@ -154,7 +156,8 @@ class OverviewUpdates:
             report = await page_request.call(usage_report.get_usage_report, wanted, deadline_seconds=PAGE_CALL_SECONDS)
             self._report = _report_values(report, wanted)
             self._last = LastReport(now, (page_request.app.now() - now).total_seconds(), newest)
-        return self._report | _quota_values(quota) | _recent_values(recent)
+        notices = [asdict(line) for line in quota_view.notices(quota, sells=page_request.sells)]
+        return self._report | _quota_values(quota) | {"notices": notices} | _recent_values(recent)
 
 
 @get("/live/overview")

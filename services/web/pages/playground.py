@@ -17,6 +17,8 @@ from litestar.params import FromQuery
 
 from services.web.http.event_response import EventResponse, event
 from services.web.mesh_calls import MeshCalls
+from services.web.pages import quota_view
+from services.web.pages.quota_view import NoticeView
 from services.web.request_context import Page, PageRequest
 from shared import amounts, errors
 from shared.api import accounts, gateway, usage_report
@@ -85,13 +87,17 @@ class PlaygroundPage:
     #: Why there are none, if the gateway knows.
     why_none: str
     chosen: ModelName | None
+    #: Why their requests are or will be refused.
+    notices: tuple[NoticeView, ...]
     efforts: ClassVar[tuple[str, ...]] = tuple(ReasoningEffort)
 
 
 @get("/playground")
 async def show_playground(page_request: NamedDependency[PageRequest], model: FromQuery[str] = "") -> Page:
-    served, account = await asyncio.gather(
-        page_request.fetch(gateway.list_models, gateway.ListModels()), page_request.fetch(accounts.get_account, accounts.GetAccount())
+    served, account, quota = await asyncio.gather(
+        page_request.fetch(gateway.list_models, gateway.ListModels()),
+        page_request.fetch(accounts.get_account, accounts.GetAccount()),
+        page_request.fetch(gateway.get_user_quota, gateway.GetUserQuota()),
     )
     preferred = None if account is None else account.preferences.default_model
     view = PlaygroundPage(
@@ -99,6 +105,7 @@ async def show_playground(page_request: NamedDependency[PageRequest], model: Fro
         seeing=frozenset() if served is None else frozenset(each.name for each in served.models if Ability.IMAGES in each.abilities),
         why_none="" if served is None else served.why_none,
         chosen=None if served is None else choose(served, ModelName(model), preferred),
+        notices=quota_view.notices(quota, sells=page_request.sells),
     )
     return page_request.page("playground.html", view)
 

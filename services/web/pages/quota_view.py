@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING
-from shared.api.gateway import NO_LIMIT, LimitState, UserQuota
+from shared.api.gateway import NO_LIMIT, LimitState, NoticeKind, UserQuota
 from shared.api.ledger import Account
 from shared.limits import BY_NAME, words
 from shared.lists import account as account_words
@@ -43,6 +43,18 @@ class CreditsView:
 
 
 @dataclass(frozen=True, slots=True)
+class NoticeView:
+    """Why requests are or will be refused, and where to change that."""
+
+    id: str = ""
+    text: str = ""
+    hint: str = ""
+    #: Where people change it; empty for no page.
+    href: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HourlyQuotaView:
     """The hourly quota of another user, for administrators."""
 
@@ -68,6 +80,22 @@ def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's
     if allowance is not None:
         tokens = account_words.tokens_left(allowance), account_words.tokens_detail(allowance)
     return CreditsView(left, "; ".join(details), *tokens)
+
+
+def notices(quota: UserQuota | None, *, sells: bool) -> tuple[NoticeView, ...]:
+    """Return them, the most urgent first. ``sells``: this mesh has a page for plans and credits."""
+    found = []
+    for notice in quota.notices if quota else ():
+        href, label = ("/settings", "Verify address") if notice.kind is NoticeKind.UNVERIFIED else ("/billing", "Billing")
+        if notice.kind is NoticeKind.LIMIT or (href == "/billing" and not sells):
+            href = label = ""
+        found.append(NoticeView(notice.kind.value, _sentence(notice.message), _sentence(notice.hint), href, label))
+    return tuple(found)
+
+
+def _sentence(text: str) -> str:
+    """Return a plain sentence, which the live page can replace."""
+    return f"{text[:1].upper()}{text[1:]}.".replace("`", "") if text else ""
 
 
 def hourly(answer: UserQuota) -> HourlyQuotaView:

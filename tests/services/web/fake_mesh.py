@@ -69,6 +69,8 @@ class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccount
     def __init__(self) -> None:
         super().__init__()
         self.accounts: dict[str, Account] = {}
+        #: Of every user.
+        self.notices: tuple[gateway.AccountNotice, ...] = ()
         #: Ids of usable ones.
         self.tickets: set[str] = set()
         self.sessions: dict[str, auth.User] = {}
@@ -243,7 +245,9 @@ class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccount
         resets_at = NOW + timedelta(minutes=41, seconds=20)
         hour = gateway.LimitState("user", "requests_per_hour", limit, limit - self.used, 2480.0)
         limits = self.limits or ((hour,) if limit < gateway.NO_LIMIT else ())
-        return gateway.UserQuota(user.id, user.tier, limit, self.used, limit - self.used, resets_at, limits, self.account)
+        return gateway.UserQuota(
+            user.id, user.tier, limit, self.used, limit - self.used, resets_at, limits, self.account, notices=self.notices
+        )
 
     def _list_models(self, _request: gateway.ListModels, _: Credential | None) -> gateway.ServedModels:
         models = (gateway.ServedModel(ModelName("smollm2"), self.workers, 2048),) if self.workers else ()

@@ -221,7 +221,7 @@ async def test_every_limit_in_force_is_listed_with_its_source(counters: FakeCoun
     api_client = ApiClient(counters, plan, models=models)
     caller = msgspec.structs.replace(ADA, key_id=KeyId(UUID(int=5)), key_limits=ApiKeyLimits(tokens_per_minute=500))
     await api_client.spend(caller)
-    found = await api_client.quotas.read(caller, lambda model: model == MODEL)
+    found, _ = await api_client.quotas.look(caller, lambda model: model == MODEL)
     assert [(one.scope, one.kind, one.name, one.used, one.limit, one.source) for one in found] == [
         ("user", "requests_per_hour", "", 1, 50, "DEFAULT_RATE_LIMIT"),
         ("user", "concurrency", "", 1, 4, "TIER_FREE"),

@@ -52,11 +52,13 @@ async def test_stream_has_every_value_the_page_names(app: ASGIApp, browser: Brow
     mesh.add_account("alice", "correct horse")
     mesh.log(NOW, RequestStatus.LIMITED, "rate_limited")
     mesh.limits = (gateway.LimitState("user", "requests_per_hour", 1000, 960, 2480.0),)
+    mesh.notices = (gateway.AccountNotice(gateway.NoticeKind.LIMIT, "it is used up", "wait 41 min"),)
     values = await followed.first_event(app, "/live/overview?span=day", "alice")
+    assert values["notices"] == [{"id": "limit", "text": "It is used up.", "hint": "Wait 41 min.", "href": "", "label": ""}]
     await browser.sign_in("alice", "correct horse")
     text = (await browser.get("/dashboard?span=day")).text
     source, rows = text.split("data-live-source", 1)[1], []
-    for name in ("buckets", "limits", "recent"):
+    for name in ("buckets", "limits", "recent", "notices"):
         # Names inside a list's rows refer to the row's values.
         row = re.search(rf'data-live-list="{name}".*?</(?:tbody|ul)>', source, re.DOTALL)
         assert row is not None
@@ -65,7 +67,7 @@ async def test_stream_has_every_value_the_page_names(app: ASGIApp, browser: Brow
     for known, part in [(values, source), *rows]:
         named = set(re.findall(r'data-live(?:-show|-list)?="([a-z0-9_]+)"', part))
         named |= {each.partition(":")[2] for pair in re.findall(r'data-live-attr="([^"]+)"', part) for each in pair.split()}
-        assert named - set(known) - {"buckets", "limits", "recent"} == set()
+        assert named - set(known) - {"buckets", "limits", "recent", "notices"} == set()
         assert named
     assert (values["requests"], values["is_used"], values["is_unused"], len(values["buckets"])) == ("1", True, False, 24)
     assert (values["recent"][0]["code"], values["no_recent"], values["no_limits"]) == ("rate_limited", False, False)

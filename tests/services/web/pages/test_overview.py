@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from shared import errors
 from shared.api import gateway, ledger
 from shared.types import MicroCredits, ModelName, RequestStatus, Tier
 from tests.services.web.browser import Browser, forms_of
+from tests.services.web.conftest import CurrentSite
 from tests.services.web.fake_mesh import NOW, FakeMesh
 
 FEBRUARY = datetime(2027, 2, 1, tzinfo=UTC)
@@ -114,6 +116,42 @@ async def test_overview_shows_the_credits(alice: Browser, mesh: FakeMesh) -> Non
     page = await alice.get("/dashboard")
     assert 'data-live="plan_tokens">97,500</p>' in page.text
     assert 'data-live="plan_tokens_detail">2,500 of 100,000 used; renews 1 Feb 2027</p>' in page.text
+
+
+UNVERIFIED = gateway.AccountNotice(
+    gateway.NoticeKind.UNVERIFIED, "your plan's tokens are for verified email addresses", "verify your address with `aicli billing verify`"
+)
+HOUR = gateway.AccountNotice(gateway.NoticeKind.LIMIT, "the free tier's limit of 100 requests per hour is used up", "wait 41 min")
+EMPTY = gateway.AccountNotice(gateway.NoticeKind.CREDITS, "your credits are too low", "add credits")
+LATE = gateway.AccountNotice(gateway.NoticeKind.PAYMENT, "a payment for your plan pro is late", "pay it")
+
+
+@pytest.mark.parametrize(("path", "sells"), [("/dashboard", "on"), ("/playground", "on"), ("/api-keys", "off")])
+async def test_pages_say_why_requests_are_refused(alice: Browser, mesh: FakeMesh, current_site: CurrentSite, path: str, sells: str) -> None:
+    site = current_site.site
+    assert site is not None
+    current_site.site = replace(site, settings=msgspec.structs.replace(site.settings, money=sells))
+    assert 'data-live-list="notices" data-live-show="notices" hidden>' in (await alice.get(path)).text
+    mesh.notices = (HOUR, UNVERIFIED, EMPTY, LATE)
+    page = (await alice.get(path)).text
+    assert 'data-live-show="notices">' in page
+    shown = re.findall(
+        r'data-id="(\w+)">\s*<p><strong data-live="text">(.*?)</strong> <span data-live="hint">(.*?)</span> <a (.*?)>(.*?)</a>', page
+    )
+    billing = ("/billing", True, "Billing") if sells == "on" else ("/settings", False, "")
+    assert [(name, text, hint, *_link(attributes), label) for name, text, hint, attributes, label in shown] == [
+        ("limit", "The free tier&#39;s limit of 100 requests per hour is used up.", "Wait 41 min.", "/settings", False, ""),
+        ("unverified", "Your plan&#39;s tokens are for verified email addresses.", "Verify your address with aicli billing verify.",
+         "/settings", True, "Verify address"),
+        ("credits", "Your credits are too low.", "Add credits.", *billing),
+        ("payment", "A payment for your plan pro is late.", "Pay it.", *billing),
+    ]  # fmt: skip
+
+
+def _link(attributes: str) -> tuple[str, bool]:
+    """Return where it leads, and whether it is shown."""
+    (href,) = re.findall(r'href="(.*?)"', attributes)
+    return href, not attributes.endswith(" hidden")
 
 
 async def test_user_without_limits_sees_none(browser: Browser, mesh: FakeMesh) -> None:

@@ -27,6 +27,11 @@ from tests.services.web.js import axe
 from tests.services.web.js.site import wait_for
 from tests.services.web.servers import serving
 
+UNVERIFIED = gateway.AccountNotice(
+    gateway.NoticeKind.UNVERIFIED,
+    "your plan's tokens are for verified email addresses, one account each, and your credits are too low",
+    "verify your address in the settings or with `aicli billing verify`, or add credits",
+)
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
@@ -110,6 +115,20 @@ async def test_numbers_change_without_a_reload(stage: Stage) -> None:
     await page.send("Page.close")
 
 
+async def test_a_notice_comes_and_goes_without_a_reload(stage: Stage) -> None:
+    page = await opened(stage, "refused")
+    await wait_for(page, "document.querySelector('[data-live-source]').dataset.liveState === 'live'")
+    assert await page.evaluate("document.querySelector('.notices').hidden") is True
+    stage.mesh.notices = (UNVERIFIED,)
+    shown = "document.querySelector('.notices > [data-id=unverified]')"
+    await wait_for(page, f"{shown} && !document.querySelector('.notices').hidden && !{shown}.querySelector('a').hidden")
+    assert await page.evaluate(f"{shown}.querySelector('a').getAttribute('href')") == "/settings"
+    stage.mesh.notices = ()
+    await wait_for(page, "document.querySelector('.notices').hidden")
+    assert page.problems == []
+    await page.send("Page.close")
+
+
 @pytest.mark.nightly("pages")
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)], ids=["light", "dark", "phone"])
 async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> None:
@@ -124,6 +143,7 @@ async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> Non
     for status, code in ((RequestStatus.SUCCESS, None), (RequestStatus.LIMITED, "rate_limited"), (RequestStatus.ERROR, "worker_lost")):
         mesh.log(NOW, status, code, model=long, key_id=key.id, rating=1, cached=True)
     mesh.limits = tuple(gateway.LimitState("user", kind, 10**6, 10**5 // 2, 90.0) for kind in ("requests_per_hour", "tokens_per_minute"))
+    mesh.notices = (UNVERIFIED, gateway.AccountNotice(gateway.NoticeKind.LIMIT, long, "wait 41 min"))
     mesh.served = (gateway.ServedModel(ModelName(long), 1, 32_768, aliases=(long,)),)
     mesh.nodes = []
     mesh.add_worker("U" + "A" * 55, long, "unserved", labels={"room": "r" * 63})
@@ -135,6 +155,8 @@ async def test_pages_are_accessible(stage: Stage, width: int, dark: bool) -> Non
         "/requests?status=error",
         "/requests",
         "/models",
+        "/playground",
+        "/api-keys",
     ):
         await page.goto(f"{stage.origin}{path}")
         await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
