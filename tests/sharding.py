@@ -15,6 +15,7 @@ SECONDS_PER_TEST = {
     "tests": 0.3,
     "tests/acceptance": 15.0,
     "tests/chaos": 20.0,
+    "tests/install": 20.0,
     "tests/integration": 8.0,
     "tests/nat": 10.0,
     "tests/outages": 15.0,

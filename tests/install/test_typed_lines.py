@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,14 +75,14 @@ async def town(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:
     capabilities.require("nat")
     capabilities.require("systemd")
     index = tmp_path_factory.mktemp("index") / "install"
-    copied = asyncio.create_task(asyncio.to_thread(copy_index, index))
-    async with topology.internet() as net:
+    async with topology.internet() as net, AsyncExitStack() as opened:
         settings = {"LAN": net.public.address, "INSTALL_FOLDER": str(index)}
-        async with boxes.house(net.public, INFERENCE_BACKEND="echo", **settings) as house:
-            await copied
-            registered = await house.aicli("register", "ann", "--email", "ann@example.org", "--password-stdin", stdin=f"{PASSWORD}\n")
-            assert registered.status == 0, registered.err
-            yield Town(net, house, index)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(asyncio.to_thread(copy_index, index))
+            house = await opened.enter_async_context(boxes.house(net.public, INFERENCE_BACKEND="echo", **settings))
+        registered = await house.aicli("register", "ann", "--email", "ann@example.org", "--password-stdin", stdin=f"{PASSWORD}\n")
+        assert registered.status == 0, registered.err
+        yield Town(net, house, index)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
