@@ -3,8 +3,8 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
-from services.gateway.configuration.live_configuration import LiveConfiguration
 from shared import errors
 from shared.protocol.directory import Directory
 from shared.types import NodeId, Role
@@ -14,9 +14,22 @@ WAIT_SECONDS = 8.0
 _LOOK_SECONDS = 0.02
 
 
+class LiveModels(Protocol):
+    """The live configuration of this gateway."""
+
+    @property
+    def models_revision(self) -> int:
+        """Return a number that has grown with each change of a version or channel of a model that is in use here."""
+        ...
+
+    async def reload(self) -> None:
+        """Use what PostgreSQL has now. Raises Unavailable."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class UsedEverywhere:
-    live: LiveConfiguration
+    live: LiveModels
     nodes: Directory
 
     async def __call__(self) -> None:
