@@ -200,6 +200,8 @@ def test_the_same_line_works_after_a_package_did_not_arrive(mesh: Mesh, account:
     mesh.files, mesh.cut = whole, ""
     status, said = account.run(mesh.script)
     assert (status, account.version()) == (0, "aimesh 1\n"), said
+    assert "To remove it later: aicli uninstall\n" in said
+    assert "aicli uninstall" not in account.run(mesh.script)[1], "only the first time"
 
 
 @pytest.mark.nightly("install")
