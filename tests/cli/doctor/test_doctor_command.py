@@ -20,7 +20,7 @@ from cli.doctor import doctor_checks
 from cli.doctor.findings import DoctorFinding
 from cli.profile import Profile
 from shared import errors
-from shared.api import auth, gateway, recovery, servers
+from shared.api import auth, deferral, gateway, recovery, servers
 from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
 from shared.api.ledger import Account, Allowance
 from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState
@@ -55,6 +55,8 @@ def well(mesh: FakeMesh) -> None:
     mesh.answer(gateway.get_user_quota, QUOTA)
     mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
     mesh.answer(recovery.get_backups, backups())
+    for method in (deferral.list_of_gateway, deferral.list_of_auth):
+        mesh.answer(method, deferral.DeferredItems(()))
 
 
 def backups(age_seconds: float = 5, **changed: Any) -> Backups:
@@ -121,6 +123,22 @@ async def test_who_may_not_read_backups_gets_no_finding_about_them(shell: Shell)
     async with listening(b"INFO {}\r\n") as port:
         use(shell, port)
         assert (await examined(shell))[-1].check == "models"
+
+
+async def test_items_that_failed_in_the_background(shell: Shell) -> None:
+    well(shell.mesh)
+    failed = [
+        deferral.DeferredItem("gateway", kind, item, 10, next_at, "ValueError", NOW)
+        for kind, item, next_at in (("payment", "cs_1", NOW), ("notice", "ada", None))
+    ]
+    shell.mesh.answer(deferral.list_of_gateway, deferral.DeferredItems(tuple(failed)))
+    shell.mesh.answer(deferral.list_of_auth, errors.UnknownMethod("an older auth"))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        finding = (await examined(shell))[-1]
+    assert (finding.check, finding.ok) == ("background", False)
+    assert finding.detail == "2 items failed (notice, payment), 1 of them after all tries"
+    assert finding.hint == "see aicli admin deferred list"
 
 
 def test_without_a_profile_nothing_else_is_checked(tmp_path: Path) -> None:

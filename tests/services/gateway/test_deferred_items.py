@@ -2,18 +2,24 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
 
 from services.gateway import store
+from services.gateway.rpc_api.deferred_rpc import DeferredRpc
 from shared import errors
+from shared.api import deferral as api
 from shared.background import items
 from shared.background.deferred_rows import DeferredRows
 from shared.background.item_kinds import COUNTED_ELSEWHERE, MONEY, ItemKind
 from shared.background.items import BackgroundItems, TakenItem
+from shared.rpc import RpcCall
+from shared.rpc.audit_reporting import AuditReporting
 from shared.stores.database import Database
 from shared.telemetry import Metrics
+from tests.services.gateway.fakes import PERSON
 from tests.services.gateway.log_lines import Lines
 
 KEPT = [kind for kind in ItemKind if kind not in COUNTED_ELSEWHERE]
@@ -162,3 +168,20 @@ async def test_a_failure_before_an_item_is_known_is_the_rounds(site: Site) -> No
 
     with pytest.raises(ValueError, match="no item yet"):
         await site.items.drain(ItemKind.RENEWAL, take)
+
+
+async def test_an_administrator_lists_and_retries_over_rpc(site: Site) -> None:
+    acts: list[str] = []
+    nowhere: Any = None
+    rpc, call = (
+        DeferredRpc(site.rows, AuditReporting(nowhere, on_act=acts.append)),
+        RpcCall(nowhere, deadline=0.0, credential=None, idempotency_key=None),
+    )
+    call.found = PERSON
+    await site.round(ItemKind.PAYMENT)
+    listed = (await rpc.list(api.ListDeferredItems(), call)).items
+    assert [(one.service, one.kind, one.id) for one in listed] == [("gateway", "payment", "odd")]
+    assert await rpc.retry(api.RetryDeferredItems("notice"), call) == api.RetriedItems(0)
+    assert acts == []
+    assert await rpc.retry(api.RetryDeferredItems("payment", "odd"), call) == api.RetriedItems(1)
+    assert acts == ["deferred.retry"]

@@ -61,6 +61,7 @@ BOUNDED = {
     "gen_ai_token_type",
     "error_type",
     "job",
+    "task",
     "site",
     "role",
     "schema",
