@@ -20,6 +20,9 @@ class DeferredMemory:
         waiting = {each for each, next_at in known.items() if next_at > self._clock()}
         return waiting, known.keys() - waiting
 
+    async def take_due(self, kind: str) -> str | None:
+        return next((each for (of, each), (_, next_at) in self._items.items() if of == kind and next_at <= self._clock()), None)
+
     async def defer(self, kind: str, item_id: str, error: str, max_tries: int) -> int:
         """Nobody can retry an item here, so it never rests."""
         tries = self._items.pop((kind, item_id), (0, 0.0))[0] + 1

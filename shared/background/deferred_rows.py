@@ -21,6 +21,11 @@ class DeferredRows:
         claimed = {row["id"] for row in rows if row["is_claimed"]}
         return {row["id"] for row in rows} - claimed, claimed
 
+    async def take_due(self, kind: str) -> str | None:
+        """Return an item that was put aside and is due, which this caller now has for 10 minutes."""
+        found: str | None = await self._database.value("take_due_item", kind)
+        return found
+
     async def defer(self, kind: str, item_id: str, error: str, max_tries: int) -> int:
         """Return how often the item has failed."""
         return int(await self._database.value("defer_item", kind, item_id, error, max_tries))

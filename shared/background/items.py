@@ -32,6 +32,10 @@ class DeferredItems(Protocol):
         """Return those of the items that must wait, and those that were put aside and are due, which this caller now has for a while."""
         ...
 
+    async def take_due(self, kind: str) -> str | None:
+        """Return an item that was put aside and is due, which this caller now has for a while."""
+        ...
+
     async def defer(self, kind: str, item_id: str, error: str, max_tries: int) -> int:
         """Put an item aside; return how often it has failed."""
         ...
@@ -99,6 +103,11 @@ class BackgroundItems:
             else:
                 if taken.id is not None:
                     await self._deferred.forget(kind, [taken.id[:_MAX_ID_LETTERS]])
+
+    async def take_due(self, kind: ItemKind) -> str | None:
+        """Return the id of an item that was put aside and is due, for work whose own table would offer it only much later. Follow with
+        ``attempt``."""
+        return await self._deferred.take_due(kind)
 
     async def attempt(self, kind: ItemKind, item_id: str, work: Awaitable[object]) -> bool:
         """Return whether the work on one item succeeded. Raises what says that a peer is away."""

@@ -8,6 +8,13 @@ WITH claimed AS (
 )
 SELECT id, id IN (SELECT id FROM claimed) AS is_claimed FROM deferred_items WHERE kind = $1 AND id = ANY($2::text[]);
 
+-- name: take_due_item
+-- Take what was put aside and is due first, for 10 minutes, except what another caller takes.
+UPDATE deferred_items SET next_at = clock_timestamp() + interval '10 minutes' WHERE (kind, id) = (
+    SELECT kind, id FROM deferred_items WHERE kind = $1 AND next_at <= now() ORDER BY next_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING id;
+
 -- name: defer_item
 -- Put an item aside after a failure, for 10 seconds, 20, 40 and so on to an hour; after $4 tries until somebody retries it.
 INSERT INTO deferred_items AS items (kind, id, tries, next_at, error) VALUES ($1, $2, 1, clock_timestamp() + interval '10 seconds', $3)

@@ -246,6 +246,10 @@ class BillingStore:
         row = await self._database.row("take_event", provider)
         return None if row is None else (row["object_id"], row["taken_at"])
 
+    async def now(self) -> datetime:
+        found: datetime = await self._database.value("read_clock")
+        return found
+
     async def take_unheard(self, provider: str) -> str | None:
         """Return an object of which the provider hasn't told for long."""
         found: str | None = await self._database.value("take_order", provider) or await self._database.value("take_followed", provider)

@@ -134,6 +134,8 @@ class ProviderOrders:
         event = await self._store.take_event(self.name)
         if event is not None:
             object_id, taken_at = event
+        elif (due := await self._items.take_due(ItemKind.PAYMENT)) is not None:
+            object_id, taken_at = due, await self._store.now()
         elif (unheard := await self._store.take_unheard(self.name)) is not None:
             object_id, taken_at = unheard, None
         else:

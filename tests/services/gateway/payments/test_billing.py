@@ -82,9 +82,8 @@ class Shop:
         return Nothing()
 
     async def retry(self) -> None:
-        """Try everything again that failed."""
-        await self.deferred.retry(None, None)
-        await self.execute("UPDATE webhook_events SET next_at = now()")
+        """Try everything again that failed, as an administrator does."""
+        assert await self.deferred.retry(None, None)
 
     def plan_of(self, owner: TenantId) -> str:
         return self.plans.get(owner, "free")
