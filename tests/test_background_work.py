@@ -80,7 +80,6 @@ OTHER_LOOPS = {
     "services/gateway/requests/runs.py:_first_to_answer": "of a request",
     "services/gateway/requests/workers.py:_find": "of a request",
     "services/gateway/requests/workers.py:_ask": "of a request",
-    "services/gateway/rollouts/rollout_runner.py:look": "one transaction writes what was judged; each judgment is an item",
     "services/gateway/servers.py:_try": "of a call",
     "services/gateway/usage_export/export.py:_send": "the pieces of one claimed range, which is sent in order",
     "services/gateway/usage_reports.py:roll": "days in their order",

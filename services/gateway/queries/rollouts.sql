@@ -38,13 +38,13 @@ FROM rollouts
 WHERE route = $1 AND is_open
 FOR UPDATE;
 
--- name: take_due_rollouts
--- Lock the open rollouts at which no gateway has looked for $1 seconds. Another gateway may be looking at the others.
+-- name: take_due_rollout
+-- Lock the open rollout at which no gateway has looked for $1 seconds, the longest. Another gateway may be looking at the others.
 SELECT id, route, sticky, plan::text AS plan, state, reason, progress::text AS progress, started_at, ended_at, now() AS now
 FROM rollouts
-WHERE is_open AND looked_at < now() - make_interval(secs => $1)
+WHERE is_open AND looked_at < now() - make_interval(secs => $1) AND NOT is_deferred('rollout', id::text)
 ORDER BY looked_at
-LIMIT 50
+LIMIT 1
 FOR UPDATE SKIP LOCKED;
 
 -- name: take_outcomes

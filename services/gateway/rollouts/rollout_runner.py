@@ -7,7 +7,7 @@ rollout first, then the configuration.
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -22,9 +22,9 @@ from services.gateway.rollouts.rollout_evidence import RequestOutcome
 from services.gateway.rollouts.rollout_rules import Rollout
 from services.gateway.rollouts.rollout_store import OpenRollouts, RolloutStore
 from shared import errors
-from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutPoint, RolloutState
+from shared.api.configuration import MAX_NOTE_CHARACTERS, RolloutState
 from shared.background.item_kinds import ItemKind
-from shared.background.items import BackgroundItems
+from shared.background.items import BackgroundItems, TakenItem
 from shared.config_documents import ConfigKind, RouteDocument, TargetDocument
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics, logs
@@ -85,30 +85,29 @@ class RolloutRunner:
         if not self._live.rollouts:
             return
         await self._count_late()
-        changed, looked, points = list[Rollout](), list[Rollout](), list[tuple[UUID, RolloutPoint]]()
+        await self._items.drain(ItemKind.ROLLOUT, partial(self._look_at_one, set()))
+
+    async def _look_at_one(self, seen: set[UUID], taken: TakenItem) -> bool:
+        """Judge one rollout in its own transaction, which takes its outcomes. ``seen``: those of this look."""
         async with self._store.change() as tables:
             # Looks of other gateways may come a little early.
             due = await tables.take_due(0.8 * self._look_seconds)
-            outcomes = await tables.take_outcomes([rollout.id for rollout, _ in due])
-
-            async def judge(found: tuple[Rollout, datetime]) -> None:
-                before, now = found
-                after = rollout_rules.look(before, outcomes.get(before.id, ()), now)
-                if rollout_rules.is_point_due(after, now):
-                    points.append((before.id, rollout_report.describe_point(after, before.share, now)))
-                    after = replace(after, progress=replace(after.progress, point_at=now))
-                looked.append(after)
-                changed.extend([after] if _is_change(before, after) else [])
-
-            await self._items.each(ItemKind.ROLLOUT, due, judge, lambda found: str(found[0].id))
-            for rollout, point in points:
-                await tables.add_point(rollout, point)
-            if looked:
-                await tables.save(*looked)
-            for after in changed:
+            if due is None or due[0].id in seen:
+                await tables.forget()
+                return False
+            before, now = due
+            seen.add(before.id)
+            taken.id = str(before.id)
+            outcomes = await tables.take_outcomes([before.id])
+            after = rollout_rules.look(before, outcomes.get(before.id, ()), now)
+            if rollout_rules.is_point_due(after, now):
+                await tables.add_point(before.id, rollout_report.describe_point(after, before.share, now))
+                after = replace(after, progress=replace(after.progress, point_at=now))
+            await tables.save(after)
+            if _is_change(before, after):
                 await apply(tables, self._live, after)
-            await tables.forget()
-        await self._report([after for after in changed if not after.is_open])
+        await self._report([after] if _is_change(before, after) and not after.is_open else [])
+        return True
 
     async def _count_late(self) -> None:
         late = list(_late_requests(self._live.rollouts, self._read_waiting()))

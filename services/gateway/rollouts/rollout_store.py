@@ -41,9 +41,10 @@ class OpenRollouts:
         row = await self.transaction.row("take_rollout", route)
         return None if row is None else (_rollout(row), row["now"])
 
-    async def take_due(self, seconds: float) -> list[tuple[Rollout, datetime]]:
-        """Lock the rollouts at which no gateway has looked for so long, except those at which one is looking now."""
-        return [(_rollout(row), row["now"]) for row in await self.transaction.rows("take_due_rollouts", seconds)]
+    async def take_due(self, seconds: float) -> tuple[Rollout, datetime] | None:
+        """Lock the rollout at which no gateway has looked for so long, except those at which one is looking now."""
+        row = await self.transaction.row("take_due_rollout", seconds)
+        return None if row is None else (_rollout(row), row["now"])
 
     async def take_outcomes(self, rollouts: Sequence[UUID]) -> dict[UUID, list[RequestOutcome]]:
         """Return the new outcomes of these rollouts. They are forgotten when the transaction ends."""
