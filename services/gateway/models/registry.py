@@ -455,7 +455,7 @@ def _ensure_name(by: Principal, model: ModelName, use: NameUse, organization: Te
     other = "push the model under another name"
     if use.hidden_by:
         raise errors.AlreadyExists(
-            f"requests for {model} would not get what you push: {use.hidden_by}", hint=f"{other}, or remove it first"
+            f"requests for {model} would not get what you push: {use.hidden_by}", hint=f"{other}, or remove that alias or route"
         )
     if known is None:
         if use.used_by and not access_table.may(by, Permission.EVERYTHING):

@@ -388,6 +388,9 @@ async def test_remote_models_cannot_be_loaded(service: InferenceService) -> None
         await service.load_model(inference.LoadModel(ECHO), CALL)
     with pytest.raises(errors.BadRequest, match="loaded by another program"):
         await service.unload_model(inference.UnloadModel(ECHO), CALL)
+    # Nor can the mesh put one there, which nobody would ever load.
+    with pytest.raises(errors.BadRequest, match="loaded by another program"):
+        await service.ensure_model(inference.EnsureModel(ModelName("qwen"), "hf:org/qwen", inference.Assignment()), CALL)
 
 
 async def test_paused_worker_gets_no_requests_and_finishes_running_ones(tmp_path: Path, node: Node) -> None:
