@@ -70,12 +70,15 @@ class Callers:
         wall_clock: Callable[[], float] = time.time,
         *,
         count_refusal: Callable[[AuthFailure], object] = lambda reason: None,
+        can_ask: Callable[[], bool] = lambda: True,
         back_at: Callable[[], float] = lambda: -inf,
         wait_seconds: float = 30.0,
         most_waiting: int = 1000,
     ) -> None:
-        """``count_refusal`` is called for credentials refused without asking auth. ``back_at``: when our own connection to NATS came back;
-        infinity while it is lost. So many questions wait for it, each at most ``wait_seconds``."""
+        """``count_refusal`` is called for credentials refused without asking auth. ``can_ask``: whether an auth can be reached now.
+        ``back_at``: when our own connection to NATS came back; infinity while it is lost. So many questions wait for it, each at most
+        ``wait_seconds``."""
+        self._can_ask = can_ask
         self._rpc = rpc
         self._back_at = back_at
         self._wait_seconds = wait_seconds
@@ -154,6 +157,8 @@ class Callers:
             await asyncio.sleep(_BACKOFF.pause(failures))
 
     async def _ask(self, digest: bytes, ask: Ask, remaining: Callable[[Principal], float], gives_up_at: float) -> auth.Principal:
+        if not self._can_ask() and (stale := self._cache.find(digest, self._clock(), is_auth_away=True)):
+            return stale  # a question would first wait for auth
         while True:
             changes_before = self._cache.changes
             try:

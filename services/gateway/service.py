@@ -295,6 +295,7 @@ class GatewayService:
         self._callers = Callers(
             node.rpc,
             count_refusal=lambda reason: metrics.auth_failures.labels(reason=reason).inc(),
+            can_ask=lambda: bool(node.directory.reachable(Role.AUTH)),
             back_at=lambda: node.node_transports.nats_back_at,
             wait_seconds=settings.queue_seconds,
             most_waiting=settings.queue_most,

@@ -272,3 +272,17 @@ def test_with_our_own_connection_an_auth_that_is_away_is_not_waited_for() -> Non
         assert len(rpc.called) == 1
 
     in_virtual_time(story)
+
+
+async def test_a_known_caller_does_not_wait_for_an_auth_that_is_away() -> None:
+    """Questions about one credential are asked one after the other, so each would wait for the ones before it."""
+    clock, (_, rpc) = Time(), make_callers()
+    can_ask = True
+    callers = Callers(rpc, clock, Time(), can_ask=lambda: can_ask)
+    await callers.identify(KEY)
+    clock.now, can_ask = 100, False
+    assert await callers.identify(KEY) is OWNER
+    assert len(rpc.called) == 1
+    can_ask = True
+    await callers.identify(KEY)
+    assert len(rpc.called) == 2

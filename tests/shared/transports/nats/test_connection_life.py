@@ -276,6 +276,35 @@ async def test_a_server_that_accepts_and_evicts_immediately_is_not_hammered() ->
         assert times[3] - times[0] >= 0.7
 
 
+@pytest.mark.parametrize("leads", [True, False])
+async def test_after_a_loss_only_the_clients_of_auth_log_in_immediately(monkeypatch: pytest.MonkeyPatch, leads: bool) -> None:
+    """The server would not repeat its question to an auth that comes later."""
+    monkeypatch.setattr(nats_client, "_SETTLE_SECONDS", (0.3, 0.3))
+    loop = asyncio.get_running_loop()
+    async with scripted_nats() as server:
+        logins: list[float] = []
+
+        def note(_connection: ScriptedConnection, verb: str) -> bool:
+            if verb == "CONNECT":
+                logins.append(loop.time())
+            return False
+
+        server.cuts = note
+        client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="test", leads=leads)
+        await client.connect(deadline_seconds=30)
+        assert client._connection is not None
+        assert client._connection.socket.settle_seconds == 0, "no connection was lost"
+        async with background() as tasks:
+            tasks.create_task(client.run())
+            lost_at = loop.time()
+            server.connections[0].cut()
+            await until(lambda: client.reconnects == 1)
+            assert client._connection is not None
+            assert client._connection.socket.settle_seconds == (0 if leads else 0.3)
+            assert leads or logins[1] - lost_at >= 0.3
+            await client.close()
+
+
 async def _refused(client: NatsClient) -> None:
     with pytest.raises(errors.Unavailable, match="no NATS server answers at nats://"):
         await client.connect(deadline_seconds=30)
