@@ -15,15 +15,15 @@ _LOOK_SECONDS = 0.02
 
 
 class LiveModels(Protocol):
-    """The live configuration of this gateway."""
+    """The versions of models that this gateway uses: ``LiveConfiguration``."""
 
     @property
     def models_revision(self) -> int:
-        """Return a number that has grown with each change of a version or channel of a model that is in use here."""
+        """Return a number that has grown with each change."""
         ...
 
     async def reload(self) -> None:
-        """Use what PostgreSQL has now. Raises Unavailable."""
+        """Use what PostgreSQL has. Raises Unavailable."""
         ...
 
 
