@@ -9,6 +9,7 @@ from uuid import uuid4
 import argon2
 import pytest
 
+from services.auth.nodes.gateway_releases import ReleaseGate
 from services.auth.session_opening import CompleteLogin
 from services.auth.sessions.session_store import GRACE_SECONDS, StoredLogin
 from services.auth.settings import AuthSettings
@@ -459,13 +460,13 @@ async def test_a_key_with_fewer_permissions_than_its_owner_opens_no_session(
     principal = await api_client.world.ask(auth.validate_api_key, auth.ValidateApiKey(new.api_key))
     whole = msgspec.structs.replace(principal, scopes=("account:write", "key:write", "usage:read", "inference:execute"))
     gate = api_client.world.dispatcher.gate
-    assert gate is not None
+    assert isinstance(gate, ReleaseGate)
     for found, opens in ((whole, True), (msgspec.structs.replace(principal, **bounds), False)):
 
         async def identified(credential: object, found: auth.Principal = found) -> auth.Principal:
             return found
 
-        monkeypatch.setattr(gate, "_identify", identified)
+        monkeypatch.setattr(gate._gate, "_identify", identified)
         monkeypatch.setattr(access_table, "check_network", lambda *_: None)
         asking = api_client.world.ask(auth.create_login_link, auth.CreateLoginLink(), new.api_key)
         if opens:

@@ -8,6 +8,7 @@ import pytest
 
 from services.auth import api_keys, sealing
 from services.auth.mfa import totp
+from services.auth.nodes.gateway_releases import ReleaseGate
 from services.auth.sealing import DataSealer
 from services.auth.sessions.session_store import StoredLogin
 from services.auth.settings import AuthSettings
@@ -141,8 +142,8 @@ async def test_a_key_cannot_set_up_a_factor(api_client: ApiClient) -> None:
 async def test_changing_the_factor_needs_a_fresh_login(api_client: ApiClient) -> None:
     session, phone, _ = await api_client.with_factor()
     gate = api_client.world.dispatcher.gate
-    assert gate is not None
-    gate._clock = api_client.clock
+    assert isinstance(gate, ReleaseGate)
+    gate._gate._clock = api_client.clock
     api_client.parts.sessions._clock = api_client.clock
     api_client.clock.ahead += access_table.FRESH_SECONDS + 1
     for attempt in (
