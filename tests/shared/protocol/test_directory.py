@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -293,17 +294,22 @@ def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
     )
 
 
-def test_an_announcement_with_assigned_and_refused_models_is_read_by_versions_without_these_fields() -> None:
-    models = {"assigned": (ModelName("qwen3"),), "refused": (ModelName("gemma3"),)}
-    announcement = make_announcement(warning="a library is missing", **models, leave_reason="its user logged out")
+def test_an_announcement_with_new_fields_is_read_by_versions_without_them() -> None:
+    added: dict[str, Any] = {
+        "assigned": (ModelName("qwen3"),),
+        "refused": (ModelName("gemma3"),),
+        "config": directory.ConfigReading("0.4.0", "0.3.0", 7),
+        "leave_reason": "its user logged out",
+        "models_revision": 3,
+    }
+    announcement = msgspec.structs.replace(make_announcement(warning="a library is missing"), **added)
     assert directory.decode(directory.encode(announcement)) == announcement
     fields = msgspec.structs.fields(Announcement)
-    names = ["warning", "assigned", "refused", "leave_reason"]
-    assert [field.name for field in fields[-4:]] == names, "fields of an array may only be appended"
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-3]], array_like=True)
+    assert [field.name for field in fields[-len(added) :]] == list(added), "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[: -len(added)]], array_like=True)
     read = msgspec.msgpack.decode(directory.encode(announcement), type=older)
-    assert msgspec.structs.astuple(read) == msgspec.structs.astuple(announcement)[:-3]
-    assert directory.decode(msgspec.msgpack.encode(read)) == msgspec.structs.replace(announcement, assigned=(), refused=(), leave_reason="")
+    assert msgspec.structs.astuple(read) == msgspec.structs.astuple(announcement)[: -len(added)]
+    assert directory.decode(msgspec.msgpack.encode(read)) == make_announcement(warning="a library is missing")
 
 
 # --- clocks -----------------------------------------------------------------------------------------------------------
