@@ -111,7 +111,7 @@ async def test_revoke_returns_when_no_gateway_begins_an_answer_of_the_version(th
     await until(lambda: not first.begins)
     await second.live.reload()
     first.hear(second)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(2 * used_everywhere._LOOK_SECONDS)
     assert not revoking.done()
     assert third.begins, "it has not heard of it"
     await third.live.reload()
