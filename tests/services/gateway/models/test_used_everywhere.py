@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,12 @@ async def test_a_request_that_waits_for_a_slot_is_refused_once_its_version_is_re
     first, second, third = three.gateways
     claims = [first.dispatch.claim_now(WISH) for _ in range(5)]
     assert claims[-1] is not None
-    waiting = asyncio.create_task(anext(first.dispatch.find(WISH)))
+
+    async def wait() -> list[object]:
+        async with aclosing(first.dispatch.find(WISH)) as steps:
+            return [step async for step in steps]
+
+    waiting = asyncio.create_task(wait())
     await asyncio.sleep(0)
     for each in (second, third):
         first.hear(each, is_older=True)
