@@ -632,3 +632,20 @@ def test_pages_and_mails_are_in_plain_english(path: Path) -> None:
 @pytest.mark.parametrize("text", ["Take it along", "I shall wait", "an organisation", "good until", "Whoever asks"])
 def test_a_refused_phrase_on_a_page_would_be_found(text: str) -> None:
     assert _ON_PAGES.search(text)
+
+
+def test_each_place_that_can_read_a_prompt_has_tests_that_exist() -> None:
+    section = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("### Who can read a prompt\n")[2].partition("\n### ")[0]
+    _, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(rows) >= 8
+    for row in rows:
+        *_, tests, _ = row.split("|")
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", tests)
+        assert named, f"no test: {row}"
+        for file, name in named:
+            functions = {
+                each.name
+                for each in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+                if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
+            assert name in functions, f"{file} has no {name}"
