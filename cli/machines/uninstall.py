@@ -16,7 +16,7 @@ import click
 
 from cli import installation, user_folders
 from cli.cli_context import CliContext
-from cli.machines import join, units, worker_unit
+from cli.machines import join, units
 from cli.machines.join import Folder
 from cli.machines.units import UnitPlace
 from cli.output import printing
@@ -88,7 +88,7 @@ class _Machine:
         places = (UnitPlace(name, here.environment, is_system) for name in units.NAMES for is_system in scopes)
         self.units = [place for place in places if place.path.exists()]
         self._installed = installation.find(Path(sys.prefix))
-        roots = [join.locate(here.environment, state, here.folder).root, *((worker_unit.SYSTEM_STATE,) if self._is_root else ())]
+        roots = [join.locate(here.environment, state, here.folder).root, *((user_folders.SYSTEM_WORKER,) if self._is_root else ())]
         # systemd makes the folder of a service with its own user a link.
         self._workers = [Folder(root) for root in dict.fromkeys(path.resolve() for path in roots) if root.is_dir()]
 
@@ -106,9 +106,9 @@ class _Machine:
         kept = [] if with_models else self.models()
         states = [*(folder.root for folder in self._workers), user_folders.state(environment)]
         found = [each for state in states for each in _without(state, kept)]
-        found += [user_folders.config(environment), units.config_folder(environment) / worker_unit.SYSTEM_SETTINGS.name]
+        found += [user_folders.config(environment), units.config_folder(environment) / units.SYSTEM_SETTINGS.name]
         if self._is_root:
-            found += [worker_unit.SYSTEM_STATE, worker_unit.SYSTEM_SETTINGS] if not kept else [worker_unit.SYSTEM_SETTINGS]
+            found += [user_folders.SYSTEM_WORKER, units.SYSTEM_SETTINGS] if not kept else [units.SYSTEM_SETTINGS]
         if self._installed is not None:
             found += [*self._installed.links(environment), self._installed.home]
         return [path for path in dict.fromkeys(found) if path.is_symlink() or path.exists()]

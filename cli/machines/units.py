@@ -18,6 +18,8 @@ from shared import errors
 
 #: Ours, in the order of their start.
 NAMES = ("aimesh-worker", "aimesh-serve")
+#: Settings of the machine's worker: systemd reads them as root, so the worker must not be able to change them.
+SYSTEM_SETTINGS = Path("/etc") / f"{NAMES[0]}.env"
 #: Longer than a worker takes to end, which finishes its answers first.
 _SYSTEMCTL_SECONDS = 60.0
 #: Wrong settings or a missing package end aicli sooner.

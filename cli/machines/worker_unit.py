@@ -19,8 +19,6 @@ from shared import errors
 
 NAME = units.NAMES[0]
 SYSTEM_STATE = user_folders.SYSTEM_WORKER
-#: Settings: systemd reads them as root, so the worker must not be able to change them.
-SYSTEM_SETTINGS = Path("/etc") / f"{NAME}.env"
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _GPU_DEVICES = ("/dev/dri", "/dev/kfd", "/dev/nvidia0")
 
@@ -77,7 +75,7 @@ def install(
     options = [] if models_folder is None else ["--models", str((here.folder / Path(models_folder).expanduser()).absolute())]
     options += [] if backend is None else ["--backend", backend]
     command = _command(here, state, options, is_system=as_system)
-    settings = str(SYSTEM_SETTINGS if as_system else units.config_folder(here.environment) / SYSTEM_SETTINGS.name)
+    settings = str(units.SYSTEM_SETTINGS if as_system else units.config_folder(here.environment) / units.SYSTEM_SETTINGS.name)
     unit = unit_of(command, settings, is_system=as_system, gpu_groups=_gpu_groups() if as_system else None)
     printing.note(f"Settings such as OLLAMA_URL: {settings}, one NAME=VALUE per line")
     place.install(unit)

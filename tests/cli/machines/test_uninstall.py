@@ -93,7 +93,7 @@ def test_root_removes_the_worker_of_the_machine(
     monkeypatch.setattr(units, "NAMES", ())
     state, moved, settings = tmp_path / "aimesh-worker", tmp_path / "private/aimesh-worker", tmp_path / "aimesh-worker.env"
     monkeypatch.setattr(worker_unit, "SYSTEM_STATE", state)
-    monkeypatch.setattr(worker_unit, "SYSTEM_SETTINGS", settings)
+    monkeypatch.setattr(units, "SYSTEM_SETTINGS", settings)
     moved.parent.mkdir()
     (home / ".local/state/aimesh/worker").rename(moved)
     state.symlink_to(moved)
