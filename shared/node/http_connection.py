@@ -150,6 +150,8 @@ class HttpConnection(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._surplus = 0
         if not self.parser.should_upgrade():
+            # uvicorn leaves it if the answer came before the body, and the next head's mistake would count as this body's.
+            self.cycle.more_body = False
             super().on_message_complete()
 
     def on_response_complete(self) -> None:

@@ -33,6 +33,9 @@ class Door:
         if path == "/stream":
             await self._stream(receive, send)
             return
+        if path == "/early":
+            await http_ports.respond(send, b"early")
+            return
         if await http_ports.read_body(receive) is None:
             self.gone.set()
             return
@@ -64,6 +67,14 @@ async def test_a_bad_request_is_answered_after_the_requests_before_it() -> None:
         assert [(await answer(reader)).split()[-1] for _ in range(2)] == [b"/wait", b"/b"]
         assert (await answer(reader)).startswith(b"HTTP/1.1 400 ")
         assert (await reader.read(), door.asked) == (b"", ["/wait", "/b"])
+
+
+async def test_a_bad_request_is_answered_after_one_that_was_answered_before_its_body() -> None:
+    async with http_ports.serving(Door()) as place, connected(place) as (reader, writer), asyncio.timeout(HANG_SECONDS):
+        writer.write(b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Length: 4\r\n\r\nbo")
+        assert (await answer(reader)).endswith(b"early")
+        writer.write(b"dy" + BAD)
+        assert (await answer(reader)).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_a_queued_request_with_a_broken_body_never_runs() -> None:
