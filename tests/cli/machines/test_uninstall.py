@@ -10,7 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from cli.machines import join, uninstall, units, worker_unit
+from cli import user_folders
+from cli.machines import join, uninstall, units
 from shared.api import auth
 from shared.identity import node_keys, private_file, tickets
 from shared.node import membership_file
@@ -92,7 +93,7 @@ def test_root_removes_the_worker_of_the_machine(
     # Not those of the machine that runs the test.
     monkeypatch.setattr(units, "NAMES", ())
     state, moved, settings = tmp_path / "aimesh-worker", tmp_path / "private/aimesh-worker", tmp_path / "aimesh-worker.env"
-    monkeypatch.setattr(worker_unit, "SYSTEM_STATE", state)
+    monkeypatch.setattr(user_folders, "SYSTEM_WORKER", state)
     monkeypatch.setattr(units, "SYSTEM_SETTINGS", settings)
     moved.parent.mkdir()
     (home / ".local/state/aimesh/worker").rename(moved)
