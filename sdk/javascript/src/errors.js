@@ -135,6 +135,7 @@ const ROWS = {
   link_lost: [Unavailable, true],
   model_crashed: [Unavailable, true],
   not_reachable: [Unavailable, true],
+  config_unreadable: [Unavailable, true],
   not_started: [Unavailable, true],
   overloaded: [Overloaded, true],
   peer_failed: [Unavailable, true],

@@ -88,6 +88,7 @@ WITHOUT_KIND: dict[str, str] = {
     "model.delete": _VERSIONS,
     "model.promote": _VERSIONS,
     "model.rollback": _VERSIONS,
+    "model.withdraw": _VERSIONS,
     "model.unload": "workers keep no state in the database",
     "node.accept_models": "the worker keeps it",
     "webhook.change": _WEBHOOKS,

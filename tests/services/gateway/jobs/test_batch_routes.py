@@ -100,8 +100,7 @@ async def test_what_is_wrong_is_refused_with_its_field(client: openai.AsyncOpenA
             ({"endpoint": "/v1/videos"}, "endpoint"), ({"completion_window": "7d"}, "completion_window"),
             ({"input_file_id": "file-1"}, "input_file_id"), ({"input_file_id": other}, "input_file_id"),
             ({"metadata": {str(i): "" for i in range(17)}}, "metadata"), ({"metadata": {"a": "x" * 513}}, "metadata"),
-            ({"metadata": {"a" * 65: "x"}}, "metadata"), ({"metadata": {"a": "x\0"}}, "metadata"),
-            ({"metadata": {"a\0": "x"}}, "metadata"),
+            ({"metadata": {"a" * 65: "x"}}, "metadata"),
         ):  # fmt: skip
             assert str(problem(await http.post("/v1/batches", json=good | changes), 400, "bad_request")["param"]).startswith(field)
         answer = await http.post("/v1/batches", json=good | {"completion_window": "1h", "output_expires_after": {"seconds": 3600}})

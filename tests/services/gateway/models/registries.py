@@ -1,6 +1,6 @@
 """Registries of several gateways on one database and one store, and what people push to them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +128,22 @@ class Gateway:
         return await self.registry.rollback(api.RollbackModel(model, channel), rpc_call(by))
 
 
+async def _at_once() -> None:
+    """There is no other gateway."""
+
+
 @asynccontextmanager
-async def running(url: str, objects: ObjectStore, *, gibibytes: int = 1) -> AsyncIterator[Gateway]:
+async def running(
+    url: str,
+    objects: ObjectStore,
+    *,
+    gibibytes: int = 1,
+    nodes: FakeDirectory | None = None,
+    wait_until_used: Callable[[], Awaitable[None]] = _at_once,
+) -> AsyncIterator[Gateway]:
     async with store.opened(url) as database:
-        tables, acts, nodes = RegistryStore(database), Acts(), FakeDirectory()
+        tables, acts = RegistryStore(database), Acts()
+        nodes = nodes or FakeDirectory()
         audit: Any = acts
         rpc: Any = FakeRpc()
         rpc.answers[membership.describe_machine.name] = _describe
@@ -146,7 +158,7 @@ async def running(url: str, objects: ObjectStore, *, gibibytes: int = 1) -> Asyn
             gibibytes=gibibytes,
             is_deployed=_is_deployed,
             find_use=_find_use,
-            wait_until_used=_at_once,
+            wait_until_used=wait_until_used,
         )
         yield Gateway(registry, tables, acts, nodes)
 
@@ -161,7 +173,3 @@ async def _find_use(_model: ModelName) -> NameUse:
 
 async def _is_deployed(_channel: str) -> bool:
     return False
-
-
-async def _at_once() -> None:
-    """There is no other gateway."""
