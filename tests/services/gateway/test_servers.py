@@ -466,7 +466,7 @@ async def test_a_local_server_that_forwards_models_needs_a_policy_for_them(mesh:
     async with serving({"/api/tags": Answer([json.dumps({"models": tags})])}) as server, started(mesh, postgres_url) as (one, taker):
         applied = await one.add("attic", server.url, kind=ServerKind.OLLAMA)
         why = "server attic: for the models that it forwards, add ollama-com to `external` of the policies mesh and default"
-        assert applied.warnings == (why,)
+        assert why in applied.warnings
         await until(lambda: taker.served() == ["qwen3:8b", "big"])
         assert [status.provider for status in taker.backend.models()] == ["", "ollama-com"]
         assert (await one.add("attic", server.url, kind=ServerKind.OLLAMA, models=("qwen3:8b",), only_new=False)).warnings == ()
