@@ -21,6 +21,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
             "tickets": "of the house",
             "nodes": "of the house",
             "mesh_state": "of the house",
+            "gateway_release": "of the house",
             "audit_heads": "numbers and digests, so that a chain grows in order",
             "audit_anchors": "numbers and digests, signed",
             "signing_keys": "of the house",
