@@ -29,7 +29,9 @@ async def _ask(whose: str) -> str | None:
     """Return None if a signal ended the program that asks."""
     quiet, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec("systemctl", whose, "is-system-running", stdin=quiet, stdout=pipe, stderr=quiet)
+        process = await asyncio.create_subprocess_exec(
+            "systemctl", whose, "is-system-running", stdin=quiet, stdout=pipe, stderr=quiet, start_new_session=True
+        )
     except OSError:
         return ""
     try:
