@@ -156,8 +156,13 @@ async def serve_restart_and_update(town: Town, ann: Stranger) -> None:
         await user.power_off()
         await user.power_on()
         await serves(ann, "after a restart of the machine")
-        running = json.loads((await user.types("aicli worker status --json")).out)
-        assert (running["running"], running["status"]["models"]) == (True, [MODEL])
+
+        async def says_so() -> bool:
+            # The worker writes its status a moment after it has announced a model.
+            told = json.loads((await user.types("aicli worker status --json")).out)
+            return bool(told["running"]) and told["status"]["models"] == [MODEL]
+
+        await until(says_so, what="the worker's status names its model")
 
         current = user.home / ".local/share/aimesh/current"
         before = current.readlink()
