@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.gateway.facts.placements import ANYWHERE
@@ -470,12 +470,14 @@ FALLS = st.lists(st.tuples(st.integers(0, BEFORE_THE_END), FAILURES), max_size=3
 
 
 @given(falls=st.lists(FALLS, min_size=1, max_size=4))
+@example(falls=[[(1, errors.Unavailable), (4, errors.Unavailable), (3, errors.ModelCrashed)]] * 2)
 def test_whatever_fails_the_caller_gets_the_whole_answer_or_its_start_and_one_error(
     falls: list[list[tuple[int, type[errors.AimeshError]]]],
 ) -> None:
     async def run() -> None:
+        # Slow enough that no deadline passes before the patience with lost workers ends.
         ticks = iter(range(10_000))
-        harness = ResumingHarness(*(Teller(falls=[lost(*one) for one in mine]) for mine in falls), clock=lambda: float(next(ticks)))
+        harness = ResumingHarness(*(Teller(falls=[lost(*one) for one in mine]) for mine in falls), clock=lambda: next(ticks) / 2)
         error, end = None, None
         try:
             *_, end = await harness.collect(make_prompt(max_tokens=len(WORDS)))
