@@ -9,22 +9,22 @@ from pathlib import Path
 
 import click
 
-from cli import installation, user_folders
+from cli import installation
 from cli.cli_context import CliContext
 from cli.machines import units
 from cli.machines.units import Unit, UnitPlace
 from cli.output import printing
 from cli.output.exit_codes import ExitCode
+from cli.user_folders import SYSTEM_WORKER
 from shared import errors
 
 NAME = units.NAMES[0]
-SYSTEM_STATE = user_folders.SYSTEM_WORKER
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
 _GPU_DEVICES = ("/dev/dri", "/dev/kfd", "/dev/nvidia0")
 
 #: No access to the rest of the machine. (MemoryDenyWriteExecute would stop Node.js.)
 _ISOLATED = f"""\
-StateDirectory={SYSTEM_STATE.name}
+StateDirectory={SYSTEM_WORKER.name}
 StateDirectoryMode=0700
 DynamicUser=yes
 CapabilityBoundingSet=
@@ -57,7 +57,7 @@ def unit_of(command: tuple[str, ...], settings: str, *, is_system: bool, gpu_gro
 @click.option("--system/--user", "is_system", default=None, help="Service of the machine, or of your account. Default: --system for root.")
 @click.option("--models", "models_folder", metavar="DIR", help="Serve every .gguf file in this folder.")
 @click.option("--backend", metavar="NAME", help="Backend that runs the models, as for aicli worker.")
-@click.option("--state", metavar="DIR", help=f"State folder of the joined worker. Default: {SYSTEM_STATE} for a service of the machine.")
+@click.option("--state", metavar="DIR", help=f"State folder of the joined worker. Default: {SYSTEM_WORKER} for a service of the machine.")
 @click.option("--remove", is_flag=True, help="Stop the service and remove its unit. The worker's key and models stay.")
 @click.pass_obj
 def install(
@@ -84,7 +84,7 @@ def install(
 def _command(here: CliContext, state: str | None, options: list[str], *, is_system: bool) -> tuple[str, ...]:
     from cli.machines import join
 
-    folder = join.locate(here.environment, state or (str(SYSTEM_STATE) if is_system else None), here.folder)
+    folder = join.locate(here.environment, state or (str(SYSTEM_WORKER) if is_system else None), here.folder)
     if not folder.key.is_file():
         hint = f"join first: aicli worker --join TICKET --no-serve --state {folder.root}"
         raise errors.BadSettings(f"no worker has joined a mesh using {folder.root}", hint=hint)
@@ -92,8 +92,8 @@ def _command(here: CliContext, state: str | None, options: list[str], *, is_syst
     command = (str(program), "worker", "--state", str(folder.root), *options)
     if not is_system:
         return command
-    if folder.root != SYSTEM_STATE:
-        raise errors.BadSettings(f"a service of the machine has its state in {SYSTEM_STATE}", hint="join with that --state, or use --user")
+    if folder.root != SYSTEM_WORKER:
+        raise errors.BadSettings(f"a service of the machine has its state in {SYSTEM_WORKER}", hint="join with that --state, or use --user")
     for used in (program.resolve(), Path(sys.executable).resolve(), *map(Path, options[1:2] if "--models" in options else [])):
         if any(used.is_relative_to(home) for home in _HOMES):
             raise errors.BadSettings(f"a service of the machine can't read {used}", hint="move it, for example to /opt, or use --user")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.machines import worker_unit
+from cli import user_folders
 from cli.machines.units import text_of
 from cli.machines.worker_unit import unit_of
 from cli.output.exit_codes import ExitCode
@@ -44,7 +44,7 @@ def test_the_worker_cannot_write_the_settings_that_systemd_reads_as_root() -> No
     text = text_of(SYSTEM)
     (file,) = [line.removeprefix("EnvironmentFile=-") for line in text.splitlines() if line.startswith("EnvironmentFile=")]
     assert "ProtectSystem=strict\n" in text
-    assert not Path(file).is_relative_to(worker_unit.SYSTEM_STATE)
+    assert not Path(file).is_relative_to(user_folders.SYSTEM_WORKER)
 
 
 def test_revoked_worker_is_not_restarted() -> None:
