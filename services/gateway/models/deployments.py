@@ -78,6 +78,21 @@ ReadVersions = Callable[[], VersionedNames]
 ServeNext = Callable[[str, str, int], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class FactsOfRound:
+    """Finds the facts of each source once in a round, however many machines get its model: they are read from the store."""
+
+    find: FindFacts
+    _known: dict[str, inference.ModelFacts | None] = field(default_factory=dict)
+    _finding: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def read(self, source: str) -> inference.ModelFacts | None:
+        async with self._finding:
+            if source not in self._known:
+                self._known[source] = await self.find(source)
+        return self._known[source]
+
+
 @dataclass(slots=True)
 class Deployments:
     """``run`` it in each gateway."""
@@ -192,9 +207,10 @@ class Deployments:
         ready = _ready_channels(versions, list(zip(placed, assignments, strict=True)), machines)
         await self.items.each(ItemKind.CHANNEL, ready, self._switch, lambda channel: f"{channel.name}@{channel.word}")
         await self._write_orders(session, placed, assignments, machines)
+        facts = FactsOfRound(self.find_facts)
         async with asyncio.TaskGroup() as tasks:
             for action in actions:
-                order = self._carry_out(action, by_name.get(action.name))
+                order = self._carry_out(action, by_name.get(action.name), facts)
                 tasks.create_task(self.items.attempt(ItemKind.ORDER, f"{action.step}/{action.name}/{action.node}", order))
         if placed or self._refusals:
             await self.store.share(self._reasons())
@@ -235,9 +251,9 @@ class Deployments:
     def _reasons(self) -> placement_plan.Refusals:
         return {key: reason for key, (reason, _) in self._refusals.items()}
 
-    async def _carry_out(self, action: Action, placed: PlacedVersion | None) -> None:
+    async def _carry_out(self, action: Action, placed: PlacedVersion | None, facts: FactsOfRound) -> None:
         try:
-            problem = await self._order(action, placed)
+            problem = await self._order(action, placed, facts)
         # What an owner refuses, the next announcement says, and also when they accept it again.
         except (errors.PeerError, errors.NotAllowed) as error:
             _log.info("order failed", step=action.step, model=action.name, worker=action.node, reason=error.message)
@@ -249,12 +265,12 @@ class Deployments:
             self._refusals[action.node, action.name] = problem, self.clock() + REFUSAL_SECONDS
             self.metrics.copy_failures.labels(model=version_names.strip_version(action.name)).inc()
 
-    async def _order(self, action: Action, placed: PlacedVersion | None) -> str:
+    async def _order(self, action: Action, placed: PlacedVersion | None, facts: FactsOfRound) -> str:
         """Return why the worker can't; empty if it can. Raises what the call raises."""
         match action.step:
             case Step.FETCH:
                 assert placed is not None, "only what a document wants is fetched"
-                if problem := await self._find_misfit(action.node, await self.find_facts(placed.source)):
+                if problem := await self._find_misfit(action.node, await facts.read(placed.source)):
                     return problem
                 assignment = inference.Assignment(placed.document.context, placed.document.slots)
                 order = inference.EnsureModel(action.name, placed.source, assignment)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.gateway.models import catalog
+from services.gateway.models.deployments import FactsOfRound
 from shared import errors
 from shared.api import deployments, gateway, inference, models
 from shared.api.deployments import CopyState, Deployment
@@ -348,3 +349,19 @@ async def test_the_error_of_an_undeployed_model_names_deploy(mesh: Mesh, workers
             async with mesh.client.rpc.stream(gateway.process_inference_request, request, credential=TOKEN) as answer:
                 _ = [chunk async for chunk in answer]
         assert refused.value.hint == f"put it on machines, or ask an administrator to: aicli models deploy {deployed}"
+
+
+async def test_the_facts_of_a_model_are_read_once_in_a_round_and_again_after_a_failure() -> None:
+    asked = list[str]()
+
+    async def find(source: str) -> inference.ModelFacts | None:
+        asked.append(source)
+        await asyncio.sleep(0)
+        if len(asked) == 1:
+            raise ValueError(source)
+        return None
+
+    facts = FactsOfRound(find)
+    found = await asyncio.gather(*(facts.read("a") for _ in range(3)), facts.read("b"), return_exceptions=True)
+    assert [type(one) for one in found] == [ValueError, type(None), type(None), type(None)]
+    assert asked == ["a", "a", "b"]
