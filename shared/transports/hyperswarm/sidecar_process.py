@@ -96,6 +96,7 @@ class Sidecar(asyncio.Protocol):
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._ready: asyncio.Future[bytes] = self._loop.create_future()
         self._gone = asyncio.Event()
+        self._is_stopping = False
         self.public_key = b""
 
     @classmethod
@@ -136,9 +137,18 @@ class Sidecar(asyncio.Protocol):
 
     async def stop(self) -> None:
         """Let it say goodbye, and kill it if that takes too long. Safe to call twice. Never leaves a process behind."""
-        if self._transport is not None:
-            self._transport.close()
-        await self._reap()
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            await self._reap()
+            return
+        self._flush()
+        # We close only our half first. A sidecar that writes to a closed socket gets EPIPE, and forgets what it has not read: the goodbyes.
+        self._is_stopping = True
+        transport.write_eof()
+        try:
+            await self._reap()
+        finally:
+            transport.close()
 
     def send(self, kind: int, number: int, payload: bytes) -> None:
         """Send a frame without waiting. Frames to a dead sidecar are lost."""
@@ -174,6 +184,8 @@ class Sidecar(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses
 
     def data_received(self, data: bytes) -> None:
+        if self._is_stopping:
+            return
         try:
             arrived = self._parser.feed(data)
         except sidecar_frames.BadFrame:
@@ -242,7 +254,7 @@ class Sidecar(asyncio.Protocol):
         out = self._out
         if out:
             assert self._transport is not None
-            if not self._transport.is_closing():
+            if not (self._is_stopping or self._transport.is_closing()):
                 self._transport.write(b"".join(out))
             out.clear()
 

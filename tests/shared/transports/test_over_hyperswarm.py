@@ -82,7 +82,6 @@ async def test_a_worker_finds_its_gateway_streams_and_returns_after_its_sidecar_
             await linked(worker, gateway)
             assert worker.transport.connected
         await until(lambda: gateway.transport.find(worker.id) is None)
-        # Both ends may have dialed again; the second connection sends no shutdown message.
         assert [lost for lost in gateway.lost if "this node is stopping" in lost.message], gateway.lost
 
 

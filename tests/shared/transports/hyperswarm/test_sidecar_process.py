@@ -1,11 +1,34 @@
-"""Which Node.js runs the sidecar, and the error if there is none."""
+"""Which Node.js runs the sidecar, the error if there is none, and how its process is stopped."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
-from shared.transports.hyperswarm import NodeMissing, find_node, sidecar_process
+from shared.transports.hyperswarm import NodeMissing, find_node, sidecar_frames, sidecar_process
+
+#: A sidecar that is busy: it writes to us before it reads what we wrote last. Reports all that it has read.
+_BUSY_SIDECAR = f"""
+import select, socket, struct, sys
+us = socket.socket(fileno=int(sys.argv[1]))
+us.sendall(struct.pack("<IBI", 5, {sidecar_frames.READY}, 0))
+closing = select.poll()
+closing.register(us, select.POLLRDHUP)
+closing.poll(20_000)
+us.sendall(struct.pack("<IBI", 5, {sidecar_frames.EVENT}, 1))
+with open(sys.argv[0] + ".read", "wb") as report:
+    while read := us.recv(4096):
+        report.write(read)
+"""
+
+
+class Frames:
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    def on_frame(self, pipe: sidecar_process.Sidecar, kind: int, number: int, payload: bytes) -> None:
+        self.heard.append(kind)
 
 
 @pytest.fixture
@@ -67,3 +90,15 @@ def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(sidecar_process, "SIDECAR", tmp_path)
     with pytest.raises(NodeMissing, match="make setup"):
         sidecar_process.find_sidecar()
+
+
+async def test_a_busy_sidecar_still_gets_what_was_sent_before_the_stop(tmp_path: Path) -> None:
+    script, listener = tmp_path / "sidecar.py", Frames()
+    script.write_text(_BUSY_SIDECAR, encoding="utf-8")
+    sidecar = await sidecar_process.Sidecar.start([sys.executable, script], b"hello", listener)
+    sidecar.send(sidecar_frames.DATA, 1, b"goodbye")
+    await sidecar.stop()
+    sidecar.send(sidecar_frames.DATA, 1, b"too late")
+    read = (tmp_path / "sidecar.py.read").read_bytes()
+    assert read.endswith(b"goodbye")
+    assert not listener.heard
