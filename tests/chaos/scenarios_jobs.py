@@ -68,7 +68,7 @@ class _Batches:
     async def order(self) -> None:
         for number, (person, prompts) in enumerate(zip(self.people, self.prompts, strict=True)):
             async with self.http(person, self.gateways[number % GATEWAYS]) as http:
-                content = "".join(_line(name, prompt) for name, prompt in prompts.items())
+                content = "".join(line_of(name, prompt) for name, prompt in prompts.items())
                 sent = await http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", content.encode())})
                 order = {"input_file_id": sent.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
                 self.ids.append((await http.post("/v1/batches", json=order)).json()["id"])
@@ -200,7 +200,7 @@ async def _storm(batches: _Batches, tasks: asyncio.TaskGroup) -> None:
         await batches.break_one(tasks)
 
 
-def _line(name: str, prompt: str) -> str:
+def line_of(name: str, prompt: str) -> str:
     body = {"model": clients.MODEL, "messages": [{"role": "user", "content": prompt}]}
     return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
 
