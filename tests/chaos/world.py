@@ -46,6 +46,8 @@ UNREACHED = ",".join(f"{name}=1000000000" for name in BY_NAME)
 START_SECONDS = 20.0
 #: A call is in the books within this time after its end, unless its gateway died.
 REST_SECONDS = 15.0
+#: How long the supervisor counts an end, which it may notice late.
+_COUNTED_SECONDS = restart_policy.WINDOW_SECONDS + 5
 #: What a scenario meets while servers are away.
 AWAY = (httpx.TransportError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 #: A reservation waits two seconds for PostgreSQL; on a busy machine, as in `make test`, that may be too short even without a fault.
@@ -189,14 +191,19 @@ class World:
 
     def may_end(self, name: str) -> bool:
         """Return whether the supervisor would start the program again, also once more for another scenario."""
-        recent = [at for at in self._ends[name] if time.monotonic() - at < restart_policy.WINDOW_SECONDS]
-        return len(recent) < restart_policy.MOST_CRASHES - 2
+        return len(self._recent_ends(name)) < restart_policy.MOST_CRASHES - 2
 
     async def end(self, name: str, number: signal.Signals, *, seconds: float) -> None:
-        """End one of the stack's programs, and wait until it is back."""
+        """End one of the stack's programs, as soon as the supervisor would start it again, and wait until it is back."""
+        if len(recent := self._recent_ends(name)) >= restart_policy.MOST_CRASHES - 1:
+            await asyncio.sleep(recent[0] + _COUNTED_SECONDS - time.monotonic())
         self._ends[name].append(time.monotonic())
         old = await self.stack.signal(name, number)
         await self.stack.restarted(name, old, seconds=seconds)
+
+    def _recent_ends(self, name: str) -> list[float]:
+        """Return when we ended it, as far as the supervisor still counts it."""
+        return [at for at in self._ends[name] if time.monotonic() - at < _COUNTED_SECONDS]
 
     async def mend(self) -> None:
         """Make everything run and serve again, for the next scenario."""
