@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -23,7 +24,7 @@ END_SECONDS = 5.0
 STREAMS, LINES = 6, 4
 #: At 100 ms a word, two minutes.
 LONG = " ".join(f"w{word}" for word in range(1200))
-SHAPE = LlamaShape(layers=1, embedding=64, heads=2, kv_heads=1, feed_forward=128, vocabulary=256, context=512)
+SHAPE = LlamaShape(layers=2, embedding=512, heads=8, kv_heads=4, feed_forward=1024, vocabulary=1024, context=4096)
 UNLIMITED = "requests_per_minute=unlimited,requests_per_hour=unlimited,tokens_per_minute=unlimited,concurrency=unlimited"
 
 
@@ -40,6 +41,10 @@ async def three_gateways(stack: RunningStack, folder: Path) -> AsyncIterator[lis
 
 def client(gateway: str, key: Credential) -> httpx.AsyncClient:
     return httpx.AsyncClient(base_url=gateway, headers={"authorization": f"Bearer {key}"}, timeout=90, trust_env=False)
+
+
+async def has(condition: Callable[[], bool]) -> bool:
+    return condition()
 
 
 async def test_answers_and_lines_of_a_revoked_key_end_everywhere_in_five_seconds(tmp_path: Path) -> None:
@@ -119,11 +124,12 @@ async def test_after_revoke_has_returned_no_gateway_begins_an_answer_of_the_vers
             for gateway in gateways:
                 for name in ("tiny", "tiny@1"):
                     tasks.create_task(ask(gateway, ModelName(name)))
-            await until(lambda: len(answered) > 30, seconds=60, what="all gateways answer")
+            await until(partial(has, lambda: len(answered) > 30), seconds=60, what="all gateways answer")
             assert (await stack.aicli("models", "revoke", "tiny@1", "--reason", "it leaks")).status == 0
             revoked_at = time.monotonic()
             # Each gateway has been asked after that.
             before = dict(refused)
-            await until(lambda: all(refused[each] > before[each] + 10 for each in gateways), seconds=30, what="all gateways refuse")
+            have_refused = partial(has, lambda: all(refused[each] > before[each] + 10 for each in gateways))
+            await until(have_refused, seconds=30, what="all gateways refuse")
             is_over = True
         assert max(answered) < revoked_at
