@@ -697,8 +697,9 @@ def _check_away(told: History, outcome: Outcome, seconds: float) -> None:
     assert not outcome.has_blamed, "our own connection is nobody's failure"
     in_parts = told.kind in {Kind.EMBEDDING, Kind.RANKING}
     may_resume = not in_parts and told.script.answers == 1 and told.script.has_ids and told.has_digests
-    # A key outlives its callers only for a while.
-    if may_resume and seconds < QueueSettings().queue_seconds and not (told.refuses or told.stops_at or (told.is_keyed and seconds > 10)):
+    # A key outlives its callers only for a while, and not a whole answer that is too large for them.
+    key_ends = told.is_keyed and (seconds > 10 or (told.is_whole and told.fails_with is not None))
+    if may_resume and seconds < QueueSettings().queue_seconds and not (told.refuses or told.stops_at or key_ends):
         wrong = [end for _, end in outcome.got[1 if told.stops_after else 0 :] if isinstance(end, str)]
         assert not wrong, "a request waits until our own connection is back"
 
