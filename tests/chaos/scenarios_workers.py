@@ -125,6 +125,7 @@ async def f20_request_that_ends_workers(world: World) -> Outcome:
 
 
 async def _poisoned(world: World, special: str, what: str) -> tuple[Outcome, Call]:
+    await world.losses_are_old()
     async with world.clients() as seen:
         async with clients.busy(seen, world.scale.clients // 2):
             await clients.until_streaming(seen, world.scale.clients // 2)

@@ -5,6 +5,7 @@ async with world.opened(scale, seed) as world:
 """
 
 import asyncio
+import math
 import os
 import random
 import shutil
@@ -23,6 +24,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 
+from services.gateway.scheduling.worker_records import LOSSES_SECONDS
 from shared import errors
 from shared.api import gateway
 from shared.limits import BY_NAME
@@ -120,10 +122,14 @@ class Worker:
     attempts: Path
     slots: int = SLOTS
     process: "subprocess.Popen[bytes] | None" = None
+    #: When a lost one was started again.
+    returned_at: float = -math.inf
 
     def start(self) -> None:
         if self.alive:
             return
+        if self.process is not None:
+            self.returned_at = time.monotonic()
         log = (self.stack.home / f"faulty-worker-{self.number}.log").open("ab")
         environment = {
             **self.stack.environment,
@@ -189,14 +195,17 @@ class World:
         await until(serve, seconds=seconds, what=f"{count} workers serve", ignoring=ignoring)
         return time.monotonic()
 
+    async def losses_are_old(self) -> None:
+        """Wait until no gateway counts the workers that scenarios before this one have lost."""
+        latest = max(worker.returned_at for worker in self.workers)
+        await asyncio.sleep(latest + LOSSES_SECONDS - time.monotonic())
+
     def may_end(self, name: str) -> bool:
         """Return whether the supervisor would start the program again, also once more for another scenario."""
         return len(self._recent_ends(name)) < restart_policy.MOST_CRASHES - 2
 
     async def end(self, name: str, number: signal.Signals, *, seconds: float) -> None:
-        """End one of the stack's programs, as soon as the supervisor would start it again, and wait until it is back."""
-        if len(recent := self._recent_ends(name)) >= restart_policy.MOST_CRASHES - 1:
-            await asyncio.sleep(recent[0] + _COUNTED_SECONDS - time.monotonic())
+        """End one of the stack's programs, and wait until it is back."""
         self._ends[name].append(time.monotonic())
         old = await self.stack.signal(name, number)
         await self.stack.restarted(name, old, seconds=seconds)
@@ -206,7 +215,10 @@ class World:
         return [at for at in self._ends[name] if time.monotonic() - at < _COUNTED_SECONDS]
 
     async def mend(self) -> None:
-        """Make everything run and serve again, for the next scenario."""
+        """Make everything run and serve again, for the next scenario, which may end each program once."""
+        for name in self._ends:
+            if len(recent := self._recent_ends(name)) >= restart_policy.MOST_CRASHES - 1:
+                await asyncio.sleep(recent[0] + _COUNTED_SECONDS - time.monotonic())
         for worker in self.workers:
             worker.start()
         await self.workers_serve()
