@@ -48,10 +48,12 @@ HANGS_FOR_SECONDS = 3.0
 READY_SECONDS = 60.0
 #: With replicas, a request is answered at least this often.
 MAX_OUTAGE_SECONDS = 15.0
-#: Error codes allowed while parts are broken. "poison" isn't: all requests are harmless.
+#: Error codes allowed while parts are broken.
 CODES = scenarios_servers.AWAY | {
     CONNECTION_LOST, GAVE_UP, "cancelled", "deadline_exceeded", "draining", "link_lost", "not_reachable", "overloaded", "worker_lost",
 }  # fmt: skip
+#: All requests are harmless. But a gateway that has just begun doesn't know that other workers were lost, too.
+POISON, MAX_POISONED = "poison", 0.001
 
 
 async def _worker_is(world: World, number: signal.Signals) -> None:
@@ -158,7 +160,7 @@ async def run(world: World, seconds: float, gateways: Sequence[str], odd: Odditi
         odd.end()
         # When a hanging gateway resumes, it delivers what a worker has made in the meantime, even to clients that have left.
         in_flight = round(2 * HANGS_FOR_SECONDS * 1000 / TOKEN_MS)
-        allowed = Allowed(codes=CODES, gateway_died=True, in_flight_tokens=in_flight, deadline_seconds=clients.DEADLINE_SECONDS)
+        allowed = Allowed(codes=CODES | {POISON}, gateway_died=True, in_flight_tokens=in_flight, deadline_seconds=clients.DEADLINE_SECONDS)
         outcome = await world.judge(
             "storm",
             f"faults at random for {seconds / 60:g} min",
@@ -171,6 +173,8 @@ async def run(world: World, seconds: float, gateways: Sequence[str], odd: Odditi
         missed = await odd.judge()
         answered, outage = history.availability(seen.calls)[1], history.longest_outage(seen.calls)
     await _no_place_is_taken(world)
+    if outcome.ends.get(POISON, 0) > MAX_POISONED * outcome.calls:
+        missed.append(f"{outcome.ends[POISON]} harmless requests were refused as ones that end workers")
     if answered < history.AVAILABILITY:
         missed.append(f"only {answered:.3%} of the requests were answered, with one retry")
     if outage > MAX_OUTAGE_SECONDS:
