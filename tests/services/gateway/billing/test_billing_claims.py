@@ -1,7 +1,10 @@
 """After a gateway dies, the ledger knows which worker ran a request, and only that worker's receipt counts."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import uuid4
@@ -12,19 +15,23 @@ from msgspec import structs
 
 from services.gateway import store
 from services.gateway.billing import ledger, orphan_settlement
-from services.gateway.billing.ledger import WorkerClaims
+from services.gateway.billing.ledger import Ledger, WorkerClaims
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.reservations import NO_PLAN, OpenReservation, ReservationRequest, WorkerClaim
+from services.gateway.billing.prices import Price
+from services.gateway.billing.reservations import NO_PLAN, CostBounds, OpenReservation, ReservationRequest, WorkerClaim
 from services.gateway.facts.request_record import RouteUse
 from services.gateway.facts.upstream_prices import TargetSpending, UpstreamPrice, UpstreamPrices
 from services.gateway.store import GatewayStore
 from shared import errors
+from shared.api.auth import Budget
 from shared.api.ledger import ModelPrice
 from shared.node import lifecycle
+from shared.telemetry import Metrics
 from shared.types import MicroCredits, ModelName, NodeId, RequestId, UserId
+from tests.services.gateway import fakes
 from tests.services.gateway.billing.test_ledger_store import priced
 from tests.services.gateway.billing.test_worker_receipts import Mesh, Worker, make_receipt
-from tests.services.gateway.fakes import USER, node_id
+from tests.services.gateway.fakes import OWNER, USER, FixedConfig, node_id
 from tests.testnet import until
 
 WANTED = ReservationRequest(
@@ -41,10 +48,37 @@ class BillingStores:
     def __init__(self, opened: store.database.Database, url: str) -> None:
         self.requests, self.ledger, self.url = GatewayStore(opened), LedgerStore(opened), url
 
-    async def reserve(self, owner: UserId = USER) -> RequestId:
+    async def reserve(self, owner: UserId = USER, price: Price = WANTED.price) -> RequestId:
         request = RequestId(uuid4())
-        await self.ledger.reserve([structs.replace(WANTED, request_id=request, owner=owner)], gateway=node_id(9), lease_seconds=-300)
+        wanted = structs.replace(WANTED, request_id=request, owner=owner, price=price)
+        await self.ledger.reserve([wanted], gateway=node_id(9), lease_seconds=-300)
         return request
+
+    @asynccontextmanager
+    async def gateway(self, clock: Callable[[], float] = time.monotonic) -> AsyncIterator[Ledger]:
+        running = Ledger(self.ledger, FixedConfig(), node_id(9), Metrics("gateway"), clock, items=fakes.new_items())
+        async with (
+            fakes.new_recorder(self.requests).running() as recorder,
+            running.running(recorder, self.requests.write_requests, fakes._no_receipts),
+        ):
+            yield running
+
+    async def sweep(self, mesh: Mesh) -> None:
+        """Settle what lost gateways left, as another one does."""
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+        await connection.execute("UPDATE reservations SET lease_until = now() - interval '1 h' WHERE state = 'reserved'")
+        await connection.close()
+        clock = itertools.count(0, ledger.HEARTBEAT_SECONDS)
+        async with self.gateway(lambda: next(clock)) as other:
+            await other.heartbeat([])
+            await other.sweep(self.requests.write_requests, lambda overdue: mesh.of(*overdue))
+
+    async def logged(self) -> dict[RequestId, tuple[object, ...]]:
+        """Return the model, tokens and cost of each request's row."""
+        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+        rows = await connection.fetch("SELECT id, model_used, completion_tokens, cost_micro FROM request_logs")
+        await connection.close()
+        return {row["id"]: tuple(row)[1:] for row in rows}
 
     async def overdue(self) -> dict[RequestId, OpenReservation]:
         return {one.request_id: one for one in await self.ledger.list_overdue(grace_seconds=0, most=100)}
@@ -177,11 +211,30 @@ async def test_an_ended_request_needs_no_claim() -> None:
 
 
 async def test_a_lost_gateways_batch_request_costs_the_price_of_batches(stores: BillingStores) -> None:
-    await stores.ledger.add_price(ModelPrice(ModelName("m"), MicroCredits(0), MicroCredits(100_000), batch_percent=25))
+    """40 tokens for 100 micro-credits each, and for 25 behind live requests."""
+    await stores.ledger.add_price(ModelPrice(ModelName("m"), MicroCredits(0), MicroCredits(100_000_000), batch_percent=25))
     price = next(price for price in await stores.ledger.list_prices() if price.price.model == "m")
-    live, batch = await stores.reserve(), await stores.reserve()
+    live, batch = await stores.reserve(price=price), await stores.reserve(price=price)
+    worker = Worker(make_receipt(live, completion=40), make_receipt(batch, completion=40))
     for request, is_batch in ((live, False), (batch, True)):
-        await stores.ledger.record_claims([WorkerClaim(request, node_id(1), 0, ModelName("m"), price.id, None, is_batch=is_batch)])
-    found = await stores.overdue()
-    assert (found[live].is_batch, found[batch].is_batch, price.price.batch_percent) == (False, True, 25)
-    assert price.of_batches().cost(0, 40, 0.0) == 1
+        await stores.ledger.record_claims([WorkerClaim(request, worker.key.id, 0, ModelName("m"), price.id, None, is_batch=is_batch)])
+    await stores.sweep(Mesh(worker))
+    assert await stores.logged() == {live: ("m", 40, 4000), batch: ("m", 40, 1000)}
+    account = await stores.ledger.read_account(USER, NO_PLAN)
+    assert (account.balance_micro, account.reserved_micro) == (-5000, 0)
+
+
+async def test_a_cheaper_model_answers_in_full_before_a_dearer_one_is_clamped(stores: BillingStores) -> None:
+    """1,000 tokens at 9 micro-credits are more than the budget of 5,000, which would pay for 555 of them; at 2, all fit."""
+    for model, micro in (("dear", 9_000_000), ("cheap", 2_000_000)):
+        await stores.ledger.add_price(ModelPrice(ModelName(model), MicroCredits(0), MicroCredits(micro)))
+    request, caller = RequestId(uuid4()), structs.replace(OWNER, budget=Budget(MicroCredits(5000)))
+    worker = Worker(make_receipt(request, completion=900))
+    bounds = CostBounds(prompt_tokens={ModelName("dear"): 10, ModelName("cheap"): 10}, max_tokens=1000, answers=1, seconds=0)
+    async with stores.gateway() as lost:
+        held = await lost.reserve(caller, request, bounds)
+    assert (set(held.prices), held.max_tokens, held.clamped) == ({"cheap"}, 1000, False)
+    assert (await stores.ledger.read_account(USER, NO_PLAN)).reserved_micro == 2000
+    await stores.ledger.record_claims([WorkerClaim(request, worker.key.id, 0, ModelName("cheap"), held.prices[ModelName("cheap")].id, None)])
+    await stores.sweep(Mesh(worker))
+    assert await stores.logged() == {request: ("cheap", 900, 1800)}
