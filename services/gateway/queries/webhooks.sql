@@ -50,8 +50,8 @@ SELECT id FROM webhook_endpoints WHERE tenant_id = $1 AND $2 = ANY (event_types)
 SELECT count(*) FROM webhook_deliveries WHERE endpoint_id = $1 AND is_test AND created_at > now() - interval '1 minute';
 
 -- name: add_webhook_delivery
--- Add an event for an endpoint.
-INSERT INTO webhook_deliveries (id, tenant_id, endpoint_id, body, is_test) VALUES ($1, $2, $3, $4, $5);
+-- Add an event for an endpoint, unless it has it.
+INSERT INTO webhook_deliveries (id, tenant_id, endpoint_id, body, is_test) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING;
 
 -- name: find_webhook_attempt
 -- Return how the latest attempt of a delivery ended.

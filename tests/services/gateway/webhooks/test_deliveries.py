@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any, Self
 from uuid import UUID
@@ -59,6 +60,7 @@ class Gateway:
     metrics: Metrics
     database: Any
     url: str
+    batches: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
     async def create(self, receiver: Receiver, by: Principal = ADA, *events: EventType) -> WebhookEndpoint:
         return await self.rpc.create(api.CreateWebhook("mine", receiver.url, events or (DONE,)), rpc_call(by))
@@ -66,9 +68,10 @@ class Gateway:
     async def get(self, endpoint: WebhookEndpoint, by: Principal = ADA) -> WebhookEndpoint:
         return await self.rpc.get(api.GetWebhook(endpoint.id), rpc_call(by))
 
-    async def enqueue(self, event: EventType = DONE, by: Principal = ADA) -> None:
+    async def enqueue(self, event: EventType = DONE, by: Principal = ADA, about: str | None = None) -> None:
+        """Without ``about``, another batch each time, from `batch_1`."""
         async with self.database.transaction() as transaction:
-            await webhook_store.enqueue(transaction, by.tenant_id, event, "batch_1")
+            await webhook_store.enqueue(transaction, by.tenant_id, event, about or f"batch_{next(self.batches)}")
 
     async def send(self) -> bool:
         """Make an attempt, if one is due."""
@@ -178,6 +181,30 @@ async def test_an_event_of_a_transaction_that_fails_is_never_sent(gateway: Gatew
             await webhook_store.enqueue(transaction, ADA.tenant_id, DONE, "batch_1")
             raise ZeroDivisionError
     assert not await gateway.send()
+
+
+async def test_an_events_id_comes_from_its_endpoint_object_and_type(gateway: Gateway, receiver: Receiver) -> None:
+    """After a restore a batch ends again, and receivers ignore the event that they know."""
+    for _ in range(2):
+        await gateway.create(receiver, ADA, DONE, EventType.BATCH_FAILED)
+
+    async def send(event: EventType, about: str, *, times: int = 1) -> set[str]:
+        receiver.delivered.clear()
+        for _ in range(times):
+            await gateway.enqueue(event, about=about)
+        while await gateway.send():
+            pass
+        assert all(each.headers["webhook-id"] == msgspec.json.decode(each.body)["id"] for each in receiver.delivered)
+        return {each.headers["webhook-id"] for each in receiver.delivered}
+
+    first = await send(DONE, "batch_1", times=2)
+    assert (len(first), len(receiver.delivered)) == (2, 2), "one of each endpoint"
+    assert await send(DONE, "batch_1") == set()
+    assert len(first | await send(EventType.BATCH_FAILED, "batch_1") | await send(DONE, "batch_2")) == 6
+    await gateway.run_sql("DELETE FROM webhook_deliveries")
+    assert await send(DONE, "batch_1") == first
+    tests = {await gateway.store.add_test(ADA.tenant_id, each.id, EventType.TEST) for each in await gateway.store.list(ADA.tenant_id) * 2}
+    assert len(tests) == 4
 
 
 async def test_both_secrets_sign_for_a_day_unless_the_former_one_ends_at_once(gateway: Gateway, receiver: Receiver) -> None:

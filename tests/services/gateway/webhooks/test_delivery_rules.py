@@ -1,11 +1,13 @@
 """What follows each attempt, as a table."""
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
 
 from services.gateway.webhooks import delivery_rules
 from services.gateway.webhooks.delivery_rules import PAUSES_SECONDS, Result
+from shared.api.webhooks import EventType
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -33,6 +35,11 @@ NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 def test_the_verdict(status: int | None, attempt: int, retry_after: str, result: Result, pause: float | None) -> None:
     found = delivery_rules.judge(attempt, status, retry_after, NOW, is_test=False, draw=lambda: 0.5)
     assert (found.result, found.pause_seconds) == (result, pause)
+
+
+def test_ids_of_events_stay_as_receivers_know_them() -> None:
+    found = delivery_rules.derive_event_id(UUID(int=1), EventType.BATCH_COMPLETED, "batch_1")
+    assert str(found) == "5f5b7886-3fbf-59ea-b6f4-815ccb6607bc"
 
 
 def test_a_test_is_not_repeated() -> None:
