@@ -346,8 +346,13 @@ class BillingDesk:
             customer = await self._find_customer(owed.owner)
         except errors.NotFound:
             return
-        line = InvoiceLine(owed.text, amount)
-        await rows.add_invoice(self._seller, owed.owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=owed.id)
+        order_id = owed.id
+        while amount > 0:
+            line = InvoiceLine(owed.text, amount)
+            made = await rows.add_invoice(self._seller, owed.owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=order_id)
+            # A restored database may have the invoice of a period that it doesn't know to be over: what is more is a charge of its own.
+            amount -= made.document.net_minor
+            order_id = uuid5(order_id, "rest")
 
     async def _remind_one(self, taken: TakenItem) -> bool:
         """Remember one late invoice; after the last reminder, its plan ends."""

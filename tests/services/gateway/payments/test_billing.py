@@ -295,6 +295,16 @@ async def test_usage_beyond_the_plan_is_billed_at_the_end_of_the_period(shop: Sh
     assert (await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))).balance_micro == 0
 
 
+async def test_a_period_that_is_billed_again_costs_only_what_it_used_more(shop: Shop) -> None:
+    """After a restore, an invoice may be there whose period is not over yet."""
+    ada, charge = owner(), uuid4()
+    for micro in (12_340_000, 12_340_000, 20_000_000, 15_000_000, 20_005_000, 21_000_000):
+        await shop.execute("INSERT INTO owed (id, owner, micro, period_start, at) VALUES ($1, $2, $3, now(), now())", charge, ada, micro)
+        await shop.desk.work()
+    assert [one.document.net_minor for one in await shop.invoices(ada)] == [1234, 766, 100]
+    assert await shop.fetch("SELECT count(*) FROM owed") == 0
+
+
 async def test_auth_learns_of_a_plan_when_it_is_back(shop: Shop) -> None:
     ada = owner()
     shop.auth_is_away = True
