@@ -62,11 +62,11 @@ async def enqueue(transaction: Transaction, tenant: TenantId, event: EventType, 
     """Add an event about the object ``about`` for each endpoint that wants it. It is sent once the transaction is committed. The same event
     again adds nothing."""
     for row in await transaction.rows("lock_webhook_receivers", tenant, event):
-        await _add(transaction, tenant, row["id"], event, about, delivery_rules.derive_event_id(row["id"], event, about))
+        await _add(transaction, tenant, row["id"], event, about, event_id=delivery_rules.derive_event_id(row["id"], event, about))
 
 
 async def _add(
-    transaction: Transaction, tenant: TenantId, endpoint: UUID, event: EventType, about: str, event_id: UUID, *, is_test: bool = False
+    transaction: Transaction, tenant: TenantId, endpoint: UUID, event: EventType, about: str, *, event_id: UUID, is_test: bool = False
 ) -> None:
     now: datetime = await transaction.value("read_clock")
     body = delivery_rules.write_event(public_ids.encode(_EVENT, event_id, "_"), event, about, now)
@@ -132,7 +132,7 @@ class WebhookStore:
                 raise errors.Limited(f"an endpoint gets at most {MAX_TESTS_PER_MINUTE} tests a minute", retry_after_seconds=60)
             # Each test is an event of its own.
             event_id = context.new_request_id()
-            await _add(transaction, tenant, endpoint, event, "test", event_id, is_test=True)
+            await _add(transaction, tenant, endpoint, event, "test", event_id=event_id, is_test=True)
         return event_id
 
     async def find_attempt(self, tenant: TenantId, event_id: UUID) -> WebhookAttempt | None:

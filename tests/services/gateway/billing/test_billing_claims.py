@@ -235,6 +235,7 @@ async def test_a_cheaper_model_answers_in_full_before_a_dearer_one_is_clamped(st
         held = await lost.reserve(caller, request, bounds)
     assert (set(held.prices), held.max_tokens, held.clamped) == ({"cheap"}, 1000, False)
     assert (await stores.ledger.read_account(USER, NO_PLAN)).reserved_micro == 2000
-    await stores.ledger.record_claims([WorkerClaim(request, worker.key.id, 0, ModelName("cheap"), held.prices[ModelName("cheap")].id, None)])
+    cheap = held.prices[ModelName("cheap")].id
+    await stores.ledger.record_claims([WorkerClaim(request, worker.key.id, 0, ModelName("cheap"), cheap, None)])
     await stores.sweep(Mesh(worker))
     assert await stores.logged() == {request: ("cheap", 900, 1800)}
