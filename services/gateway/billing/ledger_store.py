@@ -9,6 +9,7 @@ from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner, LedgerCheckpoint
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import (
+    NO_PLAN,
     ExtendedHold,
     GrantedReservation,
     HoldExtension,
@@ -20,6 +21,7 @@ from services.gateway.billing.reservations import (
 )
 from services.gateway.facts import request_record
 from services.gateway.facts.request_record import RouteUse
+from shared import errors
 from shared.api.auth import Budget
 from shared.api.ledger import Account, Allowance, LedgerReport, ModelPrice
 from shared.stores import database
@@ -96,12 +98,16 @@ class LedgerStore:
         )
 
     async def top_up(self, transfer_id: RequestId, owner: TenantId, amount: MicroCredits, note: str, spending: Spending) -> bool:
-        """Return False if this transfer was already made."""
+        """As ``move_credits``, also for two calls at once."""
+
+        async def move() -> bool:
+            async with self._database.transaction() as transaction:
+                return await move_credits(transaction, transfer_id, owner, amount, note=note, spending=spending)
+
         try:
-            await self._database.run("top_up", transfer_id, owner, amount, note, spending.included_tokens, spending.has_plan)
+            return await move()
         except database.UniqueViolation:
-            return False
-        return True
+            return await move()
 
     async def revert(self, request_id: RequestId, note: str) -> TenantId | None:
         """Refund a request; return its owner, or None if it cost nothing. Raises AlreadyReverted."""
@@ -197,6 +203,27 @@ def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken
         closed_until=chain[-1].closed.day if chain else None,
         drift_tokens=row["drift_tokens"] + abs(row["sum_tokens"]) + row["held_drift_tokens"],
     )
+
+
+async def move_credits(
+    transaction: database.Transaction,
+    transfer: RequestId,
+    owner: TenantId,
+    amount: MicroCredits,
+    *,
+    note: str,
+    spending: Spending = NO_PLAN,
+) -> bool:
+    """Return False if this transfer was already made: a restored database has those of its recovery log. Raises IdempotencyConflict if it
+    has another owner or amount."""
+    is_same = await transaction.value("is_same_transfer", transfer, owner, amount)
+    if is_same is None:
+        await transaction.run("top_up", transfer, owner, amount, note, spending.included_tokens, spending.has_plan)
+    elif not is_same:
+        raise errors.IdempotencyConflict(
+            f"the transfer {transfer} was made for another account or amount", hint="use a new id for a new transfer"
+        )
+    return is_same is None
 
 
 class AlreadyReverted(Exception):

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 
+from services.gateway.billing import ledger_store
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
 from services.gateway.payments.payment_provider import OwedUsage, ProviderOrder, WebhookEvent
@@ -173,7 +174,8 @@ class BillingRows:
         return _invoice(row).invoice
 
     async def give_credit(self, transfer: RequestId, owner: TenantId, micro: MicroCredits, note: str) -> None:
-        await self._transaction.run("top_up", transfer, owner, micro, note, 0, False)
+        """Safe to repeat. Raises what ``move_credits`` raises."""
+        await ledger_store.move_credits(self._transaction, transfer, owner, micro, note=note)
 
     async def take_late(self) -> StoredInvoice | None:
         row = await self._transaction.row("take_late_invoice", list(invoices.REMINDER_DAYS))

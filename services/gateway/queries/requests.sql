@@ -255,6 +255,11 @@ FROM opened;
 -- Read what a key has spent and reserved.
 SELECT CASE WHEN since < budget_since(every) THEN 0 ELSE spent_micro END AS spent_micro, reserved_micro FROM key_spending WHERE key_id = $1;
 
+-- name: is_same_transfer
+-- Return whether a transfer of credits has this owner and amount; null if there is no such transfer.
+SELECT EXISTS (SELECT FROM entries WHERE owner = $2 AND transfer = $1 AND kind = 'top_up' AND account = 'balance' AND amount_micro = $3)
+FROM entry_keys WHERE transfer = $1 AND kind = 'top_up' AND account = 'balance';
+
 -- name: top_up
 -- Add or withdraw a user's credits; repeating a transfer is a unique violation.
 WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5, $6)) SELECT count(*) FROM done;

@@ -25,6 +25,7 @@ from services.gateway.facts.request_record import RequestRow, ReservationState
 from services.gateway.idempotency.idempotency_keys import IdempotentRequest, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.store import GatewayStore
+from shared import errors
 from shared.api.auth import Budget
 from shared.api.gateway import InferenceRequest
 from shared.api.ledger import LedgerReport, ModelPrice
@@ -243,6 +244,16 @@ async def test_top_ups_and_refunds_happen_once(books: Books) -> None:
     assert await books.ledger.revert(new_request(), "never was") is None
     assert await books.account(ada) == (100, 0)
     assert (await books.report()).findings == ()
+
+
+async def test_a_transfer_belongs_to_one_account_and_amount(books: Books) -> None:
+    ada, bob, transfer = new_owner(), new_owner(), new_request()
+    done = await asyncio.gather(*(books.ledger.top_up(transfer, ada, MicroCredits(100), "", CREDIT) for _ in range(5)))
+    assert sorted(done) == [False] * 4 + [True]
+    for owner, amount in ((bob, 100), (ada, 99), (ada, -100)):
+        with pytest.raises(errors.IdempotencyConflict, match=f"the transfer {transfer} was made for another account or amount"):
+            await books.ledger.top_up(transfer, owner, MicroCredits(amount), "", CREDIT)
+    assert (await books.account(ada), await books.account(bob)) == ((100, 0), (0, 0))
 
 
 async def test_entries_cannot_be_changed(books: Books) -> None:

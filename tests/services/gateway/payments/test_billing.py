@@ -243,6 +243,22 @@ async def test_credits_are_added_once_when_their_invoice_is_paid(shop: Shop) -> 
         await shop.desk.void(number, "typo")
 
 
+async def test_credits_that_survived_a_restore_are_not_given_again(shop: Shop) -> None:
+    """The recovery log gives credits back whose invoice is open in the restored database."""
+    for amount, paid in ((25_000_000, InvoiceState.PAID), (24_000_000, None)):
+        ada, order_id = owner(), RequestId(uuid4())
+        order = await shop.desk.order_top_up(ada, OrderTopUp("25.00", order_id))
+        assert order.invoice is not None
+        transfer = await shop.fetch("SELECT order_id FROM invoices WHERE number = $1", order.invoice)
+        assert await shop.ledger.top_up(transfer, ada, MicroCredits(amount), "recovery log", Spending())
+        if paid is None:
+            with pytest.raises(errors.IdempotencyConflict, match="for another account or amount"):
+                await shop.desk.pay(order.invoice, "wire 9")
+        else:
+            assert (await shop.desk.pay(order.invoice, "wire 9")).state is paid
+        assert (await shop.ledger.read_account(ada, Spending())).balance_micro == amount
+
+
 async def test_an_account_has_ten_unpaid_orders_at_most(shop: Shop) -> None:
     ada, ordered = owner(), OrderTopUp("25.00", RequestId(uuid4()))
     first = await shop.desk.order_top_up(ada, ordered)

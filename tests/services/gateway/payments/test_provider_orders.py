@@ -72,6 +72,24 @@ async def test_an_account_has_ten_open_checkouts_at_most(shop: Shop) -> None:
         await shop.order(ada, "pro")
 
 
+async def test_a_checkout_whose_credits_survived_a_restore_ends_and_stops_no_round(shop: Shop) -> None:
+    provider, ada, bob = MemoryProvider(), owner(), owner()
+    async with selling(shop, "stripe", provider):
+        paid, later = session_of(await top_up(shop, ada)), session_of(await top_up(shop, bob))
+        for session, event in ((paid, "evt_1"), (later, "evt_2")):
+            provider.pay(session)
+            await orders_of(shop).receive(WebhookEvent(id=event, object_id=session))
+            if session is paid:
+                await shop.desk.work()
+                # The recovery log gave the credits back, and the order is open again.
+                await shop.execute("UPDATE payment_orders SET ended_at = NULL, payment = NULL")
+                await shop.execute("UPDATE webhook_events SET handled_at = NULL, next_at = now()")
+        await shop.desk.work()
+    assert (await balance(shop, ada), await balance(shop, bob)) == (25_000_000, 25_000_000)
+    assert await shop.fetch("SELECT count(*) FROM payment_orders WHERE ended_at IS NULL") == 0
+    assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 0
+
+
 async def test_old_events_are_forgotten(shop: Shop) -> None:
     async with selling(shop, "stripe", MemoryProvider()):
         for event_id in ("evt_1", "evt_2"):
