@@ -3,10 +3,8 @@ SET LOCAL lock_timeout = '1s';
 
 -- A transfer of an account's period; the first one has the ordinal 0. A null period is the time before the first.
 CREATE FUNCTION period_transfer(what text, the_owner uuid, period timestamptz, ordinal integer) RETURNS uuid
-LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT encode(substr(sha256(
-        format('%s|%s|%s|%s', what, the_owner, (extract(epoch FROM period) * 1000000)::bigint, ordinal)::bytea
-    ), 1, 16), 'hex')::uuid
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path FROM CURRENT AS $$
+    SELECT derive_id(concat_ws('/', what, (extract(epoch FROM period) * 1000000)::bigint, ordinal), the_owner)
 $$;
 
 -- The first of them that a locked account doesn't have yet: a period may grant twice, and end twice if plans change.
