@@ -99,6 +99,8 @@ class OwedUsage:
     ended_at: datetime
     #: Since when a provider may have been told.
     at: datetime
+    #: The database was restored after the period began, so a provider may have been told before that, perhaps of another amount.
+    is_restored: bool
 
     @property
     def text(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import aiohttp
 import stripe
@@ -134,13 +134,17 @@ class StripeProvider:
 
     async def _count(self, owed: OwedUsage, price: str, customer: str, amount_minor: int) -> None:
         now, end = datetime.now(UTC), owed.ended_at - timedelta(seconds=1)
-        if now - owed.at > _REMEMBERED and (found := await self.meters.sum_up(price, customer, end, now)):
+        charge = owed.id
+        if (owed.is_restored or now - owed.at > _REMEMBERED) and (found := await self.meters.sum_up(price, customer, end, now)):
             # Attempts that Stripe has forgotten are in the sum, and younger ones are remembered.
-            if found == amount_minor:
+            if found == amount_minor or (owed.is_restored and found > amount_minor):
                 return
-            raise errors.Unavailable(f"the meter has {found} of {customer} since the period's end; expected 0 or {amount_minor}")
+            if not owed.is_restored:
+                raise errors.Unavailable(f"the meter has {found} of {customer} since the period's end; expected 0 or {amount_minor}")
+            # What was used more since the restore is a charge of its own.
+            charge, amount_minor = uuid5(owed.id, str(found)), amount_minor - found
         # Later, it goes on the next invoice.
-        await self.meters.add(price, customer, amount_minor, owed.id, end if now - owed.ended_at < _DRAFT else now)
+        await self.meters.add(price, customer, amount_minor, charge, end if now - owed.ended_at < _DRAFT else now)
 
 
 class StripeMeters:

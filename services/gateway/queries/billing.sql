@@ -56,7 +56,8 @@ DELETE FROM owed WHERE id = (
     WHERE id <> ALL($1::uuid[]) AND NOT is_deferred('overage', id::text) AND NOT EXISTS (SELECT FROM owed AS older WHERE older.owner = owed.owner AND older.at < owed.at)
     ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
-RETURNING id, owner, micro, period_start, at, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at;
+RETURNING id, owner, micro, period_start, at, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at,
+    EXISTS (SELECT FROM database_restores WHERE found_at > owed.period_start) AS is_restored;
 
 -- name: measure_owed
 -- Return the age of the oldest usage that is not billed yet, in seconds.

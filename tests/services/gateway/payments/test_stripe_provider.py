@@ -376,6 +376,28 @@ async def test_usage_is_held_if_the_meter_has_another_sum(selling_shop: Shop, st
     assert sorted(event["payload"]["tokens"] for event in stripe.meter_events.values()) == ["1234", "500", "700"]
 
 
+async def test_a_period_that_ends_again_after_a_restore_asks_the_meter(selling_shop: Shop, stripe: StripeServer) -> None:
+    """Stripe was told of 1,234, has forgotten the identifier, and the restored database knows nothing of it."""
+    shop, ada = selling_shop, owner()
+    await subscribe(shop, stripe, ada)
+    await owe(shop, ada, 12_345_678)
+    owed = await shop.fetch("SELECT owed::text FROM owed")
+    assert await bill(shop) == 0
+    for micro, counted in ((12_345_678, []), (12_000_000, []), (20_000_000, ["766"]), (20_000_000, []), (21_000_000, ["100"])):
+        stripe.remembered.clear()
+        known = set(stripe.meter_events)
+        await shop.execute("INSERT INTO database_restores (id, details) VALUES (gen_random_uuid(), '')")
+        await shop.execute("INSERT INTO owed SELECT ($1::text::owed).*", owed)
+        await shop.execute("UPDATE owed SET micro = $1", micro)
+        assert await bill(shop) == 0
+        assert [event["payload"]["tokens"] for id_, event in stripe.meter_events.items() if id_ not in known] == counted
+    # A period that began after the restore is not asked for.
+    for micro in (0, 5_000_000):
+        await owe(shop, ada, micro)
+    assert await bill(shop) == 0
+    assert sorted(event["payload"]["tokens"] for event in stripe.meter_events.values()) == ["100", "1234", "500", "766"]
+
+
 async def test_a_plan_without_a_metered_price_leads_to_an_invoice(selling_shop: Shop, stripe: StripeServer) -> None:
     shop, ada = selling_shop, owner()
     await tell(shop, stripe, await stripe.pay(session_of(await shop.order(ada, "gold"))))
