@@ -10,7 +10,7 @@ import msgspec
 from services.gateway.billing import ledger_store
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
-from services.gateway.payments.payment_provider import OwedUsage, ProviderOrder, WebhookEvent
+from services.gateway.payments.payment_provider import OwedUsage, ProviderOrder, WebhookEvent, WrittenOrder
 from shared import errors
 from shared.api.billing import (
     Customer,
@@ -46,10 +46,22 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     is_past_due: bool
     is_applied: bool
     billed_period: Moment | None
+    #: Grows with each write.
+    version: int
 
     @property
     def state(self) -> PlanState:
         return PlanState.GIVEN if self.plan is None else PlanState.PAST_DUE if self.is_past_due else PlanState.ACTIVE
+
+
+class Followed(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose an object of a provider is."""
+
+    owner: TenantId
+    #: None: only the account's subscription says it.
+    order_id: UUID | None
+    #: Of the account's subscription.
+    version: int
 
 
 class StoredInvoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +84,7 @@ class BillingRows:
         return _subscription(row)
 
     async def write(self, changed: Subscription) -> None:
-        await self._transaction.run("change_subscription", *msgspec.structs.astuple(changed))
+        await self._transaction.run("change_subscription", *msgspec.structs.astuple(changed)[:-1])
 
     async def count_change(self, owner: TenantId) -> None:
         """Count a change of plan by an account whose subscription is locked. Raises Limited."""
@@ -218,8 +230,13 @@ class BillingRows:
     async def end_order(self, order_id: UUID, payment: str | None) -> None:
         await self._transaction.run("end_order", order_id, payment)
 
-    async def lock_object(self, provider: str, object_id: str) -> None:
-        await self._transaction.run("lock_object", provider, object_id)
+    async def name_subscription(self, order_id: UUID, subscription: str) -> None:
+        await self._transaction.run("name_subscription", order_id, subscription)
+
+    async def restore_order(self, provider: str, order: WrittenOrder, object_id: str, *, is_adopted: bool) -> bool:
+        """Add an order that the database lacks, or adopt the open one of the same owner. Return False if neither is possible."""
+        values = (order.id, order.owner, provider, order.plan, order.amount_minor, object_id, is_adopted)
+        return bool(await self._transaction.value("restore_order", *values))
 
     async def end_events(self, provider: str, object_id: str, taken_at: datetime) -> None:
         await self._transaction.run("end_events", provider, object_id, taken_at)
@@ -247,6 +264,11 @@ class BillingStore:
         """Return the object of an event, and when it was taken."""
         row = await self._database.row("take_event", provider)
         return None if row is None else (row["object_id"], row["taken_at"])
+
+    async def find_followed(self, provider: str, object_id: str) -> Followed | None:
+        """Return whose a checkout or a subscription is; None if no order of ours led to it."""
+        row = await self._database.row("find_followed", provider, object_id)
+        return None if row is None else Followed(owner=row["owner"], order_id=row["order_id"], version=row["version"])
 
     async def now(self) -> datetime:
         found: datetime = await self._database.value("read_clock")

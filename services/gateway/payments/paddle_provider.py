@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
-from uuid import UUID
 
 import requests
 from paddle_billing import Client, Environment, Options
@@ -45,7 +44,6 @@ from services.gateway.payments.payment_provider import (
 )
 from shared import errors
 from shared.telemetry import logs
-from shared.types import TenantId
 
 _FOLLOWED = ("txn_", "sub_")
 T = TypeVar("T")
@@ -107,9 +105,11 @@ class PaddleProvider:
             item = TransactionCreateItem(plan.paddle_price, 1)
         else:
             product = TransactionNonCatalogProduct("Prepaid credits", TaxCategory.Standard)
-            price = TransactionNonCatalogPriceWithProduct("Prepaid credits", self._money(order.amount_minor), product)
+            price = TransactionNonCatalogPriceWithProduct(
+                "Prepaid credits", self._money(order.amount_minor), product, custom_data=CustomData({"order": str(order.id)})
+            )
             item = TransactionCreateItemWithPrice(price, 1)
-        wanted = CreateTransaction([item], custom_data=CustomData(payment_provider.metadata(order)))
+        wanted = CreateTransaction([item], custom_data=CustomData(payment_provider.metadata(order, self._settings.return_url)))
         if customer is not None:
             wanted.customer_id = customer
         made: Transaction = await self._run(lambda: self._client.transactions.create(wanted))
@@ -125,6 +125,10 @@ class PaddleProvider:
         except errors.NotFound:
             return None
 
+    async def find_checkout(self, subscription: str) -> str | None:
+        begun_by = ListTransactions(subscription_ids=[subscription], origins=[Origin.Api, Origin.Web])
+        return await self._run(lambda: next((one.id for one in self._client.transactions.list(begun_by)), None))
+
     async def open_portal(self, customer: str) -> str:
         made = await self._run(lambda: self._client.customer_portal_sessions.create(customer, CreateCustomerPortalSession()))
         return str(made.urls.general.overview)
@@ -139,8 +143,7 @@ class PaddleProvider:
 
     def _bill(self, order_id: str, subscription: str, amount: Money, text: str) -> None:
         made = self._client.transactions.list(ListTransactions(subscription_ids=[subscription], origins=[Origin.SubscriptionCharge]))
-        prices = (item.price for transaction in made for item in transaction.items)
-        if any(price.custom_data is not None and price.custom_data.data.get("order") == order_id for price in prices):
+        if any(_text_data(item.price.custom_data).get("order") == order_id for transaction in made for item in transaction.items):
             return
         product = SubscriptionNonCatalogProduct("Usage", TaxCategory.Standard)
         price = SubscriptionNonCatalogPriceWithProduct(text, amount, product, custom_data=CustomData({"order": order_id}))
@@ -156,46 +159,49 @@ class PaddleProvider:
     async def _run(self, call: Callable[[], T]) -> T:
         """Raises NotFound, and Unavailable without the library's text, which may quote the request."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+            async with asyncio.timeout(payment_provider.WRITE_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, call)
         except ApiError as error:
             if error.response.status_code == 404:
                 raise errors.NotFound("Paddle has no such object") from None
             _log.warning("paddle refused", code=error.error_code, fields=[each.field for each in error.field_errors])
-        except (requests.RequestException, ValueError, KeyError, TypeError) as error:
+        except (requests.RequestException, TimeoutError, ValueError, KeyError, TypeError) as error:
             _log.warning("paddle does not answer", kind=type(error).__name__)
         raise errors.Unavailable("Paddle did not accept the call or did not answer", hint="try again in a minute; the log has the reason")
 
 
-def _checkout(found: Transaction) -> CheckoutState | None:
-    ours = _custom_data(found)
-    if "order" not in ours:
-        return None
-    status = str(found.status)
+def _checkout(found: Transaction) -> CheckoutState:
+    status, totals = str(found.status), found.details.totals
+    made_for = {_text_data(item.price.custom_data).get("order") for item in found.items}
+    listed = sum(int(item.price.unit_price.amount) * item.quantity for item in found.items)
     return CheckoutState(
-        order_id=UUID(ours["order"]),
+        id=found.id,
         is_over=status in {"completed", "canceled"},
         payment=found.id if status in {"paid", "completed"} else None,
         customer=found.customer_id,
         subscription=found.subscription_id,
+        # By the measure of the prices: if they add up to the subtotal, which has no tax, the tax came on top and is not part of the goods.
+        # If they include it, they add up to more.
+        amount_minor=int(totals.total) - (int(totals.tax) if listed == int(totals.subtotal) else 0),
+        currency=str(totals.currency_code),
+        # A customer's browser can put other goods into the checkout, and write its custom data. It can't write those of a price.
+        goods_of=made_for.pop() if len(made_for) == 1 else None,
+        claimed=_text_data(found.custom_data),
+        order=None,
     )
 
 
-def _subscription(found: Subscription) -> ProviderSubscription | None:
-    ours = _custom_data(found)
-    if "owner" not in ours:
-        return None
+def _subscription(found: Subscription) -> ProviderSubscription:
     period = found.current_billing_period
     return ProviderSubscription(
         id=found.id,
-        owner=TenantId(UUID(ours["owner"])),
         customer=found.customer_id,
         status=str(found.status),
-        plan=ours.get("plan", ""),
         prices=frozenset(item.price.id for item in found.items),
         period_start=found.created_at if period is None else period.starts_at,
     )
 
 
-def _custom_data(found: Transaction | Subscription) -> dict[str, str]:
-    data = None if found.custom_data is None else found.custom_data.data
+def _text_data(found: CustomData | None) -> dict[str, str]:
+    data = None if found is None else found.data
     return {name: value for name, value in data.items() if isinstance(value, str)} if isinstance(data, dict) else {}

@@ -4,7 +4,7 @@ Nothing that a provider sends is a command: a webhook only names an object, whos
 """
 
 import importlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ from shared.types import MicroCredits, TenantId
 
 #: Stripe's limit, and the most that a signature may be old here. A repeated event has no effect, however young it is.
 MAX_AGE_SECONDS = 300
-#: Within a transaction that has 10 s.
+#: Of one call. Nothing is locked meanwhile.
 READ_SECONDS = 5.0
 #: A card is charged meanwhile.
 WRITE_SECONDS = 15.0
@@ -57,28 +57,46 @@ class ProviderOrder:
     ended_at: datetime | None
     #: The provider's id of the payment.
     payment: str | None
+    #: An administrator has said whose payment it is.
+    is_adopted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenOrder:
+    """An order as the provider has it."""
+
+    id: UUID
+    owner: TenantId
+    plan: str | None
+    amount_minor: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutState:
-    order_id: UUID
+    id: str
     is_over: bool
     #: None: not paid.
     payment: str | None
     customer: str | None
-    #: The subscription that began with it.
+    #: The subscription that it belongs to.
     subscription: str | None
+    #: What the goods cost, to compare with an order's amount.
+    amount_minor: int
+    currency: str
+    #: The order that the goods were made for, from where only the mesh writes. None: other goods.
+    goods_of: str | None
+    #: What ``metadata`` gave, or what a customer wrote over it.
+    claimed: Mapping[str, str]
+    #: The whole order, from where only this mesh writes.
+    order: WrittenOrder | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSubscription:
     id: str
-    owner: TenantId
     customer: str
     #: Stripe's or Paddle's word.
     status: str
-    #: What it was ordered as. The prices decide: customers change plans at the provider.
-    plan: str
     prices: frozenset[str]
     period_start: datetime
 
@@ -138,7 +156,10 @@ class PaymentProvider(Protocol):
         ``customer``: at the provider, if they have paid before."""
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
-        """Return the present state of what an event named; None if it is gone, or isn't from this mesh."""
+        """Return the present state of what an event named; None if it is gone."""
+
+    async def find_checkout(self, subscription: str) -> str | None:
+        """Return the checkout with which a subscription began."""
 
     async def open_portal(self, customer: str) -> str:
         """Return the page on which a customer manages cards, invoices and the subscription."""
@@ -164,6 +185,23 @@ async def _nothing() -> AsyncIterator[None]:
     yield None
 
 
-def metadata(order: ProviderOrder) -> dict[str, str]:
-    """Return what the provider keeps beside an order, and gives back with its subscription."""
-    return {"order": str(order.id), "owner": str(order.owner), "plan": order.plan or ""}
+def metadata(order: ProviderOrder, return_url: str) -> dict[str, str]:
+    """Return what the provider keeps beside an order, so that a restored database can have it again."""
+    return {
+        "order": str(order.id), "owner": str(order.owner), "plan": order.plan or "", "amount": str(order.amount_minor), "mesh": return_url,
+    }  # fmt: skip
+
+
+def read_metadata(written: Mapping[str, str], return_url: str) -> WrittenOrder | None:
+    """Return the order; None if it isn't one of this mesh, which is at ``return_url``."""
+    try:
+        if written["mesh"] != return_url:
+            return None
+        return WrittenOrder(
+            id=UUID(written["order"]),
+            owner=TenantId(UUID(written["owner"])),
+            plan=written["plan"] or None,
+            amount_minor=int(written["amount"]),
+        )
+    except (KeyError, ValueError):
+        return None

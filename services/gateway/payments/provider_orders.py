@@ -1,7 +1,7 @@
 """Sells plans and prepaid credits through a payment provider, and follows what becomes of them there.
 
-A payment, and a subscription's state, is only what the provider says when asked: a webhook and a lost webhook lead to the same. Every step
-is one transaction, and safe to repeat.
+A payment, and a subscription's state, is only what the provider says when asked: a webhook and a lost webhook lead to the same. Whose they
+are is what our own orders say. Every step is one transaction, and safe to repeat; the provider is read before it.
 """
 
 from datetime import datetime
@@ -13,7 +13,7 @@ from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.facts.tiers import TierPlan
-from services.gateway.payments.billing_store import BillingRows, BillingStore, Subscription
+from services.gateway.payments.billing_store import BillingRows, BillingStore, Followed, Subscription
 from services.gateway.payments.payment_provider import (
     CheckoutState,
     OwedUsage,
@@ -21,6 +21,7 @@ from services.gateway.payments.payment_provider import (
     ProviderOrder,
     ProviderSubscription,
     WebhookEvent,
+    WrittenOrder,
 )
 from shared import currency, errors
 from shared.api.billing import Order
@@ -32,10 +33,16 @@ from shared.types import RequestId, TenantId, Tier
 
 #: Who has never paid at a provider.
 MANUAL = "manual"
+#: Two gateways that read one account take turns at once; who is too late this often has more than two beside.
+_MAX_READS = 5
 #: For ids of transfers: the same payment is the same transfer.
 _PAYMENTS = UUID("5a0f8f0e-6f0c-4a57-8f0f-2b8a1f6d1c3e")
 
 _log = logs.get(part="payments")
+
+
+class Mismatch(errors.CallerError):
+    """What was paid is not what was ordered."""
 
 
 class ProviderOrders:
@@ -122,6 +129,32 @@ class ProviderOrders:
         if self.customer_of(held) is not None and held.subscription is not None:
             await self.provider.cancel(held.subscription)
 
+    async def adopt(self, object_id: str, owner: TenantId | None) -> CheckoutState:
+        """Return what the provider says of a payment, or of that with which a subscription began; with an owner, give them what was paid.
+        Raises NotFound, BadRequest if nothing was paid, AlreadyExists, Unavailable, and what ``_follow`` raises."""
+        found = await self._begun_by(await self.provider.read(object_id))
+        if found is None:
+            raise errors.NotFound(f"{self.name} has no payment {object_id}", hint="see `aicli admin deferred list`")
+        if owner is None:
+            return found
+        plan = None
+        if found.subscription is not None:
+            begun = await self.provider.read(found.subscription)
+            if not isinstance(begun, ProviderSubscription) or begun.has_ended:
+                raise errors.BadRequest(f"the subscription {found.subscription} has ended", hint=f"refund it at {self.name}")
+            plan = self._plan_of(begun)
+        elif found.payment is None or found.amount_minor <= 0 or found.currency != self._currency:
+            raise errors.BadRequest(f"{found.id} did not pay any {self._currency}", hint=f"refund what was paid at {self.name}")
+        order = WrittenOrder(id=uuid5(_PAYMENTS, f"order|{self.name}|{found.id}"), owner=owner, plan=plan, amount_minor=found.amount_minor)
+        async with self._store.transaction() as rows:
+            if not await rows.restore_order(self.name, order, found.id, is_adopted=True):
+                raise errors.AlreadyExists(f"the payment {found.id} was given, or is an order of another account")
+        await self._follow(found.id, None)
+        for told in {found.id, object_id, found.subscription} - {None}:
+            assert told is not None
+            await self._items.attempt(ItemKind.PAYMENT, told, self._follow(told, await self._store.now()))
+        return found
+
     # --- what the provider tells --------------------------------------------------------------------------------------
 
     async def receive(self, event: WebhookEvent) -> bool:
@@ -148,51 +181,108 @@ class ProviderOrders:
             return False
 
     async def _follow(self, object_id: str, taken_at: datetime | None) -> None:
+        """Raises Unavailable, also if others change the account all the time, and NotFound and Mismatch, for an administrator."""
+        for _ in range(_MAX_READS):
+            if await self._follow_once(object_id, taken_at):
+                return
+        raise errors.Unavailable(f"what {object_id} belongs to changes all the time", hint="it is tried again later")
+
+    async def _follow_once(self, object_id: str, taken_at: datetime | None) -> bool:
+        """Return False if the account has changed since before the read: what was read may be older than what is written."""
+        known = await self._store.find_followed(self.name, object_id)
+        found = await self.provider.read(object_id)
+        checkout = found if isinstance(found, CheckoutState) else None
+        if known is None:
+            # The event of a subscription's checkout is late or lost, or the database was restored.
+            checkout = await self._begun_by(found)
+        if checkout is not None:
+            known = known or await self._identify(checkout)
+            found = None if known is None or checkout.subscription is None else await self.provider.read(checkout.subscription)
         async with self._store.transaction() as rows:
-            await rows.lock_object(self.name, object_id)
-            found = await self.provider.read(object_id)
-            if isinstance(found, CheckoutState):
-                await self._end_checkout(rows, found)
-                if found.subscription is not None:
-                    # Always in this order, so that two of these locks never wait for each other.
-                    await rows.lock_object(self.name, found.subscription)
-                    found = await self.provider.read(found.subscription)
-            if isinstance(found, ProviderSubscription):
-                await self._follow_subscription(rows, found)
+            if known is not None:
+                order = None if known.order_id is None else await rows.lock_order(known.order_id)
+                held = await rows.lock(known.owner, MANUAL)
+                if held.version != known.version:
+                    return False
+                # The other payments of a subscription lead to the order with which it began, too.
+                if checkout is not None and order is not None and order.object_id == checkout.id:
+                    held = await self._end_checkout(rows, order, held, checkout)
+                if isinstance(found, ProviderSubscription) and (order is None or order.plan is not None):
+                    await self._follow_subscription(rows, held, found, None if order is None else order.plan)
             if taken_at is not None:
                 await rows.end_events(self.name, object_id, taken_at)
+        return True
 
-    async def _end_checkout(self, rows: BillingRows, found: CheckoutState) -> None:
-        order = await rows.lock_order(found.order_id)
-        if order is None or order.ended_at is not None or not (found.is_over or (found.payment and order.plan is None)):
-            return
-        if found.customer is not None:
-            held = await rows.lock(order.owner, MANUAL)
-            if self.customer_of(held) is None:
-                await rows.write(msgspec.structs.replace(held, provider=self.name, customer=found.customer))
-        if found.payment is not None and order.plan is None:
+    async def _begun_by(self, found: CheckoutState | ProviderSubscription | None) -> CheckoutState | None:
+        """Return the checkout of a subscription, or the one that is given."""
+        if isinstance(found, ProviderSubscription):
+            checkout_id = await self.provider.find_checkout(found.id)
+            found = None if checkout_id is None else await self.provider.read(checkout_id)
+        return found if isinstance(found, CheckoutState) else None
+
+    async def _identify(self, found: CheckoutState) -> Followed | None:
+        """Return whose a checkout is that the database doesn't know, or doesn't know by this id; None if it isn't of this mesh, or nobody
+        has paid. Raises NotFound if only an administrator can say it."""
+        for known_by in (found.id, found.subscription):
+            if known_by is not None and (known := await self._store.find_followed(self.name, known_by)) is not None:
+                return known
+        is_of_a_mesh = found.goods_of is not None or "order" in found.claimed
+        if not is_of_a_mesh or (found.payment is None and found.subscription is None):
+            return None
+        if found.order is None:
+            _log.error("a payment waits for an administrator: its order is not known", payment=found.id)
+            raise errors.NotFound(f"no order has the payment {found.id}", hint=f"see `aicli admin billing adopt {found.id}`")
+        async with self._store.transaction() as rows:
+            await rows.restore_order(self.name, found.order, found.id, is_adopted=False)
+        _log.warning("an order was restored from the provider", order=found.order.id, owner=found.order.owner, payment=found.id)
+        return await self._store.find_followed(self.name, found.id)
+
+    async def _end_checkout(self, rows: BillingRows, order: ProviderOrder, held: Subscription, found: CheckoutState) -> Subscription:
+        """Return what is held then."""
+        if found.subscription is not None and order.plan is not None:
+            await rows.name_subscription(order.id, found.subscription)
+        is_bought = found.payment is not None and order.plan is None
+        if order.ended_at is not None or not (found.is_over or is_bought):
+            return held
+        if is_bought:
+            self._ensure_matches(order, found)
+        if found.customer is not None and self.customer_of(held) is None:
+            held = msgspec.structs.replace(held, provider=self.name, customer=found.customer)
+            await rows.write(held)
+        if is_bought:
             transfer = RequestId(uuid5(_PAYMENTS, f"{self.name}|{found.payment}"))
             credit = currency.micro(order.amount_minor, self._currency)
             await rows.give_credit(transfer, order.owner, credit, f"{self.name} {found.payment}")
             _log.info("credits paid", owner=order.owner, amount=order.amount_minor, payment=found.payment)
         await rows.end_order(order.id, found.payment)
+        return held
 
-    async def _follow_subscription(self, rows: BillingRows, found: ProviderSubscription) -> None:
-        held = await rows.lock(found.owner, MANUAL)
+    def _ensure_matches(self, order: ProviderOrder, found: CheckoutState) -> None:
+        """Raises Mismatch unless the credits of the order, and nothing else, were paid."""
+        is_of_order = order.is_adopted or (found.goods_of == str(order.id) and found.subscription is None)
+        if is_of_order and found.currency == self._currency and found.amount_minor >= order.amount_minor > 0:
+            return
+        paid = {"paid": found.amount_minor, "currency": found.currency, "goods_of": found.goods_of}
+        _log.error("a payment waits for an administrator: it is not what was ordered", order=order.id, amount=order.amount_minor, **paid)
+        raise Mismatch(f"{found.id} is not what was ordered", hint=f"see `aicli admin billing adopt {found.id}`")
+
+    async def _follow_subscription(self, rows: BillingRows, held: Subscription, found: ProviderSubscription, ordered: str | None) -> None:
+        """``ordered``: the plan with which it began."""
+        owner = held.owner
         if held.subscription != found.id:
             if found.has_ended:
                 return
             if held.subscription is not None:
-                _log.error("an account has two subscriptions: cancel one", owner=found.owner, one=held.subscription, other=found.id)
+                _log.error("an account has two subscriptions: cancel one", owner=owner, one=held.subscription, other=found.id)
                 return
         if found.has_ended:
             plan, subscription = self._source.config.offers[Tier.FREE].versioned, None
-            _log.info("plan ended", owner=found.owner, plan=held.plan, subscription=found.id)
+            _log.info("plan ended", owner=owner, plan=held.plan, subscription=found.id)
         else:
-            plan, subscription = self._plan_of(found, held.plan), found.id
-            await self._follow_period(rows, found, plan)
+            plan, subscription = self._plan_of(found, held.plan, ordered), found.id
+            await self._follow_period(rows, owner, found, plan)
         if found.status == "past_due" and not held.is_past_due:
-            await rows.notify(found.owner, f"{found.id}/{await rows.now()}", PaymentLate())
+            await rows.notify(owner, f"{found.id}/{await rows.now()}", PaymentLate())
         await rows.write(
             msgspec.structs.replace(
                 held,
@@ -206,16 +296,17 @@ class ProviderOrders:
             )
         )
 
-    def _plan_of(self, found: ProviderSubscription, present: str | None) -> str:
-        """Return the plan with a price of the subscription: of the present version, of the ordered one, else the newest."""
+    def _plan_of(self, found: ProviderSubscription, *preferred: str | None) -> str:
+        """Return the plan with a price of the subscription: a preferred version, else the newest. Customers change plans at the provider,
+        so the prices decide."""
         config = self._source.config
-        for name in (present, found.plan, *(offer.versioned for offer in config.offers.values())):
+        for name in (*preferred, *(offer.versioned for offer in config.offers.values())):
             if name and self.provider.price_of(tiers.plan_of(config.limits.plans, name)) in found.prices:
                 return name
         raise errors.NotFound(f"no plan has a price of the subscription {found.id}: {', '.join(sorted(found.prices))}")
 
-    async def _follow_period(self, rows: BillingRows, found: ProviderSubscription, plan: str) -> None:
+    async def _follow_period(self, rows: BillingRows, owner: TenantId, found: ProviderSubscription, plan: str) -> None:
         included = tiers.plan_of(self._source.config.limits.plans, plan).included_tokens
-        await rows.open_period(found.owner, 0)
-        await rows.follow_anchor(found.owner, found.period_start)
-        await rows.open_period(found.owner, included)
+        await rows.open_period(owner, 0)
+        await rows.follow_anchor(owner, found.period_start)
+        await rows.open_period(owner, included)

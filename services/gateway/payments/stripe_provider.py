@@ -28,7 +28,6 @@ from services.gateway.payments.payment_provider import (
 )
 from shared import errors
 from shared.telemetry import logs
-from shared.types import TenantId
 
 #: At least 30 minutes, as Stripe wants; the order may wait for its first answer that long, too.
 CHECKOUT_HOURS = 1
@@ -75,7 +74,7 @@ class StripeProvider:
 
     async def check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> tuple[str, str]:
         # The same parameters each time: Stripe refuses a key with others.
-        metadata = payment_provider.metadata(order)
+        metadata = payment_provider.metadata(order, self._settings.return_url)
         params: SessionCreateParams = {
             "client_reference_id": str(order.owner),
             "metadata": metadata,
@@ -113,10 +112,17 @@ class StripeProvider:
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         try:
             if object_id.startswith("cs_"):
-                return _checkout(await _answered(self._client.v1.checkout.sessions.retrieve_async(object_id)))
-            return _subscription(await _answered(self._client.v1.subscriptions.retrieve_async(object_id)))
+                found = await _answered(self._client.v1.checkout.sessions.retrieve_async(object_id), payment_provider.READ_SECONDS)
+                return _checkout(found, self._settings.return_url)
+            return _subscription(await _answered(self._client.v1.subscriptions.retrieve_async(object_id), payment_provider.READ_SECONDS))
         except errors.NotFound:
             return None
+
+    async def find_checkout(self, subscription: str) -> str | None:
+        listed = await _answered(
+            self._client.v1.checkout.sessions.list_async({"subscription": subscription, "limit": 1}), payment_provider.READ_SECONDS
+        )
+        return listed.data[0].id if listed.data else None
 
     async def open_portal(self, customer: str) -> str:
         made = self._client.v1.billing_portal.sessions.create_async({"customer": customer, "return_url": self._settings.return_url})
@@ -207,38 +213,37 @@ def verify(body: bytes, signature: str, secret: str) -> WebhookEvent:
         raise Forged from error
 
 
-def _checkout(session: stripe.checkout.Session) -> CheckoutState | None:
-    order_id = _metadata(session).get("order")
-    if order_id is None:
-        return None
+def _checkout(session: stripe.checkout.Session, return_url: str) -> CheckoutState:
     is_paid = session.payment_status != "unpaid"
+    claimed: dict[str, str] = {} if session.metadata is None else dict(session["metadata"].to_dict())
     return CheckoutState(
-        order_id=UUID(order_id),
+        id=session.id,
         is_over=session.status == "expired" or (session.status == "complete" and is_paid),
         payment=_id(session.payment_intent) if is_paid else None,
         customer=_id(session.customer),
         subscription=_id(session.subscription),
+        # With tax, wherever the tax is: the goods are the order's, and only the operator can take something off their price.
+        amount_minor=session.amount_total or 0,
+        currency=(session.currency or "").upper(),
+        goods_of=claimed.get("order"),
+        claimed=claimed,
+        # No browser reaches the metadata.
+        order=payment_provider.read_metadata(claimed, return_url),
     )
 
 
 def _subscription(found: stripe.Subscription) -> ProviderSubscription | None:
-    ours, items = _metadata(found), found.items.data
+    items = found.items.data
     # The first payment of an incomplete one is not made yet.
-    if found.status == "incomplete" or "owner" not in ours:
+    if found.status == "incomplete":
         return None
     return ProviderSubscription(
         id=found.id,
-        owner=TenantId(UUID(ours["owner"])),
         customer=_id(found.customer) or "",
         status=found.status,
-        plan=ours.get("plan", ""),
         prices=frozenset(item.price.id for item in items),
         period_start=datetime.fromtimestamp(min(item.current_period_start for item in items), UTC),
     )
-
-
-def _metadata(found: stripe.checkout.Session | stripe.Subscription) -> dict[str, str]:
-    return {} if found.metadata is None else dict(found["metadata"].to_dict())
 
 
 def _id(found: Any) -> str | None:

@@ -24,7 +24,7 @@ SELECT (SELECT count(*) FROM invoices WHERE owner = $1 AND paid_at IS NULL AND v
 -- name: change_subscription
 -- Write all that can change of a subscription.
 UPDATE subscriptions SET plan = $2, next_plan = $3, invoice = $4, provider = $5, customer = $6, subscription = $7, is_past_due = $8,
-    is_applied = $9, billed_period = $10, changed_at = now()
+    is_applied = $9, billed_period = $10, changed_at = now(), version = version + 1
 WHERE owner = $1;
 
 -- name: take_unapplied
@@ -123,10 +123,6 @@ WHERE (provider, event_id) = (
 )
 RETURNING object_id, clock_timestamp() AS taken_at;
 
--- name: lock_object
--- Wait until no other gateway reads this object's state at the provider: an older state must not be written after a newer one.
-SELECT pg_advisory_xact_lock(hashtextextended('webhook ' || $1 || ' ' || $2, 0));
-
 -- name: end_events
 -- End the events of an object that were there when its state was read.
 UPDATE webhook_events SET handled_at = now() WHERE provider = $1 AND object_id = $2 AND handled_at IS NULL AND received_at <= $3;
@@ -157,6 +153,32 @@ ORDER BY created_at DESC LIMIT 1;
 -- name: name_order
 -- Keep what the provider has answered.
 UPDATE payment_orders SET object_id = $2, url = $3 WHERE id = $1;
+
+-- name: find_followed
+-- Find whose a checkout or a subscription at a provider is, with the version of what is written of the account.
+SELECT owner, order_id, coalesce((SELECT version FROM subscriptions WHERE subscriptions.owner = known.owner), 0) AS version FROM (
+    SELECT owner, id AS order_id FROM payment_orders WHERE provider = $1 AND object_id = $2
+    UNION ALL SELECT owner, id FROM payment_orders WHERE provider = $1 AND subscription = $2
+    UNION ALL SELECT owner, NULL FROM subscriptions WHERE provider = $1 AND subscription = $2
+) AS known LIMIT 1;
+
+-- name: name_subscription
+-- Keep the subscription that began with an order.
+UPDATE payment_orders SET subscription = $2 WHERE id = $1 AND subscription IS DISTINCT FROM $2;
+
+-- name: restore_order
+-- Add an order that the provider has and this database lacks, wholly or only its object. Adopting also changes the open order of the owner.
+WITH named AS (
+    UPDATE payment_orders SET object_id = $6 WHERE id = $1 AND owner = $2 AND provider = $3 AND object_id IS NULL RETURNING true
+), added AS (
+    INSERT INTO payment_orders AS orders (id, owner, provider, plan, amount_minor, object_id, is_adopted)
+    SELECT $1, $2, $3, $4, $5, $6, $7 WHERE NOT EXISTS (SELECT FROM named)
+    ON CONFLICT (provider, object_id) WHERE object_id IS NOT NULL DO UPDATE
+    SET plan = excluded.plan, amount_minor = excluded.amount_minor, is_adopted = true
+    WHERE excluded.is_adopted AND orders.owner = excluded.owner AND orders.ended_at IS NULL
+    RETURNING true
+)
+SELECT EXISTS (SELECT FROM named) OR EXISTS (SELECT FROM added);
 
 -- name: end_order
 -- End an order, with its payment if it was paid.

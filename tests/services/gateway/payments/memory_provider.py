@@ -35,13 +35,20 @@ class MemoryProvider:
 
     async def check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> tuple[str, str]:
         object_id = f"cs_{next(self._numbers)}"
-        self.objects[object_id] = CheckoutState(order_id=order.id, is_over=False, payment=None, customer=customer, subscription=None)
+        self.objects[object_id] = CheckoutState(
+            id=object_id, is_over=False, payment=None, customer=customer, subscription=None, amount_minor=order.amount_minor,
+            currency="EUR", goods_of=str(order.id), claimed={}, order=None,
+        )  # fmt: skip
         self.orders[object_id] = order
         return object_id, f"https://checkout.test/{object_id}"
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         self.reads += 1
         return self.objects.get(object_id)
+
+    async def find_checkout(self, subscription: str) -> str | None:
+        found = (one for one in self.objects.values() if isinstance(one, CheckoutState) and one.subscription == subscription)
+        return next((one.id for one in found), None)
 
     async def open_portal(self, customer: str) -> str:
         return f"https://portal.test/{customer}"
@@ -67,9 +74,8 @@ class MemoryProvider:
             return None
         made = f"sub_{next(self._numbers)}"
         self.objects[made] = ProviderSubscription(
-            id=made, owner=order.owner, customer=customer, status="active", plan=order.plan,
-            prices=frozenset({"price_pro"}), period_start=datetime.now(UTC),
-        )  # fmt: skip
+            id=made, customer=customer, status="active", prices=frozenset({"price_pro"}), period_start=datetime.now(UTC)
+        )
         self.objects[object_id] = replace(found, is_over=True, customer=customer, subscription=made)
         return made
 

@@ -26,6 +26,8 @@ class PaddleServer:
         self.subscriptions: dict[str, dict[str, Any]] = {}
         #: For the next requests, in order: "lost" does it and never answers, "down" answers 500, "" nothing.
         self.faults: list[str] = []
+        #: Of each transaction.
+        self.tax_percent, self.tax_is_on_top, self.discount = 0, False, 0
         #: Subscriptions that end with their period.
         self.canceled: list[str] = []
         self._numbers = itertools.count(1)
@@ -50,11 +52,11 @@ class PaddleServer:
             case "GET", ["transactions"]:
                 query = request.query
                 return [
-                    one for one in self.transactions.values()
+                    self._with_totals(one) for one in self.transactions.values()
                     if one["subscription_id"] == query["subscription_id"] and one["origin"] in query["origin"].split(",")
                 ]  # fmt: skip
             case "GET", ["transactions", found]:
-                return self.transactions.get(found)
+                return self._with_totals(self.transactions[found]) if found in self.transactions else None
             case "GET", ["subscriptions", found]:
                 return self.subscriptions.get(found)
             case "POST", ["subscriptions", found, act]:
@@ -84,6 +86,15 @@ class PaddleServer:
         }  # fmt: skip
         return self.transactions[number]
 
+    def _with_totals(self, found: dict[str, Any]) -> dict[str, Any]:
+        """Add up the items, less the discount."""
+        listed = sum(int(item["price"]["unit_price"]["amount"]) * item["quantity"] for item in found["items"])
+        tax = (listed - self.discount) * self.tax_percent // (100 if self.tax_is_on_top else 100 + self.tax_percent)
+        subtotal, total = (listed, listed - self.discount + tax) if self.tax_is_on_top else (listed - tax, listed - self.discount)
+        totals = {"subtotal": subtotal, "discount": self.discount, "tax": tax, "total": total}
+        named = {name: str(amount) for name, amount in totals.items()} | {"currency_code": found["currency_code"]}
+        return found | {"details": found["details"] | {"totals": _TOTALS | named}}
+
     def _price(self, item: dict[str, Any]) -> dict[str, Any]:
         given = item.get("price", {})
         return {
@@ -91,6 +102,16 @@ class PaddleServer:
             "unit_price": {"amount": "2900", "currency_code": "EUR"}, "unit_price_overrides": [], "tax_mode": "account_setting",
             "quantity": {"minimum": 1, "maximum": 1}, "status": "active", "custom_data": None, **_DATES,
         } | {name: given[name] for name in ("description", "unit_price", "custom_data") if name in given}  # fmt: skip
+
+    # --- what browsers do ---------------------------------------------------------------------------------------------
+
+    def open_in_browser(self, price: str, claimed: dict[str, Any]) -> str:
+        """Open a checkout without the mesh."""
+        return str(self._transaction([{"price_id": price, "quantity": 1}], "web", claimed, None)["id"])
+
+    def put_in(self, number: str, price: str, quantity: int = 1) -> None:
+        """Replace what a checkout sells, at 29.00 a piece."""
+        self.transactions[number]["items"] = [{"price": self._price({"price_id": price}), "quantity": quantity, "proration": None}]
 
     # --- what customers do --------------------------------------------------------------------------------------------
 

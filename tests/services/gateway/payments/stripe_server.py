@@ -125,7 +125,7 @@ class StripeServer:
             found = self.sessions.get(path.rpartition("/")[2])
             missing = {"error": {"type": "invalid_request_error", "code": "resource_missing", "message": "No such checkout.session"}}
             return (404, missing) if found is None else (200, found)
-        if path == "/v1/checkout/sessions":
+        if request.method == "POST" and path == "/v1/checkout/sessions":
             return 200, self._new_session(form)
         if path == "/v1/billing_portal/sessions":
             return 200, {"id": "bps_1", "object": "billing_portal.session", "url": f"https://portal.test/{form['customer']}"}
@@ -134,7 +134,7 @@ class StripeServer:
             self.canceled.append(path.rpartition("/")[2])
         if path == "/v1/billing/meter_events":
             return self._count(form)
-        if (found := self._read_meter(request)) is not None:
+        if (found := self._read(request)) is not None:
             return 200, found
         return await self.call(request.method, path, form)
 
@@ -149,8 +149,11 @@ class StripeServer:
         self.remembered.add(identifier)
         return 200, {"object": "billing.meter_event", **form}
 
-    def _read_meter(self, request: web.Request) -> dict[str, Any] | None:
+    def _read(self, request: web.Request) -> dict[str, Any] | None:
         match request.path.split("/")[2:]:
+            case ["checkout", "sessions"]:
+                begun = [one for one in self.sessions.values() if one["subscription"] == request.query["subscription"]]
+                return {"object": "list", "data": begun[: int(request.query["limit"])], "has_more": False, "url": request.path}
             case ["prices", "price_tokens"]:
                 return {"id": "price_tokens", "object": "price", "recurring": {"meter": METER["id"], "usage_type": "metered"}}
             case ["billing", "meters"]:
@@ -173,9 +176,11 @@ class StripeServer:
     def _new_session(self, form: dict[str, Any]) -> dict[str, Any]:
         assert 30 * 60 < int(form["expires_at"]) - time.time() < 24 * 3600
         session_id = f"cs_test_{next(self._numbers)}"
+        price = form["line_items"][0].get("price_data", {"unit_amount": "2900", "currency": "eur"})
         self.sessions[session_id] = {
             "id": session_id, "object": "checkout.session", "mode": form["mode"], "metadata": form["metadata"], "status": "open",
             "payment_status": "unpaid", "payment_intent": None, "subscription": None, "customer": form.get("customer"),
+            "amount_total": int(price["unit_amount"]), "currency": price["currency"],
             "url": f"https://checkout.test/{session_id}", "_form": form,
         }  # fmt: skip
         return self.sessions[session_id]

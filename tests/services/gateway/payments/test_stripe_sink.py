@@ -48,7 +48,7 @@ async def become_customer(exports: Exports, owner: UserId, *, ago: str = "3 days
     await exports.execute(
         f"INSERT INTO subscriptions (owner, provider, customer) VALUES ('{owner}', 'stripe', 'cus_{owner}');"
         "INSERT INTO payment_orders (id, owner, provider, amount_minor, object_id, ended_at)"
-        f" VALUES (gen_random_uuid(), '{owner}', 'stripe', 0, 'cs_1', now() - interval '{ago}')"
+        f" VALUES (gen_random_uuid(), '{owner}', 'stripe', 0, 'cs_{owner}', now() - interval '{ago}')"
     )
 
 

@@ -1,0 +1,359 @@
+"""What customers write is not believed: whose a payment is, and what it paid, comes from our orders and from the provider's figures."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from services.gateway.payments import payment_provider
+from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.provider_orders import ProviderOrders
+from shared import errors
+from shared.api.billing import OrderTopUp
+from shared.types import RequestId
+from tests.services.gateway.payments import test_paddle_provider, test_stripe_provider
+from tests.services.gateway.payments.paddle_server import PaddleServer
+from tests.services.gateway.payments.stripe_server import StripeServer
+from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
+from tests.services.gateway.payments.test_paddle_provider import paddle, transaction_of
+from tests.services.gateway.payments.test_stripe_provider import balance, deliver, orders_of, session_of, shop, stripe, top_up
+from tests.testnet import until
+
+__all__ = ["paddle", "shop", "stripe"]
+
+at_paddle = test_paddle_provider.selling_shop
+at_stripe = test_stripe_provider.selling_shop
+tell = test_paddle_provider.tell
+tell_of_stripe = test_stripe_provider.tell
+
+
+async def stuck(shop: Shop) -> dict[str, int]:
+    """Return what the alert payments_failing counts."""
+    return await shop.deferred.count_stuck(["payment"])
+
+
+async def handle_all(shop: Shop) -> None:
+    """Handle what is due again later."""
+    await shop.execute("UPDATE webhook_events SET next_at = now()")
+    await shop.desk.work()
+
+
+# --- what is written by a browser ---------------------------------------------------------------------------------------
+
+
+async def test_custom_data_gives_nobody_anything(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada, eve = at_paddle, owner(), owner()
+    dear = transaction_of(await shop.desk.order_top_up(ada, OrderTopUp("10000", RequestId(ada))))
+    cheap = transaction_of(await top_up(shop, eve))
+    paddle.transactions[cheap]["custom_data"] = dict(paddle.transactions[dear]["custom_data"])
+    paddle.pay(cheap)
+    await tell(shop, paddle, cheap)
+    assert [await balance(shop, one) for one in (ada, eve)] == [0, 25_000_000]
+    assert await stuck(shop) == {}
+
+
+@pytest.mark.parametrize("price", ["pri_mug", "pri_pro"])
+async def test_a_checkout_that_a_browser_opened_waits_for_an_administrator(at_paddle: Shop, paddle: PaddleServer, price: str) -> None:
+    """It claims to be the order, or the plan, of somebody."""
+    shop, ada = at_paddle, owner()
+    dear = transaction_of(await shop.desk.order_top_up(ada, OrderTopUp("10000", RequestId(ada))))
+    forged = paddle.open_in_browser(price, paddle.transactions[dear]["custom_data"])
+    await tell(shop, paddle, forged)
+    assert (await stuck(shop), await shop.desk.measure_events()) == ({}, 0), "nobody has paid"
+    made = paddle.pay(forged)
+    await tell(shop, paddle, made, forged)
+    assert (await balance(shop, ada), shop.plan_of(ada)) == (0, "free")
+    assert await shop.fetch("SELECT count(*) FROM subscriptions WHERE subscription IS NOT NULL OR plan IS NOT NULL") == 0
+    assert await stuck(shop) == {"payment": len({made, forged})}
+    assert {one.id for one in await shop.deferred.list("payment", 10)} == {made, forged}
+
+
+async def test_a_checkout_of_another_shop_is_left_alone(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop = at_paddle
+    made = paddle.pay(sold := paddle.open_in_browser("pri_pro", {"cart": "17"}))
+    await tell(shop, paddle, made, sold)
+    assert (await stuck(shop), await shop.desk.measure_events()) == ({}, 0)
+
+
+def _other_goods(paddle: PaddleServer, number: str) -> None:
+    paddle.put_in(number, "pri_mug")
+
+
+def _many_other_goods(paddle: PaddleServer, number: str) -> None:
+    paddle.put_in(number, "pri_mug", 90)
+
+
+def _a_plan(paddle: PaddleServer, number: str) -> None:
+    paddle.put_in(number, "pri_pro")
+
+
+def _goods_of_another_order(paddle: PaddleServer, number: str) -> None:
+    (item,) = paddle.transactions[number]["items"]
+    item["price"] |= {"custom_data": {"order": "6e5e2c33-3a4c-4bd2-9f0b-0a8f5e7f4b10"}}
+
+
+def _another_currency(paddle: PaddleServer, number: str) -> None:
+    paddle.transactions[number]["currency_code"] = "JPY"
+
+
+def _a_lower_price(paddle: PaddleServer, number: str) -> None:
+    paddle.discount = 1
+
+
+def _a_lower_price_with_tax_on_top(paddle: PaddleServer, number: str) -> None:
+    paddle.discount, paddle.tax_percent, paddle.tax_is_on_top = 1, 19, True
+
+
+def _nothing_paid(paddle: PaddleServer, number: str) -> None:
+    paddle.discount = 2500
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        _other_goods, _many_other_goods, _a_plan, _goods_of_another_order, _another_currency, _a_lower_price,
+        _a_lower_price_with_tax_on_top, _nothing_paid,
+    ],
+)  # fmt: skip
+async def test_credits_are_only_for_what_was_ordered(
+    at_paddle: Shop, paddle: PaddleServer, forge: Callable[[PaddleServer, str], None]
+) -> None:
+    shop, ada = at_paddle, owner()
+    number = transaction_of(await top_up(shop, ada))
+    forge(paddle, number)
+    paddle.pay(number)
+    for _ in range(2):
+        await tell(shop, paddle, number)
+    assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (0, "free", {"payment": 1})
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+@pytest.mark.parametrize("on_top", [True, False])
+async def test_credits_are_the_same_with_tax(at_paddle: Shop, paddle: PaddleServer, on_top: bool) -> None:
+    shop, ada = at_paddle, owner()
+    paddle.tax_percent, paddle.tax_is_on_top = 19, on_top
+    number = transaction_of(await top_up(shop, ada))
+    paddle.pay(number)
+    await tell(shop, paddle, number)
+    assert (await balance(shop, ada), await stuck(shop)) == (25_000_000, {})
+
+
+@pytest.mark.parametrize("changed", [{"amount_total": 2499}, {"amount_total": 0}, {"amount_total": -1}, {"currency": "jpy"}])
+async def test_stripes_figures_are_compared_with_the_order(at_stripe: Shop, stripe: StripeServer, changed: dict[str, Any]) -> None:
+    shop, ada = at_stripe, owner()
+    session = session_of(await top_up(shop, ada))
+    await stripe.pay(session)
+    before, _ = dict(stripe.sessions[session]), stripe.sessions[session].update(changed)
+    await tell_of_stripe(shop, stripe, session)
+    assert (await balance(shop, ada), await stuck(shop)) == (0, {"payment": 1})
+    stripe.sessions[session] |= {name: before[name] for name in changed}
+    await shop.retry()
+    await shop.desk.work()
+    assert (await balance(shop, ada), await stuck(shop)) == (25_000_000, {})
+
+
+# --- order and time -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["checkout", "subscription"])
+async def test_a_subscription_is_the_same_whichever_event_comes_first(at_paddle: Shop, paddle: PaddleServer, first: str) -> None:
+    shop, ada = at_paddle, owner()
+    number = transaction_of(await shop.order(ada, "pro"))
+    subscription = paddle.pay(number)
+    order = [number, subscription] if first == "checkout" else [subscription, number]
+    await tell(shop, paddle, *order, *order)
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert (held.plan, held.subscription, shop.plan_of(ada)) == ("pro@1", subscription, "pro@1")
+    assert await shop.fetch("SELECT subscription FROM payment_orders WHERE object_id = $1", number) == subscription
+    assert (await shop.desk.measure_events(), await stuck(shop)) == (0, {})
+
+
+async def test_a_renewal_belongs_to_the_subscription_whatever_it_claims(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada = at_paddle, owner()
+    number = transaction_of(await shop.order(ada, "pro"))
+    subscription = paddle.pay(number)
+    await tell(shop, paddle, number)
+    await shop.execute("UPDATE payment_orders SET ended_at = NULL")
+    renewal = paddle.open_in_browser("pri_pro", paddle.transactions[number]["custom_data"])
+    paddle.transactions[renewal] |= {"origin": "subscription_recurring", "subscription_id": subscription, "status": "completed"}
+    paddle.subscriptions[subscription]["status"] = "past_due"
+    await tell(shop, paddle, renewal)
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert (held.plan, held.is_past_due, await stuck(shop)) == ("pro@1", True, {})
+    assert await shop.fetch("SELECT ended_at FROM payment_orders") is None, "it is not the order's payment"
+
+
+async def test_a_silent_provider_holds_no_connection(at_stripe: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More events are being handled than the pool has connections."""
+    shop, count = at_stripe, 12
+    monkeypatch.setattr(payment_provider, "READ_SECONDS", 60.0)
+    sessions = [session_of(await top_up(shop, owner())) for _ in range(count)]
+    for session in sessions:
+        await deliver(shop, stripe.signed(session))
+    stripe.faults, stripe.reads = ["lost"] * count, []
+    tasks = [asyncio.create_task(orders_of(shop).handle_one()) for _ in range(count)]
+    try:
+        await until(lambda: len(stripe.reads) == count)
+        assert await shop.fetch("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'") == 0
+        assert await shop.fetch("SELECT count(*) FROM pg_locks WHERE locktype IN ('advisory', 'tuple')") == 0
+        assert await shop.rows.find_subscription(owner()) is None, "the pool has connections"
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("fault", ["busy", "lost", "down"])
+async def test_a_provider_that_does_not_answer_is_asked_again(
+    at_stripe: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(payment_provider, "READ_SECONDS", 1.0)
+    shop, ada = at_stripe, owner()
+    session = session_of(await top_up(shop, ada))
+    await stripe.pay(session)
+    stripe.faults = [fault]
+    await tell_of_stripe(shop, stripe, session)
+    assert (await balance(shop, ada), await stuck(shop)) == (0, {})
+    await handle_all(shop)
+    assert (await balance(shop, ada), await shop.desk.measure_events()) == (25_000_000, 0)
+
+
+async def test_what_changes_all_the_time_is_left_for_later(at_stripe: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, ada = at_stripe, owner()
+    session = session_of(await top_up(shop, ada))
+    await stripe.pay(session)
+    provider = orders_of(shop).provider
+    read, reads = provider.read, 0
+
+    async def overtaken(object_id: str) -> Any:
+        nonlocal reads
+        reads += 1
+        await shop.execute("UPDATE subscriptions SET version = version + 1")
+        return await read(object_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(provider, "read", overtaken)
+        await tell_of_stripe(shop, stripe, session)
+    assert (await balance(shop, ada), reads, await stuck(shop)) == (0, 5, {})
+    await handle_all(shop)
+    assert await balance(shop, ada) == 25_000_000
+
+
+async def test_two_gateways_give_credits_once(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, owners = at_paddle, [owner() for _ in range(4)]
+    told = []
+    for ada in owners:
+        number = transaction_of(await top_up(shop, ada))
+        told += [number, paddle.pay(transaction_of(await shop.order(ada, "pro")))]
+        paddle.pay(number)
+    for object_id in [*told, *reversed(told)]:
+        await deliver(shop, paddle.signed(object_id))
+    other = ProviderOrders("paddle", orders_of(shop).provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
+    second = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, other, items=shop.items)
+    await asyncio.gather(shop.desk.work(), second.work())
+    await handle_all(shop)
+    assert [(await balance(shop, ada), shop.plan_of(ada)) for ada in owners] == [(25_000_000, "pro@1")] * 4
+    assert (await shop.desk.measure_events(), await stuck(shop)) == (0, {})
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+# --- a restored database ------------------------------------------------------------------------------------------------
+
+
+async def restore(shop: Shop) -> None:
+    """Go back to before all orders."""
+    for table in ("payment_orders", "subscriptions", "webhook_events"):
+        await shop.execute(f"DELETE FROM {table}")
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_an_order_is_made_again_from_what_stripe_has(at_stripe: Shop, stripe: StripeServer, is_named: bool) -> None:
+    shop, ada = at_stripe, owner()
+    credits_, plan = session_of(await top_up(shop, ada)), session_of(await shop.order(ada, "pro"))
+    await stripe.pay(credits_)
+    subscription = await stripe.pay(plan)
+    if is_named:
+        await restore(shop)
+    else:
+        await shop.execute("UPDATE payment_orders SET object_id = NULL")
+    # The event of the plan's checkout came before the restore.
+    for _ in range(2):
+        await tell_of_stripe(shop, stripe, credits_, subscription)
+    assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (25_000_000, "pro@1", {})
+    orders = "SELECT string_agg(object_id || ' ' || owner || ' ' || amount_minor, ', ' ORDER BY object_id) FROM payment_orders"
+    assert await shop.fetch(orders) == f"{credits_} {ada} 2500, {plan} {ada} 0"
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("changed", "waits"), [({"mesh": "https://other.example/billing"}, True), ({"owner": "ada"}, True), ({"order": None}, False)]
+)
+async def test_only_what_this_mesh_wrote_is_made_again(
+    at_stripe: Shop, stripe: StripeServer, changed: dict[str, str | None], waits: bool
+) -> None:
+    shop, ada = at_stripe, owner()
+    session = session_of(await top_up(shop, ada))
+    await stripe.pay(session)
+    written = stripe.sessions[session]["metadata"] | changed
+    stripe.sessions[session]["metadata"] = {name: value for name, value in written.items() if value is not None}
+    await restore(shop)
+    await tell_of_stripe(shop, stripe, session)
+    assert (await balance(shop, ada), await stuck(shop)) == (0, {"payment": 1} if waits else {})
+    assert await shop.fetch("SELECT count(*) FROM payment_orders") == 0
+
+
+async def test_an_order_that_only_paddle_has_waits_for_an_administrator(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada, eve = at_paddle, owner(), owner()
+    credits_, plan = transaction_of(await top_up(shop, ada)), transaction_of(await shop.order(ada, "pro"))
+    paddle.pay(credits_)
+    subscription = paddle.pay(plan)
+    await restore(shop)
+    await tell(shop, paddle, credits_, plan, subscription)
+    assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (0, "free", {"payment": 3})
+    orders = orders_of(shop)
+    shown = await orders.adopt(subscription, None)
+    assert (shown.id, shown.subscription, shown.claimed["owner"]) == (plan, subscription, str(ada))
+    assert await shop.fetch("SELECT count(*) FROM payment_orders") == 0, "it was only shown"
+    for object_id in (credits_, subscription):
+        await orders.adopt(object_id, ada)
+    await shop.desk.apply()
+    assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (25_000_000, "pro@1", {})
+    assert await shop.desk.measure_events() == 0
+    for whose in (ada, eve):
+        with pytest.raises(errors.AlreadyExists, match="was given, or is an order of another account"):
+            await orders.adopt(credits_, whose)
+    assert [await balance(shop, one) for one in (ada, eve)] == [25_000_000, 0]
+    # From now on, it is followed.
+    paddle.subscriptions[subscription]["status"] = "canceled"
+    await tell(shop, paddle, subscription)
+    assert shop.plan_of(ada) == "free@0"
+
+
+async def test_an_administrator_gives_what_was_paid_and_no_more(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada, eve = at_paddle, owner(), owner()
+    number = transaction_of(await top_up(shop, ada))
+    paddle.put_in(number, "pri_mug")
+    paddle.discount = 2000
+    with pytest.raises(errors.BadRequest, match="did not pay any EUR"):
+        await orders_of(shop).adopt(number, ada)
+    paddle.pay(number)
+    await tell(shop, paddle, number)
+    with pytest.raises(errors.AlreadyExists):
+        await orders_of(shop).adopt(number, eve)
+    await orders_of(shop).adopt(number, ada)
+    assert (await balance(shop, ada), await balance(shop, eve), await stuck(shop)) == (9_000_000, 0, {})
+
+
+@pytest.mark.parametrize("change", [{"discount": 2500}, {"currency": "JPY"}, {"id": "txn_of_another_account"}])
+async def test_nobody_adopts_what_was_not_paid_here(at_paddle: Shop, paddle: PaddleServer, change: dict[str, Any]) -> None:
+    shop, ada = at_paddle, owner()
+    number = transaction_of(await top_up(shop, ada))
+    paddle.pay(number)
+    paddle.discount = change.get("discount", 0)
+    paddle.transactions[number]["currency_code"] = change.get("currency", "EUR")
+    with pytest.raises(errors.CallerError, match=r"did not pay any EUR|has no payment"):
+        await orders_of(shop).adopt(change.get("id", number), ada)
+    assert await balance(shop, ada) == 0
