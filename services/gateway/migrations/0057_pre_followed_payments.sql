@@ -10,3 +10,6 @@ CREATE UNIQUE INDEX payment_orders_of_subscriptions ON payment_orders (provider,
 
 -- Grows with each write, so that who has read the provider meanwhile knows that it was too early.
 ALTER TABLE subscriptions ADD COLUMN version bigint NOT NULL DEFAULT 0;
+
+-- Until then, a gateway bills it. It holds no lock meanwhile.
+ALTER TABLE owed ADD COLUMN taken_until timestamptz NOT NULL DEFAULT '-infinity';

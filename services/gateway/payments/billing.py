@@ -6,6 +6,7 @@ until it has.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from uuid import UUID, uuid5
 
@@ -265,6 +266,7 @@ class BillingDesk:
         await self._items.drain(ItemKind.PLAN_CHANGE, self._apply_one)
 
     async def _apply_one(self, taken: TakenItem) -> bool:
+        is_gone = False
         # The lock is kept until auth has answered: an older plan must not arrive after a newer one.
         async with self._store.transaction() as rows:
             held = await rows.take_unapplied()
@@ -275,6 +277,7 @@ class BillingDesk:
             try:
                 await self._rpc.call(api.apply_plan, api.ApplyPlan(held.owner, plan), deadline_seconds=AUTH_SECONDS)
             except errors.NotFound:
+                is_gone = True
                 await self._end(rows, held)
             except errors.PeerError as error:
                 _log.warning("auth does not know of a plan yet", owner=held.owner, plan=plan, reason=error.message)
@@ -282,16 +285,21 @@ class BillingDesk:
                 return False
             else:
                 await rows.write(msgspec.structs.replace(held, is_applied=True))
+        if is_gone:
+            await self._cancel(held)
         return True
 
     async def _end(self, rows: BillingRows, held: Subscription) -> None:
-        """The account is gone. A subscription that is not canceled now is followed again in a day, and comes here again."""
+        """The account is gone. Follow with ``_cancel``."""
+        await rows.write(msgspec.structs.replace(held, plan=None, next_plan=None, invoice=None, is_applied=True))
+
+    async def _cancel(self, held: Subscription) -> None:
+        """A subscription that is not canceled now is followed again in a day, and comes here again."""
         try:
             if self.provider is not None:
                 await self.provider.cancel(held)
         except errors.AimeshError as error:
             _log.warning("the subscription of an erased account is not canceled yet", owner=held.owner, reason=error.message)
-        await rows.write(msgspec.structs.replace(held, plan=None, next_plan=None, invoice=None, is_applied=True))
 
     async def _renew_one(self, taken: TakenItem) -> bool:
         """Begin and bill the next period of one subscription; False if none is due."""
@@ -304,53 +312,58 @@ class BillingDesk:
                 customer = await self._find_customer(held.owner)
             except errors.NotFound:
                 await self._end(rows, held)
+            else:
+                await self._renew(rows, held, held.plan, customer)
                 return True
-            plan = held.plan if held.next_plan is None or held.invoice is not None else held.next_plan
-            started = await rows.open_period(held.owner, self._included(plan))
-            changed = msgspec.structs.replace(held, billed_period=started, plan=plan)
-            if plan != held.plan:
-                changed = msgspec.structs.replace(changed, next_plan=None, is_applied=False)
-            fee = self._fee_of(plan)
-            if fee and held.subscription is None:
-                line = InvoiceLine(f"Plan {tiers.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
-                order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
-                await rows.add_invoice(self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
-            await rows.write(changed)
+        await self._cancel(held)
         return True
+
+    async def _renew(self, rows: BillingRows, held: Subscription, plan: str, customer: Party) -> None:
+        if held.next_plan is not None and held.invoice is None:
+            plan = held.next_plan
+        started = await rows.open_period(held.owner, self._included(plan))
+        changed = msgspec.structs.replace(held, billed_period=started, plan=plan)
+        if plan != held.plan:
+            changed = msgspec.structs.replace(changed, next_plan=None, is_applied=False)
+        fee = self._fee_of(plan)
+        if fee and held.subscription is None:
+            line = InvoiceLine(f"Plan {tiers.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
+            order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
+            await rows.add_invoice(self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
+        await rows.write(changed)
 
     async def _bill_owed(self, refused: list[UUID], taken: TakenItem) -> bool:
         """Bill what one account owes. ``refused``: what the provider does not bill now, for the next round."""
-        owed = None
+        owed = await self._store.take_owed(refused)
+        if owed is None:
+            return False
+        taken.id = str(owed.id)
         try:
-            async with self._store.transaction() as rows:
-                owed = await rows.take_owed(refused)
-                if owed is None:
-                    return False
-                taken.id = str(owed.id)
-                await self._bill(rows, owed)
+            await self._bill(owed)
         except errors.PeerError as error:
-            if owed is None:
-                raise
             _log.warning("usage not billed yet", owner=owed.owner, reason=error.message)
             refused.append(owed.id)
             taken.id = None
+        finally:
+            await self._store.release_owed(owed.id)
         return True
 
-    async def _bill(self, rows: BillingRows, owed: OwedUsage) -> None:
-        amount = currency.minor(owed.micro, self._seller.currency)
-        if not amount:
-            return
-        if self.provider is not None and await self.provider.bill(owed, await rows.lock(owed.owner, MANUAL), amount):
-            return
-        try:
-            customer = await self._find_customer(owed.owner)
-        except errors.NotFound:
-            return
+    async def _bill(self, owed: OwedUsage) -> None:
+        amount, customer = currency.minor(owed.micro, self._seller.currency), None
+        held = await self._store.find_subscription(owed.owner)
+        if amount and not (self.provider is not None and held is not None and await self.provider.bill(owed, held, amount)):
+            with suppress(errors.NotFound):
+                customer = await self._find_customer(owed.owner)
+        async with self._store.transaction() as rows:
+            if await rows.end_owed(owed.id) and customer is not None:
+                await self._add_charges(rows, owed, customer, amount)
+
+    async def _add_charges(self, rows: BillingRows, owed: OwedUsage, customer: Party, amount: int) -> None:
+        """A restored database may have the invoice of a period that it doesn't know to be over: what is more is a charge of its own."""
         order_id = owed.id
         while amount > 0:
             line = InvoiceLine(owed.text, amount)
             made = await rows.add_invoice(self._seller, owed.owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=order_id)
-            # A restored database may have the invoice of a period that it doesn't know to be over: what is more is a charge of its own.
             amount -= made.document.net_minor
             order_id = uuid5(order_id, "rest")
 

@@ -118,9 +118,9 @@ class BillingRows:
         row = await self._transaction.row("take_due_subscription")
         return None if row is None else _subscription(row)
 
-    async def take_owed(self, skipped: list[UUID]) -> OwedUsage | None:
-        row = await self._transaction.row("take_owed", skipped)
-        return None if row is None else OwedUsage(**{name: row[name] for name in OwedUsage.__slots__})
+    async def end_owed(self, owed_id: UUID) -> bool:
+        """Return False if it was billed already."""
+        return bool(await self._transaction.run("end_owed", owed_id))
 
     async def begin_period(self, owner: TenantId, anchor: datetime | None) -> None:
         await self._transaction.run("begin_period", owner, anchor)
@@ -283,6 +283,14 @@ class BillingStore:
         """Return the age of the oldest event that waits, in seconds, and delete old ones."""
         await self._database.run("forget_events")
         return float(await self._database.value("measure_events"))
+
+    async def take_owed(self, skipped: list[UUID]) -> OwedUsage | None:
+        """Return what an account owes, which only this caller bills for two minutes."""
+        row = await self._database.row("take_owed", skipped)
+        return None if row is None else OwedUsage(**{name: row[name] for name in OwedUsage.__slots__})
+
+    async def release_owed(self, owed_id: UUID) -> None:
+        await self._database.run("release_owed", owed_id)
 
     async def measure_owed(self) -> float:
         """Return the age of the oldest usage that is not billed yet, in seconds."""

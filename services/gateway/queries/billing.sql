@@ -50,14 +50,23 @@ SELECT period_start FROM open_account($1, $2, true);
 
 -- name: take_owed
 -- Take what an account owed at the end of a period, without those of $1: the oldest, and of each account in order. The account's next period
--- tells when it ended.
-DELETE FROM owed WHERE id = (
+-- tells when it ended. Nobody else bills it for two minutes, which is longer than all calls to a provider take.
+UPDATE owed SET taken_until = clock_timestamp() + interval '2 minutes' WHERE id = (
     SELECT id FROM owed
-    WHERE id <> ALL($1::uuid[]) AND NOT is_deferred('overage', id::text) AND NOT EXISTS (SELECT FROM owed AS older WHERE older.owner = owed.owner AND older.at < owed.at)
+    WHERE id <> ALL($1::uuid[]) AND taken_until < now() AND NOT is_deferred('overage', id::text)
+        AND NOT EXISTS (SELECT FROM owed AS older WHERE older.owner = owed.owner AND older.at < owed.at)
     ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
 RETURNING id, owner, micro, period_start, at, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at,
     EXISTS (SELECT FROM database_restores WHERE found_at > owed.period_start) AS is_restored;
+
+-- name: release_owed
+-- Let others bill what was not billed.
+UPDATE owed SET taken_until = '-infinity' WHERE id = $1;
+
+-- name: end_owed
+-- End what was billed.
+DELETE FROM owed WHERE id = $1;
 
 -- name: measure_owed
 -- Return the age of the oldest usage that is not billed yet, in seconds.

@@ -206,6 +206,48 @@ async def test_a_silent_provider_holds_no_connection(at_stripe: Shop, stripe: St
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_billing_and_canceling_hold_no_connection_either(
+    at_stripe: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop, ada, provider, open_ones = at_stripe, owner(), orders_of(at_stripe).provider, []
+
+    def watched(method: Any) -> Any:
+        async def call(*args: Any) -> Any:
+            found = await shop.fetch("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+            open_ones.append((method.__name__, found))
+            return await method(*args)
+
+        return call
+
+    for name in ("bill", "cancel"):
+        monkeypatch.setattr(provider, name, watched(getattr(provider, name)))
+    await test_stripe_provider.subscribe(shop, stripe, ada)
+    await test_stripe_provider.owe(shop, ada, 12_345_678)
+    await shop.desk.work()
+    shop.gone.add(ada)
+    await shop.end_period(ada)
+    await shop.desk.work()
+    assert open_ones == [("bill", 0), ("cancel", 0)]
+
+
+async def test_usage_is_billed_by_one_gateway_at_a_time(at_stripe: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop, ada, provider, calls = at_stripe, owner(), orders_of(at_stripe).provider, 0
+    bill = provider.bill
+
+    async def meanwhile(*args: Any) -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await shop.desk.work()
+        return await bill(*args)
+
+    monkeypatch.setattr(provider, "bill", meanwhile)
+    await test_stripe_provider.subscribe(shop, stripe, ada)
+    await test_stripe_provider.owe(shop, ada, 12_345_678)
+    await shop.desk.work()
+    assert (calls, await shop.fetch("SELECT count(*) FROM owed")) == (1, 0)
+
+
 @pytest.mark.parametrize("fault", ["busy", "lost", "down"])
 async def test_a_provider_that_does_not_answer_is_asked_again(
     at_stripe: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch, fault: str
