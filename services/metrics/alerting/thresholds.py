@@ -168,6 +168,12 @@ def _differences(readings: Readings) -> Vector:
     return {**tokens, **_above(_fold(max, instruments.USAGE_EXPORT_DIFFERENCE_MICRO, "sink")(readings), tokens)}
 
 
+def _failing_payments(readings: Readings) -> Vector:
+    """Usage that was not billed for 50 minutes, in seconds, and payments that wait for an administrator."""
+    unbilled = {labels: age for labels, age in _fold(max, instruments.UNBILLED_USAGE)(readings).items() if age > 3000}
+    return {**unbilled, **_fold(max, instruments.DEFERRED_ITEMS, "kind", kind="payment")(readings)}
+
+
 def _above(vector: Vector, other: Vector) -> Vector:
     return {labels: value for labels, value in vector.items() if value > other.get(labels, 0.0)}
 
@@ -204,7 +210,7 @@ THRESHOLDS: Final = (
     Threshold("disk_low", _disk_free, _UNDER, 0.1, "{:.1%}"),
     Threshold("ledger_drift", _fold(max, instruments.LEDGER_DRIFT, "node"), operator.ne, 0, "{:,.0f} micro-credits"),
     Threshold("database_restored", _fold(max, instruments.DATABASE_RESTORED, "service", "node"), _OVER, 0),
-    Threshold("payments_failing", _fold(max, instruments.UNBILLED_USAGE), _OVER, 3000, "{:,.0f} s"),
+    Threshold("payments_failing", _failing_payments, _OVER, 0, "{:,.0f}"),
     Threshold("webhooks_late", _fold(max, instruments.WEBHOOK_BACKLOG), _OVER, 900, "{:,.0f} s"),
     Threshold("jobs_stalled", _stalled, _OVER, 900, "{:,.0f} s", _LINES),
     Threshold("usage_export_late", _fold(max, instruments.USAGE_EXPORT_LAG, "sink"), _OVER, 3600, "{:,.0f} s"),
@@ -229,7 +235,8 @@ SERIES: Final = frozenset(_COUNTERS) | {
     for one in (
         instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT, instruments.BACKUP_AGE,
         instruments.CERTIFICATE_SECONDS_LEFT, answer_instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
-        instruments.DATABASE_RESTORED, instruments.UNBILLED_USAGE, instruments.WEBHOOK_BACKLOG, job_instruments.JOB_OLDEST,
+        instruments.DATABASE_RESTORED, instruments.UNBILLED_USAGE, instruments.DEFERRED_ITEMS, instruments.WEBHOOK_BACKLOG,
+        job_instruments.JOB_OLDEST,
         instruments.USAGE_EXPORT_LAG, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, instruments.USAGE_EXPORT_DIFFERENCE_MICRO,
         host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
     )
