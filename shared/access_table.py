@@ -285,6 +285,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.getInvoice": _USAGE,
     "gateway.payInvoice": _ADMIN_FRESH,
     "gateway.voidInvoice": _ADMIN_FRESH,
+    "gateway.adoptPayment": _ADMIN_FRESH,
     "gateway.listCustomers": _ADMIN,
     "gateway.readRevenue": _ADMIN,
     "gateway.dropStoredItems": _NODE,

@@ -12,8 +12,10 @@ from shared import api
 from shared.types import RequestId, TenantId
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from cli.connection import CliConnection
-    from shared.api.billing import Invoice, Order
+    from shared.api.billing import Invoice, Order, ProviderPayment
 
 
 @click.group(invoke_without_command=True)
@@ -176,11 +178,54 @@ def give_plan(here: CliContext, /, whose: str, name: str, *, reason: str, as_jso
 
 
 async def _give(connection: "CliConnection", whose: str, name: str, reason: str) -> "Order":
+    return await connection.call(api.billing.set_plan, api.billing.SetPlan(name, await _owner(connection, whose), reason))
+
+
+async def _owner(connection: "CliConnection", whose: str) -> TenantId:
     try:
-        owner = TenantId(UUID(whose))
+        return TenantId(UUID(whose))
     except ValueError:
-        owner = TenantId((await connection.call(api.auth.get_user_called, api.auth.GetUserCalled(whose))).id)
-    return await connection.call(api.billing.set_plan, api.billing.SetPlan(name, owner, reason))
+        return TenantId((await connection.call(api.auth.get_user_called, api.auth.GetUserCalled(whose))).id)
+
+
+@click.group("billing")
+def admin_billing() -> None:
+    """Look after what was paid at Stripe or Paddle."""
+
+
+@admin_billing.command()
+@click.argument("payment_id", metavar="ID")
+@click.option("--owner", "whose", metavar="ACCOUNT", help="Whose payment it is: a username, email address, user ID or organization ID.")
+@click.option("--reason", default="", help="Recorded in the audit log.")
+@print_format.output_options("Print the payment as a JSON object; amounts in minor units, such as cents.")
+@click.pass_obj
+def adopt(here: CliContext, /, payment_id: str, *, whose: str | None, reason: str, as_json: bool) -> None:
+    """Show a payment that waits in `aicli admin deferred list`; with --owner, give them what was paid.
+
+    ID is that at the provider. With Paddle, the customer's browser may have written what the payment claims: compare it with what you know
+    of the customer.
+    """
+    found = here.run(lambda connection: _adopt(connection, payment_id, whose, reason))
+    printing.show_message(found, "\n".join(_facts(found, whose)), as_json=as_json)
+
+
+async def _adopt(connection: "CliConnection", payment_id: str, whose: str | None, reason: str) -> "ProviderPayment":
+    owner = None if whose is None else await _owner(connection, whose)
+    return await connection.call(api.billing.adopt_payment, api.billing.AdoptPayment(payment_id, owner, reason))
+
+
+def _facts(found: "ProviderPayment", whose: str | None) -> "Iterator[str]":
+    from shared import currency
+
+    yield f"payment       {found.id}, {'paid' if found.is_paid else 'not paid'}"
+    yield f"amount        {currency.written(found.amount_minor, found.currency)}"
+    yield f"customer      {printing.printable(found.customer or '-')}"
+    if found.subscription is not None:
+        yield f"subscription  {printing.printable(found.subscription)}"
+    for name, value in found.claimed.items():
+        yield f"claims        {name} {printing.printable(value)}"
+    if whose is not None:
+        yield f"{printing.printable(whose)} has what was paid."
 
 
 @click.group("invoices")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli import options
-from cli.account.billing import admin_invoices, admin_plans
+from cli.account.billing import admin_billing, admin_invoices, admin_plans
 from cli.admin.audit import audit
 from cli.admin.config import config
 from cli.admin.credits import budget, credits_, ledger
@@ -65,6 +65,7 @@ for command in (
     audit,
     admin_plans,
     admin_invoices,
+    admin_billing,
 ):
     admin.add_command(command)
 

@@ -202,6 +202,30 @@ class VoidInvoice(Body, frozen=True):
     reason: Annotated[str, Meta(min_length=1, max_length=500)]
 
 
+class AdoptPayment(Body, frozen=True):
+    """For administrators: read a payment at the provider of which this mesh has no order, or another one. With an owner, give them what was
+    paid: credits, or the plan of its subscription."""
+
+    #: At the provider: a checkout session, a transaction or a subscription.
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_]{1,255}\Z")]
+    owner: TenantId | None = None
+    reason: Reason = ""
+
+
+class ProviderPayment(Body, frozen=True, omit_defaults=False):
+    """What the provider says."""
+
+    #: Of the checkout.
+    id: str
+    is_paid: bool
+    amount_minor: MinorUnits
+    currency: str
+    customer: str | None
+    subscription: str | None
+    #: What the checkout says of its order. With Paddle, a customer's browser can write it.
+    claimed: dict[str, str]
+
+
 class Customer(Body, frozen=True, omit_defaults=False):
     """An account that has ordered a plan, or was given one."""
 
@@ -276,6 +300,7 @@ list_invoices = Method("gateway.listInvoices", ListInvoices, Invoices, callers=P
 get_invoice = Method("gateway.getInvoice", GetInvoice, Invoice, callers=PEOPLE)
 pay_invoice = Method("gateway.payInvoice", PayInvoice, Invoice, callers=PEOPLE)
 void_invoice = Method("gateway.voidInvoice", VoidInvoice, Invoice, callers=PEOPLE)
+adopt_payment = Method("gateway.adoptPayment", AdoptPayment, ProviderPayment, callers=PEOPLE)
 list_customers = Method("gateway.listCustomers", ListCustomers, Customers, callers=PEOPLE)
 read_revenue = Method("gateway.readRevenue", ReadRevenue, Revenue, callers=PEOPLE)
 describe_account = Method("auth.describeAccount", DescribeAccount, AccountName, callers={Role.GATEWAY})

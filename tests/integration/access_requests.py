@@ -229,6 +229,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.getInvoice": lambda: billing.GetInvoice(NO_INVOICE),
     "gateway.payInvoice": lambda: billing.PayInvoice(NO_INVOICE, "none"),
     "gateway.voidInvoice": lambda: billing.VoidInvoice(NO_INVOICE, "none"),
+    "gateway.adoptPayment": lambda: billing.AdoptPayment("cs_none"),
     "auth.describeMachine": lambda: membership.DescribeMachine(NodeId("U" + "A" * 55)),
     "auth.describeAccount": lambda: billing.DescribeAccount(NO_TEAM),
     "auth.applyPlan": lambda: billing.ApplyPlan(NO_TEAM, "free"),

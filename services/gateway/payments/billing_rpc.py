@@ -113,6 +113,24 @@ class BillingRpc:
         self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason)
         return found
 
+    @serves(api.adopt_payment)
+    async def adopt_payment(self, request: api.AdoptPayment, call: RpcCall) -> api.ProviderPayment:
+        """Raises NotFound, and what ``ProviderOrders.adopt`` raises."""
+        if self.desk.provider is None:
+            raise errors.NotFound("this mesh has no payment provider", hint="see `aicli admin invoices list`")
+        if request.owner is not None:
+            await self.desk.describe(request.owner)
+        found = await self.desk.provider.adopt(request.id, request.owner)
+        if request.owner is not None:
+            await self.desk.apply()
+            self.audit_reporting.report_action(
+                "payment.adopt", call.principal, target=request.owner, payment=found.id, reason=request.reason
+            )
+        claimed = {name: found.claimed[name][:100] for name in ("order", "owner", "plan", "amount") if name in found.claimed}
+        return api.ProviderPayment(
+            found.id, found.payment is not None, found.amount_minor, found.currency, found.customer, found.subscription, claimed
+        )
+
     @serves(api.list_customers)
     async def list_customers(self, request: api.ListCustomers, call: RpcCall) -> Customers:
         self._ensure_on()

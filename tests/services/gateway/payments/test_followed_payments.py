@@ -4,14 +4,18 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from services.gateway.payments import payment_provider
 from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared import errors
-from shared.api.billing import OrderTopUp
-from shared.types import RequestId
+from shared.api.billing import AdoptPayment, OrderTopUp, ProviderPayment
+from shared.rpc.audit_reporting import AuditReporting
+from shared.types import RequestId, UserRole
+from tests.services.gateway.fakes import PERSON, rpc_call
 from tests.services.gateway.payments import test_paddle_provider, test_stripe_provider
 from tests.services.gateway.payments.paddle_server import PaddleServer
 from tests.services.gateway.payments.stripe_server import StripeServer
@@ -399,3 +403,18 @@ async def test_nobody_adopts_what_was_not_paid_here(at_paddle: Shop, paddle: Pad
     with pytest.raises(errors.CallerError, match=r"did not pay any EUR|has no payment"):
         await orders_of(shop).adopt(change.get("id", number), ada)
     assert await balance(shop, ada) == 0
+
+
+async def test_an_administrator_adopts_for_accounts_that_exist(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada, gone = at_paddle, owner(), owner()
+    number = paddle.open_in_browser("pri_mug", {"order": "o" * 101, "owner": "someone", "cart": "17", "plan": 3})
+    paddle.pay(number)
+    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    call = rpc_call(msgspec.structs.replace(PERSON, role=UserRole.ADMIN))
+    shown = await rpc.adopt_payment(AdoptPayment(number), call)
+    assert shown == ProviderPayment(number, True, 2900, "EUR", shown.customer, None, {"order": "o" * 100, "owner": "someone"})
+    shop.gone.add(gone)
+    with pytest.raises(errors.NotFound):
+        await rpc.adopt_payment(AdoptPayment(number, gone), call)
+    await rpc.adopt_payment(AdoptPayment(number, ada), call)
+    assert await balance(shop, ada) == 29_000_000
