@@ -6,10 +6,10 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.facts import active_hours, model_routes, upstream_prices
+from services.gateway.facts import active_hours, config_snapshot, model_routes, tiers, upstream_prices
 from services.gateway.facts.config_snapshot import DocumentKey, StoredDocument
 from services.gateway.facts.unreadable import Unreadable
-from shared import errors
+from shared import errors, limits
 from shared.config_documents import (
     FIXED_NAMES,
     MAX_CONFIG_BYTES,
@@ -25,6 +25,8 @@ from shared.config_documents import (
     DefaultModelDocument,
     Document,
     GuardDocument,
+    ModelLimitDocument,
+    PlanDocument,
     PolicyDocument,
     RouteDocument,
     ServerDocument,
@@ -38,6 +40,7 @@ Mistake = tuple[tuple[str | int, ...], str]
 CheckGuard = Callable[[GuardDocument], Iterator[Mistake]]
 
 NOTHING: Mapping[DocumentKey, int] = MappingProxyType({})
+_MINUTE, _HOUR = limits.BY_NAME["requests_per_minute"], limits.BY_NAME["requests_per_hour"]
 #: The error of a percentage as a binary fraction.
 _ROUNDING = 1e-6
 
@@ -127,6 +130,7 @@ def check_change(
     unreadable = {key: stored.size for key, stored in kept.items() if isinstance(stored.body, Unreadable)}
     if tenant is None:
         yield from check_together(of_mesh | written, unreadable)
+        yield from _check_rates(of_mesh | written, written)
         return
     yield from _check_moderation(
         written, {name: body for (_, name), body in of_mesh.items() if isinstance(body, RouteDocument)}, unreadable
@@ -175,6 +179,20 @@ def check_together(documents: Mapping[DocumentKey, Document], unreadable: Mappin
         compared = {target.name: target.model for target in route.targets}.get(route.compare_cost_with or "", route.compare_cost_with)
         if compared is not None and (ConfigKind.UPSTREAM_PRICE, compared) not in {**documents, **unreadable}:
             yield f"routes.{name}.compare_cost_with: upstream_prices has no {compared}"
+
+
+def _check_rates(documents: Mapping[DocumentKey, Document], written: Mapping[DocumentKey, Document]) -> Iterator[str]:
+    """Yield each written limit per minute above the limit per hour. Documents from before this rule stay as they are."""
+    plans = config_snapshot.all_plans({name: body for (_, name), body in documents.items() if isinstance(body, PlanDocument)})
+    for (_, name), body in written.items():
+        if not isinstance(body, PlanDocument | ModelLimitDocument):
+            continue
+        is_plan = isinstance(body, PlanDocument)
+        rule = plans[name] if is_plan else config_snapshot.tier_plan(tiers.NO_LIMITS, body, "")
+        minute, hour = _MINUTE.of(rule), _HOUR.of(rule)
+        if _MINUTE.of(body) is not None and minute is not None and hour is not None and minute > hour:
+            where = f"{'plans' if is_plan else 'model_limits'}.{name}.{_MINUTE.name}"
+            yield f"{where}: {minute} is more than its {hour} {_HOUR.words}; set {_HOUR.name}, too"
 
 
 def _check_moderation(

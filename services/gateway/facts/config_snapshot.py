@@ -163,13 +163,13 @@ def build(
         revoked=models.revoked,
         unreadable=unreadable[ConfigKind.ROUTE],
     )
-    all_plans = _all_plans(plans, plan_versions)
+    by_plan = all_plans(plans, plan_versions)
     return ConfigSnapshot(
         revision=revision,
         names=names,
         route_names=replace(names, only_routes=True),
-        limits=LimitRules(all_plans, model_limits),
-        offers=_offers(documents, all_plans),
+        limits=LimitRules(by_plan, model_limits),
+        offers=_offers(documents, by_plan),
         policies=Policies(policies, policy_revisions, unreadable[ConfigKind.POLICY]),
         upstream_prices=prices,
         catalog=catalog,
@@ -209,13 +209,14 @@ def _find_trust(model: ModelName, trusts: Iterable[str], unreadable: Iterable[Un
     return found[max(matching, key=lambda name: (not is_pattern(name), len(name)))] if matching else None
 
 
-def _all_plans(documents: Mapping[PlanName, PlanDocument | Unreadable], versions: PlanVersions) -> dict[PlanName, TierPlan]:
+def all_plans(documents: Mapping[PlanName, PlanDocument | Unreadable], versions: PlanVersions = NO_VERSIONS) -> dict[PlanName, TierPlan]:
     """Return the built-in plans, those of the documents, and their versions by names such as `pro@3`; what a plan that isn't built in
-    leaves out is as in `free`, but nobody may choose it. Nobody may choose one that can't be read either."""
+    leaves out is as in `free`, but nobody may choose it, and with a fee its limits are those of `pro`. Nobody may choose one that can't be
+    read either."""
     plans = dict(tiers.DEFAULTS)
 
     def plan(name: PlanName, document: PlanDocument | Unreadable) -> TierPlan:
-        base = tiers.DEFAULTS[name] if name in tiers.DEFAULTS else replace(plans[Tier.FREE], for_sale=False)
+        base = tiers.DEFAULTS[name] if name in tiers.DEFAULTS else _own_base(plans, document)
         if isinstance(document, Unreadable):
             return replace(base, for_sale=False, unreadable=document)
         return _sold(tier_plan(base, document, f"plan {name}"), document)
@@ -223,6 +224,15 @@ def _all_plans(documents: Mapping[PlanName, PlanDocument | Unreadable], versions
     for name in sorted(documents, key=lambda name: (name not in tiers.DEFAULTS, name)):
         plans[name] = plan(name, documents[name])
     return plans | {f"{name}@{version}": plan(name, document) for (name, version), document in versions.items()}
+
+
+def _own_base(plans: Mapping[PlanName, TierPlan], document: PlanDocument | Unreadable) -> TierPlan:
+    free, pro = replace(plans[Tier.FREE], for_sale=False), plans[Tier.PRO]
+    if isinstance(document, Unreadable) or not upstream_prices.micro(document.fee or 0.0):
+        return free
+    # Not the tokens: the seller has to name what a customer gets for the fee.
+    changes: dict[str, Any] = {name: getattr(pro, name) for name in tiers.NUMBERS if name != "included_tokens"}
+    return replace(free, unreadable=free.unreadable or pro.unreadable, sources=pro.sources, **changes)
 
 
 def _offers(documents: Mapping[DocumentKey, StoredDocument], plans: Mapping[PlanName, TierPlan]) -> dict[PlanName, PlanOffer]:

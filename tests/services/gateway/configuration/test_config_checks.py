@@ -6,14 +6,17 @@ import msgspec
 import pytest
 
 from services.gateway.configuration import config_checks
+from services.gateway.facts.config_snapshot import StoredDocument
 from services.gateway.guard import guard_checks
 from shared.config_documents import (
     ConfigKind,
     DefaultModelDocument,
     Document,
     GuardDocument,
+    ModelLimitDocument,
     ModerationFormat,
     ModerationRule,
+    PlanDocument,
     PolicyDocument,
     RouteDocument,
     TargetConditions,
@@ -149,3 +152,27 @@ def test_a_policy_names_a_route_that_moderates() -> None:
     documents[ConfigKind.POLICY, "mesh"] = PolicyDocument(guard=GuardDocument(moderation=ModerationRule(route="guard")))
     del documents[ConfigKind.POLICY, "default"]
     assert list(config_checks.check_together(documents)) == []
+
+
+def rates(*changes: tuple[ConfigKind, str, Document], before: tuple[tuple[ConfigKind, str, Document], ...] = ()) -> list[str]:
+    current = {(kind, name): StoredDocument(1, 1, "", body) for kind, name, body in before}
+    return list(config_checks.check_change(current, {(kind, name): body for kind, name, body in changes}, None))
+
+
+def test_a_limit_per_minute_above_the_one_per_hour_is_refused() -> None:
+    plan, limit = ConfigKind.PLAN, ConfigKind.MODEL_LIMIT
+    often = msgspec.convert({"requests_per_minute": 300}, PlanDocument)
+    assert rates((plan, "basic", often)) == [
+        "plans.basic.requests_per_minute: 300 is more than its 100 requests per hour; set requests_per_hour, too"
+    ]
+    paid = msgspec.structs.replace(often, fee="99.00")
+    assert rates((plan, "team", paid)) == [], "it has the 1,000 requests an hour of pro"
+    assert rates((plan, "team", msgspec.convert({"fee": "99.00", "requests_per_minute": 1001}, PlanDocument))) == [
+        "plans.team.requests_per_minute: 1001 is more than its 1000 requests per hour; set requests_per_hour, too"
+    ]
+    assert rates((plan, "basic", msgspec.convert({"requests_per_minute": 300, "requests_per_hour": "unlimited"}, PlanDocument))) == []
+    assert rates((limit, "m", msgspec.convert({"requests_per_minute": 6, "requests_per_hour": 5}, ModelLimitDocument))) == [
+        "model_limits.m.requests_per_minute: 6 is more than its 5 requests per hour; set requests_per_hour, too"
+    ]
+    assert rates((limit, "m", msgspec.convert({"requests_per_minute": 6}, ModelLimitDocument))) == []
+    assert rates((ConfigKind.ROUTE, "r", route("m")), before=((plan, "basic", often),)) == [], "an older document is in nobody's way"
