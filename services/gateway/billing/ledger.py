@@ -15,7 +15,8 @@ import msgspec
 
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
-from services.gateway.billing import orphan_settlement, refusals
+from services.gateway.billing import compute_pace, orphan_settlement, refusals
+from services.gateway.billing.compute_pace import ComputePaces, Pace
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.prices import LEAST_TOKENS, Price, PriceList
 from services.gateway.billing.reservations import (
@@ -100,6 +101,7 @@ class Ledger:
         self._items = items
         self._clock = clock
         self._prices = PriceList({})
+        self._paces = ComputePaces()
         #: Those of jobs. Administrators set prices, so there are few.
         self._kept: dict[int, Price] = {}
         #: Dates requests: their days must not depend on which gateway ran them.
@@ -168,13 +170,15 @@ class Ledger:
         if bounds.kept_price is not None:
             found = dict.fromkeys(found, await self._find_kept(bounds.kept_price))
         prices = {model: price.of_batches() for model, price in found.items()} if bounds.is_batch else found
-        spending = self.spending_of(principal)
+        spending, most = self.spending_of(principal), bounds.max_tokens * bounds.answers
+        paces = {model: self._find_pace(model, price, bounds) for model, price in prices.items()}
+        seconds = {model: bounds.seconds if pace is None else pace.seconds(most) for model, pace in paces.items()}
         while True:
-            most = bounds.max_tokens * bounds.answers, bounds.seconds
             any_uncovered = not all(price.price.allowance_weight for price in prices.values())
             # A plan that covers some of the models doesn't help with the others.
             costs = {
-                model: (not price.price.allowance_weight, price.cost(bounds.prompt_tokens[model], *most)) for model, price in prices.items()
+                model: (not price.price.allowance_weight, price.cost(bounds.prompt_tokens[model], most, seconds[model]))
+                for model, price in prices.items()
             }
             dearest = max(costs, key=costs.__getitem__)
             cheaper = {model: price for model, price in prices.items() if costs[model] < costs[dearest]}
@@ -189,7 +193,7 @@ class Ledger:
                 max_tokens=bounds.max_tokens,
                 least_tokens=bounds.max_tokens if cheaper else LEAST_TOKENS,
                 answers=bounds.answers,
-                seconds=bounds.seconds,
+                seconds=seconds[dearest],
                 spending=spending,
                 holds=tuple(hold for hold in bounds.holds if hold.model in prices),
                 job=bounds.job,
@@ -199,11 +203,30 @@ class Ledger:
                 self._open[request_id] = self._clock()
                 clamped = answer.max_tokens < bounds.max_tokens
                 return HeldCredits(
-                    request_id, prices, answer.max_tokens, clamped=clamped, plan_tokens=answer.plan_tokens, over_ceiling=answer.over_ceiling
+                    *(request_id, prices, answer.max_tokens),
+                    clamped=clamped,
+                    plan_tokens=answer.plan_tokens,
+                    over_ceiling=answer.over_ceiling,
+                    seconds=seconds,
+                    token_seconds={
+                        model: compute_pace.MARGIN * pace.token_seconds for model, pace in paces.items() if pace is not None
+                    },
                 )
             if not cheaper:
                 raise await self._exhausted(answer, request)
             prices = cheaper
+
+    def _find_pace(self, model: ModelName, price: Price, bounds: CostBounds) -> Pace | None:
+        """Return None if it doesn't matter or isn't known, or if the request ends at its deadline first."""
+        # Without tokens, as of embeddings, nothing is measured.
+        if not price.price.compute_second_micro or not bounds.max_tokens:
+            return None
+        pace = self._paces.find(model, self._clock())
+        return pace if pace is not None and pace.seconds(bounds.max_tokens * bounds.answers) < bounds.seconds else None
+
+    def record_pace(self, model: ModelName, prompt_seconds: float, seconds: float, tokens: int) -> None:
+        """Record how long a request computed before its first token of output, and in all."""
+        self._paces.record(model, prompt_seconds=prompt_seconds, seconds=seconds, tokens=tokens, now=self._clock())
 
     def smallest_request(self, principal: Principal, model: ModelName) -> ReservationRequest:
         """Return what asks for the least useful answer of a model."""
@@ -228,13 +251,14 @@ class Ledger:
     ) -> HeldCredits:
         """Hold the cost of ``max_tokens`` for each answer of this model, or of what the credits cover. Safe to repeat, and after the end of
         the request, which it doesn't change. Raises LedgerUnavailable if PostgreSQL is down for more than 2 s."""
+        price, token_seconds = held.prices[model], held.token_seconds.get(model, 0.0)
         extension = HoldExtension(
             request_id=held.request_id,
             owner=principal.tenant_id,
             max_tokens=max_tokens,
             least_more=min(LEAST_TOKENS, max_tokens - held.max_tokens),
             answers=answers,
-            price=held.prices[model],
+            price=price.with_seconds(token_seconds),
             spending=self.spending_of(principal),
             target=target,
         )
@@ -242,7 +266,13 @@ class Ledger:
         if answer.max_tokens is None or answer.is_over_ceiling:
             return held
         clamped = answer.max_tokens < max_tokens
-        return msgspec.structs.replace(held, max_tokens=answer.max_tokens, clamped=clamped, plan_tokens=answer.plan_tokens)
+        # Tokens that the plan covers hold no money, not even for seconds.
+        covered = (answer.plan_tokens - held.plan_tokens) // max(price.price.allowance_weight, 1)
+        more = max(0, (answer.max_tokens - held.max_tokens) * answers - covered) * token_seconds
+        seconds = {**held.seconds, model: held.seconds[model] + more}
+        return msgspec.structs.replace(
+            held, max_tokens=answer.max_tokens, clamped=clamped, plan_tokens=answer.plan_tokens, seconds=seconds
+        )
 
     def record_claim(self, claim: WorkerClaim) -> None:
         """Record which worker is about to run the request."""

@@ -3,6 +3,7 @@
 Token prices are per million; every sum is rounded up once, at its end.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -42,6 +43,12 @@ class Price:
                 compute_second_micro=share(price.compute_second_micro),
             ),
         )
+
+    def with_seconds(self, token_seconds: float) -> "Price":
+        """Return the price of tokens that compute so long each."""
+        more = math.ceil(token_seconds * self.price.compute_second_micro * MICRO)
+        output = MicroCredits(min(self.price.output_micro_per_million + more, MOST_PER_MILLION))
+        return Price(self.id, msgspec.structs.replace(self.price, output_micro_per_million=output))
 
     def cost(self, prompt_tokens: int, completion_tokens: int, compute_seconds: float, covered: int = 0) -> MicroCredits:
         """Return the cost of a request that delivered something. Its plan covers so many tokens, first those of the prompt."""

@@ -66,6 +66,10 @@ class HeldCredits(msgspec.Struct, frozen=True):
     plan_tokens: int = 0
     #: Targets that would exceed their ceiling.
     over_ceiling: frozenset[str] = frozenset()
+    #: For each of these models: the compute seconds that it covers, and for how many more the next token is charged; without a measurement,
+    #: a deadline and none.
+    seconds: Mapping[ModelName, float] = {}
+    token_seconds: Mapping[ModelName, float] = {}
 
 
 class ReservationRequest(msgspec.Struct, frozen=True, kw_only=True):

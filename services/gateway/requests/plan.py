@@ -1,6 +1,5 @@
 """What the admission of a request has found, counted and decided."""
 
-import math
 from collections.abc import Mapping
 from typing import Generic, TypeVar
 from uuid import UUID
@@ -42,8 +41,6 @@ class AdmissionRecord(msgspec.Struct):
     images: int = 0
     #: See ``WorkerRequirements``.
     is_batch: bool = False
-    #: For so many seconds of compute, credits are held.
-    held_seconds: float = math.inf
     #: The context of each model that may serve it, in tokens; 0 if unknown.
     contexts: Mapping[ModelName, int] = msgspec.field(default_factory=dict)
     #: Its caller's policy has guardrails.

@@ -98,7 +98,6 @@ class RequestAdmission:
             # It is told before its caller gives up.
             most_wait_seconds=max(0.0, seconds - _ANSWER_SECONDS) if asked.is_batch else math.inf,
         )
-        record.held_seconds = min(seconds, most_held) if asked.is_batch else math.inf
         bounds = _bounds(run, choice, min(seconds, most_held), max_tokens, asked.answers)
         if needs.takes_slot:
             self._ensure_capacity(choice.requirements(needs))

@@ -22,6 +22,7 @@ from services.gateway.requests import generation
 from services.gateway.requests.answers import Answer, TextAnswer
 from services.gateway.requests.plan import NOT_COUNTED, AdmissionRecord, Plan
 from services.gateway.requests.targets import SharedClaims, TargetAttempts, TargetCall
+from services.gateway.scheduling.worker_claims import Claim
 from shared import errors
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.generation import Usage
@@ -231,9 +232,16 @@ class Run:
         # Waiting in the queue is free. A request that joined another's answer has no worker: count from its first item.
         joined = 0.0 if claims or self.first_item_at is None else now - self.first_item_at
         computed = joined + sum([claim.seconds for _, claim in claims])
-        computed = min(computed, self.admission.held_seconds)
+        computed = min(computed, self.admission.held.seconds.get(target.model, computed))
         cost, covered = price.settle(usage, computed, self.admission.held.plan_tokens)
         return cost, _FREE, covered
+
+    @property
+    def measured(self) -> Claim | None:
+        """Return the only worker of an answer that says how long its model computes. What runs behind live requests doesn't."""
+        claims = self.attempts.claims
+        is_whole = self.status is RequestStatus.SUCCESS and self.usage.completion_tokens > 0 and not self.admission.is_batch
+        return claims[0][1] if is_whole and len(claims) == 1 else None
 
     @property
     def _has_delivered(self) -> bool:

@@ -521,6 +521,8 @@ class Runs:
             if line is not None:
                 line.cached_tokens = run.usage.cached_tokens
             self._ledger.forget(run.request_id)
+            if (claim := run.measured) is not None:
+                self._ledger.record_pace(claim.requirements.model, claim.prompt_seconds, claim.seconds, run.usage.completion_tokens)
             if written is not None:
                 self._ended.ended(row, run)
             # Its traceback has this frame: a cycle, which would keep the prompt until a collection. Those are rare.

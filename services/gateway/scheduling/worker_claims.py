@@ -81,6 +81,8 @@ class Claim:
         #: When the request began to wait.
         self.asked_at = self._began_at - waited_seconds
         self.has_delivered = False
+        #: How long the worker computed before it delivered anything.
+        self.prompt_seconds = 0.0
         self._failed = self._is_preempted = False
         self._has_token_counts = False
         self._works_since = None if self.waits_there else self._began_at
@@ -140,6 +142,7 @@ class Claim:
         self.has_delivered = True
         if not self.has_started:
             self.mark_started()
+        self.prompt_seconds = self.seconds
         self._report(self, Delivered())
 
     def record_failure(self, error: errors.AimeshError) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import msgspec
@@ -138,6 +138,23 @@ async def test_the_maximum_cost_of_a_request_is_reserved(harness: LedgerHarness)
     harness.most_tokens = 20
     held = await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
     assert (held.max_tokens, held.clamped) == (20, True)
+
+
+async def test_a_price_per_second_holds_the_time_at_the_usual_speed(harness: LedgerHarness) -> None:
+    """At half a credit a second, each request once held the whole deadline: 150 credits."""
+    harness.prices = (Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(7), compute_second_micro=MicroCredits(500_000))),)
+    await harness.ledger.refresh_prices()
+    await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
+    harness.ledger.record_pace(ModelName("m"), 2.0, 22.0, 1000)
+    held = await harness.ledger.reserve(OWNER, new_request(), BOUNDS)
+    await harness.ledger.reserve(OWNER, new_request(), msgspec.structs.replace(BOUNDS, max_tokens=2000))
+    await harness.ledger.reserve(OWNER, new_request(), msgspec.structs.replace(BOUNDS, max_tokens=0))
+    assert [wanted.seconds for wanted in harness.reserved] == [60.0, 33.0, 60.0, 60.0], "unmeasured, usual, the deadline, an embedding"
+    assert held.seconds == {"m": 33.0}
+    longer = await harness.ledger.extend(OWNER, held, ModelName("m"), max_tokens=1500, answers=1, target=None)
+    extension: Any = harness.extended[0]
+    assert extension.price.price.output_micro_per_million == 15_000_000_007, "30 ms of each token, and its price"
+    assert longer.seconds == {"m": 48.0}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from services.gateway.billing.compute_pace import ComputePaces
 from services.gateway.billing.prices import Price
 from services.gateway.billing.reservations import ExtendedHold, InsufficientCredits
 from services.gateway.facts import model_names, model_routes, upstream_prices
@@ -562,6 +563,7 @@ class Teller:
             Price(2, ModelPrice(MODELS[1], MicroCredits(10 * MICRO), MicroCredits(20 * MICRO))),
         )
         await service.ledger.refresh_prices()
+        service.ledger._paces = ComputePaces()
         names = model_names.ModelNames({}, None, routes={"route": ROUTES[told.targets], GUARD: GUARDS})
         prices = {MODELS[1]: UPSTREAM}
         service.config = ConfigSnapshot(names=names, limits=service.config.limits, policies=POLICIES[told.guard], upstream_prices=prices)

@@ -167,6 +167,25 @@ async def test_compute_seconds_exclude_time_in_the_queue(running_service: Runnin
     assert max(row.response_time_ms for row in running_service.store.rows.values()) > 20_000
 
 
+async def test_a_request_holds_seconds_by_those_of_earlier_ones(running_service: RunningService) -> None:
+    price = Price(1, ModelPrice(None, MicroCredits(0), MicroCredits(0), compute_second_micro=MicroCredits(1000)))
+    running_service.books.prices = (price,)
+    await running_service.admission.search.ledger.refresh_prices()
+    worker, now = Slots(), 1000.0
+    running_service.add_worker(1, worker, "smollm2", load=WorkerLoad(slots=4))
+    running_service.runs.clock = running_service.dispatch.clock = lambda: now
+    costs: list[int] = []
+    for seconds in (2, 40):
+        task = asyncio.create_task(ask(running_service, seconds=50, max_tokens=10))
+        await until(lambda: bool(worker.works))
+        now += seconds
+        worker.works.pop(0).set()
+        costs.append((await task)[1].cost_micro)
+    # The worker delivers everything at once, after 2 s.
+    assert [wanted.seconds for wanted in running_service.books.reserved] == [30.0, 3.0]
+    assert costs == [2000, 3000], "the second one is 13 times as slow as any before it"
+
+
 @pytest.mark.parametrize(("key_use", "delivered"), [pytest.param(None, 2, id="a stream"), pytest.param(NewKeyUse(5), 0, id="under a key")])
 async def test_a_claim_says_what_the_caller_has_of_earlier_workers(
     running_service: RunningService, key_use: KeyUse | None, delivered: int
