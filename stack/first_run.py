@@ -5,6 +5,7 @@ auth created the user and the key from ADMIN_PASSWORD_FILE and ADMIN_API_KEY_FIL
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from cli import connection, profile
 from cli.connection import CliConnection, Connect
 from cli.profile import Profile
 from shared import errors
-from shared.api import auth
+from shared.api import auth, ledger
+from shared.lists import prices
 from shared.types import Credential
 from stack import secret_files, stack_plan
 from stack import stack_home as homes
@@ -96,6 +98,14 @@ def _write_page(home: StackHome, wanted: Profile) -> None:
         "These were created at the first start. Keep this file private, or delete it: aicli doesn't need it.\n"
     )
     homes.write_private(page(home), text)
+
+
+async def has_example_prices(home: StackHome, connect: Connect = connection.open_) -> bool:
+    """Return whether no administrator has set prices; False without an answer."""
+    with suppress(errors.AimeshError):
+        async with connect(profile.read(home.profile)) as mesh:
+            return prices.are_examples((await mesh.call(ledger.list_prices, ledger.ListPrices())).prices)
+    return False
 
 
 def page(home: StackHome) -> Path:

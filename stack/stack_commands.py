@@ -320,11 +320,14 @@ def _show_places(home: stack_home.StackHome, settings: "StackSettings") -> None:
         ("user", first_run.ADMIN),
         ("password and key", str(page if page.exists() else home.profile)),
     ]
-    if line := stack_plan.install_command(settings, read_recorded(home)):
+    recorded = read_recorded(home)
+    if line := stack_plan.install_command(settings, recorded):
         rows.append(("other machines", f"{line}   (installs aicli; for a worker: aicli admin tickets create)"))
     if providers := stack_plan.providers_of(settings):
         names = ", ".join(providers)
         rows.append(("external", f"prompts for models of {names} may leave this machine; to change it: aicli policy"))
+    if recorded.get("MONEY") == "on" and asyncio.run(first_run.has_example_prices(home)):
+        rows.append(("prices", "examples; before you sell, set yours: aicli admin prices set default --input … --output …"))
     click.echo("\naimesh is up.")
     for name, value in rows:
         click.echo(f"  {name:<17} {value}")

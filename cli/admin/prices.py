@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 #: Stands for every model without its own price.
 DEFAULT = "default"
 
-#: Model (None: every model without its own price), and micro-credits for a million input and output tokens.
-EXAMPLES = ((None, 100_000_000, 200_000_000), ("llama-2-7b", 100_000_000, 200_000_000), ("mistral-7b", 150_000_000, 300_000_000))
-
 _FOR_A_TOKEN, _CREDITS = credit_amounts.reader(for_a_token=True, least_micro=0), credit_amounts.reader(least_micro=0)
 
 
@@ -97,6 +94,8 @@ def set_(
 @click.pass_obj
 def examples(here: CliContext, /, *, as_json: bool) -> None:
     """Set example prices: of llama-2-7b, which is also the default, and of mistral-7b."""
+    from shared.lists.prices import EXAMPLES
+
     listed: tuple[ModelPrice, ...] = ()
     for model, input_price, output_price in EXAMPLES:
         named = None if model is None else ModelName(model)

@@ -8,6 +8,20 @@ from shared.api.ledger import ModelPrice
 from shared.lists.columns import Column, Listing, Tone
 from shared.types import ModelName
 
+#: The prices of the documents that ordered this product: model (None: every model without its own price), and micro-credits for a million
+#: input and output tokens.
+EXAMPLES = ((None, 100_000_000, 200_000_000), ("llama-2-7b", 100_000_000, 200_000_000), ("mistral-7b", 150_000_000, 300_000_000))
+
+
+def are_examples(prices: Sequence[ModelPrice]) -> bool:
+    """Return whether these current prices are only examples: no administrator has set another one."""
+    return bool(prices) and all(
+        (price.model, price.input_micro_per_million, price.output_micro_per_million) in EXAMPLES
+        and not price.request_micro
+        and not price.compute_second_micro
+        for price in prices
+    )
+
 
 def list_prices(prices: Sequence[ModelPrice]) -> Listing[ModelPrice]:
     """Return the list of these prices: of each model its newest, which is in force, or its history too."""

@@ -1,13 +1,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cli import profile
 from shared import errors
 from shared.api import auth
+from shared.api.ledger import ModelPrice, ModelPrices, list_prices
 from shared.identity import credentials
-from shared.types import Credential
+from shared.types import Credential, MicroCredits, ModelName
 from stack import first_run, initialization, secret_files
 from stack import stack_home as homes
 from stack.settings import StackSettings
@@ -47,6 +49,21 @@ async def test_first_run_creates_a_profile_and_a_page_with_the_first_key(home: S
     assert first_key(home) in page.read_text()
     assert secret_files.read(home, "admin_password") in page.read_text()
     assert page.stat().st_mode & 0o777 == home.profile.stat().st_mode & 0o777 == 0o600
+
+
+async def test_prices_are_examples_until_an_administrator_has_set_one(home: StackHome, mesh: FakeMesh) -> None:
+    assert not await first_run.has_example_prices(home, mesh.open), "there is no profile yet"
+    await first_run.ensure_profile(home, SETTINGS, mesh.open)
+    default = ModelPrice(None, MicroCredits(100_000_000), MicroCredits(200_000_000))
+    mistral = ModelPrice(ModelName("mistral-7b"), MicroCredits(150_000_000), MicroCredits(300_000_000))
+    own = msgspec.structs.replace(mistral, compute_second_micro=MicroCredits(1))
+    mesh.answer(list_prices, ModelPrices((default, mistral)))
+    assert await first_run.has_example_prices(home, mesh.open)
+    for prices in ((), (default, own), (msgspec.structs.replace(default, input_micro_per_million=MicroCredits(1)),)):
+        mesh.answer(list_prices, ModelPrices(prices))
+        assert not await first_run.has_example_prices(home, mesh.open)
+    mesh.answer(list_prices, errors.NotReachable("the gateway did not answer"))
+    assert not await first_run.has_example_prices(home, mesh.open)
 
 
 async def test_auth_that_is_not_found_yet_is_asked_again(home: StackHome, mesh: FakeMesh, monkeypatch: pytest.MonkeyPatch) -> None:

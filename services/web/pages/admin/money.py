@@ -17,12 +17,13 @@ from services.web.pages.organizations import read_id
 from services.web.request_context import Page, PageRequest
 from shared import amounts, currency, errors
 from shared.api import billing as api
-from shared.api import business, usage_export
+from shared.api import business, ledger, usage_export
 from shared.api.billing import Customer, Invoice, MonthRevenue, Plan, PlanState
 from shared.api.method import Method, Request
 from shared.api.usage_export import UsageSink
 from shared.lists.billing import INVOICES, PLANS
 from shared.lists.columns import Column, Listing, Tone
+from shared.lists.prices import are_examples
 from shared.types import TenantId, UserId
 
 _STATES = {PlanState.GIVEN: ("Given", Tone.OFF), PlanState.ACTIVE: ("Active", Tone.GOOD), PlanState.PAST_DUE: ("Late", Tone.BAD)}
@@ -65,6 +66,7 @@ class MoneyPage:
     is_later_page: bool
     sinks: tuple[UsageSink, ...]
     sink_list: ClassVar[Listing[UsageSink]] = _SINKS
+    has_example_prices: bool
     plans: tuple[Plan, ...]
     plan_list: ClassVar[Listing[Plan]] = PLANS
 
@@ -80,12 +82,13 @@ async def show_money(
     """Raises NotFound if this mesh sells nothing."""
     only_open, whose, place = show == "open", _read_owner(owner), _read_owner(after)
     request = api.ListInvoices(whose, everyone=whose is None, only_open=only_open, before=before or None, limit=ROWS_OF_A_PAGE)
-    revenue, customers, invoices, plans, export = await asyncio.gather(
+    revenue, customers, invoices, plans, export, prices = await asyncio.gather(
         page_request.call(api.read_revenue, api.ReadRevenue()),
         page_request.call(api.list_customers, api.ListCustomers(place, _CUSTOMERS_OF_A_PAGE)),
         page_request.call(api.list_invoices, request),
         page_request.call(api.list_plans, api.ListPlans()),
         page_request.fetch(usage_export.read_usage_export, usage_export.ReadUsageExport()),
+        page_request.fetch(ledger.list_prices, ledger.ListPrices()),
     )
     found, rows = customers.customers, invoices.invoices
     ids = tuple(UserId(each.owner) for each in found)
@@ -105,6 +108,7 @@ async def show_money(
         older=paged_search.address("/admin/money", filters | {"before": rows[-1].number}) if len(rows) == ROWS_OF_A_PAGE else "",
         is_later_page=bool(before),
         sinks=export.sinks if export else (),
+        has_example_prices=prices is not None and are_examples(prices.prices),
         plans=plans.plans,
     )
     return page_request.page("admin/money.html", view)

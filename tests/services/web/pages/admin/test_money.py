@@ -7,6 +7,7 @@ import pytest
 
 from services.web.pages.admin import money
 from shared.api.billing import Customer, InvoiceState, MonthRevenue, PlanState
+from shared.api.ledger import ModelPrice
 from shared.api.usage_export import UsageSink
 from shared.types import MicroCredits, TenantId
 from tests.services.web.browser import Browser, forms_of
@@ -32,6 +33,14 @@ async def test_revenue_customers_invoices_and_plans_are_shown(root: Browser, mes
         str(unknown), "pro@3", "Late", ">23 Nov 2026<", f'href="{PATH}/invoices/INV-2026-000001"', "enterprise", "aicli admin config apply",
     ):  # fmt: skip
         assert words in text, words
+
+
+async def test_example_prices_are_called_so(root: Browser, mesh: AdminMesh) -> None:
+    assert "The prices are examples" not in (await root.get(PATH)).text, "everything is free"
+    mesh.prices = [ModelPrice(None, MicroCredits(100_000_000), MicroCredits(200_000_000))]
+    assert "The prices are examples" in (await root.get(PATH)).text
+    mesh.prices = [ModelPrice(None, MicroCredits(100_000_000), MicroCredits(200_000_001))]
+    assert "The prices are examples" not in (await root.get(PATH)).text
 
 
 async def test_the_export_of_usage_is_shown(root: Browser, mesh: AdminMesh) -> None:
