@@ -38,7 +38,7 @@ def _named(name: str | None, names: Mapping[str, str], *, whole_labels: bool) ->
     return names.get(name, name)
 
 
-def revenue(report: BusinessReport) -> MicroCredits:
+def from_balances(report: BusinessReport) -> MicroCredits:
     return MicroCredits(report.total.cost_micro - report.given_back_micro)
 
 

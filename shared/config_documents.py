@@ -322,8 +322,8 @@ class PolicyDocument(Document, frozen=True):
 
 @limits.fields(Limit | None)
 class PlanDocument(Document, frozen=True):
-    """The limits of a plan. A missing number is the built-in default. A plan that isn't built in has the limits of `pro` with a fee, and those
-    of `free` without, and the tokens of `free`."""
+    """The limits of a plan. A missing number is the built-in default. A plan that isn't built in has the limits of `pro` with a fee, those
+    of `free` without one, and the tokens of `free`."""
 
     #: Tokens that it includes each month, while MONEY is on.
     included_tokens: TokenLimit | None = None

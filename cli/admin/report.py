@@ -1,4 +1,4 @@
-"""`aicli report`: usage, cost and revenue of all users, for administrators.
+"""`aicli report`: usage, cost and value of all users, for administrators.
 
 The gateway has the sums and auth has the names; this command combines them.
 """
@@ -96,7 +96,7 @@ def usage(here: CliContext, /, *, since: date, until: date | None, by: str, labe
 @_options
 @click.pass_obj
 def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label: str | None, as_json: bool) -> None:
-    """Show credits spent, provider costs, and savings by caching and your own machines."""
+    """Show the value of tokens at their prices, credits spent, provider costs, and savings by caching and your own machines."""
     query = msgspec.structs.replace(_build_query(since, until, by, label), counts_repeated=True)
     _show(here, query, _COST, as_json=as_json)
 
@@ -107,7 +107,7 @@ def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label
 @watching.listing_options("Print a JSON list; amounts in micro-credits.")
 @click.pass_obj
 def owners(here: CliContext, /, *, month: str | None, as_json: bool) -> None:
-    """Show requests, revenue and energy of node owners in a month. Node owners see only their own."""
+    """Show requests, earnings and energy of node owners in a month. Node owners see only their own."""
     from shared.lists.statements import list_statements
 
     wanted = api.business.GetOwnerStatements(month or f"{datetime.now(UTC):%Y-%m}")
@@ -197,7 +197,8 @@ _USAGE: Mapping[str, Callable[[BusinessSum], str]] = {
 }
 _COST: Mapping[str, Callable[[BusinessSum], str]] = {
     "REQUESTS": lambda row: str(row.requests),
-    "CREDITS": lambda row: written(row.cost_micro),
+    "VALUE": lambda row: written(row.value_micro),
+    "FROM BALANCES": lambda row: written(row.cost_micro),
     "UPSTREAM": lambda row: written(row.upstream_micro),
     "AVOIDED": lambda row: written(row.avoided_micro),
     "INTERNAL": lambda row: _share(row.succeeded - row.external, row.succeeded),
@@ -233,7 +234,7 @@ def _below(found: FoundReport) -> list[str]:
     back = f" ({written(totals.given_back_micro)} refunded)" if totals.given_back_micro else ""
     lines = [
         "",
-        f"revenue       {written(business_report_rows.revenue(totals))} credits{back}",
+        f"from balances {written(business_report_rows.from_balances(totals))} credits{back}",
         f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
     ]
     if (reduction := business_report_rows.reduction(totals.total)) is not None:

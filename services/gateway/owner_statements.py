@@ -61,7 +61,7 @@ def days_of(month: str, today: date) -> tuple[date, date]:
 def join(
     report: BusinessReport, members: Iterable[Member], energy: Iterable[NodeEnergy], names: Mapping[str, str]
 ) -> tuple[OwnerStatement, ...]:
-    """Return the owners' statements, highest revenue first; that of nodes without an owner has none. Pure."""
+    """Return the owners' statements, highest earnings first; that of nodes without an owner has none. Pure."""
     owners = {node_label(member.id): member.owner or None for member in members}
     used: dict[str | None, NodeEnergy] = {}
     for found in energy:
@@ -76,8 +76,8 @@ def join(
             requests=one.requests,
             prompt_tokens=one.prompt_tokens,
             completion_tokens=one.completion_tokens,
-            revenue_micro=one.cost_micro,
-            revenue_share=one.cost_micro / total if total else None,
+            earned_micro=one.cost_micro,
+            earned_share=one.cost_micro / total if total else None,
             kwh=round(used[owner].joules / metrics.JOULES_PER_KWH, 6) if owner in used else None,
             measured_by=used[owner].sources if owner in used else (),
             energy_cost=round(cost, 6) if owner in used and (cost := used[owner].cost) is not None else None,

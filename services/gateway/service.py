@@ -256,11 +256,13 @@ class GatewayService:
         self._finish = node.dispatcher.finish = stores.recovery.log.finish
         self._accounts = AccountRpc(stores.ledger, records.ledger, live, node.rpc, self.audit_reporting)
         billing_store = BillingStore(stores.database)
-        orders = None
-        if stores.provider is not None:
-            orders = ProviderOrders(settings.payments, stores.provider, billing_store, live, settings.currency, items=stores.items)
         # The series exists from the start, so that the first payment is an increase.
-        metrics.revenue.labels(currency=settings.currency)
+        count_paid, orders = metrics.revenue.labels(currency=settings.currency).inc, None
+        if stores.provider is not None:
+            sold_in = settings.currency
+            orders = ProviderOrders(
+                settings.payments, stores.provider, billing_store, live, sold_in, items=stores.items, on_paid=count_paid
+            )
         self._desk = BillingDesk(
             billing_store,
             live,
@@ -268,7 +270,7 @@ class GatewayService:
             settings.seller(),
             orders,
             items=stores.items,
-            on_paid=lambda paid: metrics.revenue.labels(currency=paid.currency).inc(paid.total_minor),
+            on_paid=lambda paid: metrics.revenue.labels(currency=paid.currency).inc(paid.net_minor),
         )
         self._webhooks = Webhooks(self._desk, metrics)
         self._notices = NoticeOutbox(billing_store, node.rpc, stores.items, settings.currency, sells=settings.money == "on")

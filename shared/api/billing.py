@@ -252,14 +252,14 @@ class Customers(Body, frozen=True):
 
 
 class ReadRevenue(Body, frozen=True):
-    """For administrators: what paid invoices of the last 12 months add up to."""
+    """For administrators: what was paid in the last 12 months, by invoice or through a provider, without tax."""
 
 
 class MonthRevenue(Body, frozen=True, omit_defaults=False):
     #: Such as 2026-02, in UTC.
     month: str
     currency: str
-    total_minor: MinorUnits
+    net_minor: MinorUnits
 
 
 class Revenue(Body, frozen=True):

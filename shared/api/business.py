@@ -55,7 +55,10 @@ class BusinessSum(Body, frozen=True, omit_defaults=False):
     limited: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    #: What was paid from balances.
     cost_micro: MicroCredits = MicroCredits(0)
+    #: The tokens at their prices, also those that a plan or the cache has paid for.
+    value_micro: MicroCredits = MicroCredits(0)
     #: The sum over successful requests.
     response_ms: int = 0
     #: Output tokens of successful requests that a worker ran, and how long they took.
@@ -126,9 +129,9 @@ class OwnerStatement(Body, frozen=True, omit_defaults=False, kw_only=True):
     requests: int
     prompt_tokens: int
     completion_tokens: int
-    #: What the owner's nodes earned, before refunds, and its share of all; None if that is nothing, and for owners.
-    revenue_micro: MicroCredits
-    revenue_share: float | None
+    #: What answers of the owner's nodes took from balances, before refunds, and its share of all; None if that is nothing, and for owners.
+    earned_micro: MicroCredits
+    earned_share: float | None
     #: None if nothing was measured; counter, power or watts.
     kwh: float | None
     measured_by: tuple[str, ...]
@@ -136,7 +139,7 @@ class OwnerStatement(Body, frozen=True, omit_defaults=False, kw_only=True):
     energy_cost: float | None
 
     def without_share(self) -> "OwnerStatement":
-        return msgspec.structs.replace(self, revenue_share=None)
+        return msgspec.structs.replace(self, earned_share=None)
 
 
 class OwnerStatements(Body, frozen=True, omit_defaults=False):

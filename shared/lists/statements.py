@@ -16,8 +16,8 @@ def list_statements(rows: Sequence[OwnerStatement]) -> Listing[OwnerStatement]:
             Column(title="Requests", show=lambda row: row.requests, is_number=True),
             Column(title="Tokens in", show=lambda row: row.prompt_tokens, rank=5, is_number=True),
             Column(title="Tokens out", show=lambda row: row.completion_tokens, rank=4, is_number=True),
-            Column(title="Revenue", show=lambda row: grouped(row.revenue_micro), is_number=True),
-            *([share] if any(row.revenue_share is not None for row in rows) else []),
+            Column(title="Earned", show=lambda row: grouped(row.earned_micro), is_number=True),
+            *([share] if any(row.earned_share is not None for row in rows) else []),
             Column(title="kWh", show=lambda row: None if row.kwh is None else f"{row.kwh:,.3f}", is_number=True),
             Column(
                 title="Energy cost", show=lambda row: None if row.energy_cost is None else f"{row.energy_cost:,.3f}", rank=2, is_number=True
@@ -29,4 +29,4 @@ def list_statements(rows: Sequence[OwnerStatement]) -> Listing[OwnerStatement]:
 
 
 def _share(row: OwnerStatement) -> str | None:
-    return None if row.revenue_share is None else percent(round(100 * row.revenue_share, 1))
+    return None if row.earned_share is None else percent(round(100 * row.earned_share, 1))

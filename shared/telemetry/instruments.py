@@ -206,7 +206,7 @@ INTER_TOKEN_SECONDS = histogram(
     buckets=OUTPUT_TOKEN_SECONDS,
 )
 COST = counter("ai_platform_cost_micro_total", "Cost of completed requests in micro-credits: a million is one credit", ("model",))
-REVENUE = counter("ai_platform_revenue_minor_total", "Paid invoices, with tax, in minor units such as cents", ("currency",))
+REVENUE = counter("ai_platform_revenue_minor_total", "Paid invoices and orders, without tax, in minor units such as cents", ("currency",))
 COST_OF_USUAL = gauge(
     "ai_platform_cost_of_usual_ratio",
     "Cost of this or the last UTC day, if that was higher, as a multiple of the mean of the seven days before it; 0 until it is known",

@@ -42,7 +42,7 @@ async def test_a_user_pays_for_more(chrome: Browser) -> None:
 
         ada = await administrator(await watch.open(), stack.url("web"), api_client)
         await ada.goes("/admin/money?show=open")
-        await ada.sees("Sales", "No invoice was paid", ann.name)
+        await ada.sees("Sales", "Nothing was paid", ann.name)
         await _pay(ada)
         await ann.goes("/billing")
         await ann.sees("Paid", "wire 17")

@@ -1,4 +1,4 @@
-"""Estimates how long requests compute, from those of the last hour, so that a price per second doesn't hold that of a whole deadline. Pure."""
+"""Estimates how long requests compute, from those of the last hour: a price per second needn't hold that of a whole deadline. Pure."""
 
 import math
 from collections import deque

@@ -208,9 +208,7 @@ class Ledger:
                     plan_tokens=answer.plan_tokens,
                     over_ceiling=answer.over_ceiling,
                     seconds=seconds,
-                    token_seconds={
-                        model: compute_pace.MARGIN * pace.token_seconds for model, pace in paces.items() if pace is not None
-                    },
+                    token_seconds={model: compute_pace.MARGIN * pace.token_seconds for model, pace in paces.items() if pace is not None},
                 )
             if not cheaper:
                 raise await self._exhausted(answer, request)
@@ -270,9 +268,7 @@ class Ledger:
         covered = (answer.plan_tokens - held.plan_tokens) // max(price.price.allowance_weight, 1)
         more = max(0, (answer.max_tokens - held.max_tokens) * answers - covered) * token_seconds
         seconds = {**held.seconds, model: held.seconds[model] + more}
-        return msgspec.structs.replace(
-            held, max_tokens=answer.max_tokens, clamped=clamped, plan_tokens=answer.plan_tokens, seconds=seconds
-        )
+        return msgspec.structs.replace(held, max_tokens=answer.max_tokens, clamped=clamped, plan_tokens=answer.plan_tokens, seconds=seconds)
 
     def record_claim(self, claim: WorkerClaim) -> None:
         """Record which worker is about to run the request."""

@@ -139,7 +139,7 @@ class BillingRpc:
     @serves(api.read_revenue)
     async def read_revenue(self, request: api.ReadRevenue, call: RpcCall) -> Revenue:
         self._ensure_on()
-        return Revenue(await self.store.sum_revenue())
+        return Revenue(await self.store.sum_revenue(self.currency))
 
     def _ensure_on(self) -> None:
         if not self.is_on:

@@ -317,9 +317,9 @@ class BillingStore:
         found = ((_subscription(row), row) for row in await self._database.rows("list_customers", after, limit))
         return tuple(Customer(held.owner, held.plan, held.next_plan, held.state, held.provider, row["period_end"]) for held, row in found)
 
-    async def sum_revenue(self) -> tuple[MonthRevenue, ...]:
-        rows = await self._database.rows("sum_revenue")
-        return tuple(MonthRevenue(row["month"], row["currency"], row["total_minor"]) for row in rows)
+    async def sum_revenue(self, sold_in: str) -> tuple[MonthRevenue, ...]:
+        rows = await self._database.rows("sum_revenue", sold_in)
+        return tuple(MonthRevenue(row["month"], row["currency"], row["net_minor"]) for row in rows)
 
 
 def _subscription(row: DatabaseRow) -> Subscription:

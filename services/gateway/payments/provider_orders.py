@@ -4,6 +4,7 @@ A payment, and a subscription's state, is only what the provider says when asked
 are is what our own orders say. Every step is one transaction, and safe to repeat; the provider is read before it.
 """
 
+from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID, uuid4, uuid5
 
@@ -29,7 +30,7 @@ from shared.api.notices import PaymentLate
 from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems
 from shared.telemetry import logs
-from shared.types import RequestId, TenantId, Tier
+from shared.types import MicroCredits, RequestId, TenantId, Tier
 
 #: Who has never paid at a provider.
 MANUAL = "manual"
@@ -47,14 +48,17 @@ class Mismatch(errors.CallerError):
 
 class ProviderOrders:
     def __init__(
-        self, name: str, provider: PaymentProvider, store: BillingStore, source: ConfigSource, sold_in: str, *, items: BackgroundItems
-    ) -> None:
+        self, name: str, provider: PaymentProvider, store: BillingStore, source: ConfigSource, sold_in: str, *, items: BackgroundItems,
+        on_paid: Callable[[int], None] = lambda _minor: None,
+    ) -> None:  # fmt: skip
+        """``on_paid``: called with the amount of each order that is paid, without tax."""
         self.name = name
         self.provider = provider
         self._store = store
         self._source = source
         self._items = items
         self._currency = sold_in
+        self._on_paid = on_paid
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -68,7 +72,9 @@ class ProviderOrders:
             order = await rows.find_plan_order(owner, self.name)
             if held.subscription is None and order is None:
                 await rows.count_order(owner)
-                order = await rows.add_order(uuid4(), owner, self.name, offer.versioned, 0)
+                order = await rows.add_order(
+                    uuid4(), owner, self.name, offer.versioned, currency.minor(offer.fee_micro or MicroCredits(0), self._currency)
+                )
         if held.subscription is not None or order is None:
             return Order(done=False, url=await self.open_portal(owner))
         if order.plan != offer.versioned:
@@ -255,6 +261,8 @@ class ProviderOrders:
             await rows.give_credit(transfer, order.owner, credit, f"{self.name} {found.payment}")
             _log.info("credits paid", owner=order.owner, amount=order.amount_minor, payment=found.payment)
         await rows.end_order(order.id, found.payment)
+        if found.payment is not None:
+            self._on_paid(order.amount_minor)
         return held
 
     def _ensure_matches(self, order: ProviderOrder, found: CheckoutState) -> None:

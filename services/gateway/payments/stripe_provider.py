@@ -219,7 +219,8 @@ def _checkout(session: stripe.checkout.Session, return_url: str) -> CheckoutStat
     return CheckoutState(
         id=session.id,
         is_over=session.status == "expired" or (session.status == "complete" and is_paid),
-        payment=_id(session.payment_intent) if is_paid else None,
+        # A subscription's payments belong to its invoices.
+        payment=_id(session.payment_intent or session.subscription) if is_paid else None,
         customer=_id(session.customer),
         subscription=_id(session.subscription),
         # With tax, wherever the tax is: the goods are the order's, and only the operator can take something off their price.

@@ -224,12 +224,17 @@ WHERE (plan IS NOT NULL OR next_plan IS NOT NULL) AND ($1::uuid IS NULL OR owner
 ORDER BY owner LIMIT $2;
 
 -- name: sum_revenue
--- Add up what was paid, by month and currency. Credit notes take back only what was never paid.
-SELECT to_char(paid_at AT TIME ZONE 'UTC', 'YYYY-MM') AS month, document ->> 'currency' AS currency,
-    sum((document ->> 'totalMinor')::bigint)::bigint AS total_minor
-FROM invoices
-WHERE paid_at >= date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '11 months'
-    AND document ->> 'purpose' <> 'credit_note'
+-- Add up what was paid without tax, by month and currency: invoices, and orders at providers, which are in $1. Credit notes of paid invoices
+-- take back in their own month.
+SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM') AS month, currency, sum(net_minor)::bigint AS net_minor
+FROM (
+    SELECT paid_at, document ->> 'currency', (document ->> 'netMinor')::bigint
+    FROM invoices WHERE paid_at IS NOT NULL AND document ->> 'purpose' <> 'credit_note'
+    UNION ALL SELECT note.created_at, note.document ->> 'currency', (note.document ->> 'netMinor')::bigint
+    FROM invoices AS paid JOIN invoices AS note ON note.number = paid.void_by WHERE paid.paid_at IS NOT NULL
+    UNION ALL SELECT ended_at, $1, amount_minor FROM payment_orders WHERE payment IS NOT NULL AND ended_at IS NOT NULL
+) AS payments (at, currency, net_minor)
+WHERE at >= date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '11 months'
 GROUP BY 1, 2 ORDER BY 1, 2;
 
 -- name: add_notice

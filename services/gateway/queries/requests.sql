@@ -724,7 +724,7 @@ UPDATE usage_rolls SET is_final = true
 WHERE NOT is_stale AND NOT is_final AND day::timestamp AT TIME ZONE 'UTC' < now() - make_interval(days => $1);
 
 -- name: report_days
--- Report on a period, in total and by one dimension.
+-- Report on a period, in total and by one dimension. The value of tokens is that at the last price of their day.
 -- replica
 WITH named AS (
     SELECT used.*, CASE $3
@@ -740,18 +740,26 @@ WITH named AS (
         WHEN 'label' THEN CASE WHEN $4::text IS NULL THEN nullif(worker_labels, '{}')::text ELSE worker_labels ->> $4 END
     END AS name
     FROM usage_between($1::date, $2::date - 1) AS used
+),
+priced AS MATERIALIZED (
+    SELECT used.day, used.model, price.input_micro_per_million AS input, price.output_micro_per_million AS output
+    FROM (SELECT DISTINCT day, model FROM named) AS used, LATERAL (
+        SELECT * FROM prices WHERE coalesce(prices.model = used.model, prices.model IS NULL) AND since < (used.day + 1)::timestamp AT TIME ZONE 'UTC'
+        ORDER BY prices.model IS NULL, since DESC, id DESC LIMIT 1
+    ) AS price
 )
 SELECT grouping(name) = 1 AS is_total, name,
     sum(succeeded)::bigint AS succeeded, sum(failed)::bigint AS failed, sum(timed_out)::bigint AS timed_out,
     sum(cancelled)::bigint AS cancelled, sum(limited)::bigint AS limited,
     sum(prompt_tokens)::bigint AS prompt_tokens, sum(completion_tokens)::bigint AS completion_tokens, sum(cost_micro)::bigint AS cost_micro,
+    ceil(sum(prompt_tokens * coalesce(input, 0)::numeric + completion_tokens * coalesce(output, 0)::numeric) / 1000000)::bigint AS value_micro,
     sum(response_ms)::bigint AS response_ms, sum(made_tokens)::bigint AS made_tokens, sum(made_ms)::bigint AS made_ms,
     sum(cached)::bigint AS cached, sum(saved_micro)::bigint AS saved_micro, sum(conversations)::bigint AS conversations,
     sum(thumbs_up)::bigint AS thumbs_up, sum(thumbs_down)::bigint AS thumbs_down,
     sum(upstream_micro)::bigint AS upstream_micro, sum(avoided_micro)::bigint AS avoided_micro,
     coalesce(sum(succeeded) FILTER (WHERE provider IS NOT NULL), 0)::bigint AS external,
     count(DISTINCT user_id) FILTER (WHERE succeeded + failed + timed_out + cancelled > 0) AS users
-FROM named
+FROM named LEFT JOIN priced ON priced.day = named.day AND priced.model IS NOT DISTINCT FROM named.model
 GROUP BY GROUPING SETS ((), (name))
 ORDER BY is_total DESC, CASE WHEN $3 = 'day' THEN name END, cost_micro DESC, succeeded DESC, name
 LIMIT $5;

@@ -224,7 +224,7 @@ class Run:
         """Return what it costs, what a cached answer has saved, and how many tokens of the plan it used."""
         target, claims, usage = self.attempts.target, self.attempts.claims, self.usage
         price = None if target is None or self.answer is None else self.admission.held.prices.get(target.model)
-        if price is None or request_record.reservation_of(self.status, usage) is not ReservationState.SETTLED:
+        if target is None or price is None or request_record.reservation_of(self.status, usage) is not ReservationState.SETTLED:
             return _FREE, _FREE, 0
         if self.cached:
             is_complete = self.answer is not None and self.answer.is_complete

@@ -35,7 +35,8 @@ TODAY = datetime.now(UTC).date()
 ALICE = auth.User(UserId(UUID(int=5)), "alice", "alice@example.org", UserRole.USER, Tier.PRO, True, datetime(2026, 2, 1, tzinfo=UTC))
 SUM = BusinessSum(
     succeeded=8, failed=1, timed_out=1, cancelled=2, limited=5, prompt_tokens=700, completion_tokens=300,
-    cost_micro=MicroCredits(2_500_000), response_ms=9000, made_tokens=250, made_ms=8000, cached=3, saved_micro=MicroCredits(40_000),
+    cost_micro=MicroCredits(2_500_000),
+    value_micro=MicroCredits(7_500_000), response_ms=9000, made_tokens=250, made_ms=8000, cached=3, saved_micro=MicroCredits(40_000),
     conversations=4, thumbs_up=3, thumbs_down=1, users=2,
 )  # fmt: skip
 NEW = NewAccounts((NewOfDay(TODAY - timedelta(days=1), 2, 3), NewOfDay(TODAY, 1, 1)))
@@ -66,7 +67,7 @@ def test_usage_by_day(report_shell: Shell) -> None:
     assert lines[1].split() == ["2026-03-01", *numbers]
     assert lines[2].split() == ["all", *numbers]
     assert lines[4:] == [
-        "revenue       2.5 credits",
+        "from balances 2.5 credits",
         "active users  1 in the last hour, 2 in 24 hours, 3 in 7 days, 4 in 30 days",
         "new           3 registered, 4 keys created",
     ]
@@ -129,9 +130,9 @@ def test_cost_by_user_shows_usernames(report_shell: Shell) -> None:
     lines = report_shell("report", "cost", "--since", "2026-03-01", "--until", "2026-03-31", "--by", "user").stdout.splitlines()
     expected = GetBusinessReport(date(2026, 3, 1), date(2026, 4, 1), BusinessGrouping.USER, counts_repeated=True)
     assert report_shell.mesh.calls[0].request == expected
-    assert lines[1].split() == ["alice", "12", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
+    assert lines[1].split() == ["alice", "12", "7.5", "2.5", "0.208333", "0.625", "25", "%", "0.04"]
     assert lines[2].split()[0] == str(UUID(int=6))
-    assert "revenue       2 credits (0.5 refunded)" in lines
+    assert "from balances 2 credits (0.5 refunded)" in lines
     assert "UPSTREAM" not in lines[0]
 
 
@@ -239,7 +240,7 @@ def test_csv_numbers_are_exact(rows: list[tuple[str | None, BusinessSum]]) -> No
 
 
 STATEMENT = business.OwnerStatement(
-    owner="alice", requests=12, prompt_tokens=700, completion_tokens=300, revenue_micro=MicroCredits(2_500_000), revenue_share=None,
+    owner="alice", requests=12, prompt_tokens=700, completion_tokens=300, earned_micro=MicroCredits(2_500_000), earned_share=None,
     kwh=1.5, measured_by=("counter", "power"), energy_cost=0.45,
 )  # fmt: skip
 
@@ -248,14 +249,14 @@ def test_owners_see_a_month(shell: Shell) -> None:
     shell.mesh.answer(business.get_owner_statements, business.OwnerStatements("2026-03", (STATEMENT,), ""))
     head, line = shell("report", "owners", "--month", "2026-03", "-o", "wide").stdout.splitlines()
     assert [entry.request for entry in shell.mesh.calls] == [business.GetOwnerStatements("2026-03")]
-    assert " ".join(head.split()) == "OWNER REQUESTS TOKENS IN TOKENS OUT REVENUE KWH ENERGY COST MEASURED BY"
+    assert " ".join(head.split()) == "OWNER REQUESTS TOKENS IN TOKENS OUT EARNED KWH ENERGY COST MEASURED BY"
     assert line.split() == ["alice", "12", "700", "300", "2.5", "1.500", "0.450", "counter,", "power"]
     (written,) = csv.DictReader(io.StringIO(shell("report", "owners", "--csv").stdout))
     assert (written["owner"], written["kwh"], written["energy_cost"]) == ("alice", "1.5", "0.45")
 
 
 def test_administrators_see_shares_and_why_there_is_no_energy(shell: Shell) -> None:
-    unmeasured = msgspec.structs.replace(STATEMENT, owner=None, revenue_share=0.25, kwh=None, measured_by=(), energy_cost=None)
+    unmeasured = msgspec.structs.replace(STATEMENT, owner=None, earned_share=0.25, kwh=None, measured_by=(), energy_cost=None)
     shell.mesh.answer(business.get_owner_statements, business.OwnerStatements("2026-03", (unmeasured,), "no history"))
     found = shell("report", "owners")
     assert [entry.request for entry in shell.mesh.calls] == [business.GetOwnerStatements(f"{TODAY:%Y-%m}")]

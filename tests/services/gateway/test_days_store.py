@@ -325,6 +325,28 @@ async def test_the_cost_of_requests_equals_the_ledgers_revenue(
     assert await connection.fetchval("SELECT sum(amount_micro) FROM entries WHERE account = 'revenue'") == taken - found.given_back_micro
 
 
+async def test_the_value_is_the_tokens_at_the_last_price_of_their_day(
+    days: DaysStore, opened: database.Database, connection: asyncpg.Connection
+) -> None:
+    """Tokens that a plan covers cost nothing, and a report said nothing of what they are worth."""
+    for model, micro, hours in ((None, 1, -200), ("m", 5, 30), ("m", 10, 36)):
+        await connection.execute(
+            "INSERT INTO prices (model, input_micro_per_million, output_micro_per_million, request_micro, compute_second_micro, since)"
+            " VALUES ($1, $2, $3, 7, 7, $4)",
+            *(model, micro * 10**6, 2 * micro * 10**6, BEGIN + timedelta(hours=hours)),
+        )
+    await GatewayStore(opened).write_requests(
+        [
+            row(model_used=ModelName(model), created_at=BEGIN + timedelta(hours=hours), prompt_tokens=100, completion_tokens=10)
+            for model, hours in (("m", 1), ("m", 25), ("n", 25))
+        ]
+    )
+    found = await report(days)
+    assert found.total.cost_micro == 0
+    assert [line.sum.value_micro for line in found.rows] == [120, 1200 + 120]
+    assert found.total.value_micro == 1440
+
+
 async def test_active_users(days: DaysStore, opened: database.Database) -> None:
     now = datetime.now(UTC)
     people = [UserId(UUID(int=number)) for number in range(1, 6)]

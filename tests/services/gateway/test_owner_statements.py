@@ -77,7 +77,7 @@ async def statements(rpc: FakeRpc, role: UserRole, month: str = MONTH) -> busine
 
 async def test_an_administrator_sees_all_owners_and_the_rest(rpc: FakeRpc) -> None:
     found = await statements(rpc, UserRole.ADMIN)
-    shown = {row.owner: (row.requests, row.revenue_share, row.kwh, row.energy_cost, row.measured_by) for row in found.rows}
+    shown = {row.owner: (row.requests, row.earned_share, row.kwh, row.energy_cost, row.measured_by) for row in found.rows}
     assert shown == {
         "bob": (5, 0.75, 4.0, None, ("power",)),
         "ada": (5, 0.25, 3.0, 0.75, ("counter", "watts")),
@@ -90,7 +90,7 @@ async def test_an_owner_sees_only_their_own_and_not_what_the_mesh_earns(rpc: Fak
     found = await statements(rpc, UserRole.NODE_OWNER)
     assert found.rows == (
         OwnerStatement(
-            owner="ada", requests=5, prompt_tokens=30, completion_tokens=20, revenue_micro=MicroCredits(2_000_000), revenue_share=None,
+            owner="ada", requests=5, prompt_tokens=30, completion_tokens=20, earned_micro=MicroCredits(2_000_000), earned_share=None,
             kwh=3.0, measured_by=("counter", "watts"), energy_cost=0.75,
         ),
     )  # fmt: skip

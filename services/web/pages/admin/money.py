@@ -136,7 +136,7 @@ async def _change(page_request: PageRequest, number: str, method: Method[Request
 
 def revenue_lines(months: Sequence[MonthRevenue], currencies: Sequence[str]) -> Iterator[RevenueLine]:
     """Yield a line for each month from the first to the last."""
-    paid = {(each.month, each.currency): each.total_minor for each in months}
+    paid = {(each.month, each.currency): each.net_minor for each in months}
     day, last = (date.fromisoformat(f"{each.month}-01") for each in (months[0], months[-1])) if months else (date.max, date.min)
     while day <= last:
         minor = [(paid.get((f"{day:%Y-%m}", each), 0), each) for each in currencies]

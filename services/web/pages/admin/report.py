@@ -1,4 +1,4 @@
-"""Show usage and revenue of the mesh by day, model, route, user or node owner, and export them as CSV."""
+"""Show usage and its value of the mesh by day, model, route, user or node owner, and export them as CSV."""
 
 import asyncio
 from dataclasses import dataclass
@@ -57,8 +57,9 @@ class ReportRowView:
     requests_detail: str
     tokens: str
     tokens_detail: str
-    credits: str
-    credits_detail: str
+    value: str
+    balances: str
+    balances_detail: str
     upstream: str
     upstream_detail: str
     conversations: str
@@ -71,8 +72,8 @@ class ReportRowView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportTotalView:
-    revenue: str
-    revenue_detail: str
+    balances: str
+    balances_detail: str
     active: str
     active_detail: str
     new: str
@@ -95,8 +96,8 @@ def report_total(report: BusinessReport, new: NewAccounts | None) -> ReportTotal
     rated = total_.thumbs_up + total_.thumbs_down
     back = f", {usage_chart.cost(report.given_back_micro)} refunded" if report.given_back_micro else ""
     return ReportTotalView(
-        revenue=usage_chart.cost(business_report_rows.revenue(report)),
-        revenue_detail=f"credits{back}",
+        balances=usage_chart.cost(business_report_rows.from_balances(report)),
+        balances_detail=f"credits{back}",
         active=number(active.month),
         active_detail=f"in 30 days; {number(active.week)} in 7, {number(active.day)} in 24 hours, {number(active.hour)} in the last hour",
         new=NOTHING if new is None else number(business_report_rows.registered(new)),
@@ -118,8 +119,9 @@ def _texts(name: str, page: str, one: BusinessSum) -> ReportRowView:
         requests_detail=", ".join(details),
         tokens=number(one.prompt_tokens + one.completion_tokens),
         tokens_detail="" if speed is None else f"{speed:.1f} per second",
-        credits=usage_chart.cost(one.cost_micro),
-        credits_detail=_each(one, one.requests, "per request"),
+        value=usage_chart.cost(one.value_micro),
+        balances=usage_chart.cost(one.cost_micro),
+        balances_detail=_each(one, one.requests, "per request"),
         upstream=usage_chart.cost(one.upstream_micro),
         upstream_detail=_internal(one),
         conversations=number(one.conversations),

@@ -76,7 +76,7 @@ class MemoryProvider:
         self.objects[made] = ProviderSubscription(
             id=made, customer=customer, status="active", prices=frozenset({"price_pro"}), period_start=datetime.now(UTC)
         )
-        self.objects[object_id] = replace(found, is_over=True, customer=customer, subscription=made)
+        self.objects[object_id] = replace(found, is_over=True, payment=made, customer=customer, subscription=made)
         return made
 
     def end(self, subscription: str) -> None:

@@ -63,7 +63,7 @@ class Shop:
             self.rpc,
             seller,
             items=self.items,
-            on_paid=lambda document: self.paid.append((document.currency, document.total_minor)),
+            on_paid=lambda document: self.paid.append((document.currency, document.net_minor)),
         )
 
     async def _describe(self, request: api.DescribeAccount) -> api.AccountName:
@@ -365,12 +365,17 @@ async def test_paid_invoices_are_revenue(shop: Shop) -> None:
     second = (await shop.desk.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
     assert second is not None
     await shop.desk.void(second, "typo")
-    assert shop.paid == [("EUR", 3451)]
-    assert await shop.rows.sum_revenue() == (api.MonthRevenue(f"{datetime.now(UTC):%Y-%m}", "EUR", 3451),)
+    month = f"{datetime.now(UTC):%Y-%m}"
+    assert shop.paid == [("EUR", 2900)]
+    assert await shop.rows.sum_revenue("EUR") == (api.MonthRevenue(month, "EUR", 2900),), "without the tax of 5.51"
+    await shop.execute("UPDATE invoices SET void_by = $1 WHERE paid_at IS NOT NULL AND number = $2", f"{second[:-1]}3", order.invoice)
+    note = "SELECT jsonb_set(document, '{netMinor}', '-900') FROM invoices WHERE number = $1"
     await shop.execute("ALTER TABLE invoices DISABLE TRIGGER invoices_are_immutable")
-    for months, count in ((10, 1), (13, 0)):
+    await shop.execute(f"UPDATE invoices SET document = ({note}) WHERE number = $1", f"{second[:-1]}3")
+    assert await shop.rows.sum_revenue("EUR") == (api.MonthRevenue(month, "EUR", 2000),), "a credit note of a paid invoice takes back"
+    for months, count in ((10, 2), (13, 1)):
         await shop.execute("UPDATE invoices SET paid_at = now() - make_interval(months => $1)", months)
-        assert len(await shop.rows.sum_revenue()) == count
+        assert len(await shop.rows.sum_revenue("EUR")) == count
 
 
 async def test_customers_are_listed_by_owner(shop: Shop) -> None:

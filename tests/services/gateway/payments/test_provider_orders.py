@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from datetime import UTC, datetime
 from uuid import uuid4
 
 import pytest
@@ -10,6 +11,7 @@ from services.gateway.payments.billing import BillingDesk
 from services.gateway.payments.payment_provider import WebhookEvent
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared import errors
+from shared.api.billing import MonthRevenue
 from shared.types import RequestId, TenantId
 from tests.services.gateway.payments.memory_provider import MemoryProvider
 from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
@@ -51,6 +53,22 @@ async def test_events_out_of_order_are_handled_once_each_by_three_gateways(shop:
     assert [None if one is None else one.plan for one in held] == [None if at % 3 == 0 else "pro@1" for at in range(12)]
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
     assert provider.reads < 300, "events of one object are handled together"
+
+
+async def test_paid_orders_are_revenue(shop: Shop) -> None:
+    """A provider's sales were in no sum."""
+    provider, ada, paid = MemoryProvider(), owner(), list[int]()
+    async with selling(shop, "stripe", provider):
+        orders = ProviderOrders("stripe", provider, shop.rows, shop.live, SELLER.currency, items=shop.items, on_paid=paid.append)
+        desk = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
+        await top_up(shop, ada)
+        for order in (await shop.order(ada, "pro"), await top_up(shop, ada)):
+            provider.pay(session_of(order))
+            for number in range(2):
+                await orders.receive(WebhookEvent(id=f"{session_of(order)}/{number}", object_id=session_of(order)))
+        await desk.work()
+    assert sorted(paid) == [2500, 2900], "one is not paid"
+    assert await shop.rows.sum_revenue("EUR") == (MonthRevenue(f"{datetime.now(UTC):%Y-%m}", "EUR", 5400),)
 
 
 async def test_an_account_has_ten_open_checkouts_at_most(shop: Shop) -> None:

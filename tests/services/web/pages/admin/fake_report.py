@@ -10,6 +10,7 @@ from tests.services.web.fake_mesh import FakeMesh
 
 SUM = BusinessSum(
     succeeded=1200, failed=20, timed_out=1, limited=5, prompt_tokens=700_000, completion_tokens=300_000, cost_micro=MicroCredits(2_442_000),
+    value_micro=MicroCredits(7_654_000),
     made_tokens=250, made_ms=8000, cached=305, saved_micro=MicroCredits(40_000), conversations=407, thumbs_up=3, thumbs_down=1, users=2,
 )  # fmt: skip
 
@@ -42,8 +43,8 @@ class FakeReport(FakeMesh):
             raise errors.BadRequest("no month", hint="write it like 2026-11")
         row = business.OwnerStatement(
             owner=self.statement_owner or user.username, requests=SUM.requests, prompt_tokens=SUM.prompt_tokens,
-            completion_tokens=SUM.completion_tokens, revenue_micro=SUM.cost_micro,
-            revenue_share=0.5 if user.role is UserRole.ADMIN else None, kwh=12.5, measured_by=("counter", "power"), energy_cost=3.75,
+            completion_tokens=SUM.completion_tokens, earned_micro=SUM.cost_micro,
+            earned_share=0.5 if user.role is UserRole.ADMIN else None, kwh=12.5, measured_by=("counter", "power"), energy_cost=3.75,
         )  # fmt: skip
         return business.OwnerStatements(request.month, (row,), self.energy_missing)
 

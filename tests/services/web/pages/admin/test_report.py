@@ -23,7 +23,7 @@ async def test_report_starts_with_days(root: Browser, mesh: AdminMesh) -> None:
     assert heads(text) == [str(sent.since), "Total"]  # type: ignore[attr-defined]
     for word in (
         ">2.00<", "credits, 0.442 refunded", ">1,234<", "3 in 7, 2 in 24 hours, 1 in the last hour", "and 1 key created", ">75 %<",
-        "3 of 4 ratings", ">1,221<", "21 failed, 5 rate limited", ">1,000,000<", "31.2 per second", ">2.44<", "0.002 per request",
+        "3 of 4 ratings", ">1,221<", "21 failed, 5 rate limited", ">1,000,000<", "31.2 per second", ">7.65<", ">2.44<", "0.002 per request",
         "0.006 each", ">25 %<", "saved 0.04", "3 up, 1 down",
     ):  # fmt: skip
         assert word in text, word
