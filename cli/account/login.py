@@ -15,7 +15,7 @@ import click
 
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
-from shared import api, errors
+from shared import api, errors, plan_names
 from shared.types import Credential, UserRole
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def register(
 def whoami(here: CliContext, /, *, as_json: bool) -> None:
     """Show the account of the key that aicli uses."""
     user = here.run(_read_owner)
-    printing.show_message(user, f"{printing.printable(user.username)} ({user.role}, tier {user.tier})", as_json=as_json)
+    printing.show_message(user, f"{printing.printable(user.username)} ({user.role}, tier {plan_names.name_of(user.tier)})", as_json=as_json)
 
 
 class _UrlOptions(TypedDict):

@@ -20,7 +20,7 @@ from cli.admin.usage_export import usage_export
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import api
+from shared import api, plan_names
 from shared.types import UserRole
 
 if TYPE_CHECKING:
@@ -150,7 +150,9 @@ def _show(user: "User", *, as_json: bool) -> None:
     from shared.lists.users import STATES
 
     state, _ = STATES[user.is_active]
-    printing.show_message(user, f"{printing.printable(user.username)}: {user.role}, tier {user.tier}, {state.lower()}", as_json=as_json)
+    printing.show_message(
+        user, f"{printing.printable(user.username)}: {user.role}, tier {plan_names.name_of(user.tier)}, {state.lower()}", as_json=as_json
+    )
 
 
 @admin.group("signing-keys")

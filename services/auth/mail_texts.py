@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from shared import currency
+from shared import currency, plan_names
 from shared.api.notices import LimitUsed
 from shared.mail import letters
 from shared.types import MicroCredits
@@ -127,7 +127,7 @@ def payment_late(invoice: str | None, due_at: datetime | None, *, is_last: bool)
 
 
 def plan_changed(before: str, after: str) -> AccountMail:
-    old, new = (_line(plan.partition("@")[0]) for plan in (before, after))
+    old, new = (_line(plan_names.name_of(plan)) for plan in (before, after))
     return AccountMail("Your plan has changed", f"Your plan is now {new}; it was {old}.\n\nSee what it includes under Billing")
 
 

@@ -51,6 +51,7 @@ class GatewayStore:
             *zip(*(_columns(row) for row in rows), strict=True),
             *(zip(*spent, strict=True) if spent else ((), (), (), ())),
             self._exports_usage,
+            [row.is_batch for row in rows],
         )
 
     async def write_within(self, transaction: database.Transaction, rows: Sequence[RequestRow]) -> None:

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from services.web.alert_banner import AlertBanner
 from services.web.charts import usage_chart
 from services.web.http import forms
-from shared import amounts, currency, errors, limits
+from shared import amounts, currency, errors, limits, plan_names
 from shared.api.auth import User
 from shared.lists import account, billing
 from shared.types import UserRole
@@ -158,6 +158,7 @@ class Renderer:
             "money": currency.written,
             "fee": billing.fee,
             "plan_facts": billing.plan_facts,
+            "plan_name": plan_names.name_of,
         }
         environment.globals |= {"static": files.address, "limit_kinds": limits.LIMITS, "bounds": forms.bounds}
         environment.globals |= {"sells": sells, "has_pricing": has_pricing}

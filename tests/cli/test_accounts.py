@@ -249,6 +249,21 @@ def test_full_key_is_not_accepted_as_a_name(running_service: Shell) -> None:
     assert running_service.mesh.calls == []
 
 
+def test_a_tier_is_shown_without_its_version(running_service: Shell) -> None:
+    kept = msgspec.structs.replace(user("bob"), tier="pro@3")
+    running_service.mesh.answer(auth.set_tier, lambda _: kept)
+    running_service.mesh.answer(auth.list_users, auth.Users((kept,)))
+    running_service.mesh.answer(
+        accounts.get_account,
+        accounts.OwnAccount(kept, accounts.Preferences(), has_password=True, mfa_enabled=False, recovery_codes_left=0),
+    )
+    assert running_service("admin", "users", "set-tier", "bob", "pro").stdout == "bob: user, tier pro, active\n"
+    assert running_service("whoami").stdout == "bob (user, tier pro)\n"
+    listed = running_service("admin", "users", "list").stdout
+    assert " pro " in listed
+    assert "@3" not in listed
+
+
 def test_admin_users(running_service: Shell) -> None:
     running_service.mesh.answer(auth.set_tier, lambda request: user(request.user))
     running_service.mesh.answer(auth.set_active, lambda request: user(request.user))

@@ -88,6 +88,7 @@ def build_row(
         route=reservation.route,
         provider=reservation.provider,
         attempts=len(reservation.workers),
+        is_batch=reservation.is_batch,
         spending=_spending(reservation, upstream, Usage(prompt_tokens, completion_tokens)) if delivered else (),
     )
 

@@ -117,6 +117,8 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     guard: tuple[GuardCount, ...] = ()
     #: Of whose lines it is one.
     job_id: UUID | None = None
+    #: It ran behind live requests.
+    is_batch: bool = False
 
     @property
     def upstream_micro(self) -> MicroCredits:

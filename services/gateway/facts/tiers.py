@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from services.gateway.facts.unreadable import Unreadable
-from shared import limits
+from shared import limits, plan_names
 from shared.api.ledger import MICRO
 from shared.config_documents import Flex
 from shared.types import MicroCredits, ModelName, PlanName, Tier
@@ -104,14 +104,12 @@ def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits
     return plan
 
 
+name_of = plan_names.name_of
+
+
 def label_of(tier: PlanName) -> str:
     """Return the label of metrics: their number must not grow with the configuration."""
     return name if (name := name_of(tier)) in DEFAULTS else "other"
-
-
-def name_of(tier: PlanName) -> PlanName:
-    """Return the plan's name without its version."""
-    return tier.partition("@")[0]
 
 
 def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> TierPlan:

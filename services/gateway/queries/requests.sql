@@ -6,13 +6,13 @@ WITH settled AS MATERIALIZED (
         $7::integer[], $8::integer[], $9::text[], $10::text[], $11::timestamptz[], $12::bigint[], $13::text[], $14::boolean[], $15::uuid[],
         $16::text[], $17::text[], $18::boolean[], $19::bigint[], $20::text[], $21::integer[], $22::text[], $23::text[],
         $24::text[], $25::smallint[], $26::bigint[], $27::bigint[], $28::integer[], $29::boolean[], $30::boolean[],
-        $31::boolean[], $32::text[], $33::text[], $34::bigint[], $35::text[], $36::uuid[], settle_batch($1, $12, $34, $13)
+        $31::boolean[], $32::text[], $33::text[], $34::bigint[], $35::text[], $36::uuid[], $42::boolean[], settle_batch($1, $12, $34, $13)
     ) AS row (
         id, user_id, api_key_id, prompt_hash, model_used, response_time_ms,
         prompt_tokens, completion_tokens, status, error_code, created_at, cost_micro, state, cached, tenant_id,
         worker_owner, worker_labels, begins_conversation, saved_micro, route, route_version, variant, target,
         provider, attempts, upstream_micro, avoided_micro, first_token_ms, variant_failed, is_compared,
-        is_counted_late, error_field, ignored_fields, covered_tokens, plan, job_id, settled_micro
+        is_counted_late, error_field, ignored_fields, covered_tokens, plan, job_id, is_batch, settled_micro
     )
     -- Always write in this order, so that gateways can't deadlock on rows of the same requests.
     ORDER BY tenant_id, id
@@ -36,9 +36,9 @@ fresh AS (
     RETURNING id, tenant_id, user_id, api_key_id, model_used, prompt_tokens, completion_tokens, tokens_used, status, created_at, cost_micro
 ),
 exported AS (
-    INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, created_at)
+    INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, created_at, is_batch)
     SELECT id, fresh.tenant_id, fresh.api_key_id, fresh.model_used, fresh.prompt_tokens, fresh.completion_tokens, covered_tokens,
-        fresh.cost_micro, fresh.created_at
+        fresh.cost_micro, fresh.created_at, settled.is_batch
     FROM fresh JOIN settled USING (id)
     WHERE $41 AND (tokens_used > 0 OR fresh.cost_micro > 0)
     RETURNING true
@@ -268,10 +268,11 @@ WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5, $6)) SELECT count(*
 -- Refund a request, and export that if $3; return its owner, or NULL if it cost nothing.
 WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner),
 exported AS (
-    INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, is_refund, created_at)
+    INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, is_refund, created_at, is_batch)
     -- If the request was not exported, none of its tokens are counted as paid for.
     SELECT derive_id('refund', $1), done.owner, reservations.key_id, reservations.model, -coalesce(request.prompt_tokens, reservations.covered_tokens),
-        -coalesce(request.completion_tokens, 0), -reservations.covered_tokens, -settled_micro, true, reservations.created_at
+        -coalesce(request.completion_tokens, 0), -reservations.covered_tokens, -settled_micro, true, reservations.created_at,
+        coalesce(request.is_batch, reservations.is_batch)
     FROM done JOIN reservations USING (owner) LEFT JOIN usage_outbox AS request ON request.id = $1
     WHERE $3 AND request_id = $1
 )

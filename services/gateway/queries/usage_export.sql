@@ -38,23 +38,25 @@ SELECT id, owner, settled_at, model, key_id, (NOT is_refund)::integer AS request
     CASE WHEN is_refund THEN 0 ELSE prompt_tokens + completion_tokens END AS tokens,
     CASE WHEN is_refund THEN 0 ELSE prompt_tokens END AS prompt_tokens,
     CASE WHEN is_refund THEN 0 ELSE completion_tokens END AS completion_tokens,
-    covered_tokens, cost_micro, prompt_tokens + completion_tokens - covered_tokens AS uncovered_tokens
+    covered_tokens, cost_micro, prompt_tokens + completion_tokens - covered_tokens AS uncovered_tokens,
+    CASE WHEN is_batch THEN 'flex' ELSE 'default' END AS service_tier
 FROM usage_outbox
 WHERE number > $1 AND number <= $2
 ORDER BY number;
 
 -- name: list_usage_by_minute
--- List the sums of these rows by account, model and minute of settlement. A minute that is cut in two has two events.
+-- List the sums of these rows by account, model, tier of service and minute of settlement. A minute that is cut in two has two events.
 SELECT derive_id('minute', (array_agg(id ORDER BY number))[1]) AS id, owner, date_trunc('minute', settled_at) AS settled_at, model,
     NULL::uuid AS key_id, count(*) FILTER (WHERE NOT is_refund) AS requests,
     coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE NOT is_refund), 0) AS tokens,
     coalesce(sum(prompt_tokens) FILTER (WHERE NOT is_refund), 0) AS prompt_tokens,
     coalesce(sum(completion_tokens) FILTER (WHERE NOT is_refund), 0) AS completion_tokens,
     sum(covered_tokens) AS covered_tokens, sum(cost_micro)::bigint AS cost_micro,
-    sum(prompt_tokens + completion_tokens - covered_tokens) AS uncovered_tokens
+    sum(prompt_tokens + completion_tokens - covered_tokens) AS uncovered_tokens,
+    CASE WHEN is_batch THEN 'flex' ELSE 'default' END AS service_tier
 FROM usage_outbox
 WHERE number > $1 AND number <= $2
-GROUP BY owner, model, date_trunc('minute', settled_at)
+GROUP BY owner, model, is_batch, date_trunc('minute', settled_at)
 ORDER BY date_trunc('minute', settled_at), min(number);
 
 -- name: acknowledge_usage

@@ -218,6 +218,7 @@ class Run:
             plan=tiers.name_of(self.principal.tier),
             guard=self._guard_counts() if record.is_guarded else (),
             job_id=None if self.line is None else self.line.job_id,
+            is_batch=record.is_batch,
         )
 
     def _costs(self, now: float) -> tuple[MicroCredits, MicroCredits, int]:

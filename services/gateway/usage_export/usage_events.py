@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import date
 from operator import itemgetter
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -29,6 +29,8 @@ class UsageData(msgspec.Struct, frozen=True):
     cost_micro: MicroCredits
     #: All but the covered ones; of a refund, those of its request, negative.
     uncovered_tokens: int = 0
+    #: flex: it ran behind live requests, at the price of batches.
+    service_tier: Literal["default", "flex"] = "default"
 
 
 #: Reads it from a row of the database.

@@ -19,6 +19,7 @@ from services.web.pages.quota_view import CreditsView, LimitView, NoticeView
 from services.web.pages.request_view import RequestView
 from services.web.pages.setup_view import Checklist
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
+from shared import plan_names
 from shared.api import gateway, usage_report
 from shared.api.gateway import UserQuota
 from shared.api.usage_report import LoggedRequests, UsageSummary
@@ -96,7 +97,7 @@ async def show_overview(page_request: PageRequest, span: UsageSpan, measure: Usa
         setup.find_checklist(page_request),
     )
     view = OverviewPage(
-        tier=quota.tier if quota else page_request.person.user.tier,
+        tier=plan_names.name_of(quota.tier if quota else page_request.person.user.tier),
         span=span,
         chart=usage_chart.draw(report, measure, wanted.bucket) if report else None,
         sums=usage_chart.summed(report.total) if report else SumLine(),

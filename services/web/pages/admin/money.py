@@ -15,7 +15,7 @@ from services.web import paged_search
 from services.web.pages.billing import ROWS_OF_A_PAGE, invoice_page
 from services.web.pages.organizations import read_id
 from services.web.request_context import Page, PageRequest
-from shared import amounts, currency, errors
+from shared import amounts, currency, errors, plan_names
 from shared.api import billing as api
 from shared.api import business, ledger, usage_export
 from shared.api.billing import Customer, Invoice, MonthRevenue, Plan, PlanState
@@ -149,8 +149,8 @@ def _list_customers(names: Mapping[str, str]) -> Listing[Customer]:
     return Listing(
         columns=(
             Column(title="Customer", show=lambda row: names.get(str(row.owner), str(row.owner)), wraps=True),
-            Column(title="Plan", show=lambda row: row.plan, wraps=True),
-            Column(title="Next plan", show=lambda row: row.next_plan, wraps=True),
+            Column(title="Plan", show=lambda row: row.plan and plan_names.name_of(row.plan), wraps=True),
+            Column(title="Next plan", show=lambda row: row.next_plan and plan_names.name_of(row.next_plan), wraps=True),
             Column(title="State", show=lambda row: _STATES[row.state][0], tone=lambda row: _STATES[row.state][1]),
             Column(title="Paid by", show=lambda row: row.provider),
             Column(title="Period ends", show=lambda row: row.period_ends_at, is_day=True),

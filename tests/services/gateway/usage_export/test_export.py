@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 from asyncpg.transaction import Transaction
 
@@ -45,6 +46,29 @@ async def test_settled_requests_and_refunds_are_exported_once_with_the_ledger_s_
     assert totals_of(sink.stored.values()) == await exports.ledger_totals()
     (state,) = await exports.outbox.list_sinks(["memory"])
     assert (state.waiting, state.lag_seconds, state.error, state.doubtful_since) == (0, 0, None, None)
+
+
+async def test_events_say_whether_a_request_ran_behind_live_ones(exports: Exports, plain_url: str) -> None:
+    """A biller could not tell tokens at half the price from others."""
+    ada, live, flex = new_owner(), new_request(), new_request()
+    await exports.outbox.add_sinks(["request", "minute"])
+    for request in (live, flex):
+        await exports.reserve(ada, request=request, tokens=30)
+    rows = [msgspec.structs.replace(row(ada, request, 30), is_batch=request == flex) for request in (live, flex)]
+    await exports.requests.write_requests(rows)
+    await exports.ledger.revert(flex, "wrong answer")
+    async with connected(plain_url) as connection:
+        await connection.execute("UPDATE usage_outbox SET settled_at = date_trunc('minute', now()) - interval '3 minutes'")
+    units: dict[Unit, list[tuple[str, int, int]]] = {
+        "request": [("default", 1, 30), ("flex", 0, -30), ("flex", 1, 30)],
+        "minute": [("default", 1, 30), ("flex", 1, 0)],
+    }
+    for unit, expected in units.items():
+        sink = MemorySink()
+        sink.name = unit
+        await exports.send_all(sink, unit)
+        data = [event.data for event in sink.stored.values()]
+        assert sorted((one.service_tier, one.requests, one.cost_micro) for one in data) == expected
 
 
 async def test_without_an_export_nothing_is_written(exports: Exports, plain_url: str) -> None:

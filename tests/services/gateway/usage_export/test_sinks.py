@@ -116,7 +116,7 @@ async def test_a_batch_is_cloudevents_1_0_with_the_token_of_a_file(tmp_path: Pat
         "time": "2026-01-02T12:00:00Z",
         "data": {
             "model": "smollm2", "key_id": None, "requests": 1, "tokens": 7, "prompt_tokens": 3, "completion_tokens": 4, "covered_tokens": 0,
-            "cost_micro": 50, "uncovered_tokens": 0,
+            "cost_micro": 50, "uncovered_tokens": 0, "service_tier": "default",
         },
     }  # fmt: skip
 

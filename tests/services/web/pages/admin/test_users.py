@@ -1,6 +1,7 @@
 import html
 import re
 
+import msgspec
 import pytest
 
 from services.web import paged_search
@@ -24,6 +25,15 @@ async def test_users_are_listed_with_role_tier_and_state(root: Browser, mesh: Ad
     assert names(text) == ["root", "dana"]
     for word in ("developer", "free", "Active", "dana@example.com", "2 users"):
         assert word in text
+
+
+async def test_tiers_are_shown_without_their_version(root: Browser, mesh: AdminMesh) -> None:
+    dana = mesh.add_person("dana", UserRole.DEVELOPER)
+    mesh.accounts["dana"].user = msgspec.structs.replace(dana, tier="pro@3")
+    for path in ("/admin/users", f"/admin/users/{dana.id}"):
+        text = (await root.get(path)).text
+        assert "pro@3" not in text.replace('value="pro@3" selected>pro (as now)<', "")
+        assert "pro" in text
 
 
 @pytest.mark.parametrize(
