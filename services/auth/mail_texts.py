@@ -122,8 +122,8 @@ def payment_late(invoice: str | None, due_at: datetime | None, *, is_last: bool)
     if invoice is None or due_at is None:
         text = "We could not collect the money for your plan. If that fails again, the plan ends.\n\nCheck your card under Billing"
         return AccountMail("A payment failed", text)
-    then = "What it is for ends now" if is_last else "If it isn't paid by then, what it is for ends"
-    return AccountMail(f"The invoice {invoice} is not paid", f"It is due on {_time(due_at)}. {then}.\n\nFind it under Billing")
+    then = "What it is for ends now" if is_last else "If it isn't paid a week after that, what it is for ends"
+    return AccountMail(f"The invoice {invoice} is not paid", f"It was due on {_time(due_at)}. {then}.\n\nFind it under Billing")
 
 
 def plan_changed(before: str, after: str) -> AccountMail:

@@ -332,8 +332,7 @@ def _order(row: DatabaseRow | None) -> ProviderOrder | None:
 
 def _invoice(row: DatabaseRow) -> StoredInvoice:
     document = msgspec.json.decode(row["document"], type=InvoiceDocument)
-    state = InvoiceState.VOID if row["void_by"] else InvoiceState.PAID if row["paid_at"] else InvoiceState.OPEN
-    if state is InvoiceState.OPEN and row["due_at"] < datetime.now(row["due_at"].tzinfo):
-        state = InvoiceState.LATE
+    is_settled = InvoiceState.VOID if row["void_by"] else InvoiceState.PAID if row["paid_at"] else None
+    state = is_settled or (InvoiceState.LATE if row["is_late"] else InvoiceState.OPEN)
     invoice = Invoice(document, row["owner"], state, row["paid_at"], row["reference"])
     return StoredInvoice(invoice=invoice, order_id=row["order_id"], credit_micro=row["credit_micro"], reminders=row["reminders"])

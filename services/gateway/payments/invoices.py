@@ -7,8 +7,8 @@ from services.gateway.facts.plan_offers import Seller
 from shared.api.billing import InvoiceDocument, InvoiceLine, InvoicePurpose, Party
 
 DUE_DAYS = 14
-#: Days after the issue on which an unpaid invoice is mentioned again.
-REMINDER_DAYS = (3, 7, 14)
+#: Days after the due date on which an unpaid invoice is mentioned. After the last one, its plan ends.
+REMINDER_DAYS = (0, 3, 7)
 
 
 def number(series: str, count: int) -> str:

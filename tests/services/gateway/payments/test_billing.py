@@ -126,8 +126,9 @@ class Shop:
         """Let an invoice become older."""
         await self.execute("ALTER TABLE invoices DISABLE TRIGGER invoices_are_immutable")
         await self.execute(
-            "UPDATE invoices SET created_at = now() - make_interval(days => $2), due_at = now() + make_interval(days => 14 - $2)"
-            " WHERE number = $1", number, days,
+            "UPDATE invoices SET created_at = created_at + shift, due_at = due_at + shift, reminded_at = reminded_at + shift"
+            " FROM (SELECT number, make_interval(days => extract(day FROM now() - created_at)::integer - $2) AS shift FROM invoices) AS old"
+            " WHERE invoices.number = $1 AND old.number = $1", number, days,
         )  # fmt: skip
         await self.execute("ALTER TABLE invoices ENABLE TRIGGER invoices_are_immutable")
 
@@ -213,9 +214,12 @@ async def test_an_unpaid_plan_is_reminded_of_and_ends(shop: Shop) -> None:
     await shop.end_period(ada)
     await shop.desk.work()
     (late,) = await shop.invoices(ada)
-    for days, plan, past_due in ((2, "pro@0", False), (3, "pro@0", True), (7, "pro@0", True), (14, "free@0", False)):
+    for days, plan, past_due in (
+        (13, "pro@0", False), (14, "pro@0", True), (17, "pro@0", True), (20, "pro@0", True), (21, "free@0", False),
+    ):  # fmt: skip
         await shop.wait_days(late.document.number, days)
-        await shop.desk.work()
+        for _ in range(2):
+            await shop.desk.work()
         held = await shop.rows.find_subscription(ada)
         assert held is not None
         assert (shop.plan_of(ada), held.is_past_due) == (plan, past_due), days
@@ -225,6 +229,55 @@ async def test_an_unpaid_plan_is_reminded_of_and_ends(shop: Shop) -> None:
     assert [notice.is_last for _, notice in told if isinstance(notice, PaymentLate) and notice.invoice == number] == [False, False, True]
     await shop.desk.work()
     assert len(await shop.invoices(ada)) == 1, "a free plan costs nothing"
+
+
+async def late_plan(shop: Shop, ada: TenantId, days: int = 14) -> str:
+    """Return the number of the invoice of a second month; it is so many days old."""
+    await shop.desk.give_plan(ada, "pro")
+    await shop.end_period(ada)
+    await shop.desk.work()
+    (invoice,) = await shop.invoices(ada)
+    await shop.wait_days(invoice.number, days)
+    return invoice.number
+
+
+async def test_reminders_that_are_late_leave_a_day_and_the_end_three(shop: Shop) -> None:
+    """As after a week without gateways, or when PostgreSQL's clock jumps."""
+    ada = owner()
+    number, sent = await late_plan(shop, ada, 25), []
+    for days in range(25, 31):
+        await shop.wait_days(number, days)
+        await shop.desk.work()
+        sent.append((len(await shop.notices()), shop.plan_of(ada)))
+    assert sent == [(1, "pro@0"), (1, "pro@0"), (0, "pro@0"), (0, "pro@0"), (1, "free@0"), (0, "free@0")]
+
+
+async def test_three_gateways_at_once_remind_once(shop: Shop) -> None:
+    await late_plan(shop, owner())
+    await asyncio.gather(*(shop.desk.work() for _ in range(3)))
+    assert len(await shop.notices()) == 1
+
+
+async def test_nobody_is_reminded_in_the_first_day_after_a_restore(shop: Shop) -> None:
+    number = await late_plan(shop, owner())
+    await shop.execute("INSERT INTO database_restores (id, found_at, details) VALUES (gen_random_uuid(), now() - interval '23 hours', '')")
+    await shop.desk.work()
+    assert (await shop.notices(), await shop.fetch("SELECT reminders FROM invoices WHERE number = $1", number)) == ([], 0)
+    await shop.execute("UPDATE database_restores SET found_at = now() - interval '25 hours'")
+    await shop.desk.work()
+    assert len(await shop.notices()) == 1
+
+
+async def test_only_the_clock_of_postgresql_says_what_is_late(shop: Shop) -> None:
+    """Frozen at a time that this machine's clock takes for past."""
+    ada = owner()
+    number = await late_plan(shop, ada, 0)
+    await shop.execute(
+        "CREATE FUNCTION now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT clock_timestamp() + interval '15 days' $$;"
+        "ALTER FUNCTION is_late(invoices) SET search_path = gateway, pg_catalog"
+    )
+    (invoice,) = await shop.invoices(ada)
+    assert (invoice.number, invoice.state) == (number, InvoiceState.LATE)
 
 
 async def test_credits_are_added_once_when_their_invoice_is_paid(shop: Shop) -> None:
