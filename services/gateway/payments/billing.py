@@ -7,6 +7,7 @@ until it has.
 
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid5
 
@@ -27,7 +28,7 @@ from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems, TakenItem
 from shared.rpc import RpcClient
 from shared.telemetry import logs
-from shared.types import RequestId, TenantId, Tier
+from shared.types import MicroCredits, RequestId, TenantId, Tier
 
 #: How long auth may take while a row is locked.
 AUTH_SECONDS = 5.0
@@ -139,15 +140,20 @@ class BillingDesk:
         await self.apply()
         return Order(done=True)
 
-    async def _begin(self, rows: BillingRows, held: Subscription, plan: str) -> None:
-        """The period begins now, and the one before ends."""
-        await rows.begin_period(held.owner, None)
+    async def _begin(self, rows: BillingRows, held: Subscription, plan: str) -> datetime:
+        """The period begins now, and the one before ends. Return when."""
+        await rows.begin_period(held.owner)
+        return await self._start(rows, msgspec.structs.replace(held, next_plan=None, invoice=None), plan)
+
+    async def _begin_rest(self, rows: BillingRows, held: Subscription, plan: str, used_tokens: int) -> datetime:
+        """Begin a plan for the rest of the period. An order that waits for its payment still does."""
+        await rows.begin_rest(held.owner, used_tokens)
+        return await self._start(rows, held if held.invoice is not None else msgspec.structs.replace(held, next_plan=None), plan)
+
+    async def _start(self, rows: BillingRows, held: Subscription, plan: str) -> datetime:
         started = await rows.open_period(held.owner, self._included(plan))
-        await rows.write(
-            msgspec.structs.replace(
-                held, plan=plan, next_plan=None, invoice=None, is_applied=False, is_past_due=False, billed_period=started
-            )
-        )
+        await rows.write(msgspec.structs.replace(held, plan=plan, is_applied=False, is_past_due=False, billed_period=started))
+        return started
 
     def _included(self, plan: str) -> int | None:
         # Those of a plan without a fee are granted at the account's next request, which tells whether it may have them.
@@ -203,15 +209,37 @@ class BillingDesk:
         return paid
 
     async def _fulfil(self, rows: BillingRows, stored: StoredInvoice) -> None:
-        owner, number = stored.invoice.owner, stored.invoice.document.number
-        if stored.credit_micro:
-            await rows.give_credit(RequestId(stored.order_id), owner, stored.credit_micro, f"invoice {number}")
+        document = stored.invoice.document
+        if document.purpose is InvoicePurpose.TOP_UP:
+            await self._give_credit(rows, stored)
             return
-        held = await rows.lock(owner, MANUAL)
-        if held.invoice == number and held.next_plan is not None:
-            await self._begin(rows, held, held.next_plan)
-        elif held.is_past_due:
-            await rows.write(msgspec.structs.replace(held, is_past_due=False))
+        held = await rows.lock(stored.invoice.owner, MANUAL)
+        if held.invoice == document.number and held.next_plan is not None:
+            await rows.keep_period(document.number, await self._begin(rows, held, held.next_plan))
+            return
+        if held.is_past_due:
+            held = msgspec.structs.replace(held, is_past_due=False)
+            await rows.write(held)
+        is_bought = stored.period_start is not None and stored.ended_plan is None
+        if not await self._give_back(rows, held, stored) and document.purpose is InvoicePurpose.PLAN and not is_bought:
+            # Its plan has ended, or nobody waits for the order any more: the money must not be lost.
+            await self._give_credit(rows, stored)
+
+    async def _give_credit(self, rows: BillingRows, stored: StoredInvoice) -> None:
+        await rows.give_credit(RequestId(stored.order_id), stored.invoice.owner, _worth(stored), f"invoice {stored.invoice.number}")
+
+    async def _give_back(self, rows: BillingRows, held: Subscription, stored: StoredInvoice) -> bool:
+        """Return whether the plan that ended unpaid was begun again, for the rest of its period."""
+        if stored.ended_plan is None or stored.ended_tokens is None or held.subscription is not None:
+            return False
+        _, period_end = await rows.lock_period(held.owner)
+        # Another plan that has begun since then has changed the end.
+        if period_end != stored.ended_until:
+            return False
+        started = await self._begin_rest(rows, held, stored.ended_plan, stored.ended_tokens)
+        if stored.period_start is not None:
+            await rows.keep_period(stored.invoice.number, started)
+        return True
 
     async def void(self, number: str, reason: str) -> Invoice:
         """Raises NotFound, and AlreadyExists if it was paid or taken back."""
@@ -329,7 +357,9 @@ class BillingDesk:
         if fee and held.subscription is None:
             line = InvoiceLine(f"Plan {tiers.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
             order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
-            await rows.add_invoice(self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
+            await rows.add_invoice(
+                self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id, period_start=started
+            )
         await rows.write(changed)
 
     async def _bill_owed(self, refused: list[UUID], taken: TakenItem) -> bool:
@@ -383,13 +413,20 @@ class BillingDesk:
                 if is_last:
                     await self._take_back(rows, late, "it was not paid")
                 return True
-            if held.plan is None:
+            if held.plan is None or held.subscription is not None:
                 return True
             await rows.write(msgspec.structs.replace(held, is_past_due=True))
-            if is_last:
+            if is_last and tiers.name_of(held.plan) != Tier.FREE:
                 _log.info("plan ends unpaid", owner=owner, plan=held.plan, invoice=number)
-                await self._begin(rows, held, self.offer(Tier.FREE.value).versioned)
+                await rows.lock_period(owner)  # nothing is used between what is kept and the end
+                await rows.keep_ended_plan(owner, number, held.plan)
+                await self._begin_rest(rows, held, self.offer(Tier.FREE.value).versioned, 0)
         return True
+
+
+def _worth(stored: StoredInvoice) -> MicroCredits:
+    """Return an invoice in credits, without tax."""
+    return stored.credit_micro or currency.micro(stored.invoice.document.net_minor, stored.invoice.document.currency)
 
 
 def _party(described: api.AccountName) -> Party:

@@ -69,6 +69,12 @@ class StoredInvoice(msgspec.Struct, frozen=True, kw_only=True):
     order_id: UUID
     credit_micro: MicroCredits
     reminders: int
+    #: Of a fee.
+    period_start: datetime | None
+    #: What ended because it was not paid, until when the period was, and how many tokens were used.
+    ended_plan: str | None
+    ended_until: datetime | None
+    ended_tokens: int | None
 
 
 class BillingRows:
@@ -122,8 +128,20 @@ class BillingRows:
         """Return False if it was billed already."""
         return bool(await self._transaction.run("end_owed", owed_id))
 
-    async def begin_period(self, owner: TenantId, anchor: datetime | None) -> None:
-        await self._transaction.run("begin_period", owner, anchor)
+    async def begin_period(self, owner: TenantId) -> None:
+        await self._transaction.run("begin_period", owner, False)
+
+    async def begin_rest(self, owner: TenantId, used_tokens: int) -> None:
+        """As ``begin_period``, but it ends when the one before would have, and has used tokens."""
+        await self._transaction.run("begin_period", owner, True)
+        await self.open_period(owner, 0)
+        await self._transaction.run("begin_rest", owner, used_tokens)
+
+    async def lock_period(self, owner: TenantId) -> tuple[datetime, datetime]:
+        """Lock an account; return the start and the end of its present period."""
+        row = await self._transaction.row("lock_period", owner)
+        assert row is not None  # the function adds a missing account
+        return row["period_start"], row["period_end"]
 
     async def open_period(self, owner: TenantId, included_tokens: int | None) -> datetime:
         started: datetime = await self._transaction.value("open_period", owner, included_tokens)
@@ -139,13 +157,14 @@ class BillingRows:
         *,
         order_id: UUID,
         credit_micro: MicroCredits = _NO_CREDIT,
+        period_start: datetime | None = None,
     ) -> Invoice:
         """Return the invoice of this order, which is new if there is none yet."""
         row = await self._transaction.row("find_order", order_id)
         if row is None:
             now: datetime = await self._transaction.value("read_clock")
             document = invoices.write(await self._next_number(seller, now), seller, customer, lines, purpose=purpose, now=now)
-            row = await self._add(document, owner, order_id, credit=credit_micro)
+            row = await self._add(document, owner, order_id, credit=credit_micro, period_start=period_start)
         return _invoice(row).invoice
 
     async def take_back(self, seller: Seller, stored: StoredInvoice, order_id: UUID, reason: str) -> Invoice:
@@ -168,11 +187,10 @@ class BillingRows:
         credit: MicroCredits = _NO_CREDIT,
         paid_at: datetime | None = None,
         reference: str = "",
+        period_start: datetime | None = None,
     ) -> DatabaseRow:
-        text = msgspec.json.encode(document).decode()
-        row = await self._transaction.row(
-            "add_invoice", document.number, owner, order_id, text, credit, document.issued_at, document.due_at, paid_at, reference
-        )
+        text, dates = msgspec.json.encode(document).decode(), (document.issued_at, document.due_at, paid_at)
+        row = await self._transaction.row("add_invoice", document.number, owner, order_id, text, credit, *dates, reference, period_start)
         assert row is not None
         return row
 
@@ -184,6 +202,13 @@ class BillingRows:
         row = await self._transaction.row("settle_invoice", number, paid_at, reference, void_by)
         assert row is not None
         return _invoice(row).invoice
+
+    async def keep_period(self, number: str, period_start: datetime) -> None:
+        await self._transaction.run("keep_period", number, period_start)
+
+    async def keep_ended_plan(self, owner: TenantId, unpaid: str, plan: str) -> None:
+        """Let a payment give back the plan that ends now."""
+        await self._transaction.run("keep_ended_plan", owner, unpaid, plan)
 
     async def give_credit(self, transfer: RequestId, owner: TenantId, micro: MicroCredits, note: str) -> None:
         """Safe to repeat. Raises what ``move_credits`` raises."""
@@ -335,4 +360,4 @@ def _invoice(row: DatabaseRow) -> StoredInvoice:
     is_settled = InvoiceState.VOID if row["void_by"] else InvoiceState.PAID if row["paid_at"] else None
     state = is_settled or (InvoiceState.LATE if row["is_late"] else InvoiceState.OPEN)
     invoice = Invoice(document, row["owner"], state, row["paid_at"], row["reference"])
-    return StoredInvoice(invoice=invoice, order_id=row["order_id"], credit_micro=row["credit_micro"], reminders=row["reminders"])
+    return StoredInvoice(invoice=invoice, **{name: row[name] for name in StoredInvoice.__struct_fields__ if name != "invoice"})

@@ -40,9 +40,17 @@ WHERE plan IS NOT NULL AND is_applied AND (period_end <= now() OR period_start >
 ORDER BY owner LIMIT 1 FOR UPDATE OF subscriptions SKIP LOCKED;
 
 -- name: begin_period
--- Begin a period of an account now: what is left of the one before ends when the account is opened next.
-UPDATE accounts SET anchor = coalesce($2::timestamptz, clock_timestamp()), period_end = clock_timestamp()
+-- Begin a period of an account now: what is left of the one before ends when the account is opened next. $2: the next ones keep their dates.
+UPDATE accounts SET anchor = CASE WHEN $2 THEN anchor ELSE clock_timestamp() END, period_end = clock_timestamp()
 WHERE owner = $1 AND anchor IS NOT NULL;
+
+-- name: begin_rest
+-- Let the rest of a period be a period of its own, with tokens that were used before: what was owed until now has its own bill.
+UPDATE accounts SET period_start = clock_timestamp(), granted_tokens = granted_tokens + $2 WHERE owner = $1;
+
+-- name: lock_period
+-- Lock an account, and return its present period.
+SELECT period_start, period_end FROM open_account($1, 0, true);
 
 -- name: open_period
 -- Open an account, and return the start of its period.
@@ -84,8 +92,8 @@ SELECT *, is_late(invoices) FROM invoices WHERE order_id = $1;
 
 -- name: add_invoice
 -- Add an invoice.
-INSERT INTO invoices (number, owner, order_id, document, credit_micro, created_at, due_at, paid_at, reference)
-VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7, $8, $9)
+INSERT INTO invoices (number, owner, order_id, document, credit_micro, created_at, due_at, paid_at, reference, period_start)
+VALUES ($1, $2, $3, $4::text::jsonb, $5, $6, $7, $8, $9, $10)
 RETURNING *, is_late(invoices);
 
 -- name: lock_invoice
@@ -99,6 +107,20 @@ SELECT *, is_late(invoices) FROM invoices WHERE number = $1;
 -- name: settle_invoice
 -- Mark an invoice as paid, or as taken back.
 UPDATE invoices SET paid_at = $2, reference = $3, void_by = $4 WHERE number = $1 RETURNING *, is_late(invoices);
+
+-- name: keep_period
+-- Keep the start of the period that an invoice has paid.
+UPDATE invoices SET period_start = $2 WHERE number = $1;
+
+-- name: keep_ended_plan
+-- Keep the plan that ends in the present period of an account because the invoice $2 is not paid: in the invoice of this period's fee, which
+-- gives the plan back, unless that is paid.
+UPDATE invoices SET ended_plan = $3, ended_until = period_end, ended_tokens = granted_tokens - allowance_tokens
+FROM accounts
+WHERE accounts.owner = $1 AND number = coalesce((
+    SELECT fee.number FROM invoices AS fee
+    WHERE fee.owner = $1 AND fee.period_start = accounts.period_start AND fee.paid_at IS NULL AND fee.void_by IS NULL LIMIT 1
+), $2);
 
 -- name: list_invoices
 -- List invoices, newest first; of all owners if it is null.

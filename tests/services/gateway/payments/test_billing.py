@@ -23,6 +23,7 @@ from services.gateway.payments.billing_store import BillingStore
 from shared import errors
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceState, OrderTopUp, Party
+from shared.api.ledger import ModelPrice
 from shared.api.method import Nothing
 from shared.api.notices import Notice, PaymentLate
 from shared.background.deferred_rows import DeferredRows
@@ -278,6 +279,113 @@ async def test_only_the_clock_of_postgresql_says_what_is_late(shop: Shop) -> Non
     )
     (invoice,) = await shop.invoices(ada)
     assert (invoice.number, invoice.state) == (number, InvoiceState.LATE)
+
+
+async def used(shop: Shop, ada: TenantId, tokens: int = 0) -> tuple[int | None, int]:
+    """Let an account of the plan pro use tokens; return how many are included, and how many it has used."""
+    if tokens:
+        request = RequestId(uuid4())
+        await shop.ledger.add_price(ModelPrice(None, MicroCredits(1), MicroCredits(1)))
+        await shop.fetch(
+            "SELECT granted_tokens FROM reserve($1, $2, NULL, 'm', (SELECT max(id) FROM prices), 'g', 90, $3, 0, 0, 1, 0, 1, 1, 1,"
+            " 1000000, 0, true, NULL, NULL, NULL, NULL)", request, ada, tokens,
+        )  # fmt: skip
+        await shop.fetch("SELECT settle($1, 0, $2, 'settled')", request, tokens)
+    allowance = (await shop.ledger.read_account(ada, Spending(0, MicroCredits(0), has_plan=True))).allowance
+    assert allowance is not None
+    return allowance.included, allowance.used
+
+
+async def test_a_late_payment_gives_the_plan_back_for_the_rest_of_its_period(shop: Shop) -> None:
+    """Also where months begin on the 31st: the next ones keep their dates."""
+    ada = owner()
+    await shop.desk.give_plan(ada, "pro")
+    await shop.execute("UPDATE accounts SET anchor = '2020-01-31 10:00Z', period_end = now() WHERE owner = $1", ada)
+    await shop.desk.work()
+    number = (await shop.invoices(ada))[0].number
+    dates = "SELECT anchor || ' ' || period_end FROM accounts WHERE owner = $1"
+    period = await shop.fetch(dates, ada)
+    assert await used(shop, ada, 300_000) == (1_000_000, 300_000)
+    for days in (14, 17, 21):
+        await shop.wait_days(number, days)
+        await shop.desk.work()
+    assert (shop.plan_of(ada), await used(shop, ada), await shop.fetch(dates, ada)) == ("free@0", (0, 0), period)
+    for _ in range(2):
+        await shop.desk.pay(number, "wire 17")
+    assert (shop.plan_of(ada), await used(shop, ada, 100), await shop.fetch(dates, ada)) == ("pro@0", (1_000_000, 300_100), period)
+    await shop.desk.work()
+    assert len(await shop.invoices(ada)) == 1, "this period is paid"
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+    await shop.end_period(ada)
+    await shop.desk.work()
+    assert [invoice.state for invoice in await shop.invoices(ada)] == [InvoiceState.PAID, InvoiceState.OPEN]
+
+
+async def end_unpaid(shop: Shop, ada: TenantId) -> str:
+    """End the plan pro; return the number of its unpaid invoice."""
+    number = await late_plan(shop, ada)
+    for days in (14, 17, 21):
+        await shop.wait_days(number, days)
+        await shop.desk.work()
+    assert shop.plan_of(ada) == "free@0"
+    return number
+
+
+@pytest.mark.parametrize("since", ["the period is over", "another plan has begun"])
+async def test_a_payment_whose_plan_cannot_come_back_gives_credits(shop: Shop, since: str) -> None:
+    ada = owner()
+    number = await end_unpaid(shop, ada)
+    if since == "another plan has begun":
+        await shop.desk.give_plan(ada, "enterprise")
+    else:
+        await shop.end_period(ada)
+    await shop.desk.work()
+    plan = shop.plan_of(ada)
+    for _ in range(2):
+        await shop.desk.pay(number, "wire 17")
+    assert (shop.plan_of(ada), await shop.fetch("SELECT balance_micro FROM accounts WHERE owner = $1", ada)) == (plan, 29_000_000)
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+async def test_a_payment_in_time_gives_no_credits(shop: Shop) -> None:
+    ada = owner()
+    await shop.desk.pay(await late_plan(shop, ada, 20), "wire 17")
+    assert (shop.plan_of(ada), await shop.fetch("SELECT balance_micro FROM accounts WHERE owner = $1", ada)) == ("pro@0", 0)
+
+
+async def test_usage_that_is_paid_late_gives_the_plan_back_unless_its_own_fee_is_open(shop: Shop) -> None:
+    ada, bob = owner(), owner()
+    for of, is_paid in ((ada, True), (bob, False)):
+        await shop.desk.give_plan(of, "pro")
+        await shop.execute("UPDATE accounts SET balance_micro = -5000000 WHERE owner = $1", of)
+        await shop.end_period(of)
+        await shop.desk.work()
+        fee, usage = sorted(await shop.invoices(of), key=lambda invoice: -invoice.document.net_minor)
+        if is_paid:
+            await shop.desk.pay(fee.number, "wire 17")
+        for days in (14, 17, 21):
+            for invoice in (fee, usage):
+                await shop.wait_days(invoice.number, days)
+            await shop.desk.work()
+        await shop.desk.pay(usage.number, "wire 18")
+        assert shop.plan_of(of) == ("pro@0" if is_paid else "free@0")
+    await shop.desk.pay(fee.number, "wire 19")
+    assert shop.plan_of(bob) == "pro@0"
+    assert await shop.fetch("SELECT sum(balance_micro)::integer FROM accounts") == 0
+
+
+async def test_an_order_outlives_the_end_of_an_unpaid_plan(shop: Shop) -> None:
+    ada = owner()
+    await shop.live.change(lambda *_: {(ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0, for_sale=True)}, origin="applied", author=None)
+    number = await late_plan(shop, ada, 17)
+    ordered = (await shop.order(ada, "gold")).invoice
+    assert ordered is not None
+    for days in (14, 17, 21):
+        await shop.wait_days(number, days)
+        await shop.desk.work()
+    assert shop.plan_of(ada) == "free@0"
+    await shop.desk.pay(ordered, "wire 17")
+    assert shop.plan_of(ada) == "gold@1"
 
 
 async def test_credits_are_added_once_when_their_invoice_is_paid(shop: Shop) -> None:
