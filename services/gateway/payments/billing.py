@@ -80,23 +80,23 @@ class BillingDesk:
         return found
 
     async def order_plan(self, owner: TenantId, name: str) -> Order:
-        """Change the plan of somebody who pays. Raises NotFound, AlreadyExists while another change waits for its payment, and what
-        ``count_order`` raises."""
-        offer, described = self.offer(name), await self.describe(owner)
+        """Change the plan of somebody who pays; the present plan undoes a change. Raises NotFound, NotAllowed for a plan that is not for
+        sale, AlreadyExists while another change waits for its payment, and what ``count_order`` raises."""
+        described = await self.describe(owner)
         present, customer = described.plan, _party(described)
         held = await self._store.find_subscription(owner)
         if self.provider is not None and held is not None and held.subscription is not None:
             return Order(done=False, url=await self.provider.open_portal(owner))
-        if self.provider is not None and self._fee_of(offer.versioned) and name != tiers.name_of(present):
+        if name == tiers.name_of(present):
+            return await self._undo(owner)
+        offer = self.offer(name)
+        if not offer.for_sale:
+            raise errors.NotAllowed(f"the plan {name} is not for sale", hint="see `aicli billing plans`, or ask an administrator")
+        if self.provider is not None and self._fee_of(offer.versioned):
             return await self.provider.order_plan(owner, offer, "".join(customer.lines))
         async with self._store.transaction() as rows:
             held = await rows.lock(owner, MANUAL)
             waiting = held.next_plan is not None and held.invoice is not None
-            if name == tiers.name_of(present):
-                if held.next_plan is not None:
-                    await rows.count_change(owner)
-                await self._withdraw(rows, held)
-                return Order(done=True)
             if waiting and held.next_plan != offer.versioned:
                 raise errors.AlreadyExists(
                     f"a change to {tiers.name_of(held.next_plan or '')} waits for the invoice {held.invoice}",
@@ -117,6 +117,15 @@ class BillingDesk:
             await rows.write(msgspec.structs.replace(held, next_plan=offer.versioned, invoice=made.document.number))
         _log.info("plan ordered", owner=owner, plan=offer.versioned, invoice=made.document.number)
         return Order(done=False, invoice=made.document.number)
+
+    async def _undo(self, owner: TenantId) -> Order:
+        """Also of an account whose plan nobody can order."""
+        async with self._store.transaction() as rows:
+            held = await rows.lock(owner, MANUAL)
+            if held.next_plan is not None:
+                await rows.count_change(owner)
+            await self._withdraw(rows, held)
+        return Order(done=True)
 
     def _fee_of(self, plan: str) -> int:
         fee = tiers.plan_of(self._source.config.limits.plans, plan).fee_micro

@@ -182,6 +182,25 @@ async def test_one_of_two_changes_at_once_wins(shop: Shop) -> None:
         await shop.order(ada, "silver")
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["not for sale", "gone from the configuration"])
+async def test_a_change_from_a_plan_that_is_not_for_sale_is_undone(shop: Shop, lost: bool) -> None:
+    call = rpc_call(PERSON)
+    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    ada = call.principal.tenant_id
+    await shop.live.change(lambda *_: {(ConfigKind.PLAN, "house"): PlanDocument(fee=5.0)}, origin="applied", author=None)
+    await shop.desk.give_plan(ada, "house")
+    order = await rpc.set_plan(api.SetPlan("pro"), call)
+    if lost:
+        await shop.live.change(lambda *_: {(ConfigKind.PLAN, "house"): None}, origin="applied", author=None)
+    assert await rpc.set_plan(api.SetPlan("house"), call) == api.Order(done=True)
+    assert await shop.rows.list_invoices(ada, only_open=True, before=None, limit=9) == (), order
+    held = await shop.rows.find_subscription(ada)
+    assert held is not None
+    assert (held.plan, held.next_plan, held.invoice) == ("house@1", None, None)
+    with pytest.raises(errors.NotFound if lost else errors.NotAllowed):
+        await shop.desk.order_plan(owner(), "house")
+
+
 async def test_a_subscription_keeps_its_terms_and_is_billed_each_month(shop: Shop) -> None:
     ada = owner()
     await shop.live.change(lambda *_: {(ConfigKind.PLAN, "pro"): PlanDocument(fee=10.0)}, origin="applied", author=None)
