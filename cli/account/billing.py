@@ -235,12 +235,13 @@ def admin_invoices() -> None:
 
 @admin_invoices.command("list")
 @click.option("--open", "only_open", is_flag=True, help="Only invoices that are not paid.")
+@click.option("--before", metavar="NUMBER", help="Only invoices older than this one: the last of the page before.")
 @options.whole_number("--limit", lambda: api.billing.ListInvoices, "limit", default=50, help="Maximum number of rows.")
 @watching.listing_options("Print a JSON list; amounts in minor units, such as cents.")
 @click.pass_obj
-def list_invoices(here: CliContext, /, *, only_open: bool, limit: int, as_json: bool) -> None:
+def list_invoices(here: CliContext, /, *, only_open: bool, before: str | None, limit: int, as_json: bool) -> None:
     """List the invoices of all accounts, newest first."""
-    _list(here, api.billing.ListInvoices(everyone=True, only_open=only_open, limit=limit), as_json=as_json)
+    _list(here, api.billing.ListInvoices(everyone=True, only_open=only_open, before=before, limit=limit), as_json=as_json)
 
 
 @admin_invoices.command()
@@ -257,9 +258,10 @@ def pay(here: CliContext, /, number: str, *, reference: str, as_json: bool) -> N
 @admin_invoices.command()
 @click.argument("number")
 @click.option("--reason", required=True, help="Stands on the credit note.")
+@click.option("--refund", is_flag=True, help="It was paid: take back its credits, or end its plan. You return the money.")
 @print_format.output_options("Print the invoice as a JSON object.")
 @click.pass_obj
-def void(here: CliContext, /, number: str, *, reason: str, as_json: bool) -> None:
-    """Take an unpaid invoice back, with a credit note."""
-    found = here.call(api.billing.void_invoice, api.billing.VoidInvoice(number, reason))
+def void(here: CliContext, /, number: str, *, reason: str, refund: bool, as_json: bool) -> None:
+    """Take an invoice back, with a credit note."""
+    found = here.call(api.billing.void_invoice, api.billing.VoidInvoice(number, reason, refund))
     printing.show_message(found, f"A credit note takes the invoice {found.document.number} back.", as_json=as_json)

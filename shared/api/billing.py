@@ -143,8 +143,9 @@ class InvoiceState(StrEnum):
     OPEN = "open"
     LATE = "late"
     PAID = "paid"
-    #: A credit note took it back.
+    #: A credit note took it back: unpaid, or after its payment.
     VOID = "void"
+    REFUNDED = "refunded"
 
 
 class Invoice(Body, frozen=True, omit_defaults=False):
@@ -196,10 +197,12 @@ class PayInvoice(Body, frozen=True):
 
 
 class VoidInvoice(Body, frozen=True):
-    """For administrators: take an unpaid invoice back, with a credit note."""
+    """For administrators: take an invoice back, with a credit note."""
 
     number: InvoiceNumber
     reason: Annotated[str, Meta(min_length=1, max_length=500)]
+    #: It was paid, and the money is returned by other means: its credits are taken back, or its plan ends.
+    refund: bool = False
 
 
 class AdoptPayment(Body, frozen=True):

@@ -11,6 +11,7 @@ _STATES = {
     InvoiceState.LATE: ("Late", Tone.BAD),
     InvoiceState.PAID: ("Paid", Tone.GOOD),
     InvoiceState.VOID: ("Taken back", Tone.OFF),
+    InvoiceState.REFUNDED: ("Refunded", Tone.OFF),
 }
 
 
@@ -67,5 +68,5 @@ INVOICES: Listing[Invoice] = Listing(
         Column(title="Reference", show=lambda row: row.reference or None, rank=6, wraps=True),
     ),
     empty="No invoices yet.",
-    is_over=lambda row: row.state in {InvoiceState.PAID, InvoiceState.VOID},
+    is_over=lambda row: row.state not in {InvoiceState.OPEN, InvoiceState.LATE},
 )

@@ -250,12 +250,31 @@ class BillingDesk:
             await rows.keep_period(stored.invoice.number, started)
         return True
 
-    async def void(self, number: str, reason: str) -> Invoice:
-        """Raises NotFound, and AlreadyExists if it was paid or taken back."""
+    async def void(self, number: str, reason: str, *, refund: bool = False) -> Invoice:
+        """Take an open invoice back; with ``refund``, a paid one, and what its payment gave. Raises NotFound, and AlreadyExists in another
+        state."""
         async with self._store.transaction() as rows:
             stored = await self._lock(rows, number)
-            _ensure_open(stored.invoice)
-            return await self._take_back(rows, stored, reason)
+            if not refund:
+                _ensure_open(stored.invoice)
+            elif stored.invoice.state is not InvoiceState.PAID or stored.invoice.document.corrects:
+                raise errors.AlreadyExists(f"{number} is no paid invoice", hint="see `aicli admin invoices list`")
+            else:
+                await self._reverse(rows, stored)
+            found = await self._take_back(rows, stored, reason)
+        await self.apply()
+        return found
+
+    async def _reverse(self, rows: BillingRows, stored: StoredInvoice) -> None:
+        """Take back the credits that a payment gave, or end the period that it paid."""
+        owner, number = stored.invoice.owner, stored.invoice.number
+        held, (period_start, _) = await rows.lock(owner, MANUAL), await rows.lock_period(owner)
+        if await rows.is_given(RequestId(stored.order_id)):
+            transfer = RequestId(uuid5(_ORDERS, f"refund {number}"))
+            await rows.give_credit(transfer, owner, MicroCredits(-_worth(stored)), f"refund of the invoice {number}")
+        elif stored.period_start == period_start and held.subscription is None:
+            await self._withdraw(rows, held)
+            await self._begin(rows, held, self.offer(Tier.FREE.value).versioned)
 
     async def _take_back(self, rows: BillingRows, stored: StoredInvoice, reason: str) -> Invoice:
         """With it goes the change of plan that waited for it."""
@@ -448,5 +467,7 @@ def _is_open(invoice: Invoice) -> bool:
 
 def _ensure_open(invoice: Invoice) -> None:
     if not _is_open(invoice):
-        how = f"was paid ({invoice.reference})" if invoice.state is InvoiceState.PAID else "was taken back"
-        raise errors.AlreadyExists(f"the invoice {invoice.document.number} {how}", hint="see `aicli admin invoices list`")
+        is_paid = invoice.state is InvoiceState.PAID
+        how = f"was paid ({invoice.reference})" if is_paid else "was taken back"
+        hint = "refund it with `aicli admin invoices void --refund`" if is_paid else "see `aicli admin invoices list`"
+        raise errors.AlreadyExists(f"the invoice {invoice.document.number} {how}", hint=hint)

@@ -107,8 +107,9 @@ class BillingRpc:
 
     @serves(api.void_invoice)
     async def void_invoice(self, request: api.VoidInvoice, call: RpcCall) -> Invoice:
-        found = await self.desk.void(request.number, request.reason)
-        self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason)
+        found = await self.desk.void(request.number, request.reason, refund=request.refund)
+        refund = str(request.refund).lower()
+        self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason, refund=refund)
         return found
 
     @serves(api.adopt_payment)

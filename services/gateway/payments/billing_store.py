@@ -172,7 +172,7 @@ class BillingRows:
         now: datetime = await self._transaction.value("read_clock")
         note = invoices.take_back(await self._next_number(seller, now), seller, stored.invoice.document, now)
         await self._add(note, stored.invoice.owner, order_id, paid_at=now, reference=reason)
-        return await self.settle(stored.invoice.document.number, None, "", void_by=note.number)
+        return await self.settle(stored.invoice.number, stored.invoice.paid_at, stored.invoice.reference, void_by=note.number)
 
     async def _next_number(self, seller: Seller, now: datetime) -> str:
         series = seller.series(now.year)
@@ -213,6 +213,10 @@ class BillingRows:
     async def give_credit(self, transfer: RequestId, owner: TenantId, micro: MicroCredits, note: str) -> None:
         """Safe to repeat. Raises what ``move_credits`` raises."""
         await ledger_store.move_credits(self._transaction, transfer, owner, micro, note=note)
+
+    async def is_given(self, transfer: RequestId) -> bool:
+        """Return whether these credits were given."""
+        return bool(await self._transaction.value("is_given", transfer))
 
     async def take_late(self) -> StoredInvoice | None:
         row = await self._transaction.row("take_late_invoice", list(invoices.REMINDER_DAYS))
@@ -357,7 +361,9 @@ def _order(row: DatabaseRow | None) -> ProviderOrder | None:
 
 def _invoice(row: DatabaseRow) -> StoredInvoice:
     document = msgspec.json.decode(row["document"], type=InvoiceDocument)
-    is_settled = InvoiceState.VOID if row["void_by"] else InvoiceState.PAID if row["paid_at"] else None
-    state = is_settled or (InvoiceState.LATE if row["is_late"] else InvoiceState.OPEN)
+    if row["void_by"]:
+        state = InvoiceState.REFUNDED if row["paid_at"] else InvoiceState.VOID
+    else:
+        state = InvoiceState.PAID if row["paid_at"] else InvoiceState.LATE if row["is_late"] else InvoiceState.OPEN
     invoice = Invoice(document, row["owner"], state, row["paid_at"], row["reference"])
     return StoredInvoice(invoice=invoice, **{name: row[name] for name in StoredInvoice.__struct_fields__ if name != "invoice"})

@@ -34,6 +34,7 @@ _DONE = {
     "ordered": "Order placed. It takes effect once this invoice is paid.",
     "paid": "Invoice paid. Its plan or credits are in effect.",
     "void": "Invoice taken back by a credit note.",
+    "refunded": "Invoice refunded by a credit note. Return the money yourself.",
 }
 
 

@@ -118,12 +118,13 @@ class FakeBilling:
         return self._settle("gateway.payInvoice", request.number, credential, InvoiceState.PAID, request.reference)
 
     def _void_invoice(self, request: api.VoidInvoice, credential: Credential | None) -> Invoice:
-        return self._settle("gateway.voidInvoice", request.number, credential, InvoiceState.VOID, "")
+        state = InvoiceState.REFUNDED if request.refund else InvoiceState.VOID
+        return self._settle("gateway.voidInvoice", request.number, credential, state, "")
 
     def _settle(self, method: str, number: str, credential: Credential | None, state: InvoiceState, reference: str) -> Invoice:
         self._check_fresh(method)
         found = self._get_invoice(api.GetInvoice(number), credential)
-        if found.state not in {InvoiceState.OPEN, InvoiceState.LATE}:
+        if (found.state in {InvoiceState.OPEN, InvoiceState.LATE}) == (state is InvoiceState.REFUNDED):
             raise errors.AlreadyExists(f"the invoice {number} was paid", hint="see `aicli admin invoices`")
         paid = msgspec.structs.replace(found, state=state, reference=reference, paid_at=NOW)
         self.invoices[self.invoices.index(found)] = paid

@@ -126,6 +126,12 @@ async def void_invoice(page_request: NamedDependency[PageRequest], number: FromP
     return await _change(page_request, number, api.void_invoice, api.VoidInvoice(number, reason.strip()))
 
 
+@post("/admin/money/invoices/{number:str}/refund")
+async def refund_invoice(page_request: NamedDependency[PageRequest], number: FromPath[str]) -> Page:
+    reason = await page_request.read_field("reason")
+    return await _change(page_request, number, api.void_invoice, api.VoidInvoice(number, reason.strip(), refund=True))
+
+
 async def _change(page_request: PageRequest, number: str, method: Method[Request, Invoice], request: Request) -> Page:
     try:
         changed = await page_request.submit(method, request)

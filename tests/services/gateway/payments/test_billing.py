@@ -439,6 +439,72 @@ async def test_credits_that_survived_a_restore_are_not_given_again(shop: Shop) -
         assert (await shop.ledger.read_account(ada, Spending())).balance_micro == amount
 
 
+async def balance(shop: Shop, ada: TenantId) -> int:
+    return (await shop.ledger.read_account(ada, Spending())).balance_micro
+
+
+async def ask(shop: Shop, ada: TenantId, micro: int) -> bool:
+    """Let an account without tokens ask for something that costs this much; return whether it may."""
+    request = RequestId(uuid4())
+    await shop.ledger.add_price(ModelPrice(None, MicroCredits(1), MicroCredits(1)))
+    granted = await shop.fetch(
+        "SELECT granted_tokens FROM reserve($1, $2, NULL, 'm', (SELECT max(id) FROM prices), 'g', 90, 0, 0, 0, 1, $3, 1, 1, 1,"
+        " 0, 0, true, NULL, NULL, NULL, NULL)", request, ada, micro,
+    )  # fmt: skip
+    await shop.fetch("SELECT settle($1, $2, 0, 'settled')", request, micro)
+    return granted is not None
+
+
+async def test_a_refund_takes_credits_back_and_an_account_below_zero_reads_and_pays_alone(shop: Shop) -> None:
+    ada = owner()
+    first = (await shop.desk.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
+    assert first is not None
+    await shop.desk.pay(first, "wire 9")
+    assert await ask(shop, ada, 10_000_000)
+    assert (await shop.desk.void(first, "sent twice", refund=True)).state is InvoiceState.REFUNDED
+    assert (await balance(shop, ada), await ask(shop, ada, 1)) == (-10_000_000, False)
+    invoice, note = await shop.invoices(ada)
+    assert (invoice.reference, note.reference, note.document.total_minor) == ("wire 9", "sent twice", -2975)
+    assert [month.net_minor for month in await shop.rows.sum_revenue("EUR")] == [0]
+    for number in (first, note.number):
+        with pytest.raises(errors.AlreadyExists, match="is no paid invoice"):
+            await shop.desk.void(number, "again", refund=True)
+    second = (await shop.desk.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
+    assert second is not None
+    with pytest.raises(errors.AlreadyExists, match="is no paid invoice"):
+        await shop.desk.void(second, "not paid", refund=True)
+    await shop.desk.pay(second, "wire 10")
+    assert (await balance(shop, ada), await ask(shop, ada, 1)) == (15_000_000, True)
+    assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
+
+
+async def test_a_refund_ends_the_plan_in_the_period_that_was_paid(shop: Shop) -> None:
+    ada = owner()
+    first = (await shop.order(ada, "pro")).invoice
+    assert first is not None
+    await shop.desk.pay(first, "wire 9")
+    await shop.end_period(ada)
+    await shop.desk.work()
+    second = (await shop.invoices(ada))[1].number
+    await shop.desk.pay(second, "wire 10")
+    assert await used(shop, ada, 300_000) == (1_000_000, 300_000)
+    await shop.desk.void(first, "goodwill", refund=True)
+    assert (shop.plan_of(ada), await used(shop, ada)) == ("pro@0", (1_000_000, 300_000)), "another period"
+    await shop.desk.void(second, "canceled", refund=True)
+    assert (shop.plan_of(ada), await used(shop, ada)) == ("free@0", (0, 0))
+    assert await balance(shop, ada) == 0
+
+
+async def test_a_refund_takes_the_credits_of_a_late_payment_back(shop: Shop) -> None:
+    ada = owner()
+    number = await end_unpaid(shop, ada)
+    await shop.end_period(ada)
+    await shop.desk.pay(number, "wire 9")
+    assert await balance(shop, ada) == 29_000_000
+    await shop.desk.void(number, "too late", refund=True)
+    assert await balance(shop, ada) == 0
+
+
 async def test_an_account_has_ten_unpaid_orders_at_most(shop: Shop) -> None:
     ada, ordered = owner(), OrderTopUp("25.00", RequestId(uuid4()))
     first = await shop.desk.order_top_up(ada, ordered)

@@ -80,16 +80,26 @@ async def test_invoices_are_filtered(root: Browser, mesh: AdminMesh) -> None:
     assert ("INV-2026-000001" in text, "INV-2026-000002" in text, "All customers" in text) == (False, True, True)
 
 
-@pytest.mark.parametrize(("act", "field", "state"), [("pay", "reference", InvoiceState.PAID), ("void", "reason", InvoiceState.VOID)])
-async def test_an_invoice_is_settled_after_a_fresh_login(root: Browser, mesh: AdminMesh, act: str, field: str, state: InvoiceState) -> None:
-    number = mesh.add_invoice().number
+@pytest.mark.parametrize(
+    ("act", "field", "states"),
+    [
+        ("pay", "reference", (InvoiceState.OPEN, InvoiceState.PAID)),
+        ("void", "reason", (InvoiceState.LATE, InvoiceState.VOID)),
+        ("refund", "reason", (InvoiceState.PAID, InvoiceState.REFUNDED)),
+    ],
+)
+async def test_an_invoice_is_settled_after_a_fresh_login(
+    root: Browser, mesh: AdminMesh, act: str, field: str, states: tuple[InvoiceState, InvoiceState]
+) -> None:
+    before, after = states
+    number = mesh.add_invoice(state=before).number
     page, action = await root.get(f"{PATH}/invoices/{number}"), f"{PATH}/invoices/{number}/{act}"
     assert "data-confirm=" in page.text
     mesh.is_stale = True
     asked = await root.submit(page, action, **{field: "wire 17"})
-    assert (asked.status_code, mesh.invoices[0].state) == (403, InvoiceState.OPEN)
+    assert (asked.status_code, mesh.invoices[0].state) == (403, before)
     done = await root.submit(asked, action, confirm_code="123456")
-    assert (done.status_code, mesh.invoices[0].state) == (303, state)
+    assert (done.status_code, mesh.invoices[0].state) == (303, after)
     page = await root.get(done.headers["location"])
     assert page.text.count('role="status"') >= 1
     assert action not in forms_of(page)
