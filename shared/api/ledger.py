@@ -3,7 +3,7 @@
 Amounts are whole micro-credits: 1 credit is 1,000,000 of them. The operator decides what a credit is worth.
 """
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated
 
 from msgspec import Meta
@@ -47,10 +47,6 @@ class Account(Body, frozen=True, omit_defaults=False):
     spent_micro: MicroCredits = MicroCredits(0)
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
-    #: These three are for clients of release 0.3: credits that a tier included each month.
-    included_micro: MicroCredits = MicroCredits(0)
-    monthly_micro: MicroCredits | None = None
-    renews_at: Moment = datetime(1, 1, 1, tzinfo=UTC)
 
     @property
     def free_micro(self) -> int | None:
@@ -59,6 +55,26 @@ class Account(Body, frozen=True, omit_defaults=False):
         of_budget = None if self.budget is None else self.budget.micro - self.spent_micro - self.reserved_micro
         bounds = [bound for bound in (of_balance, of_budget) if bound is not None]
         return max(0, min(bounds)) if bounds else None
+
+
+class AccountFor03(Account, frozen=True, omit_defaults=False, kw_only=True):
+    """With what clients of release 0.3 can't do without: credits that a tier included each month."""
+
+    included_micro: MicroCredits = MicroCredits(0)
+    monthly_micro: MicroCredits | None = None
+    renews_at: Moment
+
+    @classmethod
+    def of(cls, account: Account) -> Account:
+        return cls(*(getattr(account, name) for name in Account.__struct_fields__), renews_at=renews_at(account))
+
+
+def renews_at(account: Account) -> datetime:
+    """Return when release 0.3 says that an account gets its credits of the next month."""
+    if account.allowance is not None:
+        return account.allowance.renews_at
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return (today.replace(day=1) + timedelta(days=31)).replace(day=1)
 
 
 class ReadAccount(Body, frozen=True):

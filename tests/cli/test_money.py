@@ -60,10 +60,6 @@ def test_credits_of_a_user(ledger_shell: Shell) -> None:
         "allowance": {"included": 100_000, "used": 2_500, "held": 0, "renews_at": "2026-02-01T00:00:00Z"},
         "budget": None,
         "spent_micro": 0,
-        # For scripts of release 0.3.
-        "included_micro": 0,
-        "monthly_micro": None,
-        "renews_at": "0001-01-01T00:00:00Z",
     }
 
 

@@ -60,6 +60,9 @@ class InvoicesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     #: The last number of the page before.
     before: api.InvoiceNumber | None = None
     open: bool = False
+    #: For administrators: of this account, or of all accounts.
+    owner: TenantId | None = None
+    everyone: bool = False
 
 
 class RestBilling:
@@ -108,7 +111,7 @@ class RestBilling:
 
     async def _invoices(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, InvoicesQuery)
-        wanted = api.ListInvoices(only_open=query.open, before=query.before, limit=query.limit)
+        wanted = api.ListInvoices(query.owner, query.everyone, query.open, query.before, query.limit)
         await call.answer(await self._billing.list_invoices(wanted, call.as_rpc(self._node, _SECONDS)))
 
     async def _invoice(self, call: HttpCall) -> None:
@@ -125,7 +128,8 @@ class RestBilling:
         except ValueError as error:
             raise BadField("credits", f"is invalid: {error}") from error
         wanted = ledger.TopUp(str(body.owner), micro, body.note, _order_id(call))
-        await call.answer(await self._accounts.top_up(wanted, call.as_rpc(self._node, _SECONDS)))
+        found = await self._accounts.top_up(wanted, call.as_rpc(self._node, _SECONDS))
+        await call.answer(msgspec.convert(found, ledger.Account, from_attributes=True))
 
 
 def _order_id(call: HttpCall) -> RequestId:

@@ -1,6 +1,6 @@
 """Serves the /api routes for usage: by day, by request, remaining quota; and accepts feedback."""
 
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Annotated
 
 import msgspec
@@ -18,7 +18,7 @@ from services.gateway.usage_reports import UsageReports
 from shared import amounts, errors
 from shared.api.auth import Every, Principal
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import Account, Allowance
+from shared.api.ledger import Account, Allowance, renews_at
 from shared.api.usage_report import ListRequests, LoggedRequest
 from shared.types import KeyId, ModelName, Moment, PlanName, RequestId, RequestStatus, UserId
 
@@ -63,9 +63,9 @@ class CreditsAnswer(msgspec.Struct, frozen=True):
     #: How far the balance may fall below zero; null without a bound.
     overage: str | None
     #: These three are for SDKs of release 0.3: credits that a tier included each month.
+    renews_at: Moment
     included: str = "0"
     monthly: str | None = None
-    renews_at: Moment = datetime(1, 1, 1, tzinfo=UTC)
 
     @classmethod
     def of(cls, account: Account) -> "CreditsAnswer":
@@ -75,6 +75,7 @@ class CreditsAnswer(msgspec.Struct, frozen=True):
             balance=amounts.written(account.balance_micro),
             reserved=amounts.written(account.reserved_micro),
             overage=None if account.overage_micro is None else amounts.written(account.overage_micro),
+            renews_at=renews_at(account),
             monthly=None if account.free_micro is None else "0",
         )
 

@@ -19,6 +19,7 @@ from shared.api.gateway import KeyBudget
 from shared.api.ledger import (
     MICRO,
     Account,
+    AccountFor03,
     LedgerReport,
     ListPrices,
     ModelPrices,
@@ -51,7 +52,7 @@ class AccountRpc:
     audit_reporting: AuditReporting
 
     async def account_of(self, caller: Principal) -> Account:
-        return await self.store.read_account(caller.tenant_id, self.ledger.spending_of(caller))
+        return AccountFor03.of(await self.store.read_account(caller.tenant_id, self.ledger.spending_of(caller)))
 
     def _spending(self, of: auth.User | organizations.Organization) -> Spending:
         shares_limits = isinstance(of, organizations.Organization) and of.shares_limits
@@ -76,7 +77,7 @@ class AccountRpc:
                 "this is another user's account", hint="omit userId for your own account; only an administrator can read others"
             )
         owner = TenantId(request.user_id)
-        return await self.store.read_account(owner, await self._spending_of(owner, call.credential))
+        return AccountFor03.of(await self.store.read_account(owner, await self._spending_of(owner, call.credential)))
 
     @serves(ledgers.top_up)
     async def top_up(self, request: TopUp, call: RpcCall) -> Account:
@@ -89,7 +90,7 @@ class AccountRpc:
             _log.info("credits moved", owner=owner, micro=request.amount_micro, transfer_id=transfer_id, by=call.principal.user_id)
         account = await self.store.read_account(owner, spending)
         self.audit_reporting.report_action("credits.move", call.principal, target=owner, micro=str(request.amount_micro), note=request.note)
-        return account
+        return AccountFor03.of(account)
 
     @serves(ledgers.list_prices)
     async def list_prices(self, request: ListPrices, call: RpcCall) -> ModelPrices:
@@ -120,7 +121,7 @@ class AccountRpc:
         _log.info("request reverted", request_id=request.request_id, user_id=owner, by=call.principal.user_id)
         account = await self.store.read_account(owner, await self._spending_of(owner, call.credential))
         self.audit_reporting.report_action("credits.revert", call.principal, target=request.request_id, note=request.note)
-        return account
+        return AccountFor03.of(account)
 
     @serves(ledgers.verify_ledger)
     async def verify(self, request: VerifyLedger, call: RpcCall) -> LedgerReport:

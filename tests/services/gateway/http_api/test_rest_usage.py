@@ -156,7 +156,7 @@ async def test_the_quota_has_the_money_and_tokens_of_the_account_and_the_budget_
     quota = (await http.get("/api/quota")).json()
     assert quota["credits"] == {
         "available": "12", "balance": "12.5", "reserved": "0.5", "overage": "0",
-        "included": "0", "monthly": "0", "renews_at": "0001-01-01T00:00:00Z",
+        "included": "0", "monthly": "0", "renews_at": "2026-04-01T00:00:00Z",
     }, "the last three are for SDKs of release 0.3"  # fmt: skip
     assert quota["allowance"] == {"included": 100_000, "used": 2500, "held": 500, "renews_at": "2026-04-01T00:00:00Z"}
     assert quota["budget"] is None

@@ -664,6 +664,9 @@ async def test_a_paid_plan_needs_no_verified_address_and_the_free_one_after_it_d
         return allowance.included
 
     assert await included() == 0
+    told = msgspec.json.encode(await rpc.read_billing(api.ReadBilling(ada), call))
+    assert b"includedMicro" not in told
+    assert b"0001-01-01" not in told
     await shop.desk.give_plan(ada, "pro")
     assert await included() == 1_000_000
     await shop.order(ada, "free")

@@ -21,7 +21,7 @@ from shared import errors
 from shared.api import audit, auth, organizations
 from shared.api.auth import Budget, Every
 from shared.api.gateway import KeyBudget
-from shared.api.ledger import MICRO, Allowance, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
+from shared.api.ledger import MICRO, Account, Allowance, ListPrices, ModelPrice, ReadAccount, RevertRequest, SetPrice, TopUp
 from shared.api.method import Nothing
 from shared.rpc.audit_reporting import AuditReporting
 from shared.telemetry import Metrics
@@ -169,6 +169,15 @@ async def test_without_plans_an_account_is_bounded_by_its_budget_alone(harness: 
     assert (account.balance_micro, account.reserved_micro, account.allowance, account.free_micro) == (0, 0, None, None)
     limited = await harness.account_rpc.account_of(msgspec.structs.replace(OWNER, budget=MONTHLY))
     assert (limited.budget, limited.spent_micro, limited.free_micro) == (MONTHLY, 0, MONTHLY.micro)
+
+
+async def test_clients_of_release_03_get_what_they_need_and_others_ignore_it(harness: AccountRpcHarness) -> None:
+    account = await harness.account_rpc.read_account(ReadAccount(), rpc_call(OWNER))
+    wire = msgspec.json.encode(account)
+    old = msgspec.json.decode(wire)
+    assert (old["includedMicro"], old["monthlyMicro"], old["renewsAt"][8:]) == (0, None, "01T00:00:00Z")
+    assert old["renewsAt"] > f"{LONG_AGO:%Y-%m}"
+    assert b"includedMicro" not in msgspec.json.encode(msgspec.json.decode(wire, type=Account))
 
 
 async def test_the_budget_of_this_month_refuses_what_it_does_not_cover(harness: AccountRpcHarness) -> None:
