@@ -91,7 +91,7 @@ from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.owner_statements import OwnerStatements
 from services.gateway.payments import notice_outbox, payment_provider
-from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.billing_store import BillingStore
 from services.gateway.payments.notice_outbox import NoticeOutbox
@@ -263,7 +263,7 @@ class GatewayService:
             orders = ProviderOrders(
                 settings.payments, stores.provider, billing_store, live, sold_in, items=stores.items, on_paid=count_paid
             )
-        self._desk = BillingDesk(
+        self._billing = Billing(
             billing_store,
             live,
             node.rpc,
@@ -272,10 +272,17 @@ class GatewayService:
             items=stores.items,
             on_paid=lambda paid: metrics.revenue.labels(currency=paid.currency).inc(paid.net_minor),
         )
-        self._webhooks = Webhooks(self._desk, metrics)
+        self._webhooks = Webhooks(self._billing, metrics)
         self._notices = NoticeOutbox(billing_store, node.rpc, stores.items, settings.currency, sells=settings.money == "on")
-        self._billing = BillingRpc(
-            self._desk, billing_store, live, stores.ledger, node.rpc, self.audit_reporting, settings.currency, is_on=settings.money == "on"
+        self._billing_rpc = BillingRpc(
+            self._billing,
+            billing_store,
+            live,
+            stores.ledger,
+            node.rpc,
+            self.audit_reporting,
+            settings.currency,
+            is_on=settings.money == "on",
         )
         self._quotas = Quotas(
             stores.cache, lambda: live.config.limits, metrics, self._gateways, without_valkey=settings.limiter_without_valkey
@@ -459,7 +466,7 @@ class GatewayService:
             self._business,
             OwnerStatements(DaysStore(stores.database), node.rpc),
             GatewaySettingsRpc(self._settings, lambda: {name: offer.terms for name, offer in live.config.offers.items()}),
-            self._billing,
+            self._billing_rpc,
             self._registry,
             self._model_trust,
             ModelPeersRpc(node, self._registry.readers, partial(_source_of, live), self._registry.find_size),
@@ -548,9 +555,9 @@ class GatewayService:
             node.tasks.create_task(keep("payments", self._webhooks.run))
 
     async def _work_on_bills(self) -> None:
-        await self._desk.work()
-        self._node.metrics.webhook_backlog.set(await self._desk.measure_events())
-        self._node.metrics.unbilled_usage.set(await self._desk.measure_owed())
+        await self._billing.work()
+        self._node.metrics.webhook_backlog.set(await self._billing.measure_events())
+        self._node.metrics.unbilled_usage.set(await self._billing.measure_owed())
 
     def _gateways(self) -> int:
         return 1 + len(self._node.directory.usable(Role.GATEWAY))
@@ -592,7 +599,7 @@ class GatewayService:
             RestAccounts(self._node.rpc),
             RestInference(self._runs),
             RestUsage(self._stores.requests, self._reports, self._quotas, self._accounts),
-            RestBilling(self._billing, self._accounts, self._node.id),
+            RestBilling(self._billing_rpc, self._accounts, self._node.id),
             RestModels(self._model_search, self.list_models, self._node.id),
             RestVersions(self._registry, self._model_trust, self._node.id),
             OpenAiRoutes(self._runs, self._catalogue, self._items, background),
@@ -789,7 +796,7 @@ class GatewayService:
             limits=found,
             account=account,
             key_budget=await self._accounts.find_key_budget(principal),
-            notices=await AccountNotices(self._records.ledger, self._billing.store, self._served).find(principal, account, reached),
+            notices=await AccountNotices(self._records.ledger, self._billing_rpc.store, self._served).find(principal, account, reached),
         )
 
     @serves(gateway.read_usage)

@@ -40,7 +40,7 @@ _ORDERS = UUID("7f1d3a52-6b0e-4f3c-9a60-0d5c1e5a8b11")
 _log = logs.get(part="billing")
 
 
-class BillingDesk:
+class Billing:
     """``work`` is repeated by every gateway; the rows are taken by one at a time."""
 
     def __init__(

@@ -7,13 +7,13 @@ from services.gateway.billing.reservations import Spending
 from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer
-from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_store import BillingStore
 from services.gateway.payments.provider_orders import MANUAL
 from shared import access_table, errors
 from shared.api import billing as api
 from shared.api import organizations
-from shared.api.billing import Billing, Customers, Invoice, Invoices, Order, Plans, PlanState, Revenue
+from shared.api.billing import Customers, Invoice, Invoices, Order, Plans, PlanState, Revenue
 from shared.api.organizations import TeamRole
 from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
@@ -22,7 +22,7 @@ from shared.types import Permission, TenantId
 
 @dataclass(frozen=True, slots=True)
 class BillingRpc:
-    desk: BillingDesk
+    billing: Billing
     store: BillingStore
     source: ConfigSource
     ledger_store: LedgerStore
@@ -38,10 +38,10 @@ class BillingRpc:
         return Plans(tuple(offer.shown(self.currency) for offer in offers if everyone or offer.for_sale))
 
     @serves(api.read_billing)
-    async def read_billing(self, request: api.ReadBilling, call: RpcCall) -> Billing:
+    async def read_billing(self, request: api.ReadBilling, call: RpcCall) -> api.Billing:
         self._ensure_on()
         owner = await self._payer(request.owner, call, may_read=True)
-        described = await self.desk.describe(owner)
+        described = await self.billing.describe(owner)
         present = described.plan
         plans, shares_limits = self.source.config.limits.plans, described.shares_limits
         terms = tiers.plan_of(plans, present, shares_limits=shares_limits, has_free_tokens=described.has_free_tokens)
@@ -51,9 +51,9 @@ class BillingRpc:
         state = PlanState.GIVEN if held is None else held.state
         next_plan = None if held is None or held.next_plan is None else tiers.name_of(held.next_plan)
         waits_for = None if held is None or next_plan is None else held.invoice
-        provider = self.desk.provider
+        provider = self.billing.provider
         name, has_portal = (MANUAL, False) if provider is None else (provider.name, provider.customer_of(held) is not None)
-        return Billing(offer.shown(self.currency), state, account, name, next_plan, waits_for, portal=has_portal)
+        return api.Billing(offer.shown(self.currency), state, account, name, next_plan, waits_for, portal=has_portal)
 
     @serves(api.set_plan)
     async def set_plan(self, request: api.SetPlan, call: RpcCall) -> Order:
@@ -61,9 +61,9 @@ class BillingRpc:
         owner = await self._payer(request.owner, call)
         is_admin = request.owner is not None and access_table.may(call.principal, Permission.EVERYTHING)
         if is_admin:
-            order = await self.desk.give_plan(owner, request.plan)
+            order = await self.billing.give_plan(owner, request.plan)
         else:
-            order = await self.desk.order_plan(owner, request.plan)
+            order = await self.billing.order_plan(owner, request.plan)
         self.audit_reporting.report_action("plan.set", call.principal, target=owner, plan=request.plan, reason=request.reason)
         return order
 
@@ -71,16 +71,16 @@ class BillingRpc:
     async def order_top_up(self, request: api.OrderTopUp, call: RpcCall) -> Order:
         self._ensure_on()
         owner = await self._payer(request.owner, call)
-        return await self.desk.order_top_up(owner, request)
+        return await self.billing.order_top_up(owner, request)
 
     @serves(api.open_portal)
     async def open_portal(self, request: api.OpenPortal, call: RpcCall) -> api.Portal:
         """Raises NotFound for somebody who has never paid through a provider, and Unavailable."""
         self._ensure_on()
         owner = await self._payer(request.owner, call)
-        if self.desk.provider is None:
+        if self.billing.provider is None:
             raise errors.NotFound("this mesh has no payment provider", hint="see `aicli billing invoices`")
-        return api.Portal(await self.desk.provider.open_portal(owner))
+        return api.Portal(await self.billing.provider.open_portal(owner))
 
     @serves(api.list_invoices)
     async def list_invoices(self, request: api.ListInvoices, call: RpcCall) -> Invoices:
@@ -101,13 +101,13 @@ class BillingRpc:
 
     @serves(api.pay_invoice)
     async def pay_invoice(self, request: api.PayInvoice, call: RpcCall) -> Invoice:
-        paid = await self.desk.pay(request.number, request.reference)
+        paid = await self.billing.pay(request.number, request.reference)
         self.audit_reporting.report_action("invoice.pay", call.principal, target=request.number, reference=request.reference)
         return paid
 
     @serves(api.void_invoice)
     async def void_invoice(self, request: api.VoidInvoice, call: RpcCall) -> Invoice:
-        found = await self.desk.void(request.number, request.reason, refund=request.refund)
+        found = await self.billing.void(request.number, request.reason, refund=request.refund)
         refund = str(request.refund).lower()
         self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason, refund=refund)
         return found

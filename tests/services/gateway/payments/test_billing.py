@@ -17,7 +17,7 @@ from services.gateway.billing.reservations import Spending
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.plan_offers import Seller
-from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.billing_store import BillingStore
 from shared import errors
@@ -39,7 +39,7 @@ SELLER = Seller(Party("Mesh GmbH", ("Hamburg",)), "VAT", Decimal(19), "EUR")
 
 
 class Shop:
-    """A billing desk, and the plans that auth was told of."""
+    """Billing, and the plans that auth was told of."""
 
     def __init__(self, opened: Any, live: LiveConfiguration, url: str, seller: Seller = SELLER) -> None:
         self.rows, self.live, self.url = BillingStore(opened), live, url
@@ -58,7 +58,7 @@ class Shop:
         self.deferred = DeferredRows(opened, "gateway")
         self.metrics = Metrics("gateway")
         self.items = BackgroundItems(self.deferred, self.metrics)
-        self.desk = BillingDesk(
+        self.desk = Billing(
             self.rows,
             live,
             self.rpc,

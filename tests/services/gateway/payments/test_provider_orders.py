@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing import Billing
 from services.gateway.payments.payment_provider import WebhookEvent
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared import errors
@@ -44,7 +44,7 @@ async def test_events_out_of_order_are_handled_once_each_by_three_gateways(shop:
     async with selling(shop, "stripe", provider):
         assert await send_events(shop, provider, owners, 1000, rng) == 1000
         orders = ProviderOrders("stripe", provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
-        others = [BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items) for _ in range(2)]
+        others = [Billing(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items) for _ in range(2)]
         await asyncio.gather(*(desk.work() for desk in (shop.desk, *others)))
         await shop.desk.work()
     assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 0

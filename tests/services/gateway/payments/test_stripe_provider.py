@@ -16,7 +16,7 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.provider_settings import ProviderSettings
 from services.gateway.payments import payment_provider
-from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing import Billing
 from services.gateway.payments.payment_provider import Forged, PaymentProvider, WebhookEvent
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared import errors
@@ -40,7 +40,7 @@ PLANS: dict[tuple[ConfigKind, str], Any] = {
 async def selling(shop: Shop, name: str, provider: PaymentProvider) -> AsyncIterator[Shop]:
     await shop.live.change(lambda *_: PLANS, origin="applied", author=None)
     orders = ProviderOrders(name, provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
-    shop.desk = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
+    shop.desk = Billing(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
     yield shop
 
 
