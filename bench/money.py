@@ -138,7 +138,7 @@ async def _measure_webhooks(rows: Rows, _shared: None, _options: Options) -> Non
                         await asyncio.gather(*(test_stripe_provider.deliver(shop, signed) for signed in sent[at : at + AT_ONCE]))
                     kept.append(len(sent) / (time.perf_counter() - began))
                     began = time.perf_counter()
-                    await shop.desk.work()
+                    await shop.billing.work()
                     handled.append(EVENTS / (time.perf_counter() - began))
                 assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
                 credited = await shop.fetch("SELECT sum(balance_micro)::bigint FROM accounts")

@@ -115,13 +115,13 @@ class BillingRpc:
     @serves(api.adopt_payment)
     async def adopt_payment(self, request: api.AdoptPayment, call: RpcCall) -> api.ProviderPayment:
         """Raises NotFound, and what ``ProviderOrders.adopt`` raises."""
-        if self.desk.provider is None:
+        if self.billing.provider is None:
             raise errors.NotFound("this mesh has no payment provider", hint="see `aicli admin invoices list`")
         if request.owner is not None:
-            await self.desk.describe(request.owner)
-        found = await self.desk.provider.adopt(request.id, request.owner)
+            await self.billing.describe(request.owner)
+        found = await self.billing.provider.adopt(request.id, request.owner)
         if request.owner is not None:
-            await self.desk.apply()
+            await self.billing.apply()
             self.audit_reporting.report_action(
                 "payment.adopt", call.principal, target=request.owner, payment=found.id, reason=request.reason
             )

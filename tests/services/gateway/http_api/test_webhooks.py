@@ -23,7 +23,7 @@ __all__ = ["selling_shop", "shop", "stripe"]
 class Hooks:
     def __init__(self, shop: Shop, running_service: RunningService) -> None:
         self.metrics = Metrics("gateway")
-        self.webhooks = Webhooks(shop.desk, self.metrics)
+        self.webhooks = Webhooks(shop.billing, self.metrics)
         access = HttpAccess(identify=running_service.callers.identify, quotas=running_service.quotas)
         app = HttpApp(self.webhooks.routes(), access, self.metrics)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway")

@@ -58,7 +58,7 @@ class Shop:
         self.deferred = DeferredRows(opened, "gateway")
         self.metrics = Metrics("gateway")
         self.items = BackgroundItems(self.deferred, self.metrics)
-        self.desk = Billing(
+        self.billing = Billing(
             self.rows,
             live,
             self.rpc,
@@ -90,7 +90,7 @@ class Shop:
         return self.plans.get(owner, "free")
 
     async def order(self, owner: TenantId, plan: str) -> api.Order:
-        return await self.desk.order_plan(owner, plan)
+        return await self.billing.order_plan(owner, plan)
 
     async def invoices(self, owner: TenantId) -> list[Invoice]:
         """Return them oldest first."""
@@ -158,12 +158,12 @@ async def test_a_larger_plan_begins_when_its_invoice_is_paid(shop: Shop) -> None
     )  # fmt: skip
     assert (document.seller.name, document.customer, invoice.state) == ("Mesh GmbH", Party("ada", ("ada@example.org",)), InvoiceState.OPEN)
     for _ in range(2):
-        assert (await shop.desk.pay(document.number, "wire 17")).state is InvoiceState.PAID
+        assert (await shop.billing.pay(document.number, "wire 17")).state is InvoiceState.PAID
     assert shop.plan_of(ada) == "pro@0"
     with pytest.raises(errors.AlreadyExists, match=r"was paid \(wire 17\)"):
-        await shop.desk.pay(document.number, "wire 18")
+        await shop.billing.pay(document.number, "wire 18")
     assert (await shop.ledger.read_account(ada, Spending(1_000_000, MicroCredits(0), has_plan=True))).allowance.included == 1_000_000
-    await shop.desk.work()
+    await shop.billing.work()
     assert len(await shop.invoices(ada)) == 1, "the first period is paid"
 
 
@@ -185,10 +185,10 @@ async def test_one_of_two_changes_at_once_wins(shop: Shop) -> None:
 @pytest.mark.parametrize("lost", [False, True], ids=["not for sale", "gone from the configuration"])
 async def test_a_change_from_a_plan_that_is_not_for_sale_is_undone(shop: Shop, lost: bool) -> None:
     call = rpc_call(PERSON)
-    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    rpc = BillingRpc(shop.billing, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
     ada = call.principal.tenant_id
     await shop.live.change(lambda *_: {(ConfigKind.PLAN, "house"): PlanDocument(fee=5.0)}, origin="applied", author=None)
-    await shop.desk.give_plan(ada, "house")
+    await shop.billing.give_plan(ada, "house")
     order = await rpc.set_plan(api.SetPlan("pro"), call)
     if lost:
         await shop.live.change(lambda *_: {(ConfigKind.PLAN, "house"): None}, origin="applied", author=None)
@@ -198,7 +198,7 @@ async def test_a_change_from_a_plan_that_is_not_for_sale_is_undone(shop: Shop, l
     assert held is not None
     assert (held.plan, held.next_plan, held.invoice) == ("house@1", None, None)
     with pytest.raises(errors.NotFound if lost else errors.NotAllowed):
-        await shop.desk.order_plan(owner(), "house")
+        await shop.billing.order_plan(owner(), "house")
 
 
 async def test_a_subscription_keeps_its_terms_and_is_billed_each_month(shop: Shop) -> None:
@@ -206,12 +206,12 @@ async def test_a_subscription_keeps_its_terms_and_is_billed_each_month(shop: Sho
     await shop.live.change(lambda *_: {(ConfigKind.PLAN, "pro"): PlanDocument(fee=10.0)}, origin="applied", author=None)
     order = await shop.order(ada, "pro")
     assert order.invoice is not None
-    await shop.desk.pay(order.invoice, "cash")
+    await shop.billing.pay(order.invoice, "cash")
     assert shop.plan_of(ada) == "pro@1"
     await shop.live.change(lambda *_: {(ConfigKind.PLAN, "pro"): PlanDocument(fee=90.0)}, origin="applied", author=None)
     await shop.end_period(ada)
     for _ in range(2):
-        await shop.desk.work()
+        await shop.billing.work()
     first, second = await shop.invoices(ada)
     assert (first.document.net_minor, second.document.net_minor) == (1000, 1000)
     assert second.document.lines[0].text.startswith("Plan pro, a month from 20")
@@ -219,27 +219,27 @@ async def test_a_subscription_keeps_its_terms_and_is_billed_each_month(shop: Sho
 
 async def test_a_cheaper_plan_begins_at_the_end_of_the_period(shop: Shop) -> None:
     ada = owner()
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     assert await shop.order(ada, "free") == api.Order(done=True)
-    await shop.desk.work()
+    await shop.billing.work()
     assert shop.plan_of(ada) == "pro@0"
     await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     assert (shop.plan_of(ada), await shop.invoices(ada)) == ("free@0", [])
 
 
 async def test_an_unpaid_plan_is_reminded_of_and_ends(shop: Shop) -> None:
     ada = owner()
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     (late,) = await shop.invoices(ada)
     for days, plan, past_due in (
         (13, "pro@0", False), (14, "pro@0", True), (17, "pro@0", True), (20, "pro@0", True), (21, "free@0", False),
     ):  # fmt: skip
         await shop.wait_days(late.document.number, days)
         for _ in range(2):
-            await shop.desk.work()
+            await shop.billing.work()
         held = await shop.rows.find_subscription(ada)
         assert held is not None
         assert (shop.plan_of(ada), held.is_past_due) == (plan, past_due), days
@@ -247,15 +247,15 @@ async def test_an_unpaid_plan_is_reminded_of_and_ends(shop: Shop) -> None:
     told = await shop.notices()
     assert [subject for subject, _ in told] == [f"payment/{number}/{reminder}" for reminder in (1, 2, 3)]
     assert [notice.is_last for _, notice in told if isinstance(notice, PaymentLate) and notice.invoice == number] == [False, False, True]
-    await shop.desk.work()
+    await shop.billing.work()
     assert len(await shop.invoices(ada)) == 1, "a free plan costs nothing"
 
 
 async def late_plan(shop: Shop, ada: TenantId, days: int = 14) -> str:
     """Return the number of the invoice of a second month; it is so many days old."""
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     (invoice,) = await shop.invoices(ada)
     await shop.wait_days(invoice.number, days)
     return invoice.number
@@ -267,24 +267,24 @@ async def test_reminders_that_are_late_leave_a_day_and_the_end_three(shop: Shop)
     number, sent = await late_plan(shop, ada, 25), []
     for days in range(25, 31):
         await shop.wait_days(number, days)
-        await shop.desk.work()
+        await shop.billing.work()
         sent.append((len(await shop.notices()), shop.plan_of(ada)))
     assert sent == [(1, "pro@0"), (1, "pro@0"), (0, "pro@0"), (0, "pro@0"), (1, "free@0"), (0, "free@0")]
 
 
 async def test_three_gateways_at_once_remind_once(shop: Shop) -> None:
     await late_plan(shop, owner())
-    await asyncio.gather(*(shop.desk.work() for _ in range(3)))
+    await asyncio.gather(*(shop.billing.work() for _ in range(3)))
     assert len(await shop.notices()) == 1
 
 
 async def test_nobody_is_reminded_in_the_first_day_after_a_restore(shop: Shop) -> None:
     number = await late_plan(shop, owner())
     await shop.execute("INSERT INTO database_restores (id, found_at, details) VALUES (gen_random_uuid(), now() - interval '23 hours', '')")
-    await shop.desk.work()
+    await shop.billing.work()
     assert (await shop.notices(), await shop.fetch("SELECT reminders FROM invoices WHERE number = $1", number)) == ([], 0)
     await shop.execute("UPDATE database_restores SET found_at = now() - interval '25 hours'")
-    await shop.desk.work()
+    await shop.billing.work()
     assert len(await shop.notices()) == 1
 
 
@@ -318,25 +318,25 @@ async def used(shop: Shop, ada: TenantId, tokens: int = 0) -> tuple[int | None, 
 async def test_a_late_payment_gives_the_plan_back_for_the_rest_of_its_period(shop: Shop) -> None:
     """Also where months begin on the 31st: the next ones keep their dates."""
     ada = owner()
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     await shop.execute("UPDATE accounts SET anchor = '2020-01-31 10:00Z', period_end = now() WHERE owner = $1", ada)
-    await shop.desk.work()
+    await shop.billing.work()
     number = (await shop.invoices(ada))[0].number
     dates = "SELECT anchor || ' ' || period_end FROM accounts WHERE owner = $1"
     period = await shop.fetch(dates, ada)
     assert await used(shop, ada, 300_000) == (1_000_000, 300_000)
     for days in (14, 17, 21):
         await shop.wait_days(number, days)
-        await shop.desk.work()
+        await shop.billing.work()
     assert (shop.plan_of(ada), await used(shop, ada), await shop.fetch(dates, ada)) == ("free@0", (0, 0), period)
     for _ in range(2):
-        await shop.desk.pay(number, "wire 17")
+        await shop.billing.pay(number, "wire 17")
     assert (shop.plan_of(ada), await used(shop, ada, 100), await shop.fetch(dates, ada)) == ("pro@0", (1_000_000, 300_100), period)
-    await shop.desk.work()
+    await shop.billing.work()
     assert len(await shop.invoices(ada)) == 1, "this period is paid"
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
     await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     assert [invoice.state for invoice in await shop.invoices(ada)] == [InvoiceState.PAID, InvoiceState.OPEN]
 
 
@@ -345,7 +345,7 @@ async def end_unpaid(shop: Shop, ada: TenantId) -> str:
     number = await late_plan(shop, ada)
     for days in (14, 17, 21):
         await shop.wait_days(number, days)
-        await shop.desk.work()
+        await shop.billing.work()
     assert shop.plan_of(ada) == "free@0"
     return number
 
@@ -355,40 +355,40 @@ async def test_a_payment_whose_plan_cannot_come_back_gives_credits(shop: Shop, s
     ada = owner()
     number = await end_unpaid(shop, ada)
     if since == "another plan has begun":
-        await shop.desk.give_plan(ada, "enterprise")
+        await shop.billing.give_plan(ada, "enterprise")
     else:
         await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     plan = shop.plan_of(ada)
     for _ in range(2):
-        await shop.desk.pay(number, "wire 17")
+        await shop.billing.pay(number, "wire 17")
     assert (shop.plan_of(ada), await shop.fetch("SELECT balance_micro FROM accounts WHERE owner = $1", ada)) == (plan, 29_000_000)
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
 
 
 async def test_a_payment_in_time_gives_no_credits(shop: Shop) -> None:
     ada = owner()
-    await shop.desk.pay(await late_plan(shop, ada, 20), "wire 17")
+    await shop.billing.pay(await late_plan(shop, ada, 20), "wire 17")
     assert (shop.plan_of(ada), await shop.fetch("SELECT balance_micro FROM accounts WHERE owner = $1", ada)) == ("pro@0", 0)
 
 
 async def test_usage_that_is_paid_late_gives_the_plan_back_unless_its_own_fee_is_open(shop: Shop) -> None:
     ada, bob = owner(), owner()
     for of, is_paid in ((ada, True), (bob, False)):
-        await shop.desk.give_plan(of, "pro")
+        await shop.billing.give_plan(of, "pro")
         await shop.execute("UPDATE accounts SET balance_micro = -5000000 WHERE owner = $1", of)
         await shop.end_period(of)
-        await shop.desk.work()
+        await shop.billing.work()
         fee, usage = sorted(await shop.invoices(of), key=lambda invoice: -invoice.document.net_minor)
         if is_paid:
-            await shop.desk.pay(fee.number, "wire 17")
+            await shop.billing.pay(fee.number, "wire 17")
         for days in (14, 17, 21):
             for invoice in (fee, usage):
                 await shop.wait_days(invoice.number, days)
-            await shop.desk.work()
-        await shop.desk.pay(usage.number, "wire 18")
+            await shop.billing.work()
+        await shop.billing.pay(usage.number, "wire 18")
         assert shop.plan_of(of) == ("pro@0" if is_paid else "free@0")
-    await shop.desk.pay(fee.number, "wire 19")
+    await shop.billing.pay(fee.number, "wire 19")
     assert shop.plan_of(bob) == "pro@0"
     assert await shop.fetch("SELECT sum(balance_micro)::integer FROM accounts") == 0
 
@@ -401,41 +401,41 @@ async def test_an_order_outlives_the_end_of_an_unpaid_plan(shop: Shop) -> None:
     assert ordered is not None
     for days in (14, 17, 21):
         await shop.wait_days(number, days)
-        await shop.desk.work()
+        await shop.billing.work()
     assert shop.plan_of(ada) == "free@0"
-    await shop.desk.pay(ordered, "wire 17")
+    await shop.billing.pay(ordered, "wire 17")
     assert shop.plan_of(ada) == "gold@1"
 
 
 async def test_credits_are_added_once_when_their_invoice_is_paid(shop: Shop) -> None:
     ada, order_id = owner(), RequestId(uuid4())
-    orders = [await shop.desk.order_top_up(ada, OrderTopUp("25.00", order_id)) for _ in range(3)]
+    orders = [await shop.billing.order_top_up(ada, OrderTopUp("25.00", order_id)) for _ in range(3)]
     assert len(set(orders)) == 1
     with pytest.raises(errors.IdempotencyConflict):
-        await shop.desk.order_top_up(ada, OrderTopUp("26", order_id))
+        await shop.billing.order_top_up(ada, OrderTopUp("26", order_id))
     number = orders[0].invoice
     assert number is not None
     for _ in range(2):
-        await shop.desk.pay(number, "wire 9")
+        await shop.billing.pay(number, "wire 9")
     assert (await shop.ledger.read_account(ada, Spending())).balance_micro == 25_000_000
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
     with pytest.raises(errors.AlreadyExists):
-        await shop.desk.void(number, "typo")
+        await shop.billing.void(number, "typo")
 
 
 async def test_credits_that_survived_a_restore_are_not_given_again(shop: Shop) -> None:
     """The recovery log gives credits back whose invoice is open in the restored database."""
     for amount, paid in ((25_000_000, InvoiceState.PAID), (24_000_000, None)):
         ada, order_id = owner(), RequestId(uuid4())
-        order = await shop.desk.order_top_up(ada, OrderTopUp("25.00", order_id))
+        order = await shop.billing.order_top_up(ada, OrderTopUp("25.00", order_id))
         assert order.invoice is not None
         transfer = await shop.fetch("SELECT order_id FROM invoices WHERE number = $1", order.invoice)
         assert await shop.ledger.top_up(transfer, ada, MicroCredits(amount), "recovery log", Spending())
         if paid is None:
             with pytest.raises(errors.IdempotencyConflict, match="for another account or amount"):
-                await shop.desk.pay(order.invoice, "wire 9")
+                await shop.billing.pay(order.invoice, "wire 9")
         else:
-            assert (await shop.desk.pay(order.invoice, "wire 9")).state is paid
+            assert (await shop.billing.pay(order.invoice, "wire 9")).state is paid
         assert (await shop.ledger.read_account(ada, Spending())).balance_micro == amount
 
 
@@ -457,23 +457,23 @@ async def ask(shop: Shop, ada: TenantId, micro: int) -> bool:
 
 async def test_a_refund_takes_credits_back_and_an_account_below_zero_reads_and_pays_alone(shop: Shop) -> None:
     ada = owner()
-    first = (await shop.desk.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
+    first = (await shop.billing.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
     assert first is not None
-    await shop.desk.pay(first, "wire 9")
+    await shop.billing.pay(first, "wire 9")
     assert await ask(shop, ada, 10_000_000)
-    assert (await shop.desk.void(first, "sent twice", refund=True)).state is InvoiceState.REFUNDED
+    assert (await shop.billing.void(first, "sent twice", refund=True)).state is InvoiceState.REFUNDED
     assert (await balance(shop, ada), await ask(shop, ada, 1)) == (-10_000_000, False)
     invoice, note = await shop.invoices(ada)
     assert (invoice.reference, note.reference, note.document.total_minor) == ("wire 9", "sent twice", -2975)
     assert [month.net_minor for month in await shop.rows.sum_revenue("EUR")] == [0]
     for number in (first, note.number):
         with pytest.raises(errors.AlreadyExists, match="is no paid invoice"):
-            await shop.desk.void(number, "again", refund=True)
-    second = (await shop.desk.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
+            await shop.billing.void(number, "again", refund=True)
+    second = (await shop.billing.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
     assert second is not None
     with pytest.raises(errors.AlreadyExists, match="is no paid invoice"):
-        await shop.desk.void(second, "not paid", refund=True)
-    await shop.desk.pay(second, "wire 10")
+        await shop.billing.void(second, "not paid", refund=True)
+    await shop.billing.pay(second, "wire 10")
     assert (await balance(shop, ada), await ask(shop, ada, 1)) == (15_000_000, True)
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
 
@@ -482,15 +482,15 @@ async def test_a_refund_ends_the_plan_in_the_period_that_was_paid(shop: Shop) ->
     ada = owner()
     first = (await shop.order(ada, "pro")).invoice
     assert first is not None
-    await shop.desk.pay(first, "wire 9")
+    await shop.billing.pay(first, "wire 9")
     await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     second = (await shop.invoices(ada))[1].number
-    await shop.desk.pay(second, "wire 10")
+    await shop.billing.pay(second, "wire 10")
     assert await used(shop, ada, 300_000) == (1_000_000, 300_000)
-    await shop.desk.void(first, "goodwill", refund=True)
+    await shop.billing.void(first, "goodwill", refund=True)
     assert (shop.plan_of(ada), await used(shop, ada)) == ("pro@0", (1_000_000, 300_000)), "another period"
-    await shop.desk.void(second, "canceled", refund=True)
+    await shop.billing.void(second, "canceled", refund=True)
     assert (shop.plan_of(ada), await used(shop, ada)) == ("free@0", (0, 0))
     assert await balance(shop, ada) == 0
 
@@ -499,24 +499,24 @@ async def test_a_refund_takes_the_credits_of_a_late_payment_back(shop: Shop) -> 
     ada = owner()
     number = await end_unpaid(shop, ada)
     await shop.end_period(ada)
-    await shop.desk.pay(number, "wire 9")
+    await shop.billing.pay(number, "wire 9")
     assert await balance(shop, ada) == 29_000_000
-    await shop.desk.void(number, "too late", refund=True)
+    await shop.billing.void(number, "too late", refund=True)
     assert await balance(shop, ada) == 0
 
 
 async def test_an_account_has_ten_unpaid_orders_at_most(shop: Shop) -> None:
     ada, ordered = owner(), OrderTopUp("25.00", RequestId(uuid4()))
-    first = await shop.desk.order_top_up(ada, ordered)
-    asked = [shop.desk.order_top_up(ada, OrderTopUp("25.00", RequestId(uuid4()))) for _ in range(15)]
+    first = await shop.billing.order_top_up(ada, ordered)
+    asked = [shop.billing.order_top_up(ada, OrderTopUp("25.00", RequestId(uuid4()))) for _ in range(15)]
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert [type(each) for each in results].count(errors.NotAllowed) == 6
     with pytest.raises(errors.NotAllowed, match="10 unpaid orders and invoices"):
         await shop.order(ada, "pro")
-    assert await shop.desk.order_top_up(ada, ordered) == first, "no new one"
-    await shop.desk.order_top_up(owner(), OrderTopUp("25.00", RequestId(uuid4())))
+    assert await shop.billing.order_top_up(ada, ordered) == first, "no new one"
+    await shop.billing.order_top_up(owner(), OrderTopUp("25.00", RequestId(uuid4())))
     assert first.invoice is not None
-    await shop.desk.pay(first.invoice, "wire 9")
+    await shop.billing.pay(first.invoice, "wire 9")
     await shop.order(ada, "pro")
 
 
@@ -529,9 +529,9 @@ async def test_an_account_changes_its_plan_twenty_times_a_day(shop: Shop) -> Non
         await shop.order(ada, "pro")
     assert 0 < (caught.value.retry_after_seconds or 0) <= 86_400
     with pytest.raises(errors.Limited, match="20 times today"):
-        await shop.desk.order_top_up(ada, OrderTopUp("25.00", RequestId(uuid4())))
+        await shop.billing.order_top_up(ada, OrderTopUp("25.00", RequestId(uuid4())))
     assert len(await shop.invoices(ada)) == 20, "with credit notes"
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     await shop.execute("UPDATE subscriptions SET changes_on = changes_on - 1 WHERE owner = $1", ada)
     await shop.order(ada, "free")
 
@@ -539,9 +539,9 @@ async def test_an_account_changes_its_plan_twenty_times_a_day(shop: Shop) -> Non
 @pytest.mark.parametrize("wanted", ["4.99", "10000.01", "-5", "1e3", "5.001", "9" * 30, "x"])
 async def test_other_amounts_are_refused(shop: Shop, wanted: str) -> None:
     with pytest.raises(errors.BadRequest, match="the amount"):
-        await shop.desk.order_top_up(owner(), OrderTopUp(wanted, RequestId(uuid4())))
+        await shop.billing.order_top_up(owner(), OrderTopUp(wanted, RequestId(uuid4())))
     with pytest.raises(errors.BadRequest, match="the currency must be EUR"):
-        await shop.desk.order_top_up(owner(), OrderTopUp("25", RequestId(uuid4()), "USD"))
+        await shop.billing.order_top_up(owner(), OrderTopUp("25", RequestId(uuid4()), "USD"))
 
 
 async def test_usage_beyond_the_plan_is_billed_at_the_end_of_the_period(shop: Shop) -> None:
@@ -551,7 +551,7 @@ async def test_usage_beyond_the_plan_is_billed_at_the_end_of_the_period(shop: Sh
     await shop.end_period(ada)
     await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))
     for _ in range(2):
-        await shop.desk.work()
+        await shop.billing.work()
     (invoice,) = await shop.invoices(ada)
     assert (invoice.document.net_minor, invoice.document.lines[0].text[:28]) == (1234, "Usage beyond the plan, from ")
     assert (await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))).balance_micro == 0
@@ -562,7 +562,7 @@ async def test_a_period_that_is_billed_again_costs_only_what_it_used_more(shop: 
     ada, charge = owner(), uuid4()
     for micro in (12_340_000, 12_340_000, 20_000_000, 15_000_000, 20_005_000, 21_000_000):
         await shop.execute("INSERT INTO owed (id, owner, micro, period_start, at) VALUES ($1, $2, $3, now(), now())", charge, ada, micro)
-        await shop.desk.work()
+        await shop.billing.work()
     assert [one.document.net_minor for one in await shop.invoices(ada)] == [1234, 766, 100]
     assert await shop.fetch("SELECT count(*) FROM owed") == 0
 
@@ -570,19 +570,19 @@ async def test_a_period_that_is_billed_again_costs_only_what_it_used_more(shop: 
 async def test_auth_learns_of_a_plan_when_it_is_back(shop: Shop) -> None:
     ada = owner()
     shop.auth_is_away = True
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     assert shop.plan_of(ada) == "free"
     shop.auth_is_away = False
-    await shop.desk.work()
+    await shop.billing.work()
     assert shop.plan_of(ada) == "pro@0"
 
 
 async def test_an_erased_account_is_billed_no_more(shop: Shop) -> None:
     ada = owner()
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     shop.gone.add(ada)
     await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     held = await shop.rows.find_subscription(ada)
     assert held is not None
     assert (held.plan, await shop.invoices(ada)) == (None, [])
@@ -592,7 +592,7 @@ async def test_invoices_have_no_gaps_and_never_change(shop: Shop) -> None:
     numbers = []
     for amount in ("5", "6", "x", "7"):
         try:
-            numbers.append((await shop.desk.order_top_up(owner(), OrderTopUp(amount, RequestId(uuid4())))).invoice)
+            numbers.append((await shop.billing.order_top_up(owner(), OrderTopUp(amount, RequestId(uuid4())))).invoice)
         except errors.BadRequest:
             continue
     year = datetime.now(UTC).year
@@ -607,10 +607,10 @@ async def test_paid_invoices_are_revenue(shop: Shop) -> None:
     order = await shop.order(ada, "pro")
     assert order.invoice is not None
     for _ in range(2):
-        await shop.desk.pay(order.invoice, "wire 17")
-    second = (await shop.desk.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
+        await shop.billing.pay(order.invoice, "wire 17")
+    second = (await shop.billing.order_top_up(ada, OrderTopUp("25", RequestId(uuid4())))).invoice
     assert second is not None
-    await shop.desk.void(second, "typo")
+    await shop.billing.void(second, "typo")
     month = f"{datetime.now(UTC):%Y-%m}"
     assert shop.paid == [("EUR", 2900)]
     assert await shop.rows.sum_revenue("EUR") == (api.MonthRevenue(month, "EUR", 2900),), "without the tax of 5.51"
@@ -626,7 +626,7 @@ async def test_paid_invoices_are_revenue(shop: Shop) -> None:
 
 async def test_customers_are_listed_by_owner(shop: Shop) -> None:
     ada, bob, cleo = sorted(owner() for _ in range(3))
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     await shop.order(bob, "pro")
     await shop.order(cleo, "pro")
     await shop.order(cleo, "free")
@@ -640,7 +640,7 @@ async def test_customers_are_listed_by_owner(shop: Shop) -> None:
 
 
 async def test_visitors_see_the_plans_for_sale(shop: Shop) -> None:
-    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    rpc = BillingRpc(shop.billing, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
     await shop.live.change(lambda *_: {(ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0)}, origin="applied", author=None)
     admin = msgspec.structs.replace(PERSON, role=UserRole.ADMIN)
     names = {}
@@ -653,7 +653,7 @@ async def test_visitors_see_the_plans_for_sale(shop: Shop) -> None:
 
 
 async def test_a_paid_plan_needs_no_verified_address_and_the_free_one_after_it_does(shop: Shop) -> None:
-    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    rpc = BillingRpc(shop.billing, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
     call = rpc_call(msgspec.structs.replace(PERSON, role=UserRole.ADMIN))
     ada = owner()
     shop.unverified.add(ada)
@@ -667,21 +667,21 @@ async def test_a_paid_plan_needs_no_verified_address_and_the_free_one_after_it_d
     told = msgspec.json.encode(await rpc.read_billing(api.ReadBilling(ada), call))
     assert b"includedMicro" not in told
     assert b"0001-01-01" not in told
-    await shop.desk.give_plan(ada, "pro")
+    await shop.billing.give_plan(ada, "pro")
     assert await included() == 1_000_000
     await shop.order(ada, "free")
     for _ in range(2):
         await shop.end_period(ada)
-        await shop.desk.work()
+        await shop.billing.work()
         assert (shop.plan_of(ada), await included()) == ("free@0", 0)
-    await shop.desk.give_plan(ada, "free")
+    await shop.billing.give_plan(ada, "free")
     assert await included() == 0
     shop.unverified.clear()
     assert await included() == 100_000
 
 
 async def test_an_organization_that_shares_limits_gets_no_tokens_of_its_own(shop: Shop) -> None:
-    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    rpc = BillingRpc(shop.billing, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
     call = rpc_call(msgspec.structs.replace(PERSON, role=UserRole.ADMIN))
     sharing, own = owner(), owner()
     shop.sharing.add(sharing)

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from services.gateway.payments import payment_provider
-from services.gateway.payments.billing import BillingDesk
+from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_rpc import BillingRpc
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared import errors
@@ -40,7 +40,7 @@ async def stuck(shop: Shop) -> dict[str, int]:
 async def handle_all(shop: Shop) -> None:
     """Handle what is due again later."""
     await shop.execute("UPDATE webhook_events SET next_at = now()")
-    await shop.desk.work()
+    await shop.billing.work()
 
 
 # --- what is written by a browser ---------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ async def handle_all(shop: Shop) -> None:
 
 async def test_custom_data_gives_nobody_anything(at_paddle: Shop, paddle: PaddleServer) -> None:
     shop, ada, eve = at_paddle, owner(), owner()
-    dear = transaction_of(await shop.desk.order_top_up(ada, OrderTopUp("10000", RequestId(ada))))
+    dear = transaction_of(await shop.billing.order_top_up(ada, OrderTopUp("10000", RequestId(ada))))
     cheap = transaction_of(await top_up(shop, eve))
     paddle.transactions[cheap]["custom_data"] = dict(paddle.transactions[dear]["custom_data"])
     paddle.pay(cheap)
@@ -61,10 +61,10 @@ async def test_custom_data_gives_nobody_anything(at_paddle: Shop, paddle: Paddle
 async def test_a_checkout_that_a_browser_opened_waits_for_an_administrator(at_paddle: Shop, paddle: PaddleServer, price: str) -> None:
     """It claims to be the order, or the plan, of somebody."""
     shop, ada = at_paddle, owner()
-    dear = transaction_of(await shop.desk.order_top_up(ada, OrderTopUp("10000", RequestId(ada))))
+    dear = transaction_of(await shop.billing.order_top_up(ada, OrderTopUp("10000", RequestId(ada))))
     forged = paddle.open_in_browser(price, paddle.transactions[dear]["custom_data"])
     await tell(shop, paddle, forged)
-    assert (await stuck(shop), await shop.desk.measure_events()) == ({}, 0), "nobody has paid"
+    assert (await stuck(shop), await shop.billing.measure_events()) == ({}, 0), "nobody has paid"
     made = paddle.pay(forged)
     await tell(shop, paddle, made, forged)
     assert (await balance(shop, ada), shop.plan_of(ada)) == (0, "free")
@@ -77,7 +77,7 @@ async def test_a_checkout_of_another_shop_is_left_alone(at_paddle: Shop, paddle:
     shop = at_paddle
     made = paddle.pay(sold := paddle.open_in_browser("pri_pro", {"cart": "17"}))
     await tell(shop, paddle, made, sold)
-    assert (await stuck(shop), await shop.desk.measure_events()) == ({}, 0)
+    assert (await stuck(shop), await shop.billing.measure_events()) == ({}, 0)
 
 
 def _other_goods(paddle: PaddleServer, number: str) -> None:
@@ -153,7 +153,7 @@ async def test_stripes_figures_are_compared_with_the_order(at_stripe: Shop, stri
     assert (await balance(shop, ada), await stuck(shop)) == (0, {"payment": 1})
     stripe.sessions[session] |= {name: before[name] for name in changed}
     await shop.retry()
-    await shop.desk.work()
+    await shop.billing.work()
     assert (await balance(shop, ada), await stuck(shop)) == (25_000_000, {})
 
 
@@ -171,7 +171,7 @@ async def test_a_subscription_is_the_same_whichever_event_comes_first(at_paddle:
     assert held is not None
     assert (held.plan, held.subscription, shop.plan_of(ada)) == ("pro@1", subscription, "pro@1")
     assert await shop.fetch("SELECT subscription FROM payment_orders WHERE object_id = $1", number) == subscription
-    assert (await shop.desk.measure_events(), await stuck(shop)) == (0, {})
+    assert (await shop.billing.measure_events(), await stuck(shop)) == (0, {})
 
 
 async def test_a_renewal_belongs_to_the_subscription_whatever_it_claims(at_paddle: Shop, paddle: PaddleServer) -> None:
@@ -227,10 +227,10 @@ async def test_billing_and_canceling_hold_no_connection_either(
         monkeypatch.setattr(provider, name, watched(getattr(provider, name)))
     await test_stripe_provider.subscribe(shop, stripe, ada)
     await test_stripe_provider.owe(shop, ada, 12_345_678)
-    await shop.desk.work()
+    await shop.billing.work()
     shop.gone.add(ada)
     await shop.end_period(ada)
-    await shop.desk.work()
+    await shop.billing.work()
     assert open_ones == [("bill", 0), ("cancel", 0)]
 
 
@@ -242,13 +242,13 @@ async def test_usage_is_billed_by_one_gateway_at_a_time(at_stripe: Shop, stripe:
         nonlocal calls
         calls += 1
         if calls == 1:
-            await shop.desk.work()
+            await shop.billing.work()
         return await bill(*args)
 
     monkeypatch.setattr(provider, "bill", meanwhile)
     await test_stripe_provider.subscribe(shop, stripe, ada)
     await test_stripe_provider.owe(shop, ada, 12_345_678)
-    await shop.desk.work()
+    await shop.billing.work()
     assert (calls, await shop.fetch("SELECT count(*) FROM owed")) == (1, 0)
 
 
@@ -264,7 +264,7 @@ async def test_a_provider_that_does_not_answer_is_asked_again(
     await tell_of_stripe(shop, stripe, session)
     assert (await balance(shop, ada), await stuck(shop)) == (0, {})
     await handle_all(shop)
-    assert (await balance(shop, ada), await shop.desk.measure_events()) == (25_000_000, 0)
+    assert (await balance(shop, ada), await shop.billing.measure_events()) == (25_000_000, 0)
 
 
 async def test_what_changes_all_the_time_is_left_for_later(at_stripe: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,11 +298,11 @@ async def test_two_gateways_give_credits_once(at_paddle: Shop, paddle: PaddleSer
     for object_id in [*told, *reversed(told)]:
         await deliver(shop, paddle.signed(object_id))
     other = ProviderOrders("paddle", orders_of(shop).provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
-    second = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, other, items=shop.items)
-    await asyncio.gather(shop.desk.work(), second.work())
+    second = Billing(shop.rows, shop.live, shop.rpc, SELLER, other, items=shop.items)
+    await asyncio.gather(shop.billing.work(), second.work())
     await handle_all(shop)
     assert [(await balance(shop, ada), shop.plan_of(ada)) for ada in owners] == [(25_000_000, "pro@1")] * 4
-    assert (await shop.desk.measure_events(), await stuck(shop)) == (0, {})
+    assert (await shop.billing.measure_events(), await stuck(shop)) == (0, {})
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
 
 
@@ -365,9 +365,9 @@ async def test_an_order_that_only_paddle_has_waits_for_an_administrator(at_paddl
     assert await shop.fetch("SELECT count(*) FROM payment_orders") == 0, "it was only shown"
     for object_id in (credits_, subscription):
         await orders.adopt(object_id, ada)
-    await shop.desk.apply()
+    await shop.billing.apply()
     assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (25_000_000, "pro@1", {})
-    assert await shop.desk.measure_events() == 0
+    assert await shop.billing.measure_events() == 0
     for whose in (ada, eve):
         with pytest.raises(errors.AlreadyExists, match="was given, or is an order of another account"):
             await orders.adopt(credits_, whose)
@@ -409,7 +409,7 @@ async def test_an_administrator_adopts_for_accounts_that_exist(at_paddle: Shop, 
     shop, ada, gone = at_paddle, owner(), owner()
     number = paddle.open_in_browser("pri_mug", {"order": "o" * 101, "owner": "someone", "cart": "17", "plan": 3})
     paddle.pay(number)
-    rpc = BillingRpc(shop.desk, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
+    rpc = BillingRpc(shop.billing, shop.rows, shop.live, shop.ledger, shop.rpc, AuditReporting(shop.rpc), "EUR", is_on=True)
     call = rpc_call(msgspec.structs.replace(PERSON, role=UserRole.ADMIN))
     shown = await rpc.adopt_payment(AdoptPayment(number), call)
     assert shown == ProviderPayment(number, True, 2900, "EUR", shown.customer, None, {"order": "o" * 100, "owner": "someone"})

@@ -44,7 +44,7 @@ async def selling_shop(shop: Shop, paddle: PaddleServer, monkeypatch: pytest.Mon
 async def tell(shop: Shop, paddle: PaddleServer, *objects: str) -> None:
     for object_id in objects:
         await deliver(shop, paddle.signed(object_id))
-    await shop.desk.work()
+    await shop.billing.work()
 
 
 def transaction_of(order: Order) -> str:
@@ -80,7 +80,7 @@ async def test_a_subscription_is_followed_from_checkout_to_end(selling_shop: Sho
 
 async def test_an_event_about_what_is_gone_ends(selling_shop: Shop, paddle: PaddleServer) -> None:
     await tell(selling_shop, paddle, "txn_of_another_account", "sub_of_another_account")
-    assert await selling_shop.desk.measure_events() == 0
+    assert await selling_shop.billing.measure_events() == 0
 
 
 async def test_credits_are_added_once(selling_shop: Shop, paddle: PaddleServer) -> None:
@@ -105,7 +105,7 @@ async def test_usage_beyond_the_plan_is_charged_once(selling_shop: Shop, paddle:
     await shop.ledger.read_account(ada, spending)
     paddle.faults = ["", fault]
     for _ in range(3):
-        await shop.desk.work()
+        await shop.billing.work()
     charges = [one for one in paddle.transactions.values() if one["origin"] == "subscription_charge"]
     assert [one["items"][0]["price"]["unit_price"]["amount"] for one in charges] == ["1234"]
     assert (await shop.invoices(ada), await shop.fetch("SELECT count(*) FROM owed")) == ([], 0)
@@ -116,7 +116,7 @@ async def test_the_subscription_of_an_erased_account_is_canceled(selling_shop: S
     subscription = await subscribe(shop, paddle, ada)
     shop.gone.add(ada)
     await shop.execute("UPDATE subscriptions SET changed_at = now() - interval '25 hours'")
-    await shop.desk.work()
+    await shop.billing.work()
     assert paddle.canceled == [subscription]
 
 
@@ -127,9 +127,9 @@ async def test_one_refused_charge_does_not_hold_up_the_others(selling_shop: Shop
     for one in (ada, bob):
         await shop.execute("INSERT INTO owed VALUES (gen_random_uuid(), $1, 5000000, now(), clock_timestamp())", one)
     paddle.faults = ["down"]
-    await shop.desk.work()
+    await shop.billing.work()
     assert await shop.fetch("SELECT owner FROM owed") == ada
-    await shop.desk.work()
+    await shop.billing.work()
     assert await shop.fetch("SELECT count(*) FROM owed") == 0
 
 

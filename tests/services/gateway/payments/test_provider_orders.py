@@ -45,8 +45,8 @@ async def test_events_out_of_order_are_handled_once_each_by_three_gateways(shop:
         assert await send_events(shop, provider, owners, 1000, rng) == 1000
         orders = ProviderOrders("stripe", provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
         others = [Billing(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items) for _ in range(2)]
-        await asyncio.gather(*(desk.work() for desk in (shop.desk, *others)))
-        await shop.desk.work()
+        await asyncio.gather(*(desk.work() for desk in (shop.billing, *others)))
+        await shop.billing.work()
     assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 0
     assert [await balance(shop, ada) for ada in owners] == [50_000_000] * 12
     held = [await shop.rows.find_subscription(ada) for ada in owners]
@@ -60,7 +60,7 @@ async def test_paid_orders_are_revenue(shop: Shop) -> None:
     provider, ada, paid = MemoryProvider(), owner(), list[int]()
     async with selling(shop, "stripe", provider):
         orders = ProviderOrders("stripe", provider, shop.rows, shop.live, SELLER.currency, items=shop.items, on_paid=paid.append)
-        desk = BillingDesk(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
+        desk = Billing(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
         await top_up(shop, ada)
         for order in (await shop.order(ada, "pro"), await top_up(shop, ada)):
             provider.pay(session_of(order))
@@ -83,7 +83,7 @@ async def test_an_account_has_ten_open_checkouts_at_most(shop: Shop) -> None:
         assert await top_up(shop, ada, order_id) == first
         provider.pay(session_of(first))
         await orders_of(shop).receive(WebhookEvent(id="evt_1", object_id=session_of(first)))
-        await shop.desk.work()
+        await shop.billing.work()
         await top_up(shop, ada)
         # Nobody can pay these any more.
         await shop.execute("UPDATE payment_orders SET created_at = now() - interval '25 hours'")
@@ -98,11 +98,11 @@ async def test_a_checkout_whose_credits_survived_a_restore_ends_and_stops_no_rou
             provider.pay(session)
             await orders_of(shop).receive(WebhookEvent(id=event, object_id=session))
             if session is paid:
-                await shop.desk.work()
+                await shop.billing.work()
                 # The recovery log gave the credits back, and the order is open again.
                 await shop.execute("UPDATE payment_orders SET ended_at = NULL, payment = NULL")
                 await shop.execute("UPDATE webhook_events SET handled_at = NULL, next_at = now()")
-        await shop.desk.work()
+        await shop.billing.work()
     assert (await balance(shop, ada), await balance(shop, bob)) == (25_000_000, 25_000_000)
     assert await shop.fetch("SELECT count(*) FROM payment_orders WHERE ended_at IS NULL") == 0
     assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 0
@@ -112,7 +112,7 @@ async def test_old_events_are_forgotten(shop: Shop) -> None:
     async with selling(shop, "stripe", MemoryProvider()):
         for event_id in ("evt_1", "evt_2"):
             await orders_of(shop).receive(WebhookEvent(id=event_id, object_id="cs_of_others"))
-        await shop.desk.work()
+        await shop.billing.work()
         await shop.execute("UPDATE webhook_events SET handled_at = now() - interval '31 days' WHERE event_id = 'evt_1'")
-        assert await shop.desk.measure_events() == 0
+        assert await shop.billing.measure_events() == 0
     assert await shop.fetch("SELECT string_agg(event_id, ',') FROM webhook_events") == "evt_2"

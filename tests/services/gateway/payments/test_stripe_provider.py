@@ -40,7 +40,7 @@ PLANS: dict[tuple[ConfigKind, str], Any] = {
 async def selling(shop: Shop, name: str, provider: PaymentProvider) -> AsyncIterator[Shop]:
     await shop.live.change(lambda *_: PLANS, origin="applied", author=None)
     orders = ProviderOrders(name, provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
-    shop.desk = Billing(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
+    shop.billing = Billing(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
     yield shop
 
 
@@ -72,8 +72,8 @@ async def selling_shop(shop: Shop, stripe: StripeServer, monkeypatch: pytest.Mon
 
 
 def orders_of(shop: Shop) -> ProviderOrders:
-    assert shop.desk.provider is not None
-    return shop.desk.provider
+    assert shop.billing.provider is not None
+    return shop.billing.provider
 
 
 async def deliver(shop: Shop, signed: tuple[bytes, str]) -> bool:
@@ -84,7 +84,7 @@ async def deliver(shop: Shop, signed: tuple[bytes, str]) -> bool:
 async def tell(shop: Shop, stripe: StripeServer, *objects: str) -> None:
     for object_id in objects:
         await deliver(shop, stripe.signed(object_id))
-    await shop.desk.work()
+    await shop.billing.work()
 
 
 def session_of(order: Order) -> str:
@@ -93,7 +93,7 @@ def session_of(order: Order) -> str:
 
 
 async def top_up(shop: Shop, ada: TenantId, order_id: RequestId | None = None) -> Order:
-    return await shop.desk.order_top_up(ada, OrderTopUp("25.00", order_id or RequestId(uuid4())))
+    return await shop.billing.order_top_up(ada, OrderTopUp("25.00", order_id or RequestId(uuid4())))
 
 
 async def balance(shop: Shop, ada: TenantId) -> int:
@@ -121,7 +121,7 @@ async def test_a_plan_begins_when_its_checkout_is_paid(selling_shop: Shop, strip
     assert account.allowance.included == 1_000_000
     assert await shop.order(ada, "gold") == Order(done=False, url=f"https://portal.test/{held.customer}")
     with pytest.raises(errors.AlreadyExists, match="pays through stripe"):
-        await shop.desk.give_plan(ada, "gold")
+        await shop.billing.give_plan(ada, "gold")
 
 
 async def test_a_subscription_is_followed_to_its_end(selling_shop: Shop, stripe: StripeServer) -> None:
@@ -172,13 +172,13 @@ async def test_a_price_that_no_plan_names_waits_for_the_operator(selling_shop: S
     stripe.changed[subscription] = {"price": "price_platinum"}
     await tell(shop, stripe, subscription)
     assert shop.plan_of(ada) == "free"
-    assert await shop.desk.measure_events() > 0
+    assert await shop.billing.measure_events() > 0
     await shop.live.change(
         lambda *_: {(ConfigKind.PLAN, "platinum"): PlanDocument(fee=1.0, stripe_price="price_platinum")}, origin="applied", author=None
     )
     await shop.retry()
-    await shop.desk.work()
-    assert (shop.plan_of(ada), await shop.desk.measure_events()) == ("platinum@1", 0)
+    await shop.billing.work()
+    assert (shop.plan_of(ada), await shop.billing.measure_events()) == ("platinum@1", 0)
 
 
 async def test_odd_objects_of_the_provider_hold_up_nobody(selling_shop: Shop, stripe: StripeServer) -> None:
@@ -198,7 +198,7 @@ async def test_odd_objects_of_the_provider_hold_up_nobody(selling_shop: Shop, st
     assert (await shop.deferred.count_stuck(["payment"])) == {"payment": 2}, "an administrator learns of it now"
     stripe.sessions[odd]["metadata"] = {"order": order_id}
     await shop.retry()
-    await shop.desk.work()
+    await shop.billing.work()
     assert await balance(shop, ada) == 25_000_000
     assert [one.id for one in await shop.deferred.list(None, 10)] == [empty]
 
@@ -208,16 +208,16 @@ async def test_credits_are_added_once_however_often_stripe_tells(selling_shop: S
     order = await top_up(shop, ada, order_id)
     assert await top_up(shop, ada, order_id) == order
     with pytest.raises(errors.IdempotencyConflict):
-        await shop.desk.order_top_up(ada, OrderTopUp("26", order_id))
+        await shop.billing.order_top_up(ada, OrderTopUp("26", order_id))
     early = stripe.signed(session_of(order))
     assert await deliver(shop, early)
-    await shop.desk.work()
+    await shop.billing.work()
     assert await balance(shop, ada) == 0
     await stripe.pay(session_of(order))
     for _ in range(3):
         await tell(shop, stripe, session_of(order), session_of(order))
     assert not await deliver(shop, early), "a replay"
-    await shop.desk.work()
+    await shop.billing.work()
     assert await balance(shop, ada) == 25_000_000
     assert (await top_up(shop, ada, order_id)).done
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
@@ -263,16 +263,16 @@ async def test_a_lost_webhook_is_asked_for(selling_shop: Shop, stripe: StripeSer
     order, plan = await top_up(shop, ada), await shop.order(ada, "pro")
     await stripe.pay(session_of(order))
     subscription = await stripe.pay(session_of(plan))
-    await shop.desk.work()
+    await shop.billing.work()
     assert await balance(shop, ada) == 0
     await shop.execute("UPDATE payment_orders SET asked_at = now() - interval '6 minutes', created_at = now() - interval '6 minutes'")
-    await shop.desk.work()
+    await shop.billing.work()
     assert (await balance(shop, ada), shop.plan_of(ada)) == (25_000_000, "pro@1")
     stripe.changed[subscription] = {"status": "canceled"}
-    await shop.desk.work()
+    await shop.billing.work()
     assert shop.plan_of(ada) == "pro@1"
     await shop.execute("UPDATE subscriptions SET changed_at = now() - interval '25 hours'")
-    await shop.desk.work()
+    await shop.billing.work()
     assert shop.plan_of(ada) == "free@0"
 
 
@@ -283,7 +283,7 @@ async def test_the_subscription_of_an_erased_account_is_canceled(selling_shop: S
     shop.gone.add(ada)
     for faults, canceled in (([], []), (["", "down"], []), ([], [subscription]), ([], [subscription] * 2)):
         stripe.faults = list(faults)
-        await shop.desk.work()
+        await shop.billing.work()
         assert stripe.canceled == canceled
         await shop.execute("UPDATE subscriptions SET changed_at = now() - interval '25 hours'")
     stripe.changed[subscription] = {"status": "canceled"}
@@ -312,7 +312,7 @@ async def owe(shop: Shop, ada: TenantId, micro: int, *, ended: str = "1 minute")
 
 async def bill(shop: Shop) -> int:
     """Return how many are left."""
-    await shop.desk.work()
+    await shop.billing.work()
     return int(await shop.fetch("SELECT count(*) FROM owed"))
 
 
@@ -367,7 +367,7 @@ async def test_usage_is_held_if_the_meter_has_another_sum(selling_shop: Shop, st
     other = {"timestamp": int(datetime.now(UTC).timestamp()) - 60, "payload": {"customer": customer, "tokens": "7"}}
     stripe.meter_events["of the operator"] = other
     assert await bill(shop) == 1, "only that of ada"
-    assert 25 * 3600 <= await shop.desk.measure_owed() < 26 * 3600
+    assert 25 * 3600 <= await shop.billing.measure_owed() < 26 * 3600
     # Those of an account are billed in order, so that a sum is never that of a later period.
     await owe(shop, ada, 7_000_000)
     assert await bill(shop) == 2
@@ -409,20 +409,20 @@ async def test_a_plan_without_a_metered_price_leads_to_an_invoice(selling_shop: 
 
 async def test_an_event_about_what_is_gone_ends(selling_shop: Shop, stripe: StripeServer) -> None:
     await tell(selling_shop, stripe, "cs_test_of_another_account", "sub_of_another_account")
-    assert await selling_shop.desk.measure_events() == 0
+    assert await selling_shop.billing.measure_events() == 0
 
 
 async def test_a_provider_that_is_down_does_not_hold_up_the_rest(selling_shop: Shop, stripe: StripeServer) -> None:
     shop, ada = selling_shop, owner()
-    await shop.desk.give_plan(ada, "silver")
+    await shop.billing.give_plan(ada, "silver")
     await shop.end_period(ada)
     for number in range(10):
         await deliver(shop, stripe.signed(f"cs_test_of_others_{number}"))
     stripe.faults = ["down"] * 3
-    await shop.desk.work()
+    await shop.billing.work()
     assert len(await shop.invoices(ada)) == 1
     assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 10
-    await shop.desk.work()
+    await shop.billing.work()
     assert await shop.fetch("SELECT count(*) FROM webhook_events WHERE handled_at IS NULL") == 3, "those are due again later"
 
 
@@ -458,14 +458,14 @@ async def test_a_kill_between_any_two_steps_leads_to_the_same(
             await deliver(shop, stripe.signed(object_id))
         left = steps
         try:
-            await shop.desk.work()
+            await shop.billing.work()
             survived = True
         except Killed:
             survived = False
         left = 0
         await shop.execute("UPDATE webhook_events SET next_at = now()")
-        await shop.desk.work()
-        assert (await balance(shop, ada), shop.plan_of(ada), await shop.desk.measure_events()) == (25_000_000, "pro@1", 0), steps
+        await shop.billing.work()
+        assert (await balance(shop, ada), shop.plan_of(ada), await shop.billing.measure_events()) == (25_000_000, "pro@1", 0), steps
         if survived:
             break
     assert steps > 20
@@ -501,7 +501,7 @@ async def test_a_kill_while_usage_is_billed_counts_it_once(
         await owe(shop, ada, 12_345_678)
         left = steps
         try:
-            await shop.desk.work()
+            await shop.billing.work()
             survived = left > 0
         except Killed:
             pass
@@ -533,14 +533,14 @@ async def test_an_older_state_is_never_written_after_a_newer_one(
     monkeypatch.setattr(provider, "read", slow)
     await deliver(shop, stripe.signed(subscription))
     async with asyncio.TaskGroup() as tasks:
-        first = tasks.create_task(shop.desk.handle_events())
+        first = tasks.create_task(shop.billing.handle_events())
         await has_read.wait()
         stripe.changed[subscription] = {"status": "canceled"}
         await deliver(shop, stripe.signed(subscription))
-        await shop.desk.handle_events()
+        await shop.billing.handle_events()
         assert not first.done()
         may_go_on.set()
-    await shop.desk.apply()
+    await shop.billing.apply()
     held = await shop.rows.find_subscription(ada)
     assert held is not None
     assert (held.plan, held.subscription, shop.plan_of(ada)) == ("free@0", None, "free@0")
