@@ -330,7 +330,7 @@ async def test_an_order_is_made_again_from_what_stripe_has(at_stripe: Shop, stri
         await tell_of_stripe(shop, stripe, credits_, subscription)
     assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (25_000_000, "pro@1", {})
     orders = "SELECT string_agg(object_id || ' ' || owner || ' ' || amount_minor, ', ' ORDER BY object_id) FROM payment_orders"
-    assert await shop.fetch(orders) == f"{credits_} {ada} 2500, {plan} {ada} 0"
+    assert await shop.fetch(orders) == f"{credits_} {ada} 2500, {plan} {ada} 2900"
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
 
 
