@@ -70,10 +70,10 @@ class StoredInvoice(msgspec.Struct, frozen=True, kw_only=True):
     credit_micro: MicroCredits
     reminders: int
     #: Of a fee.
-    period_start: datetime | None
+    period_start: Moment | None
     #: What ended because it was not paid, until when the period was, and how many tokens were used.
     ended_plan: str | None
-    ended_until: datetime | None
+    ended_until: Moment | None
     ended_tokens: int | None
 
 
