@@ -54,9 +54,12 @@ class Stranger:
         words = ("nsenter", place, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", _POWER_ON, "sh")
         quiet = asyncio.subprocess.DEVNULL
         words = (*words, str(self.home), str(_USER), _SYSTEMD if self.has_systemd else "sleep infinity")
-        self._power = await asyncio.create_subprocess_exec(*words, stdin=quiet, stdout=quiet, stderr=quiet)
+        self._power = None
 
         async def is_up() -> bool:
+            # On a busy machine, systemd may end before it has started: press the button again.
+            if self._power is None or self._power.returncode is not None:
+                self._power = await asyncio.create_subprocess_exec(*words, stdin=quiet, stdout=quiet, stderr=quiet)
             first = "systemctl --user show-environment" if self.has_systemd else "true"
             return bool(self._first()) and (await self.types(first)).status == 0
 
@@ -72,7 +75,8 @@ class Stranger:
     def _first(self) -> str:
         """Return the process ID of the first process in the namespaces."""
         assert self._power is not None
-        return Path(f"/proc/{self._power.pid}/task/{self._power.pid}/children").read_text(encoding="ascii").strip()
+        children = Path(f"/proc/{self._power.pid}/task/{self._power.pid}/children")
+        return children.read_text(encoding="ascii").strip() if children.exists() else ""
 
     async def types(self, text: str, *, deadline_seconds: float = COMMAND_SECONDS, **variables: str) -> Outcome:
         """Run what the user types to its end."""

@@ -380,7 +380,8 @@ def test_ignore_eos_continues_after_the_end_token(shared: LlamaModel) -> None:
         pytest.param(changed(WILD, top_k=1_000_000, top_p=5e-324, min_p=1.0, max_tokens=2), id="as far as it goes"),
         pytest.param(changed(WILD, temperature=0.001, repeat_penalty=0.1, max_tokens=2), id="the least that there is"),
         pytest.param(changed(WILD, seed=2**63 - 1, max_tokens=2), id="the largest seed"),
-        pytest.param(changed(WILD, max_tokens=2**63 - 1, stop=("e", " ", "a", "\n")), id="more tokens than 32 bits can say"),
+        # Not wild: on some processors that is thousands of tokens without any of these.
+        pytest.param(changed(GREEDY, max_tokens=2**63 - 1, stop=("e", " ", "a", "\n")), id="more tokens than 32 bits can say"),
     ],
 )
 def test_extreme_parameters_give_an_answer(shared: LlamaModel, parameters: Parameters) -> None:
