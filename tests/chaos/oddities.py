@@ -94,14 +94,8 @@ class Oddities:
         while time.monotonic() < ends_at - BATCH_SECONDS:
             number = len(self.batches)
             prompts = {f"b{number}n{line}": f"b{number}n{line} one two three" for line in range(LINES)}
-            content = "".join(scenarios_jobs.line_of(name, prompt) for name, prompt in prompts.items())
             with suppress(httpx.HTTPError, LookupError, ValueError):
-                file = await http.post(
-                    "/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", content)}, headers=_headers(self.buyer)
-                )
-                order = {"input_file_id": file.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-                made = await http.post("/v1/batches", json=order, headers=_headers(self.buyer))
-                self.batches[made.json()["id"]] = prompts
+                self.batches[await scenarios_jobs.order_batch(http, prompts, _headers(self.buyer))] = prompts
             await asyncio.sleep(BATCH_SECONDS)
 
     def end(self) -> None:
@@ -145,11 +139,7 @@ class Oddities:
             return found if found["status"] not in {"validating", "in_progress", "finalizing"} else None
 
         found = await until(ended, seconds=END_SECONDS, what=f"batch {batch} ends", ignoring=AWAY)
-        lines: list[dict[str, Any]] = []
-        for name in (found["output_file_id"], found["error_file_id"]):
-            if name is not None:
-                text = (await http.get(f"/v1/files/{name}/content", headers=headers)).raise_for_status().text
-                lines += map(json.loads, text.splitlines())
+        lines = await scenarios_jobs.read_results(http, found, headers)
         wrong = [] if found["status"] == "completed" else [f"batch {batch} is {found['status']}: {found['errors']}"]
         if sorted(line["custom_id"] for line in lines) != sorted(prompts):
             wrong.append(f"batch {batch} has {len(lines)} results for {len(prompts)} lines")

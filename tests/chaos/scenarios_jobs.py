@@ -68,10 +68,7 @@ class _Batches:
     async def order(self) -> None:
         for number, (person, prompts) in enumerate(zip(self.people, self.prompts, strict=True)):
             async with self.http(person, self.gateways[number % GATEWAYS]) as http:
-                content = "".join(line_of(name, prompt) for name, prompt in prompts.items())
-                sent = await http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", content.encode())})
-                order = {"input_file_id": sent.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-                self.ids.append((await http.post("/v1/batches", json=order)).json()["id"])
+                self.ids.append(await order_batch(http, prompts))
 
     def http(self, person: Person, gateway: Replica) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {person.key.secret}"}
@@ -90,9 +87,7 @@ class _Batches:
         """Return the lines of both files of a batch."""
         async with self.http(self.people[person], self.gateways[0]) as http:
             batch = (await http.get(f"/v1/batches/{self.ids[person]}")).raise_for_status().json()
-            names = [name for name in (batch["output_file_id"], batch["error_file_id"]) if name is not None]
-            texts = [(await http.get(f"/v1/files/{name}/content")).raise_for_status().text for name in names]
-        return [json.loads(line) for text in texts for line in text.splitlines()]
+            return await read_results(http, batch)
 
     # --- faults
 
@@ -200,9 +195,21 @@ async def _storm(batches: _Batches, tasks: asyncio.TaskGroup) -> None:
         await batches.break_one(tasks)
 
 
-def line_of(name: str, prompt: str) -> str:
-    body = {"model": clients.MODEL, "messages": [{"role": "user", "content": prompt}]}
-    return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body}) + "\n"
+async def order_batch(http: httpx.AsyncClient, prompts: Mapping[str, str], headers: Mapping[str, str] | None = None) -> str:
+    """Order a batch of these prompts, by custom id; return its id."""
+    bodies = {name: {"model": clients.MODEL, "messages": [{"role": "user", "content": prompt}]} for name, prompt in prompts.items()}
+    lines = ({"custom_id": name, "method": "POST", "url": "/v1/chat/completions", "body": body} for name, body in bodies.items())
+    content = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+    sent = await http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", content)}, headers=headers)
+    order = {"input_file_id": sent.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return str((await http.post("/v1/batches", json=order, headers=headers)).json()["id"])
+
+
+async def read_results(http: httpx.AsyncClient, batch: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Return the lines of both files of a batch."""
+    names = [name for name in (batch["output_file_id"], batch["error_file_id"]) if name is not None]
+    texts = [(await http.get(f"/v1/files/{name}/content", headers=headers)).raise_for_status().text for name in names]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
 @asynccontextmanager

@@ -74,10 +74,7 @@ async def test_answers_and_lines_of_a_revoked_key_end_everywhere_in_five_seconds
             return len(found.running) == lines
 
         async with client(gateways[0], spare.secret) as http:
-            content = "".join(scenarios_jobs.line_of(f"n{line}", LONG) for line in range(LINES))
-            sent = await http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("lines.jsonl", content.encode())})
-            order = {"input_file_id": sent.json()["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-            batch = (await http.post("/v1/batches", json=order)).json()["id"]
+            batch = await scenarios_jobs.order_batch(http, {f"n{line}": LONG for line in range(LINES)})
         await until(lambda: are_running(LINES), seconds=60, what="the lines run")
         async with asyncio.TaskGroup() as tasks:
             for number in range(STREAMS):
