@@ -24,7 +24,7 @@ from services.gateway.callers import Callers
 from services.gateway.configuration import ended_keys
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.facts import policies, tiers
+from services.gateway.facts import policies
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.model_routes import Route
 from services.gateway.facts.receiver_rules import ReceiverRules
@@ -145,7 +145,7 @@ from services.gateway.webhooks.deliveries import Deliveries
 from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
 from services.gateway.webhooks.receiver_client import ReceiverClient
 from services.gateway.webhooks.webhook_store import WebhookStore
-from shared import access_table, client_address, config_releases, context, errors, worker_pools
+from shared import access_table, client_address, config_releases, context, errors, plan_names, worker_pools
 from shared.api import auth, embedding, gateway, inference
 from shared.api.gateway import Check
 from shared.api.method import Nothing
@@ -788,7 +788,7 @@ class GatewayService:
         hour, account = limit_rules.hourly(found), await self._accounts.account_of(principal)
         return gateway.UserQuota(
             user_id=principal.user_id,
-            tier=tiers.name_of(principal.tier),
+            tier=plan_names.name_of(principal.tier),
             limit_per_hour=hour.limit,
             used_this_hour=hour.used,
             remaining=hour.remaining,

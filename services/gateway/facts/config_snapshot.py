@@ -14,7 +14,7 @@ from services.gateway.facts.policies import Policies
 from services.gateway.facts.tiers import LimitRules, TierPlan
 from services.gateway.facts.unreadable import Unreadable
 from services.gateway.facts.upstream_prices import UpstreamPrice
-from shared import config_releases
+from shared import config_releases, plan_names
 from shared.config_documents import (
     DEFAULT_MODEL,
     MESH_POLICY,
@@ -237,7 +237,7 @@ def _own_base(plans: Mapping[PlanName, TierPlan], document: PlanDocument | Unrea
 
 def _offers(documents: Mapping[DocumentKey, StoredDocument], plans: Mapping[PlanName, TierPlan]) -> dict[PlanName, PlanOffer]:
     versions = {name: stored.version for (kind, name), stored in documents.items() if kind is ConfigKind.PLAN and stored.body is not None}
-    return {name: PlanOffer(name, versions.get(name, 0), plan) for name, plan in plans.items() if name == tiers.name_of(name)}
+    return {name: PlanOffer(name, versions.get(name, 0), plan) for name, plan in plans.items() if name == plan_names.name_of(name)}
 
 
 def _sold(plan: TierPlan, document: PlanDocument) -> TierPlan:

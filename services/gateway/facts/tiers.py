@@ -94,7 +94,7 @@ def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits
     """Return the tier's plan, or its version, as in `pro@3`; that of `free` if the configuration has lost it. An organization that shares
     its founder's limits gets no tokens, and a user who may not have free ones gets those of a plan with a fee: otherwise people could found
     organizations, or register again, to get more. Raises ConfigUnreadable."""
-    plan = plans.get(tier) or plans.get(name_of(tier)) or plans[Tier.FREE]
+    plan = plans.get(tier) or plans.get(plan_names.name_of(tier)) or plans[Tier.FREE]
     if plan.unreadable is not None:
         raise plan.unreadable.problem()
     if shares_limits:
@@ -104,12 +104,9 @@ def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits
     return plan
 
 
-name_of = plan_names.name_of
-
-
 def label_of(tier: PlanName) -> str:
     """Return the label of metrics: their number must not grow with the configuration."""
-    return name if (name := name_of(tier)) in DEFAULTS else "other"
+    return name if (name := plan_names.name_of(tier)) in DEFAULTS else "other"
 
 
 def changed(plan: TierPlan, numbers: Mapping[str, str], allowed: Sequence[str] = NUMBERS, *, setting: str = "") -> TierPlan:

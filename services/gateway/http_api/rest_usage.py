@@ -6,7 +6,6 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from services.gateway.facts import tiers
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
@@ -15,7 +14,7 @@ from services.gateway.limits.quotas import Quotas
 from services.gateway.rpc_api.account_rpc import AccountRpc
 from services.gateway.store import GatewayStore
 from services.gateway.usage_reports import UsageReports
-from shared import amounts, errors
+from shared import amounts, errors, plan_names
 from shared.api.auth import Every, Principal
 from shared.api.gateway import KeyBudget
 from shared.api.ledger import Account, Allowance, renews_at
@@ -205,7 +204,14 @@ class RestUsage:
         left = await self._read_credits(caller)
         await call.answer(
             QuotaAnswer(
-                caller.user_id, tiers.name_of(caller.tier), hour.limit, hour.used, hour.remaining, hour.resets_in_seconds, limits, *left
+                caller.user_id,
+                plan_names.name_of(caller.tier),
+                hour.limit,
+                hour.used,
+                hour.remaining,
+                hour.resets_in_seconds,
+                limits,
+                *left,
             )
         )
 

@@ -20,7 +20,7 @@ from services.gateway.payments import invoices
 from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
 from services.gateway.payments.payment_provider import OwedUsage
 from services.gateway.payments.provider_orders import MANUAL, ProviderOrders
-from shared import currency, errors
+from shared import currency, errors, plan_names
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
 from shared.api.notices import PaymentLate
@@ -87,7 +87,7 @@ class Billing:
         held = await self._store.find_subscription(owner)
         if self.provider is not None and held is not None and held.subscription is not None:
             return Order(done=False, url=await self.provider.open_portal(owner))
-        if name == tiers.name_of(present):
+        if name == plan_names.name_of(present):
             return await self._undo(owner)
         offer = self.offer(name)
         if not offer.for_sale:
@@ -99,8 +99,8 @@ class Billing:
             waiting = held.next_plan is not None and held.invoice is not None
             if waiting and held.next_plan != offer.versioned:
                 raise errors.AlreadyExists(
-                    f"a change to {tiers.name_of(held.next_plan or '')} waits for the invoice {held.invoice}",
-                    hint=f"pay it, or undo the change first: aicli billing plan set {tiers.name_of(present)}",
+                    f"a change to {plan_names.name_of(held.next_plan or '')} waits for the invoice {held.invoice}",
+                    hint=f"pay it, or undo the change first: aicli billing plan set {plan_names.name_of(present)}",
                 )
             if waiting:
                 return Order(done=False, invoice=held.invoice)
@@ -269,7 +269,7 @@ class Billing:
         """Take back the credits that a payment gave, or end the period that it paid."""
         owner, number = stored.invoice.owner, stored.invoice.number
         held, (period_start, _) = await rows.lock(owner, MANUAL), await rows.lock_period(owner)
-        if await rows.is_given(RequestId(stored.order_id)):
+        if await rows.is_given(RequestId(stored.order_id), owner, _worth(stored)):
             transfer = RequestId(uuid5(_ORDERS, f"refund {number}"))
             await rows.give_credit(transfer, owner, MicroCredits(-_worth(stored)), f"refund of the invoice {number}")
         elif stored.period_start == period_start and held.subscription is None:
@@ -383,7 +383,7 @@ class Billing:
             changed = msgspec.structs.replace(changed, next_plan=None, is_applied=False)
         fee = self._fee_of(plan)
         if fee and held.subscription is None:
-            line = InvoiceLine(f"Plan {tiers.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
+            line = InvoiceLine(f"Plan {plan_names.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
             order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
             await rows.add_invoice(
                 self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id, period_start=started
@@ -444,7 +444,7 @@ class Billing:
             if held.plan is None or held.subscription is not None:
                 return True
             await rows.write(msgspec.structs.replace(held, is_past_due=True))
-            if is_last and tiers.name_of(held.plan) != Tier.FREE:
+            if is_last and plan_names.name_of(held.plan) != Tier.FREE:
                 _log.info("plan ends unpaid", owner=owner, plan=held.plan, invoice=number)
                 await rows.lock_period(owner)  # nothing is used between what is kept and the end
                 await rows.keep_ended_plan(owner, number, held.plan)

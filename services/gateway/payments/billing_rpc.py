@@ -10,7 +10,7 @@ from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_store import BillingStore
 from services.gateway.payments.provider_orders import MANUAL
-from shared import access_table, errors
+from shared import access_table, errors, plan_names
 from shared.api import billing as api
 from shared.api import organizations
 from shared.api.billing import Customers, Invoice, Invoices, Order, Plans, PlanState, Revenue
@@ -47,9 +47,9 @@ class BillingRpc:
         terms = tiers.plan_of(plans, present, shares_limits=shares_limits, has_free_tokens=described.has_free_tokens)
         account = await self.ledger_store.read_account(owner, Spending(terms.included_tokens, terms.overage_micro, has_plan=True))
         held = await self.store.find_subscription(owner)
-        offer = PlanOffer(tiers.name_of(present), int(present.partition("@")[2] or 0), terms)
+        offer = PlanOffer(plan_names.name_of(present), int(present.partition("@")[2] or 0), terms)
         state = PlanState.GIVEN if held is None else held.state
-        next_plan = None if held is None or held.next_plan is None else tiers.name_of(held.next_plan)
+        next_plan = None if held is None or held.next_plan is None else plan_names.name_of(held.next_plan)
         waits_for = None if held is None or next_plan is None else held.invoice
         provider = self.billing.provider
         name, has_portal = (MANUAL, False) if provider is None else (provider.name, provider.customer_of(held) is not None)

@@ -214,9 +214,9 @@ class BillingRows:
         """Safe to repeat. Raises what ``move_credits`` raises."""
         await ledger_store.move_credits(self._transaction, transfer, owner, micro, note=note)
 
-    async def is_given(self, transfer: RequestId) -> bool:
-        """Return whether these credits were given."""
-        return bool(await self._transaction.value("is_given", transfer))
+    async def is_given(self, transfer: RequestId, owner: TenantId, micro: MicroCredits) -> bool:
+        """Return whether credits were given by this transfer, perhaps another amount."""
+        return await self._transaction.value("is_same_transfer", transfer, owner, micro) is not None
 
     async def take_late(self) -> StoredInvoice | None:
         row = await self._transaction.row("take_late_invoice", list(invoices.REMINDER_DAYS))

@@ -24,7 +24,7 @@ from services.gateway.payments.payment_provider import (
     WebhookEvent,
     WrittenOrder,
 )
-from shared import currency, errors
+from shared import currency, errors, plan_names
 from shared.api.billing import Order
 from shared.api.notices import PaymentLate
 from shared.background.item_kinds import ItemKind
@@ -79,7 +79,7 @@ class ProviderOrders:
             return Order(done=False, url=await self.open_portal(owner))
         if order.plan != offer.versioned:
             raise errors.AlreadyExists(
-                f"a checkout for the plan {tiers.name_of(order.plan or '')} is open", hint="pay it, or wait an hour and choose again"
+                f"a checkout for the plan {plan_names.name_of(order.plan or '')} is open", hint="pay it, or wait an hour and choose again"
             )
         return await self._check_out(order, offer.terms, self.customer_of(held), email)
 

@@ -122,10 +122,6 @@ WHERE accounts.owner = $1 AND number = coalesce((
     WHERE fee.owner = $1 AND fee.period_start = accounts.period_start AND fee.paid_at IS NULL AND fee.void_by IS NULL LIMIT 1
 ), $2);
 
--- name: is_given
--- Tell whether credits were moved by this transfer.
-SELECT EXISTS (SELECT FROM entry_keys WHERE transfer = $1 AND kind = 'top_up');
-
 -- name: list_invoices
 -- List invoices, newest first; of all owners if it is null.
 SELECT *, is_late(invoices) FROM invoices

@@ -6,10 +6,10 @@ from datetime import datetime, timedelta
 
 from services.gateway.billing import route_metrics
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.facts import request_record, tiers
+from services.gateway.facts import request_record
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.limits.quotas import Quotas
-from shared import errors
+from shared import errors, plan_names
 from shared.api.auth import Principal
 from shared.telemetry import Metrics, logs
 from shared.types import RequestId, RequestStatus
@@ -60,6 +60,6 @@ class RefusedRequests:
                 error_code=code,
                 error_field=field,
                 created_at=self._now() - timedelta(seconds=seconds),
-                plan=tiers.name_of(principal.tier),
+                plan=plan_names.name_of(principal.tier),
             )
             self._recorder.add(row)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from services.gateway.facts import request_record, tiers
+from services.gateway.facts import request_record
 from services.gateway.facts.guard_counts import GuardCount, GuardPlace
 from services.gateway.facts.line_run import LineRun
 from services.gateway.facts.reader import AnswerHead
@@ -23,7 +23,7 @@ from services.gateway.requests.answers import Answer, TextAnswer
 from services.gateway.requests.plan import NOT_COUNTED, AdmissionRecord, Plan
 from services.gateway.requests.targets import SharedClaims, TargetAttempts, TargetCall
 from services.gateway.scheduling.worker_claims import Claim
-from shared import errors
+from shared import errors, plan_names
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.generation import Usage
 from shared.types import MicroCredits, RequestId, RequestStatus
@@ -215,7 +215,7 @@ class Run:
             first_token_ms=None if first_text is None else min(milliseconds(first_text), _MAX_ROW_NUMBER),
             variant_failed=variant_failed,
             is_counted_late=self._is_counted_late,
-            plan=tiers.name_of(self.principal.tier),
+            plan=plan_names.name_of(self.principal.tier),
             guard=self._guard_counts() if record.is_guarded else (),
             job_id=None if self.line is None else self.line.job_id,
             is_batch=record.is_batch,

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from services.gateway.billing import refusals
 from services.gateway.billing.ledger import Ledger
-from services.gateway.facts import tiers
 from services.gateway.limits.limit_rules import LimitReached
 from services.gateway.payments.billing_store import BillingStore
+from shared import plan_names
 from shared.api.auth import Principal
 from shared.api.gateway import AccountNotice, NoticeKind
 from shared.api.ledger import Account
@@ -32,7 +32,7 @@ class AccountNotices:
             found.append(AccountNotice(refusal.kind, refusal.what, refusal.hint))
         held = await self.subscriptions.find_subscription(principal.tenant_id) if self.ledger.has_plans else None
         if held is not None and held.is_past_due:
-            what = f"a payment for your plan {tiers.name_of(held.plan or '')} is late"
+            what = f"a payment for your plan {plan_names.name_of(held.plan or '')} is late"
             page = self.ledger.billing_page or "`aicli billing invoices`"
             found.append(AccountNotice(NoticeKind.PAYMENT, what, f"pay it, or your plan ends: {page}"))
         return tuple(found)

@@ -6,10 +6,11 @@ from enum import StrEnum
 
 import msgspec
 
-from services.gateway.facts import placements, tiers
+from services.gateway.facts import placements
 from services.gateway.facts.model_routes import Route, RouteTarget
 from services.gateway.facts.placements import Placement
 from services.gateway.facts.policies import Policy
+from shared import plan_names
 from shared.api.ledger import ModelPrice
 from shared.config_documents import ANY_PROVIDER, TargetConditions
 from shared.protocol.directory import DirectoryEntry
@@ -244,7 +245,7 @@ def _holds(when: TargetConditions, facts: RequestFacts) -> bool:
         and (when.max_prompt_tokens is None or facts.prompt_tokens <= when.max_prompt_tokens)
         and when.tools in {None, facts.has_tools}
         and when.response_format in {None, facts.has_format}
-        and (not when.tiers or tiers.name_of(facts.tier) in when.tiers)
+        and (not when.tiers or plan_names.name_of(facts.tier) in when.tiers)
         and (not when.keys_named or facts.key_name in when.keys_named)
         and (not when.organizations or str(facts.organization) in when.organizations)
     )
