@@ -105,7 +105,7 @@ HARMLESS = frozenset(
         "account.keep", "account.export", "audit.export", "audit.verify", "audit.overflow", "database.restored", "key.create", "key.rename",
         "catalog.refresh", "invoice.pay", "mail.test", "model.deploy", "model.load", "model.pull", "model.push", "model.sign",
         "deferred.retry", "node.approve", "node.pardon", "oidc.link", "organisation.create",
-        "account.verify", "organisation.invite",
+        "account.verify", "organisation.invite", "payment.adopt",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
         "webhook.create", "batch.create",
     }
