@@ -16,6 +16,8 @@ _SIGNATURES = "cryptography"
 #: What aimesh-server brings, ours and others, and what a stack needs beside it.
 _SERVER = frozenset({"cli", "prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
 _STACK = frozenset({"argon2", "asyncpg", "obstore", "pyrage", "zstandard"})
+#: Of `cli`, in aimesh-server.
+_OF_STACK = "machines.mesh_programs"
 
 
 def explain(error: ImportError) -> errors.BadSettings | None:
@@ -26,8 +28,8 @@ def explain(error: ImportError) -> errors.BadSettings | None:
     if missing == _SIGNATURES:
         return errors.BadSettings("signatures of models need the package cryptography, which is not installed", hint=_mesh_hint())
     if missing in _SERVER | _STACK:
-        # The commands of a worker are in aimesh-server.
-        hint = _worker_hint() if missing == "cli" and rest else _stack_hint()
+        # The commands of a worker are in aimesh-server, as are those of the machine that others find each other by.
+        hint = _worker_hint() if missing == "cli" and rest and rest != _OF_STACK else _stack_hint()
         return errors.BadSettings("this runs services, whose packages are not installed", hint=hint)
     return None
 

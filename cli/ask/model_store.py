@@ -3,23 +3,19 @@
 They run the worker's own program, which changes its store of models. A running worker notices within a second.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from cli import option_values
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import amounts, api, config, errors
-from shared.api.inference import ModelSources, PullProgress, StoredModel, StoreLine, StoreRequest, StoreResult
-from shared.model_sources import SourceSettings
+from shared import amounts, api, errors
+from shared.api.inference import PullProgress, StoredModel, StoreResult
 from shared.types import ModelName, NodeId
 
 if TYPE_CHECKING:
@@ -81,7 +77,7 @@ def pull(
             raise errors.BadRequest(text, hint="other workers use their own settings")
         _pull_elsewhere(here, source, node, labels, name=name, insecure=insecure, as_json=as_json)
         return
-    token = None if token_file is None else _absolute(here, token_file)
+    token = None if token_file is None else absolute(here, token_file)
     wanted = {"target": source, "projector": projector, "name": name, "insecure": insecure, "token_file": token}
     _show_stored(_run(here, store, command="pull", **wanted), as_json=as_json)
 
@@ -131,8 +127,8 @@ def _done(model: str, size: int, digest: str, *, is_old: bool) -> str:
 @click.pass_obj
 def add(here: CliContext, /, file: str, *, name: str | None, projector: str, store: str | None, as_json: bool) -> None:
     """Copy a GGUF file into the store of the worker on this machine."""
-    seen = projector if projector in ("", "none") else _absolute(here, projector)
-    _show_stored(_run(here, store, command="add", target=_absolute(here, file), name=name, projector=seen), as_json=as_json)
+    seen = projector if projector in ("", "none") else absolute(here, projector)
+    _show_stored(_run(here, store, command="add", target=absolute(here, file), name=name, projector=seen), as_json=as_json)
 
 
 @click.command()
@@ -189,60 +185,15 @@ def _show_stored(done: StoreResult, *, as_json: bool) -> None:
         click.echo(printing.printable(f"{what} A running worker serves it within seconds: aicli infer --model {one.name} …"))
 
 
-def find_store(here: CliContext, chosen: str | None) -> tuple[str, str, ModelSources]:
-    """Return the folder, quota and sources of the store of this machine's worker. Raises BadSettings if there is none."""
-    from cli.machines import join
-    from stack import settings, stack_home
-
-    stack = stack_home.locate(here.environment)
-    recorded = settings.read_recorded(stack) if stack.nats.is_dir() else {}
-    environment = {**recorded, **here.environment}
-    given = config.load(SourceSettings, environment)
-    quota = environment.get("MODEL_STORE_QUOTA") or ""
-    sources = ModelSources(hub_url=given.hub_url, hub_token=given.hub_token, mirrors=given.mirrors)
-    key, joined = here.environment.get("NODE_KEY_FILE"), join.locate(here.environment, None, here.folder).membership
-    if named := chosen or here.environment.get("MODEL_STORE"):
-        return _absolute(here, named), quota, sources
-    if key:
-        return str(Path(here.environment.get("MESH_STATE_FILE") or key).with_name("models")), quota, sources
-    if stack.nats.is_dir():
-        return recorded.get("MODEL_STORE") or str(stack.models), quota, sources
-    if joined.is_file():
-        return str(joined.with_name("models")), quota, sources
-    raise errors.BadSettings("there is no worker on this machine", hint="start one with aicli worker, or name a folder with --store")
-
-
-def _absolute(here: CliContext, path: str) -> str:
+def absolute(here: CliContext, path: str) -> str:
     return str((here.folder / Path(path).expanduser()).absolute())
 
 
 def _run(here: CliContext, chosen: str | None, **request: Any) -> StoreResult:
-    """Run the program and show its progress. Raises the error that it reports."""
-    folder, quota, sources = find_store(here, chosen)
-    path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), here.environment.get("PYTHONPATH", "")]))
-    result: StoreResult | None = None
-    show = ProgressLine()
-    with subprocess.Popen(
-        [sys.executable, "-m", "services.inference.models.store_program"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**here.environment, "PYTHONPATH": path},
-    ) as program:
-        assert program.stdin is not None
-        assert program.stdout is not None
-        with program.stdin:
-            program.stdin.write(msgspec.json.encode(StoreRequest(folder=folder, quota=quota, sources=sources, **request)))
-        for line in program.stdout:
-            reported = msgspec.json.decode(line, type=StoreLine)
-            if reported.progress is not None:
-                show(reported.progress)
-            result = reported.result
-        show.close()
-    if result is None:
-        raise errors.Internal(f"the program that changes the store ended with status {program.returncode}")
-    if result.problem is not None:
-        raise errors.from_problem(result.problem)
-    return result
+    """Show the progress of the program, too. Raises the error that it reports, and BadSettings where no worker is installed."""
+    from cli.ask import local_store
+
+    return local_store.run(here, chosen, **request)
 
 
 class ProgressLine:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.ask import model_store
+from cli.ask import local_store
 from cli.cli_context import CliContext
 from cli.output.exit_codes import ExitCode
 from shared import errors
@@ -118,7 +118,7 @@ def test_sources_and_secrets_come_from_the_environment_and_the_stack(tmp_path: P
     (tmp_path / "stack/nats").mkdir(parents=True)
     (tmp_path / "token").write_text("secret\n")
     (tmp_path / "stack/stack.env").write_text(f"HF_ENDPOINT=https://mirror.example\nHF_TOKEN_FILE={tmp_path}/token\n")
-    _, quota, sources = model_store.find_store(CliContext({**home, "MODEL_MIRRORS": "ghcr.io=https://m.example"}, tmp_path), None)
+    _, quota, sources = local_store.find_store(CliContext({**home, "MODEL_MIRRORS": "ghcr.io=https://m.example"}, tmp_path), None)
     assert (quota, sources.hub_url, sources.hub_token) == ("", "https://mirror.example", "secret")
     assert sources.mirrors == {"ghcr.io": "https://m.example"}
 
@@ -127,7 +127,7 @@ def test_store_is_the_one_of_the_worker_on_this_machine(tmp_path: Path) -> None:
     home = {"HOME": str(tmp_path), "AIMESH_HOME": str(tmp_path / "stack")}
 
     def found(**environment: str) -> str:
-        return model_store.find_store(CliContext({**home, **environment}, tmp_path), None)[0]
+        return local_store.find_store(CliContext({**home, **environment}, tmp_path), None)[0]
 
     with pytest.raises(errors.BadSettings, match="no worker on this machine"):
         found()

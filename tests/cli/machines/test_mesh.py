@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.machines import mesh
+from cli.machines import mesh_programs
 from stack import ports, probes, settings
 from stack.servers import dht_programs
 from stack.servers.program import DatagramProbe
@@ -57,7 +57,7 @@ def child_of(pid: int) -> int:
 
 def test_ports_match_the_stack() -> None:
     place = dht_programs.of(settings.StackSettings())
-    assert (place.first_port, place.relay_port) == (mesh.FIRST_PORT, mesh.RELAY_PORT)
+    assert (place.first_port, place.relay_port) == (mesh_programs.FIRST_PORT, mesh_programs.RELAY_PORT)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
