@@ -32,6 +32,10 @@ class CliContext:
     def with_profile(self, name: str) -> "CliContext":
         return replace(self, environment={**self.environment, "AICLI_PROFILE": name})
 
+    def path(self, written: "str | Path") -> Path:
+        """Return the absolute path of what somebody wrote."""
+        return (self.folder / Path(written).expanduser()).absolute()
+
     def profile(self, *, key_needed: bool = False) -> "Profile":
         """Load the profile. Raises BadSettings without one, NotAuthenticated if a key is needed and it has none."""
         from cli import profile

@@ -3,15 +3,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cli.ask import model_store
 from cli.cli_context import CliContext
 from shared import config, errors
-from shared.api.inference import ModelSources, StoreLine, StoreRequest, StoreResult
+from shared.api.inference import ModelSources, PullProgress, StoreLine, StoreRequest, StoreResult
 from shared.model_sources import SourceSettings
 
 
@@ -28,7 +28,7 @@ def find_store(here: CliContext, chosen: str | None) -> tuple[str, str, ModelSou
     sources = ModelSources(hub_url=given.hub_url, hub_token=given.hub_token, mirrors=given.mirrors)
     key, joined = here.environment.get("NODE_KEY_FILE"), join.locate(here.environment, None, here.folder).membership
     if named := chosen or here.environment.get("MODEL_STORE"):
-        return model_store.absolute(here, named), quota, sources
+        return str(here.path(named)), quota, sources
     if key:
         return str(Path(here.environment.get("MESH_STATE_FILE") or key).with_name("models")), quota, sources
     if stack.nats.is_dir():
@@ -38,12 +38,11 @@ def find_store(here: CliContext, chosen: str | None) -> tuple[str, str, ModelSou
     raise errors.BadSettings("there is no worker on this machine", hint="start one with aicli worker, or name a folder with --store")
 
 
-def run(here: CliContext, chosen: str | None, **request: Any) -> StoreResult:
-    """Run the program and show its progress. Raises the error that it reports."""
+def run(here: CliContext, chosen: str | None, show: Callable[[PullProgress], None], **request: Any) -> StoreResult:
+    """Run the program, and call ``show`` with its progress. Raises the error that it reports."""
     folder, quota, sources = find_store(here, chosen)
     path = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[2]), here.environment.get("PYTHONPATH", "")]))
     result: StoreResult | None = None
-    show = model_store.ProgressLine()
     with subprocess.Popen(
         [sys.executable, "-m", "services.inference.models.store_program"],
         stdin=subprocess.PIPE,
@@ -59,7 +58,6 @@ def run(here: CliContext, chosen: str | None, **request: Any) -> StoreResult:
             if reported.progress is not None:
                 show(reported.progress)
             result = reported.result
-        show.close()
     if result is None:
         raise errors.Internal(f"the program that changes the store ended with status {program.returncode}")
     if result.problem is not None:

@@ -5,7 +5,6 @@ They run the worker's own program, which changes its store of models. A running 
 
 import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -77,7 +76,7 @@ def pull(
             raise errors.BadRequest(text, hint="other workers use their own settings")
         _pull_elsewhere(here, source, node, labels, name=name, insecure=insecure, as_json=as_json)
         return
-    token = None if token_file is None else absolute(here, token_file)
+    token = None if token_file is None else str(here.path(token_file))
     wanted = {"target": source, "projector": projector, "name": name, "insecure": insecure, "token_file": token}
     _show_stored(_run(here, store, command="pull", **wanted), as_json=as_json)
 
@@ -127,8 +126,8 @@ def _done(model: str, size: int, digest: str, *, is_old: bool) -> str:
 @click.pass_obj
 def add(here: CliContext, /, file: str, *, name: str | None, projector: str, store: str | None, as_json: bool) -> None:
     """Copy a GGUF file into the store of the worker on this machine."""
-    seen = projector if projector in ("", "none") else absolute(here, projector)
-    _show_stored(_run(here, store, command="add", target=absolute(here, file), name=name, projector=seen), as_json=as_json)
+    seen = projector if projector in ("", "none") else str(here.path(projector))
+    _show_stored(_run(here, store, command="add", target=str(here.path(file)), name=name, projector=seen), as_json=as_json)
 
 
 @click.command()
@@ -185,15 +184,15 @@ def _show_stored(done: StoreResult, *, as_json: bool) -> None:
         click.echo(printing.printable(f"{what} A running worker serves it within seconds: aicli infer --model {one.name} …"))
 
 
-def absolute(here: CliContext, path: str) -> str:
-    return str((here.folder / Path(path).expanduser()).absolute())
-
-
 def _run(here: CliContext, chosen: str | None, **request: Any) -> StoreResult:
     """Show the progress of the program, too. Raises the error that it reports, and BadSettings where no worker is installed."""
     from cli.ask import local_store
 
-    return local_store.run(here, chosen, **request)
+    show = ProgressLine()
+    try:
+        return local_store.run(here, chosen, show, **request)
+    finally:
+        show.close()
 
 
 class ProgressLine:

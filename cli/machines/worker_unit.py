@@ -72,7 +72,7 @@ def install(
     if remove:
         place.remove()
         return
-    options = [] if models_folder is None else ["--models", str((here.folder / Path(models_folder).expanduser()).absolute())]
+    options = [] if models_folder is None else ["--models", str(here.path(models_folder))]
     options += [] if backend is None else ["--backend", backend]
     command = _command(here, state, options, is_system=as_system)
     settings = str(units.SYSTEM_SETTINGS if as_system else units.config_folder(here.environment) / units.SYSTEM_SETTINGS.name)
