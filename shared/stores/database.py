@@ -130,6 +130,8 @@ class Database:
         self._queries = named
         self._replica: ReplicaReads | None = None
         self._took = None if reports is None else reports.took
+        #: Connections on their way back.
+        self._returning: set[asyncio.Task[None]] = set()
         if reports is not None:
             reports.pool(lambda: (pool.get_size() - pool.get_idle_size(), pool.get_size(), pool.get_max_size()))
 
@@ -295,7 +297,7 @@ class Database:
                     connection.terminate()
                     raise ConnectionResetError(str(error)) from error
                 finally:
-                    await _release(self._pool, connection)
+                    await self._release(connection)
         except _UNDONE as error:
             if isinstance(error, asyncpg.SerializationError):
                 # At our isolation level only a standby raises this. The next connection may reach the primary.
@@ -315,6 +317,13 @@ class Database:
             return await self._pool.acquire()
         except _LOST_ITS_PLACE as error:
             raise ConnectionResetError(str(error)) from error
+
+    async def _release(self, connection: asyncpg.Connection) -> None:
+        # A second cancellation does not stop it. The pool has such a task, too, but whose error is logged if nobody waits any more.
+        returning = asyncio.create_task(_return(self._pool, connection))
+        self._returning.add(returning)
+        returning.add_done_callback(self._returning.discard)
+        await asyncio.shield(returning)
 
     async def _listen_once(self, channel: str) -> AsyncGenerator[str | None]:
         connection = await self._place.connect()
@@ -360,9 +369,8 @@ def _may_be_repeated(cause: BaseException | None, attempt: int, *, only_reads: b
     return only_reads and attempt == 1 and not isinstance(cause, TimeoutError)
 
 
-async def _release(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
-    """Wait for the server to confirm a canceled statement. If it does not, close the connection. The pool does that in its own task,
-    so a second cancellation does not stop it."""
+async def _return(pool: asyncpg.Pool, connection: asyncpg.Connection) -> None:
+    """Wait for the server to confirm a canceled statement. If it does not, close the connection."""
     with contextlib.suppress(*_GONE, *_LOST_ITS_PLACE):
         await pool.release(connection, timeout=0.5)
 

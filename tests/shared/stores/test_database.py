@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from shared.stores import database
 from shared.stores.database import _CHECK_SECONDS, Database
 from tests.servers import PostgresServer
 from tests.stopwatch import HANG_SECONDS
+from tests.testnet import until
 
 QUERIES = """
 -- name: add
@@ -399,3 +401,25 @@ async def test_a_task_that_is_cancelled_ends_also_where_its_connection_dies_mean
         was_cancelled = working.cancelled()
         working.cancel()
         assert was_cancelled
+
+
+async def test_a_connection_that_is_not_confirmed_after_its_caller_has_gone_is_no_error(
+    postgres_url: str, package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, problems = asyncio.Event(), list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+
+    async def hang(_connection: asyncpg.Connection) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    async with opened(postgres_url, package) as db:
+        monkeypatch.setattr(asyncpg.Connection, "_reset", hang)
+        working = asyncio.create_task(db.check())
+        await asked.wait()
+        working.cancel()
+        await asyncio.wait((working,), timeout=30)
+        await until(lambda: db._pool.get_size() == 0)
+    gc.collect()
+    assert working.cancelled()
+    assert problems == []
