@@ -1,6 +1,6 @@
 """Reads and writes subscriptions and invoices. Every method may raise Unavailable."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -298,6 +298,10 @@ class BillingStore:
         """Return whose a checkout or a subscription is; None if no order of ours led to it."""
         row = await self._database.row("find_followed", provider, object_id)
         return None if row is None else Followed(owner=row["owner"], order_id=row["order_id"], version=row["version"])
+
+    async def are_orders_of(self, owner: TenantId, provider: str, payments: Mapping[str, str | None]) -> bool:
+        """Return whether an owner's orders led to all of these payments. Each has the subscription that it belongs to."""
+        return bool(await self._database.value("are_orders_of", owner, provider, [*payments], [*payments.values()]))
 
     async def now(self) -> datetime:
         found: datetime = await self._database.value("read_clock")

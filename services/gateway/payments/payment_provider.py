@@ -161,6 +161,10 @@ class PaymentProvider(Protocol):
     async def find_checkout(self, subscription: str) -> str | None:
         """Return the checkout with which a subscription began."""
 
+    async def list_payments(self, customer: str) -> Mapping[str, str | None] | None:
+        """Return what a customer has paid, with the subscriptions that it belongs to, if others may have paid as the same customer; else
+        nothing. None: it is too much to list."""
+
     async def open_portal(self, customer: str) -> str:
         """Return the page on which a customer manages cards, invoices and the subscription."""
 

@@ -105,6 +105,8 @@ class ProviderOrders:
     async def _check_out(self, order: ProviderOrder, plan: TierPlan | None, customer: str | None, email: str) -> Order:
         if order.url is not None:
             return Order(done=False, url=order.url)
+        if customer is not None and not await self._pays_alone(order.owner, customer):
+            customer = None
         object_id, url = await self.provider.check_out(order, plan, customer, email)
         async with self._store.transaction() as rows:
             await rows.name_order(order.id, object_id, url)
@@ -112,11 +114,22 @@ class ProviderOrders:
         return Order(done=False, url=url)
 
     async def open_portal(self, owner: TenantId) -> str:
-        """Raises NotFound for somebody who has never paid here, and Unavailable."""
+        """Raises NotFound for somebody who has never paid here, NotAllowed if the page would show payments of others, and Unavailable."""
         customer = self.customer_of(await self._store.find_subscription(owner))
         if customer is None:
             raise errors.NotFound(f"nothing was paid through {self.name} yet", hint="choose a plan first: aicli billing plans")
+        if not await self._pays_alone(owner, customer):
+            _log.warning("a portal stays closed: not all of its customer's payments are of this account", owner=owner, customer=customer)
+            raise errors.NotAllowed(
+                f"{self.name}'s page would also show payments that are not of this account, but have the same email address",
+                hint=f"use the links in the mails that {self.name} sends to that address: receipts lead to invoices, cards and canceling",
+            )
         return await self.provider.open_portal(customer)
+
+    async def _pays_alone(self, owner: TenantId, customer: str) -> bool:
+        """Return whether all that a customer has paid are orders of this account. What a payment claims to be is no proof."""
+        paid = await self.provider.list_payments(customer)
+        return paid is not None and (not paid or await self._store.are_orders_of(owner, self.name, paid))
 
     def customer_of(self, held: Subscription | None) -> str | None:
         """Return the provider's id of a customer; None for somebody who has never paid here."""

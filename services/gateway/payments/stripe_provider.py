@@ -124,6 +124,10 @@ class StripeProvider:
         )
         return listed.data[0].id if listed.data else None
 
+    async def list_payments(self, customer: str) -> dict[str, str | None]:
+        # Each first checkout makes a customer of its own.
+        return {}
+
     async def open_portal(self, customer: str) -> str:
         made = self._client.v1.billing_portal.sessions.create_async({"customer": customer, "return_url": self._settings.return_url})
         return (await _answered(made)).url

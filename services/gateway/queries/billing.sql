@@ -195,6 +195,15 @@ SELECT owner, order_id, coalesce((SELECT version FROM subscriptions WHERE subscr
     UNION ALL SELECT owner, NULL FROM subscriptions WHERE provider = $1 AND subscription = $2
 ) AS known LIMIT 1;
 
+-- name: are_orders_of
+-- Return whether an owner's orders led to all of these payments, or to their subscriptions.
+SELECT NOT EXISTS (
+    SELECT FROM unnest($3::text[], $4::text[]) AS paid (id, paid_for)
+    WHERE NOT EXISTS (
+        SELECT FROM payment_orders WHERE owner = $1 AND provider = $2 AND (object_id = paid.id OR subscription = paid.paid_for)
+    )
+);
+
 -- name: name_subscription
 -- Keep the subscription that began with an order.
 UPDATE payment_orders SET subscription = $2 WHERE id = $1 AND subscription IS DISTINCT FROM $2;

@@ -50,6 +50,9 @@ class MemoryProvider:
         found = (one for one in self.objects.values() if isinstance(one, CheckoutState) and one.subscription == subscription)
         return next((one.id for one in found), None)
 
+    async def list_payments(self, customer: str) -> dict[str, str | None]:
+        return {}
+
     async def open_portal(self, customer: str) -> str:
         return f"https://portal.test/{customer}"
 

@@ -16,6 +16,9 @@ KEY, SECRET = "pdl_sdbx_apikey_of_tests", "pdl_ntfset_of_tests"
 NOW = "2026-11-01T10:00:00.000000Z"
 _NAMES = ("subtotal", "discount", "tax", "total", "credit", "credit_to_balance", "balance", "grand_total", "grand_total_tax")
 _TOTALS = dict.fromkeys(_NAMES, "0") | {"fee": None, "earnings": None, "currency_code": "EUR"}
+_FILTERS = ("customer_id", "subscription_id", "origin", "status")
+#: As many as Paddle gives at once.
+_PAGE = 30
 _DATES = {"created_at": NOW, "updated_at": NOW}
 
 
@@ -30,6 +33,8 @@ class PaddleServer:
         self.tax_percent, self.tax_is_on_top, self.discount = 0, False, 0
         #: Subscriptions that end with their period.
         self.canceled: list[str] = []
+        #: There is one for each address.
+        self.customers: dict[str, str] = {}
         self._numbers = itertools.count(1)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -42,7 +47,12 @@ class PaddleServer:
             await asyncio.Event().wait()
         if found is None:
             return _error(404, "entity_not_found")
-        page = {"per_page": 50, "next": request.url.human_repr(), "has_more": False, "estimated_total": 1}
+        has_more = False
+        if isinstance(found, list):
+            start = int(request.query.get("after", "0"))
+            found, has_more = found[start : start + _PAGE], len(found) > start + _PAGE
+            after = request.url.update_query(after=start + _PAGE)
+        page = {"per_page": _PAGE, "next": str(after) if has_more else "", "has_more": has_more, "estimated_total": 1}
         return web.json_response({"data": found, "meta": {"request_id": "r", "pagination": page}})
 
     def _answer(self, request: web.Request, body: dict[str, Any]) -> Any:
@@ -50,10 +60,10 @@ class PaddleServer:
             case "POST", ["transactions"]:
                 return self._transaction(body["items"], "api", body.get("custom_data"), body.get("customer_id"))
             case "GET", ["transactions"]:
-                query = request.query
+                wanted = {name: values.split(",") for name, values in request.query.items() if name in _FILTERS}
                 return [
                     self._with_totals(one) for one in self.transactions.values()
-                    if one["subscription_id"] == query["subscription_id"] and one["origin"] in query["origin"].split(",")
+                    if all(one[name] in values for name, values in wanted.items())
                 ]  # fmt: skip
             case "GET", ["transactions", found]:
                 return self._with_totals(self.transactions[found]) if found in self.transactions else None
@@ -115,10 +125,11 @@ class PaddleServer:
 
     # --- what customers do --------------------------------------------------------------------------------------------
 
-    def pay(self, number: str) -> str:
-        """Pay on the page of a transaction. Return the subscription, or the transaction."""
-        found = self.transactions[number]
-        found |= {"status": "completed", "customer_id": found["customer_id"] or f"ctm_{next(self._numbers)}"}
+    def pay(self, number: str, email: str | None = None) -> str:
+        """Pay on the page of a transaction, with an address that the payer types. Return the subscription, or the transaction."""
+        found, fresh = self.transactions[number], f"ctm_{next(self._numbers)}"
+        customer = found["customer_id"] or (self.customers.setdefault(email, fresh) if email else fresh)
+        found |= {"status": "completed", "customer_id": customer}
         if not any(item["price"]["id"] in {"pri_pro", "pri_gold"} for item in found["items"]):
             return number
         made = f"sub_{next(self._numbers)}"

@@ -80,6 +80,43 @@ async def test_a_checkout_of_another_shop_is_left_alone(at_paddle: Shop, paddle:
     assert (await stuck(shop), await shop.billing.measure_events()) == ({}, 0)
 
 
+async def test_who_types_the_address_of_another_sees_nothing_of_theirs(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada, eve, orders = at_paddle, owner(), owner(), orders_of(at_paddle)
+    begun = transaction_of(await shop.order(ada, "pro"))
+    await tell(shop, paddle, paddle.pay(begun, "ada@example.org"))
+    customer = paddle.customers["ada@example.org"]
+    assert await orders.open_portal(ada) == f"https://portal.test/{customer}"
+    typed = transaction_of(await top_up(shop, eve))
+    paddle.transactions[typed]["custom_data"] = dict(paddle.transactions[begun]["custom_data"])
+    await tell(shop, paddle, paddle.pay(typed, "ada@example.org"))
+    held = await shop.rows.find_subscription(eve)
+    assert held is not None
+    assert (held.customer, await balance(shop, eve)) == (customer, 25_000_000)
+    for opening in (orders.open_portal(eve), orders.open_portal(ada), shop.order(ada, "gold")):
+        with pytest.raises(errors.NotAllowed, match="the same email address") as raised:
+            await opening
+        assert "the mails that paddle sends" in raised.value.hint
+    later = [transaction_of(await top_up(shop, one)) for one in (ada, eve)]
+    assert [paddle.transactions[one]["customer_id"] for one in later] == [None, None], "they would show saved cards of another"
+
+
+async def test_a_customer_alone_has_the_portal_however_often_they_paid(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada, orders = at_paddle, owner(), orders_of(at_paddle)
+    begun = transaction_of(await shop.order(ada, "pro"))
+    subscription = paddle.pay(begun)
+    await tell(shop, paddle, subscription)
+    customer = paddle.transactions[begun]["customer_id"]
+    for number in range(299):
+        paddle.transactions[f"txn_renewal_{number}"] = paddle.transactions[begun] | {"id": f"txn_renewal_{number}"}
+    # Nobody has paid this one.
+    paddle.transactions["txn_open"] = paddle.transactions[begun] | {"id": "txn_open", "status": "ready", "subscription_id": None}
+    assert await orders.open_portal(ada) == f"https://portal.test/{customer}"
+    assert paddle.transactions[transaction_of(await top_up(shop, ada))]["customer_id"] == customer
+    paddle.transactions["txn_one_more"] = paddle.transactions[begun] | {"id": "txn_one_more"}
+    with pytest.raises(errors.NotAllowed):
+        await orders.open_portal(ada)
+
+
 def _other_goods(paddle: PaddleServer, number: str) -> None:
     paddle.put_in(number, "pri_mug")
 
