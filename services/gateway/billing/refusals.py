@@ -25,6 +25,8 @@ def explain(
 ) -> errors.BudgetExhausted:
     """``held_micro``: of what is too low, by running requests. ``page``: where people buy."""
     found = _refuse(answer, request, allowance, held_micro, page)
+    if answer.limited_by == "debt":
+        return errors.BudgetExhausted(found.what, hint=found.hint)
     left = f"{_credits(answer.room_micro)} left, this request needs at least {_credits(_least(request, allowance))}"
     return errors.BudgetExhausted(f"{found.what}: {left}", hint=found.hint, retry_after_seconds=found.retry_after_seconds)
 
@@ -35,6 +37,8 @@ def find(account: Account, request: ReservationRequest, page: str = "") -> Refus
     balance, budget = account.balance_micro - account.reserved_micro, account.budget
     of_balance = None if account.overage_micro is None else balance + account.overage_micro
     of_owner = None if budget is None else budget.micro - account.spent_micro - account.reserved_micro
+    if account.overage_micro is not None and account.balance_micro + account.overage_micro < 0:
+        return _refuse(InsufficientCredits(account.balance_micro + account.overage_micro, "debt"), request, None, 0, page)
     if of_owner is not None and (of_balance is None or of_owner < of_balance):
         answer = InsufficientCredits(max(0, of_owner), "owner")
     elif of_balance is not None:
@@ -48,6 +52,9 @@ def find(account: Account, request: ReservationRequest, page: str = "") -> Refus
 
 def _refuse(answer: InsufficientCredits, request: ReservationRequest, allowance: Allowance | None, held_micro: int, page: str) -> Refusal:
     kind = NoticeKind.CREDITS
+    if answer.limited_by == "debt":
+        what = f"credits were taken back, and your account owes {_credits(-answer.room_micro)} more than its plan allows"
+        return Refusal(kind, what, f"add credits: {page or '`aicli billing top-up`'}; until then, you can read, export and pay")
     if answer.limited_by in _BUDGETS:
         budget = request.spending.key_budget if answer.limited_by == "key" else request.spending.owner_budget
         renewed = "" if budget is None or budget.every is None else f", or wait for the next {budget.every} (UTC)"

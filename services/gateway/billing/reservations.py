@@ -110,8 +110,9 @@ class GrantedReservation(msgspec.Struct, frozen=True):
 class InsufficientCredits:
     """Nothing was reserved."""
 
+    #: Below zero: what the account owes beyond its plan.
     room_micro: int
-    limited_by: Literal["account", "owner", "key"] = "account"
+    limited_by: Literal["account", "owner", "key", "debt"] = "account"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -103,6 +103,33 @@ async def test_tokens_of_the_plan_are_used_first_and_the_prompt_first(books: Boo
     assert (await books.report()).findings == ()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+async def test_an_account_that_owes_more_than_its_plan_allows_may_not_even_use_its_tokens(books: Books, count: int) -> None:
+    """A refund or a dispute took credits back that were used."""
+
+    async def ask(spending: Spending, weight: int = 1) -> set[GrantedReservation | InsufficientCredits]:
+        wanted = [books.wanted(ada, new_request(), 10) for _ in range(count)]
+        fields: Any = {"prompt_tokens": 10, "price": price_of(weight), "allowance_weight": weight, "spending": spending}
+        asked = [msgspec.structs.replace(one, **fields) for one in wanted]
+        return set(await books.ledger.reserve(asked, gateway=GATEWAY, lease_seconds=90))
+
+    ada = new_owner()
+    await use(books, ada, 10, 10)
+    await books.ledger.top_up(new_request(), ada, MicroCredits(-OVERAGE), "all that the plan allows", PLAN)
+    assert await ask(PLAN) == {GrantedReservation(10, plan_tokens=20)}
+    before = await tokens(books, ada), await books.account(ada)
+    await books.ledger.top_up(new_request(), ada, MicroCredits(-1), "one more", PLAN)
+    assert await ask(PLAN) == await ask(PLAN, 0) == {InsufficientCredits(-1, "debt")}
+    assert (await tokens(books, ada), await books.account(ada)) == (before[0], (-OVERAGE - 1, 0)), "nothing is held"
+    unlimited = msgspec.structs.replace(PLAN, overage_micro=None)
+    assert await ask(unlimited) == {GrantedReservation(10, plan_tokens=20)}
+    # With MONEY=off.
+    assert await ask(Spending()) == {GrantedReservation(10)}
+    await books.ledger.top_up(new_request(), ada, MicroCredits(1), "paid", PLAN)
+    assert await ask(PLAN) == {GrantedReservation(10, plan_tokens=20)}
+    assert (await books.report()).findings == ()
+
+
 async def test_a_prompt_longer_than_the_plan_is_paid_for_the_rest(books: Books) -> None:
     ada = new_owner()
     request, granted = await reserve(books, ada, 1200, 100)
@@ -134,10 +161,6 @@ async def test_without_money_the_answer_is_as_long_as_the_plan_covers(books: Boo
     _, granted = await reserve(books, bob, 600, 1000, least_tokens=16, answers=3, spending=broke)
     assert granted == GrantedReservation(133, plan_tokens=999)
     assert (await reserve(books, bob, 1, 16, spending=broke))[1] == InsufficientCredits(0)
-    # Who owes something may still use the plan.
-    eve = new_owner()
-    await books.ledger.top_up(new_request(), eve, MicroCredits(-50), "", broke)
-    assert (await reserve(books, eve, 10, 100, spending=broke))[1] == GrantedReservation(100, plan_tokens=110)
     assert (await books.report()).findings == ()
 
 

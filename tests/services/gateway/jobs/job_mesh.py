@@ -57,13 +57,13 @@ class Mesh:
 
 
 @asynccontextmanager
-async def running_mesh(postgres_url: str, valkey_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
+async def running_mesh(postgres_url: str, valkey_url: str, tmp_path: Path, **more: Any) -> AsyncIterator[Mesh]:
     async with testnet() as net:
         await net.start(Auth)
         worker = await net.start(Worker)
         settings = GatewaySettings(
             mesh=MESH, nats_url=net.server.url, node_key_file=net.server.key("gateway", Role.GATEWAY), database_url=postgres_url,
-            redis_url=valkey_url, prompt_hash_secret="s" * 32, files_url=str(tmp_path / "store"),
+            redis_url=valkey_url, prompt_hash_secret="s" * 32, files_url=str(tmp_path / "store"), **more,
         )  # fmt: skip
         running = await net.start(GatewayService, settings)
         await until(lambda: running.node.directory.usable(Role.AUTH) and running.node.directory.usable(Role.WORKER))

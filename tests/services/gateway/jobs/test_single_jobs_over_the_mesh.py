@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from tests.services.gateway.jobs.job_mesh import Mesh, running_mesh
@@ -30,6 +31,27 @@ async def test_a_job_and_a_response_run_and_are_paid_once(mesh: Mesh) -> None:
     shown = await mesh.poll(path, until_not={"queued", "in_progress"}, field="status")
     assert (shown["status"], shown["id"], shown["output"][0]["content"][0]["text"]) == ("completed", made.json()["id"], "Hello world")
     assert mesh.worker.ran == 2
+
+
+async def test_the_job_of_an_account_in_debt_waits(postgres_url: str, valkey_url: str, tmp_path: Path) -> None:
+    """The plan's tokens would cover it."""
+    connection = await asyncpg.connect(postgres_url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
+    try:
+        async with running_mesh(postgres_url, valkey_url, tmp_path, money="on") as mesh:
+            order = {"endpoint": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "hi"}]}}
+            first = await mesh.http.post("/api/jobs", json=order)
+            await mesh.poll(first.headers["location"], until_not={"in_progress", "finalizing"}, field="state")
+            assert mesh.worker.ran == 1
+            await connection.execute("UPDATE accounts SET balance_micro = -2500000")
+            made = await mesh.http.post("/api/jobs", json=order)
+            held = await mesh.poll(made.headers["location"], until_not={None}, field="waiting")
+            assert (held["waiting"], mesh.worker.ran) == ("no credits", 1)
+            await connection.execute("UPDATE accounts SET balance_micro = 0")
+            await connection.execute("UPDATE jobs SET waits_until = now()")
+            done = await mesh.poll(made.headers["location"], until_not={"in_progress", "finalizing"}, field="state")
+            assert (done["state"], mesh.worker.ran) == ("completed", 2)
+    finally:
+        await connection.close()
 
 
 async def test_a_line_is_one_request_which_its_job_pays(mesh: Mesh) -> None:

@@ -120,6 +120,23 @@ async def test_notices_are_the_refusals_of_the_next_request(site: Site) -> None:
     assert " min, or ask" in notice.hint.replace("1 h,", "60 min,")
 
 
+async def test_an_account_in_debt_reads_and_asks_for_nothing(site: Site) -> None:
+    await site.ask()
+    await site.run_sql("UPDATE accounts SET balance_micro = -2500000 WHERE owner = $1", USER)
+    quota = await site.client.rpc.call(gateway.get_user_quota, gateway.GetUserQuota(), credential=TOKEN)
+    assert quota.account is not None
+    assert quota.account.allowance is not None
+    assert quota.account.allowance.left
+    with pytest.raises(errors.BudgetExhausted, match=r"your account owes 2\.5 credits more than its plan allows") as refused:
+        await site.ask()
+    notice = (await site.notices())[NoticeKind.CREDITS]
+    assert (notice.message, notice.hint) == (refused.value.message, refused.value.hint)
+    assert "add credits: https://ai.example.org/billing" in notice.hint
+    await site.run_sql("UPDATE accounts SET balance_micro = 0 WHERE owner = $1", USER)
+    await site.ask()
+    assert NoticeKind.CREDITS not in await site.notices()
+
+
 async def test_a_late_payment_is_told_before_the_plan_ends(site: Site) -> None:
     await site.run_sql("INSERT INTO subscriptions (owner, plan, provider, is_past_due) VALUES ($1, 'pro@1', 'manual', true)", USER)
     assert await site.notices() == {
