@@ -167,6 +167,9 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     stripe_webhook_secret_file: Annotated[
         Path | None, Variable("STRIPE_WEBHOOK_SECRET_FILE", "file with the signing secret of Stripe's webhook, whsec_…")
     ] = None
+    stripe_tax: Annotated[
+        Literal["on", "off"], Variable("STRIPE_TAX", "on: Stripe Tax adds taxes in its checkout; see docs/howto/billing.md")
+    ] = "off"
     stripe_api_url: Annotated[str | None, Variable("STRIPE_API_URL", "another address of Stripe's API, for tests")] = None
     paddle_api_key_file: Annotated[Path | None, Variable("PADDLE_API_KEY_FILE", "file with Paddle's API key, pdl_…")] = None
     paddle_webhook_secret_file: Annotated[
@@ -388,6 +391,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             api_url=api_url,
             return_url=self.billing_page or "http://localhost:3000/billing",
             currency=self.currency,
+            has_tax=self.stripe_tax == "on",
         )
 
     @property

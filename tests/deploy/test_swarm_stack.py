@@ -36,7 +36,7 @@ def test_every_variable_is_a_setting_and_every_file_is_mounted(service: str) -> 
 
 def test_settings_of_money_files_and_webhooks_are_passed_on() -> None:
     names = re.compile(
-        r"(MONEY|PAYMENTS|FILES_URL|MODEL_ORIGIN\w*|CURRENCY|SELLER_\w+|TAX_\w+|PRICING_PAGE|\w*WEBHOOK_\w+|(STRIPE|PADDLE)_\w+_FILE)"
+        r"(MONEY|PAYMENTS|FILES_URL|MODEL_ORIGIN\w*|CURRENCY|SELLER_\w+|TAX_\w+|PRICING_PAGE|\w*WEBHOOK_\w+|(STRIPE|PADDLE)_\w+_FILE|STRIPE_TAX)"
     )
     for service in OURS:
         given = {name.removesuffix("_FILE"): value for name, value in SERVICES[service]["environment"].items()}

@@ -15,3 +15,5 @@ class ProviderSettings:
     #: Where customers return to. That they do changes nothing.
     return_url: str
     currency: str
+    #: Stripe adds taxes.
+    has_tax: bool = False

@@ -86,6 +86,11 @@ class StripeProvider:
             params["customer"] = customer
         elif email:
             params["customer_email"] = email
+        if self._settings.has_tax:
+            params["automatic_tax"] = params["tax_id_collection"] = {"enabled": True}
+            params["billing_address_collection"] = "required"
+            if customer is not None:
+                params["customer_update"] = {"address": "auto", "name": "auto"}
         if plan is not None:
             assert plan.stripe_price is not None
             params["mode"], params["subscription_data"] = "subscription", {"metadata": metadata}
@@ -106,6 +111,10 @@ class StripeProvider:
             ]
             if customer is None:
                 params["customer_creation"] = "always"
+            if self._settings.has_tax:
+                # As on invoices of the mesh: what is credited is without tax.
+                params["line_items"][0]["price_data"]["tax_behavior"] = "exclusive"
+                params["invoice_creation"] = {"enabled": True}
         made = await _answered(self._client.v1.checkout.sessions.create_async(params, {"idempotency_key": f"checkout-{order.id}"}))
         return made.id, made.url or ""
 
@@ -227,8 +236,8 @@ def _checkout(session: stripe.checkout.Session, return_url: str) -> CheckoutStat
         payment=_id(session.payment_intent or session.subscription) if is_paid else None,
         customer=_id(session.customer),
         subscription=_id(session.subscription),
-        # With tax, wherever the tax is: the goods are the order's, and only the operator can take something off their price.
-        amount_minor=session.amount_total or 0,
+        # Tax is on top. The goods are the order's, and only the operator can take something off their price.
+        amount_minor=(session.amount_total or 0) - (session.total_details.amount_tax if session.total_details else 0),
         currency=(session.currency or "").upper(),
         goods_of=claimed.get("order"),
         claimed=claimed,

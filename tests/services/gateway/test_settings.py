@@ -68,6 +68,10 @@ def test_a_payment_provider_needs_its_secrets_and_tls_for_live_keys(tmp_path: Pa
     assert found is not None
     assert (found.secret, found.webhook_secret, found.return_url) == ("sk_live_abc", "whsec_abc", "https://ai.example.org/billing")
     assert "abc" not in repr(found)
+    assert not found.has_tax
+    taxed = load(**selling, **files, PUBLIC_URL="https://ai.example.org", STRIPE_TAX="on").provider()
+    assert taxed is not None
+    assert taxed.has_tax
     assert load(PAYMENTS="stripe").provider() is None, "with MONEY=off"
     with pytest.raises(errors.BadSettings, match="USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"):
         load(PAYMENTS="stripe", USAGE_EXPORT_STRIPE_METER="mesh_tokens")

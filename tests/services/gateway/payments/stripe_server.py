@@ -180,7 +180,7 @@ class StripeServer:
         self.sessions[session_id] = {
             "id": session_id, "object": "checkout.session", "mode": form["mode"], "metadata": form["metadata"], "status": "open",
             "payment_status": "unpaid", "payment_intent": None, "subscription": None, "customer": form.get("customer"),
-            "amount_total": int(price["unit_amount"]), "currency": price["currency"],
+            "amount_total": int(price["unit_amount"]), "currency": price["currency"], "total_details": {"amount_tax": 0},
             "url": f"https://checkout.test/{session_id}", "_form": form,
         }  # fmt: skip
         return self.sessions[session_id]

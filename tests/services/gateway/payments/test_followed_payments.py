@@ -180,7 +180,13 @@ async def test_credits_are_the_same_with_tax(at_paddle: Shop, paddle: PaddleServ
     assert (await balance(shop, ada), await stuck(shop)) == (25_000_000, {})
 
 
-@pytest.mark.parametrize("changed", [{"amount_total": 2499}, {"amount_total": 0}, {"amount_total": -1}, {"currency": "jpy"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"amount_total": 2499}, {"amount_total": 0}, {"amount_total": -1}, {"currency": "jpy"},
+        {"amount_total": 2974, "total_details": {"amount_tax": 475}},
+    ],
+)  # fmt: skip
 async def test_stripes_figures_are_compared_with_the_order(at_stripe: Shop, stripe: StripeServer, changed: dict[str, Any]) -> None:
     shop, ada = at_stripe, owner()
     session = session_of(await top_up(shop, ada))
@@ -192,6 +198,21 @@ async def test_stripes_figures_are_compared_with_the_order(at_stripe: Shop, stri
     await shop.retry()
     await shop.billing.work()
     assert (await balance(shop, ada), await stuck(shop)) == (25_000_000, {})
+
+
+async def test_credits_are_what_was_paid_at_stripe_without_tax(at_stripe: Shop, stripe: StripeServer) -> None:
+    shop, ada, bob = at_stripe, owner(), owner()
+    ordered, lost = session_of(await top_up(shop, ada)), session_of(await top_up(shop, bob))
+    for session in (ordered, lost):
+        stripe.sessions[session] |= {"amount_total": 2975, "total_details": {"amount_tax": 475}}
+        await stripe.pay(session)
+    await shop.execute("DELETE FROM payment_orders WHERE owner = $1", bob)
+    stripe.sessions[lost]["metadata"].pop("mesh")
+    await tell_of_stripe(shop, stripe, ordered, lost)
+    assert (await balance(shop, ada), await balance(shop, bob), await stuck(shop)) == (25_000_000, 0, {"payment": 1})
+    assert (await orders_of(shop).adopt(lost, bob)).amount_minor == 2500
+    assert (await balance(shop, bob), await stuck(shop)) == (25_000_000, {})
+    assert [month.net_minor for month in await shop.rows.sum_revenue("EUR")] == [5000]
 
 
 # --- order and time -----------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -15,9 +17,10 @@ from services.gateway.billing.reservations import Spending
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.provider_settings import ProviderSettings
+from services.gateway.facts.tiers import TierPlan
 from services.gateway.payments import payment_provider
 from services.gateway.payments.billing import Billing
-from services.gateway.payments.payment_provider import Forged, PaymentProvider, WebhookEvent
+from services.gateway.payments.payment_provider import Forged, PaymentProvider, ProviderOrder, WebhookEvent
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared import errors
 from shared.api.billing import Order, OrderTopUp
@@ -29,6 +32,7 @@ from tests.services.gateway.payments import stripe_server
 from tests.services.gateway.payments.stripe_server import StripeServer
 from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
 
+GUIDE = Path(__file__).parents[4] / "docs/howto/billing.md"
 PLANS: dict[tuple[ConfigKind, str], Any] = {
     (ConfigKind.PLAN, "pro"): PlanDocument(stripe_price="price_pro", stripe_meter="price_tokens", paddle_price="pri_pro"),
     (ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0, for_sale=True, stripe_price="price_gold", paddle_price="pri_gold"),
@@ -122,6 +126,43 @@ async def test_a_plan_begins_when_its_checkout_is_paid(selling_shop: Shop, strip
     assert await shop.order(ada, "gold") == Order(done=False, url=f"https://portal.test/{held.customer}")
     with pytest.raises(errors.AlreadyExists, match="pays through stripe"):
         await shop.billing.give_plan(ada, "gold")
+
+
+def flattened(found: Any, at: str = "") -> dict[str, str]:
+    """Return a nested form as Stripe's parameters."""
+    if not isinstance(found, dict | list):
+        return {at: found}
+    items = found.items() if isinstance(found, dict) else enumerate(found)
+    return {name: text for key, value in items for name, text in flattened(value, f"{at}[{key}]" if at else key).items()}
+
+
+@pytest.mark.parametrize("is_plan", [True, False])
+async def test_the_guide_tells_what_is_sent_for_taxes(stripe: StripeServer, is_plan: bool) -> None:
+    guide = GUIDE.read_text(encoding="utf-8").partition("### Taxes at Stripe")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\S+)` \| (?:`(\w+)`|–) \| (?:`(\w+)`|–) \|$", guide, re.M)
+    told = {name: of_plan if is_plan else of_credits for name, of_plan, of_credits in rows if (of_plan if is_plan else of_credits)}
+    assert len(told) == (5 if is_plan else 7)
+    sent: dict[tuple[bool, str | None], dict[str, str]] = {}
+    plan = TierPlan(stripe_price="price_pro") if is_plan else None
+    for has_tax in (False, True):
+        settings = ProviderSettings(
+            name="stripe", secret=stripe_server.KEY, webhook_secret=stripe_server.SECRET, api_url=stripe.url,
+            return_url="http://localhost:3000/billing", currency="EUR", has_tax=has_tax,
+        )  # fmt: skip
+        async with payment_provider.open_provider(settings) as provider:
+            assert provider is not None
+            for customer in (None, "cus_1"):
+                order = ProviderOrder(
+                    id=uuid4(), owner=owner(), plan="pro@1" if is_plan else None, amount_minor=2500, created_at=datetime.now(UTC),
+                    object_id=None, url=None, ended_at=None, payment=None,
+                )  # fmt: skip
+                session, _ = await provider.check_out(order, plan, customer, "ada@example.org")
+                sent[has_tax, customer] = flattened(stripe.sessions[session]["_form"])
+    for customer in (None, "cus_1"):
+        before, after = sent[False, customer], sent[True, customer]
+        more = {name: text for name, text in after.items() if name not in before}
+        assert more == {name: text for name, text in told.items() if customer or not name.startswith("customer_update")}
+        assert before.keys() <= after.keys()
 
 
 async def test_a_subscription_is_followed_to_its_end(selling_shop: Shop, stripe: StripeServer) -> None:
