@@ -2,7 +2,7 @@
 
 A subscription keeps the terms of its plan's version. A plan that costs more than the present one begins when its invoice is paid, and a
 cheaper one at the end of the period. Every step is one transaction, and safe to repeat; auth learns of a plan after the commit, and again
-until it has.
+until it has. Nothing is locked while auth is asked.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ import msgspec
 from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer, Seller
-from services.gateway.payments import invoices
+from services.gateway.payments import invoices, payment_provider
 from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
 from services.gateway.payments.payment_provider import OwedUsage
 from services.gateway.payments.provider_orders import MANUAL, ProviderOrders
@@ -30,7 +30,7 @@ from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.types import MicroCredits, RequestId, TenantId, Tier
 
-#: How long auth may take while a row is locked.
+#: How long auth may take.
 AUTH_SECONDS = 5.0
 #: The provider may be down, and each call takes its deadline: the rest of a round must not wait for all events.
 _MAX_FAILURES = 3
@@ -322,25 +322,28 @@ class Billing:
         await self._items.drain(ItemKind.PLAN_CHANGE, self._apply_one)
 
     async def _apply_one(self, taken: TakenItem) -> bool:
-        is_gone = False
-        # The lock is kept until auth has answered: an older plan must not arrive after a newer one.
-        async with self._store.transaction() as rows:
-            held = await rows.take_unapplied()
-            if held is None:
-                return False
-            taken.id = str(held.owner)
-            plan = held.plan or Tier.FREE.value
+        held = await self._store.take_unapplied()
+        if held is None:
+            return False
+        taken.id, plan, is_gone = str(held.owner), held.plan or Tier.FREE.value, False
+        try:
             try:
                 await self._rpc.call(api.apply_plan, api.ApplyPlan(held.owner, plan), deadline_seconds=AUTH_SECONDS)
             except errors.NotFound:
                 is_gone = True
-                await self._end(rows, held)
             except errors.PeerError as error:
                 _log.warning("auth does not know of a plan yet", owner=held.owner, plan=plan, reason=error.message)
                 taken.id = None
                 return False
-            else:
-                await rows.write(msgspec.structs.replace(held, is_applied=True))
+            async with self._store.transaction() as rows:
+                present = await rows.lock(held.owner, MANUAL)
+                if present.version != held.version:
+                    # Auth has an older plan now: it must be told again, also if others have told it of the newer one meanwhile.
+                    await rows.write(msgspec.structs.replace(present, is_applied=False))
+                    return True
+                await (self._end(rows, held) if is_gone else rows.write(msgspec.structs.replace(held, is_applied=True)))
+        finally:
+            await self._store.release_subscription(held.owner)
         if is_gone:
             await self._cancel(held)
         return True
@@ -359,19 +362,21 @@ class Billing:
 
     async def _renew_one(self, taken: TakenItem) -> bool:
         """Begin and bill the next period of one subscription; False if none is due."""
-        async with self._store.transaction() as rows:
-            held = await rows.take_due()
-            if held is None or held.plan is None:
-                return False
-            taken.id = str(held.owner)
-            try:
+        held, customer = await self._store.take_due(), None
+        if held is None or held.plan is None:
+            return False
+        taken.id = str(held.owner)
+        try:
+            with suppress(errors.NotFound):
                 customer = await self._find_customer(held.owner)
-            except errors.NotFound:
-                await self._end(rows, held)
-            else:
-                await self._renew(rows, held, held.plan, customer)
-                return True
-        await self._cancel(held)
+            async with self._store.transaction() as rows:
+                if (await rows.lock(held.owner, MANUAL)).version != held.version:
+                    return True
+                await (self._end(rows, held) if customer is None else self._renew(rows, held, held.plan, customer))
+        finally:
+            await self._store.release_subscription(held.owner)
+        if customer is None:
+            await self._cancel(held)
         return True
 
     async def _renew(self, rows: BillingRows, held: Subscription, plan: str, customer: Party) -> None:
@@ -423,7 +428,7 @@ class Billing:
             line = InvoiceLine(owed.text, amount)
             made = await rows.add_invoice(self._seller, owed.owner, customer, (line,), InvoicePurpose.OVERAGE, order_id=order_id)
             amount -= made.document.net_minor
-            order_id = uuid5(order_id, "rest")
+            order_id = payment_provider.rest_of(order_id)
 
     async def _remind_one(self, taken: TakenItem) -> bool:
         """Remember one late invoice; after the last reminder, its plan ends."""

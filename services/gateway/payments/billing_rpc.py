@@ -9,6 +9,7 @@ from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_store import BillingStore
+from services.gateway.payments.payment_provider import METADATA
 from services.gateway.payments.provider_orders import MANUAL
 from shared import access_table, errors, plan_names
 from shared.api import billing as api
@@ -125,7 +126,7 @@ class BillingRpc:
             self.audit_reporting.report_action(
                 "payment.adopt", call.principal, target=request.owner, payment=found.id, reason=request.reason
             )
-        claimed = {name: found.claimed[name][:100] for name in ("order", "owner", "plan", "amount") if name in found.claimed}
+        claimed = {name: found.claimed[name][:100] for name in METADATA if name in found.claimed}
         return api.ProviderPayment(
             found.id, found.payment is not None, found.amount_minor, found.currency, found.customer, found.subscription, claimed
         )

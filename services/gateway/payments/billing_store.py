@@ -54,6 +54,10 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
         return PlanState.GIVEN if self.plan is None else PlanState.PAST_DUE if self.is_past_due else PlanState.ACTIVE
 
 
+#: In the order of `change_subscription`, which counts the version itself.
+_WRITTEN = tuple(name for name in Subscription.__struct_fields__ if name != "version")
+
+
 class Followed(msgspec.Struct, frozen=True, kw_only=True):
     """Whose an object of a provider is."""
 
@@ -90,7 +94,7 @@ class BillingRows:
         return _subscription(row)
 
     async def write(self, changed: Subscription) -> None:
-        await self._transaction.run("change_subscription", *msgspec.structs.astuple(changed)[:-1])
+        await self._transaction.run("change_subscription", *(getattr(changed, name) for name in _WRITTEN))
 
     async def count_change(self, owner: TenantId) -> None:
         """Count a change of plan by an account whose subscription is locked. Raises Limited."""
@@ -115,14 +119,6 @@ class BillingRows:
     async def is_ordered(self, order_id: UUID) -> bool:
         """Return whether the order has an invoice."""
         return await self._transaction.row("find_order", order_id) is not None
-
-    async def take_unapplied(self) -> Subscription | None:
-        row = await self._transaction.row("take_unapplied")
-        return None if row is None else _subscription(row)
-
-    async def take_due(self) -> Subscription | None:
-        row = await self._transaction.row("take_due_subscription")
-        return None if row is None else _subscription(row)
 
     async def end_owed(self, owed_id: UUID) -> bool:
         """Return False if it was billed already."""
@@ -289,6 +285,9 @@ class BillingStore:
         """Return False for an event that is known. It is kept when this returns."""
         return bool(await self._database.value("add_event", provider, event.id, event.object_id))
 
+    async def end_events(self, provider: str, object_id: str, taken_at: datetime) -> None:
+        await self._database.run("end_events", provider, object_id, taken_at)
+
     async def take_event(self, provider: str) -> tuple[str, datetime] | None:
         """Return the object of an event, and when it was taken."""
         row = await self._database.row("take_event", provider)
@@ -316,6 +315,19 @@ class BillingStore:
         """Return the age of the oldest event that waits, in seconds, and delete old ones."""
         await self._database.run("forget_events")
         return float(await self._database.value("measure_events"))
+
+    async def take_unapplied(self) -> Subscription | None:
+        """Return a subscription of which auth doesn't know the plan. Only this caller has it for half a minute."""
+        row = await self._database.row("take_unapplied")
+        return None if row is None else _subscription(row)
+
+    async def take_due(self) -> Subscription | None:
+        """Return a subscription whose next period is not billed, likewise."""
+        row = await self._database.row("take_due_subscription")
+        return None if row is None else _subscription(row)
+
+    async def release_subscription(self, owner: TenantId) -> None:
+        await self._database.run("release_subscription", owner)
 
     async def take_owed(self, skipped: list[UUID]) -> OwedUsage | None:
         """Return what an account owes, which only this caller bills for two minutes."""

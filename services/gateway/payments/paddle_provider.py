@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar, TypeVar
+from uuid import UUID
 
 import requests
 from paddle_billing import Client, Environment, Options
@@ -144,19 +145,25 @@ class PaddleProvider:
         return str(made.urls.general.overview)
 
     async def bill(self, owed: OwedUsage, plan: TierPlan, customer: str, subscription: str, amount_minor: int) -> bool:
-        await self._run(lambda: self._bill(str(owed.id), subscription, self._money(amount_minor), owed.text))
+        await self._run(lambda: self._bill(owed.id, subscription, amount_minor, owed.text))
         return True
 
     async def cancel(self, subscription: str) -> None:
         ending = CancelSubscription(SubscriptionEffectiveFrom.NextBillingPeriod)
         await self._run(lambda: self._client.subscriptions.cancel(subscription, ending))
 
-    def _bill(self, order_id: str, subscription: str, amount: Money, text: str) -> None:
+    def _bill(self, charge: UUID, subscription: str, amount_minor: int, text: str) -> None:
         made = self._client.transactions.list(ListTransactions(subscription_ids=[subscription], origins=[Origin.SubscriptionCharge]))
-        if any(_text_data(item.price.custom_data).get("order") == order_id for transaction in made for item in transaction.items):
+        items = [item for transaction in made for item in transaction.items]
+        billed = {_text_data(item.price.custom_data).get("order"): int(item.price.unit_price.amount) for item in items}
+        while (found := billed.get(str(charge))) is not None:
+            charge, amount_minor = payment_provider.rest_of(charge), amount_minor - found
+        if amount_minor <= 0:
             return
         product = SubscriptionNonCatalogProduct("Usage", TaxCategory.Standard)
-        price = SubscriptionNonCatalogPriceWithProduct(text, amount, product, custom_data=CustomData({"order": order_id}))
+        price = SubscriptionNonCatalogPriceWithProduct(
+            text, self._money(amount_minor), product, custom_data=CustomData({"order": str(charge)})
+        )
         # A card that is refused is Paddle's to follow.
         charge = CreateOneTimeCharge(
             SubscriptionEffectiveFrom.Immediately, [SubscriptionChargeItemWithPrice(price, 1)], SubscriptionOnPaymentFailure.ApplyChange

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Protocol
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from services.gateway.facts.provider_settings import ProviderSettings
 from services.gateway.facts.tiers import TierPlan
@@ -22,6 +22,9 @@ MAX_AGE_SECONDS = 300
 READ_SECONDS = 5.0
 #: A card is charged meanwhile.
 WRITE_SECONDS = 15.0
+
+#: The names in ``metadata``.
+METADATA = ("order", "owner", "plan", "amount", "mesh")
 
 
 class Forged(Exception):
@@ -189,11 +192,15 @@ async def _nothing() -> AsyncIterator[None]:
     yield None
 
 
+def rest_of(charge: UUID) -> UUID:
+    """Return the id of what a charge or an invoice bills less than is owed: a restored database doesn't know that it exists."""
+    return uuid5(charge, "rest")
+
+
 def metadata(order: ProviderOrder, return_url: str) -> dict[str, str]:
     """Return what the provider keeps beside an order, so that a restored database can have it again."""
-    return {
-        "order": str(order.id), "owner": str(order.owner), "plan": order.plan or "", "amount": str(order.amount_minor), "mesh": return_url,
-    }  # fmt: skip
+    values = (str(order.id), str(order.owner), order.plan or "", str(order.amount_minor), return_url)
+    return dict(zip(METADATA, values, strict=True))
 
 
 def read_metadata(written: Mapping[str, str], return_url: str) -> WrittenOrder | None:

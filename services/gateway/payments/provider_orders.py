@@ -168,10 +168,11 @@ class ProviderOrders:
         async with self._store.transaction() as rows:
             if not await rows.restore_order(self.name, order, found.id, is_adopted=True):
                 raise errors.AlreadyExists(f"the payment {found.id} was given, or is an order of another account")
+        taken_at = await self._store.now()
         await self._follow(found.id, None)
-        for told in {found.id, object_id, found.subscription} - {None}:
-            assert told is not None
-            await self._items.attempt(ItemKind.PAYMENT, told, self._follow(told, await self._store.now()))
+        for told in (found.id, found.subscription):
+            if told is not None:
+                await self._items.attempt(ItemKind.PAYMENT, told, self._store.end_events(self.name, told, taken_at))
         return found
 
     # --- what the provider tells --------------------------------------------------------------------------------------
@@ -303,7 +304,7 @@ class ProviderOrders:
             plan, subscription = self._plan_of(found, held.plan, ordered), found.id
             await self._follow_period(rows, owner, found, plan)
         if found.status == "past_due" and not held.is_past_due:
-            await rows.notify(owner, f"{found.id}/{await rows.now()}", PaymentLate())
+            await rows.notify(owner, f"{found.id}/{found.period_start.isoformat()}", PaymentLate())
         await rows.write(
             msgspec.structs.replace(
                 held,

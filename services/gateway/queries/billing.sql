@@ -28,16 +28,26 @@ UPDATE subscriptions SET plan = $2, next_plan = $3, invoice = $4, provider = $5,
 WHERE owner = $1;
 
 -- name: take_unapplied
--- Lock a subscription of which auth doesn't know the plan yet, except those that another gateway is at.
-SELECT * FROM subscriptions WHERE NOT is_applied AND NOT is_deferred('plan_change', owner::text)
-ORDER BY changed_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+-- Take a subscription of which auth doesn't know the plan yet. Nobody else tells it for half a minute, which is longer than auth may take.
+UPDATE subscriptions SET taken_until = clock_timestamp() + interval '30 seconds' WHERE owner = (
+    SELECT owner FROM subscriptions WHERE NOT is_applied AND taken_until < now() AND NOT is_deferred('plan_change', owner::text)
+    ORDER BY changed_at LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+RETURNING *;
 
 -- name: take_due_subscription
--- Lock a subscription whose account has begun a period that is not billed yet, or whose period is over.
-SELECT subscriptions.* FROM subscriptions JOIN accounts USING (owner)
-WHERE plan IS NOT NULL AND is_applied AND (period_end <= now() OR period_start > coalesce(billed_period, '-infinity'))
-    AND NOT is_deferred('renewal', owner::text)
-ORDER BY owner LIMIT 1 FOR UPDATE OF subscriptions SKIP LOCKED;
+-- Take a subscription, likewise, whose account has begun a period that is not billed yet, or whose period is over.
+UPDATE subscriptions SET taken_until = clock_timestamp() + interval '30 seconds' WHERE owner = (
+    SELECT owner FROM subscriptions JOIN accounts USING (owner)
+    WHERE plan IS NOT NULL AND is_applied AND taken_until < now()
+        AND (period_end <= now() OR period_start > coalesce(billed_period, '-infinity')) AND NOT is_deferred('renewal', owner::text)
+    ORDER BY owner LIMIT 1 FOR UPDATE OF subscriptions SKIP LOCKED
+)
+RETURNING *;
+
+-- name: release_subscription
+-- Let others take a subscription.
+UPDATE subscriptions SET taken_until = '-infinity' WHERE owner = $1;
 
 -- name: begin_period
 -- Begin a period of an account now: what is left of the one before ends when the account is opened next. $2: the next ones keep their dates.

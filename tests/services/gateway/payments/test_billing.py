@@ -577,6 +577,83 @@ async def test_auth_learns_of_a_plan_when_it_is_back(shop: Shop) -> None:
     assert shop.plan_of(ada) == "pro@0"
 
 
+async def in_transactions(shop: Shop) -> int:
+    """Return how many connections wait in a transaction for what the gateway does meanwhile."""
+    return int(await shop.fetch("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"))
+
+
+async def test_auth_is_asked_outside_of_transactions(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    ada, bob, asked = owner(), owner(), list[tuple[str, int]]()
+
+    def watched(method: Any) -> Any:
+        async def call(request: Any) -> Any:
+            asked.append((type(request).__name__, await in_transactions(shop)))
+            return await method(request)
+
+        return call
+
+    for one in (ada, bob):
+        await shop.billing.give_plan(one, "pro")
+        await shop.end_period(one)
+    monkeypatch.setitem(shop.rpc.answers, api.describe_account.name, watched(shop._describe))
+    monkeypatch.setitem(shop.rpc.answers, api.apply_plan.name, watched(shop._apply))
+    shop.gone.add(bob)
+    await shop.order(ada, "free")
+    await shop.billing.work()
+    await shop.end_period(ada)
+    await shop.billing.work()
+    assert {name for name, _ in asked} == {"DescribeAccount", "ApplyPlan"}
+    assert [found for _, found in asked] == [0] * len(asked)
+    assert shop.plan_of(ada) == "free@0"
+    held = await shop.rows.find_subscription(bob)
+    assert held is not None
+    assert (held.plan, [invoice.document.net_minor for invoice in await shop.invoices(ada)]) == (None, [])
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+async def test_auth_knows_the_newest_plan_although_an_older_one_came_later(shop: Shop, is_stalled: bool) -> None:
+    """Another gateway changes the plan while the first one's call is on its way; stalled: for longer than its turn."""
+    ada, second = owner(), Billing(shop.rows, shop.live, shop.rpc, SELLER, items=shop.items)
+    told, apply = list[str](), shop._apply
+
+    async def meanwhile(request: api.ApplyPlan) -> Nothing:
+        if not told:
+            told.append("first")
+            if is_stalled:
+                await shop.execute("UPDATE subscriptions SET taken_until = '-infinity'")
+            await second.give_plan(ada, "enterprise")
+            assert shop.plan_of(ada) == ("enterprise@0" if is_stalled else "free"), "one at a time"
+        told.append(request.plan)
+        return await apply(request)
+
+    shop.rpc.answers[api.apply_plan.name] = meanwhile
+    await shop.billing.give_plan(ada, "pro")
+    assert shop.plan_of(ada) == "enterprise@0"
+    assert told == ["first", *(["enterprise@0"] if is_stalled else []), "pro@0", "enterprise@0"]
+    assert await shop.fetch("SELECT count(*) FROM subscriptions WHERE NOT is_applied OR taken_until > now()") == 0
+
+
+async def test_a_period_begins_once_although_two_gateways_see_its_end(shop: Shop) -> None:
+    ada, second, describe = owner(), Billing(shop.rows, shop.live, shop.rpc, SELLER, items=shop.items), shop._describe
+    await shop.billing.give_plan(ada, "pro")
+    await shop.end_period(ada)
+    is_first = True
+
+    async def meanwhile(request: api.DescribeAccount) -> api.AccountName:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            await second.work()
+            assert await shop.invoices(ada) == [], "one at a time"
+            await shop.execute("UPDATE subscriptions SET taken_until = '-infinity'")
+            await second.work()
+        return await describe(request)
+
+    shop.rpc.answers[api.describe_account.name] = meanwhile
+    await shop.billing.work()
+    assert [invoice.document.net_minor for invoice in await shop.invoices(ada)] == [2900]
+
+
 async def test_an_erased_account_is_billed_no_more(shop: Shop) -> None:
     ada = owner()
     await shop.billing.give_plan(ada, "pro")

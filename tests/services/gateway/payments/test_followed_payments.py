@@ -409,7 +409,9 @@ async def test_only_what_this_mesh_wrote_is_made_again(
     assert await shop.fetch("SELECT count(*) FROM payment_orders") == 0
 
 
-async def test_an_order_that_only_paddle_has_waits_for_an_administrator(at_paddle: Shop, paddle: PaddleServer) -> None:
+async def test_an_order_that_only_paddle_has_waits_for_an_administrator(
+    at_paddle: Shop, paddle: PaddleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shop, ada, eve = at_paddle, owner(), owner()
     credits_, plan = transaction_of(await top_up(shop, ada)), transaction_of(await shop.order(ada, "pro"))
     paddle.pay(credits_)
@@ -421,8 +423,17 @@ async def test_an_order_that_only_paddle_has_waits_for_an_administrator(at_paddl
     shown = await orders.adopt(subscription, None)
     assert (shown.id, shown.subscription, shown.claimed["owner"]) == (plan, subscription, str(ada))
     assert await shop.fetch("SELECT count(*) FROM payment_orders") == 0, "it was only shown"
-    for object_id in (credits_, subscription):
-        await orders.adopt(object_id, ada)
+    read, reads = orders.provider.read, list[str]()
+
+    async def counted(object_id: str) -> Any:
+        reads.append(object_id)
+        return await read(object_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orders.provider, "read", counted)
+        for object_id in (credits_, subscription):
+            await orders.adopt(object_id, ada)
+    assert reads == [credits_, credits_, subscription, plan, subscription, plan, subscription], "once to see and once to follow"
     await shop.billing.apply()
     assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (25_000_000, "pro@1", {})
     assert await shop.billing.measure_events() == 0

@@ -13,6 +13,7 @@ from services.gateway.payments import payment_provider
 from services.gateway.payments.payment_provider import MAX_AGE_SECONDS, Forged, PaymentProvider
 from shared import errors
 from shared.api.billing import Order
+from shared.api.notices import PaymentLate
 from shared.types import TenantId
 from tests.services.gateway.payments import paddle_server
 from tests.services.gateway.payments.paddle_server import PaddleServer
@@ -109,6 +110,38 @@ async def test_usage_beyond_the_plan_is_charged_once(selling_shop: Shop, paddle:
     charges = [one for one in paddle.transactions.values() if one["origin"] == "subscription_charge"]
     assert [one["items"][0]["price"]["unit_price"]["amount"] for one in charges] == ["1234"]
     assert (await shop.invoices(ada), await shop.fetch("SELECT count(*) FROM owed")) == ([], 0)
+
+
+@pytest.mark.parametrize("fault", ["", "lost"])
+async def test_a_period_that_is_charged_again_costs_only_what_it_used_more(selling_shop: Shop, paddle: PaddleServer, fault: str) -> None:
+    """A restored database bills the same charge with another amount."""
+    shop, ada = selling_shop, owner()
+    await subscribe(shop, paddle, ada)
+    charge = await shop.fetch("INSERT INTO owed VALUES (gen_random_uuid(), $1, 12340000, now(), clock_timestamp()) RETURNING id", ada)
+    await shop.billing.work()
+    for micro in (15_000_000, 15_000_000, 12_340_000, 15_500_000):
+        await shop.execute("INSERT INTO owed VALUES ($1, $2, $3, now(), clock_timestamp())", charge, ada, micro)
+        paddle.faults = ["", fault]
+        for _ in range(2):
+            await shop.billing.work()
+        assert await shop.fetch("SELECT count(*) FROM owed") == 0
+    prices = [one["items"][0]["price"] for one in paddle.transactions.values() if one["origin"] == "subscription_charge"]
+    assert [price["unit_price"]["amount"] for price in prices] == ["1234", "266", "50"]
+    assert prices[0]["custom_data"] == {"order": str(charge)}
+    assert len({price["custom_data"]["order"] for price in prices}) == 3
+
+
+async def test_a_late_payment_is_told_once_in_a_period_also_after_a_restore(selling_shop: Shop, paddle: PaddleServer) -> None:
+    shop, ada, subjects = selling_shop, owner(), list[str]()
+    subscription = await subscribe(shop, paddle, ada)
+    paddle.subscriptions[subscription]["status"] = "past_due"
+    for start in ("2026-11-01", "2026-11-01", "2026-12-01"):
+        await shop.execute("UPDATE subscriptions SET is_past_due = false")
+        paddle.subscriptions[subscription]["current_billing_period"]["starts_at"] = f"{start}T10:00:00.000000Z"
+        await tell(shop, paddle, subscription)
+        subjects += [subject for subject, notice in await shop.notices() if isinstance(notice, PaymentLate)]
+    assert len(subjects) == 3
+    assert subjects[0] == subjects[1] != subjects[2], "auth mails each subject once"
 
 
 async def test_the_subscription_of_an_erased_account_is_canceled(selling_shop: Shop, paddle: PaddleServer) -> None:
