@@ -46,10 +46,6 @@ async def test_the_job_of_an_account_in_debt_waits(postgres_url: str, valkey_url
             made = await mesh.http.post("/api/jobs", json=order)
             held = await mesh.poll(made.headers["location"], until_not={None}, field="waiting")
             assert (held["waiting"], mesh.worker.ran) == ("no credits", 1)
-            await connection.execute("UPDATE accounts SET balance_micro = 0")
-            await connection.execute("UPDATE jobs SET waits_until = now()")
-            done = await mesh.poll(made.headers["location"], until_not={"in_progress", "finalizing"}, field="state")
-            assert (done["state"], mesh.worker.ran) == ("completed", 2)
     finally:
         await connection.close()
 
