@@ -1,4 +1,4 @@
-"""Sells plans and prepaid credits: what an order leads to, and what a paid or late invoice and the end of a period do.
+"""Sells plans and prepaid credits: what an order leads to, and what the end of a period does.
 
 A subscription keeps the terms of its plan's version. A plan that costs more than the present one begins when its invoice is paid, and a
 cheaper one at the end of the period. Every step is one transaction, and safe to repeat; auth learns of a plan after the commit, and again
@@ -7,35 +7,32 @@ until it has. Nothing is locked while auth is asked.
 
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid5
 
 import msgspec
 
-from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
-from services.gateway.facts.plan_offers import PlanOffer, Seller
+from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices, payment_provider
-from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
+from services.gateway.payments.billing_store import BillingRows, BillingStore, Subscription
+from services.gateway.payments.invoice_payments import InvoicePayments
 from services.gateway.payments.payment_provider import OwedUsage
+from services.gateway.payments.plan_changes import PlanChanges
 from services.gateway.payments.provider_orders import MANUAL, ProviderOrders
 from shared import currency, errors, plan_names
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Order, Party
-from shared.api.notices import PaymentLate
 from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems, TakenItem
 from shared.rpc import RpcClient
 from shared.telemetry import logs
-from shared.types import MicroCredits, RequestId, TenantId, Tier
+from shared.types import TenantId, Tier
 
 #: How long auth may take.
 AUTH_SECONDS = 5.0
 #: The provider may be down, and each call takes its deadline: the rest of a round must not wait for all events.
 _MAX_FAILURES = 3
-#: For ids of orders that the gateway makes up: the same cause has the same order.
-_ORDERS = UUID("7f1d3a52-6b0e-4f3c-9a60-0d5c1e5a8b11")
 
 _log = logs.get(part="billing")
 
@@ -56,12 +53,12 @@ class Billing:
     ) -> None:
         """Without a ``provider``, invoices of ours are paid by other means."""
         self._store = store
-        self._source = source
         self._rpc = rpc
         self._items = items
         self._seller = seller
         self.provider = provider
-        self._on_paid = on_paid
+        self._plans = PlanChanges(source, seller)
+        self._invoices = InvoicePayments(store, self._plans, on_paid)
 
     async def describe(self, owner: TenantId) -> api.AccountName:
         """Raises NotFound."""
@@ -71,13 +68,6 @@ class Billing:
         return _party(await self.describe(owner))
 
     # --- orders -------------------------------------------------------------------------------------------------------
-
-    def offer(self, name: str) -> PlanOffer:
-        """Raises NotFound."""
-        found = self._source.config.offers.get(name)
-        if found is None:
-            raise errors.NotFound(f"no plan is called {name}", hint="see `aicli billing plans`")
-        return found
 
     async def order_plan(self, owner: TenantId, name: str) -> Order:
         """Change the plan of somebody who pays; the present plan undoes a change. Raises NotFound, NotAllowed for a plan that is not for
@@ -89,10 +79,10 @@ class Billing:
             return Order(done=False, url=await self.provider.open_portal(owner))
         if name == plan_names.name_of(present):
             return await self._undo(owner)
-        offer = self.offer(name)
+        offer = self._plans.offer(name)
         if not offer.for_sale:
             raise errors.NotAllowed(f"the plan {name} is not for sale", hint="see `aicli billing plans`, or ask an administrator")
-        if self.provider is not None and self._fee_of(offer.versioned):
+        if self.provider is not None and self._plans.fee_of(offer.versioned):
             return await self.provider.order_plan(owner, offer, "".join(customer.lines))
         async with self._store.transaction() as rows:
             held = await rows.lock(owner, MANUAL)
@@ -104,15 +94,15 @@ class Billing:
                 )
             if waiting:
                 return Order(done=False, invoice=held.invoice)
-            fee = self._fee_of(offer.versioned)
-            if fee <= self._fee_of(present):
+            fee = self._plans.fee_of(offer.versioned)
+            if fee <= self._plans.fee_of(present):
                 if held.next_plan != offer.versioned:
                     await rows.count_change(owner)
                 await rows.write(msgspec.structs.replace(held, next_plan=offer.versioned, plan=held.plan or present))
                 return Order(done=True)
             await rows.count_order(owner)
             line = InvoiceLine(f"Plan {name}, a month", fee)
-            order_id = uuid5(_ORDERS, f"{owner}|{offer.versioned}|{await rows.now()}")
+            order_id = uuid5(invoices.ORDERS, f"{owner}|{offer.versioned}|{await rows.now()}")
             made = await rows.add_invoice(self._seller, owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id)
             await rows.write(msgspec.structs.replace(held, next_plan=offer.versioned, invoice=made.document.number))
         _log.info("plan ordered", owner=owner, plan=offer.versioned, invoice=made.document.number)
@@ -124,53 +114,24 @@ class Billing:
             held = await rows.lock(owner, MANUAL)
             if held.next_plan is not None:
                 await rows.count_change(owner)
-            await self._withdraw(rows, held)
+            await self._plans.withdraw(rows, held)
         return Order(done=True)
-
-    def _fee_of(self, plan: str) -> int:
-        fee = tiers.plan_of(self._source.config.limits.plans, plan).fee_micro
-        return 0 if fee is None else currency.minor(fee, self._seller.currency)
-
-    async def _withdraw(self, rows: BillingRows, held: Subscription) -> None:
-        """Undo a change that has not happened."""
-        if held.invoice is not None and (stored := await rows.lock_invoice(held.invoice)) is not None and _is_open(stored.invoice):
-            await self._take_back(rows, stored, "the change was undone")
-        await rows.write(msgspec.structs.replace(held, next_plan=None, invoice=None))
 
     async def give_plan(self, owner: TenantId, name: str) -> Order:
         """Begin a plan now, for nothing: an administrator wants it. Raises NotFound, and AlreadyExists for a subscription at a provider."""
-        offer = self.offer(name)
+        offer = self._plans.offer(name)
         async with self._store.transaction() as rows:
             held = await rows.lock(owner, MANUAL)
             if held.subscription is not None:
                 raise errors.AlreadyExists(f"this account pays through {held.provider}", hint="cancel its subscription there first")
-            await self._withdraw(rows, held)
-            await self._begin(rows, held, offer.versioned)
+            await self._plans.withdraw(rows, held)
+            await self._plans.begin(rows, held, offer.versioned)
         await self.apply()
         return Order(done=True)
 
-    async def _begin(self, rows: BillingRows, held: Subscription, plan: str) -> datetime:
-        """The period begins now, and the one before ends. Return when."""
-        await rows.begin_period(held.owner)
-        return await self._start(rows, msgspec.structs.replace(held, next_plan=None, invoice=None), plan)
-
-    async def _begin_rest(self, rows: BillingRows, held: Subscription, plan: str, used_tokens: int) -> datetime:
-        """Begin a plan for the rest of the period. An order that waits for its payment still does."""
-        await rows.begin_rest(held.owner, used_tokens)
-        return await self._start(rows, held if held.invoice is not None else msgspec.structs.replace(held, next_plan=None), plan)
-
-    async def _start(self, rows: BillingRows, held: Subscription, plan: str) -> datetime:
-        started = await rows.open_period(held.owner, self._included(plan))
-        await rows.write(msgspec.structs.replace(held, plan=plan, is_applied=False, is_past_due=False, billed_period=started))
-        return started
-
-    def _included(self, plan: str) -> int | None:
-        # Those of a plan without a fee are granted at the account's next request, which tells whether it may have them.
-        return tiers.plan_of(self._source.config.limits.plans, plan, has_free_tokens=False).included_tokens
-
     async def order_top_up(self, owner: TenantId, wanted: api.OrderTopUp) -> Order:
         """Raises BadRequest for an amount that nobody sells, and what ``count_order`` raises."""
-        amount_minor, order_id = self._read_amount(wanted), uuid5(_ORDERS, f"{owner}|{wanted.order_id}")
+        amount_minor, order_id = self._read_amount(wanted), uuid5(invoices.ORDERS, f"{owner}|{wanted.order_id}")
         customer = await self._find_customer(owner)
         if self.provider is not None:
             return await self.provider.order_credits(owner, order_id, amount_minor, "".join(customer.lines))
@@ -203,93 +164,16 @@ class Billing:
     # --- payments -----------------------------------------------------------------------------------------------------
 
     async def pay(self, number: str, reference: str) -> Invoice:
-        """Raises NotFound, and AlreadyExists if it was paid otherwise or taken back."""
-        async with self._store.transaction() as rows:
-            stored = await self._lock(rows, number)
-            invoice = stored.invoice
-            if invoice.state is InvoiceState.PAID and invoice.reference == reference:
-                return invoice
-            _ensure_open(invoice)
-            paid = await rows.settle(number, await rows.now(), reference)
-            await self._fulfil(rows, stored)
-        self._on_paid(invoice.document)
-        _log.info("invoice paid", number=number, owner=invoice.owner)
+        """Raises what ``InvoicePayments.pay`` raises."""
+        paid = await self._invoices.pay(number, reference)
         await self.apply()
         return paid
 
-    async def _fulfil(self, rows: BillingRows, stored: StoredInvoice) -> None:
-        document = stored.invoice.document
-        if document.purpose is InvoicePurpose.TOP_UP:
-            await self._give_credit(rows, stored)
-            return
-        held = await rows.lock(stored.invoice.owner, MANUAL)
-        if held.invoice == document.number and held.next_plan is not None:
-            await rows.keep_period(document.number, await self._begin(rows, held, held.next_plan))
-            return
-        if held.is_past_due:
-            held = msgspec.structs.replace(held, is_past_due=False)
-            await rows.write(held)
-        is_bought = stored.period_start is not None and stored.ended_plan is None
-        if not await self._give_back(rows, held, stored) and document.purpose is InvoicePurpose.PLAN and not is_bought:
-            # Its plan has ended, or nobody waits for the order any more: the money must not be lost.
-            await self._give_credit(rows, stored)
-
-    async def _give_credit(self, rows: BillingRows, stored: StoredInvoice) -> None:
-        await rows.give_credit(RequestId(stored.order_id), stored.invoice.owner, _worth(stored), f"invoice {stored.invoice.number}")
-
-    async def _give_back(self, rows: BillingRows, held: Subscription, stored: StoredInvoice) -> bool:
-        """Return whether the plan that ended unpaid was begun again, for the rest of its period."""
-        if stored.ended_plan is None or stored.ended_tokens is None or held.subscription is not None:
-            return False
-        _, period_end = await rows.lock_period(held.owner)
-        # Another plan that has begun since then has changed the end.
-        if period_end != stored.ended_until:
-            return False
-        started = await self._begin_rest(rows, held, stored.ended_plan, stored.ended_tokens)
-        if stored.period_start is not None:
-            await rows.keep_period(stored.invoice.number, started)
-        return True
-
     async def void(self, number: str, reason: str, *, refund: bool = False) -> Invoice:
-        """Take an open invoice back; with ``refund``, a paid one, and what its payment gave. Raises NotFound, and AlreadyExists in another
-        state."""
-        async with self._store.transaction() as rows:
-            stored = await self._lock(rows, number)
-            if not refund:
-                _ensure_open(stored.invoice)
-            elif stored.invoice.state is not InvoiceState.PAID or stored.invoice.document.corrects:
-                raise errors.AlreadyExists(f"{number} is no paid invoice", hint="see `aicli admin invoices list`")
-            else:
-                await self._reverse(rows, stored)
-            found = await self._take_back(rows, stored, reason)
+        """Raises what ``InvoicePayments.void`` raises."""
+        found = await self._invoices.void(number, reason, refund=refund)
         await self.apply()
         return found
-
-    async def _reverse(self, rows: BillingRows, stored: StoredInvoice) -> None:
-        """Take back the credits that a payment gave, or end the period that it paid."""
-        owner, number = stored.invoice.owner, stored.invoice.number
-        held, (period_start, _) = await rows.lock(owner, MANUAL), await rows.lock_period(owner)
-        if await rows.is_given(RequestId(stored.order_id), owner, _worth(stored)):
-            transfer = RequestId(uuid5(_ORDERS, f"refund {number}"))
-            await rows.give_credit(transfer, owner, MicroCredits(-_worth(stored)), f"refund of the invoice {number}")
-        elif stored.period_start == period_start and held.subscription is None:
-            await self._withdraw(rows, held)
-            await self._begin(rows, held, self.offer(Tier.FREE.value).versioned)
-
-    async def _take_back(self, rows: BillingRows, stored: StoredInvoice, reason: str) -> Invoice:
-        """With it goes the change of plan that waited for it."""
-        number = stored.invoice.document.number
-        held = await rows.lock(stored.invoice.owner, MANUAL)
-        if held.invoice == number:
-            await rows.write(msgspec.structs.replace(held, next_plan=None, invoice=None))
-        return await rows.take_back(self._seller, stored, uuid5(_ORDERS, f"void {number}"), reason)
-
-    @staticmethod
-    async def _lock(rows: BillingRows, number: str) -> StoredInvoice:
-        stored = await rows.lock_invoice(number)
-        if stored is None:
-            raise errors.NotFound(f"there is no invoice {number}", hint="see `aicli admin invoices list`")
-        return stored
 
     # --- what time does -----------------------------------------------------------------------------------------------
 
@@ -299,7 +183,7 @@ class Billing:
         refused: list[UUID] = []
         await self._items.drain(ItemKind.RENEWAL, self._renew_one)
         await self._items.drain(ItemKind.OVERAGE, partial(self._bill_owed, refused))
-        await self._items.drain(ItemKind.REMINDER, self._remind_one)
+        await self._items.drain(ItemKind.REMINDER, self._invoices.remind_one)
         await self.apply()
 
     async def handle_events(self) -> None:
@@ -382,14 +266,14 @@ class Billing:
     async def _renew(self, rows: BillingRows, held: Subscription, plan: str, customer: Party) -> None:
         if held.next_plan is not None and held.invoice is None:
             plan = held.next_plan
-        started = await rows.open_period(held.owner, self._included(plan))
+        started = await rows.open_period(held.owner, self._plans.included(plan))
         changed = msgspec.structs.replace(held, billed_period=started, plan=plan)
         if plan != held.plan:
             changed = msgspec.structs.replace(changed, next_plan=None, is_applied=False)
-        fee = self._fee_of(plan)
+        fee = self._plans.fee_of(plan)
         if fee and held.subscription is None:
             line = InvoiceLine(f"Plan {plan_names.name_of(plan)}, a month from {started:%Y-%m-%d}", fee)
-            order_id = uuid5(_ORDERS, f"{held.owner}|{started.isoformat()}")
+            order_id = uuid5(invoices.ORDERS, f"{held.owner}|{started.isoformat()}")
             await rows.add_invoice(
                 self._seller, held.owner, customer, (line,), InvoicePurpose.PLAN, order_id=order_id, period_start=started
             )
@@ -430,49 +314,6 @@ class Billing:
             amount -= made.document.net_minor
             order_id = payment_provider.rest_of(order_id)
 
-    async def _remind_one(self, taken: TakenItem) -> bool:
-        """Remember one late invoice; after the last reminder, its plan ends."""
-        async with self._store.transaction() as rows:
-            late = await rows.take_late()
-            if late is None:
-                return False
-            number, owner = late.invoice.document.number, late.invoice.owner
-            taken.id = number
-            await rows.count_reminder(number)
-            held, is_last = await rows.lock(owner, MANUAL), late.reminders + 1 == len(invoices.REMINDER_DAYS)
-            await rows.notify(owner, f"{number}/{late.reminders + 1}", PaymentLate(number, late.invoice.document.due_at, is_last))
-            if held.invoice == number or late.invoice.document.purpose is InvoicePurpose.TOP_UP:
-                # Nothing was delivered for it.
-                if is_last:
-                    await self._take_back(rows, late, "it was not paid")
-                return True
-            if held.plan is None or held.subscription is not None:
-                return True
-            await rows.write(msgspec.structs.replace(held, is_past_due=True))
-            if is_last and plan_names.name_of(held.plan) != Tier.FREE:
-                _log.info("plan ends unpaid", owner=owner, plan=held.plan, invoice=number)
-                await rows.lock_period(owner)  # nothing is used between what is kept and the end
-                await rows.keep_ended_plan(owner, number, held.plan)
-                await self._begin_rest(rows, held, self.offer(Tier.FREE.value).versioned, 0)
-        return True
-
-
-def _worth(stored: StoredInvoice) -> MicroCredits:
-    """Return an invoice in credits, without tax."""
-    return stored.credit_micro or currency.micro(stored.invoice.document.net_minor, stored.invoice.document.currency)
-
 
 def _party(described: api.AccountName) -> Party:
     return Party(described.name, (described.email,) if described.email else ())
-
-
-def _is_open(invoice: Invoice) -> bool:
-    return invoice.state in {InvoiceState.OPEN, InvoiceState.LATE}
-
-
-def _ensure_open(invoice: Invoice) -> None:
-    if not _is_open(invoice):
-        is_paid = invoice.state is InvoiceState.PAID
-        how = f"was paid ({invoice.reference})" if is_paid else "was taken back"
-        hint = "refund it with `aicli admin invoices void --refund`" if is_paid else "see `aicli admin invoices list`"
-        raise errors.AlreadyExists(f"the invoice {invoice.document.number} {how}", hint=hint)

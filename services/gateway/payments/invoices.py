@@ -2,10 +2,13 @@
 
 from datetime import datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from uuid import UUID
 
 from services.gateway.facts.plan_offers import Seller
-from shared.api.billing import InvoiceDocument, InvoiceLine, InvoicePurpose, Party
+from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Party
 
+#: For ids of orders that the gateway makes up: the same cause has the same order.
+ORDERS = UUID("7f1d3a52-6b0e-4f3c-9a60-0d5c1e5a8b11")
 DUE_DAYS = 14
 #: Days after the due date on which an unpaid invoice is mentioned. After the last one, its plan ends.
 REMINDER_DAYS = (0, 3, 7)
@@ -53,3 +56,7 @@ def write(
 def take_back(number: str, seller: Seller, invoice: InvoiceDocument, now: datetime) -> InvoiceDocument:
     lines = tuple(InvoiceLine(line.text, -line.amount_minor) for line in invoice.lines)
     return write(number, seller, invoice.customer, lines, purpose=InvoicePurpose.CREDIT_NOTE, now=now, corrects=invoice)
+
+
+def is_open(invoice: Invoice) -> bool:
+    return invoice.state in {InvoiceState.OPEN, InvoiceState.LATE}
