@@ -87,7 +87,7 @@ class StripeProvider:
         elif email:
             params["customer_email"] = email
         if self._settings.has_tax:
-            params["automatic_tax"] = params["tax_id_collection"] = {"enabled": True}
+            params["automatic_tax"], params["tax_id_collection"] = {"enabled": True}, {"enabled": True}
             params["billing_address_collection"] = "required"
             if customer is not None:
                 params["customer_update"] = {"address": "auto", "name": "auto"}
