@@ -8,6 +8,7 @@ MODEL = ModelName("m")
 
 def measured(*seconds: float, tokens: int = 100, prompt_seconds: float = 0.5) -> ComputePaces:
     paces = ComputePaces()
+    paces.find(MODEL, 0.0)
     for each in seconds:
         paces.record(MODEL, prompt_seconds=prompt_seconds, seconds=each, tokens=tokens, now=0.0)
     return paces
@@ -44,6 +45,23 @@ def test_the_memory_is_bounded() -> None:
         paces.record(MODEL, prompt_seconds=0.5, seconds=2.5, tokens=100, now=0.0)
     assert paces.find(MODEL, 0.0) == Pace(0.5, 0.02), "25 of the last 500 are slow"
     for number in range(200):
+        paces.find(ModelName(f"m{number}"), 0.0)
         paces.record(ModelName(f"m{number}"), prompt_seconds=0.0, seconds=1.0, tokens=1, now=0.0)
-    assert paces.find(MODEL, 0.0) is None, "it was measured longest ago"
     assert paces.find(ModelName("m0"), 0.0) == Pace(0.0, 1.0)
+    assert paces.find(MODEL, 0.0) is None, "it was measured longest ago"
+
+
+def test_a_model_whose_pace_nobody_asks_for_is_not_measured() -> None:
+    paces, found = ComputePaces(), []
+    for seconds in (100.5, 2.5):
+        paces.record(MODEL, prompt_seconds=0.5, seconds=seconds, tokens=100, now=0.0)
+        found.append(paces.find(MODEL, 0.0))
+    assert found == [None, Pace(0.5, 0.02)]
+
+
+def test_a_pace_stands_for_a_second() -> None:
+    paces = measured(2.5)
+    assert paces.find(MODEL, 1.0) == Pace(0.5, 0.02)
+    paces.record(MODEL, prompt_seconds=0.5, seconds=100.5, tokens=100, now=1.0)
+    assert paces.find(MODEL, 1.9) == Pace(0.5, 0.02)
+    assert paces.find(MODEL, 2.0) == Pace(0.5, 1.0)
