@@ -20,7 +20,7 @@ import msgspec
 from cli.output import print_format, table_layout
 from cli.output.print_format import PrintFormat
 from cli.output.table_layout import LayoutColumn
-from shared import amounts, csv_cells
+from shared import amounts, csv_cells, plan_names
 from shared.lists.columns import Column, Listing, Shown, Tone
 
 Row = TypeVar("Row", bound=msgspec.Struct)
@@ -40,6 +40,8 @@ def plain(value: object) -> Json:
     """Convert a message to JSON values, with snake_case names."""
     if isinstance(value, msgspec.Struct):
         fields = {name: plain(getattr(value, name)) for name in value.__struct_fields__}
+        if isinstance(tier := fields.get("tier"), str):
+            fields["tier"] = plan_names.name_of(tier)
         # Only changes that the recovery log lacks say so.
         return {name: part for name, part in fields.items() if name != "logged" or not part}
     if isinstance(value, list | tuple):

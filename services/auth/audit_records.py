@@ -5,7 +5,7 @@ from itertools import islice
 
 import msgspec
 
-from shared import context
+from shared import context, plan_names
 from shared.api.audit import AuditedAct, Result
 from shared.api.auth import Principal
 from shared.types import TenantId, UserId
@@ -71,6 +71,8 @@ def _act(
     result: Result = Result.DONE,
 ) -> AuditedAct:
     now = context.current.get()
+    if action.endswith(".tier"):
+        details |= {name: plan_names.name_of(details[name]) for name in ("before", "after") if name in details}
     return AuditedAct(
         at=datetime.now(UTC),
         action=action,

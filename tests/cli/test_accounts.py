@@ -262,6 +262,7 @@ def test_a_tier_is_shown_without_its_version(running_service: Shell) -> None:
     listed = running_service("admin", "users", "list").stdout
     assert " pro " in listed
     assert "@3" not in listed
+    assert json.loads(running_service("admin", "users", "set-tier", "bob", "pro", "--json").stdout)["tier"] == "pro"
 
 
 def test_admin_users(running_service: Shell) -> None:

@@ -8,7 +8,7 @@ from services.gateway.facts.bad_field import BadField
 from services.gateway.http_api import request_bodies
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from shared import amounts, limits
+from shared import amounts, limits, plan_names
 from shared.api import auth
 from shared.rpc import RpcClient
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Moment, PlanName, UserId, UserRole
@@ -160,9 +160,13 @@ class UserAnswer(msgspec.Struct, frozen=True):
     username: str
     email: str
     role: UserRole
+    #: Without its version.
     tier: PlanName
     is_active: bool
     created_at: Moment
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "tier", plan_names.name_of(self.tier))
 
 
 class SessionAnswer(msgspec.Struct, frozen=True):

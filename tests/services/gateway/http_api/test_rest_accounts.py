@@ -81,7 +81,7 @@ REGISTER = {"username": "ada", "email": "ada@example.org", "password": "pass wor
 
 @pytest.mark.parametrize("credential", [None, KEY], ids=["a visitor", "somebody with a key, for meshes that are closed"])
 async def test_a_user_registers(api_client: Auth, http: httpx.AsyncClient, credential: Credential | None) -> None:
-    api_client.answers("auth.registerUser", ADA)
+    api_client.answers("auth.registerUser", msgspec.structs.replace(ADA, tier="free@1"))
     answer = await http.post("/api/auth/register", json=REGISTER, headers={} if credential is None else bearer(credential))
     assert (answer.status_code, answer.json()) == (
         201,
