@@ -197,7 +197,7 @@ _USAGE: Mapping[str, Callable[[BusinessSum], str]] = {
 }
 _COST: Mapping[str, Callable[[BusinessSum], str]] = {
     "REQUESTS": lambda row: str(row.requests),
-    "VALUE": lambda row: written(row.value_micro),
+    "TOKEN VALUE": lambda row: written(row.token_value_micro),
     "FROM BALANCES": lambda row: written(row.cost_micro),
     "UPSTREAM": lambda row: written(row.upstream_micro),
     "AVOIDED": lambda row: written(row.avoided_micro),

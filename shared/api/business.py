@@ -57,8 +57,9 @@ class BusinessSum(Body, frozen=True, omit_defaults=False):
     completion_tokens: int = 0
     #: What was paid from balances.
     cost_micro: MicroCredits = MicroCredits(0)
-    #: The tokens at their prices, also those that a plan or the cache has paid for.
-    value_micro: MicroCredits = MicroCredits(0)
+    #: The tokens at their list prices, also those that a plan or the cache has paid for: without prices of requests and of compute seconds,
+    #: and without the discount of batches.
+    token_value_micro: MicroCredits = MicroCredits(0)
     #: The sum over successful requests.
     response_ms: int = 0
     #: Output tokens of successful requests that a worker ran, and how long they took.

@@ -36,7 +36,7 @@ ALICE = auth.User(UserId(UUID(int=5)), "alice", "alice@example.org", UserRole.US
 SUM = BusinessSum(
     succeeded=8, failed=1, timed_out=1, cancelled=2, limited=5, prompt_tokens=700, completion_tokens=300,
     cost_micro=MicroCredits(2_500_000),
-    value_micro=MicroCredits(7_500_000), response_ms=9000, made_tokens=250, made_ms=8000, cached=3, saved_micro=MicroCredits(40_000),
+    token_value_micro=MicroCredits(7_500_000), response_ms=9000, made_tokens=250, made_ms=8000, cached=3, saved_micro=MicroCredits(40_000),
     conversations=4, thumbs_up=3, thumbs_down=1, users=2,
 )  # fmt: skip
 NEW = NewAccounts((NewOfDay(TODAY - timedelta(days=1), 2, 3), NewOfDay(TODAY, 1, 1)))

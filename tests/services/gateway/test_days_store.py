@@ -325,7 +325,7 @@ async def test_the_cost_of_requests_equals_the_ledgers_revenue(
     assert await connection.fetchval("SELECT sum(amount_micro) FROM entries WHERE account = 'revenue'") == taken - found.given_back_micro
 
 
-async def test_the_value_is_the_tokens_at_the_last_price_of_their_day(
+async def test_the_token_value_is_the_tokens_at_the_last_price_of_their_day(
     days: DaysStore, opened: database.Database, connection: asyncpg.Connection
 ) -> None:
     """Tokens that a plan covers cost nothing, and a report said nothing of what they are worth."""
@@ -343,8 +343,8 @@ async def test_the_value_is_the_tokens_at_the_last_price_of_their_day(
     )
     found = await report(days)
     assert found.total.cost_micro == 0
-    assert [line.sum.value_micro for line in found.rows] == [120, 1200 + 120]
-    assert found.total.value_micro == 1440
+    assert [line.sum.token_value_micro for line in found.rows] == [120, 1200 + 120]
+    assert found.total.token_value_micro == 1440
 
 
 async def test_active_users(days: DaysStore, opened: database.Database) -> None:

@@ -1,4 +1,4 @@
-"""Show usage and its value of the mesh by day, model, route, user or node owner, and export them as CSV."""
+"""Show the usage of the mesh and the value of its tokens by day, model, route, user or node owner, and export them as CSV."""
 
 import asyncio
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ def _texts(name: str, page: str, one: BusinessSum) -> ReportRowView:
         requests_detail=", ".join(details),
         tokens=number(one.prompt_tokens + one.completion_tokens),
         tokens_detail="" if speed is None else f"{speed:.1f} per second",
-        value=usage_chart.cost(one.value_micro),
+        value=usage_chart.cost(one.token_value_micro),
         balances=usage_chart.cost(one.cost_micro),
         balances_detail=_each(one, one.requests, "per request"),
         upstream=usage_chart.cost(one.upstream_micro),

@@ -10,7 +10,7 @@ from tests.services.web.fake_mesh import FakeMesh
 
 SUM = BusinessSum(
     succeeded=1200, failed=20, timed_out=1, limited=5, prompt_tokens=700_000, completion_tokens=300_000, cost_micro=MicroCredits(2_442_000),
-    value_micro=MicroCredits(7_654_000),
+    token_value_micro=MicroCredits(7_654_000),
     made_tokens=250, made_ms=8000, cached=305, saved_micro=MicroCredits(40_000), conversations=407, thumbs_up=3, thumbs_down=1, users=2,
 )  # fmt: skip
 
