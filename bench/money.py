@@ -26,7 +26,6 @@ from services.gateway import store
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.store import GatewayStore
-from services.gateway.usage_export.export import SinkExport
 from services.gateway.usage_export.file_sink import FileSink
 from services.gateway.usage_export.outbox_store import OutboxStore
 from services.gateway.usage_export.sinks import CloudEventsSink, Sink
@@ -37,6 +36,7 @@ from tests.services.gateway.billing import test_ledger_store
 from tests.services.gateway.payments import test_stripe_provider
 from tests.services.gateway.payments.memory_provider import MemoryProvider
 from tests.services.gateway.payments.test_billing import Shop
+from tests.services.gateway.usage_export import exports
 
 EVENTS, AT_ONCE = 1000, 10
 RATE, BATCH, TENANTS, ROUNDS = 1000, 20, 50, 5
@@ -86,7 +86,7 @@ async def _spent_us(opened: Database, sink: Sink | None, seconds: float) -> floa
         sink.name = f"sink {uuid4().hex[:8]}"
         await outbox.add_sinks([sink.name])
     async with asyncio.TaskGroup() as tasks:
-        export = None if sink is None else tasks.create_task(SinkExport(outbox, sink, [sink.name], "request").run())
+        export = None if sink is None else tasks.create_task(exports.new_export(outbox, sink).run())
         await _settle(GatewayStore(opened, exports_usage=sink is not None), RATE)
         before = time.process_time()
         await _settle(GatewayStore(opened, exports_usage=sink is not None), count, RATE)

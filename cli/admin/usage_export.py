@@ -18,7 +18,8 @@ def usage_export() -> None:
 @click.pass_context
 @click.pass_obj
 def status(here: CliContext, context: click.Context, /, *, as_json: bool) -> None:
-    """Show how far each sink is, and whether it agrees with the ledger. Exits with 1 if one of them differs."""
+    """Show how far each sink is, and whether it agrees with the ledger. Exits with 1 if one of them differs, or has more
+    than a restored database knows."""
     state = here.call(api.usage_export.read_usage_export, api.usage_export.ReadUsageExport())
     if as_json:
         printing.show_json(printing.plain(state))
@@ -27,7 +28,7 @@ def status(here: CliContext, context: click.Context, /, *, as_json: bool) -> Non
     else:
         for sink in state.sinks:
             click.echo("\n".join(_lines(sink)))
-    if any(sink.difference_tokens or sink.difference_micro for sink in state.sinks):
+    if any(sink.difference_tokens or sink.difference_micro or sink.excess for sink in state.sinks):
         context.exit(ExitCode.FAILED)
 
 
@@ -39,6 +40,12 @@ def _lines(sink: api.usage_export.UsageSink) -> list[str]:
     else:
         difference = f"{sink.difference_tokens:,} tokens and {sink.difference_micro:,} micro-credits"
         lines.append(f"  difference from the ledger, yesterday and today: {difference} (compared {printing.moment(sink.compared_at)})")
+    if sink.excess is not None:
+        lines.append(f"  {_total(sink.excess)} more at the receiver since the restore of {printing.moment(sink.excess.found_at)}")
+        lines += [
+            f"    {one.owner}: {_total(one)} of {one.since:%Y-%m-%d}, acknowledged until {printing.moment(one.acknowledged_at)}"
+            for one in sink.excess.accounts
+        ]
     if sink.error is not None:
         lines.append(f"  error: {printing.printable(sink.error)}")
     if sink.doubtful_since is not None:
@@ -46,3 +53,8 @@ def _lines(sink: api.usage_export.UsageSink) -> list[str]:
             f"  the sink may have the next events since {printing.moment(sink.doubtful_since)}; they are sent again with the same ids"
         )
     return lines
+
+
+def _total(total: api.usage_export.UsageTotal) -> str:
+    tokens = f"{total.tokens:,} tokens ({total.uncovered_tokens:,} not covered by plans)"
+    return f"{amounts.written(total.cost_micro)} credits and {tokens} in {total.events:,} events"

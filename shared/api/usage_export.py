@@ -1,11 +1,37 @@
 """gateway: the state of the usage export."""
 
 from shared.api.method import PEOPLE, Body, Method
-from shared.types import MicroCredits, Moment
+from shared.types import MicroCredits, Moment, TenantId
 
 
 class ReadUsageExport(Body, frozen=True):
     """For administrators."""
+
+
+class UsageTotal(Body, frozen=True, kw_only=True, omit_defaults=False):
+    #: Requests and refunds.
+    events: int
+    tokens: int
+    #: All but those that plans covered: what a meter at Stripe counts.
+    uncovered_tokens: int
+    cost_micro: MicroCredits
+
+
+class AccountTotal(UsageTotal, frozen=True, kw_only=True, omit_defaults=False):
+    owner: TenantId
+    #: The day of the requests.
+    since: Moment
+    #: When the receiver acknowledged the last of them.
+    acknowledged_at: Moment
+
+
+class SinkExcess(UsageTotal, frozen=True, kw_only=True, omit_defaults=False):
+    """What a receiver has acknowledged, and the database no longer knows."""
+
+    #: When a gateway first ran on the restored database.
+    found_at: Moment
+    #: The 100 largest.
+    accounts: tuple[AccountTotal, ...]
 
 
 class UsageSink(Body, frozen=True, omit_defaults=False):
@@ -28,6 +54,8 @@ class UsageSink(Body, frozen=True, omit_defaults=False):
     compared_at: Moment | None = None
     difference_tokens: int = 0
     difference_micro: MicroCredits = MicroCredits(0)
+    #: None if it has no more than the database knows.
+    excess: SinkExcess | None = None
 
 
 class UsageExportState(Body, frozen=True, omit_defaults=False):

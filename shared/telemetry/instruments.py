@@ -275,6 +275,16 @@ USAGE_EXPORT_DIFFERENCE_MICRO = gauge(
     " error",
     ("sink",),
 )
+USAGE_EXPORT_EXCESS_TOKENS = gauge(
+    "ai_platform_usage_export_excess_tokens",
+    "For seven days after a restore: tokens that a sink of the usage export has and the restored database doesn't know",
+    ("sink",),
+)
+USAGE_EXPORT_EXCESS_MICRO = gauge(
+    "ai_platform_usage_export_excess_micro",
+    "For seven days after a restore: micro-credits that a sink of the usage export has and the restored database doesn't know",
+    ("sink",),
+)
 
 BACKGROUND_FAILURES = counter(
     "ai_platform_background_failures_total", "Unexpected failures of background tasks, which start again after a pause", ("task",)

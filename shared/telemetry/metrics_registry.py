@@ -199,6 +199,8 @@ class Metrics:
     usage_export_lag = _LazyMetric(Gauge, instruments.USAGE_EXPORT_LAG)
     usage_export_difference_tokens = _LazyMetric(Gauge, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS)
     usage_export_difference_micro = _LazyMetric(Gauge, instruments.USAGE_EXPORT_DIFFERENCE_MICRO)
+    usage_export_excess_tokens = _LazyMetric(Gauge, instruments.USAGE_EXPORT_EXCESS_TOKENS)
+    usage_export_excess_micro = _LazyMetric(Gauge, instruments.USAGE_EXPORT_EXCESS_MICRO)
     webhooks = _LazyMetric(Counter, instruments.WEBHOOKS)
     webhook_backlog = _LazyMetric(Gauge, instruments.WEBHOOK_BACKLOG)
     webhook_deliveries = _LazyMetric(Counter, instruments.WEBHOOK_DELIVERIES)

@@ -70,6 +70,71 @@ INSERT INTO usage_sink_days AS known (sink, day, tokens, cost_micro)
 SELECT $1, day, sum(tokens), sum(cost_micro) FROM unnest($2::date[], $3::bigint[], $4::bigint[]) AS event (day, tokens, cost_micro) GROUP BY day
 ON CONFLICT (sink, day) DO UPDATE SET tokens = known.tokens + excluded.tokens, cost_micro = known.cost_micro + excluded.cost_micro;
 
+-- name: add_acknowledged_accounts
+-- Add the rows that a sink acknowledges to the sums of their accounts, by the day of the request: a restored database that settles it again
+-- gives it the same one. What was asked after a restore has sums of its own.
+WITH sink AS (SELECT * FROM usage_sinks WHERE name = $1 AND sending_number = $2 FOR UPDATE),
+restores AS MATERIALIZED (SELECT found_at FROM database_restores UNION SELECT found_at FROM usage_sink_accounts WHERE is_kept AND sink = $1)
+INSERT INTO usage_sink_accounts AS known (sink, owner, since, events, tokens, uncovered_tokens, cost_micro)
+SELECT name, owner,
+    greatest(date_trunc('day', outbox.created_at, 'UTC'), (SELECT max(found_at) FROM restores WHERE found_at <= outbox.created_at)),
+    count(*), coalesce(sum(prompt_tokens + completion_tokens) FILTER (WHERE NOT is_refund), 0),
+    sum(prompt_tokens + completion_tokens - covered_tokens), sum(cost_micro)
+FROM sink JOIN usage_outbox AS outbox ON number > sent_number AND number <= sending_number
+GROUP BY 1, 2, 3
+ON CONFLICT (sink, owner, since, is_kept) DO UPDATE SET
+    events = known.events + excluded.events, tokens = known.tokens + excluded.tokens,
+    uncovered_tokens = known.uncovered_tokens + excluded.uncovered_tokens, cost_micro = known.cost_micro + excluded.cost_micro,
+    acknowledged_at = excluded.acknowledged_at;
+
+-- name: list_acknowledged_accounts
+-- List what the sinks have acknowledged in 40 days, for the file beside the recovery log.
+SELECT DISTINCT ON (sink, owner, since) sink, owner, since, acknowledged_at, events, tokens, uncovered_tokens, cost_micro
+FROM usage_sink_accounts
+WHERE since > now() - interval '40 days'
+ORDER BY sink, owner, since, events DESC;
+
+-- name: keep_acknowledged
+-- Keep what the file says ($1, a JSON array) and this database doesn't know, and count it. The sinks may have the next rows, too.
+WITH kept AS (
+    INSERT INTO usage_sink_accounts AS known
+        (sink, owner, since, is_kept, acknowledged_at, events, tokens, uncovered_tokens, cost_micro)
+    SELECT DISTINCT ON (sink, owner, since) sink, owner, since, true, "acknowledgedAt", events, tokens, "uncoveredTokens", "costMicro"
+    FROM jsonb_to_recordset($1::text::jsonb) AS given (
+        sink text, owner uuid, since timestamptz, "acknowledgedAt" timestamptz, events bigint, tokens bigint, "uncoveredTokens" bigint,
+        "costMicro" bigint
+    )
+    WHERE since > now() - interval '40 days' AND NOT EXISTS (
+        SELECT FROM usage_sink_accounts AS ours
+        WHERE (ours.sink, ours.owner, ours.since) = (given.sink, given.owner, given.since) AND ours.events >= given.events
+    )
+    -- Files of other gateways may be older.
+    ORDER BY sink, owner, since, events DESC
+    ON CONFLICT (sink, owner, since, is_kept) DO UPDATE SET
+        events = excluded.events, tokens = excluded.tokens, uncovered_tokens = excluded.uncovered_tokens, cost_micro = excluded.cost_micro,
+        acknowledged_at = excluded.acknowledged_at, found_at = excluded.found_at
+    RETURNING sink
+),
+doubted AS (
+    UPDATE usage_sinks SET doubtful_since = coalesce(doubtful_since, sent_at, created_at)
+    WHERE name IN (SELECT sink FROM kept) AND sent_number < (SELECT max(number) FROM usage_outbox)
+)
+SELECT count(*) FROM kept;
+
+-- name: list_excess
+-- List what these sinks have and this database doesn't, the largest amounts first.
+SELECT sink, owner, since, kept.acknowledged_at, kept.found_at, kept.events - coalesce(ours.events, 0) AS events,
+    kept.tokens - coalesce(ours.tokens, 0) AS tokens, kept.uncovered_tokens - coalesce(ours.uncovered_tokens, 0) AS uncovered_tokens,
+    kept.cost_micro - coalesce(ours.cost_micro, 0) AS cost_micro
+FROM usage_sink_accounts AS kept
+LEFT JOIN (SELECT * FROM usage_sink_accounts WHERE NOT is_kept) AS ours USING (sink, owner, since)
+WHERE kept.is_kept AND sink = ANY ($1::text[]) AND since > now() - interval '40 days' AND kept.events > coalesce(ours.events, 0)
+ORDER BY sink, cost_micro DESC, tokens DESC;
+
+-- name: delete_acknowledged_accounts
+-- Delete sums of 41 days ago, after the file has dropped them.
+DELETE FROM usage_sink_accounts WHERE since < now() - interval '41 days';
+
 -- name: record_sink_error
 -- Record why a sink didn't take the rows, and since when it may have some of them.
 UPDATE usage_sinks SET error = $2, doubtful_since = $3 WHERE name = $1;

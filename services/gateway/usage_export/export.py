@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from services.gateway.usage_export import outbox_store, usage_events
+from services.gateway.usage_export.acknowledged_file import AcknowledgedFile
 from services.gateway.usage_export.outbox_store import ExportSession, OutboxFence, OutboxStore, Unit, UsageClaim
 from services.gateway.usage_export.sinks import NotSent, Sink
 from services.gateway.usage_export.usage_events import UsageSum
@@ -27,6 +28,8 @@ POLL_SECONDS, ELECTION_SECONDS = 1.0, 5.0
 PACE_SECONDS = 0.2
 SEND_SECONDS = 15.0
 COMPARE_SECONDS = 3600.0
+#: As long as the alert database_restored.
+EXCESS_IS_NEWS = timedelta(days=7)
 BACKOFF = Backoff(first_seconds=1.0, longest_seconds=300.0, jitter=0.5)
 
 _log = logs.get(part="usage_export")
@@ -36,16 +39,24 @@ class SinkExport:
     """Sends to one sink. Use ``run``, or ``step`` in a session that holds the lock."""
 
     def __init__(
-        self, store: OutboxStore, sink: Sink, names: Sequence[str], unit: Unit, clock: Callable[[], float] = time.monotonic
+        self,
+        store: OutboxStore,
+        sink: Sink,
+        names: Sequence[str],
+        unit: Unit,
+        file: AcknowledgedFile,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``names`` are those of all sinks."""
-        self._store, self._sink, self._names, self._unit, self._clock = store, sink, names, unit, clock
+        self._store, self._sink, self._names, self._unit, self._file, self._clock = store, sink, names, unit, file, clock
         self._fence = OutboxFence()
         self._failures = 0
         self._compare_at = 0.0
 
     async def run(self) -> None:
         """Send for ever, while this gateway has the lock."""
+        await self._file.has_read.wait()
         while True:
             try:
                 async with self._store.leadership(self._sink.name) as session:
@@ -75,6 +86,7 @@ class SinkExport:
             except NotSent as error:
                 return await self._fail(session, claim, error)
             await self._store.acknowledge(session, claim)
+            self._file.note_change()
             self._succeed()
         if self._clock() >= self._compare_at:
             self._compare_at = self._clock() + COMPARE_SECONDS
@@ -130,16 +142,25 @@ class SinkExport:
 class UsageExport:
     """All sinks of this gateway, their measurements and their state for administrators."""
 
-    def __init__(self, store: OutboxStore, sinks: Sequence[Sink], unit: Unit, metrics: Metrics) -> None:
-        self._store, self._metrics = store, metrics
+    def __init__(self, store: OutboxStore, sinks: Sequence[Sink], unit: Unit, file: AcknowledgedFile, metrics: Metrics) -> None:
+        self._store, self._metrics, self._file = store, metrics, file
         self._names = [sink.name for sink in sinks]
-        self.exports = [SinkExport(store, sink, self._names, unit) for sink in sinks]
+        self.exports = [SinkExport(store, sink, self._names, unit, file) for sink in sinks]
+
+    async def keep_file(self) -> None:
+        """Run until canceled; without sinks, return. Raises Unavailable."""
+        if self.exports:
+            await self._file.run()
 
     async def measure(self) -> None:
         for sink in await self._store.list_sinks(self._names):
             self._metrics.usage_export_lag.labels(sink=sink.name).set(sink.lag_seconds)
             self._metrics.usage_export_difference_tokens.labels(sink=sink.name).set(sink.difference_tokens)
             self._metrics.usage_export_difference_micro.labels(sink=sink.name).set(sink.difference_micro)
+            # People have seen it by then, and can't take it out of the receiver's past.
+            is_new = sink.excess is not None and datetime.now(UTC) - sink.excess.found_at < EXCESS_IS_NEWS
+            self._metrics.usage_export_excess_tokens.labels(sink=sink.name).set(sink.excess.tokens if sink.excess and is_new else 0)
+            self._metrics.usage_export_excess_micro.labels(sink=sink.name).set(sink.excess.cost_micro if sink.excess and is_new else 0)
 
     async def delete_old(self) -> None:
         await self._store.delete_old(self._names)

@@ -4,12 +4,16 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import groupby
+from operator import attrgetter
 from typing import Literal
+
+import msgspec
 
 from services.gateway.usage_export import usage_events
 from services.gateway.usage_export.usage_events import DaySums, UsageData, UsageEvent, UsageSum
 from shared import errors
-from shared.api.usage_export import UsageSink
+from shared.api.usage_export import AccountTotal, SinkExcess, UsageSink, UsageTotal
 from shared.stores import database
 from shared.types import MicroCredits, TenantId
 
@@ -21,6 +25,7 @@ REFUSALS = database.Refusal
 _MINUTE_ROWS = 20_000
 _SUM_SECONDS = 600.0
 _DELETED_ROWS = 10_000
+_SHOWN_ACCOUNTS = 100
 
 
 class OutboxFence:
@@ -53,6 +58,12 @@ class UsageClaim:
     #: Since when it may have some of them.
     doubtful_since: datetime | None
     claimed_at: datetime
+
+
+class AcknowledgedSum(AccountTotal, frozen=True, kw_only=True):
+    """What a sink has acknowledged of an account's requests of a day."""
+
+    sink: str
 
 
 class OutboxStore:
@@ -93,6 +104,7 @@ class OutboxStore:
     async def acknowledge(self, session: ExportSession, claim: UsageClaim) -> None:
         sums = usage_events.sum_up((event.time.date(), event.total) for event in claim.events)
         async with session.transaction() as transaction:
+            await transaction.run("add_acknowledged_accounts", claim.sink, claim.up_to)
             if await transaction.run("acknowledge_usage", claim.sink, claim.up_to):
                 tokens, micros = [one.tokens for one in sums.values()], [one.cost_micro for one in sums.values()]
                 await transaction.run("add_acknowledged", claim.sink, list(sums), tokens, micros)
@@ -127,10 +139,31 @@ class OutboxStore:
     async def record_comparison(self, sink: str, difference: UsageSum) -> None:
         await self._database.run("record_comparison", sink, *difference)
 
+    async def list_acknowledged_accounts(self) -> tuple[AcknowledgedSum, ...]:
+        rows = await self._database.rows("list_acknowledged_accounts", deadline_seconds=60)
+        return tuple(AcknowledgedSum(**{name: row[name] for name in AcknowledgedSum.__struct_fields__}) for row in rows)
+
+    async def keep_acknowledged(self, sums: Sequence[AcknowledgedSum]) -> int:
+        """Keep what the file says and this database doesn't know; return how many sums that are."""
+        count: int = await self._database.value("keep_acknowledged", msgspec.json.encode(sums).decode(), deadline_seconds=60)
+        return count
+
     async def list_sinks(self, names: Sequence[str]) -> tuple[UsageSink, ...]:
         rows = await self._database.rows("list_sinks", names)
-        return tuple(UsageSink(**{name: row[name] for name in UsageSink.__struct_fields__}) for row in rows)
+        of_sinks = groupby(await self._database.rows("list_excess", names), lambda row: row["sink"])
+        excess = {sink: _sum_excess(list(found)) for sink, found in of_sinks}
+        return tuple(
+            UsageSink(**{name: row[name] for name in UsageSink.__struct_fields__ if name != "excess"}, excess=excess.get(row["name"]))
+            for row in rows
+        )
 
     async def delete_old(self, sinks: Iterable[str]) -> None:
         while await self._database.run("delete_exported", list(sinks), _DELETED_ROWS, deadline_seconds=60) == _DELETED_ROWS:
             pass
+        await self._database.run("delete_acknowledged_accounts", deadline_seconds=60)
+
+
+def _sum_excess(rows: Sequence[database.DatabaseRow]) -> SinkExcess:
+    accounts = [AccountTotal(**{name: row[name] for name in AccountTotal.__struct_fields__}) for row in rows]
+    totals = {name: sum(map(attrgetter(name), accounts)) for name in UsageTotal.__struct_fields__}
+    return SinkExcess(**totals, found_at=max(row["found_at"] for row in rows), accounts=tuple(accounts[:_SHOWN_ACCOUNTS]))

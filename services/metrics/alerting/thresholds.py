@@ -163,9 +163,14 @@ def _stalled(readings: Readings) -> Vector:
     return {labels: value for labels, value in oldest.items() if not ended.get(labels)}
 
 
-def _differences(readings: Readings) -> Vector:
-    tokens = _fold(max, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, "sink")(readings)
-    return {**tokens, **_above(_fold(max, instruments.USAGE_EXPORT_DIFFERENCE_MICRO, "sink")(readings), tokens)}
+def _differing(tokens: Instrument, micro: Instrument) -> _Find:
+    """Read a difference in tokens, or in micro-credits if that is larger."""
+
+    def find(readings: Readings) -> Vector:
+        of_tokens = _fold(max, tokens, "sink")(readings)
+        return {**of_tokens, **_above(_fold(max, micro, "sink")(readings), of_tokens)}
+
+    return find
 
 
 def _failing_payments(readings: Readings) -> Vector:
@@ -199,6 +204,8 @@ class Threshold:
 
 
 _certificates = _fold(min, instruments.CERTIFICATE_SECONDS_LEFT, "service", "node")
+_differences = _differing(instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, instruments.USAGE_EXPORT_DIFFERENCE_MICRO)
+_excess = _differing(instruments.USAGE_EXPORT_EXCESS_TOKENS, instruments.USAGE_EXPORT_EXCESS_MICRO)
 _OVER, _UNDER = operator.gt, operator.lt
 THRESHOLDS: Final = (
     Threshold("service_down", _living, _UNDER, 1),
@@ -215,6 +222,7 @@ THRESHOLDS: Final = (
     Threshold("jobs_stalled", _stalled, _OVER, 900, "{:,.0f} s", _LINES),
     Threshold("usage_export_late", _fold(max, instruments.USAGE_EXPORT_LAG, "sink"), _OVER, 3600, "{:,.0f} s"),
     Threshold("usage_export_difference", _differences, _OVER, 0, "{:,.0f}"),
+    Threshold("usage_export_excess", _excess, _OVER, 0, "{:,.0f}"),
     Threshold("backup_old", _fold(max, instruments.BACKUP_AGE), _OVER, 26 * 3600, "{:,.0f} s"),
     Threshold("certificate_expiring", _certificates, _UNDER, health_signals.CERTIFICATE_ENDS_SECONDS, "{:,.0f} s"),
     Threshold("cpu_high", _fold(max, host_instruments.HOST_CPU, "machine"), _OVER, 0.8, "{:.1%}"),
@@ -238,6 +246,7 @@ SERIES: Final = frozenset(_COUNTERS) | {
         instruments.DATABASE_RESTORED, instruments.UNBILLED_USAGE, instruments.DEFERRED_ITEMS, instruments.WEBHOOK_BACKLOG,
         job_instruments.JOB_OLDEST,
         instruments.USAGE_EXPORT_LAG, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, instruments.USAGE_EXPORT_DIFFERENCE_MICRO,
+        instruments.USAGE_EXPORT_EXCESS_TOKENS, instruments.USAGE_EXPORT_EXCESS_MICRO,
         host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
     )
 }  # fmt: skip

@@ -1,14 +1,20 @@
 """`aicli admin usage-export`."""
 
 from datetime import UTC, datetime
+from uuid import UUID
 
 import pytest
 
-from shared.api.usage_export import UsageExportState, UsageSink, read_usage_export
-from shared.types import MicroCredits
+from shared.api.usage_export import AccountTotal, SinkExcess, UsageExportState, UsageSink, read_usage_export
+from shared.types import MicroCredits, TenantId
 from tests.cli.fake_mesh import Shell
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+ANN = TenantId(UUID(int=7))
+OF_ANN = AccountTotal(
+    events=7, tokens=700, uncovered_tokens=100, cost_micro=MicroCredits(2_000_000), owner=ANN, since=NOON, acknowledged_at=NOON
+)
+EXCESS = SinkExcess(events=12, tokens=1200, uncovered_tokens=200, cost_micro=MicroCredits(2_500_000), found_at=NOON, accounts=(OF_ANN,))
 
 
 @pytest.mark.parametrize(
@@ -39,6 +45,17 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
             ],
             1,
             id="behind, in doubt, and different",
+        ),
+        pytest.param(
+            (UsageSink("file", NOON, 0, 0.0, excess=EXCESS),),
+            [
+                "file: up to date",
+                "  not compared",
+                "  2.5 credits and 1,200 tokens (200 not covered by plans) in 12 events more at the receiver since the restore of 2026-01-02",
+                f"    {ANN}: 2 credits and 700 tokens (100 not covered by plans) in 7 events of 2026-01-02, acknowledged until 2026-01-02",
+            ],
+            1,
+            id="more than a restored database",
         ),
         pytest.param(
             (UsageSink("file", NOON, 0, 0.0),), ["file: up to date; last sent", "  not compared with the ledger yet"], 0, id="new"

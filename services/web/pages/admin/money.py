@@ -42,6 +42,9 @@ _SINKS: Listing[UsageSink] = Listing(
         Column(title="Compared", show=lambda row: row.compared_at),
         Column(title="Tokens differ", show=lambda row: row.difference_tokens, is_number=True),
         Column(title="Credits differ", show=lambda row: amounts.grouped(row.difference_micro), is_number=True),
+        Column(
+            title="More since a restore", show=lambda row: amounts.grouped(row.excess.cost_micro) if row.excess else None, is_number=True
+        ),
     ),
     empty="Usage isn’t exported.",
 )

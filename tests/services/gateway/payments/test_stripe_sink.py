@@ -9,7 +9,6 @@ import pytest
 from services.gateway.facts.provider_settings import ProviderSettings
 from services.gateway.payments import payment_provider
 from services.gateway.payments.stripe_sink import StripeSink
-from services.gateway.usage_export.export import SinkExport
 from services.gateway.usage_export.outbox_store import Unit
 from shared.types import UserId
 from tests.services.gateway.payments import stripe_server
@@ -59,7 +58,7 @@ async def end_minutes(exports: Exports, ago: str) -> None:
 
 
 async def difference(exports: Exports, sink: StripeSink) -> int:
-    await SinkExport(exports.outbox, sink, [sink.name], "request").compare()
+    await exports_.new_export(exports.outbox, sink).compare()
     (state,) = await exports.outbox.list_sinks([sink.name])
     return state.difference_tokens
 

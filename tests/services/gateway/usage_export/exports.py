@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -15,12 +16,13 @@ from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.store import GatewayStore
 from services.gateway.usage_export import usage_events
+from services.gateway.usage_export.acknowledged_file import AcknowledgedFile
 from services.gateway.usage_export.export import SinkExport
 from services.gateway.usage_export.outbox_store import ExportSession, OutboxStore, Unit
 from services.gateway.usage_export.sinks import NotSent, Sink
 from services.gateway.usage_export.usage_events import DaySums, UsageEvent, UsageSum
 from shared.stores.database import Database
-from shared.types import RequestId, UserId
+from shared.types import NodeId, RequestId, UserId
 from tests.services.gateway.billing import test_ledger_store
 from tests.services.gateway.billing.test_ledger_store import Books, new_owner, new_request
 
@@ -69,6 +71,11 @@ class MemorySink:
         return usage_events.difference(expected, usage_events.sum_up((event.account_day, event.total) for event in self.stored.values()))
 
 
+def new_export(outbox: OutboxStore, sink: Sink, unit: Unit = "request", **more: Any) -> SinkExport:
+    """One without a recovery log."""
+    return SinkExport(outbox, sink, [sink.name], unit, AcknowledgedFile(outbox, None, NodeId("one")), **more)
+
+
 class Exports(Books):
     """Settles requests with an export, and sends what is settled."""
 
@@ -97,7 +104,7 @@ class Exports(Books):
             # The server may still be ending the session before.
             while not await session.take():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-            yield SinkExport(self.outbox, sink, [sink.name], unit), session
+            yield new_export(self.outbox, sink, unit), session
 
     async def send_all(self, sink: Sink, unit: Unit = "request", *, most_steps: int = 1000) -> None:
         """Send until there is nothing left."""
@@ -142,7 +149,7 @@ async def opened_exports(url: str) -> AsyncIterator[Exports]:
 
 async def compare(exports: Exports, sink: Sink) -> None:
     """Require that the sink has exactly what was settled."""
-    await SinkExport(exports.outbox, sink, [sink.name], "request").compare()
+    await new_export(exports.outbox, sink).compare()
     (state,) = await exports.outbox.list_sinks([sink.name])
     assert (state.difference_tokens, state.difference_micro) == (0, 0)
     assert state.compared_at is not None

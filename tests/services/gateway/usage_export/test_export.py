@@ -17,7 +17,7 @@ from asyncpg.transaction import Transaction
 from services.gateway.billing.ledger_store import AlreadyReverted
 from services.gateway.store import GatewayStore
 from services.gateway.usage_export import export as export_
-from services.gateway.usage_export.export import PACE_SECONDS, SinkExport
+from services.gateway.usage_export.export import PACE_SECONDS
 from services.gateway.usage_export.outbox_store import OutboxFence, OutboxStore, Unit, UsageClaim
 from shared.types import RequestId, TenantId
 from tests.services.gateway.billing.test_ledger_store import new_owner, new_request, row
@@ -204,7 +204,7 @@ async def test_every_token_arrives_once_whatever_dies_between_any_two_steps(
         chosen: Unit = rng.choice(["request", "minute"]) if unit == "minute" else unit
         with contextlib.suppress(Killed):
             async with exports.sending(sink, chosen) as (_, session):
-                export = SinkExport(crashing, sink, [sink.name], chosen)
+                export = exports_.new_export(crashing, sink, chosen)
                 for _ in range(rng.randint(1, 8)):
                     await export.step(session)
     sink.faults = []
@@ -279,7 +279,7 @@ async def test_a_sink_that_was_down_for_a_day_gets_everything_at_a_steady_pace(e
     await exports.outbox.add_sinks([sink.name])
     async with exports.outbox.leadership(sink.name) as session:
         await session.take()
-        export, attempts = SinkExport(exports.outbox, sink, [sink.name], "request", clock=lambda: now), 0
+        export, attempts = exports_.new_export(exports.outbox, sink, clock=lambda: now), 0
         while now < day:
             sink.faults = ["refused"]
             now += await export.step(session)
@@ -320,7 +320,7 @@ async def test_the_comparison_finds_what_a_sink_lacks_has_twice_or_never_got(exp
     await exports.send_all(sink)
 
     async def differences() -> tuple[int, int]:
-        await SinkExport(exports.outbox, sink, [sink.name], "request").compare()
+        await exports_.new_export(exports.outbox, sink).compare()
         (state,) = await exports.outbox.list_sinks([sink.name])
         return state.difference_tokens, state.difference_micro
 
@@ -381,7 +381,7 @@ async def test_another_gateway_takes_over_when_one_is_cut_off_from_postgresql(
         monkeypatch.setattr(export_, name, 0.02)
     sink = MemorySink()
     async with asyncio.TaskGroup() as tasks:
-        gateways = [tasks.create_task(SinkExport(exports.outbox, sink, [sink.name], "request").run()) for _ in range(2)]
+        gateways = [tasks.create_task(exports_.new_export(exports.outbox, sink).run()) for _ in range(2)]
         for _ in range(6):
             await exports.settle_some(10)
             await exports.execute(
