@@ -50,6 +50,13 @@ def damage(place: BackupPlace, part: LogPart) -> None:
     file.write_bytes(body)
 
 
+async def test_the_old_home_keeps_what_receivers_of_usage_have(place: BackupPlace) -> None:
+    place.home.recovery_log.mkdir(parents=True, exist_ok=True)
+    (place.home.recovery_log / "usage_export-one.json").write_text("[]")
+    await fetch(place)
+    assert (place.home.gathered_log / "usage_export-one.json").read_text() == "[]"
+
+
 async def test_each_accepted_gap_is_cut_once_and_the_next_one_in_its_own_term(place: BackupPlace) -> None:
     for part in (LogPart("auth", 1, 2), LogPart("auth", 4, 5), LogPart("gateway", 2, 2), LogPart("anchors", 1, 1)):
         await recovery_log_copy.write(place, part, b"old\n" * (part.last + 1 - part.first))
