@@ -51,8 +51,8 @@ EXCESS = SinkExcess(events=12, tokens=1200, uncovered_tokens=200, cost_micro=Mic
             [
                 "file: up to date",
                 "  not compared",
-                "  2.5 credits and 1,200 tokens (200 not covered by plans) in 12 events more at the receiver since the restore of 2026-01-02",
-                f"    {ANN}: 2 credits and 700 tokens (100 not covered by plans) in 7 events of 2026-01-02, acknowledged until 2026-01-02",
+                "  2.5 credits and 1,200 tokens (200 not covered by plans) in 12 events more at the receiver since the restore of 2026",
+                f"    {ANN}: 2 credits and 700 tokens (100 not covered by plans) in 7 events of 2026-01-02, acknowledged until",
             ],
             1,
             id="more than a restored database",
