@@ -79,6 +79,8 @@ OTHER_LOOPS = {
     "services/gateway/payments/billing.py:handle_events": "each event is an attempt",
     "services/gateway/payments/provider_orders.py:_follow": "reads of one object, until it is not written meanwhile",
     "services/gateway/payments/provider_orders.py:_identify": "the ids of one checkout",
+    "services/gateway/payments/provider_orders.py:_reverse_credits": "the reversals of one payment",
+    "services/gateway/payments/provider_orders.py:find_lost": "events, which are only kept; each is an attempt later",
     "services/gateway/payments/provider_orders.py:adopt": "the ids of one payment, each an attempt",
     "services/gateway/requests/runs.py:_first_to_answer": "of a request",
     "services/gateway/requests/workers.py:_find": "of a request",

@@ -31,6 +31,7 @@ class UpkeepJob(StrEnum):
     ADOPTION = "adoption"
     KEY_POLICIES = "key_policies"
     BILLING = "billing"
+    REVERSALS = "reversals"
     USAGE_EXPORT = "usage_export"
     NOTICES = "notices"
     MODELS = "models"

@@ -262,8 +262,9 @@ class GatewayService:
         if stores.provider is not None:
             sold_in = settings.currency
             orders = ProviderOrders(
-                settings.payments, stores.provider, billing_store, live, sold_in, items=stores.items, on_paid=count_paid
-            )
+                settings.payments, stores.provider, billing_store, live, sold_in, items=stores.items, on_paid=count_paid,
+                on_reversed=metrics.revenue_reversed.labels(currency=sold_in).inc,
+            )  # fmt: skip
         self._billing = Billing(
             billing_store,
             live,
@@ -559,6 +560,9 @@ class GatewayService:
         if settings.money == "on":
             node.tasks.create_task(background_jobs.repeat(UpkeepJob.BILLING, 60, self._work_on_bills, metrics))
             node.tasks.create_task(keep("payments", self._webhooks.run))
+            if self._billing.provider is not None:
+                find_lost = self._billing.provider.find_lost
+                node.tasks.create_task(background_jobs.repeat(UpkeepJob.REVERSALS, 3600, find_lost, metrics))
 
     async def _work_on_bills(self) -> None:
         await self._billing.work()

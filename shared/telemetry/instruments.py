@@ -207,6 +207,11 @@ INTER_TOKEN_SECONDS = histogram(
 )
 COST = counter("ai_platform_cost_micro_total", "Cost of completed requests in micro-credits: a million is one credit", ("model",))
 REVENUE = counter("ai_platform_revenue_minor_total", "Paid invoices and orders, without tax, in minor units such as cents", ("currency",))
+REVENUE_REVERSED = counter(
+    "ai_platform_revenue_reversed_minor_total",
+    "Refunds and disputes of orders at payment providers, without tax; take them off `ai_platform_revenue_minor_total`",
+    ("currency",),
+)
 COST_OF_USUAL = gauge(
     "ai_platform_cost_of_usual_ratio",
     "Cost of this or the last UTC day, if that was higher, as a multiple of the mean of the seven days before it; 0 until it is known",

@@ -168,6 +168,7 @@ class Metrics:
     inter_token_seconds = _LazyMetric(Histogram, instruments.INTER_TOKEN_SECONDS)
     cost = _LazyMetric(Counter, instruments.COST)
     revenue = _LazyMetric(Counter, instruments.REVENUE)
+    revenue_reversed = _LazyMetric(Counter, instruments.REVENUE_REVERSED)
     cost_of_usual = _LazyMetric(Gauge, instruments.COST_OF_USUAL)
     upstream_of_month = _LazyMetric(Gauge, instruments.UPSTREAM_OF_MONTH)
     ledger_reserve_seconds = _LazyMetric(Histogram, instruments.LEDGER_RESERVE_SECONDS)

@@ -89,8 +89,9 @@ class LedgerStore:
         assert row is not None  # the query creates a missing account
         allowance = None
         if spending.has_plan:
-            # Who changed to a smaller plan keeps the tokens of this period.
-            included = None if spending.included_tokens is None else max(spending.included_tokens, row["granted_tokens"])
+            # Who changed to a smaller plan keeps the tokens of this period, and who has paid for fewer has fewer.
+            included = spending.included_tokens if row["paid_tokens"] is None else 0
+            included = None if included is None else max(included, row["granted_tokens"])
             used = row["granted_tokens"] - row["allowance_tokens"]
             allowance = Allowance(included, used, row["held_tokens"], row["period_end"].astimezone(UTC))
         return Account(

@@ -210,9 +210,10 @@ class BillingRows:
         """Safe to repeat. Raises what ``move_credits`` raises."""
         await ledger_store.move_credits(self._transaction, transfer, owner, micro, note=note)
 
-    async def is_given(self, transfer: RequestId, owner: TenantId, micro: MicroCredits) -> bool:
-        """Return whether credits were given by this transfer, perhaps another amount."""
-        return await self._transaction.value("is_same_transfer", transfer, owner, micro) is not None
+    async def find_moved(self, transfer: RequestId, owner: TenantId) -> MicroCredits | None:
+        """Return how many credits a transfer gave, below zero if it took them; None if there is no such transfer."""
+        found: MicroCredits | None = await self._transaction.value("find_moved", transfer, owner)
+        return found
 
     async def take_late(self) -> StoredInvoice | None:
         row = await self._transaction.row("take_late_invoice", list(invoices.REMINDER_DAYS))
@@ -239,6 +240,11 @@ class BillingRows:
     async def follow_anchor(self, owner: TenantId, period_start: datetime) -> None:
         await self._transaction.run("follow_anchor", owner, period_start)
 
+    async def pay_period(self, owner: TenantId, period_start: datetime, tokens: int | None, *, is_over: bool) -> None:
+        """Let an account have the tokens that were paid for a period of the provider, and no others. None: as many as are used.
+        ``is_over``: the subscription has ended, and tokens of another period stay as they are."""
+        await self._transaction.run("pay_period", owner, period_start, tokens, is_over)
+
     async def add_order(self, order_id: UUID, owner: TenantId, provider: str, plan: str | None, amount_minor: int) -> ProviderOrder | None:
         """Return the order if it is new."""
         return _order(await self._transaction.row("add_order", order_id, owner, provider, plan, amount_minor))
@@ -254,6 +260,9 @@ class BillingRows:
 
     async def end_order(self, order_id: UUID, payment: str | None) -> None:
         await self._transaction.run("end_order", order_id, payment)
+
+    async def reverse_order(self, order_id: UUID, reversed_minor: int) -> None:
+        await self._transaction.run("reverse_order", order_id, reversed_minor)
 
     async def name_subscription(self, order_id: UUID, subscription: str) -> None:
         await self._transaction.run("name_subscription", order_id, subscription)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from typing import ClassVar, TypeVar
 from uuid import UUID
@@ -40,6 +41,7 @@ from services.gateway.payments.payment_provider import (
     CheckoutState,
     Forged,
     OwedUsage,
+    PaidPeriod,
     ProviderOrder,
     ProviderSubscription,
     WebhookEvent,
@@ -122,6 +124,12 @@ class PaddleProvider:
             raise errors.Unavailable("Paddle has made no page for this payment", hint="set a default payment link in Paddle's settings")
         return made.id, made.checkout.url
 
+    async def find_bought(self, object_id: str) -> str | None:
+        return object_id
+
+    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
+        return []
+
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         try:
             if object_id.startswith("txn_"):
@@ -200,6 +208,8 @@ def _checkout(found: Transaction) -> CheckoutState:
         # By the measure of the prices: if they add up to the subtotal, which has no tax, the tax came on top and is not part of the goods.
         # If they include it, they add up to more.
         amount_minor=int(totals.total) - (int(totals.tax) if listed == int(totals.subtotal) else 0),
+        paid_minor=int(totals.total),
+        reversals=(),
         currency=str(totals.currency_code),
         # A customer's browser can put other goods into the checkout, and write its custom data. It can't write those of a price.
         goods_of=made_for.pop() if len(made_for) == 1 else None,
@@ -210,12 +220,14 @@ def _checkout(found: Transaction) -> CheckoutState:
 
 def _subscription(found: Subscription) -> ProviderSubscription:
     period = found.current_billing_period
+    prices = tuple(item.price.id for item in found.items)
     return ProviderSubscription(
         id=found.id,
         customer=found.customer_id,
         status=str(found.status),
-        prices=frozenset(item.price.id for item in found.items),
+        prices=prices,
         period_start=found.created_at if period is None else period.starts_at,
+        paid=PaidPeriod(prices=prices, paid_minor=0, kept_minor=0),
     )
 
 

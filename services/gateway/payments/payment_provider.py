@@ -4,7 +4,7 @@ Nothing that a provider sends is a command: a webhook only names an object, whos
 """
 
 import importlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -62,6 +62,8 @@ class ProviderOrder:
     payment: str | None
     #: An administrator has said whose payment it is.
     is_adopted: bool = False
+    #: What refunds and disputes took back of the amount.
+    reversed_minor: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,18 @@ class WrittenOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reversal:
+    """A refund or a dispute. While a dispute is open, the provider keeps the money."""
+
+    #: The provider's.
+    id: str
+    #: With tax.
+    amount_minor: int
+    #: The refund failed or was canceled, or the dispute was won.
+    is_returned: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutState:
     id: str
     is_over: bool
@@ -85,6 +99,10 @@ class CheckoutState:
     subscription: str | None
     #: What the goods cost, to compare with an order's amount.
     amount_minor: int
+    #: What the customer paid, with tax.
+    paid_minor: int
+    #: Parts of ``paid_minor``, oldest first. A subscription's payments are reversed in ``PaidPeriod``.
+    reversals: tuple[Reversal, ...]
     currency: str
     #: The order that the goods were made for, from where only the mesh writes. None: other goods.
     goods_of: str | None
@@ -95,13 +113,33 @@ class CheckoutState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaidPeriod:
+    """What was paid for the present period of a subscription."""
+
+    #: Of the newest payment, the dearest first; one of them is the plan's.
+    prices: tuple[str, ...]
+    #: By all payments for this period, with tax. 0: nothing had to be paid.
+    paid_minor: int
+    #: What is left of it after reversals.
+    kept_minor: int
+
+    def share_of(self, tokens: int | None) -> int | None:
+        """Return how many of a plan's tokens were paid. None: as many as are used, while anything is kept."""
+        if self.paid_minor == 0 or (tokens is None and self.kept_minor > 0):
+            return tokens
+        return (tokens or 0) * self.kept_minor // self.paid_minor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProviderSubscription:
     id: str
     customer: str
     #: Stripe's or Paddle's word.
     status: str
-    prices: frozenset[str]
+    prices: tuple[str, ...]
     period_start: datetime
+    #: None: nobody has paid for the present period yet.
+    paid: PaidPeriod | None
 
     @property
     def has_ended(self) -> bool:
@@ -158,11 +196,17 @@ class PaymentProvider(Protocol):
         """Return the id of a checkout, and its page. The same order again is the same checkout, or another one that nobody knows of.
         ``customer``: at the provider, if they have paid before."""
 
+    async def find_bought(self, object_id: str) -> str | None:
+        """Return the checkout or the subscription that an event's object belongs to, often the object itself; None if there is none."""
+
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
-        """Return the present state of what an event named; None if it is gone."""
+        """Return the present state of a checkout or a subscription; None if it is gone."""
 
     async def find_checkout(self, subscription: str) -> str | None:
         """Return the checkout with which a subscription began."""
+
+    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
+        """Return what webhooks have told of refunds and disputes since then, or should have told, with ids that are always the same."""
 
     async def list_payments(self, customer: str) -> Mapping[str, str | None] | None:
         """Return what a customer has paid, with the subscriptions that it belongs to, if others may have paid as the same customer; else
@@ -176,6 +220,11 @@ class PaymentProvider(Protocol):
 
     async def cancel(self, subscription: str) -> None:
         """End it with its period; again, it changes nothing. May raise NotFound, too."""
+
+
+def kept_of(paid_minor: int, reversals: Iterable[Reversal]) -> int:
+    """Return what is left of a payment."""
+    return max(0, paid_minor - sum(one.amount_minor for one in reversals if not one.is_returned))
 
 
 def open_provider(settings: ProviderSettings | None) -> AbstractAsyncContextManager[PaymentProvider | None]:

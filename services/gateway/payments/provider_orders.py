@@ -4,8 +4,8 @@ A payment, and a subscription's state, is only what the provider says when asked
 are is what our own orders say. Every step is one transaction, and safe to repeat; the provider is read before it.
 """
 
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4, uuid5
 
 import msgspec
@@ -36,6 +36,8 @@ from shared.types import MicroCredits, RequestId, TenantId, Tier
 MANUAL = "manual"
 #: Two gateways that read one account take turns at once; who is too late this often has more than two beside.
 _MAX_READS = 5
+#: How far back refunds and disputes are asked for, in case their webhooks were lost. Known events are kept for longer.
+_REVERSALS = timedelta(days=14)
 #: For ids of transfers: the same payment is the same transfer.
 _PAYMENTS = UUID("5a0f8f0e-6f0c-4a57-8f0f-2b8a1f6d1c3e")
 
@@ -49,9 +51,9 @@ class Mismatch(errors.CallerError):
 class ProviderOrders:
     def __init__(
         self, name: str, provider: PaymentProvider, store: BillingStore, source: ConfigSource, sold_in: str, *, items: BackgroundItems,
-        on_paid: Callable[[int], None] = lambda _minor: None,
+        on_paid: Callable[[int], None] = lambda _minor: None, on_reversed: Callable[[int], None] = lambda _minor: None,
     ) -> None:  # fmt: skip
-        """``on_paid``: called with the amount of each order that is paid, without tax."""
+        """``on_paid``: called with the amount of each order that is paid, without tax; ``on_reversed``: of what is refunded or disputed."""
         self.name = name
         self.provider = provider
         self._store = store
@@ -59,6 +61,7 @@ class ProviderOrders:
         self._items = items
         self._currency = sold_in
         self._on_paid = on_paid
+        self._on_reversed = on_reversed
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +154,8 @@ class ProviderOrders:
     async def adopt(self, object_id: str, owner: TenantId | None) -> CheckoutState:
         """Return what the provider says of a payment, or of that with which a subscription began; with an owner, give them what was paid.
         Raises NotFound, BadRequest if nothing was paid, AlreadyExists, Unavailable, and what ``_follow`` raises."""
-        found = await self._begun_by(await self.provider.read(object_id))
+        bought = await self.provider.find_bought(object_id)
+        found = None if bought is None else await self._begun_by(await self.provider.read(bought))
         if found is None:
             raise errors.NotFound(f"{self.name} has no payment {object_id}", hint="see `aicli admin deferred list`")
         if owner is None:
@@ -161,7 +165,7 @@ class ProviderOrders:
             begun = await self.provider.read(found.subscription)
             if not isinstance(begun, ProviderSubscription) or begun.has_ended:
                 raise errors.BadRequest(f"the subscription {found.subscription} has ended", hint=f"refund it at {self.name}")
-            plan = self._plan_of(begun)
+            plan = self._plan_of(begun, begun.prices)
         elif found.payment is None or found.amount_minor <= 0 or found.currency != self._currency:
             raise errors.BadRequest(f"{found.id} did not pay any {self._currency}", hint=f"refund what was paid at {self.name}")
         order = WrittenOrder(id=uuid5(_PAYMENTS, f"order|{self.name}|{found.id}"), owner=owner, plan=plan, amount_minor=found.amount_minor)
@@ -170,9 +174,9 @@ class ProviderOrders:
                 raise errors.AlreadyExists(f"the payment {found.id} was given, or is an order of another account")
         taken_at = await self._store.now()
         await self._follow(found.id, None)
-        for told in (found.id, found.subscription):
-            if told is not None:
-                await self._items.attempt(ItemKind.PAYMENT, told, self._store.end_events(self.name, told, taken_at))
+        for told in {found.id, object_id, found.subscription, found.payment} - {None}:
+            assert told is not None
+            await self._items.attempt(ItemKind.PAYMENT, told, self._store.end_events(self.name, told, taken_at))
         return found
 
     # --- what the provider tells --------------------------------------------------------------------------------------
@@ -180,6 +184,11 @@ class ProviderOrders:
     async def receive(self, event: WebhookEvent) -> bool:
         """Keep an event. Return False if it was known, or is about something else. Raises Unavailable."""
         return event.object_id is not None and await self._store.add_event(self.name, event)
+
+    async def find_lost(self) -> None:
+        """Keep events of refunds and disputes whose webhooks were lost. Raises Unavailable."""
+        for event in await self.provider.list_reversals(await self._store.now() - _REVERSALS):
+            await self.receive(event)
 
     async def handle_one(self) -> bool | None:
         """Follow the object of an event, or one of which the provider hasn't told for long. Return whether that was done; None if there is
@@ -202,12 +211,16 @@ class ProviderOrders:
 
     async def _follow(self, object_id: str, taken_at: datetime | None) -> None:
         """Raises Unavailable, also if others change the account all the time, and NotFound and Mismatch, for an administrator."""
+        bought = await self.provider.find_bought(object_id)
         for _ in range(_MAX_READS):
-            if await self._follow_once(object_id, taken_at):
+            if bought is None or await self._follow_once(bought):
+                if taken_at is not None:
+                    async with self._store.transaction() as rows:
+                        await rows.end_events(self.name, object_id, taken_at)
                 return
         raise errors.Unavailable(f"what {object_id} belongs to changes all the time", hint="it is tried again later")
 
-    async def _follow_once(self, object_id: str, taken_at: datetime | None) -> bool:
+    async def _follow_once(self, object_id: str) -> bool:
         """Return False if the account has changed since before the read: what was read may be older than what is written."""
         known = await self._store.find_followed(self.name, object_id)
         found = await self.provider.read(object_id)
@@ -218,19 +231,19 @@ class ProviderOrders:
         if checkout is not None:
             known = known or await self._identify(checkout)
             found = None if known is None or checkout.subscription is None else await self.provider.read(checkout.subscription)
+        if known is None:
+            return True
         async with self._store.transaction() as rows:
-            if known is not None:
-                order = None if known.order_id is None else await rows.lock_order(known.order_id)
-                held = await rows.lock(known.owner, MANUAL)
-                if held.version != known.version:
-                    return False
-                # The other payments of a subscription lead to the order with which it began, too.
-                if checkout is not None and order is not None and order.object_id == checkout.id:
-                    held = await self._end_checkout(rows, order, held, checkout)
-                if isinstance(found, ProviderSubscription) and (order is None or order.plan is not None):
-                    await self._follow_subscription(rows, held, found, None if order is None else order.plan)
-            if taken_at is not None:
-                await rows.end_events(self.name, object_id, taken_at)
+            order = None if known.order_id is None else await rows.lock_order(known.order_id)
+            held = await rows.lock(known.owner, MANUAL)
+            if held.version != known.version:
+                return False
+            # The other payments of a subscription lead to the order with which it began, too.
+            if checkout is not None and order is not None and order.object_id == checkout.id:
+                held = await self._end_checkout(rows, order, held, checkout)
+                await self._reverse_credits(rows, order, held, checkout)
+            if isinstance(found, ProviderSubscription) and (order is None or order.plan is not None):
+                await self._follow_subscription(rows, held, found, None if order is None else order.plan)
         return True
 
     async def _begun_by(self, found: CheckoutState | ProviderSubscription | None) -> CheckoutState | None:
@@ -270,14 +283,38 @@ class ProviderOrders:
             held = msgspec.structs.replace(held, provider=self.name, customer=found.customer)
             await rows.write(held)
         if is_bought:
-            transfer = RequestId(uuid5(_PAYMENTS, f"{self.name}|{found.payment}"))
             credit = currency.micro(order.amount_minor, self._currency)
-            await rows.give_credit(transfer, order.owner, credit, f"{self.name} {found.payment}")
+            await rows.give_credit(self._transfer(found.payment), order.owner, credit, f"{self.name} {found.payment}")
             _log.info("credits paid", owner=order.owner, amount=order.amount_minor, payment=found.payment)
         await rows.end_order(order.id, found.payment)
         if found.payment is not None:
             self._on_paid(order.amount_minor)
         return held
+
+    async def _reverse_credits(self, rows: BillingRows, order: ProviderOrder, held: Subscription, found: CheckoutState) -> None:
+        """Take back the credits of what was refunded or disputed, and give those again that were taken for what was returned since."""
+        given = await rows.find_moved(self._transfer(found.payment), order.owner) if found.reversals else None
+        if given is None:
+            return
+        known = {one.id: await rows.find_moved(self._transfer(one.id), order.owner) for one in found.reversals}
+        left = given + sum(known[one.id] or 0 for one in found.reversals if not one.is_returned)
+        for one in found.reversals:
+            note, taken = f"{self.name} {one.id}", known[one.id]
+            if one.is_returned and taken is not None:
+                await rows.give_credit(self._transfer(f"{one.id}|returned"), order.owner, MicroCredits(-taken), f"{note} returned")
+            elif not one.is_returned and taken is None and (part := min(left, given * one.amount_minor // found.paid_minor)):
+                await rows.give_credit(self._transfer(one.id), order.owner, MicroCredits(-part), note)
+                _log.info("credits taken back", owner=order.owner, micro=part, payment=found.payment, reversal=one.id)
+                left -= part
+        reversed_minor = order.amount_minor - order.amount_minor * left // given
+        if more := reversed_minor - order.reversed_minor:
+            await rows.reverse_order(order.id, reversed_minor)
+            # An older state of the payment, which another gateway may have read, is read again.
+            await rows.write(held)
+            (self._on_reversed if more > 0 else self._on_paid)(abs(more))
+
+    def _transfer(self, cause: str | None) -> RequestId:
+        return RequestId(uuid5(_PAYMENTS, f"{self.name}|{cause}"))
 
     def _ensure_matches(self, order: ProviderOrder, found: CheckoutState) -> None:
         """Raises Mismatch unless the credits of the order, and nothing else, were paid."""
@@ -290,19 +327,30 @@ class ProviderOrders:
 
     async def _follow_subscription(self, rows: BillingRows, held: Subscription, found: ProviderSubscription, ordered: str | None) -> None:
         """``ordered``: the plan with which it began."""
-        owner = held.owner
-        if held.subscription != found.id:
-            if found.has_ended:
-                return
-            if held.subscription is not None:
+        owner, is_held = held.owner, held.subscription == found.id
+        if held.subscription is not None and not is_held:
+            if not found.has_ended:
                 _log.error("an account has two subscriptions: cancel one", owner=owner, one=held.subscription, other=found.id)
-                return
+            return
+        paid = None if found.paid is None else self._plan_of(found, found.paid.prices, held.plan, ordered)
+        tokens = 0 if found.paid is None or paid is None else found.paid.share_of(self._included(paid))
+        free = self._source.config.offers[Tier.FREE].versioned
         if found.has_ended:
-            plan, subscription = self._source.config.offers[Tier.FREE].versioned, None
+            # It may be refunded later, too.
+            await rows.pay_period(owner, found.period_start, tokens, is_over=True)
+            if not is_held:
+                return
+            plan, subscription = free, None
             _log.info("plan ended", owner=owner, plan=held.plan, subscription=found.id)
         else:
-            plan, subscription = self._plan_of(found, held.plan, ordered), found.id
-            await self._follow_period(rows, owner, found, plan)
+            # A change that is not paid yet changes nothing.
+            plan, subscription = paid or (held.plan if is_held else None) or self._plan_of(found, found.prices, ordered), found.id
+            await rows.open_period(owner, 0)
+            await rows.follow_anchor(owner, found.period_start)
+            # Until a new period is charged, which may take an hour, the tokens are left that the one before has paid.
+            if found.paid is not None or found.status == "past_due" or not is_held:
+                await rows.pay_period(owner, found.period_start, tokens, is_over=False)
+                plan = free if tokens == 0 and self._included(plan) is None else plan
         if found.status == "past_due" and not held.is_past_due:
             await rows.notify(owner, f"{found.id}/{found.period_start.isoformat()}", PaymentLate())
         await rows.write(
@@ -318,17 +366,15 @@ class ProviderOrders:
             )
         )
 
-    def _plan_of(self, found: ProviderSubscription, *preferred: str | None) -> str:
-        """Return the plan with a price of the subscription: a preferred version, else the newest. Customers change plans at the provider,
-        so the prices decide."""
+    def _plan_of(self, found: ProviderSubscription, prices: Iterable[str], *preferred: str | None) -> str:
+        """Return the plan with the first of these prices that a plan has: a preferred version, else the newest. Customers change plans at
+        the provider, so the prices decide."""
         config = self._source.config
-        for name in (*preferred, *(offer.versioned for offer in config.offers.values())):
-            if name and self.provider.price_of(tiers.plan_of(config.limits.plans, name)) in found.prices:
-                return name
-        raise errors.NotFound(f"no plan has a price of the subscription {found.id}: {', '.join(sorted(found.prices))}")
+        for price in prices:
+            for name in (*preferred, *(offer.versioned for offer in config.offers.values())):
+                if name and self.provider.price_of(tiers.plan_of(config.limits.plans, name)) == price:
+                    return name
+        raise errors.NotFound(f"no plan has a price of the subscription {found.id}: {', '.join(sorted(prices))}")
 
-    async def _follow_period(self, rows: BillingRows, owner: TenantId, found: ProviderSubscription, plan: str) -> None:
-        included = tiers.plan_of(self._source.config.limits.plans, plan).included_tokens
-        await rows.open_period(owner, 0)
-        await rows.follow_anchor(owner, found.period_start)
-        await rows.open_period(owner, included)
+    def _included(self, plan: str) -> int | None:
+        return tiers.plan_of(self._source.config.limits.plans, plan).included_tokens

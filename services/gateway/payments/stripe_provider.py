@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, TypeVar
@@ -11,6 +11,7 @@ from uuid import UUID, uuid5
 
 import aiohttp
 import stripe
+from stripe.params import EventListParams, InvoicePaymentListParams
 from stripe.params.billing import MeterEventCreateParams
 from stripe.params.checkout import SessionCreateParams
 
@@ -22,8 +23,10 @@ from services.gateway.payments.payment_provider import (
     Declined,
     Forged,
     OwedUsage,
+    PaidPeriod,
     ProviderOrder,
     ProviderSubscription,
+    Reversal,
     WebhookEvent,
 )
 from shared import errors
@@ -35,7 +38,13 @@ CHECKOUT_HOURS = 1
 _REMEMBERED = timedelta(hours=23)
 #: The invoice of a period is a draft for an hour, in which Stripe still counts usage of the period.
 _DRAFT = timedelta(minutes=50)
-_FOLLOWED = ("checkout.session", "subscription")
+#: Types of events about refunds and disputes.
+REVERSING = (
+    "refund.created", "refund.updated", "refund.failed", "charge.refunded", "charge.dispute.created", "charge.dispute.closed",
+    "charge.dispute.funds_withdrawn", "charge.dispute.funds_reinstated",
+)  # fmt: skip
+#: Of events in one answer, and in all; those of lost webhooks are asked for each hour.
+_PAGE, _MAX_EVENTS = 100, 10_000
 T = TypeVar("T")
 
 _log = logs.get(part="stripe")
@@ -118,19 +127,73 @@ class StripeProvider:
         made = await _answered(self._client.v1.checkout.sessions.create_async(params, {"idempotency_key": f"checkout-{order.id}"}))
         return made.id, made.url or ""
 
+    async def find_bought(self, object_id: str) -> str | None:
+        if not object_id.startswith("pi_"):
+            return object_id
+        v1 = self._client.v1
+        sessions = await _read(v1.checkout.sessions.list_async({"payment_intent": object_id, "limit": 1}))
+        if sessions.data:
+            return sessions.data[0].id
+        paid: InvoicePaymentListParams = {"payment": {"type": "payment_intent", "payment_intent": object_id}, "limit": 1}
+        payments = await _read(v1.invoice_payments.list_async({**paid, "expand": ["data.invoice"]}))
+        return _subscription_of(payments.data[0].to_dict()["invoice"]) if payments.data else None
+
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         try:
             if object_id.startswith("cs_"):
-                found = await _answered(self._client.v1.checkout.sessions.retrieve_async(object_id), payment_provider.READ_SECONDS)
-                return _checkout(found, self._settings.return_url)
-            return _subscription(await _answered(self._client.v1.subscriptions.retrieve_async(object_id), payment_provider.READ_SECONDS))
+                session = await _read(self._client.v1.checkout.sessions.retrieve_async(object_id))
+                return _checkout(session, await self._list_reversed(_id(session.payment_intent)), self._settings.return_url)
+            found = await _read(self._client.v1.subscriptions.retrieve_async(object_id))
         except errors.NotFound:
             return None
+        # The first payment of an incomplete one is not made yet.
+        return None if found.status == "incomplete" else _subscription(found, await self._read_paid(found))
+
+    async def _read_paid(self, found: stripe.Subscription) -> PaidPeriod | None:
+        start = _period_start(found)
+        listed = await _read(
+            self._client.v1.invoices.list_async(
+                {"subscription": found.id, "status": "paid", "created": {"gte": start - 86400}, "limit": _PAGE, "expand": ["data.payments"]}
+            )
+        )
+        prices: tuple[str, ...] = ()
+        paid = kept = 0
+        # The newest comes first.
+        for invoice in listed.data:
+            if not (of_period := _prices_of(invoice, start)):
+                continue
+            prices = prices or of_period
+            paid += invoice.amount_paid
+            kept += invoice.amount_paid
+            for payment in () if invoice.payments is None else invoice.payments.data:
+                reversals = await self._list_reversed(_id(payment.payment.payment_intent))
+                kept -= invoice.amount_paid - payment_provider.kept_of(invoice.amount_paid, reversals)
+        return PaidPeriod(prices=prices, paid_minor=paid, kept_minor=max(0, kept)) if prices else None
+
+    async def _list_reversed(self, payment: str | None) -> tuple[Reversal, ...]:
+        if payment is None:
+            return ()
+        v1 = self._client.v1
+        refunds = await _read(v1.refunds.list_async({"payment_intent": payment, "limit": _PAGE}))
+        disputes = await _read(v1.disputes.list_async({"payment_intent": payment, "limit": _PAGE}))
+        found = [(one.created, one.id, one.amount, one.status in {"failed", "canceled"}) for one in refunds.data]
+        # An inquiry, whose states begin with "warning", moves no money.
+        found += [(one.created, one.id, one.amount, one.status.startswith(("won", "prevented", "warning"))) for one in disputes.data]
+        return tuple(Reversal(id=name, amount_minor=amount, is_returned=is_returned) for _, name, amount, is_returned in sorted(found))
+
+    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
+        found: list[stripe.Event] = []
+        asked: EventListParams = {"types": list(REVERSING), "created": {"gte": int(since.timestamp())}, "limit": _PAGE}
+        while len(found) < _MAX_EVENTS:
+            listed = await _read(self._client.v1.events.list_async(asked))
+            found += listed.data
+            if not listed.has_more:
+                break
+            asked["starting_after"] = found[-1].id
+        return [WebhookEvent(id=one.id, object_id=_named(one.data.object.to_dict())) for one in found]
 
     async def find_checkout(self, subscription: str) -> str | None:
-        listed = await _answered(
-            self._client.v1.checkout.sessions.list_async({"subscription": subscription, "limit": 1}), payment_provider.READ_SECONDS
-        )
+        listed = await _read(self._client.v1.checkout.sessions.list_async({"subscription": subscription, "limit": 1}))
         return listed.data[0].id if listed.data else None
 
     async def list_payments(self, customer: str) -> dict[str, str | None]:
@@ -221,12 +284,30 @@ def verify(body: bytes, signature: str, secret: str) -> WebhookEvent:
         stripe.WebhookSignature.verify_header(body, signature, secret, payment_provider.MAX_AGE_SECONDS)
         event = json.loads(body)
         found = event["data"]["object"]
-        return WebhookEvent(id=event["id"], object_id=found["id"] if found["object"] in _FOLLOWED else None)
+        return WebhookEvent(id=event["id"], object_id=_named(found))
     except (stripe.SignatureVerificationError, ValueError, KeyError, TypeError) as error:
         raise Forged from error
 
 
-def _checkout(session: stripe.checkout.Session, return_url: str) -> CheckoutState:
+def _named(found: Mapping[str, Any]) -> str | None:
+    """Return what to read for an event about this object; None if it is not followed."""
+    match found["object"]:
+        case "checkout.session" | "subscription":
+            return str(found["id"])
+        case "charge" | "refund" | "dispute":
+            return _id(found["payment_intent"])
+        case "invoice":
+            return _subscription_of(found)
+    return None
+
+
+def _subscription_of(invoice: Mapping[str, Any]) -> str | None:
+    # Endpoints of older versions of the API have it beside the rest.
+    details = (invoice.get("parent") or {}).get("subscription_details") or invoice
+    return _id(details.get("subscription"))
+
+
+def _checkout(session: stripe.checkout.Session, reversals: tuple[Reversal, ...], return_url: str) -> CheckoutState:
     is_paid = session.payment_status != "unpaid"
     claimed: dict[str, str] = {} if session.metadata is None else dict(session["metadata"].to_dict())
     return CheckoutState(
@@ -238,6 +319,8 @@ def _checkout(session: stripe.checkout.Session, return_url: str) -> CheckoutStat
         subscription=_id(session.subscription),
         # Tax is on top. The goods are the order's, and only the operator can take something off their price.
         amount_minor=(session.amount_total or 0) - (session.total_details.amount_tax if session.total_details else 0),
+        paid_minor=session.amount_total or 0,
+        reversals=reversals,
         currency=(session.currency or "").upper(),
         goods_of=claimed.get("order"),
         claimed=claimed,
@@ -246,23 +329,36 @@ def _checkout(session: stripe.checkout.Session, return_url: str) -> CheckoutStat
     )
 
 
-def _subscription(found: stripe.Subscription) -> ProviderSubscription | None:
-    items = found.items.data
-    # The first payment of an incomplete one is not made yet.
-    if found.status == "incomplete":
-        return None
+def _subscription(found: stripe.Subscription, paid: PaidPeriod | None) -> ProviderSubscription:
     return ProviderSubscription(
         id=found.id,
         customer=_id(found.customer) or "",
         status=found.status,
-        prices=frozenset(item.price.id for item in items),
-        period_start=datetime.fromtimestamp(min(item.current_period_start for item in items), UTC),
+        prices=tuple(item.price.id for item in found.items.data),
+        period_start=datetime.fromtimestamp(_period_start(found), UTC),
+        paid=paid,
     )
+
+
+def _period_start(found: stripe.Subscription) -> int:
+    return min(item.current_period_start for item in found.items.data)
+
+
+def _prices_of(invoice: stripe.Invoice, period_start: int) -> tuple[str, ...]:
+    """Return the prices of what an invoice bills from the start of a period on, the dearest first. The rest is of periods before, or
+    credit for what is not used of a plan."""
+    lines = (line for line in invoice.lines.data if line.period.start >= period_start and line.amount >= 0)
+    priced = ((line.amount, line.pricing and line.pricing.price_details) for line in lines)
+    return tuple(str(_id(price.price)) for _, price in sorted(priced, key=lambda one: -one[0]) if price)
 
 
 def _id(found: Any) -> str | None:
     """Return the id of what may be expanded."""
     return found if found is None or isinstance(found, str) else str(found.id)
+
+
+async def _read(call: Awaitable[T]) -> T:
+    return await _answered(call, payment_provider.READ_SECONDS)
 
 
 async def _answered(call: Awaitable[T], seconds: float | None = None) -> T:

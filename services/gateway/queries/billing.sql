@@ -236,6 +236,15 @@ SELECT EXISTS (SELECT FROM named) OR EXISTS (SELECT FROM added);
 -- End an order, with its payment if it was paid.
 UPDATE payment_orders SET ended_at = now(), payment = $2 WHERE id = $1;
 
+-- name: reverse_order
+-- Keep what refunds and disputes have taken back of an order's amount.
+UPDATE payment_orders SET reversed_minor = $2 WHERE id = $1;
+
+-- name: find_moved
+-- Find how many credits a transfer gave or took.
+SELECT (SELECT amount_micro FROM entries WHERE owner = $2 AND transfer = $1 AND kind = 'top_up' AND account = 'balance')
+FROM entry_keys WHERE transfer = $1 AND kind = 'top_up' AND account = 'balance';
+
 -- name: take_order
 -- Take an open order of which the provider hasn't told for long, in case a webhook was lost: less often as it grows older, and for a week.
 UPDATE payment_orders SET asked_at = now() WHERE id = (
@@ -260,6 +269,10 @@ RETURNING subscription;
 UPDATE accounts SET anchor = $2, period_end = clock_timestamp()
 WHERE owner = $1 AND abs(extract(epoch FROM anchor - $2)) > 86400 AND abs(extract(epoch FROM period_start - $2)) > 86400;
 
+-- name: pay_period
+-- Let an account have the tokens that were paid for a period of the provider.
+SELECT pay_period($1, $2, $3, $4);
+
 -- name: list_customers
 -- List the accounts with a subscription and the end of their period, by owner.
 SELECT subscriptions.*, period_end FROM subscriptions LEFT JOIN accounts USING (owner)
@@ -268,14 +281,14 @@ ORDER BY owner LIMIT $2;
 
 -- name: sum_revenue
 -- Add up what was paid without tax, by month and currency: invoices, and orders at providers, which are in $1. Credit notes of paid invoices
--- take back in their own month.
+-- take back in their own month, and refunds at providers in that of the order.
 SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM') AS month, currency, sum(net_minor)::bigint AS net_minor
 FROM (
     SELECT paid_at, document ->> 'currency', (document ->> 'netMinor')::bigint
     FROM invoices WHERE paid_at IS NOT NULL AND document ->> 'purpose' <> 'credit_note'
     UNION ALL SELECT note.created_at, note.document ->> 'currency', (note.document ->> 'netMinor')::bigint
     FROM invoices AS paid JOIN invoices AS note ON note.number = paid.void_by WHERE paid.paid_at IS NOT NULL
-    UNION ALL SELECT ended_at, $1, amount_minor FROM payment_orders WHERE payment IS NOT NULL AND ended_at IS NOT NULL
+    UNION ALL SELECT ended_at, $1, amount_minor - reversed_minor FROM payment_orders WHERE payment IS NOT NULL AND ended_at IS NOT NULL
 ) AS payments (at, currency, net_minor)
 WHERE at >= date_trunc('month', now() AT TIME ZONE 'UTC') AT TIME ZONE 'UTC' - interval '11 months'
 GROUP BY 1, 2 ORDER BY 1, 2;

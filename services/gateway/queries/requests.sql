@@ -246,7 +246,7 @@ SELECT drop_attempts(ARRAY(
 -- name: read_account
 -- Read an account after granting this period's tokens; lock it briefly.
 WITH opened AS MATERIALIZED (SELECT * FROM open_account($1, $2, $3))
-SELECT allowance_tokens, granted_tokens, held_tokens, period_end, balance_micro, reserved_micro,
+SELECT allowance_tokens, granted_tokens, paid_tokens, held_tokens, period_end, balance_micro, reserved_micro,
     -- As ``reserve`` begins another budget or period.
     CASE WHEN $4::text IS NOT NULL AND (every, since) IS DISTINCT FROM ($4, budget_since($4)) THEN 0 ELSE spent_micro END AS spent_micro
 FROM opened;

@@ -10,6 +10,7 @@ from services.gateway.payments import stripe_provider
 from services.gateway.payments.payment_provider import (
     CheckoutState,
     OwedUsage,
+    PaidPeriod,
     ProviderOrder,
     ProviderSubscription,
     WebhookEvent,
@@ -37,10 +38,16 @@ class MemoryProvider:
         object_id = f"cs_{next(self._numbers)}"
         self.objects[object_id] = CheckoutState(
             id=object_id, is_over=False, payment=None, customer=customer, subscription=None, amount_minor=order.amount_minor,
-            currency="EUR", goods_of=str(order.id), claimed={}, order=None,
+            paid_minor=order.amount_minor, reversals=(), currency="EUR", goods_of=str(order.id), claimed={}, order=None,
         )  # fmt: skip
         self.orders[object_id] = order
         return object_id, f"https://checkout.test/{object_id}"
+
+    async def find_bought(self, object_id: str) -> str | None:
+        return object_id
+
+    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
+        return []
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         self.reads += 1
@@ -77,8 +84,9 @@ class MemoryProvider:
             return None
         made = f"sub_{next(self._numbers)}"
         self.objects[made] = ProviderSubscription(
-            id=made, customer=customer, status="active", prices=frozenset({"price_pro"}), period_start=datetime.now(UTC)
-        )
+            id=made, customer=customer, status="active", prices=("price_pro",), period_start=datetime.now(UTC),
+            paid=PaidPeriod(prices=("price_pro",), paid_minor=2900, kept_minor=2900),
+        )  # fmt: skip
         self.objects[object_id] = replace(found, is_over=True, payment=made, customer=customer, subscription=made)
         return made
 

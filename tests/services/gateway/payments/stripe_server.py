@@ -1,7 +1,7 @@
 """A Stripe for tests: localstripe has customers, payments and subscriptions, and a proxy adds what it lacks.
 
-That is Checkout, the Customer Portal, meter events, idempotency keys, and faults. Requests are checked with the types of the official
-library.
+That is Checkout, the Customer Portal, meter events, idempotency keys, invoices of subscriptions, refunds, disputes, and faults. Requests
+are checked with the types of the official library.
 """
 
 import asyncio
@@ -38,6 +38,8 @@ METER = {
     "id": "mtr_1", "object": "billing.meter", "event_name": "mesh_usage", "status": "active",
     "customer_mapping": {"type": "by_id", "event_payload_key": "customer"}, "value_settings": {"event_payload_key": "tokens"},
 }  # fmt: skip
+#: In cents.
+FEES = {"price_pro": 2900, "price_gold": 9900, "price_platinum": 49900, "price_gift": 0}
 TYPES = {
     "/v1/checkout/sessions": _strict(SessionCreateParams),
     "/v1/billing_portal/sessions": _strict(PortalParams),
@@ -73,6 +75,14 @@ class StripeServer:
         self.keys: dict[str, tuple[Any, dict[str, Any]]] = {}
         #: Changes of subscriptions that localstripe can't make.
         self.changed: dict[str, dict[str, Any]] = {}
+        #: Of subscriptions, oldest first.
+        self.invoices: list[dict[str, Any]] = []
+        #: Lines of changes that the next invoice of a subscription will have.
+        self.pending: dict[str, list[dict[str, Any]]] = {}
+        self.refunds: list[dict[str, Any]] = []
+        self.disputes: list[dict[str, Any]] = []
+        #: What Stripe has told of them, newest first.
+        self.events: list[dict[str, Any]] = []
         #: By identifier.
         self.meter_events: dict[str, dict[str, Any]] = {}
         #: Those that Stripe still refuses.
@@ -152,8 +162,8 @@ class StripeServer:
     def _read(self, request: web.Request) -> dict[str, Any] | None:
         match request.path.split("/")[2:]:
             case ["checkout", "sessions"]:
-                begun = [one for one in self.sessions.values() if one["subscription"] == request.query["subscription"]]
-                return {"object": "list", "data": begun[: int(request.query["limit"])], "has_more": False, "url": request.path}
+                ((name, wanted),) = ((name, value) for name, value in request.query.items() if name != "limit")
+                return self._page(request, [one for one in self.sessions.values() if one[name] == wanted])
             case ["prices", "price_tokens"]:
                 return {"id": "price_tokens", "object": "price", "recurring": {"meter": METER["id"], "usage_type": "metered"}}
             case ["billing", "meters"]:
@@ -162,7 +172,42 @@ class StripeServer:
                 return METER
             case ["billing", "meters", "mtr_1", "event_summaries"]:
                 return {"object": "list", "data": [{"aggregated_value": float(self._sum_up(request.query))}]}
+        return self._list(request)
+
+    def _list(self, request: web.Request) -> dict[str, Any] | None:
+        match request.path.split("/")[2:]:
+            case ["invoice_payments"]:
+                assert request.query["payment[type]"] == "payment_intent"
+                assert request.query["expand[0]"] == "data.invoice"
+                payment = request.query["payment[payment_intent]"]
+                paid = [one for one in self.invoices if payment == _payment_of(one)]
+                return self._page(request, [{"object": "invoice_payment", "invoice": one} for one in paid])
+            case ["invoices"]:
+                assert request.query["expand[0]"] == "data.payments"
+                since, of = int(request.query["created[gte]"]), request.query["subscription"]
+                return self._page(
+                    request,
+                    [
+                        one
+                        for one in reversed(self.invoices)
+                        if one["created"] >= since and one["status"] == request.query["status"] and _subscription_of(one) == of
+                    ],
+                )
+            case ["refunds" | "disputes" as kind]:
+                found = [one for one in getattr(self, kind) if one["payment_intent"] == request.query["payment_intent"]]
+                return self._page(request, found[::-1])
+            case ["events"]:
+                types = {value for name, value in request.query.items() if name.startswith("types[")}
+                assert 0 < len(types) <= 20
+                told = [one for one in self.events if one["type"] in types and one["created"] >= int(request.query["created[gte]"])]
+                after = request.query.get("starting_after")
+                return self._page(request, told[[one["id"] for one in told].index(after) + 1 :] if after else told)
         return None
+
+    @staticmethod
+    def _page(request: web.Request, found: list[dict[str, Any]]) -> dict[str, Any]:
+        limit = int(request.query["limit"])
+        return {"object": "list", "data": found[:limit], "has_more": len(found) > limit, "url": request.path}
 
     def _sum_up(self, query: Mapping[str, str]) -> int:
         start, end = int(query["start_time"]), int(query["end_time"])
@@ -225,6 +270,7 @@ class StripeServer:
             metadata = form["subscription_data"]["metadata"]
             made = await self.make("/v1/subscriptions", {"customer": customer, "items": items, "metadata": metadata})
             session["subscription"] = made
+            await self.renew(made)
         else:
             price = form["line_items"][0]["price_data"]
             payment = {"amount": price["unit_amount"], "currency": price["currency"], "customer": customer, "payment_method": method}
@@ -233,14 +279,103 @@ class StripeServer:
         session |= {"customer": customer, "status": "complete", "payment_status": "paid"}
         return made
 
+    async def renew(self, subscription: str, *, days_ago: int = 0, state: str = "paid") -> str:
+        """Begin a period. Return its invoice, which is a draft for an hour; "open" when its card was refused."""
+        before, known = sum(_subscription_of(one) == subscription for one in self.invoices), self.changed.setdefault(subscription, {})
+        # No two periods of it begin in the same second.
+        start = int(time.time()) - days_ago * 86400 + before
+        if before:
+            known["current_period_start"] = start
+        _, found = await self.call("GET", f"/v1/subscriptions/{subscription}")
+        lines = [*self.pending.pop(subscription, []), _line(found["items"]["data"][0]["price"]["id"], found["current_period_start"])]
+        return self._bill(subscription, lines, state, created=start)
+
+    async def change_plan(self, subscription: str, price: str, *, state: str | None = "paid") -> str | None:
+        """Change the plan in the portal, in the middle of a period. Return the invoice; without ``state``, the change is not invoiced
+        before the period's end."""
+        _, found = await self.call("GET", f"/v1/subscriptions/{subscription}")
+        before, now = found["items"]["data"][0]["price"]["id"], int(time.time())
+        self.changed.setdefault(subscription, {})["price"] = price
+        lines = [_line(before, now, -FEES[before] // 2), _line(price, now, FEES[price] // 2)]
+        if state is None:
+            self.pending.setdefault(subscription, []).extend(lines)
+            return None
+        return self._bill(subscription, lines, state)
+
+    def _bill(self, subscription: str, lines: list[dict[str, Any]], state: str, *, created: int | None = None) -> str:
+        number, total = next(self._numbers), max(0, sum(line["amount"] for line in lines))
+        payment = {"object": "invoice_payment", "payment": {"type": "payment_intent", "payment_intent": f"pi_of_in_{number}"}}
+        self.invoices.append(
+            {
+                "id": f"in_{number}", "object": "invoice", "created": created or int(time.time()), "status": state,
+                "amount_due": total, "amount_paid": total if state == "paid" else 0, "lines": {"object": "list", "data": lines},
+                "parent": {"type": "subscription_details", "subscription_details": {"subscription": subscription}},
+                "payments": {"object": "list", "data": [payment] if total else []},
+            }
+        )  # fmt: skip
+        return f"in_{number}"
+
+    def pay_invoice(self, invoice: str) -> None:
+        found = self.find(invoice)
+        found |= {"status": "paid", "amount_paid": found["amount_due"]}
+
+    def refund(self, paid: str, amount: int, status: str = "succeeded") -> str:
+        """Refund a payment, a checkout's or an invoice's. Return the refund."""
+        return self._reverse(self.refunds, paid, {"id": f"re_{next(self._numbers)}", "object": "refund", "status": status}, amount)
+
+    def dispute(self, paid: str, amount: int, status: str = "needs_response") -> str:
+        return self._reverse(self.disputes, paid, {"id": f"du_{next(self._numbers)}", "object": "dispute", "status": status}, amount)
+
+    def _reverse(self, where: list[dict[str, Any]], paid: str, made: dict[str, Any], amount: int) -> str:
+        payment = (
+            _payment_of(self.find(paid)) if paid.startswith("in_") else self.sessions.get(paid, {"payment_intent": paid})["payment_intent"]
+        )
+        where.append({**made, "amount": amount, "payment_intent": payment, "charge": f"ch_of_{payment}", "created": int(time.time())})
+        self.tell_of(made["id"])
+        return str(made["id"])
+
+    def tell_of(self, reversal: str, **change: str) -> None:
+        """Change a refund or a dispute. Its event may be lost."""
+        found = self.find(reversal)
+        found |= change
+        kind = "refund.updated" if found["object"] == "refund" else "charge.dispute.closed"
+        told = {"id": f"evt_{next(self._numbers)}", "object": "event", "type": kind, "data": {"object": dict(found)}}
+        self.events.insert(0, {**told, "created": int(time.time())})
+
+    def find(self, object_id: str) -> dict[str, Any]:
+        (found,) = (one for one in (*self.invoices, *self.refunds, *self.disputes) if one["id"] == object_id)
+        return found
+
     def signed(self, object_id: str, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
-        return sign(object_id, f"evt_{next(self._numbers)}", age=age, secret=secret)
+        found = None
+        if object_id.startswith(("in_", "re_", "du_")):
+            found = self.find(object_id)
+        elif object_id.startswith("ch_of_"):
+            found = {"id": object_id, "object": "charge", "payment_intent": object_id.removeprefix("ch_of_")}
+        return sign(object_id, f"evt_{next(self._numbers)}", found, age=age, secret=secret)
 
 
-def sign(object_id: str, event_id: str, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
+def _line(price: str, start: int, amount: int | None = None) -> dict[str, Any]:
+    pricing = {"type": "price_details", "price_details": {"price": price, "product": "prod_plan"}}
+    return {
+        "object": "line_item", "amount": FEES[price] if amount is None else amount, "period": {"start": start, "end": start + 30 * 86400},
+        "pricing": pricing,
+    }  # fmt: skip
+
+
+def _payment_of(invoice: dict[str, Any]) -> str | None:
+    payments = invoice["payments"]["data"]
+    return payments[0]["payment"]["payment_intent"] if payments else None
+
+
+def _subscription_of(invoice: dict[str, Any]) -> str:
+    return str(invoice["parent"]["subscription_details"]["subscription"])
+
+
+def sign(object_id: str, event_id: str, found: dict[str, Any] | None = None, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
     """Return an event about the object, as Stripe sends it, and its signature."""
     kind = "checkout.session" if object_id.startswith("cs_") else "subscription"
-    body = json.dumps({"id": event_id, "object": "event", "data": {"object": {"id": object_id, "object": kind}}})
+    body = json.dumps({"id": event_id, "object": "event", "data": {"object": found or {"id": object_id, "object": kind}}})
     return body.encode(), stripe.WebhookSignature.generate_signature_header(body, secret, int(time.time()) - age)
 
 
@@ -267,7 +402,7 @@ async def running() -> AsyncIterator[StripeServer]:
                     break
                 except aiohttp.ClientError:
                     await asyncio.sleep(0.05)
-        for name, amount in (("price_pro", 2900), ("price_gold", 9900)):
+        for name, amount in FEES.items():
             plan = {"id": name, "amount": str(amount), "currency": "eur", "interval": "month", "product": "prod_plan"}
             await made.make("/v1/plans", plan)
         yield made

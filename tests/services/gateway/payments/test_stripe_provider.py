@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +19,7 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.provider_settings import ProviderSettings
 from services.gateway.facts.tiers import TierPlan
-from services.gateway.payments import payment_provider
+from services.gateway.payments import payment_provider, stripe_provider
 from services.gateway.payments.billing import Billing
 from services.gateway.payments.payment_provider import Forged, PaymentProvider, ProviderOrder, WebhookEvent
 from services.gateway.payments.provider_orders import ProviderOrders
@@ -178,6 +179,8 @@ async def test_a_subscription_is_followed_to_its_end(selling_shop: Shop, stripe:
         # An older state that arrives late has the present one.
         ({}, "free@0", False),
     ):
+        if "price" in change:
+            await stripe.change_plan(subscription, change["price"])
         stripe.changed.setdefault(subscription, {}).update(change)
         for _ in range(2):
             await tell(shop, stripe, subscription)
@@ -199,7 +202,7 @@ async def test_a_period_of_the_provider_gives_tokens_once(selling_shop: Shop, st
     began = (await shop.ledger.read_account(ada, spending)).allowance
     assert began.included == 1_000_000
     # Of a year, as seen in its fifth month.
-    stripe.changed[subscription] = {"current_period_start": int(datetime.now(UTC).timestamp()) - 130 * 86400}
+    await stripe.renew(subscription, days_ago=130)
     for _ in range(3):
         await tell(shop, stripe, subscription)
     grants = "SELECT count(*) FROM entries WHERE kind = 'grant' AND account = 'allowance'"
@@ -210,7 +213,7 @@ async def test_a_period_of_the_provider_gives_tokens_once(selling_shop: Shop, st
 async def test_a_price_that_no_plan_names_waits_for_the_operator(selling_shop: Shop, stripe: StripeServer) -> None:
     shop, ada = selling_shop, owner()
     subscription = await stripe.pay(session_of(await shop.order(ada, "pro")))
-    stripe.changed[subscription] = {"price": "price_platinum"}
+    await stripe.change_plan(subscription, "price_platinum")
     await tell(shop, stripe, subscription)
     assert shop.plan_of(ada) == "free"
     assert await shop.billing.measure_events() > 0
@@ -598,6 +601,15 @@ async def test_webhooks_of_others_are_refused(selling_shop: Shop, stripe: Stripe
     for forgery in forged:
         with pytest.raises(Forged):
             provider.verify(*forgery)
+
+
+def test_the_guide_names_the_events_that_are_followed() -> None:
+    guide = (Path(__file__).parents[4] / "docs/howto/billing.md").read_text()
+    live = guide.partition("create a webhook in the dashboard")[2].partition("A restricted key")[0]
+    named = re.findall(r"`([a-z_]+\.[a-z_.*]+)`", live)
+    assert len(named) == 9
+    for told in (*stripe_provider.REVERSING, "invoice.paid", "invoice.payment_failed", "checkout.session.expired"):
+        assert any(fnmatchcase(told, name) for name in named), told
 
 
 async def test_localstripe_signs_as_the_library_verifies(selling_shop: Shop, stripe: StripeServer) -> None:
