@@ -336,9 +336,10 @@ class ProviderOrders:
         tokens = 0 if found.paid is None or paid is None else found.paid.share_of(self._included(paid))
         free = self._source.config.offers[Tier.FREE].versioned
         if found.has_ended:
-            # It may be refunded later, too.
+            # It may be refunded later, too; what was read of it before is then read again.
             await rows.pay_period(owner, found.period_start, tokens, is_over=True)
             if not is_held:
+                await rows.write(held)
                 return
             plan, subscription = free, None
             _log.info("plan ended", owner=owner, plan=held.plan, subscription=found.id)

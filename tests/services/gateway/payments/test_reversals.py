@@ -194,7 +194,7 @@ async def test_a_lost_webhook_of_a_refund_is_found_however_old_its_order_is(sell
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 async def test_a_restored_database_has_the_same_balance(selling_shop: Shop, stripe: StripeServer, order: tuple[int, ...]) -> None:
-    """The recovery log has some of the transfers, and the restored database knows nothing of the payment; or has none."""
+    """The recovery log has the transfers, and the database has lost what led to them."""
     shop = selling_shop
     bought = await buy(shop, stripe)
     await tell(shop, stripe, bought.session)
@@ -227,6 +227,36 @@ async def test_gateways_at_once_take_credits_once(selling_shop: Shop, stripe: St
     await shop.billing.work()
     assert [await balance(shop, one.owner) for one in many] == [10_000_000] * 4
     assert (await moved(shop), await shop.billing.measure_events(), await findings(shop)) == (12, 0, ())
+
+
+async def test_an_older_state_is_never_written_after_a_newer_one(
+    selling_shop: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway has read one refund and is slow; another one reads two."""
+    shop = selling_shop
+    bought = await buy(shop, stripe)
+    await tell(shop, stripe, bought.session)
+    provider = orders_of(shop).provider
+    read, has_read, may_go_on = provider.read, asyncio.Event(), asyncio.Event()
+
+    async def slow(object_id: str) -> Any:
+        found = await read(object_id)
+        if not has_read.is_set():
+            has_read.set()
+            await may_go_on.wait()
+        return found
+
+    monkeypatch.setattr(provider, "read", slow)
+    await deliver(shop, stripe.signed(stripe.refund(bought.session, 1000)))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(shop.billing.handle_events())
+        await has_read.wait()
+        await deliver(shop, stripe.signed(stripe.refund(bought.session, 500)))
+        await shop.billing.handle_events()
+        assert await balance(shop, bought.owner) == 10_000_000
+        may_go_on.set()
+    assert await balance(shop, bought.owner) == 10_000_000
+    assert await shop.fetch("SELECT reversed_minor FROM payment_orders") == 1500
 
 
 async def test_revenue_is_net_of_what_was_refunded(selling_shop: Shop, stripe: StripeServer) -> None:
