@@ -19,47 +19,21 @@ LANGUAGE sql SET search_path FROM CURRENT AS $$
     UPDATE accounts SET allowance_tokens = allowance_tokens + tokens WHERE owner = account.owner AND tokens <> 0;
 $$;
 
--- As in 0058. What a provider's payment gave stays until the next period is paid, or isn't: see pay_period.
-CREATE OR REPLACE FUNCTION end_period(account accounts, moment timestamptz) RETURNS accounts
+-- What a provider's payment gave stays until the next period is paid, or isn't: see pay_period.
+ALTER FUNCTION end_period(accounts, timestamptz) RENAME TO end_own_period;
+CREATE FUNCTION end_period(account accounts, moment timestamptz) RETURNS accounts
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
 DECLARE
-    owes boolean := account.balance_micro < 0 AND account.anchor IS NOT NULL;
     is_paid boolean := account.paid_tokens IS NOT NULL;
-    ending bigint := CASE WHEN is_paid THEN 0 ELSE account.allowance_tokens END;
-    transfer uuid;
-    begun timestamp;
-    months integer;
+    kept bigint := CASE WHEN is_paid THEN account.allowance_tokens ELSE 0 END;
+    granted bigint := CASE WHEN is_paid THEN account.granted_tokens ELSE 0 END;
 BEGIN
     IF account.period_end > moment THEN
         RETURN account;
     END IF;
-    transfer := next_transfer(CASE WHEN owes THEN 'charge' ELSE 'expiry' END, account.owner, account.period_start);
-    IF owes THEN
-        INSERT INTO owed (id, owner, micro, period_start, at)
-        VALUES (transfer, account.owner, -account.balance_micro, account.period_start, moment);
-    END IF;
-    INSERT INTO entries (transfer, kind, account, owner, amount_micro, amount_tokens, period, at)
-    SELECT transfer, side.kind, side.account, account.owner, side.micro, side.tokens, account.period_start, moment
-    FROM (VALUES
-        ('expiry', 'allowance', NULL, -ending),
-        ('expiry', 'grants', NULL, ending),
-        (CASE WHEN account.anchor IS NULL THEN 'expiry' ELSE 'invoice' END, 'balance', -least(account.balance_micro, 0), NULL),
-        (CASE WHEN account.anchor IS NULL THEN 'expiry' ELSE 'invoice' END, 'billed', least(account.balance_micro, 0), NULL)
-    ) AS side (kind, account, micro, tokens)
-    WHERE coalesce(side.micro, side.tokens) <> 0;
-    account.anchor := coalesce(account.anchor, moment);
-    begun := account.anchor AT TIME ZONE 'UTC';
-    months := 12 * (extract(year FROM moment AT TIME ZONE 'UTC') - extract(year FROM begun))
-        + extract(month FROM moment AT TIME ZONE 'UTC') - extract(month FROM begun);
-    IF begun + make_interval(months => months) > moment AT TIME ZONE 'UTC' THEN
-        months := months - 1;
-    END IF;
-    account.period_start := (begun + make_interval(months => months)) AT TIME ZONE 'UTC';
-    account.period_end := (begun + make_interval(months => months + 1)) AT TIME ZONE 'UTC';
-    UPDATE accounts
-    SET anchor = account.anchor, period_start = account.period_start, period_end = account.period_end,
-        allowance_tokens = allowance_tokens - ending, granted_tokens = CASE WHEN is_paid THEN granted_tokens ELSE 0 END,
-        paid_period = CASE WHEN is_paid THEN paid_period END, balance_micro = greatest(balance_micro, 0)
+    account.allowance_tokens := account.allowance_tokens - kept;
+    PERFORM end_own_period(account, moment);
+    UPDATE accounts SET allowance_tokens = kept, granted_tokens = granted, paid_period = CASE WHEN is_paid THEN paid_period END
     WHERE owner = account.owner RETURNING * INTO account;
     RETURN account;
 END
