@@ -133,7 +133,7 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Path | None,
         Variable(
             "RECOVERY_LOG_DIR",
-            "folder for the signed recovery log; without it, a restored database forgets credits that were paid and policies that were set",
+            "folder for the signed recovery log; without it, a restored database forgets paid credits, invoices and policies",
         ),
     ] = None
     price_per_input_token: Annotated[

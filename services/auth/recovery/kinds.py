@@ -73,8 +73,6 @@ WITHOUT_KIND: dict[str, str] = {
     "organisation.budget": "settings and limits are not replayed; the restore's runbook says so",
     "user.budget": "settings and limits are not replayed; the restore's runbook says so",
     "user.tier": "settings and limits are not replayed; the restore's runbook says so",
-    "plan.set": "plans and invoices are not replayed; the restore's runbook says so",
-    "invoice.void": "plans and invoices are not replayed; the restore's runbook says so",
     "registration.confirm": "confirms a setting, which is outside the database",
     "guard.refuse": "refuses one request",
     "guard.mask": "changes one answer",
@@ -103,7 +101,7 @@ WITHOUT_KIND: dict[str, str] = {
 HARMLESS = frozenset(
     {
         "account.keep", "account.export", "audit.export", "audit.verify", "audit.overflow", "database.restored", "key.create", "key.rename",
-        "catalog.refresh", "invoice.pay", "mail.test", "model.deploy", "model.load", "model.pull", "model.push", "model.sign",
+        "catalog.refresh", "mail.test", "model.deploy", "model.load", "model.pull", "model.push", "model.sign",
         "deferred.retry", "node.approve", "node.pardon", "oidc.link", "organisation.create",
         "account.verify", "organisation.invite", "payment.adopt",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",

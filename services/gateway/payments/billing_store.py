@@ -190,6 +190,12 @@ class BillingRows:
         assert row is not None
         return row
 
+    async def void_lost(self, seller: Seller, reason: str) -> None:
+        """Write a void invoice for each number whose document is lost, so that nobody misses it or gets it again."""
+        line, now = InvoiceLine(reason, 0), await self.now()
+        document = invoices.write("", seller, Party(""), (line,), purpose=InvoicePurpose.OVERAGE, now=now)
+        await self._transaction.run("void_lost", msgspec.json.encode(document).decode(), reason)
+
     async def lock_invoice(self, number: str) -> StoredInvoice | None:
         row = await self._transaction.row("lock_invoice", number)
         return None if row is None else _invoice(row)

@@ -35,8 +35,9 @@ class InvoicePayments:
             if invoice.state is InvoiceState.PAID and invoice.reference == reference:
                 return invoice
             _ensure_open(invoice)
-            paid = await rows.settle(number, await rows.now(), reference)
+            # First what it gives: if the recovery log ends between the two, paying again completes it.
             await self._fulfil(rows, stored)
+            paid = await rows.settle(number, await rows.now(), reference)
         self._on_paid(invoice.document)
         _log.info("invoice paid", number=number, owner=invoice.owner)
         return paid

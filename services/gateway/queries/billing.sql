@@ -96,6 +96,14 @@ INSERT INTO invoice_numbers AS numbers (series, last) VALUES ($1, 1)
 ON CONFLICT (series) DO UPDATE SET last = numbers.last + 1
 RETURNING last;
 
+-- name: void_lost
+-- Add a void invoice of nobody, with the document $1, for each number up to the last one of its series that no invoice has. $2: why.
+INSERT INTO invoices (number, owner, order_id, document, due_at, reference, void_by)
+SELECT number, nobody, derive_id('lost/' || number, nobody), jsonb_set($1::text::jsonb, '{number}', to_jsonb(number)), now(), $2, number
+FROM (SELECT series || '-' || lpad(count::text, 6, '0') AS number FROM invoice_numbers, generate_series(1, last) AS count) AS used,
+    CAST('00000000-0000-0000-0000-000000000000' AS uuid) AS nobody
+WHERE NOT EXISTS (SELECT FROM invoices WHERE invoices.number = used.number);
+
 -- name: find_order
 -- Find the invoice of an order.
 SELECT *, is_late(invoices) FROM invoices WHERE order_id = $1;

@@ -63,3 +63,50 @@ written AS (
 INSERT INTO config_current (kind, name, version)
 SELECT kind, name, version FROM written
 ON CONFLICT (kind, name) DO UPDATE SET version = excluded.version;
+
+-- name: replay_invoices
+-- Write invoices as they were last, and count on after their numbers. Their first lines have the documents.
+WITH line AS (
+    SELECT subject AS number, details::jsonb AS details, place
+    FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS given (subject, details, at, place)
+),
+newest AS (
+    SELECT number, (array_agg(details ORDER BY place DESC))[1] AS details, coalesce(
+        (array_agg(details -> 'document') FILTER (WHERE details ? 'document'))[1],
+        (SELECT document FROM invoices WHERE invoices.number = line.number)
+    ) AS document
+    FROM line GROUP BY number
+),
+counted AS (
+    INSERT INTO invoice_numbers AS numbers (series, last)
+    SELECT left(number, -7), max(right(number, 6)::integer) FROM newest GROUP BY 1
+    ON CONFLICT (series) DO UPDATE SET last = greatest(numbers.last, excluded.last)
+)
+INSERT INTO invoices
+SELECT written.* FROM newest, jsonb_populate_record(NULL::invoices, details || jsonb_build_object('document', document)) AS written
+WHERE newest.document IS NOT NULL
+ON CONFLICT (number) DO UPDATE SET
+    due_at = excluded.due_at, paid_at = excluded.paid_at, reference = excluded.reference, void_by = excluded.void_by,
+    reminders = excluded.reminders, reminded_at = excluded.reminded_at, period_start = excluded.period_start,
+    ended_plan = excluded.ended_plan, ended_until = excluded.ended_until, ended_tokens = excluded.ended_tokens;
+
+-- name: replay_plans
+-- Write the plans of accounts as they were last, and let their periods go on. Auth learns of them, and a provider is asked about them soon.
+WITH line AS (
+    SELECT DISTINCT ON (subject) subject::uuid AS owner, details::jsonb AS details
+    FROM unnest($1::text[], $2::text[], $3::timestamptz[]) WITH ORDINALITY AS given (subject, details, at, number)
+    ORDER BY subject, number DESC
+),
+written AS (
+    INSERT INTO subscriptions AS held
+        (owner, plan, next_plan, invoice, provider, customer, subscription, is_past_due, billed_period, is_applied, changed_at)
+    SELECT
+        line.owner, plan, next_plan, invoice, provider, customer, subscription, is_past_due, billed_period, plan IS NULL, '-infinity'
+    FROM line, jsonb_populate_record(NULL::subscriptions, details)
+    ON CONFLICT (owner) DO UPDATE SET
+        plan = excluded.plan, next_plan = excluded.next_plan, invoice = excluded.invoice, provider = excluded.provider,
+        customer = excluded.customer, subscription = excluded.subscription, is_past_due = excluded.is_past_due,
+        billed_period = excluded.billed_period, changed_at = excluded.changed_at, version = held.version + 1,
+        is_applied = excluded.plan IS NULL OR held.is_applied AND held.plan IS NOT DISTINCT FROM excluded.plan
+)
+SELECT continue_period(owner, (details ->> 'anchor')::timestamptz) FROM line;

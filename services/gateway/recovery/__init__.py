@@ -1,1 +1,1 @@
-"""The gateway's part of the recovery log: paid credits, refunds and policies survive the restore of an older database."""
+"""The gateway's part of the recovery log: paid credits, refunds, invoices, plans and policies survive the restore of an older database."""

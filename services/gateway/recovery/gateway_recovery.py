@@ -5,6 +5,7 @@ import hmac
 from collections.abc import AsyncIterator
 
 from services.gateway.idempotency import cache_keys, stored_items
+from services.gateway.payments.billing_store import BillingRows
 from services.gateway.recovery import kinds
 from services.gateway.settings import GatewaySettings
 from shared import errors
@@ -35,6 +36,7 @@ class GatewayRecovery:
         place = LogPlace("gateway", node.id, settings.mesh, keys, settings.recovery_log_dir)
         self._rows = rows
         self._cache = cache
+        self._seller = settings.seller()
         self._ending = node.drain_started
         self.log = RecoveryLog(rows, place, node.metrics.recovery_log_behind)
         self._start = RecoveryStart(rows, self.log, place, node.metrics.database_restored)
@@ -73,4 +75,6 @@ class GatewayRecovery:
             await self._cache.delete_matching(f"{prefix}*")
         async with self._rows.transaction() as transaction:
             if await self._rows.close_restores(transaction):
+                billing = BillingRows(transaction)
+                await billing.void_lost(self._seller, f"lost in the restore of {await billing.now():%Y-%m-%d}")
                 self._restored = restore
