@@ -259,9 +259,12 @@ def pay(here: CliContext, /, number: str, *, reference: str, as_json: bool) -> N
 @click.argument("number")
 @click.option("--reason", required=True, help="Stands on the credit note.")
 @click.option("--refund", is_flag=True, help="It was paid: take back its credits, or end its plan. You return the money.")
+@click.option("--lost", is_flag=True, help="A restored database lacks it: no invoice gets this number again, nor those before it.")
 @print_format.output_options("Print the invoice as a JSON object.")
 @click.pass_obj
-def void(here: CliContext, /, number: str, *, reason: str, refund: bool, as_json: bool) -> None:
+def void(here: CliContext, /, number: str, *, reason: str, refund: bool, lost: bool, as_json: bool) -> None:
     """Take an invoice back, with a credit note."""
-    found = here.call(api.billing.void_invoice, api.billing.VoidInvoice(number, reason, refund))
-    printing.show_message(found, f"A credit note takes the invoice {found.document.number} back.", as_json=as_json)
+    found = here.call(api.billing.void_invoice, api.billing.VoidInvoice(number, reason, refund, lost))
+    number = found.document.number
+    text = f"The number {number} is void." if lost else f"A credit note takes the invoice {number} back."
+    printing.show_message(found, text, as_json=as_json)

@@ -203,6 +203,8 @@ class VoidInvoice(Body, frozen=True):
     reason: Annotated[str, Meta(min_length=1, max_length=500)]
     #: It was paid, and the money is returned by other means: its credits are taken back, or its plan ends.
     refund: bool = False
+    #: A restored database lacks it: this number and those before it become void, and are never used again.
+    lost: bool = False
 
 
 class AdoptPayment(Body, frozen=True):

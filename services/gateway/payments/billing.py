@@ -175,6 +175,10 @@ class Billing:
         await self.apply()
         return found
 
+    async def void_lost(self, number: str, reason: str) -> Invoice:
+        """Raises what ``InvoicePayments.void_lost`` raises."""
+        return await self._invoices.void_lost(self._seller, number, reason)
+
     # --- what time does -----------------------------------------------------------------------------------------------
 
     async def work(self) -> None:

@@ -108,9 +108,12 @@ class BillingRpc:
 
     @serves(api.void_invoice)
     async def void_invoice(self, request: api.VoidInvoice, call: RpcCall) -> Invoice:
-        found = await self.billing.void(request.number, request.reason, refund=request.refund)
-        refund = str(request.refund).lower()
-        self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason, refund=refund)
+        if request.lost:
+            found = await self.billing.void_lost(request.number, request.reason)
+        else:
+            found = await self.billing.void(request.number, request.reason, refund=request.refund)
+        how = {"refund": str(request.refund).lower(), "lost": str(request.lost).lower()}
+        self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason, **how)
         return found
 
     @serves(api.adopt_payment)

@@ -31,6 +31,8 @@ from shared.types import MicroCredits, Moment, RequestId, TenantId
 _NO_CREDIT = MicroCredits(0)
 #: Of one account. Orders and changes of plans count per day in UTC; an administrator's don't.
 MAX_OPEN_ORDERS, MAX_CHANGES_A_DAY = 10, 20
+#: Numbers that an administrator gives up at once: a typing error must not use up those of a year.
+MAX_LOST = 100
 
 
 class Subscription(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +191,10 @@ class BillingRows:
         row = await self._transaction.row("add_invoice", document.number, owner, order_id, text, credit, *dates, reference, period_start)
         assert row is not None
         return row
+
+    async def count_lost(self, number: str) -> bool:
+        """Count on after a number that was used and is lost. Return False for one that is not among the next MAX_LOST."""
+        return bool(await self._transaction.run("count_lost", number[:-7], int(number[-6:]), MAX_LOST))
 
     async def void_lost(self, seller: Seller, reason: str) -> None:
         """Write a void invoice for each number whose document is lost, so that nobody misses it or gets it again."""

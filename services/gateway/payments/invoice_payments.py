@@ -5,8 +5,9 @@ from uuid import uuid5
 
 import msgspec
 
+from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
-from services.gateway.payments.billing_store import BillingRows, BillingStore, StoredInvoice, Subscription
+from services.gateway.payments.billing_store import MAX_LOST, BillingRows, BillingStore, StoredInvoice, Subscription
 from services.gateway.payments.plan_changes import PlanChanges
 from services.gateway.payments.provider_orders import MANUAL
 from shared import currency, errors, plan_names
@@ -88,11 +89,20 @@ class InvoicePayments:
                 await self._reverse(rows, stored)
             return await self._plans.take_back(rows, stored, reason)
 
+    async def void_lost(self, seller: Seller, number: str, reason: str) -> Invoice:
+        """Let a number that a restored database lacks, and those before it, never be used again. Raises BadRequest for one that it has."""
+        async with self._store.transaction() as rows:
+            if not await rows.count_lost(number):
+                what = f"{number} is not among the {MAX_LOST} numbers after the last invoice"
+                raise errors.BadRequest(what, field="number", hint="see `aicli admin invoices list`")
+            await rows.void_lost(seller, reason)
+            return (await self._lock(rows, number)).invoice
+
     async def _reverse(self, rows: BillingRows, stored: StoredInvoice) -> None:
         """Take back the credits that a payment gave, or end the period that it paid."""
         owner, number = stored.invoice.owner, stored.invoice.number
         held, (period_start, _) = await rows.lock(owner, MANUAL), await rows.lock_period(owner)
-        if await rows.is_given(RequestId(stored.order_id), owner, _worth(stored)):
+        if await rows.find_moved(RequestId(stored.order_id), owner) is not None:
             transfer = RequestId(uuid5(invoices.ORDERS, f"refund {number}"))
             await rows.give_credit(transfer, owner, MicroCredits(-_worth(stored)), f"refund of the invoice {number}")
         elif stored.period_start == period_start and held.subscription is None:

@@ -96,6 +96,12 @@ INSERT INTO invoice_numbers AS numbers (series, last) VALUES ($1, 1)
 ON CONFLICT (series) DO UPDATE SET last = numbers.last + 1
 RETURNING last;
 
+-- name: count_lost
+-- Count on after the number $2 of a series, unless it is counted or more than $3 ahead.
+INSERT INTO invoice_numbers AS numbers (series, last)
+SELECT $1::text, $2 WHERE $2 BETWEEN 1 AND $3::integer + coalesce((SELECT last FROM invoice_numbers WHERE series = $1::text), 0)
+ON CONFLICT (series) DO UPDATE SET last = excluded.last WHERE numbers.last < excluded.last;
+
 -- name: void_lost
 -- Add a void invoice of nobody, with the document $1, for each number up to the last one of its series that no invoice has. $2: why.
 INSERT INTO invoices (number, owner, order_id, document, due_at, reference, void_by)

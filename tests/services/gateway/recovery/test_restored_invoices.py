@@ -298,6 +298,29 @@ async def test_a_number_whose_document_is_lost_becomes_a_void_row_with_its_reaso
     assert json.loads(lines_in(stored.file)[-1].details)["void_by"] == numbered(2), "the next restore knows it"
 
 
+async def test_numbers_that_the_log_lacks_too_are_given_up_by_an_administrator(stored: RestorableGateway) -> None:
+    stored.log_dir = None
+    async with selling(stored) as shop:
+        await order_credits(shop)
+    backup = await stored.restore_point()
+    async with selling(stored) as shop:
+        for _ in range(3):
+            await order_credits(shop)
+    stored.url = backup
+    async with selling(stored) as shop:
+        reason = "lost with the disk; " + "x" * 480
+        lost = await shop.billing.void_lost(numbered(4), reason)
+        assert (lost.state, lost.reference) == (InvoiceState.VOID, reason)
+        assert await shop.fetch("SELECT array_agg(number ORDER BY number) FROM invoices WHERE reference = $1", reason) == [
+            numbered(count) for count in (2, 3, 4)
+        ]
+        assert await order_credits(shop) == numbered(5)
+        for wrong in (numbered(0), numbered(4), numbered(5), numbered(106)):
+            with pytest.raises(errors.BadRequest, match=f"{wrong} is not among the 100 numbers"):
+                await shop.billing.void_lost(wrong, "typo")
+        assert (await shop.billing.void_lost(f"INV-{YEAR + 1}-000001", "lost")).state is InvoiceState.VOID
+
+
 async def test_credits_are_in_the_log_before_their_payment(stored: RestorableGateway) -> None:
     """A crash may cut off the log between the two lines. Paying again then gives nothing twice, and nothing is missing."""
     async with selling(stored) as shop:
