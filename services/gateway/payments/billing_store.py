@@ -284,9 +284,6 @@ class BillingRows:
         values = (order.id, order.owner, provider, order.plan, order.amount_minor, object_id, is_adopted)
         return bool(await self._transaction.value("restore_order", *values))
 
-    async def end_events(self, provider: str, object_id: str, taken_at: datetime) -> None:
-        await self._transaction.run("end_events", provider, object_id, taken_at)
-
 
 class BillingStore:
     def __init__(self, opened: database.Database) -> None:

@@ -12,25 +12,30 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
+from datetime import datetime, timedelta
+from itertools import islice, takewhile
 from typing import ClassVar, TypeVar
 from uuid import UUID
 
 import requests
 from paddle_billing import Client, Environment, Options
+from paddle_billing.Entities.Adjustment import Adjustment
 from paddle_billing.Entities.Shared import CurrencyCode, CustomData, Money, TaxCategory, TransactionStatus
 from paddle_billing.Entities.Subscription import Subscription
 from paddle_billing.Entities.Subscriptions import SubscriptionEffectiveFrom, SubscriptionOnPaymentFailure
 from paddle_billing.Entities.Transaction import Transaction
 from paddle_billing.Exceptions.ApiError import ApiError
 from paddle_billing.Notifications import PaddleSignature, Secret
+from paddle_billing.Resources.Adjustments.Operations import ListAdjustments
 from paddle_billing.Resources.CustomerPortalSessions.Operations import CreateCustomerPortalSession
+from paddle_billing.Resources.Shared.Operations import Pager
+from paddle_billing.Resources.Shared.Operations.List.OrderBy import OrderBy
 from paddle_billing.Resources.Subscriptions.Operations import CancelSubscription, CreateOneTimeCharge
 from paddle_billing.Resources.Subscriptions.Operations.Charge import SubscriptionChargeItemWithPrice
 from paddle_billing.Resources.Subscriptions.Operations.Price import SubscriptionNonCatalogPriceWithProduct, SubscriptionNonCatalogProduct
 from paddle_billing.Resources.Transactions.Operations import CreateTransaction, ListTransactions
 from paddle_billing.Resources.Transactions.Operations.Create import TransactionCreateItem, TransactionCreateItemWithPrice
+from paddle_billing.Resources.Transactions.Operations.List.Includes import Includes
 from paddle_billing.Resources.Transactions.Operations.List.Origin import Origin
 from paddle_billing.Resources.Transactions.Operations.Price import TransactionNonCatalogPriceWithProduct, TransactionNonCatalogProduct
 
@@ -44,15 +49,20 @@ from services.gateway.payments.payment_provider import (
     PaidPeriod,
     ProviderOrder,
     ProviderSubscription,
+    Reversal,
     WebhookEvent,
 )
 from shared import errors
 from shared.telemetry import logs
 
 _FOLLOWED = ("txn_", "sub_")
-#: What a customer sees in the portal; Paddle gives 30 a page.
-_PAID = [TransactionStatus.Billed, TransactionStatus.Paid, TransactionStatus.Completed, TransactionStatus.PastDue]
-_MAX_PAYMENTS = 300
+#: Which payments are made, and which a customer sees in the portal.
+_KEPT = [TransactionStatus.Paid, TransactionStatus.Completed]
+_SHOWN = [*_KEPT, TransactionStatus.Billed, TransactionStatus.PastDue]
+#: All but what was used beyond a plan.
+_OF_PLANS = [Origin.Api, Origin.Web, Origin.SubscriptionRecurring, Origin.SubscriptionUpdate]
+#: As many as Paddle gives at once, and the limits on all.
+_PAGE, _MAX_PAYMENTS, _MAX_ADJUSTMENTS = 30, 300, 1000
 T = TypeVar("T")
 
 _log = logs.get(part="paddle")
@@ -102,7 +112,8 @@ class PaddleProvider:
             if not is_genuine or abs(time.time() - signed_at) > payment_provider.MAX_AGE_SECONDS:
                 raise Forged
             event = json.loads(body)
-            object_id = event["data"]["id"]
+            told = event["data"]
+            object_id = told["transaction_id"] if told["id"].startswith("adj_") else told["id"]
             return WebhookEvent(id=event["event_id"], object_id=object_id if object_id.startswith(_FOLLOWED) else None)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise Forged from error
@@ -125,18 +136,25 @@ class PaddleProvider:
         return made.id, made.checkout.url
 
     async def find_bought(self, object_id: str) -> str | None:
+        # An adjustment's event names its transaction.
         return object_id
 
     async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
-        return []
+        def list_adjustments() -> list[Adjustment]:
+            listed = self._client.adjustments.list(ListAdjustments(Pager(order_by=OrderBy.id_descending())))
+            return [*islice(takewhile(lambda one: one.created_at >= since, listed), _MAX_ADJUSTMENTS)]
+
+        found = await self._run(list_adjustments)
+        return [WebhookEvent(id=f"{one.id}/{one.status}", object_id=one.transaction_id) for one in found]
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         try:
             if object_id.startswith("txn_"):
-                return _checkout(await self._run(lambda: self._client.transactions.get(object_id)))
-            return _subscription(await self._run(lambda: self._client.subscriptions.get(object_id)))
+                return _checkout(await self._run(lambda: self._client.transactions.get(object_id, [Includes.Adjustment])))
+            found, payments = await self._run(lambda: (self._client.subscriptions.get(object_id), self._list_paid(object_id)))
         except errors.NotFound:
             return None
+        return _subscription(found, payments)
 
     async def find_checkout(self, subscription: str) -> str | None:
         begun_by = ListTransactions(subscription_ids=[subscription], origins=[Origin.Api, Origin.Web])
@@ -144,7 +162,7 @@ class PaddleProvider:
 
     async def list_payments(self, customer: str) -> dict[str, str | None] | None:
         # There is one customer for each address, and the payer types it.
-        wanted = ListTransactions(customer_ids=[customer], statuses=_PAID)
+        wanted = ListTransactions(customer_ids=[customer], statuses=_SHOWN)
         found = await self._run(lambda: [*islice(self._client.transactions.list(wanted), _MAX_PAYMENTS + 1)])
         return {one.id: one.subscription_id for one in found} if len(found) <= _MAX_PAYMENTS else None
 
@@ -159,6 +177,14 @@ class PaddleProvider:
     async def cancel(self, subscription: str) -> None:
         ending = CancelSubscription(SubscriptionEffectiveFrom.NextBillingPeriod)
         await self._run(lambda: self._client.subscriptions.cancel(subscription, ending))
+
+    def _list_paid(self, subscription: str) -> list[Transaction]:
+        """Return the last payments for a plan, newest first."""
+        wanted = ListTransactions(
+            Pager(order_by=OrderBy.id_descending(), per_page=_PAGE),
+            subscription_ids=[subscription], statuses=_KEPT, origins=_OF_PLANS, includes=[Includes.Adjustment],
+        )  # fmt: skip
+        return [*islice(self._client.transactions.list(wanted), _PAGE)]
 
     def _bill(self, charge: UUID, subscription: str, amount_minor: int, text: str) -> None:
         made = self._client.transactions.list(ListTransactions(subscription_ids=[subscription], origins=[Origin.SubscriptionCharge]))
@@ -209,7 +235,7 @@ def _checkout(found: Transaction) -> CheckoutState:
         # If they include it, they add up to more.
         amount_minor=int(totals.total) - (int(totals.tax) if listed == int(totals.subtotal) else 0),
         paid_minor=int(totals.total),
-        reversals=(),
+        reversals=_reversals(found),
         currency=str(totals.currency_code),
         # A customer's browser can put other goods into the checkout, and write its custom data. It can't write those of a price.
         goods_of=made_for.pop() if len(made_for) == 1 else None,
@@ -218,16 +244,58 @@ def _checkout(found: Transaction) -> CheckoutState:
     )
 
 
-def _subscription(found: Subscription) -> ProviderSubscription:
-    period = found.current_billing_period
-    prices = tuple(item.price.id for item in found.items)
+def _reversals(found: Transaction) -> tuple[Reversal, ...]:
+    """Return what the customer got back, and what a bank took back, oldest first. A warning moves no money, and neither does a refund that
+    Paddle has not approved."""
+    made = sorted(found.adjustments or (), key=lambda one: one.created_at)
+    won = [(one.totals.total, one.created_at) for one in made if str(one.action) == "chargeback_reverse"]
+    # A credit goes to the balance that pays the customer's next transactions. Paddle makes some for changes of plans: those are no refunds.
+    actions = {"refund", "chargeback"} | ({"credit"} if found.subscription_id is None else set())
+    reversals = []
+    for one in made:
+        action, status = str(one.action), str(one.status)
+        if action not in actions or status not in {"approved", "reversed"}:
+            continue
+        is_won = action == "chargeback" and any(total == one.totals.total and at >= one.created_at for total, at in won)
+        is_returned = is_won or status == "reversed"
+        reversals.append(Reversal(id=one.id, amount_minor=int(one.totals.total), is_returned=is_returned))
+    return tuple(reversals)
+
+
+def _subscription(found: Subscription, payments: list[Transaction]) -> ProviderSubscription:
+    """``payments``: see ``_list_paid``."""
+    present, periods = found.current_billing_period, [one.billing_period for one in payments if one.billing_period is not None]
+    if present is None and periods:
+        # It has ended. An upgrade is paid from its moment on.
+        start = min(period.starts_at for period in periods if period.ends_at == periods[0].ends_at)
+    else:
+        start = found.created_at if present is None else present.starts_at
     return ProviderSubscription(
         id=found.id,
         customer=found.customer_id,
         status=str(found.status),
-        prices=prices,
-        period_start=found.created_at if period is None else period.starts_at,
-        paid=PaidPeriod(prices=prices, paid_minor=0, kept_minor=0),
+        prices=tuple(item.price.id for item in found.items),
+        period_start=start,
+        paid=_paid([one for one in payments if _period_end(one) > start]),
+    )
+
+
+def _period_end(payment: Transaction) -> datetime:
+    """Return until when a payment is for; where Paddle doesn't say it, only that it is later than the payment."""
+    period = payment.billing_period
+    return (payment.billed_at or payment.created_at) + timedelta(days=1) if period is None else period.ends_at
+
+
+def _paid(payments: list[Transaction]) -> PaidPeriod | None:
+    """``payments``: for one period, newest first."""
+    if not payments:
+        return None
+    items = sorted(payments[0].items, key=lambda item: -int(item.price.unit_price.amount))
+    amounts = [(int(one.details.totals.total), _reversals(one)) for one in payments]
+    return PaidPeriod(
+        prices=tuple(item.price.id for item in items),
+        paid_minor=sum(amount for amount, _ in amounts),
+        kept_minor=sum(payment_provider.kept_of(amount, reversals) for amount, reversals in amounts),
     )
 
 

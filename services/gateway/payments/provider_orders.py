@@ -215,8 +215,7 @@ class ProviderOrders:
         for _ in range(_MAX_READS):
             if bought is None or await self._follow_once(bought):
                 if taken_at is not None:
-                    async with self._store.transaction() as rows:
-                        await rows.end_events(self.name, object_id, taken_at)
+                    await self._store.end_events(self.name, object_id, taken_at)
                 return
         raise errors.Unavailable(f"what {object_id} belongs to changes all the time", hint="it is tried again later")
 

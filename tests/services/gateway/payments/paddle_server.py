@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -22,6 +23,14 @@ _PAGE = 30
 _DATES = {"created_at": NOW, "updated_at": NOW}
 
 
+def _period(month: int) -> dict[str, str]:
+    """Return a billing period that begins in this month of 2026, counted on in the next year."""
+    return {
+        name: f"{2026 + (at - 1) // 12}-{(at - 1) % 12 + 1:02}-01T10:00:00.000000Z"
+        for name, at in (("starts_at", month), ("ends_at", month + 1))
+    }  # fmt: skip
+
+
 class PaddleServer:
     def __init__(self) -> None:
         self.url = ""
@@ -33,6 +42,8 @@ class PaddleServer:
         self.tax_percent, self.tax_is_on_top, self.discount = 0, False, 0
         #: Subscriptions that end with their period.
         self.canceled: list[str] = []
+        #: Oldest first.
+        self.adjustments: list[dict[str, Any]] = []
         #: There is one for each address.
         self.customers: dict[str, str] = {}
         self._numbers = itertools.count(1)
@@ -59,14 +70,10 @@ class PaddleServer:
         match request.method, request.path.strip("/").split("/"):
             case "POST", ["transactions"]:
                 return self._transaction(body["items"], "api", body.get("custom_data"), body.get("customer_id"))
-            case "GET", ["transactions"]:
-                wanted = {name: values.split(",") for name, values in request.query.items() if name in _FILTERS}
-                return [
-                    self._with_totals(one) for one in self.transactions.values()
-                    if all(one[name] in values for name, values in wanted.items())
-                ]  # fmt: skip
+            case "GET", ["transactions"] | ["adjustments"]:
+                return self._list(request)
             case "GET", ["transactions", found]:
-                return self._with_totals(self.transactions[found]) if found in self.transactions else None
+                return self._shown(request, self.transactions[found]) if found in self.transactions else None
             case "GET", ["subscriptions", found]:
                 return self.subscriptions.get(found)
             case "POST", ["subscriptions", found, act]:
@@ -92,9 +99,23 @@ class PaddleServer:
             "currency_code": "EUR", "origin": origin, "subscription_id": subscription, "collection_mode": "automatic",
             "items": [{"price": self._price(item), "quantity": item["quantity"], "proration": None} for item in items],
             "details": details, "payments": [], "checkout": {"url": f"https://shop.test/pay?_ptxn={number}"},
-            **_DATES, "billed_at": None,
+            **_DATES, "billed_at": None, "billing_period": None,
         }  # fmt: skip
         return self.transactions[number]
+
+    def _list(self, request: web.Request) -> list[dict[str, Any]]:
+        wanted = {name: values.split(",") for name, values in request.query.items() if name in _FILTERS}
+        found = self.adjustments if request.path == "/adjustments" else [*self.transactions.values()]
+        listed = [self._shown(request, one) for one in found if all(one[name] in values for name, values in wanted.items())]
+        return listed[::-1] if request.query.get("order_by") == "id[desc]" else listed
+
+    def _shown(self, request: web.Request, found: dict[str, Any]) -> dict[str, Any]:
+        if "details" not in found:
+            return found
+        shown = self._with_totals(found)
+        if request.query.get("include") == "adjustment":
+            shown["adjustments"] = [one for one in self.adjustments if one["transaction_id"] == found["id"]]
+        return shown
 
     def _with_totals(self, found: dict[str, Any]) -> dict[str, Any]:
         """Add up the items, less the discount."""
@@ -142,14 +163,51 @@ class PaddleServer:
             "id": made, "status": "active", "customer_id": found["customer_id"], "address_id": "add_1", "business_id": None,
             "currency_code": "EUR", **_DATES, "collection_mode": "automatic", "items": items,
             "billing_cycle": {"interval": "month", "frequency": 1}, "custom_data": found["custom_data"],
-            "current_billing_period": {"starts_at": NOW, "ends_at": "2026-12-01T10:00:00.000000Z"},
+            "current_billing_period": _period(11),
         }  # fmt: skip
-        found["subscription_id"] = made
+        found |= {"subscription_id": made, "billed_at": NOW, "billing_period": _period(11)}
+        return made
+
+    def renew(self, subscription: str, *, price: str | None = None, is_paid: bool = True) -> str:
+        """Begin the next period; return its transaction. Another plan's ``price``: the customer has changed it."""
+        held = self.subscriptions[subscription]
+        for item in held["items"] if price else ():
+            item["price"] = self._price({"price_id": price})
+        items = [{"price_id": item["price"]["id"], "quantity": 1} for item in held["items"]]
+        made = self._transaction(items, "subscription_recurring", held["custom_data"], held["customer_id"], subscription)
+        period = _period(int(held["current_billing_period"]["starts_at"][5:7]) + 1)
+        held |= {"current_billing_period": period, "status": "active" if is_paid else "past_due"}
+        made |= {"billing_period": period, "billed_at": period["starts_at"], "status": "completed" if is_paid else "past_due"}
+        return str(made["id"])
+
+    def upgrade(self, subscription: str, price: str) -> str:
+        """Change the plan on the 16th, and pay for it. Return the transaction."""
+        held = self.subscriptions[subscription]
+        period = held["current_billing_period"]
+        made = self.renew(subscription, price=price)
+        held["current_billing_period"] = period
+        rest = period | {"starts_at": f"{period['starts_at'][:7]}-16T10:00:00.000000Z"}
+        self.transactions[made] |= {"origin": "subscription_update", "billing_period": rest}
+        return made
+
+    def adjust(self, number: str, action: str, amount: int, status: str = "approved") -> str:
+        """Refund a transaction, or let a bank take it back."""
+        made, found = f"adj_{next(self._numbers)}", self.transactions[number]
+        none = dict.fromkeys(("subtotal", "fee", "earnings", "retained_fee", "tax"), "0")
+        self.adjustments.append(
+            {
+                "id": made, "action": action, "type": "partial", "transaction_id": number, "customer_id": found["customer_id"],
+                "subscription_id": found["subscription_id"], "reason": "x", "credit_applied_to_balance": None, "currency_code": "EUR",
+                "status": status, "items": [], "totals": none | {"total": str(amount), "currency_code": "EUR"}, "payout_totals": None,
+                "tax_rates_used": [], **_DATES, "created_at": datetime.now(UTC).isoformat(),
+            }
+        )  # fmt: skip
         return made
 
     def signed(self, object_id: str, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
         """Return an event about the object, as Paddle sends it, and its signature."""
-        body = json.dumps({"event_id": f"evt_{next(self._numbers)}", "event_type": "x", "data": {"id": object_id}}).encode()
+        told = next((one for one in self.adjustments if one["id"] == object_id), {"id": object_id})
+        body = json.dumps({"event_id": f"evt_{next(self._numbers)}", "event_type": "x", "data": told}).encode()
         at = int(time.time()) - age
         return body, f"ts={at};h1={hmac.new(secret.encode(), b'%d:' % at + body, hashlib.sha256).hexdigest()}"
 
