@@ -283,7 +283,8 @@ def _subscription(found: Subscription, payments: list[Transaction]) -> ProviderS
 def _period_end(payment: Transaction) -> datetime:
     """Return until when a payment is for; where Paddle doesn't say it, only that it is later than the payment."""
     period = payment.billing_period
-    return (payment.billed_at or payment.created_at) + timedelta(days=1) if period is None else period.ends_at
+    end: datetime = (payment.billed_at or payment.created_at) + timedelta(days=1) if period is None else period.ends_at
+    return end
 
 
 def _paid(payments: list[Transaction]) -> PaidPeriod | None:
