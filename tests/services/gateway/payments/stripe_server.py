@@ -346,6 +346,18 @@ class StripeServer:
         (found,) = (one for one in (*self.invoices, *self.refunds, *self.disputes) if one["id"] == object_id)
         return found
 
+    def kept(self, paid: str) -> int:
+        """Return what is left of a checkout's or an invoice's payment. While a dispute is open, the bank has the money."""
+        if paid in self.sessions:
+            session = self.sessions[paid]
+            amount, payment = session["amount_total"] if session["payment_status"] == "paid" else 0, session["payment_intent"]
+        else:
+            invoice = self.find(paid)
+            amount, payment = invoice["amount_paid"], _payment_of(invoice)
+        returned = {"failed", "canceled", "won"}
+        taken = (one for one in (*self.refunds, *self.disputes) if one["payment_intent"] == payment and one["status"] not in returned)
+        return int(amount - sum(one["amount"] for one in taken))
+
     def signed(self, object_id: str, *, age: int = 0, secret: str = SECRET) -> tuple[bytes, str]:
         found = None
         if object_id.startswith(("in_", "re_", "du_")):
@@ -380,13 +392,13 @@ def sign(object_id: str, event_id: str, found: dict[str, Any] | None = None, *, 
 
 
 @asynccontextmanager
-async def running() -> AsyncIterator[StripeServer]:
+async def running(kind: type[StripeServer] = StripeServer) -> AsyncIterator[StripeServer]:
     behind = testnet.free_port()
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "localstripe", "--port", str(behind), "--from-scratch",
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    made = StripeServer(f"http://localhost:{behind}")
+    made = kind(f"http://localhost:{behind}")
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", made.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)

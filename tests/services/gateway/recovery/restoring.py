@@ -23,6 +23,7 @@ from shared.config_documents import ConfigKind, PolicyDocument
 from shared.node import Node
 from shared.recovery.recovery_store import RecoveryStore
 from shared.stores.cache import Cache
+from shared.stores.database import Database
 from shared.telemetry import Metrics
 from shared.types import MeshName, NodeId, TenantId, UserId
 from tests.servers import PostgresServer
@@ -40,6 +41,7 @@ class FakeNode:
 
 @dataclass
 class RunningGateway:
+    database: Database
     recovery: GatewayRecovery
     books: Books
     live: LiveConfiguration
@@ -97,7 +99,7 @@ class RestorableGateway:
             await ledger.ensure_default_price(100_000_000, 200_000_000)
             live = LiveConfiguration(ConfigStore(database))
             await live.start(settings)
-            yield RunningGateway(recovery, Books(GatewayStore(database), ledger, self.url), live, cache, node)
+            yield RunningGateway(database, recovery, Books(GatewayStore(database), ledger, self.url), live, cache, node)
 
     async def execute(self, statement: str) -> None:
         """Run a statement as an administrator of PostgreSQL."""
