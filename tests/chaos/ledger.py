@@ -1,6 +1,6 @@
 """What the gateway's tables say about some users at rest. In the chaos suite, only this module reads them."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -172,12 +172,10 @@ async def no_files_change(stack: RunningStack) -> AsyncIterator[None]:
 class Money:
     """What customers have used, paid and owed, and their invoices."""
 
-    #: Tokens and micro-credits.
-    used: dict[UserId, tuple[int, int]]
+    #: Tokens and micro-credits of each request.
+    used: dict[UserId, dict[UUID, tuple[int, int]]]
     #: Micro-credits of each.
     top_ups: dict[UserId, list[int]]
-    #: How many periods their plan has included tokens in.
-    periods: Counter[UserId]
     #: Micro-credits at the end of a period, and minor units of the invoices about them, by the order.
     owed: dict[UserId, dict[UUID, int]]
     overage: dict[UserId, dict[UUID, int]]
@@ -185,15 +183,64 @@ class Money:
     fees: dict[UserId, list[str]]
     #: At the provider.
     customers: dict[UserId, str | None]
-    #: Of all invoices.
-    numbers: list[str]
+    #: Of all invoices, by number.
+    documents: dict[str, str]
 
 
-async def end_month(stack: RunningStack, owner: UserId) -> bool:
-    """Let a month pass for an account."""
+async def end_month(stack: RunningStack, owner: UserId) -> datetime:
+    """Let a month pass for an account. Return when it ended."""
     async with stack.database("gateway") as database:
-        await database.execute("UPDATE accounts SET anchor = now(), period_end = now() WHERE owner = $1", owner)
+        ended: datetime = await database.fetchval(
+            "UPDATE accounts SET anchor = now(), period_end = now() WHERE owner = $1 RETURNING anchor", owner
+        )
+    return ended
+
+
+async def end_months_again(stack: RunningStack, owner: UserId, ends: Sequence[datetime]) -> None:
+    """Let months that a restored database has forgotten end when they did."""
+    async with stack.database("gateway") as database:
+        for ended in ends:
+            await database.execute("UPDATE accounts SET anchor = $2, period_end = $2 WHERE owner = $1 AND anchor < $2", owner, ended)
+            await database.execute("SELECT open_account($1, 0, true)", owner)
+
+
+async def find_open_invoice(stack: RunningStack, owner: UserId) -> str | None:
+    async with stack.database("gateway") as database:
+        found: str | None = await database.fetchval(
+            "SELECT number FROM invoices WHERE owner = $1 AND paid_at IS NULL AND void_by IS NULL ORDER BY number LIMIT 1", owner
+        )
+    return found
+
+
+async def be_late(stack: RunningStack, number: str) -> bool:
+    """Let an invoice be three weeks old, so that its last reminder is due."""
+    async with stack.database("gateway") as database:
+        await database.execute("ALTER TABLE invoices DISABLE TRIGGER invoices_are_immutable")
+        await database.execute(
+            "UPDATE invoices SET created_at = now() - interval '22 days', due_at = now() - interval '8 days', reminders = 2,"
+            " reminded_at = now() - interval '4 days' WHERE number = $1", number,
+        )  # fmt: skip
+        await database.execute("ALTER TABLE invoices ENABLE TRIGGER invoices_are_immutable")
     return True
+
+
+async def read_plan(stack: RunningStack, owner: UserId) -> str | None:
+    """Return the plan, without its version."""
+    async with stack.database("gateway") as database:
+        found: str | None = await database.fetchval("SELECT split_part(plan, '@', 1) FROM subscriptions WHERE owner = $1", owner)
+    return found
+
+
+async def list_deferred(stack: RunningStack) -> list[tuple[str, str]]:
+    """Return the kinds and ids of items that were put aside."""
+    async with stack.database("gateway") as database:
+        return [(row["kind"], row["id"]) for row in await database.fetch("SELECT kind, id FROM deferred_items")]
+
+
+async def count_restores(stack: RunningStack) -> int:
+    async with stack.database("gateway") as database:
+        found: int = await database.fetchval("SELECT count(*) FROM database_restores")
+    return found
 
 
 async def is_billed(stack: RunningStack, owner: UserId) -> bool:
@@ -219,23 +266,25 @@ async def is_exported(stack: RunningStack) -> bool:
 async def read_money(stack: RunningStack, owners: Sequence[UserId]) -> Money:
     async with stack.database("gateway") as database:
         ids = list(owners)
-        tokens = await database.fetch("SELECT tenant_id, sum(tokens_used)::int FROM request_logs WHERE tenant_id = ANY($1) GROUP BY 1", ids)
+        requests = await database.fetch("SELECT id, tenant_id AS owner, tokens_used FROM request_logs WHERE tenant_id = ANY($1)", ids)
         entries = await database.fetch("SELECT * FROM entries WHERE owner = ANY($1) ORDER BY id", ids)
         invoices = await database.fetch(
             "SELECT *, document::json ->> 'purpose' AS purpose, (document ->> 'netMinor')::int AS net FROM invoices"
         )
         customers = await database.fetch("SELECT owner, customer FROM subscriptions")
-    used, of_kind = dict(map(tuple, tokens)), _by_owner(entries, "kind", "account")
-    billed = _by_owner(invoices, "purpose")
+    of_kind, billed = _by_owner(entries, "kind", "account"), _by_owner(invoices, "purpose")
+    costs = {row["transfer"]: row["amount_micro"] for owner in owners for row in of_kind[owner, "usage", "revenue"]}
     return Money(
-        used={owner: (used.get(owner, 0), sum(row["amount_micro"] for row in of_kind[owner, "usage", "revenue"])) for owner in owners},
+        used={
+            owner: {row["id"]: (row["tokens_used"], costs.get(row["id"], 0)) for row in requests if row["owner"] == owner}
+            for owner in owners
+        },
         top_ups={owner: [row["amount_micro"] for row in of_kind[owner, "top_up", "balance"]] for owner in owners},
-        periods=Counter({owner: len({row["period"] for row in of_kind[owner, "grant", "allowance"]}) for owner in owners}),
         owed={owner: {row["transfer"]: row["amount_micro"] for row in of_kind[owner, "invoice", "balance"]} for owner in owners},
         overage={owner: {row["order_id"]: row["net"] for row in billed[owner, "overage"]} for owner in owners},
         fees={owner: [row["number"] for row in billed[owner, "plan"]] for owner in owners},
         customers=dict(map(tuple, customers)),
-        numbers=[row["number"] for row in invoices],
+        documents={row["number"]: row["document"] for row in invoices},
     )
 
 

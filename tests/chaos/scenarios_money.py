@@ -1,7 +1,7 @@
-"""Gateways and PostgreSQL that die while accounts spend, buy and are billed, with a payment provider and a receiver of usage that fail at
-random: F30.
+"""Gateways and PostgreSQL that die, and a database that is restored, while accounts spend, buy, want their money back and are billed, with
+a payment provider and a receiver of usage that fail at random: F30.
 
-What was paid is credited once, what was used is exported once, and what is owed is billed once.
+What was paid and kept is credited once, what was used is exported once, and what is owed is billed once.
 """
 
 import asyncio
@@ -9,13 +9,14 @@ import json
 import signal
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
 import httpx
 
@@ -24,7 +25,7 @@ from shared.limits import BY_NAME
 from shared.timing import restart_policy
 from shared.types import Credential, MicroCredits, UserId
 from tests import people
-from tests.chaos import clients, hasty_gateway, invariants, ledger, world
+from tests.chaos import clients, gateway_copy, hasty_gateway, invariants, ledger, world
 from tests.chaos.invariants import Allowed
 from tests.chaos.ledger import Money
 from tests.chaos.scenarios_servers import READY_SECONDS
@@ -35,6 +36,8 @@ from tests.services.gateway.payments import stripe_server
 from tests.services.gateway.payments.stripe_server import StripeServer
 from tests.services.gateway.usage_export.test_sinks import Receiver
 from tests.stacks import until
+
+T = TypeVar("T")
 
 #: Of each kind of customer.
 CUSTOMERS, GATEWAYS = 2, 2
@@ -57,7 +60,23 @@ END_SECONDS = 300.0
 #: What the receiver does, and how the provider may fail; those that take longer are tested alone.
 RECEIVER_FAULTS = ("", "", "500 after it stored", "200 and closes", "500", "dropped", "dropped after it stored")
 PROVIDER_FAULTS = ("down", "busy", "lost")
+#: What payments are that aren't those of their orders.
+FORGED = ({"amount_total": 0}, {"amount_total": -TOP_UP_MINOR}, {"amount_total": TOP_UP_MINOR - 1}, {"currency": "jpy"})
+#: An account has so many unpaid orders at most, less some.
+MAX_FORGED = 3
+LATE_SHARE = 0.3
 PARTS = ("gateway", "postgres", "provider")
+
+
+@dataclass(slots=True)
+class _Forgotten:
+    """What the world knows, and a restored database doesn't."""
+
+    #: Requests that may have been exported.
+    requests: set[UUID] = field(default_factory=set)
+    #: Minor units that each customer was billed, by the order.
+    billed: dict[UserId, dict[str, int]] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -69,9 +88,22 @@ class _Market:
     #: They pay by card, and by invoice.
     by_card: list[Person]
     by_invoice: list[Person]
-    #: How often each has paid for credits.
-    bought: Counter[UserId] = field(default_factory=Counter)
+    #: The payments of each for credits, and the subscription.
+    bought: defaultdict[UserId, list[str]] = field(default_factory=lambda: defaultdict(list))
+    subscriptions: dict[UserId, str] = field(default_factory=dict)
+    #: Open ones, and payments that paid nothing.
+    disputes: list[str] = field(default_factory=list)
+    forged: set[str] = field(default_factory=set)
+    #: Objects of which the provider tells later.
+    late: list[str] = field(default_factory=list)
     broken: Counter[str] = field(default_factory=Counter)
+    #: Nothing is broken, and no month ends, while somebody holds it.
+    calm: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: Customers use the mesh.
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
+    #: When each customer's months ended.
+    ends: defaultdict[UserId, list[datetime]] = field(default_factory=lambda: defaultdict(list))
+    forgotten: _Forgotten = field(default_factory=_Forgotten)
 
     @property
     def customers(self) -> list[Person]:
@@ -100,31 +132,77 @@ class _Market:
             return await http.post(path, content=content, headers={"content-type": "application/json", **headers})
 
     async def tell(self, *objects: str) -> None:
-        """Let the provider send its webhooks, and some twice."""
-        for object_id in (*objects, self.world.rng.choice(objects)):
-            body, signature = self.provider.signed(object_id)
+        """Let the provider send its webhooks, in any order, and some twice."""
+        for object_id in self.world.rng.sample((*objects, self.world.rng.choice(objects)), len(objects) + 1):
+            await self._send(*self.provider.signed(object_id), status=200)
 
-            async def takes(body: bytes = body, signature: str = signature) -> bool:
-                return (await self._post("/webhooks/stripe", body, **{"stripe-signature": signature})).status_code == 200
+    async def _send(self, body: bytes, signature: str, *, status: int) -> None:
+        async def takes() -> bool:
+            return (await self._post("/webhooks/stripe", body, **{"stripe-signature": signature})).status_code == status
 
-            await until(takes, seconds=END_SECONDS, what="a webhook is taken", ignoring=AWAY)
+        await until(takes, seconds=END_SECONDS, what=f"a webhook is answered with {status}", ignoring=AWAY)
+
+    async def tell_some_time(self, object_id: str) -> None:
+        """Tell of an object now, or after what happens to it next."""
+        if self.world.rng.random() < LATE_SHARE:
+            self.late.append(object_id)
+        else:
+            await self.tell(object_id)
+
+    async def tell_late(self) -> None:
+        told, self.late = self.late, []
+        if told:
+            await self.tell(*told)
 
     async def subscribe(self, person: Person) -> None:
         order = await self.ask(person.key.secret, "/api/billing/plan", {"plan": "pro"})
         session = order["url"].rpartition("/")[2]
-        await self.tell(session, await self.provider.pay(session))
+        self.subscriptions[person.id] = await self.provider.pay(session)
+        await self.tell(session, self.subscriptions[person.id])
 
-    async def buy(self, person: Person) -> None:
+    async def buy(self, person: Person, change: dict[str, Any] | None = None) -> None:
+        """``change``: what the payment is in place of the order's; then it gives nothing."""
         order = await self.ask(person.key.secret, "/api/billing/top-ups", {"amount": "5"}, **{"idempotency-key": str(uuid4())})
         session = order["url"].rpartition("/")[2]
         await self.provider.pay(session)
-        self.bought[person.id] += 1
-        await self.tell(session)
+        if change is None:
+            self.bought[person.id].append(session)
+        else:
+            self.provider.sessions[session] |= change
+            self.forged.add(session)
+        await self.tell_some_time(session)
+
+    async def take_back(self, person: Person) -> None:
+        """Decide a dispute, and let the provider give a part of a payment back, or the bank all of it until the dispute is decided."""
+        rng = self.world.rng
+        if self.disputes:
+            decided = self.disputes.pop()
+            self.provider.tell_of(decided, status=rng.choice(["won", "lost"]))
+            await self.tell_some_time(decided)
+        payment = rng.choice([one for one in self.bought[person.id] if self.provider.kept(one) == TOP_UP_MINOR] or [""])
+        if payment and len(self.provider.disputes) > len(self.provider.refunds):
+            await self.tell_some_time(self.provider.refund(payment, rng.choice([1, 200, TOP_UP_MINOR])))
+        elif payment:
+            self.disputes.append(self.provider.dispute(payment, TOP_UP_MINOR))
+            await self.tell_some_time(self.disputes[-1])
+
+    async def forge(self) -> None:
+        """Send what is not signed, and what is none of the mesh's business."""
+        rng, known = self.world.rng, self.world.rng.choice([*self.provider.sessions.values()])
+        for secret, age in (("whsec_of_another_account", 0), (stripe_server.SECRET, 3600)):
+            await self._send(*self.provider.signed(known["id"], secret=secret, age=age), status=400)
+        for number, metadata in enumerate(({}, known["metadata"] | {"mesh": "https://another.example/billing"})):
+            name = f"cs_test_forged_{len(self.forged)}_{number}"
+            self.provider.sessions[name] = known | {"id": name, "metadata": metadata, "payment_status": "paid", "subscription": None}
+            self.provider.sessions[name]["payment_intent"] = f"pi_{name}"
+            self.forged.add(name)
+            await self.tell(name, f"cs_test_of_nobody_{rng.getrandbits(32)}")
 
     async def use(self, person: Person) -> None:
         """Ask one question after another until canceled."""
         body = {"model": clients.MODEL, "messages": [{"role": "user", "content": WORDS}]}
         while True:
+            await self.is_open.wait()
             with suppress(*AWAY):
                 await self._post("/v1/chat/completions", json.dumps(body).encode(), authorization=f"Bearer {person.key.secret}")
             await asyncio.sleep(clients.RETURN_SECONDS)
@@ -136,17 +214,74 @@ class _Market:
             months += 1
             if person in self.buyers:
                 await self.buy(person)
+                await self.take_back(person)
+            if person in self.buyers and months <= MAX_FORGED:
+                await self.buy(person, self.world.rng.choice(FORGED))
+                await self.forge()
             await asyncio.sleep(self.world.rng.uniform(*MONTH_SECONDS))
-            await self._until(lambda: ledger.end_month(self.world.stack, person.id), "a month ends")
+            async with self.calm:
+                self.ends[person.id].append(await self._until(lambda: ledger.end_month(self.world.stack, person.id), "a month ends"))
+            if person.id in self.subscriptions:
+                await self.provider.renew(self.subscriptions[person.id])
+                await self.tell(self.subscriptions[person.id])
             await self._until(lambda: ledger.is_billed(self.world.stack, person.id), "the month is billed")
+            await self.tell_late()
 
-    async def _until(self, done: Callable[[], Awaitable[bool]], what: str) -> None:
-        await until(done, seconds=END_SECONDS, what=what, ignoring=AWAY)
+    async def pay_late(self, person: Person) -> None:
+        """Let a plan end because its fee isn't paid, and then pay: the plan comes back."""
+        stack = self.world.stack
+
+        async def has(plan: str) -> bool:
+            return await ledger.read_plan(stack, person.id) == plan
+
+        async with self.calm:
+            self.ends[person.id].append(await self._until(lambda: ledger.end_month(stack, person.id), "a month ends"))
+        number = await self._until(lambda: ledger.find_open_invoice(stack, person.id), "the fee is billed")
+        await self._until(lambda: ledger.be_late(stack, number), "three weeks pass")
+        await self._until(lambda: has("free"), "the plan ends")
+        for _ in range(2):
+            await self.ask(stack.api_key, "/api/billing/payments", {"invoice": number, "reference": f"wire for {number}"})
+        await self._until(lambda: has("house"), "the plan is back")
+
+    async def _until(self, done: Callable[[], Awaitable[T | None]], what: str) -> T:
+        return await until(done, seconds=END_SECONDS, what=what, ignoring=AWAY)
 
     # --- faults
 
+    async def restore(self, file: Path) -> None:
+        """Copy the gateway's tables, and put them back a little later. Everybody outside goes on meanwhile."""
+        stack, owners = self.world.stack, [person.id for person in self.customers]
+        async with self.calm:
+            restores = await ledger.count_restores(stack)
+            await gateway_copy.copy(stack, file)
+        await asyncio.sleep(self.world.rng.uniform(*MONTH_SECONDS))
+        await self.buy(self.buyers[0])
+        async with self.calm:
+            self.is_open.clear()
+            for gateway in self.gateways:
+                gateway.process.terminate()
+            await asyncio.gather(*(gateway.ended() for gateway in self.gateways))
+            before = await ledger.read_money(stack, owners)
+            await gateway_copy.put_back(stack, file)
+            after = await ledger.read_money(stack, owners)
+            for person in self.customers:
+                used = before.used[person.id]
+                self.forgotten.requests |= {key for key, one in used.items() if after.used[person.id].get(key) != one}
+                self.forgotten.billed[person.id] = _billed(person, self, before)
+            self.forgotten.documents = before.documents
+            await asyncio.gather(*(gateway.restart() for gateway in self.gateways))
+            for owner in owners:
+                await ledger.end_months_again(stack, owner, self.ends[owner])
+            assert await ledger.count_restores(stack) == restores + 1, "a gateway has noticed it"
+            self.is_open.set()
+        self.broken["restore"] += 1
+
     async def break_one(self, part: str) -> None:
         """Break a gateway, PostgreSQL, or the next call of the provider."""
+        async with self.calm:
+            await self._break(part)
+
+    async def _break(self, part: str) -> None:
         match part:
             case "gateway":
                 gateway = self.world.rng.choice(self.gateways)
@@ -163,13 +298,20 @@ class _Market:
 
 
 async def f30_money_is_exact(world: World) -> Outcome:
+    with tempfile.TemporaryDirectory(prefix="aimesh-copy-") as folder:
+        return await _run(world, Path(folder))
+
+
+async def _run(world: World, folder: Path) -> Outcome:
     async with _opened(world) as market:
         began = time.monotonic()
         async with asyncio.TaskGroup() as tasks:
             using = [tasks.create_task(market.use(person)) for person in market.customers * 2]
             storm = tasks.create_task(_storm(market))
-            await asyncio.gather(*(market.subscribe(person) for person in market.by_card))
-            await asyncio.gather(*(market.live(person) for person in market.customers))
+            await asyncio.gather(*(market.subscribe(person) for person in market.by_card), market.pay_late(market.by_invoice[0]))
+            restored = tasks.create_task(market.restore(folder / "gateway.dump"))
+            await asyncio.gather(*(market.live(person) for person in market.customers), restored)
+            await market.tell_late()
             storm.cancel()
             for each in using:
                 each.cancel()
@@ -215,6 +357,7 @@ async def _opened(running: World) -> AsyncIterator[_Market]:
         haste = {} if seconds is None else {hasty_gateway.BILLS: str(seconds)}
         gateways = await entered.enter_async_context(world.other_gateways(running, GATEWAYS, settings, haste))
         market = _Market(running, gateways, provider, receiver, customers[:CUSTOMERS], customers[CUSTOMERS:])
+        market.is_open.set()
         for person in market.by_invoice:
             await market.ask(stack.api_key, "/api/billing/plan", {"plan": "house", "owner": str(person.id)})
         yield market
@@ -235,13 +378,17 @@ async def _judge(market: _Market, began: float, ended_at: float) -> Outcome:
     for person in market.customers:
         wrong += _of_usage(person, market, money)
         wrong += _of_bills(person, market, money)
-    numbers = sorted(int(number.rpartition("-")[2]) for number in money.numbers)
+    numbers = sorted(int(number.rpartition("-")[2]) for number in money.documents)
     if numbers != list(range(1, len(numbers) + 1)):
         wrong.append(f"F30: the invoices' numbers are {numbers}")
+    changed = [number for number, document in market.forgotten.documents.items() if money.documents.get(number) != document]
+    wrong += [f"F30: the invoice {number} was sent, and is another one since the restore" for number in changed]
+    wrong += [f"F30: {kind} {item} waits" for kind, item in await ledger.list_deferred(stack) if item not in market.forged]
     wrong += await market.world.verify()
     return Outcome(
         fault="F30",
-        what=f"{market.world.scale.months} months of {len(owners)} customers while gateways and PostgreSQL are killed, and Stripe fails",
+        what=f"{market.world.scale.months} months of {len(owners)} customers while gateways and PostgreSQL are killed, the database is"
+        " restored, and Stripe fails",
         calls=len(books.logged),
         ends=dict(Counter(row.status for row in books.logged.values())),
         failing_seconds=0,
@@ -249,38 +396,48 @@ async def _judge(market: _Market, began: float, ended_at: float) -> Outcome:
         recovered_seconds=ended_at - began,
         books=books.summary(),
         violations=tuple(wrong),
-        more=f"broken: {dict(market.broken)}; {market.bought.total()} payments, {len(market.provider.meter_events)} meter events,"
+        more=f"broken: {dict(market.broken)}; {sum(map(len, market.bought.values()))} payments, {len(market.provider.refunds)} refunds,"
+        f" {len(market.provider.disputes)} disputes, {len(market.forged)} forged ones, {len(market.provider.meter_events)} meter events,"
         f" {len(numbers)} invoices, {len(market.receiver.stored)} events and {market.receiver.repeats} repeats",
     )
 
 
 def _of_usage(person: Person, market: _Market, money: Money) -> list[str]:
-    """What the receiver has is what the ledger has."""
-    events = [event for event in market.receiver.stored.values() if str(event.subject) == str(person.id)]
-    found = (sum(event.data.tokens for event in events), sum(event.data.cost_micro for event in events))
-    expected = money.used[person.id]
+    """What the receiver has is what the ledger has, but for requests that a restore has lost."""
+    forgotten = market.forgotten.requests
+    mine = [event for event in market.receiver.stored.values() if str(event.subject) == str(person.id) and event.id not in forgotten]
+    found = (sum(event.data.tokens for event in mine), sum(event.data.cost_micro for event in mine))
+    used = [one for key, one in money.used[person.id].items() if key not in forgotten]
+    expected = (sum(tokens for tokens, _ in used), sum(micro for _, micro in used))
     return [] if found == expected else [f"F30: {person.username} has used {expected} tokens and micro-credits, and {found} are exported"]
+
+
+def _billed(person: Person, market: _Market, money: Money) -> dict[str, int]:
+    """Return what was billed beyond the plan, by the order."""
+    if person not in market.by_card:
+        return {str(order): minor for order, minor in money.overage[person.id].items()}
+    customer, events = money.customers[person.id], market.provider.meter_events.values()
+    return {event["identifier"]: int(event["payload"]["tokens"]) for event in events if event["payload"]["customer"] == customer}
 
 
 def _of_bills(person: Person, market: _Market, money: Money) -> list[str]:
     name, wrong = f"F30: {person.username}", list[str]()
-    paid = [currency.micro(TOP_UP_MINOR, SOLD_IN)] * market.bought[person.id]
-    if money.top_ups[person.id] != paid:
-        wrong.append(f"{name} has paid {paid} and got {money.top_ups[person.id]}")
+    kept = currency.micro(sum(market.provider.kept(payment) for payment in market.bought[person.id]), SOLD_IN)
+    if sum(money.top_ups[person.id]) != kept:
+        wrong.append(f"{name} has paid {kept} and not taken it back, and got {money.top_ups[person.id]}")
     owed = {str(order): minor for order, micro in money.owed[person.id].items() if (minor := currency.minor(MicroCredits(micro), SOLD_IN))}
-    if person in market.by_card:
-        customer = money.customers[person.id]
-        events = market.provider.meter_events.values()
-        billed = {event["identifier"]: int(event["payload"]["tokens"]) for event in events if event["payload"]["customer"] == customer}
-        expected_fees = 0
-    else:
-        billed = {str(order): minor for order, minor in money.overage[person.id].items()}
-        # The first period is a present of the administrator's.
-        expected_fees = money.periods[person.id] - 1
+    # What was billed before the restore stays billed.
+    told = market.forgotten.billed.get(person.id, {})
+    owed = told | {order: max(minor, told.get(order, 0)) for order, minor in owed.items()}
+    billed = _billed(person, market, money)
+    # The first period of a plan without a provider is a present of the administrator's.
+    expected_fees = 0 if person in market.by_card else len(market.ends[person.id])
     if billed != owed:
         wrong.append(f"{name} owed {owed} and was billed {billed}")
     if (fees := len(money.fees[person.id])) != expected_fees:
         wrong.append(f"{name} has {fees} invoices for {expected_fees} fees")
+    if person in market.buyers and not (market.provider.refunds and market.provider.disputes and market.forged):
+        wrong.append(f"{name} has taken nothing back: the scenario proves too little")
     if not owed and person not in market.buyers:
         wrong.append(f"{name} has owed nothing: the scenario proves too little")
     return wrong
