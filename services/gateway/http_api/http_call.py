@@ -45,6 +45,8 @@ LONG_BODY_SECONDS = 120.0
 BODY_SECONDS = 30.0
 #: Minimum rate after the first seconds, against clients that only hold connections.
 BODY_GRACE_SECONDS, BODY_BYTES_PER_SECOND = 5.0, 1024
+#: A deadline that is noticed so late says nothing about the client: the machine slept, or the process was stopped.
+STANDSTILL_SECONDS = 1.0
 #: A client that reads nothing for this long is considered gone, and its generation is canceled.
 WRITE_SECONDS = 30.0
 
@@ -118,7 +120,7 @@ class HttpCall:
         self._stream = SERVER_SENT_EVENTS
         self._is_cut_on_failure = False
         self._loop = asyncio.get_running_loop()
-        self._written_at = self._loop.time()
+        self._written_at = self._body_began = self._loop.time()
         self._writes = BoundedWaits(WRITE_SECONDS)
         #: The handler and the heartbeat both write.
         self._write_lock = asyncio.Lock()
@@ -242,25 +244,14 @@ class HttpCall:
         if held is not None:
             held.resize(size)
         most_seconds = most_seconds or (LONG_BODY_SECONDS if size > MAX_BODY_BYTES else BODY_SECONDS)
-        try:
-            async with asyncio.timeout(min(BODY_GRACE_SECONDS, most_seconds)) as limit:
-                self.body = await self._read(limit, most_bytes, most_seconds, held, is_prompt=is_prompt)
-        except TimeoutError:
-            raise _too_slow(most_seconds) from None
+        self.body = await self._read(most_bytes, most_seconds, held, is_prompt=is_prompt)
 
-    async def _read(
-        self, limit: asyncio.Timeout, most_bytes: int, most_seconds: float, held: HeldRequest | None, *, is_prompt: bool
-    ) -> bytes:
+    async def _read(self, most_bytes: int, most_seconds: float, held: HeldRequest | None, *, is_prompt: bool) -> bytes:
         parts: list[bytes] = []
         size = 0
-        began = asyncio.get_running_loop().time()
+        self._body_began = self._loop.time()
         while True:
-            if parts:
-                limit.reschedule(began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds))
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.disconnected = True
-                raise errors.Cancelled("the client disconnected")
+            message = await self._next_piece(size, most_seconds)
             part = message.get("body", b"")
             size += len(part)
             if size > most_bytes:
@@ -275,23 +266,34 @@ class HttpCall:
                     held.resize(size)
                 return b"".join(parts)
 
+    async def _next_piece(self, size: int, most_seconds: float) -> MutableMapping[str, Any]:
+        """Return the message with the next piece; ``size``: of those before. Raises BadRequest for a slow sender, and Cancelled."""
+        while True:
+            seconds = self._body_began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds) - self._loop.time()
+            until = self._loop.time() + min(BODY_SECONDS, seconds)
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await self._receive()
+            except TimeoutError:
+                if self._loop.time() - until < STANDSTILL_SECONDS:
+                    raise _too_slow(most_seconds) from None
+                # The gateway stood still, not the sender, whose piece may be here.
+                self._body_began = self._loop.time()
+                continue
+            if message["type"] == "http.disconnect":
+                self.disconnected = True
+                raise errors.Cancelled("the client disconnected")
+            return message
+
     async def read_pieces(self, most_bytes: int, most_seconds: float) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, instead of ``read_body``. Raises TooLarge as soon as it is known, BadRequest for a slow sender."""
         self._ensure_plain()
         if self.announced_bytes > most_bytes:
             raise _too_large(most_bytes, is_prompt=False)
         size, more = 0, True
-        began = self._loop.time()
+        self._body_began = self._loop.time()
         while more:
-            seconds = began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds) - self._loop.time()
-            try:
-                async with asyncio.timeout(min(BODY_SECONDS, seconds)):
-                    message = await self._receive()
-            except TimeoutError:
-                raise _too_slow(most_seconds) from None
-            if message["type"] == "http.disconnect":
-                self.disconnected = True
-                raise errors.Cancelled("the client disconnected")
+            message = await self._next_piece(size, most_seconds)
             piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
             if size > most_bytes:

@@ -439,6 +439,28 @@ async def test_a_large_body_at_a_good_rate_is_accepted(running_service: RunningS
     assert time.monotonic() - began > http_call.BODY_GRACE_SECONDS
 
 
+async def test_a_body_that_arrived_while_the_gateway_stood_still_is_accepted(
+    running_service: RunningService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_call, "BODY_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(http_call, "STANDSTILL_SECONDS", 0.1)
+    reader, arrived, loop = Reader("/v1/chat/completions", {}), asyncio.Event(), asyncio.get_running_loop()
+    pieces = [b'{"messages": [{"role": "user", ', b'"content": "hi"}]}']
+
+    async def receive() -> dict[str, Any]:
+        if not pieces:
+            await asyncio.Event().wait()
+        if len(pieces) == 1:
+            # As after SIGCONT: the piece and the deadline are due in the same turn of the loop.
+            loop.call_later(0.01, arrived.set)
+            loop.call_soon(time.sleep, 0.3)
+            await arrived.wait()
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    await running_service.app()(reader.scope, receive, reader.send)
+    assert reader.sent[0]["status"] == 200, reader.text
+
+
 # --- readers --------------------------------------------------------------------------------------------------------------
 
 
