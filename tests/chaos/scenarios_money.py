@@ -104,6 +104,8 @@ class _Market:
     #: When each customer's months ended.
     ends: defaultdict[UserId, list[datetime]] = field(default_factory=lambda: defaultdict(list))
     forgotten: _Forgotten = field(default_factory=_Forgotten)
+    #: Whose month has ended since the copy that is put back: one of each, as months are longer than backups are old.
+    ended_since: set[UserId] | None = None
 
     @property
     def customers(self) -> list[Person]:
@@ -219,13 +221,19 @@ class _Market:
                 await self.buy(person, self.world.rng.choice(FORGED))
                 await self.forge()
             await asyncio.sleep(self.world.rng.uniform(*MONTH_SECONDS))
+            await self._until(lambda: self._may_end(person), "another month may end")
             async with self.calm:
                 self.ends[person.id].append(await self._until(lambda: ledger.end_month(self.world.stack, person.id), "a month ends"))
+                if self.ended_since is not None:
+                    self.ended_since.add(person.id)
             if person.id in self.subscriptions:
                 await self.provider.renew(self.subscriptions[person.id])
                 await self.tell(self.subscriptions[person.id])
             await self._until(lambda: ledger.is_billed(self.world.stack, person.id), "the month is billed")
             await self.tell_late()
+
+    async def _may_end(self, person: Person) -> bool:
+        return self.ended_since is None or person.id not in self.ended_since
 
     async def pay_late(self, person: Person) -> None:
         """Let a plan end because its fee isn't paid, and then pay: the plan comes back."""
@@ -254,6 +262,7 @@ class _Market:
         async with self.calm:
             restores = await ledger.count_restores(stack)
             await gateway_copy.copy(stack, file)
+            self.ended_since = set()
         await asyncio.sleep(self.world.rng.uniform(*MONTH_SECONDS))
         await self.buy(self.buyers[0])
         async with self.calm:
@@ -273,6 +282,7 @@ class _Market:
             for owner in owners:
                 await ledger.end_months_again(stack, owner, self.ends[owner])
             assert await ledger.count_restores(stack) == restores + 1, "a gateway has noticed it"
+            self.ended_since = None
             self.is_open.set()
         self.broken["restore"] += 1
 

@@ -148,6 +148,9 @@ class Manual:
         tokens = dict.fromkeys(range(last + 1), INCLUDED)
         if customer.habit == "never pays again":
             tokens = {0: INCLUDED}
+        if customer.habit == "pays late" and len(fees) <= last:
+            # The plan has ended, or does soon, and comes back with the payment.
+            tokens[last] = customer.used[last]
         refunded = [period for period, wire in enumerate(fees) if wire.used is not None]
         if refunded:
             tokens = dict.fromkeys(range(refunded[0]), INCLUDED) | {period: fees[period].used or 0 for period in refunded}

@@ -81,10 +81,10 @@ async def simulate(stored: RestorableGateway, clock: VirtualTime, name: str, sca
     if name != "paddle":
         proved["taken back"] = way.taken_back
     print(f"{name}: {proved}, {len(quarter.documents)} documents")
-    return [
-        *quarter_judge.violations(judged),
-        *(f"there are no {what}: this proves too little" for what, sum_ in proved.items() if not sum_),
-    ]
+    too_little = (f"there are no {what}: this proves too little" for what, count in proved.items() if not count)
+    wrong = [*quarter_judge.violations(judged), *too_little]
+    print("\n".join(wrong))
+    return wrong
 
 
 @pytest.mark.parametrize("way", [*QUARTER])
