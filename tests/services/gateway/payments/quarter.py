@@ -374,7 +374,13 @@ class Quarter:
 
     async def _act(self, customer: Customer) -> None:
         await self.way.act(self, customer)
-        if customer.began is not None and self.moment >= customer.rests_until and self.rng.random() < 0.4:
+        if customer.began is None:
+            return
+        period = customer.period_of(self.moment)
+        age = self.moment - (customer.began + relativedelta(months=period))
+        # Just after a month's end, which of the two the ledger counts depends on when it heard of the first payment.
+        is_clear = period == 0 or age > timedelta(hours=36)
+        if is_clear and self.moment >= customer.rests_until and self.rng.random() < 0.4:
             await self._use(customer, self.rng.randrange(20, 300), beyond=customer.habit == "spends")
         await self._use_rest(customer, timedelta(hours=16))
 

@@ -388,6 +388,8 @@ class ByCard(ABC):
         card = self.cards[customer]
         kept = sum(self.kept(payment) for who, payment in self.bought if who is customer)
         tokens = {period: INCLUDED * self.kept(payment) // FEE_MINOR for period, payment in enumerate(card.payments)}
+        if quarter.moment < customer.rests_until:
+            tokens[len(card.payments) - 1] = customer.used[len(card.payments) - 1]
         # What was used before the money went back stays used.
         tokens |= {period: max(used, tokens[period]) for period, used in card.used.items()}
         return Account(
