@@ -217,7 +217,9 @@ class Auth:
                 ordinal = sum(text.startswith(f"{late.invoice} ") and "last" not in text for _, text in self.mails) + 1
                 self.mails.append((request.owner, f"{late.invoice} {'last' if late.is_last else min(ordinal, 2)}"))
             case LimitUsed() as used:
-                self.mails.append((request.owner, f"{used.of} {used.percent} % until {used.renews_at}"))
+                # A balance may fall again after each top-up.
+                until = request.subject if used.of == "balance" else used.renews_at
+                self.mails.append((request.owner, f"{used.of} {used.percent} % until {until}"))
 
 
 class Quarter:
