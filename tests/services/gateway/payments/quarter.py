@@ -217,9 +217,8 @@ class Auth:
                 ordinal = sum(text.startswith(f"{late.invoice} ") and "last" not in text for _, text in self.mails) + 1
                 self.mails.append((request.owner, f"{late.invoice} {'last' if late.is_last else min(ordinal, 2)}"))
             case LimitUsed() as used:
-                # A balance may fall again after each top-up.
-                until = request.subject if used.of == "balance" else used.renews_at
-                self.mails.append((request.owner, f"{used.of} {used.percent} % until {until}"))
+                # A balance may fall again after each top-up, and an allowance be used up again when a plan comes back.
+                self.mails.append((request.owner, f"{used.of} {used.percent} % {request.subject}"))
 
 
 class Quarter:
