@@ -278,6 +278,9 @@ class _Market:
                 self.forgotten.requests |= {key for key, one in used.items() if after.used[person.id].get(key) != one}
                 self.forgotten.billed[person.id] = _billed(person, self, before)
             self.forgotten.documents = before.documents
+            # Meters sum whole minutes, in which months of seconds can't be told apart.
+            for event in self.provider.meter_events.values():
+                event["timestamp"] = int(event["timestamp"]) - 3600
             await asyncio.gather(*(gateway.restart() for gateway in self.gateways))
             for owner in owners:
                 await ledger.end_months_again(stack, owner, self.ends[owner])
