@@ -112,8 +112,10 @@ class BillingRpc:
             found = await self.billing.void_lost(request.number, request.reason)
         else:
             found = await self.billing.void(request.number, request.reason, refund=request.refund)
-        how = {"refund": str(request.refund).lower(), "lost": str(request.lost).lower()}
-        self.audit_reporting.report_action("invoice.void", call.principal, target=request.number, reason=request.reason, **how)
+        refund, lost = str(request.refund).lower(), str(request.lost).lower()
+        self.audit_reporting.report_action(
+            "invoice.void", call.principal, target=request.number, reason=request.reason, refund=refund, lost=lost
+        )
         return found
 
     @serves(api.adopt_payment)
