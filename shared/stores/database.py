@@ -130,8 +130,6 @@ class Database:
         self._queries = named
         self._replica: ReplicaReads | None = None
         self._took = None if reports is None else reports.took
-        #: Connections on their way back.
-        self._returning: set[asyncio.Task[None]] = set()
         if reports is not None:
             reports.pool(lambda: (pool.get_size() - pool.get_idle_size(), pool.get_size(), pool.get_max_size()))
 
@@ -297,7 +295,8 @@ class Database:
                     connection.terminate()
                     raise ConnectionResetError(str(error)) from error
                 finally:
-                    await self._release(connection)
+                    # A second cancellation does not stop it. The pool shields it, too, but then logs the error for which nobody waits.
+                    await asyncio.shield(_return(self._pool, connection))
         except _UNDONE as error:
             if isinstance(error, asyncpg.SerializationError):
                 # At our isolation level only a standby raises this. The next connection may reach the primary.
@@ -317,13 +316,6 @@ class Database:
             return await self._pool.acquire()
         except _LOST_ITS_PLACE as error:
             raise ConnectionResetError(str(error)) from error
-
-    async def _release(self, connection: asyncpg.Connection) -> None:
-        # A second cancellation does not stop it. The pool has such a task, too, but whose error is logged if nobody waits any more.
-        returning = asyncio.create_task(_return(self._pool, connection))
-        self._returning.add(returning)
-        returning.add_done_callback(self._returning.discard)
-        await asyncio.shield(returning)
 
     async def _listen_once(self, channel: str) -> AsyncGenerator[str | None]:
         connection = await self._place.connect()
