@@ -31,7 +31,7 @@ class UpkeepJob(StrEnum):
     ADOPTION = "adoption"
     KEY_POLICIES = "key_policies"
     BILLING = "billing"
-    REVERSALS = "reversals"
+    LOST_EVENTS = "lost_events"
     USAGE_EXPORT = "usage_export"
     NOTICES = "notices"
     MODELS = "models"

@@ -562,7 +562,7 @@ class GatewayService:
             node.tasks.create_task(keep("payments", self._webhooks.run))
             if self._billing.provider is not None:
                 find_lost = self._billing.provider.find_lost
-                node.tasks.create_task(background_jobs.repeat(UpkeepJob.REVERSALS, 3600, find_lost, metrics))
+                node.tasks.create_task(background_jobs.repeat(UpkeepJob.LOST_EVENTS, 3600, find_lost, metrics))
 
     async def _work_on_bills(self) -> None:
         await self._billing.work()

@@ -28,7 +28,7 @@ from paddle_billing.Exceptions.ApiError import ApiError
 from paddle_billing.Notifications import PaddleSignature, Secret
 from paddle_billing.Resources.Adjustments.Operations import ListAdjustments
 from paddle_billing.Resources.CustomerPortalSessions.Operations import CreateCustomerPortalSession
-from paddle_billing.Resources.Shared.Operations import Pager
+from paddle_billing.Resources.Shared.Operations import Comparator, DateComparison, Pager
 from paddle_billing.Resources.Shared.Operations.List.OrderBy import OrderBy
 from paddle_billing.Resources.Subscriptions.Operations import CancelSubscription, CreateOneTimeCharge
 from paddle_billing.Resources.Subscriptions.Operations.Charge import SubscriptionChargeItemWithPrice
@@ -62,7 +62,7 @@ _SHOWN = [*_KEPT, TransactionStatus.Billed, TransactionStatus.PastDue]
 #: All but what was used beyond a plan.
 _OF_PLANS = [Origin.Api, Origin.Web, Origin.SubscriptionRecurring, Origin.SubscriptionUpdate]
 #: As many as Paddle gives at once, and the limits on all.
-_PAGE, _MAX_PAYMENTS, _MAX_ADJUSTMENTS = 30, 300, 1000
+_PAGE, _MAX_PAYMENTS, _MAX_EVENTS = 30, 300, 1000
 T = TypeVar("T")
 
 _log = logs.get(part="paddle")
@@ -139,13 +139,16 @@ class PaddleProvider:
         # An adjustment's event names its transaction.
         return object_id
 
-    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
-        def list_adjustments() -> list[Adjustment]:
+    async def list_events(self, since: datetime) -> list[WebhookEvent]:
+        def list_all() -> tuple[list[Transaction], list[Adjustment]]:
+            changed = DateComparison(since, Comparator.GTE)
+            paid = self._client.transactions.list(ListTransactions(statuses=_KEPT, updated_at=changed))
             listed = self._client.adjustments.list(ListAdjustments(Pager(order_by=OrderBy.id_descending())))
-            return [*islice(takewhile(lambda one: one.created_at >= since, listed), _MAX_ADJUSTMENTS)]
+            return [*islice(paid, _MAX_EVENTS)], [*islice(takewhile(lambda one: one.created_at >= since, listed), _MAX_EVENTS)]
 
-        found = await self._run(list_adjustments)
-        return [WebhookEvent(id=f"{one.id}/{one.status}", object_id=one.transaction_id) for one in found]
+        paid, adjusted = await self._run(list_all)
+        found = [(one, one.id) for one in paid] + [(one, one.transaction_id) for one in adjusted]
+        return [WebhookEvent(id=f"{one.id}/{one.status}", object_id=object_id) for one, object_id in found]
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:
         try:

@@ -205,8 +205,8 @@ class PaymentProvider(Protocol):
     async def find_checkout(self, subscription: str) -> str | None:
         """Return the checkout with which a subscription began."""
 
-    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
-        """Return what webhooks have told of refunds and disputes since then, or should have told, with ids that are always the same."""
+    async def list_events(self, since: datetime) -> list[WebhookEvent]:
+        """Return what webhooks have told of payments, refunds and disputes since then, or should have. Their ids stay the same."""
 
     async def list_payments(self, customer: str) -> Mapping[str, str | None] | None:
         """Return what a customer has paid, with the subscriptions that it belongs to, if others may have paid as the same customer; else

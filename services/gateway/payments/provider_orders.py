@@ -36,8 +36,8 @@ from shared.types import MicroCredits, RequestId, TenantId, Tier
 MANUAL = "manual"
 #: Two gateways that read one account take turns at once; who is too late this often has more than two beside.
 _MAX_READS = 5
-#: How far back refunds and disputes are asked for, in case their webhooks were lost. Known events are kept for longer.
-_REVERSALS = timedelta(days=14)
+#: How far back events are asked for whose webhooks may be lost: when a gateway starts, and after that. Known ones are kept for longer.
+_LOST, _LOST_SINCE = timedelta(days=14), timedelta(hours=1)
 #: For ids of transfers: the same payment is the same transfer.
 _PAYMENTS = UUID("5a0f8f0e-6f0c-4a57-8f0f-2b8a1f6d1c3e")
 
@@ -62,6 +62,8 @@ class ProviderOrders:
         self._currency = sold_in
         self._on_paid = on_paid
         self._on_reversed = on_reversed
+        #: Until when it has kept lost events.
+        self._listed_at: datetime | None = None
 
     # --- orders -------------------------------------------------------------------------------------------------------
 
@@ -186,9 +188,12 @@ class ProviderOrders:
         return event.object_id is not None and await self._store.add_event(self.name, event)
 
     async def find_lost(self) -> None:
-        """Keep events of refunds and disputes whose webhooks were lost. Raises Unavailable."""
-        for event in await self.provider.list_reversals(await self._store.now() - _REVERSALS):
+        """Keep events of payments, refunds and disputes whose webhooks were lost, also of orders that a restored database lacks. Raises
+        Unavailable."""
+        now = await self._store.now()
+        for event in await self.provider.list_events(now - _LOST if self._listed_at is None else self._listed_at - _LOST_SINCE):
             await self.receive(event)
+        self._listed_at = now
 
     async def handle_one(self) -> bool | None:
         """Follow the object of an event, or one of which the provider hasn't told for long. Return whether that was done; None if there is

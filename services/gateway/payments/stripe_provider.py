@@ -43,6 +43,8 @@ REVERSING = (
     "refund.created", "refund.updated", "refund.failed", "charge.refunded", "charge.dispute.created", "charge.dispute.closed",
     "charge.dispute.funds_withdrawn", "charge.dispute.funds_reinstated",
 )  # fmt: skip
+#: Types of events about payments.
+PAYING = ("checkout.session.completed", "checkout.session.async_payment_succeeded")
 #: Of events in one answer, and in all; those of lost webhooks are asked for each hour.
 _PAGE, _MAX_EVENTS = 100, 10_000
 T = TypeVar("T")
@@ -181,9 +183,9 @@ class StripeProvider:
         found += [(one.created, one.id, one.amount, one.status.startswith(("won", "prevented", "warning"))) for one in disputes.data]
         return tuple(Reversal(id=name, amount_minor=amount, is_returned=is_returned) for _, name, amount, is_returned in sorted(found))
 
-    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
+    async def list_events(self, since: datetime) -> list[WebhookEvent]:
         found: list[stripe.Event] = []
-        asked: EventListParams = {"types": list(REVERSING), "created": {"gte": int(since.timestamp())}, "limit": _PAGE}
+        asked: EventListParams = {"types": [*PAYING, *REVERSING], "created": {"gte": int(since.timestamp())}, "limit": _PAGE}
         while len(found) < _MAX_EVENTS:
             listed = await _read(self._client.v1.events.list_async(asked))
             found += listed.data

@@ -46,7 +46,7 @@ class MemoryProvider:
     async def find_bought(self, object_id: str) -> str | None:
         return object_id
 
-    async def list_reversals(self, since: datetime) -> list[WebhookEvent]:
+    async def list_events(self, since: datetime) -> list[WebhookEvent]:
         return []
 
     async def read(self, object_id: str) -> CheckoutState | ProviderSubscription | None:

@@ -52,7 +52,7 @@ PLANS: dict[tuple[ConfigKind, str], Any] = {
     ),
     (ConfigKind.PLAN, "free"): PlanDocument(included_tokens=0, for_sale=True),
 }  # fmt: skip
-_CALLS = ("read", "bill", "check_out", "cancel", "find_checkout", "find_bought", "list_reversals")
+_CALLS = ("read", "bill", "check_out", "cancel", "find_checkout", "find_bought", "list_events")
 #: Statements and calls of a gateway before a kill, at most.
 _MAX_STEPS = 60
 _KILL_SHARE, _GATEWAYS, _REST_DAYS = 0.3, 3, 34

@@ -277,6 +277,7 @@ class StripeServer:
             made = await self.make("/v1/payment_intents", {**payment, "confirm": "true"})
             session["payment_intent"] = made
         session |= {"customer": customer, "status": "complete", "payment_status": "paid"}
+        self._keep_event("checkout.session.completed", session)
         return made
 
     async def renew(self, subscription: str, *, days_ago: int = 0, state: str = "paid") -> str:
@@ -339,8 +340,12 @@ class StripeServer:
         found = self.find(reversal)
         found |= change
         kind = "refund.updated" if found["object"] == "refund" else "charge.dispute.closed"
-        told = {"id": f"evt_{next(self._numbers)}", "object": "event", "type": kind, "data": {"object": dict(found)}}
-        self.events.insert(0, {**told, "created": int(time.time())})
+        self._keep_event(kind, found)
+
+    def _keep_event(self, kind: str, found: Mapping[str, Any]) -> None:
+        told = {name: value for name, value in found.items() if not name.startswith("_")}
+        event = {"id": f"evt_{next(self._numbers)}", "object": "event", "type": kind, "data": {"object": told}}
+        self.events.insert(0, {**event, "created": int(time.time())})
 
     def find(self, object_id: str) -> dict[str, Any]:
         (found,) = (one for one in (*self.invoices, *self.refunds, *self.disputes) if one["id"] == object_id)

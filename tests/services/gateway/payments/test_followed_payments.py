@@ -392,6 +392,27 @@ async def test_an_order_is_made_again_from_what_stripe_has(at_stripe: Shop, stri
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
 
 
+async def test_stripe_is_asked_for_payments_whose_webhooks_and_orders_are_lost(at_stripe: Shop, stripe: StripeServer) -> None:
+    shop, ada = at_stripe, owner()
+    await stripe.pay(session_of(await top_up(shop, ada)))
+    await stripe.pay(session_of(await shop.order(ada, "pro")))
+    await restore(shop)
+    for _ in range(2):
+        await orders_of(shop).find_lost()
+        await shop.billing.work()
+    assert (await balance(shop, ada), shop.plan_of(ada), await stuck(shop)) == (25_000_000, "pro@1", {})
+
+
+async def test_paddle_is_asked_for_payments_whose_webhooks_and_orders_are_lost(at_paddle: Shop, paddle: PaddleServer) -> None:
+    shop, ada = at_paddle, owner()
+    paddle.pay(transaction_of(await top_up(shop, ada)))
+    open_one = transaction_of(await top_up(shop, ada))
+    await restore(shop)
+    await orders_of(shop).find_lost()
+    await shop.billing.work()
+    assert (await balance(shop, ada), await stuck(shop)) == (0, {"payment": 1}), f"an administrator is asked, but not about {open_one}"
+
+
 @pytest.mark.parametrize(
     ("changed", "waits"), [({"mesh": "https://other.example/billing"}, True), ({"owner": "ada"}, True), ({"order": None}, False)]
 )
