@@ -261,7 +261,9 @@ class ProviderOrders:
         """Return whose a checkout is that the database doesn't know, or doesn't know by this id; None if it isn't of this mesh, or nobody
         has paid. Raises NotFound if only an administrator can say it."""
         for known_by in (found.id, found.subscription):
-            if known_by is not None and (known := await self._store.find_followed(self.name, known_by)) is not None:
+            known = None if known_by is None else await self._store.find_followed(self.name, known_by)
+            # Of a subscription from the recovery log, the order is lost, unless the provider has it.
+            if known is not None and (known.order_id is not None or found.order is None):
                 return known
         is_of_a_mesh = found.goods_of is not None or "order" in found.claimed
         if not is_of_a_mesh or (found.payment is None and found.subscription is None):

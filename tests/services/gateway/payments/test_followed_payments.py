@@ -392,6 +392,17 @@ async def test_an_order_is_made_again_from_what_stripe_has(at_stripe: Shop, stri
     assert (await shop.ledger.verify(grace_seconds=1)).findings == ()
 
 
+async def test_the_order_of_a_subscription_from_the_recovery_log_is_made_again(at_stripe: Shop, stripe: StripeServer) -> None:
+    shop, ada = at_stripe, owner()
+    plan = session_of(await shop.order(ada, "pro"))
+    subscription = await stripe.pay(plan)
+    await tell_of_stripe(shop, stripe, plan, subscription)
+    await shop.execute("DELETE FROM payment_orders")
+    await tell_of_stripe(shop, stripe, plan)
+    orders = "SELECT object_id || ' ' || owner || ' ' || amount_minor FROM payment_orders WHERE payment IS NOT NULL"
+    assert (await shop.fetch(orders), shop.plan_of(ada)) == (f"{plan} {ada} 2900", "pro@1")
+
+
 async def test_stripe_is_asked_for_payments_whose_webhooks_and_orders_are_lost(at_stripe: Shop, stripe: StripeServer) -> None:
     shop, ada = at_stripe, owner()
     await stripe.pay(session_of(await top_up(shop, ada)))
