@@ -334,7 +334,7 @@ class ByCard(ABC):
             self._disputes.remove((due, dispute, is_won))
             self.decide(dispute, is_won=is_won)
             self._tell(quarter, dispute)
-        if rng.random() < 0.1:
+        if rng.random() < 0.1 and self.bought:
             self._tell(quarter, self.forge(quarter, None))
         due = [one for one in self._queue if one[0] <= now]
         self._queue = [one for one in self._queue if one[0] > now]
@@ -383,8 +383,10 @@ class ByCard(ABC):
             customer.rests_until = quarter.moment + timedelta(hours=30)
             self._tell(quarter, card.subscription)
 
-    async def restored(self, quarter: Quarter, since: datetime) -> None:  # noqa: B027 - a way may need it
-        """Nothing is left to an administrator."""
+    async def restored(self, quarter: Quarter, since: datetime) -> None:
+        """Nothing is left to an administrator. What was used since the copy is lost, also of what was used before money went back."""
+        for customer, card in self.cards.items():
+            card.used = {period: min(used, customer.used[period]) for period, used in card.used.items()}
 
     async def account(self, quarter: Quarter, customer: Customer) -> Account:
         card = self.cards[customer]
