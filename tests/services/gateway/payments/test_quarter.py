@@ -44,6 +44,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> VirtualTime:
     postgres_clock.patch_sessions(monkeypatch)
     monkeypatch.setattr(stripe_server, "time", clock)
     monkeypatch.setattr(paddle_server, "time", clock)
+    monkeypatch.setattr(paddle_server, "datetime", clock.datetimes)
     monkeypatch.setattr(stripe_provider, "datetime", clock.datetimes)
     monkeypatch.setattr(payment_provider, "READ_SECONDS", 1.0)
     monkeypatch.setattr(payment_provider, "WRITE_SECONDS", 1.0)
@@ -76,10 +77,8 @@ async def simulate(stored: RestorableGateway, clock: VirtualTime, name: str, sca
     proved = {
         "kills": quarter.killer.kills, "restores": quarter.restores, "mails": len(quarter.auth.mails),
         "credits": sum(one.kept for one in accounts), "usage": sum(one.owed for one in accounts),
-        "tokens": sum(sum(one.paid_tokens.values()) for one in accounts),
+        "tokens": sum(sum(one.paid_tokens.values()) for one in accounts), "taken back": way.taken_back,
     }  # fmt: skip
-    if name != "paddle":
-        proved["taken back"] = way.taken_back
     print(f"{name}: {proved}, {len(quarter.documents)} documents")
     too_little = (f"there are no {what}: this proves too little" for what, count in proved.items() if not count)
     wrong = [*quarter_judge.violations(judged), *too_little]
