@@ -251,7 +251,7 @@ class HttpCall:
         size = 0
         self._body_began = self._loop.time()
         while True:
-            message = await self._next_piece(size, most_seconds)
+            message = await self._next_piece(size, most_seconds, most_seconds)
             part = message.get("body", b"")
             size += len(part)
             if size > most_bytes:
@@ -266,11 +266,11 @@ class HttpCall:
                     held.resize(size)
                 return b"".join(parts)
 
-    async def _next_piece(self, size: int, most_seconds: float) -> MutableMapping[str, Any]:
+    async def _next_piece(self, size: int, most_seconds: float, max_pause: float) -> MutableMapping[str, Any]:
         """Return the message with the next piece; ``size``: of those before. Raises BadRequest for a slow sender, and Cancelled."""
         while True:
-            seconds = self._body_began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds) - self._loop.time()
-            until = self._loop.time() + min(BODY_SECONDS, seconds)
+            whole = self._body_began + min(BODY_GRACE_SECONDS + size / BODY_BYTES_PER_SECOND, most_seconds)
+            until = min(whole, self._loop.time() + max_pause)
             try:
                 async with asyncio.timeout_at(until):
                     message = await self._receive()
@@ -293,7 +293,7 @@ class HttpCall:
         size, more = 0, True
         self._body_began = self._loop.time()
         while more:
-            message = await self._next_piece(size, most_seconds)
+            message = await self._next_piece(size, most_seconds, BODY_SECONDS)
             piece, more = message.get("body", b""), message.get("more_body", False)
             size += len(piece)
             if size > most_bytes:

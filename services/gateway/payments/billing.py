@@ -177,7 +177,7 @@ class Billing:
 
     async def void_lost(self, number: str, reason: str) -> Invoice:
         """Raises what ``InvoicePayments.void_lost`` raises."""
-        return await self._invoices.void_lost(self._seller, number, reason)
+        return await self._invoices.void_lost(number, reason)
 
     # --- what time does -----------------------------------------------------------------------------------------------
 

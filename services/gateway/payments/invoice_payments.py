@@ -5,7 +5,6 @@ from uuid import uuid5
 
 import msgspec
 
-from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments import invoices
 from services.gateway.payments.billing_store import MAX_LOST, BillingRows, BillingStore, StoredInvoice, Subscription
 from services.gateway.payments.plan_changes import PlanChanges
@@ -89,13 +88,13 @@ class InvoicePayments:
                 await self._reverse(rows, stored)
             return await self._plans.take_back(rows, stored, reason)
 
-    async def void_lost(self, seller: Seller, number: str, reason: str) -> Invoice:
+    async def void_lost(self, number: str, reason: str) -> Invoice:
         """Let a number that a restored database lacks, and those before it, never be used again. Raises BadRequest for one that it has."""
         async with self._store.transaction() as rows:
             if not await rows.count_lost(number):
                 what = f"{number} is not among the {MAX_LOST} numbers after the last invoice"
                 raise errors.BadRequest(what, field="number", hint="see `aicli admin invoices list`")
-            await rows.void_lost(seller, reason)
+            await rows.void_lost(self._plans.seller, reason)
             return (await self._lock(rows, number)).invoice
 
     async def _reverse(self, rows: BillingRows, stored: StoredInvoice) -> None:
