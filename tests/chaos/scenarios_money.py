@@ -229,8 +229,19 @@ class _Market:
             if person.id in self.subscriptions:
                 await self.provider.renew(self.subscriptions[person.id])
                 await self.tell(self.subscriptions[person.id])
-            await self._until(lambda: ledger.is_billed(self.world.stack, person.id), "the month is billed")
+            await self._until(lambda: self._is_billed(person), "the month is billed")
+            self._age_meters()
             await self.tell_late()
+
+    async def _is_billed(self, person: Person) -> bool:
+        # A database that was just put back doesn't know yet which months are over.
+        async with self.calm:
+            return await ledger.is_billed(self.world.stack, person.id)
+
+    def _age_meters(self) -> None:
+        """Meters sum whole minutes, in which months of seconds can't be told apart."""
+        for event in self.provider.meter_events.values():
+            event["timestamp"] = int(event["timestamp"]) - 3600
 
     async def _may_end(self, person: Person) -> bool:
         return self.ended_since is None or person.id not in self.ended_since
@@ -278,9 +289,7 @@ class _Market:
                 self.forgotten.requests |= {key for key, one in used.items() if after.used[person.id].get(key) != one}
                 self.forgotten.billed[person.id] = _billed(person, self, before)
             self.forgotten.documents = before.documents
-            # Meters sum whole minutes, in which months of seconds can't be told apart.
-            for event in self.provider.meter_events.values():
-                event["timestamp"] = int(event["timestamp"]) - 3600
+            self._age_meters()
             await asyncio.gather(*(gateway.restart() for gateway in self.gateways))
             for owner in owners:
                 await ledger.end_months_again(stack, owner, self.ends[owner])
