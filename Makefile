@@ -83,7 +83,7 @@ check: setup-dev ## format, lint, types, import contracts, dependencies, docs dr
 	@$(BIN)/python -m tools.docs --check
 
 types: ## check the types, as make check and the pre-commit hook do
-	@$(BIN)/mypy shared services cli stack tools bench
+	@$(BIN)/mypy shared features services cli stack tools bench
 	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
 
 biome: ## check JavaScript and CSS, as make check and the pre-commit hook do

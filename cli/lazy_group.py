@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -10,6 +11,9 @@ from click.exceptions import NoSuchCommand
 from cli import missing_packages
 from cli.output import print_format
 from shared import errors
+
+#: `module:attribute` of a command, and its line of the help.
+Place = tuple[str, str]
 
 
 class _UninstalledCommand(click.Command):
@@ -27,14 +31,14 @@ class _UninstalledCommand(click.Command):
 
 
 class LazyGroup(click.Group):
-    """``places`` maps a command's name to `module:attribute`. Commands are listed in this order. ``sections`` maps the headings of the help
-    to such places."""
+    """``places`` maps a command's name to its place. Commands are listed in this order. ``sections`` maps the headings of the help to such
+    places."""
 
     def __init__(
         self,
         *args: object,
-        places: Mapping[str, str] | None = None,
-        sections: Mapping[str, Mapping[str, str]] | None = None,
+        places: Mapping[str, Place] | None = None,
+        sections: Mapping[str, Mapping[str, Place]] | None = None,
         **extra: object,
     ) -> None:
         super().__init__(*args, **extra)  # type: ignore[arg-type]  # click's own parameters, passed through unread
@@ -45,10 +49,9 @@ class LazyGroup(click.Group):
         return [*self._places]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        place = self._places.get(cmd_name)
-        if place is None:
+        if cmd_name not in self._places:
             return None
-        module, _, attribute = place.partition(":")
+        module, _, attribute = self._places[cmd_name][0].partition(":")
         try:
             command = getattr(import_module(module), attribute)
         except ImportError as error:
@@ -60,12 +63,11 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        found = {name: self.get_command(ctx, name) for name in self._places}
         # One width for all sections, so that their columns are aligned.
-        longest = max(map(len, found))
+        longest = max(map(len, self._places))
         limit = formatter.width - 6 - longest
         for heading, places in self._sections.items():
-            rows = [(name.ljust(longest), command.get_short_help_str(limit)) for name in places if (command := found[name]) is not None]
+            rows = [(name.ljust(longest), _line(place, limit)) for name, place in places.items()]
             with formatter.section(heading):
                 formatter.write_dl(rows)
 
@@ -75,3 +77,15 @@ class LazyGroup(click.Group):
         except NoSuchCommand as error:
             # click would suggest only commands that are already imported.
             raise NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None
+
+
+def _line(place: Place, limit: int) -> str:
+    """Return the line of the help, or what is missing if another package brings the command."""
+    module, _, _ = place[0].partition(":")
+    try:
+        is_there = find_spec(module) is not None
+    except ImportError:
+        is_there = False
+    missing = None if is_there else missing_packages.explain(ModuleNotFoundError(name=module))
+    text = place[1] if missing is None else f"({missing.message})"
+    return click.Command(None, help=text).get_short_help_str(limit)

@@ -15,63 +15,83 @@ import click
 
 from cli import missing_packages, value_completion
 from cli.cli_context import CliContext
-from cli.lazy_group import LazyGroup
+from cli.lazy_group import LazyGroup, Place
 from cli.output import print_format, printing
 from cli.output.exit_codes import MEANINGS, ExitCode, for_error
-from shared import errors
+from shared import errors, features
 
 if TYPE_CHECKING:
     from shared.errors import AimeshError
 
-SECTIONS = {
+#: Heading -> command -> where it is, and its line of the help: how its own text begins. Help imports no command for that.
+_OWN_SECTIONS = {
     "Ask": {
-        "infer": "cli.ask.infer:infer",
-        "chat": "cli.ask.chat:chat",
-        "run": "cli.ask.run:run",
-        "rerank": "cli.ask.rerank:rerank",
-        "models": "cli.ask.models:models",
-        "files": "cli.ask.files:files",
-        "batch": "cli.ask.batches:batch",
-        "trace": "cli.ask.trace:trace",
+        "infer": ("cli.ask.infer:infer", "Send a prompt to a model and print the answer."),
+        "chat": ("cli.ask.chat:chat", "Chat with a model."),
+        "run": ("cli.ask.run:run", "Chat with a model; with a PROMPT, print one answer."),
+        "rerank": ("cli.ask.rerank:rerank", "Rank text files by their relevance to a query, the most relevant first."),
+        "models": (
+            "cli.ask.models:models",
+            "List models available now, load and unload them, and download models.",
+        ),
+        "files": (
+            "cli.ask.files:files",
+            "Store files on the mesh, encrypted for your account or organization.",
+        ),
+        "batch": ("cli.ask.batches:batch", "Run the requests of a file when the mesh has time, at a lower price."),
+        "trace": ("cli.ask.trace:trace", "Show the trace of a request: where its time went."),
     },
     "Account": {
-        "register": "cli.account.login:register",
-        "login": "cli.account.login:login",
-        "logout": "cli.account.login:logout",
-        "whoami": "cli.account.login:whoami",
-        "profile": "cli.account.profiles:profiles",
-        "keys": "cli.account.keys:keys",
-        "webhooks": "cli.account.webhooks:webhooks",
-        "policy": "cli.account.policy:policy",
-        "guard": "cli.account.guard:guard",
-        "usage": "cli.account.usage:usage",
-        "quota": "cli.account.usage:quota",
-        "billing": "cli.account.billing:billing",
-        "dashboard": "cli.account.dashboard:dashboard",
+        "register": ("cli.account.login:register", "Create an account."),
+        "login": (
+            "cli.account.login:login",
+            "Sign in: create an API key for this machine and save it in the current profile.",
+        ),
+        "logout": ("cli.account.login:logout", "Log out: revoke this machine's key and remove it from the profile."),
+        "whoami": ("cli.account.login:whoami", "Show the account of the key that aicli uses."),
+        "profile": ("cli.account.profiles:profiles", "List, choose and remove profiles: the meshes and addresses that aicli can use."),
+        "keys": ("cli.account.keys:keys", "Create, list, rotate and revoke API keys, and scan for leaked ones."),
+        "policy": ("cli.account.policy:policy", "Show and change policies: the allowed models, machines and providers."),
+        "guard": ("cli.account.guard:guard", "Test the guardrails of a policy."),
+        "usage": ("cli.account.usage:usage", "Show your usage and cost by day and key, and your remaining quota."),
+        "quota": (
+            "cli.account.usage:quota",
+            "Show your remaining quota: requests this hour, credits, and every limit.",
+        ),
+        "billing": ("cli.account.billing:billing", "Show your plan and what it includes."),
+        "dashboard": ("cli.account.dashboard:dashboard", "Open the web dashboard in a browser, already signed in."),
     },
     "Machines": {
-        "serve": "cli.machines.serve:serve",
-        "worker": "cli.machines.worker:worker",
-        "mesh": "cli.machines.mesh:mesh",
-        "nodes": "cli.ask.nodes:nodes",
-        "doctor": "cli.doctor.doctor_command:doctor",
-        "update": "cli.machines.update:update",
-        "uninstall": "cli.machines.uninstall:uninstall",
+        "serve": ("cli.machines.serve:serve", "Serve your mesh at localhost, for programs of this machine."),
+        "worker": ("cli.machines.worker:worker", "Run a worker on this machine, in the foreground."),
+        "mesh": ("cli.machines.mesh:mesh", "Connect to a mesh from another machine, or run the DHT nodes and relays of a mesh."),
+        "nodes": ("cli.ask.nodes:nodes", "List the nodes of the mesh, and show why a node gets no requests."),
+        "doctor": ("cli.doctor.doctor_command:doctor", "Diagnose problems and suggest fixes."),
+        "update": (
+            "cli.machines.update:update",
+            "Install the version of aimesh that your mesh has, and restart the services.",
+        ),
+        "uninstall": ("cli.machines.uninstall:uninstall", "Take this machine out of its mesh, and remove aimesh from it."),
     },
     "Administer": {
-        "top": "cli.top.top_command:top",
-        "alerts": "cli.admin.alerts:alerts",
-        "report": "cli.admin.report:report",
-        "cost": "cli.admin.cost:cost",
-        "scale": "cli.admin.scale:scale",
-        "admin": "cli.admin.admin_commands:admin",
+        "top": ("cli.top.top_command:top", "Live view of the mesh: health, alerts, requests, tokens, queues and nodes."),
+        "alerts": ("cli.admin.alerts:alerts", "List and silence alerts."),
+        "report": ("cli.admin.report:report", "Report usage and cost across all users."),
+        "cost": ("cli.admin.cost:cost", "What machines of your own cost, and when they cost less than an API."),
+        "scale": ("cli.admin.scale:scale", "Show and plan how many workers each model needs."),
+        "admin": ("cli.admin.admin_commands:admin", "Administer the installation (requires a key of kind adm)."),
     },
     "Stack": {
-        "stack": "stack.stack_commands:stack",
+        "stack": ("stack.stack_commands:stack", "Run the whole platform on this machine: five services, PostgreSQL, Valkey and NATS."),
     },
     "Shell": {
-        "completion": "cli.main:completion",
+        "completion": ("cli.main:completion", "Print the completion script of a shell."),
     },
+}
+
+SECTIONS: Mapping[str, Mapping[str, Place]] = {
+    section: places | {each.name: (each.place, each.summary) for each in features.commands() if each.section == section}
+    for section, places in _OWN_SECTIONS.items()
 }
 
 #: What people type who know Ollama, Docker or Tailscale: the arguments to run, or a text that says what to use instead.
@@ -212,6 +232,7 @@ def _version(context: click.Context, _parameter: click.Parameter, wanted: bool) 
     from shared.telemetry.version import version
 
     click.echo(f"aicli {version()}")
+    click.echo(f"features: {', '.join(features.known()) or 'none'}")
     context.exit()
 
 

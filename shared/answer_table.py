@@ -70,7 +70,7 @@ METHODS: Mapping[str, Answers] = {
     "gateway.getServiceHealth": Answers.EVERYONE,
     "gateway.eraseFiles": Answers.SERVICES,
     "gateway.eraseJobs": Answers.SERVICES,
-    "gateway.eraseWebhooks": Answers.SERVICES,
+    "gateway.eraseStored": Answers.SERVICES,
     "gateway.dropStoredItems": Answers.SERVICES,
     "gateway.readUsage": Answers.SERVICES,
     "gateway.giveUpPool": Answers.SERVICES,

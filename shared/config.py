@@ -10,15 +10,16 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from shared import errors
+from shared import errors, features
 
 #: 0 picks a free port, or disables the listener.
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
+S = TypeVar("S", bound="Settings")
 _WORDS_FOR_BOOL = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -49,9 +50,20 @@ class Setting:
     field: str
     type: Any
     default: str | None
+    #: The struct that has the field: the service's own, or that of a feature.
+    declared_by: "type[msgspec.Struct]"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    #: The service that reads them, for which features may have more.
+    SERVICE: ClassVar[str] = ""
+    #: Those of features.
+    more: "tuple[Settings, ...]" = ()
+
+    def of(self, kind: type[S]) -> S:
+        """Return the settings of a feature, which has declared them for this service."""
+        return next((one for one in self.more if isinstance(one, kind)), None) or kind()
+
     def mistakes(self) -> Iterator[str]:
         """Return mistakes that no single field shows, one sentence each, beginning with the variable."""
         return iter(())
@@ -64,7 +76,6 @@ class CheckedVariables(msgspec.Struct, frozen=True):
     mistakes: tuple[str, ...]
 
 
-S = TypeVar("S", bound=Settings)
 #: Stands for a required setting that is not given; a valid value of each: a text, a path, a long secret, 32 bytes in base64.
 _ANY_VALUE = "A" * 43 + "="
 
@@ -85,20 +96,40 @@ def settings_of(kind: type[msgspec.Struct]) -> Iterator[Setting]:
             default = _shown(field.default)
         elif field.default_factory is not msgspec.NODEFAULT:
             default = _shown(field.default_factory())
-        yield Setting(variable, field.name, inner, default)
+        yield Setting(variable, field.name, inner, default, kind)
+    for more in _kinds_of_features(kind):
+        yield from settings_of(more)
+
+
+def _kinds_of_features(kind: type[msgspec.Struct]) -> list[type[Settings]]:
+    service = getattr(kind, "SERVICE", "")
+    found = features.parts("settings", dict, "SETTINGS").values() if service else ()
+    return [one[service] for one in found if service in one]
+
+
+def settings_of_features() -> Iterator[tuple[str, Setting]]:
+    """Return the settings of features, each with a service that reads it."""
+    for kinds in features.parts("settings", dict, "SETTINGS").values():
+        for service, kind in kinds.items():
+            for setting in settings_of(kind):
+                yield service, setting
 
 
 def shown(settings: Settings) -> Iterator[tuple[Setting, str]]:
     """Return each setting with its current value. For a secret, only whether it is set."""
     for setting in settings_of(type(settings)):
-        value = _shown(getattr(settings, setting.field))
+        value = _shown(_read_field(settings, setting))
         yield setting, ("set" if value else "") if setting.variable.secret else value
+
+
+def _read_field(settings: Settings, setting: Setting) -> object:
+    return getattr(settings if setting.declared_by is type(settings) else settings.of(setting.declared_by), setting.field)
 
 
 def names_for_replicas(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the settings that all replicas need if one has them: those that are set, and those that are not."""
     needed = [setting for setting in settings_of(type(settings)) if setting.variable.on_all_replicas]
-    found = [setting.variable.name for setting in needed if getattr(settings, setting.field)]
+    found = [setting.variable.name for setting in needed if _read_field(settings, setting)]
     return tuple(found), tuple(setting.variable.name for setting in needed if setting.variable.name not in found)
 
 
@@ -143,18 +174,20 @@ def _subject(mistake: str) -> str:
 
 
 def _fill(kind: type[S], environment: Mapping[str, str]) -> tuple[S | None, list[str]]:
-    values: dict[str, Any] = {}
+    values: dict[type, dict[str, Any]] = {}
     mistakes: list[str] = []
     for setting in settings_of(kind):
         try:
+            of_kind = values.setdefault(setting.declared_by, {})
             if (value := _value(setting, environment)) is not None:
-                values[setting.field] = value
+                of_kind[setting.field] = value
         except ValueError as error:
             mistakes.append(str(error))
     if mistakes:
         return None, mistakes
-    settings = kind(**values)
-    return settings, list(settings.mistakes())
+    more = tuple(each(**given) for each, given in values.items() if each is not kind)
+    settings = kind(**values.get(kind, {}), more=more)
+    return settings, [mistake for each in (settings, *more) for mistake in each.mistakes()]
 
 
 def _value(setting: Setting, environment: Mapping[str, str]) -> Any:

@@ -69,7 +69,7 @@ def _own_program() -> Iterator[Path]:
     """Yield the folders of the code. Not the checkout itself, where a stack keeps its keys."""
     yield from {Path(sys.prefix), Path(sys.base_prefix)}
     root = Path(__file__).parents[1]
-    yield from (root / "services", root / "shared")
+    yield from (root / "services", root / "shared", root / "features")
     yield from (Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder)
     for pattern in _OPTIONAL_FOLDERS:
         yield from Path("/opt").glob(pattern)

@@ -335,7 +335,6 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         USAGE_EXPORT_URL USAGE_EXPORT_TOKEN_FILE USAGE_EXPORT_FILE USAGE_EXPORT_STRIPE_METER USAGE_EXPORT_UNIT
         CURRENCY SELLER_NAME SELLER_ADDRESS TAX_NAME TAX_PERCENT PAYMENTS STRIPE_SECRET_KEY_FILE STRIPE_WEBHOOK_SECRET_FILE STRIPE_API_URL
         STRIPE_TAX PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL MODEL_ORIGIN MODEL_ORIGIN_QUOTA FILES_URL
-        WEBHOOK_ALLOWED_HOSTS
     """,
     ("inference",): """
         INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODELS_PULL MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS
@@ -359,6 +358,8 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
 _STORES = ("BACKUP_TO", "MODEL_ORIGIN", "FILES_URL")
 #: Variable -> services.
 PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}
+for _service, _setting in config.settings_of_features():
+    PASSED[_setting.variable.name] = (*PASSED.get(_setting.variable.name, ()), _service)
 #: Saved in separate files and passed on as NAME_FILE.
 SECRET = frozenset(
     {
@@ -376,6 +377,7 @@ SECRET = frozenset(
         "METRICS_DATABASE_READ_URL",
     }
 ) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
+SECRET |= {setting.variable.name for _, setting in config.settings_of_features() if setting.variable.secret}
 #: Paths that the user gives relative to the current folder; services run elsewhere.
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}

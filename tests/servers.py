@@ -469,7 +469,7 @@ def memory_folder() -> Path | None:
 
 @functools.cache
 def _migrations(service: str) -> list[migrations.Migration]:
-    return migrations.read(_SERVICES / service / "migrations")
+    return migrations.read_all(_SERVICES / service / "migrations", service)
 
 
 def is_migrated(place: ServerPlace, known: list[migrations.Migration]) -> bool:

@@ -17,7 +17,7 @@ from shared import api
 
 ROOT = Path(__file__).parent.parent
 #: Code that users run. Only the safety rules apply to tests and benches.
-PROGRAM = ("services", "shared", "cli", "stack", "tools")
+PROGRAM = ("services", "shared", "features", "cli", "stack", "tools")
 EVERYTHING = (*PROGRAM, "bench", "tests")
 
 LONGEST_TEST_SLEEP_SECONDS = 0.05
@@ -190,7 +190,7 @@ def test_shared_is_not_deep() -> None:
 
 def test_programs_reach_every_part_of_the_contract_that_they_name() -> None:
     """`api.billing` loads its module on first use, if the package lists it; in a test, another import may have loaded it before."""
-    paths = [path for folder in ("cli", "stack", "services", "shared") for path in (ROOT / folder).rglob("*.py")]
+    paths = [path for folder in ("cli", "stack", "services", "shared", "features") for path in (ROOT / folder).rglob("*.py")]
     texts = [text for path in paths if "from shared import api" in (text := path.read_text("utf-8"))]
     named = {name for text in texts for name in re.findall(r"(?<![\w.])api\.([a-z_]+)\.", text)}
     assert len(named) > 10
@@ -320,7 +320,7 @@ def test_ipv6_addresses_have_brackets() -> None:
 
 
 def test_ctrl_c_reaches_no_child_of_a_service() -> None:
-    none_of(finding for module in modules("services", "shared") for finding in children_at_the_terminal(module))
+    none_of(finding for module in modules("services", "shared", "features") for finding in children_at_the_terminal(module))
 
 
 def test_no_sql_is_assembled() -> None:

@@ -8,9 +8,11 @@ import ast
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from shared import features
+from tests import feature_parts
 from tests.test_architecture import Finding, Module, calls, modules, name_of, none_of
 
-SERVICES = ("auth", "gateway", "inference", "metrics", "web")
+SERVICES = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
 STARTS = {"keep", "every", "repeat", "attempt"}
 
 #: Tasks that end with their caller, or without which a service answers nothing: these end it.
@@ -57,12 +59,14 @@ OTHER_LOOPS = {
     "services/auth/audit/verification.py:_without_lost": "restores that one chain lost rows by",
     "services/auth/privacy/erasure.py:_erase_stored": "the tenants of one account, which is erased as a whole",
     "services/auth/privacy/privacy_store.py:erase": "the steps of one erasure",
+    "services/auth/privacy/erasure.py:_erase_of_features": "the features, of one account",
     "services/auth/privacy/retention.py:_forget": "pages",
     "services/auth/sessions/active_keys.py:refresh": "signing keys: all or none",
     "services/auth/sessions/active_keys.py:_apply": "signing keys: all or none",
     "services/gateway/background_jobs.py:extend": "partitions in their order",
     "services/gateway/billing/checkpoint_store.py:close_days": "days in their order, each signed with the one before",
     "services/gateway/configuration/ended_keys.py:remove_policies": "pages",
+    "services/gateway/features.py:delete_old": "the features; each is an attempt",
     "services/gateway/files/file_storage.py:clean": "pages; each file is an item",
     "services/gateway/files/file_storage.py:read": "the parts of one file",
     "services/gateway/http_api/http_call.py:answer_bytes": "the pieces of one answer",
@@ -90,9 +94,6 @@ OTHER_LOOPS = {
     "services/gateway/usage_reports.py:roll": "days in their order",
     "services/gateway/usage_reports.py:delete_old": "pages",
     "services/gateway/usage_store.py:roll_one": "the pieces of one day",
-    "services/gateway/webhooks/deliveries.py:_take_due": "each delivery is an attempt",
-    "services/gateway/webhooks/webhook_store.py:take": "two looks for one delivery",
-    "services/gateway/webhooks/webhook_store.py:enqueue": "the endpoints of one tenant, in the transaction of the job that ended",
     "services/inference/backends/model_cache.py:ensure_digests": "the adapters of one model",
     "services/inference/backends/model_cache.py:_prepare": "each model is an attempt",
     "services/inference/backends/remote/http_server_client.py:_read_most": "the pieces of one answer",
@@ -116,6 +117,16 @@ OTHER_LOOPS = {
 }
 
 
+OTHER_TASKS |= {place: why for part in feature_parts.modules("background_work") for place, why in part.OTHER_TASKS.items()}
+OTHER_LOOPS |= {place: why for part in feature_parts.modules("background_work") for place, why in part.OTHER_LOOPS.items()}
+
+
+def _modules_of(service: str) -> list[Module]:
+    """Return those of a service, and what features add to it."""
+    parts = [f"features/{name}/{SERVICES[service]}" for name in features.known()]
+    return [module for folder in (f"services/{service}", *parts) for module in modules(folder)]
+
+
 @dataclass
 class Function:
     module: Module
@@ -137,7 +148,7 @@ class Code:
     @classmethod
     def of(cls, service: str) -> "Code":
         code = cls()
-        for module in modules(f"services/{service}"):
+        for module in _modules_of(service):
             for node in module.tree.body:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     code.functions[module.name, "", node.name] = Function(module, "", node)
@@ -245,7 +256,7 @@ def loops_over_items(function: Function) -> Iterator[Finding]:
 def test_every_background_task_starts_again_or_says_why_not() -> None:
     findings, seen = [], set()
     for service in SERVICES:
-        for module in modules(f"services/{service}"):
+        for module in _modules_of(service):
             for call, called in calls(module):
                 if not called.endswith(".create_task") or not call.args:
                     continue

@@ -33,7 +33,7 @@ from tests.deploy.grafana_boards import SERVICE_LEVEL
 from tools import docs, reference
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("services/*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("services/*/README.md"), *ROOT.glob("features/*/**/*.md")])
 BY_HAND = [page for page in PAGES if not page.read_text(encoding="utf-8").startswith(docs.NOTICE.strip())]
 #: Variables in the commands shown that no service and no stack reads: of aicli, of make, of the build, of other programs.
 OTHER_VARIABLES = {
@@ -196,7 +196,9 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 def test_pages_that_the_code_names_exist() -> None:
     missing = []
-    for path in (path for root in ("cli", "services", "shared", "tools", "bench", "deploy") for path in (ROOT / root).rglob("*")):
+    for path in (
+        path for root in ("cli", "services", "features", "shared", "tools", "bench", "deploy") for path in (ROOT / root).rglob("*")
+    ):
         if (path.suffix in {".py", ".sql", ".lua", ".html"} or path.name == "Dockerfile") and "node_modules" not in path.parts:
             named = re.findall(r"\bdocs/[\w./-]+\.md\b", path.read_text(encoding="utf-8"))
             missing += [f"{path.relative_to(ROOT)}: {name}" for name in named if ROOT / name not in existing()]
@@ -270,7 +272,8 @@ def walk_throughs() -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
 
 def test_files_and_names_of_the_walk_throughs_exist() -> None:
     found = dict(walk_throughs())
-    assert list(found) == ["Add a rate limit", "Add an RPC method", "Add an alert"]
+    assert list(found) == ["Add a feature", "Remove a feature", "Add a rate limit", "Add an RPC method", "Add an alert"]
+    assert found.pop("Remove a feature") == [], "it needs no file by hand"
     missing = []
     for files in found.values():
         assert 0 < len(files) <= 5
@@ -412,7 +415,7 @@ def features(text: str) -> list[Feature]:
 
 @cache
 def source_text() -> str:
-    roots = ("shared", "services", "cli", "sdk", "deploy", "tools", "bench", "requirements", "compose.yaml", "pyproject.toml")
+    roots = ("shared", "services", "features", "cli", "sdk", "deploy", "tools", "bench", "requirements", "compose.yaml", "pyproject.toml")
     listed = subprocess.run(["git", "ls-files", "-z", *roots], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     paths = [ROOT / name for name in listed if Path(name).suffix in SOURCES]
     return "\n".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())
@@ -603,6 +606,7 @@ PAGE_SOURCES = sorted(
         *(_WEB / "templates").rglob("*.html"),
         *(_WEB / "static" / "js").glob("*.js"),
         *(path for path in _WEB.rglob("*.py") if "node_modules" not in path.parts),
+        *(path for kind in ("py", "html") for path in (ROOT / "features").glob(f"*/web/**/*.{kind}")),
         ROOT / "services" / "auth" / "mail_texts.py",
         ROOT / "services" / "metrics" / "alerting" / "channels.py",
     ]

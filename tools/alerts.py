@@ -1,6 +1,7 @@
 """Generate the reference page of the alerts, and the frame of each runbook, from the rule files.  `python -m tools.docs` runs it."""
 
 import itertools
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from services.metrics.alerting import rules, thresholds
 from services.metrics.alerting.rules import AlertRule
+from shared import features
 from tools import generated
 
 FOLDER = generated.ROOT / "docs" / "runbooks"
@@ -57,7 +59,7 @@ Prometheus computes these series for the objectives.
 
 def page() -> str:
     """Return the reference page, in Markdown."""
-    rows = ((f"[{rule.name}](../runbooks/{rule.name}.md)", *_cells(rule, _shown(rule))) for rule in rules.load())
+    rows = ((_link(rule), *_cells(rule, _shown(rule))) for rule in rules.load())
     recorded = yaml.safe_load((RULES / "recorded.rules.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
     names = [f"`{name}`" for name in thresholds.FORMATS]
     return _PAGE.format(
@@ -65,6 +67,10 @@ def page() -> str:
         alerts=generated.table(("alert", "severity", "for", "what it says", "condition"), rows),
         series=generated.table(("series", "expression"), ((f"`{one['record']}`", f"`{one['expr']}`") for one in recorded)),
     )
+
+
+def _link(rule: AlertRule) -> str:
+    return f"[{rule.name}]({os.path.relpath(rule.texts.runbook, 'docs/reference')})"
 
 
 def _cells(rule: AlertRule, *says: str) -> tuple[str, ...]:
@@ -77,12 +83,20 @@ def _shown(rule: AlertRule) -> str:
 
 def files() -> dict[Path, str]:
     """Return the runbooks with their frames: what stands between the heading and the first section."""
-    found = {}
-    for name, members in itertools.groupby(sorted(rules.load(), key=lambda rule: rule.name), key=lambda rule: rule.name):
-        path = FOLDER / f"{name}.md"
+    found = {RULES / "features.rules.yml": _of_features()}
+    for name, group in itertools.groupby(sorted(rules.load(), key=lambda rule: rule.name), key=lambda rule: rule.name):
+        members = list(group)
+        runbook = members[0].texts.runbook
+        path = FOLDER / f"{name}.md" if runbook.startswith("docs/") else generated.ROOT / runbook
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         found[path] = f"# {name}\n\n{_frame(members)}\n{text[text.index('## ') :]}"
     return found
+
+
+def _of_features() -> str:
+    """Prometheus, the chart and the wheel read one folder."""
+    parts = [path.read_text(encoding="utf-8").removeprefix("groups:\n").strip() for path in features.files("alerts.rules.yml")]
+    return "\n".join(("# Made of features/*/alerts.rules.yml by `make docs`.", "groups:" if parts else "groups: []", *parts, ""))
 
 
 def _frame(members: Iterable[AlertRule]) -> str:

@@ -10,7 +10,19 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tools import agents_page, alerts, chart, generated, guard_quality, limits, reference, run_on, sync_client
+from tools import (
+    agents_page,
+    alerts,
+    chart,
+    feature_copies,
+    feature_tables,
+    generated,
+    guard_quality,
+    limits,
+    reference,
+    run_on,
+    sync_client,
+)
 
 FOLDER = generated.ROOT / "docs" / "reference"
 NOTICE = "<!-- Generated from the code by `python -m tools.docs`. Changes made here are lost. -->\n\n"
@@ -38,7 +50,16 @@ def render(page: str) -> str:
 def files() -> dict[Path, str]:
     """Return what every generated file of the repository should be."""
     pages = {FOLDER / page: render(page) for page in PAGES} | {FOLDER / "config.schema.json": reference.config_schema()}
-    return pages | agents_page.files() | limits.files() | alerts.files() | sync_client.files() | chart.files()
+    return (
+        pages
+        | agents_page.files()
+        | limits.files()
+        | alerts.files()
+        | sync_client.files()
+        | chart.files()
+        | feature_copies.files()
+        | feature_tables.files()
+    )
 
 
 def main() -> int:

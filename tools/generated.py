@@ -22,8 +22,12 @@ def drift(wanted: Mapping[Path, str]) -> dict[str, str]:
 
 
 def write(wanted: Mapping[Path, str]) -> None:
+    """A file without text is deleted."""
     for path, text in wanted.items():
-        path.write_text(text, encoding="utf-8")
+        if text:
+            path.write_text(text, encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

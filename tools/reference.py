@@ -12,8 +12,9 @@ import msgspec
 
 import services
 from services.web import page_access as pages
-from shared import access_table, answer_table, api, config, config_documents, errors
-from shared.access_table import AccessRule, Audience
+from shared import access_table, answer_table, config, config_documents, errors
+from shared.access_rules import AccessRule, Audience
+from shared.api import declared
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.config_documents import ConfigKind
 from shared.protocol import topics, wire
@@ -196,10 +197,7 @@ def methods() -> str:
 
 def _methods_of(section: str) -> Iterator[Method | StreamMethod]:  # type: ignore[type-arg]  # of any types
     """Keep the order of declaration."""
-    for found in pkgutil.iter_modules(api.__path__):
-        for value in vars(importlib.import_module(f"shared.api.{found.name}")).values():
-            if isinstance(value, Method | StreamMethod) and value.name.partition(".")[0] == section:
-                yield value
+    return (method for method in declared.methods() if method.name.partition(".")[0] == section)
 
 
 def _method(method: Method | StreamMethod, used: shapes.Shapes) -> list[str]:  # type: ignore[type-arg]  # of any types

@@ -8,10 +8,16 @@ from cli.lazy_group import LazyGroup
 @click.group(
     cls=LazyGroup,
     places={
-        "connect": "cli.machines.mesh_connect:connect",
-        "export": "cli.machines.mesh_export:export",
-        "bootstrap": "cli.machines.mesh_programs:bootstrap",
-        "relay": "cli.machines.mesh_programs:relay",
+        "connect": ("cli.machines.mesh_connect:connect", "Create a profile for this machine from a ticket."),
+        "export": (
+            "cli.machines.mesh_export:export",
+            "Print a key, a fresh certificate and addresses for a JavaScript peer.",
+        ),
+        "bootstrap": ("cli.machines.mesh_programs:bootstrap", "Run three DHT nodes in the foreground."),
+        "relay": (
+            "cli.machines.mesh_programs:relay",
+            "Run a blind relay in the foreground.",
+        ),
     },
 )
 def mesh() -> None:

@@ -27,7 +27,12 @@ _MAX_CONNECTIONS = 1000
 
 @click.group(
     cls=LazyGroup,
-    places={"install": "cli.machines.serve_unit:install"},
+    places={
+        "install": (
+            "cli.machines.serve_unit:install",
+            "Run aicli serve as a systemd service of your account.",
+        )
+    },
     invoke_without_command=True,
     subcommand_metavar="[COMMAND [ARGS]...]",
 )

@@ -37,10 +37,10 @@ _MODEL_SETTINGS = {"INFERENCE_BACKEND", "MODELS", "MODELS_DIR", "MODELS_YAML", "
 #: Status sentences, and only warnings and errors of the log.
 _FOR_PEOPLE = {"WORKER_STATUS": "plain", "LOG_FORMAT": "text", "LOG_LEVEL": "warning"}
 COMMANDS = {
-    "install": "cli.machines.worker_unit:install",
-    "pause": "cli.machines.pause:pause",
-    "resume": "cli.machines.pause:resume",
-    "status": "cli.machines.pause:status",
+    "install": ("cli.machines.worker_unit:install", "Run this machine's worker as a systemd service, now and after each start."),
+    "pause": ("cli.machines.pause:pause", "Pause this machine's worker: it gets no new requests, running ones finish."),
+    "resume": ("cli.machines.pause:resume", "Resume this machine's worker."),
+    "status": ("cli.machines.pause:status", "Show the status of this machine's worker."),
 }
 
 

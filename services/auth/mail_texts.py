@@ -45,7 +45,7 @@ def reset_at_provider(username: str, provider: str) -> AccountMail:
     return _text(
         "Your account has no password",
         username,
-        f"Someone requested a new password for this account, but it has none. Sign in with {_line(provider)}.\n\n"
+        f"Someone requested a new password for this account, but it has none. Sign in with {one_line(provider)}.\n\n"
         "If you didn't request this, ignore this email.",
     )
 
@@ -69,7 +69,7 @@ def factor_removed(username: str) -> AccountMail:
 
 def new_sign_in(username: str, at: datetime, address: str, agent: str, page: str) -> AccountMail:
     """``page`` is where the user switches such mails off; empty if no public URL is set."""
-    seen = f"Time: {_time(at)}\nAddress: {_line(address) or 'unknown'}\nBrowser: {_line(agent) or 'unknown'}"
+    seen = f"Time: {_time(at)}\nAddress: {one_line(address) or 'unknown'}\nBrowser: {one_line(agent) or 'unknown'}"
     return _text(
         "New sign-in to your account",
         username,
@@ -82,14 +82,14 @@ def key_expires(username: str, name: str, preview: str, at: datetime, page: str)
     return _text(
         "An API key expires soon",
         username,
-        f"The API key {_line(name)} ({preview}) expires on {_time(at)}. Programs that use it will then get an error.\n\n"
+        f"The API key {one_line(name)} ({preview}) expires on {_time(at)}. Programs that use it will then get an error.\n\n"
         f"Create a new key and replace this one before that day.\n\n{_switch_off(page)}",
     )
 
 
 def about_account(username: str, organization: str | None, said: AccountMail, page: str, settings: str) -> AccountMail:
     """Complete one of the next texts. ``page`` is where the user does something about it, ``settings`` is as above."""
-    whose = f"This is about the organization {_line(organization)}.\n\n" if organization else ""
+    whose = f"This is about the organization {one_line(organization)}.\n\n" if organization else ""
     link = f":\n\n{page}" if page else "."
     return _text(said.subject, username, f"{whose}{said.text}{link}\n\n{_switch_off(settings)}")
 
@@ -101,7 +101,7 @@ def limit_used(limit: LimitUsed, key: str | None, unit: str) -> AccountMail:
         used, most, left = (f"{count:,} tokens" for count in counts)
     else:
         used, most, left = (currency.written(currency.minor(MicroCredits(count), unit), unit) for count in counts)
-    what = {"allowance": "allowance", "budget": f"budget of the key {_line(key)}" if key else "budget", "balance": "balance"}[limit.of]
+    what = {"allowance": "allowance", "budget": f"budget of the key {one_line(key)}" if key else "budget", "balance": "balance"}[limit.of]
     subject = f"The {what} is used up" if limit.percent == 100 else f"The {what} is {limit.percent} % used"
     then = f" It renews on {_time(limit.renews_at)}." if limit.renews_at else ""
     todo = {
@@ -127,13 +127,8 @@ def payment_late(invoice: str | None, due_at: datetime | None, *, is_last: bool)
 
 
 def plan_changed(before: str, after: str) -> AccountMail:
-    old, new = (_line(plan_names.name_of(plan)) for plan in (before, after))
+    old, new = (one_line(plan_names.name_of(plan)) for plan in (before, after))
     return AccountMail("Your plan has changed", f"Your plan is now {new}; it was {old}.\n\nSee what it includes under Billing")
-
-
-def webhook_disabled(name: str, why: str) -> AccountMail:
-    text = f"Your webhook endpoint {_line(name)} gets no events any more: {_line(why)}.\n\nOnce its server works, enable it under Webhooks"
-    return AccountMail("A webhook endpoint was disabled", text)
 
 
 def address_changed_to(username: str) -> AccountMail:
@@ -158,8 +153,8 @@ def invitation(organisation: str, by: str, page: str, token: str, days: int) -> 
         else "To accept, sign in or register and paste"
     )
     return AccountMail(
-        f"Join {_line(organisation)}",
-        f"Hello,\n\n{_line(by)} invited you to the organization {_line(organisation)}.\n\n"
+        f"Join {one_line(organisation)}",
+        f"Hello,\n\n{one_line(by)} invited you to the organization {one_line(organisation)}.\n\n"
         f"{link} this code under Organizations:\n\n{token}\n\n"
         f"The code works once and expires after {days} days. If you don't know the sender, ignore this email.\n",
     )
@@ -169,8 +164,8 @@ def colleague_invitation(by: str, offer: str, page: str, token: str, days: int) 
     """Write the invitation to the mesh itself. ``offer`` is "a developer"; ``page`` is as for ``reset``."""
     link = f"To accept, open this link:\n\n{page}#{token}\n\nOr paste" if page else "To accept, paste"
     return AccountMail(
-        f"{_line(by)} invited you to aimesh",
-        f"Hello,\n\n{_line(by)} invited you to an AI platform (aimesh), as {_line(offer)}.\n\n"
+        f"{one_line(by)} invited you to aimesh",
+        f"Hello,\n\n{one_line(by)} invited you to an AI platform (aimesh), as {one_line(offer)}.\n\n"
         f"{link} this code into the page /join there:\n\n{token}\n\n"
         f"The code works once, for this address, and expires after {days} days. If you don't know the sender, ignore this email.\n",
     )
@@ -201,10 +196,10 @@ def _switch_off(page: str) -> str:
 
 
 def _text(subject: str, username: str, text: str) -> AccountMail:
-    return AccountMail(subject, f"Hello {_line(username)},\n\n{text}\n")
+    return AccountMail(subject, f"Hello {one_line(username)},\n\n{text}\n")
 
 
-def _line(text: str) -> str:
+def one_line(text: str) -> str:
     return letters.one_line(text, _LONGEST_NAME)
 
 

@@ -21,7 +21,7 @@ _log, _partition_log = logs.get(part="upkeep"), logs.get(part="partitions")
 
 
 class UpkeepJob(StrEnum):
-    """The values of the label ``job``."""
+    """The values of the label ``job``. Features have their own."""
 
     VERIFY = "verify"
     CHECKPOINT = "checkpoint"
@@ -36,16 +36,15 @@ class UpkeepJob(StrEnum):
     NOTICES = "notices"
     MODELS = "models"
     FILES = "files"
-    WEBHOOKS = "webhooks"
     JOBS = "jobs"
     ITEMS = "items"
 
 
-async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:
+async def repeat(job: str, seconds: float, work: Callable[[], Awaitable[object]], metrics: Metrics) -> None:
     """Run ``work`` forever. A failed round is logged, and the job's age, which the alerts use, grows until a round succeeds."""
     succeeded_at = time.monotonic()
-    metrics.upkeep_age.labels(job=job.value).set_function(lambda: time.monotonic() - succeeded_at)
-    last_success = metrics.upkeep_last_success.labels(job=job.value)
+    metrics.upkeep_age.labels(job=str(job)).set_function(lambda: time.monotonic() - succeeded_at)
+    last_success = metrics.upkeep_last_success.labels(job=str(job))
     while True:
         began = time.monotonic()
         if await attempt(job, work):
@@ -54,9 +53,9 @@ async def repeat(job: UpkeepJob, seconds: float, work: Callable[[], Awaitable[ob
         await asyncio.sleep(pause_seconds(seconds, time.monotonic() - began))
 
 
-async def attempt(job: UpkeepJob, work: Callable[[], Awaitable[object]]) -> bool:
+async def attempt(job: str, work: Callable[[], Awaitable[object]]) -> bool:
     """Return whether ``work`` has succeeded; otherwise it is logged."""
-    return await tasks.attempt(job.value, work)
+    return await tasks.attempt(str(job), work)
 
 
 def pause_seconds(seconds: float, took: float) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts import policies
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.model_routes import Route
-from services.gateway.facts.receiver_rules import ReceiverRules
+from services.gateway.features import Features, Site
 from services.gateway.files.file_objects import FileObjects
 from services.gateway.files.file_rows import FileRows
 from services.gateway.files.file_storage import FileStorage
@@ -46,7 +46,6 @@ from services.gateway.http_api.rest_jobs import RestJobs
 from services.gateway.http_api.rest_models import RestModels
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rest_versions import RestVersions
-from services.gateway.http_api.rest_webhooks import RestWebhooks
 from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.http_api.webhooks import Webhooks
 from services.gateway.idempotency import cache_keys
@@ -124,7 +123,6 @@ from services.gateway.rpc_api.policy_rpc import PolicyRpc
 from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_api.routes_rpc import RoutesRpc
 from services.gateway.rpc_api.rpc_reader import RpcReader, ScoreReader, VectorReader
-from services.gateway.rpc_api.webhook_rpc import WebhookRpc
 from services.gateway.scheduling import model_coverage, routing
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings
@@ -142,11 +140,7 @@ from services.gateway.usage_export.outbox_store import OutboxStore
 from services.gateway.usage_export.sinks import CloudEventsSink, Sink
 from services.gateway.usage_reports import BusinessReports, UsageReports
 from services.gateway.usage_store import DaysStore, UsageStore
-from services.gateway.webhooks.deliveries import Deliveries
-from services.gateway.webhooks.endpoint_secrets import EndpointSecrets
-from services.gateway.webhooks.receiver_client import ReceiverClient
-from services.gateway.webhooks.webhook_store import WebhookStore
-from shared import access_table, client_address, config_releases, context, errors, plan_names, worker_pools
+from shared import access_table, client_address, config_releases, context, errors, features, plan_names, worker_pools
 from shared.api import auth, embedding, gateway, inference
 from shared.api.gateway import Check
 from shared.api.method import Nothing
@@ -157,6 +151,7 @@ from shared.background.deferred_rows import DeferredRows
 from shared.background.items import BackgroundItems
 from shared.config_documents import ConfigKind, DeploymentDocument
 from shared.node import Node, lifecycle
+from shared.protocol import replica_check
 from shared.protocol.directory import ConfigReading, DirectoryEntry
 from shared.recovery import recovery_log
 from shared.recovery.recovery_store import RecoveryStore
@@ -378,13 +373,8 @@ class GatewayService:
             items=stores.items,
             secret=settings.prompt_hash_secret,
         )
+        self._features = Features()
         self._jobs = self._new_jobs()
-        self._webhook_store, endpoint_secrets = WebhookStore(stores.database), EndpointSecrets(settings.prompt_hash_secret)
-        receivers = ReceiverClient(ReceiverRules.parse(settings.webhook_allowed_hosts))
-        self._deliveries = Deliveries(
-            self._webhook_store, receivers, endpoint_secrets, stores.items, metrics, now=records.ledger.database_clock.now
-        )
-        self._webhook_rpc = WebhookRpc(self._webhook_store, self._deliveries, receivers, endpoint_secrets, self.audit_reporting)
         self._items = StoredItems(
             stores.cache, live, secret=settings.prompt_hash_secret, most_bytes=settings.stored_items_megabytes * 2**20
         )
@@ -403,6 +393,12 @@ class GatewayService:
             items=stores.items,
             metrics=node.metrics,
         )
+        self._features.build(
+            Site(
+                settings=settings, node=node, database=stores.database, items=stores.items, audit_reporting=self.audit_reporting,
+                now=records.ledger.database_clock.now,
+            )
+        )  # fmt: skip
         routes = self._routes_of_http()
         self._http = self._http_app(routes, images)
         self._job_runner = self._new_job_runner(routes, images)
@@ -467,7 +463,6 @@ class GatewayService:
             self._items,
             self._files,
             self._jobs.desk,
-            self._webhook_rpc,
             self._reports,
             self._business,
             OwnerStatements(DaysStore(stores.database), node.rpc),
@@ -492,6 +487,7 @@ class GatewayService:
             RoutesRpc(live, node.directory, stores.requests.read_spending, self._records.ledger.price_of),
             DeferredRpc(stores.deferred, audit_reporting),
             RolloutsRpc(live, stores.config, stores.rollouts, node.rpc, audit_reporting),
+            *self._features.served,
         ):
             node.dispatcher.add(part)
 
@@ -509,7 +505,7 @@ class GatewayService:
             await partitions.drop_old(settings.request_log_days)
             await self._reports.delete_old()
             await self._usage_export.delete_old()
-            await self._webhook_store.delete_old()
+            await self._features.delete_old()
             while await self._jobs.store.delete_old():
                 pass
 
@@ -541,10 +537,9 @@ class GatewayService:
             background_jobs.repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics),
             background_jobs.repeat(UpkeepJob.USAGE_EXPORT, 60, self._usage_export.measure, metrics),
             background_jobs.repeat(UpkeepJob.NOTICES, notice_outbox.EVERY_SECONDS, self._notices.work, metrics),
-            background_jobs.repeat(UpkeepJob.WEBHOOKS, 15, self._deliveries.measure, metrics),
             background_jobs.repeat(UpkeepJob.JOBS, 15, self._jobs.metrics.measure, metrics),
             background_jobs.repeat(UpkeepJob.ITEMS, 15, self._stores.items.measure, metrics),
-            keep("webhooks", self._deliveries.run),
+            *self._features.tasks(),
             keep("batches", self._jobs.work.run),
             keep("job lines", self._job_runner.run),
             keep("acknowledged usage", self._usage_export.keep_file),
@@ -598,7 +593,20 @@ class GatewayService:
             database, cache = tasks.create_task(self._stores.requests.checks()), tasks.create_task(self._stores.cache.check())
             files = tasks.create_task(self._files.checks())
         auth_check = Check("auth", auth_is_available, detail)
-        return *database.result(), cache.result(), auth_check, await self._records.recorder.check(), *files.result()
+        return (
+            *database.result(), cache.result(), auth_check, await self._records.recorder.check(), *files.result(), *self._check_features(),
+        )  # fmt: skip
+
+    def _check_features(self) -> Iterator[Check]:
+        others = [entry.announcement for role in replica_check.COMPARED_WITH for entry in self._node.directory.reachable(role)]
+        if different := replica_check.describe_features(features.known(), others):
+            yield Check("features", ok=False, detail=different, needed=False)
+
+    def _list_lacking(self) -> Collection[str]:
+        """Return the features that only other gateways have."""
+        return {name for one in self._node.directory.reachable(Role.GATEWAY) for name in one.announcement.features}.difference(
+            features.known()
+        )
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)
@@ -618,7 +626,6 @@ class GatewayService:
             FileRoutes(self._files, self._job_owners.file_limit_of),
             BatchRoutes(self._jobs.desk),
             MessageBatchRoutes(self._jobs.desk, self._jobs.store, self._files, self._job_owners.may_run),
-            RestWebhooks(self._webhook_rpc, self._node.id),
             OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
             OpenAiModerations(self._runs),
@@ -626,7 +633,7 @@ class GatewayService:
             RerankRoute(self._runs),
             InfillRoute(self._runs),
         )
-        return tuple(route for part in parts for route in part.routes())
+        return (*(route for part in parts for route in part.routes()), *self._features.routes)
 
     def _http_app(self, routes: tuple[HttpRoute, ...], images: ImageLimits) -> HttpApp:
         rpc_routes = RpcRoutes(self._node.rpc, self._node.dispatcher.find, self._node.id, self._finish).routes()
@@ -637,13 +644,14 @@ class GatewayService:
             refused=RefusedRequests(self._records.recorder, self._quotas, self._node.metrics, self._records.ledger.database_clock.now),
             on_refusal=self.audit_reporting.report_refusal,
             cors=CorsPolicy(self._settings.cors_origins),
+            list_lacking=self._list_lacking,
         )
         memory, traces = self._node.dispatcher.memory, self._node.traces
         return HttpApp(all_routes, access, self._node.metrics, memory=memory, images=images, traces=traces, turns=self._turns)
 
     def _new_jobs(self) -> JobParts:
         stores, secret = self._stores, self._settings.prompt_hash_secret
-        store = JobStore(stores.database, stores.requests)
+        store = JobStore(stores.database, stores.requests, self._features.on_tenant_event)
         metrics = JobMetrics(store, self._node.metrics)
         rules = self._job_owners
         work = BatchWork(store, self._files, rules, self._node.id, metrics, items=stores.items, secret=secret, take_turn=self._turns.turn)
@@ -808,6 +816,12 @@ class GatewayService:
             key_budget=await self._accounts.find_key_budget(principal),
             notices=await AccountNotices(self._records.ledger, self._billing_rpc.store, self._served).find(principal, account, reached),
         )
+
+    @serves(gateway.erase_stored)
+    async def erase_stored(self, request: gateway.EraseStored, _call: RpcCall) -> Nothing:
+        """Only auth may call this, for a tenant that it erases."""
+        await self._features.erase(request.tenant_id, request.feature)
+        return Nothing()
 
     @serves(gateway.read_usage)
     async def read_usage(self, request: gateway.ReadUsage, _call: RpcCall) -> UserUsage:

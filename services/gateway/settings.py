@@ -13,7 +13,6 @@ from msgspec import Meta
 from services.gateway.facts import tiers
 from services.gateway.facts.plan_offers import Seller
 from services.gateway.facts.provider_settings import LIVE_KEYS, ProviderSettings
-from services.gateway.facts.receiver_rules import ReceiverRules
 from services.gateway.facts.tiers import TierPlan, WithoutValkey
 from shared import client_address, model_sources, node
 from shared.api import service_settings as api
@@ -37,6 +36,7 @@ _OLD_RATE_LIMIT = "if it is set, there is no limit per minute unless TIER_… se
 
 
 class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
+    SERVICE = "gateway"
     port: Annotated[Port, Variable("GATEWAY_SERVICE_PORT", "the port of the public HTTP API")] = 3002
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="GATEWAY_DATABASE_URL")]
     database_read_url: Annotated[str | None, Variable("DATABASE_READ_URL", READ_URL, secret=True, override="GATEWAY_DATABASE_READ_URL")] = (
@@ -265,13 +265,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             on_all_replicas=True,
         ),
     ] = None
-    webhook_allowed_hosts: Annotated[
-        tuple[str, ...],
-        Variable(
-            "WEBHOOK_ALLOWED_HOSTS",
-            "private servers that may get webhooks, also without TLS: host:port and networks such as 10.0.0.0/8, separated by commas",
-        ),
-    ] = ()
     aws_access_key_id: object_credentials.AwsKeyId = None
     aws_secret_access_key: object_credentials.AwsSecret = None
     aws_session_token: object_credentials.AwsToken = None
@@ -354,10 +347,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         for origin in self.cors_origins:
             if not is_origin(origin):
                 yield f"CORS_ORIGINS: {origin[:100]!r} is not an origin; write https://example.org, without a path, or *"
-        try:
-            ReceiverRules.parse(self.webhook_allowed_hosts)
-        except ValueError as error:
-            yield f"WEBHOOK_ALLOWED_HOSTS: {error}"
 
     def seller(self) -> Seller:
         return Seller(Party(self.seller_name, self.seller_address), self.tax_name, self.tax_percent, self.currency)

@@ -9,6 +9,7 @@ import msgspec
 
 from services.gateway.facts import request_record
 from services.gateway.facts.request_record import RequestRow, RowsRefused
+from shared import features
 from shared.api.gateway import Check
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.background import deferred_rows
@@ -21,7 +22,7 @@ opened = partial(
     database.Database.open,
     schema="gateway",
     package=Path(__file__).parent,
-    more_queries=(recovery_store.QUERIES, deferred_rows.QUERIES),
+    more_queries=(recovery_store.QUERIES, deferred_rows.QUERIES, *features.files("gateway.sql")),
 )
 
 

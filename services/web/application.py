@@ -13,7 +13,7 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ExceptionHandlersMap
 
-from services.web import page_access, request_context
+from services.web import features, page_access, request_context
 from services.web.http import forms, json_errors
 from services.web.pages import (
     billing,
@@ -46,7 +46,6 @@ from services.web.pages.account import (
     second_factor,
     security,
     signing_in,
-    webhooks,
 )
 from services.web.pages.admin import (
     alerts,
@@ -97,7 +96,6 @@ _PAGES: tuple[ModuleType, ...] = (
     jobs,
     account_settings,
     security,
-    webhooks,
     own_data,
     teams,
     policies,
@@ -126,6 +124,7 @@ _PAGES: tuple[ModuleType, ...] = (
     backups,
     capacity,
     mesh_settings,
+    *(page for part in features.parts() for page in part.pages),
 )
 ROUTES = tuple(handler for page in _PAGES for handler in vars(page).values() if isinstance(handler, HTTPRouteHandler))
 

@@ -6,7 +6,7 @@ This check only spares users a page on which nothing works. Auth and the gateway
 from collections.abc import Mapping
 from enum import Enum
 
-from shared import errors
+from shared import errors, features
 from shared.api.auth import LoginSession
 from shared.types import UserRole
 
@@ -34,7 +34,8 @@ _PATHS: Mapping[PageAudience, str] = {
     PageAudience.ADMIN: "/live/health /live/charts /live/alerts /admin",
 }
 #: Path or path prefix -> who may open it; the longest match wins.
-PAGES: Mapping[str, PageAudience] = {path: audience for audience, paths in _PATHS.items() for path in paths.split()}
+_OWN = {path: audience.value for audience, paths in _PATHS.items() for path in paths.split()}
+PAGES: Mapping[str, PageAudience] = {path: PageAudience(who) for path, who in features.merged(_OWN, "access", "PAGES").items()}
 
 
 def find_audience(path: str) -> PageAudience:

@@ -12,6 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup, escape
 
+import shared.features
 from services.web.alert_banner import AlertBanner
 from services.web.charts import usage_chart
 from services.web.http import forms
@@ -128,12 +129,13 @@ class Renderer:
         self.assets = assets
 
     @classmethod
-    def load(cls, *, sells: bool = False, has_pricing: bool = False) -> "Renderer":
-        """``sells`` and ``has_pricing``: link to billing and to /pricing. Raises BadSettings if a static file is missing, so that a broken
+    def load(cls, *, sells: bool = False, has_pricing: bool = False, tabs: Iterable[object] = ()) -> "Renderer":
+        """``sells`` and ``has_pricing``: link to billing and to /pricing. ``tabs``: of features,
+        among the settings. Raises BadSettings if a static file is missing, so that a broken
         installation fails at startup."""
         files = load_assets()
-        root = _PACKAGE / "templates"
-        templates = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in root.rglob("*.html")}
+        roots = (_PACKAGE / "templates", *shared.features.files("web/templates"))
+        templates = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for root in roots for path in root.rglob("*.html")}
         if missing := files.find_missing(templates.values()):
             raise errors.BadSettings(
                 f"static files are missing: {', '.join(missing)}", hint="reinstall aimesh, or run `make setup` in a checkout"
@@ -161,7 +163,7 @@ class Renderer:
             "plan_name": plan_names.name_of,
         }
         environment.globals |= {"static": files.address, "limit_kinds": limits.LIMITS, "bounds": forms.bounds}
-        environment.globals |= {"sells": sells, "has_pricing": has_pricing}
+        environment.globals |= {"sells": sells, "has_pricing": has_pricing, "feature_tabs": tabs}
         return cls(environment, files)
 
     def render(self, template: str, frame: PageFrame, view: object) -> bytes:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from shared import features
+
 _PACKAGE = Path(__file__).parent
 #: The wheel has the runbooks inside the package; a checkout and the container image have them under docs.
 _FOLDERS = (_PACKAGE / "runbooks", _PACKAGE.parents[1] / "docs" / "runbooks")
@@ -19,7 +21,8 @@ _DOCS_LINK = re.compile(r"\[([^\]]*)\]\(\.\./([^)]*)\)")
 def load() -> Mapping[str, str]:
     """Return the Markdown of each runbook by name; empty if they are not installed."""
     folder = next((each for each in _FOLDERS if each.is_dir()), None)
-    return {} if folder is None else {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.md"))}
+    folders = (*([] if folder is None else [folder]), *features.files("runbooks"))
+    return {path.stem: path.read_text(encoding="utf-8") for each in folders for path in sorted(each.glob("*.md"))}
 
 
 def prepare(text: str, root: str) -> str:

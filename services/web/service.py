@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from litestar.types import ASGIApp
 
-from services.web import application, csrf, rendering, request_context, sessions
+from services.web import application, csrf, features, rendering, request_context, sessions
 from services.web.http import front_app, passthrough
 from services.web.settings import WebSettings
 from shared.api.gateway import Check
@@ -44,7 +44,11 @@ class WebService:
                 gateway=gateway,
                 sessions=sessions.WebSessions(node.rpc, time.monotonic),
                 tokens=csrf.FormTokens(settings.secret, os.urandom),
-                renderer=rendering.Renderer.load(sells=settings.money == "on", has_pricing=settings.pricing_page == "on"),
+                renderer=rendering.Renderer.load(
+                    sells=settings.money == "on",
+                    has_pricing=settings.pricing_page == "on",
+                    tabs=[tab for part in features.parts() for tab in part.tabs],
+                ),
                 now=lambda: datetime.now(UTC),
             )
             tasks.create_task(keep("alerts", partial(app.alert_poller.run, node.rpc)))

@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from shared.api import (  # isort: skip
         accounts, alerts, audit, auth, billing, business, configuration, deferral, deployments, embedding, files, gateway, jobs,
         ledger, membership, metrics, model_search, model_trust, models, node, organizations, recovery, servers, usage_export,
-        usage_report, webhooks,
+        usage_report,
     )  # fmt: skip
 
 __all__ = [
     "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deferral", "deployments", "embedding", "files",
     "gateway", "jobs", "ledger", "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery",
-    "servers", "usage_export", "usage_report", "webhooks",
+    "servers", "usage_export", "usage_report",
 ]  # fmt: skip
 
 

@@ -315,6 +315,13 @@ class ReadUsage(Body, frozen=True):
     tenant_id: TenantId
 
 
+class EraseStored(Body, frozen=True):
+    """Delete what a feature stores of a tenant."""
+
+    tenant_id: TenantId
+    feature: Annotated[str, msgspec.Meta(max_length=100)]
+
+
 class DropStoredItems(Body, frozen=True):
     """Delete the stored items of a tenant's answers."""
 
@@ -564,3 +571,4 @@ give_up_pool = Method("gateway.giveUpPool", GiveUpPool, Nothing, callers={Role.M
 pardon_node = Method("gateway.pardonNode", PardonNode, PardonedNode, callers=PEOPLE)
 read_usage = Method("gateway.readUsage", ReadUsage, UserUsage, callers={Role.AUTH})
 drop_stored_items = Method("gateway.dropStoredItems", DropStoredItems, Nothing, callers={Role.AUTH})
+erase_stored = Method("gateway.eraseStored", EraseStored, Nothing, callers={Role.AUTH})

@@ -1,9 +1,10 @@
-"""auth: emails about the ends of plans, budgets and balances, about payments and webhooks. Users may switch them off."""
+"""auth: emails about the ends of plans, budgets and balances, about payments, and those of features. Users may switch them off."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Union
 
 from msgspec import Meta
 
+from shared import features
 from shared.api.method import Body, Method, Nothing
 from shared.types import KeyId, Moment, Role, TenantId
 
@@ -30,15 +31,11 @@ class PaymentLate(Body, frozen=True, tag_field="kind", tag="payment"):
     is_last: bool = False
 
 
-class WebhookDisabled(Body, frozen=True, tag_field="kind", tag="webhook"):
-    """A server gets no events any more."""
-
-    #: Of the endpoint.
-    name: str
-    why: str
-
-
-Notice = LimitUsed | PaymentLate | WebhookDisabled
+#: Also those of features, whose types only run time knows.
+if TYPE_CHECKING:
+    Notice = Body
+else:
+    Notice = Union[(LimitUsed, PaymentLate, *(kind for part in features.modules("notices") for kind in part.NOTICES))]
 
 
 class AddNotice(Body, frozen=True):

@@ -2,9 +2,11 @@
 
 from enum import StrEnum
 
+from shared import features
+
 
 class ItemKind(StrEnum):
-    """The values of the label ``kind``, and of the column in both tables."""
+    """The values of the label ``kind``, and of the column in both tables. Features have their own."""
 
     # --- gateway: money
     PAYMENT = "payment"
@@ -16,7 +18,6 @@ class ItemKind(StrEnum):
     JOURNAL = "journal"
     # --- gateway: the rest
     NOTICE = "notice"
-    DELIVERY = "delivery"
     JOB = "job"
     JOB_MODEL = "job_model"
     LINE = "line"
@@ -43,7 +44,7 @@ class ItemKind(StrEnum):
 
 
 #: An administrator has to know of these at their first failure.
-MONEY = frozenset(
+MONEY = frozenset[str](
     {
         ItemKind.PAYMENT,
         ItemKind.PLAN_CHANGE,
@@ -55,17 +56,18 @@ MONEY = frozenset(
     }
 )
 #: A failure is logged and counted, and nothing else: these have tries and an end of their own, or are of one moment.
-COUNTED_ELSEWHERE = frozenset(
+COUNTED_ELSEWHERE = frozenset[str](
     {
         ItemKind.LINE,
         ItemKind.JOB_MODEL,
         ItemKind.RECEIPTS,
         ItemKind.ANSWER,
-        ItemKind.DELIVERY,
         ItemKind.ORDER,
         ItemKind.PULL,
         ItemKind.ACCOUNT_NOTICE,
         ItemKind.DUTY,
         ItemKind.EVENT,
+        *(kind for feature in features.known().values() for kind in feature.counted_items),
     }
 )
+ALL = (*ItemKind, *(kind for feature in features.known().values() for kind in (*feature.items, *feature.counted_items)))

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from shared import errors
 from shared.background import failure_texts
-from shared.background.item_kinds import COUNTED_ELSEWHERE, MONEY, ItemKind
+from shared.background.item_kinds import ALL, COUNTED_ELSEWHERE, MONEY
 from shared.telemetry import Metrics, logs
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ class BackgroundItems:
         self._deferred = deferred
         self._metrics = metrics
 
-    async def each(self, kind: ItemKind, items: Iterable[T], handle: Callable[[T], Awaitable[object]], key: Callable[[T], str]) -> None:
+    async def each(self, kind: str, items: Iterable[T], handle: Callable[[T], Awaitable[object]], key: Callable[[T], str]) -> None:
         """Handle the items one after the other, except those that wait after a failure. Raises Unavailable if the table can't be read, and
         what says that a peer is away."""
         named = [(key(item)[:_MAX_ID_LETTERS], item) for item in items]
@@ -88,7 +88,7 @@ class BackgroundItems:
         if away:
             raise away[0]
 
-    async def drain(self, kind: ItemKind, take: Callable[[TakenItem], Awaitable[bool]]) -> None:
+    async def drain(self, kind: str, take: Callable[[TakenItem], Awaitable[bool]]) -> None:
         """Repeat ``take``, which takes and handles an item, until it returns False: there is none. Its query leaves out what is put aside
         (``is_deferred``)."""
         more = True
@@ -104,19 +104,19 @@ class BackgroundItems:
                 if taken.id is not None:
                     await self._deferred.forget(kind, [taken.id[:_MAX_ID_LETTERS]])
 
-    async def take_due(self, kind: ItemKind) -> str | None:
+    async def take_due(self, kind: str) -> str | None:
         """Return the id of an item that was put aside and is due, for work whose own table would offer it only much later. Follow with
         ``attempt``."""
         return await self._deferred.take_due(kind)
 
-    async def attempt(self, kind: ItemKind, item_id: str, work: Awaitable[object]) -> bool:
+    async def attempt(self, kind: str, item_id: str, work: Awaitable[object]) -> bool:
         """Return whether the work on one item succeeded. Raises what says that a peer is away."""
         is_done = await self._try(kind, item_id, work)
         if is_done and kind not in COUNTED_ELSEWHERE:
             await self._deferred.forget(kind, [item_id[:_MAX_ID_LETTERS]])
         return is_done
 
-    async def _try(self, kind: ItemKind, item_id: str, work: Awaitable[object]) -> bool:
+    async def _try(self, kind: str, item_id: str, work: Awaitable[object]) -> bool:
         try:
             await work
         except Exception as error:
@@ -126,21 +126,21 @@ class BackgroundItems:
             return False
         return True
 
-    async def _put_aside(self, kind: ItemKind, item_id: str, error: Exception) -> None:
+    async def _put_aside(self, kind: str, item_id: str, error: Exception) -> None:
         item_id, reason = item_id[:_MAX_ID_LETTERS], failure_texts.describe(error)
-        self._metrics.item_failures.labels(kind.value).inc()
+        self._metrics.item_failures.labels(str(kind)).inc()
         if kind in COUNTED_ELSEWHERE:
-            _log.error("an item failed", kind=kind.value, item=item_id, reason=reason)
+            _log.error("an item failed", kind=str(kind), item=item_id, reason=reason)
             return
         tries = await self._deferred.defer(kind, item_id, reason, MAX_TRIES)
         rests = tries >= MAX_TRIES
-        _log.error("an item failed and was put aside", kind=kind.value, item=item_id, reason=reason, tries=tries, rests=rests)
+        _log.error("an item failed and was put aside", kind=str(kind), item=item_id, reason=reason, tries=tries, rests=rests)
 
     async def measure(self) -> None:
         """Show how many items wait for an administrator. Raises Unavailable."""
         counts = await self._deferred.count_stuck([*MONEY])
-        for kind in ItemKind:
-            self._metrics.deferred_items.labels(kind.value).set(counts.get(kind, 0))
+        for kind in ALL:
+            self._metrics.deferred_items.labels(str(kind)).set(counts.get(kind, 0))
 
 
 def _is_away(error: Exception) -> bool:

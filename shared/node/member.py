@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from shared import config, config_releases, errors, rpc
+from shared import config, config_releases, errors, features, rpc
 from shared.api import membership
 from shared.api import node as node_api
 from shared.api.gateway import Check
@@ -335,6 +335,7 @@ class Node:
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
             offer.warning, offer.assigned, offer.refused,
             self._config if self.role is Role.GATEWAY else None, self.leave_reason if self._leaving else "", self._models_revision,
+            tuple(features.known()),
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

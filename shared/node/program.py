@@ -16,7 +16,7 @@ from typing import Any
 
 import uvloop
 
-from shared import config, errors, processes
+from shared import config, errors, features, processes
 from shared.node.http_server import HttpServer, Operations, answer_joining, listen
 from shared.node.lifecycle import background
 from shared.node.member import Node, Service, member
@@ -89,7 +89,7 @@ async def _live(service: type[Service], settings: Any) -> None:
                     # Objects created at start-up stay, so the collector need not visit them again.
                     gc.collect()
                     gc.freeze()
-                    _log.info("ready", port=settings.port, id=node.id)
+                    _log.info("ready", port=settings.port, id=node.id, features=[*features.known()])
                     await _wait_for_end(stop, node)
                     await _drain(node, server, serving, settings.drain_seconds)
                 _log.info("stopped")

@@ -36,6 +36,7 @@ _CLOCK_SAMPLES = 3
 MAX_ANNOUNCEMENT_BYTES = 16 * 1024
 #: More would take the room of other models.
 MAX_ASSIGNED = 32
+MAX_FEATURES = 100
 
 
 #: Of one model. All of them share an announcement.
@@ -194,6 +195,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     leave_reason: Annotated[str, msgspec.Meta(max_length=MAX_PROBLEM_CHARACTERS)] = ""
     #: Of a gateway: which revision of the models' versions it uses.
     models_revision: int | None = None
+    #: See ``shared.features``.
+    features: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=100)], ...], msgspec.Meta(max_length=MAX_FEATURES)] = ()
 
     @property
     def reads_release(self) -> str:

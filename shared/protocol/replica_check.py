@@ -3,7 +3,7 @@
 Announcements carry the names of these settings, never their values. See ``config.Variable.on_all_replicas``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from shared import errors
@@ -31,6 +31,15 @@ class ReplicaCheck:
                     f"this replica lacks {', '.join(lacking)}, which {other.node[:12]} has",
                     hint=f"{hint(self.role)}; REPLICA_CHECK=off starts it anyway",
                 )
+
+
+def describe_features(own: Collection[str], others: Iterable[Announcement]) -> str:
+    """Return which programs lack features that others have; empty if all have the same. A worker may be older."""
+    ready = [each for each in others if each.role in COMPARED_WITH and not (each.draining or each.leaving)]
+    used = {name for each in ready for name in each.features} | {*own}
+    lacking = [("this one", used.difference(own))]
+    lacking += [(f"{SERVICE_NAMES[each.role]} {each.node[:12]}", used.difference(each.features)) for each in ready]
+    return "; ".join(f"{who} lacks {', '.join(sorted(names))}" for who, names in lacking if names)
 
 
 def hint(role: Role) -> str:

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from shared import access_table, answer_table, errors
-from shared.access_table import Audience
+from shared.access_rules import Audience
 from shared.api.auth import Principal
 from shared.rpc.serving import AnyMethod, Gate
 from shared.telemetry import tracing

@@ -4,13 +4,13 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Generic
 
 import msgspec
 
-from shared import context, errors
+from shared import context, errors, features
 from shared.api.method import End, Item, Method, Reply, Request, StreamMethod
 from shared.protocol import wire
 from shared.rpc import bodies
@@ -160,7 +160,17 @@ class RpcClient:
         connection = self._pool.ready(method.served_by, to) or await self._pool.connection(method.served_by, to, until)
         if method.asks_another and to is None:
             return await self._ask_two(connection, method, request, until, credential)
-        return await _ask(connection, method, request, until, credential)
+        try:
+            return await _ask(connection, method, request, until, credential)
+        except errors.UnknownMethod:
+            # Replicas may differ in their features. The handlers of features pass on no such error of another service.
+            if to is not None or (feature := features.owner_of(method.request, method.reply)) is None:
+                raise
+        for other in self._pool.list_others_with(feature, connection.peer):
+            another = await self._pool.connection(method.served_by, other, until)
+            with suppress(errors.UnknownMethod):
+                return await _ask(another, method, request, until, credential)
+        raise errors.Unavailable(f"no {method.served_by} has the feature {feature} now", hint="`aicli doctor` names replicas that differ")
 
     async def _ask_two(
         self, connection: RpcConnection, method: Method[Request, Reply], request: Request, until: float, credential: Credential | None

@@ -86,6 +86,11 @@ class ConnectionPool:
         """Return whether another node can do what this one does."""
         return any(entry.node != peer.node for entry in self._directory.reachable(peer.role))
 
+    def list_others_with(self, feature: str, peer: Peer) -> list[NodeId]:
+        """Return the other nodes of its role that say they have the feature."""
+        others = (entry for entry in self._directory.reachable(peer.role) if entry.node != peer.node)
+        return [entry.node for entry in others if feature in entry.announcement.features]
+
     def in_flight(self, node: NodeId) -> int:
         """Return how many of our calls this node has not answered yet."""
         connection = self._connections.get(node)

@@ -153,7 +153,7 @@ class Database:
         """
         place = ServerPlace(url, schema)
         named = queries.load_package(package, *more_queries)
-        await _migrate(place, migrations.read(package / "migrations"), migrations.run if migrate else migrations.check)
+        await _migrate(place, migrations.read_all(package / "migrations", schema), migrations.run if migrate else migrations.check)
         replica, reports = options.replica, options.reports
         async with contextlib.AsyncExitStack() as stack:
             found = cls(place, await stack.enter_async_context(_pool(place, pool_size)), named, reports)

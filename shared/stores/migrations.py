@@ -23,7 +23,7 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from shared import errors
+from shared import errors, features
 from shared.stores import queries
 
 _FILE = re.compile(r"(?P<number>\d{4})_(pre|post)_[a-z0-9_]+\.sql")
@@ -33,11 +33,21 @@ _LOCK_PAUSE_SECONDS = 1.0
 _TURN_PAUSE_SECONDS = 0.1
 
 
+#: Feature, or empty, and number.
+MigrationKey = tuple[str, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Migration:
     number: int
     name: str
     text: str
+    #: Whose sequence it is of; empty: the service's own.
+    feature: str = ""
+
+    @property
+    def key(self) -> "MigrationKey":
+        return self.feature, self.number
 
     @property
     def sha256(self) -> str:
@@ -56,7 +66,15 @@ class Migration:
         return [statement for statement in _STATEMENT_END.split(self.text) if statement.strip()]
 
 
-def read(folder: Path) -> list[Migration]:
+def read_all(folder: Path, schema: str) -> list[Migration]:
+    """Return the service's migrations, then those of each feature, whose numbers begin anew. A feature's may name the service's tables."""
+    found = read(folder)
+    for more in features.files(f"migrations/{schema}"):
+        found += read(more, more.relative_to(features.FOLDER).parts[0])
+    return found
+
+
+def read(folder: Path, feature: str = "") -> list[Migration]:
     """Return a folder's migrations in order. Raises ValueError for an invalid name, and for a number used twice."""
     found: list[Migration] = []
     for path in sorted(folder.glob("*.sql")):
@@ -65,22 +83,23 @@ def read(folder: Path) -> list[Migration]:
             raise ValueError(f"{path}: the name of a migration must be NNNN_pre_what.sql or NNNN_post_what.sql")
         if found and found[-1].number == int(match["number"]):
             raise ValueError(f"{path}: number {match['number']} is used twice")
-        found.append(Migration(int(match["number"]), path.name, path.read_text(encoding="utf-8")))
+        found.append(Migration(int(match["number"]), path.name, path.read_text(encoding="utf-8"), feature))
     return found
 
 
-def plan_pending(known: list[Migration], applied: Mapping[int, str], *, post: bool = False) -> list[Migration]:
-    """Return the ``pre`` migrations to run, or the ``post`` ones. ``applied`` is number -> sha256; numbers of newer versions are ignored.
+def plan_pending(known: list[Migration], applied: Mapping[MigrationKey, str], *, post: bool = False) -> list[Migration]:
+    """Return the ``pre`` migrations to run, or the ``post`` ones. ``applied`` is feature and number -> sha256; those of newer
+    versions are ignored.
 
     Raises BadSettings for a file that was edited after it ran, and for ``post`` while ``pre`` ones are pending.
     """
     for migration in known:
-        if applied.get(migration.number, migration.sha256) != migration.sha256:
+        if applied.get(migration.key, migration.sha256) != migration.sha256:
             raise errors.BadSettings(
                 f"the migration {migration.name} was changed after it ran on this database",
                 hint="restore the file and put the change into a new migration",
             )
-    pending = [migration for migration in known if migration.number not in applied]
+    pending = [migration for migration in known if migration.key not in applied]
     if post and (before := [migration.name for migration in pending if not migration.is_post]):
         raise errors.BadSettings(
             f"{before[0]} has not run yet, because the services of this version have not started", hint="start this version first: make up"
@@ -101,10 +120,10 @@ class SchemaStatus(msgspec.Struct, frozen=True):
 async def read_status(connection: asyncpg.Connection, schema: str, known: list[Migration]) -> SchemaStatus:
     """Raises BadSettings for a file that was edited after it ran."""
     sql = _load_queries()
-    rows = await connection.fetch(sql["list_applied"].text) if await connection.fetchval(sql["has_table"].text) else []
-    applied = {row["number"]: row["sha256"] for row in rows}
+    rows = await _list_rows(connection, sql)
+    applied = {(row["feature"], row["number"]): row["sha256"] for row in rows}
     pre = plan_pending(known, applied)
-    post = [migration.name for migration in known if migration.is_post and migration.number not in applied]
+    post = [migration.name for migration in known if migration.is_post and migration.key not in applied]
     return SchemaStatus(schema, tuple(row["name"] for row in rows), tuple(migration.name for migration in pre), tuple(post))
 
 
@@ -131,8 +150,9 @@ async def run(connection: asyncpg.Connection, schema: str, known: list[Migration
         if create := await connection.fetchval(sql["plan_schema"].text, schema):
             await connection.execute(create)
         await connection.execute(sql["create_table"].text)
+        await connection.execute(sql["create_table_of_features"].text)
         for migration in plan_pending(known, await _list_applied(connection, sql), post=post):
-            await _apply(connection, migration, sql["add_applied"].text)
+            await _apply(connection, migration, sql)
             done.append(migration.name)
     finally:
         # A broken connection has lost its lock already, and an error here would hide the first one.
@@ -145,12 +165,22 @@ def _load_queries() -> dict[str, queries.NamedQuery]:
     return queries.load(Path(__file__).with_name("migrations.sql"))
 
 
-async def _list_applied(connection: asyncpg.Connection, sql: dict[str, queries.NamedQuery]) -> dict[int, str]:
-    return {row["number"]: row["sha256"] for row in await connection.fetch(sql["list_applied"].text)}
+async def _list_rows(connection: asyncpg.Connection, sql: dict[str, queries.NamedQuery]) -> list[asyncpg.Record]:
+    rows = await connection.fetch(sql["list_applied"].text) if await connection.fetchval(sql["has_table"].text) else []
+    if await connection.fetchval(sql["has_table_of_features"].text):
+        rows += await connection.fetch(sql["list_applied_of_features"].text)
+    return rows
 
 
-async def _apply(connection: asyncpg.Connection, migration: Migration, add_applied: str) -> None:
-    row = migration.number, migration.name, migration.sha256
+async def _list_applied(connection: asyncpg.Connection, sql: dict[str, queries.NamedQuery]) -> dict[MigrationKey, str]:
+    return {(row["feature"], row["number"]): row["sha256"] for row in await _list_rows(connection, sql)}
+
+
+async def _apply(connection: asyncpg.Connection, migration: Migration, sql: dict[str, queries.NamedQuery]) -> None:
+    row: tuple[object, ...] = migration.number, migration.name, migration.sha256
+    add_applied = sql["add_applied"].text
+    if migration.feature:
+        row, add_applied = (migration.feature, *row), sql["add_applied_of_feature"].text
     if migration.is_concurrent:
         for statement in migration.statements:
             await connection.execute(statement)

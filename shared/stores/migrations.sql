@@ -25,7 +25,30 @@ CREATE TABLE IF NOT EXISTS migrations (
 
 -- name: list_applied
 -- Every migration that has run.
-SELECT number, name, sha256 FROM migrations ORDER BY number;
+SELECT '' AS feature, number, name, sha256 FROM migrations ORDER BY number;
+
+-- name: has_table_of_features
+-- Whether a version ran here that knows features.
+SELECT to_regclass('feature_migrations') IS NOT NULL;
+
+-- name: create_table_of_features
+-- The same for features, each of which has its own numbers.
+CREATE TABLE IF NOT EXISTS feature_migrations (
+    feature text,
+    number integer,
+    name text NOT NULL,
+    sha256 text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (feature, number)
+);
+
+-- name: list_applied_of_features
+-- Every migration of a feature that has run, also of features that are gone.
+SELECT feature, number, name, sha256 FROM feature_migrations ORDER BY feature, number;
+
+-- name: add_applied_of_feature
+-- Remember that a migration of a feature has run.
+INSERT INTO feature_migrations (feature, number, name, sha256) VALUES ($1, $2, $3, $4);
 
 -- name: add_applied
 -- Remember that a migration has run.

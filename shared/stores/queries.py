@@ -37,7 +37,7 @@ def load(path: Path) -> dict[str, NamedQuery]:
 
 
 def load_package(*packages: Path) -> dict[str, NamedQuery]:
-    """Return the queries of `queries.sql` or of all files in `queries`. Raises as ``load``, also for a name in two files."""
+    """Return the queries of `queries.sql` or of all files in `queries`, or of a file. Raises as ``load``, also for a name in two files."""
     queries: dict[str, NamedQuery] = {}
     for path in itertools.chain.from_iterable(map(_files_of, packages)):
         found = load(path)
@@ -48,6 +48,8 @@ def load_package(*packages: Path) -> dict[str, NamedQuery]:
 
 
 def _files_of(package: Path) -> list[Path]:
+    if package.is_file():
+        return [package]
     folder = package / "queries"
     return sorted(folder.glob("*.sql")) if folder.is_dir() else [package / "queries.sql"]
 

@@ -13,7 +13,7 @@ from typing import Annotated
 import asyncpg
 import msgspec
 
-from shared import config, errors
+from shared import config, errors, features
 from shared.config import Variable
 from shared.stores import migrations, queries, server_sessions
 from shared.stores.server_sessions import ServerPlace
@@ -68,11 +68,16 @@ async def read_facts(url: str, schema: str, package: Path) -> SchemaFacts:
     connection = await server_sessions.open_first(ServerPlace(url, schema))
     try:
         migration: int = await connection.fetchval(_SQL["newest_migration"].text)
-        known = max(each.number for each in migrations.read(package / "migrations"))
+        known = _newest(package / "migrations")
         if migration > known:
             raise errors.BadSettings(
                 f"the schema {schema} has migration {migration}, and this version knows {known}", hint="use the version that wrote it"
             )
+        if await connection.fetchval(_SQL["has_feature_migrations"].text):
+            for row in await connection.fetch(_SQL["newest_feature_migrations"].text):
+                if row["feature"] in features.known() and row["number"] > _newest(features.FOLDER / row["feature"] / "migrations" / schema):
+                    what = f"the schema {schema} has migration {row['number']} of {row['feature']}, which this version lacks"
+                    raise errors.BadSettings(what, hint="use the version that wrote it")
         counts = await connection.fetch(await connection.fetchval(_SQL["plan_counts"].text))
         head, broken = 0, None
         if await connection.fetchval(_SQL["has_recovery_log"].text):
@@ -82,6 +87,10 @@ async def read_facts(url: str, schema: str, package: Path) -> SchemaFacts:
         return SchemaFacts(migration=migration, rows={row["name"]: row["rows"] for row in counts}, log_head=head, failures=failures)
     finally:
         connection.terminate()
+
+
+def _newest(folder: Path) -> int:
+    return max((each.number for each in migrations.read(folder)), default=0)
 
 
 def run(check: Callable[[str], Awaitable[RecoveryCheck]]) -> int:

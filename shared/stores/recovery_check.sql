@@ -2,6 +2,14 @@
 -- The newest migration of the schema.
 SELECT coalesce(max(number), 0) FROM migrations;
 
+-- name: has_feature_migrations
+-- Whether a version ran here that knows features.
+SELECT to_regclass('feature_migrations') IS NOT NULL;
+
+-- name: newest_feature_migrations
+-- The newest migration of each feature.
+SELECT feature, max(number) AS number FROM feature_migrations GROUP BY feature;
+
 -- name: plan_counts
 -- The statement that counts the rows of every table of the schema, quoted by the server.
 SELECT string_agg(format('SELECT %L AS name, count(*) AS rows FROM %I.%I', nspname || '.' || relname, nspname, relname), ' UNION ALL ')

@@ -7,7 +7,7 @@ counters, and labels with few, known values. Never use a user, key, request or p
 from itertools import product
 from typing import Literal, get_args
 
-from shared import errors
+from shared import errors, features
 from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, job_instruments
 from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, counter, gauge, histogram
 from shared.types import Role
@@ -323,16 +323,6 @@ WEBHOOKS = counter(
 WEBHOOK_BACKLOG = gauge(
     "ai_platform_webhook_backlog_seconds", "Age of the oldest event of the payment provider that has not been handled", unit="seconds"
 )
-WEBHOOK_DELIVERIES = counter(
-    "ai_platform_webhook_deliveries_total",
-    "Attempts to deliver events to servers of users: delivered, failed (another status), unreachable (no answer) or gone (410)",
-    ("result",),
-)
-WEBHOOK_OLDEST = gauge(
-    "ai_platform_webhook_oldest_seconds",
-    "For how long the oldest event has been due that no gateway sends, without servers that fail or get one now",
-    unit="seconds",
-)
 UNBILLED_USAGE = gauge(
     "ai_platform_unbilled_usage_seconds",
     "Age of the oldest usage beyond a plan whose period has ended and which has not been billed",
@@ -521,10 +511,11 @@ SCRAPE_DROPPED_SERIES = gauge(
 )
 CUSTOM_SERIES = gauge("ai_platform_custom_series", "Series created by recordMetric; at most 1000")
 
-ALL: tuple[Instrument, ...] = (
+OWN: tuple[Instrument, ...] = (
     *(found for found in list(globals().values()) if isinstance(found, Instrument)),
     *answer_instruments.ALL,
     *job_instruments.ALL,
     *host_instruments.ALL,
     *gen_ai_instruments.ALL,
 )
+ALL = OWN + tuple(found for part in features.modules("instruments") for found in vars(part).values() if isinstance(found, Instrument))

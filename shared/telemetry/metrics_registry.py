@@ -90,7 +90,7 @@ class _LazyMetric(Generic[Family]):
         self._name = name
 
     def __get__(self, owner: "Metrics", kind: type["Metrics"]) -> Family:
-        family = cast("Family", _register(self.instrument, owner.registry))
+        family = cast("Family", owner.family(self.instrument))
         # The instance attribute shadows this descriptor from now on.
         owner.__dict__[self._name] = family
         return family
@@ -204,8 +204,6 @@ class Metrics:
     usage_export_excess_micro = _LazyMetric(Gauge, instruments.USAGE_EXPORT_EXCESS_MICRO)
     webhooks = _LazyMetric(Counter, instruments.WEBHOOKS)
     webhook_backlog = _LazyMetric(Gauge, instruments.WEBHOOK_BACKLOG)
-    webhook_deliveries = _LazyMetric(Counter, instruments.WEBHOOK_DELIVERIES)
-    webhook_oldest = _LazyMetric(Gauge, instruments.WEBHOOK_OLDEST)
     jobs = _LazyMetric(Gauge, job_instruments.JOBS)
     job_lines = _LazyMetric(Gauge, job_instruments.JOB_LINES)
     job_oldest = _LazyMetric(Gauge, job_instruments.JOB_OLDEST)
@@ -295,11 +293,26 @@ class Metrics:
         """``service`` is the value of the `service` label: auth, gateway, inference, metrics or web."""
         self.service = service
         self.registry = CollectorRegistry()
+        self._families: dict[str, Counter | Gauge | Histogram] = {}
         ProcessCollector(namespace="ai_platform", registry=self.registry)
         self.build_info.labels(service=service, version=version(), python=platform.python_version()).set(1)
         # The specification requires these four on every service from the start.
         for _ in (self.requests, self.request_duration, self.active_users, self.rate_limit_violations):
             pass
+
+    def counter(self, instrument: Instrument) -> Counter:
+        """Return a metric of a feature, which has no attribute here."""
+        return cast("Counter", self.family(instrument))
+
+    def gauge(self, instrument: Instrument) -> Gauge:
+        return cast("Gauge", self.family(instrument))
+
+    def family(self, instrument: Instrument) -> Counter | Gauge | Histogram:
+        """Return any metric. It is registered on first use."""
+        found = self._families.get(instrument.name)
+        if found is None:
+            found = self._families[instrument.name] = _register(instrument, self.registry)
+        return found
 
     def render(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
         collected = _CollectedSamples(self.registry)

@@ -107,7 +107,7 @@ class BackupPart(msgspec.Struct, frozen=True, kw_only=True):
 class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the copied database contains at least, for a test restore to compare. Empty if it is not copied."""
 
-    #: Schema -> its newest migration.
+    #: Schema, or schema/feature -> its newest migration.
     migrations: dict[str, int] = {}
     #: schema.table -> rows.
     rows: dict[str, int] = {}

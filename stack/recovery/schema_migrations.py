@@ -99,7 +99,7 @@ def _order(version: str) -> tuple[int, int, int, bool] | None:
 
 
 def _known(schema: str) -> list[migrations.Migration]:
-    return migrations.read(homes.checkout() / "services" / schema / "migrations")
+    return migrations.read_all(homes.checkout() / "services" / schema / "migrations", schema)
 
 
 @asynccontextmanager

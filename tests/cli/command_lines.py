@@ -4,12 +4,13 @@ command_lines.txt has a line `$ …` for each command, its requests (`>`), what 
 for people are not in it. To add lines, or to write it after a change that is meant:
 
     python -m tests.cli.command_lines >lines.txt && mv lines.txt tests/cli/command_lines.txt
+
+Each feature has its own recording: add its path to the command.
 """
 
-import importlib
-import pkgutil
 import re
 import shlex
+import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -21,19 +22,21 @@ from msgspec import inspect
 
 from cli import profile
 from cli.profile import Profile
-from shared import api
+from shared.api import declared
 from shared.api.method import Method
 from shared.types import Credential
+from tests import feature_parts
 from tests.cli.fake_mesh import FakeMesh, Shell
 
-RECORDING = Path(__file__).with_name("command_lines.txt")
+_OWN = Path(__file__).with_name("command_lines.txt")
+RECORDINGS = [_OWN, *feature_parts.files("cli/command_lines.txt")]
 SAMPLE_TIME = "2026-01-02T03:04:05Z"
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?Z")
 
 
-def recorded_lines() -> list[str]:
-    """Return the command lines of the recording. `<<<` ends a command and begins its stdin, as in bash."""
-    return [line.removeprefix("$ ") for line in RECORDING.read_text(encoding="utf-8").splitlines() if line.startswith("$ ")]
+def recorded_lines(recording: Path = _OWN) -> list[str]:
+    """Return the command lines of a recording. `<<<` ends a command and begins its stdin, as in bash."""
+    return [line.removeprefix("$ ") for line in recording.read_text(encoding="utf-8").splitlines() if line.startswith("$ ")]
 
 
 def run(lines: list[str], folder: Path) -> Iterator[str]:
@@ -54,10 +57,9 @@ def run(lines: list[str], folder: Path) -> Iterator[str]:
 
 def answer_all(mesh: FakeMesh, text: str = "") -> None:
     """Answer each method of the API with a sample of its reply."""
-    for module in pkgutil.iter_modules(api.__path__):
-        for method in vars(importlib.import_module(f"{api.__name__}.{module.name}")).values():
-            if isinstance(method, Method):
-                mesh.answer(method, sample(method.reply, text))
+    for method in declared.methods():
+        if isinstance(method, Method):
+            mesh.answer(method, sample(method.reply, text))
 
 
 def sample(kind: Any, text: str = "") -> Any:
@@ -109,4 +111,4 @@ def _without_clock(request: str, line: str) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as chosen:
-        print("\n".join(run(recorded_lines(), Path(chosen))))
+        print("\n".join(run(recorded_lines(*map(Path, sys.argv[1:])), Path(chosen))))

@@ -6,12 +6,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 
 from cli import main
+from cli.lazy_group import LazyGroup
+from cli.machines import mesh, serve, worker
 from shared import errors
 from shared.api import gateway
 from shared.types import ModelName
@@ -192,6 +195,20 @@ def test_help_lists_all_commands_in_sections(shell: Shell) -> None:
         assert lines[first + len(section)] == ""
     # Aligned, one line per command.
     assert len({line.index(line.split(maxsplit=1)[1]) for line in lines if line.split()[:1] in [["infer"], ["completion"], ["stack"]]}) == 1
+
+
+def test_help_says_how_each_command_begins_and_imports_none() -> None:
+    """A table of texts: importing the commands took three times as long as all the rest."""
+    groups = [group._places for group in (worker.worker, mesh.mesh, serve.serve) if isinstance(group, LazyGroup)]
+    places = [each for section in (*main.SECTIONS.values(), *groups) for each in section.values()]
+    for place, summary in places:
+        module, _, attribute = place.partition(":")
+        begins = getattr(import_module(module), attribute).get_short_help_str(1000)
+        assert begins.startswith(summary.removesuffix(".")), f"{place}: {begins}"
+    code = "import sys, atexit; atexit.register(lambda: print('loaded:', *sys.modules)); from cli import main; main.main()"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    loaded = set(done.stdout.rpartition("loaded:")[2].split())
+    assert loaded & {place.partition(":")[0] for place, _ in places} == {"cli.main"}
 
 
 def test_help_documents_every_exit_code() -> None:

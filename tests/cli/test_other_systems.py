@@ -15,7 +15,7 @@ HIDING = """
 import asyncio, builtins, os, select, signal, subprocess, tempfile, sys
 import httpx, click, rich.console
 hidden = set(sys.argv.pop(1).split(","))
-ours = {"aimesh", "cli", "shared", "stack", "services"}
+ours = {"aimesh", "cli", "features", "shared", "stack", "services"}
 real = builtins.__import__
 def guarded(name, globals=None, locals=None, fromlist=(), level=0):
     if name.split(".")[0] in hidden and (globals or {}).get("__name__", "").split(".")[0] in ours | {"__main__"}:

@@ -138,7 +138,7 @@ def test_webs_image_has_the_package_index_and_a_change_of_the_code_fetches_no_pa
     assert "--libraries" in building
     copied = [rest.rpartition(" ")[0] for word, rest in stages()["packages-of-others"] if word == "COPY"]
     assert "services/inference/chat/aimesh_chat.cpp" in copied
-    assert not {"shared", "services", "cli", "stack", "sdk/python"} & set(copied)
+    assert not {"shared", "features", "services", "cli", "stack", "sdk/python"} & set(copied)
     assert not {".", "--from=code /app"} & set(copied)
     # Else web would try to fetch packages for other machines with them.
     removed = next(rest for word, rest in stages()["code"] if word == "RUN").removeprefix("rm -r ").split()
@@ -175,7 +175,7 @@ def test_the_images_get_no_tests_and_no_secrets_of_a_stack() -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     folders = {line[1:].split("/")[0] for line in lines if line.startswith("!")}
-    ours = {"cli", "services", "shared", "stack", "requirements", "sdk", "docs", "tools", "deploy"}
+    ours = {"cli", "features", "services", "shared", "stack", "requirements", "sdk", "docs", "tools", "deploy"}
     assert folders == ours | {".gitignore", "LICENSE", "README.md", "pyproject.toml"}
     assert not re.search(r"(PASSWORD|SECRET|TOKEN|KEY)=", DOCKERFILE.read_text(encoding="utf-8"))
 

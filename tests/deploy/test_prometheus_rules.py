@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import promql_parser
@@ -19,20 +20,24 @@ from services.metrics.alerting.rules import AlertRule, Severity
 from services.metrics.alerting.thresholds import OUR_FAULT
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
+from shared import features
 from shared.telemetry import instruments
 from shared.telemetry.instrument import InstrumentKind
 from shared.telemetry.metrics_registry import Metrics
 from shared.types import SERVICE_NAMES, RequestStatus, Role
 from stack import initialization, stack_plan
 from stack import stack_home as homes
+from tests import feature_parts
 from tests.cases import case
 from tests.deploy import debian, promql
 from tests.testnet import MESH, testnet
 from tools import alerts, docs, generated
 
-DEPLOY = generated.ROOT / "deploy"
+ROOT = generated.ROOT
+DEPLOY, RUNBOOKS = ROOT / "deploy", ROOT / "docs" / "runbooks"
 RULES = rules.load()
-CASES = sorted((Path(__file__).parent / "rules").glob("*.test.yml"))
+ALL_RUNBOOKS = [*RUNBOOKS.glob("*.md"), *(path for folder in features.files("runbooks") for path in folder.glob("*.md"))]
+CASES = [*sorted((Path(__file__).parent / "rules").glob("*.test.yml")), *feature_parts.files("deploy/*.test.yml")]
 ROUTES = DEPLOY / "alertmanager" / "alertmanager.yml"
 ADDRESSES = ("PAGE", "CRITICAL", "WARNING", "TICKET", "WATCHDOG")
 
@@ -119,14 +124,10 @@ def test_frames_of_the_runbooks_are_generated(tmp_path: Path, monkeypatch: pytes
 def test_promtool_finds_no_mistake_in_any_metric() -> None:
     """Checks the names, units and kinds of every instrument of the list."""
     metrics = Metrics("gateway")
-    for name, value in vars(Metrics).items():
-        instrument = getattr(value, "instrument", None)
-        if instrument is not None:
-            family = getattr(metrics, name)
-            one = family.labels(**dict.fromkeys(instrument.labels, "x")) if instrument.labels else family
-            getattr(
-                one, {InstrumentKind.COUNTER: "inc", InstrumentKind.GAUGE: "set", InstrumentKind.HISTOGRAM: "observe"}[instrument.kind]
-            )(1)
+    for instrument in instruments.ALL:
+        family: Any = metrics.family(instrument)
+        one = family.labels(**dict.fromkeys(instrument.labels, "x")) if instrument.labels else family
+        getattr(one, {InstrumentKind.COUNTER: "inc", InstrumentKind.GAUGE: "set", InstrumentKind.HISTOGRAM: "observe"}[instrument.kind])(1)
     text = metrics.render()
     assert all(f"# TYPE {one.name} " in text for one in instruments.ALL if one.name.startswith("ai_platform_"))
     _check_metrics(text)
@@ -216,20 +217,19 @@ def test_an_address_that_is_none_is_refused(url: str, words: str, tmp_path: Path
 
 # --- runbooks -------------------------------------------------------------------------------------------------------
 
-RUNBOOKS = generated.ROOT / "docs" / "runbooks"
 HEADINGS = ["Meaning", "Diagnosis", "Mitigation", "Verification"]
 
 
 def test_there_is_a_runbook_for_each_alert_and_for_nothing_else() -> None:
-    assert {path.stem for path in RUNBOOKS.glob("*.md")} - {"README", "disaster"} == {rule.name for rule in RULES}
+    assert {path.stem for path in ALL_RUNBOOKS} - {"README", "disaster"} == {rule.name for rule in RULES}
     index = (RUNBOOKS / "README.md").read_text(encoding="utf-8")
-    assert all(f"[{rule.name}]({rule.name}.md)" in index for rule in RULES)
+    assert all(f"[{rule.name}]({os.path.relpath(ROOT / rule.texts.runbook, RUNBOOKS)})" in index for rule in RULES)
 
 
-@pytest.mark.parametrize("name", sorted({rule.name for rule in RULES}))
-def test_a_runbook_says_what_to_do(name: str) -> None:
-    text = (RUNBOOKS / f"{name}.md").read_text(encoding="utf-8")
-    assert text.startswith(f"# {name}\n")
+@pytest.mark.parametrize("runbook", sorted({rule.texts.runbook for rule in RULES}), ids=lambda name: Path(name).stem)
+def test_a_runbook_says_what_to_do(runbook: str) -> None:
+    text = (ROOT / runbook).read_text(encoding="utf-8")
+    assert text.startswith(f"# {Path(runbook).stem}\n")
     sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     assert [section.partition("\n")[0] for section in sections] == HEADINGS
     assert all(len(section.partition("\n")[2].strip()) > 15 for section in sections)
@@ -239,7 +239,7 @@ def test_a_runbook_says_what_to_do(name: str) -> None:
 def test_commands_of_the_runbooks_exist() -> None:
     """Checks the words after `aicli` as far as they are a command; tests/test_docs.py checks the options."""
     commands = set(re.findall(r"^## (aicli[a-z -]*)$", (docs.FOLDER / "cli.md").read_text(encoding="utf-8"), re.MULTILINE))
-    for path in RUNBOOKS.glob("*.md"):
+    for path in ALL_RUNBOOKS:
         for found in re.findall(r"\baicli(?: [a-z][a-z-]+)+", path.read_text(encoding="utf-8")):
             words = found.split()
             longest = max((n for n in range(2, len(words) + 1) if " ".join(words[:n]) in commands), default=0)
@@ -251,7 +251,7 @@ def test_programs_of_the_stack_have_the_names_that_runbooks_give_them(tmp_path: 
     home = homes.locate({"AIMESH_HOME": str(tmp_path / "home")})
     made = initialization.ensure(home, {}, tmp_path)
     programs = {program.name for program in stack_plan.make(home, made.settings, made.recorded, {}).programs}
-    text = "\n".join(path.read_text(encoding="utf-8") for path in RUNBOOKS.glob("*.md"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in ALL_RUNBOOKS)
     named = set(re.findall(r"\baicli stack (?:logs|restart) (\w[\w-]*)", text))
     assert len(named) > 5
     # The backup agent runs only with BACKUP_TO.

@@ -24,7 +24,7 @@ from tools.packages import role_packages
 SIDECAR = "shared/transports/hyperswarm/sidecar/"
 #: The maximum size of each, in MB.
 LIMITS = {"aimesh_client": 1, "aimesh_hyperswarm": 5, "aimesh_server": 3}
-PACKAGES = ("aimesh", "cli", "services", "shared", "stack")
+PACKAGES = ("aimesh", "cli", "features", "services", "shared", "stack")
 AICLI = "cli.main"
 #: Run a mesh, as a machine that has joined one does not.
 STACK = ("stack.stack_commands", "stack.stack_plan", "stack.settings")
@@ -60,11 +60,14 @@ def test_together_they_hold_every_file_of_ours_and_no_tool(names: dict[str, set[
         ["git", "ls-files"], cwd=wheels.ROOT, capture_output=True, text=True, check=True, timeout=60
     ).stdout.splitlines()
     ours = {name.removeprefix("sdk/python/src/") for name in listed}
-    ours = {
-        name for name in ours if name.split("/")[0] in PACKAGES and name.endswith((".py", ".sql", ".lua", ".js", ".html", ".css", ".typed"))
-    }
+    kinds = (".py", ".sql", ".lua", ".js", ".html", ".css", ".typed", ".rules.yml")
+    ours = {name for name in ours if name.split("/")[0] in PACKAGES and name.endswith(kinds)}
     shipped = set[str]().union(*names.values())
     assert {name for name in ours - shipped if not name.startswith(SIDECAR + "test/")} == set()
+    # What `aicli` of a machine without the server lists.
+    declared = {name for name in ours if name.startswith("features/") and name.endswith("/feature.py")}
+    assert declared <= names["aimesh_client"]
+    assert not [name for name in names["aimesh_client"] if name.startswith("features/") and "/gateway/" in name]
     assert {name.split("/")[0] for name in shipped} == set(PACKAGES)
     assert {"services/metrics/rules/trust.rules.yml", "services/web/runbooks/ledger_drift.md"} <= names["aimesh_server"]
 
@@ -133,7 +136,7 @@ def test_a_laptop_needs_less_than_32_megabytes(built: dict[str, Path], tmp_path:
 
 
 def test_a_laptop_gets_no_program_of_a_server(names: dict[str, set[str]]) -> None:
-    assert {name.split("/")[0] for name in names["aimesh_client"]} == {"aimesh", "cli", "shared"}
+    assert {name.split("/")[0] for name in names["aimesh_client"]} == {"aimesh", "cli", "features", "shared"}
     assert not [name for name in names["aimesh_client"] if name.startswith(("shared/stores", "shared/mail", SIDECAR))]
 
 

@@ -1,17 +1,14 @@
 """The requests of the access matrix: for each method and route, a request that reaches its access check and does no harm if admitted."""
 
-import pkgutil
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from importlib import import_module
 from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 
-from shared import api
 from shared.api import (
     accounts,
     alerts,
@@ -20,6 +17,7 @@ from shared.api import (
     billing,
     business,
     configuration,
+    declared,
     deployments,
     embedding,
     files,
@@ -39,13 +37,13 @@ from shared.api import (
     servers,
     service_settings,
     usage_report,
-    webhooks,
 )
 from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
 from shared.api.method import Method, StreamMethod
 from shared.config_documents import ConfigKind, DeploymentDocument, ServerKind
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
+from tests import feature_parts
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
 NOBODY = UserId(UUID(int=404))
@@ -55,9 +53,6 @@ NO_TEAM = TenantId(UUID(int=405))
 NO_MODEL = ModelName("no-such-model")
 NO_FILE = f"file-{'a' * 26}"
 NO_JOB = f"batch_{'a' * 26}"
-NO_WEBHOOK = f"whe_{'a' * 26}"
-#: It may not get webhooks.
-NO_SERVER = "https://127.0.0.1/"
 NO_INVOICE = "INV-2026-000000"
 
 
@@ -75,9 +70,7 @@ class Things:
 
 def methods() -> dict[str, AnyMethod]:
     """Return every method of the API, by name."""
-    modules = [import_module(f"{api.__name__}.{found.name}") for found in pkgutil.iter_modules(api.__path__)]
-    found = [each for module in modules for each in vars(module).values() if isinstance(each, (Method, StreamMethod))]
-    return {each.name: each for each in found}
+    return {each.name: each for each in declared.methods()}
 
 
 def _account() -> auth.RegisterUser:
@@ -93,6 +86,8 @@ def _report(tenant: TenantId | None = None) -> usage_report.GetUsageReport:
 _PRICE = ledger.ModelPrice(NO_MODEL, MicroCredits(-1), MicroCredits(-1))
 
 #: Method -> a request that names no one else's objects, if the defaults of its fields are not enough.
+_OF_FEATURES = feature_parts.modules("access_requests")
+
 REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.registerUser": _account,
     "auth.loginUser": lambda: auth.LoginUser(auth.Credentials("x", "both", "of@example.org")),
@@ -194,17 +189,11 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.getFile": lambda: files.GetFile(NO_FILE),
     "gateway.deleteFile": lambda: files.DeleteFile(NO_FILE),
     "gateway.eraseFiles": lambda: files.EraseFiles(NO_TEAM),
+    "gateway.eraseStored": lambda: gateway.EraseStored(NO_TEAM, "none"),
     "gateway.createBatch": lambda: jobs.CreateBatch(NO_FILE, "/v1/completions"),
     "gateway.getJob": lambda: jobs.GetJob(NO_JOB),
     "gateway.cancelJob": lambda: jobs.CancelJob(NO_JOB),
     "gateway.eraseJobs": lambda: jobs.EraseJobs(NO_TEAM),
-    "gateway.createWebhook": lambda: webhooks.CreateWebhook("mine", NO_SERVER, (webhooks.EventType.TEST,)),
-    "gateway.getWebhook": lambda: webhooks.GetWebhook(NO_WEBHOOK),
-    "gateway.changeWebhook": lambda: webhooks.ChangeWebhook(NO_WEBHOOK),
-    "gateway.rotateWebhookSecret": lambda: webhooks.RotateWebhookSecret(NO_WEBHOOK),
-    "gateway.deleteWebhook": lambda: webhooks.DeleteWebhook(NO_WEBHOOK),
-    "gateway.testWebhook": lambda: webhooks.TestWebhook(NO_WEBHOOK),
-    "gateway.eraseWebhooks": lambda: webhooks.EraseWebhooks(NO_TEAM),
     "gateway.findModelBlobs": lambda: models.FindModelBlobs(()),
     "gateway.completeModelVersion": lambda: models.CompleteModelVersion(NO_MODEL, b"{}"),
     "gateway.promoteModel": lambda: models.PromoteModel(NO_MODEL),
@@ -262,7 +251,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "metrics.getTrace": lambda: metrics.GetTrace("f" * 32),
     "metrics.silenceAlerts": lambda: alerts.SilenceAlerts(1),
     "metrics.endSilence": lambda: alerts.EndSilence("there is none"),
-}
+} | {name: made for part in _OF_FEATURES for name, made in part.REQUESTS.items()}
 
 
 def request_of(method: AnyMethod) -> msgspec.Struct:
@@ -375,14 +364,6 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "GET /v1/messages/batches/{batch}/results": lambda: None,
     "POST /v1/messages/batches/{batch}/cancel": dict,
     "DELETE /v1/messages/batches/{batch}": lambda: None,
-    "POST /v1/webhook_endpoints": lambda: {"name": "mine", "url": NO_SERVER, "event_types": ["webhook.test"]},
-    "GET /v1/webhook_endpoints": lambda: None,
-    "GET /v1/webhook_endpoints/{endpoint}": lambda: None,
-    "POST /v1/webhook_endpoints/{endpoint}": dict,
-    "DELETE /v1/webhook_endpoints/{endpoint}": lambda: None,
-    "POST /v1/webhook_endpoints/{endpoint}/rotate_secret": dict,
-    "POST /v1/webhook_endpoints/{endpoint}/test": dict,
-    "GET /v1/webhook_event_types": lambda: None,
     "POST /v1/rerank": lambda: {"query": "hi", "documents": ["hi"], "model": "echo"},
     "POST /v1/embeddings": lambda: {"input": "hi", "model": "echo"},
     "POST /v1/moderations": lambda: {"input": "hi"},
@@ -406,7 +387,7 @@ BODIES: Mapping[str, Callable[[], Any]] = {
     "GET /api/models/search": lambda: None,
     "GET /v1/models": lambda: None,
     "GET /v1/models/{model}": lambda: None,
-}
+} | {name: made for part in _OF_FEATURES for name, made in part.BODIES.items()}
 #: Route -> a body that names someone's objects.
 NAMING_BODIES: Mapping[str, Callable[[Things], Any]] = {
     "POST /api/auth/api-keys": lambda whose: {"name": "made", "days": 1, "user_id": str(whose.user_id), "scopes": list(_MAKERS_OWN)},

@@ -18,7 +18,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 from shared import access_table, errors
-from shared.access_table import AccessRule, Audience
+from shared.access_rules import AccessRule, Audience
 from shared.api import accounts, auth, gateway, organizations, usage_report
 from shared.api.method import StreamMethod
 from shared.node.client_node import ClientNode

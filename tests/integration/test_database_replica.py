@@ -14,6 +14,7 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
+from shared import features
 from shared.api import business, metrics, usage_report
 from shared.stores import queries
 from stack import stack_plan
@@ -84,7 +85,7 @@ async def test_the_primary_sees_no_query_of_a_report() -> None:
         # Each service asks the primary for it every second.
         await until(lambda: _says_after(stack, begins, "pg_current_wal_lsn"), what="statements are logged")
         seen = " ".join(stack.log("postgres")[begins:].split())
-        packages = [queries.load_package(REPOSITORY / "services" / service) for service in SERVICES]
+        packages = [queries.load_package(REPOSITORY / "services" / service, *features.files(f"{service}.sql")) for service in SERVICES]
         marked = [query for package in packages for query in package.values() if query.on_replica]
         assert [query.name for query in marked if " ".join(query.text.split()) in seen] == []
         found = await reads(stack, "gateway")

@@ -23,6 +23,7 @@ from schemathesis.specs.openapi import checks as rules
 
 from shared.api import auth
 from shared.types import Tier
+from tests import feature_parts
 from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack
@@ -44,8 +45,8 @@ CHECKS = [
 ]
 #: A longer answer only blocks a connection of the test.
 ANSWER_SECONDS = 30
-#: A network of documentation (RFC 9637), which Python 3.11 takes for a public one.
-NOBODYS = "https://[3fff::1]/"
+#: Their good calls, and which operations have none.
+_OF_FEATURES = feature_parts.modules("good_calls")
 NEVER_GOOD = {
     # A login without its second step, as test_access_matrix has, or that somebody approves; a route, as test_moderation has.
     "POST /api/auth/confirm",
@@ -75,11 +76,10 @@ NEVER_GOOD = {
     "POST /api/models/{model}/withdraw",
     "POST /api/models/{model}/sign",
     "POST /api/models/{model}/versions",
-    # There is no server.
-    "POST /v1/webhook_endpoints/{endpoint}/test",
     # Whole files only.
     "POST /v1/uploads",
     "POST /v1/uploads/{upload}",
+    *(name for part in _OF_FEATURES for name in part.NEVER_GOOD),
 }
 
 RUNS_A_MODEL = {
@@ -229,8 +229,7 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         message_batches = [await _made(http, "/v1/messages/batches", json={"requests": [prompt]}) for _ in range(4)]
         jobs = [await _made(http, "/api/jobs", json=job) for _ in range(4)]
         response = await _made(http, "/v1/responses", json={"input": "hi", "model": "echo", "background": True})
-        endpoint = {"name": "fuzz", "url": NOBODYS, "event_types": ["webhook.test"]}
-        endpoints = [await _made(http, "/v1/webhook_endpoints", json=endpoint) for _ in range(4)]
+        of_features = {name: call for part in _OF_FEATURES for name, call in (await part.good_calls(http)).items()}
     message, digest = {"role": "user", "content": "hi"}, "sha256:" + "0" * 64
     sessions = [await _session(api_client, fuzzer) for _ in range(4)]
     keys = [(await api_client.make_key(fuzzer, f"spare {number}")).id for number in range(4)]
@@ -280,12 +279,6 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "GET /v1/files/{file}/content": lambda: {"file": files[0]},
         "DELETE /v1/files/{file}": lambda: {"file": files.pop() if len(files) > 1 else "gone"},
         "POST /v1/uploads/{upload}": lambda: {"upload": "upload_1/parts"},
-        "POST /v1/webhook_endpoints": lambda: endpoint,
-        "GET /v1/webhook_endpoints/{endpoint}": lambda: {"endpoint": endpoints[0]},
-        "POST /v1/webhook_endpoints/{endpoint}": lambda: {"endpoint": endpoints[0], "name": "other"},
-        "DELETE /v1/webhook_endpoints/{endpoint}": lambda: {"endpoint": endpoints.pop() if len(endpoints) > 1 else "gone"},
-        "POST /v1/webhook_endpoints/{endpoint}/rotate_secret": lambda: {"endpoint": endpoints[0]},
-        "POST /v1/webhook_endpoints/{endpoint}/test": lambda: {"endpoint": endpoints[0]},
         "POST /ollama/api/chat": lambda: {"messages": [message], "model": "echo"},
         "POST /ollama/api/generate": lambda: {"prompt": "hi", "model": "echo"},
         "POST /ollama/api/embed": lambda: {"input": "hi", "model": "echo"},
@@ -319,7 +312,7 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "POST /v1/detokenize": lambda: {"tokens": [1], "model": "smollm2"},
         "POST /v1/apply-template": lambda: {"messages": [message], "model": "echo"},
         "GET /v1/models/{model}": lambda: {"model": "echo"},
-    }
+    } | of_features
 
 
 async def _made(http: httpx.AsyncClient, path: str, **given: Any) -> str:

@@ -56,12 +56,9 @@ async def use_news(running: RunningStack, old: str, new: str, *callers: Person) 
             made = await http.post(f"{new}/v1/files", files={"file": b"hi"}, data={"purpose": "user_data"})
             assert made.status_code == 200, made.text
             assert (await http.get(f"{new}/v1/files/{made.json()['id']}/content")).content == b"hi"
-            endpoint = {"name": "mine", "url": "https://[3fff::1]/", "event_types": ["webhook.test"]}
-            made = await http.post(f"{new}/v1/webhook_endpoints", json=endpoint)
-            assert made.status_code == 200, made.text
             models = await http.get(f"{new}/api/models")
             assert "echo" in models.text, models.text
-            for path in ("/v1/files", "/v1/webhook_endpoints", "/api/models"):
+            for path in ("/v1/files", "/api/models"):
                 assert (await http.get(old + path)).status_code == 404
     # A document of a kind that the old gateway doesn't know. It restricts nobody, so the old one may go on.
     document = {"kind": "catalog_model", "name": "tiny", "body": '{"source": "hf:a/b", "parameters": 1, "quantizations": ["Q4_0"]}'}

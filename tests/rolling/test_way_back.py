@@ -39,7 +39,7 @@ POST = "9000_post_rolling.sql"
 
 def next_version(folder: Path) -> Release:
     """Return this release under a later version, with a migration that stays pending until ``aicli stack migrate --post``."""
-    for name in ("services", "shared", "cli", "stack", "sdk/python/src/aimesh"):
+    for name in ("services", "features", "shared", "cli", "stack", "sdk/python/src/aimesh"):
         shutil.copytree(REPOSITORY / name, folder / Path(name).name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     (folder / "aimesh" / "version.py").write_text('__version__ = "9.0.0"\n')
     for name in ("deploy", "docs", "pyproject.toml", "services/web/npm/node_modules", "shared/transports/hyperswarm/sidecar/node_modules"):

@@ -1,18 +1,15 @@
 """Who may call what: the decision, over its whole table."""
 
-import importlib
-import pkgutil
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import shared.api
 from shared import access_table, answer_table, errors
-from shared.access_table import AccessRule, Audience
+from shared.access_rules import AccessRule, Audience
+from shared.api import declared
 from shared.api.auth import Principal, Step
-from shared.api.method import Method, StreamMethod
 from shared.types import KeyId, Permission, Tier, UserId, UserRole
 
 NOW = 1_000_000.0
@@ -37,15 +34,11 @@ def is_refused(row: AccessRule, caller: Principal, now: float = NOW) -> bool:
 
 
 def test_every_contract_method_has_an_access_rule_and_every_rule_a_method() -> None:
-    modules = [importlib.import_module(f"shared.api.{found.name}") for found in pkgutil.iter_modules(shared.api.__path__)]
-    declared = {value.name for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
-    assert declared == set(access_table.METHODS)
+    assert {method.name for method in declared.methods()} == set(access_table.METHODS)
 
 
 def test_every_method_without_a_user_says_whom_it_answers() -> None:
-    modules = [importlib.import_module(f"shared.api.{found.name}") for found in pkgutil.iter_modules(shared.api.__path__)]
-    declared = {value for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
-    of_nodes = {method for method in declared if access_table.of_method(method.name).who is Audience.NODE}
+    of_nodes = {method for method in declared.methods() if access_table.of_method(method.name).who is Audience.NODE}
     assert {method.name for method in of_nodes} == set(answer_table.METHODS)
     for method in of_nodes:
         answer_table.check(method.name, method.callers)

@@ -11,6 +11,7 @@ import pytest
 from msgspec import inspect
 
 import cli
+import features
 import services
 import shared
 import stack
@@ -39,11 +40,11 @@ def is_naive(found: inspect.Type) -> bool:
 
 
 def test_every_time_of_every_struct_has_a_zone() -> None:
-    for package in (shared, services, cli, stack):
+    for package in (shared, services, features, cli, stack):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
-    ours = {one for one in structs() if one.__module__.partition(".")[0] in {"shared", "services", "cli", "stack"}}
+    ours = {one for one in structs() if one.__module__.partition(".")[0] in {"shared", "services", "features", "cli", "stack"}}
     unknown, naive = set(), []
     for one in ours:
         try:

@@ -6,6 +6,7 @@ from enum import StrEnum
 import msgspec
 
 from services.auth.store import AuthTables
+from shared import features
 from shared.api.notices import LimitUsed, Notice
 from shared.stores.database import Transaction
 from shared.types import Moment, TenantId, UserId
@@ -21,13 +22,14 @@ KEY_BATCH = 500
 
 
 class NoticeKind(StrEnum):
+    """Features have their own."""
+
     SIGN_IN = "sign_in"
     KEY_EXPIRES = "key_expires"
     KEY_ENDS = "key_ends"
     LIMIT = "limit"
     PAYMENT = "payment"
     PLAN = "plan"
-    WEBHOOK = "webhook"
 
 
 #: How many days before its end a key is announced.
@@ -66,7 +68,7 @@ class AboutAccount(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class DueNotice:
     user_id: UserId
-    kind: NoticeKind
+    kind: str
     subject: str
     #: JSON, by kind.
     details: str
@@ -76,6 +78,10 @@ class DueNotice:
     email: str
     #: False if the account was closed or the user switched mails off since.
     is_wanted: bool
+
+
+def _known_kinds() -> list[str]:
+    return [*NoticeKind, *(kind.__struct_config__.tag for part in features.modules("notices") for kind in part.NOTICES)]
 
 
 class NoticeStore(AuthTables):
@@ -97,11 +103,11 @@ class NoticeStore(AuthTables):
     async def take(self) -> DueNotice | None:
         """Return a notice that no other replica has. It is due again later, unless ``end`` is called."""
         # Not the kinds of a later release, whose replicas may run beside this one.
-        row = await self._db.row("take_notice", RETRY_SECONDS, list(NoticeKind))
+        row = await self._db.row("take_notice", RETRY_SECONDS, _known_kinds())
         if row is None:
             return None
         return DueNotice(
-            UserId(row["user_id"]), NoticeKind(row["kind"]), row["subject"], row["details"], row["tries"], row["username"], row["email"],
+            UserId(row["user_id"]), row["kind"], row["subject"], row["details"], row["tries"], row["username"], row["email"],
             row["is_wanted"],
         )  # fmt: skip
 

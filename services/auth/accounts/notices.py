@@ -1,4 +1,4 @@
-"""Emails that users may switch off: sign-ins from new browsers, API keys that expire soon, plans, budgets, payments and webhooks.
+"""Emails that users may switch off: sign-ins from new browsers, API keys that expire soon, plans, budgets, payments and features.
 
 A notice is a row of auth's table notices before it is a mail. Every replica sends; each notice is taken by one of them, and again by any of
 them if that one fails. A replica that dies between the mail and its note sends it twice.
@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from services.auth import mail_texts
+from services.auth import features, mail_texts
 from services.auth.accounts.notice_store import (
     KEY_BATCH,
     KEY_DAYS,
@@ -24,7 +24,7 @@ from services.auth.accounts.notice_store import (
 )
 from services.auth.mail_texts import AccountMail
 from services.auth.session_opening import CompleteLogin
-from shared.api.notices import LimitUsed, PaymentLate, WebhookDisabled
+from shared.api.notices import LimitUsed, PaymentLate
 from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems
 from shared.mail import mailer
@@ -89,7 +89,7 @@ class Notices:
             nonlocal has_trouble
             has_trouble = not await self._send(notice)
 
-        is_done = await self._items.attempt(ItemKind.ACCOUNT_NOTICE, f"{notice.kind.value}/{notice.user_id}", send())
+        is_done = await self._items.attempt(ItemKind.ACCOUNT_NOTICE, f"{notice.kind}/{notice.user_id}", send())
         if not is_done and notice.tries >= MAX_TRIES:
             await self._rows.end(notice, is_sent=False)
         return not has_trouble
@@ -130,7 +130,10 @@ class Notices:
                 return mail_texts.key_expires(notice.username, key.name, key.preview, key.expires_at, settings)
             case _:
                 about = msgspec.json.decode(notice.details, type=AboutAccount)
-                page = self._page("/settings/webhooks" if notice.kind is NoticeKind.WEBHOOK else "/api-keys" if about.key else "/billing")
+                if (mail := features.find_mail(about.fact)) is not None:
+                    text = mail.write(about.fact)
+                    return mail_texts.about_account(notice.username, about.organization, text, self._page(mail.page), settings)
+                page = self._page("/api-keys" if about.key else "/billing")
                 return mail_texts.about_account(notice.username, about.organization, _said(about), page, settings)
 
 
@@ -140,7 +143,6 @@ def _said(about: AboutAccount) -> AccountMail:
             return mail_texts.plan_changed(plan.before, plan.after)
         case PaymentLate() as payment:
             return mail_texts.payment_late(payment.invoice, payment.due_at, is_last=payment.is_last)
-        case WebhookDisabled() as webhook:
-            return mail_texts.webhook_disabled(webhook.name, webhook.why)
         case LimitUsed() as limit:
             return mail_texts.limit_used(limit, about.key, about.currency)
+    raise TypeError(f"there is no mail for {type(about.fact).__name__}")

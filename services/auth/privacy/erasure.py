@@ -6,15 +6,14 @@ payments still add up.
 
 import secrets
 from collections.abc import Iterable
-from contextlib import suppress
 
 from services.auth import audit_records, mail_texts
 from services.auth.audit.audit_store import AuditStore
 from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.session_opening import CompleteLogin
-from shared import errors
-from shared.api import accounts, files, gateway, jobs, webhooks
+from shared import errors, features
+from shared.api import accounts, files, gateway, jobs
 from shared.api.auth import User
 from shared.api.method import Nothing
 from shared.background.item_kinds import ItemKind
@@ -24,7 +23,7 @@ from shared.node import lifecycle
 from shared.rpc import RpcCall, serves
 from shared.stores.transactions import Transaction
 from shared.telemetry import logs
-from shared.types import TenantId, UserId, UserRole
+from shared.types import Role, TenantId, UserId, UserRole
 
 _EVERY_SECONDS = 600
 _GATEWAY_SECONDS, _JOBS_SECONDS = 5.0, 30.0
@@ -121,15 +120,34 @@ class Erasures(AuthHandlers):
         _log.info("account erased", user_id=user_id)
 
     async def _erase_stored(self, tenants: Iterable[TenantId]) -> None:
-        """Erase jobs, which would write files, then files and webhook endpoints.
+        """Erase jobs, which would write files, then files and what each feature stores.
 
         Raises PeerError if no gateway does it; the next round tries again.
         """
         for tenant in tenants:
-            with suppress(errors.UnknownMethod):  # version 0.3 stores none
-                await self._node.rpc.call(jobs.erase_jobs, jobs.EraseJobs(tenant), deadline_seconds=_JOBS_SECONDS)
-                await self._node.rpc.call(files.erase_files, files.EraseFiles(tenant), deadline_seconds=_GATEWAY_SECONDS)
-                await self._node.rpc.call(webhooks.erase_webhooks, webhooks.EraseWebhooks(tenant), deadline_seconds=_GATEWAY_SECONDS)
+            await self._node.rpc.call(jobs.erase_jobs, jobs.EraseJobs(tenant), deadline_seconds=_JOBS_SECONDS)
+            await self._node.rpc.call(files.erase_files, files.EraseFiles(tenant), deadline_seconds=_GATEWAY_SECONDS)
+            await self._erase_of_features(tenant)
+
+    async def _erase_of_features(self, tenant: TenantId) -> None:
+        """Ask gateways to erase what each feature stores that any of them has, or this auth. One that fails doesn't hold up the others.
+
+        Raises what says that one is not erased.
+        """
+        gateways = self._node.directory.reachable(Role.GATEWAY)
+        announced = (name for one in gateways for name in one.announcement.features)
+        # Those that need others come first.
+        in_use = dict.fromkeys((*reversed(features.having("gateway.part")), *announced))
+        failed: list[errors.AimeshError] = []
+        for feature in in_use:
+            having = next((one.node for one in gateways if feature in one.announcement.features), None)
+            request = gateway.EraseStored(tenant, feature)
+            try:
+                await self._node.rpc.call(gateway.erase_stored, request, to=having, deadline_seconds=_GATEWAY_SECONDS)
+            except errors.AimeshError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     async def _check_not_needed(self, transaction: Transaction, user_id: UserId, role: UserRole) -> None:
         if role is UserRole.ADMIN and not await self._rows.administrators(transaction) - {user_id}:

@@ -78,7 +78,7 @@ def read_me(sources: Iterable[ExportSource]) -> str:
         "This is what the accounts of this mesh store about you, and nothing about anyone else.\n\n"
         f"{files}\n\n"
         "Each file is a list in JSON; times are UTC. Prompts and answers are not stored, except in files and jobs.\n"
-        "Your usage, payments, jobs, files and webhook endpoints are in the gateway's files, if any are beside this one.\n"
+        "Your usage, payments, jobs, files and the rest are in the gateway's files, if any are beside this one.\n"
     )
 
 

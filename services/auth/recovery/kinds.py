@@ -7,6 +7,8 @@ There is no kind ``secret.rotated``: nothing rotates a secret while services run
 database.
 """
 
+from shared import features
+
 #: Kind -> the query that replays lines of it; None where Python does (``auth_replay.py``).
 KINDS: dict[str, str | None] = {
     "key.revoked": "replay_key_revoked",
@@ -60,7 +62,6 @@ RESTRICTING: dict[str, frozenset[str]] = {
 }
 
 _VERSIONS = "versions of models are not replayed; the restore's runbook says so"
-_WEBHOOKS = "webhook endpoints are not replayed; the restore's runbook says so"
 _SESSIONS_END = "a restore ends all sessions"
 #: Acts that restrict someone without a kind -> why not. The gateway's acts with a kind are in ``services.gateway.recovery.kinds``.
 WITHOUT_KIND: dict[str, str] = {
@@ -89,9 +90,6 @@ WITHOUT_KIND: dict[str, str] = {
     "model.withdraw": _VERSIONS,
     "model.unload": "workers keep no state in the database",
     "node.accept_models": "the worker keeps it",
-    "webhook.change": _WEBHOOKS,
-    "webhook.rotate": _WEBHOOKS,
-    "webhook.delete": _WEBHOOKS,
     "file.delete": "files are not replayed; the restore's runbook says so",
     "batch.cancel": "jobs are not replayed; what the restore brings back may be cancelled again",
     "node.remove_model": "the worker keeps it",
@@ -105,6 +103,9 @@ HARMLESS = frozenset(
         "deferred.retry", "node.approve", "node.pardon", "oidc.link", "organisation.create",
         "account.verify", "organisation.invite", "payment.adopt",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
-        "webhook.create", "batch.create",
+        "batch.create",
     }
 )  # fmt: skip
+for _acts in features.acts():
+    HARMLESS |= {*_acts.harmless}
+    WITHOUT_KIND |= dict.fromkeys(_acts.restricting, _acts.why_not_replayed)

@@ -176,7 +176,7 @@ def error_code_of(status: RequestStatus, failure: errors.AimeshError | None) -> 
 
 def field_of(error: errors.AimeshError) -> str | None:
     """Return the path of the field that is wrong, as its caller may see it."""
-    if isinstance(error, BadField):
+    if isinstance(error, errors.BadRequest) and error.field:
         return error.field
     if isinstance(error, errors.UnknownModel):
         return "model"

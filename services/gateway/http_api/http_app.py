@@ -7,7 +7,7 @@ Routes are one table (``service``), and each names the credential it needs. The 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -23,7 +23,7 @@ from services.gateway.limits.limit_rules import RequestLimit
 from services.gateway.limits.quotas import Quotas
 from services.gateway.requests.image_admission import ImageLimits
 from shared import access_table, addresses, context, errors
-from shared.access_table import AccessRule, Audience
+from shared.access_rules import AccessRule, Audience
 from shared.api.auth import Principal
 from shared.protocol import wire
 from shared.protocol.request_memory import HeldRequest, RequestMemory
@@ -117,6 +117,8 @@ class HttpAccess:
     new_request_id: Callable[[], RequestId] = context.new_request_id
     on_refusal: OnRefusal = lambda *_what: None
     cors: CorsPolicy = CorsPolicy()  # noqa: RUF009 - frozen
+    #: Features that other gateways have.
+    list_lacking: Callable[[], Collection[str]] = tuple
 
 
 class HttpApp:
@@ -244,6 +246,9 @@ class HttpApp:
         return None
 
     def _missing(self, path: str, origin: str) -> errors.AimeshError:
+        if lacking := self._access.list_lacking():
+            what = f"this gateway lacks {', '.join(sorted(lacking))}, which others have"
+            return errors.Unavailable(what, hint="try again, or run `aicli doctor`", retry_after_seconds=1)
         name = path.removeprefix(access_table.RPC_PATH)
         if name == path:
             return http_errors.route_missing(path, origin, lambda wanted: self._match(wanted) is not None)

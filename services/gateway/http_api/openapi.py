@@ -13,7 +13,7 @@ import msgspec
 from services.gateway.http_api import http_errors
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
-from shared.access_table import Audience
+from shared.access_rules import Audience
 from shared.api import gateway
 from shared.telemetry.version import version
 

@@ -4,11 +4,9 @@ The gateway runs its own methods in this process. It forwards the others over th
 server-sent events: items without a name, then one `end`, or one `error`.
 """
 
-import pkgutil
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
-from importlib import import_module
 from typing import Annotated, Any
 
 import msgspec
@@ -18,8 +16,8 @@ from services.gateway.http_api import http_app, request_bodies, response_formats
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import ServerSentEvent
-from shared import access_table, api, context, errors
-from shared.api import auth, embedding, gateway
+from shared import access_table, context, errors
+from shared.api import auth, declared, embedding, gateway
 from shared.api.embedding import RequestEmbeddings
 from shared.api.gateway import InferenceChunk, ProcessInferenceRequest
 from shared.api.method import Method, StreamMethod
@@ -50,10 +48,7 @@ class RpcQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def methods() -> Iterator[AnyMethod]:
     """Return the methods for people. Workers don't act for users, so a method for them is about the calling node itself."""
-    for module in pkgutil.iter_modules(api.__path__):
-        for value in vars(import_module(f"{api.__name__}.{module.name}")).values():
-            if isinstance(value, Method | StreamMethod) and Role.CLIENT in value.callers and Role.WORKER not in value.callers:
-                yield value
+    return (method for method in declared.methods() if Role.CLIENT in method.callers and Role.WORKER not in method.callers)
 
 
 class RpcRoutes:

@@ -22,7 +22,7 @@ from services.gateway.jobs.job_store import Job, JobStore, StoredLine
 from shared import errors
 from shared.api.files import FilePurpose
 from shared.api.jobs import JobKind, JobState, LineError
-from shared.api.webhooks import EventType
+from shared.api.tenant_events import TenantEvent
 from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems
 from shared.telemetry import logs
@@ -39,14 +39,14 @@ _RETRY_SECONDS = 10.0
 _READ_BYTES, _ADDED_LINES, _PAGE_LINES = 256 << 10, 1000, 500
 #: A job ends so.
 _ENDS = {
-    (JobKind.BATCH, JobState.COMPLETED): EventType.BATCH_COMPLETED,
-    (JobKind.BATCH, JobState.FAILED): EventType.BATCH_FAILED,
-    (JobKind.BATCH, JobState.EXPIRED): EventType.BATCH_EXPIRED,
-    (JobKind.BATCH, JobState.CANCELLED): EventType.BATCH_CANCELLED,
-    (JobKind.RESPONSE, JobState.COMPLETED): EventType.RESPONSE_COMPLETED,
-    (JobKind.RESPONSE, JobState.FAILED): EventType.RESPONSE_FAILED,
-    (JobKind.RESPONSE, JobState.EXPIRED): EventType.RESPONSE_FAILED,
-    (JobKind.RESPONSE, JobState.CANCELLED): EventType.RESPONSE_CANCELLED,
+    (JobKind.BATCH, JobState.COMPLETED): TenantEvent.BATCH_COMPLETED,
+    (JobKind.BATCH, JobState.FAILED): TenantEvent.BATCH_FAILED,
+    (JobKind.BATCH, JobState.EXPIRED): TenantEvent.BATCH_EXPIRED,
+    (JobKind.BATCH, JobState.CANCELLED): TenantEvent.BATCH_CANCELLED,
+    (JobKind.RESPONSE, JobState.COMPLETED): TenantEvent.RESPONSE_COMPLETED,
+    (JobKind.RESPONSE, JobState.FAILED): TenantEvent.RESPONSE_FAILED,
+    (JobKind.RESPONSE, JobState.EXPIRED): TenantEvent.RESPONSE_FAILED,
+    (JobKind.RESPONSE, JobState.CANCELLED): TenantEvent.RESPONSE_CANCELLED,
 }
 
 _log = logs.get(part="jobs")
@@ -217,10 +217,10 @@ class BatchWork:
         await self._keep(job)
         return page
 
-    async def _find_event(self, job: Job) -> EventType | None:
+    async def _find_event(self, job: Job) -> TenantEvent | None:
         assert job.outcome is not None
         event = _ENDS.get((job.kind, job.outcome))
-        if event is not EventType.RESPONSE_COMPLETED:
+        if event is not TenantEvent.RESPONSE_COMPLETED:
             return event
         lines = await self._jobs.results(job.id, -1, 1)
         if not lines:
@@ -230,9 +230,9 @@ class BatchWork:
         try:
             plain = await asyncio.to_thread(line_results.unseal, line.result, job.tenant_id, job.id, line.line, self._secret)
         except errors.FileDamaged:
-            return EventType.RESPONSE_FAILED
+            return TenantEvent.RESPONSE_FAILED
         is_incomplete = msgspec.json.decode(plain, type=_ResponseStatus).status == "incomplete"
-        return EventType.RESPONSE_INCOMPLETE if is_incomplete else event
+        return TenantEvent.RESPONSE_INCOMPLETE if is_incomplete else event
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], wake: asyncio.Event) -> None:

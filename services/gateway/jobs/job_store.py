@@ -1,7 +1,7 @@
 """Reads and writes jobs and their lines. A line's result, its request's row and its pay are written together, or not at all."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from uuid import UUID
 
 import msgspec
@@ -10,11 +10,10 @@ from services.gateway.facts.request_record import RequestRow, RowsRefused
 from services.gateway.jobs.batch_input import NewLine
 from services.gateway.jobs.states import MAX_LOST_LEASES, LineState
 from services.gateway.store import GatewayStore
-from services.gateway.webhooks import webhook_store
 from shared import context, errors
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.jobs import JobKind, JobState, LineError
-from shared.api.webhooks import EventType
+from shared.api.tenant_events import TenantEvent
 from shared.protocol import public_ids
 from shared.stores import database
 from shared.stores.database import Database, DatabaseRow, Transaction
@@ -32,6 +31,12 @@ MAX_CLAIMED = 32
 _PAGE_BYTES = 1 << 20
 #: All lines of a large job.
 _LINES_SECONDS = 60.0
+
+
+TellTenant = Callable[[Transaction, TenantId, TenantEvent, str], Awaitable[None]]
+
+
+async def _tell_nobody(transaction: Transaction, tenant: TenantId, event: TenantEvent, about: str) -> None: ...
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,8 +180,9 @@ class ModelJobs(msgspec.Struct, frozen=True):
 class JobStore:
     """Every method may raise Unavailable. Methods that name a job see it whoever owns it; ``find`` sees only its owner's."""
 
-    def __init__(self, opened: Database, requests: GatewayStore) -> None:
-        self._database, self._requests = opened, requests
+    def __init__(self, opened: Database, requests: GatewayStore, tell: TellTenant = _tell_nobody) -> None:
+        """``tell`` is called in the transaction in which a job ends."""
+        self._database, self._requests, self._tell = opened, requests, tell
         #: Set when a job begins through this gateway.
         self.begun = asyncio.Event()
 
@@ -272,10 +278,10 @@ class JobStore:
         self.begun.set()
         return has_begun
 
-    async def refuse(self, job: UUID, found: Sequence[LineError], event: EventType | None = None) -> None:
+    async def refuse(self, job: UUID, found: Sequence[LineError], event: TenantEvent | None = None) -> None:
         async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
             row = await transaction.row("refuse_job", job, msgspec.json.encode(found).decode())
-            await _end(transaction, row, event)
+            await _end(transaction, row, event, self._tell)
 
     async def list_movable(self, most: int = 100) -> list[UUID]:
         """Return jobs that are at their end."""
@@ -295,9 +301,9 @@ class JobStore:
         """Return the next lines, fewer if their results are large. ``are_done``: only those that are, or the others."""
         return tuple(_line(row) for row in await self._database.rows("list_results", job, after, most, _PAGE_BYTES, are_done))
 
-    async def end(self, job: UUID, event: EventType | None = None) -> None:
+    async def end(self, job: UUID, event: TenantEvent | None = None) -> None:
         async with self._database.transaction(deadline_seconds=_LINES_SECONDS) as transaction:
-            await _end(transaction, await transaction.row("end_job", job), event)
+            await _end(transaction, await transaction.row("end_job", job), event, self._tell)
 
     async def delete_old(self, most: int = 100) -> int:
         return len(await self._database.rows("delete_jobs", most, None))
@@ -398,14 +404,14 @@ async def _begin(transaction: Transaction, most_lines: int | None, job: UUID, to
     return await transaction.run("begin_job", job, total, *model_and_price) == 1
 
 
-async def _end(transaction: Transaction, row: DatabaseRow | None, event: EventType | None) -> None:
+async def _end(transaction: Transaction, row: DatabaseRow | None, event: TenantEvent | None, tell: TellTenant) -> None:
     """Let go of the input that a job had for itself, and tell its owner; unless another gateway has."""
     if row is None:
         return
     job = _job(row)
     await transaction.run("give_up_job_input", job.input_file)
     if event is not None:
-        await webhook_store.enqueue(transaction, job.tenant_id, event, job.public_id)
+        await tell(transaction, job.tenant_id, event, job.public_id)
 
 
 def _result_columns(result: LineResult) -> tuple[object, ...]:

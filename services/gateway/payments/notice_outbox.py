@@ -1,4 +1,4 @@
-"""Tells auth what owners of accounts should know about their plans, budgets, balances, payments and webhooks; auth mails it.
+"""Tells auth what owners of accounts should know about their plans, budgets, balances, payments and features; auth mails it.
 
 A gateway that dies before the row's deletion is committed tells auth again, which changes nothing. During an upgrade, a gateway or auth may
 be older than a notice and not know its kind: it stays, and doesn't hold up others.
@@ -9,7 +9,7 @@ import msgspec
 from services.gateway.payments.billing_store import BillingStore
 from shared import errors
 from shared.api import notices as api
-from shared.api.notices import AddNotice, LimitUsed, Notice, WebhookDisabled
+from shared.api.notices import AddNotice, LimitUsed, Notice, PaymentLate
 from shared.background.item_kinds import ItemKind
 from shared.background.items import BackgroundItems, TakenItem
 from shared.rpc import RpcClient
@@ -46,6 +46,6 @@ class NoticeOutbox:
             notice = msgspec.json.decode(body, type=Notice)
         except msgspec.ValidationError as error:
             raise errors.BadRequest(f"a newer gateway wrote the notice: {error}") from error
-        if self._sells or isinstance(notice, WebhookDisabled) or (isinstance(notice, LimitUsed) and notice.of == "budget"):
+        if self._sells or not isinstance(notice, LimitUsed | PaymentLate) or (isinstance(notice, LimitUsed) and notice.of == "budget"):
             wanted = AddNotice(owner, subject, notice, self._currency)
             await self._rpc.call(api.add_notice, wanted, deadline_seconds=_AUTH_SECONDS)

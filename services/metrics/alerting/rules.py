@@ -7,12 +7,15 @@ from pathlib import Path
 import msgspec
 
 from services.metrics.history.samples import Labels
+from shared import features
 
 _PACKAGE = Path(__file__).parents[1]
 #: The wheel has the rules inside the package; a checkout and the container image have them under deploy.
 _FOLDERS = (_PACKAGE / "rules", _PACKAGE.parents[1] / "deploy" / "prometheus" / "rules")
 #: It has no alerts.
 _RECORDED = "recorded.rules.yml"
+#: Made of those of features, for Prometheus.
+_OF_FEATURES = "features.rules.yml"
 _LABEL = re.compile(r"\{\{ \$labels\.(\w+) \}\}")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -81,7 +84,8 @@ class _File(msgspec.Struct):
 
 def load() -> tuple[AlertRule, ...]:
     folder = next(each for each in _FOLDERS if each.is_dir())
-    files = [msgspec.yaml.decode(path.read_bytes(), type=_File) for path in sorted(folder.glob("*.rules.yml")) if path.name != _RECORDED]
+    own = [path for path in sorted(folder.glob("*.rules.yml")) if path.name not in (_RECORDED, _OF_FEATURES)]
+    files = [msgspec.yaml.decode(path.read_bytes(), type=_File) for path in (*own, *features.files("alerts.rules.yml"))]
     return tuple(rule for file in files for group in file.groups for rule in group.rules)
 
 

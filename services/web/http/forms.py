@@ -154,10 +154,14 @@ def convert_value(value: object, what: str, kind: Any, field: str) -> Any:
 
 
 @cache
-def bounds(request: str, field: str) -> Markup:
-    """Return the attribute of an input that says how much a field of this request takes, such as `organizations.CreateOrganization`."""
-    module, _, name = request.partition(".")
-    info = field_errors.bounds_of(getattr(getattr(api, module), name), field)
+def bounds(request: str | type[msgspec.Struct], field: str) -> Markup:
+    """Return the attribute of an input that says how much a field of this request takes, such as `organizations.CreateOrganization`.
+    Pages of features pass the type."""
+    kind = request
+    if isinstance(kind, str):
+        module, _, name = kind.partition(".")
+        kind = getattr(getattr(api, module), name)
+    info = field_errors.bounds_of(cast("type[msgspec.Struct]", kind), field)
     most = info.max_length if isinstance(info, inspect.StrType) else len(str(cast("inspect.IntType", info).le))
     return Markup('maxlength="{}"').format(most)
 

@@ -35,6 +35,7 @@ _SAID_BYTES = 4000
 _FACTS_SECONDS = 600
 _SQL = queries.load(Path(__file__).with_suffix(".sql"))
 #: Table -> the query that counts its rows.
+_SCHEMAS = ("auth", "gateway", "metrics")
 _COUNTED = {
     "auth.users": "count_users",
     "auth.organisations": "count_organizations",
@@ -195,13 +196,15 @@ class SourceDatabase:
             ledger = {"entries": 0, "micro": 0}
             if {"gateway.entries", "gateway.ledger_checkpoints"} <= tables:
                 ledger = dict(await connection.fetchrow(_SQL["sum_ledger"].text))
+            of_features: dict[str, int] = {}
+            for schema in _SCHEMAS:
+                if f"{schema}.feature_migrations" in tables:
+                    found = await connection.fetch(_SQL[f"list_feature_migrations_of_{schema}"].text)
+                    of_features |= {f"{schema}/{row['feature']}": row["number"] for row in found}
             heads = await connection.fetch(_SQL["list_audit_heads"].text) if "auth.audit_heads" in tables else []
             return DatabaseFacts(
-                migrations={
-                    schema: await number(f"read_migration_of_{schema}")
-                    for schema in ("auth", "gateway", "metrics")
-                    if f"{schema}.migrations" in tables
-                },
+                migrations={schema: await number(f"read_migration_of_{schema}") for schema in _SCHEMAS if f"{schema}.migrations" in tables}
+                | of_features,
                 rows={table: await number(query) for table, query in _COUNTED.items() if table in tables},
                 ledger_entries=ledger["entries"],
                 ledger_micro=ledger["micro"],

@@ -80,6 +80,18 @@ SELECT chain, sequence FROM auth.audit_heads ORDER BY sequence DESC, chain LIMIT
 -- Count the rows of all chains of the audit log, by their heads.
 SELECT coalesce(sum(sequence), 0)::bigint FROM auth.audit_heads;
 
+-- name: list_feature_migrations_of_auth
+-- The newest migration of each feature.
+SELECT feature, max(number) AS number FROM auth.feature_migrations GROUP BY feature;
+
+-- name: list_feature_migrations_of_gateway
+-- The newest migration of each feature.
+SELECT feature, max(number) AS number FROM gateway.feature_migrations GROUP BY feature;
+
+-- name: list_feature_migrations_of_metrics
+-- The newest migration of each feature.
+SELECT feature, max(number) AS number FROM metrics.feature_migrations GROUP BY feature;
+
 -- name: read_log_head_of_auth
 -- Read the newest line of a recovery log.
 SELECT coalesce(max(number), 0) FROM auth.recovery_log;

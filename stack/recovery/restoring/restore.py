@@ -464,10 +464,13 @@ async def check_backup(source: RestoreSource, plan: RestorePlan, home: Path, *, 
 
 
 def _refuse_newer(plan: RestorePlan) -> None:
-    folder = stack_home.checkout() / "services"
-    for schema, newest in plan.backup.migrations.items():
-        known = max((int(path.name[:4]) for path in (folder / schema / "migrations").glob("[0-9][0-9][0-9][0-9]_*.sql")), default=0)
-        if newest > known:
+    checkout = stack_home.checkout()
+    for place, newest in plan.backup.migrations.items():
+        schema, _, feature = place.partition("/")
+        folder = checkout / "features" / feature / "migrations" / schema if feature else checkout / "services" / schema / "migrations"
+        known = max((int(path.name[:4]) for path in folder.glob("[0-9][0-9][0-9][0-9]_*.sql")), default=0)
+        # The tables of a feature that was taken away stay, and nothing reads them.
+        if newest > known and not (feature and not (checkout / "features" / feature).is_dir()):
             raise RestoreRefused(
                 f"the backup {plan.backup.name} is of aimesh {plan.backup.version}, which has newer tables than this version",
                 hint="install that version, or use an older backup: aicli stack backups",

@@ -13,6 +13,7 @@ import pytest
 
 from services.inference import numerics
 from services.web import install_script
+from shared import features
 from tests.deploy import compose_file
 from tests.deploy.real import image_builds, stand_ins
 from tests.deploy.real.docker_engine import DockerEngine
@@ -68,6 +69,13 @@ def test_the_images_have_the_services(engine: DockerEngine, images: dict[str, st
     answer = in_image(engine, images[target], "python", "-m", f"services.{service}", check=False)
     assert "NODE_KEY_FILE is not set" in answer, "it starts, and misses its settings"
     assert "Traceback" not in answer
+
+
+@pytest.mark.parametrize("target", ["aimesh", "web", "worker", "backup"])
+def test_an_image_has_the_features_of_the_checkout(engine: DockerEngine, images: dict[str, str], target: str) -> None:
+    """Without them, everything would start, and lack them silently."""
+    found = in_image(engine, images[target], "python", "-c", "from shared import features; print(*features.known())")
+    assert found.split() == [*features.known()]
 
 
 def test_the_image_of_the_services_has_the_program_the_sidecar_and_the_charts(engine: DockerEngine, images: dict[str, str]) -> None:
@@ -138,7 +146,7 @@ def test_a_second_build_after_a_change_of_one_line_is_quick(
 ) -> None:
     assert images
     checkout = tmp_path / "checkout"
-    for name in ("cli", "services", "shared", "stack", "requirements", "sdk", "docs/runbooks", "deploy", "tools"):
+    for name in ("cli", "features", "services", "shared", "stack", "requirements", "sdk", "docs/runbooks", "deploy", "tools"):
         shutil.copytree(compose_file.ROOT / name, checkout / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     for name in (".dockerignore", ".gitignore", "LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(compose_file.ROOT / name, checkout)

@@ -14,7 +14,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, events, files, gateway, jobs, membership, service_settings, webhooks
+from shared.api import auth, events, files, gateway, jobs, membership, service_settings
 from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
@@ -47,7 +47,7 @@ def settings_of(database_url: str, redis_url: str) -> AuthSettings:
 
 
 class Gateway:
-    """Answers readUsage, listTiers, dropStoredItems, eraseFiles and eraseWebhooks as the gateway would."""
+    """Answers readUsage, listTiers, dropStoredItems, eraseFiles and eraseStored as the gateway would."""
 
     def __init__(self) -> None:
         self.asked: list[UserId] = []
@@ -55,13 +55,14 @@ class Gateway:
         self.dropped: list[TenantId] = []
         self.without_jobs: list[TenantId] = []
         self.without_files: list[TenantId] = []
-        self.without_webhooks: list[TenantId] = []
-        #: A gateway that knows no jobs and files.
-        self.is_older = False
+        #: Also the feature.
+        self.without: list[tuple[TenantId, str]] = []
+        #: Features that it lacks.
+        self.lacks: set[str] = set()
         self.away = False
         self.plans: tuple[str, ...] = ("free", "pro", "enterprise")
 
-    async def call(self, method: Method[Request, Reply], request: Request, *, deadline_seconds: float) -> Reply:
+    async def call(self, method: Method[Request, Reply], request: Request, *, to: NodeId | None = None, deadline_seconds: float) -> Reply:
         if self.away:
             raise errors.NotReachable("no gateway on the mesh")
         if isinstance(request, service_settings.ListTiers):
@@ -73,8 +74,6 @@ class Gateway:
             return cast("Reply", Nothing())
         if isinstance(request, jobs.EraseJobs):
             assert method is jobs.erase_jobs
-            if self.is_older:
-                raise errors.UnknownMethod("gateway.eraseJobs")
             self.without_jobs.append(request.tenant_id)
             return cast("Reply", Nothing())
         if isinstance(request, files.EraseFiles):
@@ -82,9 +81,11 @@ class Gateway:
             assert request.tenant_id in self.without_jobs, "a job would write files again"
             self.without_files.append(request.tenant_id)
             return cast("Reply", Nothing())
-        if isinstance(request, webhooks.EraseWebhooks):
-            assert method is webhooks.erase_webhooks
-            self.without_webhooks.append(request.tenant_id)
+        if isinstance(request, gateway.EraseStored):
+            assert method is gateway.erase_stored
+            if request.feature in self.lacks:
+                raise errors.UnknownMethod(f"this gateway has no feature {request.feature}")
+            self.without.append((request.tenant_id, request.feature))
             return cast("Reply", Nothing())
         assert method is gateway.read_usage
         assert isinstance(request, gateway.ReadUsage)

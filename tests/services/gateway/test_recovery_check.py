@@ -12,6 +12,7 @@ import pytest
 from services.gateway import recovery_check, store
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import NO_PLAN
+from shared import features
 from shared.stores.recovery_check import RecoveryCheck, RecoveryCheckFailed
 from shared.types import MicroCredits, RequestId, TenantId
 
@@ -81,6 +82,13 @@ async def test_reservations_of_gateways_that_are_gone_are_no_fault(plain_url: st
 
 
 async def test_a_schema_of_a_newer_version_is_refused(plain_url: str, tables: asyncpg.Connection) -> None:
+    feature = next(iter(features.known()))
+    for name in ("gone", feature):
+        await tables.execute("INSERT INTO feature_migrations (feature, number, name, sha256) VALUES ($1, 9999, '', '')", name)
+        status, output = await run(DATABASE_URL=plain_url)
+        assert status == (2 if name == feature else 0)
+    assert f"has migration 9999 of {feature}" in msgspec.json.decode(output, type=RecoveryCheckFailed).error
+    await tables.execute("DELETE FROM feature_migrations")
     await tables.execute("INSERT INTO migrations VALUES (9999, '9999_pre_future.sql', '')")
     status, output = await run(DATABASE_URL=plain_url)
     assert status == 2

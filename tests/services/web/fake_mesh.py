@@ -16,6 +16,7 @@ from shared.api import auth, gateway, ledger, membership, metrics, usage_report
 from shared.api.method import End, Item, Method, Nothing, Reply, Request, StreamMethod
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.types import Credential, KeyId, ModelName, NodeId, Tier, UserId, UserRole
+from tests import feature_parts
 from tests.services.web.fake_accounts import FakeAccounts
 from tests.services.web.fake_billing import FakeBilling
 from tests.services.web.fake_deployments import FakeDeployments
@@ -23,7 +24,6 @@ from tests.services.web.fake_jobs import FakeJobs
 from tests.services.web.fake_models import FakeModels
 from tests.services.web.fake_policies import FakePolicies
 from tests.services.web.fake_usage import FakeUsage
-from tests.services.web.fake_webhooks import FakeWebhooks
 
 #: The only gateway.
 GATEWAY = NodeId("gateway")
@@ -63,7 +63,11 @@ class Account:
     password: str
 
 
-class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling, FakeWebhooks, FakeJobs):
+#: What features add to it.
+_OF_FEATURES: list[type] = [part.FAKE for part in feature_parts.modules("web.fake_mesh")]
+
+
+class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling, FakeJobs, *_OF_FEATURES):  # type: ignore[misc]
     """Implements services.web.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:

@@ -301,6 +301,7 @@ def test_an_announcement_with_new_fields_is_read_by_versions_without_them() -> N
         "config": directory.ConfigReading("0.4.0", "0.3.0", 7),
         "leave_reason": "its user logged out",
         "models_revision": 3,
+        "features": ("webhooks",),
     }
     announcement = msgspec.structs.replace(make_announcement(warning="a library is missing"), **added)
     assert directory.decode(directory.encode(announcement)) == announcement

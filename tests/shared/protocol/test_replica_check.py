@@ -9,7 +9,7 @@ from shared import errors
 from shared.node import member
 from shared.node.settings import NodeSettings
 from shared.protocol.directory import Announcement
-from shared.protocol.replica_check import ReplicaCheck
+from shared.protocol.replica_check import ReplicaCheck, describe_features
 from shared.types import NodeId, Role
 
 OTHER = Announcement(Role.METRICS, NodeId("UOTHER"), "1", datetime(2026, 1, 1, tzinfo=UTC), settings=("DATABASE_URL", "DHT_BOOTSTRAP"))
@@ -42,3 +42,11 @@ def test_it_starts_where_no_running_replica_has_more(other: dict[str, object]) -
 def test_the_stacks_own_services_and_workers_follow_no_replica(role: Role, check: str, absent: tuple[str, ...], tmp_path: object) -> None:
     settings = NodeSettings(node_key_file=tmp_path, replica_check=check)  # type: ignore[arg-type]
     assert member._replica_check(settings, role) == ReplicaCheck(role, (), absent)
+
+
+def test_it_names_who_lacks_which_feature() -> None:
+    gateway = msgspec.structs.replace(OTHER, role=Role.GATEWAY, node=NodeId("UGATEWAY"), features=("a", "b"))
+    worker = msgspec.structs.replace(OTHER, role=Role.WORKER, node=NodeId("UOLD"))
+    stopping = msgspec.structs.replace(OTHER, node=NodeId("USTOPS"), draining=True)
+    assert describe_features(("a", "b"), [gateway, worker, stopping]) == ""
+    assert describe_features(("b",), [gateway, OTHER]) == "this one lacks a; metrics UOTHER lacks a, b"

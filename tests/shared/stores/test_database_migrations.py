@@ -19,13 +19,14 @@ ALL = [FIRST, SECOND, POST, LATER]
     ("applied", "expected"),
     [
         pytest.param({}, [FIRST, SECOND], id="an empty database gets all"),
-        pytest.param({1: FIRST.sha256}, [SECOND], id="what ran does not run again"),
-        pytest.param({2: SECOND.sha256}, [FIRST], id="a migration merged late still runs"),
-        pytest.param({1: FIRST.sha256, 2: SECOND.sha256}, [], id="nothing to do"),
-        pytest.param({1: FIRST.sha256, 2: SECOND.sha256, 3: "?"}, [], id="a newer version was here"),
+        pytest.param({("", 1): FIRST.sha256}, [SECOND], id="what ran does not run again"),
+        pytest.param({("", 2): SECOND.sha256}, [FIRST], id="a migration merged late still runs"),
+        pytest.param({("", 1): FIRST.sha256, ("", 2): SECOND.sha256}, [], id="nothing to do"),
+        pytest.param({("hello", 1): "of a feature", ("", 2): SECOND.sha256}, [FIRST], id="a feature has its own numbers"),
+        pytest.param({("", 1): FIRST.sha256, ("", 2): SECOND.sha256, ("", 3): "?"}, [], id="a newer version was here"),
     ],
 )
-def test_pending(applied: dict[int, str], expected: list[Migration]) -> None:
+def test_pending(applied: dict[migrations.MigrationKey, str], expected: list[Migration]) -> None:
     assert migrations.plan_pending([FIRST, SECOND], applied) == expected
 
 
@@ -40,7 +41,7 @@ def test_pending(applied: dict[int, str], expected: list[Migration]) -> None:
 )
 def test_post_is_planned_apart_and_after_pre(applied: list[Migration], pre: list[Migration], post: list[Migration] | None) -> None:
     """``post`` is None if post migrations are refused."""
-    rows = {migration.number: migration.sha256 for migration in applied}
+    rows = {migration.key: migration.sha256 for migration in applied}
     assert migrations.plan_pending(ALL, rows) == pre
     if post is None:
         with pytest.raises(errors.BadSettings, match=r"0004_pre_d\.sql has not run yet"):
@@ -50,14 +51,14 @@ def test_post_is_planned_apart_and_after_pre(applied: list[Migration], pre: list
 
 
 def test_old_code_ignores_post_migrations_that_it_does_not_know() -> None:
-    assert migrations.plan_pending([FIRST, SECOND], {migration.number: migration.sha256 for migration in ALL}) == []
+    assert migrations.plan_pending([FIRST, SECOND], {migration.key: migration.sha256 for migration in ALL}) == []
 
 
 def test_an_edited_migration_is_refused() -> None:
     with pytest.raises(errors.BadSettings, match=r"0001_pre_a\.sql was changed"):
-        migrations.plan_pending([FIRST], {1: "another"})
+        migrations.plan_pending([FIRST], {FIRST.key: "another"})
     with pytest.raises(errors.BadSettings, match=r"0003_post_c\.sql was changed"):
-        migrations.plan_pending([POST], {3: "another"})
+        migrations.plan_pending([POST], {POST.key: "another"})
 
 
 @pytest.mark.parametrize(

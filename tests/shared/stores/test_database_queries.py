@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shared import features
 from shared.stores import queries
 
 
@@ -67,7 +68,7 @@ def test_a_write_cannot_be_marked() -> None:
 
 def test_replicas_answer_reports_and_lists_only() -> None:
     """Never for keys, money, limits, tickets or the verification of the audit log."""
-    packages = {name: queries.load_package(SERVICES / name) for name in ("auth", "gateway", "metrics")}
+    packages = {name: queries.load_package(SERVICES / name, *features.files(f"{name}.sql")) for name in ("auth", "gateway", "metrics")}
     marked = {f"{service}.{name}": query.text for service, found in packages.items() for name, query in found.items() if query.on_replica}
     assert {name for name, text in marked.items() if re.search(r"\b(INSERT|UPDATE|DELETE|FOR UPDATE|pg_\w+lock)\b", text)} == set()
     tables = {name: set(re.findall(r"\b(?:FROM|JOIN)\s+([a-z_]+)\b(?!\()", text)) & TABLES for name, text in marked.items()}
@@ -79,6 +80,6 @@ def test_replicas_answer_reports_and_lists_only() -> None:
 SERVICES = Path(__file__).parents[3] / "services"
 TABLES = {
     name
-    for path in SERVICES.glob("*/migrations/*.sql")
+    for path in (*SERVICES.glob("*/migrations/*.sql"), *features.FOLDER.glob("*/migrations/*/*.sql"))
     for name in re.findall(r"CREATE TABLE (?:IF NOT EXISTS )?([a-z_]+)", path.read_text(encoding="utf-8"))
 }

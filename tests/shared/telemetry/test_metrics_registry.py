@@ -1,13 +1,14 @@
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from prometheus_client import Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from shared import telemetry
+from shared import features, telemetry
 from shared.telemetry import instruments, metrics_registry
-from shared.telemetry.instrument import InstrumentKind
+from shared.telemetry.instrument import Instrument, InstrumentKind
 from shared.telemetry.metrics_registry import LabelledGauge, Metrics
 from tests.cases import case
 
@@ -82,20 +83,28 @@ def test_an_instrument_keeps_the_naming_rules() -> None:
 
 
 def test_every_instrument_is_an_attribute_once() -> None:
-    assert sorted(DECLARED) == sorted(one.name for one in instruments.ALL)
+    assert sorted(DECLARED) == sorted(one.name for one in instruments.OWN)
 
 
 def test_somebody_measures_it() -> None:
     places = [path for folder in ("services", "shared") for path in (ROOT / folder).rglob("*.py")]
     used = {name for path in places for name in re.findall(r"(?:metrics|self)\.(?=(\w+))", path.read_text(encoding="utf-8"))}
-    assert [one.name for one in instruments.ALL if DECLARED[one.name] not in used] == []
+    assert [one.name for one in instruments.OWN if DECLARED[one.name] not in used] == []
+
+
+def test_each_metric_of_a_feature_is_used_there() -> None:
+    for name in features.having("instruments"):
+        declared = vars(import_module(f"features.{name}.instruments"))
+        texts = [path.read_text(encoding="utf-8") for path in (features.FOLDER / name).rglob("*.py")]
+        for attribute in (one for one, value in declared.items() if isinstance(value, Instrument)):
+            assert any(f"instruments.{attribute}" in text for text in texts), f"{name}: nobody measures {attribute}"
 
 
 def test_what_is_declared_is_what_is_rendered() -> None:
     for instrument in instruments.ALL:
         with case(instrument.name):
             node = telemetry.Metrics("gateway")
-            family = getattr(node, DECLARED[instrument.name])
+            family = node.family(instrument)
             labelled = family.labels(**dict.fromkeys(instrument.labels, "x")) if instrument.labels else family
             labelled.observe(1) if instrument.kind is InstrumentKind.HISTOGRAM else labelled.inc()
             name = instrument.name.removesuffix("_total")
@@ -124,7 +133,7 @@ def test_known_labels_are_there_as_zero_before_anything_is_counted() -> None:
         with case(instrument.name):
             assert instrument.kind is InstrumentKind.COUNTER
             node = telemetry.Metrics("gateway")
-            getattr(node, DECLARED[instrument.name])
+            node.family(instrument)
             for values in instrument.known:
                 assert node.registry.get_sample_value(instrument.name, dict(zip(instrument.labels, values, strict=True))) == 0
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 
@@ -47,12 +49,10 @@ def test_several_headers_are_one() -> None:
 
 def _every_metric() -> telemetry.Metrics:
     node = telemetry.Metrics("gateway")
-    for name, measured in vars(telemetry.Metrics).items():
-        instrument = getattr(measured, "instrument", None)
-        if instrument is not None:
-            family = getattr(node, name)
-            series = family.labels(**dict.fromkeys(instrument.labels, 'a "b"\n\\')) if instrument.labels else family
-            series.observe(1) if instrument.kind is InstrumentKind.HISTOGRAM else series.inc()
+    for instrument in instruments.ALL:
+        family: Any = node.family(instrument)
+        series = family.labels(**dict.fromkeys(instrument.labels, 'a "b"\n\\')) if instrument.labels else family
+        series.observe(1) if instrument.kind is InstrumentKind.HISTOGRAM else series.inc()
     return node
 
 

@@ -9,13 +9,13 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.response import Stream
 
-from services.web import stored_files
+from services.web import features, stored_files
 from services.web.http import downloads, forms
 from services.web.http.downloads import ZipStream
 from services.web.pages import requests
 from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
-from shared.api import accounts, usage_report, webhooks
+from shared.api import accounts, usage_report
 from shared.api import files as files_api
 from shared.api import jobs as jobs_api
 from shared.api.accounts import OwnAccount
@@ -96,10 +96,11 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
             yield archive.add("requests.csv", piece)
     except errors.PeerError:
         yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
-    for name, read in (("usage", _usage), ("webhooks", _webhooks), ("jobs", _jobs)):
+    of_features = (each for part in features.parts() for each in part.archive.items())
+    for name, read in (("usage", _usage), ("jobs", _jobs), *of_features):
         try:
             yield archive.add(f"{name}.json", await read(page_request, now))
-        except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no webhooks and jobs
+        except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no jobs
             yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=f"{name}.json").encode())
     async for piece in _add_files(archive, page_request):
         yield piece
@@ -129,11 +130,6 @@ async def _list_files(page_request: PageRequest) -> tuple[FileFacts, ...]:
         found = await page_request.call(files_api.list_files, files_api.ListFiles(after=listed[-1].id))
         listed += found.files
     return listed
-
-
-async def _webhooks(page_request: PageRequest, _now: datetime) -> bytes:
-    found = await page_request.call(webhooks.list_webhooks, webhooks.ListWebhooks())
-    return msgspec.json.format(msgspec.json.encode(found.endpoints), indent=2)
 
 
 async def _jobs(page_request: PageRequest, _now: datetime) -> bytes:

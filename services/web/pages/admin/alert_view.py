@@ -17,7 +17,7 @@ from shared.lists.columns import Shown, Tone, pairs
 MOST_LINES = 100
 _UNITS = ((86_400, "day", "days"), (3_600, "h", "h"), (60, "min", "min"))
 _ROOT = "/admin/alerts"
-_RUNBOOK = re.compile(r"docs/runbooks/(\w+)\.md")
+_RUNBOOK = re.compile(r"(?:docs|features/\w+)/runbooks/(\w+)\.md")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,9 @@ from services.auth.settings import AuthSettings
 from shared.api import accounts, auth, billing, organizations
 from shared.api import notices as notices_api
 from shared.api.accounts import Preferences
-from shared.api.notices import LimitUsed, Notice, PaymentLate, WebhookDisabled
+from shared.api.notices import LimitUsed, Notice, PaymentLate
 from shared.types import KeyId, TenantId, UserId
+from tests import feature_parts
 from tests.cases import case
 from tests.services.auth.accounts.surroundings import by_hand
 from tests.services.auth.mfa.equipment import WEB, ApiClient
@@ -263,6 +264,10 @@ async def tell(mesh: Mesh, owner: UserId | TenantId, subject: str, notice: Notic
         await replica.ask(notices_api.add_notice, notices_api.AddNotice(TenantId(owner), subject, notice, "EUR"))
 
 
+#: Notices of features with the subjects of their mails and what these say.
+OF_FEATURES = [case for part in feature_parts.modules("auth.notices") for case in part.NOTICES]
+
+
 async def test_what_the_gateway_tells_is_mailed_once(mesh: Mesh) -> None:
     user, made = await mesh.replicas[0].user_with_key("anna")
     page = "https://ai.example.com/billing"
@@ -272,7 +277,7 @@ async def test_what_the_gateway_tells_is_mailed_once(mesh: Mesh) -> None:
         (used("budget", 80), "The budget is 80 % used", ("0.90 EUR of 1.00 EUR", "administrator", page)),
         (used("budget", 100, made.key.id), f"The budget of the key {made.key.name} is used up", ("https://ai.example.com/api-keys",)),
         (used("balance", 90), "The balance is 90 % used", ("Left: 0.10 EUR", page)),
-        (WebhookDisabled("mine", "it answered 410 Gone"), "A webhook endpoint was disabled", ("mine", "410 Gone", "https://ai.example.com/settings/webhooks")),
+        *OF_FEATURES,
         (PaymentLate(), "A payment failed", ("card", page)),
         (PaymentLate("INV-2026-000001", datetime(2026, 12, 1, tzinfo=UTC)), "The invoice INV-2026-000001 is not paid", ("due on", page)),
     )):  # fmt: skip

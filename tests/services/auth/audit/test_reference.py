@@ -26,7 +26,7 @@ def recorded(text: str) -> Iterator[str]:
 
 @functools.cache
 def all_recorded() -> frozenset[str]:
-    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "services").rglob("*.py"))
+    texts = (path.read_text(encoding="utf-8") for folder in ("services", "features") for path in (ROOT / folder).rglob("*.py"))
     return frozenset(action for text in texts if MODULES.search(text) for action in recorded(text))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from services.auth.mfa import totp
 from shared import access_table, errors
-from shared.access_table import Audience
+from shared.access_rules import Audience
 from shared.api import auth
 from shared.api.auth import Step
 from shared.api.method import Method, Nothing

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import secrets
+import time
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -22,9 +24,10 @@ from shared.api import accounts, auth
 from shared.api.method import Method, Reply, Request
 from shared.background.deferred_memory import DeferredMemory
 from shared.background.items import BackgroundItems
+from shared.protocol.directory import Announcement, Directory
 from shared.rpc import StreamCall
 from shared.telemetry import Metrics
-from shared.types import ModelName, UserId, UserRole
+from shared.types import ModelName, NodeId, Role, UserId, UserRole
 from tests.services.auth.accounts.surroundings import CLIENT, ApiClient, Person, by_hand
 from tests.services.auth.surroundings import Gateway, call
 
@@ -67,6 +70,7 @@ class PrivacyDesk:
         self.log = AuditLog(self.audit)
         self.rows = PrivacyStore(api_client.database)
         self.gateway = Gateway()
+        self.directory = Directory(time.monotonic)
         self.erasures = self.replica()
         self.exports = Exports(self._parts(), self.rows, (export.sessions(self.sessions), export.audit(self.audit)))
         api_client.dispatcher.add(self.erasures)
@@ -77,7 +81,13 @@ class PrivacyDesk:
         return Erasures(parts, self.rows, self.audit, self.api_client.mailer, new_items())
 
     def _parts(self) -> Any:
-        return dataclasses.replace(self.api_client.parts, trail=self.log, node=cast("Any", SimpleNamespace(rpc=self.gateway)))
+        return dataclasses.replace(
+            self.api_client.parts, trail=self.log, node=cast("Any", SimpleNamespace(rpc=self.gateway, directory=self.directory))
+        )
+
+    def announce(self, *features: str) -> None:
+        """Let there be a gateway with these features."""
+        self.directory.apply_announcement(Announcement(Role.GATEWAY, NodeId("UGATEWAY"), "1", datetime.now(UTC), features=features), "nats")
 
     async def ask(self, method: Method[Request, Reply], request: Request, credential: str) -> Reply:
         return await self.api_client.ask(method, request, credential)

@@ -7,7 +7,7 @@ import pytest
 
 from services.auth.session_opening import CompleteLogin
 from services.auth.sessions.session_store import SessionStore, StoredLogin
-from shared import access_table, errors
+from shared import access_table, errors, features
 from shared.api import accounts
 from shared.types import TenantId
 from tests.services.auth.accounts.surroundings import by_hand
@@ -188,12 +188,25 @@ async def test_stored_answers_jobs_and_files_are_deleted_also_those_of_a_closed_
     anna, bert = await api_client.api_client.person("anna"), await api_client.api_client.person("bert")
     alone = await api_client.team(anna, "Alone")
     await api_client.team(anna, "Both", (bert, "owner"))
+    api_client.announce("one")
     await api_client.erase(anna)
     assert gateway.dropped == [TenantId(anna.id)]
-    assert gateway.without_jobs == gateway.without_files == gateway.without_webhooks == [TenantId(anna.id), alone]
-    gateway.is_older = True
-    await api_client.erase(bert)
-    assert (await bert.again()).username.startswith("erased-")
+    assert gateway.without_jobs == gateway.without_files == [TenantId(anna.id), alone]
+    known = [*reversed(features.having("gateway.part"))]
+    assert gateway.without == [(tenant, name) for tenant in (TenantId(anna.id), alone) for name in (*known, "one")]
+
+
+async def test_an_account_waits_for_a_gateway_with_each_feature_and_the_others_are_erased(api_client: PrivacyDesk) -> None:
+    anna = await api_client.api_client.person("anna")
+    api_client.announce("one", "two", "three")
+    api_client.gateway.lacks = {"two"}
+    await api_client.erase(anna)
+    assert await anna.again() == anna.user
+    assert [name for _, name in api_client.gateway.without][-2:] == ["one", "three"]
+    api_client.gateway.lacks.clear()
+    await api_client.replica().erase_due()
+    assert (await anna.again()).username.startswith("erased-")
+    assert [name for _, name in api_client.gateway.without][-3:] == ["one", "two", "three"]
 
 
 async def test_an_account_with_files_waits_for_the_gateway(api_client: PrivacyDesk) -> None:

@@ -25,7 +25,7 @@ from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
 from services.gateway.requests import request_validation
 from shared import errors
-from shared.access_table import Audience
+from shared.access_rules import Audience
 from shared.api.gateway import InferenceRequest
 from shared.rpc import bodies
 from tests import tiers

@@ -20,7 +20,7 @@ from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import MAX_BODY_BYTES, HttpCall
 from services.gateway.limits.quotas import Quotas
 from shared import errors
-from shared.access_table import Audience
+from shared.access_rules import Audience
 from shared.api import auth
 from shared.api.generation import MAX_PROMPT_BYTES
 from shared.node import http_server
@@ -215,6 +215,17 @@ async def test_the_base_url_has_the_address_that_the_client_uses(http: httpx.Asy
 async def test_a_path_that_is_no_route_gets_no_base_url(http: httpx.AsyncClient) -> None:
     for path in ("/v1", "/v1/", "/v1/completion", "/v1/engines/x", "/" * 5000, "/x" * 3000):
         assert problem(await http.get(f"http://gateway{path}"), 404, "not_found")["message"] == f"no route matches {path[:200]!r}"
+
+
+async def test_an_unknown_path_may_be_of_a_feature_that_another_gateway_has(running_service: RunningService) -> None:
+    lacking = ["hello"]
+    transport = httpx.ASGITransport(running_service.app(list_lacking=lambda: lacking))
+    async with httpx.AsyncClient(transport=transport, headers={"authorization": f"Bearer {KEY}"}) as http:
+        refused = problem(await http.get("http://gateway/v1/hellos"), 503, "unavailable")
+        assert refused["message"] == "this gateway lacks hello, which others have"
+        assert (await http.get("http://gateway/v1/models")).status_code == 200
+        lacking.clear()
+        problem(await http.get("http://gateway/v1/hellos"), 404, "not_found")
 
 
 async def test_a_limited_request_is_a_429(running_service: RunningService, http: httpx.AsyncClient) -> None:

@@ -27,7 +27,7 @@ from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
 from services.gateway.requests.runs import RepeatedRequest
 from shared import access_table, context, errors
-from shared.access_table import AccessRule
+from shared.access_rules import AccessRule
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, Rest
 from shared.api.generation import GenerationEnd, Usage

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from shared import errors
-from shared.access_table import Audience
+from shared.access_rules import Audience
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import RunningService
 

@@ -15,7 +15,7 @@ from services.gateway.http_api import rpc_routes
 from services.gateway.http_api.http_app import SIGN_IN_BODY_BYTES
 from services.gateway.http_api.http_call import MAX_BODY_BYTES
 from shared import access_table, errors
-from shared.access_table import Audience
+from shared.access_rules import Audience
 from shared.api import audit, auth, gateway
 from shared.api.gateway import InferenceChunk, InferenceResult
 from shared.api.generation import Usage

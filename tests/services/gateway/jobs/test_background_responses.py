@@ -36,7 +36,6 @@ REFUSAL = {"error": PROBLEM}
 @pytest.fixture
 async def site(plain_url: str, tmp_path: Path) -> AsyncIterator[SingleSite]:
     async with single_site.running(plain_url, objects.open_store(str(tmp_path / "store"), {})) as found:
-        await found.batches.listen()
         yield found
 
 

@@ -45,7 +45,6 @@ def mixed(custom_id: str) -> tuple[int, dict[str, Any]]:
 
 
 async def test_a_good_batch_runs_and_ends_with_its_results_in_input_order(site: BatchSite) -> None:
-    await site.listen()
     job = await site.validate(jsonl(MIXED), metadata={"a": "b"})
     assert (job.state, job.total, job.model, job.price_id) == (JobState.IN_PROGRESS, 4, MODEL, 1)
     await site.answer(job, mixed)
@@ -88,7 +87,6 @@ async def test_without_such_lines_there_is_no_file(site: BatchSite) -> None:
     ],
 )
 async def test_malformed_input_fails_the_batch_and_says_why(site: BatchSite, data: bytes, codes: list[str]) -> None:
-    await site.listen()
     job = await site.validate(data)
     assert (job.state, [error.code for error in job.errors]) == (JobState.FAILED, codes)
     assert job.ended_at is not None
@@ -199,7 +197,6 @@ async def test_lines_that_never_ran_say_why(site: BatchSite) -> None:
     await site.execute("UPDATE job_lines SET state = 'failed', error_code = 'lease_lost_repeatedly' WHERE custom_id = 'b'")
     await site.execute(f"UPDATE jobs SET expires_at = now(), failed = 1 WHERE id = '{expired.id}'")
     await site.desk.cancel_of(ADA, cancelled.public_id)
-    await site.listen()
     expired, cancelled = await site.end(expired), await site.find(cancelled)
     assert (expired.state, cancelled.state) == (JobState.EXPIRED, JobState.CANCELLED)
     assert [each["custom_id"] for each in await site.read(expired.output_file)] == ["a"]
@@ -290,7 +287,6 @@ async def survive(site: BatchSite, step: Callable[[Any], Awaitable[None]]) -> No
 
 
 async def test_gateways_that_die_at_any_step_change_nothing(site: BatchSite) -> None:
-    await site.listen()
     job = await site.order(jsonl(MIXED))
     await survive(site, lambda work: work.validate())
     job = await site.find(job)

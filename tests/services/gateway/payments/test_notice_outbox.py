@@ -19,7 +19,7 @@ from shared import errors
 from shared.api import notices as api
 from shared.api.auth import Budget, Every
 from shared.api.method import Nothing
-from shared.api.notices import AddNotice, LimitUsed, PaymentLate, WebhookDisabled
+from shared.api.notices import AddNotice, LimitUsed, PaymentLate
 from shared.background.deferred_rows import DeferredRows
 from shared.background.items import BackgroundItems
 from shared.telemetry import Metrics
@@ -250,21 +250,21 @@ async def test_a_notice_is_kept_until_auth_has_it(books: Books, office: Office, 
     assert await books.count("threshold_notices", "*") == 0
 
 
-@pytest.mark.parametrize("refusal", [errors.BadRequest("Invalid value 'webhook'"), errors.UnknownMethod("there is no method")])
+@pytest.mark.parametrize("refusal", [errors.BadRequest("Invalid value 'payment'"), errors.UnknownMethod("there is no method")])
 async def test_a_notice_that_an_older_auth_refuses_stays_and_holds_up_no_other(books: Books, office: Office, refusal: Exception) -> None:
     ada = new_owner()
     async with BillingStore(office.database).transaction() as rows:
-        await rows.notify(ada, "endpoint", WebhookDisabled("hooks", "it answered 410"))
+        await rows.notify(ada, "card", PaymentLate())
     # Also one that this gateway doesn't know, because a newer one wrote it.
     await books.execute("INSERT INTO threshold_notices (owner, subject, notice) VALUES (gen_random_uuid(), 'x', '{\"kind\": \"news\"}')")
     await use(books, ada, 90, spending(owner=100))
 
-    async def refuse_webhooks(request: AddNotice) -> Nothing:
-        if isinstance(request.notice, WebhookDisabled):
+    async def refuse_payments(request: AddNotice) -> Nothing:
+        if isinstance(request.notice, PaymentLate):
             raise refusal
         return await office._add(request)
 
-    office.rpc.answers[api.add_notice.name] = refuse_webhooks
+    office.rpc.answers[api.add_notice.name] = refuse_payments
     for told in (1, 0):
         office.told.clear()
         await office.outbox.work()
@@ -273,7 +273,7 @@ async def test_a_notice_that_an_older_auth_refuses_stays_and_holds_up_no_other(b
     office.rpc.answers[api.add_notice.name] = office._add
     await office.deferred.retry("notice", None)
     await office.work()
-    assert [told.notice for told in office.told] == [WebhookDisabled("hooks", "it answered 410")]
+    assert [told.notice for told in office.told] == [PaymentLate()]
     assert await books.count("threshold_notices", "*") == 1
 
 

@@ -34,6 +34,7 @@ from tests.stack.recovery.copied_database import CopiedDatabase
 from tests.stack.recovery.places import make_place
 
 FACTS = """
+INSERT INTO gateway.feature_migrations (feature, number, name, sha256) VALUES ('hello', 2, '', ''), ('hello', 3, '', '');
     INSERT INTO gateway.ledger_checkpoints VALUES ('2020-01-01', 40, 500, 700, -600, -300, -300, '', '', '', '');
     INSERT INTO gateway.entries (transfer, kind, account, owner, amount_micro)
         SELECT gen_random_uuid(), 'top_up', account, gen_random_uuid(), micro
@@ -93,6 +94,7 @@ async def test_a_backup_has_its_parts_and_a_signed_manifest_with_the_facts(copie
     assert (made.ledger_entries, made.ledger_micro) == (42, 1250)
     assert made.audit_heads == {"house": 7}
     assert made.migrations["auth"] >= 15
+    assert made.migrations["gateway/hello"] == 3
     assert made.log_heads == {"auth": 2, "gateway": 0}, "not the lines that the store does not have yet"
     # The log that the backup needs to be consistent is in the store: without it, the backup would not be listed.
     numbers = {segment.number for segment in read.segments if segment.timeline == made.timeline and not segment.is_partial}

@@ -20,7 +20,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from shared import errors
+from shared import errors, features
 from shared.identity import node_keys
 from shared.identity.node_keys import NodeKey
 from shared.recovery.log_place import AcceptedGap
@@ -406,7 +406,13 @@ async def test_no_room(case: Case, home: StackHome, monkeypatch: pytest.MonkeyPa
 
 
 async def test_newer_tables_and_another_postgresql(case: Case, home: StackHome) -> None:
-    for more, why in (({"migrations": {"auth": 9999}, "version": "9.9"}, "newer tables"), ({"postgres": 170000}, "PostgreSQL 17")):
+    feature = next(iter(features.known()))
+    for more, why in (
+        ({"migrations": {"auth": 9999}, "version": "9.9"}, "newer tables"),
+        ({"migrations": {f"gateway/{feature}": 9999}}, "newer tables"),
+        # The tables of a feature that was taken away are no reason.
+        ({"migrations": {"gateway/gone": 9999}, "postgres": 170000}, "PostgreSQL 17"),
+    ):
         async with changed_manifest(case, **more):
             await refused(case, home, why)
 

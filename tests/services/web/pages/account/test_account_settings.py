@@ -11,7 +11,7 @@ from tests.services.web.fake_mesh import FakeMesh
 AWAY = errors.NotReachable("no node of that role is alive")
 EVIL = "<script>alert(1)</script>"
 UNVERIFIED = "Your email address isn’t verified"
-TABS = ("/settings", "/settings/preferences", "/settings/security", "/settings/webhooks", "/settings/data")
+TABS = ("/settings", "/settings/preferences", "/settings/security", "/settings/data")
 
 
 @pytest.fixture
@@ -159,7 +159,7 @@ async def test_invalid_theme_is_refused(alice: Browser, mesh: FakeMesh) -> None:
 
 
 async def test_an_unavailable_service_gives_503(alice: Browser, mesh: FakeMesh) -> None:
-    mesh.broken |= {"auth.getAccount": AWAY, "gateway.listWebhooks": AWAY}
+    mesh.broken |= {"auth.getAccount": AWAY}
     for path in TABS:
         assert (await alice.get(path)).status_code == 503
 

@@ -6,6 +6,7 @@ import zipfile
 import httpx
 import pytest
 
+from services.web import features
 from shared import errors
 from shared.api.files import FileFacts, FilePurpose
 from shared.api.jobs import JobFacts, JobKind, JobState
@@ -34,6 +35,10 @@ def unpacked(answer: httpx.Response) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+#: The files of features.
+OF_FEATURES = [name for part in features.parts() for name in part.archive]
+
+
 async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: FakeMesh) -> None:
     mesh.add_logged_request("smollm2")
     mesh.add_logged_request('=HYPERLINK("https://evil.example")')
@@ -43,7 +48,15 @@ async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: Fa
     assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-2026-11-20.zip"'
     assert answer.headers["cache-control"] == "no-store"
     files = unpacked(answer)
-    assert list(files) == ["README.txt", "account.json", "requests.csv", "usage.json", "webhooks.json", "jobs.json", "files.json"]
+    assert list(files) == [
+        "README.txt",
+        "account.json",
+        "requests.csv",
+        "usage.json",
+        "jobs.json",
+        *(f"{name}.json" for name in OF_FEATURES),
+        "files.json",
+    ]
     assert json.loads(files["account.json"]) == [{"username": "alice"}]
     rows = list(csv.DictReader(io.StringIO(files["requests.csv"].decode(), newline="")))
     assert [row["model"] for row in rows] == ["smollm2", '\'=HYPERLINK("https://evil.example")']
@@ -89,8 +102,8 @@ async def test_unavailable_gateway_leaves_a_note_in_the_archive(alice: Browser, 
         "account.json",
         "requests-MISSING.txt",
         "usage-MISSING.txt",
-        "webhooks-MISSING.txt",
         "jobs-MISSING.txt",
+        *(f"{name}-MISSING.txt" for name in OF_FEATURES),
         "files-MISSING.txt",
     ]
     assert b"Export the data again" in files["usage-MISSING.txt"]

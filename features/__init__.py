@@ -1,0 +1,1 @@
+"""Features: each folder can be taken away. `docs/architecture.md` lists them."""

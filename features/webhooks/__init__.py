@@ -1,0 +1,1 @@
+"""Signed events for servers that accounts and organizations name."""

@@ -1,0 +1,126 @@
+"""Features keep inside their borders: they import what they declare, the core finds all of their files, and nothing has two owners."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import services.web.features
+from cli import main
+from services.gateway.settings import GatewaySettings
+from shared import config, features
+from shared.api.method import Method, Nothing, StreamMethod
+from shared.background import item_kinds
+from shared.features import Command, Feature
+from shared.telemetry import instruments
+
+#: What may be directly in a feature; and what each program looks for.
+AT_THE_TOP = {
+    "README.md", "__init__.py", "feature.py", "contract.py", "access.py", "lists.py", "notices.py", "settings.py", "instruments.py",
+    "alerts.rules.yml", "board.json", "auth.sql", "gateway.sql", "metrics.sql",
+    "rules", "migrations", "runbooks", "docs", "gateway", "auth", "metrics", "worker", "web", "cli",
+}  # fmt: skip
+WITH_PART = ("gateway", "auth", "metrics", "worker", "web")
+_IMPORT = re.compile(r"^\s*(?:from|import) features\.(\w+)", re.MULTILINE)
+ALL = [path.parent for path in sorted(features.FOLDER.glob("*/feature.py"))]
+
+
+@pytest.mark.parametrize("folder", ALL, ids=lambda folder: folder.name)
+def test_a_feature_imports_only_what_it_declares(folder: Path) -> None:
+    imported = {name for path in folder.rglob("*.py") for name in _IMPORT.findall(path.read_text(encoding="utf-8"))} - {folder.name}
+    assert imported <= features.known()[folder.name].needs
+
+
+@pytest.mark.parametrize("folder", ALL, ids=lambda folder: folder.name)
+def test_the_core_finds_every_file(folder: Path) -> None:
+    """A file with another name would be ignored silently."""
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} <= AT_THE_TOP
+    assert [name for name in WITH_PART if (folder / name).is_dir() and not (folder / name / "part.py").exists()] == []
+
+
+def test_every_folder_is_a_feature() -> None:
+    """One without `feature.py` would not be found."""
+    assert [path.name for path in features.FOLDER.iterdir() if path.is_dir() and path.name != "__pycache__"] == [each.name for each in ALL]
+
+
+@pytest.mark.parametrize("folder", ALL, ids=lambda folder: folder.name)
+def test_a_feature_has_a_page_and_a_sentence(folder: Path) -> None:
+    assert (folder / "README.md").read_text(encoding="utf-8").startswith("# ")
+    assert (folder / "__init__.py").read_text(encoding="utf-8").count(".") == 1
+
+
+def test_nothing_has_two_owners() -> None:
+    """Methods, routes and pages are merged by `features.merged`, which refuses this; queries by `queries.load_package`."""
+    parts = services.web.features.parts()
+    for what, names in {
+        "commands": [name for section in main.SECTIONS.values() for name in section],
+        "settings": [setting.variable.name for setting in config.settings_of(GatewaySettings)],
+        "metrics": [one.name for one in instruments.ALL],
+        "kinds of items": item_kinds.ALL,
+        "notices": [kind.__struct_config__.tag for part in features.modules("notices") for kind in part.NOTICES],
+        "tabs": [tab.path for part in parts for tab in part.tabs],
+        "files of a person's data": ["account", "requests", "usage", "jobs", "files", *(name for part in parts for name in part.archive)],
+        "runbooks": [path.name for folder in features.files("runbooks") for path in folder.iterdir()],
+    }.items():
+        assert [name for name, count in Counter(names).items() if count > 1] == [], what
+    assert len(features.commands()) == sum(each.name in section for each in features.commands() for section in main.SECTIONS.values())
+
+
+def test_each_method_of_a_feature_shows_whose_it_is() -> None:
+    """A call that a replica doesn't know is repeated at one that has the feature."""
+    for name in features.having("contract"):
+        own = [each for each in vars(import_module(f"features.{name}.contract")).values() if isinstance(each, Method | StreamMethod)]
+        for method in own:
+            kinds = (method.request, getattr(method, "reply", Nothing))
+            assert features.owner_of(*kinds) == name, method.name
+
+
+# --- the mechanism ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Features of the test in place of the real ones."""
+    found: dict[str, Feature] = {}
+    monkeypatch.setattr(features, "FOLDER", tmp_path)
+    monkeypatch.setattr(features, "_attribute", lambda module, _attribute, _kind: found[module.split(".")[1]])
+    for name, needs in {"b": (), "a": ("c",), "c": ("b",), "d": ()}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "feature.py").touch()
+        found[name] = Feature(needs=frozenset(needs), commands=(Command(name=name, section="Ask", place="x:y", summary="Do."),))
+    features.known.cache_clear()
+    yield tmp_path
+    features.known.cache_clear()
+
+
+def test_each_feature_comes_after_those_that_it_needs_and_else_by_name(folder: Path) -> None:
+    assert [*features.known()] == ["b", "d", "c", "a"]
+    (folder / "a" / "gateway.sql").touch()
+    (folder / "d" / "gateway.sql").touch()
+    assert features.files("gateway.sql") == [folder / "d" / "gateway.sql", folder / "a" / "gateway.sql"]
+
+
+def test_a_feature_whose_need_was_taken_away_prevents_the_start(folder: Path) -> None:
+    (folder / "b" / "feature.py").unlink()
+    with pytest.raises(ValueError, match="the feature c needs b: put it back, or delete c, too"):
+        features.known()
+
+
+def test_features_that_need_each_other_prevent_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    circle = {"a": Feature(needs=frozenset("b")), "b": Feature(needs=frozenset("a"))}
+    monkeypatch.setattr(features, "_attribute", lambda module, _attribute, _kind: circle.get(module.split(".")[1], Feature()))
+    with pytest.raises(ValueError, match="features need each other"):
+        features.known()
+
+
+def test_no_feature_changes_a_row_of_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Part:
+        METHODS = {"gateway.listNodes": "everybody"}  # noqa: RUF012 - of a test
+
+    Part.__module__ = Part.__name__ = "features.evil.access"
+    monkeypatch.setattr(features, "modules", lambda _place: [Part])
+    with pytest.raises(ValueError, match=r"gateway\.listNodes is declared already"):
+        features.merged({"gateway.listNodes": "administrators"}, "access", "METHODS")
