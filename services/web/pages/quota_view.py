@@ -73,7 +73,9 @@ def credits(account: Account | None) -> CreditsView:  # noqa: A001 - the field's
     if account is None:
         return CreditsView()
     left = "unlimited" if account.free_micro is None else usage_chart.cost(account.free_micro)
-    details = [f"{usage_chart.cost(account.reserved_micro)} reserved for running requests"] if account.reserved_micro else []
+    details = [f"{usage_chart.cost(-account.balance_micro)} owed"] if account.allowance and account.balance_micro < 0 else []
+    if account.reserved_micro:
+        details.append(f"{usage_chart.cost(account.reserved_micro)} reserved for running requests")
     if account.budget is not None:
         details.append(f"{usage_chart.cost(account.spent_micro)} of {account_words.budget_words(account.budget)} spent")
     tokens, allowance = ("", ""), account.allowance

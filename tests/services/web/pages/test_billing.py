@@ -71,6 +71,12 @@ def test_no_forecast_without_an_allowance() -> None:
     assert billing.forecast(None, 700, NOW) == ""
 
 
+async def test_what_an_account_owes_is_shown(mesh: FakeMesh, ada: Browser) -> None:
+    assert "owed" not in (await ada.get(PATH)).text
+    mesh.balance = MicroCredits(-5_250_000)
+    assert ">5.25 owed; 0.25 reserved for running requests<" in (await ada.get(PATH)).text
+
+
 async def test_a_larger_plan_is_ordered_and_undone(mesh: FakeMesh, ada: Browser) -> None:
     page = await ada.get(PATH)
     done = await ada.submit(page, f"{PATH}/plan", plan="pro")
