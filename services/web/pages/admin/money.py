@@ -42,9 +42,8 @@ _SINKS: Listing[UsageSink] = Listing(
         Column(title="Compared", show=lambda row: row.compared_at),
         Column(title="Tokens differ", show=lambda row: row.difference_tokens, is_number=True),
         Column(title="Credits differ", show=lambda row: amounts.grouped(row.difference_micro), is_number=True),
-        Column(
-            title="More since a restore", show=lambda row: amounts.grouped(row.excess.cost_micro) if row.excess else None, is_number=True
-        ),
+        Column(title="More tokens since a restore", show=lambda row: row.excess.tokens if row.excess else None, is_number=True),
+        Column(title="More credits", show=lambda row: amounts.grouped(row.excess.cost_micro) if row.excess else None, is_number=True),
     ),
     empty="Usage isn’t exported.",
 )

@@ -52,7 +52,7 @@ async def test_the_export_of_usage_is_shown(root: Browser, mesh: AdminMesh) -> N
         UsageSink("bad<b>", NOW, 1, 5.0, error="503 <b>"),
     )
     text = (await root.get(PATH)).text
-    for words in ("Usage export", "Up to date", "1,234 waiting", ">7<", ">-1.5<", ">2.5<", "503 &lt;b&gt;", "bad&lt;b&gt;"):
+    for words in ("Usage export", "Up to date", "1,234 waiting", ">7<", ">-1.5<", ">2<", ">2.5<", "503 &lt;b&gt;", "bad&lt;b&gt;"):
         assert words in text, words
 
 
