@@ -169,7 +169,7 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
         nodes = (await connection.call(gateway.list_nodes, gateway.ListNodes(), deadline_seconds=_STEP_SECONDS)).nodes
         about_nodes = list(_check_nodes(nodes))
     except errors.AimeshError as error:
-        nodes, about_nodes = (), [wrong("nodes", error)]
+        nodes, about_nodes = (), [_logged_out("nodes") if chosen.api_key is None else wrong("nodes", error)]
     findings += [*_check_workers(health, nodes), *about_nodes]
     findings += await _check_backups(connection)
     findings += await _check_deferred(connection)
@@ -231,7 +231,7 @@ async def _check_deferred(connection: CliConnection) -> list[DoctorFinding]:
 
 async def _check_quota(connection: CliConnection, chosen: Profile) -> DoctorFinding:
     if chosen.api_key is None:
-        return DoctorFinding("quota", None, "not checked: you are not logged in")
+        return _logged_out("quota")
     try:
         left = await connection.call(gateway.get_user_quota, gateway.GetUserQuota(), deadline_seconds=_STEP_SECONDS)
     except errors.AimeshError as error:
@@ -253,6 +253,10 @@ def _judge(left: gateway.UserQuota) -> DoctorFinding:
         if left.remaining
         else DoctorFinding("quota", False, text, f"wait until {left.resets_at:%H:%M} UTC")
     )
+
+
+def _logged_out(check: str) -> DoctorFinding:
+    return DoctorFinding(check, None, "not checked: you are not logged in")
 
 
 def _check_workers(health: gateway.ServiceHealth, nodes: Sequence[gateway.NodeRow]) -> Iterator[DoctorFinding]:

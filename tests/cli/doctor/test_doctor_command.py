@@ -289,6 +289,18 @@ async def test_a_worker_that_waits_for_servers_is_no_fault(shell: Shell, workers
     ]
 
 
+async def test_who_is_logged_out_is_told_so_of_what_needs_a_key(shell: Shell) -> None:
+    well(shell.mesh)
+    shell.mesh.answer(gateway.list_nodes, errors.NotAuthenticated("no credential"))
+    path = shell.folder / ".aimesh/profile.toml"
+    profile.write(path, replace(profile.read(path), api_key=None))
+    async with listening(b"INFO {}\r\n") as port:
+        use(shell, port)
+        findings = await examined(shell)
+    assert wrong(findings) == ["API key"]
+    assert [one.detail for one in findings if one.check in {"quota", "nodes"}] == 2 * ["not checked: you are not logged in"]
+
+
 async def test_no_gateway(shell: Shell) -> None:
     shell.mesh.answer(auth.list_api_keys, auth.ApiKeys(()))
     async with listening(b"INFO {}\r\n") as port:
