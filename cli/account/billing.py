@@ -1,5 +1,6 @@
 """`aicli billing`: your plan, prepaid credits and invoices; `aicli admin plans` and `aicli admin invoices`: those of all accounts."""
 
+import sys
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -260,11 +261,23 @@ def pay(here: CliContext, /, number: str, *, reference: str, as_json: bool) -> N
 @click.option("--reason", required=True, help="Stands on the credit note.")
 @click.option("--refund", is_flag=True, help="It was paid: take back its credits, or end its plan. You return the money.")
 @click.option("--lost", is_flag=True, help="A restored database lacks it: no invoice gets this number again, nor those before it.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation of --lost.")
 @print_format.output_options("Print the invoice as a JSON object.")
 @click.pass_obj
-def void(here: CliContext, /, number: str, *, reason: str, refund: bool, lost: bool, as_json: bool) -> None:
+def void(here: CliContext, /, number: str, *, reason: str, refund: bool, lost: bool, yes: bool, as_json: bool) -> None:
     """Take an invoice back, with a credit note."""
+    if lost and not yes:
+        _confirm_lost(here, number)
     found = here.call(api.billing.void_invoice, api.billing.VoidInvoice(number, reason, refund, lost))
     number = found.document.number
-    text = f"The number {number} is void." if lost else f"A credit note takes the invoice {number} back."
+    text = f"{number} and the lost numbers before it are void." if lost else f"A credit note takes the invoice {number} back."
     printing.show_message(found, text, as_json=as_json)
+
+
+def _confirm_lost(here: CliContext, number: str) -> None:
+    """Ask, because a mistyped number ends up to a hundred others, and nobody can undo it."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("cannot ask for confirmation without a terminal; use --yes")
+    newest = here.call(api.billing.list_invoices, api.billing.ListInvoices(everyone=True, limit=1)).invoices
+    since = f" after {newest[0].document.number}, the newest invoice," if newest else ""
+    click.confirm(f"Void all numbers{since} up to {printing.printable(number)}? This cannot be undone.", abort=True, err=True)
