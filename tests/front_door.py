@@ -102,6 +102,8 @@ class FrontDoor:
         self.asked.append("leaveNode")
         if request.for_good:
             self.revoked.add(call.caller.node)
+            # As auth does: that closes the link before the answer is sent.
+            self.node.trust.take_list(self._list())
         return Nothing()
 
     def _admit(self, node: NodeId) -> Membership:
@@ -111,13 +113,12 @@ class FrontDoor:
             raise errors.ApprovalPending("an administrator has to approve this node")
         role, now = self.members[node], time.time() + self.clock_offset_seconds
         subject = Subject(self.certify_instead or node, role)
-        revocations = certificates.issue_list(self.ca, 1 + len(self.revoked), 1, tuple(self.revoked), now)
         secrets_of_topics = (TopicSecret(1, topics.epoch_secret(self.ca.raw_seed, 1)),)
         return Membership(
             MESH,
             role,
             certificates.issue(self.ca, subject, now),
-            revocations,
+            self._list(),
             (self.ca.id,),
             b"",
             secrets_of_topics,
@@ -125,3 +126,7 @@ class FrontDoor:
             (),
             int(now * 1000),
         )
+
+    def _list(self) -> bytes:
+        now = time.time() + self.clock_offset_seconds
+        return certificates.issue_list(self.ca, 1 + len(self.revoked), 1, tuple(self.revoked), now)

@@ -154,8 +154,6 @@ class _Machine:
             if kept is not None:
                 options = enrollment.EnrollmentOptions(find_seconds=_FIND_SECONDS)
                 interrupts.run(enrollment.leave_for_good(kept, own, printing.note, options))
-        except errors.NodeRevoked:
-            return
         except errors.AimeshError as error:
             hint = f"An administrator can revoke it: aicli admin nodes revoke {node or 'ID'}"
             yield f"The node of {key} is still a member of its mesh: {error.message}. {hint}"

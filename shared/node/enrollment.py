@@ -190,9 +190,11 @@ async def renew_as_newcomer(
 async def leave_for_good(
     membership: MembershipFile, key: node_keys.NodeKey, report: Report, options: EnrollmentOptions = _DEFAULTS
 ) -> None:
-    """Have auth revoke this node, whose own process must have ended. Raises what ``enroll`` does."""
+    """Have auth revoke this node, whose own process must have ended. Raises what ``enroll`` does, but not NodeRevoked."""
     async with _known_session(membership, key, report, options) as session:
-        await session.ask(contract.leave_node, lambda auth: contract.LeaveNode(for_good=True))
+        # A node that is revoked loses its link, usually before it has the answer.
+        with suppress(errors.NodeRevoked):
+            await session.ask(contract.leave_node, lambda auth: contract.LeaveNode(for_good=True))
 
 
 @asynccontextmanager
@@ -337,6 +339,8 @@ class EnrollmentSession:
             except errors.AimeshError as error:
                 if not error.retryable:
                     raise
+                if self.transport.trust.was_revoked:
+                    raise errors.NodeRevoked(error.message) from error
                 # The link was lost, or auth's database is down: both requests may be repeated.
                 self._failed = error
                 await asyncio.sleep(_PAUSE_SECONDS)

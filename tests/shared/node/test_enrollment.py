@@ -131,6 +131,7 @@ async def test_a_machine_that_is_uninstalled_leaves_for_good(running_service: Ru
     kept = membership_file.of(await running_service.enroll(running_service.ticket(), key))
     await enrollment.leave_for_good(kept, key, running_service.said.append, QUICK)
     assert running_service.door.revoked == {key.id}
+    assert running_service.door.asked.count("leaveNode") == 1, "its link is closed before the answer comes"
 
 
 async def test_a_certificate_for_another_node_is_rejected(running_service: RunningService, key: NodeKey) -> None:
