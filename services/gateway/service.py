@@ -133,7 +133,7 @@ from services.gateway.scheduling.worker_starts import WorkerStarts
 from services.gateway.servers import Servers
 from services.gateway.settings import GatewaySettings, GatewaySettingsRpc
 from services.gateway.store import GatewayStore
-from services.gateway.usage_export.acknowledged_file import AcknowledgedFile
+from services.gateway.usage_export.acknowledged_files import AcknowledgedFiles
 from services.gateway.usage_export.export import UsageExport
 from services.gateway.usage_export.file_sink import FileSink
 from services.gateway.usage_export.outbox_store import OutboxStore
@@ -348,7 +348,7 @@ class GatewayService:
             outbox,
             tuple(_usage_sinks(settings, outbox, stores.provider)),
             settings.usage_export_unit,
-            AcknowledgedFile(outbox, settings.recovery_log_dir, node.id),
+            AcknowledgedFiles(outbox, settings.recovery_log_dir, node.id),
             metrics,
         )
         registry_store = RegistryStore(stores.database)
@@ -542,7 +542,7 @@ class GatewayService:
             *self._features.tasks(),
             keep("batches", self._jobs.work.run),
             keep("job lines", self._job_runner.run),
-            keep("acknowledged usage", self._usage_export.keep_file),
+            keep("acknowledged usage", self._usage_export.keep_files),
             *(keep("usage export", export.run) for export in self._usage_export.exports),
             *(
                 [background_jobs.repeat(UpkeepJob.FILES, 600, self._files.clean, metrics), keep("file store", objects.watch)]

@@ -85,17 +85,32 @@ GROUP BY 1, 2, 3
 ON CONFLICT (sink, owner, since, is_kept) DO UPDATE SET
     events = known.events + excluded.events, tokens = known.tokens + excluded.tokens,
     uncovered_tokens = known.uncovered_tokens + excluded.uncovered_tokens, cost_micro = known.cost_micro + excluded.cost_micro,
-    acknowledged_at = excluded.acknowledged_at;
+    acknowledged_at = excluded.acknowledged_at, changed_by = excluded.changed_by;
+
+-- name: read_sum_changes
+-- Read the last transaction that has changed what sinks have acknowledged, and before which one all have ended. A database that was restored
+-- from a dump may have rows of another one, with transactions that are still to come.
+SELECT coalesce((
+    SELECT max(changed_by) FROM usage_sink_accounts WHERE changed_by < pg_snapshot_xmax(pg_current_snapshot())::text::bigint
+), 0) AS newest, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS ended_before;
+
+-- name: list_changed_accounts
+-- List some of what sinks have acknowledged by its last change, after the row of $1 to $5.
+SELECT sink, owner, since, is_kept, acknowledged_at, events, tokens, uncovered_tokens, cost_micro, changed_by
+FROM usage_sink_accounts
+WHERE (changed_by, since, sink, owner, is_kept) > ($1, $2, $3, $4, $5)
+    AND changed_by < pg_snapshot_xmax(pg_current_snapshot())::text::bigint AND since > now() - interval '40 days'
+ORDER BY changed_by, since, sink, owner, is_kept LIMIT $6;
 
 -- name: list_acknowledged_accounts
--- List what the sinks have acknowledged in 40 days, for the file beside the recovery log.
-SELECT DISTINCT ON (sink, owner, since) sink, owner, since, acknowledged_at, events, tokens, uncovered_tokens, cost_micro
+-- List some of what sinks have acknowledged in 40 days by its day, after the row of $1 to $4.
+SELECT sink, owner, since, is_kept, acknowledged_at, events, tokens, uncovered_tokens, cost_micro
 FROM usage_sink_accounts
-WHERE since > now() - interval '40 days'
-ORDER BY sink, owner, since, events DESC;
+WHERE (since, sink, owner, is_kept) > ($1, $2, $3, $4) AND since > now() - interval '40 days'
+ORDER BY since, sink, owner, is_kept LIMIT $5;
 
 -- name: keep_acknowledged
--- Keep what the file says ($1, a JSON array) and this database doesn't know, and count it. The sinks may have the next rows, too.
+-- Keep what files say ($1, a JSON array) and this database doesn't know, and count it. The sinks may have the next rows, too.
 WITH kept AS (
     INSERT INTO usage_sink_accounts AS known
         (sink, owner, since, is_kept, acknowledged_at, events, tokens, uncovered_tokens, cost_micro)
@@ -108,11 +123,13 @@ WITH kept AS (
         SELECT FROM usage_sink_accounts AS ours
         WHERE (ours.sink, ours.owner, ours.since) = (given.sink, given.owner, given.since) AND ours.events >= given.events
     )
-    -- Files of other gateways may be older.
+    -- Earlier lines and files of other gateways are older.
     ORDER BY sink, owner, since, events DESC
     ON CONFLICT (sink, owner, since, is_kept) DO UPDATE SET
         events = excluded.events, tokens = excluded.tokens, uncovered_tokens = excluded.uncovered_tokens, cost_micro = excluded.cost_micro,
-        acknowledged_at = excluded.acknowledged_at, found_at = excluded.found_at
+        acknowledged_at = excluded.acknowledged_at, found_at = excluded.found_at, changed_by = excluded.changed_by
+    -- Another gateway may have kept more at once.
+    WHERE known.events < excluded.events
     RETURNING sink
 ),
 doubted AS (
@@ -132,7 +149,7 @@ WHERE kept.is_kept AND sink = ANY ($1::text[]) AND since > now() - interval '40 
 ORDER BY sink, cost_micro DESC, tokens DESC;
 
 -- name: delete_acknowledged_accounts
--- Delete sums of 41 days ago, after the file has dropped them.
+-- Delete sums of 41 days ago, of which no file is read any more.
 DELETE FROM usage_sink_accounts WHERE since < now() - interval '41 days';
 
 -- name: record_sink_error

@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from services.gateway.usage_export import outbox_store, usage_events
-from services.gateway.usage_export.acknowledged_file import AcknowledgedFile
+from services.gateway.usage_export.acknowledged_files import AcknowledgedFiles
 from services.gateway.usage_export.outbox_store import ExportSession, OutboxFence, OutboxStore, Unit, UsageClaim
 from services.gateway.usage_export.sinks import NotSent, Sink
 from services.gateway.usage_export.usage_events import UsageSum
@@ -44,19 +44,19 @@ class SinkExport:
         sink: Sink,
         names: Sequence[str],
         unit: Unit,
-        file: AcknowledgedFile,
+        files: AcknowledgedFiles,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``names`` are those of all sinks."""
-        self._store, self._sink, self._names, self._unit, self._file, self._clock = store, sink, names, unit, file, clock
+        self._store, self._sink, self._names, self._unit, self._files, self._clock = store, sink, names, unit, files, clock
         self._fence = OutboxFence()
         self._failures = 0
         self._compare_at = 0.0
 
     async def run(self) -> None:
         """Send for ever, while this gateway has the lock."""
-        await self._file.has_read.wait()
+        await self._files.has_read.wait()
         while True:
             try:
                 async with self._store.leadership(self._sink.name) as session:
@@ -86,7 +86,7 @@ class SinkExport:
             except NotSent as error:
                 return await self._fail(session, claim, error)
             await self._store.acknowledge(session, claim)
-            self._file.note_change()
+            self._files.note_change()
             self._succeed()
         if self._clock() >= self._compare_at:
             self._compare_at = self._clock() + COMPARE_SECONDS
@@ -142,15 +142,15 @@ class SinkExport:
 class UsageExport:
     """All sinks of this gateway, their measurements and their state for administrators."""
 
-    def __init__(self, store: OutboxStore, sinks: Sequence[Sink], unit: Unit, file: AcknowledgedFile, metrics: Metrics) -> None:
-        self._store, self._metrics, self._file = store, metrics, file
+    def __init__(self, store: OutboxStore, sinks: Sequence[Sink], unit: Unit, files: AcknowledgedFiles, metrics: Metrics) -> None:
+        self._store, self._metrics, self._files = store, metrics, files
         self._names = [sink.name for sink in sinks]
-        self.exports = [SinkExport(store, sink, self._names, unit, file) for sink in sinks]
+        self.exports = [SinkExport(store, sink, self._names, unit, files) for sink in sinks]
 
-    async def keep_file(self) -> None:
+    async def keep_files(self) -> None:
         """Run until canceled; without sinks, return. Raises Unavailable."""
         if self.exports:
-            await self._file.run()
+            await self._files.run()
 
     async def measure(self) -> None:
         for sink in await self._store.list_sinks(self._names):

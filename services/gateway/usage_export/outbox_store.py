@@ -3,12 +3,11 @@
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from itertools import groupby
 from operator import attrgetter
 from typing import Literal
-
-import msgspec
+from uuid import UUID
 
 from services.gateway.usage_export import usage_events
 from services.gateway.usage_export.usage_events import DaySums, UsageData, UsageEvent, UsageSum
@@ -26,6 +25,9 @@ _MINUTE_ROWS = 20_000
 _SUM_SECONDS = 600.0
 _DELETED_ROWS = 10_000
 _SHOWN_ACCOUNTS = 100
+#: For one or two milliseconds of an event loop.
+_PAGE_SUMS = 250
+_BEFORE_ALL = (datetime.fromtimestamp(0, UTC), "", UUID(int=0), False)
 
 
 class OutboxFence:
@@ -64,6 +66,16 @@ class AcknowledgedSum(AccountTotal, frozen=True, kw_only=True):
     """What a sink has acknowledged of an account's requests of a day."""
 
     sink: str
+
+
+@dataclass(frozen=True, slots=True)
+class SumChanges:
+    """How far the sums that the sinks have acknowledged have changed."""
+
+    #: The last transaction that changed any; 0 without sums.
+    newest: int
+    #: Of the transactions from this one on, some may not have been visible.
+    ended_before: int
 
 
 class OutboxStore:
@@ -139,13 +151,31 @@ class OutboxStore:
     async def record_comparison(self, sink: str, difference: UsageSum) -> None:
         await self._database.run("record_comparison", sink, *difference)
 
-    async def list_acknowledged_accounts(self) -> tuple[AcknowledgedSum, ...]:
-        rows = await self._database.rows("list_acknowledged_accounts", deadline_seconds=60)
-        return tuple(AcknowledgedSum(**{name: row[name] for name in AcknowledgedSum.__struct_fields__}) for row in rows)
+    async def read_sum_changes(self) -> SumChanges:
+        row = await self._database.row("read_sum_changes")
+        assert row is not None  # it has no FROM
+        return SumChanges(row["newest"], row["ended_before"])
 
-    async def keep_acknowledged(self, sums: Sequence[AcknowledgedSum]) -> int:
-        """Keep what the file says and this database doesn't know; return how many sums that are."""
-        count: int = await self._database.value("keep_acknowledged", msgspec.json.encode(sums).decode(), deadline_seconds=60)
+    def list_acknowledged_accounts(self) -> AsyncIterator[list[AcknowledgedSum]]:
+        """Yield what the sinks have acknowledged in 40 days, in pages, the oldest days first."""
+        return self._list_sums("list_acknowledged_accounts", ("since", "sink", "owner", "is_kept"), *_BEFORE_ALL)
+
+    def list_changed_accounts(self, known: SumChanges) -> AsyncIterator[list[AcknowledgedSum]]:
+        """Yield what has changed since then, and perhaps some of what had."""
+        return self._list_sums(
+            "list_changed_accounts", ("changed_by", "since", "sink", "owner", "is_kept"), known.ended_before, *_BEFORE_ALL
+        )
+
+    async def _list_sums(self, query: str, place: Sequence[str], *after: object) -> AsyncIterator[list[AcknowledgedSum]]:
+        while rows := await self._database.rows(query, *after, _PAGE_SUMS, deadline_seconds=60):
+            yield [AcknowledgedSum(**{name: row[name] for name in AcknowledgedSum.__struct_fields__}) for row in rows]
+            if len(rows) < _PAGE_SUMS:
+                return
+            after = tuple(rows[-1][name] for name in place)
+
+    async def keep_acknowledged(self, sums: str) -> int:
+        """Keep what files say (a JSON array of AcknowledgedSum) and this database doesn't know; return how many sums that are."""
+        count: int = await self._database.value("keep_acknowledged", sums, deadline_seconds=60)
         return count
 
     async def list_sinks(self, names: Sequence[str]) -> tuple[UsageSink, ...]:

@@ -51,7 +51,7 @@ def collect(home: StackHome, recorded: Mapping[str, str]) -> BackedUpFiles:
     files = {
         *(path for path in _files_below(home.keys) if path.suffix in _OF_NODES),
         *logs.glob("recovery_state*"),
-        *logs.glob("usage_export-*.json"),
+        *logs.glob("usage_export-*.jsonl"),
         home.settings_file,
         home.restore_points,
         Path(recorded.get("AUDIT_ANCHOR_FILE", home.audit_anchors)),

@@ -206,7 +206,7 @@ def _log_folder(work: StackHome) -> Path:
 
 def _log_files(folder: Path) -> list[Path]:
     """Return the services' files of lines, of what they saw last, and of what receivers of usage have."""
-    return [path for pattern in ("*-*.jsonl", "recovery_state*", "usage_export-*.json") for path in folder.glob(pattern)]
+    return [path for pattern in ("*-*.jsonl", "recovery_state*") for path in folder.glob(pattern)]
 
 
 def _add_own(folder: Path, home: StackHome) -> None:

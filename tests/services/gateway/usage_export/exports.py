@@ -16,7 +16,7 @@ from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.store import GatewayStore
 from services.gateway.usage_export import usage_events
-from services.gateway.usage_export.acknowledged_file import AcknowledgedFile
+from services.gateway.usage_export.acknowledged_files import AcknowledgedFiles
 from services.gateway.usage_export.export import SinkExport
 from services.gateway.usage_export.outbox_store import ExportSession, OutboxStore, Unit
 from services.gateway.usage_export.sinks import NotSent, Sink
@@ -73,7 +73,7 @@ class MemorySink:
 
 def new_export(outbox: OutboxStore, sink: Sink, unit: Unit = "request", **more: Any) -> SinkExport:
     """One without a recovery log."""
-    return SinkExport(outbox, sink, [sink.name], unit, AcknowledgedFile(outbox, None, NodeId("one")), **more)
+    return SinkExport(outbox, sink, [sink.name], unit, AcknowledgedFiles(outbox, None, NodeId("one")), **more)
 
 
 class Exports(Books):

@@ -36,7 +36,7 @@ def test_everything_that_an_empty_home_needs_is_in_one_of_two_lists(home: StackH
     for name in (
         "audit_anchors.jsonl",
         "recovery_log/recovery_state",
-        "recovery_log/usage_export-one.json",
+        "recovery_log/usage_export-one-2026-01-02.jsonl",
         "recovery_log/auth.jsonl",
         "tls/key.pem",
         "run/restore_points.jsonl",
@@ -50,7 +50,7 @@ def test_everything_that_an_empty_home_needs_is_in_one_of_two_lists(home: StackH
     assert {"keys/auth.nk", "keys/backup.nk", "profile.toml", "admin.txt", "tls/key.pem"} <= secrets
     assert files == {
         "stack.env", "run/restore_points.jsonl", "audit_anchors.jsonl",
-        "recovery_log/recovery_state", "recovery_log/usage_export-one.json",
+        "recovery_log/recovery_state", "recovery_log/usage_export-one-2026-01-02.jsonl",
         "keys/gateway.journal", "keys/worker.receipts", "keys/gateway.mesh",
     }  # fmt: skip
     # Every secret of this stack on disk.

@@ -52,9 +52,9 @@ def damage(place: BackupPlace, part: LogPart) -> None:
 
 async def test_the_old_home_keeps_what_receivers_of_usage_have(place: BackupPlace) -> None:
     place.home.recovery_log.mkdir(parents=True, exist_ok=True)
-    (place.home.recovery_log / "usage_export-one.json").write_text("[]")
+    (place.home.recovery_log / "usage_export-one-2026-01-02.jsonl").write_text("[]")
     await fetch(place)
-    assert (place.home.gathered_log / "usage_export-one.json").read_text() == "[]"
+    assert (place.home.gathered_log / "usage_export-one-2026-01-02.jsonl").read_text() == "[]"
 
 
 async def test_each_accepted_gap_is_cut_once_and_the_next_one_in_its_own_term(place: BackupPlace) -> None:

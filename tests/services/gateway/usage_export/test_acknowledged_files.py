@@ -1,18 +1,23 @@
 """What receivers have acknowledged outlives a restore of the database, and the state says how much more they have than it knows."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, cast
 
+import asyncpg
 import msgspec
 import pytest
 
 from services.gateway.facts.request_record import RequestRow
-from services.gateway.usage_export.acknowledged_file import AcknowledgedFile
+from services.gateway.usage_export import acknowledged_files
+from services.gateway.usage_export.acknowledged_files import AcknowledgedFiles
 from services.gateway.usage_export.export import UsageExport
+from services.gateway.usage_export.outbox_store import AcknowledgedSum, OutboxStore
 from shared.api.usage_export import SinkExcess
+from shared.stores.database import Database, DatabaseRow
 from shared.telemetry import Metrics
 from shared.types import NodeId, RequestId, UserId
 from tests.servers import PostgresServer
@@ -30,12 +35,12 @@ class RestorableExports(RestorableGateway):
 
     @asynccontextmanager
     async def exporting(self, node: str = "one") -> AsyncIterator[Exports]:
-        """Run a gateway until it has written its file."""
+        """Run a gateway until it has written its files."""
         async with self.running(), exports_.opened_exports(self.url) as exports:
-            file = AcknowledgedFile(exports.outbox, self.log_dir, NodeId(node))
-            await file.read()
+            files = AcknowledgedFiles(exports.outbox, self.log_dir, NodeId(node))
+            await files.read()
             yield exports
-            await file.write()
+            await files.write()
 
     async def excess(self, exports: Exports) -> SinkExcess | None:
         await exports.outbox.add_sinks([self.sink.name])
@@ -49,6 +54,26 @@ def stored(plain_url: str, valkey_url: str, postgres: PostgresServer, tmp_path: 
     found.sink = MemorySink(timedelta(0), can_be_asked=True)
     found.sink.remembers = False
     return found
+
+
+class CountedDatabase:
+    """Counts the rows that are listed."""
+
+    def __init__(self, opened: Database) -> None:
+        self._opened, self.read = opened, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._opened, name)
+
+    async def rows(self, *query: Any, **more: Any) -> list[DatabaseRow]:
+        found = await self._opened.rows(*query, **more)
+        self.read += len(found)
+        return found
+
+
+def sums_in(folder: Path, node: str = "one") -> list[AcknowledgedSum]:
+    lines = [line for path in folder.glob(f"usage_export-{node}-*.jsonl") for line in path.read_bytes().splitlines()]
+    return [msgspec.json.decode(line, type=AcknowledgedSum) for line in lines]
 
 
 def row_of(owner: UserId, cost: int, request: RequestId) -> RequestRow:
@@ -145,13 +170,13 @@ async def test_a_second_restore_keeps_what_the_first_has_found(stored: Restorabl
 async def test_a_database_that_is_replaced_while_the_gateway_runs_loses_nothing(stored: RestorableExports) -> None:
     ann = new_owner()
     async with stored.running(), exports_.opened_exports(stored.url) as exports:
-        file = AcknowledgedFile(exports.outbox, stored.log_dir, NodeId("one"))
+        files = AcknowledgedFiles(exports.outbox, stored.log_dir, NodeId("one"))
         await settle(exports, ann, 20)
         await exports.send_all(stored.sink)
-        await file.write()
+        await files.write()
         await exports.execute("DELETE FROM usage_sink_accounts")
         for _ in range(2):
-            await file.write()
+            await files.write()
             assert (found := await stored.excess(exports)) is not None
             assert found.cost_micro == 20
 
@@ -167,29 +192,145 @@ async def test_the_newest_file_counts_and_one_that_cannot_be_read_hides_no_other
             await exports.send_all(stored.sink)
             assert await stored.excess(exports) is None, number
     assert stored.log_dir is not None
-    (stored.log_dir / "usage_export-broken.json").write_text("[{")
+    (stored.log_dir / "usage_export-broken.jsonl").write_text("[{")
     stored.url = backup
     async with stored.exporting() as exports:
         assert (found := await stored.excess(exports)) is not None
         assert (found.events, found.cost_micro) == (2, 20)
 
 
-async def test_the_file_is_written_after_each_batch_and_a_full_disk_stops_nothing(stored: RestorableExports, tmp_path: Path) -> None:
+async def test_a_full_disk_stops_nothing_and_what_it_lacks_is_written_later(stored: RestorableExports, tmp_path: Path) -> None:
     ann, folder = new_owner(), tmp_path / "later"
     async with stored.running(), exports_.opened_exports(stored.url) as exports:
-        file = AcknowledgedFile(exports.outbox, folder, NodeId("one"))
+        files = AcknowledgedFiles(exports.outbox, folder, NodeId("one"))
+        for _ in range(2):
+            await settle(exports, ann, 30)
+            await exports.send_all(stored.sink)
+            await files.write()  # the folder is missing
+        folder.mkdir()
+        await files.write()
+        assert [(one.owner, one.events) for one in sums_in(folder)] == [(ann, 2)]
+
+
+async def test_the_files_are_written_after_each_batch(stored: RestorableExports, tmp_path: Path) -> None:
+    ann = new_owner()
+    async with stored.running(), exports_.opened_exports(stored.url) as exports:
+        files = AcknowledgedFiles(exports.outbox, tmp_path, NodeId("one"))
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(file.run())
-            await asyncio.wait_for(file.has_read.wait(), 30)
-            await file.write()  # the folder is missing
-            folder.mkdir()
-            export = UsageExport(exports.outbox, [stored.sink], "request", file, Metrics("gateway"))
+            running = tasks.create_task(files.run())
+            await asyncio.wait_for(files.has_read.wait(), 30)
+            export = UsageExport(exports.outbox, [stored.sink], "request", files, Metrics("gateway"))
             await settle(exports, ann, 30)
             async with exports.sending(stored.sink) as (_, session):
                 while not stored.sink.stored:
                     await export.exports[0].step(session)
-            await until(lambda: any(str(ann) in path.read_text() for path in folder.iterdir()))
+            await until(lambda: any(str(ann) in path.read_text() for path in tmp_path.glob("usage_export-*")))
             running.cancel()
+
+
+async def test_a_round_reads_and_writes_only_what_has_changed(stored: RestorableExports, tmp_path: Path) -> None:
+    folder, ann = tmp_path / "counted", new_owner()
+    folder.mkdir()
+    async with stored.running(), exports_.opened_exports(stored.url) as exports:
+        await exports.execute(
+            "INSERT INTO usage_sink_accounts (sink, owner, since, events, tokens, uncovered_tokens, cost_micro)"
+            " SELECT 'memory', derive_id(number::text, gen_random_uuid()), date_trunc('day', now(), 'UTC') - days * interval '1 day', 1, 7, 7, 30"
+            " FROM generate_series(1, 300) AS number, generate_series(0, 2) AS days"
+        )
+        database = CountedDatabase(exports.outbox._database)
+        files = AcknowledgedFiles(OutboxStore(cast("Database", database), exports_.SOURCE), folder, NodeId("one"))
+
+        async def count(round_: Awaitable[None]) -> tuple[int, list[int]]:
+            before, database.read = {path: path.stat() for path in folder.iterdir()}, 0
+            await round_
+            after = {path: path.stat() for path in folder.iterdir()}
+            changed = [path for path, facts in after.items() if path not in before or facts.st_mtime_ns > before[path].st_mtime_ns]
+            grown = [path for path in changed if path in before and after[path].st_ino == before[path].st_ino]
+            return database.read, [after[path].st_size - (before[path].st_size if path in grown else 0) for path in changed]
+
+        read, written = await count(files.write())
+        assert (read, len(written)) == (900, 3)
+        assert await count(files.write()) == (0, [])
+        await settle(exports, ann, 30)
+        await exports.send_all(stored.sink)
+        read, written = await count(files.write())
+        assert (read, len(written)) == (1, 1)
+        assert written[0] < 300
+        assert await count(files.write()) == (0, [])
+        # Its next start compares, and writes nothing that the files have.
+        files = AcknowledgedFiles(OutboxStore(cast("Database", database), exports_.SOURCE), folder, NodeId("one"))
+        assert await count(files.write()) == (901, [])
+
+
+async def test_a_change_that_commits_after_a_later_one_is_written(stored: RestorableExports, tmp_path: Path) -> None:
+    add = (
+        "INSERT INTO gateway.usage_sink_accounts (sink, owner, since, events, tokens, uncovered_tokens, cost_micro)"
+        " VALUES ('memory', $1, now(), 1, 7, 7, 30)"
+    )
+    ann, bob = new_owner(), new_owner()
+    async with stored.running(), exports_.opened_exports(stored.url) as exports:
+        files = AcknowledgedFiles(exports.outbox, tmp_path, NodeId("one"))
+        await files.write()
+        late = await asyncpg.connect(stored.url, server_settings={"aimesh.tenant": "*"})
+        try:
+            async with late.transaction():
+                await late.execute(add, ann)
+                await exports.execute(add, bob)
+                await files.write()
+                assert {one.owner for one in sums_in(tmp_path)} == {bob}
+        finally:
+            await late.close()
+        await files.write()
+        assert {one.owner for one in sums_in(tmp_path)} == {ann, bob}
+
+
+async def test_each_of_three_gateways_has_all_and_a_file_is_written_anew_when_it_has_grown(
+    stored: RestorableExports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acknowledged_files, "_GROWN_BYTES", 500)
+    ann, nodes = new_owner(), ("one", "two", "three")
+    async with stored.running(), exports_.opened_exports(stored.url) as exports:
+        gateways = [AcknowledgedFiles(exports.outbox, tmp_path, NodeId(node)) for node in nodes]
+        for _ in range(6):
+            await settle(exports, ann, 30)
+            await exports.send_all(stored.sink)
+            for files in gateways:
+                await files.write()
+        for node in nodes:
+            sums = sums_in(tmp_path, node)
+            assert max(one.events for one in sums) == 6, node
+            assert len(sums) < 6, "the older ones are gone"
+
+
+async def test_a_gateway_that_was_killed_while_it_wrote_goes_on(stored: RestorableExports) -> None:
+    ann = new_owner()
+    async with stored.exporting():
+        pass
+    backup = await stored.restore_point()
+    async with stored.exporting() as exports:
+        await settle(exports, ann, 10)
+        await exports.send_all(stored.sink)
+    assert stored.log_dir is not None
+    (file,) = stored.log_dir.glob("usage_export-*.jsonl")
+    with file.open("a") as torn:
+        torn.write('{"events":2,"tok')
+    left = file.with_name(f".{file.name}.x1y2")
+    left.write_text("{")
+    old = file.with_name(file.name.replace(file.stem[-10:], "2026-01-02"))
+    old.write_text(file.read_text())
+    async with stored.running(), exports_.opened_exports(stored.url) as exports, asyncio.TaskGroup() as tasks:
+        files = AcknowledgedFiles(exports.outbox, stored.log_dir, NodeId("one"))
+        await settle(exports, ann, 20)
+        await exports.send_all(stored.sink)
+        running = tasks.create_task(files.run())
+        await until(lambda: '"events":2,"tokens"' in file.read_text())
+        running.cancel()
+    assert not left.exists()
+    assert not old.exists(), "its day is no longer counted"
+    stored.url = backup
+    async with stored.exporting() as exports:
+        assert (found := await stored.excess(exports)) is not None
+        assert (found.events, found.cost_micro) == (2, 30)
 
 
 async def test_the_alert_s_measurements_end_after_seven_days(stored: RestorableExports) -> None:
@@ -202,7 +343,7 @@ async def test_the_alert_s_measurements_end_after_seven_days(stored: RestorableE
         await exports.send_all(stored.sink)
     stored.url = backup
     async with stored.exporting() as exports:
-        export = UsageExport(exports.outbox, [stored.sink], "request", AcknowledgedFile(exports.outbox, None, NodeId("one")), metrics)
+        export = UsageExport(exports.outbox, [stored.sink], "request", AcknowledgedFiles(exports.outbox, None, NodeId("one")), metrics)
         measured = []
         await exports.outbox.add_sinks([stored.sink.name])
         for days in (0, 6, 2):
