@@ -231,7 +231,7 @@ class Billing:
                     return True
                 await (self._end(rows, held) if is_gone else rows.write(msgspec.structs.replace(held, is_applied=True)))
         finally:
-            await self._store.release_subscription(held.owner)
+            await self._store.release_subscription(held)
         if is_gone:
             await self._cancel(held)
         return True
@@ -262,7 +262,7 @@ class Billing:
                     return True
                 await (self._end(rows, held) if customer is None else self._renew(rows, held, held.plan, customer))
         finally:
-            await self._store.release_subscription(held.owner)
+            await self._store.release_subscription(held)
         if customer is None:
             await self._cancel(held)
         return True
@@ -296,7 +296,7 @@ class Billing:
             refused.append(owed.id)
             taken.id = None
         finally:
-            await self._store.release_owed(owed.id)
+            await self._store.release_owed(owed)
         return True
 
     async def _bill(self, owed: OwedUsage) -> None:

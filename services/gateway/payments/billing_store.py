@@ -50,6 +50,8 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
     billed_period: Moment | None
     #: Grows with each write.
     version: int
+    #: By the gateway that works on it.
+    taken_until: Moment
 
     @property
     def state(self) -> PlanState:
@@ -57,7 +59,7 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True):
 
 
 #: In the order of `change_subscription`, which counts the version itself.
-_WRITTEN = tuple(name for name in Subscription.__struct_fields__ if name != "version")
+_WRITTEN = tuple(name for name in Subscription.__struct_fields__ if name not in ("version", "taken_until"))
 
 
 class Followed(msgspec.Struct, frozen=True, kw_only=True):
@@ -344,16 +346,16 @@ class BillingStore:
         row = await self._database.row("take_due_subscription")
         return None if row is None else _subscription(row)
 
-    async def release_subscription(self, owner: TenantId) -> None:
-        await self._database.run("release_subscription", owner)
+    async def release_subscription(self, taken: Subscription) -> None:
+        await self._database.run("release_subscription", taken.owner, taken.taken_until)
 
     async def take_owed(self, skipped: list[UUID]) -> OwedUsage | None:
         """Return what an account owes, which only this caller bills for two minutes."""
         row = await self._database.row("take_owed", skipped)
         return None if row is None else OwedUsage(**{name: row[name] for name in OwedUsage.__slots__})
 
-    async def release_owed(self, owed_id: UUID) -> None:
-        await self._database.run("release_owed", owed_id)
+    async def release_owed(self, taken: OwedUsage) -> None:
+        await self._database.run("release_owed", taken.id, taken.taken_until)
 
     async def measure_owed(self) -> float:
         """Return the age of the oldest usage that is not billed yet, in seconds."""

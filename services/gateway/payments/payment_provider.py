@@ -160,6 +160,8 @@ class OwedUsage:
     at: datetime
     #: The database was restored after the period began, so a provider may have been told before that, perhaps of another amount.
     is_restored: bool
+    #: By the gateway that bills it.
+    taken_until: datetime
 
     @property
     def text(self) -> str:

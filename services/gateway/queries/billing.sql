@@ -46,8 +46,8 @@ UPDATE subscriptions SET taken_until = clock_timestamp() + interval '30 seconds'
 RETURNING *;
 
 -- name: release_subscription
--- Let others take a subscription.
-UPDATE subscriptions SET taken_until = '-infinity' WHERE owner = $1;
+-- Let others take a subscription, unless they have: it was taken until $2.
+UPDATE subscriptions SET taken_until = '-infinity' WHERE owner = $1 AND taken_until = $2;
 
 -- name: begin_period
 -- Begin a period of an account now: what is left of the one before ends when the account is opened next. $2: the next ones keep their dates.
@@ -75,12 +75,12 @@ UPDATE owed SET taken_until = clock_timestamp() + interval '2 minutes' WHERE id 
         AND NOT EXISTS (SELECT FROM owed AS older WHERE older.owner = owed.owner AND older.at < owed.at)
     ORDER BY at LIMIT 1 FOR UPDATE SKIP LOCKED
 )
-RETURNING id, owner, micro, period_start, at, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at,
+RETURNING id, owner, micro, period_start, at, taken_until, least(at, (SELECT accounts.period_start FROM accounts WHERE accounts.owner = owed.owner)) AS ended_at,
     EXISTS (SELECT FROM database_restores WHERE found_at > owed.period_start) AS is_restored;
 
 -- name: release_owed
--- Let others bill what was not billed.
-UPDATE owed SET taken_until = '-infinity' WHERE id = $1;
+-- Let others bill what was not billed, unless they do: it was taken until $2.
+UPDATE owed SET taken_until = '-infinity' WHERE id = $1 AND taken_until = $2;
 
 -- name: end_owed
 -- End what was billed.

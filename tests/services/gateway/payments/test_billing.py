@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -652,6 +653,35 @@ async def test_a_period_begins_once_although_two_gateways_see_its_end(shop: Shop
     shop.rpc.answers[api.describe_account.name] = meanwhile
     await shop.billing.work()
     assert [invoice.document.net_minor for invoice in await shop.invoices(ada)] == [2900]
+
+
+@pytest.mark.parametrize("work", ["plan", "renewal", "usage"])
+async def test_a_gateway_that_was_too_slow_does_not_end_the_turn_of_the_next_one(shop: Shop, work: str) -> None:
+    ada, method = owner(), api.apply_plan if work == "plan" else api.describe_account
+    await shop.billing.give_plan(ada, "pro")
+    if work == "plan":
+        await shop.execute("UPDATE subscriptions SET is_applied = false")
+    else:
+        await shop.execute("UPDATE accounts SET balance_micro = -5000000 WHERE owner = $1", ada)
+        await shop.end_period(ada)
+    if work == "usage":
+        await shop.ledger.read_account(ada, Spending(100, None, has_plan=True))
+        await shop.execute("UPDATE subscriptions SET taken_until = 'infinity'")
+    table = "owed" if work == "usage" else "subscriptions"
+    turns = list[object]()
+
+    async def slow(_: object) -> Nothing:
+        await shop.execute(f"UPDATE {table} SET taken_until = now() - interval '1 second'")
+        taken = await {"plan": shop.rows.take_unapplied, "renewal": shop.rows.take_due, "usage": lambda: shop.rows.take_owed([])}[work]()
+        assert taken is not None
+        turns.append(taken)
+        raise errors.Unavailable("no answer")
+
+    shop.rpc.answers[method.name] = slow
+    with suppress(errors.Unavailable):
+        await shop.billing.work()
+    assert len(turns) == 1
+    assert await shop.fetch(f"SELECT count(*) FROM {table} WHERE taken_until BETWEEN now() AND now() + interval '1 hour'") == 1
 
 
 async def test_an_erased_account_is_billed_no_more(shop: Shop) -> None:
