@@ -14,7 +14,7 @@ done AS MATERIALIZED (
 SELECT count(*) FROM done;
 
 -- name: replay_credits_reverted
--- Refund again what the restored ledger has charged; requests that are still running in it end without a cost. What it does not know has cost
+-- Refund again what the restored ledger has charged, and export that to the sinks that it had; requests that are still running in it end without a cost. What it does not know has cost
 -- nothing there.
 WITH line AS (
     SELECT DISTINCT subject::uuid AS request FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (subject, details, at)
@@ -28,11 +28,12 @@ freed AS MATERIALIZED (
     SELECT spend_targets(array_agg(request), NULL, NULL, NULL, NULL) FROM released WHERE micro IS NOT NULL HAVING count(*) > 0
 ),
 done AS MATERIALIZED (
-    SELECT revert(request, 'recovery log')
+    SELECT request, revert(request, 'recovery log') AS owner
     FROM line
     WHERE NOT EXISTS (SELECT FROM entry_keys WHERE transfer = request AND kind = 'reversal')
-)
-SELECT (SELECT count(*) FROM freed) + (SELECT count(*) FROM done);
+),
+exported AS MATERIALIZED (SELECT export_refund(request) FROM done WHERE owner IS NOT NULL AND EXISTS (SELECT FROM usage_sinks))
+SELECT (SELECT count(*) FROM freed) + (SELECT count(*) FROM done) + (SELECT count(*) FROM exported);
 
 -- name: replay_policies
 -- Write the newest value of each policy as its version, unless the restored database has it.

@@ -266,17 +266,8 @@ WITH done AS MATERIALIZED (SELECT top_up($1, $2, $3, $4, $5, $6)) SELECT count(*
 
 -- name: revert
 -- Refund a request, and export that if $3; return its owner, or NULL if it cost nothing.
-WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner),
-exported AS (
-    INSERT INTO usage_outbox (id, owner, key_id, model, prompt_tokens, completion_tokens, covered_tokens, cost_micro, is_refund, created_at, is_batch)
-    -- If the request was not exported, none of its tokens are counted as paid for.
-    SELECT derive_id('refund', $1), done.owner, reservations.key_id, reservations.model, -coalesce(request.prompt_tokens, reservations.covered_tokens),
-        -coalesce(request.completion_tokens, 0), -reservations.covered_tokens, -settled_micro, true, reservations.created_at,
-        coalesce(request.is_batch, reservations.is_batch)
-    FROM done JOIN reservations USING (owner) LEFT JOIN usage_outbox AS request ON request.id = $1
-    WHERE $3 AND request_id = $1
-)
-SELECT owner FROM done;
+WITH done AS MATERIALIZED (SELECT revert($1, $2) AS owner)
+SELECT owner, CASE WHEN $3 AND owner IS NOT NULL THEN export_refund($1) END FROM done;
 
 -- name: list_prices
 -- List the current prices.

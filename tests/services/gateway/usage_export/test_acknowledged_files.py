@@ -144,6 +144,27 @@ async def test_what_a_restored_database_settles_and_sends_again_is_no_excess(sto
         assert sorted(event.data.cost_micro for event in stored.sink.order) == [10, 20, 30]
 
 
+@pytest.mark.parametrize("was_sent", [False, True])
+async def test_a_refund_that_the_recovery_log_repeats_is_exported(stored: RestorableExports, was_sent: bool) -> None:
+    ann = new_owner()
+    async with stored.exporting() as exports:
+        refunded = await settle(exports, ann, 30)
+        await exports.send_all(stored.sink)
+        # The first hour is compared with nothing.
+        await exports.execute("UPDATE usage_sinks SET created_at = created_at - interval '2 hours'")
+    backup = await stored.restore_point()
+    async with stored.exporting() as exports:
+        await exports.ledger.revert(refunded, "wrong answer")
+        if was_sent:
+            await exports.send_all(stored.sink)
+    stored.url = backup
+    async with stored.exporting() as exports:
+        await exports.send_all(stored.sink)
+        await exports_.compare(exports, stored.sink)
+        assert [event.data.cost_micro for event in stored.sink.order] == [30, -30]
+        assert await stored.excess(exports) is None
+
+
 async def test_a_second_restore_keeps_what_the_first_has_found(stored: RestorableExports) -> None:
     ann = new_owner()
     async with stored.exporting() as exports:
@@ -234,7 +255,7 @@ async def test_a_round_reads_and_writes_only_what_has_changed(stored: Restorable
     async with stored.running(), exports_.opened_exports(stored.url) as exports:
         await exports.execute(
             "INSERT INTO usage_sink_accounts (sink, owner, since, events, tokens, uncovered_tokens, cost_micro)"
-            " SELECT 'memory', derive_id(number::text, gen_random_uuid()), date_trunc('day', now(), 'UTC') - days * interval '1 day', 1, 7, 7, 30"
+            " SELECT 'memory', derive_id('', gen_random_uuid()), date_trunc('day', now(), 'UTC') - days * interval '1 day', 1, 7, 7, 30"
             " FROM generate_series(1, 300) AS number, generate_series(0, 2) AS days"
         )
         database = CountedDatabase(exports.outbox._database)
