@@ -46,6 +46,17 @@ class Acts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HttpApi:
+    """The API of a vendor, at paths of its own. Its routes are the gateway's; web and the mesh forward these paths."""
+
+    #: Its paths begin with this: `/acme/`.
+    prefix: str
+    vendor: str
+    #: A server at localhost (`aicli serve`) has its `/` and `/api/`, because its programs expect them there. Of one feature at most.
+    is_at_root: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """What is known of a feature without importing its parts. Its `feature.py` has it as FEATURE, and imports only this module."""
 
@@ -56,6 +67,7 @@ class Feature:
     #: Kinds of items of its background work that are put aside after a failure, and of those that are only logged and counted.
     items: tuple[str, ...] = ()
     counted_items: tuple[str, ...] = ()
+    http_api: HttpApi | None = None
 
 
 @lru_cache
@@ -79,6 +91,10 @@ def commands() -> list[Command]:
 
 def acts() -> list[Acts]:
     return [each for feature in known().values() for each in feature.acts]
+
+
+def http_apis() -> list[HttpApi]:
+    return [feature.http_api for feature in known().values() if feature.http_api is not None]
 
 
 def parts(place: str, kind: type[P], attribute: str = "PART") -> Mapping[str, P]:

@@ -12,9 +12,10 @@ import services.web.features
 from cli import main
 from services.gateway.settings import GatewaySettings
 from shared import config, features
+from shared.api import gateway
 from shared.api.method import Method, Nothing, StreamMethod
 from shared.background import item_kinds
-from shared.features import Command, Feature
+from shared.features import Command, Feature, HttpApi
 from shared.telemetry import instruments
 
 #: What may be directly in a feature; and what each program looks for.
@@ -63,6 +64,8 @@ def test_nothing_has_two_owners() -> None:
         "notices": [kind.__struct_config__.tag for part in features.modules("notices") for kind in part.NOTICES],
         "tabs": [tab.path for part in parts for tab in part.tabs],
         "files of a person's data": ["account", "requests", "usage", "jobs", "files", *(name for part in parts for name in part.archive)],
+        "paths of vendors' APIs": ["/api/", "/rpc/", "/docs/", *gateway.HTTP_PREFIXES],
+        "the root of a local server": ["/" for api in features.http_apis() if api.is_at_root],
         "runbooks": [path.name for folder in features.files("runbooks") for path in folder.iterdir()],
     }.items():
         assert [name for name, count in Counter(names).items() if count > 1] == [], what
@@ -90,7 +93,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, needs in {"b": (), "a": ("c",), "c": ("b",), "d": ()}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "feature.py").touch()
-        found[name] = Feature(needs=frozenset(needs), commands=(Command(name=name, section="Ask", place="x:y", summary="Do."),))
+        api = HttpApi(prefix=f"/{name}/", vendor=name) if needs else None
+        commands = (Command(name=name, section="Ask", place="x:y", summary="Do."),)
+        found[name] = Feature(needs=frozenset(needs), commands=commands, http_api=api)
     features.known.cache_clear()
     yield tmp_path
     features.known.cache_clear()
@@ -101,6 +106,7 @@ def test_each_feature_comes_after_those_that_it_needs_and_else_by_name(folder: P
     (folder / "a" / "gateway.sql").touch()
     (folder / "d" / "gateway.sql").touch()
     assert features.files("gateway.sql") == [folder / "d" / "gateway.sql", folder / "a" / "gateway.sql"]
+    assert [api.prefix for api in features.http_apis()] == ["/c/", "/a/"]
 
 
 def test_a_feature_whose_need_was_taken_away_prevents_the_start(folder: Path) -> None:

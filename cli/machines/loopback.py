@@ -1,6 +1,6 @@
-"""The mesh as a local server: an ASGI application that passes requests for OpenAI's and Ollama's APIs to the mesh, with the profile's key.
+"""The mesh as a local server: an ASGI application that passes requests for the APIs of vendors to the mesh, with the profile's key.
 
-It knows neither API: the gateway reads every body. Only programs of this machine may use it, and pages that this machine serves.
+It knows none of them: the gateway reads every body. Only programs of this machine may use it, and pages that this machine serves.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from shared import addresses, errors
+from shared import addresses, errors, features
 from shared.api import gateway
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.errors import Fault
@@ -178,9 +178,12 @@ def _host_of(url: str) -> str:
 
 def target(path: str) -> str:
     """Return where the gateway serves a path. Raises NotFound. Pure."""
-    path = f"{gateway.OLLAMA}{path[1:]}" if path == "/" or path.startswith("/api/") else path
+    root = next((api for api in features.http_apis() if api.is_at_root), None)
+    if root is not None and (path == "/" or path.startswith("/api/")):
+        path = f"{root.prefix}{path[1:]}"
     if not path.startswith(gateway.HTTP_PREFIXES):
-        raise errors.NotFound(f"there is no {path[:80]!r} here", hint="OpenAI's API is below /v1, and Ollama's below /api")
+        hint = "OpenAI's API is below /v1" + (f", and {root.vendor}'s below /api" if root else "")
+        raise errors.NotFound(f"there is no {path[:80]!r} here", hint=hint)
     return path
 
 
@@ -215,7 +218,7 @@ class _LocalResponse:
         self.asked = asked
         #: The origin of the page that may read the response.
         self.page: bytes | None = None
-        self._is_ollama = not path.startswith("/v1")
+        self._is_openais = path.startswith("/v1")
         self._send = send
         self._is_started = False
         self._writes = BoundedWaits(_STALLED_SECONDS)
@@ -242,8 +245,8 @@ class _LocalResponse:
             return
         text = f"{error.message} – {error.hint}" if error.hint else error.message
         code = errors.code_of(error)
-        # One form for both of OpenAI's and Anthropic's clients.
-        details: object = text if self._is_ollama else {"message": text, "type": "api_error", "code": code, "param": None}
+        # One form for both of OpenAI's and Anthropic's clients, and a text for others.
+        details: object = {"message": text, "type": "api_error", "code": code, "param": None} if self._is_openais else text
         content = msgspec.json.encode({"type": "error", "error": details, "code": code})
         seconds = error.retry_after_seconds or float(error.status == 503)
         after = [(b"retry-after", b"%d" % max(1, round(seconds)))] if seconds else []

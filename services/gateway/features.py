@@ -11,9 +11,12 @@ from functools import partial
 from typing import Any, Protocol
 
 from services.gateway import background_jobs
+from services.gateway.http_api.answer_delivery import Answering
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.settings import GatewaySettings
 from shared import errors, features
+from shared.api.auth import Principal
+from shared.api.gateway import ServedModel
 from shared.api.tenant_events import TenantEvent
 from shared.background.items import BackgroundItems
 from shared.background.tasks import keep
@@ -37,6 +40,9 @@ class Site:
     audit_reporting: AuditReporting
     #: PostgreSQL's time.
     now: Callable[[], datetime]
+    runs: Answering
+    #: The models that a caller may use, the default first.
+    catalogue: Callable[[Principal], tuple[ServedModel, ...]]
 
 
 class OnTenantEvent(Protocol):

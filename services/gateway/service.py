@@ -76,7 +76,6 @@ from services.gateway.models.name_uses import NameUses
 from services.gateway.models.registry import ModelRegistry
 from services.gateway.models.registry_store import RegistryStore
 from services.gateway.models.used_everywhere import UsedEverywhere
-from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api import rerank_route
 from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.batch_routes import BatchRoutes
@@ -396,7 +395,7 @@ class GatewayService:
         self._features.build(
             Site(
                 settings=settings, node=node, database=stores.database, items=stores.items, audit_reporting=self.audit_reporting,
-                now=records.ledger.database_clock.now,
+                now=records.ledger.database_clock.now, runs=self._runs, catalogue=self._catalogue,
             )
         )  # fmt: skip
         routes = self._routes_of_http()
@@ -626,7 +625,6 @@ class GatewayService:
             FileRoutes(self._files, self._job_owners.file_limit_of),
             BatchRoutes(self._jobs.desk),
             MessageBatchRoutes(self._jobs.desk, self._jobs.store, self._files, self._job_owners.may_run),
-            OllamaRoutes(self._runs, self._catalogue),
             OpenAiEmbeddings(self._runs),
             OpenAiModerations(self._runs),
             TokenRoutes(self._runs, self._items),

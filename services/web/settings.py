@@ -26,7 +26,7 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         ),
     ]
     gateway_url: Annotated[
-        str, Variable("GATEWAY_URL", "the URL of the gateway's HTTP server; web forwards /api, /v1, /ollama and /docs to it")
+        str, Variable("GATEWAY_URL", "the URL of the gateway's HTTP server; web forwards the paths of its APIs and /docs to it")
     ] = "http://127.0.0.1:3002"
     web_hop_secret: client_address.Secret = None
     gateway_ca_file: Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from shared import features
 from shared.api.auth import Every
 from shared.api.generation import Messages, NamedModel, Sampling, ToolCall, ToolCallPart, Usage
 from shared.api.inference import PulledModel, PullProgress, PullSource, TokenLogprob
@@ -82,10 +83,8 @@ class ProcessInferenceRequest(Body, frozen=True):
         return self.auth.api_key
 
 
-#: Where Ollama's API is; its programs expect it at the root.
-OLLAMA = "/ollama/"
 #: The APIs of vendors. Accounts and nodes have methods of their own.
-HTTP_PREFIXES = ("/v1/", OLLAMA)
+HTTP_PREFIXES = ("/v1/", *(api.prefix for api in features.http_apis()))
 #: What ``serve_http`` serves: these, and uploads of models.
 OVER_MESH = (*HTTP_PREFIXES, "/api/models/blobs/")
 

@@ -25,30 +25,33 @@ from pathlib import Path
 
 import pytest
 
-from tests import people
+from tests import feature_parts, people
 from tests.clients import scripted_model
 from tests.stacks import RunningStack
 from tests.testnet import free_port
 
 HERE = Path(__file__).parent
 INSTALL_SECONDS, RUN_SECONDS = 600, 300
-PYTHON = sorted(path.stem for path in (HERE / "requirements").glob("*.txt"))
+#: Each has `requirements`, `programs` and `checks`.
+FOLDERS = (HERE, *feature_parts.files("clients"))
+_OF_FEATURES = feature_parts.modules("clients.facts")
+#: Client -> its folder.
+PYTHON = {path.stem: folder for folder in FOLDERS for path in sorted((folder / "requirements").glob("*.txt"))}
 NODE = sorted(path.name for path in (HERE / "node").glob("*.js") if path.name != "checklist.js")
 GUARDED = {"anthropic", "langchain", "openai", "ai-sdk.js", "anthropic.js", "openai.js"}
 #: They know only a port of their machine, where `aicli serve` is.
-LOCAL = {"ollama"}
+LOCAL = {name for part in _OF_FEATURES for name in part.LOCAL}
 #: Client -> the number of its checks.
 CHECKS = {
     "anthropic": 316,
     "instructor": 168,
     "langchain": 155,
-    "ollama": 124,
     "openai": 290,
     "pydantic_ai": 270,
     "ai-sdk.js": 224,
     "anthropic.js": 233,
     "openai.js": 255,
-}
+} | {name: count for part in _OF_FEATURES for name, count in part.CHECKS.items()}
 #: The most features that a client has and that we refuse.
 MAX_REFUSED = 3
 #: The policy of a key; its pattern matches any word.
@@ -125,18 +128,19 @@ def ensure_complete(name: str, output: str) -> None:
 
 
 def test_every_folder_of_checks_is_run() -> None:
-    python = {path.parent.name for path in HERE.glob("checks/*/__main__.py")}
+    python = {path.parent.name for folder in FOLDERS for path in folder.glob("checks/*/__main__.py")}
     assert set(CHECKS) == python | {f"{path.parent.name}.js" for path in HERE.glob("node/checks/*/main.js")}
 
 
 def test_every_python_client_has_a_program() -> None:
-    assert sorted(path.stem.removesuffix("_python") for path in (HERE / "programs").glob("*.py")) == PYTHON
+    assert {path.stem.removesuffix("_python"): folder for folder in FOLDERS for path in (folder / "programs").glob("*.py")} == PYTHON
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", PYTHON)
 async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -> None:
-    python, pins = str(tmp_path / "venv/bin/python"), str(HERE / "requirements" / f"{name}.txt")
+    folder = PYTHON[name]
+    python, pins = str(tmp_path / "venv/bin/python"), str(folder / "requirements" / f"{name}.txt")
     await run(stack, tmp_path, INSTALL_SECONDS, sys.executable, "-m", "venv", str(tmp_path / "venv"))
     await run(
         stack,
@@ -155,9 +159,10 @@ async def test_a_python_client(stack: RunningStack, tmp_path: Path, name: str) -
     )
     keys = await make_guarded_keys(stack, tmp_path) if name in GUARDED else {}
     async with served_locally(stack) if name in LOCAL else nullcontext(keys) as variables:
-        await run(stack, tmp_path, RUN_SECONDS, python, str(HERE / "programs" / f"{name}_python.py"), **variables)
+        await run(stack, tmp_path, RUN_SECONDS, python, str(folder / "programs" / f"{name}_python.py"), **variables)
         if name in CHECKS:
-            output = await run(stack, tmp_path, RUN_SECONDS, python, "-m", f"checks.{name}", PYTHONPATH=str(HERE), **variables)
+            path = os.pathsep.join(map(str, {HERE: None, folder: None}))
+            output = await run(stack, tmp_path, RUN_SECONDS, python, "-m", f"checks.{name}", PYTHONPATH=path, **variables)
             ensure_complete(name, output)
 
 

@@ -164,7 +164,7 @@ class Site:
             status, answer = answer.status_code, await self._http.request(other, url, headers=headers)
             assert answer.status_code == status
         body = answer.json()
-        error = body if path.startswith("/ollama/") else body["error"]
+        error = body["error"] if isinstance(body["error"], dict) else body
         return str(error.get("aimesh_code", error["code"]))
 
     async def over_rpc(self, method: AnyMethod, request: msgspec.Struct, asker: Asker) -> str:

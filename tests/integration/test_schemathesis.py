@@ -45,7 +45,7 @@ CHECKS = [
 ]
 #: A longer answer only blocks a connection of the test.
 ANSWER_SECONDS = 30
-#: Their good calls, and which operations have none.
+#: Their good calls, which operations have none, and which run a model.
 _OF_FEATURES = feature_parts.modules("good_calls")
 NEVER_GOOD = {
     # A login without its second step, as test_access_matrix has, or that somebody approves; a route, as test_moderation has.
@@ -92,10 +92,7 @@ RUNS_A_MODEL = {
     "/v1/embeddings",
     "/v1/rerank",
     "/infill",
-    "/ollama/api/chat",
-    "/ollama/api/generate",
-    "/ollama/api/embed",
-    "/ollama/api/embeddings",
+    *(path for part in _OF_FEATURES for path in getattr(part, "RUNS_A_MODEL", ())),
 }
 
 Operation = APIOperation[Any, Any, Any, Any]
@@ -279,12 +276,6 @@ async def good(stack: RunningStack, api_client: ApiClient, fuzzer: Person) -> Go
         "GET /v1/files/{file}/content": lambda: {"file": files[0]},
         "DELETE /v1/files/{file}": lambda: {"file": files.pop() if len(files) > 1 else "gone"},
         "POST /v1/uploads/{upload}": lambda: {"upload": "upload_1/parts"},
-        "POST /ollama/api/chat": lambda: {"messages": [message], "model": "echo"},
-        "POST /ollama/api/generate": lambda: {"prompt": "hi", "model": "echo"},
-        "POST /ollama/api/embed": lambda: {"input": "hi", "model": "echo"},
-        "POST /ollama/api/embeddings": lambda: {"prompt": "hi", "model": "echo"},
-        "POST /ollama/api/show": lambda: {"model": "echo"},
-        "POST /ollama/api/pull": lambda: {"model": "echo"},
         "POST /api/auth/device": dict,
         "POST /api/auth/device/token": lambda: {"device_code": "none"},
         "GET /api/billing/invoices/{number}": lambda: {"number": "INV-2026-000001"},

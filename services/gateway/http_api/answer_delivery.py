@@ -1,8 +1,9 @@
 """Runs a request and sends its answer in one API's format, as a whole or as a stream of events."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from functools import lru_cache
+from typing import Protocol
 
 import msgspec
 
@@ -12,8 +13,9 @@ from services.gateway.http_api import response_formats, service_tiers
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, Headers
 from services.gateway.idempotency.cache_keys import CacheRequest
-from services.gateway.requests.runs import NO_REPEAT, RepeatedRequest, Runs
+from services.gateway.requests.runs import NO_REPEAT, RepeatedRequest
 from shared import context
+from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk
@@ -24,8 +26,33 @@ from shared.types import ModelName
 _CACHE_HIT: Headers = [(b"x-aimesh-cache", b"hit")]
 
 
+class Answering(Protocol):
+    """What the routes of an API need of ``Runs``, which says what each raises."""
+
+    def longest(self, *, flex: bool | None) -> float: ...
+
+    async def admit_images(self, request: InferenceRequest, written: MutableMapping[str, bytes] | None = None) -> InferenceRequest: ...
+
+    def answer(
+        self,
+        principal: Principal,
+        request: InferenceRequest,
+        reader: Reader[AnswerHead, Chunk],
+        *,
+        seconds: float,
+        repeat: RepeatedRequest,
+        whole: bool,
+        cache: CacheRequest,
+        streamed: bool,
+    ) -> Awaitable[InferenceResult]: ...
+
+    async def embed(
+        self, principal: Principal, request: EmbeddingRequest, reader: Reader[AnswerHead, Vectors], *, seconds: float, key: str | None
+    ) -> EmbeddingResult: ...
+
+
 async def answer(
-    runs: Runs,
+    runs: Answering,
     call: HttpCall,
     request: InferenceRequest,
     form: AnswerFormat,
@@ -133,7 +160,7 @@ class _EncodingReader(HeadReader[Vectors]):
 
 
 async def embed(
-    runs: Runs, call: HttpCall, request: EmbeddingRequest, encode: Callable[[int, bytes], msgspec.Raw]
+    runs: Answering, call: HttpCall, request: EmbeddingRequest, encode: Callable[[int, bytes], msgspec.Raw]
 ) -> tuple[list[msgspec.Raw], EmbeddingResult]:
     """Run the request; ``encode`` gets the number of each vector. Raises what ``Runs.embed`` raises."""
     request = msgspec.structs.replace(request, forbid_external=call.forbids_external)

@@ -384,7 +384,7 @@ class HttpCall:
             return
         self.add_headers(http_errors.headers(error))
         status = http_errors.status(error, self._scope["path"])
-        await self.answer(http_errors.body_at(self._scope["path"], content, status), status=status)
+        await self.answer(http_errors.dialect_at(self._scope["path"]).write_error(content, status), status=status)
 
     def expect_events(self, failed: Callable[[ErrorBody], Sequence[ServerSentEvent]], stream: EventStream = SERVER_SENT_EVENTS) -> None:
         """Announce a stream of events, which gets heartbeats from now on. ``failed`` formats an error as events."""

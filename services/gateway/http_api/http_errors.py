@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
 from services.gateway.facts import request_record
 from services.gateway.http_api import response_formats
-from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorDetails, ErrorObject, Headers, OllamaErrorBody
+from services.gateway.http_api.response_formats import AnthropicErrorBody, ErrorBody, ErrorDetails, ErrorObject, Headers
 from services.gateway.limits import limit_rules
-from shared import errors
-from shared.api import gateway
+from shared import errors, features
 from shared.errors import AimeshError, Fault
 from shared.types import RequestId
 
@@ -61,9 +62,10 @@ _MAX_PATH = 200
 
 def route_missing(path: str, origin: str, is_route: Callable[[str], bool]) -> RouteMissing:
     """Return the error for a path; if a route has its end, what the client's base URL must be. ``origin``: the gateway's address."""
-    if path.startswith(gateway.OLLAMA):
-        hint = "administrators choose the models of a mesh, with `aicli models`"
-        return RouteMissing(f"Ollama's /{path.removeprefix(gateway.OLLAMA)[:_MAX_PATH]} does not exist here", hint=hint)
+    dialect = dialect_at(path)
+    if dialect.missing_hint:
+        rest = path.removeprefix(dialect.prefix)[:_MAX_PATH]
+        return RouteMissing(f"{dialect.tag}'s /{rest} does not exist here", hint=dialect.missing_hint)
     parts = [part for part in path[:_MAX_PATH].split("/") if part]
     ends = ("/".join(parts[start:]) for start in range(len(parts)))
     meant = next((route for end in ends for route in (f"/v1/{end}", f"/{end}") if is_route(route)), None)
@@ -98,27 +100,40 @@ def anthropic_body(shown: ErrorBody, *, code: int = 0) -> AnthropicErrorBody:
     return AnthropicErrorBody(msgspec.structs.replace(error, type=kind, details=details), error.request_id)
 
 
-def ollama_body(shown: ErrorBody) -> OllamaErrorBody:
-    error = shown.error
-    return OllamaErrorBody(f"{error.message} – {error.hint}" if error.hint else error.message, error.code, error.param, error.request_id)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpDialect:
+    """How the API of a vendor says what every API says. A feature's is DIALECT in its `gateway/dialect.py`."""
+
+    #: Its paths begin with this. One without a slash at the end is a path, too.
+    prefix: str
+    #: In OpenAPI.
+    tag: str
+    error: type[msgspec.Struct] = ErrorBody
+    #: Makes an error of OpenAI's, and of the status if that is not sent yet, else 0.
+    write_error: Callable[[ErrorBody, int], msgspec.Struct] = lambda shown, _code: shown
+    #: Of streams.
+    media_type: str = "text/event-stream"
+    #: If set, a path without a route is said to be one of the vendor's.
+    missing_hint: str = ""
+
+    def has(self, path: str) -> bool:
+        return path == self.prefix or path.startswith(f"{self.prefix.removesuffix('/')}/")
 
 
-def kind_at(path: str) -> type[ErrorBody | AnthropicErrorBody | OllamaErrorBody]:
-    """Return how the API of this path has errors."""
-    if path.startswith(gateway.OLLAMA):
-        return OllamaErrorBody
-    return AnthropicErrorBody if _is_anthropics(path) else ErrorBody
+_ANTHROPICS = HttpDialect(
+    prefix="/v1/messages", tag="OpenAI", error=AnthropicErrorBody, write_error=lambda shown, code: anthropic_body(shown, code=code)
+)
+_OPENAIS = HttpDialect(prefix="/v1/", tag="OpenAI")
+_OURS = HttpDialect(prefix="/", tag="aimesh")
 
 
-def body_at(path: str, shown: ErrorBody, code: int) -> msgspec.Struct:
-    kind = kind_at(path)
-    if kind is OllamaErrorBody:
-        return ollama_body(shown)
-    return anthropic_body(shown, code=code) if kind is AnthropicErrorBody else shown
+@lru_cache
+def _dialects() -> tuple[HttpDialect, ...]:
+    return (_ANTHROPICS, _OPENAIS, *features.parts("gateway.dialect", HttpDialect, "DIALECT").values())
 
 
-def _is_anthropics(path: str) -> bool:
-    return f"{path}/".startswith("/v1/messages/")
+def dialect_at(path: str) -> HttpDialect:
+    return next((each for each in _dialects() if each.has(path)), _OURS)
 
 
 def status(error: AimeshError, path: str = "") -> int:
@@ -126,7 +141,7 @@ def status(error: AimeshError, path: str = "") -> int:
     credits as 429; Anthropic's know 402."""
     if isinstance(error, errors.RemoteError):
         return 400 if error.problem.fault is Fault.CALLER else 503
-    if error.status == 402 and path.startswith("/v1/") and not _is_anthropics(path):
+    if error.status == 402 and dialect_at(path) is _OPENAIS:
         return 429
     return error.status
 

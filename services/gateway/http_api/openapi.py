@@ -14,7 +14,6 @@ from services.gateway.http_api import http_errors
 from services.gateway.http_api.http_app import HttpRoute
 from services.gateway.http_api.http_call import HttpCall
 from shared.access_rules import Audience
-from shared.api import gateway
 from shared.telemetry.version import version
 
 #: Any node of a JSON Schema or OpenAPI document.
@@ -75,7 +74,7 @@ _OPERATIONS = (
 def document(routes: Sequence[HttpRoute]) -> Json:
     named = ((route.query, route.body, route.form, route.answer, route.pending, *route.events) for route in routes)
     kinds = {kind: None for of_route in named for kind in of_route if kind is not None}
-    error_kinds = {http_errors.kind_at(route.path): None for route in routes}
+    error_kinds = {http_errors.dialect_at(route.path).error: None for route in routes}
     _, schemas = msgspec.json.schema_components([*kinds, *error_kinds], ref_template=_REFERENCE)
     paths: dict[str, Json] = {}
     for route in routes:
@@ -107,7 +106,7 @@ def _operation(route: HttpRoute) -> Json:
     operation: Json = {
         "summary": route.summary,
         "operationId": _operation_id(route.verb, route.path),
-        "tags": ["OpenAI" if route.path.startswith("/v1") else "Ollama" if _is_ollamas(route) else "aimesh"],
+        "tags": [http_errors.dialect_at(route.path).tag],
         "security": _SCHEMES[route.access.who],
         "responses": _responses(route),
     }
@@ -132,7 +131,7 @@ def _responses(route: HttpRoute) -> Json:
     if route.answer is not None:
         content: Json = {"application/json": {"schema": _ref(route.answer)}}
         if route.events:
-            content["application/x-ndjson" if _is_ollamas(route) else "text/event-stream"] = {"schema": _event_schema(route)}
+            content[http_errors.dialect_at(route.path).media_type] = {"schema": _event_schema(route)}
         done["content"] = content
     statuses = {
         *_OF_EVERYONE,
@@ -142,7 +141,7 @@ def _responses(route: HttpRoute) -> Json:
         *(_OF_MODELS if route.runs_a_model else ()),
         *((404,) if "{" in route.path else ()),
     }
-    kind = http_errors.kind_at(route.path)
+    kind = http_errors.dialect_at(route.path).error
     errors = {str(status): {"$ref": f"#/components/responses/{_error_name(kind, status)}"} for status in sorted(statuses)}
     other = {"description": "Another error", "content": {"application/json": {"schema": _ref(kind)}}}
     found = {str(route.status): done, **errors, "default": other}
@@ -152,14 +151,9 @@ def _responses(route: HttpRoute) -> Json:
     return found
 
 
-def _is_ollamas(route: HttpRoute) -> bool:
-    """Its streams are lines of JSON."""
-    return route.path.startswith(gateway.OLLAMA)
-
-
 def _event_schema(route: HttpRoute) -> Json:
     """Describe the events in an extension and in text, because OpenAPI 3.1 can't."""
-    names, error = ", ".join(kind.__name__ for kind in route.events), http_errors.kind_at(route.path)
+    names, error = ", ".join(kind.__name__ for kind in route.events), http_errors.dialect_at(route.path).error
     return {
         "type": "string",
         "description": f"If `stream` is true: server-sent events with ids. Their data is one of {names}, or finally an {error.__name__}.",

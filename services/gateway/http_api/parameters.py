@@ -11,29 +11,29 @@ from services.gateway.http_api.tolerant_json import ParameterRule
 Rules = Mapping[str, ParameterRule]
 
 
-def _ignored(why: str) -> ParameterRule:
+def ignored(why: str) -> ParameterRule:
     return ParameterRule(why, ignored=True)
 
 
-def _only(description: str, *values: object) -> ParameterRule:
+def only(description: str, *values: object) -> ParameterRule:
     return ParameterRule(description, values.__contains__)
 
 
-_USER = _ignored("the credential identifies the caller")
-_CACHE = _ignored("prompt prefixes are cached automatically, per account")
-_SPEED = _ignored("there are no faster tiers; `service_tier: flex` is cheaper")
-_COPIED = _ignored("clients copy it from an answer; it means nothing to a model")
-_OBFUSCATION = _ignored("streams are not padded")
-_VERBOSITY = _ignored("say in the prompt how long the answer should be")
-_OTHER_TOOLS = _ignored("offer a function instead; a tool_choice that names it is refused")
+_USER = ignored("the credential identifies the caller")
+_CACHE = ignored("prompt prefixes are cached automatically, per account")
+_SPEED = ignored("there are no faster tiers; `service_tier: flex` is cheaper")
+COPIED = ignored("clients copy it from an answer; it means nothing to a model")
+_OBFUSCATION = ignored("streams are not padded")
+_VERBOSITY = ignored("say in the prompt how long the answer should be")
+OTHER_TOOLS = ignored("offer a function instead; a tool_choice that names it is refused")
 
 #: Anywhere in chats, responses and messages.
 _EVERYWHERE: Rules = {
     "*.cache_control": _CACHE,
     "*.prompt_cache_breakpoint": _CACHE,
-    "*.annotations": _COPIED,
-    "*.citations": _COPIED,
-    "*.logprobs": _COPIED,
+    "*.annotations": COPIED,
+    "*.citations": COPIED,
+    "*.logprobs": COPIED,
 }
 
 #: Chats and responses have these.
@@ -46,29 +46,29 @@ _COMMON: Rules = {
     "prompt_cache_options": _CACHE,
     "moderation": ParameterRule("is not supported; policies decide what is checked, and POST /v1/moderations checks texts"),
     "stream_options.include_obfuscation": _OBFUSCATION,
-    "tools[*]": _OTHER_TOOLS,
+    "tools[*]": OTHER_TOOLS,
 }
 
 #: In a chat's messages, here and below /api.
 CHAT_MESSAGES: Rules = {
     **_EVERYWHERE,
-    "messages.name": _ignored("models see roles, not names"),
-    "messages.parsed": _COPIED,
-    "messages.tool_calls.index": _COPIED,
-    "messages.tool_calls.function.parsed_arguments": _COPIED,
-    "messages.audio": _only("is not supported; models only read text and images", [], ""),
+    "messages.name": ignored("models see roles, not names"),
+    "messages.parsed": COPIED,
+    "messages.tool_calls.index": COPIED,
+    "messages.tool_calls.function.parsed_arguments": COPIED,
+    "messages.audio": only("is not supported; models only read text and images", [], ""),
     "messages.content[*]": ParameterRule("must be a text or image_url part; audio and files are not supported"),
 }
 
 CHAT: Rules = {
     **_COMMON,
     **CHAT_MESSAGES,
-    "store": _ignored("answers are not stored"),
-    "modalities": _only('must be ["text"]; models only generate text', ["text"]),
+    "store": ignored("answers are not stored"),
+    "modalities": only('must be ["text"]; models only generate text', ["text"]),
     "verbosity": _VERBOSITY,
     "audio": ParameterRule("is not supported; models only generate text"),
-    "prediction": _ignored("it only makes answers faster, not different"),
-    "web_search_options": _ignored("offer a tool that searches the web"),
+    "prediction": ignored("it only makes answers faster, not different"),
+    "web_search_options": ignored("offer a tool that searches the web"),
 }
 
 COMPLETIONS: Rules = {"user": _USER, "stream_options.include_obfuscation": _OBFUSCATION}
@@ -76,7 +76,7 @@ COMPLETIONS: Rules = {"user": _USER, "stream_options.include_obfuscation": _OBFU
 EMBEDDINGS: Rules = {"user": _USER}
 
 _OTHER_CHOICES = ParameterRule("must name a function or a custom tool that is offered")
-_OTHER_MODELS = _ignored("another model's built-in tool has made it")
+_OTHER_MODELS = ignored("another model's built-in tool has made it")
 #: Their calls, in a conversation that began with such a model, and what came of them.
 _BUILT_IN_ITEMS = (
     "web_search_call", "file_search_call", "tool_search_call", "tool_search_output", "computer_call", "computer_call_output",
@@ -89,64 +89,33 @@ _SUMMARIES = ParameterRule("is a summary that only OpenAI's models can make and 
 RESPONSES: Rules = {
     **_COMMON,
     "text.verbosity": _VERBOSITY,
-    "max_tool_calls": _ignored("it limits OpenAI's built-in tools, which are not supported"),
-    "client_metadata": _ignored("requests are not stored"),
-    "tools.tools[*]": _OTHER_TOOLS,
-    "input.tools[*]": _OTHER_TOOLS,
-    "input.tools.tools[*]": _OTHER_TOOLS,
+    "max_tool_calls": ignored("it limits OpenAI's built-in tools, which are not supported"),
+    "client_metadata": ignored("requests are not stored"),
+    "tools.tools[*]": OTHER_TOOLS,
+    "input.tools[*]": OTHER_TOOLS,
+    "input.tools.tools[*]": OTHER_TOOLS,
     "tool_choice[*]": _OTHER_CHOICES,
     "tool_choice.tools[*]": _OTHER_CHOICES,
-    "background_options": _ignored("an answer in the background begins as soon as it can"),
+    "background_options": ignored("an answer in the background begins as soon as it can"),
     "conversation": ParameterRule("is not supported; send the whole conversation as input, with `store: false`"),
     "prompt": ParameterRule("cannot be found: prompts are not stored; send its text as instructions and input"),
-    "truncation": _ignored("an input that is too long is refused; shorten it yourself"),
-    "context_management": _ignored("an input that is too long is refused; shorten it yourself"),
-    "image": _ignored("images are never compressed"),
-    "access_programs": _ignored("they choose among OpenAI's own models"),
-    "input.id": _COPIED,
-    "input.status": _COPIED,
-    "input.phase": _COPIED,
-    "input.summary": _COPIED,
-    "input.encrypted_content": _ignored("only its vendor can read it"),
-    "input.role": _COPIED,
+    "truncation": ignored("an input that is too long is refused; shorten it yourself"),
+    "context_management": ignored("an input that is too long is refused; shorten it yourself"),
+    "image": ignored("images are never compressed"),
+    "access_programs": ignored("they choose among OpenAI's own models"),
+    "input.id": COPIED,
+    "input.status": COPIED,
+    "input.phase": COPIED,
+    "input.summary": COPIED,
+    "input.encrypted_content": ignored("only its vendor can read it"),
+    "input.role": COPIED,
     **{f"input[{item}]": _OTHER_MODELS for item in _BUILT_IN_ITEMS},
     **{f"input[{item}]": _SUMMARIES for item in ("compaction", "compaction_trigger", "context_compaction")},
     "input.content[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
     "input.output[*]": ParameterRule("must be a text or an image; audio and files are not supported"),
 }
 
-_ENGINE_OPTIONS = (
-    "num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "numa", "low_vram", "f16_kv", "use_mmap", "use_mlock",
-    "logits_all", "vocab_only", "embedding_only",
-)  # fmt: skip
-_SAMPLERS = ("tfs_z", "typical_p", "repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta", "penalize_newline")
-
-#: Ollama's. ``OLLAMA`` is common to all of its bodies.
-OLLAMA: Rules = {
-    "keep_alive": _ignored("the mesh decides how long a model stays loaded"),
-    "truncate": _ignored("an input that is too long is refused; shorten it yourself"),
-    "shift": _ignored("an input that is too long is refused; shorten it yourself"),
-    "verbose": _ignored("a mesh doesn't show the files of its models"),
-    "insecure": _ignored("only administrators download models"),
-    **dict.fromkeys((f"options.{name}" for name in _ENGINE_OPTIONS), _ignored("the mesh decides how a model is loaded")),
-    **dict.fromkeys((f"options.{name}" for name in _SAMPLERS), _ignored("there is no such sampler")),
-}
-OLLAMA_CHAT: Rules = {
-    **OLLAMA,
-    "messages.tool_calls.type": _COPIED,
-    "messages.tool_calls.index": _COPIED,
-    "messages.tool_calls.function.index": _COPIED,
-    "messages.tool_calls.function.description": _COPIED,
-    "tools[*]": _OTHER_TOOLS,
-}
-OLLAMA_GENERATE: Rules = {
-    **OLLAMA,
-    "context": _only("is not supported; send the whole conversation to /api/chat", []),
-    "template": _only("is not supported; models have templates of their own, or send `raw`", ""),
-    **dict.fromkeys(("width", "height", "steps"), _ignored("models only generate text")),
-}
-
-_OFFERED = _ignored("every tool is offered, as its schema describes it")
+_OFFERED = ignored("every tool is offered, as its schema describes it")
 #: Of images and documents, by the type of their source.
 _SOURCES: Rules = {
     "url": ParameterRule("is a URL; send the data itself"),
@@ -163,35 +132,35 @@ _SERVER_BLOCKS = (
 #: Anthropic's.
 MESSAGES: Rules = {
     **_EVERYWHERE,
-    "metadata": _ignored("requests are not stored"),
+    "metadata": ignored("requests are not stored"),
     "thread": ParameterRule("is not supported: conversations are not stored; send the whole conversation, without thread"),
     "compaction": ParameterRule("is not supported: nothing is summarized here; shorten the conversation yourself"),
-    "mcp_servers": _ignored("connect to the servers yourself and offer their tools"),
-    "container": _ignored("code runs in your own tools"),
+    "mcp_servers": ignored("connect to the servers yourself and offer their tools"),
+    "container": ignored("code runs in your own tools"),
     "diagnostics": _CACHE,
-    "inference_geo": _ignored("policies and routes decide where models run"),
+    "inference_geo": ignored("policies and routes decide where models run"),
     "speed": _SPEED,
-    "fallbacks": _ignored("routes have fallbacks"),
+    "fallbacks": ignored("routes have fallbacks"),
     "fallback_credit_token": _SPEED,
     "billing_policy": _USER,
-    "output_config.task_budget": _ignored("max_tokens limits an answer, and budgets limit keys"),
-    "thinking.block_binding": _COPIED,
-    "messages.clear_at": _ignored("instructions stay where they are"),
-    "messages.output_config": _ignored("the request's own output_config counts"),
-    "messages.content[fallback]": _COPIED,
-    "messages.content.caller": _COPIED,
-    "messages.content.toolset_name": _COPIED,
-    "messages.content[redacted_thinking]": _ignored("only its vendor can read it"),
-    **dict.fromkeys((f"messages.content[{kind}]" for kind in _SERVER_BLOCKS), _ignored("only its vendor has these tools")),
+    "output_config.task_budget": ignored("max_tokens limits an answer, and budgets limit keys"),
+    "thinking.block_binding": COPIED,
+    "messages.clear_at": ignored("instructions stay where they are"),
+    "messages.output_config": ignored("the request's own output_config counts"),
+    "messages.content[fallback]": COPIED,
+    "messages.content.caller": COPIED,
+    "messages.content.toolset_name": COPIED,
+    "messages.content[redacted_thinking]": ignored("only its vendor can read it"),
+    **dict.fromkeys((f"messages.content[{kind}]" for kind in _SERVER_BLOCKS), ignored("only its vendor has these tools")),
     "messages.content[*]": ParameterRule("must be text, image, document, search_result, tool_use, tool_result or thinking"),
     "messages.content.content[tool_reference]": _OFFERED,
-    "messages.content.content[browser_state]": _ignored("only its vendor has these tools"),
+    "messages.content.content[browser_state]": ignored("only its vendor has these tools"),
     "messages.content.content[*]": ParameterRule("must be text, image, document or search_result"),
     **{f"messages.content.{at}source[{kind}]": rule for at in ("", "content.") for kind, rule in _SOURCES.items()},
-    "tools.strict": _ignored("the arguments of a required call always match its schema"),
-    "tools.eager_input_streaming": _ignored("arguments are always streamed as the model writes them"),
+    "tools.strict": ignored("the arguments of a required call always match its schema"),
+    "tools.eager_input_streaming": ignored("arguments are always streamed as the model writes them"),
     "tools.defer_loading": _OFFERED,
     "tools.allowed_callers": _OFFERED,
     "tools.input_examples": _OFFERED,
-    "tools[*]": _OTHER_TOOLS,
+    "tools[*]": OTHER_TOOLS,
 }

@@ -50,14 +50,6 @@ class AnthropicErrorBody(msgspec.Struct, frozen=True, tag_field="type", tag="err
     request_id: RequestId
 
 
-class OllamaErrorBody(msgspec.Struct, frozen=True):
-    #: All that its clients show.
-    error: str
-    code: str
-    param: str | None
-    request_id: RequestId
-
-
 class AnswerFacts(msgspec.Struct, frozen=True):
     """Facts included in every answer."""
 

@@ -1,4 +1,4 @@
-"""Forward /api, /v1, /ollama, /rpc and the API reference to the gateway and stream the responses back. An ASGI application.
+"""Forward /api, /rpc, the APIs of vendors and the API reference to the gateway and stream the responses back. An ASGI application.
 
 Nothing is buffered in either direction, so backpressure reaches the gateway. If a client disconnects, its upstream request is canceled,
 which stops the generation. Cookies are never forwarded: a browser session must not authorize API calls.

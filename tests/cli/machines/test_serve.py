@@ -16,10 +16,11 @@ from cli.connection import CliConnection
 from cli.machines import loopback, serve
 from cli.machines.loopback import Loopback, MeshLink
 from cli.profile import Profile
-from shared import errors
+from shared import errors, features
 from shared.api import gateway
 from shared.api.gateway import HttpPart, HttpRequest
 from shared.api.method import Nothing
+from shared.features import HttpApi
 from shared.node.lifecycle import background
 from shared.protocol import request_memory, wire
 from shared.timing.backoff import Backoff
@@ -104,15 +105,40 @@ async def test_a_request_reaches_the_mesh_without_its_credentials_and_the_answer
     assert [call.credential for call in mesh.calls] == [KEY]
 
 
-def test_ollamas_paths_are_at_the_root() -> None:
-    for path, expected in {
-        "/api/chat": "/ollama/api/chat", "/": "/ollama/", "/v1/models": "/v1/models", "/v1/models/a/b": "/v1/models/a/b",
-        "/ollama/api/tags": "/ollama/api/tags",
-    }.items():  # fmt: skip
+ONLY_V1 = "OpenAI's API is below /v1"
+APIS = {
+    "none": (
+        (),
+        {"/v1/models": "/v1/models", "/v1/models/a/b": "/v1/models/a/b"},
+        ("/", "/api/chat", "/acme/"),
+        "OpenAI's API is below /v1",
+    ),
+    "at its own path": (
+        (HttpApi(prefix="/acme/", vendor="Acme"),),
+        {"/acme/a": "/acme/a"},
+        ("/", "/api/chat"),
+        "OpenAI's API is below /v1",
+    ),
+    "at the root": (
+        (HttpApi(prefix="/acme/", vendor="Acme", is_at_root=True),),
+        {"/api/chat": "/acme/api/chat", "/": "/acme/", "/v1/models": "/v1/models", "/acme/api/chat": "/acme/api/chat"},
+        (),
+        f"{ONLY_V1}, and Acme's below /api",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_the_api_of_a_feature_may_be_at_the_root(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    apis, served, others, hint = APIS[name]
+    monkeypatch.setattr(features, "http_apis", lambda: list(apis))
+    monkeypatch.setattr(gateway, "HTTP_PREFIXES", ("/v1/", *(api.prefix for api in apis)))
+    for path, expected in served.items():
         assert loopback.target(path) == expected
-    for path in ("/rpc/auth.getUser", "/metrics", "/v1", "/login", "/api", ""):
-        with case(path), pytest.raises(errors.NotFound, match="there is no"):
+    for path in (*others, "/rpc/auth.getUser", "/metrics", "/v1", "/login", "/api", ""):
+        with case(path), pytest.raises(errors.NotFound, match="there is no") as refused:
             loopback.target(path)
+        assert refused.value.hint == hint
 
 
 async def test_only_this_machine_may_use_it(mesh: Mesh) -> None:
@@ -120,10 +146,10 @@ async def test_only_this_machine_may_use_it(mesh: Mesh) -> None:
     async with serving(mesh) as http:
         for host in ("localhost", "LOCALHOST:11434", "127.0.0.1:1", "[::1]:11434", "127.9.9.9"):
             with case(host):
-                assert (await http.get("/api/tags", headers={"host": host})).status_code == 200
+                assert (await http.get("/v1/models", headers={"host": host})).status_code == 200
         for host in ("evil.example", "localhost.evil.example:11434", "127.0.0.1.evil.example", "192.168.1.20:11434", "a@b", "[", ""):
             with case(host):
-                assert (await http.get("/api/tags", headers={"host": host})).status_code == 403
+                assert (await http.get("/v1/models", headers={"host": host})).status_code == 403
         mesh.requests.clear()
         for origin in (
             "https://evil.example",
@@ -134,7 +160,7 @@ async def test_only_this_machine_may_use_it(mesh: Mesh) -> None:
             "chrome-extension://localhosts",
         ):
             with case(origin):
-                answer = await http.post("/api/chat", content=b"{}", headers={"origin": origin, "content-type": "text/plain"})
+                answer = await http.post("/v1/chat/completions", content=b"{}", headers={"origin": origin, "content-type": "text/plain"})
                 assert answer.status_code == 403
                 assert "access-control-allow-origin" not in answer.headers
         assert mesh.requests == []
@@ -144,11 +170,11 @@ async def test_pages_of_this_machine_may_use_it(mesh: Mesh) -> None:
     page = {"origin": "http://localhost:5173"}
     async with serving(mesh) as http:
         wanted = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
-        allowed = await http.options("/api/chat", headers={**page, **wanted})
+        allowed = await http.options("/v1/chat/completions", headers={**page, **wanted})
         assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, page["origin"])
         assert allowed.headers["access-control-allow-headers"] == "content-type"
         assert mesh.requests == []
-        answer = await http.post("/api/chat", json={}, headers=page)
+        answer = await http.post("/v1/chat/completions", json={}, headers=page)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, page["origin"])
     assert b"origin" not in dict(mesh.requests[0].headers)
 
@@ -160,7 +186,7 @@ async def test_parts_arrive_as_they_come_and_a_client_that_leaves_cancels_the_ca
 
     mesh.then = hang
     async with serving(mesh) as http:
-        async with http.stream("POST", "/api/chat", json={}) as answer:
+        async with http.stream("POST", "/v1/chat/completions", json={}) as answer:
             assert await anext(answer.aiter_lines()) == "one"
             assert mesh.left_early == []
         await until(lambda: mesh.left_early == ["gateway.serveHttp"])
@@ -186,18 +212,18 @@ async def test_a_mesh_that_is_away_is_503_and_comes_back(mesh: Mesh, monkeypatch
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         expected = {"message": "NATS does not answer – start the stack with `make up`", "type": "api_error", "code": "unavailable"}
         assert refused.json()["error"] == expected | {"param": None}
-        assert (await http.get("/api/tags")).json()["error"] == expected["message"]
+        assert (await http.get("/metrics")).json()["error"].startswith("there is no '/metrics' here"), "others than OpenAI's get a text"
         mesh.is_away = False
         await until(lambda: mesh.opened == 1)
-        assert (await http.get("/api/tags")).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 200
         mesh.is_away = True
         mesh.cut.set()
         await until(lambda: notes[1:] == ["the mesh is gone; trying again"])
-        assert (await http.get("/api/tags")).status_code == 503
+        assert (await http.get("/v1/models")).status_code == 503
         mesh.is_away = False
         mesh.cut.clear()
         await until(lambda: mesh.opened == 2)
-        assert (await http.get("/api/tags")).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 200
 
 
 async def test_a_new_login_is_used_without_a_restart(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,17 +236,17 @@ async def test_a_new_login_is_used_without_a_restart(mesh: Mesh, monkeypatch: py
     more, new_key = asyncio.Event(), Credential(f"{KEY}2")
     mesh.then = hang
     async with serving(mesh) as http:
-        async with http.stream("POST", "/api/chat", json={}) as answer:
+        async with http.stream("POST", "/v1/chat/completions", json={}) as answer:
             lines = answer.aiter_lines()
             assert await anext(lines) == "one"
             mesh.profile, mesh.then = Profile(api_key=new_key), None
-            assert (await http.get("/api/tags")).status_code == 200
+            assert (await http.get("/v1/models")).status_code == 200
             # An answer of the old key goes to its end.
             more.set()
             assert await anext(lines) == "two"
         assert ([call.credential for call in mesh.calls], mesh.opened) == ([KEY, new_key], 1)
         mesh.profile = Profile(api_key=new_key, url="https://other.example")
-        assert (await http.get("/api/tags")).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 200
         assert mesh.opened == 2
 
 
@@ -237,13 +263,13 @@ async def test_a_refused_key_is_one_sentence_in_the_program_and_one_in_the_termi
     mesh.stream_script(gateway.serve_http, refuse, Nothing())
     notes = list[str]()
     async with serving(mesh, notes) as http:
-        refused = [await http.post(path, json={}) for path in ("/api/chat", "/v1/chat/completions")]
+        refused = [await http.post("/v1/chat/completions", json={}) for _ in range(2)]
         sentence = "the mesh refuses the key of this profile – run `aicli login`; the new key is used at once"
         assert [answer.status_code for answer in refused] == [401, 401]
-        assert (refused[0].json()["error"], refused[1].json()["error"]["message"]) == (sentence, sentence)
+        assert [answer.json()["error"]["message"] for answer in refused] == [sentence, sentence]
         assert notes == [sentence.replace(" –", ";")]
         mesh.profile = Profile(api_key=Credential(f"{KEY}2"))
-        assert (await http.get("/api/tags")).status_code == 200
+        assert (await http.get("/v1/models")).status_code == 200
 
 
 async def test_a_request_waits_for_the_first_connection(mesh: Mesh) -> None:
@@ -251,7 +277,7 @@ async def test_a_request_waits_for_the_first_connection(mesh: Mesh) -> None:
     link = MeshLink(mesh.open, lambda: mesh.profile, print)
     transport = httpx.ASGITransport(Loopback(link))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http, background() as tasks:
-        asking = tasks.create_task(http.get("/api/tags"))
+        asking = tasks.create_task(http.get("/v1/models"))
         await asyncio.sleep(0)
         tasks.create_task(link.run())
         assert (await asking).status_code == 200
@@ -290,7 +316,7 @@ async def test_two_hundred_programs_at_once(mesh: Mesh) -> None:
 
     mesh.then = wait
     async with serving(mesh) as http, asyncio.TaskGroup() as tasks:
-        answers = [tasks.create_task(http.post("/api/chat", json={})) for _ in range(count)]
+        answers = [tasks.create_task(http.post("/v1/chat/completions", json={})) for _ in range(count)]
         await until(lambda: len(mesh.requests) == count, seconds=HANG_SECONDS)
         end.set()
         assert {(await answer).content for answer in answers} == {b"one\ntwo\n"}
@@ -308,7 +334,7 @@ async def test_bodies_of_many_programs_have_bounded_memory(mesh: Mesh) -> None:
         sent.append(message)
 
     headers = [(b"host", b"localhost"), (b"content-length", b"%d" % wire.MAX_REQUEST_BYTES)]
-    scope = {"type": "http", "method": "POST", "path": "/api/chat", "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"", "headers": headers}
     room, count = request_memory.MAX_HELD_BYTES // wire.MAX_REQUEST_BYTES, 200
     async with asyncio.TaskGroup() as tasks:
         for _ in range(count):
@@ -325,7 +351,7 @@ async def test_both_loopback_addresses_are_served(mesh: Mesh) -> None:
     async with serving(mesh) as http:
         for host in ("127.0.0.1", *(("[::1]",) if socket.has_dualstack_ipv6() else ())):
             with case(host):
-                assert (await http.get(f"http://{host}:{http.base_url.port}/api/tags")).status_code == 200
+                assert (await http.get(f"http://{host}:{http.base_url.port}/v1/models")).status_code == 200
 
 
 def test_a_port_that_is_taken(shell: Shell) -> None:

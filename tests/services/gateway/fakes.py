@@ -44,7 +44,6 @@ from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits.quotas import Quotas
-from services.gateway.ollama_api.ollama_routes import OllamaRoutes
 from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
@@ -97,9 +96,12 @@ from shared.types import (
     UserRole,
 )
 from shared.worker_pools import WorkerPool
+from tests import feature_parts
 from tests.services.gateway.fake_counters import AbsentCache, FakeCounters
 from tests.services.gateway.pulled import PulledRuns
 
+#: Their routes that only need what this gateway has.
+OF_FEATURES = feature_parts.modules("gateway.fake_routes")
 USER = UserId(UUID(int=1))
 KEY_ID = KeyId(UUID(int=2))
 KEY = Credential(credentials.PREFIX + "x" * 43 + credentials.checksum("x" * 43))
@@ -573,13 +575,13 @@ class RunningService:
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
             OpenAiRoutes(self.runs, self._served, self.items, background),
             background,
-            OllamaRoutes(self.runs, self._served),
             OpenAiModerations(self.runs),
             TokenRoutes(self.runs, self.items),
             RerankRoute(self.runs),
             *(kind(self.runs) for kind in (InfillRoute, OpenAiEmbeddings)),
         )
-        routes = tuple(route for part in parts for route in part.routes())
+        of_features = (route for part in OF_FEATURES for route in part.routes(self.runs, self._served))
+        routes = (*(route for part in parts for route in part.routes()), *of_features)
         rpc_routes = RpcRoutes(self.rpc, lambda name, _caller: self.own[name], node_id(99), self._finish).routes()
         # Rendering the reference takes 50 ms, and it is the same for all services.
         if not RunningService._reference:

@@ -120,8 +120,7 @@ NEED_CREDENTIAL = [
     ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/api/inference"), ("POST", "/api/infer"),
     ("DELETE", "/api/inference"), ("POST", "/api/auth/api-keys"), ("GET", "/api/usage"), ("GET", "/api/quota"),
     ("GET", "/api/auth/api-keys"), ("DELETE", "/api/auth/api-keys/{key}"), ("POST", "/api/auth/confirm"), ("GET", "/api/requests"),
-    ("POST", "/api/feedback"), ("GET", "/ollama/api/tags"), ("HEAD", "/ollama/api/tags"), ("GET", "/ollama/api/ps"),
-    *(("POST", f"/ollama/api/{name}") for name in ("show", "pull", "chat", "generate", "embed", "embeddings")),
+    ("POST", "/api/feedback"), *(route for part in fakes.OF_FEATURES for route in part.NEED_CREDENTIAL),
 ]  # fmt: skip
 
 

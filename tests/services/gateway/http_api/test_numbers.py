@@ -117,8 +117,8 @@ async def post(app: HttpApp, path: str, body: bytes) -> tuple[int, dict[str, Any
     await app({"type": "http", "method": "POST", "path": path, "headers": headers}, receive, send)
     content = b"".join(message.get("body", b"") for message in sent)
     found = json.loads(content) if sent[0]["status"] >= 400 else {"error": {}}
-    # Ollama's errors are a text.
-    return sent[0]["status"], {**found, "message": found["error"]} if path.startswith("/ollama/") else found["error"]
+    # Some APIs have errors whose message is a text.
+    return sent[0]["status"], {**found, "message": found["error"]} if isinstance(found["error"], str) else found["error"]
 
 
 def _dotted(path: str) -> str:

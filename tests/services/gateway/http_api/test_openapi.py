@@ -95,7 +95,8 @@ def test_every_route_is_listed_with_its_credential_body_and_errors(document: dic
         assert ("requestBody" in operation) is (route.body is not None)
         answers = operation["responses"]
         assert ("202" in answers) is (route.status == 202 or route.pending is not None)
-        stream = "application/x-ndjson" if route.path.startswith("/ollama/") else "text/event-stream"
+        of_features = (kind for part in fakes.OF_FEATURES for prefix, kind in part.STREAMS.items() if route.path.startswith(prefix))
+        stream = next(of_features, "text/event-stream")
         assert (stream in answers[str(route.status)].get("content", {})) is bool(route.events)
         headers = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "header"}
         if route.streams or route.runs_a_model:

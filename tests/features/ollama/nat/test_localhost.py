@@ -18,7 +18,7 @@ from tests.nat.topology import Internet, Nat
 from tests.stacks import REPOSITORY, until
 from tests.stopwatch import HANG_SECONDS
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.nightly("nat")]
 
 INSTALL_SECONDS = 300
 ADDRESS = "http://localhost:11434"

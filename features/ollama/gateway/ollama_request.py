@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, cast
 import msgspec
 from msgspec import inspect
 
+from features.ollama.gateway import ollama_parameters
 from services.gateway.facts.bad_field import BadField
-from services.gateway.http_api import chat_messages, parameters
+from services.gateway.http_api import chat_messages
 from services.gateway.http_api.chat_messages import IN_MESSAGE, OF_TOOLS, ImageUrl, JsonObject, ToolBody, json_text
 from services.gateway.http_api.tolerant_json import BodyDialect
 from services.gateway.openai_api import reasoning_words
@@ -121,11 +122,11 @@ class OllamaEmbedBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 _TYPES = {"tools": "function"}
-CHAT = BodyDialect("ollama_chat", OllamaChatBody, parameters.OLLAMA_CHAT, _TYPES)
-GENERATE = BodyDialect("ollama_generate", OllamaGenerateBody, parameters.OLLAMA_GENERATE)
-EMBED = BodyDialect("ollama_embed", OllamaEmbedBody, parameters.OLLAMA)
-EMBEDDING = BodyDialect("ollama_embedding", OllamaEmbeddingBody, parameters.OLLAMA)
-NAMED = BodyDialect("ollama_model", OllamaNameBody, parameters.OLLAMA)
+CHAT = BodyDialect("ollama_chat", OllamaChatBody, ollama_parameters.CHAT, _TYPES)
+GENERATE = BodyDialect("ollama_generate", OllamaGenerateBody, ollama_parameters.GENERATE)
+EMBED = BodyDialect("ollama_embed", OllamaEmbedBody, ollama_parameters.COMMON)
+EMBEDDING = BodyDialect("ollama_embedding", OllamaEmbeddingBody, ollama_parameters.COMMON)
+NAMED = BodyDialect("ollama_model", OllamaNameBody, ollama_parameters.COMMON)
 
 
 def of_chat(body: OllamaChatBody) -> InferenceRequest:

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from services.gateway.ollama_api import ollama_request
-from services.gateway.ollama_api.ollama_format import OllamaFormat
+from features.ollama.gateway import ollama_request
+from features.ollama.gateway.ollama_format import OllamaFormat
 from shared import errors
 from shared.api.embedding import Embed, Embedded, Vectors
 from shared.api.generation import FormatKind, ReasoningEffort, ToolCall

@@ -7,11 +7,12 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.gateway.http_api import chat_messages, http_errors, response_formats
+from features.ollama.gateway import dialect
+from features.ollama.gateway.ollama_request import OllamaChatBody, OllamaPromptBody
+from services.gateway.http_api import chat_messages, response_formats
 from services.gateway.http_api.chat_messages import JsonObject
 from services.gateway.http_api.response_formats import ErrorBody, EventStream, ServerSentEvent, TokenChoice
 from services.gateway.http_api.rest_format import RestFormat, TextEvent
-from services.gateway.ollama_api.ollama_request import OllamaChatBody, OllamaPromptBody
 from shared.api.gateway import InferenceResult, ServedModel
 from shared.api.inference import Chunk
 from shared.types import Ability, FinishReason, ModelName, Moment
@@ -155,7 +156,7 @@ def show_model(model: ServedModel, started_at: datetime) -> OllamaShownModel:
 class JsonLines(EventStream):
     """A JSON object on each line. A line without text is a sign of life."""
 
-    media_type = b"application/x-ndjson"
+    media_type = dialect.DIALECT.media_type.encode()
 
     def __init__(self, empty: msgspec.Struct) -> None:
         self._empty = ServerSentEvent(empty)
@@ -187,7 +188,7 @@ class OllamaFormat(RestFormat):
         return (ServerSentEvent(_ended(self._line(TextEvent("")), result)),)
 
     def failed(self, error: ErrorBody) -> Sequence[ServerSentEvent]:
-        return (ServerSentEvent(http_errors.ollama_body(error)),)
+        return (ServerSentEvent(dialect.error_body(error)),)
 
     def whole(self, result: InferenceResult) -> msgspec.Struct:
         self._shown = 0

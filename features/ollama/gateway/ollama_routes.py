@@ -7,11 +7,8 @@ from functools import partial
 
 import msgspec
 
-from services.gateway.http_api import answer_delivery
-from services.gateway.http_api.http_app import HttpRoute
-from services.gateway.http_api.http_call import HttpCall
-from services.gateway.ollama_api import ollama_format, ollama_request
-from services.gateway.ollama_api.ollama_format import (
+from features.ollama.gateway import ollama_format, ollama_request
+from features.ollama.gateway.ollama_format import (
     JsonLines,
     OllamaAnswer,
     OllamaEmbedding,
@@ -22,7 +19,7 @@ from services.gateway.ollama_api.ollama_format import (
     OllamaShownModel,
     OllamaVersion,
 )
-from services.gateway.ollama_api.ollama_request import (
+from features.ollama.gateway.ollama_request import (
     OllamaChatBody,
     OllamaEmbedBody,
     OllamaEmbeddingBody,
@@ -30,7 +27,10 @@ from services.gateway.ollama_api.ollama_request import (
     OllamaNameBody,
     OllamaPromptBody,
 )
-from services.gateway.requests.runs import Runs
+from services.gateway.http_api import answer_delivery
+from services.gateway.http_api.answer_delivery import Answering
+from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_call import HttpCall
 from shared import errors
 from shared.api import embedding
 from shared.api.auth import Principal
@@ -45,7 +45,7 @@ _EMBED_METHOD = embedding.request_embeddings.name.partition(".")[2]
 class OllamaRoutes:
     """The handlers of /ollama. ``served`` returns the models that a caller may use, the default first."""
 
-    def __init__(self, runs: Runs, served: Callable[[Principal], tuple[ServedModel, ...]]) -> None:
+    def __init__(self, runs: Answering, served: Callable[[Principal], tuple[ServedModel, ...]]) -> None:
         self._runs = runs
         self._served = served
         self._started_at = datetime.fromtimestamp(int(time.time()), UTC)
