@@ -266,7 +266,17 @@ def fill(into: Path, targets: Iterable[Target], *, without_ours: bool = False) -
 
 
 def add_libraries(into: Path, *, without_ours: bool = False) -> None:
-    """Build llama.cpp's libraries for workers, and publish them. Other runs don't wait meanwhile. Raises SetupFailed and BuildFailed."""
+    """Build llama.cpp's libraries for workers, and publish them. Other runs don't wait meanwhile; if one builds already, this does nothing.
+    Raises SetupFailed and BuildFailed."""
+    with (into / ".building").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        _add_libraries(into, without_ours=without_ours)
+
+
+def _add_libraries(into: Path, *, without_ours: bool) -> None:
     for machine in IndexFolder(into).worker_machines:
         made = engine_libraries.ensure_wheel(machine)
         with _locked(into) as folder:

@@ -1,5 +1,6 @@
 """What a mesh's package index has after a first run, an unchanged one and a new version. Stand-ins write files in place of pip and npm."""
 
+import fcntl
 import hashlib
 import os
 import re
@@ -171,3 +172,15 @@ def test_workers_get_the_libraries_of_their_machine_once_these_are_built(monkeyp
 def _libraries(folder: Path) -> list[str]:
     text = (folder / "worker.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.startswith("aimesh-engine-libraries")]
+
+
+def test_one_run_builds_the_libraries_and_the_others_leave_it_to_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `make up` begins a run; they used to wait for the first, with 55 MB each."""
+    built: list[str] = []
+    monkeypatch.setattr(install_index, "_add_libraries", lambda _into, **_: built.append("built"))
+    with (tmp_path / ".building").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        install_index.add_libraries(tmp_path)
+        assert built == []
+    install_index.add_libraries(tmp_path)
+    assert built == ["built"]
