@@ -243,6 +243,13 @@ async def count_restores(stack: RunningStack) -> int:
     return found
 
 
+async def count_log_lines(stack: RunningStack) -> int:
+    """Return how many lines the recovery log has."""
+    async with stack.database("gateway") as database:
+        found: int = await database.fetchval("SELECT coalesce(max(number), 0) FROM recovery_log")
+    return found
+
+
 async def is_billed(stack: RunningStack, owner: UserId) -> bool:
     """Return whether the present period has begun, and all that was owed before is billed."""
     async with stack.database("gateway") as database:
