@@ -69,7 +69,7 @@ OPEN: dict[str, tuple[Callable[[str], AbstractAsyncContextManager[Database]], di
 _TABLES = """
 SELECT relname, relrowsecurity AND relforcerowsecurity AND EXISTS (SELECT FROM pg_policy WHERE polrelid = pg_class.oid)
 FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE nspname = $1 AND relkind IN ('r', 'p') AND relname <> 'migrations'
+WHERE nspname = $1 AND relkind IN ('r', 'p') AND relname NOT IN ('migrations', 'feature_migrations')
 """
 
 
