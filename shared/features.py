@@ -128,10 +128,11 @@ def files(name: str) -> list[Path]:
     return [path for feature in known() if (path := FOLDER / feature / name).exists()]
 
 
-def having(place: str) -> list[str]:
-    """Return the features with this module."""
+@lru_cache
+def having(place: str) -> tuple[str, ...]:
+    """Return the features with this module. It is asked for each mail and each notice, the disk only once."""
     path = Path(*place.split("."))
-    return [name for name in known() if (FOLDER / name / path.with_suffix(".py")).exists()]
+    return tuple(name for name in known() if (FOLDER / name / path.with_suffix(".py")).exists())
 
 
 def _attribute(module: str, attribute: str, kind: type[P]) -> P:

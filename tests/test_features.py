@@ -96,9 +96,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         api = HttpApi(prefix=f"/{name}/", vendor=name) if needs else None
         commands = (Command(name=name, section="Ask", place="x:y", summary="Do."),)
         found[name] = Feature(needs=frozenset(needs), commands=commands, http_api=api)
-    features.known.cache_clear()
+    for cached in (features.known, features.having):
+        cached.cache_clear()
     yield tmp_path
-    features.known.cache_clear()
+    for cached in (features.known, features.having):
+        cached.cache_clear()
 
 
 def test_each_feature_comes_after_those_that_it_needs_and_else_by_name(folder: Path) -> None:

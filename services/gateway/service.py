@@ -603,9 +603,7 @@ class GatewayService:
 
     def _list_lacking(self) -> Collection[str]:
         """Return the features that only other gateways have."""
-        return {name for one in self._node.directory.reachable(Role.GATEWAY) for name in one.announcement.features}.difference(
-            features.known()
-        )
+        return self._node.directory.features_of(Role.GATEWAY).keys() - features.known().keys()
 
     def asgi(self) -> client_address.ClientAddress:
         return client_address.ClientAddress(self._http, self._settings.web_hop_secret)

@@ -414,6 +414,10 @@ class Directory:
             found = self._reachable[role] = [entry for entry in self.usable(role) if entry.is_reachable]
         return found
 
+    def features_of(self, role: Role) -> dict[str, NodeId]:
+        """Return each feature that nodes of ``role`` have that can be called now, with one of them."""
+        return {feature: entry.node for entry in reversed(self.reachable(role)) for feature in entry.announcement.features}
+
     def _put(self, entry: DirectoryEntry) -> None:
         self._entries[entry.node] = entry
         self._usable.pop(entry.role, None)

@@ -134,16 +134,13 @@ class Erasures(AuthHandlers):
 
         Raises what says that one is not erased.
         """
-        gateways = self._node.directory.reachable(Role.GATEWAY)
-        announced = (name for one in gateways for name in one.announcement.features)
-        # Those that need others come first.
-        in_use = dict.fromkeys((*reversed(features.having("gateway.part")), *announced))
+        announced = self._node.directory.features_of(Role.GATEWAY)
         failed: list[errors.AimeshError] = []
-        for feature in in_use:
-            having = next((one.node for one in gateways if feature in one.announcement.features), None)
+        # Those that need others come first.
+        for feature in dict.fromkeys((*reversed(features.having("gateway.part")), *announced)):
             request = gateway.EraseStored(tenant, feature)
             try:
-                await self._node.rpc.call(gateway.erase_stored, request, to=having, deadline_seconds=_GATEWAY_SECONDS)
+                await self._node.rpc.call(gateway.erase_stored, request, to=announced.get(feature), deadline_seconds=_GATEWAY_SECONDS)
             except errors.AimeshError as error:
                 failed.append(error)
         if failed:

@@ -14,8 +14,8 @@ done AS MATERIALIZED (
 SELECT count(*) FROM done;
 
 -- name: replay_credits_reverted
--- Refund again what the restored ledger has charged, and export that to the sinks that it had; requests that are still running in it end without a cost. What it does not know has cost
--- nothing there.
+-- Refund again what the restored ledger has charged, and export that to the sinks that it had; requests that are still running in it end
+-- without a cost. What it does not know has cost nothing there.
 WITH line AS (
     SELECT DISTINCT subject::uuid AS request FROM unnest($1::text[], $2::text[], $3::timestamptz[]) AS given (subject, details, at)
 ),
