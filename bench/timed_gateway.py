@@ -38,7 +38,7 @@ def main() -> None:
 
     def start_more_tasks(self: GatewayService) -> None:
         start_tasks(self)
-        self._node.tasks.create_task(_measure(Path(os.environ[FILE])))
+        self.parts.node.tasks.create_task(_measure(Path(os.environ[FILE])))
 
     setattr(GatewayService, "_start_tasks", start_more_tasks)  # noqa: B010 - mypy rejects an assignment
     gateway.main()

@@ -13,7 +13,7 @@ from services.gateway.http_api import response_formats, service_tiers
 from services.gateway.http_api.http_call import HttpCall
 from services.gateway.http_api.response_formats import AnswerFacts, AnswerFormat, Headers
 from services.gateway.idempotency.cache_keys import CacheRequest
-from services.gateway.requests.runs import NO_REPEAT, RepeatedRequest
+from services.gateway.requests.repeated_request import NO_REPEAT, RepeatedRequest
 from shared import context
 from shared.api.auth import Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, Vectors

@@ -1,6 +1,6 @@
 """Serves the /api routes for models: those that are served, and those that can be found."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -10,7 +10,7 @@ from services.gateway.http_api.http_call import HttpCall
 from services.gateway.rpc_api.model_search_rpc import ModelSearch
 from shared.api import gateway
 from shared.api import model_search as api
-from shared.rpc import RpcCall
+from shared.api.auth import Principal
 from shared.types import NodeId
 
 _SECONDS = 15.0
@@ -24,9 +24,7 @@ class SearchQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RestModels:
-    def __init__(
-        self, search: ModelSearch, list_models: Callable[[gateway.ListModels, RpcCall], Awaitable[gateway.ServedModels]], node: NodeId
-    ) -> None:
+    def __init__(self, search: ModelSearch, list_models: Callable[[Principal], gateway.ServedModels], node: NodeId) -> None:
         self._search = search
         self._list_models = list_models
         self._node = node
@@ -40,7 +38,7 @@ class RestModels:
         )  # fmt: skip
 
     async def _list(self, call: HttpCall) -> None:
-        await call.answer(await self._list_models(gateway.ListModels(), call.as_rpc(self._node, _SECONDS)))
+        await call.answer(self._list_models(call.caller))
 
     async def _find(self, call: HttpCall) -> None:
         query = request_bodies.read_query(call.query, SearchQuery)

@@ -28,7 +28,8 @@ from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_events import ErrorEvent, Response, StreamEvent
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.requests.runs import RepeatedRequest, Runs
+from services.gateway.requests.repeated_request import RepeatedRequest
+from services.gateway.requests.runs import Runs
 from shared import context, errors
 from shared.api.auth import Principal
 from shared.api.gateway import InferenceRequest, ServedModel

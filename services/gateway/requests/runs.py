@@ -38,6 +38,7 @@ from services.gateway.requests.hold import Hold
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.requests.observed import EndedRequests, RequestObservers
 from services.gateway.requests.plan import Plan
+from services.gateway.requests.repeated_request import NO_REPEAT, RepeatedRequest
 from services.gateway.requests.request_admission import RequestAdmission
 from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.requests.run import Run, milliseconds
@@ -49,7 +50,7 @@ from shared import context, errors
 from shared.api import inference
 from shared.api.auth import IdentifyOwner, Principal
 from shared.api.embedding import EmbeddingRequest, EmbeddingResult, RankingRequest, Vectors
-from shared.api.gateway import InferenceRequest, InferenceResult, Rest
+from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.api.inference import Chunk, ModerationVerdict, ProcessPrompt
 from shared.protocol import request_memory
 from shared.spans import REQUEST_ID
@@ -82,20 +83,6 @@ class RowTaker(Protocol):
     def add(self, row: RequestRow) -> Any: ...
 
     async def wait_until_saved(self, added: Any) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RepeatedRequest:
-    """Says which earlier request a call repeats, if any."""
-
-    key: str | None = None
-    #: The part of the answer that the caller has lost.
-    rest: Rest | None = None
-    #: See ``IdempotentRequest.together``.
-    together: bytes = b""
-
-
-NO_REPEAT = RepeatedRequest()
 
 
 @dataclass(slots=True, eq=False)

@@ -13,7 +13,7 @@ import pytest
 
 from services.gateway.facts import model_names, model_routes
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
-from services.gateway.requests.runs import RepeatedRequest
+from services.gateway.requests.repeated_request import RepeatedRequest
 from services.gateway.requests.workers import Workers
 from services.gateway.scheduling import dispatch, routing
 from services.gateway.scheduling.dispatch import Dispatch

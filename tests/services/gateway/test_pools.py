@@ -81,12 +81,12 @@ async def test_a_faulty_file_is_refused_at_start_with_its_line_and_later_changes
 ) -> None:
     service: GatewayService = pooled.service  # type: ignore[assignment]
     rewrite(pools_file, POOLS.replace("min: 0", "min: 4"))
-    await service.reload_pools()
-    assert [pool.name for pool in service._rules.pools.pools] == ["l4"]
+    await service.parts.scheduling.reload_pools()
+    assert [pool.name for pool in service.parts.scheduling.pools.pools] == ["l4"]
     settings = msgspec.structs.replace(mesh.settings, pools_file=pools_file)
     with pytest.raises(errors.BadSettings, match="line 2: min 4 is more than max 3"):
         async with GatewayService.open(settings, mesh.nodes["gateway"].node):
             pass
     rewrite(pools_file, POOLS.replace("l4", "t4"))
-    await service.reload_pools()
-    assert [pool.name for pool in service._rules.pools.pools] == ["t4"]
+    await service.parts.scheduling.reload_pools()
+    assert [pool.name for pool in service.parts.scheduling.pools.pools] == ["t4"]

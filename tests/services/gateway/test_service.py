@@ -458,11 +458,11 @@ async def test_a_full_disk_of_the_journal_makes_this_gateway_not_ready(mesh: Gat
     async with port_of(mesh) as http:
         assert (await http.get("/readyz")).status_code == 200
         monkeypatch.setattr(journal.Journal, "probe", fail)
-        service._records.recorder._probe_at = 0
+        service.parts.admission.recorder._probe_at = 0
         answer = await http.get("/readyz")
         assert (answer.status_code, "journal" in answer.text, "No space left" in answer.text) == (503, True, True)
         monkeypatch.undo()
-        service._records.recorder._probe_at = 0
+        service.parts.admission.recorder._probe_at = 0
         assert (await http.get("/readyz")).status_code == 200
 
 
@@ -511,7 +511,7 @@ async def test_a_quarantined_worker_is_shown_with_the_reason(mesh: GatewayMesh) 
     service: GatewayService = mesh.nodes["gateway"].service  # type: ignore[assignment]
     worker = mesh.nodes["worker"].node.id
     for _ in range(worker_records.STRIKES):
-        service._rules.quarantine.strike(worker)
+        service.parts.scheduling.quarantine.strike(worker)
     rows = (await mesh.client.rpc.call(gateway.list_nodes, gateway.ListNodes(), credential=KEY)).nodes
     (row,) = [row for row in rows if row.id == worker]
     assert not row.usable
@@ -524,7 +524,7 @@ async def test_a_quarantined_worker_is_shown_with_the_reason(mesh: GatewayMesh) 
     answer = await mesh.client.rpc.call(gateway.pardon_node, pardon, credential=ADMIN_TOKEN)
     assert answer.node == worker
     assert (await mesh.ask())[0] == "Hello world"
-    await service.audit_reporting.send()
+    await service.parts.admission.audit_reporting.send()
     assert [(act.action, act.target) for act in mesh.auth.acts if act.action == "node.pardon"] == [("node.pardon", worker)]
 
 

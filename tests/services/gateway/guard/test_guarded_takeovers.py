@@ -14,7 +14,7 @@ from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.recorder import Recorders
-from services.gateway.requests.runs import RepeatedRequest
+from services.gateway.requests.repeated_request import RepeatedRequest
 from services.gateway.settings import GatewaySettings
 from shared import config, context, errors
 from shared.api.auth import Principal

@@ -25,7 +25,7 @@ from services.gateway.openai_api.completion_format import CompletionFormat
 from services.gateway.openai_api.completion_request import CompletionBody
 from services.gateway.openai_api.response_format import ResponsesFormat
 from services.gateway.openai_api.response_request import ResponseBody
-from services.gateway.requests.runs import RepeatedRequest
+from services.gateway.requests.repeated_request import RepeatedRequest
 from shared import access_table, context, errors
 from shared.access_rules import AccessRule
 from shared.api import inference

@@ -12,8 +12,8 @@ from services.gateway.models import catalog
 from services.gateway.rpc_api.model_search_rpc import ModelSearch
 from services.inference.models import models_file
 from services.inference.models.catalog import Defaults
-from shared.api.gateway import ListModels, ServedModels
-from shared.rpc import RpcCall
+from shared.api.auth import Principal
+from shared.api.gateway import ServedModels
 from shared.rpc.audit_reporting import AuditReporting
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import RunningService, node_id
@@ -31,8 +31,8 @@ async def running_service() -> AsyncIterator[RunningService]:
 def http(running_service: RunningService) -> httpx.AsyncClient:
     service = running_service
 
-    async def list_models(_request: ListModels, call: RpcCall) -> ServedModels:
-        return ServedModels(service._served(call.principal))
+    def list_models(caller: Principal) -> ServedModels:
+        return ServedModels(service._served(caller))
 
     search = ModelSearch(service, service.rpc, service.directory, None, service._served, AuditReporting(service.rpc), catalog.load())  # type: ignore[arg-type]
     access = HttpAccess(identify=service.callers.identify, quotas=service.quotas)

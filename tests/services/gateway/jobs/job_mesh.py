@@ -67,7 +67,6 @@ async def running_mesh(postgres_url: str, valkey_url: str, tmp_path: Path, **mor
         )  # fmt: skip
         running = await net.start(GatewayService, settings)
         await until(lambda: running.node.directory.usable(Role.AUTH) and running.node.directory.usable(Role.WORKER))
-        running.service._discovery_ends_at = 0.0  # all workers are there
         app = Operations(running.node, settings)
         app.open(running.service)
         headers = {"authorization": f"Bearer {TOKEN}"}

@@ -131,7 +131,7 @@ async def test_a_lie_about_a_pulled_model_gives_no_grant_for_a_private_file(site
     running = site.gateways[0]
     deployed = deployments.DeployModel(ModelName("qwen3"), DeploymentDocument(source="hf:org/qwen3", paused=True))
     await site.client.rpc.call(deployments.deploy_model, deployed, credential=KEYS["admin"])
-    await running.service._live.reload()  # type: ignore[attr-defined]
+    await running.service.parts.scheduling.live.reload()  # type: ignore[attr-defined]
     directory = running.node.directory
     await until(lambda: (entry := directory.find(holder.node.id)) is not None and len(entry.announcement.models) == 2)
     for digest in (private, f"sha256:{own}"):
@@ -178,7 +178,7 @@ async def test_what_is_remembered_of_machines_and_files_is_bounded(site: Site, m
     await push(site, "admin", ours, "llama3")
     await push(site, "dev", theirs, "companybot")
     service = site.gateways[0].service
-    readers = model_readers.ModelReaders(RegistryStore(service._stores.database), site.gateways[0].node.rpc)  # type: ignore[attr-defined]
+    readers = model_readers.ModelReaders(RegistryStore(service.parts.stores.database), site.gateways[0].node.rpc)  # type: ignore[attr-defined]
     for number in range(10):
         node = NodeId(f"U{number}")
         assert await readers.is_readable(node, ours.digest)

@@ -78,7 +78,7 @@ class Site:
 
     async def reads(self, condition: Any) -> None:
         """Wait until both gateways have read a change."""
-        await until(lambda: all(condition(each.service._live.config.names) for each in self.gateways), seconds=10)  # type: ignore[attr-defined]
+        await until(lambda: all(condition(each.service.parts.scheduling.live.config.names) for each in self.gateways), seconds=10)  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ async def test_blobs_are_uploaded_over_the_mesh_and_read_by_workers_only_of_vers
     async with site.client.rpc.stream(gateway.serve_http, request, credential=KEYS["admin"]) as parts:
         assert [part.status async for part in parts if part.status] == [200]
     read = model_copies.ReadBlob(digest, 10, 5)
-    registry = site.gateways[0].service._registry  # type: ignore[attr-defined]
+    registry = site.gateways[0].service.parts.models.registry  # type: ignore[attr-defined]
 
     class Stream:
         caller = Peer(Role.WORKER, NodeId("U"))

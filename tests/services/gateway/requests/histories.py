@@ -38,8 +38,9 @@ from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
 from services.gateway.limits.quotas import Quotas
 from services.gateway.requests import hold, request_admission
+from services.gateway.requests.repeated_request import RepeatedRequest
 from services.gateway.requests.request_validation import ModerationRequest
-from services.gateway.requests.runs import RepeatedRequest, Runs
+from services.gateway.requests.runs import Runs
 from services.gateway.requests.workers import Workers
 from services.gateway.scheduling.dispatch import Dispatch
 from services.gateway.scheduling.fair_queue import QueueSettings

@@ -15,7 +15,7 @@ from services.gateway.idempotency import idempotent_requests, recording
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.recorder import Recorders
-from services.gateway.requests.runs import RepeatedRequest
+from services.gateway.requests.repeated_request import RepeatedRequest
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.embedding import Embed, Embedded, EmbeddingRequest, EmbeddingResult, Vectors

@@ -17,7 +17,7 @@ from services.gateway.requests import runs
 from services.gateway.requests.answers import TextAnswer
 from services.gateway.requests.hold import STEP_TOKENS, Hold
 from services.gateway.requests.plan import AdmissionRecord
-from services.gateway.requests.runs import RepeatedRequest
+from services.gateway.requests.repeated_request import RepeatedRequest
 from shared import context
 from shared.api import inference
 from shared.api.gateway import InferenceRequest, InferenceResult

@@ -12,7 +12,7 @@ from services.gateway.http_api import answer_delivery
 from services.gateway.idempotency.idempotency_store import IdempotencyStore
 from services.gateway.idempotency.idempotent_requests import IdempotentRequests
 from services.gateway.idempotency.recorder import Recorders
-from services.gateway.requests.runs import NO_REPEAT, RepeatedRequest
+from services.gateway.requests.repeated_request import NO_REPEAT, RepeatedRequest
 from services.gateway.store import opened
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult, Rest
