@@ -1,7 +1,9 @@
 """Build the Litestar application of the pages: routes and error handlers."""
 
+import importlib
+import pkgutil
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import ModuleType
@@ -13,59 +15,9 @@ from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 from litestar.types import ExceptionHandlersMap
 
-from services.web import features, page_access, request_context
+from services.web import features, page_access, pages, request_context
 from services.web.http import forms, json_errors
-from services.web.pages import (
-    billing,
-    device,
-    find_models,
-    install,
-    invitation,
-    jobs,
-    join,
-    keys,
-    landing,
-    model_versions,
-    models,
-    nodes,
-    overview,
-    playground,
-    policies,
-    pricing,
-    requests,
-    setup,
-    statements,
-    usage,
-)
-from services.web.pages import organizations as teams
-from services.web.pages.account import (
-    account_settings,
-    forgotten_password,
-    own_data,
-    provider_login,
-    second_factor,
-    security,
-    signing_in,
-)
-from services.web.pages.admin import (
-    alerts,
-    all_organizations,
-    audit_log,
-    backups,
-    capacity,
-    charts,
-    colleagues,
-    cost,
-    health,
-    mesh_settings,
-    money,
-    prices,
-    report,
-    rollouts,
-    routes,
-    tickets,
-    users,
-)
+from services.web.pages.account import signing_in
 from services.web.request_context import App, ConfirmFirst, HttpRequest, Page, PageRequest, SignInFirst, StepFirst
 from shared import context, errors
 from shared.api import accounts
@@ -77,56 +29,16 @@ _log = logs.get(part="pages")
 _PARAMETER = re.compile(r"\{\w+(?::(\w+))?\}")
 _KINDS = {"uuid": "[0-9A-Fa-f-]{36}"}
 
-#: The modules whose handlers are served.
-_PAGES: tuple[ModuleType, ...] = (
-    landing,
-    install,
-    signing_in,
-    second_factor,
-    provider_login,
-    forgotten_password,
-    overview,
-    usage,
-    requests,
-    models,
-    find_models,
-    model_versions,
-    keys,
-    playground,
-    jobs,
-    account_settings,
-    security,
-    own_data,
-    teams,
-    policies,
-    billing,
-    pricing,
-    device,
-    invitation,
-    join,
-    nodes,
-    statements,
-    health,
-    charts,
-    report,
-    cost,
-    alerts,
-    tickets,
-    users,
-    colleagues,
-    setup,
-    all_organizations,
-    prices,
-    money,
-    routes,
-    rollouts,
-    audit_log,
-    backups,
-    capacity,
-    mesh_settings,
-    *(page for part in features.parts() for page in part.pages),
-)
-ROUTES = tuple(handler for page in _PAGES for handler in vars(page).values() if isinstance(handler, HTTPRouteHandler))
+
+def _own_pages() -> Iterator[ModuleType]:
+    """Import every module of ``pages``: those without handlers serve nothing."""
+    for found in pkgutil.walk_packages(pages.__path__, f"{pages.__name__}."):
+        yield importlib.import_module(found.name)
+
+
+_PAGES = (*_own_pages(), *(page for part in features.parts() for page in part.pages))
+#: Each once, as a module may import another one's.
+ROUTES = tuple(dict.fromkeys(handler for page in _PAGES for handler in vars(page).values() if isinstance(handler, HTTPRouteHandler)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +90,7 @@ def build(app: App) -> Litestar:
         HTTPException: failures.not_http,
         Exception: failures.bug,
     }
-    pages = Litestar(
+    application = Litestar(
         route_handlers=list(ROUTES),
         dependencies={"page_request": Provide(page_request)},
         exception_handlers=handlers,
@@ -188,9 +100,9 @@ def build(app: App) -> Litestar:
         logging_config=None,
         debug=False,
     )
-    for route in pages.routes:
+    for route in application.routes:
         page_access.find_audience(route.path)
-    return pages
+    return application
 
 
 class Failures:
