@@ -165,24 +165,25 @@ class SessionStore:
         return await self._open(login, api_keys.hash_token(link))
 
     async def _open(self, login: StoredLogin, link_hash: str) -> OpenedSession | None:
-        now, token, session_id = self._clock(), SessionToken.new(), _new_id()
-        fields = {
-            "user_id": str(login.user_id),
-            "kind": login.kind.value,
-            "opened_at": repr(now),
-            "last_used_at": repr(now),
-            "address": _printable(login.client.address, _LONGEST_ADDRESS),
-            "agent": _printable(login.client.agent, _LONGEST_AGENT),
-            "team_id": _text(login.team_id),
-            "browser": login.browser,
-            **self._step_fields(login.kind, login.step, now),
-            **_factor_fields(now if login.confirmed_at is None else login.confirmed_at, has_factor=login.has_factor),
-            **_token_fields(token),
-        }
-        most = _most(login.step)
-        if not await self._run("open", now, self._idle_ms(login.kind), most, session_id, link_hash, *_flat(fields)):
+        now, token = self._clock(), SessionToken.new()
+        client = auth.ClientFacts(_printable(login.client.address, _LONGEST_ADDRESS), _printable(login.client.agent, _LONGEST_AGENT))
+        session = StoredSession(
+            id=_new_id(),
+            user_id=login.user_id,
+            kind=login.kind,
+            opened_at=now,
+            last_used_at=now,
+            confirmed_at=now if login.confirmed_at is None else login.confirmed_at,
+            step=login.step,
+            has_factor=login.has_factor,
+            client=client,
+            team_id=login.team_id,
+            browser=login.browser,
+        )
+        fields = _written(session) | self._step_fields(login.kind, login.step, now) | _token_fields(token)
+        if not await self._run("open", now, self._idle_ms(login.kind), _most(login.step), session.id, link_hash, *_flat(fields)):
             return None
-        return OpenedSession(token.text, _session(session_id, fields))
+        return OpenedSession(token.text, session)
 
     async def find(self, session_id: str) -> StoredSession | None:
         """Find an open session by id, without extending it."""
@@ -314,7 +315,7 @@ def _most(step: Step) -> int:
 
 
 def _factor_fields(confirmed_at: float, *, has_factor: bool) -> dict[str, str]:
-    return {"confirmed_at": repr(confirmed_at), "has_factor": "1" if has_factor else "0"}
+    return {"confirmed_at": _text(confirmed_at), "has_factor": _text(has_factor)}
 
 
 def _token_fields(token: SessionToken) -> dict[str, str]:
@@ -345,6 +346,13 @@ def _ended(flat: Sequence[bytes] | None) -> list[ClosedSession]:
     return [ClosedSession(session_id, msgspec.convert(user, UserId)) for session_id, user in _fields(flat or ()).items()]
 
 
+def _written(session: StoredSession) -> dict[str, str]:
+    """``_session`` reads it."""
+    values = msgspec.to_builtins(session)
+    del values["id"]
+    return {name: _text(value) for name, value in (values | values.pop("client")).items()}
+
+
 def _session(session_id: str, fields: Mapping[str, str]) -> StoredSession:
     known = {name: value for name, value in fields.items() if value}
     client = {name: known.get(name, "") for name in ("address", "agent")}
@@ -360,8 +368,9 @@ def _printable(text: str, longest: int) -> str:
     return "".join(character for character in text[:longest] if character.isprintable())
 
 
-def _text(team_id: TenantId | None) -> str:
-    return "" if team_id is None else str(team_id)
+def _text(value: object) -> str:
+    """Return a value of a struct as `msgspec.convert` reads it; None is empty, and left out."""
+    return "" if value is None else str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _milliseconds(seconds: float) -> int:
