@@ -1,11 +1,17 @@
 """Which machine gets which model: as many copies as wanted, where they may be, and never moved without a reason."""
 
-from hypothesis import given
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from services.gateway.models import placement_plan
 from services.gateway.models.placement_plan import NO_CONSENT, REMOVED, Action, Assignment, Held, Machine, Step, Wanted
 from shared.types import ModelName, NodeId
+from tests import tiers
 
 A, B = ModelName("a"), ModelName("b")
 NODES = [NodeId(f"N{number:02}") for number in range(12)]
@@ -77,47 +83,113 @@ def test_what_its_owner_put_there_is_not_removed() -> None:
     assert placement_plan.plan([], machines) == ()
 
 
-machines_strategy = st.lists(
-    st.builds(
-        lambda held, accepts, models, gpu: (held, accepts, models, {"gpu": "yes"} if gpu else {}),
-        st.dictionaries(st.sampled_from([A, B]), st.sampled_from([Held.COMING, Held.STORED, Held.LOADED])),
-        st.booleans(),
-        st.integers(0, 5),
-        st.booleans(),
-    ),
-    max_size=12,
-)
+class Fleet(RuleBasedStateMachine):
+    """Machines come and go, people change what they want and allow, and a gateway plans again each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machines: dict[NodeId, Machine] = {}
+        self.wanted: dict[ModelName, Wanted] = {}
+        self.refusals: dict[tuple[NodeId, ModelName], str] = {}
+        #: Where models were to be at the last look.
+        self.chosen: dict[ModelName, tuple[NodeId, ...]] = {}
+
+    def some(self, number: int) -> Machine:
+        return list(self.machines.values())[number % len(self.machines)]
+
+    def change(self, before: Machine, **changed: Any) -> None:
+        self.machines[before.node] = replace(before, **changed)
+
+    def look(self) -> tuple[Action, ...]:
+        """Plan, and hold the plan against the rules."""
+        fleet = list(self.machines.values())
+        found = [placement_plan.assign(one, fleet, self.refusals) for one in self.wanted.values()]
+        for each in found:
+            one, holders = each.wanted, {machine.node for machine in fleet if machine.held.get(each.wanted.name)}
+            matching = {machine.node for machine in fleet if one.labels.items() <= machine.labels.items()}
+            may = {machine.node for machine in fleet if machine.accepts and one.name not in machine.refused}
+            may -= {node for node, name in self.refusals if name == one.name}
+            most = len(matching) if one.copies is None else one.copies
+            assert set(each.nodes) <= matching & (may | holders)
+            assert len(each.nodes) == min(most, len(matching & (may | holders)))
+            assert each.short == most - len(each.nodes)
+            assert set(each.reasons) == (matching - set(each.nodes) if each.short else set())
+            stays = set(self.chosen.get(one.name, ())) & holders & matching
+            assert stays <= set(each.nodes) or set(each.nodes) <= holders, "nothing moves to where it wasn't"
+        self.chosen = {each.wanted.name: each.nodes for each in found}
+        actions = placement_plan.plan(found, fleet)
+        for action in actions:
+            machine = self.machines[action.node]
+            assert (action.step is Step.REMOVE) == (action.node not in self.chosen.get(action.name, ()))
+            assert action.step is not Step.REMOVE or action.name in machine.assigned, "what its owner put there stays"
+        return actions
+
+    def carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            before = self.machines[action.node]
+            held = {name: each for name, each in before.held.items() if name != action.name}
+            if action.step is not Step.REMOVE:
+                held[action.name] = Held.LOADED if action.step is Step.LOAD else Held.STORED
+            assigned = {*before.assigned, action.name} if action.step is Step.FETCH else before.assigned
+            self.change(before, held=held, assigned={*assigned} & held.keys())
+
+    @precondition(lambda self: len(self.machines) < len(NODES))
+    @rule(accepts=st.booleans(), models=st.integers(0, 5), gpu=st.booleans())
+    def join(self, models: int, *, accepts: bool, gpu: bool) -> None:
+        node = next(each for each in NODES if each not in self.machines)
+        self.machines[node] = Machine(node, {"gpu": "yes"} if gpu else {}, accepts, {}, (), models)
+
+    @precondition(lambda self: self.machines)
+    @rule(number=st.integers(0, 11))
+    def leave(self, number: int) -> None:
+        del self.machines[self.some(number).node]
+
+    @rule(name=st.sampled_from((A, B)), copies=st.none() | st.integers(1, 5), gpu=st.booleans(), loads=st.booleans())
+    def want(self, name: ModelName, copies: int | None, *, gpu: bool, loads: bool) -> None:
+        self.wanted[name] = Wanted(name, copies, {"gpu": "yes"} if gpu else {}, (), loads)
+
+    @rule(name=st.sampled_from((A, B)))
+    def give_up(self, name: ModelName) -> None:
+        self.wanted.pop(name, None)
+
+    @precondition(lambda self: self.machines)
+    @rule(number=st.integers(0, 11))
+    def change_consent(self, number: int) -> None:
+        self.change(self.some(number), accepts=not self.some(number).accepts)
+
+    @precondition(lambda self: self.machines)
+    @rule(number=st.integers(0, 11), name=st.sampled_from((A, B)), adds=st.booleans())
+    def act_as_owner(self, number: int, name: ModelName, *, adds: bool) -> None:
+        before = self.some(number)
+        held = {one: each for one, each in before.held.items() if one != name} | ({name: Held.LOADED} if adds else {})
+        refused = {*before.refused} - {name} if adds else {*before.refused, name}
+        self.change(before, held=held, assigned={*before.assigned} - {name}, refused=refused)
+
+    @precondition(lambda self: self.machines)
+    @rule(number=st.integers(0, 11), name=st.sampled_from((A, B)))
+    def refuse(self, number: int, name: ModelName) -> None:
+        self.refusals[self.some(number).node, name] = "full"
+
+    @rule()
+    def forget_refusals(self) -> None:
+        self.refusals.clear()
+
+    @rule(number=st.integers(1, 3))
+    def work(self, number: int) -> None:
+        self.carry_out(self.look()[:number])
+
+    @invariant()
+    def a_plan_that_is_carried_out_has_nothing_left(self) -> None:
+        before, chosen = dict(self.machines), self.chosen
+        for _ in (Step.FETCH, Step.LOAD):
+            self.carry_out(self.look())
+        assert self.look() == ()
+        for name, nodes in self.chosen.items():
+            least = Held.LOADED if self.wanted[name].loads else Held.STORED
+            assert all(self.machines[node].held[name] >= least for node in nodes)
+        self.machines, self.chosen = before, chosen
 
 
-@given(machines_strategy, st.none() | st.integers(1, 14), st.sets(st.sampled_from(NODES)), st.booleans())
-def test_no_plan_breaks_a_rule_and_a_carried_out_plan_has_nothing_left(
-    described: list[tuple[dict[ModelName, Held], bool, int, dict[str, str]]], copies: int | None, refusing: set[NodeId], gpu: bool
-) -> None:
-    fleet = [
-        machine(number, held, accepts=accepts, models=models, **labels) for number, (held, accepts, models, labels) in enumerate(described)
-    ]
-    one = Wanted(A, copies, {"gpu": "yes"} if gpu else {}, (), loads=True)
-    refusals = {(node, A): "full" for node in refusing}
-    found = placement_plan.assign(one, fleet, refusals)
-    by_node = {each.node: each for each in fleet}
-    assert len(set(found.nodes)) == len(found.nodes) == (len(found.nodes) if copies is None else min(len(found.nodes), copies))
-    for node in found.nodes:
-        has = by_node[node].held.get(A)
-        assert has or (by_node[node].accepts and node not in refusing)
-        assert not gpu or by_node[node].labels
-    if copies is not None:
-        assert len(found.nodes) + found.short == copies
-    if found.short:
-        left = [each for each in fleet if each.node not in found.nodes and (not gpu or each.labels)]
-        assert set(found.reasons) == {each.node for each in left}
-    # Nothing moves: with everything done, the same machines are chosen, and nothing is left to do.
-    for action in placement_plan.plan([found], fleet):
-        before = by_node[action.node]
-        held = {name: each for name, each in before.held.items() if name != action.name}
-        if action.step is not Step.REMOVE:
-            held[action.name] = Held.LOADED
-        by_node[action.node] = Machine(before.node, before.labels, before.accepts, held, tuple(held), before.models)
-    after = [by_node[each.node] for each in fleet]
-    again = placement_plan.assign(one, after, refusals)
-    assert set(again.nodes) == set(found.nodes)
-    assert all(action.step is not Step.FETCH and action.step is not Step.REMOVE for action in placement_plan.plan([again], after))
+def test_no_plan_breaks_a_rule_whatever_happens() -> None:
+    checks = settings(max_examples=300 if tiers.is_nightly() else 50, stateful_step_count=30, deadline=None, print_blob=True)
+    run_state_machine_as_test(Fleet, settings=checks)  # type: ignore[no-untyped-call]
