@@ -257,7 +257,6 @@ _OWN_METHODS = {
     "gateway.eraseStored": _NODE,
     "gateway.getUsageReport": _USAGE,
     "gateway.getBusinessReport": _ADMIN,
-    "gateway.getOwnerStatements": _NODES,
     "gateway.listRequests": _USAGE,
     "gateway.exportRequests": _USAGE,
     "gateway.giveFeedback": _INFER,

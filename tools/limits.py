@@ -1,4 +1,4 @@
-"""Write the kinds of limits into the SDKs, and with the cost tables of the source documents into docs/howto/costs.md.
+"""Write the kinds of limits into the SDKs and docs/howto/costs.md.
 
 `python -m tools.docs` runs it.
 """
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from services.gateway.facts import tiers
-from shared import cost_seeds
 from shared.limits import LIMITS
 from shared.types import Tier
 from tools import generated
@@ -16,7 +15,6 @@ _COSTS = generated.ROOT / "docs/howto/costs.md"
 _JAVASCRIPT = generated.ROOT / "sdk/javascript/index.d.ts"
 _PYTHON = generated.ROOT / "sdk/python/src/aimesh/limits.py"
 _NOTICE, _END = "Generated from shared/limits.py by `python -m tools.docs`.", "End of the generated part."
-_SEEDS_NOTICE, _SEEDS_END = "Generated from shared/cost_seeds.py by `python -m tools.docs`.", "End of the documents' costs."
 
 _MODULE = f'''# {_NOTICE} Changes made here are lost.
 """The limits of API keys."""
@@ -46,13 +44,12 @@ def read(key: JsonFields) -> ShownLimits:
 
 def files() -> dict[Path, str]:
     limits = generated.table(("", *Tier), _rows())
-    seeds = generated.table(("what", "source says", "computed", "remark"), _seed_rows())
     costs = generated.with_part(_COSTS.read_text(encoding="utf-8"), f"<!-- {_NOTICE} -->", f"\n{limits}\n\n", f"<!-- {_END} -->")
     types = "export type LimitKind =\n" + "".join(f"  | '{kind.name}'\n" for kind in LIMITS)
     fields = "".join(f"    #: {kind.label}{kind.about}.\n    {kind.name}: int | None\n" for kind in LIMITS)
     found = "".join(f'        {kind.name}=key.maybe_integer("{kind.name}"),\n' for kind in LIMITS)
     return {
-        _COSTS: generated.with_part(costs, f"<!-- {_SEEDS_NOTICE} -->", f"\n{seeds}\n\n", f"<!-- {_SEEDS_END} -->"),
+        _COSTS: costs,
         _JAVASCRIPT: generated.with_part(_JAVASCRIPT.read_text(encoding="utf-8"), f"// {_NOTICE}", types, f"// {_END}"),
         _PYTHON: _MODULE.format(fields=fields, found=found),
     }
@@ -65,8 +62,3 @@ def _rows() -> Iterator[tuple[str, ...]]:
     rows["Included tokens per month"] = [tiers.DEFAULTS[tier].included_tokens for tier in Tier]
     for label, numbers in rows.items():
         yield label, *("no limit" if number is None else f"{number:,}" for number in numbers)
-
-
-def _seed_rows() -> Iterator[tuple[str, ...]]:
-    for row in cost_seeds.checked():
-        yield row.what, *("–" if amount is None else cost_seeds.shown(amount) for amount in (row.said, row.computed)), row.remark

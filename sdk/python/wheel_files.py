@@ -7,7 +7,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: What commands need of each feature. The wheel of aimesh-server has the rest.
-OF_FEATURES = ("__init__.py", "*/__init__.py", "*/feature.py", "*/contract.py", "*/lists.py", "*/cli/*.py")
+OF_FEATURES = ("__init__.py", "*/__init__.py", "*/feature.py", "*/contract.py", "*/lists.py", "*/lists/*.py", "*/cli/*.py")
 #: A separate wheel: aimesh-hyperswarm.
 SIDECAR = Path("shared/transports/hyperswarm/sidecar")
 

@@ -1,17 +1,13 @@
-"""Export usage, the request log, the admin report, statements and rollouts as CSV (RFC 4180). Pure."""
+"""Export usage, the request log and rollouts as CSV (RFC 4180). Pure."""
 
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC
 
-import msgspec
-
-from shared import amounts, business_report_rows, csv_cells
-from shared.api.business import BusinessGrouping, OwnerStatement
+from shared import amounts, csv_cells
 from shared.api.configuration import RolloutPoint
 from shared.api.usage_report import LoggedRequest, UsageBucket
-from shared.business_report_rows import ReportLine
 from shared.csv_cells import Cell
 from shared.types import KeyId, MicroCredits
 
@@ -32,31 +28,21 @@ _ROLLOUT_COLUMNS = (
 
 def usage_by_day(buckets: Iterable[UsageBucket]) -> bytes:
     """Return the daily usage table, including days without requests."""
-    return _written((_USAGE_COLUMNS, *(_day(bucket) for bucket in buckets)))
+    return written((_USAGE_COLUMNS, *(_day(bucket) for bucket in buckets)))
 
 
 def request_head() -> bytes:
-    return _written((_REQUEST_COLUMNS,))
+    return written((_REQUEST_COLUMNS,))
 
 
 def request_rows(requests: Iterable[LoggedRequest], key_names: Mapping[KeyId, str]) -> bytes:
     """Return more rows of the request log, to follow ``request_head``."""
-    return _written(_request(request, key_names) for request in requests)
-
-
-def business(by: BusinessGrouping, lines: Iterable[ReportLine]) -> bytes:
-    """Return the report without a total row, which a spreadsheet would count twice."""
-    return _written((business_report_rows.head(by), *(business_report_rows.cells(line) for line in lines)))
-
-
-def statements(rows: Iterable[OwnerStatement]) -> bytes:
-    lines = ([", ".join(cell) if isinstance(cell, tuple) else cell for cell in msgspec.structs.astuple(row)] for row in rows)
-    return _written((OwnerStatement.__struct_fields__, *lines))
+    return written(_request(request, key_names) for request in requests)
 
 
 def rollout(points: Iterable[RolloutPoint]) -> bytes:
     """Return the course of a rollout, with two rows for each time: all numbers are of the time until then."""
-    return _written((_ROLLOUT_COLUMNS, *(row for point in points for row in _point(point))))
+    return written((_ROLLOUT_COLUMNS, *(row for point in points for row in _point(point))))
 
 
 def _point(point: RolloutPoint) -> Iterator[tuple[Cell, ...]]:
@@ -87,7 +73,7 @@ def _request(request: LoggedRequest, key_names: Mapping[KeyId, str]) -> tuple[Ce
     )  # fmt: skip
 
 
-def _written(rows: Iterable[Iterable[Cell]]) -> bytes:
+def written(rows: Iterable[Iterable[Cell]]) -> bytes:
     text = io.StringIO()
     csv.writer(text).writerows([[csv_cells.harmless(cell) for cell in row] for row in rows])
     return text.getvalue().encode()

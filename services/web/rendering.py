@@ -130,8 +130,8 @@ class Renderer:
 
     @classmethod
     def load(cls, *, sells: bool = False, has_pricing: bool = False, tabs: Iterable[object] = ()) -> "Renderer":
-        """``sells`` and ``has_pricing``: link to billing and to /pricing. ``tabs``: of features,
-        among the settings. Raises BadSettings if a static file is missing, so that a broken
+        """``sells`` and ``has_pricing``: link to billing and to /pricing. ``tabs``: of features.
+        Raises BadSettings if a static file is missing, so that a broken
         installation fails at startup."""
         files = load_assets()
         roots = (_PACKAGE / "templates", *shared.features.files("web/templates"))

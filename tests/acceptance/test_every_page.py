@@ -14,14 +14,14 @@ import msgspec
 import pytest
 from litestar.handlers import HTTPRouteHandler
 
-from services.web import application
+from services.web import application, features
 from shared.api import auth, configuration, membership, organizations
 from shared.api.method import Method
 from shared.identity import node_keys, tickets
 from shared.node import enrollment
 from shared.node.enrollment import EnrollingNode
 from shared.types import Role, UserRole
-from tests import outside
+from tests import feature_parts, outside
 from tests.acceptance.album import Album
 from tests.acceptance.visitor import NEW_PASSWORD, Visitor, administrator
 from tests.acceptance.watching import Watch, expected
@@ -56,7 +56,6 @@ PERSONAL = {
     "settings-preferences": "/settings/preferences",
     "settings-security": "/settings/security",
     "settings-data": "/settings/data",
-    "settings-webhooks": "/settings/webhooks",
     "organisations": "/organisations",
     "invitation": "/invitation?token=abc",
     "login-oidc-fresh": "/login/oidc?fresh=yes",
@@ -67,11 +66,7 @@ OF_ADMINISTRATORS = {
     "admin-capacity": "/admin/capacity",
     "admin-alerts": "/admin/alerts",
     "admin-runbook": "/admin/runbooks/worker_gone",
-    "admin-report": "/admin/report",
-    "admin-cost": "/admin/cost",
-    "admin-cost-wrong": "/admin/cost?utilization=2",
     "admin-nodes": "/admin/nodes",
-    "admin-statement": "/admin/nodes/statement",
     "admin-tickets": "/admin/nodes/tickets",
     "admin-users": "/admin/users",
     "admin-user-new": "/admin/users/new",
@@ -104,7 +99,13 @@ print("hello, " + "world" * 30, "and a line that is longer than any telephone is
 |------|--------|
 | one  | 1      |
 """
-OF_OWNERS = {"machines": "/nodes", "machines-tickets": "/nodes/tickets", "machines-statement": "/nodes/statement"}
+OF_OWNERS = {"machines": "/nodes", "machines-tickets": "/nodes/tickets"}
+#: Of features.
+for _path in (tab.path for part in features.parts() for tab in part.tabs if tab.group != "List of nodes"):
+    (OF_ADMINISTRATORS if _path.startswith("/admin/") else PERSONAL)[_path[1:].replace("/", "-")] = _path
+for _part in feature_parts.modules("web.pictured_pages"):
+    OF_ADMINISTRATORS |= _part.OF_ADMINISTRATORS
+    OF_OWNERS |= _part.OF_OWNERS
 #: Paths that are not pages.
 _NO_PAGES = ("/static/", "/live/", ".csv")
 

@@ -210,7 +210,6 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "gateway.getUsageReport": _report,
     "auth.countNewAccounts": lambda: business.CountNewAccounts(date(2026, 3, 1), date(2026, 3, 2)),
     "gateway.getBusinessReport": lambda: business.GetBusinessReport(date(2026, 3, 1), date(2026, 3, 2)),
-    "gateway.getOwnerStatements": lambda: business.GetOwnerStatements("2026-03"),
     "gateway.giveFeedback": lambda: usage_report.GiveFeedback(RequestId(uuid4()), 1),
     "gateway.topUp": lambda: ledger.TopUp("nobody-at-all", MicroCredits(1)),
     "gateway.setPlan": lambda: billing.SetPlan("no-such-plan"),

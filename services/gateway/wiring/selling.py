@@ -8,7 +8,6 @@ from typing import Any
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.http_api.webhooks import Webhooks
-from services.gateway.owner_statements import OwnerStatements
 from services.gateway.payments import notice_outbox
 from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_rpc import BillingRpc
@@ -44,12 +43,11 @@ class Selling:
     notices: NoticeOutbox
     reports: UsageReports
     business: BusinessReports
-    statements: OwnerStatements
     usage_export: UsageExport
 
     @property
     def served(self) -> tuple[object, ...]:
-        return (self.accounts, self.billing_rpc, self.reports, self.business, self.statements, self.usage_export)
+        return (self.accounts, self.billing_rpc, self.reports, self.business, self.usage_export)
 
     def tasks(self, settings: GatewaySettings, metrics: Metrics, stores: Stores) -> Iterator[Coroutine[Any, Any, Any]]:
         repeat = background_jobs.repeat
@@ -87,7 +85,7 @@ def build(settings: GatewaySettings, node: Node, stores: Stores, scheduling: Sch
         items=items,
         on_paid=lambda paid: metrics.revenue.labels(currency=paid.currency).inc(paid.net_minor),
     )
-    outbox, days = OutboxStore(stores.database, f"/aimesh/{settings.mesh}"), DaysStore(stores.database)
+    outbox = OutboxStore(stores.database, f"/aimesh/{settings.mesh}")
     return Selling(
         accounts=AccountRpc(stores.ledger, admission.ledger, live, node.rpc, admission.audit_reporting),
         billing=billing,
@@ -95,8 +93,9 @@ def build(settings: GatewaySettings, node: Node, stores: Stores, scheduling: Sch
         webhooks=Webhooks(billing, metrics),
         notices=NoticeOutbox(store, node.rpc, items, settings.currency, sells=sells),
         reports=UsageReports(UsageStore(stores.database), request_log_days=settings.request_log_days),
-        business=BusinessReports(days, request_log_days=settings.request_log_days, upstream_monthly=settings.upstream_monthly),
-        statements=OwnerStatements(days, node.rpc),
+        business=BusinessReports(
+            DaysStore(stores.database), request_log_days=settings.request_log_days, upstream_monthly=settings.upstream_monthly
+        ),
         usage_export=UsageExport(
             outbox,
             tuple(_sinks(settings, outbox, stores.provider)),

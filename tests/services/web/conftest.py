@@ -10,7 +10,7 @@ import pytest
 from litestar import Litestar
 from litestar.types import ASGIApp
 
-from services.web import application, csrf, rendering, request_context, runbooks, sessions
+from services.web import application, csrf, features, rendering, request_context, runbooks, sessions
 from services.web.http import front_app, passthrough
 from services.web.settings import WebSettings
 from shared.telemetry import Metrics
@@ -34,7 +34,7 @@ def settings() -> WebSettings:
 
 @pytest.fixture(scope="session")
 def renderer() -> rendering.Renderer:
-    return rendering.Renderer.load()
+    return rendering.Renderer.load(tabs=[tab for part in features.parts() for tab in part.tabs])
 
 
 @pytest.fixture(scope="session")

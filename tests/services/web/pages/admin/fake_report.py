@@ -1,11 +1,9 @@
 """The fake mesh, business report of the gateway."""
 
-import re
-
 from shared import errors
 from shared.api import business
 from shared.api.business import ActiveUsers, BusinessGrouping, BusinessReport, BusinessRow, BusinessSum, NewOfDay
-from shared.types import Credential, MicroCredits, UserRole
+from shared.types import Credential, MicroCredits
 from tests.services.web.fake_mesh import FakeMesh
 
 SUM = BusinessSum(
@@ -21,9 +19,6 @@ class FakeReport(FakeMesh):
     #: The names of the rows; None for the default, such as the ids of all users.
     names: tuple[str | None, ...] | None = None
     more = False
-    #: By default the caller.
-    statement_owner = ""
-    energy_missing = ""
     #: Replaces the rows with those names.
     report_rows: list[BusinessRow] | None = None
 
@@ -36,17 +31,6 @@ class FakeReport(FakeMesh):
         total = SUM if names else BusinessSum()
         rows = tuple(BusinessRow(name, SUM) for name in names) if self.report_rows is None else tuple(self.report_rows)
         return BusinessReport(total, rows, self.more, MicroCredits(442_000 if names else 0), ActiveUsers(1, 2, 3, 1234))
-
-    def _get_owner_statements(self, request: business.GetOwnerStatements, credential: Credential | None) -> business.OwnerStatements:
-        user = self._user(credential)
-        if not re.fullmatch("[0-9]{4}-[0-9]{2}", request.month):
-            raise errors.BadRequest("no month", hint="write it like 2026-11")
-        row = business.OwnerStatement(
-            owner=self.statement_owner or user.username, requests=SUM.requests, prompt_tokens=SUM.prompt_tokens,
-            completion_tokens=SUM.completion_tokens, earned_micro=SUM.cost_micro,
-            earned_share=0.5 if user.role is UserRole.ADMIN else None, kwh=12.5, measured_by=("counter", "power"), energy_cost=3.75,
-        )  # fmt: skip
-        return business.OwnerStatements(request.month, (row,), self.energy_missing)
 
     def _count_new_accounts(self, request: business.CountNewAccounts, credential: Credential | None) -> business.NewAccounts:
         self._admin(credential)

@@ -6,22 +6,24 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from services.web import features
 from shared.api.alerts import Silence
 from shared.api.membership import MemberState
 from shared.types import Role, TenantId, UserRole
+from tests import feature_parts
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import NOW
 from tests.services.web.pages.admin.admin_mesh import GATEWAY, WAITING, WORKER, AdminMesh
 
+#: Of features.
+_TABS = [tab for part in features.parts() for tab in part.tabs if tab.path.startswith("/admin/")]
+_FAKES = feature_parts.modules("web.fake_mesh")
 ACME = TenantId(UUID(int=77))
 PATHS = (
     "/admin",
     "/admin/charts",
     "/admin/alerts",
     "/admin/runbooks/no_worker",
-    "/admin/report?by=user",
-    "/admin/cost?mesh=30d",
-    "/admin/nodes/statement",
     "/admin/nodes",
     f"/admin/nodes/{WAITING}/approve",
     f"/admin/nodes/{WORKER}/revoke",
@@ -38,6 +40,8 @@ PATHS = (
     "/admin/settings",
     "/admin/setup",
     "/admin/invitations",
+    *(tab.path for tab in _TABS),
+    *(path for part in _FAKES for path in getattr(part, "PATHS", ())),
 )
 #: No other method may be called by a GET.
 _READING = {
@@ -45,11 +49,10 @@ _READING = {
     "auth.listAllOrganisations", "auth.getOrganisation", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers",
     "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes", "gateway.getServiceHealth", "gateway.listModels",
     "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
-    "gateway.getOwnerStatements",
     "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.getBackups", "auth.listColleagueInvitations",
     "gateway.listRoutes", "gateway.listRollouts", "metrics.getSystemHealth", "metrics.getHistory",
     "metrics.getScaling", "metrics.listAlerts",
-}  # fmt: skip
+}.union(*(getattr(part, "READING", ()) for part in _FAKES))  # fmt: skip
 
 
 @pytest.fixture
@@ -114,9 +117,11 @@ NAVIGATION = {
         "Routes": "/admin/routes",
     },
     "People": {"Users": "/admin/users", "Organizations": "/admin/organisations"},
-    "Money": {"Prices": "/admin/prices", "Report": "/admin/report"},
+    "Money": {"Prices": "/admin/prices"},
     "System": {"Backups": "/admin/backups", "Audit log": "/admin/audit", "Settings": "/admin/settings", "Setup": "/admin/setup"},
 }
+for _tab in _TABS:
+    NAVIGATION[_tab.group][_tab.text] = _tab.path
 
 
 async def test_navigation_is_grouped_and_each_page_has_its_own_heading(root: Browser, dana: str) -> None:

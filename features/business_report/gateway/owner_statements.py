@@ -5,10 +5,12 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
+from features.business_report import contract as api
+from features.business_report.contract import OwnerStatement
 from services.gateway.usage_store import DaysStore
 from shared import access_table, errors
 from shared.api import business, membership, metrics
-from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, OwnerStatement
+from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum
 from shared.api.membership import Member
 from shared.api.metrics import NodeEnergy
 from shared.rpc import RpcCall, serves
@@ -26,8 +28,8 @@ class OwnerStatements:
         self._store = store
         self._rpc = rpc
 
-    @serves(business.get_owner_statements)
-    async def get_owner_statements(self, request: business.GetOwnerStatements, call: RpcCall) -> business.OwnerStatements:
+    @serves(api.get_owner_statements)
+    async def get_owner_statements(self, request: api.GetOwnerStatements, call: RpcCall) -> api.OwnerStatements:
         caller, is_admin = call.principal, access_table.may(call.principal, Permission.EVERYTHING)
         since, until = days_of(request.month, datetime.now(UTC).date())
         report = await self._store.report(business.GetBusinessReport(since, until, BusinessGrouping.OWNER))
@@ -47,7 +49,7 @@ class OwnerStatements:
         if not is_admin:
             # The share would tell what the whole mesh earns.
             rows = tuple(row.without_share() for row in rows if row.owner == caller.username)
-        return business.OwnerStatements(request.month, rows, missing)
+        return api.OwnerStatements(request.month, rows, missing)
 
 
 def days_of(month: str, today: date) -> tuple[date, date]:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from cli.admin.report import first_day
 from cli.cli_context import CliContext
 from cli.options import Command
 from cli.output import print_format, printing
 from cli.output.printing import TableColumn
-from shared import api, cost_model, cost_seeds
-from shared.cost_model import CostPlan
-from shared.cost_seeds import Checked
+from features.business_report.cli.report import first_day
+from features.business_report.lists import cost_model, cost_seeds
+from features.business_report.lists.cost_model import CostPlan
+from features.business_report.lists.cost_seeds import Checked
+from shared import api
 
 if TYPE_CHECKING:
     from cli.connection import CliConnection

@@ -8,15 +8,15 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
+from features.business_report.lists import report_rows
+from features.business_report.lists.report_rows import ReportLine as Line
 from services.web import csv_tables
 from services.web.charts import usage_chart
 from services.web.charts.usage_chart import NOTHING, number
 from services.web.http import downloads, forms
 from services.web.request_context import Page, PageRequest
-from shared import business_report_rows
 from shared.api import business
 from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
-from shared.business_report_rows import ReportLine as Line
 
 #: The periods in days; the first is the default.
 DAYS = (7, 30, 90, 365)
@@ -82,7 +82,7 @@ class ReportTotalView:
     liked_detail: str
 
 
-def report_rows(report: BusinessReport, shown: tuple[Line, ...], by: BusinessGrouping) -> tuple[ReportRowView, ...]:
+def list_rows(report: BusinessReport, shown: tuple[Line, ...], by: BusinessGrouping) -> tuple[ReportRowView, ...]:
     """Return the rows. ``shown`` has the report's rows with their names."""
     has_page = by in (BusinessGrouping.USER, BusinessGrouping.OWNER)
     return tuple(
@@ -96,19 +96,19 @@ def report_total(report: BusinessReport, new: NewAccounts | None) -> ReportTotal
     rated = total_.thumbs_up + total_.thumbs_down
     back = f", {usage_chart.cost(report.given_back_micro)} refunded" if report.given_back_micro else ""
     return ReportTotalView(
-        balances=usage_chart.cost(business_report_rows.from_balances(report)),
+        balances=usage_chart.cost(report_rows.from_balances(report)),
         balances_detail=f"credits{back}",
         active=number(active.month),
         active_detail=f"in 30 days; {number(active.week)} in 7, {number(active.day)} in 24 hours, {number(active.hour)} in the last hour",
-        new=NOTHING if new is None else number(business_report_rows.registered(new)),
-        new_detail="" if new is None else f"and {_counted(business_report_rows.keys_made(new), 'key')} created",
+        new=NOTHING if new is None else number(report_rows.registered(new)),
+        new_detail="" if new is None else f"and {_counted(report_rows.keys_made(new), 'key')} created",
         liked=f"{100 * total_.thumbs_up / rated:.0f} %" if rated else NOTHING,
         liked_detail=f"{number(total_.thumbs_up)} of {number(rated)} ratings" if rated else "no ratings yet",
     )
 
 
 def _texts(name: str, page: str, one: BusinessSum) -> ReportRowView:
-    speed = business_report_rows.tokens_per_second(one)
+    speed = report_rows.tokens_per_second(one)
     failed = one.failed + one.timed_out
     details = [f"{number(failed)} failed"] if failed else []
     details += [f"{number(one.limited)} rate limited"] if one.limited else []
@@ -134,12 +134,12 @@ def _texts(name: str, page: str, one: BusinessSum) -> ReportRowView:
 
 
 def _each(one: BusinessSum, count: int, what: str) -> str:
-    share = business_report_rows.each(one.cost_micro, count)
+    share = report_rows.each(one.cost_micro, count)
     return f"{usage_chart.cost(share)} {what}" if share else ""
 
 
 def _internal(one: BusinessSum) -> str:
-    share = business_report_rows.internal_share(one)
+    share = report_rows.internal_share(one)
     avoided = f"{usage_chart.cost(one.avoided_micro)} avoided, " if one.avoided_micro else ""
     return "" if share is None else f"{avoided}{100 * share:.0f} % internal"
 
@@ -187,28 +187,30 @@ async def show_report(page_request: NamedDependency[PageRequest], days: FromQuer
         subjects=tuple(ReportChoice(word, _address(span, each), each is subject) for each, word in CHOICES.items()),
         download=_address(span, subject, "/admin/report.csv"),
         whole=report_total(report, new) if report else None,
-        rows=report_rows(report, lines, subject) if report else (),
+        rows=list_rows(report, lines, subject) if report else (),
         total=_texts("Total", "", report.total) if report else None,
         is_cut=report.more if report else False,
         has_upstream=bool(report and (report.total.upstream_micro or report.total.avoided_micro)),
     )
-    return page_request.page("admin/report.html", view)
+    return page_request.page("business_report/report.html", view)
 
 
 @get("/admin/report.csv")
 async def download_report(page_request: NamedDependency[PageRequest], days: FromQuery[str] = "", by: FromQuery[str] = "") -> Page:
     request = _build_request(page_request, forms.read_days(days, DAYS), _read_subject(by))
     report = await page_request.call(business.get_business_report, request, deadline_seconds=REPORT_SECONDS)
-    table = csv_tables.business(request.by, await _named(page_request, report, request))
+    lines = await _named(page_request, report, request)
+    # Without a total row, which a spreadsheet would count twice.
+    table = csv_tables.written((report_rows.head(request.by), *map(report_rows.cells, lines)))
     headers = downloads.attachment(f"aimesh-report-{request.by}-{request.since}.csv")
     return Response(table, media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
 async def _named(page_request: PageRequest, report: BusinessReport, request: GetBusinessReport) -> tuple[Line, ...]:
     """Return the rows with user names, or with ids while auth is down."""
-    ids = business_report_rows.ids_in(report, request.by)
+    ids = report_rows.ids_in(report, request.by)
     found = await page_request.fetch(business.name_users, business.NameUsers(ids)) if ids else None
-    return business_report_rows.lines(report, request, found.names if found else {})
+    return report_rows.lines(report, request, found.names if found else {})
 
 
 def _build_request(page_request: PageRequest, days: int, by: BusinessGrouping) -> GetBusinessReport:

@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from datetime import UTC, date, timedelta
 
+import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.params import FromQuery
 
+from features.business_report import contract as api
+from features.business_report.contract import OwnerStatement, OwnerStatements
+from features.business_report.lists.statements import list_statements
+from features.business_report.web.report import REPORT_SECONDS
 from services.web import csv_tables
 from services.web.http import downloads
 from services.web.pages.admin import node_view
-from services.web.pages.admin.report import REPORT_SECONDS
 from services.web.request_context import Page, PageRequest
-from shared.api import business
-from shared.api.business import OwnerStatement, OwnerStatements
 from shared.lists.columns import Listing
-from shared.lists.statements import list_statements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +43,21 @@ async def show_statement(page_request: NamedDependency[PageRequest], month: From
         before=f"{before:%Y-%m}",
         after=f"{after:%Y-%m}" if after.replace(day=1) <= _today(page_request) else "",
     )
-    return page_request.page("statement.html", view)
+    return page_request.page("business_report/statement.html", view)
 
 
 @get(["/nodes/statement.csv", "/admin/nodes/statement.csv"])
 async def download_statement(page_request: NamedDependency[PageRequest], month: FromQuery[str] = "") -> Page:
     found = await _find(page_request, month)
     headers = downloads.attachment(f"aimesh-statement-{found.month}.csv")
-    return Response(csv_tables.statements(found.rows), media_type=csv_tables.MEDIA_TYPE, headers=headers)
+    lines = ([", ".join(cell) if isinstance(cell, tuple) else cell for cell in msgspec.structs.astuple(row)] for row in found.rows)
+    table = csv_tables.written((OwnerStatement.__struct_fields__, *lines))
+    return Response(table, media_type=csv_tables.MEDIA_TYPE, headers=headers)
 
 
 async def _find(page_request: PageRequest, month: str) -> OwnerStatements:
-    wanted = business.GetOwnerStatements(month or f"{_today(page_request):%Y-%m}")
-    return await page_request.call(business.get_owner_statements, wanted, deadline_seconds=REPORT_SECONDS)
+    wanted = api.GetOwnerStatements(month or f"{_today(page_request):%Y-%m}")
+    return await page_request.call(api.get_owner_statements, wanted, deadline_seconds=REPORT_SECONDS)
 
 
 def _today(page_request: PageRequest) -> date:

@@ -3,8 +3,9 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared import cost_seeds
-from shared.cost_model import CostPlan
+from features.business_report.lists import cost_seeds
+from features.business_report.lists.cost_model import CostPlan
+from tools import generated
 
 LOOKED_AT = 400
 
@@ -61,3 +62,12 @@ def test_the_documents_tables_are_computed_again() -> None:
     assert found["2 n1-standard-4 with a T4"] == (780, Decimal("788.40"), Decimal("8.40"))
     assert found["50,000,000 requests a day, a month"][1] == 108_000
     assert found["API costs whose half pays for GKE"] == (None, 2_426, None)
+
+
+def test_the_guide_has_the_computed_tables() -> None:
+    def shown(amount: Decimal | None) -> str:
+        return "–" if amount is None else cost_seeds.shown(amount)
+
+    rows = ((row.what, shown(row.said), shown(row.computed), row.remark) for row in cost_seeds.checked())
+    guide = (generated.ROOT / "docs/howto/costs.md").read_text(encoding="utf-8")
+    assert generated.table(("what", "source says", "computed", "remark"), rows) in guide

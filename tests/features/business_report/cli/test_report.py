@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.admin import report
 from cli.output import printing, table_layout
 from cli.output.table_layout import LayoutColumn
+from features.business_report import contract
+from features.business_report.cli import report
+from features.business_report.lists.report_rows import ReportLine
 from shared import amounts, errors
 from shared.api import auth, business
 from shared.api.business import (
@@ -27,7 +29,6 @@ from shared.api.business import (
     NewAccounts,
     NewOfDay,
 )
-from shared.business_report_rows import ReportLine
 from shared.types import MicroCredits, Tier, UserId, UserRole
 from tests.cli.fake_mesh import Shell
 
@@ -239,16 +240,16 @@ def test_csv_numbers_are_exact(rows: list[tuple[str | None, BusinessSum]]) -> No
     assert [amounts.read(line["cost_credits"]) for line in read] == [one.cost_micro for _, one in rows]
 
 
-STATEMENT = business.OwnerStatement(
+STATEMENT = contract.OwnerStatement(
     owner="alice", requests=12, prompt_tokens=700, completion_tokens=300, earned_micro=MicroCredits(2_500_000), earned_share=None,
     kwh=1.5, measured_by=("counter", "power"), energy_cost=0.45,
 )  # fmt: skip
 
 
 def test_owners_see_a_month(shell: Shell) -> None:
-    shell.mesh.answer(business.get_owner_statements, business.OwnerStatements("2026-03", (STATEMENT,), ""))
+    shell.mesh.answer(contract.get_owner_statements, contract.OwnerStatements("2026-03", (STATEMENT,), ""))
     head, line = shell("report", "owners", "--month", "2026-03", "-o", "wide").stdout.splitlines()
-    assert [entry.request for entry in shell.mesh.calls] == [business.GetOwnerStatements("2026-03")]
+    assert [entry.request for entry in shell.mesh.calls] == [contract.GetOwnerStatements("2026-03")]
     assert " ".join(head.split()) == "OWNER REQUESTS TOKENS IN TOKENS OUT EARNED KWH ENERGY COST MEASURED BY"
     assert line.split() == ["alice", "12", "700", "300", "2.5", "1.500", "0.450", "counter,", "power"]
     (written,) = csv.DictReader(io.StringIO(shell("report", "owners", "--csv").stdout))
@@ -257,9 +258,9 @@ def test_owners_see_a_month(shell: Shell) -> None:
 
 def test_administrators_see_shares_and_why_there_is_no_energy(shell: Shell) -> None:
     unmeasured = msgspec.structs.replace(STATEMENT, owner=None, earned_share=0.25, kwh=None, measured_by=(), energy_cost=None)
-    shell.mesh.answer(business.get_owner_statements, business.OwnerStatements("2026-03", (unmeasured,), "no history"))
+    shell.mesh.answer(contract.get_owner_statements, contract.OwnerStatements("2026-03", (unmeasured,), "no history"))
     found = shell("report", "owners")
-    assert [entry.request for entry in shell.mesh.calls] == [business.GetOwnerStatements(f"{TODAY:%Y-%m}")]
+    assert [entry.request for entry in shell.mesh.calls] == [contract.GetOwnerStatements(f"{TODAY:%Y-%m}")]
     assert "No owner or node" in found.stdout
     assert "25 %" in found.stdout
     assert "the energy is unknown: no history" in found.stderr

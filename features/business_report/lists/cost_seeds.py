@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import msgspec
 
-from shared.cost_model import HOURS
+from features.business_report.lists.cost_model import HOURS
 
 _D = Decimal
 #: Monthly, as the documents have them.

@@ -7,12 +7,14 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from services.gateway import owner_statements
-from services.gateway.owner_statements import OwnerStatements
+from features.business_report import contract
+from features.business_report.contract import GetOwnerStatements, OwnerStatement
+from features.business_report.gateway import owner_statements
+from features.business_report.gateway.owner_statements import OwnerStatements
 from services.gateway.usage_store import DaysStore
 from shared import errors
 from shared.api import business, membership, metrics
-from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum, GetOwnerStatements, OwnerStatement
+from shared.api.business import ActiveUsers, BusinessReport, BusinessRow, BusinessSum
 from shared.api.membership import Member, MemberState
 from shared.api.metrics import Energy, NodeEnergy
 from shared.telemetry.instrument import node_label
@@ -70,7 +72,7 @@ def rpc() -> FakeRpc:
     return found
 
 
-async def statements(rpc: FakeRpc, role: UserRole, month: str = MONTH) -> business.OwnerStatements:
+async def statements(rpc: FakeRpc, role: UserRole, month: str = MONTH) -> contract.OwnerStatements:
     call = rpc_call(msgspec.structs.replace(PERSON, role=role))
     return await OwnerStatements(Days(), cast("Any", rpc)).get_owner_statements(GetOwnerStatements(month), call)
 

@@ -13,10 +13,11 @@ import msgspec
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.print_format import PrintFormat
-from shared import api, business_report_rows, errors
+from features.business_report.lists import report_rows
+from features.business_report.lists.report_rows import ReportLine
+from shared import api, errors
 from shared.amounts import written
 from shared.api.business import BusinessGrouping, BusinessReport, BusinessSum, GetBusinessReport, NewAccounts
-from shared.business_report_rows import ReportLine
 from shared.types import MicroCredits
 
 if TYPE_CHECKING:
@@ -108,10 +109,11 @@ def cost(here: CliContext, /, *, since: date, until: date | None, by: str, label
 @click.pass_obj
 def owners(here: CliContext, /, *, month: str | None, as_json: bool) -> None:
     """Show requests, earnings and energy of node owners in a month. Node owners see only their own."""
-    from shared.lists.statements import list_statements
+    from features.business_report import contract
+    from features.business_report.lists.statements import list_statements
 
-    wanted = api.business.GetOwnerStatements(month or f"{datetime.now(UTC):%Y-%m}")
-    found = here.run(lambda connection: connection.call(api.business.get_owner_statements, wanted, deadline_seconds=_REPORT_SECONDS))
+    wanted = contract.GetOwnerStatements(month or f"{datetime.now(UTC):%Y-%m}")
+    found = here.run(lambda connection: connection.call(contract.get_owner_statements, wanted, deadline_seconds=_REPORT_SECONDS))
     if found.missing:
         printing.note(f"the energy is unknown: {found.missing}")
     printing.show_list(found.rows, list_statements(found.rows), as_json=as_json)
@@ -157,7 +159,7 @@ def _plain(value: msgspec.Struct) -> "dict[str, Json]":
 
 async def _fetch(connection: "CliConnection", query: GetBusinessReport) -> FoundReport:
     found = await connection.call(api.business.get_business_report, query, deadline_seconds=_REPORT_SECONDS)
-    ids = business_report_rows.ids_in(found, query.by)
+    ids = report_rows.ids_in(found, query.by)
     names: Mapping[str, str] = {}
     new = None
     try:
@@ -166,16 +168,16 @@ async def _fetch(connection: "CliConnection", query: GetBusinessReport) -> Found
             names = (await connection.call(api.business.name_users, api.business.NameUsers(ids))).names
     except (errors.NotReachable, errors.Unavailable, errors.DeadlineExceeded) as error:
         printing.note(f"auth isn't answering, so names and new accounts are missing: {error.message}")
-    return FoundReport(found, business_report_rows.lines(found, query, names), new)
+    return FoundReport(found, report_rows.lines(found, query, names), new)
 
 
 def _each(micro: MicroCredits, number: int) -> str:
-    each = business_report_rows.each(micro, number)
+    each = report_rows.each(micro, number)
     return "–" if each is None else written(each)
 
 
 def _speed(row: BusinessSum) -> str:
-    speed = business_report_rows.tokens_per_second(row)
+    speed = report_rows.tokens_per_second(row)
     return "–" if speed is None else f"{speed:.1f}"
 
 
@@ -234,10 +236,10 @@ def _below(found: FoundReport) -> list[str]:
     back = f" ({written(totals.given_back_micro)} refunded)" if totals.given_back_micro else ""
     lines = [
         "",
-        f"from balances {written(business_report_rows.from_balances(totals))} credits{back}",
+        f"from balances {written(report_rows.from_balances(totals))} credits{back}",
         f"active users  {active.hour} in the last hour, {active.day} in 24 hours, {active.week} in 7 days, {active.month} in 30 days",
     ]
-    if (reduction := business_report_rows.reduction(totals.total)) is not None:
+    if (reduction := report_rows.reduction(totals.total)) is not None:
         upstream, avoided = written(totals.total.upstream_micro), written(totals.total.avoided_micro)
         lines.append(f"upstream      {upstream} credits to providers, {avoided} avoided: {100 * reduction:.0f} % less")
     if totals.repeated is not None:
@@ -245,11 +247,11 @@ def _below(found: FoundReport) -> list[str]:
         of_repeated = f"{_share(cached, totals.repeated)} of {printing.counted(totals.repeated, 'repeated question')}"
         lines.append(f"cache         {cached} answers: {_share(cached, asked)} of all requests, {of_repeated}")
     if found.new is not None:
-        users, keys = business_report_rows.registered(found.new), business_report_rows.keys_made(found.new)
+        users, keys = report_rows.registered(found.new), report_rows.keys_made(found.new)
         lines.append(f"new           {users} registered, {printing.counted(keys, 'key')} created")
     return lines
 
 
 def written_csv(by: BusinessGrouping, lines: Sequence[ReportLine]) -> str:
     """Write exact numbers, without a line of sums, which a spreadsheet would add again."""
-    return printing.csv_text(business_report_rows.head(by), map(business_report_rows.cells, lines))
+    return printing.csv_text(report_rows.head(by), map(report_rows.cells, lines))

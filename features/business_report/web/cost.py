@@ -6,12 +6,13 @@ from datetime import UTC, timedelta
 from litestar import get
 from litestar.di import NamedDependency
 
-from services.web.pages.admin.report import REPORT_SECONDS
+from features.business_report.lists import cost_model
+from features.business_report.lists.cost_model import CostPlan, PlanField
+from features.business_report.lists.cost_seeds import shown
+from features.business_report.web.report import REPORT_SECONDS
 from services.web.request_context import Page, PageRequest
-from shared import cost_model, errors
+from shared import errors
 from shared.api import business
-from shared.cost_model import CostPlan, PlanField
-from shared.cost_seeds import shown
 
 _MESH_DAYS = 30
 #: The most of the chart.
@@ -52,7 +53,9 @@ async def show_cost(page_request: NamedDependency[PageRequest]) -> Page:
         found = await _of_mesh(page_request, plan) if (asks_mesh := "mesh" in query) else None
     except cost_model.WrongNumber as error:
         wrong = errors.BadRequest(f"{error.field.label}: {error}", hint="change this number")
-        return page_request.page("admin/cost.html", CostPage(fields=_fields(CostPlan(), typed), wrong=error.field.name), problem=wrong)
+        return page_request.page(
+            "business_report/cost.html", CostPage(fields=_fields(CostPlan(), typed), wrong=error.field.name), problem=wrong
+        )
     plan, conversations = found or (plan, 0)
     even = plan.break_even()
     last = max(2 * even[0] if even else _MACHINES * plan.capacity, conversations)
@@ -64,7 +67,7 @@ async def show_cost(page_request: NamedDependency[PageRequest]) -> Page:
         mesh=_line(plan, conversations, 1) if conversations else None,
         is_unused=asks_mesh and found is None,
     )
-    return page_request.page("admin/cost.html", view)
+    return page_request.page("business_report/cost.html", view)
 
 
 async def _of_mesh(page_request: PageRequest, plan: CostPlan) -> tuple[CostPlan, int] | None:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from features.business_report.contract import OwnerStatement
 from shared.amounts import grouped
-from shared.api.business import OwnerStatement
 from shared.lists.columns import Column, Listing, percent
 
 

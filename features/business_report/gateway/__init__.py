@@ -1,0 +1,1 @@
+"""Statements of node owners in the gateway."""
