@@ -1,4 +1,4 @@
-"""The echo-model stack that tests/agents, tests/integration and tests/sdk share.
+"""The echo-model stack that tests/agents, tests/integration, those of features, and tests/sdk share.
 
 It starts with their first test and stops before other folders' tests.
 """
@@ -14,7 +14,7 @@ WITHIN_A_MINUTE = "requests_per_minute=unlimited,concurrency=unlimited"
 _TESTS = Path(__file__).parent
 
 shared = stacks.OfFolders(
-    (_TESTS / "agents", _TESTS / "integration", _TESTS / "sdk"),
+    (_TESTS / "agents", _TESTS / "integration", _TESTS / "sdk", *_TESTS.glob("features/*/integration")),
     AIMESH_ECHO="1",
     ECHO_TOKEN_MS=ECHO_TOKEN_MS,
     TIER_FREE=WITHIN_A_MINUTE,
