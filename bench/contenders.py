@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,9 @@ from bench.http_load import Client
 from services.inference import gpus, jobs
 from services.inference.backend_interface import Backend, UncountedSink
 from services.inference.backends import llama
-from services.inference.backends.remote import openai
-from services.inference.backends.remote.remote_server import RemoteServer
 from services.inference.engine import devices
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, LoadCommand
 from services.inference.models import catalog, memory, model_discovery
-from services.inference.upstreams import Upstream
 from shared import model_folder
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat, Sampling
 from shared.api.inference import Chunk
@@ -101,7 +98,7 @@ async def opened(contender: Contender, shape: Shape) -> AsyncIterator[Generate]:
         yield generate
 
 
-class _EngineEvents(Watch):
+class EngineEvents(Watch):
     def restarting(self, model: ModelName) -> None:
         raise AssertionError(f"the engine of {model} died; the log above says why")
 
@@ -131,14 +128,14 @@ async def our_engine(mode: KvMode, shape: Shape, sampling: Sampling = SAMPLING, 
     found = replace(found, entries=tuple(replace(entry, **settings) for entry in found.entries))
     load = LoadCommand("", shape.slots, shape.context_tokens, shape.threads, gpu_layers=-1, kv_mode=mode)
     budget = memory.measure(None, await find_gpus())
-    async with llama.opened(found, load, shape.slots, budget, _EngineEvents()) as backend:
+    async with llama.opened(found, load, shape.slots, budget, EngineEvents()) as backend:
         await backend.load(model_folder.PACKAGED_MODEL)
         # Without a digest, a thread of this process is still reading the file.
         await until(lambda: all(status.digest for status in backend.models()), seconds=START_SECONDS)
-        yield _asking(backend, model_folder.PACKAGED_MODEL, sampling)
+        yield asking(backend, model_folder.PACKAGED_MODEL, sampling)
 
 
-def _asking(backend: Backend, model: ModelName, sampling: Sampling) -> GenerateChat:
+def asking(backend: Backend, model: ModelName, sampling: Sampling) -> GenerateChat:
     seeds = itertools.count(1)
 
     async def generate(prompt: str | tuple[ChatMessage, ...], max_tokens: int, on_token: OnToken) -> Counts:
@@ -178,31 +175,19 @@ def counts_of(body: bytes | bytearray) -> Counts:
 
 @asynccontextmanager
 async def _llama_server(shape: Shape) -> AsyncIterator[Generate]:
-    async with _running_llama_server(shape) as port:
+    async with running_llama_server(shape) as port:
         yield chat(port, {"ignore_eos": True, "samplers": ("top_k", "top_p", "temperature")})
 
 
 @asynccontextmanager
 async def copying_llama_server(shape: Shape) -> AsyncIterator[Generate]:
     """Run llama-server with its own drafts from the text before, at temperature 0."""
-    async with _running_llama_server(shape, "--spec-type", "ngram-simple") as port:
+    async with running_llama_server(shape, "--spec-type", "ngram-simple") as port:
         yield chat(port, {"ignore_eos": True, "temperature": 0}, raw=True)
 
 
 @asynccontextmanager
-async def fronted(shape: Shape) -> AsyncIterator[tuple[Generate, Generate]]:
-    """Run llama-server. Yields how to ask it directly, and by a worker's backend in front of it, with the same sampling."""
-    async with AsyncExitStack() as stack:
-        port = await stack.enter_async_context(_running_llama_server(shape))
-        upstream = Upstream(name="rival", url=f"http://127.0.0.1:{port}/v1")
-        backend = await stack.enter_async_context(openai.opened_all((upstream,), shape.slots, shape.slots, _EngineEvents()))
-        await until(lambda: any(isinstance(one, RemoteServer) and one.tokens.thinks for one in backend.servers), seconds=START_SECONDS)
-        (status,) = backend.models()
-        yield chat(port, {"ignore_eos": True, "repeat_penalty": 1.0}), _asking(backend, status.model_id, SAMPLING)
-
-
-@asynccontextmanager
-async def _running_llama_server(shape: Shape, *options: str) -> AsyncIterator[int]:
+async def running_llama_server(shape: Shape, *options: str) -> AsyncIterator[int]:
     """Run llama.cpp's own server, with our context, slots and threads, and its own defaults for the rest.
 
     Its default batch sizes are larger than ours and better for it. It keeps no copies of idle prompts in memory (--cache-ram): nothing here

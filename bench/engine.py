@@ -12,7 +12,6 @@ gaps           the time between two tokens of running streams while another prom
 image_gaps     the same time while images are encoded and read, by a projector of the size of CLIP's (ViT-B/16) with random weights
 lookup         answers that copy, with drafts and without: the tokens a second after the first one; and stories, which copy nothing
 sampling       drawing the tokens of 64 answers from a large vocabulary with two threads
-upstream       llama-server behind a worker's backend, against llama-server alone: the throughput, and the time to the first token
 worker         the memory of a worker and its engine, and the engine's own time
 gpu            only on a GPU: tokens a second and first tokens of a model of Llama-8B's shape, with random weights in Q8_0
 
@@ -444,31 +443,6 @@ async def measure_sampling(rows: Rows, _shared: None, options: Options) -> None:
     rows.paired(claim, rates[2], "tokens/s", "one thread", rates[1], at_least=1.6)
 
 
-# --- a worker in front of llama-server -----------------------------------------------------------------------------------
-
-FRONTED_LEVEL = 16
-#: Of a known prompt, whose first token takes 20 ms.
-FIRST_TOKENS = 40
-
-
-async def measure_upstream(rows: Rows, _shared: None, options: Options) -> None:
-    stories = map(PROMPT.format, itertools.cycle(STORIES))
-
-    async def rate(generate: Generate) -> float:
-        return (await measure_rate(generate, list(itertools.islice(stories, 2 * FRONTED_LEVEL)), FRONTED_LEVEL)).whole
-
-    async def wait(generate: Generate) -> float:
-        return (await first_token(generate, "Say hello."))[0]
-
-    async with contenders.fronted(Shape(FRONTED_LEVEL, SLOT_TOKENS, options.threads)) as ways:
-        rates = await report.take_turns({generate: partial(rate, generate) for generate in ways}, options.rounds)
-        took = await report.take_turns({generate: partial(wait, generate) for generate in ways}, FIRST_TOKENS)
-    direct, by_worker = ways
-    rows.paired(f"by a worker: {FRONTED_LEVEL} streams", rates[by_worker], "tokens/s", RIVAL, rates[direct], at_least=0.97)
-    added = statistics.median(took[by_worker]) - statistics.median(took[direct])
-    rows.alone("what a worker adds to the first token, p50", added, "ms", at_most=5)
-
-
 # --- a worker ------------------------------------------------------------------------------------------------------------
 
 
@@ -560,7 +534,6 @@ PARTS: dict[str, report.Part] = {
     "image_gaps": measure_image_gaps,
     "lookup": measure_lookup,
     "sampling": measure_sampling,
-    "upstream": measure_upstream,
     "worker": measure_worker,
     "gpu": measure_gpu,
 }
@@ -568,11 +541,11 @@ PARTS: dict[str, report.Part] = {
 QUICK_PARTS = ("throughput", "first_token", "shared_prefix")
 
 
-def _prepare(options: Options) -> str:
+def prepare(options: Options) -> str:
     rivals.ensure()
     return f"{options.threads} threads, llama-cpp-python {wheel.engine_version()}, {model_discovery.packaged().name}"
 
 
 if __name__ == "__main__":
     limits, cores = (1800.0, 600.0), len(os.sched_getaffinity(0))
-    report.run(__doc__, PARTS, limits=limits, quick_parts=QUICK_PARTS, before=_prepare, rounds=(3, 1), threads=(cores, cores))
+    report.run(__doc__, PARTS, limits=limits, quick_parts=QUICK_PARTS, before=prepare, rounds=(3, 1), threads=(cores, cores))

@@ -68,6 +68,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """Return mistakes that no single field shows, one sentence each, beginning with the variable."""
         return iter(())
 
+    def mistakes_beside(self, own: "Settings") -> Iterator[str]:
+        """Return mistakes of a feature's settings beside the service's ``own``."""
+        return iter(())
+
 
 class CheckedVariables(msgspec.Struct, frozen=True):
     """See ``check_variables``."""
@@ -187,7 +191,10 @@ def _fill(kind: type[S], environment: Mapping[str, str]) -> tuple[S | None, list
         return None, mistakes
     more = tuple(each(**given) for each, given in values.items() if each is not kind)
     settings = kind(**values.get(kind, {}), more=more)
-    return settings, [mistake for each in (settings, *more) for mistake in each.mistakes()]
+    return settings, [
+        *(mistake for each in (settings, *more) for mistake in each.mistakes()),
+        *(mistake for each in more for mistake in each.mistakes_beside(settings)),
+    ]
 
 
 def _value(setting: Setting, environment: Mapping[str, str]) -> Any:

@@ -57,6 +57,17 @@ class HttpApi:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBackend:
+    """A value of INFERENCE_BACKEND."""
+
+    name: str
+    #: Workers with another backend get none of these, because some are secrets.
+    variables: tuple[str, ...] = ()
+    #: Whether it serves models of MODELS and MODELS_YAML.
+    has_catalog: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
     """What is known of a feature without importing its parts. Its `feature.py` has it as FEATURE, and imports only this module."""
 
@@ -68,6 +79,7 @@ class Feature:
     items: tuple[str, ...] = ()
     counted_items: tuple[str, ...] = ()
     http_api: HttpApi | None = None
+    backends: tuple[WorkerBackend, ...] = ()
 
 
 @lru_cache
@@ -95,6 +107,10 @@ def acts() -> list[Acts]:
 
 def http_apis() -> list[HttpApi]:
     return [feature.http_api for feature in known().values() if feature.http_api is not None]
+
+
+def backends() -> dict[str, WorkerBackend]:
+    return {backend.name: backend for feature in known().values() for backend in feature.backends}
 
 
 def parts(place: str, kind: type[P], attribute: str = "PART") -> Mapping[str, P]:

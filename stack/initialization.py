@@ -37,8 +37,8 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
     made = secret_files.ensure(home)
     recorded = settings.record(home, environment, folder)
     loaded = settings.load(recorded)
-    for backend in stack_plan.more_workers(loaded):
-        if getattr(loaded, f"{backend}_port") is None:
+    for backend, port in stack_plan.more_ports(loaded).items():
+        if port is None:
             recorded = settings.record(home, {stack_plan.port_setting(f"inference-{backend}"): str(ports.find_free())}, folder)
             loaded = settings.load(recorded)
     nats_server.ensure(home, loaded.mesh, loaded.nats_port, loaded.nats_admission)

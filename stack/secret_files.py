@@ -7,6 +7,7 @@ import base64
 import secrets
 from collections.abc import Callable
 
+from shared import features
 from shared.identity import credentials, node_keys, private_file
 from shared.types import Role
 from stack.stack_home import StackHome
@@ -17,9 +18,7 @@ NODES: dict[str, Role] = {
     "gateway": Role.GATEWAY,
     "worker": Role.WORKER,
     "echo": Role.WORKER,
-    "inference-ollama": Role.WORKER,
-    "inference-openai": Role.WORKER,
-    "inference-http": Role.WORKER,
+    **{f"inference-{backend}": Role.WORKER for backend in features.backends()},
     "metrics": Role.METRICS,
     "web": Role.WEB,
     "client": Role.CLIENT,

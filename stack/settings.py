@@ -150,6 +150,7 @@ def _mistakes_of_recipients(recipients: tuple[str, ...]) -> Iterator[str]:
 
 
 class StackSettings(BackupSettings, frozen=True, kw_only=True):
+    SERVICE = "stack"
     mesh: Annotated[MeshName, Variable("MESH_NAME", "name of the mesh this stack belongs to")] = MeshName("home")
     web_port: Annotated[Port, Variable("WEB_SERVICE_PORT", "port of the web pages")] = 3000
     auth_port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "port of auth")] = 3001
@@ -157,9 +158,6 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
     inference_port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "port of the first worker")] = 3003
     metrics_port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "port of metrics")] = 3004
     echo_port: Annotated[Port | None, Variable("ECHO_SERVICE_PORT", "port of the echo worker; by default a free port, chosen once")] = None
-    ollama_port: Annotated[Port | None, Variable("OLLAMA_SERVICE_PORT", "port of the worker for OLLAMA_URL, likewise")] = None
-    openai_port: Annotated[Port | None, Variable("OPENAI_SERVICE_PORT", "port of the worker for OpenAI's API, likewise")] = None
-    http_port: Annotated[Port | None, Variable("HTTP_SERVICE_PORT", "port of the worker for the services in MODELS_YAML, likewise")] = None
     prometheus_port: Annotated[Port, Variable("PROMETHEUS_PORT", "port of the Prometheus endpoint for the whole mesh; 0 disables it")] = (
         9090
     )
@@ -189,13 +187,6 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
         ),
     ] = None
     backend: Annotated[str, Variable("INFERENCE_BACKEND", "backend of the first worker")] = "llama"
-    ollama_url: Annotated[str | None, Variable("OLLAMA_URL", "add a worker for this Ollama server")] = None
-    openai_url: Annotated[str | None, Variable("OPENAI_BASE_URL", "add a worker for this OpenAI-compatible API")] = None
-    openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "add a worker for OpenAI, or for OPENAI_BASE_URL", secret=True)] = None
-    openai_upstreams: Annotated[Path | None, Variable("OPENAI_UPSTREAMS", "add a worker for the upstreams of this file")] = None
-    remote_model_hosts: Annotated[
-        tuple[str, ...], Variable("REMOTE_MODEL_HOSTS", "add a worker for servers that administrators add, on these hosts")
-    ] = ()
     external_providers: Annotated[
         tuple[str, ...],
         Variable("EXTERNAL_PROVIDERS", "providers that may get prompts, by default those of your upstreams; `none` for none"),
@@ -340,8 +331,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODELS_PULL MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS
         MODEL_TRUST MODEL_SHARE MODEL_COPY_RATE HF_TOKEN MODEL_MIRRORS MODEL_MEMORY PROMPT_CACHE_RAM MODEL_KEEP_ALIVE MODEL_SWAP_SECONDS
         MODELS_FOR
-        ENGINE_KV_MODE ENGINE_KV_TYPE OPENAI_UPSTREAMS OPENAI_UPSTREAM_KEYS REMOTE_MODEL_HOSTS OLLAMA_KEEP_ALIVE ENGINE_SLOTS
-        ENGINE_QUEUE ENGINE_CONTEXT_TOKENS ENGINE_THREADS GPU_LAYERS ECHO_SLOTS ECHO_TOKEN_MS OLLAMA_URL OPENAI_BASE_URL OPENAI_API_KEY
+        ENGINE_KV_MODE ENGINE_KV_TYPE ENGINE_SLOTS ENGINE_QUEUE ENGINE_CONTEXT_TOKENS ENGINE_THREADS GPU_LAYERS ECHO_SLOTS ECHO_TOKEN_MS
         NODE_WATTS_IDLE NODE_WATTS_BUSY KWH_PRICE
     """,
     ("metrics",): """
@@ -366,7 +356,6 @@ SECRET = frozenset(
         "ALERT_WEBHOOK_URL",
         "HF_TOKEN",
         "METRICS_TOKEN",
-        "OPENAI_UPSTREAM_KEYS",
         "OIDC_CLIENT_SECRET",
         "OTEL_EXPORTER_OTLP_HEADERS",
         "SMTP_URL",
@@ -378,6 +367,8 @@ SECRET = frozenset(
     }
 ) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
 SECRET |= {setting.variable.name for _, setting in config.settings_of_features() if setting.variable.secret}
+#: Settings of features that name a file.
+FILES_OF_FEATURES = frozenset(each.variable.name for _, each in config.settings_of_features() if each.type in (Path, Path | None))
 #: Paths that the user gives relative to the current folder; services run elsewhere.
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}
@@ -387,12 +378,12 @@ _PATHS = frozenset(
         "MODELS_DIR",
         "MODEL_STORE",
         "MODEL_TRUST",
-        "OPENAI_UPSTREAMS",
         "OIDC_CA_FILE",
         "AUDIT_ANCHOR_FILE",
         "RECOVERY_LOG_DIR",
     }
     | {"BACKUP_TO", "MODEL_ORIGIN", "FILES_URL", "OBJECT_STORE", "GOOGLE_APPLICATION_CREDENTIALS", "POOLS_FILE", "INSTALL_FOLDER"}
+    | FILES_OF_FEATURES
 )
 
 

@@ -6,23 +6,21 @@ node's key.
 
 import hashlib
 import os
-import re
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
 from shared import addresses, errors, model_folder
 from shared.api.recovery import BackupState
+from shared.features import backends
 from shared.identity import install_line
 from shared.stores import object_credentials
 from shared.types import Tier
+from stack import features
 from stack import stack_home as homes
 from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
@@ -30,7 +28,7 @@ from stack.servers import dht_programs, nats_server, postgres, valkey
 from stack.servers.postgres import Postgres
 from stack.servers.program import Program, SocketProbe
 from stack.servers.valkey import Valkey
-from stack.settings import PASSED, StackSettings
+from stack.settings import FILES_OF_FEATURES, PASSED, StackSettings
 from stack.stack_home import StackHome
 
 if TYPE_CHECKING:
@@ -69,24 +67,19 @@ _REDIS_USERS = ("auth", "gateway")
 _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
 SERVICES = tuple(_STAGES)
 #: Backend of a worker beside the first -> its node key.
-_MORE_KEYS = {"echo": "echo", **{backend: f"inference-{backend}" for backend in ("ollama", "openai", "http")}}
+_MORE_KEYS = {"echo": "echo", **{backend: f"inference-{backend}" for backend in backends()}}
 #: Files that workers read when they start, beside those whose names end in _FILE.
-_READ_AT_START = ("MODELS_YAML", "OPENAI_UPSTREAMS", "MODEL_TRUST")
+_READ_AT_START = {"MODELS_YAML", "MODEL_TRUST", *FILES_OF_FEATURES}
 #: Workers of other servers, which may be away while the stack starts.
-REMOTE_WORKERS = tuple(f"inference-{backend}" for backend in ("ollama", "openai", "http"))
+REMOTE_WORKERS = tuple(f"inference-{backend}" for backend in backends())
 WORKERS = ("inference", "inference-echo", *REMOTE_WORKERS)
 #: Settings that only workers of these backends get: keys of providers stay there.
 _OWN_MODELS = frozenset({"MODELS", "MODELS_YAML", "MODELS_DIR", "MODELS_PULL"})
 _OF_BACKENDS = {
-    **dict.fromkeys(_OWN_MODELS, ("llama", "http")),
+    **dict.fromkeys(_OWN_MODELS, ("llama", *(name for name, backend in backends().items() if backend.has_catalog))),
     "MODEL_TRUST": ("llama",),
-    **dict.fromkeys(("OLLAMA_URL", "OLLAMA_KEEP_ALIVE"), ("ollama",)),
-    **dict.fromkeys(("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS", "OPENAI_UPSTREAM_KEYS", "REMOTE_MODEL_HOSTS"), ("openai",)),
+    **{variable: (name,) for name, backend in backends().items() for variable in backend.variables},
 }
-_NAMES_SERVICE = re.compile(r"""^[\s-]*["']?service["']?\s*:""", re.MULTILINE)
-_MAX_REGISTRY_CHARACTERS = 1024 * 1024
-#: See services.inference.upstreams.
-_MAX_UPSTREAMS_BYTES = 256 * 1024
 _CODE = frozenset({".py", ".sql", ".lua", ".html", ".css", ".js"})
 
 
@@ -269,62 +262,13 @@ def _external_or(recorded: Mapping[str, str], name: str, embedded: dict[str, str
 
 def more_workers(settings: StackSettings) -> tuple[str, ...]:
     """Return the backends of the workers beside the first."""
-    wanted = {
-        "echo": settings.echo,
-        "ollama": settings.ollama_url,
-        "openai": settings.openai_key or settings.openai_url or settings.openai_upstreams or settings.remote_model_hosts,
-        "http": settings.models_yaml is not None and _names_services(settings.models_yaml),
-    }
+    wanted = {"echo": settings.echo, **{name: worker.is_wanted for name, worker in features.workers(settings).items()}}
     return tuple(backend for backend, is_wanted in wanted.items() if is_wanted and (backend == "echo" or backend != settings.backend))
-
-
-def _names_services(file: Path) -> bool:
-    """The first worker reports what is wrong with the file."""
-    try:
-        with file.open(encoding="utf-8", errors="replace") as opened:
-            return _NAMES_SERVICE.search(opened.read(_MAX_REGISTRY_CHARACTERS)) is not None
-    except OSError:
-        return False
 
 
 def providers_of(settings: StackSettings) -> tuple[str, ...]:
     """Return EXTERNAL_PROVIDERS, or else the providers whose servers may be outside. The workers decide whether they are."""
-    return settings.external_providers or tuple(sorted(set(_providers(settings))))
-
-
-def _providers(settings: StackSettings) -> Iterator[str]:
-    if settings.ollama_url and _may_be_outside(settings.ollama_url):
-        yield "ollama"
-    if settings.openai_upstreams is not None:
-        yield from _of_upstreams(settings.openai_upstreams)
-    elif _may_be_outside(settings.openai_url) if settings.openai_url else settings.openai_key:
-        yield "openai"
-
-
-def _of_upstreams(path: Path) -> Iterator[str]:
-    """The worker reports what is wrong with the file."""
-    try:
-        with path.open("rb") as file:
-            tables = tomllib.loads(file.read(_MAX_UPSTREAMS_BYTES).decode())
-    except (OSError, ValueError):
-        return
-    for name, table in tables.items():
-        if isinstance(table, dict):
-            external = table.get("external")
-            if external or (external is None and _may_be_outside(str(table.get("url", "")))):
-                yield str(table.get("provider", name))
-
-
-def _may_be_outside(url: str) -> bool:
-    try:
-        host = urlsplit(url).hostname or ""
-    except ValueError:
-        return False
-    try:
-        ip_address(host)
-    except ValueError:
-        return host not in addresses.LOOPBACK
-    return addresses.is_public(host)
+    return settings.external_providers or tuple(sorted({name for part in features.parts() for name in part.providers(settings)}))
 
 
 def _worker_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], backend: str) -> dict[str, str]:
@@ -423,8 +367,14 @@ def _ports(settings: StackSettings) -> dict[str, int]:
         "inference": settings.inference_port,
         "metrics": settings.metrics_port,
     }
-    more = {backend: getattr(settings, f"{backend}_port") for backend in more_workers(settings)}
+    more = more_ports(settings)
     return found | {f"inference-{backend}": port for backend, port in more.items() if port}
+
+
+def more_ports(settings: StackSettings) -> dict[str, int | None]:
+    """Return the port of each worker beside the first; None if it has none yet."""
+    ports = {"echo": settings.echo_port, **{name: worker.port for name, worker in features.workers(settings).items()}}
+    return {backend: ports[backend] for backend in more_workers(settings)}
 
 
 def ports_wanted(settings: StackSettings) -> list[WantedPort]:

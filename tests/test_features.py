@@ -11,6 +11,7 @@ import pytest
 import services.web.features
 from cli import main
 from services.gateway.settings import GatewaySettings
+from services.inference.features import WorkerPart
 from shared import config, features
 from shared.api import gateway
 from shared.api.method import Method, Nothing, StreamMethod
@@ -22,9 +23,9 @@ from shared.telemetry import instruments
 AT_THE_TOP = {
     "README.md", "__init__.py", "feature.py", "contract.py", "access.py", "lists.py", "lists", "notices.py", "settings.py",
     "instruments.py", "alerts.rules.yml", "board.json", "auth.sql", "gateway.sql", "metrics.sql",
-    "rules", "migrations", "runbooks", "docs", "gateway", "auth", "metrics", "worker", "web", "cli",
+    "rules", "migrations", "runbooks", "docs", "gateway", "auth", "metrics", "worker", "web", "stack", "cli",
 }  # fmt: skip
-WITH_PART = ("gateway", "auth", "metrics", "worker", "web")
+WITH_PART = ("gateway", "auth", "metrics", "worker", "web", "stack")
 _IMPORT = re.compile(r"^\s*(?:from|import) features\.(\w+)", re.MULTILINE)
 ALL = [path.parent for path in sorted(features.FOLDER.glob("*/feature.py"))]
 
@@ -65,6 +66,7 @@ def test_nothing_has_two_owners() -> None:
         "notices": [kind.__struct_config__.tag for part in features.modules("notices") for kind in part.NOTICES],
         "tabs": [tab.path for part in parts for tab in part.tabs],
         "files of a person's data": ["account", "requests", "usage", "jobs", "files", *(name for part in parts for name in part.archive)],
+        "backends of workers": ["llama", "echo", *(backend.name for each in features.known().values() for backend in each.backends)],
         "paths of vendors' APIs": ["/api/", "/rpc/", "/docs/", *gateway.HTTP_PREFIXES],
         "the root of a local server": ["/" for api in features.http_apis() if api.is_at_root],
         "runbooks": [path.name for folder in features.files("runbooks") for path in folder.iterdir()],
@@ -80,6 +82,12 @@ def test_each_method_of_a_feature_shows_whose_it_is() -> None:
         for method in own:
             kinds = (method.request, getattr(method, "reply", Nothing))
             assert features.owner_of(*kinds) == name, method.name
+
+
+def test_each_backend_that_a_feature_declares_has_what_opens_it() -> None:
+    parts = features.parts("worker.part", WorkerPart)
+    found = {name: [*parts[name].backends] if name in parts else [] for name in features.known()}
+    assert found == {name: [backend.name for backend in feature.backends] for name, feature in features.known().items()}
 
 
 # --- the mechanism ------------------------------------------------------------------------------------------------------

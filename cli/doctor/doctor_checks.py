@@ -290,5 +290,5 @@ def _check_nodes(nodes: Sequence[gateway.NodeRow]) -> Iterator[DoctorFinding]:
 
 
 def _waits_for_servers(node: gateway.NodeRow) -> bool:
-    """Return whether it does what REMOTE_MODEL_HOSTS asks for: nothing, until an administrator adds a server."""
+    """Return whether it is for servers that administrators add, and has none yet."""
     return node.alive and not node.usable and node.why_not == servers.NO_SERVER

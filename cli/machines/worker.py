@@ -20,7 +20,7 @@ from cli import option_values
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
 from cli.output import printing
-from shared import errors, model_folder
+from shared import errors, features, model_folder
 from shared.types import Role
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: More workers on one machine are probably a loop in a script.
 _MOST_WORKERS = 64
 #: The worker's backends; a test compares them with services.inference.
-BACKENDS = ("llama", "ollama", "openai", "http", "echo")
+BACKENDS = ("llama", *features.backends(), "echo")
 #: Settings that say which models a worker serves.
 _MODEL_SETTINGS = {"INFERENCE_BACKEND", "MODELS", "MODELS_DIR", "MODELS_YAML", "MODELS_PULL"}
 #: Status sentences, and only warnings and errors of the log.
@@ -306,9 +306,10 @@ def _claim_name(stack: "StackHome") -> str:
 
 def _program(environment: Mapping[str, str], *program: str) -> tuple[list[str], dict[str, str]]:
     """Return the command and environment of a module of the worker."""
-    # A shell that starts the stack has it, for the stack's worker of servers. Others refuse it.
-    if environment.get("INFERENCE_BACKEND") != "openai":
-        environment = {name: value for name, value in environment.items() if name != "REMOTE_MODEL_HOSTS"}
+    # A shell that starts the stack has those of the stack's other workers. A worker may refuse what isn't for it.
+    backend = environment.get("INFERENCE_BACKEND")
+    others = {name for each in features.backends().values() if each.name != backend for name in each.variables}
+    environment = {name: value for name, value in environment.items() if name.removesuffix("_FILE") not in others}
     command = [sys.executable, "-m", *(program or ("services.inference",))]
     checkout = Path(__file__).resolve().parents[2]
     # A checkout need not be installed. PYTHONPATH instead of chdir keeps relative paths valid.

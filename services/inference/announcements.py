@@ -66,8 +66,6 @@ class Announcements:
         self._measured: set[ModelName] = set()
         #: Why models are not trusted.
         self._distrust: dict[ModelName, str] = {}
-        #: Servers of other programs that have gauges.
-        self._servers: set[str] = set()
 
     async def follow_pause(self, look_seconds: float = LOOK_SECONDS) -> None:
         """Announce when the owner pauses or resumes the worker; runs until cancelled. Returns at once without a pause file."""
@@ -132,14 +130,6 @@ class Announcements:
             refused=self._refused,
             warning="; ".join(filter(None, (*self._warnings.values(), self._missing)))[:MAX_WARNING_CHARACTERS],
         )
-        states = self.backend.server_states()
-        for server in self._servers - states.keys():
-            for gauge in (self._node.metrics.upstream_up, self._node.metrics.upstream_refused):
-                gauge.remove_by_labels({"server": server})
-        self._servers = set(states)
-        for server, seen in states.items():
-            self._node.metrics.upstream_up.labels(server=server).set(seen.is_up)
-            self._node.metrics.upstream_refused.labels(server=server).set(seen.is_refused)
         for status in statuses:
             self._measure(status)
         for model in self._measured - {status.model_id for status in statuses}:

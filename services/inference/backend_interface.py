@@ -1,8 +1,7 @@
 """The interface between the service and the backends, which run the models."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol, TypeAlias, TypeVar
 
@@ -111,14 +110,6 @@ class AnswersEnded(Exception):
     """All answers have ended for their reader, perhaps before they ended for the engine."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerState:
-    #: Whether it answers.
-    is_up: bool
-    #: Whether it refuses this worker's key or account.
-    is_refused: bool
-
-
 class Backend(ABC):
     """Runs models. Each backend module's ``opened`` is an async context manager that creates one. What only some can do is refused here."""
 
@@ -172,7 +163,3 @@ class Backend(ABC):
     def figures(self, model: ModelName) -> EngineSpeed:
         """Return the model's speed over the last seconds. Never blocks. Only if it ``has_engines``."""
         raise NotImplementedError
-
-    def server_states(self) -> Mapping[str, ServerState]:
-        """Return the state of each server of another program, by its name."""
-        return {}

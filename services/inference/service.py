@@ -12,10 +12,10 @@ from typing import ClassVar, Generic, TypeVar
 
 import msgspec
 
-from services.inference import console_status, energy, infer_http, jobs, missing_libraries, moderation, user_logout
+from services.inference import console_status, energy, features, infer_http, jobs, missing_libraries, moderation, user_logout
 from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
-from services.inference.backends import backend_selection
+from services.inference.features import Site
 from services.inference.model_pulls import ModelConsent, ModelPulls
 from services.inference.model_trust import ModelTrust
 from services.inference.models.model_store import ModelStore
@@ -41,7 +41,6 @@ from shared.api.inference import (
 )
 from shared.api.method import Nothing
 from shared.api.node import FIRST_MODEL
-from shared.api.servers import NO_SERVER
 from shared.background.deferred_memory import DeferredMemory
 from shared.background.items import BackgroundItems
 from shared.background.tasks import keep
@@ -88,7 +87,7 @@ class InferenceService:
         print_line = _print_line if settings.console == "plain" else None
         async with (
             replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,
-            backend_selection.opened(settings, watcher, print_line, trust.judge) as backend,
+            features.opened(Site(settings=settings, node=node, watcher=watcher), print_line, trust.judge) as backend,
         ):
             watcher.backend = backend
             watcher.changed()
@@ -112,14 +111,6 @@ class InferenceService:
             if replica_files.is_shared(settings.receipts_path):
                 await asyncio.to_thread(keep_key, receipts, settings.node_key_file)
                 node.tasks.create_task(keep("adoption of receipts", service._adopted.run))
-            if settings.remote_model_hosts:
-                # Imported late, as in `backend_selection`.
-                from services.inference.backends.remote.added_servers import AddedServers  # noqa: PLC0415
-
-                watcher.lack_models(NO_SERVER)
-                servers = AddedServers.of(settings, node, backend, watcher)
-                node.dispatcher.add(servers)
-                node.tasks.create_task(keep("added servers", servers.run))
             if backend.has_engines:
                 store = ModelStore(settings.store_path)
                 node.tasks.create_task(keep("trust", partial(trust.run, node.rpc, store)))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
 import psutil
@@ -11,8 +11,8 @@ from msgspec import Meta
 
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes
 from services.inference.models import quantities
-from services.inference.models.catalog import SERVER_SLOTS, Defaults
-from shared import errors, model_reference, model_sources, node
+from services.inference.models.catalog import Defaults
+from shared import errors, features, model_reference, model_sources, node
 from shared.api.inference import ModelSources
 from shared.config import Port, Variable
 from shared.node import machine
@@ -20,14 +20,20 @@ from shared.protocol.directory import DEFAULT_QUEUE
 from shared.stores import replica_files
 from shared.types import LoadPurpose
 
-OPENAI_URL = "https://api.openai.com/v1"
+#: The values of INFERENCE_BACKEND.
+BACKENDS = ("llama", "echo", *features.backends())
+if TYPE_CHECKING:
+    BackendName = str
+else:
+    BackendName = Literal[BACKENDS]
 
 
 class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
+    SERVICE: ClassVar[str] = "inference"
+
     port: Annotated[Port, Variable("INFERENCE_SERVICE_PORT", "the HTTP port of the inference service")] = 3003
     backend: Annotated[
-        Literal["llama", "echo", "ollama", "openai", "http"],
-        Variable("INFERENCE_BACKEND", "the backend that runs the models: llama, echo, ollama, openai or http"),
+        BackendName, Variable("INFERENCE_BACKEND", f"the backend that runs the models: {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}")
     ] = "llama"
     models: Annotated[
         dict[str, str],
@@ -154,26 +160,6 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = -1
     echo_slots: Annotated[int, Meta(ge=1, le=256), Variable("ECHO_SLOTS", "concurrent answers of the echo backend, 1 to 256")] = 256
     echo_token_ms: Annotated[float, Meta(ge=0, le=60_000), Variable("ECHO_TOKEN_MS", "milliseconds per token of the echo backend")] = 0.0
-    ollama_url: Annotated[str, Variable("OLLAMA_URL", "the address of Ollama, for INFERENCE_BACKEND=ollama")] = "http://127.0.0.1:11434"
-    openai_url: Annotated[str, Variable("OPENAI_BASE_URL", "an OpenAI-compatible API, for INFERENCE_BACKEND=openai")] = OPENAI_URL
-    openai_key: Annotated[str | None, Variable("OPENAI_API_KEY", "the key for OPENAI_BASE_URL", secret=True)] = None
-    openai_upstreams: Annotated[
-        Path | None, Variable("OPENAI_UPSTREAMS", "a TOML file of upstreams, instead of OPENAI_BASE_URL; see docs/howto/other-backends.md")
-    ] = None
-    openai_upstream_keys: Annotated[
-        dict[str, str], Variable("OPENAI_UPSTREAM_KEYS", "keys of these upstreams, as name=key, comma-separated", secret=True)
-    ] = msgspec.field(default_factory=dict)
-    remote_model_hosts: Annotated[
-        tuple[str, ...],
-        Variable(
-            "REMOTE_MODEL_HOSTS",
-            "hosts of the servers that administrators may add, comma-separated, for INFERENCE_BACKEND=openai: names, addresses, or patterns"
-            " such as *.example.org for public addresses only; by default none",
-        ),
-    ] = ()
-    ollama_keep_alive: Annotated[
-        str | None, Variable("OLLAMA_KEEP_ALIVE", "how long Ollama keeps a model after a request: 10m, 0, or -1 for always")
-    ] = None
     pause_file: Annotated[
         Path | None, Variable("WORKER_PAUSE_FILE", "the worker refuses new requests while this file exists; aicli worker pause creates it")
     ] = None
@@ -208,11 +194,6 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = None
 
     @property
-    def remote_slots(self) -> int:
-        """Return the slots of a model of another server that doesn't name them."""
-        return self.slots or SERVER_SLOTS
-
-    @property
     def receipts_path(self) -> Path:
         return self.receipts_file or self.state_file.with_suffix(".receipts")
 
@@ -232,8 +213,6 @@ class InferenceSettings(node.NodeSettings, frozen=True, kw_only=True):
             except errors.BadRequest as error:
                 yield f"MODELS_PULL: {source[:200]}: {error.message}; {error.hint}"
         yield from replica_files.mistakes("RECEIPTS_FILE", self.receipts_file)
-        if self.remote_model_hosts and self.backend != "openai":
-            yield "REMOTE_MODEL_HOSTS needs a worker with INFERENCE_BACKEND=openai"
         for name, text, parse in (
             ("MODEL_MEMORY", self.model_memory, quantities.parse_bytes),
             ("PROMPT_CACHE_RAM", None if self.prompt_cache_ram == "0" else self.prompt_cache_ram, quantities.parse_bytes),

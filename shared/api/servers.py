@@ -1,4 +1,4 @@
-"""gateway and inference: the servers of the configuration, which workers with REMOTE_MODEL_HOSTS take, try and serve."""
+"""gateway and inference: the servers of the configuration, which workers that may reach them take, try and serve."""
 
 from typing import Annotated
 

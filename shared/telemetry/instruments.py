@@ -373,10 +373,6 @@ UPSTREAM_SPENDING = counter(
 MODEL_UNTRUSTED = gauge(
     "ai_platform_model_untrusted", "1 while a model of this worker is refused or loaded with a warning for this reason", ("model", "reason")
 )
-UPSTREAM_UP = gauge("ai_platform_upstream_up", "1 while a server of this worker answers and lists its models", ("server",))
-UPSTREAM_REFUSED = gauge(
-    "ai_platform_upstream_refused", "1 while a server refuses this worker's key or account, by its last answers", ("server",)
-)
 UPSTREAM_CEILING_SHARE = gauge(
     "ai_platform_upstream_ceiling_ratio",
     "Share of a target's daily ceiling that is spent or held by running requests, from 0 to 1",

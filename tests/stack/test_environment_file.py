@@ -143,9 +143,9 @@ def test_composes_own_file_may_set_only_what_compose_passes_on(tmp_path: Path) -
 
 def test_secret_files_are_looked_for_unless_they_are_in_a_container(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("short", encoding="utf-8")
-    text = "METRICS_TOKEN_FILE=token\nOPENAI_API_KEY_FILE=/does/not/exist\nSMTP_URL_FILE=/in/a/container\n"
+    text = "METRICS_TOKEN_FILE=token\nHF_TOKEN_FILE=/does/not/exist\nSMTP_URL_FILE=/in/a/container\n"
     found = environment_file.check(write(tmp_path, text), tmp_path)
-    assert [(one.line, one.text.partition(":")[0]) for one in found] == [(1, "METRICS_TOKEN"), (2, "OPENAI_API_KEY_FILE")]
+    assert [(one.line, one.text.partition(":")[0]) for one in found] == [(1, "METRICS_TOKEN"), (2, "HF_TOKEN_FILE")]
 
 
 def test_services_are_asked_in_their_own_program() -> None:

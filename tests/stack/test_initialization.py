@@ -29,7 +29,7 @@ def test_initialization_is_idempotent(home: StackHome, tmp_path: Path) -> None:
 
 
 def test_files_are_private(home: StackHome, tmp_path: Path) -> None:
-    initialization.ensure(home, {"OPENAI_API_KEY": "sk-x"}, tmp_path)
+    initialization.ensure(home, {"HF_TOKEN": "sk-x"}, tmp_path)
     for path in [home.root, *home.root.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
 

@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> StackHome:
         pytest.param({}, {"PATH": "/bin", "EDITOR": "ed"}, {}, id="other variables are none of ours"),
         pytest.param({}, {"TLS_CERT_FILE": "a.pem"}, {"TLS_CERT_FILE": "/somewhere/a.pem"}, id="paths become absolute"),
         pytest.param({}, {"POOLS_FILE": "pools.yaml"}, {"POOLS_FILE": "/somewhere/pools.yaml"}, id="POOLS_FILE is a path"),
-        pytest.param({}, {"OPENAI_API_KEY_FILE": "k"}, {"OPENAI_API_KEY_FILE": "/somewhere/k"}, id="so do files of secrets"),
+        pytest.param({}, {"HF_TOKEN_FILE": "k"}, {"HF_TOKEN_FILE": "/somewhere/k"}, id="so do files of secrets"),
         pytest.param(
             {"DATABASE_URL_FILE": "/old"}, {"DATABASE_URL": "postgresql://x"}, {"DATABASE_URL": "postgresql://x"}, id="value replaces file"
         ),
@@ -40,13 +40,13 @@ def test_merge(recorded: dict[str, str], environment: dict[str, str], merged: di
 
 
 def test_secrets_are_stored_in_files_not_in_the_settings(home: StackHome) -> None:
-    environment = {"OPENAI_API_KEY": "sk-canary", "DATABASE_URL": "postgresql://u:canary@h/d", "MODEL_ALIASES": "llama3=smollm2"}
+    environment = {"HF_TOKEN": "sk-canary", "DATABASE_URL": "postgresql://u:canary@h/d", "MODEL_ALIASES": "llama3=smollm2"}
     kept = settings.record(home, environment, HERE)
     assert "canary" not in home.settings_file.read_text()
     assert settings.read_recorded(home) == kept
     assert kept["MODEL_ALIASES"] == "llama3=smollm2"
-    assert Path(kept["OPENAI_API_KEY_FILE"]).read_text() == "sk-canary"
-    assert Path(kept["OPENAI_API_KEY_FILE"]).stat().st_mode & 0o777 == 0o600
+    assert Path(kept["HF_TOKEN_FILE"]).read_text() == "sk-canary"
+    assert Path(kept["HF_TOKEN_FILE"]).stat().st_mode & 0o777 == 0o600
     assert settings.load(kept).database_url == "postgresql://u:canary@h/d"
 
 

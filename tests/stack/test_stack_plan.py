@@ -38,7 +38,7 @@ def _environments(planned: StackPlan) -> dict[str, dict[str, str]]:
 
 
 def test_worker_gets_no_database_no_redis_and_no_foreign_secret(home: StackHome) -> None:
-    worker = _environments(_plan(home, OPENAI_API_KEY="sk-x"))["inference"]
+    worker = _environments(_plan(home))["inference"]
     secrets = {name for name in worker if name.endswith("_FILE")}
     assert secrets == {"NODE_KEY_FILE", "SERVICE_TOKEN_FILE"}
     assert not [name for name in worker if "DATABASE" in name or "REDIS" in name]
@@ -46,41 +46,12 @@ def test_worker_gets_no_database_no_redis_and_no_foreign_secret(home: StackHome)
 
 
 def test_secrets_are_in_no_environment_or_command(home: StackHome) -> None:
-    planned = _plan(home, OPENAI_API_KEY="sk-canary", DATABASE_URL="postgresql://u:canary@h/d", REDIS_URL="redis://:canary@h")
+    planned = _plan(home, HF_TOKEN="sk-canary", DATABASE_URL="postgresql://u:canary@h/d", REDIS_URL="redis://:canary@h")
     for program in planned.programs:
         assert "canary" not in repr(program)
         for file in home.secrets.iterdir():
             if file.is_file():
                 assert file.read_text().strip() not in repr(program), (program.name, file.name)
-
-
-def test_provider_key_goes_only_to_the_service_that_uses_it(home: StackHome) -> None:
-    holders = [name for name, found in _environments(_plan(home, OPENAI_API_KEY="sk-x")).items() if "OPENAI_API_KEY_FILE" in found]
-    assert holders == ["inference-openai"]
-
-
-def test_the_gateway_allows_the_providers_of_the_upstreams(home: StackHome) -> None:
-    assert _environments(_plan(home))["gateway"]["EXTERNAL_PROVIDERS"] == ""
-    assert _environments(_plan(home, OPENAI_API_KEY="sk-x"))["gateway"]["EXTERNAL_PROVIDERS"] == "openai"
-    chosen = _environments(_plan(home, OPENAI_API_KEY="sk-x", EXTERNAL_PROVIDERS="acme,other"))["gateway"]
-    assert chosen["EXTERNAL_PROVIDERS"] == "acme,other"
-
-
-def test_beside_an_upstream_the_packaged_model_is_the_default_unless_there_are_others(home: StackHome, tmp_path: Path) -> None:
-    def default(**settings: str) -> str | None:
-        return _environments(_plan(home, **settings))["gateway"].get("DEFAULT_MODEL")
-
-    # Settings are remembered from one call to the next.
-    assert default() is None
-    assert default(OPENAI_BASE_URL="http://127.0.0.1:8000/v1") == "smollm2"
-    pulled = home.models / "names" / "qwen.json"
-    pulled.parent.mkdir(parents=True)
-    pulled.write_text("{}")
-    assert default() is None
-    pulled.unlink()
-    assert default() == "smollm2"
-    assert default(MODELS_DIR=str(tmp_path)) is None
-    assert default(DEFAULT_MODEL="llama3") == "llama3"
 
 
 _RECIPIENT = sealing.recipient_of(sealing.new_identity())
@@ -197,48 +168,12 @@ def test_auth_is_told_about_backups_and_the_user_may_say_otherwise(home: StackHo
 
 
 def test_echo_worker_serves_only_echo(home: StackHome) -> None:
-    found = _environments(_plan(home, AIMESH_ECHO="1", MODELS="a=/m.gguf", OPENAI_API_KEY="sk-x"))
+    found = _environments(_plan(home, AIMESH_ECHO="1", MODELS="a=/m.gguf"))
     echo, worker = found["inference-echo"], found["inference"]
     assert echo["INFERENCE_BACKEND"] == "echo"
     assert "MODELS" not in echo
-    assert "OPENAI_API_KEY_FILE" not in echo
     assert echo["INFERENCE_SERVICE_PORT"] != "3003"
     assert echo["NODE_KEY_FILE"] != worker["NODE_KEY_FILE"]
-
-
-def test_each_configured_backend_has_its_own_worker(home: StackHome, tmp_path: Path) -> None:
-    registry = tmp_path / "models.yaml"
-    registry.write_text("# service: a comment\n- name: a\n  file: a.gguf\n")
-    given = {"OLLAMA_URL": "http://10.0.0.5:11434", "OPENAI_API_KEY": "sk-x", "MODELS": "a=/m.gguf", "MODELS_YAML": str(registry)}
-    found = {name: one for name, one in _environments(_plan(home, **given)).items() if name in stack_plan.WORKERS}
-    assert list(found) == ["inference", "inference-ollama", "inference-openai"], "no entry has a service"
-    assert [one.get("INFERENCE_BACKEND") for one in found.values()] == [None, "ollama", "openai"]
-    assert [name for name, one in found.items() if "OPENAI_API_KEY_FILE" in one] == ["inference-openai"]
-    assert [name for name, one in found.items() if "OLLAMA_URL" in one] == ["inference-ollama"]
-    assert [name for name, one in found.items() if "MODELS" in one] == ["inference"]
-    registry.write_text("- name: a\n  service: llm\n")
-    found = _environments(_plan(home, **given))
-    assert (found["inference-http"]["INFERENCE_BACKEND"], found["inference-http"]["MODELS_YAML"]) == ("http", str(registry))
-    workers = [found[name] for name in stack_plan.WORKERS if name in found]
-    assert (
-        len({one["NODE_KEY_FILE"] for one in workers})
-        == len({one["INFERENCE_SERVICE_PORT"] for one in workers if "INFERENCE_SERVICE_PORT" in one} | {"3003"})
-        == 4
-    )
-
-
-@pytest.mark.parametrize("variable", ["OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_UPSTREAMS"])
-def test_the_first_worker_may_be_the_one_of_a_backend(home: StackHome, variable: str) -> None:
-    found = _environments(_plan(home, INFERENCE_BACKEND="openai", **{variable: "x"}))
-    assert [name for name in found if name in stack_plan.WORKERS] == ["inference"]
-    assert {variable, f"{variable}_FILE"} & found["inference"].keys()
-
-
-def test_servers_that_administrators_add_have_the_worker_of_openai(home: StackHome) -> None:
-    assert "inference-openai" not in _environments(_plan(home))
-    found = _environments(_plan(home, REMOTE_MODEL_HOSTS="vllm.lan,*.example.org"))
-    assert [name for name, one in found.items() if "REMOTE_MODEL_HOSTS" in one] == ["inference-openai"]
-    assert found["inference-openai"]["INFERENCE_BACKEND"] == "openai"
 
 
 def test_fingerprint_depends_on_settings_and_secrets_only(home: StackHome) -> None:
@@ -274,7 +209,7 @@ def test_every_service_setting_can_be_given_and_required_ones_are_set(home: Stac
     assert {name for name, services in settings.PASSED.items() if service in services} - own <= declared
 
 
-@pytest.mark.parametrize("name", ["OPENAI_UPSTREAMS", "MODELS_YAML", "MODEL_TRUST"])
+@pytest.mark.parametrize("name", [*sorted(settings.FILES_OF_FEATURES), "MODELS_YAML", "MODEL_TRUST"])
 def test_a_changed_file_of_models_restarts_the_stack(home: StackHome, tmp_path: Path, name: str) -> None:
     file = tmp_path / "file"
     file.write_text("before", encoding="utf-8")

@@ -5,20 +5,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import assert_never
 
 from services.inference import gpus
 from services.inference.backend_interface import Backend, WarningTopic, Watcher
 from services.inference.backends import echo, llama
-from services.inference.backends.model_cache import JudgeModel
+from services.inference.backends.model_cache import JudgeModel, StartProgram
 from services.inference.engine import devices, engine_messages
 from services.inference.models import memory, model_discovery
 from services.inference.models.catalog import CatalogEntry
 from services.inference.models.memory import MemoryBudget
 from services.inference.models.model_store import ModelStore
-from services.inference.settings import OPENAI_URL, InferenceSettings, free_cores
+from services.inference.settings import InferenceSettings, free_cores
 from services.inference.supervision import engine_supervisor
 from services.inference.supervision.poison_requests import PoisonRequests
+from shared import errors
 from shared.background.tasks import keep
 from shared.node import lifecycle
 from shared.telemetry import logs
@@ -27,36 +27,16 @@ log = logs.get()
 
 
 def opened(
-    settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None, judge: JudgeModel
+    settings: InferenceSettings,
+    watcher: Watcher,
+    print_line: Callable[[str], None] | None,
+    judge: JudgeModel,
+    find_program_starter: Callable[[], StartProgram | None],
 ) -> AbstractAsyncContextManager[Backend]:
     """``print_line`` writes to the console, if someone watches. Raises BadSettings."""
-    match settings.backend:
-        case "llama":
-            return _llama(settings, watcher, print_line, judge)
-        case "echo":
-            return echo.opened(settings.echo_token_ms, settings.queue, watcher, settings.echo_slots)
-        case "ollama":
-            # Imported late: 2 MB that the other backends don't need.
-            from services.inference.backends.remote import ollama  # noqa: PLC0415
-
-            return ollama.opened(settings.ollama_url, settings.remote_slots, settings.queue, watcher, keep_alive=settings.ollama_keep_alive)
-        case "openai":
-            from services.inference import upstreams  # noqa: PLC0415
-            from services.inference.backends.remote import openai  # noqa: PLC0415
-
-            servers: tuple[upstreams.Upstream, ...] = ()
-            if settings.openai_upstreams is not None:
-                servers = upstreams.read(settings.openai_upstreams, settings.openai_upstream_keys)
-            elif settings.openai_key or not settings.remote_model_hosts or settings.openai_url != OPENAI_URL:
-                servers = (upstreams.single(settings.openai_url, settings.openai_key),)
-            return openai.opened_all(servers, settings.remote_slots, settings.queue, watcher)
-        case "http":
-            from services.inference.backends.remote import registry  # noqa: PLC0415
-
-            catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, settings.model_defaults())
-            return registry.opened(catalog.elsewhere, settings.remote_slots, settings.queue, watcher)
-        case _:
-            assert_never(settings.backend)
+    if settings.backend == "echo":
+        return echo.opened(settings.echo_token_ms, settings.queue, watcher, settings.echo_slots)
+    return _llama(settings, watcher, print_line, judge, find_program_starter)
 
 
 async def find_devices(settings: InferenceSettings) -> tuple[list[str], str, MemoryBudget]:
@@ -72,10 +52,19 @@ async def find_devices(settings: InferenceSettings) -> tuple[list[str], str, Mem
 
 @asynccontextmanager
 async def _llama(
-    settings: InferenceSettings, watcher: Watcher, print_line: Callable[[str], None] | None, judge: JudgeModel
+    settings: InferenceSettings,
+    watcher: Watcher,
+    print_line: Callable[[str], None] | None,
+    judge: JudgeModel,
+    find_program_starter: Callable[[], StartProgram | None],
 ) -> AsyncIterator[Backend]:
     pulls, defaults = bool(settings.models_pull), settings.model_defaults()
     catalog = model_discovery.find(settings.models, settings.models_yaml, settings.models_dir, defaults, pulls=pulls)
+    # Only then, because it takes 2 MB.
+    with_program = next((entry for entry in catalog.entries if entry.program is not None), None)
+    start_program = None if with_program is None else find_program_starter()
+    if with_program is not None and start_program is None:
+        raise errors.BadSettings(f"{with_program.place}: no feature of this worker runs programs", hint="delete the entry")
     lines, unused_gpu, budget = await find_devices(settings)
     watcher.warn(unused_gpu, WarningTopic.DEVICES)
     watcher.memory_found(budget.fast_bytes)
@@ -91,7 +80,7 @@ async def _llama(
     )
     # All engines share it: a request that crashed one may crash another.
     engine = partial(engine_supervisor.SupervisedEngine, poison_requests=PoisonRequests(time.monotonic))
-    programs = replace(llama.PROGRAMS, engine=engine)
+    programs = replace(llama.PROGRAMS, engine=engine, start_program=start_program)
     digests_file = settings.state_file.with_suffix(".digests")
     store = ModelStore(settings.store_path)
 

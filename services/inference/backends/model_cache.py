@@ -63,6 +63,8 @@ MAX_PREFIXES = 6_400
 
 _Answer = AdmitStep | RefuseStep
 StartEngine = Callable[[ModelName, engine_messages.LoadCommand, Watcher, ModelChat], SupervisedEngine]
+#: Returns what runs a model in the program of its entry; ``int`` is its queue.
+StartProgram = Callable[[CatalogEntry, engine_messages.LoadCommand, int, Watcher, ModelChat], SupervisedEngine]
 #: Says whether a model may be loaded, by the SHA-256 of its files as far as they are known. Never blocks.
 JudgeModel = Callable[[CatalogEntry, tuple[str, ...]], Verdict]
 #: Tells a caller why it waits.
@@ -76,6 +78,8 @@ class ModelPrograms:
     engine: StartEngine
     #: Not started until the engine has loaded the model.
     chat: Callable[[], ModelChat]
+    #: For a model with a program; None if this worker can't.
+    start_program: StartProgram | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -610,10 +614,8 @@ class ModelCache:
         entry = cached.entry
         if entry.program is None:
             return self._programs.engine(entry.name, load, self, cached.chat)
-        # Imported late: 2 MB that other models don't need.
-        from services.inference.backends.program import ProgramEngine  # noqa: PLC0415
-
-        return ProgramEngine(entry, load, self._queue, self, cached.chat)
+        assert self._programs.start_program is not None, "checked at the start"
+        return self._programs.start_program(entry, load, self._queue, self, cached.chat)
 
     async def _recheck(self, cached: CachedModel) -> None:
         await cached.ensure_served()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from services.inference.engine.engine_messages import KvMode, KvTypes, SplitMode
-from services.inference.upstreams import Dialect
 from shared.models.manifest import Version
 from shared.types import LoadPurpose, ModelName
 
@@ -27,8 +26,8 @@ class ModelProgram:
 
     #: ``{port}`` stands for the port to listen on.
     command: tuple[str, ...]
-    #: None: recognized by its answers.
-    dialect: Dialect | None = None
+    #: What kind of server it is; None: recognized by its answers.
+    dialect: str | None = None
     #: From its start until it must answer.
     ready_seconds: float = 600.0
     #: Whether its model can call tools, as the entry says.

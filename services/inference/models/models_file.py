@@ -17,7 +17,7 @@ from yaml import MappingNode, Node, ScalarNode, SequenceNode
 from services.inference.engine.engine_messages import KvMode, KvType, KvTypes, SplitMode
 from services.inference.models import catalog, quantities, yaml_tree
 from services.inference.models.catalog import MAX_CHARACTERS, CatalogReading, Defaults, ModelProgram, RemoteModel
-from services.inference.upstreams import Dialect
+from shared import features
 from shared.api import generation
 from shared.gguf.gguf_header import MAX_LAYERS
 from shared.types import LoadPurpose, ModelName
@@ -168,6 +168,11 @@ def _adapter(name: str, value: Node) -> catalog.CatalogAdapter:
     return catalog.CatalogAdapter(ModelName(name), _path(fields["file"]), scale)
 
 
+def _dialect(value: Node) -> str:
+    dialects: Mapping[str, str] = {}
+    return _one_of(features.merged(dialects, "worker.part", "DIALECTS"))(value)
+
+
 def _pointer(value: Node) -> str:
     if not isinstance(value, ScalarNode) or not re.fullmatch(r"(/[^/]{1,100}){0,10}", value.value):
         raise ValueError("must be a JSON pointer such as /output/0/text")
@@ -218,7 +223,7 @@ FIELDS: dict[str, tuple[str, Callable[[Node], object]]] = {
     "gpu_memory": ("memory_bytes", lambda value: quantities.parse_bytes(_text(value))),
     "max_batch_size": ("slots", _number(1, 256)),
     "program": ("command", _command),
-    "dialect": ("dialect", _one_of({dialect.value: dialect for dialect in Dialect})),
+    "dialect": ("dialect", _dialect),
     "ready_timeout": ("ready_seconds", lambda value: quantities.parse_seconds(_text(value)) or quantities.MAX_SECONDS),
     "tools": ("tools", _one_of(_FLAG)),
     "service": ("service", _text),

@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 
 from services.inference import announcements
 from services.inference.announcements import Announcements
-from services.inference.backend_interface import ServerState, WarningTopic
+from services.inference.backend_interface import WarningTopic
 from services.inference.backends.echo import EchoBackend
 from services.inference.engine_speed import EngineSpeed
 from services.inference.models import catalog
@@ -249,29 +249,6 @@ class DistrustedBackend(EchoBackend):
         return tuple(
             msgspec.structs.replace(status, distrust=self.distrust, state=self.state, detail=detail) for status in super().models()
         )
-
-
-async def test_a_scrape_tells_whether_a_server_is_up_and_refuses_the_account() -> None:
-    node = Node()
-    watcher = Announcements(node)
-    watcher.backend = backend = BackendOfAccounts(0, 1, watcher)
-    watcher.changed()
-    assert 'ai_platform_upstream_refused{server="openai"} 0.0' in exposed(node)
-    assert 'ai_platform_upstream_up{server="openai"} 1.0' in exposed(node)
-    backend.seen = ServerState(is_up=False, is_refused=True)
-    watcher.changed()
-    await until(lambda: 'ai_platform_upstream_refused{server="openai"} 1.0' in exposed(node))
-    assert 'ai_platform_upstream_up{server="openai"} 0.0' in exposed(node)
-    backend.name = "another"
-    watcher.changed()
-    assert 'server="openai"' not in exposed(node), "an administrator has removed it"
-
-
-class BackendOfAccounts(EchoBackend):
-    seen = ServerState(is_up=True, is_refused=False)
-
-    def server_states(self) -> dict[str, ServerState]:
-        return {"openai" if self.name == "echo" else self.name: self.seen}
 
 
 async def test_downloads_assigned_models_and_what_is_missing_are_announced_when_they_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,6 +22,10 @@ def trust_all(_entry: CatalogEntry, _hashes: tuple[str, ...]) -> Verdict:
     return TRUSTED
 
 
+def no_programs() -> None:
+    """The features of the test have none."""
+
+
 async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_files, "TICK_NS", 0)
     folder, state = tmp_path / "models", tmp_path / "state"
@@ -32,27 +35,12 @@ async def test_digests_are_stored_beside_the_mesh_state(tmp_path: Path, monkeypa
     (folder / "a.gguf").write_bytes(gguf_files.joined(gguf_files.file(pairs, [])))
     settings = InferenceSettings(node_key_file=state / "node.nk", models_dir=folder, gpu_layers=0, model_memory="1GiB")
     printed: list[str] = []
-    async with backend_selection.opened(settings, Watch(), printed.append, trust_all) as backend:
+    async with backend_selection.opened(settings, Watch(), printed.append, trust_all, no_programs) as backend:
         await until(lambda: backend.models()[0].digest)
         with pytest.raises(errors.Unavailable, match="a cannot be loaded on this worker"):
             await backend.load(ModelName("a"))
         assert backend.models()[0].digest in (state / "node.digests").read_text()
     assert "loading a\n  devices: the processor, as set\n  context: 8192 tokens per slot" in printed[-1]
-
-
-@pytest.mark.parametrize(
-    ("given", "names"),
-    [
-        ({"remote_model_hosts": ("vllm.lan",)}, []),
-        ({"remote_model_hosts": ("vllm.lan",), "openai_key": "sk-x"}, ["openai"]),
-        ({"remote_model_hosts": ("vllm.lan",), "openai_url": "http://127.0.0.1:1/v1"}, ["openai"]),
-        ({}, ["openai"]),
-    ],
-)
-async def test_a_worker_for_added_servers_needs_no_other(tmp_path: Path, given: dict[str, Any], names: list[str]) -> None:
-    settings = InferenceSettings(node_key_file=tmp_path / "node.nk", backend="openai", **given)
-    async with backend_selection.opened(settings, Watch(), None, trust_all) as backend:
-        assert [status.model_id for status in backend.models()] == names
 
 
 async def test_added_model_is_served_without_a_restart_and_removed(tmp_path: Path) -> None:
@@ -62,10 +50,19 @@ async def test_added_model_is_served_without_a_restart_and_removed(tmp_path: Pat
     (tmp_path / "configured/other.gguf").write_bytes(ranged_server.model_bytes())
     settings = InferenceSettings(node_key_file=tmp_path / "node.nk", models_dir=tmp_path / "configured", gpu_layers=0, model_memory="1GiB")
     store = str(tmp_path / "models")
-    async with backend_selection.opened(settings, Watch(), None, trust_all) as backend:
+    async with backend_selection.opened(settings, Watch(), None, trust_all, no_programs) as backend:
         began = time.monotonic()
         store_program.carry_out(StoreRequest(command="add", folder=store, target=str(file)))
         await until(lambda: {status.model_id: status.state for status in backend.models()}.get(ModelName("mine")) is ModelState.UNLOADED)
         assert time.monotonic() - began < stopwatch.patience(3)
         store_program.carry_out(StoreRequest(command="remove", folder=store, target="mine"))
         await until(lambda: [status.model_id for status in backend.models()] == ["other"])
+
+
+async def test_a_program_that_no_feature_runs_prevents_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("- name: big\n  program: sh serve --port {port}\n  memory: 1GB\n")
+    settings = InferenceSettings(node_key_file=tmp_path / "node.nk", models_yaml=file, gpu_layers=0)
+    with pytest.raises(errors.BadSettings, match=r"models\.yaml line 1, .*: no feature of this worker runs programs"):
+        async with backend_selection.opened(settings, Watch(), None, trust_all, no_programs):
+            pass

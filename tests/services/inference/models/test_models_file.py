@@ -1,6 +1,7 @@
 """models.yaml: what is accepted, and how mistakes are reported."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from services.inference.models.catalog import (
     ModelProgram,
     RemoteModel,
 )
-from services.inference.upstreams import Dialect
+from shared import features
 from shared.types import LoadPurpose, ModelName
 
 FOLDER = Path("/srv/models")
@@ -198,6 +199,14 @@ def test_a_purpose(purpose: LoadPurpose) -> None:
     assert (first.purpose, second.purpose) == (purpose, LoadPurpose.CHATS)
 
 
+@pytest.fixture
+def dialects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a feature of the test."""
+    part = SimpleNamespace(__name__="features.hello.worker.part", DIALECTS={"vllm": "vllm", "llama_cpp": "llama_cpp"})
+    monkeypatch.setattr(features, "modules", lambda _place: [part])
+
+
+@pytest.mark.usefixtures("dialects")
 def test_a_program() -> None:
     (found,) = entries(f"""
     - name: a
@@ -208,10 +217,11 @@ def test_a_program() -> None:
       tools: true
       digest: {"ab" * 32}
     """)
-    assert found.program == ModelProgram(("run", "the server", "--port={port}"), Dialect.LLAMA_CPP, 120.0, tools=True)
+    assert found.program == ModelProgram(("run", "the server", "--port={port}"), "llama_cpp", 120.0, tools=True)
     assert (found.memory_bytes, found.digest) == (10**9, "ab" * 32)
 
 
+@pytest.mark.usefixtures("dialects")
 @pytest.mark.parametrize(
     ("fields", "mistake"),
     [

@@ -1,0 +1,1 @@
+"""The pure rules of other servers: dialects, requests and answers."""

@@ -1,1 +1,0 @@
-"""Other programs' HTTP servers as backends: Ollama, and all that have OpenAI's API."""

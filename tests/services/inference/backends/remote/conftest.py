@@ -1,8 +1,0 @@
-import pytest
-
-from services.inference.backends.remote import http_server_client
-
-
-@pytest.fixture(autouse=True)
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server_client, "BACKOFF_SECONDS", 0.001)
