@@ -271,8 +271,10 @@ class _Market:
         """Copy the gateway's tables, and put them back a little later. Everybody outside goes on meanwhile."""
         stack, owners = self.world.stack, [person.id for person in self.customers]
         async with self.calm:
-            restores, lines = await ledger.count_restores(stack), await ledger.count_log_lines(stack)
+            restores = await ledger.count_restores(stack)
             await gateway_copy.copy(stack, file)
+            # Counted before, they could be in the copy, too: gateways go on to bill.
+            lines = await ledger.count_log_lines(stack)
             self.ended_since = set()
         await asyncio.sleep(self.world.rng.uniform(*MONTH_SECONDS))
         await self.buy(self.buyers[0])
