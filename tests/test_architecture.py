@@ -151,8 +151,8 @@ def test_every_module_says_what_it_owns() -> None:
 
 #: In the longest chain of modules in `shared`, counting each package's __init__. This number may only fall.
 MAX_SHARED_IMPORT_DEPTH = 10
-#: The same for the gateway.
-MAX_GATEWAY_IMPORT_DEPTH = 15
+#: The same for services, whose layers are contracts.
+MAX_SERVICE_IMPORT_DEPTHS = {"gateway": 15, "inference": 12}
 
 
 def imports_inside(package: str) -> dict[str, set[str]]:
@@ -197,10 +197,11 @@ def test_programs_reach_every_part_of_the_contract_that_they_name() -> None:
     assert named <= set(api.__all__)
 
 
-def test_the_gateway_is_not_deep() -> None:
+@pytest.mark.parametrize("service", MAX_SERVICE_IMPORT_DEPTHS)
+def test_a_service_is_not_deep(service: str) -> None:
     """Imports for types count, too."""
-    chain = longest_chain(imports_inside("services/gateway"))
-    assert len(chain) <= MAX_GATEWAY_IMPORT_DEPTH, " -> ".join(chain)
+    chain = longest_chain(imports_inside(f"services/{service}"))
+    assert len(chain) <= MAX_SERVICE_IMPORT_DEPTHS[service], " -> ".join(chain)
 
 
 # --- errors and tasks -----------------------------------------------------------------------------------------------

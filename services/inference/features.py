@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.inference.backend_interface import Backend, Watcher
-from services.inference.backends import backend_selection
-from services.inference.backends.model_cache import JudgeModel, StartProgram
+from services.inference.backends.model_cache import StartProgram
 from services.inference.settings import InferenceSettings
 from shared import features
 from shared.node import Node
@@ -31,19 +30,22 @@ class Site:
     watcher: WorkerWatcher
 
 
+#: Raises BadSettings.
+OpenBackend = Callable[[Site], AbstractAsyncContextManager[Backend]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPart:
-    #: Name, as in `feature.py` -> what opens it. It raises BadSettings.
-    backends: Mapping[str, Callable[[Site], AbstractAsyncContextManager[Backend]]] = field(default_factory=dict)
+    #: By their names in `feature.py`.
+    backends: Mapping[str, OpenBackend] = field(default_factory=dict)
     start_program: StartProgram | None = None
 
 
-def opened(site: Site, print_line: Callable[[str], None] | None, judge: JudgeModel) -> AbstractAsyncContextManager[Backend]:
-    """Open the backend of the settings. ``print_line`` and ``judge`` are for the core's. Raises BadSettings."""
-    name = site.settings.backend
-    if name in features.backends():
-        return next(part.backends[name] for part in _parts() if name in part.backends)(site)
-    return backend_selection.opened(site.settings, site.watcher, print_line, judge, find_program_starter)
+def find_backend(name: str) -> OpenBackend | None:
+    """Return None for one of the core's."""
+    if name not in features.backends():
+        return None
+    return next(part.backends[name] for part in _parts() if name in part.backends)
 
 
 def find_program_starter() -> StartProgram | None:

@@ -19,6 +19,9 @@ def path(name: str, environment: Path = Path(sys.prefix)) -> Path:
     return environment / "lib" / f"{name}.so"
 
 
+IMAGES = path("libaimesh_images")
+
+
 def find(environment: Path = Path(sys.prefix)) -> str:
     """Describe what is missing; empty if nothing is."""
     missing = [name for name in WITHOUT if not path(name, environment).exists()]

@@ -15,6 +15,7 @@ import msgspec
 from services.inference import console_status, energy, features, infer_http, jobs, missing_libraries, moderation, user_logout
 from services.inference.announcements import PAUSED, Announcements
 from services.inference.backend_interface import Backend, Sink, VectorSink
+from services.inference.backends import backend_selection
 from services.inference.features import Site
 from services.inference.model_pulls import ModelConsent, ModelPulls
 from services.inference.model_trust import ModelTrust
@@ -85,9 +86,13 @@ class InferenceService:
         accepts_models = ModelConsent(node, settings.allow_pulls).is_given
         watcher = Announcements(node, settings.pause_file, queue=settings.queue, accepts_models=accepts_models)
         print_line = _print_line if settings.console == "plain" else None
+        if (open_backend := features.find_backend(settings.backend)) is not None:
+            opening = open_backend(Site(settings=settings, node=node, watcher=watcher))
+        else:
+            opening = backend_selection.opened(settings, watcher, print_line, trust.judge, features.find_program_starter)
         async with (
             replica_files.held(settings.receipts_path, node.trust.me.id) as receipts,
-            features.opened(Site(settings=settings, node=node, watcher=watcher), print_line, trust.judge) as backend,
+            opening as backend,
         ):
             watcher.backend = backend
             watcher.changed()

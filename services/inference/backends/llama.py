@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from services.inference import engine_speed, images
+from services.inference import engine_speed, missing_libraries
 from services.inference.backend_interface import Backend, Sink, VectorSink, Watcher
 from services.inference.backends.model_cache import CachedModel, JudgeModel, ModelCache, ModelPrograms, SendWaiting
 from services.inference.chat.model_chat import ModelChat
@@ -281,7 +281,7 @@ def _facts(cached: CachedModel) -> tuple[int, bool, bool]:
     check = cached.file.checked
     # A model without a KV cache can't generate text.
     only_embeds = check is not None and check.header is not None and gguf_header.kv_bytes_per_token(check.header) == 0
-    sees_images = cached.entry.projector is not None and images.LIBRARY.exists()
+    sees_images = cached.entry.projector is not None and missing_libraries.IMAGES.exists()
     return 0 if cached.plan is None else cached.plan.context_tokens, only_embeds, sees_images
 
 

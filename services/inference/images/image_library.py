@@ -9,7 +9,7 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as native
 
-from services.inference.images import LIBRARY
+from services.inference import missing_libraries
 
 #: mtmd_input_chunk_type
 TEXT_CHUNK, IMAGE_CHUNK = 0, 1
@@ -84,7 +84,7 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
 }
 
 
-def load(path: Path = LIBRARY) -> ctypes.CDLL:
+def load(path: Path = missing_libraries.IMAGES) -> ctypes.CDLL:
     """Raises OSError if the library was not built."""
     library = ctypes.CDLL(str(path))
     for name, (result, arguments) in _FUNCTIONS.items():

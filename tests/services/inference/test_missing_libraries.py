@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference import images, missing_libraries
+from services.inference import missing_libraries
 from services.inference.chat import library
 from stack.servers import engine_libraries
 
@@ -13,7 +13,7 @@ def test_these_are_the_libraries_that_are_built_where_workers_load_them() -> Non
     assert [missing_libraries.path(name, Path()) for name in missing_libraries.WITHOUT] == [
         each.file for each in engine_libraries.LIBRARIES
     ]
-    assert [missing_libraries.path(name) for name in missing_libraries.WITHOUT] == [library.PATH, images.LIBRARY]
+    assert [missing_libraries.path(name) for name in missing_libraries.WITHOUT] == [library.PATH, missing_libraries.IMAGES]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.inference import images
+from services.inference import missing_libraries
 from services.inference.chat import library
 from stack.servers import engine_libraries
 from stack.servers.engine_libraries import CHAT, IMAGES, LIBRARIES
@@ -49,7 +49,7 @@ def test_libraries_are_built_where_the_worker_loads_them(folder: Path) -> None:
     done = build(folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert {path.relative_to(folder / "venv") for path in folder.glob("venv/**/*.*")} == {CHAT.file, IMAGES.file}
-    assert (Path(sys.prefix) / CHAT.file, Path(sys.prefix) / IMAGES.file) == (library.PATH, images.LIBRARY)
+    assert (Path(sys.prefix) / CHAT.file, Path(sys.prefix) / IMAGES.file) == (library.PATH, missing_libraries.IMAGES)
     asked = (folder / "asked").read_text().splitlines()
     compiled = [word.partition("/llama.cpp/")[2] for line in asked for word in line.split() if word.endswith(".cpp")]
     assert sorted(compiled) == sorted(["", *sources()]), "and our own file"

@@ -18,10 +18,10 @@ PROGRAM = """
 import hashlib, sys, tempfile
 from pathlib import Path
 import msgspec
-from services.inference import images, missing_libraries
+from services.inference import missing_libraries
 
 environment = Path(sys.argv[1])
-images.LIBRARY = missing_libraries.path("libaimesh_images", environment)
+missing_libraries.IMAGES = missing_libraries.path("libaimesh_images", environment)
 
 from services.inference.chat.chat_messages import ParseAnswer, RenderPrompt
 from services.inference.chat.library import ChatLibrary, NotUnderstood

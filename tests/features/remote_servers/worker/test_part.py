@@ -13,7 +13,6 @@ from services.inference.features import Site
 from services.inference.settings import InferenceSettings
 from shared.api.servers import NO_SERVER
 from shared.node import lifecycle
-from tests.services.inference.backends.test_backend_selection import trust_all
 from tests.services.inference.standins import Node
 
 
@@ -37,6 +36,8 @@ async def test_a_worker_for_added_servers_needs_no_other(tmp_path: Path, given: 
     node = WorkerNode()
     watcher = Announcements(node)
     site = Site(settings=settings, node=node, watcher=watcher)  # type: ignore[arg-type]
-    async with lifecycle.background() as node.tasks, features.opened(site, None, trust_all) as backend:
+    open_backend = features.find_backend("openai")
+    assert open_backend is not None
+    async with lifecycle.background() as node.tasks, open_backend(site) as backend:
         assert [status.model_id for status in backend.models()] == names
         assert (watcher.why_not_ready((), is_paused=False) == NO_SERVER) is ("remote_model_hosts" in given)

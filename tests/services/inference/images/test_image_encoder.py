@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.inference import images
 from services.inference.engine import llama_model, model_loading, prompt_cache
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import KvMode
@@ -22,7 +21,7 @@ from tests import tiers
 from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import GREEDY, KINDS, SLOTS, Asked, picture
 
-pytestmark = pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries")
+pytestmark = vision_models.needs_library
 
 ONE, TWO = picture(1), picture(2, 90, 30)
 QUESTION = "Two pictures # and # are here, with a text behind them that is long enough. Which?"

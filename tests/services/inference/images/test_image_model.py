@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from services.inference import images
 from services.inference.backends import llama
 from services.inference.backends.llama import LlamaBackend
 from services.inference.engine import engine_messages
@@ -30,7 +29,7 @@ from tests.services.inference.standins import Reader, Watch, engine_pid, job, un
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries"),
+    vision_models.needs_library,
 ]
 
 NAME = ModelName("sees")

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from services.inference import images
 from services.inference.service import InferenceService
 from services.inference.settings import InferenceSettings
 from shared import errors
@@ -19,7 +18,7 @@ from tests.services.inference.images import vision_models
 from tests.services.inference.images.vision_models import encoded, picture
 from tests.testnet import MESH, testnet, until
 
-pytestmark = pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries")
+pytestmark = vision_models.needs_library
 NAME = ModelName("sees")
 
 

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from bench import rivals
-from services.inference import images
 from services.inference.engine import llama_model
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import KvType, KvTypes
@@ -22,7 +21,7 @@ from tests.testnet import free_port
 SERVER = rivals.programs_folder() / rivals.PROGRAMS[0]
 pytestmark = [
     pytest.mark.skipif(not SERVER.exists(), reason="needs llama-server, which `python -m bench.rivals` builds in 10 minutes"),
-    pytest.mark.skipif(not images.LIBRARY.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries"),
+    vision_models.needs_library,
 ]
 START_SECONDS = 60.0
 PROMPTS = (

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from PIL import Image
 
+from services.inference import missing_libraries
 from services.inference.engine import sampling
 from services.inference.engine.engine_loop import EngineLoop
 from services.inference.engine.engine_messages import AnswerProgress, KvMode, LoadCommand, PreparedPrompt, StartGeneration
@@ -22,6 +24,10 @@ SLOTS, CONTEXT, WIDTH = 8, 512, 64
 #: models with a sliding window and with recurrent states.
 KINDS = ("mlp", "gemma3", "qwen2vl_merger", "window", "hybrid")
 GREEDY = sampling.Parameters(0, 1, 0, 1, max_tokens=12, ignore_eos=True)
+
+needs_library = pytest.mark.skipif(
+    not missing_libraries.IMAGES.exists(), reason="libaimesh_images was not built: python -m tools.engine_libraries"
+)
 
 
 @dataclass(frozen=True, slots=True)
