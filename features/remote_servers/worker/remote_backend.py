@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
-from prometheus_client import Gauge
 
 from features.remote_servers import instruments
 from features.remote_servers.worker import http_server_client, remote_models
@@ -25,6 +24,7 @@ from shared.api.embedding import Embed, Embedded
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, ModelState, ModelStatus, Moderate, Moderated
 from shared.telemetry import Metrics, logs
+from shared.telemetry.metrics_registry import Gauge
 from shared.types import Ability, ModelName
 
 log = logs.get()
