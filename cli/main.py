@@ -34,11 +34,6 @@ _OWN_SECTIONS = {
             "cli.ask.models:models",
             "List models available now, load and unload them, and download models.",
         ),
-        "files": (
-            "cli.ask.files:files",
-            "Store files on the mesh, encrypted for your account or organization.",
-        ),
-        "batch": ("cli.ask.batches:batch", "Run the requests of a file when the mesh has time, at a lower price."),
         "trace": ("cli.ask.trace:trace", "Show the trace of a request: where its time went."),
     },
     "Account": {

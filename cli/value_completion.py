@@ -1,4 +1,4 @@
-"""Completes values in the shell: models, keys, nodes, batches and profiles.
+"""Completes values in the shell: models, keys, nodes, profiles and those of features.
 
 What the mesh answered is kept for a minute. A completion that takes longer than a second or fails offers nothing, and says nothing.
 """
@@ -36,7 +36,7 @@ _MAX_FILE_BYTES = 1024 * 1024
 _SAFE = re.compile(r"[A-Za-z0-9._:/@+-]+")
 
 
-def _completer(kind: str, fetch: Fetch, prefix: str = "") -> Completer:
+def completer(kind: str, fetch: Fetch, prefix: str = "") -> Completer:
     """Complete what ``fetch`` returns, if its description starts with ``prefix``. Completers of one ``kind`` share what is kept."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":
@@ -72,20 +72,12 @@ async def _routes(connection: "CliConnection") -> list[Candidate]:
     return [(route.name, ", ".join(target.model for target in route.targets)) for route in listed]
 
 
-async def _batches(connection: "CliConnection") -> list[Candidate]:
-    from shared.lists.jobs import FILE_NAME
-
-    listed = (await connection.call(api.jobs.list_jobs, api.jobs.ListJobs(api.jobs.JobKind.BATCH))).jobs
-    return [(job.id, job.metadata.get(FILE_NAME, job.state)) for job in listed]
-
-
-models = _completer("models", _models)
-batches = _completer("batches", _batches)
-keys = _completer("keys", _keys)
-nodes = _completer("nodes", _nodes)
-workers = _completer("nodes", _nodes, prefix="inference")
-documents = _completer("documents", _documents)
-routes = _completer("routes", _routes)
+models = completer("models", _models)
+keys = completer("keys", _keys)
+nodes = completer("nodes", _nodes)
+workers = completer("nodes", _nodes, prefix="inference")
+documents = completer("documents", _documents)
+routes = completer("routes", _routes)
 
 
 def profiles(context: click.Context, parameter: click.Parameter, incomplete: str) -> "list[CompletionItem[str]]":

@@ -68,8 +68,6 @@ METHODS: Mapping[str, Answers] = {
     "auth.leaveNode": Answers.CALLER,
     "gateway.followRecoveryLog": Answers.SERVICES,
     "gateway.getServiceHealth": Answers.EVERYONE,
-    "gateway.eraseFiles": Answers.SERVICES,
-    "gateway.eraseJobs": Answers.SERVICES,
     "gateway.eraseStored": Answers.SERVICES,
     "gateway.dropStoredItems": Answers.SERVICES,
     "gateway.readUsage": Answers.SERVICES,

@@ -3,20 +3,13 @@
 from collections.abc import Mapping
 from typing import Final
 
-from shared.api import files
+from shared import features
 from shared.protocol import wire
 
-FILES, MESSAGE_BATCHES, PAGE_OF_FILES = "/v1/files", "/v1/messages/batches", "/jobs/files"
-#: What a form has beside its file, at most.
-FORM_BYTES: Final = 64 * 1024
 #: Of all other paths: prompts with images. IMAGE_MAX_BYTES may raise it; most paths take less.
 GENERAL_BYTES: Final = wire.MAX_REQUEST_BYTES
 #: Path -> the limit there and below. Proxies pass these bodies on as they come.
-LARGE_BYTES: Final[Mapping[str, int]] = {
-    FILES: files.MAX_FILE_BYTES + FORM_BYTES,
-    MESSAGE_BATCHES: 32 << 20,
-    PAGE_OF_FILES: files.MAX_BATCH_BYTES + FORM_BYTES,
-}
+LARGE_BYTES: Final[Mapping[str, int]] = {path: most for feature in features.known().values() for path, most in feature.large_bodies.items()}
 
 
 def of_path(path: str) -> int:

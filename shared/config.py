@@ -35,6 +35,10 @@ class Variable:
     override: str | None = None
     #: A replica without it would fail requests that others answer, so it does not start if a running replica has it.
     on_all_replicas: bool = False
+    #: A folder, or the address of an object store.
+    is_store: bool = False
+    #: Where a store is in the home of a stack that names no other.
+    folder: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ nothing but `feature`, which is data.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
@@ -80,6 +80,8 @@ class Feature:
     counted_items: tuple[str, ...] = ()
     http_api: HttpApi | None = None
     backends: tuple[WorkerBackend, ...] = ()
+    #: Path of the gateway or the pages -> how many bytes a body may have there and below. Elsewhere, they are smaller.
+    large_bodies: Mapping[str, int] = field(default_factory=dict)
 
 
 @lru_cache

@@ -149,6 +149,12 @@ def _mistakes_of_recipients(recipients: tuple[str, ...]) -> Iterator[str]:
             yield f"BACKUP_RECIPIENTS: {text[:80]!r} is no age recipient; it starts with age1, and `aicli stack backup keygen` prints one"
 
 
+#: The stores of features.
+STORES_OF_FEATURES = [each.variable for _, each in config.settings_of_features() if each.variable.is_store]
+#: The settings that OBJECT_STORE sets.
+_STORES = ("BACKUP_TO", "MODEL_ORIGIN", *(each.name for each in STORES_OF_FEATURES))
+
+
 class StackSettings(BackupSettings, frozen=True, kw_only=True):
     SERVICE = "stack"
     mesh: Annotated[MeshName, Variable("MESH_NAME", "name of the mesh this stack belongs to")] = MeshName("home")
@@ -226,7 +232,7 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
     ] = 90
     object_store: Annotated[
         str | None,
-        Variable("OBJECT_STORE", "a store for all that needs one: sets BACKUP_TO, MODEL_ORIGIN and FILES_URL, unless they are set"),
+        Variable("OBJECT_STORE", f"a store for all that needs one: sets {', '.join(_STORES[:-1])} and {_STORES[-1]}, unless they are set"),
     ] = None
     node_binary: Annotated[Path | None, Variable("NODE_BINARY", "Node.js program to use instead of the bundled one")] = None
 
@@ -325,7 +331,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         IMAGE_MAX_COUNT IMAGE_MAX_BYTES STORED_ITEMS_MEGABYTES UPSTREAM_MONTHLY MODEL_HUB
         USAGE_EXPORT_URL USAGE_EXPORT_TOKEN_FILE USAGE_EXPORT_FILE USAGE_EXPORT_STRIPE_METER USAGE_EXPORT_UNIT
         CURRENCY SELLER_NAME SELLER_ADDRESS TAX_NAME TAX_PERCENT PAYMENTS STRIPE_SECRET_KEY_FILE STRIPE_WEBHOOK_SECRET_FILE STRIPE_API_URL
-        STRIPE_TAX PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL MODEL_ORIGIN MODEL_ORIGIN_QUOTA FILES_URL
+        STRIPE_TAX PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL MODEL_ORIGIN MODEL_ORIGIN_QUOTA
     """,
     ("inference",): """
         INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODELS_PULL MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS
@@ -344,8 +350,6 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
     # Behind the line before, which has them, too.
     ("backup", "gateway"): " ".join(object_credentials.STORES),
 }
-#: The settings that OBJECT_STORE sets.
-_STORES = ("BACKUP_TO", "MODEL_ORIGIN", "FILES_URL")
 #: Variable -> services.
 PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}
 for _service, _setting in config.settings_of_features():
@@ -382,7 +386,7 @@ _PATHS = frozenset(
         "AUDIT_ANCHOR_FILE",
         "RECOVERY_LOG_DIR",
     }
-    | {"BACKUP_TO", "MODEL_ORIGIN", "FILES_URL", "OBJECT_STORE", "GOOGLE_APPLICATION_CREDENTIALS", "POOLS_FILE", "INSTALL_FOLDER"}
+    | {*_STORES, "OBJECT_STORE", "GOOGLE_APPLICATION_CREDENTIALS", "POOLS_FILE", "INSTALL_FOLDER"}
     | FILES_OF_FEATURES
 )
 

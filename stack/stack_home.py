@@ -72,11 +72,6 @@ class StackHome:
         return self.root / "model_origin"
 
     @property
-    def files(self) -> Path:
-        """What people upload and jobs write, unless FILES_URL names another store."""
-        return self.root / "files"
-
-    @property
     def run(self) -> Path:
         return self.root / "run"
 

@@ -28,7 +28,7 @@ from stack.servers import dht_programs, nats_server, postgres, valkey
 from stack.servers.postgres import Postgres
 from stack.servers.program import Program, SocketProbe
 from stack.servers.valkey import Valkey
-from stack.settings import FILES_OF_FEATURES, PASSED, StackSettings
+from stack.settings import FILES_OF_FEATURES, PASSED, STORES_OF_FEATURES, StackSettings
 from stack.stack_home import StackHome
 
 if TYPE_CHECKING:
@@ -183,11 +183,12 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
         # Not those that open the store of backups only.
-        own = [recorded.get(store, "") for store in ("MODEL_ORIGIN", "FILES_URL")]
+        own = [recorded.get(store, "") for store in ("MODEL_ORIGIN", *(each.name for each in STORES_OF_FEATURES))]
         others = [name for name, address in object_credentials.STORES.items() if not any(store.startswith(address) for store in own)]
         environment = {name: value for name, value in environment.items() if name.removesuffix("_FILE") not in others}
         defaults = {"EXTERNAL_PROVIDERS": ",".join(providers_of(settings)), "TIER_ENTERPRISE": "concurrency=32"}
-        defaults |= {"MODEL_ORIGIN": str(home.model_origin), "FILES_URL": str(home.files), "PUBLIC_URL": public_url("web", settings)}
+        defaults |= {"MODEL_ORIGIN": str(home.model_origin), "PUBLIC_URL": public_url("web", settings)}
+        defaults |= {each.name: str(home.root / each.folder) for each in STORES_OF_FEATURES}
         environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
         environment = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **environment}

@@ -25,6 +25,7 @@ AT_THE_TOP = {
     "instruments.py", "alerts.rules.yml", "board.json", "auth.sql", "gateway.sql", "metrics.sql",
     "rules", "migrations", "runbooks", "docs", "gateway", "auth", "metrics", "worker", "web", "stack", "cli",
 }  # fmt: skip
+PARTS = ("part.py", "thresholds.py")
 WITH_PART = ("gateway", "auth", "metrics", "worker", "web", "stack")
 _IMPORT = re.compile(r"^\s*(?:from|import) features\.(\w+)", re.MULTILINE)
 ALL = [path.parent for path in sorted(features.FOLDER.glob("*/feature.py"))]
@@ -40,7 +41,7 @@ def test_a_feature_imports_only_what_it_declares(folder: Path) -> None:
 def test_the_core_finds_every_file(folder: Path) -> None:
     """A file with another name would be ignored silently."""
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} <= AT_THE_TOP
-    assert [name for name in WITH_PART if (folder / name).is_dir() and not (folder / name / "part.py").exists()] == []
+    assert [name for name in WITH_PART if (folder / name).is_dir() and not any((folder / name / each).exists() for each in PARTS)] == []
 
 
 def test_every_folder_is_a_feature() -> None:
@@ -65,7 +66,7 @@ def test_nothing_has_two_owners() -> None:
         "kinds of items": item_kinds.ALL,
         "notices": [kind.__struct_config__.tag for part in features.modules("notices") for kind in part.NOTICES],
         "tabs": [tab.path for part in parts for tab in part.tabs],
-        "files of a person's data": ["account", "requests", "usage", "jobs", "files", *(name for part in parts for name in part.archive)],
+        "files of a person's data": ["account", "requests", "usage", *(name for part in parts for name in part.archive)],
         "backends of workers": ["llama", "echo", *(backend.name for each in features.known().values() for backend in each.backends)],
         "paths of vendors' APIs": ["/api/", "/rpc/", "/docs/", *gateway.HTTP_PREFIXES],
         "the root of a local server": ["/" for api in features.http_apis() if api.is_at_root],

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from shared import config, features
+from shared import access_table, config, features
 from shared.api.method import Method, StreamMethod
 from shared.telemetry.instrument import Instrument
 from tools import generated
@@ -104,23 +104,33 @@ def names_of(feature: str) -> Iterator[str]:
     yield from (f"features.{feature}", f"features/{feature}")
     declared = [*_vars(feature, "contract"), *_vars(feature, "instruments")]
     yield from (value.name for value in declared if isinstance(value, Method | StreamMethod | Instrument))
+    core = {route.partition(" ")[2] for route in access_table.ROUTES.keys() - features.merged({}, "access", "ROUTES").keys()}
     kinds = features.parts("settings", dict, "SETTINGS").get(feature, {}).values()
     yield from (setting.variable.name for kind in kinds for setting in config.settings_of(kind))
     for module in _modules(feature, "access"):
-        yield from (path.partition(" ")[2] for path in getattr(module, "ROUTES", ()))
+        # The core may have routes at the same path.
+        yield from {route.partition(" ")[2] for route in getattr(module, "ROUTES", ())} - core
         yield from getattr(module, "PAGES", ())
     yield from (command.place for command in features.known()[feature].commands)
     queries = (path.read_text(encoding="utf-8") for path in (features.FOLDER / feature).glob("*.sql"))
-    yield from {name for text in queries for name in re.findall(r"^-- name: (\w+)", text, re.MULTILINE)}
+    yield from {f'"{name}"' for text in queries for name in re.findall(r"^-- name: (\w+)", text, re.MULTILINE)}
 
 
 def files_that_name(feature: str) -> list[str]:
     """Return the files outside that name any of it, by hand and as code."""
     listed = [name for name in _git("ls-files").splitlines() if (ROOT / name).is_file()]
-    made = {"compose.yaml", "deploy/swarm/stack.yaml", "deploy/helm/ai-inference/values.schema.json"}
+    made = {
+        "deploy/proxy/Caddyfile",
+        "deploy/proxy/haproxy.cfg",
+        "deploy/proxy/nginx.conf",
+        "compose.yaml",
+        "deploy/swarm/stack.yaml",
+        "deploy/helm/ai-inference/values.schema.json",
+    }
     made |= {name for name in listed if re.search(r"feature-[\w-]+\.json$|features\.rules\.yml$", name)}
-    own = (f"features/{feature}/", *PROSE)
-    words = re.compile("|".join(rf"(?<![\w./]){re.escape(name)}(?![\w])" for name in names_of(feature)))
+    # A feature that needs it is no part of the core.
+    own = (*(f"features/{name}/" for name, each in features.known().items() if feature in {name, *each.needs}), *PROSE)
+    words = re.compile("|".join(rf"(?<![\w./]){re.escape(name)}(?![\w(])" for name in names_of(feature)))
     names = (name for name in listed if not name.startswith(own) and name not in made and "/migrations/" not in name)
     return [name for name in names if words.search((ROOT / name).read_text(encoding="utf-8", errors="replace"))]
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cli.ask.model_store import ProgressLine
+from cli.output.progress_line import ProgressLine
 from shared import api, errors, http_refusals
 from shared.api.gateway import HttpRequest
 from shared.api.inference import PullProgress

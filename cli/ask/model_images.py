@@ -12,9 +12,9 @@ import click
 
 from cli.ask import blob_transfers, publisher_keys, version_lookup
 from cli.ask.blob_transfers import Blob, Transfer
-from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
+from cli.output.progress_line import ProgressLine
 from shared import amounts, errors
 
 if TYPE_CHECKING:

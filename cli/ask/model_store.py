@@ -3,8 +3,6 @@
 They run the worker's own program, which changes its store of models. A running worker notices within a second.
 """
 
-import shutil
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +11,9 @@ from cli import option_values
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
+from cli.output.progress_line import ProgressLine
 from shared import amounts, api, errors
-from shared.api.inference import PullProgress, StoredModel, StoreResult
+from shared.api.inference import StoredModel, StoreResult
 from shared.types import ModelName, NodeId
 
 if TYPE_CHECKING:
@@ -193,31 +192,3 @@ def _run(here: CliContext, chosen: str | None, **request: Any) -> StoreResult:
         return local_store.run(here, chosen, show, **request)
     finally:
         show.close()
-
-
-class ProgressLine:
-    """A line on a terminal that is written again and again; elsewhere a line per step."""
-
-    def __init__(self) -> None:
-        self._steps: dict[str, str] = {}
-        self._is_open = False
-
-    def __call__(self, progress: PullProgress, who: str = "") -> None:
-        shown = amounts.show_progress(progress.done_bytes, progress.total_bytes, progress.bytes_per_second)
-        self.write(f"{who}{progress.step}: {shown}", progress.step, who)
-
-    def write(self, text: str, step: str, who: str = "") -> None:
-        text = printing.printable(text)
-        self._is_open = sys.stderr.isatty()
-        if self._is_open:
-            sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
-        elif self._steps.get(who) != step:
-            sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-        self._steps[who] = step
-
-    def close(self) -> None:
-        """End the line on the terminal."""
-        if self._is_open:
-            sys.stderr.write("\n")
-            self._is_open = False

@@ -12,9 +12,9 @@ import click
 
 from cli.ask import blob_transfers, deployments, model_images, publisher_keys, version_lookup
 from cli.ask.blob_transfers import PIECE_BYTES, Blob, persist
-from cli.ask.model_store import ProgressLine
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
+from cli.output.progress_line import ProgressLine
 from shared import api, errors, model_folder
 from shared.api.inference import PullProgress
 from shared.types import ModelName, TenantId

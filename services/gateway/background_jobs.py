@@ -35,8 +35,6 @@ class UpkeepJob(StrEnum):
     USAGE_EXPORT = "usage_export"
     NOTICES = "notices"
     MODELS = "models"
-    FILES = "files"
-    JOBS = "jobs"
     ITEMS = "items"
 
 

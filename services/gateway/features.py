@@ -4,19 +4,23 @@ If a feature needs more, ``Site`` gets a field. If it must act at another moment
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from services.gateway import background_jobs
+from services.gateway.facts.request_record import RequestRow
 from services.gateway.http_api.answer_delivery import Answering
-from services.gateway.http_api.http_app import HttpRoute
+from services.gateway.http_api.http_app import HttpApp, HttpRoute
+from services.gateway.job_rules import JobRules
+from services.gateway.openai_api.openai_routes import Background, NoBackground
 from services.gateway.settings import GatewaySettings
 from shared import errors, features
 from shared.api.auth import Principal
-from shared.api.gateway import ServedModel
+from shared.api.gateway import Check, ServedModel
 from shared.api.tenant_events import TenantEvent
 from shared.background.items import BackgroundItems
 from shared.background.tasks import keep
@@ -25,8 +29,21 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.stores.database import Database, Transaction
 from shared.types import TenantId
 
+T = TypeVar("T")
+
 #: For what is old, of each feature.
 _OLD_SECONDS = 300.0
+
+
+class RequestRows(Protocol):
+    async def write_within(self, transaction: Transaction, rows: Sequence[RequestRow]) -> None:
+        """Write rows of requests together with what else the transaction writes. Rows that are there stay."""
+        ...
+
+
+class OnTenantEvent(Protocol):
+    async def __call__(self, transaction: Transaction, tenant: TenantId, event: TenantEvent, about: str) -> None:
+        """Note that something happened to the object ``about``, in the transaction in which it happens. What this raises ends that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +60,28 @@ class Site:
     runs: Answering
     #: The models that a caller may use, the default first.
     catalogue: Callable[[Principal], tuple[ServedModel, ...]]
+    requests: RequestRows
+    #: Answers what jobs ask about their owners and models.
+    owners: JobRules
+    #: Waits until a large text of a tenant may be read.
+    take_turn: Callable[[TenantId], AbstractAsyncContextManager[None]]
+    #: Returns what serves these paths to lines of jobs. Only once the gateway is whole.
+    serve_lines: Callable[[Collection[str]], HttpApp]
+    on_tenant_event: OnTenantEvent
+    #: Of the features that are built, by type. See ``offered``.
+    offers: dict[type, Any] = field(default_factory=dict)
 
-
-class OnTenantEvent(Protocol):
-    async def __call__(self, transaction: Transaction, tenant: TenantId, event: TenantEvent, about: str) -> None:
-        """Note that something happened to the object ``about``, in the transaction in which it happens. What this raises ends that."""
+    def offered(self, kind: type[T]) -> T:
+        """Return what a feature in ``needs`` offers."""
+        found: T = self.offers[kind]
+        return found
 
 
 async def _ignore(transaction: Transaction, tenant: TenantId, event: TenantEvent, about: str) -> None: ...
 async def _keep(tenant: TenantId) -> None: ...
 async def _no_old() -> None: ...
+async def _no_checks() -> tuple[Check, ...]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +98,12 @@ class Built:
     #: Deletes what it stores of a tenant that is erased, before the features that it needs do. Again, if it or a later one fails.
     erase: Callable[[TenantId], Awaitable[None]] = _keep
     on_tenant_event: OnTenantEvent = _ignore
+    #: What features that need this one may use.
+    offers: Sequence[object] = ()
+    #: Tells whether what it depends on works. ``shared.node`` allows 2 s for all checks together.
+    checks: Callable[[], Awaitable[tuple[Check, ...]]] = _no_checks
+    #: Runs responses that nobody waits for. Of one feature at most.
+    background: Background | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +119,9 @@ class Features:
         self._built: dict[str, Built] = {}
 
     def build(self, site: Site) -> None:
-        self._built = {name: part.build(site) for name, part in features.parts("gateway.part", GatewayPart).items()}
+        for name, part in features.parts("gateway.part", GatewayPart).items():
+            self._built[name] = built = part.build(site)
+            site.offers.update({type(each): each for each in built.offers})
 
     @property
     def served(self) -> Iterator[object]:
@@ -93,6 +130,14 @@ class Features:
     @property
     def routes(self) -> Iterator[HttpRoute]:
         return (route for built in self._built.values() for route in built.routes)
+
+    @property
+    def background(self) -> Background:
+        return next((built.background for built in self._built.values() if built.background is not None), NoBackground())
+
+    async def checks(self) -> tuple[Check, ...]:
+        found = await asyncio.gather(*(built.checks() for built in self._built.values()))
+        return tuple(check for checks in found for check in checks)
 
     def tasks(self) -> Iterator[Coroutine[Any, Any, Any]]:
         return (keep(name, task) for built in self._built.values() for name, task in built.tasks.items())

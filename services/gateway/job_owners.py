@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from services.gateway.facts import tiers
 from services.gateway.facts.tiers import TierPlan
-from services.gateway.jobs.runner import BatchRoom
+from services.gateway.job_rules import BatchCapacity
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.scheduling import routing
 from shared import errors
@@ -66,15 +66,14 @@ class JobOwners:
             return ledger.price_id_of(ModelName(route.name)) if route.has_own_price else None
         return ledger.price_id_of(names.resolve(model))
 
-    def find_room(self, model: ModelName) -> BatchRoom | None:
-        """See ``FindRoom``."""
+    def find_capacity(self, model: ModelName) -> BatchCapacity | None:
         names = self.search.source.config.names
         try:
             route = names.find_route(model)
         except errors.ConfigUnreadable:
             return None  # another gateway may read the route, and run its lines
         found = self.search.dispatch.batch_room(frozenset({names.resolve(model)}) if route is None else route.models)
-        return None if found is None else BatchRoom(*found)
+        return None if found is None else BatchCapacity(*found)
 
     def _plan_of(self, owner: Principal) -> TierPlan:
         return tiers.plan_of(self.search.source.config.limits.plans, owner.tier)

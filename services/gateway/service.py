@@ -86,10 +86,10 @@ class GatewayService:
         async with asyncio.TaskGroup() as tasks:
             stored = self.parts.stores
             database, cache = tasks.create_task(stored.requests.checks()), tasks.create_task(stored.cache.check())
-            files = tasks.create_task(self._edge.jobs.files.checks())
+            of_features = tasks.create_task(self._edge.features.checks())
         auth_check = Check("auth", auth_is_available, detail)
         recorder = await self._admission.recorder.check()
-        return (*database.result(), cache.result(), auth_check, recorder, *files.result(), *self._check_features())
+        return (*database.result(), cache.result(), auth_check, recorder, *of_features.result(), *self._check_features())
 
     def _check_features(self) -> Iterator[Check]:
         others = [entry.announcement for role in replica_check.COMPARED_WITH for entry in self._node.directory.reachable(role)]

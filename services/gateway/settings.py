@@ -257,14 +257,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         Meta(ge=1, le=1_000_000),
         Variable("MODEL_ORIGIN_QUOTA", "limit for the models and uploads of one account or organization in MODEL_ORIGIN, in GiB"),
     ] = 500
-    files_url: Annotated[
-        str | None,
-        Variable(
-            "FILES_URL",
-            "where large files are kept, encrypted: a folder of all gateways, s3://bucket/prefix or gs://bucket/prefix; unset: none",
-            on_all_replicas=True,
-        ),
-    ] = None
     aws_access_key_id: object_credentials.AwsKeyId = None
     aws_secret_access_key: object_credentials.AwsSecret = None
     aws_session_token: object_credentials.AwsToken = None
@@ -331,7 +323,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         if self.usage_export_stripe_meter is not None and (self.payments != "stripe" or self.money == "off"):
             yield "USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"
         yield from object_credentials.mistakes("MODEL_ORIGIN", self.model_origin)
-        yield from object_credentials.mistakes("FILES_URL", self.files_url)
         yield from self._mistakes_of_hosts()
         try:
             self.provider()

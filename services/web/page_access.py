@@ -28,7 +28,7 @@ _PATHS: Mapping[PageAudience, str] = {
     PageAudience.HALFWAY: "/login/code /login/second-factor",
     PageAudience.PERSON: """
         /join/accept /dashboard /api-keys /playground /usage /usage.csv /requests /requests.csv /models /settings /organisations /policies
-        /invitation /device /billing /jobs /live /live/models /live/jobs
+        /invitation /device /billing /live /live/models
     """,
     PageAudience.NODE_OWNER: "/nodes /live/nodes",
     PageAudience.ADMIN: "/live/health /live/charts /live/alerts /admin",

@@ -75,13 +75,15 @@ def load_assets() -> Assets:
     root = _PACKAGE / "static"
     found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.suffix in _MEDIA_TYPES}
     found |= {name: path for name, place in _FROM_NPM.items() if (path := _PACKAGE / place).exists()}
-    files = {name: _read_asset(path) for name, path in found.items()}
+    files = {
+        name: _read_asset(path, *(shared.features.files("web/style.css") if name == "style.css" else ())) for name, path in found.items()
+    }
     version = hashlib.sha256(b"".join(name.encode() + asset.content for name, asset in sorted(files.items()))).hexdigest()[:12]
     return Assets(files, version)
 
 
-def _read_asset(path: Path) -> Asset:
-    content = path.read_bytes()
+def _read_asset(path: Path, *more: Path) -> Asset:
+    content = b"".join(each.read_bytes() for each in (path, *more))
     # No timestamp, so that all replicas serve the same bytes.
     packed = gzip.compress(content, 9, mtime=0) if len(content) > _WORTH_PACKING else content
     return Asset(content, _MEDIA_TYPES[path.suffix], packed if len(packed) < len(content) else None)

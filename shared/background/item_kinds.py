@@ -18,12 +18,8 @@ class ItemKind(StrEnum):
     JOURNAL = "journal"
     # --- gateway: the rest
     NOTICE = "notice"
-    JOB = "job"
-    JOB_MODEL = "job_model"
-    LINE = "line"
     RECEIPTS = "receipts"
     ANSWER = "answer"
-    FILE = "file"
     MODEL_UPLOAD = "model_upload"
     MODEL_VERSION = "model_version"
     ROLLOUT = "rollout"
@@ -58,8 +54,6 @@ MONEY = frozenset[str](
 #: A failure is logged and counted, and nothing else: these have tries and an end of their own, or are of one moment.
 COUNTED_ELSEWHERE = frozenset[str](
     {
-        ItemKind.LINE,
-        ItemKind.JOB_MODEL,
         ItemKind.RECEIPTS,
         ItemKind.ANSWER,
         ItemKind.ORDER,

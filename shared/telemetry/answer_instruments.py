@@ -66,4 +66,15 @@ COMPLETED_TOKENS = counter(
     unit="tokens",
 )
 
+# --- inference
+
+BATCH_PREEMPTED = counter(
+    "ai_platform_batch_preempted_total", "How often a batch answer lost its slot because a live request needed it", ("model",)
+)
+BATCH_STEP_SHARE = gauge(
+    "ai_platform_batch_step_share",
+    "Share of batch answers in the tokens that the engine generated in the last 10 s, from 0 to 1; 0 when idle",
+    ("model",),
+)
+
 ALL: tuple[Instrument, ...] = tuple(found for found in list(globals().values()) if isinstance(found, Instrument))

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Literal, get_args
 
 from shared import errors, features
-from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, job_instruments
+from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments
 from shared.telemetry.instrument import CALL_SECONDS, FIRST_TOKEN_SECONDS, OUTPUT_TOKEN_SECONDS, Instrument, counter, gauge, histogram
 from shared.types import Role
 
@@ -510,7 +510,6 @@ CUSTOM_SERIES = gauge("ai_platform_custom_series", "Series created by recordMetr
 OWN: tuple[Instrument, ...] = (
     *(found for found in list(globals().values()) if isinstance(found, Instrument)),
     *answer_instruments.ALL,
-    *job_instruments.ALL,
     *host_instruments.ALL,
     *gen_ai_instruments.ALL,
 )

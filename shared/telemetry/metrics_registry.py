@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from shared import context
 from shared.api.metrics import MetricsTextFormat
 from shared.api.node import Exemplar, NodeMetrics
-from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, instruments, job_instruments
+from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, instruments
 from shared.telemetry.instrument import Instrument, InstrumentKind
 from shared.telemetry.version import version
 
@@ -204,17 +204,8 @@ class Metrics:
     usage_export_excess_micro = _LazyMetric(Gauge, instruments.USAGE_EXPORT_EXCESS_MICRO)
     webhooks = _LazyMetric(Counter, instruments.WEBHOOKS)
     webhook_backlog = _LazyMetric(Gauge, instruments.WEBHOOK_BACKLOG)
-    jobs = _LazyMetric(Gauge, job_instruments.JOBS)
-    job_lines = _LazyMetric(Gauge, job_instruments.JOB_LINES)
-    job_oldest = _LazyMetric(Gauge, job_instruments.JOB_OLDEST)
-    job_needed_rate = _LazyMetric(Gauge, job_instruments.JOB_NEEDED_RATE)
-    job_lines_ended = _LazyMetric(Counter, job_instruments.JOB_LINES_ENDED)
-    job_line_wait_seconds = _LazyMetric(Histogram, job_instruments.JOB_LINE_WAIT_SECONDS)
-    job_line_run_seconds = _LazyMetric(Histogram, job_instruments.JOB_LINE_RUN_SECONDS)
-    files_bytes = _LazyMetric(Gauge, job_instruments.FILES_BYTES)
-    file_store_errors = _LazyMetric(Counter, job_instruments.FILE_STORE_ERRORS)
-    batch_preempted = _LazyMetric(Counter, job_instruments.BATCH_PREEMPTED)
-    batch_step_share = _LazyMetric(Gauge, job_instruments.BATCH_STEP_SHARE)
+    batch_preempted = _LazyMetric(Counter, answer_instruments.BATCH_PREEMPTED)
+    batch_step_share = _LazyMetric(Gauge, answer_instruments.BATCH_STEP_SHARE)
     unbilled_usage = _LazyMetric(Gauge, instruments.UNBILLED_USAGE)
     background_failures = _LazyMetric(Counter, instruments.BACKGROUND_FAILURES)
     item_failures = _LazyMetric(Counter, instruments.ITEM_FAILURES)
@@ -304,6 +295,9 @@ class Metrics:
 
     def gauge(self, instrument: Instrument) -> Gauge:
         return cast("Gauge", self.family(instrument))
+
+    def histogram(self, instrument: Instrument) -> Histogram:
+        return cast("Histogram", self.family(instrument))
 
     def family(self, instrument: Instrument) -> Counter | Gauge | Histogram:
         """Return any metric. It is registered on first use."""

@@ -12,27 +12,18 @@ from typing import Any
 from services.gateway import __main__ as gateway
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
-from services.gateway.jobs import job_store, runner
 from services.gateway.payments import payment_provider
 from services.gateway.usage_export import export
 from shared.timing.backoff import Backoff
+from tests import feature_parts
 
-#: How long its leases of lines are; all times of leases are shorter by the same factor.
-LINE_LEASE = "HASTY_LINE_LEASE_SECONDS"
 #: How often it works on bills. It waits no longer for the provider, the receiver of usage, and the gateway that exports.
 BILLS = "HASTY_BILLS_SECONDS"
 
 
 def main() -> None:
-    if (lease := os.environ.get(LINE_LEASE)) is not None:
-        factor = float(lease) / job_store.LEASE_SECONDS
-        for module, name in (
-            (job_store, "LEASE_SECONDS"),
-            (runner, "EXTEND_SECONDS"),
-            (runner, "LOST_SECONDS"),
-            (runner, "_GRACE_SECONDS"),
-        ):
-            setattr(module, name, getattr(module, name) * factor)
+    for part in feature_parts.modules("chaos.haste"):
+        part.hurry()
     if (bills := os.environ.get(BILLS)) is not None:
         background_jobs.repeat = partial(_repeat, float(bills), background_jobs.repeat)
         for module, name in ((payment_provider, "READ_SECONDS"), (payment_provider, "WRITE_SECONDS"), (export, "ELECTION_SECONDS")):

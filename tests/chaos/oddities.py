@@ -1,5 +1,5 @@
 """What a storm adds to its faults: odd items in every loop of the replicas, policies that must hold, a model that must stay private, and
-batches, whose lines are items too.
+work of features, whose items are odd too.
 
 async with oddities.opened(world, folder) as odd:
     … replicas with words(service) and odd.settings …
@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,15 @@ import msgspec
 from shared.api import auth, membership
 from shared.models import manifest
 from shared.types import Credential, ModelName, Role, UserRole
-from tests import gguf_files, people, replicas
-from tests.chaos import clients, odd_service, scenarios_jobs, thief
-from tests.chaos.world import AWAY, World
+from tests import feature_parts, gguf_files, people, replicas
+from tests.chaos import clients, odd_service, thief
+from tests.chaos.world import World
 from tests.gguf_files import LlamaShape
 from tests.people import Person
 from tests.replicas import Replica
-from tests.stacks import until
 
 #: How often a key asks that may not.
 ASK_SECONDS = 0.5
-#: Of a batch, and how often one is ordered.
-LINES, BATCH_SECONDS = 30, 15.0
-END_SECONDS = 240.0
 PRIVATE = ModelName("companybot")
 _SHAPE = LlamaShape(layers=1, embedding=64, heads=2, kv_heads=1, feed_forward=128, vocabulary=256, context=256)
 #: What a gateway says to a key whose policy allows another model alone, and to one whose policy it can't read.
@@ -63,7 +59,8 @@ class Oddities:
     documents: list[tuple[Any, ...]]
     #: How their requests ended, by the same code.
     ends: dict[str, Counter[str]] = field(default_factory=dict)
-    batches: dict[str, dict[str, str]] = field(default_factory=dict)
+    #: See ``tests/features/*/chaos/oddities.py``.
+    of_features: list[Any] = field(default_factory=lambda: [part.ODD() for part in feature_parts.modules("chaos.oddities")])
     _http: httpx.AsyncClient | None = None
 
     @property
@@ -71,13 +68,14 @@ class Oddities:
         return settings(self.folder)
 
     async def run(self, http: httpx.AsyncClient, ends_at: float) -> None:
-        """Ask with keys that may not, and order batches, until then."""
+        """Ask with keys that may not, and let features work, until then."""
         self._http = http
         async with asyncio.TaskGroup() as tasks:
             for code, person in self.refused.items():
                 self.ends[code] = Counter()
                 tasks.create_task(self._ask(http, person, self.ends[code], ends_at))
-            tasks.create_task(self._order(http, ends_at))
+            for each in self.of_features:
+                tasks.create_task(each.run(http, _headers(self.buyer), ends_at))
 
     async def _ask(self, http: httpx.AsyncClient, person: Person, ends: Counter[str], ends_at: float) -> None:
         body = {"model": clients.MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -89,14 +87,6 @@ class Oddities:
                 code = type(error).__name__
             ends[code] += 1
             await asyncio.sleep(ASK_SECONDS)
-
-    async def _order(self, http: httpx.AsyncClient, ends_at: float) -> None:
-        while time.monotonic() < ends_at - BATCH_SECONDS:
-            number = len(self.batches)
-            prompts = {f"b{number}n{line}": f"b{number}n{line} one two three" for line in range(LINES)}
-            with suppress(httpx.HTTPError, LookupError, ValueError):
-                self.batches[await scenarios_jobs.order_batch(http, prompts, _headers(self.buyer))] = prompts
-            await asyncio.sleep(BATCH_SECONDS)
 
     def end(self) -> None:
         """From now on no item is odd."""
@@ -114,7 +104,7 @@ class Oddities:
         return f"odd items: {dict(self.odd.most_common())}; of other kinds none"
 
     async def judge(self) -> list[str]:
-        """Wait for the batches, and return what was wrong."""
+        """Wait for what features do, and return what was wrong."""
         wrong = [f"a key that must get {code} got {dict(ends)}" for code, ends in self.ends.items() if ends["answered"] or ends[code] < 10]
         stolen = Counter((self.folder / "theft").read_text(encoding="ascii").splitlines())
         if any(said.startswith(thief.READ) for said in stolen):
@@ -126,28 +116,9 @@ class Oddities:
             wrong.append(f"policies changed: {[row for row in now if row not in self.documents]}")
         if not self.odd:
             wrong.append("no item was odd")
-        for batch, prompts in self.batches.items():
-            wrong += await self._judge_batch(batch, prompts)
-        return wrong if self.batches else [*wrong, "no batch was ordered"]
-
-    async def _judge_batch(self, batch: str, prompts: dict[str, str]) -> list[str]:
         assert self._http is not None
-        http, headers = self._http, _headers(self.buyer)
-
-        async def ended() -> dict[str, Any] | None:
-            found = (await http.get(f"/v1/batches/{batch}", headers=headers)).raise_for_status().json()
-            return found if found["status"] not in {"validating", "in_progress", "finalizing"} else None
-
-        found = await until(ended, seconds=END_SECONDS, what=f"batch {batch} ends", ignoring=AWAY)
-        lines = await scenarios_jobs.read_results(http, found, headers)
-        wrong = [] if found["status"] == "completed" else [f"batch {batch} is {found['status']}: {found['errors']}"]
-        if sorted(line["custom_id"] for line in lines) != sorted(prompts):
-            wrong.append(f"batch {batch} has {len(lines)} results for {len(prompts)} lines")
-        for line in lines:
-            if line["error"] is None and line["response"]["status_code"] == 200:
-                said = line["response"]["body"]["choices"][0]["message"]["content"]
-                if said != prompts[line["custom_id"]]:
-                    wrong.append(f"batch {batch}: {line['custom_id']} has another text: {said[:60]!r}")
+        for each in self.of_features:
+            wrong += await each.judge(self._http, _headers(self.buyer))
         return wrong
 
 

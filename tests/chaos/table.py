@@ -4,11 +4,13 @@ import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.chaos import scenarios_clients, scenarios_jobs, scenarios_money, scenarios_servers, scenarios_workers
+from tests import feature_parts
+from tests.chaos import scenarios_clients, scenarios_money, scenarios_servers, scenarios_workers
 from tests.chaos.world import Outcome, World
 
 Scenario = Callable[[World], Awaitable[Outcome]]
 
+_OF_FEATURES = feature_parts.modules("chaos.scenarios")
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
@@ -35,7 +37,7 @@ SCENARIOS: dict[str, Scenario] = {
         scenarios_clients.f24_requests_are_repeated,
         scenarios_workers.f25_worker_hangs_and_wakes,
         scenarios_servers.f25_gateway_hangs_and_wakes,
-        scenarios_jobs.f29_batches_run,
+        *(scenario for part in _OF_FEATURES for scenario in part.SCENARIOS),
         scenarios_money.f30_money_is_exact,
     )
 }
@@ -49,7 +51,7 @@ SHORT = (
     "f20_request_that_ends_engines",
     "f23_clients_leave",
     "f24_requests_are_repeated",
-    "f29_batches_run",
+    *(name for part in _OF_FEATURES for name in part.SHORT),
     "f30_money_is_exact",
 )
 

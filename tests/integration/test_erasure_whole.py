@@ -12,10 +12,13 @@ from shared.api import accounts, auth, organizations, usage_report
 from shared.api.organizations import TeamRole
 from shared.types import Tier
 from stack import stack_plan
+from tests import feature_parts
 from tests.integration import asking
 from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
+#: What features store of a person: `tests/features/NAME/integration/stored.py`.
+_OF_FEATURES = feature_parts.modules("integration.stored")
 SUMS = {
     "accounts": "SELECT count(*), sum(balance_micro), sum(allowance_tokens) FROM accounts",
     "entries": "SELECT count(*), sum(amount_micro), sum(amount_tokens) FROM entries",
@@ -51,12 +54,9 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
     async with stack.http(gone.key.secret) as http:
         answer = (await http.post("/v1/responses", json={"model": asking.ECHO, "input": "words to repeat"})).json()
         assert (answer["store"], len(await _stored_items(stack))) == (True, 1)
-        job = {"endpoint": "/v1/responses", "body": {"model": asking.ECHO, "input": "some words"}}
-        assert (await http.post("/api/jobs", json=job)).status_code == 202
-        stored = await http.post("/v1/files", files={"file": ("words.txt", b"words")}, data={"purpose": "user_data"})
-        assert stored.status_code == 200
-    await stack.recorded(gone.id, 5)
-    assert await _jobs_and_files(stack, gone) == (1, 1)
+        more = sum([await part.store(http) for part in _OF_FEATURES])
+    await stack.recorded(gone.id, 4 + more)
+    assert await _stored_by_features(stack, gone) == [1] * len(_OF_FEATURES)
     before, bill = await _sums(stack), await _bill(api_client, other)
     assert [tokens for tokens, *_ in bill] == [7], "the one request that the person made for the organisation"
 
@@ -65,7 +65,7 @@ async def test_nothing_personal_is_left_and_every_sum_is(stack: RunningStack, ap
     assert await known.left_in(stack, "auth") == set()
     assert await known.left_in(stack, "gateway") == set()
     assert await _stored_items(stack) == []
-    assert await _jobs_and_files(stack, gone) == (0, 0)
+    assert await _stored_by_features(stack, gone) == [0] * len(_OF_FEATURES)
     assert (await _sums(stack), await _bill(api_client, other)) == (before, bill)
     books = (await stack.aicli("admin", "ledger", "verify", "--json")).json()
     assert (books["drift_micro"], books["findings"]) == (0, [])
@@ -118,14 +118,10 @@ async def _stored_items(stack: RunningStack) -> list[bytes]:
     return [key for key in keys if not key.endswith((b":order", b":sizes", b":bytes"))]
 
 
-async def _jobs_and_files(stack: RunningStack, person: Person) -> tuple[int, int]:
-    """Return how many there are that can be read."""
+async def _stored_by_features(stack: RunningStack, person: Person) -> list[int]:
+    """Return how many things of the person each feature stores."""
     async with stack.database("gateway") as database:
-        jobs = await database.fetchval("SELECT count(*) FROM jobs WHERE tenant_id = $1", person.id)
-        files = await database.fetchval(
-            "SELECT count(*) FROM files WHERE tenant_id = $1 AND purpose = 'user_data' AND state = 'ready'", person.id
-        )
-    return jobs, files
+        return [await part.count(database, person) for part in _OF_FEATURES]
 
 
 async def _sums(stack: RunningStack) -> dict[str, tuple[Any, ...]]:

@@ -13,7 +13,7 @@ from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.session_opening import CompleteLogin
 from shared import errors, features
-from shared.api import accounts, files, gateway, jobs
+from shared.api import accounts, gateway
 from shared.api.auth import User
 from shared.api.method import Nothing
 from shared.background.item_kinds import ItemKind
@@ -26,7 +26,8 @@ from shared.telemetry import logs
 from shared.types import Role, TenantId, UserId, UserRole
 
 _EVERY_SECONDS = 600
-_GATEWAY_SECONDS, _JOBS_SECONDS = 5.0, 30.0
+#: A feature may have many rows of a tenant.
+_GATEWAY_SECONDS, _FEATURE_SECONDS = 5.0, 30.0
 
 _log = logs.get(part="privacy")
 
@@ -120,13 +121,11 @@ class Erasures(AuthHandlers):
         _log.info("account erased", user_id=user_id)
 
     async def _erase_stored(self, tenants: Iterable[TenantId]) -> None:
-        """Erase jobs, which would write files, then files and what each feature stores.
+        """Erase what each feature stores, such as jobs, which would write files, then files.
 
         Raises PeerError if no gateway does it; the next round tries again.
         """
         for tenant in tenants:
-            await self._node.rpc.call(jobs.erase_jobs, jobs.EraseJobs(tenant), deadline_seconds=_JOBS_SECONDS)
-            await self._node.rpc.call(files.erase_files, files.EraseFiles(tenant), deadline_seconds=_GATEWAY_SECONDS)
             await self._erase_of_features(tenant)
 
     async def _erase_of_features(self, tenant: TenantId) -> None:
@@ -140,7 +139,7 @@ class Erasures(AuthHandlers):
         for feature in dict.fromkeys((*reversed(features.having("gateway.part")), *announced)):
             request = gateway.EraseStored(tenant, feature)
             try:
-                await self._node.rpc.call(gateway.erase_stored, request, to=announced.get(feature), deadline_seconds=_GATEWAY_SECONDS)
+                await self._node.rpc.call(gateway.erase_stored, request, to=announced.get(feature), deadline_seconds=_FEATURE_SECONDS)
             except errors.AimeshError as error:
                 failed.append(error)
         if failed:

@@ -90,8 +90,6 @@ WITHOUT_KIND: dict[str, str] = {
     "model.withdraw": _VERSIONS,
     "model.unload": "workers keep no state in the database",
     "node.accept_models": "the worker keeps it",
-    "file.delete": "files are not replayed; the restore's runbook says so",
-    "batch.cancel": "jobs are not replayed; what the restore brings back may be cancelled again",
     "node.remove_model": "the worker keeps it",
 }
 
@@ -103,7 +101,6 @@ HARMLESS = frozenset(
         "deferred.retry", "node.approve", "node.pardon", "oidc.link", "organisation.create",
         "account.verify", "organisation.invite", "payment.adopt",
         "organisation.rename", "password.ask_reset", "session.approve", "session.deny", "ticket.create", "user.invite", "user.open",
-        "batch.create",
     }
 )  # fmt: skip
 for _acts in features.acts():

@@ -1,7 +1,6 @@
-"""Serves the endpoints that lines of jobs name, to those lines: ``line_run.current`` says who asks, and takes how it ends."""
+"""Serves endpoints to the lines of jobs that name them: ``line_run.current`` says who asks, and takes how it ends."""
 
-import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from services.gateway.facts import line_run
 from services.gateway.facts.line_run import LineRun
@@ -10,12 +9,9 @@ from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
 from services.gateway.requests.image_admission import ImageLimits
 from shared import errors
 from shared.api.auth import Principal
-from shared.api.jobs import BatchEndpoint
 from shared.protocol.request_memory import RequestMemory
 from shared.telemetry import Metrics, tracing
 from shared.types import Credential, RequestId
-
-_ENDPOINTS = frozenset(typing.get_args(BatchEndpoint))
 
 
 class _Lines:
@@ -32,12 +28,19 @@ class _Lines:
 
 
 def build(
-    routes: Iterable[HttpRoute], metrics: Metrics, *, memory: RequestMemory, images: ImageLimits, traces: tracing.Traces, turns: BodyTurns
+    routes: Iterable[HttpRoute],
+    endpoints: Collection[str],
+    metrics: Metrics,
+    *,
+    memory: RequestMemory,
+    images: ImageLimits,
+    traces: tracing.Traces,
+    turns: BodyTurns,
 ) -> HttpApp:
-    """``turns``: also of callers' requests."""
+    """``endpoints``: the paths that lines may name. ``turns``: also of callers' requests."""
     lines = _Lines()
     access = HttpAccess(identify=lines.identify, quotas=None, refused=lines, new_request_id=lines.new_request_id)
-    served = [route for route in routes if route.verb == "POST" and route.path in _ENDPOINTS]
+    served = [route for route in routes if route.verb == "POST" and route.path in endpoints]
     return HttpApp(served, access, metrics, memory=memory, images=images, traces=traces, turns=turns)
 
 

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
+from typing import Protocol, get_args
+
+import msgspec
 
 from services.gateway.facts import line_run
 from services.gateway.facts.bad_field import BadField
@@ -20,7 +22,6 @@ from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
 from services.gateway.openai_api.anthropic_format import AnthropicMessage, MessagesEvent, MessagesFormat
 from services.gateway.openai_api.anthropic_request import MessagesBody
-from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.chat_format import ChatChunk, ChatCompletion, ChatFormat, Model, Models
 from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_format import Completion, CompletionFormat
@@ -39,6 +40,30 @@ from shared.types import ModelName
 _METHOD = "processInferenceRequest"
 
 
+class Background(Protocol):
+    async def begin(self, call: HttpCall, body: ResponseBody) -> None:
+        """Let a request run that nobody waits for, and answer with how it can be found. Raises BadField for one that can't."""
+        ...
+
+    async def delete(self, call: HttpCall) -> None:
+        """Delete the response that the path names, and cancel it if it runs. Raises NotFound."""
+        ...
+
+
+class NoBackground:
+    async def begin(self, call: HttpCall, body: ResponseBody) -> None:
+        raise BadField("background", "is not possible: this mesh runs no jobs; leave it out, and wait for the answer")
+
+    async def delete(self, call: HttpCall) -> None:
+        raise errors.NotFound(f"there is no stored response {call.rest_of_path[:60]!r}", hint="keep the response yourself")
+
+
+class DeletedResponse(msgspec.Struct, frozen=True):
+    id: str
+    object: str = "response"
+    deleted: bool = True
+
+
 class OpenAiRoutes:
     """The handlers of /v1. ``served`` returns the models that a caller may use, the default first."""
 
@@ -47,7 +72,7 @@ class OpenAiRoutes:
         runs: Runs,
         served: Callable[[Principal], tuple[ServedModel, ...]],
         items: StoredItems,
-        background: BackgroundResponses,
+        background: Background,
     ) -> None:
         self._runs = runs
         self._background = background
@@ -68,6 +93,8 @@ class OpenAiRoutes:
             HttpRoute("POST", "/v1/responses", self._respond, _METHOD, "OpenAI's responses, also in the background",
                       body=ResponseBody, answer=Response, streams=True, takes_prompts=True, events=(*get_args(StreamEvent), ErrorEvent)),
             HttpRoute("POST", "/v1/responses/{response}", self._miss, _METHOD, "Refused; only /cancel exists"),
+            HttpRoute("DELETE", "/v1/responses/{response}", self._delete, "cancelJob",
+                      "Delete a response and its stored conversation, and cancel it if it runs", answer=DeletedResponse),
             HttpRoute("POST", "/v1/messages", self._message, _METHOD, "Anthropic's messages",
                       body=MessagesBody, answer=AnthropicMessage, streams=True, takes_prompts=True,
                       events=(MessagesEvent, AnthropicErrorBody)),
@@ -114,6 +141,16 @@ class OpenAiRoutes:
 
     async def _miss(self, call: HttpCall) -> None:
         raise http_errors.route_missing(f"/v1/responses/{call.rest_of_path}", call.origin, lambda _path: False)
+
+    async def _delete(self, call: HttpCall) -> None:
+        # First: if the rest fails, the caller can try again.
+        had_conversation = await self._items.drop_conversation(call.caller, call.rest_of_path)
+        try:
+            await self._background.delete(call)
+        except errors.NotFound:
+            if not had_conversation:
+                raise
+        await call.answer(DeletedResponse(call.rest_of_path))
 
     async def _message(self, call: HttpCall) -> None:
         body = await call.read(anthropic_request.DIALECT)

@@ -1,1 +1,1 @@
-"""Connects the gateway's parts, in this order: stores, scheduling, admission, answering, selling, models, jobs, edge."""
+"""Connects the gateway's parts, in this order: stores, scheduling, admission, answering, selling, models, edge."""

@@ -9,6 +9,7 @@ from services.gateway import background_jobs
 from services.gateway.background_jobs import Partitions, UpkeepJob
 from services.gateway.configuration import ended_keys
 from services.gateway.features import Features, Site
+from services.gateway.http_api import line_app
 from services.gateway.http_api.body_load import BodyTurns
 from services.gateway.http_api.cors import CorsPolicy
 from services.gateway.http_api.http_app import HttpAccess, HttpApp, HttpRoute
@@ -21,11 +22,11 @@ from services.gateway.http_api.rest_models import RestModels
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rest_versions import RestVersions
 from services.gateway.http_api.rpc_routes import RpcRoutes
-from services.gateway.jobs.runner import JobRunner
+from services.gateway.job_owners import JobOwners
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
-from services.gateway.openai_api.openai_routes import OpenAiRoutes
+from services.gateway.openai_api.openai_routes import Background, OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.rpc_api.config_rpc import ConfigRpc
@@ -35,10 +36,8 @@ from services.gateway.rpc_api.rollouts_rpc import RolloutsRpc
 from services.gateway.rpc_api.routes_rpc import RoutesRpc
 from services.gateway.servers import Servers
 from services.gateway.settings import GatewaySettings, GatewaySettingsRpc
-from services.gateway.wiring import jobs as job_parts
 from services.gateway.wiring.admission import Admission
 from services.gateway.wiring.answering import Answers
-from services.gateway.wiring.jobs import Jobs
 from services.gateway.wiring.model_parts import ModelParts
 from services.gateway.wiring.scheduling import Scheduling
 from services.gateway.wiring.selling import Selling
@@ -65,8 +64,6 @@ class Parts:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
     features: Features
-    jobs: Jobs
-    runner: JobRunner
     http: HttpApp
     served: tuple[object, ...]
 
@@ -78,7 +75,6 @@ class Edge:
             await partitions.drop_old(parts.settings.request_log_days)
             await parts.selling.delete_old()
             await self.features.delete_old()
-            await self.jobs.delete_old()
 
         remove_policies = partial(ended_keys.remove_policies, stores.config, parts.scheduling.live, parts.node.rpc)
         yield repeat(UpkeepJob.PARTITIONS, 600, partitions.extend, metrics)
@@ -86,39 +82,33 @@ class Edge:
         yield repeat(UpkeepJob.KEY_POLICIES, ended_keys.SECONDS, remove_policies, metrics)
         yield repeat(UpkeepJob.ITEMS, 15, stores.items.measure, metrics)
         yield from self.features.tasks()
-        yield from self.jobs.tasks(parts.node, stores, self.runner)
 
 
 def build(parts: Parts) -> Edge:
     settings, node, stores, admission, turns, built = parts.settings, parts.node, parts.stores, parts.admission, BodyTurns(), Features()
-    jobs = job_parts.build(
-        settings,
-        node,
-        stores,
-        parts.scheduling,
-        admission,
-        stored=parts.answers.stored,
-        turns=turns,
-        on_tenant_event=built.on_tenant_event,
-    )
+    owners = JobOwners(admission.search, admission.callers.identify_owner, parts.scheduling.models.of)
+    images, memory, traces = parts.answers.images, node.dispatcher.memory, node.traces
     built.build(
         Site(
             settings=settings, node=node, database=stores.database, items=stores.items, audit_reporting=admission.audit_reporting,
             now=admission.ledger.database_clock.now, runs=parts.answers.runs, catalogue=parts.scheduling.models.of,
+            requests=stores.requests, owners=owners, take_turn=turns.turn,
+            on_tenant_event=built.on_tenant_event,
+            serve_lines=lambda paths: line_app.build(
+                routes, paths, node.metrics, memory=memory, images=images, traces=traces, turns=turns
+            ),
         )
     )  # fmt: skip
-    routes = (*_routes(parts, jobs), *built.routes)
+    routes = (*_routes(parts, built.background), *built.routes)
     http = _http(parts, routes, turns)
     return Edge(
         features=built,
-        jobs=jobs,
-        runner=job_parts.new_runner(settings, node, stores, jobs, routes=routes, images=parts.answers.images, turns=turns),
         http=http,
-        served=(HttpOverRpc(http), *_served(parts), *jobs.served, *built.served),
+        served=(HttpOverRpc(http), *_served(parts), *built.served),
     )
 
 
-def _routes(parts: Parts, jobs: Jobs) -> Iterator[HttpRoute]:
+def _routes(parts: Parts, background: Background) -> Iterator[HttpRoute]:
     """List the routes of the API's reference."""
     node, runs, stored, selling, models = parts.node, parts.answers.runs, parts.answers.stored, parts.selling, parts.models
     for part in (
@@ -128,7 +118,7 @@ def _routes(parts: Parts, jobs: Jobs) -> Iterator[HttpRoute]:
         RestBilling(selling.billing_rpc, selling.accounts, node.id),
         RestModels(models.search, parts.scheduling.models.listed, node.id),
         RestVersions(models.registry, models.trust, node.id),
-        OpenAiRoutes(runs, parts.scheduling.models.of, stored, jobs.background),
+        OpenAiRoutes(runs, parts.scheduling.models.of, stored, background),
         OpenAiEmbeddings(runs),
         OpenAiModerations(runs),
         TokenRoutes(runs, stored),
@@ -136,7 +126,6 @@ def _routes(parts: Parts, jobs: Jobs) -> Iterator[HttpRoute]:
         InfillRoute(runs),
     ):
         yield from part.routes()
-    yield from jobs.routes(node)
 
 
 def _http(parts: Parts, routes: tuple[HttpRoute, ...], turns: BodyTurns) -> HttpApp:

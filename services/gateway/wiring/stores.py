@@ -10,8 +10,6 @@ from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.configuration.config_store import ConfigStore
-from services.gateway.files.file_objects import FileObjects
-from services.gateway.files.file_rows import FileRows
 from services.gateway.models.hub import Hub
 from services.gateway.models.model_origin import ModelOrigin
 from services.gateway.payments import payment_provider
@@ -49,8 +47,6 @@ class Stores:
     hub: Hub | None
     #: None without MODEL_ORIGIN.
     origin: ModelOrigin | None
-    #: None without FILES_URL.
-    file_objects: FileObjects | None
 
 
 @asynccontextmanager
@@ -66,9 +62,6 @@ async def opened(settings: GatewaySettings, node: Node) -> AsyncIterator[Stores]
         ledger = LedgerStore(database, checkpoints, exports_usage=settings.exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
         origin = None if settings.model_origin is None else await asyncio.to_thread(ModelOrigin.open, settings.model_origin, settings)
-        file_objects = None
-        if settings.files_url is not None:
-            file_objects = await asyncio.to_thread(FileObjects.open, settings.files_url, settings, FileRows(database), node.metrics)
         deferred = DeferredRows(database, "gateway")
         yield Stores(
             cache=cache,
@@ -84,7 +77,6 @@ async def opened(settings: GatewaySettings, node: Node) -> AsyncIterator[Stores]
             provider=provider,
             hub=hub if settings.model_hub == "on" else None,
             origin=origin,
-            file_objects=file_objects,
         )
 
 

@@ -6,8 +6,9 @@ from typing import Final
 
 import msgspec
 
+from services.metrics.alerting.readings import Readings, Threshold
 from services.metrics.alerting.rules import AlertRule, Severity, fill
-from services.metrics.alerting.thresholds import THRESHOLDS, Readings, Threshold
+from services.metrics.alerting.thresholds import THRESHOLDS
 from services.metrics.history.samples import Labels
 
 #: How long resolved notices stay on the list, and how many of them.
@@ -92,7 +93,7 @@ def look(
     before = {one.id: one for one in state.active}
     found: dict[str, Notice] = {}
     for threshold in THRESHOLDS:
-        if threshold.counter and threshold.counter not in readings.growth:
+        if threshold.counter and threshold.counter.name not in readings.growth:
             found |= {one.id: one for one in state.active if one.name == threshold.name}
         else:
             found |= _look_at(threshold, rules, readings, before, now)

@@ -68,7 +68,7 @@ def test_the_page_of_proxies_has_the_limits() -> None:
     page = (REPOSITORY / "docs" / "howto" / "proxies.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (.+) \| (\d+) (KiB|MiB) \|", page, re.MULTILINE)
     found = {path: _bytes(number + unit) for paths, number, unit in rows for path in re.findall(r"`([^`]+)`", paths) or [""]}
-    assert found == {"": body_limits.GENERAL_BYTES, **body_limits.LARGE_BYTES}
+    assert {"": body_limits.GENERAL_BYTES, **body_limits.LARGE_BYTES}.items() <= found.items()
 
 
 def test_ingresses_let_the_largest_body_through_and_keep_none() -> None:

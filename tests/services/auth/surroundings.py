@@ -14,7 +14,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
-from shared.api import auth, events, files, gateway, jobs, membership, service_settings
+from shared.api import auth, events, gateway, membership, service_settings
 from shared.api.method import Method, Nothing, Reply, Request
 from shared.api.usage_report import DailyUsage, UserUsage
 from shared.identity import node_keys, tickets
@@ -47,14 +47,12 @@ def settings_of(database_url: str, redis_url: str) -> AuthSettings:
 
 
 class Gateway:
-    """Answers readUsage, listTiers, dropStoredItems, eraseFiles and eraseStored as the gateway would."""
+    """Answers readUsage, listTiers, dropStoredItems and eraseStored as the gateway would."""
 
     def __init__(self) -> None:
         self.asked: list[UserId] = []
         self.days: tuple[DailyUsage, ...] = ()
         self.dropped: list[TenantId] = []
-        self.without_jobs: list[TenantId] = []
-        self.without_files: list[TenantId] = []
         #: Also the feature.
         self.without: list[tuple[TenantId, str]] = []
         #: Features that it lacks.
@@ -71,15 +69,6 @@ class Gateway:
         if isinstance(request, gateway.DropStoredItems):
             assert method is gateway.drop_stored_items
             self.dropped.append(request.tenant_id)
-            return cast("Reply", Nothing())
-        if isinstance(request, jobs.EraseJobs):
-            assert method is jobs.erase_jobs
-            self.without_jobs.append(request.tenant_id)
-            return cast("Reply", Nothing())
-        if isinstance(request, files.EraseFiles):
-            assert method is files.erase_files
-            assert request.tenant_id in self.without_jobs, "a job would write files again"
-            self.without_files.append(request.tenant_id)
             return cast("Reply", Nothing())
         if isinstance(request, gateway.EraseStored):
             assert method is gateway.erase_stored

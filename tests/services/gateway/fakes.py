@@ -44,11 +44,10 @@ from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits.quotas import Quotas
-from services.gateway.openai_api.background_responses import BackgroundResponses
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
-from services.gateway.openai_api.openai_routes import OpenAiRoutes
+from services.gateway.openai_api.openai_routes import Background, NoBackground, OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.requests.observed import RequestObservers
@@ -347,13 +346,6 @@ class FixedConfig:
     config: ConfigSnapshot = field(default_factory=ConfigSnapshot)
 
 
-class NoJobs:
-    """A store without jobs."""
-
-    async def find(self, *_what: object) -> None:
-        raise errors.NotFound("there is no such job")
-
-
 @dataclass
 class FakeJournal:
     """A journal in memory; can be full."""
@@ -532,7 +524,7 @@ class RunningService:
         self.recorders = recorders
         self.idempotency = IdempotentRequests(FakeKeys(), recorders, node_id(99), items=new_items(), secret="s" * 16, most_seconds=30)
         self.runs = self.new_runs()
-        self.single_jobs: Any = NoJobs()
+        self.background: Background = NoBackground()
         self.items = StoredItems(AbsentCache(), self, secret="s" * 16, most_bytes=2**20)
         #: The gateway's own methods, by name.
         self.own: dict[str, Handler] = {}
@@ -568,13 +560,11 @@ class RunningService:
         self.directory.worker(number, *models, load=load, **more)
 
     def app(self, **access: Any) -> HttpApp:
-        background = BackgroundResponses(self.single_jobs, self.items)
         parts = (
             RestAccounts(self.rpc),
             RestInference(self.runs),
             RestUsage(self.store, self.reports, self.quotas, self.accounts),
-            OpenAiRoutes(self.runs, self._served, self.items, background),
-            background,
+            OpenAiRoutes(self.runs, self._served, self.items, self.background),
             OpenAiModerations(self.runs),
             TokenRoutes(self.runs, self.items),
             RerankRoute(self.runs),

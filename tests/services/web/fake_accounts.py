@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from shared import access_table, errors
-from shared.api import accounts, auth, files, gateway, usage_report
+from shared.api import accounts, auth, usage_report
 from shared.api import accounts as contract
 from shared.api.auth import Step
 from shared.api.method import Nothing
@@ -67,8 +67,6 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         self.preferences = contract.Preferences()
         self.erased_at: datetime | None = None
         self.logged: list[usage_report.LoggedRequest] = []
-        #: Stored files and what of them can be read.
-        self.files: list[tuple[files.FileFacts, bytes]] = []
         #: Newest first.
 
     # --- for tests -------------------------------------------------------------------------------------------------------
@@ -299,18 +297,6 @@ class FakeAccounts(FakeOrganisations, FakeColleagues):
         self._user(credential)
         for request in self.logged:
             yield usage_report.LoggedRequests((request,))
-
-    def _list_files(self, request: files.ListFiles, credential: Credential | None) -> files.Files:
-        self._user(credential)
-        left = [file for file, _ in self.files if request.after is None or file.id > request.after]
-        return files.Files(tuple(left[:2]), has_more=len(left) > 2)
-
-    async def _serve_http(self, request: gateway.HttpRequest, credential: Credential | None) -> AsyncIterator[gateway.HttpPart]:
-        self._user(credential)
-        for file, content in self.files:
-            if request.path == f"/v1/files/{file.id}/content":
-                yield gateway.HttpPart(content[:1], 200)
-                yield gateway.HttpPart(content[1:])
 
     def _get_usage_report(self, _: usage_report.GetUsageReport, credential: Credential | None) -> usage_report.UsageSummary:
         self._user(credential)

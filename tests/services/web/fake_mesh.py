@@ -20,7 +20,6 @@ from tests import feature_parts
 from tests.services.web.fake_accounts import FakeAccounts
 from tests.services.web.fake_billing import FakeBilling
 from tests.services.web.fake_deployments import FakeDeployments
-from tests.services.web.fake_jobs import FakeJobs
 from tests.services.web.fake_models import FakeModels
 from tests.services.web.fake_policies import FakePolicies
 from tests.services.web.fake_usage import FakeUsage
@@ -67,7 +66,7 @@ class Account:
 _OF_FEATURES: list[type] = [part.FAKE for part in feature_parts.modules("web.fake_mesh")]
 
 
-class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling, FakeJobs, *_OF_FEATURES):  # type: ignore[misc]
+class FakeMesh(FakeUsage, FakeDeployments, FakeModels, FakePolicies, FakeAccounts, FakeBilling, *_OF_FEATURES):  # type: ignore[misc]
     """Implements services.web.mesh_calls.MeshCalls. A test reads ``calls`` and writes the rest."""
 
     def __init__(self) -> None:

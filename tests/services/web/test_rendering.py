@@ -3,7 +3,7 @@
 import gzip
 import re
 from dataclasses import replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jinja2
@@ -11,7 +11,7 @@ import pytest
 
 from services.web import rendering
 from services.web.rendering import Renderer
-from shared import errors
+from shared import errors, features
 
 
 def test_all_assets_share_one_version_derived_from_their_content() -> None:
@@ -21,6 +21,12 @@ def test_all_assets_share_one_version_derived_from_their_content() -> None:
     assert found.address("style.css") == f"/static/{found.version}/style.css"
     with pytest.raises(KeyError):
         found.address("nothing.css")
+
+
+def test_styles_of_features_follow_the_core_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "style.css").write_text(".acme { color: red; }\n", encoding="utf-8")
+    monkeypatch.setattr(features, "files", lambda _name: [tmp_path / "style.css"])
+    assert rendering.load_assets().files["style.css"].content.endswith(b"\n.acme { color: red; }\n")
 
 
 def test_compressed_assets_are_smaller_and_equal() -> None:

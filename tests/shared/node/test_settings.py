@@ -86,12 +86,11 @@ def test_secrets_are_only_shown_as_set() -> None:
 
 def test_every_secret_setting_is_declared_secret() -> None:
     """A new setting with one of these words in its name and without `secret=True` would be visible to administrators."""
-    names = {
-        setting.variable.name: setting.variable.secret for kind in (AuthSettings, GatewaySettings) for setting in config.settings_of(kind)
-    }
+    declared = [setting.variable for kind in (AuthSettings, GatewaySettings) for setting in config.settings_of(kind)]
+    names = {variable.name: variable.secret or variable.is_store for variable in declared}
     words = ("SECRET", "PASSWORD", "TOKEN", "PEPPER", "DATA_KEY", "_URL")
     harmless = {"PASSWORD_MIN_LENGTH", "IAP_KEYS_URL", "PUBLIC_URL", "PUBLIC_NATS_URL", "PRICE_PER_INPUT_TOKEN", "PRICE_PER_OUTPUT_TOKEN"}
-    harmless |= {"STRIPE_API_URL", "PADDLE_API_URL", "AWS_ENDPOINT_URL", "FILES_URL"}
+    harmless |= {"STRIPE_API_URL", "PADDLE_API_URL", "AWS_ENDPOINT_URL"}
     # A path is no secret.
     suspicious = {name for name in names if any(word in name for word in words) and not name.endswith("_FILE")} - harmless
     assert suspicious

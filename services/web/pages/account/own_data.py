@@ -9,17 +9,14 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.response import Stream
 
-from services.web import features, stored_files
+from services.web import features
 from services.web.http import downloads, forms
 from services.web.http.downloads import ZipStream
 from services.web.pages import requests
 from services.web.request_context import Page, PageRequest, form_errors
 from shared import errors
 from shared.api import accounts, usage_report
-from shared.api import files as files_api
-from shared.api import jobs as jobs_api
 from shared.api.accounts import OwnAccount
-from shared.api.files import FileFacts
 
 #: The longest period of a report, about two years.
 _USAGE_DAYS = usage_report.MOST_BUCKETS - 1
@@ -97,49 +94,19 @@ async def archive_of(page_request: PageRequest, now: datetime) -> AsyncGenerator
     except errors.PeerError:
         yield archive.add("requests-MISSING.txt", _MISSING.format(name="requests.csv").encode())
     of_features = (each for part in features.parts() for each in part.archive.items())
-    for name, read in (("usage", _usage), ("jobs", _jobs), *of_features):
+    for name, read in (("usage", _usage), *of_features):
         try:
             yield archive.add(f"{name}.json", await read(page_request, now))
-        except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no jobs
+        except (errors.PeerError, errors.UnknownMethod):  # a gateway may lack a feature
             yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=f"{name}.json").encode())
-    async for piece in _add_files(archive, page_request):
-        yield piece
+    for part in features.parts():
+        async for name, pieces in part.archive_files(page_request):
+            try:
+                async for piece in pieces:
+                    yield archive.add(name, piece)
+            except errors.AimeshError:
+                yield archive.add(f"{name.removesuffix('.json')}-MISSING.txt", _MISSING.format(name=name).encode())
     yield archive.close()
-
-
-async def _add_files(archive: ZipStream, page_request: PageRequest) -> AsyncGenerator[bytes]:
-    stored: tuple[FileFacts, ...] = ()
-    try:
-        stored = await _list_files(page_request)
-        yield archive.add("files.json", msgspec.json.format(msgspec.json.encode(stored), indent=2))
-    except (errors.PeerError, errors.UnknownMethod):  # a gateway of version 0.3 knows no files
-        yield archive.add("files-MISSING.txt", _MISSING.format(name="files.json").encode())
-    for facts in stored:
-        name = f"files/{facts.id}-{facts.name}"
-        try:
-            async for piece in stored_files.read(page_request, facts):
-                yield archive.add(name, piece)
-        except errors.AimeshError:
-            yield archive.add(f"{name}-MISSING.txt", _MISSING.format(name=name).encode())
-
-
-async def _list_files(page_request: PageRequest) -> tuple[FileFacts, ...]:
-    found = await page_request.call(files_api.list_files, files_api.ListFiles())
-    listed = found.files
-    while found.has_more:
-        found = await page_request.call(files_api.list_files, files_api.ListFiles(after=listed[-1].id))
-        listed += found.files
-    return listed
-
-
-async def _jobs(page_request: PageRequest, _now: datetime) -> bytes:
-    """Return what there is to say of each job. Its requests and answers are in files, and the answer of a single one at its address."""
-    found = await page_request.call(jobs_api.list_jobs, jobs_api.ListJobs())
-    listed = found.jobs
-    while found.has_more:
-        found = await page_request.call(jobs_api.list_jobs, jobs_api.ListJobs(after=listed[-1].id))
-        listed += found.jobs
-    return msgspec.json.format(msgspec.json.encode(listed), indent=2)
 
 
 async def _usage(page_request: PageRequest, now: datetime) -> bytes:

@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from cli.ask import blob_transfers, model_versions
-from cli.ask.model_store import ProgressLine
 from cli.connection import MeshConnection
+from cli.output.progress_line import ProgressLine
 from cli.profile import Profile
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cli.ask import blob_transfers, model_images, model_versions
-from cli.ask.model_store import ProgressLine
 from cli.connection import MeshConnection
+from cli.output.progress_line import ProgressLine
 from cli.profile import Profile
 from services.inference.models import store_program
 from shared.api import models

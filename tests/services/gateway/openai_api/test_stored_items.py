@@ -304,14 +304,6 @@ async def test_an_item_of_another_version_is_refused(http: httpx.AsyncClient, ru
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
 
 
-@pytest.mark.parametrize(("verb", "end"), [("GET", ""), ("DELETE", ""), ("GET", "/input_items"), ("POST", "/cancel")])
-async def test_what_needs_a_stored_prompt_is_refused_with_the_reason(http: httpx.AsyncClient, verb: str, end: str) -> None:
-    answer = await http.request(verb, f"/v1/responses/resp_1{end}")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
-    assert "those in the background are stored" in answer.json()["error"]["message"]
-    assert (await http.request(verb, f"/v1/responses/resp_1{end}", headers={"authorization": "Bearer x"})).status_code == 401
-
-
 async def test_without_the_policy_no_prompt_is_stored_and_the_error_names_it(
     http: httpx.AsyncClient, running_service: RunningService, agent: Agent, client: Any
 ) -> None:

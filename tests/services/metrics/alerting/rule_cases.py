@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from services.metrics.history.samples import Labels, Sample
+from tests import feature_parts
 
-FILES = sorted((Path(__file__).parents[3] / "deploy" / "rules").glob("*.test.yml"))
+FILES = [*sorted((Path(__file__).parents[3] / "deploy" / "rules").glob("*.test.yml")), *feature_parts.files("deploy/*.test.yml")]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _PAIR = re.compile(r'(\w+)="([^"]*)"')
 _WORD = re.compile(r"(?P<start>_|stale|-?[\d.]+)(?P<step>[+-][\d.]+)?(?:x(?P<times>\d+))?")

@@ -87,7 +87,8 @@ def test_growth_is_unknown_for_five_minutes_and_then_of_five_minutes() -> None:
 def test_each_counter_has_the_window_of_its_rule() -> None:
     window = CollectionWindow()
     known = [sorted(window.take([], 60.0 * minute).growth) for minute in range(16)]
-    assert ["ai_platform_job_lines_total" in names for names in known] == [False] * 15 + [True]
+    for counter in (each.counter for each in THRESHOLDS if each.counter is not None):
+        assert [counter.name in names for names in known] == [60.0 * minute >= counter.seconds for minute in range(16)]
     assert [REQUESTS in names for names in known] == [False] * 5 + [True] * 11
 
 

@@ -2,17 +2,15 @@ import csv
 import io
 import json
 import zipfile
+from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
 
 from services.web import features
 from shared import errors
-from shared.api.files import FileFacts, FilePurpose
-from shared.api.jobs import JobFacts, JobKind, JobState
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
-from tests.services.web.fake_organisations import NOW
 
 AWAY = errors.NotReachable("no node of that role is alive")
 HERE = "/settings/data"
@@ -48,14 +46,12 @@ async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: Fa
     assert answer.headers["content-disposition"] == 'attachment; filename="aimesh-2026-11-20.zip"'
     assert answer.headers["cache-control"] == "no-store"
     files = unpacked(answer)
-    assert list(files) == [
+    assert [name for name in files if not name.startswith("files")] == [
         "README.txt",
         "account.json",
         "requests.csv",
         "usage.json",
-        "jobs.json",
         *(f"{name}.json" for name in OF_FEATURES),
-        "files.json",
     ]
     assert json.loads(files["account.json"]) == [{"username": "alice"}]
     rows = list(csv.DictReader(io.StringIO(files["requests.csv"].decode(), newline="")))
@@ -64,25 +60,24 @@ async def test_archive_has_the_data_of_auth_and_gateway(alice: Browser, mesh: Fa
     assert json.loads(files["usage.json"])["total"]["requests"] == 2
 
 
-async def test_archive_has_the_stored_files_and_names_those_that_are_damaged(alice: Browser, mesh: FakeMesh) -> None:
-    for number, content in enumerate((b"one", b"two", b"three")):
-        facts = FileFacts(f"file-{'abc'[number] * 26}", "größe.txt", FilePurpose.BATCH, len(content), NOW)
-        mesh.files.append((facts, content if number != 1 else b"t"))
+async def test_archive_has_the_files_of_a_feature_and_a_note_in_place_of_one_that_is_cut_off(
+    alice: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cut_off() -> AsyncGenerator[bytes]:
+        yield b"half"
+        raise errors.LinkLost("4 of 8 bytes arrived")
+
+    async def whole() -> AsyncGenerator[bytes]:
+        yield b"all"
+
+    async def archive_files(_page_request: object) -> AsyncGenerator[tuple[str, AsyncGenerator[bytes]]]:
+        yield "acme/1", cut_off()
+        yield "acme/2", whole()
+
+    monkeypatch.setattr(features, "parts", lambda: [features.WebPart(archive_files=archive_files)])
     files = unpacked(await export(alice))
-    names = [f"files/file-{letter * 26}-größe.txt" for letter in "abc"]
-    assert [file["id"] for file in json.loads(files["files.json"])] == [name[6:37] for name in names]
-    assert [files[name] for name in names] == [b"one", b"t", b"three"]
-    assert f"{names[1]}-MISSING.txt" in files
-    assert len(files) == 7 + 3 + 1
-
-
-async def test_archive_has_all_jobs_of_the_user(alice: Browser, mesh: FakeMesh) -> None:
-    expected = [f"batch_{letter * 26}" for letter in "edcba"]
-    mesh.most_jobs = 2
-    mesh.jobs += [JobFacts(job, JobKind.BATCH, "/v1/embeddings", JobState.COMPLETED, NOW, NOW, output_file="file-1") for job in expected]
-    found = json.loads(unpacked(await export(alice))["jobs.json"])
-    assert [job["id"] for job in found] == expected
-    assert found[0].items() >= {"state": "completed", "endpoint": "/v1/embeddings", "outputFile": "file-1"}.items()
+    assert (files["acme/1"], files["acme/2"]) == (b"half", b"all")
+    assert "acme/1-MISSING.txt" in files
 
 
 async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: FakeMesh) -> None:
@@ -97,14 +92,12 @@ async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: F
 async def test_unavailable_gateway_leaves_a_note_in_the_archive(alice: Browser, mesh: FakeMesh) -> None:
     mesh.broken["gateway"] = AWAY
     files = unpacked(await export(alice))
-    assert list(files) == [
+    assert [name for name in files if not name.startswith("files")] == [
         "README.txt",
         "account.json",
         "requests-MISSING.txt",
         "usage-MISSING.txt",
-        "jobs-MISSING.txt",
         *(f"{name}-MISSING.txt" for name in OF_FEATURES),
-        "files-MISSING.txt",
     ]
     assert b"Export the data again" in files["usage-MISSING.txt"]
 

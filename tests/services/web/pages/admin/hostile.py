@@ -9,18 +9,15 @@ import msgspec
 from shared.api import accounts, alerts, audit, auth, gateway, ledger, metrics, service_settings
 from shared.api import configuration as api
 from shared.api.billing import Customer, Party, PlanState
-from shared.api.files import FileFacts, FilePurpose
-from shared.api.jobs import JobState, LineError
 from shared.api.membership import MemberState
 from shared.api.organizations import Invitation, TeamRole
 from shared.api.servers import ServerRow
 from shared.api.usage_export import UsageSink
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
 from shared.config_documents import PolicyDocument, ServerKind, Sticky
-from shared.lists.jobs import FILE_NAME
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
+from tests import feature_parts
 from tests.services.web.fake_billing import PRO
-from tests.services.web.fake_jobs import INPUT, batch
 from tests.services.web.fake_mesh import NOW, Account
 from tests.services.web.fake_usage import FakeUsage
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
@@ -101,11 +98,8 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     mesh.plans = mesh.plan, msgspec.structs.replace(PRO, name=f"{name}{name}")
     mesh.customers = (Customer(invoice.owner, name, name, PlanState.ACTIVE, name, NOW),)
     mesh.servers = (ServerRow(name, name, ServerKind.VLLM, True, (ModelName(name),), 1, name),)
-    refused = LineError(name, name, 1, name)
-    mesh.jobs = [batch(0, model=ModelName(name), waiting=name), batch(1, JobState.FAILED, errors=(refused,), endpoint=name)]
-    mesh.jobs = [msgspec.structs.replace(job, metadata={FILE_NAME: name}) for job in mesh.jobs]
-    mesh.files.append((FileFacts(INPUT, name, FilePurpose.BATCH, 1, NOW), b""))
-    paths["job_id"] = mesh.jobs[1].id
+    for part in feature_parts.modules("web.hostile"):
+        paths |= part.seed(mesh, name)
     mesh.sinks = (UsageSink(name, NOW, 1, 1.0, error=name),)
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)

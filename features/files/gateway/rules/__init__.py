@@ -1,0 +1,1 @@
+"""What decides about files, without I/O."""

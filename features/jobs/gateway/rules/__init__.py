@@ -1,0 +1,1 @@
+"""What decides about lines of jobs, without I/O."""

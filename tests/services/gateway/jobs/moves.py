@@ -1,8 +1,0 @@
-"""Moves jobs that are at their end, as the gateways' background work does."""
-
-from services.gateway.jobs.job_store import JobStore
-
-
-async def move_all(jobs: JobStore) -> None:
-    for job in await jobs.list_movable():
-        await jobs.move(job)
