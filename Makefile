@@ -19,7 +19,7 @@ AIMESH_REGISTRY ?= localhost
 ARCH ?=
 PUSH ?=
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' sdk/python/src/aimesh/version.py)
-BIOME = $(CURDIR)/shared/transports/hyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off
+BIOME = $(CURDIR)/packages/pyhyperswarm/src/pyhyperswarm/sidecar/node_modules/@biomejs/cli-linux-*/biome ci --colors=off
 IMAGES = aimesh aimesh-web aimesh-worker aimesh-worker-cuda aimesh-dht aimesh-backup
 # Tests start hundreds of Python programs, and each would compile this repository anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -84,10 +84,10 @@ check: setup-dev ## format, lint, types, import contracts, dependencies, docs dr
 
 types: ## check the types, as make check and the pre-commit hook do
 	@$(BIN)/mypy shared features services cli stack tools bench
-	@$(BIN)/mypy --config-file sdk/python/pyproject.toml
+	@for package in sdk/python packages/pyhyperswarm; do $(BIN)/mypy --config-file $$package/pyproject.toml || exit 1; done
 
 biome: ## check JavaScript and CSS, as make check and the pre-commit hook do
-	@cd shared/transports/hyperswarm/sidecar && $(BIOME) .
+	@cd packages/pyhyperswarm/src/pyhyperswarm/sidecar && $(BIOME) .
 	@cd sdk/javascript && $(BIOME) .
 	@$(BIOME) --config-path=services/web/static/js tests/services/web/js
 	@cd services/web/static/js && $(BIOME) .

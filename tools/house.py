@@ -24,7 +24,7 @@ from tools import generated
 
 ROOT = generated.ROOT
 CORE = ("services", "shared", "cli", "stack")
-SOURCE = (*CORE, "features", "tools", "sdk/python/src")
+SOURCE = (*CORE, "features", "tools", "sdk/python/src", "packages/pyhyperswarm/src")
 SERVICES = ("auth", "gateway", "inference", "metrics", "web")
 #: Prose may be wrong after a removal; who deletes for good edits it.
 PROSE = ("docs/", "tests/", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "bench/results/")

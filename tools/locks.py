@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -32,8 +32,6 @@ COOLDOWN_DAYS = 7
 ORIGIN = "aimesh (make lock)"
 REQUIREMENTS_FILE = "asked.in"
 OLDEST_PYTHON = "3.11"
-#: The distribution aimesh-hyperswarm.
-SIDECAR = setup_steps.ROOT / "shared" / "transports" / "hyperswarm" / "sidecar"
 NPM_DEPENDENCIES = ("dependencies", "devDependencies", "optionalDependencies")
 
 
@@ -63,10 +61,12 @@ def read_project(folder: Path) -> dict[str, Any]:
     return project
 
 
-def read_dependencies(projects: Iterable[Path] = (*setup.PROJECTS, SIDECAR)) -> Iterator[str]:
+def read_dependencies(projects: Collection[Path] = setup.PROJECTS) -> Iterator[str]:
     """Return what these distributions of ours need at run time. None names another of ours."""
     for folder in projects:
         yield from read_project(folder)["dependencies"]
+    if setup.HYPERSWARM in projects:
+        yield from read_project(setup.CLIENT)["optional-dependencies"]["mesh"]
 
 
 def read_runtime() -> tuple[str, ...]:

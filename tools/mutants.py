@@ -22,7 +22,7 @@ LIST = ROOT / "tests/mutants.toml"
 #: The profile is in tests/conftest.py. The tests' own timeout is disabled, because it would look like a failure.
 PYTEST = (".venv/bin/python", "-m", "pytest", "-xq", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", "--timeout=0")
 #: Ignored by git and needed by the tests.
-LINKED = (".venv", "shared/transports/hyperswarm/sidecar/node_modules", "services/web/npm/node_modules")
+LINKED = (".venv", "packages/pyhyperswarm/src/pyhyperswarm/sidecar/node_modules", "services/web/npm/node_modules")
 #: For all tests of the list, without a mutant.
 BASELINE_SECONDS = 1800.0
 #: `timeout` exits with 124; if a second signal is needed, it is killed together with the tests.

@@ -23,14 +23,13 @@ from tools.engine.wheel import ENGINE_LIBRARIES
 from tools.packages import role_packages
 from tools.packages.role_packages import Wheel
 
-PYTHON_PROJECTS = (*setup.PROJECTS, locks.SIDECAR)
 #: In the wheels, so that a mesh knows the release that it runs. The images get one in release.yml.
 RELEASE_FILE = setup_steps.ROOT / "sdk" / "python" / "src" / "aimesh" / version.RELEASE_FILE
 #: Requirements of a release -> the projects whose wheels it installs. The last also gets the servers and tools of `make up`.
 REQUIREMENTS = {
-    "client": (setup.PROJECTS[1],),
-    "mesh": (setup.PROJECTS[1], locks.SIDECAR),
-    "server": PYTHON_PROJECTS,
+    "client": (setup.CLIENT,),
+    "mesh": (setup.CLIENT, setup.HYPERSWARM),
+    "server": setup.PROJECTS,
 }
 
 
@@ -72,11 +71,14 @@ def write_requirements(folder: Path) -> None:
     """Write requirements-NAME.txt beside the wheels."""
     lock = setup_steps.LOCKS / "runtime.lock"
     for name, projects in REQUIREMENTS.items():
-        wheels = [
-            folder / f"{locks.read_project(each)['name'].replace('-', '_')}-{version.version()}-py3-none-any.whl" for each in projects
-        ]
+        wheels = [_wheel(folder, locks.read_project(each)) for each in projects]
         wanted = locks.read_runtime() if name == "server" else locks.read_dependencies(projects)
         (folder / f"requirements-{name}.txt").write_text(requirements(wheels, wanted, lock.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _wheel(folder: Path, project: Mapping[str, str]) -> Path:
+    # Hyperswarm has a version of its own.
+    return folder / f"{project['name'].replace('-', '_')}-{project.get('version') or version.version()}-py3-none-any.whl"
 
 
 def build(into: Path, base: str, engine: Path | None) -> None:
@@ -86,7 +88,7 @@ def build(into: Path, base: str, engine: Path | None) -> None:
         raise setup_steps.SetupFailed(f"{engine} has no wheel of {ENGINE_LIBRARIES}")
     try:
         RELEASE_FILE.write_text(f"{base}\n", encoding="utf-8")
-        role_packages.build_ours(into, PYTHON_PROJECTS)
+        role_packages.build_ours(into, setup.PROJECTS)
     finally:
         # The checkout is no release.
         RELEASE_FILE.unlink(missing_ok=True)

@@ -38,11 +38,12 @@ from tools.setup_steps import (
     works,
 )
 
-#: The distributions aimesh-server and aimesh-client. Their Python files are used where they are.
-PROJECTS = (ROOT, ROOT / "sdk" / "python")
+CLIENT, HYPERSWARM = ROOT / "sdk" / "python", ROOT / "packages" / "pyhyperswarm"
+#: The distributions aimesh-server, aimesh-client and aimesh-hyperswarm. Their Python files are used where they are.
+PROJECTS = (ROOT, CLIENT, HYPERSWARM)
 #: Folders with a package-lock.json -> the first level that needs them, and for what. tools/deploy_tools.py installs those of "deploy".
 NPM_FOLDERS = {
-    ROOT / "shared" / "transports" / "hyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
+    HYPERSWARM / "src" / "pyhyperswarm" / "sidecar": ("runtime", "installing the packages of Hyperswarm"),
     ROOT / "services" / "web" / "npm": ("runtime", "installing the charts of the pages"),
     ROOT / "sdk" / "javascript": ("dev", "installing the compiler that checks the JavaScript client"),
     ROOT / "tests" / "services" / "auth" / "oidc" / "provider": ("dev", "installing the login provider of the tests"),

@@ -14,13 +14,14 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from pyhyperswarm import PeerAddress, find_node
+from pyhyperswarm.block_copies import BLOCK_BYTES, CopyFile, WholeFile
+from pyhyperswarm.dht import HOST, dht
+
 from bench import processes, report, swarm
 from bench.report import Options, Rows
 from services.inference.models.model_copy import DownloadRate
 from shared.node.lifecycle import background
-from shared.transports.hyperswarm import PeerAddress, find_node
-from shared.transports.hyperswarm.block_copies import BLOCK_BYTES, CopyFile, WholeFile
-from tests.dht import HOST, dht
 from tests.nat import dht as far_dht
 from tests.nat import topology
 from tests.nat.topology import Machine, Nat

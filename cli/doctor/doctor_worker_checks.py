@@ -10,6 +10,9 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import pyhyperswarm
+from pyhyperswarm import DhtStats, Swarm
+
 from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
 from shared import addresses, errors
@@ -18,8 +21,6 @@ from shared.identity.trust import Trust
 from shared.node import enrollment, swarm_settings
 from shared.node.enrollment import EnrollmentOptions, EnrollmentRoute
 from shared.node.membership_file import MembershipFile
-from shared.transports import hyperswarm
-from shared.transports.hyperswarm import DhtStats, Swarm
 from shared.transports.swarm_link import SwarmLink
 from shared.types import Role
 
@@ -41,8 +42,8 @@ async def examine(
     """Run all checks in order. ``is_in_use`` means that a process on this machine uses the key: a second one would disconnect it."""
     yield check_certificate(kept, key, time.time())
     try:
-        yield DoctorFinding("Node.js", True, str(hyperswarm.find_node()))
-    except hyperswarm.NodeMissing as error:
+        yield DoctorFinding("Node.js", True, str(pyhyperswarm.find_node()))
+    except pyhyperswarm.NodeMissing as error:
         yield DoctorFinding("Node.js", False, str(error), "run make setup, or set NODE_BINARY to Node.js 20 or newer")
         for finding in unchecked("Node.js", *_CHECKS[1:]):
             yield finding
@@ -114,7 +115,7 @@ async def _examine_dht(route: EnrollmentRoute) -> AsyncIterator[DoctorFinding]:
             nodes = route.bootstrap and (*route.bootstrap, *route.older_bootstrap)
             opened = swarm_settings.opener(node_keys.NodeKey(node_keys.new_seed()), nodes, route.relays)()
             swarm = await stack.enter_async_context(opened)
-        except (hyperswarm.SwarmError, errors.AimeshError) as error:
+        except (pyhyperswarm.SwarmError, errors.AimeshError) as error:
             yield DoctorFinding("sidecar", False, str(error), "run make setup to install its packages")
             for finding in unchecked("sidecar", "DHT", "NAT", "relay"):
                 yield finding

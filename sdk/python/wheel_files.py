@@ -8,8 +8,6 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: What commands need of each feature. The wheel of aimesh-server has the rest.
 OF_FEATURES = ("__init__.py", "*/__init__.py", "*/feature.py", "*/contract.py", "*/lists.py", "*/lists/*.py", "*/cli/*.py")
-#: A separate wheel: aimesh-hyperswarm.
-SIDECAR = Path("shared/transports/hyperswarm/sidecar")
 
 
 class AicliFiles(BuildHookInterface[Any]):
@@ -22,7 +20,7 @@ class AicliFiles(BuildHookInterface[Any]):
 def find_files(checkout: Path) -> list[tuple[Path, Path]]:
     """Return each file and its name in the wheel."""
     server = tomllib.loads((checkout / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"]["wheel"]
-    elsewhere = {SIDECAR, *map(Path, server["only-include"])} - {Path("features")}
+    elsewhere = {*map(Path, server["only-include"])} - {Path("features")}
     names = (path.relative_to(checkout) for package in ("cli", "shared") for path in sorted((checkout / package).rglob("*.py")))
     return [(checkout / name, name) for name in [*names, *_of_features(checkout)] if not elsewhere & {name, *name.parents}]
 

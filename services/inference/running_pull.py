@@ -11,6 +11,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import BinaryIO
 
+from pyhyperswarm import SwarmError
+from pyhyperswarm.block_copies import BlockCopies, CopyFile, Ending
+
 from services.inference.mesh_origin import MeshOrigin
 from services.inference.models.model_copy import CopyProgress, ModelCopy
 from services.inference.models.model_store import ModelStore, disk_bytes
@@ -24,8 +27,6 @@ from shared.models.copy_plan import all_blocks
 from shared.models.manifest import VersionFile
 from shared.node import lifecycle
 from shared.telemetry import logs
-from shared.transports.hyperswarm import SwarmError
-from shared.transports.hyperswarm.block_copies import BlockCopies, CopyFile, Ending
 from shared.types import ModelName, NodeId
 
 #: Who copies less than half of what the puller gets meanwhile, for so long, pulls by itself.

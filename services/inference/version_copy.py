@@ -17,6 +17,9 @@ from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 
+from pyhyperswarm import SwarmError
+from pyhyperswarm.block_copies import BlockCopies, CopyFile, WholeFile
+
 from services.inference.mesh_origin import MeshOrigin
 from services.inference.models.model_copy import CopyProgress, DownloadRate, ModelCopy
 from services.inference.models.model_store import ModelStore, check_store_name, disk_bytes
@@ -34,8 +37,6 @@ from shared.protocol.directory import Directory
 from shared.rpc import RpcClient
 from shared.timing.backoff import Backoff
 from shared.timing.transfer_speed import TransferSpeed
-from shared.transports.hyperswarm import SwarmError
-from shared.transports.hyperswarm.block_copies import BlockCopies, CopyFile, WholeFile
 from shared.types import ModelName
 
 _READ_SECONDS = 60.0

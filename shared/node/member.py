@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from pyhyperswarm.block_copies import BlockCopies
+
 from shared import config, config_releases, errors, features, rpc
 from shared.api import membership
 from shared.api import node as node_api
@@ -42,7 +44,6 @@ from shared.telemetry import log_buffer, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars, Metrics
 from shared.telemetry.readiness import Dependency, LoopLag, OwnCheck, Readiness
 from shared.telemetry.version import version
-from shared.transports.hyperswarm.block_copies import BlockCopies
 from shared.transports.link import LocalNode
 from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import SwarmTransport

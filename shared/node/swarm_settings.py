@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pyhyperswarm import PeerAddress, Swarm
+
 from shared import addresses, errors
 from shared.identity import node_keys
 from shared.node import membership_file
 from shared.node.membership_file import MembershipFile
 from shared.node.settings import NodeSettings
-from shared.transports.hyperswarm import PeerAddress, Swarm
 
 PUBLIC = "public"
 

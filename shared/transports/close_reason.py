@@ -1,9 +1,10 @@
 """Closes a connection and tells the peer why."""
 
+from pyhyperswarm.peer_connection import PeerConnection
+
 from shared import errors
 from shared.protocol import wire
 from shared.protocol.wire import Error
-from shared.transports.hyperswarm.peer_connection import PeerConnection
 
 NO_CALL = 0
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pyhyperswarm.peer_connection import PeerConnection
+
 from shared import errors
 from shared.identity import node_keys
 from shared.identity.trust import Trust, TrustedPeer
@@ -16,7 +18,6 @@ from shared.protocol import wire
 from shared.protocol.wire import Frame, Hello
 from shared.timing.concurrency_limit import ConcurrencyLimit
 from shared.transports import close_reason
-from shared.transports.hyperswarm.peer_connection import PeerConnection
 from shared.transports.link import HELLO_SECONDS
 from shared.types import NodeId, Role
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
+from pyhyperswarm.peer_connection import PeerConnection
+
 from shared import errors
 from shared.identity import certificates
 from shared.identity.trust import Trust, TrustedPeer
@@ -16,7 +18,6 @@ from shared.protocol import topics, wire
 from shared.protocol.directory import MAX_ANNOUNCEMENT_BYTES
 from shared.protocol.wire import Announce, Error, Frame, Hello
 from shared.transports import close_reason
-from shared.transports.hyperswarm.peer_connection import PeerConnection
 from shared.transports.link import Link
 from shared.types import Role
 

@@ -5,15 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from shared import errors
-from shared.identity import node_keys
-from shared.identity.trust import Trust, TrustedPeer
-from shared.protocol import topics
-from shared.protocol.duplicate_keys import DuplicateLinks
-from shared.protocol.wire import Announce, Frame, Hello
-from shared.timing.backoff import Backoff
-from shared.transports.handshake import Handshake, HandshakeRefusal
-from shared.transports.hyperswarm import (
+from pyhyperswarm import (
     Event,
     PathChanged,
     PeerAddress,
@@ -26,6 +18,15 @@ from shared.transports.hyperswarm import (
     SwarmError,
     SwarmFollower,
 )
+
+from shared import errors
+from shared.identity import node_keys
+from shared.identity.trust import Trust, TrustedPeer
+from shared.protocol import topics
+from shared.protocol.duplicate_keys import DuplicateLinks
+from shared.protocol.wire import Announce, Frame, Hello
+from shared.timing.backoff import Backoff
+from shared.transports.handshake import Handshake, HandshakeRefusal
 from shared.transports.link import TICK_SECONDS, Link, LocalNode
 from shared.transports.swarm_link import SwarmLink
 from shared.types import NodeId, Role

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyhyperswarm import sidecar_process, swarm_errors
+
 from shared import addresses, errors
 from shared.identity import node_keys
-from shared.transports.hyperswarm import sidecar_process, swarm_errors
 from stack.ports import WantedPort
 from stack.servers.program import DatagramProbe, Program
 from stack.settings import DHT_NODES, PUBLIC_DHT, StackSettings, is_ipv4

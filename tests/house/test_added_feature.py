@@ -13,7 +13,7 @@ from tests.stacks import HEAD, REPOSITORY, Release, RunningStack, stack, until
 HELLO = Path(__file__).with_name("hello")
 SETTINGS = {"INFERENCE_BACKEND": "echo", "HYPERSWARM": "off", "HELLO_GREETING": "Good day"}
 #: What the copy needs and git doesn't have, or what nothing of this changes.
-LINKED = ("sdk", "tests", "bench", "services/web/npm/node_modules", "shared/transports/hyperswarm/sidecar/node_modules")
+LINKED = ("sdk", "tests", "bench", "services/web/npm/node_modules", "packages")
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from pyhyperswarm import dht, find_node
 
 from shared import errors, rpc
 from shared.api import gateway
@@ -21,9 +22,8 @@ from shared.identity.certificates import Subject
 from shared.identity.node_keys import NodeKey
 from shared.node.member import Node
 from shared.node.stock_clients.pulled_streams import MAX_ITEMS
-from shared.transports.hyperswarm import find_node
 from shared.types import ModelName, Role
-from tests import dht, outside
+from tests import outside
 from tests.people import Person
 from tests.shared.node.streaming import Streaming
 from tests.stacks import REPOSITORY, RunningStack

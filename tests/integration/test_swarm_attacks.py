@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyhyperswarm import dht, find_node
 
 from shared import errors
 from shared.api import auth, inference
@@ -18,10 +19,8 @@ from shared.node import membership_file
 from shared.protocol import topics, wire
 from shared.protocol.wire import Call, Cancel, Hello
 from shared.rpc import bodies
-from shared.transports.hyperswarm import find_node
 from shared.transports.swarm_link import SwarmLink
 from shared.types import NodeId, Peer, Role
-from tests import dht
 from tests.front_door import FrontDoor
 from tests.outside import sidecar_of
 from tests.shared.rpc.test_swarm_mesh import Auth, Gateway, Worker, prompt, sees, usable

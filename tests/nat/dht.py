@@ -7,11 +7,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import shared.transports.hyperswarm
-from shared.transports.hyperswarm import find_node
+import pyhyperswarm
+from pyhyperswarm import find_node
+
 from tests.nat.topology import PUBLIC_ADDRESSES, Machine
 
-SIDECAR = Path(shared.transports.hyperswarm.__file__).parent / "sidecar"
+SIDECAR = Path(pyhyperswarm.__file__).parent / "sidecar"
 #: Three nodes on one address, because a single node can't introduce peers to each other.
 PORTS = (49737, 49738, 49739)
 DHT_ADDRESS, RELAY_ADDRESS = PUBLIC_ADDRESSES[0], PUBLIC_ADDRESSES[4]

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
+from pyhyperswarm import ConnectionClosed, PathChanged, PeerAddress, PeerConnection, PeerFailed, Swarm
 
 from shared.node.lifecycle import background
-from shared.transports.hyperswarm import ConnectionClosed, PathChanged, PeerAddress, PeerConnection, PeerFailed, Swarm
 from tests.nat.topology import Machine
 
 PING_SECONDS = 0.1

@@ -42,7 +42,7 @@ def next_version(folder: Path) -> Release:
     for name in ("services", "features", "shared", "cli", "stack", "sdk/python/src/aimesh"):
         shutil.copytree(REPOSITORY / name, folder / Path(name).name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     (folder / "aimesh" / "version.py").write_text('__version__ = "9.0.0"\n')
-    for name in ("deploy", "docs", "pyproject.toml", "services/web/npm/node_modules", "shared/transports/hyperswarm/sidecar/node_modules"):
+    for name in ("deploy", "docs", "pyproject.toml", "services/web/npm/node_modules"):
         (folder / name).symlink_to(REPOSITORY / name)
     (folder / "services" / "gateway" / "migrations" / POST).write_text("CREATE TABLE after_rolling (number integer);")
     return Release(HEAD.python, folder)

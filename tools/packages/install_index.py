@@ -233,8 +233,8 @@ def _digest(target: Target) -> str:
 
 def _state_of_code() -> str:
     """Return a digest of the names, sizes and times of our files."""
-    names = ("cli", "features", "requirements", "services", "shared", "stack", "sdk", "deploy/prometheus/rules", "docs/runbooks")
-    folders = (setup_steps.ROOT / name for name in names)
+    code = ("cli", "features", "packages", "services", "shared", "stack", "sdk")
+    folders = (setup_steps.ROOT / name for name in (*code, "requirements", "deploy/prometheus/rules", "docs/runbooks"))
     paths = sorted(path for folder in folders for path in folder.rglob("*") if path.suffix not in {".pyc", ""})
     facts = "".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n" for path in paths)
     return hashlib.sha256(facts.encode()).hexdigest()

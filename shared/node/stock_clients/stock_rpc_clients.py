@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import msgspec
+from pyhyperswarm import Request, RequestRefused
 
 from shared import errors
 from shared.api.method import Method, Nothing, StreamMethod
@@ -23,7 +24,6 @@ from shared.node.stock_clients.pulled_streams import PulledStream, PulledStreams
 from shared.node.stock_clients.stock_calls import CallLimits
 from shared.protocol import topics
 from shared.rpc.serving import Dispatcher
-from shared.transports.hyperswarm import Request, RequestRefused
 from shared.types import NodeId, Peer, Role
 
 #: Connections to remember. A forgotten client must send `hello` again.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pyhyperswarm import DhtStats
 
 from cli import profile
 from cli.cli_context import CliContext
@@ -19,7 +20,6 @@ from shared.identity.certificates import Subject
 from shared.node import membership_file
 from shared.node.enrollment import EnrollmentRoute
 from shared.node.membership_file import MembershipFile
-from shared.transports.hyperswarm import DhtStats
 from shared.types import MeshName, Role
 from tests.cli.doctor.test_doctor_command import HEALTHY, well, wrong
 from tests.cli.fake_mesh import Shell

@@ -93,7 +93,8 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, mesh: Mesh) -> Machine:
     found = Machine(tmp_path / "user")
-    paths = [str(ROOT), str(ROOT / "sdk/python/src"), *(path for path in sys.path if path.endswith("site-packages"))]
+    ours = (str(ROOT / name) for name in ("", "sdk/python/src", "packages/pyhyperswarm/src"))
+    paths = [*ours, *(path for path in sys.path if path.endswith("site-packages"))]
     for version in ("1", "2"):
         app = found.home / f"app-client-{version}"
         venv.create(app, symlinks=True)

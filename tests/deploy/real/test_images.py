@@ -81,7 +81,7 @@ def test_an_image_has_the_features_of_the_checkout(engine: DockerEngine, images:
 def test_the_image_of_the_services_has_the_program_the_sidecar_and_the_charts(engine: DockerEngine, images: dict[str, str]) -> None:
     assert "Usage: aicli" in in_image(engine, images["aimesh"])
     assert in_image(engine, images["aimesh"], "ls", "/app/services/web/npm/node_modules/uplot/dist/uPlot.iife.min.js")
-    sidecar = "/app/shared/transports/hyperswarm/sidecar/node_modules/hyperswarm"
+    sidecar = "/app/packages/pyhyperswarm/src/pyhyperswarm/sidecar/node_modules/hyperswarm"
     assert in_image(engine, images["dht"], "node", "-e", f"require('{sidecar}'); console.log('loaded')").strip() == "loaded"
 
 
@@ -146,7 +146,7 @@ def test_a_second_build_after_a_change_of_one_line_is_quick(
 ) -> None:
     assert images
     checkout = tmp_path / "checkout"
-    for name in ("cli", "features", "services", "shared", "stack", "requirements", "sdk", "docs/runbooks", "deploy", "tools"):
+    for name in ("cli", "features", "services", "shared", "stack", "packages", "requirements", "sdk", "docs/runbooks", "deploy", "tools"):
         shutil.copytree(compose_file.ROOT / name, checkout / name, ignore=shutil.ignore_patterns("node_modules", "__pycache__"))
     for name in (".dockerignore", ".gitignore", "LICENSE", "README.md", "pyproject.toml"):
         shutil.copy(compose_file.ROOT / name, checkout)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyhyperswarm import find_node
 
 from shared import errors
-from shared.transports.hyperswarm import find_node
 from tests.stacks import REPOSITORY
 
 PACKAGE = REPOSITORY / "sdk" / "javascript"

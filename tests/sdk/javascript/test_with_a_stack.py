@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from pyhyperswarm import find_node
 
-from shared.transports.hyperswarm import find_node
 from tests import stacks, tiers
 from tests.people import Person
 from tests.stacks import REPOSITORY, RunningStack, until

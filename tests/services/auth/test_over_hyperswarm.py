@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
+from pyhyperswarm import dht
 
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
@@ -15,7 +16,6 @@ from shared.node import enrollment
 from shared.node import membership_file as kept_membership
 from shared.node.client_node import ClientNode
 from shared.types import Credential, Role
-from tests import dht
 from tests.services.auth.surroundings import ADMIN_PASSWORD
 from tests.testnet import MESH, testnet
 

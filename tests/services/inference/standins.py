@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pyhyperswarm.block_copies import BlockCopies
+
 from services.inference import jobs
 from services.inference.announcements import Announcements
 from services.inference.backend_interface import Backend, WarningTopic
@@ -30,7 +32,6 @@ from shared.node.host_metrics import Host
 from shared.node.membership_file import MembershipFile
 from shared.protocol import directory
 from shared.rpc import ConnectionPool, RpcClient
-from shared.transports.hyperswarm.block_copies import BlockCopies
 from shared.transports.swarm_transport import SwarmTransport
 from shared.types import MeshName, ModelName, NodeId, Role
 from tests import stopwatch

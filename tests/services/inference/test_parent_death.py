@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from shared.transports.hyperswarm import sidecar_process
+from pyhyperswarm import sidecar_process
 
 ROOT = Path(__file__).parents[3]
 

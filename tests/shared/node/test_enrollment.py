@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyhyperswarm
 import pytest
 
 from shared import errors
@@ -15,7 +16,6 @@ from shared.identity.node_keys import NodeKey
 from shared.node import enrollment, membership_file
 from shared.node.enrollment import EnrollingNode, EnrollmentOptions, EnrollmentRoute
 from shared.node.membership_file import MembershipFile
-from shared.transports import hyperswarm
 from shared.transports.swarm_transport import STARTING
 from shared.types import MeshName, Role
 from tests.front_door import FrontDoor
@@ -179,7 +179,7 @@ async def test_an_unreachable_mesh_says_who_was_asked_and_what_to_do(running_ser
 
 async def test_a_slowly_starting_hyperswarm_is_waited_for(running_service: RunningService, key: NodeKey, tmp_path: Path) -> None:
     slow_node = tmp_path / "node"
-    slow_node.write_text(f'#!/bin/sh\nsleep 3\nexec {hyperswarm.find_node()} "$@"\n')
+    slow_node.write_text(f'#!/bin/sh\nsleep 3\nexec {pyhyperswarm.find_node()} "$@"\n')
     slow_node.chmod(0o755)
     asked = itertools.count()
     # Nine seconds pass between two readings of the clock.

@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 import pytest
 import pytest_asyncio
+from pyhyperswarm import dht
 
 from shared import errors, rpc
 from shared.api import auth, inference
@@ -23,7 +24,7 @@ from shared.node.member import Node
 from shared.protocol import duplicate_keys
 from shared.protocol.directory import DirectoryEntry
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role, Tier, UserId, UserRole
-from tests import dht, stopwatch, tiers
+from tests import stopwatch, tiers
 from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import RunningNode, live, until

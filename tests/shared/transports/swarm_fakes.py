@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyhyperswarm import ConnectionClosed, Path, PeerAddress
+
 from shared.identity.node_keys import NodeKey
-from shared.transports.hyperswarm import ConnectionClosed, Path, PeerAddress
 
 FIRST_BYTES, WINDOW_BYTES = 8192, 1024 * 1024
 OVERHEAD = 32

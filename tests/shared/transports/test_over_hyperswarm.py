@@ -6,14 +6,15 @@ import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+from pyhyperswarm import Banned, Event, PeerAddress, Swarm
+from pyhyperswarm.dht import dht
+
 from shared.identity import certificates
 from shared.identity.trust import Trust
 from shared.protocol import topics, wire
 from shared.protocol.wire import Item
-from shared.transports.hyperswarm import Banned, Event, PeerAddress, Swarm
 from shared.transports.swarm_transport import MeetingTopics
 from shared.types import Role
-from tests.dht import dht
 from tests.shared.transports.swarm_people import Clock, Member, certified, member, new_authority, new_key
 from tests.testnet import until
 

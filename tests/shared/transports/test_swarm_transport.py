@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from pyhyperswarm import NodeMissing, Path, PathChanged, PeerFailed, SidecarDied, SidecarLost, SidecarRestarted
 
 from shared import errors
 from shared.identity import certificates
@@ -13,7 +14,6 @@ from shared.protocol.wire import Announce, Error, Item, Ping, Pong
 from shared.timing.backoff import Backoff
 from shared.transports import swarm_transport
 from shared.transports.handshake import link_id
-from shared.transports.hyperswarm import NodeMissing, Path, PathChanged, PeerFailed, SidecarDied, SidecarLost, SidecarRestarted
 from shared.transports.link import TICK_SECONDS
 from shared.transports.swarm_link import STUCK_SECONDS, SwarmLink
 from shared.transports.swarm_transport import MeetingTopics

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
 import httpx
+from pyhyperswarm import find_node
 
 from services.auth.oidc.flow import ProviderReply
-from shared.transports.hyperswarm import find_node
 from tests.services.auth.oidc import keys
 from tests.services.auth.oidc.keys import Key
 

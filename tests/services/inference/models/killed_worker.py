@@ -4,7 +4,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from shared.transports.hyperswarm import PeerAddress
+from pyhyperswarm import PeerAddress
+
 from tests.services.inference.models.copying import MemoryOrigin, read_source, worker
 
 

@@ -9,20 +9,28 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from pyhyperswarm import dht, find_node
+from pyhyperswarm.block_copies import BLOCK_BYTES, BlockCopies, CopyFile, Ending, WholeFile
 
 from services.inference.models import model_copy
 from services.inference.models.model_copy import CopyPeer, DownloadRate, ModelCopy
 from shared.models import copy_plan
 from shared.node.lifecycle import background
 from shared.timing.backoff import Backoff
-from shared.transports.hyperswarm import find_node
-from shared.transports.hyperswarm.block_copies import BLOCK_BYTES, BlockCopies, CopyFile, Ending, WholeFile
-from tests import dht
 from tests.services.inference.models import killed_worker
-from tests.services.inference.models.copying import MemoryOrigin, Source, Worker, WorkerOrigin, finish, make_source, worker
-from tests.shared.transports.hyperswarm import swarms
+from tests.services.inference.models.copying import (
+    PATIENCE_SECONDS,
+    MemoryOrigin,
+    Source,
+    Worker,
+    WorkerOrigin,
+    finish,
+    make_source,
+    worker,
+)
+from tests.testnet import until
 
-HOSTILE = Path(swarms.__file__).parent / "hostile_peer.js"
+HOSTILE = Path(__file__).parent / "hostile_peer.js"
 
 
 async def test_a_worker_copies_a_file_from_another_one_without_the_origin(tmp_path: Path) -> None:
@@ -34,7 +42,7 @@ async def test_a_worker_copies_a_file_from_another_one_without_the_origin(tmp_pa
         await finish(reader.copy(source, origin), source)
         assert reader.progress[-1].bytes == reader.progress[-1].from_peers == len(source.body)
         assert not reader.reports
-        await swarms.until(lambda: not reader.swarm.connections and not holder.swarm.connections)
+        await until(lambda: not reader.swarm.connections and not holder.swarm.connections, seconds=PATIENCE_SECONDS)
 
 
 async def test_three_workers_read_each_block_once_from_the_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +93,7 @@ async def test_a_liar_is_dropped_and_its_block_comes_from_elsewhere(tmp_path: Pa
         reader.on_report = reported
         await finish(reader.copy(source, origin), source)
         assert set(reader.reports) == {(liar.key, "wrong hash")}
-        assert set(reader.dropped) == {liar.key}
+        assert set(reader.dropped, seconds=PATIENCE_SECONDS) == {liar.key}
         assert sorted(origin.sent) == (list(range(source.count)) if elsewhere == "the origin" else [])
 
 
@@ -98,7 +106,7 @@ async def hostile_peer(fault: str, blocks: int) -> AsyncIterator[bytes]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             yield bytes.fromhex((await process.stdout.readline()).decode())
     finally:
         process.stdin.close()
@@ -141,7 +149,7 @@ async def test_a_silent_peer_is_left_for_a_while_and_not_reported(tmp_path: Path
     async with hostile_peer("silent", source.count) as key, worker("reader", tmp_path) as reader:
         reader.peers = [key]
         copying = asyncio.create_task(finish(reader.copy(source, origin), source))
-        await swarms.until(lambda: key in reader.dropped)
+        await until(lambda: key in reader.dropped, seconds=PATIENCE_SECONDS)
         origin.is_away = False
         await copying
         assert not reader.reports
@@ -175,7 +183,7 @@ async def test_pauses_of_a_silent_peer_grow_until_it_sends_a_block_or_is_reporte
     )
 
     async def silence() -> float:
-        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await watched.get()
         for _ in range(2):  # two requests
             copy.peer_ended(key, Ending.SILENT, "silent")
@@ -220,7 +228,7 @@ async def test_a_worker_that_is_killed_again_and_again_repeats_few_blocks(tmp_pa
             process = await asyncio.create_subprocess_exec(sys.executable, *words, stdout=asyncio.subprocess.PIPE)
             assert process.stdout is not None
             read = 0
-            async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+            async with asyncio.timeout(PATIENCE_SECONDS):
                 while read < 24 * BLOCK_BYTES and (line := await process.stdout.readline()):
                     read = int(line)
             if line:
@@ -273,7 +281,7 @@ async def test_a_peer_whose_owner_has_paused_it_is_not_taken_for_silent(tmp_path
 
         monkeypatch.setattr(copy, "peer_has", count_news)
         copying = asyncio.create_task(finish(copy, source))
-        async with asyncio.timeout(swarms.PATIENCE_SECONDS):
+        async with asyncio.timeout(PATIENCE_SECONDS):
             await heard.wait()
         assert not reader.progress
         holder.copies.set_rate(None)
@@ -289,7 +297,7 @@ async def test_wrong_blocks_of_the_origin_are_not_stored(tmp_path: Path) -> None
     async with worker("holder", tmp_path) as holder, worker("reader", tmp_path) as reader:
         holder.offers(source.whole)
         copying = asyncio.create_task(finish(reader.copy(source, origin), source))
-        await swarms.until(lambda: len(origin.sent) == source.count)
+        await until(lambda: len(origin.sent) == source.count, seconds=PATIENCE_SECONDS)
         reader.peers = [holder.key]
         await copying
         assert reader.progress[-1].from_origin == 0

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from pyhyperswarm.block_copies import CopyFile, Ending
 
 from services.inference.models.model_copy import ModelShare
 from shared import api, errors, rpc
@@ -17,7 +18,6 @@ from shared.identity.certificates import Subject
 from shared.identity.copy_grants import LIFETIME_SECONDS
 from shared.identity.trust import Trust
 from shared.protocol.wire import Call
-from shared.transports.hyperswarm.block_copies import CopyFile, Ending
 from shared.transports.swarm_link import SwarmLink
 from shared.types import Role
 from tests.services.inference.models.copying import Source, make_source

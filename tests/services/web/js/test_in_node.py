@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyhyperswarm import find_node
 
-from shared.transports.hyperswarm import find_node
 from tests import tiers
 
 HERE = Path(__file__).parent

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from pyhyperswarm import Request, RequestRefused
 
 from shared import rpc
 from shared.api import gateway
@@ -20,7 +21,6 @@ from shared.identity.trust import Trust
 from shared.node.lifecycle import background
 from shared.node.stock_clients import pulled_streams, stock_calls
 from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
-from shared.transports.hyperswarm import Request, RequestRefused
 from shared.types import Role
 from tests.shared.node.streaming import Streaming
 from tests.testnet import until

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from pyhyperswarm import Request, RequestRefused
 
 from shared import errors, rpc
 from shared.api import auth, gateway
@@ -21,7 +22,6 @@ from shared.identity.trust import Trust
 from shared.node.lifecycle import background
 from shared.node.stock_clients import stock_calls, stock_rpc_clients
 from shared.node.stock_clients.stock_rpc_clients import StockRpcClients
-from shared.transports.hyperswarm import Request, RequestRefused
 from shared.types import ModelName, NodeId, Peer, Role
 
 NOW = 1_767_225_600.0

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from shared.transports.hyperswarm.swarm import SwarmFollower
+from pyhyperswarm.swarm import SwarmFollower
 
 BLOCK_BYTES: Final = 1 << 20
 _DIGEST_BYTES: Final = 32

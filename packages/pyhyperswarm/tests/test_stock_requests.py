@@ -5,12 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-
-from shared.transports.hyperswarm import PeerAddress, Request, RequestRefused, find_node, sidecar_frames
-from shared.transports.hyperswarm.sidecar_process import Sidecar, SidecarListener
-from tests import dht
-from tests.shared.transports.hyperswarm import swarms
-from tests.shared.transports.hyperswarm.swarms import local_swarm, meet
+import swarms
+from pyhyperswarm import PeerAddress, Request, RequestRefused, dht, find_node, sidecar_frames
+from pyhyperswarm.sidecar_process import Sidecar, SidecarListener
+from swarms import local_swarm, meet
 
 CLIENT = Path(__file__).parent / "rpc_client.js"
 

@@ -8,12 +8,10 @@ from contextlib import suppress
 from pathlib import Path as FilePath
 
 import pytest
+import swarms
 import uvloop
-
-from shared.transports.hyperswarm import ConnectionClosed, Path, Swarm
-from tests import dht
-from tests.shared.transports.hyperswarm import swarms
-from tests.shared.transports.hyperswarm.swarms import local_swarm, meet, pair, public_key, take
+from pyhyperswarm import ConnectionClosed, Path, Swarm, dht
+from swarms import local_swarm, meet, pair, public_key, take
 
 
 async def test_two_swarms_find_each_other_by_topic() -> None:
@@ -132,7 +130,7 @@ async def test_the_key_is_derived_from_the_seed_and_stays() -> None:
 
 
 async def test_a_connection_that_nobody_accepts_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.transports.hyperswarm.connection_table.UNTAKEN_SECONDS", 1.0)
+    monkeypatch.setattr("pyhyperswarm.connection_table.UNTAKEN_SECONDS", 1.0)
     async with pair() as (one, other):
         topic = swarms.new_topic()
         await one.join(topic)

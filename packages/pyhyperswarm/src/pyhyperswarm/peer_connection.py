@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol, Self
 
-from shared import addresses
-from shared.transports.hyperswarm import sidecar_frames
-from shared.transports.hyperswarm.flow_control import OVERHEAD, ReceiveWindow, SendWindow
-from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, SwarmError
+from pyhyperswarm import sidecar_frames
+from pyhyperswarm.flow_control import OVERHEAD, ReceiveWindow, SendWindow
+from pyhyperswarm.swarm_errors import ConnectionClosed, SwarmError
 
 #: The sender refuses longer messages, and the receiver closes the connection, because it must hold a whole message.
 MAX_MESSAGE_BYTES: Final = 1024 * 1024
@@ -35,7 +34,7 @@ class PeerAddress:
         return cls(host, int(port))
 
     def __str__(self) -> str:
-        return addresses.host_port(self.host, self.port)
+        return f"{self.host}:{self.port}"
 
 
 class Path(StrEnum):

@@ -4,8 +4,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from shared.transports import hyperswarm
-from tests import dht
+from pyhyperswarm import dht, find_node
 
 #: Replaces the resolver's answer with a file's content, and prints each answer.
 RESOLVER = """
@@ -31,7 +30,7 @@ async def test_a_relay_moves_together_with_the_dht_nodes_that_announced_it(tmp_p
         told = [{"host": node.host, "port": node.port} for node in nodes]
         options = {"seed": "07" * 32, "host": "house.test", "bind": "0.0.0.0", "port": port, "bootstrap": told}
         relay = await asyncio.create_subprocess_exec(
-            hyperswarm.find_node(), "--require", resolver, dht.SIDECAR / "relay.js", json.dumps(options),
+            find_node(), "--require", resolver, dht.SIDECAR / "relay.js", json.dumps(options),
             env={"NAMES": str(dht.SIDECAR / "names.js"), "ADDRESS_FILE": str(address_file)},
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

@@ -3,10 +3,9 @@
 import asyncio
 import secrets
 
-from shared.transports.hyperswarm import Banned
-from tests import dht
-from tests.shared.transports.hyperswarm import swarms
-from tests.shared.transports.hyperswarm.swarms import EventRecorder, local_swarm, meet, pair, public_key, take
+import swarms
+from pyhyperswarm import Banned, dht
+from swarms import EventRecorder, local_swarm, meet, pair, public_key, take
 
 SEED = secrets.token_bytes(32)
 KEY = public_key(SEED)

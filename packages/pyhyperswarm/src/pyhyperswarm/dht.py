@@ -1,4 +1,4 @@
-"""A private DHT and a blind relay on loopback, for tests over Hyperswarm. Both end with the test run.
+"""A private DHT and a blind relay on loopback, for examples and tests. Both end with this program.
 
 Tests that do not break the DHT use ``shared()``, because starting a DHT takes a Node process and a second of CPU time.
 """
@@ -6,22 +6,23 @@ Tests that do not break the DHT use ``shared()``, because starting a DHT takes a
 import asyncio
 import atexit
 import json
+import random
 import secrets
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from shared.transports import hyperswarm
-from shared.transports.hyperswarm import PeerAddress
-from tests import testnet
+from pyhyperswarm.peer_connection import PeerAddress
+from pyhyperswarm.sidecar_process import SIDECAR, find_node
 
-SIDECAR = Path(hyperswarm.__file__).parent / "sidecar"
-HOST = "127.0.0.1"
-START_SECONDS = 60
+HOST: Final = "127.0.0.1"
+START_SECONDS: Final = 60
+#: Above most servers, and below the ports that systems take for connections.
+_PORTS: Final = range(20_000, 32_768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,10 @@ class Relay:
 
 @cache
 def shared() -> list[PeerAddress]:
-    """Return the addresses of the DHT that all tests of this process share. Do not stop it, and use new topics and keys."""
+    """Return the addresses of the DHT that everything in this process shares. Do not stop it, and use new topics and keys."""
     options = json.dumps({"host": HOST, "ports": free_ports(3), "bootstrap": []})
-    process = subprocess.Popen([hyperswarm.find_node(), SIDECAR / "bootstrap.js", options], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = [str(find_node()), str(SIDECAR / "bootstrap.js"), options]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - our own program
     # This closes its stdin, which ends the process, and waits.
     atexit.register(process.communicate)
     assert process.stdout is not None
@@ -65,7 +67,7 @@ async def relay(bootstrap: Sequence[PeerAddress]) -> AsyncIterator[Relay]:
 async def companion(script: str, options: dict[str, object]) -> AsyncIterator[tuple[asyncio.subprocess.Process, dict[str, Any]]]:
     """Run a program of the sidecar's folder. Yield its process and the data that it prints when it is ready."""
     process = await asyncio.create_subprocess_exec(
-        hyperswarm.find_node(), SIDECAR / script, json.dumps(options), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        find_node(), SIDECAR / script, json.dumps(options), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -80,5 +82,12 @@ async def companion(script: str, options: dict[str, object]) -> AsyncIterator[tu
 
 
 def free_ports(count: int) -> list[int]:
-    """Return UDP ports that no one else gets in the meantime, because sidecars of other tests take some."""
-    return [testnet.free_port(is_udp=True) for _ in range(count)]
+    """Return UDP ports that are free now. Sidecars of others take none of them in the meantime."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with socket.socket(type=socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            found.append(port)
+    return found

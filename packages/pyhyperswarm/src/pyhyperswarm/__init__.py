@@ -3,7 +3,7 @@
 Needs only the standard library and Node.js.
 """
 
-from shared.transports.hyperswarm.connection_table import (
+from pyhyperswarm.connection_table import (
     Banned,
     DhtStats,
     Event,
@@ -13,11 +13,11 @@ from shared.transports.hyperswarm.connection_table import (
     SidecarRestarted,
     Stats,
 )
-from shared.transports.hyperswarm.peer_connection import MAX_MESSAGE_BYTES, Path, PeerAddress, PeerConnection
-from shared.transports.hyperswarm.sidecar_process import find_node
-from shared.transports.hyperswarm.stock_requests import Request
-from shared.transports.hyperswarm.swarm import Swarm, SwarmFollower
-from shared.transports.hyperswarm.swarm_errors import ConnectionClosed, NodeMissing, RequestRefused, SidecarLost, SwarmError
+from pyhyperswarm.peer_connection import MAX_MESSAGE_BYTES, Path, PeerAddress, PeerConnection
+from pyhyperswarm.sidecar_process import find_node
+from pyhyperswarm.stock_requests import Request
+from pyhyperswarm.swarm import Swarm, SwarmFollower
+from pyhyperswarm.swarm_errors import ConnectionClosed, NodeMissing, RequestRefused, SidecarLost, SwarmError
 
 __all__ = [
     "MAX_MESSAGE_BYTES",

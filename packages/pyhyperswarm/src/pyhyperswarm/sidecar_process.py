@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from shared.transports.hyperswarm import sidecar_frames
-from shared.transports.hyperswarm.swarm_errors import NodeMissing, SidecarLost, SwarmError
+from pyhyperswarm import sidecar_frames
+from pyhyperswarm.swarm_errors import NodeMissing, SidecarLost, SwarmError
 
 OLDEST_NODE: Final = 20
 SIDECAR: Final = Path(__file__).parent / "sidecar"
@@ -48,7 +48,7 @@ def find_sidecar() -> Path:
     if not (SIDECAR / "node_modules" / "hyperswarm").is_dir():
         raise NodeMissing(
             f"the packages of the sidecar are not installed in {SIDECAR}",
-            hint="install the wheel aimesh-hyperswarm of a release; in a checkout: make setup",
+            hint="in a checkout: npm ci --omit=dev --ignore-scripts in that folder",
         )
     return SIDECAR / "main.js"
 

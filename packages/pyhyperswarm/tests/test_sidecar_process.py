@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from shared.transports.hyperswarm import NodeMissing, find_node, sidecar_frames, sidecar_process
+from pyhyperswarm import NodeMissing, find_node, sidecar_frames, sidecar_process
 
 #: A sidecar that is busy: it writes to us before it reads what we wrote last. Reports all that it has read.
 _BUSY_SIDECAR = f"""
@@ -88,7 +87,7 @@ def test_no_node_binary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def test_packages_that_are_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sidecar_process, "SIDECAR", tmp_path)
-    with pytest.raises(NodeMissing, match="make setup"):
+    with pytest.raises(NodeMissing, match="npm ci"):
         sidecar_process.find_sidecar()
 
 

@@ -7,23 +7,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Any, Final, Self
 
-from shared import addresses
-from shared.timing.backoff import Backoff
-from shared.timing.bounded_waits import wait_until_set
-from shared.transports.hyperswarm import connection_table, sidecar_process
-from shared.transports.hyperswarm.connection_table import ConnectionTable
-from shared.transports.hyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
-from shared.transports.hyperswarm.peer_connection import PeerAddress, PeerConnection
-from shared.transports.hyperswarm.peer_recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
-from shared.transports.hyperswarm.sidecar_process import CALL_SECONDS, Sidecar
-from shared.transports.hyperswarm.stock_requests import Answers, OnGone, StockRequests
-from shared.transports.hyperswarm.swarm_errors import SidecarLost, SwarmError
+from pyhyperswarm import connection_table, sidecar_process
+from pyhyperswarm.connection_table import ConnectionTable
+from pyhyperswarm.flow_control import MAX_WINDOW_BYTES, MIN_GROWTH_BYTES
+from pyhyperswarm.peer_connection import PeerAddress, PeerConnection
+from pyhyperswarm.peer_recovery import PROBE_OFFLINE_SECONDS, PROBE_ONLINE_SECONDS, Dial, Recovery
+from pyhyperswarm.sidecar_process import CALL_SECONDS, Sidecar
+from pyhyperswarm.stock_requests import Answers, OnGone, StockRequests
+from pyhyperswarm.swarm_errors import SidecarLost, SwarmError
 
-#: Pauses before a restart of the sidecar; they start over after a run of RESTART_CALM_SECONDS.
-RESTART_BACKOFF = Backoff(first_seconds=0.2, longest_seconds=5.0)
+#: Pauses before restarts of the sidecar; they start over after a run of RESTART_CALM_SECONDS.
+RESTART_PAUSES: Final = (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)
 RESTART_CALM_SECONDS = 30.0
 FLUSH_SECONDS: Final = 15.0
 TICK_SECONDS: Final = 0.25
@@ -176,8 +174,11 @@ class Swarm:
 
     async def flush(self, *, deadline_seconds: float = FLUSH_SECONDS) -> None:
         """Wait until we are announced and the first lookups are done. Raises SwarmError if the network does not allow it."""
-        if not await wait_until_set(self._running, deadline_seconds):
-            raise SidecarLost("the sidecar is being restarted")
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                await self._running.wait()
+        except TimeoutError:
+            raise SidecarLost("the sidecar is being restarted") from None
         await self._call("flush", deadline_seconds)
 
     async def refresh(self, topic: bytes) -> None:
@@ -255,7 +256,7 @@ class Swarm:
             "host": self.host,
             "port": self.port,
             # On loopback, the library's detection of NATs fails for half of the first connections.
-            "open": self.host is not None and addresses.is_loopback(self.host),
+            "open": self.host is not None and _is_loopback(self.host),
             "firstBytes": self.first_bytes,
             "servesRequests": self.on_request is not None,
         }
@@ -280,8 +281,8 @@ class Swarm:
             if self.clock() - began_at >= RESTART_CALM_SECONDS:
                 failures = 0
             while self._sidecar is None:
+                await asyncio.sleep(RESTART_PAUSES[min(failures, len(RESTART_PAUSES) - 1)])
                 failures += 1
-                await asyncio.sleep(RESTART_BACKOFF.pause(failures))
                 try:
                     await self._start()
                 except SwarmError as error:
@@ -360,6 +361,13 @@ class Swarm:
     def _network_changed(self) -> None:
         self._send_command("revive")
         self._recovery.retry_all(self.clock())
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _parameters_of(nodes: Sequence[PeerAddress]) -> list[dict[str, object]]:

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-
-from shared.transports.hyperswarm import MAX_MESSAGE_BYTES, ConnectionClosed, Path, PeerAddress, PeerConnection, SwarmError, sidecar_frames
-from shared.transports.hyperswarm.flow_control import MAX_PART_BYTES, OVERHEAD, ReceiveWindow
-from shared.transports.hyperswarm.peer_connection import Opening
+from pyhyperswarm import MAX_MESSAGE_BYTES, ConnectionClosed, Path, PeerAddress, PeerConnection, SwarmError, sidecar_frames
+from pyhyperswarm.flow_control import MAX_PART_BYTES, OVERHEAD, ReceiveWindow
+from pyhyperswarm.peer_connection import Opening
 
 FIRST, WINDOW = 8192, 1024 * 1024
 

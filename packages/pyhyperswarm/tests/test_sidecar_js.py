@@ -3,7 +3,7 @@
 import os
 import subprocess
 
-from shared.transports.hyperswarm import sidecar_process
+from pyhyperswarm import sidecar_process
 
 SECONDS = 60
 #: Limit on the sidecar's code: what can be written in Python is written in Python.

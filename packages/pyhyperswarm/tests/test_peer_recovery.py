@@ -1,8 +1,7 @@
 """When lost peers are dialed and topics looked up: with a fake clock and no network."""
 
 import pytest
-
-from shared.transports.hyperswarm.peer_recovery import Dial, Lookup, Recovery
+from pyhyperswarm.peer_recovery import Dial, Lookup, Recovery
 
 TOPIC, OTHER = b"t" * 32, b"o" * 32
 PEER = b"p" * 32

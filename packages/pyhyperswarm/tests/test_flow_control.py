@@ -2,8 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-
-from shared.transports.hyperswarm.flow_control import MAX_PART_BYTES, OVERHEAD, ReceiveWindow, SendWindow
+from pyhyperswarm.flow_control import MAX_PART_BYTES, OVERHEAD, ReceiveWindow, SendWindow
 
 
 def drain(window: SendWindow) -> list[tuple[bytes, bool]]:

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.transports.hyperswarm import sidecar_frames
-from shared.transports.hyperswarm.flow_control import ReceiveWindow
-from shared.transports.hyperswarm.peer_connection import Opening, Path, PeerAddress, PeerConnection, Pipe
+from pyhyperswarm import sidecar_frames
+from pyhyperswarm.flow_control import ReceiveWindow
+from pyhyperswarm.peer_connection import Opening, Path, PeerAddress, PeerConnection, Pipe
 
 UNTAKEN_SECONDS: Final = 5.0
 REPORT_EVERY_SECONDS: Final = 5.0

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from shared.transports.hyperswarm import sidecar_frames
-from shared.transports.hyperswarm.peer_connection import Pipe
-from shared.transports.hyperswarm.swarm_errors import RequestRefused
+from pyhyperswarm import sidecar_frames
+from pyhyperswarm.peer_connection import Pipe
+from pyhyperswarm.swarm_errors import RequestRefused
 
 _HEAD: Final = struct.Struct("<32s64sH")
 #: The number with which the sidecar reports a closed connection.

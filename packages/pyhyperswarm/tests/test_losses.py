@@ -7,18 +7,12 @@ import signal
 import sys
 import time
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import pytest
-
-from shared.transports import hyperswarm
-from shared.transports.hyperswarm import PeerConnection, SidecarDied, SidecarLost, SidecarRestarted, Swarm
-from shared.transports.hyperswarm import swarm as swarm_module
-from tests import dht, tiers
-from tests.shared.transports.hyperswarm import swarms
-from tests.shared.transports.hyperswarm.swarms import EventRecorder, local_swarm, meet, pair, take
-from tests.stopwatch import HANG_SECONDS
-from tests.testnet import until
+import swarms
+from pyhyperswarm import PeerConnection, SidecarDied, SidecarLost, SidecarRestarted, Swarm, dht
+from pyhyperswarm import swarm as swarm_module
+from swarms import EventRecorder, local_swarm, meet, pair, take
 
 
 async def sidecar_of(swarm: Swarm) -> int:
@@ -29,7 +23,7 @@ async def echo(connection: PeerConnection, other_end: PeerConnection) -> None:
     connection.open_window()
     other_end.open_window()
     other_end.send(b"hello")
-    async with asyncio.timeout(HANG_SECONDS):
+    async with asyncio.timeout(swarms.PATIENCE_SECONDS):
         assert await connection.read() == b"hello"
 
 
@@ -116,7 +110,7 @@ async def test_peers_notice_a_hanging_sidecar_and_it_reconnects() -> None:
 
 PARENT = """
 import asyncio, sys
-from shared.transports.hyperswarm import PeerAddress, Swarm
+from pyhyperswarm import PeerAddress, Swarm
 async def main():
     async with Swarm(bootstrap=[PeerAddress.parse(each) for each in sys.argv[1].split(",")], host="127.0.0.1") as swarm:
         await swarm.join(bytes.fromhex(sys.argv[2]))
@@ -130,11 +124,10 @@ asyncio.run(main())
 
 async def test_a_sidecar_does_not_outlive_its_parent_and_peers_notice() -> None:
     topic = secrets.token_bytes(32)
-    root = str(Path(hyperswarm.__file__).parents[3])
     nodes = dht.shared()
     async with local_swarm(nodes) as swarm:
         parent = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", PARENT, ",".join(map(str, nodes)), topic.hex(), stdout=asyncio.subprocess.PIPE, cwd=root
+            sys.executable, "-c", PARENT, ",".join(map(str, nodes)), topic.hex(), stdout=asyncio.subprocess.PIPE, env=swarms.VARIABLES
         )
         assert parent.stdout is not None
         pid = int(await parent.stdout.readline())
@@ -169,7 +162,7 @@ async def test_a_blocked_event_loop_keeps_its_connections() -> None:
         await echo(here, there)
 
 
-@pytest.mark.parametrize("away_seconds", tiers.by_day((0.0, 4.0), 0.0, group="long"))
+@pytest.mark.parametrize("away_seconds", [0.0, pytest.param(4.0, marks=pytest.mark.nightly("long"))])
 async def test_a_restarted_dht_is_told_the_announcements_again(away_seconds: float) -> None:
     """Although it is back before any node notices, and no node is missing."""
     ports, topic = dht.free_ports(3), swarms.new_topic()
@@ -181,7 +174,7 @@ async def test_a_restarted_dht_is_told_the_announcements_again(away_seconds: flo
             await asyncio.gather(take(one, of=other), take(other, of=one))
         # The library notices an outage of 4 s; it then announces the key again, but not the topic.
         away_until = time.monotonic() + away_seconds
-        await until(lambda: time.monotonic() >= away_until)
+        await swarms.until(lambda: time.monotonic() >= away_until)
         async with dht.dht(ports=ports) as nodes, local_swarm(nodes) as late:
             await late.join(topic, server=False, client=True)
             await take(late, of=one)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import nacl.signing
+from pyhyperswarm import Event, PeerAddress, PeerConnection, SidecarLost, Swarm, dht
 
-from shared.transports.hyperswarm import Event, PeerAddress, PeerConnection, SidecarLost, Swarm
-from tests import dht
-
+#: For programs that import this package, also where it is not installed.
+VARIABLES = {**os.environ, "PYTHONPATH": str(Path(dht.__file__).parents[1])}
 #: Longer than any test here takes on a slow machine.
 PATIENCE_SECONDS = 60
 
