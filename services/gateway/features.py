@@ -16,7 +16,7 @@ from services.gateway.facts.request_record import RequestRow
 from services.gateway.http_api.answer_delivery import Answering
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.job_rules import JobRules
-from services.gateway.openai_api.openai_routes import Background, NoBackground
+from services.gateway.openai_api.background_responses import Background, NoBackground
 from services.gateway.settings import GatewaySettings
 from shared import errors, features
 from shared.api.auth import Principal

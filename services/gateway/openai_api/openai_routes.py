@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol, get_args
+from typing import get_args
 
 import msgspec
 
@@ -22,6 +22,7 @@ from services.gateway.openai_api import completion_request as openai_completions
 from services.gateway.openai_api import response_request as openai_responses
 from services.gateway.openai_api.anthropic_format import AnthropicMessage, MessagesEvent, MessagesFormat
 from services.gateway.openai_api.anthropic_request import MessagesBody
+from services.gateway.openai_api.background_responses import Background
 from services.gateway.openai_api.chat_format import ChatChunk, ChatCompletion, ChatFormat, Model, Models
 from services.gateway.openai_api.chat_request import ChatBody
 from services.gateway.openai_api.completion_format import Completion, CompletionFormat
@@ -38,24 +39,6 @@ from shared.protocol import public_ids
 from shared.types import ModelName
 
 _METHOD = "processInferenceRequest"
-
-
-class Background(Protocol):
-    async def begin(self, call: HttpCall, body: ResponseBody) -> None:
-        """Let a request run that nobody waits for, and answer with how it can be found. Raises BadField for one that can't."""
-        ...
-
-    async def delete(self, call: HttpCall) -> None:
-        """Delete the response that the path names, and cancel it if it runs. Raises NotFound."""
-        ...
-
-
-class NoBackground:
-    async def begin(self, call: HttpCall, body: ResponseBody) -> None:
-        raise BadField("background", "is not possible: this mesh runs no jobs; leave it out, and wait for the answer")
-
-    async def delete(self, call: HttpCall) -> None:
-        raise errors.NotFound(f"there is no stored response {call.rest_of_path[:60]!r}", hint="keep the response yourself")
 
 
 class DeletedResponse(msgspec.Struct, frozen=True):

@@ -23,10 +23,11 @@ from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rest_versions import RestVersions
 from services.gateway.http_api.rpc_routes import RpcRoutes
 from services.gateway.job_owners import JobOwners
+from services.gateway.openai_api.background_responses import Background
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
-from services.gateway.openai_api.openai_routes import Background, OpenAiRoutes
+from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.rpc_api.config_rpc import ConfigRpc

@@ -44,10 +44,11 @@ from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import ResponseCache
 from services.gateway.idempotency.stored_items import StoredItems
 from services.gateway.limits.quotas import Quotas
+from services.gateway.openai_api.background_responses import Background, NoBackground
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
 from services.gateway.openai_api.openai_moderations import OpenAiModerations
-from services.gateway.openai_api.openai_routes import Background, NoBackground, OpenAiRoutes
+from services.gateway.openai_api.openai_routes import OpenAiRoutes
 from services.gateway.openai_api.rerank_route import RerankRoute
 from services.gateway.openai_api.token_routes import TokenRoutes
 from services.gateway.requests.observed import RequestObservers

@@ -6,7 +6,7 @@ import pytest
 
 from services.gateway.facts.bad_field import BadField
 from services.gateway.features import Built, Features, GatewayPart, Site
-from services.gateway.openai_api.openai_routes import NoBackground
+from services.gateway.openai_api.background_responses import NoBackground
 from shared import errors, features
 from shared.api.gateway import Check
 
