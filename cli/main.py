@@ -71,7 +71,6 @@ _OWN_SECTIONS = {
     "Administer": {
         "top": ("cli.top.top_command:top", "Live view of the mesh: health, alerts, requests, tokens, queues and nodes."),
         "alerts": ("cli.admin.alerts:alerts", "List and silence alerts."),
-        "scale": ("cli.admin.scale:scale", "Show and plan how many workers each model needs."),
         "admin": ("cli.admin.admin_commands:admin", "Administer the installation (requires a key of kind adm)."),
     },
     "Stack": {

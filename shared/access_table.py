@@ -279,7 +279,6 @@ _OWN_METHODS = {
     "inference.setModelConsent": _NODE,
     "inference.readReceipts": _NODE,
     "inference.tryServer": _NODE,
-    "metrics.getScaling": _person(Permission.READ_SCALING, unless={Role.OPERATOR}),
     "metrics.getEnergy": _NODE,
     "metrics.recordMetric": _NODE,
     "metrics.recordMetrics": _NODE,

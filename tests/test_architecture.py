@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from shared import api
+from tests import feature_parts
 
 ROOT = Path(__file__).parent.parent
 #: Code that users run. Only the safety rules apply to tests and benches.
@@ -42,12 +43,11 @@ READS_ENVIRONMENT = {
     "tools": "set-up, before there is a program",
     "shared/stores/recovery_check.py": "loads the settings of the programs that check a restored database, once",
     "packages/pyhyperswarm/src/pyhyperswarm/sidecar_process.py": "finds the machine's Node.js",
-    "services/metrics/scaling/hooks.py": "hands the machine's variables on to a hook, without secrets",
     "services/inference/backends/plan_program.py": "a program that loads the worker's settings, once",
     "services/inference/backends/model_offer.py": "a program that loads the worker's settings, once",
     "shared/landlock.py": "lets an engine read the folders that the system's loader finds in its variable",
     "services/inference/child_process.py": "hands the machine's variables on to child processes, without secrets",
-}
+} | {place: why for part in feature_parts.modules("architecture") for place, why in part.READS_ENVIRONMENT.items()}
 #: Code with SQL, other than queries.sql and migrations.
 HOLDS_SQL = {"shared/stores/database": "settings of a session", "shared/stores/migrations": "the migration runner's own table"}
 

@@ -43,7 +43,6 @@ OTHER_TASKS = {
     "services/inference/version_copy.py": "of a copy",
     "services/metrics/collection/mesh_survey.py": "of a question to all nodes",
     "services/metrics/export/otlp_outbox.py": "of the exporter",
-    "services/metrics/scaling/scaling_module.py": "of a look, which is an attempt",
     "services/metrics/service.py": "the HTTP server of PROMETHEUS_PORT",
     "services/web/http/event_response.py": "of a request",
     "services/web/http/passthrough.py": "of a request",

@@ -21,14 +21,14 @@ from cli.option_values import NumberTakingCommand
 from services.gateway.facts import tiers
 from services.gateway.models import catalog
 from services.inference.settings import InferenceSettings
-from services.metrics.scaling.snapshot_reader import GATEWAY_SERIES
 from services.web import agent_setups
-from shared import access_table, api, config, node
-from shared.api.method import Method, StreamMethod
-from shared.telemetry import answer_instruments, instruments
+from shared import access_table, config, node
+from shared.api import declared
+from shared.telemetry import instruments
 from shared.types import SERVICE_NAMES, Tier
 from stack import settings as stack_settings
 from stack.servers import replica_folder
+from tests import feature_parts
 from tests.deploy.grafana_boards import SERVICE_LEVEL
 from tools import docs, reference
 
@@ -343,8 +343,7 @@ def test_compose_services_and_profiles_that_are_shown_exist() -> None:
 
 
 def test_methods_that_are_named_exist() -> None:
-    modules = [importlib.import_module(f"shared.api.{path.stem}") for path in Path(api.__path__[0]).glob("*.py") if path.stem != "__init__"]
-    known = {value.name for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
+    known = {method.name for method in declared.methods()}
     # The page that teaches how to add a method adds this one.
     known.add("auth.pauseApiKey")
     wrong = []
@@ -547,11 +546,8 @@ CLAIMS: dict[tuple[str, str], Callable[[], bool]] = {
     ("GPU-aware scheduling", "each pool of the chart has `nodeSelector`"): lambda: "poolDefaults.nodeSelector" in _chart("README.md"),
     ("Managed Prometheus", "add a PodMonitoring"): lambda: "PodMonitoring" not in _chart(),
     ("Dashboards: health", "without a row per model"): lambda: not any("model" in panel["title"] for panel in SERVICE_LEVEL["panels"]),
-    ("Auto-scaling triggers", "the time to first text, not that of"): lambda: (
-        f"{answer_instruments.TTFT_SECONDS.name}_sum" in GATEWAY_SERIES
-    ),
     ("Metrics: database", "`ai_platform_database_bytes`"): lambda: instruments.DATABASE_BYTES in instruments.ALL,
-}
+} | {words: claim for part in feature_parts.modules("claims") for words, claim in part.CLAIMS.items()}
 
 
 @pytest.mark.parametrize(("feature", "words"), CLAIMS, ids=lambda value: value)
@@ -582,8 +578,7 @@ def test_a_generated_page_is_what_the_code_says(page: str) -> None:
 
 def test_every_method_of_the_contract_is_in_the_reference() -> None:
     text = reference.methods()
-    modules = [importlib.import_module(f"shared.api.{path.stem}") for path in Path(api.__path__[0]).glob("*.py") if path.stem != "__init__"]
-    names = {value.name for module in modules for value in vars(module).values() if isinstance(value, Method | StreamMethod)}
+    names = {method.name for method in declared.methods()}
     assert not [name for name in names if f"### {name}\n" not in text]
 
 

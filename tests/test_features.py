@@ -12,6 +12,7 @@ import services.web.features
 from cli import main
 from services.gateway.settings import GatewaySettings
 from services.inference.features import WorkerPart
+from services.metrics.settings import MetricsSettings
 from shared import config, features
 from shared.api import gateway
 from shared.api.method import Method, Nothing, StreamMethod
@@ -62,6 +63,7 @@ def test_nothing_has_two_owners() -> None:
     for what, names in {
         "commands": [name for section in main.SECTIONS.values() for name in section],
         "settings": [setting.variable.name for setting in config.settings_of(GatewaySettings)],
+        "settings of metrics": [setting.variable.name for setting in config.settings_of(MetricsSettings)],
         "metrics": [one.name for one in instruments.ALL],
         "kinds of items": item_kinds.ALL,
         "notices": [kind.__struct_config__.tag for part in features.modules("notices") for kind in part.NOTICES],

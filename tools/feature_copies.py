@@ -37,9 +37,13 @@ def _with_settings(path: Path) -> str:
         start, service = place[0], place[1]
         indent = " " * (len(start) - len(start.lstrip()))
         found = {setting.variable.name: setting.variable for each, setting in config.settings_of_features() if each == service}
-        part = "".join(f"{indent}{each.name}: ${{{each.name}:-{_default(each, path)}}}\n" for _, each in sorted(found.items()))
+        part = "".join(f"{indent}{_name(each)}: ${{{_name(each)}:-{_default(each, path)}}}\n" for _, each in sorted(found.items()))
         text = generated.with_part(text, start, part, f"{indent}# {service}: end\n")
     return text
+
+
+def _name(variable: config.Variable) -> str:
+    return f"{variable.name}_FILE" if variable.secret else variable.name
 
 
 def _default(variable: config.Variable, path: Path) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from shared import access_table, config, features
 from shared.api.method import Method, StreamMethod
 from shared.telemetry.instrument import Instrument
-from tools import generated
+from tools import generated, reference
 
 ROOT = generated.ROOT
 CORE = ("services", "shared", "cli", "stack")
@@ -106,7 +106,11 @@ def names_of(feature: str) -> Iterator[str]:
     yield from (value.name for value in declared if isinstance(value, Method | StreamMethod | Instrument))
     core = {route.partition(" ")[2] for route in access_table.ROUTES.keys() - features.merged({}, "access", "ROUTES").keys()}
     kinds = features.parts("settings", dict, "SETTINGS").get(feature, {}).values()
-    yield from (setting.variable.name for kind in kinds for setting in config.settings_of(kind))
+    # The core reads some of them, too.
+    of_core = {
+        row.variable.name for kind in reference.settings_kinds().values() for row in config.settings_of(kind) if row.declared_by is kind
+    }
+    yield from (name for kind in kinds for setting in config.settings_of(kind) if (name := setting.variable.name) not in of_core)
     for module in _modules(feature, "access"):
         # The core may have routes at the same path.
         yield from {route.partition(" ")[2] for route in getattr(module, "ROUTES", ())} - core

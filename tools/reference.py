@@ -5,7 +5,7 @@ import inspect
 import json
 import pkgutil
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 
 import msgspec
@@ -134,7 +134,7 @@ def metrics() -> str:
 
 def settings() -> str:
     """List the settings of all services, then those of each."""
-    kinds = {name: _settings_struct(importlib.import_module(f"services.{name}.settings")) for name in _service_names()}
+    kinds = settings_kinds()
     shared_names = set.intersection(*({setting.variable.name for setting in config.settings_of(kind)} for kind in kinds.values()))
     first = next(iter(kinds.values()))
     parts = [
@@ -151,6 +151,11 @@ def settings() -> str:
         _settings_table(row for row in config.settings_of(stack_settings.StackSettings) if row.variable.name not in known),
     ]
     return "\n".join(parts)
+
+
+def settings_kinds() -> Mapping[str, type[msgspec.Struct]]:
+    """Return the struct of each service."""
+    return {name: _settings_struct(importlib.import_module(f"services.{name}.settings")) for name in _service_names()}
 
 
 def _service_names() -> list[str]:

@@ -18,10 +18,9 @@ from services.metrics.collection.recording_rpc import RecordingRpc
 from services.metrics.collection.worker_attendance import WorkerAttendance
 from services.metrics.export import otlp_outbox
 from services.metrics.export.otlp_outbox import OtlpOutboxes
+from services.metrics.features import Features, Site
 from services.metrics.history.history_module import HistoryModule
 from services.metrics.leader import Leader
-from services.metrics.scaling.scaling_http import ScalingHttp
-from services.metrics.scaling.scaling_module import ScalingModule
 from services.metrics.settings import MetricsSettings
 from shared import errors
 from shared import node as nodes
@@ -70,7 +69,15 @@ class MetricsService:
         self._survey = MeshSurvey(node, recorded, self._event_counters, attendance)
         self._outboxes: OtlpOutboxes | None = None
         self._history = HistoryModule(settings, self.metrics_text, DatabaseMetrics(node.metrics))
-        self._scaling = ScalingModule(settings, node, lambda: self._survey.latest)
+        self._audit = AuditReporting(node.rpc)
+        site = Site(
+            settings=settings,
+            node=node,
+            latest=lambda: self._survey.latest,
+            identify=_identify_by(node.rpc),
+            audit_reporting=self._audit,
+        )
+        self._features = Features(site)
         has_database = settings.database_url is not None
         self._alerting = AlertingModule(channels.open_channels(settings), self._families, has_database=has_database)
         #: Instead of the own alerts.
@@ -79,18 +86,17 @@ class MetricsService:
         self._leader = Leader(
             node.id,
             self._survey.replicas,
-            [AttendanceDuty(attendance), *own, self._scaling],
+            [AttendanceDuty(attendance), *own, *self._features.leader_duties],
             items=self._items,
             url=settings.database_url,
             migrate=settings.migrate == "on",
         )
         self._alerting.on_change = self._leader.changed.set
-        self._audit = AuditReporting(node.rpc)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: MetricsSettings, node: nodes.Node) -> AsyncIterator["MetricsService"]:
-        """Raises BadSettings if PROMETHEUS_PORT is taken, POOLS_FILE is bad, or the schema is too old with MIGRATE=off."""
+        """Raises BadSettings if PROMETHEUS_PORT is taken, a feature's settings are bad, or the schema is too old with MIGRATE=off."""
         service = cls(node, settings)
         await service._history.check_schema(settings.database_url)
         node.dispatcher.gate = _person_gate(node.rpc, service._audit)
@@ -114,8 +120,10 @@ class MetricsService:
         node.tasks.create_task(keep("leader", self._leader.run))
         node.dispatcher.add(self._alertmanager or self._alerting)
         node.tasks.create_task(keep("alerts", self._alerting.run))
-        node.dispatcher.add(self._scaling)
-        node.tasks.create_task(keep("scaling", self._scaling.run))
+        for part in self._features.served:
+            node.dispatcher.add(part)
+        for task in self._features.tasks():
+            node.tasks.create_task(task)
         node.tasks.create_task(keep("events", self._follow_events))
         node.tasks.create_task(keep("health", self._keep_looking))
         node.tasks.create_task(keep("traces", traces.run))
@@ -124,12 +132,12 @@ class MetricsService:
 
     async def checks(self) -> tuple[Check, ...]:
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        leading = (*self._leader.checks(), *(self._alertmanager or self._alerting).checks(), *self._scaling.checks())
+        leading = (*self._leader.checks(), *(self._alertmanager or self._alerting).checks(), *self._features.checks())
         return (*await self._history.checks(), self._recording.check(), *exported, *leading)
 
-    def asgi(self) -> http_server.App:
-        """Return the endpoint for autoscalers. The node itself serves /metrics."""
-        return ScalingHttp(self._scaling.pool, _identify_by(self._node.rpc), self._audit.report_refusal)
+    def asgi(self) -> http_server.App | None:
+        """Return what features serve. The node itself serves /metrics."""
+        return self._features.asgi()
 
     async def metrics_text(self, form: MetricsTextFormat = MetricsTextFormat.PROMETHEUS) -> str:
         """Return the metrics of the whole mesh, which this node serves at /metrics."""

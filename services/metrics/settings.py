@@ -1,7 +1,6 @@
 """Define the settings of the metrics service."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
@@ -17,6 +16,7 @@ MOST_MAILED = 5
 
 
 class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
+    SERVICE = "metrics"
     port: Annotated[Port, Variable("METRICS_SERVICE_PORT", "the port of the metrics service")] = 3004
     prometheus_port: Annotated[
         Port, Variable("PROMETHEUS_PORT", "a separate port that serves the metrics of the whole mesh at /metrics; 0 disables it")
@@ -81,15 +81,6 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         ),
     ] = None
     mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of emails")] = "aimesh <noreply@localhost>"
-    pools_file: Annotated[
-        Path | None,
-        Variable(
-            "POOLS_FILE", "pools.yaml: the pools of workers that can grow and shrink; see docs/howto/autoscaling.md", on_all_replicas=True
-        ),
-    ] = None
-    scale_webhook_secret: Annotated[
-        str | None, Variable("SCALE_WEBHOOK_SECRET", "the key of the signature that a pool's webhook checks", secret=True)
-    ] = None
     public_url: Annotated[str, Variable("PUBLIC_URL", "the URL of the web pages; alerts link to it")] = ""
     otlp_endpoint: Annotated[
         str,

@@ -32,7 +32,6 @@ class ItemKind(StrEnum):
     # --- metrics
     DUTY = "duty"
     EVENT = "event"
-    POOL = "pool"
     # --- workers
     PULL = "pull"
     STORED_MODEL = "stored_model"

@@ -63,7 +63,6 @@ PERSONAL = {
 OF_ADMINISTRATORS = {
     "admin-health": "/admin",
     "admin-charts": "/admin/charts",
-    "admin-capacity": "/admin/capacity",
     "admin-alerts": "/admin/alerts",
     "admin-runbook": "/admin/runbooks/worker_gone",
     "admin-nodes": "/admin/nodes",

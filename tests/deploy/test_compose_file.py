@@ -194,7 +194,7 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         "USAGE_EXPORT_URL_FILE",
         "USAGE_EXPORT_TOKEN_FILE",
         "USAGE_EXPORT_FILE",
-        "SCALE_WEBHOOK_SECRET_FILE",
+        *(f"{setting.variable.name}_FILE" for _, setting in config.settings_of_features() if setting.variable.secret),
         *READ_URLS,
     ):
         assert environment.pop(owns, "") == ""

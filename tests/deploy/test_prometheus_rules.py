@@ -56,11 +56,11 @@ def test_rules_fire_and_resolve_and_do_not_fire_just_below_the_threshold(file: P
 
 def test_promtool_detects_a_difference(tmp_path: Path) -> None:
     """promtool must not accept everything: the same series under another name give another result."""
-    file = next(each for each in CASES if each.name == "scaling-1m.test.yml")
+    file = next(each for each in CASES if each.name == "trust-1m.test.yml")
     changed = tmp_path / "changed.test.yml"
     text = file.read_text(encoding="utf-8").replace("../../../deploy", str(DEPLOY))
-    changed.write_text(text.replace("ai_platform_denied_replicas{", "ai_platform_denied{"), encoding="utf-8")
-    with pytest.raises(AssertionError, match="pool_at_maximum"):
+    changed.write_text(text.replace("ai_platform_ledger_drift_micro{", "ai_platform_drift{"), encoding="utf-8")
+    with pytest.raises(AssertionError, match="ledger_drift"):
         debian.check("promtool", "test", "rules", changed)
 
 

@@ -7,6 +7,7 @@ summed, and so are all values of ``status`` except success.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shared import features
 from shared.telemetry import answer_instruments, host_instruments, instruments
 from shared.telemetry.instrument import Instrument
 from shared.types import SERVICE_NAMES, Role
@@ -109,6 +110,9 @@ _OF_MODEL = (
     answer_instruments.COMPLETED_TOKENS,
 )
 
+#: What features keep: instrument and labels.
+_OF_FEATURES = [row for part in features.modules("instruments") for row in getattr(part, "KEPT", {}).items()]
+
 ALL: tuple[KeptSeries, ...] = (
     KeptSeries(instrument=instruments.REQUESTS, labels=("status",)),
     *(KeptSeries(instrument=one) for one in _PLAIN),
@@ -122,8 +126,7 @@ ALL: tuple[KeptSeries, ...] = (
     KeptSeries(instrument=host_instruments.ENERGY, labels=("device", "source")),
     KeptSeries(instrument=host_instruments.ENERGY_COST, labels=("device",)),
     *(KeptSeries(instrument=one, labels=("model",)) for one in _OF_MODEL),
-    KeptSeries(instrument=instruments.WANTED_REPLICAS, labels=("pool",)),
-    KeptSeries(instrument=instruments.POOL_REPLICAS, labels=("pool", "state")),
+    *(KeptSeries(instrument=one, labels=labels) for one, labels in _OF_FEATURES),
     KeptSeries(instrument=instruments.WORKER_SLOTS, labels=("model", "state")),
     # By the worker that a gateway reports.
     KeptSeries(instrument=instruments.WRONG_COUNTS, labels=("exported_node",)),

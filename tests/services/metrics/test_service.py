@@ -2,11 +2,11 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 from uuid import UUID
 
 import httpx
@@ -15,7 +15,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from services.metrics.collection import mesh_survey
 from services.metrics.collection.mesh_survey import KEPT_SECONDS, CachedResult
-from services.metrics.scaling import autoscaler, scaling_module
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import errors
@@ -24,7 +23,6 @@ from shared.api import metrics as api
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.node import Node, NodeSettings
-from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, RequestId, RequestStatus, Role, UserId
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
@@ -69,7 +67,7 @@ class Web(Stub):
     role = Role.WEB
 
 
-async def _start_metrics(net: TestNet, **changes: int | bool | Path) -> RunningNode:
+async def start_metrics(net: TestNet, **changes: int | bool | Path) -> RunningNode:
     settings = {"port": 0, "prometheus_port": 0, "mesh": MESH, "nats_url": net.server.url, **changes}
     key_file = net.server.key("metrics", Role.METRICS)
     return await net.start(MetricsService, MetricsSettings(node_key_file=key_file, **settings))  # type: ignore[arg-type]
@@ -110,7 +108,7 @@ def _knows(metrics: RunningNode, *roles: Role) -> bool:
 
 
 async def test_recorded_metric_appears(net: TestNet) -> None:
-    await _start_metrics(net)
+    await start_metrics(net)
     gateway = await net.start(Gateway)
     for _ in range(2):
         await gateway.node.rpc.call(
@@ -123,7 +121,7 @@ async def test_recorded_metric_appears(net: TestNet) -> None:
 
 
 async def test_valid_part_of_a_batch_is_recorded(net: TestNet) -> None:
-    await _start_metrics(net)
+    await start_metrics(net)
     gateway = await net.start(Gateway)
     batch = tuple(api.RecordMetric("custom_load", number, {"x": str(number)}) for number in range(20)) + (api.RecordMetric("load", 1),) * 30
     done = await gateway.node.rpc.call(api.record_metrics, api.RecordMetrics(batch))
@@ -133,7 +131,7 @@ async def test_valid_part_of_a_batch_is_recorded(net: TestNet) -> None:
 
 
 async def test_metrics_include_every_node(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     started = [await net.start(kind) for kind in (Auth, Gateway, Worker, Worker, Web)]
     await until(lambda: len(metrics.node.directory.entries()) == 5)
     started[0].node.metrics.auth_failures.labels(reason="wrong_password").inc(3)
@@ -150,7 +148,7 @@ async def test_metrics_include_every_node(net: TestNet) -> None:
 
 
 async def test_failing_node_drops_only_its_own_part(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     auth, gateway = await net.start(Auth), await net.start(Gateway)
     await until(lambda: _knows(metrics, Role.AUTH, Role.GATEWAY))
     auth.node.drain_started.set()
@@ -163,7 +161,7 @@ async def test_failing_node_drops_only_its_own_part(net: TestNet) -> None:
 
 
 async def test_too_long_text_is_refused_with_another_way_to_get_it(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     started = [await net.start(kind) for kind in (Gateway, Auth, Auth)]
     for number in range(4000):
         for auth in started[1:]:
@@ -175,7 +173,7 @@ async def test_too_long_text_is_refused_with_another_way_to_get_it(net: TestNet)
 
 
 async def test_events_are_counted(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     gateway = await net.start(Gateway)
     event = events.RequestCompleted(
         at=datetime.now(UTC),
@@ -201,7 +199,7 @@ async def test_events_are_counted(net: TestNet) -> None:
 
 
 async def test_health_lists_everything_and_since_when_a_service_is_missing(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     gateway = await net.start(Gateway)
     others = [await net.start(kind) for kind in (Auth, Worker)]
     await until(lambda: _knows(metrics, Role.GATEWAY, Role.AUTH, Role.WORKER))
@@ -240,7 +238,7 @@ async def _health_when(caller: RunningNode, down: set[tuple[str, str]]) -> api.S
 
 
 async def test_reachable_servers_are_a_metric(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     gateway = await net.start(Gateway)
     await until(lambda: _knows(metrics, Role.GATEWAY))
     _stub(gateway).reported = (Check("postgresql", ok=True), Check("valkey", ok=False, detail="no answer"))
@@ -275,7 +273,7 @@ async def _degraded_by(caller: RunningNode, kind: str, name: str, words: str) ->
 
 
 async def test_killed_worker_is_missed_but_a_stopped_one_is_not(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     gateway = await net.start(Gateway)
     _auth, _web, stays, killed, stopped = [await net.start(kind) for kind in (Auth, Web, Worker, Worker, Worker)]
     await until(lambda: len(metrics.node.directory.usable(Role.WORKER)) == 3)
@@ -302,7 +300,7 @@ async def _healthy(caller: RunningNode) -> None:
 
 
 async def test_health_shows_a_worker_with_rejected_records(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     gateway, worker = [await net.start(kind) for kind in (Gateway, Worker)]
     for kind in (Auth, Web):
         await net.start(kind)
@@ -316,7 +314,7 @@ async def test_health_shows_a_worker_with_rejected_records(net: TestNet) -> None
 
 
 async def test_health_shows_a_worker_with_wrong_counts(net: TestNet) -> None:
-    metrics = await _start_metrics(net)
+    metrics = await start_metrics(net)
     gateway, worker = [await net.start(kind) for kind in (Gateway, Worker)]
     for kind in (Auth, Web):
         await net.start(kind)
@@ -333,7 +331,7 @@ async def test_health_shows_a_worker_with_wrong_counts(net: TestNet) -> None:
 
 
 async def test_worker_may_record_but_not_read(net: TestNet) -> None:
-    await _start_metrics(net)
+    await start_metrics(net)
     worker = await net.start(Worker)
     await worker.node.rpc.call(api.record_metric, api.RecordMetric(metric_name="custom_gpu_watts", value=300))
     with pytest.raises(errors.WrongRole):
@@ -342,7 +340,7 @@ async def test_worker_may_record_but_not_read(net: TestNet) -> None:
 
 async def test_prometheus_port_serves_the_mesh(net: TestNet) -> None:
     port = free_port()
-    metrics = await _start_metrics(net, prometheus_port=port)
+    metrics = await start_metrics(net, prometheus_port=port)
     await net.start(Web)
     await until(lambda: _knows(metrics, Role.WEB))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as browser:
@@ -359,7 +357,7 @@ async def test_prometheus_port_serves_the_mesh(net: TestNet) -> None:
 @pytest.mark.parametrize("changes", [{"prometheus_port": 0}, {"metrics_enabled": False}])
 async def test_prometheus_port_can_be_disabled(net: TestNet, changes: dict[str, int | bool]) -> None:
     port = free_port()
-    metrics = await _start_metrics(net, **{"prometheus_port": port, **changes})
+    metrics = await start_metrics(net, **{"prometheus_port": port, **changes})
     assert await metrics.service.metrics_text()  # type: ignore[attr-defined]
     with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.1", port), timeout=1):
         pass
@@ -368,7 +366,7 @@ async def test_prometheus_port_can_be_disabled(net: TestNet, changes: dict[str, 
 async def test_occupied_prometheus_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ExceptionGroup) as refused:
         async with testnet() as net:
-            await _start_metrics(net, prometheus_port=taken.getsockname()[1])
+            await start_metrics(net, prometheus_port=taken.getsockname()[1])
     assert "PROMETHEUS_PORT" in str(_innermost(refused.value).hint)
 
 
@@ -414,33 +412,3 @@ async def test_canceled_caller_does_not_harm_the_next() -> None:
     assert await fresh.get() == "made"
     with pytest.raises(asyncio.CancelledError):
         await first
-
-
-async def test_pools_follow_what_gateways_and_workers_say(net: TestNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling_module, "LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(autoscaler, "DECIDE_SECONDS", 0.1)
-    pools = tmp_path / "pools.yaml"
-    pools.write_text("pools: [{name: l4, models: [m], min: 0, max: 5}]", encoding="utf-8")
-    metrics = await _start_metrics(net, pools_file=pools)
-    gateway = await net.start(Gateway)
-    gateway.node.metrics.queue_depth.labels(model="m").set(3)
-    gateway.node.metrics.oldest_wait.labels(model="m").set(2.5)
-    scaling = metrics.service._scaling  # type: ignore[attr-defined]  # its methods need an administrator
-    await until(lambda: scaling.pool("l4").waiting == 3, seconds=20)
-    found = scaling.pool("l4")
-    assert (found.ready, found.wanted, found.oldest_seconds, found.fresh) == (0, 1, 2.5, True)
-    assert 'ai_platform_wanted_replicas{pool="l4"} 1.0' in metrics.node.metrics.render()
-    worker = await net.start(Worker)
-    worker.node.offer(models=(ModelOffer(ModelName("m"), 4096),), load=WorkerLoad(slots=4, running=1))
-    await until(lambda: scaling.pool("l4").ready == 1, seconds=40)
-    answered: list[int] = []
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        answered.extend([message["status"]] if "status" in message else [])
-
-    app = metrics.service.asgi()
-    assert app is not None
-    for headers in ([], [(b"authorization", b"Bearer aip_live_unknown")]):
-        scope = {"type": "http", "method": "GET", "path": "/autoscale/v1/l4", "headers": headers, "client": ("127.0.0.1", 1)}
-        await app(scope, None, send)  # type: ignore[arg-type]  # it receives nothing
-    assert answered == [401, 503], "without auth, no key is good"

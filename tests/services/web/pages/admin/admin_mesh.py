@@ -45,7 +45,6 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self.settings: tuple[service_settings.ShownSetting, ...] = ()
         self.tiers: tuple[service_settings.TierTerms, ...] = ()
         self.backups = recovery.Backups(state=recovery.BackupState.OFF)
-        self.scaling = metrics.Scaling(())
         self.moved: dict[RequestId, ledger.TopUp] = {}
 
     def add_person(self, username: str, role: UserRole, password: str = "correct horse") -> auth.User:
@@ -316,10 +315,6 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         return self.backups
 
     # --- health and settings
-
-    def _get_scaling(self, _request: metrics.GetScaling, credential: Credential | None) -> metrics.Scaling:
-        self._admin(credential)
-        return self.scaling
 
     def _get_system_health(self, _request: metrics.GetSystemHealth, _: Credential | None) -> metrics.SystemHealth:
         return self.health

@@ -36,7 +36,6 @@ PATHS = (
     "/admin/routes",
     "/admin/audit",
     "/admin/backups",
-    "/admin/capacity",
     "/admin/settings",
     "/admin/setup",
     "/admin/invitations",
@@ -51,7 +50,7 @@ _READING = {
     "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
     "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.getBackups", "auth.listColleagueInvitations",
     "gateway.listRoutes", "gateway.listRollouts", "metrics.getSystemHealth", "metrics.getHistory",
-    "metrics.getScaling", "metrics.listAlerts",
+    "metrics.listAlerts",
 }.union(*(getattr(part, "READING", ()) for part in _FAKES))  # fmt: skip
 
 
@@ -112,7 +111,6 @@ NAVIGATION = {
         "Health": "/admin",
         "Alerts": "/admin/alerts",
         "Charts": "/admin/charts",
-        "Capacity": "/admin/capacity",
         "Nodes": "/admin/nodes",
         "Routes": "/admin/routes",
     },

@@ -1,0 +1,1 @@
+"""Autoscaling in the metrics service."""
