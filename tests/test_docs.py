@@ -603,7 +603,7 @@ PAGE_SOURCES = sorted(
         *(path for path in _WEB.rglob("*.py") if "node_modules" not in path.parts),
         *(path for kind in ("py", "html") for path in (ROOT / "features").glob(f"*/web/**/*.{kind}")),
         ROOT / "services" / "auth" / "mail_texts.py",
-        ROOT / "services" / "metrics" / "alerting" / "channels.py",
+        *(Path(file) for part in feature_parts.modules("page_texts") for file in part.FILES),
     ]
 )
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
+from services.metrics.alerting.alerting_module import Channel
 from services.metrics.collection.mesh_survey import MeshMetrics
 from services.metrics.leader import LeaderDuty
 from services.metrics.settings import MetricsSettings
@@ -30,6 +31,12 @@ class Site:
     audit_reporting: AuditReporting
 
 
+class OtherAlerts(Protocol):
+    """Serves the methods of ``shared.api.alerts`` about alerts that another program evaluates and sends."""
+
+    def checks(self) -> tuple[Check, ...]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     """What a feature adds."""
@@ -42,6 +49,10 @@ class Built:
     leader_duties: Sequence[LeaderDuty] = ()
     #: For the page of dependencies.
     checks: Callable[[], Iterable[Check]] = tuple
+    #: Where alerts are sent.
+    channels: Sequence[Channel] = ()
+    #: In place of the service's own alerts. Of one feature at most.
+    alerts: OtherAlerts | None = None
     #: Path on the service's port, such as `/scores/{name}` -> what answers everything below `/scores/`.
     apps: Mapping[str, http_server.App] = field(default_factory=dict)
 
@@ -60,6 +71,8 @@ class Features:
         #: Each after those that it needs.
         self._built = [part.build(site) for part in features.parts("metrics.part", MetricsPart).values()]
         self.leader_duties = [duty for built in self._built for duty in built.leader_duties]
+        self.channels = [channel for built in self._built for channel in built.channels]
+        self.alerts = next((built.alerts for built in self._built if built.alerts is not None), None)
         self._apps = {path: app for built in self._built for path, app in built.apps.items()}
 
     @property

@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import ClassVar
 
-from services.metrics.alerting import channels
 from services.metrics.alerting.alerting_module import AlertingModule
-from services.metrics.alerting.alertmanager import Alertmanager
 from services.metrics.collection.attendance_duty import AttendanceDuty
 from services.metrics.collection.event_counters import EventCounters
 from services.metrics.collection.log_and_trace_collectors import LogCollector, TraceCollector
@@ -79,10 +77,8 @@ class MetricsService:
         )
         self._features = Features(site)
         has_database = settings.database_url is not None
-        self._alerting = AlertingModule(channels.open_channels(settings), self._families, has_database=has_database)
-        #: Instead of the own alerts.
-        self._alertmanager = None if settings.alertmanager_url is None else Alertmanager(settings.alertmanager_url)
-        own = [self._alerting] if self._alertmanager is None else []
+        self._alerting = AlertingModule(self._features.channels, self._families, has_database=has_database)
+        own = [self._alerting] if self._features.alerts is None else []
         self._leader = Leader(
             node.id,
             self._survey.replicas,
@@ -118,7 +114,7 @@ class MetricsService:
         node.dispatcher.add(self._history)
         node.tasks.create_task(keep("history", self._history.run))
         node.tasks.create_task(keep("leader", self._leader.run))
-        node.dispatcher.add(self._alertmanager or self._alerting)
+        node.dispatcher.add(self._features.alerts or self._alerting)
         node.tasks.create_task(keep("alerts", self._alerting.run))
         for part in self._features.served:
             node.dispatcher.add(part)
@@ -132,7 +128,7 @@ class MetricsService:
 
     async def checks(self) -> tuple[Check, ...]:
         exported = self._outboxes.checks() if self._outboxes is not None else ()
-        leading = (*self._leader.checks(), *(self._alertmanager or self._alerting).checks(), *self._features.checks())
+        leading = (*self._leader.checks(), *(self._features.alerts or self._alerting).checks(), *self._features.checks())
         return (*await self._history.checks(), self._recording.check(), *exported, *leading)
 
     def asgi(self) -> http_server.App | None:

@@ -8,11 +8,7 @@ from msgspec import Meta
 from services.metrics.export import otlp_endpoint
 from shared import node
 from shared.config import Port, Variable
-from shared.mail import letters
 from shared.node.settings import READ_URL, Migrate, ReadLagSeconds
-
-#: Each address gets an email of its own.
-MOST_MAILED = 5
 
 
 class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
@@ -51,37 +47,6 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
     metrics_namespaces: Annotated[
         tuple[str, ...], Variable("METRICS_NAMESPACES", "prefixes of metric names that recordMetric accepts, separated by commas")
     ] = ("custom",)
-    alert_webhook_url: Annotated[
-        str | None,
-        Variable(
-            "ALERT_WEBHOOK_URL",
-            "the URL that receives alerts in the format of Alertmanager's webhook (version 4)",
-            secret=True,
-            on_all_replicas=True,
-        ),
-    ] = None
-    alert_mail_to: Annotated[
-        tuple[str, ...], Variable("ALERT_MAIL_TO", "email addresses that get alerts: at most 5, separated by commas", on_all_replicas=True)
-    ] = ()
-    alertmanager_url: Annotated[
-        str | None,
-        Variable(
-            "ALERTMANAGER_URL",
-            "Alertmanager's address: its alerts are listed and silenced, and the metrics service itself sends none",
-            on_all_replicas=True,
-        ),
-    ] = None
-    smtp_url: Annotated[
-        str | None,
-        Variable(
-            "SMTP_URL",
-            "the mail server for alerts: smtp://user:password@host:587 (STARTTLS) or smtps://…:465",
-            secret=True,
-            on_all_replicas=True,
-        ),
-    ] = None
-    mail_from: Annotated[str, Variable("MAIL_FROM", "the sender of emails")] = "aimesh <noreply@localhost>"
-    public_url: Annotated[str, Variable("PUBLIC_URL", "the URL of the web pages; alerts link to it")] = ""
     otlp_endpoint: Annotated[
         str,
         Variable("OTEL_EXPORTER_OTLP_ENDPOINT", "the URL that receives traces and logs by OTLP over HTTP, such as http://collector:4318"),
@@ -95,11 +60,6 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
         yield from super().mistakes()
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             yield "OTEL_EXPORTER_OTLP_ENDPOINT: must be a URL such as http://127.0.0.1:4318"
-        yield from self._mistakes_of_mail()
-        if self.alertmanager_url is not None and not self.alertmanager_url.startswith(("http://", "https://")):
-            yield "ALERTMANAGER_URL: must be a URL such as http://127.0.0.1:9093"
-        if self.alertmanager_url is not None and (self.alert_webhook_url is not None or self.alert_mail_to):
-            yield "ALERTMANAGER_URL: Alertmanager sends the alerts, so unset ALERT_WEBHOOK_URL and ALERT_MAIL_TO"
         for namespace in self.metrics_namespaces:
             if not namespace.isidentifier() or not namespace.isascii() or "ai_platform".startswith(namespace):
                 yield f"METRICS_NAMESPACES: {namespace[:40]!r} is not a valid prefix; use letters, digits and _, such as my_company"
@@ -107,13 +67,3 @@ class MetricsSettings(node.NodeSettings, frozen=True, kw_only=True):
             otlp_endpoint.read_headers(self.otlp_headers or "")
         except ValueError as error:
             yield f"OTEL_EXPORTER_OTLP_HEADERS: {error}"
-
-    def _mistakes_of_mail(self) -> Iterator[str]:
-        """Yield mistakes without quoting addresses, because they are logged."""
-        for place, to in enumerate(self.alert_mail_to, start=1):
-            if not letters.may_be_email(to):
-                yield f"ALERT_MAIL_TO: number {place} is not an address such as ops@example.org; separate addresses with commas"
-        if len(self.alert_mail_to) > MOST_MAILED:
-            yield f"ALERT_MAIL_TO: {len(self.alert_mail_to)} addresses, at most {MOST_MAILED}; use a mailing list for more people"
-        if self.alert_mail_to and self.smtp_url is None:
-            yield "ALERT_MAIL_TO needs a mail server: set SMTP_URL=smtp://user:password@host:587, or unset ALERT_MAIL_TO"

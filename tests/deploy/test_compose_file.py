@@ -184,7 +184,6 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
     for owns in (
         "OIDC_CA_FILE",
         "OTEL_EXPORTER_OTLP_HEADERS_FILE",
-        "ALERT_WEBHOOK_URL_FILE",
         "SMTP_URL_FILE",
         "POOLS_FILE",
         "STRIPE_SECRET_KEY_FILE",

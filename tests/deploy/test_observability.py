@@ -121,8 +121,9 @@ def dotenv() -> dict[str, str]:
 
 def asked() -> Iterator[tuple[str, str]]:
     """Yield each client and the address that it connects to."""
-    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "ALERTMANAGER_URL"):
-        yield "metrics", compose_file.environment_of("metrics", dotenv())[name]
+    for value in compose_file.environment_of("metrics", dotenv()).values():
+        if value in dotenv().values() and value.startswith("http"):
+            yield "metrics", value
     for exporter in COLLECTOR["exporters"].values():
         yield "otel-collector", exporter["endpoint"]
     for source in SOURCES.values():

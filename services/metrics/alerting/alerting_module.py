@@ -3,15 +3,14 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Set
+from collections.abc import Awaitable, Callable, Iterable, Sequence, Set
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
 from services.metrics import leader_state
 from services.metrics.alerting import notices, rules, silence_store, thresholds
-from services.metrics.alerting.channels import Channel
 from services.metrics.alerting.notices import Notice, NoticeState, Silence
 from services.metrics.alerting.silence_store import MAX_SILENCES, SilenceStore
 from services.metrics.history import samples
@@ -34,6 +33,18 @@ _BACKOFF: Final = Backoff(first_seconds=1.0, longest_seconds=60.0)
 Collect = Callable[[Set[str]], Awaitable[str]]
 
 _log = logs.get(part="alerts")
+
+
+class Channel(Protocol):
+    name: str
+
+    def due_at(self, owed: Sequence[Notice]) -> float:
+        """Return when to send these, in Unix seconds."""
+        ...
+
+    async def send(self, owed: Sequence[Notice], now: float) -> str:
+        """Send them. Returns why that failed; empty if it succeeded."""
+        ...
 
 
 class _Sender:

@@ -9,6 +9,7 @@ import pytest
 from services.metrics.features import Built, Features, MetricsPart, Site
 from shared import features
 from shared.api.gateway import Check
+from tests.services.metrics.replicas import FakeChannel
 
 SITE = cast("Site", None)
 
@@ -43,11 +44,15 @@ async def test_each_path_is_answered_by_its_feature_and_every_other_by_404(monke
     assert made(monkeypatch, none=Built()).asgi() is None
 
 
-async def test_duties_checks_and_methods_come_in_the_order_of_the_features(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_features_add_comes_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     class Duty:
         async def round(self, *_session: object, leads: bool) -> None: ...
 
     one, two = Duty(), Duty()
     checks = [Check("file", ok=False)]
-    found = made(monkeypatch, a=Built(leader_duties=[one], served=[one]), b=Built(leader_duties=[two], checks=lambda: checks))
-    assert (found.leader_duties, [*found.served], [*found.checks()]) == ([one, two], [one], checks)
+    chat = FakeChannel("chat")
+    found = made(
+        monkeypatch, a=Built(leader_duties=[one], served=[one]), b=Built(leader_duties=[two], checks=lambda: checks, channels=[chat])
+    )
+    assert (found.leader_duties, [*found.served], [*found.checks()], found.channels) == ([one, two], [one], checks, [chat])
+    assert found.alerts is None

@@ -11,17 +11,16 @@ import pytest
 from services.metrics import leader, leader_state
 from services.metrics.alerting import alerting_module
 from services.metrics.alerting.silence_store import MAX_SILENCES
+from services.metrics.features import Built, MetricsPart
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
-from shared import errors
+from shared import errors, features
 from shared.api import alerts as api
 from shared.node import NodeSettings
 from shared.types import Role
 from tests.servers import PostgresServer
-from tests.services.metrics.alerting.chat import Chat
-from tests.services.metrics.replicas import CALL, DRIFTING, LONG_QUEUE, ONE, TWO, WELL, Mesh, Replica, Replicas
+from tests.services.metrics.replicas import CALL, DRIFTING, LONG_QUEUE, ONE, TWO, WELL, FakeChannel, Mesh, Replica, Replicas
 from tests.services.metrics.test_service import Gateway
-from tests.services.web.servers import serving
 from tests.testnet import MESH, RunningNode, TestNet, testnet, until
 
 
@@ -213,10 +212,22 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leader, "_GRACE_SECONDS", 0.0)
 
 
-async def start(net: TestNet, key: Path, database: str | None, webhook: str) -> RunningNode:
-    settings = MetricsSettings(
-        node_key_file=key, port=0, prometheus_port=0, mesh=MESH, nats_url=net.server.url, database_url=database, alert_webhook_url=webhook
-    )  # fmt: skip
+@pytest.fixture
+def chat(monkeypatch: pytest.MonkeyPatch) -> FakeChannel:
+    """The channel of a feature of the test's own."""
+    made = FakeChannel("chat")
+    own = {"chats": MetricsPart(lambda _: Built(channels=[made]))}
+    real = features.parts
+    monkeypatch.setattr(features, "parts", lambda place, *kind: own if place == "metrics.part" else real(place, *kind))
+    return made
+
+
+def told(chat: FakeChannel) -> list[str]:
+    return ["firing" if one.ended is None else "resolved" for one in chat.sent]
+
+
+async def start(net: TestNet, key: Path, database: str | None) -> RunningNode:
+    settings = MetricsSettings(node_key_file=key, port=0, prometheus_port=0, mesh=MESH, nats_url=net.server.url, database_url=database)
     return await net.start(MetricsService, cast("NodeSettings", settings))
 
 
@@ -228,65 +239,62 @@ def service(running: RunningNode) -> MetricsService:
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("with_database", [True, False])
 async def test_alert_that_fires_across_a_restart_is_sent_once(
-    net: TestNet, postgres_url: str, monkeypatch: pytest.MonkeyPatch, with_database: bool
+    net: TestNet, postgres_url: str, chat: FakeChannel, monkeypatch: pytest.MonkeyPatch, with_database: bool
 ) -> None:
-    key, chat = net.server.key("metrics", Role.METRICS), Chat()
-    async with serving(chat) as url:
-        for number in (1, 2):
-            monkeypatch.setattr(alerting_module, "EVERY_SECONDS", 3600.0)
-            running = await start(net, key, postgres_url if with_database else None, url)
-            running.node.metrics.ledger_drift.set(5)
-            monkeypatch.setattr(alerting_module, "EVERY_SECONDS", 0.05)
-            alerts = service(running)._alerting
-            alerts._due_at = 0.0
-            await until(lambda alerts=alerts: any(one.is_told and not one.owed for one in alerts._written.active))
-            if number == 1:
-                await running.cut()
-        running.node.metrics.ledger_drift.set(0)
-        await until(lambda: chat.got[-1]["status"] == "resolved")
-        if with_database:
-            assert [(check.name, check.ok) for check in await service(running).checks()][-2:] == [("alerts", True), ("alert webhook", True)]
-    assert [got["status"] for got in chat.got] == (["firing", "resolved"] if with_database else ["firing", "firing", "resolved"])
+    key = net.server.key("metrics", Role.METRICS)
+    for number in (1, 2):
+        monkeypatch.setattr(alerting_module, "EVERY_SECONDS", 3600.0)
+        running = await start(net, key, postgres_url if with_database else None)
+        running.node.metrics.ledger_drift.set(5)
+        monkeypatch.setattr(alerting_module, "EVERY_SECONDS", 0.05)
+        alerts = service(running)._alerting
+        alerts._due_at = 0.0
+        await until(lambda alerts=alerts: any(one.is_told and not one.owed for one in alerts._written.active))
+        if number == 1:
+            await running.cut()
+    running.node.metrics.ledger_drift.set(0)
+    await until(lambda: told(chat)[-1] == "resolved")
+    if with_database:
+        assert [(check.name, check.ok) for check in await service(running).checks()][-2:] == [("alerts", True), ("chat", True)]
+    assert told(chat) == (["firing", "resolved"] if with_database else ["firing", "firing", "resolved"])
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_second_service_takes_over_when_the_leader_dies(net: TestNet, postgres_url: str) -> None:
-    chat = Chat()
-    async with serving(chat) as url:
-        both = [await start(net, net.server.key(name, Role.METRICS), postgres_url, url) for name in ("metrics", "metrics-2")]
-        await until(lambda: sum(service(each)._leader.leads for each in both) == 1)
-        dies, stays = both if service(both[0])._leader.leads else both[::-1]
-        gateway = await net.start(Gateway)
-        gateway.node.metrics.ledger_drift.set(5)
-        await until(lambda: len(chat.got) == 1)
-        await until(lambda: any(one.is_told and not one.owed for one in service(stays)._alerting.state.active))
-        await dies.cut()
-        await until(lambda: service(stays)._leader.leads)
-        gateway.node.metrics.ledger_drift.set(0)
-        await until(lambda: chat.got[-1]["status"] == "resolved")
-    assert [[alert["labels"]["alertname"] for alert in got["alerts"]] for got in chat.got] == [["ledger_drift"]] * 2
+async def test_second_service_takes_over_when_the_leader_dies(net: TestNet, postgres_url: str, chat: FakeChannel) -> None:
+    both = [await start(net, net.server.key(name, Role.METRICS), postgres_url) for name in ("metrics", "metrics-2")]
+    await until(lambda: sum(service(each)._leader.leads for each in both) == 1)
+    dies, stays = both if service(both[0])._leader.leads else both[::-1]
+    gateway = await net.start(Gateway)
+    gateway.node.metrics.ledger_drift.set(5)
+    await until(lambda: len(chat.sent) == 1)
+    await until(lambda: any(one.is_told and not one.owed for one in service(stays)._alerting.state.active))
+    await dies.cut()
+    await until(lambda: service(stays)._leader.leads)
+    gateway.node.metrics.ledger_drift.set(0)
+    await until(lambda: told(chat)[-1] == "resolved")
+    assert [one.name for one in chat.sent] == ["ledger_drift"] * 2
 
 
 @pytest.mark.usefixtures("_quick")
-async def test_alerts_are_sent_while_postgresql_is_down(net: TestNet, postgres: PostgresServer, postgres_url: str) -> None:
-    chat = Chat()
-    async with serving(chat) as url:
-        running = await start(net, net.server.key("metrics", Role.METRICS), postgres_url, url)
-        found = service(running)
-        await until(lambda: found._leader.leads)
-        postgres.kill()
-        try:
-            await until(lambda: bool(found._leader._trouble))
-            [check] = found._leader.checks()
-            assert (check.ok, check.needed) == (False, False)
-            assert "a restart would lose what was sent" in check.detail
-            running.node.metrics.ledger_drift.set(5)
-            await until(lambda: len(chat.got) == 1)
-            with pytest.raises(errors.Unavailable, match="stores the silences"):
-                await found._alerting.silence_alerts(api.SilenceAlerts(60), CALL)
-        finally:
-            await asyncio.to_thread(postgres.ensure_running)
-        await until(lambda: not found._leader._trouble)
-        running.node.metrics.ledger_drift.set(0)
-        await until(lambda: chat.got[-1]["status"] == "resolved")
-    assert [got["status"] for got in chat.got] == ["firing", "resolved"]
+async def test_alerts_are_sent_while_postgresql_is_down(
+    net: TestNet, postgres: PostgresServer, postgres_url: str, chat: FakeChannel
+) -> None:
+    running = await start(net, net.server.key("metrics", Role.METRICS), postgres_url)
+    found = service(running)
+    await until(lambda: found._leader.leads)
+    postgres.kill()
+    try:
+        await until(lambda: bool(found._leader._trouble))
+        [check] = found._leader.checks()
+        assert (check.ok, check.needed) == (False, False)
+        assert "a restart would lose what was sent" in check.detail
+        running.node.metrics.ledger_drift.set(5)
+        await until(lambda: len(chat.sent) == 1)
+        with pytest.raises(errors.Unavailable, match="stores the silences"):
+            await found._alerting.silence_alerts(api.SilenceAlerts(60), CALL)
+    finally:
+        await asyncio.to_thread(postgres.ensure_running)
+    await until(lambda: not found._leader._trouble)
+    running.node.metrics.ledger_drift.set(0)
+    await until(lambda: told(chat)[-1] == "resolved")
+    assert told(chat) == ["firing", "resolved"]

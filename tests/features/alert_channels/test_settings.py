@@ -1,17 +1,21 @@
-"""Which settings the metrics service refuses, and how it reports them."""
+"""Which settings of channels are refused, and how that is reported."""
 
 from pathlib import Path
 
 import pytest
 
+from features.alert_channels.settings import AlertChannelSettings
 from services.metrics.settings import MetricsSettings
 from shared import config, errors
 
 SMTP = {"SMTP_URL": "smtp://user:s3cret@mail.example.org"}
 
 
-def load(tmp_path: Path, **environment: str) -> MetricsSettings:
-    return config.load(MetricsSettings, {"NODE_KEY_FILE": str(tmp_path / "node.nk"), "NATS_URL": "nats://127.0.0.1:4222", **environment})
+def load(tmp_path: Path, **environment: str) -> AlertChannelSettings:
+    settings = config.load(
+        MetricsSettings, {"NODE_KEY_FILE": str(tmp_path / "node.nk"), "NATS_URL": "nats://127.0.0.1:4222", **environment}
+    )
+    return settings.of(AlertChannelSettings)
 
 
 def test_mail_recipients_are_separated_by_commas(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.metrics.alerting.alertmanager import Alertmanager
+from features.alert_channels.metrics.alertmanager import Alertmanager
+from features.alert_channels.settings import AlertChannelSettings
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import config, errors
@@ -14,7 +15,7 @@ from shared.api import alerts as api
 from shared.types import Role
 from tests.deploy import debian
 from tests.deploy.test_alert_delivery import running
-from tests.services.metrics.alerting.chat import Chat
+from tests.features.alert_channels.metrics.chat import Chat
 from tests.services.metrics.replicas import CALL
 from tests.services.web.servers import serving
 from tests.stacks import until
@@ -97,7 +98,8 @@ async def test_it_is_silenced_there(url: str) -> None:
 async def test_service_passes_questions_on_and_sends_nothing_itself(url: str) -> None:
     async with testnet() as net:
         key = net.server.key("metrics", Role.METRICS)
-        settings = MetricsSettings(node_key_file=key, port=0, prometheus_port=0, mesh=MESH, nats_url=net.server.url, alertmanager_url=url)
+        more = (AlertChannelSettings(alertmanager_url=url),)
+        settings = MetricsSettings(node_key_file=key, port=0, prometheus_port=0, mesh=MESH, nats_url=net.server.url, more=more)
         service = (await net.start(MetricsService, settings)).service
         assert isinstance(service, MetricsService)
         assert "Alertmanager" in {check.name for check in await service.checks()}

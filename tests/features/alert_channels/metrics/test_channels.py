@@ -1,17 +1,16 @@
 """What a webhook and a mail server receive, and what happens while they are down."""
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from services.metrics.alerting import channels
-from services.metrics.alerting.channels import GATHER_SECONDS, MOST_DESCRIBED, MailChannel, Webhook
+from features.alert_channels.metrics import channels
+from features.alert_channels.metrics.channels import GATHER_SECONDS, MOST_DESCRIBED, MailChannel, Webhook
+from features.alert_channels.settings import AlertChannelSettings
 from services.metrics.alerting.notices import Notice
 from services.metrics.alerting.rules import Severity
-from services.metrics.settings import MetricsSettings
 from shared.mail import mailer
-from tests.services.metrics.alerting.chat import Chat
+from tests.features.alert_channels.metrics.chat import Chat
 from tests.services.web.servers import serving
 from tests.shared.mail.mail_server import MailServer
 from tests.shared.mail.mail_server import serving as serving_mail
@@ -130,11 +129,10 @@ def test_a_storm_is_one_email_of_bounded_length() -> None:
 
 
 def test_each_address_is_a_channel_of_its_own() -> None:
-    settings = MetricsSettings(
-        node_key_file=Path("/nowhere"),
+    settings = AlertChannelSettings(
         alert_webhook_url="http://chat",
         alert_mail_to=("a@example.org", "b@example.org"),
         smtp_url="smtp://mail",
     )
     assert [one.name for one in channels.open_channels(settings)] == ["alert webhook", "alert mail", "alert mail 2"]
-    assert list(channels.open_channels(MetricsSettings(node_key_file=Path("/nowhere")))) == []
+    assert list(channels.open_channels(AlertChannelSettings())) == []

@@ -3,15 +3,16 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
+from features.alert_channels.settings import AlertChannelSettings
 from services.metrics import webhook
+from services.metrics.alerting.alerting_module import Channel
 from services.metrics.alerting.notices import Notice
 from services.metrics.alerting.rules import RANKS, Severity
-from services.metrics.settings import MetricsSettings
 from shared.mail import letters, mailer
 from shared.mail.letters import Letter
 from shared.mail.smtp_delivery import NotDeliveredError
@@ -26,19 +27,7 @@ _SUBJECT: Final = 120
 _AT_ONCE: Final = (Severity.PAGE, Severity.CRITICAL)
 
 
-class Channel(Protocol):
-    name: str
-
-    def due_at(self, owed: Sequence[Notice]) -> float:
-        """Return when to send these, in Unix seconds."""
-        ...
-
-    async def send(self, owed: Sequence[Notice], now: float) -> str:
-        """Send them. Returns why that failed; empty if it succeeded."""
-        ...
-
-
-def open_channels(settings: MetricsSettings) -> Iterator[Channel]:
+def open_channels(settings: AlertChannelSettings) -> Iterator[Channel]:
     if settings.alert_webhook_url is not None:
         yield Webhook(settings.alert_webhook_url, settings.public_url)
     for number, address in enumerate(settings.alert_mail_to, start=1):
@@ -91,7 +80,7 @@ class MailChannel:
     """Email to one address. Values from metrics become one short line without URLs, and never a header."""
 
     def __init__(self, name: str, sink: mailer.MailSink, to: str, pages: str) -> None:
-        assert sink.server is not None, "MetricsSettings requires SMTP_URL"
+        assert sink.server is not None, "the settings require SMTP_URL"
         self.name = name
         self._sink, self._server, self._to = sink, sink.server, to
         self._where = f"{pages.rstrip('/')}/admin/alerts" if pages else "`aicli alerts list`"

@@ -1,0 +1,1 @@
+"""A webhook, email and Alertmanager for alerts."""

@@ -1,0 +1,1 @@
+"""Channels of alerts in the metrics service."""

@@ -1,0 +1,3 @@
+"""The fixtures of tests/services/metrics."""
+
+from tests.services.metrics.conftest import *  # noqa: F403
