@@ -18,6 +18,7 @@ from tools import (
     feature_tables,
     generated,
     guard_quality,
+    house,
     limits,
     reference,
     run_on,
@@ -59,6 +60,7 @@ def files() -> dict[Path, str]:
         | chart.files()
         | feature_copies.files()
         | feature_tables.files()
+        | house.files()
     )
 
 

@@ -26,8 +26,11 @@ ROOT = generated.ROOT
 CORE = ("services", "shared", "cli", "stack")
 SOURCE = (*CORE, "features", "tools", "sdk/python/src", "packages/pyhyperswarm/src")
 SERVICES = ("auth", "gateway", "inference", "metrics", "web")
+#: What decision 0026 has sizes of.
+_PARTS = (CORE, *((f"services/{each}",) for each in SERVICES), ("features",), ("bench", "tools"), ("tests",))
 #: Prose may be wrong after a removal; who deletes for good edits it.
 PROSE = ("docs/", "tests/", "CHANGELOG.md", "CONTRIBUTING.md", "README.md", "SECURITY.md", "bench/results/")
+_START, _END = "<!-- sizes, by `make docs` -->", "<!-- end -->"
 #: Tests of tests/test_docs.py that read prose.
 _PROSE_TESTS = (
     "test_relative_links_lead_somewhere", "test_every_page_can_be_reached_from_the_readme", "test_aicli_commands_that_are_shown_exist",
@@ -77,6 +80,14 @@ def measure(root: Path) -> dict[str, int]:
         "tests, in hundredths of the source": round(100 * tests / source),
         "features": len(list((root / "features").glob("*/feature.py"))),
     }
+
+
+def files() -> dict[Path, str]:
+    """Return the page of sizes, in thousands: so it seldom changes."""
+    page = ROOT / "docs" / "decisions" / "0026-sizes.md"
+    rows = ((", ".join(f"`{each}`" for each in part), f"{round(sum(_lines(ROOT, each) for each in part), -3):,}") for part in _PARTS)
+    table = generated.table(("part", "lines of Python"), rows)
+    return {page: generated.with_part(page.read_text(encoding="utf-8"), _START, f"\n{table}\n\n", _END)}
 
 
 def _lines(root: Path, folder: str) -> int:
