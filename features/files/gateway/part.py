@@ -1,7 +1,6 @@
 """What files add to the gateway."""
 
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from features.files.gateway.file_objects import FileObjects
@@ -30,7 +29,7 @@ def _build(site: Site) -> Built:
     )
     tasks: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {}
     if objects is not None:
-        tasks = {"files": partial(background_jobs.repeat, UPKEEP, 600, storage.clean, metrics), "file store": objects.watch}
+        tasks = {"files": lambda: background_jobs.repeat(UPKEEP, 600, storage.clean, metrics), "file store": objects.watch}
     return Built(
         served=[storage],
         routes=FileRoutes(storage, site.owners.file_limit_of).routes(),

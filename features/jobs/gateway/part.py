@@ -1,7 +1,7 @@
 """What jobs add to the gateway."""
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import get_args
 
 from features.files.gateway.file_storage import FileStorage
@@ -42,7 +42,7 @@ def _build(site: Site) -> Built:
         tasks={
             "batches": work.run,
             "job lines": lambda: runner().run(),
-            "open jobs": partial(background_jobs.repeat, UPKEEP, 15, metrics.measure, node.metrics),
+            "open jobs": lambda: background_jobs.repeat(UPKEEP, 15, metrics.measure, node.metrics),
         },
         delete_old=store.delete_all_old,
         erase=store.erase,

@@ -48,6 +48,7 @@ class Site:
     storage: FileStorage
     acts: Acts
     memory: RequestMemory
+    metrics: Metrics
     most_bytes: int | None = None
     more_routes: tuple[HttpRoute, ...] = ()
 
@@ -110,8 +111,8 @@ class Site:
 @asynccontextmanager
 async def running(url: str, objects: ObjectStore, *, most_bytes: int | None = None) -> AsyncIterator[Site]:
     async with store.opened(url) as database:
-        rows, memory = FileRows(database), RequestMemory()
-        file_objects = FileObjects(objects, rows, Metrics("gateway"))
+        rows, memory, metrics = FileRows(database), RequestMemory(), Metrics("gateway")
+        file_objects = FileObjects(objects, rows, metrics)
         acts = Acts()
         storage = FileStorage(
             rows,
@@ -121,4 +122,4 @@ async def running(url: str, objects: ObjectStore, *, most_bytes: int | None = No
             items=BackgroundItems(DeferredRows(database, "gateway"), Metrics("gateway")),
             secret=SECRET,
         )
-        yield Site(database, rows, file_objects, storage, acts, memory, most_bytes)
+        yield Site(database, rows, file_objects, storage, acts, memory, metrics, most_bytes)

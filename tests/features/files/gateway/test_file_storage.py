@@ -352,7 +352,7 @@ async def test_bytes_are_measured_by_store(site: Site) -> None:
         await site.store(data)
     await site.storage.clean()
     assert len(LARGE) == 8_400_953
-    text = site.objects._metrics.render()
+    text = site.metrics.render()
     assert 'ai_platform_files_bytes{store="database"} 3.0' in text
     assert 'ai_platform_files_bytes{store="file"} 8.400953e+06' in text
 

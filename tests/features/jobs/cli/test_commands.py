@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.cli.ask.batch_mesh import BatchMesh, identify, lines
 
-from cli.ask import batch_runs
 from cli.output.exit_codes import ExitCode
 from features.files.cli import commands as files_module
+from features.jobs.cli import batch_runs
 from features.jobs.contract import JobState
 from features.jobs.gateway.rules.batch_input import BatchInput
 from shared.timing.backoff import Backoff
 from tests.cli.fake_mesh import Shell
+from tests.features.jobs.cli.batch_mesh import BatchMesh, identify, lines
 
 FIRST, SECOND = identify("batch_", 0), identify("batch_", 1)
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_a_batch_is_refused_before_any_call(shell: Shell, mesh: B
     assert "there is no folder" in shell("batch", "run", "in.jsonl", "-o", "none/out.jsonl").stderr
     monkeypatch.setattr(files_module, "_MAX_MESH_BYTES", 4)
     assert "aicli login --url URL" in shell("batch", "run", "in.jsonl").stderr
-    monkeypatch.setattr("cli.ask.batches.MAX_BATCH_BYTES", 3)
+    monkeypatch.setattr("features.jobs.cli.commands.MAX_BATCH_BYTES", 3)
     assert "split it" in shell("batch", "run", "in.jsonl").stderr
     assert not shell.mesh.calls
 

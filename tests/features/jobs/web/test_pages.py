@@ -11,9 +11,9 @@ from litestar.types import ASGIApp
 from features.files.contract import FileFacts, FilePurpose
 from features.jobs import contract as jobs
 from features.jobs.contract import JobState, LineError
+from features.jobs.web import job_view
 from services.web import request_context
 from services.web.http.passthrough import Passthrough
-from services.web.pages import job_view
 from shared import errors
 from tests.features.jobs.web.fake_mesh import ERRORS, INPUT, NOW, OUTPUT, batch
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
