@@ -104,8 +104,9 @@ drill: setup-dev ## rehearse docs/runbooks/disaster.md under load, and measure e
 storm: setup-dev ## inject random faults, two at once, for 10 minutes (REPLICAS=3: of each service)
 	@$(BIN)/python -m tests.chaos.storm $(if $(REPLICAS),--replicas $(REPLICAS))
 
+BENCHES_OF_FEATURES = $(subst /,.,$(basename $(wildcard tests/features/*/bench.py)))
 bench: setup-dev ## benchmark the claims of the README against competitors
-	@failed=0; for name in mesh gateway fairness swarm ledger first_answer engine recovery; do echo "== bench.$$name"; $(BIN)/python -m "bench.$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed
+	@failed=0; for name in $(addprefix bench.,mesh gateway fairness swarm ledger first_answer engine) $(BENCHES_OF_FEATURES); do echo "== $$name"; $(BIN)/python -m "$$name" || failed=1; done; $(BIN)/python -m tests.soak.soak || failed=1; exit $$failed
 
 bench-check: setup-dev ## run short benchmarks, and fail if a ratio is worse than in bench/baseline.json (20 minutes)
 	@$(BIN)/python -m bench.baseline --check

@@ -26,6 +26,7 @@ import msgspec
 
 from bench import report
 from bench.report import Better, Row
+from tests import feature_parts
 
 BASELINE = Path(__file__).with_name("baseline.json")
 #: A ratio may be worse by this share of the recorded one.
@@ -33,8 +34,10 @@ TOLERANCE = 0.15
 #: A bench has its own time limit, but may first build or install its rival.
 MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
 
+#: Theirs are `tests/features/NAME/bench.py`.
+OF_FEATURES = tuple(path.parent.name for path in feature_parts.files("bench.py"))
 #: The benches of a check, the quickest first. Some have no ratio; they run to show that they still work.
-BENCHES = ("ledger", "money", "models", "jobs", "swarm", "mesh", "first_answer", "fairness", "engine", "gateway", "recovery")
+BENCHES = ("ledger", "money", "models", "jobs", "swarm", "mesh", "first_answer", "fairness", "engine", "gateway", *OF_FEATURES)
 
 #: Claim and rival.
 Key = tuple[str, str]
@@ -179,8 +182,9 @@ def _title(bench: str, record: Record | None) -> str:
 
 def run_bench(bench: str) -> Run:
     """Run the short form; its own table goes to stdout."""
-    print(f"== bench.{bench}", flush=True)
-    return run_command([sys.executable, "-m", f"bench.{bench}", "--quick"])
+    module = f"tests.features.{bench}.bench" if bench in OF_FEATURES else f"bench.{bench}"
+    print(f"== {module}", flush=True)
+    return run_command([sys.executable, "-m", module, "--quick"])
 
 
 def run_command(command: Sequence[str], seconds: float = MOST_SECONDS) -> Run:

@@ -164,13 +164,11 @@ _OWN_METHODS = {
     "auth.listAudit": _ADMIN,
     "auth.exportAudit": _ADMIN,
     "auth.verifyAudit": _ADMIN,
-    "auth.getBackups": _ADMIN,
     "auth.listDeferredItems": _ADMIN,
     "auth.retryDeferredItems": _ADMIN,
     # --- for the other services
     "auth.getSigningKeys": _NODE,
     "auth.recordActs": _NODE,
-    "auth.reportBackup": _NODE,
     "auth.watchChanges": _NODE,
     # --- nodes
     "auth.describeMachine": _NODE,

@@ -8,6 +8,7 @@ A program does not start if such a method has no row here, or if nodes may call 
 from collections.abc import Mapping, Set
 from enum import StrEnum
 
+from shared import features
 from shared.types import Role
 
 
@@ -31,7 +32,7 @@ class Answers(StrEnum):
 #: Roles of nodes that people own.
 _PEOPLES = frozenset({Role.WORKER, Role.CLIENT, Role.NEWCOMER})
 
-METHODS: Mapping[str, Answers] = {
+_OWN: Mapping[str, str] = {
     "auth.registerUser": Answers.EVERYONE,
     "auth.loginUser": Answers.BEARER,
     "auth.refreshSession": Answers.BEARER,
@@ -61,7 +62,6 @@ METHODS: Mapping[str, Answers] = {
     "auth.checkTicket": Answers.SERVICES,
     "auth.applyPlan": Answers.SERVICES,
     "auth.addNotice": Answers.SERVICES,
-    "auth.reportBackup": Answers.SERVICES,
     "auth.followRecoveryLog": Answers.SERVICES,
     "auth.enrollNode": Answers.BEARER,
     "auth.renewCertificate": Answers.CALLER,
@@ -106,6 +106,7 @@ METHODS: Mapping[str, Answers] = {
     "node.readSpans": Answers.SERVICES,
     "node.readLogs": Answers.SERVICES,
 }
+METHODS: Mapping[str, Answers] = {name: Answers(words) for name, words in features.merged(_OWN, "access", "ANSWERS").items()}
 
 
 def check(name: str, callers: Set[Role]) -> None:

@@ -134,6 +134,12 @@ def _read_field(settings: Settings, setting: Setting) -> object:
     return getattr(settings if setting.declared_by is type(settings) else settings.of(setting.declared_by), setting.field)
 
 
+def value_of(settings: Settings, variable: str) -> object:
+    """Return the value of the setting with this variable; None if there is no such one."""
+    found = next((each for each in settings_of(type(settings)) if each.variable.name == variable), None)
+    return None if found is None else _read_field(settings, found)
+
+
 def names_for_replicas(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the settings that all replicas need if one has them: those that are set, and those that are not."""
     needed = [setting for setting in settings_of(type(settings)) if setting.variable.on_all_replicas]

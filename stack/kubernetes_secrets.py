@@ -20,9 +20,8 @@ from cli import profile
 from shared import errors
 from shared.identity import private_file
 from shared.types import MeshName, Role
-from stack import secret_files
+from stack import features, secret_files
 from stack import stack_home as homes
-from stack.recovery import sealing
 from stack.servers import postgres, replica_tickets
 from stack.stack_home import StackHome
 
@@ -61,7 +60,8 @@ def files_of(home: StackHome, mesh: MeshName, urls: Mapping[str, str]) -> Iterat
         role: urls["database"].format(role=role, password=password).encode() for role, password in passwords.items() if urls["database"]
     }
     redis = {"redis_url": urls["redis"].format(password=secret_files.read(home, "valkey_password")).encode()} if urls["redis"] else {}
-    private_file.create(home.secrets / secret_files.BACKUP_IDENTITY, lambda: sealing.new_identity().encode())
+    for part in features.parts():
+        part.ensure_secrets(home)
     trusted = Path("NATS_CA") if urls["nats"].startswith("tls") else None
     client = profile.Profile(node_key_file=Path("node.nk"), mesh=mesh, nats_url=urls["nats"], nats_ca_file=trusted, web_url=urls["web"])
     aicli = {"node.nk": home.key("client").read_bytes(), "profile.toml": profile.render(client).encode()}

@@ -37,7 +37,7 @@ OF_AUTH = (
 )  # fmt: skip
 #: Signs backups and the recovery log's copies.
 RECOVERY_KEY = "recovery.nk"
-#: Opens this stack's own backups, but not their secrets. Created by the first use of BACKUP_TO.
+#: Opens this stack's own backups, but not their secrets. Created when backups are used first.
 BACKUP_IDENTITY = "backup_identity"
 
 

@@ -5,14 +5,10 @@ file each in ``secrets/environment``. An empty value removes a setting.
 """
 
 import ipaddress
-import re
 import shlex
-import socket
 from collections.abc import Iterator, Mapping
-from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from msgspec import Meta
 
@@ -23,140 +19,17 @@ from shared.stores import object_credentials
 from shared.types import MeshName
 from stack.stack_home import StackHome, write_private
 
-_Days = Annotated[int, Meta(ge=1, le=36500)]
-#: As PostgreSQL writes sizes.
-_SIZE = re.compile(r"([1-9]\d{0,5})(MB|GB|TB)")
-_TIME = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
-_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_UNITS = {"MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
+#: The stores of features that the gateway opens.
+STORES_OF_FEATURES = [each.variable for service, each in config.settings_of_features() if each.variable.is_store and service == "gateway"]
+#: The settings that OBJECT_STORE sets.
+_STORES = ("MODEL_ORIGIN", *dict.fromkeys(each.variable.name for _, each in config.settings_of_features() if each.variable.is_store))
 #: How NATS servers admit nodes: they ask auth, or have a static list.
 NatsAuth = Literal["callout", "users"]
 
 
-class BackupSettings(config.Settings, frozen=True, kw_only=True):
-    """For the agent and the commands of backups."""
-
-    backup_to: Annotated[
-        str | None, Variable("BACKUP_TO", "the backup store: a folder, s3://bucket/prefix or gs://bucket/prefix; unset: no backups")
-    ] = None
-    backup_recipients: Annotated[
-        tuple[str, ...],
-        Variable("BACKUP_RECIPIENTS", "who can decrypt backups: comma-separated age recipients; `aicli stack backup keygen` prints one"),
-    ] = ()
-    backup_at: Annotated[str, Variable("BACKUP_AT", "when to make a base backup each day, as HH:MM in UTC")] = "02:30"
-    backup_ship_seconds: Annotated[
-        int,
-        Meta(ge=1, le=3600),
-        Variable("BACKUP_SHIP_SECONDS", "seconds between uploads of the newest commits: the most that you lose with a disk"),
-    ] = 30
-    backup_pitr_days: Annotated[_Days, Variable("BACKUP_PITR_DAYS", "days in which you can restore to any second")] = 7
-    backup_days: Annotated[_Days, Variable("BACKUP_DAYS", "days to keep one backup a day")] = 30
-    backup_log_days: Annotated[_Days, Variable("BACKUP_LOG_DAYS", "days to keep copies of program logs")] = 90
-    backup_prune: Annotated[bool, Variable("BACKUP_PRUNE", "delete old backups; off if the credentials of BACKUP_TO can't delete")] = True
-    backup_base_after_wal: Annotated[
-        str, Variable("BACKUP_BASE_AFTER_WAL", "also make a base backup after this much write-ahead log, to limit the time of a restore")
-    ] = "4GB"
-    backup_wal_most: Annotated[
-        str,
-        Variable(
-            "BACKUP_WAL_MOST", "write-ahead log to keep while BACKUP_TO fails (max_slot_wal_keep_size); beyond it, backups start over"
-        ),
-    ] = "8GB"
-    backup_mb_per_second: Annotated[
-        Annotated[int, Meta(ge=0, le=1024)] | None,
-        Variable("BACKUP_MB_PER_SECOND", "how fast a base backup reads; 0: no limit; unset: 5 for each processor, at most 50"),
-    ] = None
-    backup_database: Annotated[
-        Literal["auto", "stream", "managed"],
-        Variable(
-            "BACKUP_DATABASE",
-            "stream: we copy the database; managed: its provider does; auto: stream for the embedded one and with BACKUP_DATABASE_URL",
-        ),
-    ] = "auto"
-    backup_database_url: Annotated[
-        str | None,
-        Variable("BACKUP_DATABASE_URL", "your own PostgreSQL (15 or newer) as a role with REPLICATION, to copy it", secret=True),
-    ] = None
-    site_name: Annotated[str | None, Variable("SITE_NAME", "name of this site, for backups; by default the host name")] = None
-    aws_access_key_id: object_credentials.AwsKeyId = None
-    aws_secret_access_key: object_credentials.AwsSecret = None
-    aws_session_token: object_credentials.AwsToken = None
-    aws_region: object_credentials.AwsRegion = None
-    aws_endpoint_url: object_credentials.AwsUrl = None
-    google_credentials: object_credentials.GoogleFile = None
-
-    @property
-    def base_backup_time(self) -> time:
-        return time.fromisoformat(self.backup_at)
-
-    @property
-    def site(self) -> str:
-        return self.site_name or re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()).strip("-._")[:64] or "site"
-
-    @property
-    def base_after_wal_bytes(self) -> int:
-        return _bytes_of(self.backup_base_after_wal)
-
-    @property
-    def wal_most_bytes(self) -> int:
-        return _bytes_of(self.backup_wal_most)
-
-    @property
-    def streams_database(self) -> bool:
-        return self.backup_database != "managed" and self.backup_database_url is not None
-
-    @property
-    def credentials(self) -> dict[str, str]:
-        return object_credentials.of(self)
-
-    def mistakes(self) -> Iterator[str]:
-        yield from object_credentials.mistakes("BACKUP_TO", self.backup_to)
-        if self.backup_recipients:
-            yield from _mistakes_of_recipients(self.backup_recipients)
-        elif self.backup_to is not None:
-            yield "BACKUP_RECIPIENTS is not set, and BACKUP_TO needs it: run `aicli stack backup keygen FILE`, which prints a recipient"
-        sizes = {"BACKUP_BASE_AFTER_WAL": self.backup_base_after_wal, "BACKUP_WAL_MOST": self.backup_wal_most}
-        wrong = [name for name, size in sizes.items() if not _SIZE.fullmatch(size)]
-        yield from (f"{name}: {sizes[name]!r} is no size; write one such as 512MB or 4GB" for name in wrong)
-        if not wrong and self.base_after_wal_bytes > self.wal_most_bytes:
-            yield "BACKUP_BASE_AFTER_WAL is larger than BACKUP_WAL_MOST"
-        if not _TIME.fullmatch(self.backup_at):
-            yield f"BACKUP_AT: {self.backup_at!r} is no time; write one such as 02:30"
-        if self.site_name is not None and not _SITE.fullmatch(self.site_name):
-            yield f"SITE_NAME: {self.site_name!r} must have letters, digits, dots, - and _ only, at most 64"
-        if self.backup_database_url is not None:
-            parts = urlsplit(self.backup_database_url)
-            if parts.scheme not in ("postgresql", "postgres"):
-                yield "BACKUP_DATABASE_URL does not start with postgresql://"
-            elif {"password", "sslpassword", "passfile"} & parse_qs(parts.query).keys():
-                yield "BACKUP_DATABASE_URL: put the password before the host, as in postgresql://user:password@host/database"
-
-
-def _bytes_of(text: str) -> int:
-    return int(text[:-2]) * _UNITS[text[-2:]]
-
-
-def _mistakes_of_recipients(recipients: tuple[str, ...]) -> Iterator[str]:
-    try:
-        from pyrage import RecipientError, x25519
-    except ImportError:
-        yield "BACKUP_RECIPIENTS: its packages are missing: install requirements-server.txt of a release, or run make setup in a checkout"
-        return
-    for text in recipients:
-        try:
-            x25519.Recipient.from_str(text)
-        except RecipientError:
-            yield f"BACKUP_RECIPIENTS: {text[:80]!r} is no age recipient; it starts with age1, and `aicli stack backup keygen` prints one"
-
-
-#: The stores of features.
-STORES_OF_FEATURES = [each.variable for _, each in config.settings_of_features() if each.variable.is_store]
-#: The settings that OBJECT_STORE sets.
-_STORES = ("BACKUP_TO", "MODEL_ORIGIN", *(each.name for each in STORES_OF_FEATURES))
-
-
-class StackSettings(BackupSettings, frozen=True, kw_only=True):
+class StackSettings(config.Settings, frozen=True, kw_only=True):
     SERVICE = "stack"
+
     mesh: Annotated[MeshName, Variable("MESH_NAME", "name of the mesh this stack belongs to")] = MeshName("home")
     web_port: Annotated[Port, Variable("WEB_SERVICE_PORT", "port of the web pages")] = 3000
     auth_port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "port of auth")] = 3001
@@ -251,8 +124,6 @@ class StackSettings(BackupSettings, frozen=True, kw_only=True):
             yield f"LAN: {self.lan!r} is neither 1 nor an IPv4 address of this machine, such as 192.168.1.20"
         if self.reach is not None and self.dht_bootstrap not in ((), (PUBLIC_DHT,)):
             yield "REACH=public uses the public DHT, and DHT_BOOTSTRAP names other nodes: remove one of the two"
-        if self.backup_database == "stream" and self.database_url is not None and self.backup_database_url is None:
-            yield "BACKUP_DATABASE=stream: BACKUP_DATABASE_URL is not set, the URL of your PostgreSQL for a role with REPLICATION"
         if not is_reachable_host(self.dht_host):
             yield f"DHT_HOST: {self.dht_host} is neither an IPv4 address of one machine, such as 203.0.113.5, nor a DNS name"
         if self.dht_bind_host is not None and not is_ipv4(self.dht_bind_host):
@@ -299,12 +170,14 @@ def mistakes_of_nodes(nodes: tuple[str, ...]) -> Iterator[str]:
             yield mistake
 
 
+#: Settings passed through to services, and to the programs of features that are nodes.
+OF_EVERY_NODE = """
+    MESH_NAME NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE NATS_CREDS_FILE ALLOW_PLAIN_NATS NODE_BINARY SWARM_CLIENTS LOG_LEVEL
+    LOG_FORMAT OTEL_SDK_DISABLED OTEL_TRACES_SAMPLER_ARG METRICS_ENABLED HTTP_CONNECTIONS_PER_ADDRESS TRUSTED_PROXIES
+"""
 #: Settings passed through to services, by the services that read them. The plan provides the rest of a service's settings.
 _PASSED_TO: dict[tuple[str, ...], str] = {
-    ("auth", "gateway", "inference", "metrics", "web", "backup"): """
-        MESH_NAME NATS_CA_FILE NATS_CERT_FILE NATS_KEY_FILE NATS_CREDS_FILE ALLOW_PLAIN_NATS NODE_BINARY SWARM_CLIENTS LOG_LEVEL
-        LOG_FORMAT OTEL_SDK_DISABLED OTEL_TRACES_SAMPLER_ARG METRICS_ENABLED HTTP_CONNECTIONS_PER_ADDRESS TRUSTED_PROXIES
-    """,
+    ("auth", "gateway", "inference", "metrics", "web"): OF_EVERY_NODE,
     ("gateway", "web"): """
         METRICS_NETWORKS METRICS_TOKEN BIND_HOST ALLOW_PLAIN_HTTP TLS_CERT_FILE TLS_KEY_FILE REQUEST_TIMEOUT_SECONDS
         QUEUE_START_SECONDS
@@ -313,7 +186,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         AUTH_SERVICE_PORT SESSION_TIMEOUT SESSION_LONGEST OPEN_REGISTRATION REGISTRATIONS_PER_ADDRESS ORGANISATIONS_PER_USER
         TICKET_BOOTSTRAP MESH_CA_KEY_FILE MESH_CA_NEXT_KEY_FILE ADMIN_MFA SIGNING_KEY_DAYS OIDC_ISSUER OIDC_CLIENT_ID OIDC_CLIENT_SECRET
         OIDC_NAME OIDC_SCOPES OIDC_GROUPS_CLAIM OIDC_ROLES OIDC_CA_FILE IAP_AUDIENCE IAP_KEYS_URL AUDIT_ANCHOR_FILE AUDIT_DAYS ERASURE_DAYS
-        INVITATION_DAYS ENDED_KEY_DAYS SESSION_PROGRAM_DAYS DATA_KEY_OLD BACKUP_STATE PUBLIC_NATS_URL OIDC_TIER INVITED_TIER SMTP_URL
+        INVITATION_DAYS ENDED_KEY_DAYS SESSION_PROGRAM_DAYS DATA_KEY_OLD PUBLIC_NATS_URL OIDC_TIER INVITED_TIER SMTP_URL
         MAIL_FROM
     """,
     ("auth", "gateway"): "RECOVERY_LOG_DIR",
@@ -331,7 +204,8 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         USAGE_EXPORT_URL USAGE_EXPORT_TOKEN_FILE USAGE_EXPORT_FILE USAGE_EXPORT_STRIPE_METER USAGE_EXPORT_UNIT
         CURRENCY SELLER_NAME SELLER_ADDRESS TAX_NAME TAX_PERCENT PAYMENTS STRIPE_SECRET_KEY_FILE STRIPE_WEBHOOK_SECRET_FILE STRIPE_API_URL
         STRIPE_TAX PADDLE_API_KEY_FILE PADDLE_WEBHOOK_SECRET_FILE PADDLE_API_URL MODEL_ORIGIN MODEL_ORIGIN_QUOTA POOLS_FILE
-    """,
+    """
+    + " ".join(object_credentials.STORES),
     ("inference",): """
         INFERENCE_SERVICE_PORT INFERENCE_BACKEND MODELS MODELS_YAML MODELS_DIR MODELS_PULL MODEL_STORE MODEL_STORE_QUOTA ALLOW_MODEL_PULLS
         MODEL_TRUST MODEL_SHARE MODEL_COPY_RATE HF_TOKEN MODEL_MIRRORS MODEL_MEMORY PROMPT_CACHE_RAM MODEL_KEEP_ALIVE MODEL_SWAP_SECONDS
@@ -345,17 +219,18 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         OTEL_EXPORTER_OTLP_ENDPOINT OTEL_EXPORTER_OTLP_HEADERS
     """,
     ("web",): "WEB_SERVICE_PORT GATEWAY_URL GATEWAY_CA_FILE INSTALL_FOLDER PRICING_PAGE",
-    ("backup",): " ".join(setting.variable.name for setting in config.settings_of(BackupSettings)),
-    # Behind the line before, which has them, too.
-    ("backup", "gateway"): " ".join(object_credentials.STORES),
 }
 #: Variable -> services.
 PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}
 for _service, _setting in config.settings_of_features():
-    PASSED[_setting.variable.name] = (*PASSED.get(_setting.variable.name, ()), _service)
+    if _service != StackSettings.SERVICE:
+        PASSED[_setting.variable.name] = (*PASSED.get(_setting.variable.name, ()), _service)
 #: Saved in separate files and passed on as NAME_FILE.
 SECRET = frozenset(
     {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
         "HF_TOKEN",
         "METRICS_TOKEN",
         "OIDC_CLIENT_SECRET",
@@ -369,7 +244,9 @@ SECRET = frozenset(
 ) | {setting.variable.name for setting in config.settings_of(StackSettings) if setting.variable.secret}
 SECRET |= {setting.variable.name for _, setting in config.settings_of_features() if setting.variable.secret}
 #: Settings of features that name a file.
-FILES_OF_FEATURES = frozenset(each.variable.name for _, each in config.settings_of_features() if each.type in (Path, Path | None))
+FILES_OF_FEATURES = frozenset(
+    each.variable.name for _, each in config.settings_of_features() if each.type in (Path, Path | None)
+) - frozenset(object_credentials.STORES)
 #: Paths that the user gives relative to the current folder; services run elsewhere.
 _PATHS = frozenset(
     {"NODE_BINARY", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE", "TLS_CERT_FILE", "TLS_KEY_FILE", "GATEWAY_CA_FILE"}

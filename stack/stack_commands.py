@@ -11,10 +11,9 @@ import click
 
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import errors
+from shared import errors, features
 from shared.types import Role
 from stack import stack_home
-from stack.recovery import recovery_commands, restore_commands
 from stack.servers import replica_folder
 
 if TYPE_CHECKING:
@@ -37,8 +36,9 @@ def stack() -> None:
     """
 
 
-for _command in (*recovery_commands.COMMANDS, *restore_commands.COMMANDS):
-    stack.add_command(_command)
+for _module in features.modules("stack.commands"):
+    for _command in _module.COMMANDS:
+        stack.add_command(_command)
 
 
 def _print(text: str) -> None:
@@ -433,7 +433,7 @@ def migrate(here: "CliContext", /, *, status: bool, pre: bool, post: bool, as_js
     """
     if status + pre + post != 1:
         raise click.UsageError("give one of --status, --pre and --post")
-    from stack.recovery import schema_migrations
+    from stack import schema_migrations
 
     home = stack_home.locate(os.environ)
     urls = schema_migrations.database_urls(home, os.environ, Path.cwd())
@@ -454,7 +454,7 @@ def _migrate_post(here: "CliContext", home: stack_home.StackHome, urls: "Mapping
     from cli import profile
     from shared.api import gateway
     from shared.telemetry.version import version
-    from stack.recovery import schema_migrations
+    from stack import schema_migrations
 
     # This stack's mesh, whatever AICLI_PROFILE says. A container has no profile of a home.
     chosen = profile.read(home.profile) if home.profile.is_file() else here.profile()

@@ -7,7 +7,7 @@ node's key.
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from shared import addresses, errors, model_folder
-from shared.api.recovery import BackupState
 from shared.features import backends
 from shared.identity import install_line
 from shared.stores import object_credentials
 from shared.types import Tier
 from stack import features
 from stack import stack_home as homes
+from stack.features import StackSite
 from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
 from stack.servers import dht_programs, nats_server, postgres, valkey
 from stack.servers.postgres import Postgres
-from stack.servers.program import Program, SocketProbe
+from stack.servers.program import Program
 from stack.servers.valkey import Valkey
 from stack.settings import FILES_OF_FEATURES, PASSED, STORES_OF_FEATURES, StackSettings
 from stack.stack_home import StackHome
@@ -39,12 +39,6 @@ MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", 
 #: Prefixes of variables for the engine, its GPU, and requests to other providers.
 ENGINE_PREFIXES = ("CUDA_", "NVIDIA_", "HIP_", "ROCR_", "VK_", "GGML_", "LLAMA_", "OMP_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
 
-#: The backup agent.
-BACKUP = "backup"
-#: It answers so on its socket once it has opened the store.
-BACKUP_READY = b"ready\n"
-#: Its argument before an upgrade.
-BACKUP_ONCE = "--once"
 #: service -> secret setting -> its file.
 _SECRETS: dict[str, dict[str, str]] = {
     "auth": {
@@ -57,11 +51,10 @@ _SECRETS: dict[str, dict[str, str]] = {
     "inference": {"SERVICE_TOKEN": "service_token"},
     "metrics": {},
     "web": {"WEB_SECRET": "web_secret", "WEB_HOP_SECRET": "web_hop_secret"},
-    BACKUP: {},
 }
 #: Replicas get their settings from this stack, so its own services follow no replica.
 _AUTHORITATIVE = {"REPLICA_CHECK": "off"}
-_NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web", BACKUP: BACKUP}
+_NODE_KEYS = {"auth": "auth", "gateway": "gateway", "inference": "worker", "metrics": "metrics", "web": "web"}
 _REDIS_USERS = ("auth", "gateway")
 #: Programs stop from the highest stage down: first new requests, then running ones, then the servers below.
 _STAGES = {"auth": 1, "inference": 1, "metrics": 1, "gateway": 2, "web": 3}
@@ -98,7 +91,7 @@ class StackPlan:
 def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], machine: Mapping[str, str]) -> StackPlan:
     """``recorded`` are the user's settings, secrets as NAME_FILE; ``machine`` is the environment that we run in."""
     visible = {name: machine[name] for name in MACHINE if name in machine}
-    database = None if _has_external_databases(settings) else postgres_of(home)
+    database = None if has_external_databases(settings) else postgres_of(home)
     cache = None if settings.redis_url else valkey_of(home)
     engine = {name: value for name, value in machine.items() if name.upper().startswith(ENGINE_PREFIXES)}
     services = []
@@ -108,17 +101,15 @@ def make(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], 
     for backend in more_workers(settings):
         environment = {**visible, **_worker_environment(home, settings, recorded, backend)}
         services.append(_service(f"inference-{backend}", "inference", environment, settings))
-    if settings.backup_to:
-        services.append(_backup_agent(home, {**visible, **service_environment(home, settings, recorded, BACKUP)}))
-    programs = (*servers(home, settings, visible), *services)
+    more = features.programs(StackSite(home=home, settings=settings, recorded=recorded, machine=visible))
+    programs = (*servers(home, settings, visible), *services, *more)
     return StackPlan(programs, database, cache, _fingerprint(programs, recorded))
 
 
 def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]) -> Iterator[Program]:
     """Return the servers that this stack runs itself."""
-    if not _has_external_databases(settings):
-        # What the replication slot keeps on this disk while the store fails.
-        options = {"max_slot_wal_keep_size": settings.backup_wal_most} if settings.backup_to else {}
+    if not has_external_databases(settings):
+        options = {name: value for part in features.parts() for name, value in part.database_options(settings).items()}
         yield postgres.program(postgres_of(home), visible, options)
     if not settings.redis_url:
         yield valkey.program(valkey_of(home), visible)
@@ -127,7 +118,7 @@ def servers(home: StackHome, settings: StackSettings, visible: Mapping[str, str]
     yield from dht_programs.programs(settings, relay_seed(home), visible)
 
 
-def _has_external_databases(settings: StackSettings) -> bool:
+def has_external_databases(settings: StackSettings) -> bool:
     """Ignore the optional history of the metrics service: it is no reason to start a server."""
     return settings.database_url is not None or all((settings.auth_database_url, settings.gateway_database_url))
 
@@ -151,12 +142,8 @@ def database_url_file(home: StackHome, service: str) -> Path:
 
 def service_environment(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:
     """Return the settings of one service, without the machine's variables."""
-    environment = {"NODE_KEY_FILE": str(home.key(_NODE_KEYS[service])), "PYTHONUNBUFFERED": "1", **_AUTHORITATIVE}
-    for name, services in PASSED.items():
-        if service in services:
-            environment |= {each: recorded[each] for each in (name, f"{name}_FILE") if each in recorded}
-    environment |= _external_or(recorded, "NATS_URL", {"NATS_URL": nats_url(settings)})
-    environment |= dht_programs.environment_of_services(settings, relay_seed(home))
+    names = (name for name, services in PASSED.items() if service in services)
+    environment = node_environment(home, settings, recorded, _NODE_KEYS[service], names)
     environment |= {f"{name}_FILE": str(home.secrets / file) for name, file in _SECRETS[service].items()}
     if service == "auth":
         defaults = {
@@ -166,7 +153,6 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             "AUDIT_ANCHOR_FILE": str(home.audit_anchors),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
-            "BACKUP_STATE": backup_state(settings, recorded),
             # Coding agents send more requests than strangers may.
             "INVITED_TIER": Tier.ENTERPRISE.value,
             "OIDC_TIER": Tier.ENTERPRISE.value,
@@ -175,14 +161,15 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service in ("auth", "gateway"):
         environment = {"RECOVERY_LOG_DIR": str(home.recovery_log), **environment}
     environment |= _database_of(home, settings, recorded, service)
-    if service == BACKUP:
-        environment = {"AIMESH_HOME": str(home.root), **environment}
+    site = StackSite(home=home, settings=settings, recorded=recorded)
+    for part in features.parts():
+        environment = {**part.defaults(site, service), **environment}
     if service in _REDIS_USERS:
-        environment |= _external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
+        environment |= external_or(recorded, "REDIS_URL", {"REDIS_URL": valkey_of(home).url})
     if service == "inference":
         environment = {"MODEL_STORE": str(home.models), **_without_other_backends(environment, settings.backend)}
     if service == "gateway":
-        # Not those that open the store of backups only.
+        # Not those that open other stores only.
         own = [recorded.get(store, "") for store in ("MODEL_ORIGIN", *(each.name for each in STORES_OF_FEATURES))]
         others = [name for name, address in object_credentials.STORES.items() if not any(store.startswith(address) for store in own)]
         environment = {name: value for name, value in environment.items() if name.removesuffix("_FILE") not in others}
@@ -193,6 +180,16 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
     if service == "web":
         environment = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **environment}
     return environment
+
+
+def node_environment(
+    home: StackHome, settings: StackSettings, recorded: Mapping[str, str], key: str, names: Iterable[str]
+) -> dict[str, str]:
+    """Return what a node of the mesh needs, and those of the settings ``names`` that the user has chosen."""
+    environment = {"NODE_KEY_FILE": str(home.key(key)), "PYTHONUNBUFFERED": "1", **_AUTHORITATIVE}
+    environment |= {each: recorded[each] for name in names for each in (name, f"{name}_FILE") if each in recorded}
+    environment |= external_or(recorded, "NATS_URL", {"NATS_URL": nats_url(settings)})
+    return environment | dht_programs.environment_of_services(settings, relay_seed(home))
 
 
 def _default_model(home: StackHome, settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -226,22 +223,13 @@ def _nats_login_files(home: StackHome, settings: StackSettings) -> dict[str, str
 
 
 def _database_of(home: StackHome, settings: StackSettings, recorded: Mapping[str, str], service: str) -> dict[str, str]:
-    is_ours = not _has_external_databases(settings)
-    if service == BACKUP and is_ours and settings.backup_database != "managed":
-        return _external_or(recorded, "BACKUP_DATABASE_URL", {"BACKUP_DATABASE_URL_FILE": str(database_url_file(home, BACKUP))})
+    is_ours = not has_external_databases(settings)
     if service not in DATABASE_ROLES:
         return {}
     own = f"{service.upper()}_DATABASE_URL_FILE"
     if own in recorded:
         return {"DATABASE_URL_FILE": recorded[own]}
-    return _external_or(recorded, "DATABASE_URL", {"DATABASE_URL_FILE": str(database_url_file(home, service))} if is_ours else {})
-
-
-def backup_state(settings: StackSettings, recorded: Mapping[str, str]) -> BackupState:
-    """Return whether there are backups, or should be: other machines can reach the stack."""
-    if {"BACKUP_TO", "BACKUP_TO_FILE"} & recorded.keys():
-        return BackupState.ON
-    return BackupState.OFF if {settings.host, settings.dht_host} <= addresses.LOOPBACK else BackupState.MISSING
+    return external_or(recorded, "DATABASE_URL", {"DATABASE_URL_FILE": str(database_url_file(home, service))} if is_ours else {})
 
 
 def _gateway_for_web(settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
@@ -256,7 +244,8 @@ def _gateway_for_web(settings: StackSettings, recorded: Mapping[str, str]) -> di
     return {"GATEWAY_URL": public_url("gateway", settings), **trusted}
 
 
-def _external_or(recorded: Mapping[str, str], name: str, embedded: dict[str, str]) -> dict[str, str]:
+def external_or(recorded: Mapping[str, str], name: str, embedded: dict[str, str]) -> dict[str, str]:
+    """Return the setting that the user has chosen, or else ``embedded``."""
     file = f"{name}_FILE"
     return {file: recorded[file]} if file in recorded else embedded
 
@@ -295,19 +284,6 @@ def _service(name: str, package: str, environment: dict[str, str], settings: Sta
         grace_seconds=45.0,
         hopeless_status=2,  # see shared/node/program.py
     )
-
-
-def _backup_agent(home: StackHome, environment: dict[str, str]) -> Program:
-    command = (sys.executable, "-m", "stack.recovery.agent.backup_agent")
-    return Program(name=BACKUP, command=command, environment=environment, stage=1, probe=backup_probe(home), hopeless_status=2)
-
-
-def backup_probe(home: StackHome) -> SocketProbe:
-    return SocketProbe(backup_socket(home), b"", BACKUP_READY)
-
-
-def backup_socket(home: StackHome) -> Path:
-    return home.sockets / "backup.sock"
 
 
 def nats_url(settings: StackSettings) -> str:

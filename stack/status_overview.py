@@ -10,8 +10,9 @@ import msgspec
 
 from shared import errors
 from shared.types import Moment
-from stack import control, probes, settings, stack_plan
+from stack import control, features, probes, settings, stack_plan
 from stack.control import ControlAnswer, ProgramStatus
+from stack.features import StackSite
 from stack.servers.program import CommandProbe, DatagramProbe, Probe, SocketProbe
 from stack.stack_home import StackHome
 
@@ -35,11 +36,13 @@ async def collect(home: StackHome) -> list[StatusRow]:
     answer = await control.send(home.control_socket, control.StatusRequest())
     if answer is None:
         return []
-    stack = settings.load(settings.read_recorded(home))
+    recorded = settings.read_recorded(home)
+    stack = settings.load(recorded)
     workers = [f"inference-{backend}" for backend in stack_plan.more_workers(stack)]
     urls = {name: stack_plan.url_of(name, stack) for name in (*stack_plan.SERVICES, *workers)}
     probes_by_name = {server.name: server.probe for server in stack_plan.servers(home, stack, os.environ)}
-    probes_by_name[stack_plan.BACKUP] = stack_plan.backup_probe(home)
+    site = StackSite(home=home, settings=stack, recorded=recorded)
+    probes_by_name |= {program.name: program.probe for program in features.programs(site)}
     return list(await asyncio.gather(*(_row(each, urls.get(each.name), probes_by_name.get(each.name)) for each in answer.programs)))
 
 

@@ -1,6 +1,6 @@
 """The supervisor: one background process per stack that starts everything, keeps it running and stops it in order.
 
-It starts the servers, creates the database's roles, writes a restore point before an upgrade, then starts all services together (they wait
+It starts the servers, creates the database's roles, lets features prepare an upgrade, then starts all services together (they wait
 for each other on the mesh). It stops web, the gateway, the other services and the servers, each stage with a grace period. A lock file
 ensures that each home has one supervisor. If the supervisor is killed, Linux signals its children to stop, and the next start ends what is
 left.
@@ -13,16 +13,14 @@ import signal
 import sys
 import time
 from datetime import UTC, date, datetime
-from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from shared import errors
-from stack import control, probes, process_keeper, processes, secret_files, settings, stack_plan, watchdog
+from stack import control, features, probes, process_keeper, processes, secret_files, settings, stack_plan, watchdog
 from stack import logs as log_files
 from stack import stack_home as homes
-from stack.recovery import site_term, upgrade
 from stack.servers import postgres, valkey
 from stack.servers.postgres import Postgres
 from stack.servers.program import Program
@@ -93,29 +91,11 @@ class Supervisor:
     async def _prepare(self, server: Postgres) -> None:
         passwords = {role: secret_files.read(self._home, f"postgres_{role}") for role in secret_files.LOGIN_ROLES}
         await asyncio.to_thread(postgres.provision, server, passwords)
-        agent = next((program for program in self._plan.programs if program.name == stack_plan.BACKUP), None)
-        back_up = None if agent is None else partial(self._back_up, agent)
-        if (point := await upgrade.before_migrations(self._home, server, back_up)) is not None:
-            _log.info("postgres: restore point %s, before the migrations", point.name)
+        from stack import schema_migrations  # imports the driver, which nothing needs before the server runs
 
-    async def _back_up(self, agent: Program) -> None:
-        """Make a base backup if one is due. A store that fails must not prevent an upgrade."""
-        _log.info("backup: one is made before the migrations if it is due")
-        file = self._home.log(agent.name)
-        output = await asyncio.to_thread(file.open, "ab")
-        with output:
-            process = await asyncio.create_subprocess_exec(
-                *(*agent.command, stack_plan.BACKUP_ONCE), env=agent.environment, cwd=homes.checkout(),
-                stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
-                preexec_fn=processes.dies_with_parent(signal.SIGTERM, os.getpid()),
-            )  # fmt: skip
-        try:
-            status = await process.wait()
-        finally:
-            if process.returncode is None:  # we are stopping
-                await processes.stop(process, signal.SIGTERM, agent.grace_seconds)
-        if status != 0:
-            _log.error("backup: none was made before the migrations (status %d); see %s; continuing without it", status, file)
+        if await schema_migrations.will_change_tables(self._home, server):
+            for part in features.parts():
+                await part.before_migrations(self._home, server, self._plan.programs)
 
     def _begin(self, program: Program) -> None:
         self._running[program.name] = self._tasks.create_task(self._keepers[program.name].run())
@@ -208,11 +188,11 @@ def main() -> int:
     home = homes.locate(os.environ)
     _keep_lock()
     try:
-        site_term.ensure_not_replaced(home)
+        features.ensure_may_start(home)
         recorded = settings.read_recorded(home)
         chosen = settings.load(recorded)
         planned = stack_plan.make(home, chosen, recorded, os.environ)
-        postgres.ensure_not_lost(planned.postgres, home.own_site)
+        features.ensure_may_start(home, planned.postgres)
         if planned.postgres is not None:
             postgres.prepare(planned.postgres)
         if planned.valkey is not None:

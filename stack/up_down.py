@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared import addresses, config, errors
-from stack import control, initialization, logs, ports, probes, processes, settings, stack_plan
+from stack import control, features, initialization, logs, ports, probes, processes, settings, stack_plan
 from stack import stack_home as homes
 from stack.control import ControlAnswer
-from stack.recovery import site_term, upgrade
-from stack.recovery.upgrade import RestorePoint
-from stack.servers import postgres
 from stack.settings import StackSettings
 from stack.stack_home import StackHome
 
@@ -71,7 +68,7 @@ async def up(
     Raises AimeshError, after printing the end of the log that explains it."""
     if sys.platform != "linux":
         raise errors.BadSettings("the embedded stack runs on Linux only", hint="use compose.yaml instead")
-    site_term.ensure_not_replaced(home)
+    features.ensure_may_start(home)
     if not (home.run.is_dir() and processes.has_supervisor(home)):
         _require_disk(home.root)
     made = initialization.ensure(home, environment, folder)
@@ -88,7 +85,7 @@ async def up(
         running = None
     log_ends = logs.ends(home.logs)
     if running is None:
-        postgres.ensure_not_lost(planned.postgres, home.own_site)
+        features.ensure_may_start(home, planned.postgres)
         _launch(home, made.settings)
         report(f"starting {', '.join(program.name for program in planned.programs)}")
     elif await _runs_already(running, planned):
@@ -99,12 +96,13 @@ async def up(
         await _repair(home, running, report)
     old_crashes = {program.name: program.crashes for program in running.programs} if running else {}
     before = StateBefore(old_crashes, log_ends)
-    points = upgrade.read_points(home)
+    noted = len(features.notes(home, made.recorded))
     services = _services(planned)
     remote = {name: services.pop(name) for name in stack_plan.REMOTE_WORKERS if name in services}
     first = {name: url for name, url in services.items() if name not in stack_plan.WORKERS}
     ready = await until_ready(home, first, before, report)
-    _report_points(upgrade.read_points(home)[len(points) :], report, backs_up="BACKUP_TO" in made.recorded)
+    for note in features.notes(home, made.recorded)[noted:]:
+        report(note)
     await prepare(made.settings)
     await until_ready(home, services, before, report, known=ready)
     for name, reason in (await _look({**services, **remote})).reasons.items():
@@ -119,12 +117,6 @@ def _find_warnings(home: StackHome, environment: Mapping[str, str], made: initia
         yield missing
     if made.settings.host not in addresses.LOOPBACK and made.settings.tls_cert_file is None:
         yield f"gateway and web on {made.settings.host} have no TLS, so others on the network can read keys and prompts"
-
-
-def _report_points(points: list[RestorePoint], report: ReportProgress, *, backs_up: bool) -> None:
-    off = "" if backs_up else "; backup is off (BACKUP_TO), so you cannot restore to it"
-    for point in points:
-        report(f"wrote restore point {point.name} before the migrations{off}")
 
 
 async def _find_running(home: StackHome) -> ControlAnswer | None:
@@ -196,14 +188,6 @@ async def _runs_already(running: ControlAnswer, planned: stack_plan.StackPlan) -
     return _all_run(running) and len((await _look(services)).ready) == len(services)
 
 
-def _is_backing_up(home: StackHome) -> bool:
-    try:
-        inode = home.base_backup.with_suffix(".lock").stat().st_ino
-        return f":{inode} " in Path("/proc/locks").read_text(encoding="ascii")
-    except OSError:
-        return False
-
-
 async def until_ready(
     home: StackHome,
     services: Mapping[str, str],
@@ -228,8 +212,7 @@ async def until_ready(
             facts |= {(program.name, program.state) for program in answer.programs}
             for name in sorted(name for name in waiting.ready if (name, "ready") not in seen):
                 report(f"{name} is ready ({time.monotonic() - started:.1f} s)")
-            # A base backup before migrations takes as long as the database is large, and gives up when it stalls.
-            if not facts <= seen or _is_backing_up(home):
+            if not facts <= seen or any(part.is_preparing(home) for part in features.parts()):
                 seen |= facts
                 moved = time.monotonic()
             if _all_run(answer) and len(waiting.ready | waiting.lack_model) == len(services):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from shared import api
+from shared import api, features
 from tests import feature_parts
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +48,7 @@ READS_ENVIRONMENT = {
     "shared/landlock.py": "lets an engine read the folders that the system's loader finds in its variable",
     "services/inference/child_process.py": "hands the machine's variables on to child processes, without secrets",
 } | {place: why for part in feature_parts.modules("architecture") for place, why in part.READS_ENVIRONMENT.items()}
+READS_ENVIRONMENT |= dict.fromkeys((f"features/{name}/stack" for name in features.having("stack.part")), "is part of the stack")
 #: Code with SQL, other than queries.sql and migrations.
 HOLDS_SQL = {"shared/stores/database": "settings of a session", "shared/stores/migrations": "the migration runner's own table"}
 

@@ -13,7 +13,8 @@ import yaml
 
 from services import settings_check
 from shared import config
-from stack.settings import BackupSettings
+from shared.types import SERVICE_NAMES
+from stack.settings import StackSettings
 from tools import generated
 
 FOLDER = generated.ROOT / "deploy" / "helm" / "ai-inference"
@@ -38,7 +39,9 @@ def table() -> str:
 
 def schema() -> dict[str, Any]:
     names = {name for kind in settings_check.KINDS for name in config.check_variables(kind, {}).names}
-    names |= {setting.variable.name for setting in config.settings_of(BackupSettings)}
+    # Those of features' own programs.
+    programs = {service for service, _ in config.settings_of_features()} - {*SERVICE_NAMES.values(), StackSettings.SERVICE}
+    names |= {setting.variable.name for service, setting in config.settings_of_features() if service in programs}
     values = yaml.safe_load((FOLDER / "values.yaml").read_text(encoding="utf-8"))
     comments = {path: text for path, _, text in rows()}
     closed = _schema_of(values, "", comments)

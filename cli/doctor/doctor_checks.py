@@ -17,8 +17,8 @@ from cli.connection import CliConnection
 from cli.doctor.findings import DoctorFinding, unchecked, wrong
 from cli.output import printing
 from cli.profile import Profile
-from shared import addresses, errors
-from shared.api import auth, deferral, gateway, recovery, servers
+from shared import addresses, errors, features
+from shared.api import auth, deferral, gateway, servers
 from shared.identity import credentials
 from shared.types import Role
 
@@ -171,7 +171,8 @@ async def _examine_services(connection: CliConnection, chosen: Profile, findings
     except errors.AimeshError as error:
         nodes, about_nodes = (), [_logged_out("nodes") if chosen.api_key is None else wrong("nodes", error)]
     findings += [*_check_workers(health, nodes), *about_nodes]
-    findings += await _check_backups(connection)
+    for of_feature in features.modules("cli.doctor"):
+        findings += await of_feature.check(connection)
     findings += await _check_deferred(connection)
 
 
@@ -190,29 +191,6 @@ async def _check_auth(connection: CliConnection, chosen: Profile) -> DoctorFindi
         return wrong("auth", error)
     active = printing.counted(sum(key.is_active for key in listed.keys), "key is", "keys are")
     return DoctorFinding("auth", True, f"OK; it accepts the key; {active} active")
-
-
-async def _check_backups(connection: CliConnection) -> list[DoctorFinding]:
-    """Return nothing for those who may not know: they cannot change it either."""
-    try:
-        found = await connection.call(recovery.get_backups, recovery.GetBackups(), deadline_seconds=_STEP_SECONDS)
-    except errors.AimeshError:
-        return []
-    if found.state is not recovery.BackupState.ON:
-        hint = "set BACKUP_TO and BACKUP_RECIPIENTS; Admin → Backups shows the commands"
-        return [DoctorFinding("backups", None, "there are no backups", hint)]
-    if (age := found.age_seconds or 0.0) > recovery.AGENT_GONE_SECONDS:
-        silence = "has never reported" if found.report is None else f"has not reported for {age / 60:.0f} min"
-        hint = "it is down, or the mesh refuses it: aicli stack logs backup"
-        return [DoctorFinding("backups", False, f"the backup agent {silence}", hint)]
-    if found.report is None:
-        return [DoctorFinding("backups", None, "the backup agent has not reported yet")]
-    hint = "see aicli stack logs backup"
-    if found.report.store_failing_since is not None:
-        return [DoctorFinding("backups", False, f"the backup agent cannot use the store: {found.report.store_error}", hint)]
-    newest = max((each.at for each in found.report.backups), default=None)
-    text = "the first one is not complete" if newest is None else f"newest {newest:%Y-%m-%d %H:%M} UTC"
-    return [DoctorFinding("backups", newest is not None or None, text)]
 
 
 async def _check_deferred(connection: CliConnection) -> list[DoctorFinding]:

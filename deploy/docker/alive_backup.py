@@ -6,5 +6,5 @@ import sys
 with socket.socket(socket.AF_UNIX) as agent:
     agent.settimeout(2)
     agent.connect(sys.argv[1])
-    # As in stack/stack_plan.py.
+    # As in features/backup/stack/agent_program.py.
     sys.exit(agent.recv(100) != b"ready\n")

@@ -10,18 +10,15 @@ import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cli import profile
-from shared import addresses
-from shared.api.recovery import BackupState
 from shared.identity import private_file
 from shared.types import MeshName, Role
-from stack import secret_files, settings
+from stack import features, secret_files
 from stack import stack_home as homes
-from stack.recovery import sealing
-from stack.recovery.agent import backup_files
+from stack.features import ContainerSite
 from stack.servers import postgres, replica_tickets
 from stack.stack_home import StackHome
 
@@ -60,14 +57,15 @@ class Recipient:
     only_beside: str = ""
 
 
-_OF_AWS = ("access_key_id", "secret_access_key", "session_token")
-
-
 def recipients(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipient]]:
     """Yield the name and the content of each volume."""
-    yield from of_services(home, mesh)
+    site = ContainerSite(home=home, given=given, database_url=lambda role: database_url(home, role))
+    more = {volume: files for part in features.parts() for volume, files in part.container_files(site).items()}
+    for name, recipient in of_services(home, mesh):
+        yield name, replace(recipient, files={**recipient.files, **more.pop(name, {})})
+    yield from ((name, Recipient(OURS, files)) for name, files in more.items())
     yield from of_replicas(home)
-    yield from of_backups(home)
+    yield from of_stores()
     yield from of_observers(home)
 
 
@@ -85,7 +83,6 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
                 "node.nk": key(home, "auth"),
                 "database_url": database_url(home, "auth"),
                 "redis_url": redis_url,
-                "backup_state": backup_state().encode(),
                 **{name: secret(home, name) for name in secret_files.OF_AUTH},
             },
         ),
@@ -127,10 +124,9 @@ def of_replicas(home: StackHome) -> Iterator[tuple[str, Recipient]]:
         yield f"{name}-data", Recipient(OURS, old, only_beside="worker.receipts")
 
 
-def of_backups(home: StackHome) -> Iterator[tuple[str, Recipient]]:
-    """Yield the volumes of the profiles `backup` and `s3`, and the recovery log's, which only gets an owner."""
+def of_stores() -> Iterator[tuple[str, Recipient]]:
+    """Yield the volumes of the profile `s3`, and the recovery log's, which only gets an owner."""
     yield "recovery-data", Recipient(OURS, {})
-    yield "backup", Recipient(OURS, backup_home(home))
     yield "s3", Recipient(OURS, {"s3.json": s3_config()})
     yield "s3-data", Recipient(OURS, {})
 
@@ -195,25 +191,6 @@ def database_url(home: StackHome, role: str) -> bytes:
         else f"postgres:5432/{postgres.DATABASE}"
     )
     return f"postgresql://{role}:{password}@{place}".encode()
-
-
-def backup_state() -> str:
-    """Return the settings for auth. Those of backups are missing where other machines can reach the stack."""
-    is_public = (given("PUBLISH_ADDRESS") or "127.0.0.1") not in addresses.LOOPBACK
-    return given("BACKUP_STATE") or (BackupState.ON if given("BACKUP_TO") else BackupState.MISSING if is_public else BackupState.OFF)
-
-
-def backup_home(home: StackHome) -> dict[str, bytes]:
-    """Return what the agent reads of the home, and so everything that it backs up."""
-    if not given("BACKUP_TO"):
-        return {}
-    private_file.create(home.secrets / secret_files.BACKUP_IDENTITY, lambda: sealing.new_identity().encode())
-    found = backup_files.collect(home, settings.read_recorded(home))
-    kept = {str(path): (home.root / path).read_bytes() for path in (*found.secrets, *found.files)}
-    keys = {f"secrets/environment/aws_{name}": given(f"AWS_{name.upper()}").encode() for name in _OF_AWS}
-    is_theirs = given("DATABASE_URL") or given("GATEWAY_DATABASE_URL")
-    url = given("BACKUP_DATABASE_URL").encode() or (b"" if is_theirs else database_url(home, "backup"))
-    return {**kept, **keys, "secrets/database_url_backup": url, "run/sockets": str(home.sockets).encode()}
 
 
 def s3_config() -> bytes:

@@ -8,7 +8,6 @@ from msgspec import Meta, field
 
 from services.auth import passwords
 from shared import addresses, node
-from shared.api.recovery import BackupState
 from shared.config import Port, Variable
 from shared.identity import install_line, node_keys
 from shared.node.settings import Migrate
@@ -16,6 +15,8 @@ from shared.types import PlanName, Tier, UserRole
 
 
 class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
+    SERVICE = "auth"
+
     port: Annotated[Port, Variable("AUTH_SERVICE_PORT", "the port of auth's health and metrics")] = 3001
     database_url: Annotated[str, Variable("DATABASE_URL", "PostgreSQL", secret=True, override="AUTH_DATABASE_URL")]
     migrate: Migrate = "on"
@@ -137,14 +138,6 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
             "folder for the signed recovery log; without it, a restored database accepts revoked keys, nodes and tickets again",
         ),
     ] = None
-    backup_state: Annotated[
-        BackupState,
-        Variable(
-            "BACKUP_STATE",
-            "on: the backup agent reports here; off: there are no backups; missing: the same, with an alert. `make up` sets it by "
-            "BACKUP_TO, BIND_HOST and DHT_HOST",
-        ),
-    ] = BackupState.OFF
     audit_anchor_file: Annotated[
         Path | None, Variable("AUDIT_ANCHOR_FILE", "file for signed heads of the audit log; best on another machine's disk")
     ] = None

@@ -18,7 +18,7 @@ import msgspec
 from services.auth import name_rules, roles
 from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
-from shared import errors
+from shared import errors, features
 from shared.api.accounts import StaleKey, StaleUser
 from shared.api.auth import ApiKey, ApiKeyLimits, Budget, Change, Every, KeyBounds, KeyKind, Principal, User
 from shared.api.business import NewOfDay
@@ -83,7 +83,7 @@ opened = partial(
     database.Database.open,
     schema="auth",
     package=Path(__file__).parent,
-    more_queries=(recovery_store.QUERIES, deferred_rows.QUERIES),
+    more_queries=(recovery_store.QUERIES, deferred_rows.QUERIES, *features.files("auth.sql")),
 )
 
 

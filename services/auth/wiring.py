@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-from services.auth import api_keys, name_rules, sealing
+from services.auth import api_keys, features, name_rules, sealing
 from services.auth.accounts.account_store import AccountStore
 from services.auth.accounts.address_verification import AddressVerification
 from services.auth.accounts.api_key_rpc import ApiKeyRpc
@@ -50,8 +50,6 @@ from services.auth.privacy.privacy_store import PrivacyStore
 from services.auth.privacy.retention import Retention
 from services.auth.recovery import kinds
 from services.auth.recovery.auth_replay import auth_replay
-from services.auth.recovery.backup_reports import BackupReports
-from services.auth.recovery.backup_store import BackupStore
 from services.auth.recovery.restored_access import AccessEnding, LostRows, RestoredAccess
 from services.auth.sealing import DataSealer
 from services.auth.session_opening import SessionOpening
@@ -173,7 +171,7 @@ class Wiring:
         passwords = PasswordChanges(parts, accounts, mail_limits, mailer)
         verification = AddressVerification(parts, cache, mail_limits, mailer)
         colleagues = ColleagueRpc(parts, ColleagueStore(database), mailer, cache)
-        backups = BackupReports(parts, BackupStore(database))
+        more = features.build(features.Site(settings=self._settings, node=self._node, database=database))
         settings = self._settings
         rules = retention.own(own_data, invitation_days=settings.invitation_days, ended_key_days=settings.ended_key_days)
         handlers = (
@@ -200,8 +198,8 @@ class Wiring:
             BudgetRpc(parts),
             AuditRpc(parts.store, self.trail, self._audit_rows, self._verification),
             SigningKeyRpc(self.trail, self._opened.signers),
-            backups,
             deferred,
+            *(each for built in more for each in built.served),
         )
         background: dict[str, Work] = {
             "changes": self.changes.run,
@@ -215,8 +213,8 @@ class Wiring:
             "notices": notices.run,
             "recovery log": self._opened.recovery.log.run,
             "recovery state": self._opened.recovery.start.run,
-            "backup reports": backups.run,
             "deferred items": deferred.run,
+            **{name: task for built in more for name, task in built.tasks.items()},
         }
         if ca is not None:
             background["certificates"] = ca.run

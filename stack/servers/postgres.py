@@ -102,17 +102,6 @@ def program(server: Postgres, environment: Mapping[str, str], more_options: Mapp
     )
 
 
-def ensure_not_lost(server: Postgres | None, backed_up: Path) -> None:
-    """Raises BadSettings if there is no database, but ``backed_up``, a file that only a home with backups has: an empty one would hide that
-    it is lost. ``server`` is None if it is not ours."""
-    if server is not None and backed_up.exists() and not (server.data / "PG_VERSION").exists():
-        raise errors.BadSettings(
-            f"the database in {server.folder} is gone, and there are backups of it",
-            hint="restore it: aicli stack restore latest --replace --identity FILE; "
-            f"to begin with an empty one, remove {backed_up} and set BACKUP_TO to an empty place",
-        )
-
-
 def prepare(server: Postgres) -> None:
     """Create the cluster if there is none, and remove the lock of a killed server. Blocks for about a second."""
     if not (server.data / "PG_VERSION").exists():

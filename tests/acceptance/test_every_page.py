@@ -74,7 +74,6 @@ OF_ADMINISTRATORS = {
     "admin-prices": "/admin/prices",
     "admin-routes-none": "/admin/routes",
     "admin-audit": "/admin/audit",
-    "admin-backups": "/admin/backups",
     "admin-settings": "/admin/settings",
     "admin-setup": "/admin/setup",
     "admin-invitations": "/admin/invitations",

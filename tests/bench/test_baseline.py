@@ -10,6 +10,7 @@ import pytest
 from bench import baseline, report
 from bench.baseline import Record, Recorded, Run
 from bench.report import Better, Row
+from tests import feature_parts
 
 RATE = Recorded("calls", "theirs", Better.HIGHER, ratio=2.0, spread=0.1)
 TIME = Recorded("wait", "theirs", Better.LOWER, ratio=2.0, spread=0.1)
@@ -179,6 +180,7 @@ def test_every_bench_is_checked_and_no_other_is_recorded() -> None:
     folder = Path(baseline.__file__).parent
     texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.py")}
     texts |= {path.parent.name: path.read_text(encoding="utf-8") for path in folder.glob("*/__main__.py")}
+    texts |= {path.parent.name: path.read_text(encoding="utf-8") for path in feature_parts.files("bench.py")}
     benches = {name for name, text in texts.items() if '\nif __name__ == "__main__":\n' in text and "report.run(" in text}
     assert benches == set(baseline.BENCHES)
     assert len(set(baseline.BENCHES)) == len(baseline.BENCHES)

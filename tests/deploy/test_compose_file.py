@@ -18,7 +18,6 @@ from services.gateway.settings import GatewaySettings
 from shared import config, node
 from shared.stores import object_credentials
 from stack import settings
-from stack.settings import BackupSettings
 from tests.deploy import compose_file, containers
 
 SERVICES = compose_file.services()
@@ -333,42 +332,12 @@ def test_init_gives_to_every_container_that_has_a_volume_of_secrets() -> None:
     assert {volume for volume in handed if volume.endswith("-data")} <= kept
 
 
-def test_the_backup_agent_gets_every_setting_of_backups_and_secrets_as_files() -> None:
-    environment = compose_file.environment_of("backup")
-    known = {
-        setting.variable.name: setting.variable.secret
-        for kind in (BackupSettings, node.NodeSettings)
-        for setting in config.settings_of(kind)
-    }
-    given = {name if name in known else name.removesuffix("_FILE") for name in environment}
-    assert given - known.keys() - {"SWARM_CLIENTS"} == {"AIMESH_HOME"}
-    backups = {setting.variable.name for setting in config.settings_of(BackupSettings)}
-    assert backups <= given
-    assert {name for name in given if known.get(name) and name in environment} == set()
-    # init records the settings for the commands, with the paths of the agent's container.
-    recorded = compose_file.environment_of("init")
-    assert backups <= recorded.keys()
-    assert environment["AIMESH_HOME"] == recorded["AIMESH_HOME"] == "/state"
-    assert recorded["AUDIT_ANCHOR_FILE"].startswith("/state/recovery_log/")
-    assert "recovery-data:/state/recovery_log:ro" in SERVICES["backup"]["volumes"]
-    assert {mounts_of(service)[LOG] for service in ("auth", "gateway")} == {"recovery-data"}
-
-
-@pytest.mark.parametrize(("given", "source"), [({}, "backup-data"), ({"BACKUP_FOLDER": "/mnt/nas"}, "/mnt/nas")])
-def test_backups_go_to_a_volume_or_a_folder_of_the_host(given: dict[str, str], source: str) -> None:
-    assert compose_file.resolve(SERVICES["backup"]["volumes"][-1], given) == f"{source}:/backup"
-
-
 def test_postgresql_lets_only_the_backup_role_copy_it_and_nobody_in_without_a_password() -> None:
     (place,) = (word.partition("=")[2] for word in SERVICES["postgres"]["command"] if word.startswith("hba_file="))
     text = compose_file.mounted("postgres")[place].read_text(encoding="utf-8")
     lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
     assert {line[-1] for line in lines} == {"scram-sha-256"}
     assert [line[:3] for line in lines if line[1] == "replication"] == [["host", "replication", "backup"]]
-    command = SERVICES["postgres"]["command"]
-    assert compose_file.resolve(command[-1], {"BACKUP_WAL_MOST": "1GB"}) == "max_slot_wal_keep_size=1GB"
-    default = next(each.default for each in config.settings_of(BackupSettings) if each.variable.name == "BACKUP_WAL_MOST")
-    assert compose_file.resolve(command[-1], {}) == f"max_slot_wal_keep_size={default}"
 
 
 def test_only_the_agent_reaches_the_s3_server() -> None:

@@ -16,9 +16,6 @@ import httpx
 import pytest
 
 from services.gateway.billing.journal import Journal
-from stack import stack_home as homes
-from stack.recovery import sealing
-from stack.recovery.agent import backup_files
 from stack.servers import nats_server
 from tests.deploy import compose_file, containers
 from tests.deploy.containers import Container, House
@@ -72,47 +69,6 @@ def test_init_hands_out_your_own_servers_and_keys(tmp_path: Path, monkeypatch: p
     assert not list(handed.glob("inference/openai*"))
 
 
-def test_init_hands_out_a_home_to_the_backup_agent_and_the_key_of_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {
-        "BACKUP_TO": "s3://aimesh/home",
-        "BACKUP_RECIPIENTS": sealing.recipient_of(sealing.new_identity()),
-        "AWS_ACCESS_KEY_ID": "aimesh",
-        "AWS_SECRET_ACCESS_KEY": "secret-one",
-    }
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    handed = containers.run_init(tmp_path, given)
-    home = handed / "backup"
-    # The backup has all its files: the agent's own paths are those that init writes.
-    found = backup_files.collect(homes.locate({"AIMESH_HOME": str(home)}), {})
-    assert {"secrets/data_key", "secrets/mesh_ca.nk", "secrets/recovery.nk", "secrets/backup_identity", "keys/auth.nk"} <= {
-        str(path) for path in found.secrets
-    }
-    assert Path("stack.env") in found.files
-    assert "BACKUP_TO=s3://aimesh/home" in (home / "stack.env").read_text(encoding="utf-8")
-    assert "secret-one" not in (home / "stack.env").read_text(encoding="utf-8")
-    assert {stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")} == {0o600, 0o700}
-    assert re.fullmatch(
-        r"postgresql://backup:[\w-]+@postgres:5432/aimesh", (home / "secrets/database_url_backup").read_text(encoding="utf-8")
-    )
-    assert (home / "secrets/environment/aws_secret_access_key").read_bytes() == b"secret-one"
-    assert (home / "secrets/environment/aws_session_token").read_bytes() == b""
-    [user] = json.loads((handed / "s3/s3.json").read_bytes())["identities"]
-    assert user["credentials"] == [{"accessKey": "aimesh", "secretKey": "secret-one"}]
-    # A database of your own is copied only if you provide a role for backups.
-    monkeypatch.setenv("DATABASE_URL", "postgresql://me:pw@db/all")
-    assert (containers.run_init(tmp_path, given) / "backup/secrets/database_url_backup").read_bytes() == b""
-    monkeypatch.setenv("BACKUP_DATABASE_URL", "postgresql://copier:pw@db/all")
-    assert b"copier" in (containers.run_init(tmp_path, given) / "backup/secrets/database_url_backup").read_bytes()
-
-
-def test_without_backups_the_agent_gets_nothing_and_nobody_knows_the_key_of_the_store(tmp_path: Path) -> None:
-    handed = containers.run_init(tmp_path)
-    assert not list((handed / "backup").iterdir())
-    [user] = json.loads((handed / "s3/s3.json").read_bytes())["identities"]
-    assert len(user["credentials"][0]["secretKey"]) >= 40
-
-
 @pytest.mark.parametrize(
     ("given", "web", "gateway"),
     [("", "172.31.250.129\n", ""), ("10.0.0.0/8, 192.0.2.1", "10.0.0.0/8\n192.0.2.1\n", "10.0.0.0/8\n192.0.2.1\n")],
@@ -142,22 +98,6 @@ def test_init_refuses_the_database_of_an_older_postgresql(tmp_path: Path) -> Non
     (tmp_path / "PG_VERSION").write_text("17\n")
     with pytest.raises(SystemExit, match=r"PostgreSQL 17.*docs/howto/deploy.md, From PostgreSQL 17"):
         program.check_postgres(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("given", "state"),
-    [
-        ({}, "off"),
-        ({"PUBLISH_ADDRESS": "127.0.0.1"}, "off"),
-        ({"PUBLISH_ADDRESS": "0.0.0.0"}, "missing"),
-        ({"PUBLISH_ADDRESS": "0.0.0.0", "BACKUP_TO": "/backup"}, "on"),
-        ({"PUBLISH_ADDRESS": "0.0.0.0", "BACKUP_STATE": "off"}, "off"),
-    ],
-)
-def test_auth_is_told_whether_there_are_backups(given: dict[str, str], state: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    assert containers.hand_out_program().backup_state() == state
 
 
 def health_check(service: str, port: int) -> list[str]:

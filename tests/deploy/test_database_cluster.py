@@ -13,8 +13,8 @@ import jsonschema
 import pytest
 import yaml
 
+from features.backup.stack.agent.source_database import SLOT
 from shared.stores import server_sessions
-from stack.recovery.agent.source_database import SLOT
 from tests.deploy import compose_file, containers
 
 FOLDER = compose_file.ROOT / "deploy/compose"

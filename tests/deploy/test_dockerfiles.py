@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from services.web import install_script, package_fetcher
-from stack import stack_plan
 from stack.servers import dht_programs
 from tests.deploy import compose_file
 
@@ -24,7 +23,7 @@ COMMANDS = {
     "dht": '["python", "-m", "cli.main", "mesh", "bootstrap"]',
     "worker": '["python", "-m", "services.inference"]',
     "worker-cuda": '["python", "-m", "services.inference"]',
-    "backup": '["python", "-m", "stack.recovery.agent.backup_agent"]',
+    "backup": '["python", "-m", "features.backup.stack.agent.backup_agent"]',
 }
 #: The only stages that may change an image by anything except a COPY.
 ROOTS = {"base", "backup"}
@@ -240,16 +239,3 @@ def test_a_dht_node_is_asked_as_the_supervisor_asks_it(answer: bytes, status: in
             node.sendto(answer, asker)
             assert check.wait(timeout=60) == status
         assert question == dht_programs._PING
-
-
-@pytest.mark.parametrize(("answer", "status"), [(stack_plan.BACKUP_READY, 0), (b"opening the store\n", 1)])
-def test_the_agent_is_asked_as_the_supervisor_asks_it(answer: bytes, status: int, tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as agent:
-        agent.settimeout(10)
-        agent.bind(str(tmp_path / "s"))
-        agent.listen()
-        with subprocess.Popen([sys.executable, str(ROOT / "deploy/docker/alive_backup.py"), str(tmp_path / "s")]) as check:
-            asking, _ = agent.accept()
-            with asking:
-                asking.send(answer)
-            assert check.wait(timeout=60) == status

@@ -20,9 +20,9 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
+from features.backup.stack import sealing
 from shared.api import auth
 from stack import control, stack_plan
-from stack.recovery import sealing
 from tests import patroni, people, stacks, stopwatch
 from tests.chaos import clients, invariants, ledger, world
 from tests.chaos.clients import Clients

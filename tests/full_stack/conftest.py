@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.recovery import sealing
+from features.backup.stack import sealing
 from tests import people, stacks
 from tests.people import ApiClient
 from tests.services.auth.oidc.scripted_provider import CLIENT_ID

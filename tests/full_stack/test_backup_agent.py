@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from features.backup.contract import BackupReport, BackupState
+from features.backup.stack import catalog, sealing
+from features.backup.stack.catalog import StoreCatalog
 from shared.api import auth, recovery
-from shared.api.recovery import BackupReport, BackupState
 from shared.identity import node_keys
 from shared.recovery.recovery_lines import RecoveryLine
 from shared.stores import objects
-from stack.recovery import catalog, sealing
-from stack.recovery.catalog import StoreCatalog
 from tests import people, stacks
 from tests.full_stack.conftest import Surroundings
 from tests.people import ApiClient, Person

@@ -7,8 +7,6 @@ import pytest
 from shared import config
 from stack import initialization, settings, stack_plan
 from stack import stack_home as homes
-from stack.recovery import sealing
-from stack.settings import BackupSettings
 from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 from tests.deploy.test_settings_reach_services import NOT_UNDER_MAKE_UP
@@ -54,35 +52,6 @@ def test_secrets_are_in_no_environment_or_command(home: StackHome) -> None:
                 assert file.read_text().strip() not in repr(program), (program.name, file.name)
 
 
-_RECIPIENT = sealing.recipient_of(sealing.new_identity())
-
-
-def test_backups_have_an_agent_which_alone_gets_their_settings(home: StackHome) -> None:
-    assert "backup" not in _environments(_plan(home))
-    planned = _plan(home, BACKUP_TO="/srv/backup", BACKUP_RECIPIENTS=_RECIPIENT, BACKUP_WAL_MOST="12GB")
-    environments = _environments(planned)
-    agent = environments["backup"]
-    loaded = config.load(BackupSettings, agent)
-    assert (loaded.backup_to, loaded.backup_recipients, loaded.streams_database) == ("/srv/backup", (_RECIPIENT,), True)
-    assert loaded.backup_database_url == (home.secrets / "database_url_backup").read_text().strip()
-    assert {name for name in agent if name.endswith("_FILE")} == {"NODE_KEY_FILE", "BACKUP_DATABASE_URL_FILE"}
-    assert (agent["NODE_KEY_FILE"], agent["AIMESH_HOME"]) == (str(home.key("backup")), str(home.root))
-    assert [name for name, found in environments.items() if "BACKUP_TO" in found] == ["backup"]
-    (server,) = (program for program in planned.programs if program.name == "postgres")
-    assert "max_slot_wal_keep_size=12GB" in server.command
-
-
-@pytest.mark.parametrize(
-    ("given", "url"),
-    [
-        ({"DATABASE_URL": "postgresql://u:p@h/d"}, None),
-        ({"DATABASE_URL": "postgresql://u:p@h/d", "BACKUP_DATABASE_URL": "postgresql://b:p@h/d"}, "postgresql://b:p@h/d"),
-        ({"BACKUP_DATABASE": "managed"}, None),
-    ],
-)
-def test_which_database_the_agent_copies(home: StackHome, given: dict[str, str], url: str | None) -> None:
-    agent = _environments(_plan(home, BACKUP_TO="/srv/backup", BACKUP_RECIPIENTS=_RECIPIENT, **given))["backup"]
-    assert config.load(BackupSettings, agent).backup_database_url == url
 
 
 def test_other_environment_variables_are_not_passed_on(home: StackHome) -> None:
@@ -143,28 +112,6 @@ def test_people_who_are_let_in_have_room_for_coding_agents(home: StackHome) -> N
     chosen = _environments(_plan(home, INVITED_TIER="free", OIDC_TIER="pro", TIER_ENTERPRISE="concurrency=500"))
     assert (chosen["auth"]["INVITED_TIER"], chosen["auth"]["OIDC_TIER"]) == ("free", "pro")
     assert chosen["gateway"]["TIER_ENTERPRISE"] == "concurrency=500"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "recorded", "state"),
-    [
-        ({}, {}, "off"),
-        ({"host": "localhost", "dht_host": "::1"}, {}, "off"),
-        ({"host": "0.0.0.0"}, {}, "missing"),
-        ({"dht_host": "203.0.113.5"}, {}, "missing"),
-        ({}, {"BACKUP_TO": "/srv/backup"}, "on"),
-        ({"host": "0.0.0.0"}, {"BACKUP_TO_FILE": "/secret"}, "on"),
-    ],
-)
-def test_backups_are_missing_when_other_machines_reach_the_stack(overrides: dict[str, str], recorded: dict[str, str], state: str) -> None:
-    assert stack_plan.backup_state(settings.StackSettings(**overrides), recorded) == state
-
-
-def test_auth_is_told_about_backups_and_the_user_may_say_otherwise(home: StackHome) -> None:
-    assert _environments(_plan(home))["auth"]["BACKUP_STATE"] == "off"
-    assert _environments(_plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true"))["auth"]["BACKUP_STATE"] == "missing"
-    chosen = _plan(home, BIND_HOST="0.0.0.0", ALLOW_PLAIN_HTTP="true", BACKUP_STATE="off")
-    assert _environments(chosen)["auth"]["BACKUP_STATE"] == "off"
 
 
 def test_echo_worker_serves_only_echo(home: StackHome) -> None:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,7 +20,6 @@ import pytest
 from stack import control, initialization, ports, probes, processes, secret_files, stack_plan, supervisor
 from stack import stack_home as homes
 from stack.control import ControlAnswer, ProgramStatus, Restart, StatusRequest, Stop
-from stack.recovery import upgrade
 from stack.servers import postgres, valkey
 from stack.servers.program import Program
 from stack.stack_home import StackHome
@@ -287,38 +286,3 @@ async def test_real_servers_run_under_a_very_long_path(tmp_path: Path, short_pat
         assert await connection.fetchval("SHOW fsync") == "on"
         assert await connection.fetchval("SHOW synchronous_commit") == "on"
         await connection.close()
-
-
-@pytest.mark.parametrize(("status", "said"), [(0, ""), (1, "none was made before the migrations (status 1)")])
-async def test_a_base_backup_is_made_before_an_upgrade_and_a_failing_store_does_not_prevent_it(
-    home: StackHome, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int, said: str
-) -> None:
-    steps: list[str] = []
-
-    async def before_migrations(_home: StackHome, _server: object, back_up: Callable[[], Awaitable[None]] | None) -> None:
-        if back_up is not None:
-            await back_up()
-        steps.append(logged(home, "backup"))
-
-    monkeypatch.setattr(upgrade, "before_migrations", before_migrations)
-    monkeypatch.setattr(postgres, "provision", lambda *_: None)
-    secret_files.ensure(home)
-    agent = program("backup", "sh", "-c", f'echo "asked $0"; exit {status}')
-    server = stack_plan.postgres_of(home)
-    async with asyncio.TaskGroup() as tasks:
-        await supervisor.Supervisor(home, StackPlan((agent,), None, None, "f"), tasks, log_days=90)._prepare(server)
-        await supervisor.Supervisor(home, StackPlan((), None, None, "f"), tasks, log_days=90)._prepare(server)
-    assert steps == ["asked --once\n"] * 2
-    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
-    assert [said in each for each in errors] == [True] * bool(said)
-
-
-async def test_a_backup_before_an_upgrade_ends_with_the_supervisor(home: StackHome) -> None:
-    agent = program("backup", "sh", "-c", "trap 'sleep 0.2; echo ended; exit 0' TERM; echo begun; while :; do sleep 0.02; done")
-    async with asyncio.TaskGroup() as tasks:
-        backup = tasks.create_task(supervisor.Supervisor(home, StackPlan((agent,), None, None, "f"), tasks, log_days=90)._back_up(agent))
-        async with asyncio.timeout(30):
-            while logged(home, "backup") != "begun\n":
-                await asyncio.sleep(0.02)
-        backup.cancel()
-    assert logged(home, "backup") == "begun\nended\n"

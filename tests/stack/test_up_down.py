@@ -17,7 +17,6 @@ import pytest
 
 from shared import errors
 from shared.api.node import FIRST_MODEL
-from shared.stores import file_lock
 from stack import control, first_run, ports, probes, processes, stack_plan, status_overview, up_down
 from stack import stack_home as homes
 from stack.control import ControlAnswer, ProgramStatus, StatusRequest
@@ -219,13 +218,6 @@ async def test_start_may_exceed_the_stall_limit_while_it_progresses(bare: StackH
     async with starting_service(bare, progress) as services:
         with processes.only_supervisor(bare):
             await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, stall_seconds=stall_seconds)
-
-
-async def test_a_base_backup_before_an_upgrade_may_exceed_the_stall_limit(bare: StackHome) -> None:
-    async with starting_service(bare, itertools.repeat("40 %")) as services, file_lock.hold(bare.run / "base_backup"):
-        with processes.only_supervisor(bare), pytest.raises(TimeoutError):
-            async with asyncio.timeout(3):
-                await up_down.until_ready(bare, services, NOTHING_BEFORE, messages.append, stall_seconds=1.5)
 
 
 async def test_what_is_still_missing_is_told_meanwhile(monkeypatch: pytest.MonkeyPatch, bare: StackHome) -> None:

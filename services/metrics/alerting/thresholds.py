@@ -158,7 +158,6 @@ THRESHOLDS: Final[tuple[Threshold, ...]] = (
     Threshold("usage_export_late", fold(max, instruments.USAGE_EXPORT_LAG, "sink"), _OVER, 3600, "{:,.0f} s"),
     Threshold("usage_export_difference", _differences, _OVER, 0, "{:,.0f}"),
     Threshold("usage_export_excess", _excess, _OVER, 0, "{:,.0f}"),
-    Threshold("backup_old", fold(max, instruments.BACKUP_AGE), _OVER, 26 * 3600, "{:,.0f} s"),
     Threshold("certificate_expiring", _certificates, _UNDER, health_signals.CERTIFICATE_ENDS_SECONDS, "{:,.0f} s"),
     Threshold("cpu_high", fold(max, host_instruments.HOST_CPU, "machine"), _OVER, 0.8, "{:.1%}"),
     Threshold("gpu_saturation", fold(max, host_instruments.GPU_USAGE, "machine", "gpu"), _OVER, 0.9, "{:.1%}"),
@@ -179,7 +178,7 @@ FORMATS: Final = {threshold.name: threshold.shown for threshold in THRESHOLDS}
 SERIES: Final = frozenset(_COUNTERS) | {
     one.name
     for one in (
-        instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT, instruments.BACKUP_AGE,
+        instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT,
         instruments.CERTIFICATE_SECONDS_LEFT, answer_instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
         instruments.DATABASE_RESTORED, instruments.UNBILLED_USAGE, instruments.DEFERRED_ITEMS, instruments.WEBHOOK_BACKLOG,
         instruments.USAGE_EXPORT_LAG, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, instruments.USAGE_EXPORT_DIFFERENCE_MICRO,

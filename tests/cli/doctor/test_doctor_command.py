@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 from uuid import UUID
 
 import msgspec
@@ -19,11 +19,10 @@ from cli.connection import CliConnection
 from cli.doctor import doctor_checks
 from cli.doctor.findings import DoctorFinding
 from cli.profile import Profile
-from shared import errors
-from shared.api import auth, deferral, gateway, recovery, servers
+from shared import errors, features
+from shared.api import auth, deferral, gateway, servers
 from shared.api.gateway import Check, NodeRow, ServiceHealth, UserQuota
 from shared.api.ledger import Account, Allowance
-from shared.api.recovery import BackupEntry, BackupReport, Backups, BackupState
 from shared.types import Credential, MicroCredits, ModelName, NodeId, Role, Tier, UserId
 from tests.cli.fake_mesh import FakeMesh, Shell
 
@@ -54,17 +53,8 @@ def well(mesh: FakeMesh) -> None:
     mesh.answer(gateway.get_service_health, HEALTHY)
     mesh.answer(gateway.get_user_quota, QUOTA)
     mesh.answer(gateway.list_nodes, gateway.NodeRows(()))
-    mesh.answer(recovery.get_backups, backups())
     for method in (deferral.list_of_gateway, deferral.list_of_auth):
         mesh.answer(method, deferral.DeferredItems(()))
-
-
-def backups(age_seconds: float = 5, **changed: Any) -> Backups:
-    entry = BackupEntry(name="one", at=NOW, size_bytes=1, seconds=1)
-    report = BackupReport(site="north", term=1, to="/srv/backup", backups=(entry,))
-    return Backups(
-        state=BackupState.ON, report=msgspec.structs.replace(report, **changed), reported_at=NOW, age_seconds=age_seconds
-    )  # fmt: skip
 
 
 def use(shell: Shell, port: int) -> None:
@@ -86,43 +76,20 @@ async def test_all_is_well(shell: Shell) -> None:
         use(shell, port)
         findings = await examined(shell)
     assert wrong(findings) == []
-    checks = ["profile", "disk", "node key", "API key", "NATS", "auth", "gateway", "quota", "workers", "models", "backups"]
+    checks = ["profile", "disk", "node key", "API key", "NATS", "auth", "gateway", "quota", "workers", "models"]
     assert [finding.check for finding in findings] == checks
     assert not any(finding.hint for finding in findings)
 
 
-@pytest.mark.parametrize(
-    ("found", "ok", "detail", "hint"),
-    [
-        (Backups(state=BackupState.OFF), None, "there are no backups", "BACKUP_TO"),
-        (Backups(state=BackupState.MISSING), None, "there are no backups", "BACKUP_TO"),
-        (Backups(state=BackupState.ON), None, "has not reported yet", ""),
-        (Backups(state=BackupState.ON, age_seconds=120), None, "has not reported yet", ""),
-        (Backups(state=BackupState.ON, age_seconds=121), False, "has never reported", "the mesh refuses it: aicli stack logs backup"),
-        (backups(300), False, "has not reported for 5 min", "the mesh refuses it: aicli stack logs backup"),
-        (backups(120, store_failing_since=NOW, store_error="403 Forbidden"), False, "403 Forbidden", "stack logs backup"),
-        (backups(backups=()), None, "the first one is not complete", ""),
-        (backups(), True, "newest 2026-01-02 03:04 UTC", ""),
-    ],
-)
-async def test_backups(shell: Shell, found: Backups, ok: bool | None, detail: str, hint: str) -> None:
+async def test_features_have_checks_of_their_own(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def check(_connection: CliConnection) -> list[DoctorFinding]:
+        return [DoctorFinding("clock", False, "it has stopped")]
+
     well(shell.mesh)
-    shell.mesh.answer(recovery.get_backups, found)
+    monkeypatch.setattr(features, "modules", lambda place: [SimpleNamespace(check=check)] if place == "cli.doctor" else [])
     async with listening(b"INFO {}\r\n") as port:
         use(shell, port)
-        finding = (await examined(shell))[-1]
-    assert (finding.check, finding.ok) == ("backups", ok)
-    assert detail in finding.detail
-    assert hint in finding.hint
-    assert bool(finding.hint) == bool(hint)
-
-
-async def test_who_may_not_read_backups_gets_no_finding_about_them(shell: Shell) -> None:
-    well(shell.mesh)
-    shell.mesh.answer(recovery.get_backups, errors.NotAllowed("only administrators may", hint="ask one"))
-    async with listening(b"INFO {}\r\n") as port:
-        use(shell, port)
-        assert (await examined(shell))[-1].check == "models"
+        assert wrong(await examined(shell)) == ["clock"]
 
 
 async def test_items_that_failed_in_the_background(shell: Shell) -> None:

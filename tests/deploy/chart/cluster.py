@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
-from stack.recovery import sealing
+from features.backup.stack import sealing
 from stack.servers import nats_server, postgres, valkey
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import NAMESPACE, Object

@@ -126,7 +126,7 @@ def test_the_agent_has_the_tools_of_the_server(engine: DockerEngine, images: dic
     wanted = stand_ins.VERSIONS["servers"]["postgres"]["version"]
     for name in ("postgres", "pg_basebackup", "pg_receivewal", "psql", "pg_ctl"):
         assert re.search(rf"\b{re.escape(wanted)}$", in_image(engine, images["backup"], name, "--version").strip()), name
-    assert in_image(engine, images["backup"], "python", "-c", "import stack.recovery.agent.backup_agent") == ""
+    assert in_image(engine, images["backup"], "python", "-c", "import features.backup.stack.agent.backup_agent") == ""
     assert in_image(engine, images["backup"], "python", "-m", "cli.main", "stack", "backups", "--help")
 
 

@@ -10,7 +10,6 @@ import asyncpg
 import pytest
 
 from shared import errors
-from stack import stack_home, stack_plan
 from stack.secret_files import DATABASE_ROLES, LOGIN_ROLES
 from stack.servers import postgres as stack_postgres
 from tests.servers import PostgresServer
@@ -175,18 +174,3 @@ def test_without_the_wheel_the_programs_are_those_of_the_machine(tmp_path: Path,
         stack_postgres.binaries()
     (tmp_path / "postgres").touch(mode=0o700)
     assert stack_postgres.binaries() == tmp_path
-
-
-def test_a_home_with_backups_and_without_its_database_starts_no_empty_one(tmp_path: Path) -> None:
-    home = stack_home.locate({"AIMESH_HOME": str(tmp_path / "home")})
-    stack_home.ensure_folders(home)
-    server = stack_plan.postgres_of(home)
-    stack_postgres.ensure_not_lost(server, home.own_site)
-    home.own_site.write_text("{}")
-    stack_postgres.ensure_not_lost(None, home.own_site)
-    with pytest.raises(errors.BadSettings, match="is gone, and there are backups of it") as refusal:
-        stack_postgres.ensure_not_lost(server, home.own_site)
-    assert "aicli stack restore latest --replace" in refusal.value.hint
-    server.data.mkdir(parents=True)
-    (server.data / "PG_VERSION").write_text("18")
-    stack_postgres.ensure_not_lost(server, home.own_site)

@@ -8,16 +8,16 @@ from typing import ClassVar
 from litestar import get
 from litestar.di import NamedDependency
 
-from services.web import live_updates
+from services.web import features, live_updates
 from services.web.charts.usage_chart import NOTHING
+from services.web.features import HealthWarning
 from services.web.http.event_response import EventResponse
 from services.web.pages.admin import time_texts
 from services.web.request_context import PAGE_CALL_SECONDS, Page, PageRequest
 from shared import errors
-from shared.api import gateway, metrics, recovery
+from shared.api import gateway, metrics
 from shared.api.gateway import Check, NodeRow, ServiceHealth
 from shared.api.metrics import ComponentHealth, SystemHealth
-from shared.api.recovery import BackupState
 from shared.lists import health as lists
 from shared.types import Role
 
@@ -53,7 +53,8 @@ class HealthView:
     in_flight: str
     models: str
     nodes: str
-    without_backups: bool = False
+    #: Those of features, and whether they apply.
+    warnings: tuple[tuple[HealthWarning, bool], ...] = ()
     #: The template for rows added later.
     blank: ClassVar[ComponentView] = ComponentView()
 
@@ -78,7 +79,8 @@ def describe(whole: SystemHealth | None, gateway: ServiceHealth | None, nodes: I
 
 def values(lines: HealthView) -> dict[str, object]:
     """Return the live values."""
-    return {**asdict(lines), "no_parts": not lines.parts, "no_checks": not lines.checks}
+    shown = asdict(replace(lines, warnings=())) | {warning.name: applies for warning, applies in lines.warnings}
+    return {**shown, "no_parts": not lines.parts, "no_checks": not lines.checks}
 
 
 def _rank(part: ComponentHealth) -> int:
@@ -118,14 +120,15 @@ async def follow_health(page_request: NamedDependency[PageRequest]) -> EventResp
 
 async def _lines(page_request: PageRequest) -> HealthView:
     """Return what is available: users open this page when something is down."""
-    whole, gateway_health, nodes, backups = await asyncio.gather(
+    warnings = [warning for part in features.parts() for warning in part.warnings]
+    whole, gateway_health, nodes, applying = await asyncio.gather(
         _whole(page_request),
         page_request.fetch(gateway.get_service_health, gateway.GetServiceHealth()),
         page_request.fetch(gateway.list_nodes, gateway.ListNodes()),
-        page_request.fetch(recovery.get_backups, recovery.GetBackups()),
+        asyncio.gather(*(warning.applies(page_request) for warning in warnings)),
     )
     lines = describe(whole, gateway_health, nodes.nodes if nodes else None)
-    return replace(lines, without_backups=backups is not None and backups.state is not BackupState.ON)
+    return replace(lines, warnings=tuple(zip(warnings, applying, strict=True)))
 
 
 async def _whole(page_request: PageRequest) -> metrics.SystemHealth | None:

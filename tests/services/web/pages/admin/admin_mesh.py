@@ -8,7 +8,7 @@ import msgspec
 
 from services.web import mesh_calls
 from shared import errors
-from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, recovery, service_settings, usage_report
+from shared.api import audit, auth, gateway, ledger, membership, metrics, organizations, service_settings, usage_report
 from shared.api.membership import Member, MemberState, TicketRow, TicketState
 from shared.api.method import Nothing
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
@@ -44,7 +44,6 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         #: The same for auth and the gateway.
         self.settings: tuple[service_settings.ShownSetting, ...] = ()
         self.tiers: tuple[service_settings.TierTerms, ...] = ()
-        self.backups = recovery.Backups(state=recovery.BackupState.OFF)
         self.moved: dict[RequestId, ledger.TopUp] = {}
 
     def add_person(self, username: str, role: UserRole, password: str = "correct horse") -> auth.User:
@@ -309,10 +308,6 @@ class AdminMesh(FakeReport, FakeHistory, FakeAlerts, FakeRoutes):
         self._admin(credential)
         for row in self.rows:
             yield row
-
-    def _get_backups(self, _request: recovery.GetBackups, credential: Credential | None) -> recovery.Backups:
-        self._admin(credential)
-        return self.backups
 
     # --- health and settings
 

@@ -35,7 +35,6 @@ PATHS = (
     "/admin/prices?history=yes",
     "/admin/routes",
     "/admin/audit",
-    "/admin/backups",
     "/admin/settings",
     "/admin/setup",
     "/admin/invitations",
@@ -48,7 +47,7 @@ _READING = {
     "auth.listAllOrganisations", "auth.getOrganisation", "auth.listAudit", "auth.getSettings", "gateway.getSettings", "gateway.listTiers",
     "auth.getSignInOptions", "auth.getSigningKeys", "gateway.listNodes", "gateway.getServiceHealth", "gateway.listModels",
     "gateway.listPrices", "gateway.readAccount", "gateway.getUserQuota", "gateway.getUsageReport", "gateway.getBusinessReport",
-    "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.getBackups", "auth.listColleagueInvitations",
+    "auth.countNewAccounts", "auth.nameUsers", "auth.getSetup", "auth.listColleagueInvitations",
     "gateway.listRoutes", "gateway.listRollouts", "metrics.getSystemHealth", "metrics.getHistory",
     "metrics.listAlerts",
 }.union(*(getattr(part, "READING", ()) for part in _FAKES))  # fmt: skip
@@ -116,7 +115,7 @@ NAVIGATION = {
     },
     "People": {"Users": "/admin/users", "Organizations": "/admin/organisations"},
     "Money": {"Prices": "/admin/prices"},
-    "System": {"Backups": "/admin/backups", "Audit log": "/admin/audit", "Settings": "/admin/settings", "Setup": "/admin/setup"},
+    "System": {"Audit log": "/admin/audit", "Settings": "/admin/settings", "Setup": "/admin/setup"},
 }
 for _tab in _TABS:
     NAVIGATION[_tab.group][_tab.text] = _tab.path

@@ -4,7 +4,10 @@ import msgspec
 import pytest
 from litestar.types import ASGIApp
 
+from services.web import features
+from services.web.features import HealthWarning, WebPart
 from services.web.pages.admin import health
+from services.web.request_context import PageRequest
 from shared import errors
 from shared.api.gateway import Check, NodeRow, ServiceHealth
 from shared.api.metrics import ComponentHealth, SystemHealth
@@ -48,6 +51,19 @@ async def test_web_reads_the_health_itself_while_auth_is_down(root: Browser, mes
 async def test_missing_response_is_shown_as_unknown(root: Browser, mesh: AdminMesh) -> None:
     mesh.broken |= {"gateway": errors.NotReachable("no"), "metrics": errors.NotReachable("no")}
     assert "Unknown</span>" in (await root.get("/admin")).text
+
+
+async def test_warnings_of_features_are_shown_while_they_apply(root: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [True, False]
+
+    async def applies(_request: PageRequest) -> bool:
+        return found.pop(0)
+
+    warning = HealthWarning(name="no_clock", text="There is no clock.", path="/clock", link="Wind it", applies=applies)
+    monkeypatch.setattr(features, "parts", lambda: [WebPart(warnings=(warning,))])
+    shown = '<strong>There is no clock.</strong> <a href="/clock">Wind it</a>'
+    assert f'data-live-show="no_clock">{shown}' in (await root.get("/admin")).text
+    assert f'data-live-show="no_clock" hidden>{shown}' in (await root.get("/admin")).text
 
 
 async def test_page_is_live(app: ASGIApp, mesh: AdminMesh) -> None:

@@ -1,0 +1,1 @@
+"""Encrypted backups that an agent makes, and restores to any second."""

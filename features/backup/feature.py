@@ -1,0 +1,5 @@
+"""What backups add."""
+
+from shared.features import Feature
+
+FEATURE = Feature()

@@ -1,0 +1,1 @@
+"""The backup store, its agent, and the commands of backups and restores."""
