@@ -52,8 +52,6 @@ def test_secrets_are_in_no_environment_or_command(home: StackHome) -> None:
                 assert file.read_text().strip() not in repr(program), (program.name, file.name)
 
 
-
-
 def test_other_environment_variables_are_not_passed_on(home: StackHome) -> None:
     assert not [name for name, found in _environments(_plan(home)).items() if "AWS_SECRET_ACCESS_KEY" in found]
 
