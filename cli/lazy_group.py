@@ -16,6 +16,20 @@ from shared import errors
 Place = tuple[str, str]
 
 
+def load(name: str, place: str) -> click.Command:
+    """Import a command. If a package is missing, the command says so."""
+    module, _, attribute = place.partition(":")
+    try:
+        command = getattr(import_module(module), attribute)
+    except ImportError as error:
+        if (missing := missing_packages.explain(error)) is None:
+            raise
+        return _UninstalledCommand(name, missing)
+    assert isinstance(command, click.Command)
+    print_format.add_to_group(command)
+    return command
+
+
 class _UninstalledCommand(click.Command):
     """Stands for a command that another package brings."""
 
@@ -51,16 +65,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self._places:
             return None
-        module, _, attribute = self._places[cmd_name][0].partition(":")
-        try:
-            command = getattr(import_module(module), attribute)
-        except ImportError as error:
-            if (missing := missing_packages.explain(error)) is None:
-                raise
-            return _UninstalledCommand(cmd_name, missing)
-        assert isinstance(command, click.Command)
-        print_format.add_to_group(command)
-        return command
+        return load(cmd_name, self._places[cmd_name][0])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         # One width for all sections, so that their columns are aligned.

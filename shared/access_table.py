@@ -254,7 +254,6 @@ _OWN_METHODS = {
     "gateway.setPrice": _ADMIN_FRESH,
     "gateway.listPrices": _PUBLIC,
     "gateway.revertRequest": _ADMIN_FRESH,
-    "gateway.readUsageExport": _ADMIN,
     "gateway.listDeferredItems": _ADMIN,
     "gateway.retryDeferredItems": _ADMIN,
     "gateway.verifyLedger": _person(Permission.EVERYTHING, unless={Role.METRICS}),

@@ -24,7 +24,7 @@ class Command:
     """A command of `aicli`."""
 
     name: str
-    #: The heading in the help under which it stands, behind the core's.
+    #: The heading in the help under which it stands, behind the core's; `admin` for a command of `aicli admin`.
     section: str
     #: `module:attribute`, imported when it runs.
     place: str

@@ -10,6 +10,7 @@ import pytest
 
 import services.web.features
 from cli import main
+from cli.admin.admin_commands import admin
 from services.gateway.settings import GatewaySettings
 from services.inference.features import WorkerPart
 from services.metrics.settings import MetricsSettings
@@ -75,7 +76,15 @@ def test_nothing_has_two_owners() -> None:
         "runbooks": [path.name for folder in features.files("runbooks") for path in folder.iterdir()],
     }.items():
         assert [name for name, count in Counter(names).items() if count > 1] == [], what
-    assert len(features.commands()) == sum(each.name in section for each in features.commands() for section in main.SECTIONS.values())
+    groups = [*main.SECTIONS.values(), admin.commands]
+    assert len(features.commands()) == sum(each.name in group for each in features.commands() for group in groups)
+
+
+def test_each_command_of_a_feature_in_admin_is_its_own() -> None:
+    for each in features.commands():
+        if each.section == admin.name:
+            found, command = admin.commands[each.name].callback, admin.commands[each.name]
+            assert (each.place, each.summary) == (f"{found.__module__}:{found.__name__}", command.help)
 
 
 def test_each_method_of_a_feature_shows_whose_it_is() -> None:

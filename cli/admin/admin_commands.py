@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import options
+from cli import lazy_group, options
 from cli.account.billing import admin_billing, admin_invoices, admin_plans
 from cli.admin.audit import audit
 from cli.admin.config import config
@@ -16,11 +16,10 @@ from cli.admin.prices import prices
 from cli.admin.rollouts import rollouts
 from cli.admin.routes import routes
 from cli.admin.tickets import tickets
-from cli.admin.usage_export import usage_export
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import api, plan_names
+from shared import api, features, plan_names
 from shared.types import UserRole
 
 if TYPE_CHECKING:
@@ -60,7 +59,6 @@ for command in (
     routes,
     rollouts,
     ledger,
-    usage_export,
     deferred,
     audit,
     admin_plans,
@@ -68,6 +66,9 @@ for command in (
     admin_billing,
 ):
     admin.add_command(command)
+for of_feature in features.commands():
+    if of_feature.section == admin.name:
+        admin.add_command(lazy_group.load(of_feature.name, of_feature.place))
 
 
 @admin.group()

@@ -32,7 +32,6 @@ class UpkeepJob(StrEnum):
     KEY_POLICIES = "key_policies"
     BILLING = "billing"
     LOST_EVENTS = "lost_events"
-    USAGE_EXPORT = "usage_export"
     NOTICES = "notices"
     MODELS = "models"
     ITEMS = "items"

@@ -17,6 +17,7 @@ from services.gateway.http_api.answer_delivery import Answering
 from services.gateway.http_api.http_app import HttpApp, HttpRoute
 from services.gateway.job_rules import JobRules
 from services.gateway.openai_api.background_responses import Background, NoBackground
+from services.gateway.payments.payment_provider import UsageMeters
 from services.gateway.settings import GatewaySettings
 from shared import errors, features
 from shared.api.auth import Principal
@@ -58,6 +59,8 @@ class Site:
     #: PostgreSQL's time.
     now: Callable[[], datetime]
     runs: Answering
+    #: Of the payment provider; None without one, or without meters there.
+    meters: UsageMeters | None
     #: The models that a caller may use, the default first.
     catalogue: Callable[[Principal], tuple[ServedModel, ...]]
     requests: RequestRows
@@ -106,9 +109,19 @@ class Built:
     background: Background | None = None
 
 
+def _never(settings: GatewaySettings) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class GatewayPart:
     build: Callable[[Site], Built]
+    #: Whether it takes what is settled from `usage_outbox`, which has rows only then. It deletes those that it has had.
+    reads_outbox: Callable[[GatewaySettings], bool] = _never
+
+
+def reads_outbox(settings: GatewaySettings) -> bool:
+    return any(part.reads_outbox(settings) for part in features.parts("gateway.part", GatewayPart).values())
 
 
 class Features:

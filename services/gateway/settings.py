@@ -220,25 +220,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
             "UPSTREAM_MONTHLY", "cost of providers in a month, in credits, from which on the alert upstream_monthly fires; 0 for never"
         ),
     ] = 500.0
-    usage_export_url: Annotated[
-        str | None,
-        Variable("USAGE_EXPORT_URL", "gets settled usage as batches of CloudEvents; see docs/howto/usage-export.md", secret=True),
-    ] = None
-    usage_export_token_file: Annotated[
-        Path | None, Variable("USAGE_EXPORT_TOKEN_FILE", "file with the bearer token for USAGE_EXPORT_URL")
-    ] = None
-    usage_export_file: Annotated[
-        Path | None,
-        Variable("USAGE_EXPORT_FILE", "gets settled usage as CloudEvents, one a line; 64 MB each, earlier ones have a time as suffix"),
-    ] = None
-    usage_export_stripe_meter: Annotated[
-        str | None,
-        Variable("USAGE_EXPORT_STRIPE_METER", "event name of the meter at Stripe that gets tokens beyond plans; needs PAYMENTS=stripe"),
-    ] = None
-    usage_export_unit: Annotated[
-        Literal["request", "minute"],
-        Variable("USAGE_EXPORT_UNIT", "one event per request, or per account, model and minute in which requests were settled"),
-    ] = "request"
     model_hub: Annotated[
         Literal["on", "off"],
         Variable("MODEL_HUB", "on: searches for models, and plans of where they fit, also ask HF_ENDPOINT; off: only the catalog"),
@@ -305,10 +286,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         return 0.0 if self.pools_file is None else self.queue_start_seconds
 
     @property
-    def exports_usage(self) -> bool:
-        return any(each is not None for each in (self.usage_export_url, self.usage_export_file, self.usage_export_stripe_meter))
-
-    @property
     def journal(self) -> Path:
         return self.journal_file or self.state_file.with_suffix(".journal")
 
@@ -316,12 +293,6 @@ class GatewaySettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         yield from super().mistakes()
         yield from self._mistakes_of_limits()
         yield from replica_files.mistakes("JOURNAL_FILE", self.journal_file)
-        if self.usage_export_token_file is not None and self.usage_export_url is None:
-            yield "USAGE_EXPORT_TOKEN_FILE needs USAGE_EXPORT_URL"
-        if self.usage_export_url is not None and not self.usage_export_url.startswith(("https://", "http://")):
-            yield "USAGE_EXPORT_URL is no http:// or https:// address"
-        if self.usage_export_stripe_meter is not None and (self.payments != "stripe" or self.money == "off"):
-            yield "USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"
         yield from object_credentials.mistakes("MODEL_ORIGIN", self.model_origin)
         yield from self._mistakes_of_hosts()
         try:

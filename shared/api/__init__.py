@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from shared.api import (  # isort: skip
         accounts, alerts, audit, auth, billing, business, configuration, deferral, deployments, embedding, gateway,
-        ledger, membership, metrics, model_search, model_trust, models, node, organizations, recovery, servers, usage_export,
+        ledger, membership, metrics, model_search, model_trust, models, node, organizations, recovery, servers,
         usage_report,
     )  # fmt: skip
 
 __all__ = [
     "accounts", "alerts", "audit", "auth", "billing", "business", "configuration", "deferral", "deployments", "embedding",
     "gateway", "ledger", "membership", "metrics", "model_search", "model_trust", "models", "node", "organizations", "recovery",
-    "servers", "usage_export", "usage_report",
+    "servers", "usage_report",
 ]  # fmt: skip
 
 

@@ -235,34 +235,6 @@ LEDGER_DRIFT = gauge(
     "ai_platform_ledger_drift_micro", "Difference between accounts, entries and reservations in micro-credits; any value but 0 is an error"
 )
 
-USAGE_EXPORT_LAG = gauge(
-    "ai_platform_usage_export_lag_seconds",
-    "For how long the oldest usage has been settled that a sink of the usage export lacks; 0 if it has all",
-    ("sink",),
-    unit="seconds",
-)
-USAGE_EXPORT_DIFFERENCE_TOKENS = gauge(
-    "ai_platform_usage_export_difference_tokens",
-    "Difference between a sink of the usage export and the outbox in tokens, yesterday and today; any value but 0 is an error",
-    ("sink",),
-)
-USAGE_EXPORT_DIFFERENCE_MICRO = gauge(
-    "ai_platform_usage_export_difference_micro",
-    "Difference between a sink of the usage export, the outbox and the ledger in micro-credits, yesterday and today; any value but 0 is an"
-    " error",
-    ("sink",),
-)
-USAGE_EXPORT_EXCESS_TOKENS = gauge(
-    "ai_platform_usage_export_excess_tokens",
-    "For seven days after a restore: tokens that a sink of the usage export has and the restored database doesn't know",
-    ("sink",),
-)
-USAGE_EXPORT_EXCESS_MICRO = gauge(
-    "ai_platform_usage_export_excess_micro",
-    "For seven days after a restore: micro-credits that a sink of the usage export has and the restored database doesn't know",
-    ("sink",),
-)
-
 BACKGROUND_FAILURES = counter(
     "ai_platform_background_failures_total", "Unexpected failures of background tasks, which start again after a pause", ("task",)
 )

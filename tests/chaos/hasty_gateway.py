@@ -13,8 +13,6 @@ from services.gateway import __main__ as gateway
 from services.gateway import background_jobs
 from services.gateway.background_jobs import UpkeepJob
 from services.gateway.payments import payment_provider
-from services.gateway.usage_export import export
-from shared.timing.backoff import Backoff
 from tests import feature_parts
 
 #: How often it works on bills. It waits no longer for the provider, the receiver of usage, and the gateway that exports.
@@ -26,9 +24,8 @@ def main() -> None:
         part.hurry()
     if (bills := os.environ.get(BILLS)) is not None:
         background_jobs.repeat = partial(_repeat, float(bills), background_jobs.repeat)
-        for module, name in ((payment_provider, "READ_SECONDS"), (payment_provider, "WRITE_SECONDS"), (export, "ELECTION_SECONDS")):
+        for module, name in ((payment_provider, "READ_SECONDS"), (payment_provider, "WRITE_SECONDS")):
             setattr(module, name, float(bills))
-        export.BACKOFF = Backoff(first_seconds=0.1, longest_seconds=float(bills))
     gateway.main()
 
 

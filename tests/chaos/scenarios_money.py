@@ -30,11 +30,11 @@ from tests.chaos.invariants import Allowed
 from tests.chaos.ledger import Money
 from tests.chaos.scenarios_servers import READY_SECONDS
 from tests.chaos.world import AWAY, Outcome, World
+from tests.features.usage_export.gateway.test_sinks import Receiver
 from tests.people import Person
 from tests.replicas import Replica
 from tests.services.gateway.payments import stripe_server
 from tests.services.gateway.payments.stripe_server import StripeServer
-from tests.services.gateway.usage_export.test_sinks import Receiver
 from tests.stacks import until
 
 T = TypeVar("T")

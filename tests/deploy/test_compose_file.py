@@ -189,10 +189,8 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         "STRIPE_WEBHOOK_SECRET_FILE",
         "PADDLE_API_KEY_FILE",
         "PADDLE_WEBHOOK_SECRET_FILE",
-        "USAGE_EXPORT_URL_FILE",
-        "USAGE_EXPORT_TOKEN_FILE",
-        "USAGE_EXPORT_FILE",
         *(f"{setting.variable.name}_FILE" for _, setting in config.settings_of_features() if setting.variable.secret),
+        *(setting.variable.name for _, setting in config.settings_of_features() if setting.variable.name.endswith("_FILE")),
         *READ_URLS,
     ):
         assert environment.pop(owns, "") == ""

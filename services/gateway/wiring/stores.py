@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
-from services.gateway import store
+from services.gateway import features, store
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.ledger_store import LedgerStore
@@ -59,7 +59,8 @@ async def opened(settings: GatewaySettings, node: Node) -> AsyncIterator[Stores]
         Hub.opened(settings.hub_url) as hub,
     ):
         checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-        ledger = LedgerStore(database, checkpoints, exports_usage=settings.exports_usage)
+        exports_usage = features.reads_outbox(settings)
+        ledger = LedgerStore(database, checkpoints, exports_usage=exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
         origin = None if settings.model_origin is None else await asyncio.to_thread(ModelOrigin.open, settings.model_origin, settings)
         deferred = DeferredRows(database, "gateway")
@@ -70,7 +71,7 @@ async def opened(settings: GatewaySettings, node: Node) -> AsyncIterator[Stores]
             items=BackgroundItems(deferred, node.metrics),
             recovery=recovery,
             checkpoints=checkpoints,
-            requests=GatewayStore(database, exports_usage=settings.exports_usage),
+            requests=GatewayStore(database, exports_usage=exports_usage),
             ledger=ledger,
             config=ConfigStore(database),
             rollouts=RolloutStore(database),

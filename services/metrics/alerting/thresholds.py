@@ -5,13 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from services.metrics.alerting.readings import WINDOW_SECONDS, Counter, Find, Readings, Threshold, Vector, fold, grouped
+from services.metrics.alerting.readings import WINDOW_SECONDS, Counter, Readings, Threshold, Vector, fold, grouped
 from services.metrics.collection import health, health_signals
 from services.metrics.history.chart_lines import quantile_of
 from services.metrics.history.samples import Labels, Sample
 from shared import errors, features
 from shared.telemetry import answer_instruments, host_instruments, instruments
-from shared.telemetry.instrument import Instrument
 
 #: With fewer calls in the window, a single slow or failed one would fire an alert.
 _LEAST_CALLS: Final = 20
@@ -117,31 +116,15 @@ def _failing(readings: Readings) -> Vector:
     return {labels: count / calls[labels] for labels, count in ours.items() if calls[labels] > _LEAST_CALLS}
 
 
-def _differing(tokens: Instrument, micro: Instrument) -> Find:
-    """Read a difference in tokens, or in micro-credits if that is larger."""
-
-    def find(readings: Readings) -> Vector:
-        of_tokens = fold(max, tokens, "sink")(readings)
-        return {**of_tokens, **_above(fold(max, micro, "sink")(readings), of_tokens)}
-
-    return find
-
-
 def _failing_payments(readings: Readings) -> Vector:
     """Usage that was not billed for 50 minutes, in seconds, and payments that wait for an administrator."""
     unbilled = {labels: age for labels, age in fold(max, instruments.UNBILLED_USAGE)(readings).items() if age > 3000}
     return {**unbilled, **fold(max, instruments.DEFERRED_ITEMS, "kind", kind="payment")(readings)}
 
 
-def _above(vector: Vector, other: Vector) -> Vector:
-    return {labels: value for labels, value in vector.items() if value > other.get(labels, 0.0)}
-
-
 # --- the thresholds -----------------------------------------------------------------------------------------------------
 
 _certificates = fold(min, instruments.CERTIFICATE_SECONDS_LEFT, "service", "node")
-_differences = _differing(instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, instruments.USAGE_EXPORT_DIFFERENCE_MICRO)
-_excess = _differing(instruments.USAGE_EXPORT_EXCESS_TOKENS, instruments.USAGE_EXPORT_EXCESS_MICRO)
 _OVER, _UNDER = operator.gt, operator.lt
 THRESHOLDS: Final[tuple[Threshold, ...]] = (
     Threshold("service_down", _living, _UNDER, 1),
@@ -155,9 +138,6 @@ THRESHOLDS: Final[tuple[Threshold, ...]] = (
     Threshold("database_restored", fold(max, instruments.DATABASE_RESTORED, "service", "node"), _OVER, 0),
     Threshold("payments_failing", _failing_payments, _OVER, 0, "{:,.0f}"),
     Threshold("webhooks_late", fold(max, instruments.WEBHOOK_BACKLOG), _OVER, 900, "{:,.0f} s"),
-    Threshold("usage_export_late", fold(max, instruments.USAGE_EXPORT_LAG, "sink"), _OVER, 3600, "{:,.0f} s"),
-    Threshold("usage_export_difference", _differences, _OVER, 0, "{:,.0f}"),
-    Threshold("usage_export_excess", _excess, _OVER, 0, "{:,.0f}"),
     Threshold("certificate_expiring", _certificates, _UNDER, health_signals.CERTIFICATE_ENDS_SECONDS, "{:,.0f} s"),
     Threshold("cpu_high", fold(max, host_instruments.HOST_CPU, "machine"), _OVER, 0.8, "{:.1%}"),
     Threshold("gpu_saturation", fold(max, host_instruments.GPU_USAGE, "machine", "gpu"), _OVER, 0.9, "{:.1%}"),
@@ -181,8 +161,6 @@ SERIES: Final = frozenset(_COUNTERS) | {
         instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT,
         instruments.CERTIFICATE_SECONDS_LEFT, answer_instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
         instruments.DATABASE_RESTORED, instruments.UNBILLED_USAGE, instruments.DEFERRED_ITEMS, instruments.WEBHOOK_BACKLOG,
-        instruments.USAGE_EXPORT_LAG, instruments.USAGE_EXPORT_DIFFERENCE_TOKENS, instruments.USAGE_EXPORT_DIFFERENCE_MICRO,
-        instruments.USAGE_EXPORT_EXCESS_TOKENS, instruments.USAGE_EXPORT_EXCESS_MICRO,
         host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
         *(gauge for threshold in THRESHOLDS for gauge in threshold.gauges),
     )

@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytest
 
 from services.gateway.facts.bad_field import BadField
-from services.gateway.features import Built, Features, GatewayPart, Site
+from services.gateway.features import Built, Features, GatewayPart, Site, reads_outbox
 from services.gateway.openai_api.background_responses import NoBackground
 from shared import errors, features
 from shared.api.gateway import Check
@@ -32,7 +32,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Features:
     found.build(
         Site(
             settings=nothing, node=nothing, database=nothing, items=nothing, audit_reporting=nothing, now=nothing, runs=nothing,
-            catalogue=nothing, requests=nothing, owners=nothing, take_turn=nothing, serve_lines=nothing, on_tenant_event=nothing,
+            meters=None, catalogue=nothing, requests=nothing, owners=nothing, take_turn=nothing, serve_lines=nothing,
+            on_tenant_event=nothing,
         )
     )  # fmt: skip
     return found
@@ -49,3 +50,11 @@ async def test_a_gateway_without_jobs_refuses_responses_in_the_background() -> N
         await background.begin(call, cast("Any", None))
     with pytest.raises(errors.NotFound, match="no stored response 'resp_1'"):
         await background.delete(call)
+
+
+def test_the_outbox_is_written_if_a_feature_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, settings = {"without": GatewayPart(lambda _site: Built())}, cast("Any", object())
+    monkeypatch.setattr(features, "parts", lambda _place, _kind: parts)
+    assert not reads_outbox(settings)
+    parts["with"] = GatewayPart(lambda _site: Built(), lambda asked: asked is settings)
+    assert reads_outbox(settings)

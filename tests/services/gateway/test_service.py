@@ -5,7 +5,6 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, ClassVar, cast
 from uuid import UUID
 
@@ -19,10 +18,8 @@ from services.gateway.idempotency import idempotent_requests
 from services.gateway.scheduling import worker_records
 from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
-from services.gateway.usage_export import export
-from services.gateway.usage_export.usage_events import UsageEvent
 from shared import errors
-from shared.api import audit, auth, configuration, gateway, inference, ledger, usage_export, usage_report
+from shared.api import audit, auth, configuration, gateway, inference, ledger, usage_report
 from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import GenerationEnd, Tool, Usage
 from shared.api.method import Nothing
@@ -190,38 +187,6 @@ async def test_answers_have_their_rows(mesh: GatewayMesh) -> None:
     assert sum(row["tokens_used"] for row in logged) == sum(result.usage.total_tokens for _, result in results) == 21
     (usage,) = await mesh.rows("SELECT * FROM gateway.usage_stats")
     assert (usage["user_id"], usage["api_key_id"], usage["request_count"], usage["tokens_used"]) == (USER, OWNER.key_id, 3, 21)
-
-
-async def test_a_request_becomes_a_line_of_the_exported_file_and_the_export_agrees_with_the_ledger(
-    mesh: GatewayMesh, valkey_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(export, "POLL_SECONDS", 0.05)
-    file, call = tmp_path / "usage.jsonl", mesh.client.rpc.call
-    assert (await call(usage_export.read_usage_export, usage_export.ReadUsageExport(), credential=ADMIN_TOKEN)).sinks == ()
-    await mesh.nodes["gateway"].stop()
-    await until(lambda: not mesh.client.directory.usable(Role.GATEWAY))
-    settings = msgspec.structs.replace(mesh.settings, usage_export_file=file)
-    gateway_ = (await mesh.net.start(GatewayService, settings)).node
-    await until(lambda: gateway_.directory.usable(Role.WORKER) and gateway_.directory.usable(Role.AUTH))
-    await until(lambda: mesh.client.directory.usable(Role.GATEWAY))
-    results = [(await mesh.ask())[1] for _ in range(3)]
-    await until(lambda: file.exists() and file.read_bytes().count(b"\n") == 3)
-    events = [msgspec.json.decode(line, type=UsageEvent) for line in file.read_bytes().splitlines()]
-    assert {(event.id, event.data.tokens) for event in events} == {(result.request_id, result.usage.total_tokens) for result in results}
-    assert {(event.subject, event.source) for event in events} == {(USER, f"/aimesh/{MESH}")}
-    (charged,) = await mesh.rows("SELECT sum(amount_micro) AS micro FROM gateway.entries WHERE account = 'revenue'")
-    assert sum(event.data.cost_micro for event in events) == charged["micro"] > 0
-
-    async def read() -> usage_export.UsageSink:
-        (sink,) = (await call(usage_export.read_usage_export, usage_export.ReadUsageExport(), credential=ADMIN_TOKEN)).sinks
-        return sink
-
-    async with asyncio.timeout(HANG_SECONDS):
-        while (state := await read()).waiting:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-    assert (state.name, state.error, state.difference_tokens, state.difference_micro) == ("file", None, 0, 0)
-    with pytest.raises(errors.NotAllowed):
-        await call(usage_export.read_usage_export, usage_export.ReadUsageExport(), credential=KEY)
 
 
 async def test_a_repeated_request_is_answered_from_the_cache_unless_it_asks_for_a_fresh_answer(mesh: GatewayMesh) -> None:

@@ -73,8 +73,6 @@ def test_a_payment_provider_needs_its_secrets_and_tls_for_live_keys(tmp_path: Pa
     assert taxed is not None
     assert taxed.has_tax
     assert load(PAYMENTS="stripe").provider() is None, "with MONEY=off"
-    with pytest.raises(errors.BadSettings, match="USAGE_EXPORT_STRIPE_METER needs MONEY=on and PAYMENTS=stripe"):
-        load(PAYMENTS="stripe", USAGE_EXPORT_STRIPE_METER="mesh_tokens")
     for given, mistake in (
         ({}, "PAYMENTS=stripe needs STRIPE_SECRET_KEY_FILE; PAYMENTS=stripe needs STRIPE_WEBHOOK_SECRET_FILE"),
         (files | {"STRIPE_WEBHOOK_SECRET_FILE": str(empty)}, "PAYMENTS=stripe needs STRIPE_WEBHOOK_SECRET_FILE"),

@@ -10,7 +10,6 @@ from shared.api import auth
 from shared.api import billing as api
 from shared.api.billing import Invoice, InvoiceDocument, InvoiceLine, InvoicePurpose, InvoiceState, Party, Plan, PlanState
 from shared.api.ledger import Account, Allowance
-from shared.api.usage_export import ReadUsageExport, UsageExportState, UsageSink
 from shared.types import Credential, MicroCredits, TenantId, UserRole
 
 NOW = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
@@ -33,7 +32,6 @@ class FakeBilling:
         self.invoices: list[Invoice] = []
         self.customers: tuple[api.Customer, ...] = ()
         self.months: tuple[api.MonthRevenue, ...] = ()
-        self.sinks: tuple[UsageSink, ...] = ()
         #: The payment provider's page.
         self.pay_at: str | None = None
         self.may_order = True
@@ -137,9 +135,6 @@ class FakeBilling:
     def _read_revenue(self, _request: api.ReadRevenue, _: Credential | None) -> api.Revenue:
         self._ensure_sells()
         return api.Revenue(self.months)
-
-    def _read_usage_export(self, _request: ReadUsageExport, _: Credential | None) -> UsageExportState:
-        return UsageExportState(self.sinks)
 
     def _user(self, credential: Credential | None) -> auth.User:
         raise NotImplementedError

@@ -11,16 +11,16 @@ from litestar import get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from services.web import paged_search
+from services.web import features, paged_search
+from services.web.features import ShownSection
 from services.web.pages.billing import ROWS_OF_A_PAGE, invoice_page
 from services.web.pages.organizations import read_id
 from services.web.request_context import Page, PageRequest
-from shared import amounts, currency, errors, plan_names
+from shared import currency, errors, plan_names
 from shared.api import billing as api
-from shared.api import business, ledger, usage_export
+from shared.api import business, ledger
 from shared.api.billing import Customer, Invoice, MonthRevenue, Plan, PlanState
 from shared.api.method import Method, Request
-from shared.api.usage_export import UsageSink
 from shared.lists.billing import INVOICES, PLANS
 from shared.lists.columns import Column, Listing, Tone
 from shared.lists.prices import are_examples
@@ -30,23 +30,6 @@ _STATES = {PlanState.GIVEN: ("Given", Tone.OFF), PlanState.ACTIVE: ("Active", To
 _CUSTOMERS_OF_A_PAGE = 100
 
 
-_SINKS: Listing[UsageSink] = Listing(
-    columns=(
-        Column(title="Sink", show=lambda row: row.name),
-        Column(
-            title="State",
-            show=lambda row: row.error or (f"{row.waiting:,} waiting" if row.lag_seconds else "Up to date"),
-            tone=lambda row: Tone.BAD if row.error else Tone.WARN if row.lag_seconds else Tone.GOOD,
-        ),
-        Column(title="Sent", show=lambda row: row.sent_at),
-        Column(title="Compared", show=lambda row: row.compared_at),
-        Column(title="Tokens differ", show=lambda row: row.difference_tokens, is_number=True),
-        Column(title="Credits differ", show=lambda row: amounts.grouped(row.difference_micro), is_number=True),
-        Column(title="More tokens since a restore", show=lambda row: row.excess.tokens if row.excess else None, is_number=True),
-        Column(title="More credits", show=lambda row: amounts.grouped(row.excess.cost_micro) if row.excess else None, is_number=True),
-    ),
-    empty="Usage isn’t exported.",
-)
 #: A month, and its text and number by currency.
 RevenueLine = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -66,8 +49,8 @@ class MoneyPage:
     newest: str
     older: str
     is_later_page: bool
-    sinks: tuple[UsageSink, ...]
-    sink_list: ClassVar[Listing[UsageSink]] = _SINKS
+    #: Of features.
+    sections: Sequence[ShownSection]
     has_example_prices: bool
     plans: tuple[Plan, ...]
     plan_list: ClassVar[Listing[Plan]] = PLANS
@@ -84,12 +67,12 @@ async def show_money(
     """Raises NotFound if this mesh sells nothing."""
     only_open, whose, place = show == "open", _read_owner(owner), _read_owner(after)
     request = api.ListInvoices(whose, everyone=whose is None, only_open=only_open, before=before or None, limit=ROWS_OF_A_PAGE)
-    revenue, customers, invoices, plans, export, prices = await asyncio.gather(
+    revenue, customers, invoices, plans, sections, prices = await asyncio.gather(
         page_request.call(api.read_revenue, api.ReadRevenue()),
         page_request.call(api.list_customers, api.ListCustomers(place, _CUSTOMERS_OF_A_PAGE)),
         page_request.call(api.list_invoices, request),
         page_request.call(api.list_plans, api.ListPlans()),
-        page_request.fetch(usage_export.read_usage_export, usage_export.ReadUsageExport()),
+        features.read_sections(page_request, "/admin/money"),
         page_request.fetch(ledger.list_prices, ledger.ListPrices()),
     )
     found, rows = customers.customers, invoices.invoices
@@ -109,7 +92,7 @@ async def show_money(
         newest=paged_search.address("/admin/money", filters),
         older=paged_search.address("/admin/money", filters | {"before": rows[-1].number}) if len(rows) == ROWS_OF_A_PAGE else "",
         is_later_page=bool(before),
-        sinks=export.sinks if export else (),
+        sections=sections,
         has_example_prices=prices is not None and are_examples(prices.prices),
         plans=plans.plans,
     )

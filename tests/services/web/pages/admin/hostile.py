@@ -12,7 +12,6 @@ from shared.api.billing import Customer, Party, PlanState
 from shared.api.membership import MemberState
 from shared.api.organizations import Invitation, TeamRole
 from shared.api.servers import ServerRow
-from shared.api.usage_export import UsageSink
 from shared.api.usage_report import GetUsageReport, UsageOfKey, UsageOfModel, UsageSum, UsageSummary
 from shared.config_documents import PolicyDocument, ServerKind, Sticky
 from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, RequestStatus, Role, TenantId, UserRole
@@ -100,7 +99,6 @@ def build(mesh: HostileMesh, name: str) -> SeededDb:
     mesh.servers = (ServerRow(name, name, ServerKind.VLLM, True, (ModelName(name),), 1, name),)
     for part in feature_parts.modules("web.hostile"):
         paths |= part.seed(mesh, name)
-    mesh.sinks = (UsageSink(name, NOW, 1, 1.0, error=name),)
     mesh.silences.append(alerts.Silence(name, name, {name: name}, NOW, name, name))
     mesh.keep_everything(model=name, gpu=name)
     mesh.devices.append(auth.WaitingDeviceLogin("BCDF-GHJK", name, name, NOW))

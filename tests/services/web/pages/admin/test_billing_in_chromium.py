@@ -11,8 +11,8 @@ from services.web import rendering
 from services.web.settings import WebSettings
 from shared.api.billing import Customer, InvoiceLine, InvoicePurpose, InvoiceState, MonthRevenue, PlanState
 from shared.api.ledger import ModelPrice
-from shared.api.usage_export import UsageSink
 from shared.types import MicroCredits, ModelName, TenantId, UserRole
+from tests import feature_parts
 from tests.acceptance.chromium import Browser
 from tests.acceptance.watching import Watch
 from tests.services.web import servers
@@ -60,7 +60,8 @@ def mesh() -> AdminMesh:
         Customer(TenantId(UUID(int=1)), None, "pro@0", PlanState.GIVEN, "manual", None),
     )
     mesh.months = (MonthRevenue("2026-05", "EUR", 3451), MonthRevenue("2026-09", "EUR", 123_456), MonthRevenue("2026-11", "EUR", 690_200))
-    mesh.sinks = (UsageSink("cloudevents", NOW, 0, 0.0), UsageSink("file", NOW, 5, 9.0, error=f"no space {LONG}"))
+    for of_feature in feature_parts.modules("web.hostile"):
+        of_feature.seed(mesh, f"no space {LONG}")
     mesh.prices = [ModelPrice(None, MicroCredits(100_000_000), MicroCredits(200_000_000), since=NOW)]
     mesh.prices.append(ModelPrice(ModelName("mistral-7b"), MicroCredits(150_000_000), MicroCredits(300_000_000), since=NOW))
     return mesh

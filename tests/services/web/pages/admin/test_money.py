@@ -3,19 +3,21 @@
 from datetime import timedelta
 from uuid import UUID, uuid4
 
+import jinja2
 import pytest
 
+from services.web import features, rendering
+from services.web.features import Section, WebPart
 from services.web.pages.admin import money
+from services.web.request_context import PageRequest
 from shared.api.billing import Customer, InvoiceState, MonthRevenue, PlanState
 from shared.api.ledger import ModelPrice
-from shared.api.usage_export import SinkExcess, UsageSink
 from shared.types import MicroCredits, TenantId
 from tests.services.web.browser import Browser, forms_of
 from tests.services.web.fake_mesh import NOW
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
 PATH = "/admin/money"
-EXCESS = SinkExcess(events=1, tokens=2, uncovered_tokens=2, cost_micro=MicroCredits(2_500_000), found_at=NOW, accounts=())
 
 
 def customer(owner: TenantId, state: PlanState = PlanState.ACTIVE) -> Customer:
@@ -44,16 +46,15 @@ async def test_example_prices_are_called_so(root: Browser, mesh: AdminMesh) -> N
     assert "The prices are examples" not in (await root.get(PATH)).text
 
 
-async def test_the_export_of_usage_is_shown(root: Browser, mesh: AdminMesh) -> None:
-    assert "Usage export" not in (await root.get(PATH)).text
-    mesh.sinks = (
-        UsageSink("good", NOW, 0, 0.0, sent_at=NOW, compared_at=NOW, excess=EXCESS),
-        UsageSink("late", NOW, 1234, 90.0, difference_tokens=7, difference_micro=MicroCredits(-1_500_000)),
-        UsageSink("bad<b>", NOW, 1, 5.0, error="503 <b>"),
-    )
-    text = (await root.get(PATH)).text
-    for words in ("Usage export", "Up to date", "1,234 waiting", ">7<", ">-1.5<", ">2<", ">2.5<", "503 &lt;b&gt;", "bad&lt;b&gt;"):
-        assert words in text, words
+async def test_sections_of_features_are_shown(root: Browser, renderer: rendering.Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(page_request: PageRequest) -> str:
+        return f"read for {page_request.person.user.username}"
+
+    found = [Section(page=page, template="acme/section.html", read=read) for page in (PATH, "/elsewhere")]
+    monkeypatch.setattr(features, "parts", lambda: [WebPart(sections=tuple(found))])
+    assert isinstance(renderer.templates.loader, jinja2.DictLoader)
+    monkeypatch.setitem(renderer.templates.loader.mapping, "acme/section.html", "<h2>{{ section.view }}</h2>")
+    assert (await root.get(PATH)).text.count("<h2>read for root</h2>") == 1
 
 
 async def test_an_empty_mesh_says_so(root: Browser) -> None:

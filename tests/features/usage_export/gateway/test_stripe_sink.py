@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from features.usage_export.gateway.store import Unit
+from features.usage_export.gateway.stripe_sink import StripeSink
 from services.gateway.facts.provider_settings import ProviderSettings
 from services.gateway.payments import payment_provider
-from services.gateway.payments.stripe_sink import StripeSink
-from services.gateway.usage_export.outbox_store import Unit
 from shared.types import UserId
+from tests.features.usage_export.gateway import exports as exports_
+from tests.features.usage_export.gateway.exports import Exports
 from tests.services.gateway.payments import stripe_server
 from tests.services.gateway.payments.stripe_server import StripeServer
-from tests.services.gateway.usage_export import exports as exports_
-from tests.services.gateway.usage_export.exports import Exports
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
+from features.usage_export.gateway.sinks import NotSent
+from features.usage_export.gateway.store import OutboxStore
+from features.usage_export.rules.usage_events import DaySums, UsageEvent, UsageSum
 from services.gateway.payments.payment_provider import Declined, UsageMeters
-from services.gateway.usage_export.outbox_store import OutboxStore
-from services.gateway.usage_export.sinks import NotSent
-from services.gateway.usage_export.usage_events import DaySums, UsageEvent, UsageSum
 from shared import errors
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.gateway.usage_export.outbox_store import AcknowledgedSum, OutboxStore, SumChanges
+from features.usage_export.gateway.store import AcknowledgedSum, OutboxStore, SumChanges
 from shared.identity import private_file
 from shared.stores import signed_lines
 from shared.telemetry import logs

@@ -5,7 +5,8 @@ import click
 from cli.cli_context import CliContext
 from cli.output import print_format, printing
 from cli.output.exit_codes import ExitCode
-from shared import amounts, api
+from features.usage_export import contract
+from shared import amounts
 
 
 @click.group("usage-export")
@@ -20,7 +21,7 @@ def usage_export() -> None:
 def status(here: CliContext, context: click.Context, /, *, as_json: bool) -> None:
     """Show how far each sink is, and whether it agrees with the ledger. Exits with 1 if one of them differs, or has more
     than a restored database knows."""
-    state = here.call(api.usage_export.read_usage_export, api.usage_export.ReadUsageExport())
+    state = here.call(contract.read_usage_export, contract.ReadUsageExport())
     if as_json:
         printing.show_json(printing.plain(state))
     elif not state.sinks:
@@ -32,7 +33,7 @@ def status(here: CliContext, context: click.Context, /, *, as_json: bool) -> Non
         context.exit(ExitCode.FAILED)
 
 
-def _lines(sink: api.usage_export.UsageSink) -> list[str]:
+def _lines(sink: contract.UsageSink) -> list[str]:
     behind = f"{sink.waiting:,} waiting, {amounts.show_duration(sink.lag_seconds)} behind" if sink.lag_seconds else "up to date"
     lines = [f"{sink.name}: {behind}; last sent {printing.moment(sink.sent_at)}"]
     if sink.compared_at is None:
@@ -55,6 +56,6 @@ def _lines(sink: api.usage_export.UsageSink) -> list[str]:
     return lines
 
 
-def _total(total: api.usage_export.UsageTotal) -> str:
+def _total(total: contract.UsageTotal) -> str:
     tokens = f"{total.tokens:,} tokens ({total.uncovered_tokens:,} not covered by plans)"
     return f"{amounts.written(total.cost_micro)} credits and {tokens} in {total.events:,} events"

@@ -14,15 +14,15 @@ import msgspec
 import pytest
 from asyncpg.transaction import Transaction
 
+from features.usage_export.gateway import export as export_
+from features.usage_export.gateway.export import PACE_SECONDS
+from features.usage_export.gateway.store import OutboxFence, OutboxStore, Unit, UsageClaim
 from services.gateway.billing.ledger_store import AlreadyReverted
 from services.gateway.store import GatewayStore
-from services.gateway.usage_export import export as export_
-from services.gateway.usage_export.export import PACE_SECONDS
-from services.gateway.usage_export.outbox_store import OutboxFence, OutboxStore, Unit, UsageClaim
 from shared.types import RequestId, TenantId
+from tests.features.usage_export.gateway import exports as exports_
+from tests.features.usage_export.gateway.exports import Exports, MemorySink, totals_of
 from tests.services.gateway.billing.test_ledger_store import new_owner, new_request, row
-from tests.services.gateway.usage_export import exports as exports_
-from tests.services.gateway.usage_export.exports import Exports, MemorySink, totals_of
 from tests.testnet import until
 
 

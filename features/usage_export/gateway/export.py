@@ -10,15 +10,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
-from services.gateway.usage_export import outbox_store, usage_events
-from services.gateway.usage_export.acknowledged_files import AcknowledgedFiles
-from services.gateway.usage_export.outbox_store import ExportSession, OutboxFence, OutboxStore, Unit, UsageClaim
-from services.gateway.usage_export.sinks import NotSent, Sink
-from services.gateway.usage_export.usage_events import UsageSum
+from features.usage_export import contract as api
+from features.usage_export import instruments
+from features.usage_export.gateway import store as outbox_store
+from features.usage_export.gateway.acknowledged_files import AcknowledgedFiles
+from features.usage_export.gateway.sinks import NotSent, Sink
+from features.usage_export.gateway.store import ExportSession, OutboxFence, OutboxStore, Unit, UsageClaim
+from features.usage_export.rules import usage_events
+from features.usage_export.rules.usage_events import UsageSum
 from shared import errors
-from shared.api import usage_export as api
 from shared.rpc import RpcCall, serves
 from shared.telemetry import Metrics, logs
+from shared.telemetry.instrument import Instrument
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import wait_until_set
 
@@ -49,6 +52,7 @@ class SinkExport:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``names`` are those of all sinks."""
+        self.name = sink.name
         self._store, self._sink, self._names, self._unit, self._files, self._clock = store, sink, names, unit, files, clock
         self._fence = OutboxFence()
         self._failures = 0
@@ -154,13 +158,16 @@ class UsageExport:
 
     async def measure(self) -> None:
         for sink in await self._store.list_sinks(self._names):
-            self._metrics.usage_export_lag.labels(sink=sink.name).set(sink.lag_seconds)
-            self._metrics.usage_export_difference_tokens.labels(sink=sink.name).set(sink.difference_tokens)
-            self._metrics.usage_export_difference_micro.labels(sink=sink.name).set(sink.difference_micro)
+            self._set(instruments.LAG, sink, sink.lag_seconds)
+            self._set(instruments.DIFFERENCE_TOKENS, sink, sink.difference_tokens)
+            self._set(instruments.DIFFERENCE_MICRO, sink, sink.difference_micro)
             # People have seen it by then, and can't take it out of the receiver's past.
             is_new = sink.excess is not None and datetime.now(UTC) - sink.excess.found_at < EXCESS_IS_NEWS
-            self._metrics.usage_export_excess_tokens.labels(sink=sink.name).set(sink.excess.tokens if sink.excess and is_new else 0)
-            self._metrics.usage_export_excess_micro.labels(sink=sink.name).set(sink.excess.cost_micro if sink.excess and is_new else 0)
+            self._set(instruments.EXCESS_TOKENS, sink, sink.excess.tokens if sink.excess and is_new else 0)
+            self._set(instruments.EXCESS_MICRO, sink, sink.excess.cost_micro if sink.excess and is_new else 0)
+
+    def _set(self, instrument: Instrument, sink: api.UsageSink, value: float) -> None:
+        self._metrics.gauge(instrument).labels(sink=sink.name).set(value)
 
     async def delete_old(self) -> None:
         await self._store.delete_old(self._names)

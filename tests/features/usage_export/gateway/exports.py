@@ -12,15 +12,15 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from features.usage_export.gateway.acknowledged_files import AcknowledgedFiles
+from features.usage_export.gateway.export import SinkExport
+from features.usage_export.gateway.sinks import NotSent, Sink
+from features.usage_export.gateway.store import ExportSession, OutboxStore, Unit
+from features.usage_export.rules import usage_events
+from features.usage_export.rules.usage_events import DaySums, UsageEvent, UsageSum
 from services.gateway import store
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.store import GatewayStore
-from services.gateway.usage_export import usage_events
-from services.gateway.usage_export.acknowledged_files import AcknowledgedFiles
-from services.gateway.usage_export.export import SinkExport
-from services.gateway.usage_export.outbox_store import ExportSession, OutboxStore, Unit
-from services.gateway.usage_export.sinks import NotSent, Sink
-from services.gateway.usage_export.usage_events import DaySums, UsageEvent, UsageSum
 from shared.stores.database import Database
 from shared.types import NodeId, RequestId, UserId
 from tests.services.gateway.billing import test_ledger_store

@@ -12,7 +12,7 @@ from uuid import UUID
 import httpx
 import msgspec
 
-from services.gateway.usage_export.usage_events import DaySums, UsageEvent, UsageSum
+from features.usage_export.rules.usage_events import DaySums, UsageEvent, UsageSum
 from shared.timing import retry_after_header
 from shared.transports.http_transport import HttpTransport
 

@@ -11,9 +11,9 @@ from uuid import UUID
 
 import msgspec
 
-from services.gateway.usage_export import usage_events
-from services.gateway.usage_export.sinks import NotSent
-from services.gateway.usage_export.usage_events import DaySums, UsageEvent, UsageSum
+from features.usage_export.gateway.sinks import NotSent
+from features.usage_export.rules import usage_events
+from features.usage_export.rules.usage_events import DaySums, UsageEvent, UsageSum
 from shared import errors
 from shared.stores import file_lock
 

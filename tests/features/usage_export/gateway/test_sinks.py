@@ -11,12 +11,12 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from services.gateway.usage_export.file_sink import FileSink
-from services.gateway.usage_export.sinks import CloudEventsSink, NotSent
-from services.gateway.usage_export.usage_events import UsageData, UsageEvent, UsageSum
+from features.usage_export.gateway.file_sink import FileSink
+from features.usage_export.gateway.sinks import CloudEventsSink, NotSent
+from features.usage_export.rules.usage_events import UsageData, UsageEvent, UsageSum
 from shared.types import MicroCredits, ModelName, TenantId
-from tests.services.gateway.usage_export import exports as exports_
-from tests.services.gateway.usage_export.exports import SOURCE
+from tests.features.usage_export.gateway import exports as exports_
+from tests.features.usage_export.gateway.exports import SOURCE
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 ADA = TenantId(UUID(int=1))
@@ -70,7 +70,7 @@ class Receiver:
 async def test_a_receiver_that_fails_at_random_agrees_with_the_ledger_to_the_token(
     plain_url: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.usage_export.sinks._SECONDS", 0.2)
+    monkeypatch.setattr("features.usage_export.gateway.sinks._SECONDS", 0.2)
     receiver = Receiver(seed)
     async with exports_.opened_exports(plain_url) as exports, receiver.serving() as url:
         sink = CloudEventsSink(url, None)

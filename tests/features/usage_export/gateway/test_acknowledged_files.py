@@ -11,20 +11,21 @@ import asyncpg
 import msgspec
 import pytest
 
+from features.usage_export import instruments
+from features.usage_export.contract import SinkExcess
+from features.usage_export.gateway import acknowledged_files
+from features.usage_export.gateway.acknowledged_files import AcknowledgedFiles
+from features.usage_export.gateway.export import UsageExport
+from features.usage_export.gateway.store import AcknowledgedSum, OutboxStore
 from services.gateway.facts.request_record import RequestRow
-from services.gateway.usage_export import acknowledged_files
-from services.gateway.usage_export.acknowledged_files import AcknowledgedFiles
-from services.gateway.usage_export.export import UsageExport
-from services.gateway.usage_export.outbox_store import AcknowledgedSum, OutboxStore
-from shared.api.usage_export import SinkExcess
 from shared.stores.database import Database, DatabaseRow
 from shared.telemetry import Metrics
 from shared.types import NodeId, RequestId, UserId
+from tests.features.usage_export.gateway import exports as exports_
+from tests.features.usage_export.gateway.exports import Exports, MemorySink
 from tests.servers import PostgresServer
 from tests.services.gateway.billing.test_ledger_store import new_owner, new_request, row
 from tests.services.gateway.recovery.restoring import RestorableGateway
-from tests.services.gateway.usage_export import exports as exports_
-from tests.services.gateway.usage_export.exports import Exports, MemorySink
 from tests.testnet import until
 
 
@@ -370,7 +371,7 @@ async def test_the_alert_s_measurements_end_after_seven_days(stored: RestorableE
         for days in (0, 6, 2):
             await exports.execute(f"UPDATE usage_sink_accounts SET found_at = found_at - interval '{days} days'")
             await export.measure()
-            gauges = (metrics.usage_export_excess_micro, metrics.usage_export_excess_tokens)
+            gauges = (metrics.gauge(instruments.EXCESS_MICRO), metrics.gauge(instruments.EXCESS_TOKENS))
             measured.append(tuple(gauge.labels(sink=stored.sink.name)._value.get() for gauge in gauges))
         assert measured == [(30, 7), (30, 7), (0, 0)]
         assert await stored.excess(exports) is not None

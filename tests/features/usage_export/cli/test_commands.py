@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from shared.api.usage_export import AccountTotal, SinkExcess, UsageExportState, UsageSink, read_usage_export
+from features.usage_export.contract import AccountTotal, SinkExcess, UsageExportState, UsageSink, read_usage_export
 from shared.types import MicroCredits, TenantId
 from tests.cli.fake_mesh import Shell
 

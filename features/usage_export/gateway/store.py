@@ -9,10 +9,10 @@ from operator import attrgetter
 from typing import Literal
 from uuid import UUID
 
-from services.gateway.usage_export import usage_events
-from services.gateway.usage_export.usage_events import DaySums, UsageData, UsageEvent, UsageSum
+from features.usage_export.contract import AccountTotal, SinkExcess, UsageSink, UsageTotal
+from features.usage_export.rules import usage_events
+from features.usage_export.rules.usage_events import DaySums, UsageData, UsageEvent, UsageSum
 from shared import errors
-from shared.api.usage_export import AccountTotal, SinkExcess, UsageSink, UsageTotal
 from shared.stores import database
 from shared.types import MicroCredits, TenantId
 

@@ -1,0 +1,1 @@
+"""Settled usage for billing systems: each request exactly once, compared with the ledger."""

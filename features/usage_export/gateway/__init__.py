@@ -1,0 +1,1 @@
+"""The usage export in the gateway."""

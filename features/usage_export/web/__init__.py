@@ -1,0 +1,1 @@
+"""The usage export on the pages."""

@@ -1,1 +1,0 @@
-"""Exports settled usage to billing systems, each request exactly once."""
