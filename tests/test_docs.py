@@ -25,6 +25,7 @@ from services.web import agent_setups
 from shared import access_table, config, node
 from shared.api import declared
 from shared.telemetry import instruments
+from shared.telemetry.instruments import Instruments
 from shared.types import SERVICE_NAMES, Tier
 from stack import settings as stack_settings
 from stack.servers import replica_folder
@@ -546,7 +547,7 @@ CLAIMS: dict[tuple[str, str], Callable[[], bool]] = {
     ("GPU-aware scheduling", "each pool of the chart has `nodeSelector`"): lambda: "poolDefaults.nodeSelector" in _chart("README.md"),
     ("Managed Prometheus", "add a PodMonitoring"): lambda: "PodMonitoring" not in _chart(),
     ("Dashboards: health", "without a row per model"): lambda: not any("model" in panel["title"] for panel in SERVICE_LEVEL["panels"]),
-    ("Metrics: database", "`ai_platform_database_bytes`"): lambda: instruments.DATABASE_BYTES in instruments.ALL,
+    ("Metrics: database", "`ai_platform_database_bytes`"): lambda: Instruments.database_bytes in instruments.ALL,
 } | {words: claim for part in feature_parts.modules("claims") for words, claim in part.CLAIMS.items()}
 
 

@@ -10,8 +10,8 @@ from shared import errors
 from shared.api.alerts import Alerts
 from shared.api.gateway import NodeRows
 from shared.api.metrics import History, HistoryGrouping, HistoryLine, SystemHealth
-from shared.telemetry import answer_instruments, host_instruments
-from shared.telemetry.answer_instruments import DraftResult
+from shared.telemetry.answer_instruments import AnswerInstruments, DraftResult
+from shared.telemetry.host_instruments import HostInstruments
 from shared.types import SERVICE_NAMES, Role
 
 T_co = TypeVar("T_co", covariant=True)
@@ -86,14 +86,14 @@ def numbers(answers: Sequence[History]) -> Numbers:
     latest = list(_latest(answers))
     if not latest:
         return Numbers()
-    completed = _named(latest, answer_instruments.COMPLETED_REQUESTS.name)
+    completed = _named(latest, AnswerInstruments.completed_requests.name)
     # Gateways and workers both count tokens; users got those of the gateways.
     tokens = [
         (line, value)
-        for line, value in _named(latest, answer_instruments.TOKENS.name)
+        for line, value in _named(latest, AnswerInstruments.tokens.name)
         if line.labels.get(HistoryGrouping.SERVICE) == _GATEWAY
     ]
-    drafted = _named(latest, answer_instruments.DRAFTED_TOKENS.name)
+    drafted = _named(latest, AnswerInstruments.drafted_tokens.name)
     return Numbers(
         requests=sum(value for _, value in completed),
         errors=sum(value for line, value in completed if line.labels.get("status") in _FAILED),
@@ -110,17 +110,17 @@ def numbers(answers: Sequence[History]) -> Numbers:
 #: lines.
 QUESTIONS: tuple[tuple[tuple[str, ...], tuple[HistoryGrouping, ...]], ...] = (
     (
-        (answer_instruments.COMPLETED_REQUESTS.name, answer_instruments.TOKENS.name, answer_instruments.DRAFTED_TOKENS.name),
+        (AnswerInstruments.completed_requests.name, AnswerInstruments.tokens.name, AnswerInstruments.drafted_tokens.name),
         (HistoryGrouping.SERVICE,),
     ),
-    ((answer_instruments.QUEUE_DEPTH.name,), (HistoryGrouping.SERVICE, HistoryGrouping.MODEL)),
-    ((answer_instruments.TOKENS.name,), (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
-    ((host_instruments.HOST_CPU.name,), (HistoryGrouping.NODE,)),
-    ((host_instruments.HOST_MEMORY_USED.name,), (HistoryGrouping.NODE,)),
-    ((host_instruments.HOST_MEMORY_TOTAL.name,), (HistoryGrouping.NODE,)),
-    ((host_instruments.GPU_USAGE.name,), (HistoryGrouping.NODE,)),
-    ((host_instruments.GPU_MEMORY_USED.name,), (HistoryGrouping.NODE,)),
-    ((host_instruments.GPU_MEMORY_TOTAL.name,), (HistoryGrouping.NODE,)),
+    ((AnswerInstruments.queue_depth.name,), (HistoryGrouping.SERVICE, HistoryGrouping.MODEL)),
+    ((AnswerInstruments.tokens.name,), (HistoryGrouping.SERVICE, HistoryGrouping.NODE)),
+    ((HostInstruments.host_cpu.name,), (HistoryGrouping.NODE,)),
+    ((HostInstruments.host_memory_used.name,), (HistoryGrouping.NODE,)),
+    ((HostInstruments.host_memory_total.name,), (HistoryGrouping.NODE,)),
+    ((HostInstruments.gpu_usage.name,), (HistoryGrouping.NODE,)),
+    ((HostInstruments.gpu_memory_used.name,), (HistoryGrouping.NODE,)),
+    ((HostInstruments.gpu_memory_total.name,), (HistoryGrouping.NODE,)),
 )
 
 _Value = tuple[HistoryLine, float]
@@ -149,7 +149,7 @@ def _named(latest: Iterable[_Value], name: str, *, by_node: bool = False) -> lis
 
 def _queues(latest: Sequence[_Value]) -> dict[str, float]:
     waiting: dict[str, float] = {}
-    for line, value in _named(latest, answer_instruments.QUEUE_DEPTH.name):
+    for line, value in _named(latest, AnswerInstruments.queue_depth.name):
         if value > 0:
             model = line.labels.get(HistoryGrouping.MODEL.value, "")
             waiting[model] = waiting.get(model, 0.0) + value
@@ -177,11 +177,11 @@ def _load(values: Mapping[str, Sequence[float]]) -> NodeLoad:
         whole = sum(values.get(of_all, ()))
         return sum(values[used]) / whole if used in values and whole > 0 else None
 
-    tokens = values.get(answer_instruments.TOKENS.name)
+    tokens = values.get(AnswerInstruments.tokens.name)
     return NodeLoad(
-        cpu=mean(host_instruments.HOST_CPU.name),
-        memory=share(host_instruments.HOST_MEMORY_USED.name, host_instruments.HOST_MEMORY_TOTAL.name),
-        gpu=mean(host_instruments.GPU_USAGE.name),
-        gpu_memory=share(host_instruments.GPU_MEMORY_USED.name, host_instruments.GPU_MEMORY_TOTAL.name),
+        cpu=mean(HostInstruments.host_cpu.name),
+        memory=share(HostInstruments.host_memory_used.name, HostInstruments.host_memory_total.name),
+        gpu=mean(HostInstruments.gpu_usage.name),
+        gpu_memory=share(HostInstruments.gpu_memory_used.name, HostInstruments.gpu_memory_total.name),
         tokens_per_second=sum(tokens) if tokens else None,
     )

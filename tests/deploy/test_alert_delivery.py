@@ -20,7 +20,7 @@ import yaml
 
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
-from shared.telemetry import instruments
+from shared.telemetry.instruments import Instruments
 from shared.types import Role
 from stack import processes
 from tests.deploy import debian
@@ -48,10 +48,10 @@ class Outside(ThreadingHTTPServer):
 
     def text(self) -> str:
         up = "".join(
-            f'{instruments.NODE_UP.name}{{service="{service}",node="n"}} 1\n'
+            f'{Instruments.node_up.name}{{service="{service}",node="n"}} 1\n'
             for service in ("auth", "gateway", "inference", "metrics", "web")
         )
-        return f'{up}{instruments.LEDGER_DRIFT.name}{{service="gateway",node="g"}} {self.drift}\n'
+        return f'{up}{Instruments.ledger_drift.name}{{service="gateway",node="g"}} {self.drift}\n'
 
     def alerts(self, path: str, status: str) -> list[dict[str, Any]]:
         return [alert for message in self.received.get(path, []) for alert in message["alerts"] if alert["status"] == status]
@@ -185,7 +185,7 @@ async def test_prometheus_scrapes_a_mesh(outside: Outside, tmp_path: Path) -> No
                         await asyncio.sleep(0.05)
                         for target in (await http.get("/targets")).json()["data"]["activeTargets"]:
                             assert (target["lastError"], target["health"] == "down") == ("", False)
-                response = (await http.get("/query", params={"query": f'{instruments.NODE_UP.name}{{service="metrics"}}'})).json()
+                response = (await http.get("/query", params={"query": f'{Instruments.node_up.name}{{service="metrics"}}'})).json()
     [found] = response["data"]["result"]
     assert found["value"][1] == "1"
 

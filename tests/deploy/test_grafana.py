@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from services.metrics.alerting import rules
-from shared.telemetry import answer_instruments
+from shared.telemetry.answer_instruments import AnswerInstruments
 from tests.deploy.grafana_boards import BOARDS, GRAFANA, SERVICE_LEVEL
 from tests.deploy.promql import LABELS, selectors
 
@@ -55,7 +55,7 @@ def test_the_labels_of_a_legend_are_those_of_its_lines(expression: str, legend: 
 
 
 def test_a_panel_says_whether_it_shows_the_first_text_or_the_whole_answer() -> None:
-    first, whole = answer_instruments.TTFT_SECONDS.name, "gen_ai_client_operation_duration_seconds"
+    first, whole = AnswerInstruments.ttft_seconds.name, "gen_ai_client_operation_duration_seconds"
     titles = {name: {title for _, title, expression, _ in QUERIES if f"{name}_" in expression} for name in (first, whole)}
     assert titles[first], "no panel shows the first text"
     assert all("first text" in title.lower() for title in titles[first]), titles[first]

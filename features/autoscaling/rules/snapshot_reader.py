@@ -7,24 +7,27 @@ from typing import Protocol
 
 from features.autoscaling.rules.demand import ModelReading, ScalingSnapshot, WorkerReading
 from shared.protocol.directory import Announcement
-from shared.telemetry import answer_instruments, gen_ai_instruments, host_instruments, instruments
+from shared.telemetry.answer_instruments import AnswerInstruments
+from shared.telemetry.gen_ai_instruments import GenAiInstruments
+from shared.telemetry.host_instruments import HostInstruments
 from shared.telemetry.instrument import node_label
+from shared.telemetry.instruments import Instruments
 from shared.types import NodeId
 
 _QUEUE, _OLDEST, _REQUESTS = (
-    answer_instruments.QUEUE_DEPTH.name,
-    answer_instruments.OLDEST_WAIT.name,
-    answer_instruments.MODEL_REQUESTS.name,
+    AnswerInstruments.queue_depth.name,
+    AnswerInstruments.oldest_wait.name,
+    AnswerInstruments.model_requests.name,
 )
-_ANSWERED, _SECONDS = f"{answer_instruments.TTFT_SECONDS.name}_count", f"{answer_instruments.TTFT_SECONDS.name}_sum"
+_ANSWERED, _SECONDS = f"{AnswerInstruments.ttft_seconds.name}_count", f"{AnswerInstruments.ttft_seconds.name}_sum"
 _COUNTERS = (_REQUESTS, _ANSWERED, _SECONDS)
 #: What is read from the text of each gateway.
 GATEWAY_SERIES = frozenset({_QUEUE, _OLDEST, *_COUNTERS})
 
-_COMPLETED = f"{gen_ai_instruments.SERVER_REQUEST_DURATION.name}_count"
-_TOKENS, _CPU, _GPU = instruments.ENGINE_TOKENS_PER_SECOND.name, host_instruments.HOST_CPU.name, host_instruments.GPU_USAGE.name
+_COMPLETED = f"{GenAiInstruments.server_request_duration.name}_count"
+_TOKENS, _CPU, _GPU = Instruments.engine_tokens_per_second.name, HostInstruments.host_cpu.name, HostInstruments.gpu_usage.name
 #: What is read about the workers from the text of the mesh.
-WORKER_FAMILIES = frozenset({gen_ai_instruments.SERVER_REQUEST_DURATION.name, _TOKENS, _CPU, _GPU})
+WORKER_FAMILIES = frozenset({GenAiInstruments.server_request_duration.name, _TOKENS, _CPU, _GPU})
 WORKER_SERIES = frozenset({_COMPLETED, _TOKENS, _CPU, _GPU})
 
 #: Gateways whose counters are remembered, also while they are disconnected.

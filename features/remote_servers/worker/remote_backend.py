@@ -24,7 +24,7 @@ from shared.api.embedding import Embed, Embedded
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, ModelState, ModelStatus, Moderate, Moderated
 from shared.telemetry import Metrics, logs
-from shared.telemetry.metrics_registry import Gauge
+from shared.telemetry.metric_families import Gauge
 from shared.types import Ability, ModelName
 
 log = logs.get()

@@ -13,7 +13,7 @@ from features.webhooks.rules.delivery_rules import Result
 from services.gateway import background_jobs
 from shared.background.items import BackgroundItems
 from shared.telemetry import logs
-from shared.telemetry.metrics_registry import Counter, Gauge
+from shared.telemetry.metric_families import Counter, Gauge
 from shared.timing.bounded_waits import wait_until_set
 
 #: The label of this background work.

@@ -5,12 +5,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from services.metrics.alerting.readings import WINDOW_SECONDS, Counter, Readings, Threshold, Vector, fold, grouped
+from services.metrics.alerting.readings import WINDOW_SECONDS, Counter, Find, Readings, Threshold, Vector, fold, grouped
 from services.metrics.collection import health, health_signals
 from services.metrics.history.chart_lines import quantile_of
 from services.metrics.history.samples import Labels, Sample
 from shared import errors, features
-from shared.telemetry import answer_instruments, host_instruments, instruments
+from shared.telemetry.answer_instruments import AnswerInstruments
+from shared.telemetry.host_instruments import HostInstruments
+from shared.telemetry.instrument import Instrument
+from shared.telemetry.instruments import Instruments
 
 #: With fewer calls in the window, a single slow or failed one would fire an alert.
 _LEAST_CALLS: Final = 20
@@ -19,13 +22,13 @@ OUR_FAULT: Final = tuple(sorted(code for code, kind in errors.BY_CODE.items() if
 
 #: Callers see what the gateway measures.
 _FIRST_TEXTS, _CALLS, _REQUESTS = (
-    Counter(f"{answer_instruments.TTFT_SECONDS.name}_bucket", frozenset({"le", "model"}), lambda has: has.get("service") == "gateway"),
+    Counter(f"{AnswerInstruments.ttft_seconds.name}_bucket", frozenset({"le", "model"}), lambda has: has.get("service") == "gateway"),
     Counter(
-        f"{instruments.REQUEST_DURATION.name}_bucket",
+        f"{Instruments.request_duration.name}_bucket",
         frozenset({"le", "service"}),
         lambda has: "model" not in has and has.get("method") != "passthrough" and has.get("service") != "inference",
     ),
-    Counter(instruments.REQUESTS.name, frozenset({"service", "status"}), lambda _: True),
+    Counter(Instruments.requests.name, frozenset({"service", "status"}), lambda _: True),
 )
 
 
@@ -73,12 +76,12 @@ class CollectionWindow:
 
 def _living(readings: Readings) -> Vector:
     """Return the live nodes of each service, also of one that is forgotten; nothing while no node is known."""
-    living = fold(sum, instruments.NODE_UP, "service")(readings)
+    living = fold(sum, Instruments.node_up, "service")(readings)
     return {_service(name): living.get(_service(name), 0.0) for name in ("auth", "gateway", "web")} if living else {}
 
 
 def _workers(readings: Readings) -> Vector:
-    living = fold(sum, instruments.NODE_UP, "service")(readings)
+    living = fold(sum, Instruments.node_up, "service")(readings)
     return {(): living.get(_service("inference"), 0.0)} if living else {}
 
 
@@ -87,8 +90,8 @@ def _service(name: str) -> Labels:
 
 
 def _disk_free(readings: Readings) -> Vector:
-    total = fold(min, host_instruments.HOST_DISK_TOTAL, "machine", "disk")(readings)
-    free = fold(min, host_instruments.HOST_DISK_FREE, "machine", "disk")(readings)
+    total = fold(min, HostInstruments.host_disk_total, "machine", "disk")(readings)
+    free = fold(min, HostInstruments.host_disk_free, "machine", "disk")(readings)
     return {labels: value / total[labels] for labels, value in free.items() if total.get(labels)}
 
 
@@ -118,37 +121,37 @@ def _failing(readings: Readings) -> Vector:
 
 def _failing_payments(readings: Readings) -> Vector:
     """Usage that was not billed for 50 minutes, in seconds, and payments that wait for an administrator."""
-    unbilled = {labels: age for labels, age in fold(max, instruments.UNBILLED_USAGE)(readings).items() if age > 3000}
-    return {**unbilled, **fold(max, instruments.DEFERRED_ITEMS, "kind", kind="payment")(readings)}
+    unbilled = {labels: age for labels, age in fold(max, Instruments.unbilled_usage)(readings).items() if age > 3000}
+    return {**unbilled, **fold(max, Instruments.deferred_items, "kind", kind="payment")(readings)}
 
 
 # --- the thresholds -----------------------------------------------------------------------------------------------------
 
-_certificates = fold(min, instruments.CERTIFICATE_SECONDS_LEFT, "service", "node")
+_certificates = fold(min, Instruments.certificate_seconds_left, "service", "node")
 _OVER, _UNDER = operator.gt, operator.lt
 THRESHOLDS: Final[tuple[Threshold, ...]] = (
     Threshold("service_down", _living, _UNDER, 1),
     Threshold("no_worker", _workers, _UNDER, 1),
-    Threshold("server_down", fold(max, instruments.SERVER_UP, "server"), _UNDER, 1),
-    Threshold("worker_gone", fold(max, instruments.NODE_UP, "node", service="inference"), _UNDER, 1),
-    Threshold("model_not_served", fold(max, instruments.MODEL_WORKERS, "model", service="gateway"), _UNDER, 1),
+    Threshold("server_down", fold(max, Instruments.server_up, "server"), _UNDER, 1),
+    Threshold("worker_gone", fold(max, Instruments.node_up, "node", service="inference"), _UNDER, 1),
+    Threshold("model_not_served", fold(max, Instruments.model_workers, "model", service="gateway"), _UNDER, 1),
     Threshold("disk_full", _disk_free, _UNDER, 0.01, "{:.1%}"),
     Threshold("disk_low", _disk_free, _UNDER, 0.1, "{:.1%}"),
-    Threshold("ledger_drift", fold(max, instruments.LEDGER_DRIFT, "node"), operator.ne, 0, "{:,.0f} micro-credits"),
-    Threshold("database_restored", fold(max, instruments.DATABASE_RESTORED, "service", "node"), _OVER, 0),
+    Threshold("ledger_drift", fold(max, Instruments.ledger_drift, "node"), operator.ne, 0, "{:,.0f} micro-credits"),
+    Threshold("database_restored", fold(max, Instruments.database_restored, "service", "node"), _OVER, 0),
     Threshold("payments_failing", _failing_payments, _OVER, 0, "{:,.0f}"),
-    Threshold("webhooks_late", fold(max, instruments.WEBHOOK_BACKLOG), _OVER, 900, "{:,.0f} s"),
+    Threshold("webhooks_late", fold(max, Instruments.webhook_backlog), _OVER, 900, "{:,.0f} s"),
     Threshold("certificate_expiring", _certificates, _UNDER, health_signals.CERTIFICATE_ENDS_SECONDS, "{:,.0f} s"),
-    Threshold("cpu_high", fold(max, host_instruments.HOST_CPU, "machine"), _OVER, 0.8, "{:.1%}"),
-    Threshold("gpu_saturation", fold(max, host_instruments.GPU_USAGE, "machine", "gpu"), _OVER, 0.9, "{:.1%}"),
+    Threshold("cpu_high", fold(max, HostInstruments.host_cpu, "machine"), _OVER, 0.8, "{:.1%}"),
+    Threshold("gpu_saturation", fold(max, HostInstruments.gpu_usage, "machine", "gpu"), _OVER, 0.9, "{:.1%}"),
     Threshold(
-        "queue_depth_high", fold(sum, answer_instruments.QUEUE_DEPTH, "model", service="gateway"), _OVER, health.QUEUE_IS_LONG, "{:,.0f}"
+        "queue_depth_high", fold(sum, AnswerInstruments.queue_depth, "model", service="gateway"), _OVER, health.QUEUE_IS_LONG, "{:,.0f}"
     ),
     Threshold("response_slow", _first_texts, _OVER, 5, "{:.3g} s", _FIRST_TEXTS),
     Threshold("high_latency", _latency, _OVER, 1, "{:.3g} s", _CALLS),
     Threshold("error_rate_spike", _failing, _OVER, 0.05, "{:.1%}", _REQUESTS),
-    Threshold("cost_anomaly", fold(max, instruments.COST_OF_USUAL), _OVER, 1.5, "{:.3g} times as much"),
-    Threshold("upstream_monthly", fold(max, instruments.UPSTREAM_OF_MONTH), _OVER, 1, "{:.0%} of UPSTREAM_MONTHLY"),
+    Threshold("cost_anomaly", fold(max, Instruments.cost_of_usual), _OVER, 1.5, "{:.3g} times as much"),
+    Threshold("upstream_monthly", fold(max, Instruments.upstream_of_month), _OVER, 1, "{:.0%} of UPSTREAM_MONTHLY"),
     *(each for module in features.modules("metrics.thresholds") for each in module.THRESHOLDS),
 )
 _COUNTERS: Final[Mapping[str, Counter]] = {each.counter.name: each.counter for each in THRESHOLDS if each.counter is not None}
@@ -158,10 +161,10 @@ FORMATS: Final = {threshold.name: threshold.shown for threshold in THRESHOLDS}
 SERIES: Final = frozenset(_COUNTERS) | {
     one.name
     for one in (
-        instruments.NODE_UP, instruments.SERVER_UP, instruments.MODEL_WORKERS, instruments.LEDGER_DRIFT,
-        instruments.CERTIFICATE_SECONDS_LEFT, answer_instruments.QUEUE_DEPTH, instruments.COST_OF_USUAL, instruments.UPSTREAM_OF_MONTH,
-        instruments.DATABASE_RESTORED, instruments.UNBILLED_USAGE, instruments.DEFERRED_ITEMS, instruments.WEBHOOK_BACKLOG,
-        host_instruments.HOST_DISK_FREE, host_instruments.HOST_DISK_TOTAL, host_instruments.HOST_CPU, host_instruments.GPU_USAGE,
+        Instruments.node_up, Instruments.server_up, Instruments.model_workers, Instruments.ledger_drift,
+        Instruments.certificate_seconds_left, AnswerInstruments.queue_depth, Instruments.cost_of_usual, Instruments.upstream_of_month,
+        Instruments.database_restored, Instruments.unbilled_usage, Instruments.deferred_items, Instruments.webhook_backlog,
+        HostInstruments.host_disk_free, HostInstruments.host_disk_total, HostInstruments.host_cpu, HostInstruments.gpu_usage,
         *(gauge for threshold in THRESHOLDS for gauge in threshold.gauges),
     )
 }  # fmt: skip

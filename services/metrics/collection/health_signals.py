@@ -10,23 +10,24 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from services.metrics.history.samples import Sample
-from shared.telemetry import answer_instruments, instruments
+from shared.telemetry.answer_instruments import AnswerInstruments
 from shared.telemetry.instrument import node_label
+from shared.telemetry.instruments import Instruments
 from shared.types import NodeId
 
-_BEGUN: Final = f"{answer_instruments.QUEUE_WAIT_SECONDS.name}_count"
+_BEGUN: Final = f"{AnswerInstruments.queue_wait_seconds.name}_count"
 FAMILIES: Final = frozenset(
     one.name
     for one in (
-        instruments.BUILD_INFO,
-        instruments.CERTIFICATE_SECONDS_LEFT,
-        instruments.REVOCATION_LIST_AGE,
-        answer_instruments.QUEUE_DEPTH,
-        answer_instruments.QUEUE_WAIT_SECONDS,
-        instruments.WRONG_COUNTS,
+        Instruments.build_info,
+        Instruments.certificate_seconds_left,
+        Instruments.revocation_list_age,
+        AnswerInstruments.queue_depth,
+        AnswerInstruments.queue_wait_seconds,
+        Instruments.wrong_counts,
     )
 )
-SERIES: Final = (FAMILIES - {answer_instruments.QUEUE_WAIT_SECONDS.name}) | {_BEGUN}
+SERIES: Final = (FAMILIES - {AnswerInstruments.queue_wait_seconds.name}) | {_BEGUN}
 #: Less than the third of its lifetime at which a certificate is renewed.
 CERTIFICATE_ENDS_SECONDS: Final = 6 * 3600
 #: Auth confirms the list of revoked nodes every two minutes.
@@ -89,12 +90,12 @@ class HealthSignalReader:
         for sample in samples:
             if sample.name in of:
                 of[sample.name].append(sample)
-        self._certificates = _certificates(of[instruments.CERTIFICATE_SECONDS_LEFT.name], of[instruments.REVOCATION_LIST_AGE.name])
+        self._certificates = _certificates(of[Instruments.certificate_seconds_left.name], of[Instruments.revocation_list_age.name])
         begun = _by_model(of[_BEGUN])
-        self._queues = self._follow(_by_model(of[answer_instruments.QUEUE_DEPTH.name]), begun, now)
+        self._queues = self._follow(_by_model(of[AnswerInstruments.queue_depth.name]), begun, now)
         self._begun = begun
-        gateways = {dict(one.labels).get("node", "") for one in of[instruments.BUILD_INFO.name] if _is_of_gateway(one)}
-        self._catches.take(of[instruments.WRONG_COUNTS.name], gateways, now)
+        gateways = {dict(one.labels).get("node", "") for one in of[Instruments.build_info.name] if _is_of_gateway(one)}
+        self._catches.take(of[Instruments.wrong_counts.name], gateways, now)
 
     def signals(self, now: datetime) -> HealthSignals:
         return HealthSignals(self._certificates, self._queues, self._catches.within(now))

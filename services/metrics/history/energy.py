@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from services.metrics.export import series
 from services.metrics.history.chart_lines import StoredPoint
 from shared.api.metrics import NodeEnergy
-from shared.telemetry import host_instruments
+from shared.telemetry.host_instruments import HostInstruments
 
-NAMES = (host_instruments.ENERGY.name, host_instruments.ENERGY_COST.name)
+NAMES = (HostInstruments.energy.name, HostInstruments.energy_cost.name)
 
 
 def sum_up(points: Iterable[StoredPoint]) -> tuple[NodeEnergy, ...]:
@@ -18,7 +18,7 @@ def sum_up(points: Iterable[StoredPoint]) -> tuple[NodeEnergy, ...]:
         if (head := series.parse_head(point.name)) is None:
             continue
         of_device = counted[head.labels.get("device", ""), point.step]
-        is_cost = head.name == host_instruments.ENERGY_COST.name
+        is_cost = head.name == HostInstruments.energy_cost.name
         joules, cost = (0.0, point.growth) if is_cost else (point.growth, None)
         one = NodeEnergy(point.node, joules, cost, () if is_cost else (head.labels.get("source", ""),))
         of_device[point.node] = of_device[point.node] + one if point.node in of_device else one

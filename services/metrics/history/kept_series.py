@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shared import features
-from shared.telemetry import answer_instruments, host_instruments, instruments
+from shared.telemetry.answer_instruments import AnswerInstruments
+from shared.telemetry.host_instruments import HostInstruments
 from shared.telemetry.instrument import Instrument
+from shared.telemetry.instruments import Instruments
 from shared.types import SERVICE_NAMES, Role
 
 #: Per row, 800 bytes.
@@ -21,10 +23,10 @@ MAX_LABEL_VALUE = 200
 
 SUCCESS, OTHER = "success", "other"
 #: A service and counter that every sample has from the second one on, to count the samples of a period.
-WITNESS = (SERVICE_NAMES[Role.METRICS], instruments.NATS_RECONNECTS.name)
+WITNESS = (SERVICE_NAMES[Role.METRICS], Instruments.nats_reconnects.name)
 _GROWING = ("_total", "_bucket", "_sum", "_count")
 #: Its ``status`` has many codes; all but success are combined.
-_FOLDED = instruments.REQUESTS
+_FOLDED = Instruments.requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,77 +66,77 @@ def _histogram(instrument: Instrument, bounds: tuple[str, ...], filled: tuple[st
 
 
 _PLAIN = (
-    instruments.INFLIGHT_REQUESTS,
-    instruments.NATS_RECONNECTS,
-    instruments.AUDIT_CHAIN_VALID,
-    instruments.RATE_LIMIT_DEGRADED,
-    instruments.LEDGER_OPEN_RESERVATIONS,
-    instruments.LEDGER_OLDEST_RESERVATION,
-    instruments.LEDGER_DRIFT,
-    instruments.SETTLE_JOURNAL_ROWS,
-    instruments.SPANS_LOST,
-    instruments.AUTH_FAILURES,
-    instruments.REGISTRATIONS,
-    instruments.KEYS_CREATED,
-    instruments.CERTIFICATE_SECONDS_LEFT,
-    instruments.REVOCATION_LIST_AGE,
-    instruments.NODE_UP,
-    host_instruments.HOST_DISK_READ,
-    host_instruments.HOST_DISK_WRITTEN,
-    host_instruments.HOST_NETWORK_RECEIVED,
-    host_instruments.HOST_NETWORK_SENT,
-    instruments.CONTESTED_KEYS,
+    Instruments.inflight_requests,
+    Instruments.nats_reconnects,
+    Instruments.audit_chain_valid,
+    Instruments.rate_limit_degraded,
+    Instruments.ledger_open_reservations,
+    Instruments.ledger_oldest_reservation,
+    Instruments.ledger_drift,
+    Instruments.settle_journal_rows,
+    Instruments.spans_lost,
+    Instruments.auth_failures,
+    Instruments.registrations,
+    Instruments.keys_created,
+    Instruments.certificate_seconds_left,
+    Instruments.revocation_list_age,
+    Instruments.node_up,
+    HostInstruments.host_disk_read,
+    HostInstruments.host_disk_written,
+    HostInstruments.host_network_received,
+    HostInstruments.host_network_sent,
+    Instruments.contested_keys,
 )
 #: All nodes of a machine report the same figures, so charts need the machine.
 _OF_MACHINE = (
-    host_instruments.HOST_CPU,
-    host_instruments.HOST_MEMORY_USED,
-    host_instruments.HOST_MEMORY_TOTAL,
-    host_instruments.HOST_DISK_FREE,
-    host_instruments.HOST_DISK_TOTAL,
+    HostInstruments.host_cpu,
+    HostInstruments.host_memory_used,
+    HostInstruments.host_memory_total,
+    HostInstruments.host_disk_free,
+    HostInstruments.host_disk_total,
 )
 _GPU = (
-    host_instruments.GPU_USAGE,
-    host_instruments.GPU_MEMORY_USED,
-    host_instruments.GPU_MEMORY_TOTAL,
-    host_instruments.GPU_POWER,
-    host_instruments.GPU_TEMPERATURE,
+    HostInstruments.gpu_usage,
+    HostInstruments.gpu_memory_used,
+    HostInstruments.gpu_memory_total,
+    HostInstruments.gpu_power,
+    HostInstruments.gpu_temperature,
 )
 _OF_MODEL = (
-    answer_instruments.QUEUE_DEPTH,
-    instruments.WORKER_UP,
-    instruments.ENGINE_TOKENS_PER_SECOND,
-    instruments.ENGINE_STEP_SECONDS,
-    instruments.ENGINE_RESTARTS,
-    instruments.COST,
-    answer_instruments.COMPLETED_TOKENS,
+    AnswerInstruments.queue_depth,
+    Instruments.worker_up,
+    Instruments.engine_tokens_per_second,
+    Instruments.engine_step_seconds,
+    Instruments.engine_restarts,
+    Instruments.cost,
+    AnswerInstruments.completed_tokens,
 )
 
 #: What features keep: instrument and labels.
 _OF_FEATURES = [row for part in features.modules("instruments") for row in getattr(part, "KEPT", {}).items()]
 
 ALL: tuple[KeptSeries, ...] = (
-    KeptSeries(instrument=instruments.REQUESTS, labels=("status",)),
+    KeptSeries(instrument=Instruments.requests, labels=("status",)),
     *(KeptSeries(instrument=one) for one in _PLAIN),
-    KeptSeries(instrument=instruments.LINKS_BY_PATH, labels=("path",)),
-    KeptSeries(instrument=instruments.ROUND_TRIP, labels=("path",)),
-    KeptSeries(instrument=instruments.ACTIVE_USERS, labels=("time_window",)),
-    KeptSeries(instrument=instruments.RATE_LIMIT_DECISIONS, labels=("decision",)),
-    KeptSeries(instrument=instruments.RESPONSE_CACHE, labels=("result",)),
+    KeptSeries(instrument=Instruments.links_by_path, labels=("path",)),
+    KeptSeries(instrument=Instruments.round_trip, labels=("path",)),
+    KeptSeries(instrument=Instruments.active_users, labels=("time_window",)),
+    KeptSeries(instrument=Instruments.ratelimit_decisions, labels=("decision",)),
+    KeptSeries(instrument=Instruments.response_cache, labels=("result",)),
     *(KeptSeries(instrument=one, labels=("machine",)) for one in _OF_MACHINE),
     *(KeptSeries(instrument=one, labels=("gpu", "machine")) for one in _GPU),
-    KeptSeries(instrument=host_instruments.ENERGY, labels=("device", "source")),
-    KeptSeries(instrument=host_instruments.ENERGY_COST, labels=("device",)),
+    KeptSeries(instrument=HostInstruments.energy, labels=("device", "source")),
+    KeptSeries(instrument=HostInstruments.energy_cost, labels=("device",)),
     *(KeptSeries(instrument=one, labels=("model",)) for one in _OF_MODEL),
     *(KeptSeries(instrument=one, labels=labels) for one, labels in _OF_FEATURES),
-    KeptSeries(instrument=instruments.WORKER_SLOTS, labels=("model", "state")),
+    KeptSeries(instrument=Instruments.worker_slots, labels=("model", "state")),
     # By the worker that a gateway reports.
-    KeptSeries(instrument=instruments.WRONG_COUNTS, labels=("exported_node",)),
-    KeptSeries(instrument=answer_instruments.TOKENS, labels=("model", "type")),
-    KeptSeries(instrument=answer_instruments.DRAFTED_TOKENS, labels=("model", "result")),
-    KeptSeries(instrument=answer_instruments.COMPLETED_REQUESTS, labels=("model", "status")),
-    *_histogram(answer_instruments.TTFT_SECONDS, ("0.1", "0.5", "1.0", "2.5", "10.0")),
-    *_histogram(instruments.REQUEST_DURATION, ("0.32", "1.28", "5.12", "20.48"), filled=("model",)),
+    KeptSeries(instrument=Instruments.wrong_counts, labels=("exported_node",)),
+    KeptSeries(instrument=AnswerInstruments.tokens, labels=("model", "type")),
+    KeptSeries(instrument=AnswerInstruments.drafted_tokens, labels=("model", "result")),
+    KeptSeries(instrument=AnswerInstruments.completed_requests, labels=("model", "status")),
+    *_histogram(AnswerInstruments.ttft_seconds, ("0.1", "0.5", "1.0", "2.5", "10.0")),
+    *_histogram(Instruments.request_duration, ("0.32", "1.28", "5.12", "20.48"), filled=("model",)),
 )
 BY_NAME: Mapping[str, tuple[int, KeptSeries]] = {kept.name: (place, kept) for place, kept in enumerate(ALL)}
 

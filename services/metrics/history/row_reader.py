@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from services.metrics.export import series
 from services.metrics.history import kept_series
-from shared.telemetry import instruments
+from shared.telemetry.instruments import Instruments
 
 #: The limit of PostgreSQL's `real`.
 MOST: Final = 3.4e38
@@ -166,4 +166,4 @@ _NEXT_FAMILY: Final = "\n# HELP "
 _FAMILY: Final = re.compile(r"# HELP (\S+)")
 _UNKEPT: Final = {name: _unkept(name) for name in {one.instrument.name for one in kept_series.ALL}}
 #: We report this about a node, which may not have responded itself.
-_NODE_UP: Final = instruments.NODE_UP.name
+_NODE_UP: Final = Instruments.node_up.name

@@ -26,7 +26,7 @@ from shared.config_documents import ConfigKind, ServerDocument, ServerKind
 from shared.lists.columns import Listing
 from shared.lists.nodes import short
 from shared.lists.servers import SERVERS
-from shared.telemetry.answer_instruments import DRAFTED_TOKENS
+from shared.telemetry.answer_instruments import AnswerInstruments
 from shared.types import LoadPurpose, ModelName, NodeId, Permission
 
 #: Loading a large model from a slow disk takes minutes.
@@ -237,7 +237,7 @@ async def _drafts(page_request: PageRequest) -> History | None:
     if not page_request.is_administrator:
         return None
     now = page_request.app.now()
-    wanted = metrics.GetHistory((DRAFTED_TOKENS.name,), now - timedelta(hours=1), now, 300, (HistoryGrouping.MODEL,))
+    wanted = metrics.GetHistory((AnswerInstruments.drafted_tokens.name,), now - timedelta(hours=1), now, 300, (HistoryGrouping.MODEL,))
     try:
         return await page_request.call(metrics.get_history, wanted, deadline_seconds=PAGE_CALL_SECONDS)
     except errors.AimeshError:

@@ -7,7 +7,7 @@ from features.hello.settings import HelloSettings
 from services.gateway.features import Built, GatewayPart, Site
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
-from shared.telemetry.metrics_registry import Counter
+from shared.telemetry.metric_families import Counter
 
 
 class HelloRpc:

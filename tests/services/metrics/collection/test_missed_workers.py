@@ -16,8 +16,8 @@ from services.metrics.leader_state import Database, State
 from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared.protocol import directory
-from shared.telemetry import instruments
 from shared.telemetry.instrument import node_label
+from shared.telemetry.instruments import Instruments
 from shared.types import NodeId, Role
 from tests.services.metrics.replicas import Replicas
 from tests.services.metrics.test_service import Gateway, Worker
@@ -85,7 +85,7 @@ def _gone(running: RunningNode) -> list[str]:
 async def _missing_in_text(running: RunningNode) -> list[str]:
     assert isinstance(running.service, MetricsService)
     lines = (await running.service.metrics_text()).splitlines()
-    return [line for line in lines if line.startswith(f"{instruments.NODE_UP.name}{{") and float(line.rpartition(" ")[2]) == 0]
+    return [line for line in lines if line.startswith(f"{Instruments.node_up.name}{{") and float(line.rpartition(" ")[2]) == 0]
 
 
 async def test_restarted_service_reports_the_missing_worker_everywhere(
