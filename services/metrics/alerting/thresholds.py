@@ -5,14 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from services.metrics.alerting.readings import WINDOW_SECONDS, Counter, Find, Readings, Threshold, Vector, fold, grouped
+from services.metrics.alerting.readings import WINDOW_SECONDS, Counter, Readings, Threshold, Vector, fold, grouped
 from services.metrics.collection import health, health_signals
 from services.metrics.history.chart_lines import quantile_of
 from services.metrics.history.samples import Labels, Sample
 from shared import errors, features
 from shared.telemetry.answer_instruments import AnswerInstruments
 from shared.telemetry.host_instruments import HostInstruments
-from shared.telemetry.instrument import Instrument
 from shared.telemetry.instruments import Instruments
 
 #: With fewer calls in the window, a single slow or failed one would fire an alert.
