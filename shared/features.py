@@ -31,6 +31,11 @@ class Command:
     #: Its line of the help: how its own text begins.
     summary: str
 
+    @property
+    def line(self) -> str:
+        """Return what people type."""
+        return f"aicli admin {self.name}" if self.section == "admin" else f"aicli {self.name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acts:

@@ -23,5 +23,5 @@ def files() -> dict[Path, str]:
 
 def _row(name: str) -> tuple[str, ...]:
     feature, meaning = features.known()[name], import_module(f"features.{name}").__doc__ or ""
-    commands = ", ".join(f"`aicli {each.name}`" for each in feature.commands)
+    commands = ", ".join(f"`{each.line}`" for each in feature.commands)
     return f"[`{name}`](../features/{name}/README.md)", meaning.rstrip("."), ", ".join(sorted(feature.needs)) or "–", commands or "–"
