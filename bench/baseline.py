@@ -32,7 +32,7 @@ BASELINE = Path(__file__).with_name("baseline.json")
 #: A ratio may be worse by this share of the recorded one.
 TOLERANCE = 0.15
 #: A bench has its own time limit, but may first build or install its rival.
-MOST_SECONDS, STOP_SECONDS = 1800.0, 60.0
+MAX_SECONDS, STOP_SECONDS = 1800.0, 60.0
 
 #: Theirs are `tests/features/NAME/bench.py`.
 OF_FEATURES = tuple(path.parent.name for path in feature_parts.files("bench.py"))
@@ -187,7 +187,7 @@ def run_bench(bench: str) -> Run:
     return run_command([sys.executable, "-m", module, "--quick"])
 
 
-def run_command(command: Sequence[str], seconds: float = MOST_SECONDS) -> Run:
+def run_command(command: Sequence[str], seconds: float = MAX_SECONDS) -> Run:
     """Run a bench; after ``seconds``, ask it to end with the rows it has."""
     with tempfile.TemporaryDirectory(prefix="aimesh-baseline-") as folder:
         rows = Path(folder, "rows.json")

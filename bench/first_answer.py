@@ -28,7 +28,7 @@ from tests.stacks import RunningStack, stack
 
 ROOT = Path(__file__).parent.parent
 #: A cold `make up` compiles llama.cpp.
-MOST_SETUP_SECONDS = 1200.0
+MAX_SETUP_SECONDS = 1200.0
 #: The real one answers, too.
 MODELS = ("smollm2", "echo")
 SERVICES = ("auth", "gateway", "metrics", "web")
@@ -56,7 +56,7 @@ async def made_up(clone: Path, environment: Mapping[str, str]) -> AsyncIterator[
         before, began = os.times(), time.perf_counter()
         # Between its start and a line of ours, we could be killed.
         process = await start("make", "up", stdin=quiet, stdout=pipe, stderr=asyncio.subprocess.STDOUT, preexec_fn=name_group)
-        async with asyncio.timeout(MOST_SETUP_SECONDS):
+        async with asyncio.timeout(MAX_SETUP_SECONDS):
             said, _ = await process.communicate()
         took, now = time.perf_counter() - began, os.times()
         assert process.returncode == 0, said.decode()

@@ -30,7 +30,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 #: A piece of text; the first event of OpenAI's streams has an empty one.
 _TEXT = re.compile(rb'"(?:content|text)": ?"[^"]')
-_LONGEST_MATCH = 13
+_MAX_MATCH = 13
 
 
 class Steady(msgspec.Struct, frozen=True, tag=True):
@@ -164,7 +164,7 @@ class Connection(asyncio.Protocol):
             if self._on_text is not None:
                 self._on_text()
         # A match may still lack its end.
-        self._searched = max(self._searched, len(self.received) - _LONGEST_MATCH)
+        self._searched = max(self._searched, len(self.received) - _MAX_MATCH)
         if self._length is None:
             self.is_complete = self.received.endswith(_LAST_CHUNK)
         else:

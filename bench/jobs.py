@@ -41,7 +41,7 @@ CLIENTS, MANY_SLOTS = 32, 64
 #: Words of a system prompt of about 1,000 tokens, the lines that share it, and the slots of the worker, which keeps no other prompt.
 PROMPT_WORDS, LINES_EACH, FEW_SLOTS = 850, 8, 2
 LARGE_BYTES = 200 * 1000 * 1000
-MOST_MEMORY_MB, MOST_STALL_MS = 64, 50
+MAX_MEMORY_MB, MAX_STALL_MS = 64, 50
 MAX_STARTED_SECONDS = 1.0
 
 #: Runs requests at batch priority, until the block ends.
@@ -269,12 +269,12 @@ async def _measure_large(rows: Rows, _shared: None, options: Options) -> None:
     rows.alone(f"{of}: validated", phases.validated, "s", at_most=20)
     rows.alone(f"{of}: run", phases.lines_per_second, "lines/s")
     rows.alone(f"{of}: files assembled", phases.assembled, "s", at_most=40)
-    rows.alone(f"{of}: memory of the gateway", of_batch, "MB", at_most=MOST_MEMORY_MB)
-    rows.alone(f"{of}: longest hold of the event loop", max(stall.held_ms for stall in stalls), "ms", at_most=MOST_STALL_MS)
+    rows.alone(f"{of}: memory of the gateway", of_batch, "MB", at_most=MAX_MEMORY_MB)
+    rows.alone(f"{of}: longest hold of the event loop", max(stall.held_ms for stall in stalls), "ms", at_most=MAX_STALL_MS)
     rows.alone(f"{of}: the same with waits for a processor", max(stall.late_ms for stall in stalls), "ms")
-    rows.alone("200 MB up and down: memory of the gateway", of_files, "MB", at_most=MOST_MEMORY_MB)
+    rows.alone("200 MB up and down: memory of the gateway", of_files, "MB", at_most=MAX_MEMORY_MB)
     rows.alone(
-        "200 MB up and down: longest hold of the event loop", max(stall.held_ms for stall in more_stalls), "ms", at_most=MOST_STALL_MS
+        "200 MB up and down: longest hold of the event loop", max(stall.held_ms for stall in more_stalls), "ms", at_most=MAX_STALL_MS
     )
 
 

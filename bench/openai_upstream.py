@@ -14,7 +14,7 @@ from typing import cast
 import uvloop
 
 MODEL = "instant"
-MOST_WORDS = 20
+MAX_WORDS = 20
 
 _HEAD_END = b"\r\n\r\n"
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
@@ -41,14 +41,14 @@ def _answer(words: int, *, stream: bool) -> bytes:
 
 
 _MODELS = _json(f'{{"object":"list","data":[{{"id":"{MODEL}","object":"model","created":1,"owned_by":"bench"}}]}}')
-_ANSWERS = {stream: [_answer(words, stream=stream) for words in range(MOST_WORDS + 1)] for stream in (False, True)}
+_ANSWERS = {stream: [_answer(words, stream=stream) for words in range(MAX_WORDS + 1)] for stream in (False, True)}
 
 
 def answer_to(head: bytes, body: bytes) -> bytes:
     if head.startswith(b"GET"):
         return _MODELS
     found = _WORDS.search(body)
-    words = min(MOST_WORDS, int(found[1])) if found else MOST_WORDS
+    words = min(MAX_WORDS, int(found[1])) if found else MAX_WORDS
     return _ANSWERS[_STREAM.search(body) is not None][words]
 
 

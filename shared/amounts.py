@@ -11,8 +11,8 @@ DECIMALS = 6
 PRICE_DECIMALS = 12
 
 #: Fits into PostgreSQL's bigint nine times.
-_MOST = 10**18
-_LONGEST = 50
+_MAX = 10**18
+_MAX_CHARACTERS = 50
 #: A decimal number with this many digits survives being a float (IEEE 754 binary64).
 _FLOAT_DIGITS = 15
 _NUMBER = re.compile(r"(?P<sign>[-+]?)(?P<whole>[0-9]*)(?:\.(?P<part>[0-9]+))?")
@@ -20,14 +20,14 @@ _NUMBER = re.compile(r"(?P<sign>[-+]?)(?P<whole>[0-9]*)(?:\.(?P<part>[0-9]+))?")
 
 def read(text: str, decimals: int = DECIMALS) -> MicroCredits:
     """Parse an amount. Raises ValueError with a message for users."""
-    found = _NUMBER.fullmatch(text.strip()) if len(text) <= _LONGEST else None
+    found = _NUMBER.fullmatch(text.strip()) if len(text) <= _MAX_CHARACTERS else None
     if found is None or not (found["whole"] or found["part"]):
-        raise ValueError(f"{text[:_LONGEST]!r} is not an amount: write digits, with a point before decimals, such as 2.5")
+        raise ValueError(f"{text[:_MAX_CHARACTERS]!r} is not an amount: write digits, with a point before decimals, such as 2.5")
     part = (found["part"] or "").rstrip("0")
     if len(part) > decimals:
         raise ValueError(f"{text} has more than {decimals} decimals")
     amount = int((found["whole"] or "0") + part.ljust(decimals, "0"))
-    if amount > _MOST:
+    if amount > _MAX:
         raise ValueError(f"{text} is larger than any amount allowed here")
     return MicroCredits(-amount if found["sign"] == "-" else amount)
 

@@ -35,7 +35,7 @@ KILL = 0x80000000
 _FAIL = 0x00050000
 
 #: linux/filter.h: load a word of the call, compare it, return a verdict.
-_LOAD, _IF_EQUAL, _IF_AT_LEAST, _IF_ANY_BIT, _VERDICT = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _IF_EQUAL, _IF_AT_MIN, _IF_ANY_BIT, _VERDICT = 0x20, 0x15, 0x35, 0x45, 0x06
 _INSTRUCTION = struct.Struct("<HBBI")
 #: linux/seccomp.h: offsets of the call's number, its machine and its arguments, which have 8 bytes; the low 4 are compared.
 _NUMBER_AT, _MACHINE_AT, _ARGUMENTS_AT = 0, 4, 16
@@ -125,7 +125,7 @@ def filter_program(machine: CpuArchitecture, *, own_pid: int, local_sockets: boo
         _step(_LOAD, _NUMBER_AT),
     ]
     if machine is MACHINES["x86_64"]:
-        steps += [_step(_IF_AT_LEAST, _X32_NUMBERS, otherwise=1), _fail(errno.EPERM)]
+        steps += [_step(_IF_AT_MIN, _X32_NUMBERS, otherwise=1), _fail(errno.EPERM)]
     for number in machine.denied:
         steps += [_step(_IF_EQUAL, number, otherwise=1), _fail(errno.EPERM)]
     for name, rule in _rules(own_pid, local_sockets=local_sockets):

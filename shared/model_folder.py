@@ -8,7 +8,7 @@ from shared.types import ModelName
 
 #: How llama.cpp names the parts of a split model. It opens the first part and finds the others.
 PART = re.compile(r"(?P<name>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
-_MOST_PARTS = 1000
+_MAX_PARTS = 1000
 _PROJECTOR = "mmproj"
 #: The model that is installed with a worker, and served if its settings name no other.
 PACKAGED_MODEL = ModelName("smollm2")
@@ -47,7 +47,7 @@ def parts(file: Path) -> tuple[Path, ...]:
     part = PART.fullmatch(file.stem)
     if part is None:
         return (file,)
-    count = min(int(part["count"]), _MOST_PARTS)
+    count = min(int(part["count"]), _MAX_PARTS)
     return tuple(file.with_name(f"{part['name']}-{number:05}-of-{part['count']}{file.suffix}") for number in range(1, count + 1))
 
 

@@ -15,7 +15,7 @@ from stack.stack_home import StackHome
 
 async def find(home: StackHome, connect: Connect = connection.open_) -> str:
     """Return a line for the terminal; empty if there is nothing to offer, or no answer."""
-    request = SearchModels(limit=model_search.MOST_FOUND, fits=True, hub=False)
+    request = SearchModels(limit=model_search.MAX_FOUND, fits=True, hub=False)
     with suppress(errors.AimeshError):
         async with connect(profile.read(home.profile)) as mesh:
             found = await mesh.call(model_search.search_models, request)

@@ -22,7 +22,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 #: sockaddr_un.sun_path has 108 bytes, including the final zero (unix(7)).
 MAX_SOCKET_PATH_BYTES = 107
 #: The longest file name in the sockets folder; PostgreSQL puts a lock beside its socket.
-_LONGEST_SOCKET_NAME = "/.s.PGSQL.5432.lock"
+_MAX_SOCKET_NAME = "/.s.PGSQL.5432.lock"
 _FOLDERS = ("secrets", "keys", "nats", "postgres", "valkey", "logs", "run")
 
 
@@ -152,7 +152,7 @@ def locate(environment: Mapping[str, str]) -> StackHome:
 def plan_sockets(root: Path, short: Path, user: int) -> Path:
     """Return the folder for sockets: below ``root``, or a unique one in ``short`` if the paths would be too long. Pure."""
     inside = root / "run"
-    if len(os.fsencode(inside)) + len(_LONGEST_SOCKET_NAME) <= MAX_SOCKET_PATH_BYTES:
+    if len(os.fsencode(inside)) + len(_MAX_SOCKET_NAME) <= MAX_SOCKET_PATH_BYTES:
         return inside
     return short / f"aimesh-{user}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 

@@ -25,7 +25,7 @@ _STOP_SECONDS = 180.0
 #: A living supervisor answers sooner, even on a busy machine.
 _CONTROL_SECONDS = 60.0
 #: A new stack writes half of it in its first minute, most of it PostgreSQL's.
-_LEAST_DISK_BYTES = 256 << 20
+_MIN_DISK_BYTES = 256 << 20
 _LOOK_SECONDS = 0.15
 #: How often to say what is still missing.
 _TELL_SECONDS = 20.0
@@ -138,9 +138,9 @@ def _require_disk(folder: Path) -> None:
     """Raises BadSettings if PostgreSQL would not get far: its own messages name no disk."""
     place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(place).free
-    if free < _LEAST_DISK_BYTES:
+    if free < _MIN_DISK_BYTES:
         raise errors.BadSettings(
-            f"the disk of {folder} is full: {free >> 20} MB are free and the stack needs {_LEAST_DISK_BYTES >> 20} MB",
+            f"the disk of {folder} is full: {free >> 20} MB are free and the stack needs {_MIN_DISK_BYTES >> 20} MB",
             hint="free some space, or set AIMESH_HOME to a folder on a larger disk",
         )
 

@@ -17,7 +17,7 @@ SILENCE_SECONDS = 60.0
 #: A program that has not answered since its start gets longer, because busy machines start slowly.
 START_SECONDS = 600.0
 #: A pause of our own process must not look like a silent program.
-_LEAST_TRIES = 3
+_MIN_TRIES = 3
 #: A round in which most programs are silent counts for none: the machine slept or is overloaded. After this long it counts, because
 #: they can also hang together.
 SHARED_SILENCE_SECONDS = 600.0
@@ -46,7 +46,7 @@ def note_answer(before: SilentProgram | None, pid: int, answered: bool, now: flo
 def is_hung(silence: SilentProgram, now: float) -> bool:
     """Decide whether the process must be restarted. Pure."""
     limit = SILENCE_SECONDS if silence.has_answered else START_SECONDS
-    return silence.tries >= _LEAST_TRIES and now - silence.since >= limit
+    return silence.tries >= _MIN_TRIES and now - silence.since >= limit
 
 
 def is_shared(before: Mapping[str, SilentProgram], answers: Mapping[str, bool]) -> bool:

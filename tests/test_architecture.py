@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PROGRAM = ("services", "shared", "features", "cli", "stack", "tools", "packages/pyhyperswarm/src")
 EVERYTHING = (*PROGRAM, "bench", "tests")
 
-LONGEST_TEST_SLEEP_SECONDS = 0.05
+MAX_TEST_SLEEP_SECONDS = 0.05
 VAGUE_WORDS = {"util", "utils", "helper", "helpers", "common", "misc"}
 VAGUE_ENDINGS = ("Helper", "Helpers", "Util", "Utils", "Misc")
 
@@ -378,7 +378,7 @@ def long_sleeps(module: Module) -> Iterator[Finding]:
     for call, called in calls(module):
         if called in {"asyncio.sleep", "time.sleep"} and call.args and isinstance(call.args[0], ast.Constant):
             seconds = call.args[0].value
-            if isinstance(seconds, int | float) and seconds > LONGEST_TEST_SLEEP_SECONDS:
+            if isinstance(seconds, int | float) and seconds > MAX_TEST_SLEEP_SECONDS:
                 yield module.find(call, f"sleeps {seconds} s: wait for the thing itself, or pass a clock")
 
 

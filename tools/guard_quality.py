@@ -22,7 +22,7 @@ COUNTRIES = ("DE", "ES", "FR", "IT", "US")
 KINDS = tuple(kind for kind in GuardKind if kind is not GuardKind.OWN)
 #: Lowest precision and recall. Phone numbers and national numbers are often known only by their surroundings.
 _FIRM, _SOFT = (0.98, 0.95), (0.90, 0.85)
-LEAST: dict[GuardKind, tuple[float, float]] = {
+MIN: dict[GuardKind, tuple[float, float]] = {
     kind: _SOFT if kind in {GuardKind.PHONE, GuardKind.NATIONAL_ID} else _FIRM for kind in KINDS
 }  # fmt: skip
 _HEAD = """# Guardrails
@@ -94,7 +94,7 @@ def page() -> str:
             str(found.right + found.missed),
             f"{found.precision:.3f}",
             f"{found.recall:.3f}",
-            "{:.2f} and {:.2f}".format(*LEAST[found.kind]),
+            "{:.2f} and {:.2f}".format(*MIN[found.kind]),
         )
         for found in measure(line for line in lines() if line.is_untouched)
     )

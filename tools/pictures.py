@@ -37,7 +37,7 @@ SETTINGS = {"DEFAULT_RATE_LIMIT": "600", "PREMIUM_RATE_LIMIT": "600", "RESPONSE_
 #: The recording's size, in pixels and in characters.
 LINE_HEIGHT, CHARACTER_WIDTH, MARGIN, COLUMNS = 19, 8.43, 16, 110
 #: Longer pauses are shortened to this.
-LONGEST_PAUSE_SECONDS, PAUSE_BETWEEN_SECONDS = 0.4, 0.8
+MAX_PAUSE_SECONDS, PAUSE_BETWEEN_SECONDS = 0.4, 0.8
 COMMAND_SECONDS = 60.0
 
 
@@ -60,7 +60,7 @@ async def record(stack: RunningStack) -> list[Shown]:
         shown.append(Shown(seconds, row, 0, typed, is_typed=True))
         row, column = row + 1, 0
         async for waited, text in output(stack, *words):
-            seconds += min(waited, LONGEST_PAUSE_SECONDS)
+            seconds += min(waited, MAX_PAUSE_SECONDS)
             for number, line in enumerate(text.split("\n")):
                 if number:
                     row, column = row + 1, 0

@@ -28,7 +28,7 @@ import httpx
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PARTS = ("services/", "shared/", "nats/")
-MOST_SECONDS = 30.0
+MAX_SECONDS = 30.0
 #: Long enough to see the periodic work of an idle gateway: the longest period, of listening to PostgreSQL, takes 15 s.
 IDLE_SECONDS = 18.0
 
@@ -92,7 +92,7 @@ async def traced_gateway(**settings: str) -> AsyncIterator[tuple[httpx.AsyncClie
         ):
             await gateway.ready()
             headers = {"Authorization": f"Bearer {stack.api_key}"}
-            async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False, timeout=MOST_SECONDS) as http:
+            async with httpx.AsyncClient(base_url=gateway.url, headers=headers, trust_env=False, timeout=MAX_SECONDS) as http:
                 for _ in range(5):
                     await _send_prompt(http)
                 yield http, partial(_count, gateway.process.pid, report)
@@ -138,7 +138,7 @@ async def _count(pid: int, report: Path, work: Awaitable[None]) -> Calls:
     os.kill(pid, signal.SIGUSR1)
     await work
     os.kill(pid, signal.SIGUSR2)
-    async with asyncio.timeout(MOST_SECONDS):
+    async with asyncio.timeout(MAX_SECONDS):
         while (calls := _read(report)) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return calls

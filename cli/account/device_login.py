@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from shared.api.auth import DeviceLogin, LoginSession
 
 #: Between polls while the mesh does not answer.
-_LONGEST_WAIT_SECONDS = 30.0
+_MAX_WAIT_SECONDS = 30.0
 
 
 async def sign_in(connection: "CliConnection", profile: "Profile", machine: str, environment: "Mapping[str, str]") -> "LoginSession":
@@ -43,5 +43,5 @@ async def _wait(connection: "CliConnection", begun: "DeviceLogin") -> "LoginSess
         except errors.AuthorizationPending as error:
             wait = begun.interval if error.retry_after_seconds is None else error.retry_after_seconds
         except errors.PeerError:
-            wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            wait = min(2 * wait, _MAX_WAIT_SECONDS)
     raise errors.DeviceLoginExpired("nobody approved the login in time", hint="run `aicli login` again")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stack.stack_home import StackHome
 
 #: More workers on one machine are probably a loop in a script.
-_MOST_WORKERS = 64
+_MAX_WORKERS = 64
 #: The worker's backends; a test compares them with services.inference.
 BACKENDS = ("llama", *features.backends(), "echo")
 #: Settings that say which models a worker serves.
@@ -297,11 +297,11 @@ def _claim_name(stack: "StackHome") -> str:
     """Return the first name that no running worker has."""
     from cli.machines import join
 
-    for number in range(1, _MOST_WORKERS + 1):
+    for number in range(1, _MAX_WORKERS + 1):
         name = f"local-worker-{number}"
         if join.lock_inherited(stack.run / f"{name}.lock") is not None:
             return name
-    raise errors.Overloaded(f"{_MOST_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
+    raise errors.Overloaded(f"{_MAX_WORKERS} workers already run on this machine", hint="stop one, or increase its --slots")
 
 
 def _program(environment: Mapping[str, str], *program: str) -> tuple[list[str], dict[str, str]]:

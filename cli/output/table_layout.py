@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 GAP = 2
 #: A narrower column of prose cannot be read; other columns are hidden first.
-_LEAST_PROSE = 24
+_MIN_PROSE = 24
 _INDENT = 2
 #: Cells that say nothing: a column with no others is hidden first.
 _NOTHING = frozenset({"", "–", "0", "0 %"})
@@ -31,7 +31,7 @@ class LayoutColumn:
 
     @property
     def least(self) -> int:
-        return min(self.width, max(_LEAST_PROSE, display_width(self.title))) if self.wraps else self.width
+        return min(self.width, max(_MIN_PROSE, display_width(self.title))) if self.wraps else self.width
 
     @property
     def says_nothing(self) -> bool:

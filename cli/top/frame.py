@@ -14,9 +14,9 @@ from shared.telemetry.instrument import node_label
 from shared.types import Moment
 
 #: Firing alerts shown here; `aicli alerts list` shows all.
-MOST_ALERTS = 5
+MAX_ALERTS = 5
 #: The number of unhealthy components, and of queues, shown here.
-MOST_WRONG, MOST_QUEUES = 5, 20
+MAX_WRONG, MAX_QUEUES = 5, 20
 
 
 class UnhealthyComponent(msgspec.Struct, frozen=True):
@@ -103,9 +103,9 @@ def make(readings: MeshReadings, now: float, at: datetime) -> TopFrame:
     return TopFrame(
         at=at,
         health=health.status if health is not None else None,
-        wrong=wrong[:MOST_WRONG],
+        wrong=wrong[:MAX_WRONG],
         parts_wrong=len(wrong) if health is not None else None,
-        alerts=firing[:MOST_ALERTS],
+        alerts=firing[:MAX_ALERTS],
         alerts_firing=len(firing) if readings.alerts.answer is not None else None,
         requests_per_second=numbers.requests,
         errors_per_second=numbers.errors,
@@ -114,7 +114,7 @@ def make(readings: MeshReadings, now: float, at: datetime) -> TopFrame:
         drafted_tokens_per_second=numbers.drafted_tokens,
         accepted_tokens_per_second=numbers.accepted_tokens,
         streams_running=sum(node.running for node in nodes.nodes if node.alive) if nodes is not None else None,
-        queues=dict(list(numbers.queues.items())[:MOST_QUEUES]),
+        queues=dict(list(numbers.queues.items())[:MAX_QUEUES]),
         nodes=tuple(_node(node, numbers.loads) for node in nodes.nodes) if nodes is not None else (),
         silent=tuple(_silent(readings, now)),
     )

@@ -16,7 +16,7 @@ from cli.top.terminal import Screen, Terminal
 from cli.top.text_view import View
 
 #: More keys wait only if the terminal is stopped, and then they mean nothing.
-_MOST_EVENTS = 64
+_MAX_EVENTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LiveView:
         self._terminal = terminal
         self._sources = Sources(connection, time.monotonic)
         self._seconds = seconds
-        self._events: asyncio.Queue[Event] = asyncio.Queue(_MOST_EVENTS)
+        self._events: asyncio.Queue[Event] = asyncio.Queue(_MAX_EVENTS)
 
     async def run(self) -> None:
         """Run until the user presses q. Raises NotAuthenticated and NotAllowed; always restores the terminal."""

@@ -32,7 +32,7 @@ _NAMED: Final = {
 #: A sequence of ECMA-48, one of a keypad, or a letter.
 _KEY: Final = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO[@-~]|[ -~]")
 #: More bytes at once were not typed.
-_MOST_KEYS: Final = 64
+_MAX_KEYS: Final = 64
 #: For terminals that do not report their size.
 _USUAL: Final = (80, 24)
 
@@ -114,7 +114,7 @@ def _keys(stdin: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
 
     def read() -> None:
         try:
-            typed = os.read(descriptor, _MOST_KEYS)
+            typed = os.read(descriptor, _MAX_KEYS)
         except OSError:  # EIO, if the terminal hung up
             typed = b""
         if not typed:

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Final
 
 from cli.output import printing
-from cli.top.frame import MOST_ALERTS, MOST_WRONG, FiringAlert, NodeLoadLine, SilentSource, TopFrame, UnhealthyComponent
+from cli.top.frame import MAX_ALERTS, MAX_WRONG, FiringAlert, NodeLoadLine, SilentSource, TopFrame, UnhealthyComponent
 from shared import amounts
 from shared.lists import alerts, health
 from shared.lists import nodes as lists
@@ -20,18 +20,18 @@ _WORDS: Final = {"health": "the health", "alerts": "the alerts", "nodes": "the n
 #: How many nodes a key scrolls; no mesh has more than the last number.
 _STEPS: Final = {"up": -1, "down": 1, "page up": -10, "page down": 10, "end": 1_000_000}
 #: Longer model names are cut, because they would fill the table.
-_MOST_NAME: Final = 40
+_MAX_NAME: Final = 40
 #: Shown for unknown and missing values.
 _NONE: Final = "–"
 _GAP: Final = "  "
 #: The width of a status or severity, such as "critical".
 _WORD: Final = 9
 #: Narrower, a line would hold only a word or two of a reason.
-_LEAST_TO_FOLD: Final = 40
+_MIN_TO_FOLD: Final = 40
 #: Show this many nodes, or all of them, before a second line of a reason.
 _ENOUGH_NODES: Final = 8
 #: The minimum width of the last column.
-_LEAST_LAST: Final = 12
+_MIN_LAST: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,12 +129,12 @@ def _body(frame: TopFrame, width: int | None) -> Iterator[Line]:
         yield _silent(list(group), problem)
     for wrong in frame.wrong:
         yield from _unhealthy(wrong, width)
-    yield from _more(frame.parts_wrong, MOST_WRONG, "/admin in the browser")
+    yield from _more(frame.parts_wrong, MAX_WRONG, "/admin in the browser")
     yield from (_alert(alert) for alert in frame.alerts)
-    yield from _more(frame.alerts_firing, MOST_ALERTS, "aicli alerts list")
+    yield from _more(frame.alerts_firing, MAX_ALERTS, "aicli alerts list")
     yield _rates(frame)
     if frame.queues:
-        waiting = ", ".join(f"{printing.one_line(model)[:_MOST_NAME] or '?'} {number:,.0f}" for model, number in frame.queues.items())
+        waiting = ", ".join(f"{printing.one_line(model)[:_MAX_NAME] or '?'} {number:,.0f}" for model, number in frame.queues.items())
         yield (TextSpan("waiting: ", "bold"), TextSpan(waiting))
 
 
@@ -159,7 +159,7 @@ def _unhealthy(wrong: UnhealthyComponent, width: int | None) -> Iterator[Line]:
 
 
 def _folded(text: str, width: int | None) -> list[str]:
-    if width is None or width < _LEAST_TO_FOLD:
+    if width is None or width < _MIN_TO_FOLD:
         return [text]
     return textwrap.wrap(text, width - _WORD - 1, max_lines=2, placeholder=" …") or [""]
 
@@ -219,7 +219,7 @@ COLUMNS: Final = (
     TextColumn("GPU MEM", lambda node: _share(node.gpu_memory), lambda node: node.gpu_memory, rank=1),
     TextColumn("RUNNING", _load, lambda node: node.running + node.queued),
     TextColumn("TOKENS/S", lambda node: _rate(node.tokens_per_second), lambda node: node.tokens_per_second),
-    TextColumn("MODELS", lambda node: printing.names(model[:_MOST_NAME] for model in node.models), is_number=False),
+    TextColumn("MODELS", lambda node: printing.names(model[:_MAX_NAME] for model in node.models), is_number=False),
     TextColumn("WHY NOT", lambda node: node.why_not or _NONE, is_number=False, rank=3),
 )
 _STATE: Final = "STATE"
@@ -264,7 +264,7 @@ def _chosen(filled: list[_Filled], by: TextColumn, width: int | None) -> list[_F
 
 def _least_width(filled: Sequence[_Filled]) -> int:
     *whole, last = filled
-    return sum(column.width + len(_GAP) for column in whole) + min(last.width, _LEAST_LAST)
+    return sum(column.width + len(_GAP) for column in whole) + min(last.width, _MIN_LAST)
 
 
 def _cell(column: _Filled, place: int, node: NodeLoadLine, *, is_old: bool) -> TextSpan:

@@ -40,7 +40,7 @@ OLD_WORKERS = {
 }
 NATS_URL = "nats://nats:4222"
 #: Of each service. Containers that are killed and started again count twice for a minute.
-MOST_REPLICAS = 100
+MAX_REPLICAS = 100
 #: The longest. A container that starts after that needs another `docker compose up`, where `init` renews them.
 TICKET_DAYS = 400
 #: Mounted by compose.yaml.
@@ -73,7 +73,7 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
     ensure_valkey_password(home)
     bundled = f"redis://:{secret_files.read(home, 'valkey_password')}@valkey:6379"
     redis_url = (given("REDIS_URL") or bundled).encode()
-    replica_tickets.ensure(home, mesh, [NATS_URL], MOST_REPLICAS, replica_tickets.PRIVATE_NETWORKS, days=TICKET_DAYS)
+    replica_tickets.ensure(home, mesh, [NATS_URL], MAX_REPLICAS, replica_tickets.PRIVATE_NETWORKS, days=TICKET_DAYS)
     worker = {"ticket": ticket(home, Role.WORKER), "service_token": secret(home, "service_token"), "hf_token": given("HF_TOKEN").encode()}
     yield (
         "auth",

@@ -6,7 +6,7 @@ from typing import Annotated
 from shared.config import Settings, Variable
 
 #: Each address gets an email of its own.
-MOST_MAILED = 5
+MAX_MAILED = 5
 
 
 class AlertChannelSettings(Settings, frozen=True, kw_only=True):
@@ -56,8 +56,8 @@ class AlertChannelSettings(Settings, frozen=True, kw_only=True):
         for place, to in enumerate(self.alert_mail_to, start=1):
             if not letters.may_be_email(to):
                 yield f"ALERT_MAIL_TO: number {place} is not an address such as ops@example.org; separate addresses with commas"
-        if len(self.alert_mail_to) > MOST_MAILED:
-            yield f"ALERT_MAIL_TO: {len(self.alert_mail_to)} addresses, at most {MOST_MAILED}; use a mailing list for more people"
+        if len(self.alert_mail_to) > MAX_MAILED:
+            yield f"ALERT_MAIL_TO: {len(self.alert_mail_to)} addresses, at most {MAX_MAILED}; use a mailing list for more people"
         if self.alert_mail_to and self.smtp_url is None:
             yield "ALERT_MAIL_TO needs a mail server: set SMTP_URL=smtp://user:password@host:587, or unset ALERT_MAIL_TO"
 

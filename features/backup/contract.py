@@ -10,7 +10,7 @@ from shared.api.method import Body, Method, Nothing
 from shared.types import Moment, Role
 
 #: The newest backups in a report. The store may have more.
-MOST_BACKUPS = 100
+MAX_BACKUPS = 100
 #: An agent that has not reported for so long is down: it does every 10 s.
 AGENT_GONE_SECONDS = 120
 
@@ -76,7 +76,7 @@ class BackupReport(Body, frozen=True, kw_only=True):
     store_failing_since: Moment | None = None
     store_error: _Text = ""
     #: Newest first.
-    backups: Annotated[tuple[BackupEntry, ...], Meta(max_length=MOST_BACKUPS)] = ()
+    backups: Annotated[tuple[BackupEntry, ...], Meta(max_length=MAX_BACKUPS)] = ()
     last_test: RestoreTest | None = None
     #: The site with a higher term, which owns the mesh now.
     replaced_by: SiteTerm | None = None

@@ -21,7 +21,7 @@ WAL_LAG = gauge(
 WAL_SLOT_BYTES = gauge(
     "ai_platform_wal_slot_bytes", "Write-ahead log that the database keeps because the store does not have it", unit="bytes"
 )
-WAL_SLOT_MOST = gauge("ai_platform_wal_slot_most_bytes", "The most that it may keep: BACKUP_WAL_MOST", unit="bytes")
+WAL_SLOT_MAX = gauge("ai_platform_wal_slot_most_bytes", "The most that it may keep: BACKUP_WAL_MOST", unit="bytes")
 RECOVERY_LOG_STORE_BEHIND = gauge(
     "ai_platform_recovery_log_store_behind_seconds",
     "How long the store has lacked lines of the recovery log; 0 if it has all",

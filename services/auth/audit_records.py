@@ -10,11 +10,11 @@ from shared.api.audit import AuditedAct, Result
 from shared.api.auth import Principal
 from shared.types import TenantId, UserId
 
-_LONGEST_NAME = 100
-_LONGEST_TEXT = 500
-_MOST_DETAILS = 20
+_MAX_NAME = 100
+_MAX_TEXT = 500
+_MAX_DETAILS = 20
 #: The largest integer of PostgreSQL.
-_MOST_TIMES = 2**31 - 1
+_MAX_TIMES = 2**31 - 1
 
 
 def done(action: str, by: Principal, *, tenant: TenantId | None = None, target: object = "", **details: str) -> AuditedAct:
@@ -47,12 +47,12 @@ def fitted(act: AuditedAct) -> AuditedAct:
     return msgspec.structs.replace(
         act,
         at=act.at if act.at.tzinfo is not None else act.at.replace(tzinfo=UTC),
-        action=_cut(act.action, _LONGEST_NAME),
-        target=_cut(act.target, _LONGEST_TEXT),
-        address=_cut(act.address, _LONGEST_NAME),
-        request_id=_cut(act.request_id, _LONGEST_NAME),
-        details={_cut(name, _LONGEST_NAME): _cut(value, _LONGEST_TEXT) for name, value in islice(act.details.items(), _MOST_DETAILS)},
-        times=min(max(act.times, 1), _MOST_TIMES),
+        action=_cut(act.action, _MAX_NAME),
+        target=_cut(act.target, _MAX_TEXT),
+        address=_cut(act.address, _MAX_NAME),
+        request_id=_cut(act.request_id, _MAX_NAME),
+        details={_cut(name, _MAX_NAME): _cut(value, _MAX_TEXT) for name, value in islice(act.details.items(), _MAX_DETAILS)},
+        times=min(max(act.times, 1), _MAX_TIMES),
     )
 
 

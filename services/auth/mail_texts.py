@@ -8,7 +8,7 @@ from shared.api.notices import LimitUsed
 from shared.mail import letters
 from shared.types import MicroCredits
 
-_LONGEST_NAME = 60
+_MAX_NAME = 60
 _NOT_YOU = "If this wasn't you, change your password now, and check your sessions and API keys."
 
 
@@ -200,7 +200,7 @@ def _text(subject: str, username: str, text: str) -> AccountMail:
 
 
 def one_line(text: str) -> str:
-    return letters.one_line(text, _LONGEST_NAME)
+    return letters.one_line(text, _MAX_NAME)
 
 
 def _time(at: datetime) -> str:

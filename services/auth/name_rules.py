@@ -15,10 +15,10 @@ ADMIN_USERNAME = "admin"
 ADMIN_EMAIL = "admin@localhost"
 
 _USERNAME = re.compile(r"[A-Za-z0-9_.-]{3,50}")
-_LONGEST_KEY_NAME = 100
-_LONGEST_MODEL_NAME = 200
+_MAX_KEY_NAME = 100
+_MAX_MODEL_NAME = 200
 #: Each is compared at every request with the key.
-_MOST_MODELS, _MOST_NETWORKS = 100, 20
+_MAX_MODELS, _MAX_NETWORKS = 100, 20
 
 
 def check_username(username: str) -> None:
@@ -32,7 +32,7 @@ def check_username(username: str) -> None:
 
 def check_email(email: str) -> None:
     if not letters.may_be_email(email):
-        most = letters.LONGEST_ADDRESS
+        most = letters.MAX_ADDRESS
         raise errors.BadRequest.of("email", f"an address such as you@example.com, at most {most} characters", hint="check the address")
     if email.lower() == ADMIN_EMAIL:
         raise errors.AlreadyExists(f"the address {ADMIN_EMAIL} is reserved", hint="choose another address")
@@ -41,18 +41,18 @@ def check_email(email: str) -> None:
 def check_key_name(name: str) -> None:
     if not may_be_key_name(name):
         raise errors.BadRequest.of(
-            "name", f"1 to {_LONGEST_KEY_NAME} printable characters", hint="choose a name that tells you what the key is for"
+            "name", f"1 to {_MAX_KEY_NAME} printable characters", hint="choose a name that tells you what the key is for"
         )
 
 
 def models_of(names: Iterable[str]) -> tuple[ModelName, ...]:
     """Remove duplicates; keep the order."""
     models = tuple(dict.fromkeys(ModelName(name) for name in names))
-    if len(models) > _MOST_MODELS:
-        raise errors.BadRequest.of("models", f"at most {_MOST_MODELS}", hint="leave it out to allow every model")
-    if not all(model.strip() and len(model) <= _LONGEST_MODEL_NAME and model.isprintable() for model in models):
+    if len(models) > _MAX_MODELS:
+        raise errors.BadRequest.of("models", f"at most {_MAX_MODELS}", hint="leave it out to allow every model")
+    if not all(model.strip() and len(model) <= _MAX_MODEL_NAME and model.isprintable() for model in models):
         raise errors.BadRequest.of(
-            "models", f"each name must have 1 to {_LONGEST_MODEL_NAME} printable characters", hint="`aicli models list` shows them"
+            "models", f"each name must have 1 to {_MAX_MODEL_NAME} printable characters", hint="`aicli models list` shows them"
         )
     return models
 
@@ -60,8 +60,8 @@ def models_of(names: Iterable[str]) -> tuple[ModelName, ...]:
 def networks_of(texts: Iterable[str]) -> tuple[str, ...]:
     """Remove duplicates, keep the order, and normalize to the form that addresses are compared with."""
     networks = tuple(dict.fromkeys(_network(text) for text in texts))
-    if len(networks) > _MOST_NETWORKS:
-        raise errors.BadRequest.of("networks", f"at most {_MOST_NETWORKS}", hint="merge adjacent ones")
+    if len(networks) > _MAX_NETWORKS:
+        raise errors.BadRequest.of("networks", f"at most {_MAX_NETWORKS}", hint="merge adjacent ones")
     return networks
 
 
@@ -89,7 +89,7 @@ def may_be_username(text: str) -> bool:
 
 
 def may_be_key_name(text: str) -> bool:
-    return bool(text.strip()) and len(text) <= _LONGEST_KEY_NAME and text.isprintable()
+    return bool(text.strip()) and len(text) <= _MAX_KEY_NAME and text.isprintable()
 
 
 def find_uuid(text: str) -> UUID | None:

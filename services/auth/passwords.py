@@ -18,17 +18,17 @@ from shared import errors
 
 T = TypeVar("T")
 
-SHORTEST_MINIMUM = 8
-LONGEST = 256
+MIN_MIN_LENGTH = 8
+MAX_LENGTH = 256
 #: Each hashes with 19 MiB: at most 304 MiB, even with 64 cores and many logins at once.
-_MOST_THREADS = 16
+_MAX_THREADS = 16
 #: Hashes waiting for a thread. 50 take 1.3 s on one core; further ones are better refused at once.
-_LONGEST_QUEUE = 50
+_MAX_QUEUE = 50
 #: What must remain of a password after removing an obvious word.
-_LEAST_BESIDE_A_WORD = 5
+_MIN_BESIDE_A_WORD = 5
 #: For hashing threads; everything else runs at 0. If a model keeps every core busy, a hash gets about a tenth of one.
 _NICENESS = 10
-_SHORTEST_WORD = 4
+_MIN_WORD = 4
 
 
 def find_fault(password: str, words: Iterable[str], min_length: int, common: frozenset[str]) -> str | None:
@@ -38,13 +38,13 @@ def find_fault(password: str, words: Iterable[str], min_length: int, common: fro
     """
     if len(password) < min_length:
         return f"it is shorter than {min_length} characters"
-    if len(password) > LONGEST:
-        return f"it is longer than {LONGEST} characters"
+    if len(password) > MAX_LENGTH:
+        return f"it is longer than {MAX_LENGTH} characters"
     plain = password.casefold()
     if plain in common or len(set(plain)) == 1:
         return "it is one of the most common passwords"
     for word in words:
-        if len(word) >= _SHORTEST_WORD and len(plain.replace(word.casefold(), "")) < min(_LEAST_BESIDE_A_WORD, len(plain)):
+        if len(word) >= _MIN_WORD and len(plain.replace(word.casefold(), "")) < min(_MIN_BESIDE_A_WORD, len(plain)):
             return "it is hardly more than your name, your address or the name of this product"
     return None
 
@@ -54,7 +54,7 @@ class Passwords:
 
     def __init__(self, pool: ThreadPoolExecutor, threads: int, hasher: argon2.PasswordHasher, min_length: int) -> None:
         self._pool = pool
-        self._most_at_once = threads + _LONGEST_QUEUE
+        self._most_at_once = threads + _MAX_QUEUE
         self._hasher = hasher
         self._min_length = min_length
         self._common = frozenset(Path(__file__).with_name("common_passwords.txt").read_text(encoding="utf-8").split())
@@ -76,15 +76,15 @@ class Passwords:
         """Raises BadRequest for an unacceptable password."""
         words = (username, email.partition("@")[0], "aimesh")
         if fault := find_fault(_normal(password), words, self._min_length, self._common):
-            raise errors.BadRequest.of("password", fault, hint=f"choose {self._min_length} to {LONGEST} characters; a sentence works well")
+            raise errors.BadRequest.of("password", fault, hint=f"choose {self._min_length} to {MAX_LENGTH} characters; a sentence works well")
 
     async def hash(self, password: str) -> str:
         return await self._run(lambda: self._hasher.hash(_normal(password)))
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
         """``None`` means that there is no such user: never right, and takes as long."""
-        possible = password_hash is not None and len(password) <= LONGEST
-        right = await self._run(lambda: self._matches(password_hash or self._dummy_hash, _normal(password[:LONGEST])))
+        possible = password_hash is not None and len(password) <= MAX_LENGTH
+        right = await self._run(lambda: self._matches(password_hash or self._dummy_hash, _normal(password[:MAX_LENGTH])))
         return right and possible
 
     def is_outdated(self, password_hash: str) -> bool:
@@ -112,7 +112,7 @@ class Passwords:
 
 def _threads(cores: int) -> int:
     """Leave one core free: a crowd of logins must not slow down running answers."""
-    return min(max(1, cores - 1), _MOST_THREADS)
+    return min(max(1, cores - 1), _MAX_THREADS)
 
 
 def _lower_priority() -> None:

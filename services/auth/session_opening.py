@@ -18,7 +18,7 @@ from shared.api.auth import SessionKind, Step
 from shared.stores.transactions import Transaction
 
 _ID_BYTES = 8
-_LONGEST = 200
+_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class KnownBrowsers:
     def read(self, mark: str, account: StoredAccount | None) -> str:
         """Return the id of a browser that has logged in to this account before; empty for any other."""
         browser, _, mac = mark.partition(".")
-        if account is None or not browser or len(mark) > _LONGEST or not mark.isascii():
+        if account is None or not browser or len(mark) > _MAX or not mark.isascii():
             return ""
         is_known = any(hmac.compare_digest(mac, _mac(key, browser, account)) for key in self.keys)
         return browser if is_known else ""

@@ -34,7 +34,7 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
     ] = 30
     password_min_length: Annotated[
         int,
-        Meta(ge=passwords.SHORTEST_MINIMUM, le=passwords.LONGEST),
+        Meta(ge=passwords.MIN_MIN_LENGTH, le=passwords.MAX_LENGTH),
         Variable("PASSWORD_MIN_LENGTH", "shortest password; NIST SP 800-63B-4 asks for 15 where there is no second factor"),
     ] = 8
     open_registration: Annotated[

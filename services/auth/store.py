@@ -31,11 +31,11 @@ from shared.telemetry.version import version
 from shared.types import KeyId, ModelName, PlanName, TenantId, Tier, UserId, UserRole
 
 #: Anyone who needs more is creating one key per request.
-MOST_ACTIVE_KEYS = 100
+MAX_ACTIVE_KEYS = 100
 #: If more changes were missed, the watcher must forget everything.
-_MOST_MISSED = 1000
+_MAX_MISSED = 1000
 #: Of each kind, in an access review; the longest unused come first.
-_MOST_STALE = 1000
+_MAX_STALE = 1000
 _CHANGES = "auth_changes"
 _LISTEN_AGAIN_SECONDS = 1
 FIRST_KEY_NAME = "first key"
@@ -258,12 +258,12 @@ class AccountTables(AuthTables):
         terms, bounds = key.terms, key.terms.bounds
         row = await transaction.row(
             "add_key", uuid4(), key.user_id, key.team_id, key.mark.key_hash, key.name, key.mark.preview, terms.kind.value,
-            bounds.scopes, bounds.models, bounds.networks, terms.expires_at, _written(terms.limits), MOST_ACTIVE_KEYS, key.made_by,
+            bounds.scopes, bounds.models, bounds.networks, terms.expires_at, _written(terms.limits), MAX_ACTIVE_KEYS, key.made_by,
             terms.limits.budget_every,
         )  # fmt: skip
         if row is None:
             where = "" if key.team_id is None else " here, or you are no longer a member of this organization"
-            raise errors.BadRequest(f"there are already {MOST_ACTIVE_KEYS} active keys{where}", hint="revoke a key that you no longer use")
+            raise errors.BadRequest(f"there are already {MAX_ACTIVE_KEYS} active keys{where}", hint="revoke a key that you no longer use")
         return _key(row)
 
     async def list_keys(self, tenant: TenantId, user_id: UserId) -> tuple[ApiKey, ...]:
@@ -345,16 +345,16 @@ class AccountTables(AuthTables):
         await self._db.run("touch_keys", key_ids)
 
     async def list_stale_keys(self, days: int) -> tuple[StaleKey, ...]:
-        return tuple(_stale_key(row, days) for row in await self._db.rows("list_stale_keys", days, _MOST_STALE))
+        return tuple(_stale_key(row, days) for row in await self._db.rows("list_stale_keys", days, _MAX_STALE))
 
     async def list_stale_users(self, days: int) -> tuple[StaleUser, ...]:
-        return tuple(_stale_user(row, days) for row in await self._db.rows("list_stale_users", days, _MOST_STALE))
+        return tuple(_stale_user(row, days) for row in await self._db.rows("list_stale_users", days, _MAX_STALE))
 
     async def missed_changes(self, since: int) -> tuple[Change, ...]:
         """Return what a watcher missed: at least one item, which may mean "forget everything"."""
-        rows = await self._db.rows("list_changes_since", since, _MOST_MISSED) if since > 0 else []
+        rows = await self._db.rows("list_changes_since", since, _MAX_MISSED) if since > 0 else []
         # If its own last change is still there, nothing after it was pruned, and it is the same database.
-        if len(rows) == _MOST_MISSED or all(row["sequence"] != since for row in rows):
+        if len(rows) == _MAX_MISSED or all(row["sequence"] != since for row in rows):
             return (Change(await self._db.value("last_change")),)
         return tuple(Change(row["sequence"], row["user_id"]) for row in rows)
 

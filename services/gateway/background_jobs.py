@@ -12,7 +12,7 @@ from shared.telemetry import Metrics, logs
 #: The pause is 20 times as long as the round, so a job runs for at most a twentieth of the time.
 _SHARE = 20
 #: The longest pause, even after a longer round; the alert upkeep_late fires after three hours.
-_MOST_PAUSE_SECONDS = 3600.0
+_MAX_PAUSE_SECONDS = 3600.0
 
 #: Four weeks of the request log or a month of the ledger, so that gateways may be down for long.
 AHEAD_DAYS = 35
@@ -57,7 +57,7 @@ async def attempt(job: str, work: Callable[[], Awaitable[object]]) -> bool:
 
 def pause_seconds(seconds: float, took: float) -> float:
     """Return the pause after a round that took ``took`` seconds, for a job with an interval of ``seconds``."""
-    return min(_MOST_PAUSE_SECONDS, max(seconds, _SHARE * took))
+    return min(_MAX_PAUSE_SECONDS, max(seconds, _SHARE * took))
 
 
 class Partitions:

@@ -13,7 +13,7 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.types import NodeId, Permission, Role
 
 #: Workers of one order.
-MOST_WORKERS = 64
+MAX_WORKERS = 64
 
 
 class PullOrders:
@@ -88,6 +88,6 @@ class PullOrders:
             raise errors.NotFound(
                 f"{'several workers match' if found else 'no worker matches'}", hint="see `aicli nodes` for ids and labels"
             )
-        if len(found) > MOST_WORKERS:
-            raise errors.BadRequest(f"{len(found)} workers match; at most {MOST_WORKERS} can pull at once", hint="add another --label")
+        if len(found) > MAX_WORKERS:
+            raise errors.BadRequest(f"{len(found)} workers match; at most {MAX_WORKERS} can pull at once", hint="add another --label")
         return found

@@ -86,8 +86,8 @@ def buckets(query: GetUsageReport) -> tuple[datetime, ...]:
     if query.bucket is Bucket.DAY:
         first = first.replace(hour=0)
     number = -int((first - until) // step)
-    if number > usage_report.MOST_BUCKETS:
-        most = usage_report.MOST_BUCKETS
+    if number > usage_report.MAX_BUCKETS:
+        most = usage_report.MAX_BUCKETS
         raise errors.BadRequest(f"the period has {number} {query.bucket}s; the limit is {most}", hint="choose a shorter period")
     return tuple(first + step * position for position in range(number))
 
@@ -136,7 +136,7 @@ def check_period(query: GetBusinessReport) -> None:
     days = (query.until - query.since).days
     if days <= 0:
         raise errors.BadRequest("since must be before until", hint="until is the first day that is not included")
-    if days > business.MOST_DAYS:
-        raise errors.BadRequest(f"the period has {days} days; the limit is {business.MOST_DAYS}", hint="choose a shorter period")
+    if days > business.MAX_DAYS:
+        raise errors.BadRequest(f"the period has {days} days; the limit is {business.MAX_DAYS}", hint="choose a shorter period")
     if query.label is not None and query.by is not BusinessGrouping.LABEL:
         raise errors.BadRequest("a label requires grouping by label", hint='leave it out, or set by to "label"')

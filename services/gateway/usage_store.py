@@ -3,7 +3,7 @@
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
-from shared.api.business import MOST_ROWS, ActiveUsers, BusinessReport, BusinessRow, BusinessSum, GetBusinessReport
+from shared.api.business import MAX_ROWS, ActiveUsers, BusinessReport, BusinessRow, BusinessSum, GetBusinessReport
 from shared.api.usage_report import (
     GetUsageReport,
     ListRequests,
@@ -23,7 +23,7 @@ _REPORT_SECONDS = 20.0
 #: Enough for a million requests.
 _ROLL_SECONDS = 55.0
 #: PostgreSQL's resolution of times, and more requests than one tenant has in one microsecond.
-_NEXT_MOMENT, _MOST_AT_ONCE = timedelta(microseconds=1), 1000
+_NEXT_MOMENT, _MAX_AT_ONCE = timedelta(microseconds=1), 1000
 
 
 class UsageStore:
@@ -52,7 +52,7 @@ class UsageStore:
             page, behind = found[: query.limit], found[query.limit :]
             if behind and behind[0]["created_at"] == page[-1]["created_at"]:
                 last = page[-1]["created_at"]
-                of_that_time = await newest(last + _NEXT_MOMENT, _MOST_AT_ONCE)
+                of_that_time = await newest(last + _NEXT_MOMENT, _MAX_AT_ONCE)
                 page = [row for row in page if row["created_at"] != last] + [row for row in of_that_time if row["created_at"] == last]
         return tuple(_logged(row) for row in page)
 
@@ -154,8 +154,8 @@ class DaysStore:
     async def report(self, query: GetBusinessReport) -> BusinessReport:
         """Report on all tenants; a consistent snapshot except for refunds and active users."""
         async with self._database.transaction(deadline_seconds=_REPORT_SECONDS) as transaction:
-            # One row is the total, and another tells whether there are more than MOST_ROWS.
-            found = await transaction.rows("report_days", query.since, query.until, query.by.value, query.label, MOST_ROWS + 2)
+            # One row is the total, and another tells whether there are more than MAX_ROWS.
+            found = await transaction.rows("report_days", query.since, query.until, query.by.value, query.label, MAX_ROWS + 2)
             refunded = await transaction.value("sum_refunds", query.since, query.until)
             active = await transaction.row("count_active_users")
             repeated = await transaction.value("count_repeated", query.since, query.until) if query.counts_repeated else None
@@ -164,8 +164,8 @@ class DaysStore:
         rows = tuple(BusinessRow(row["name"], _business_sum(row)) for row in found if not row["is_total"])
         return BusinessReport(
             total=total,
-            rows=rows[:MOST_ROWS],
-            more=len(rows) > MOST_ROWS,
+            rows=rows[:MAX_ROWS],
+            more=len(rows) > MAX_ROWS,
             given_back_micro=MicroCredits(refunded),
             active=ActiveUsers(hour=active["hour"], day=active["day"], week=active["week"], month=active["month"]),
             repeated=repeated,

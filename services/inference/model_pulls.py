@@ -48,7 +48,7 @@ from shared.timing.backoff import Backoff
 from shared.types import ModelName, UserId
 
 PROGRAM = (sys.executable, "-m", "services.inference.models.store_program")
-MOST_AT_ONCE = 4
+MAX_AT_ONCE = 4
 QUARANTINE_SECONDS = 5.0
 #: Between two reports to the caller.
 REPORT_SECONDS = 0.5
@@ -56,7 +56,7 @@ REPORT_SECONDS = 0.5
 BACKOFF = Backoff(first_seconds=2.0, longest_seconds=300.0, jitter=0.5)
 #: For urllib, which downloads.
 _NETWORK = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_MOST_LINE_BYTES = 64 * 1024
+_MAX_LINE_BYTES = 64 * 1024
 _ACCEPT = "ask its owner for: aicli admin nodes accept-models ID"
 
 log = logs.get()
@@ -231,8 +231,8 @@ class ModelPulls:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        if self._running >= MOST_AT_ONCE:
-            raise errors.Overloaded(f"this worker runs {MOST_AT_ONCE} pulls already", hint="try again when one of them is done")
+        if self._running >= MAX_AT_ONCE:
+            raise errors.Overloaded(f"this worker runs {MAX_AT_ONCE} pulls already", hint="try again when one of them is done")
         self._running += 1
         try:
             yield
@@ -338,7 +338,7 @@ class ModelPulls:
             parent=os.getpid(),
         )
         program = await asyncio.create_subprocess_exec(
-            *PROGRAM, stdin=pipe, stdout=pipe, env=child_process.inherited(*_NETWORK), limit=_MOST_LINE_BYTES, start_new_session=True
+            *PROGRAM, stdin=pipe, stdout=pipe, env=child_process.inherited(*_NETWORK), limit=_MAX_LINE_BYTES, start_new_session=True
         )
         try:
             assert program.stdin is not None

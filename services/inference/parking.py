@@ -10,7 +10,7 @@ Found = TypeVar("Found")
 
 #: A gateway gives up a worker that is silent for longer (`services.gateway.requests.workers`).
 NOTICE_SECONDS = 10.0
-MOST_NOTICES = 60
+MAX_NOTICES = 60
 NOTICE = "waiting behind live requests"
 
 
@@ -18,7 +18,7 @@ async def wait(
     find: Callable[[], Awaitable[Found]], say: Callable[[str], Awaitable[object]], notice_seconds: float = NOTICE_SECONDS
 ) -> Found:
     """Return what ``find`` returns; it is called again after each notice. Raises Preempted after 10 minutes."""
-    for _ in range(MOST_NOTICES):
+    for _ in range(MAX_NOTICES):
         try:
             async with asyncio.timeout(notice_seconds):
                 return await find()

@@ -32,7 +32,7 @@ WAIT_SECONDS = 2.0
 #: While there is something to copy.
 FOLLOW_SECONDS = 0.5
 #: So long without news of another worker's pull, a worker pulls by itself.
-MOST_WAIT_SECONDS = 3600.0
+MAX_WAIT_SECONDS = 3600.0
 #: So long without a block from another worker.
 STALL_SECONDS = 60.0
 
@@ -101,7 +101,7 @@ class PulledCopy:
 
     async def _advised(self, name: ModelName, source: str) -> PulledFile | None:
         loop, running = asyncio.get_running_loop(), RunningCopy(self._store, self._exchange, name, lambda file: self._origin(file, name))
-        until = loop.time() + MOST_WAIT_SECONDS
+        until = loop.time() + MAX_WAIT_SECONDS
         try:
             while loop.time() < until:
                 advice = await self._ask(name, AdvisePull(name, source, known=running.known))
@@ -111,7 +111,7 @@ class PulledCopy:
                     return advice.file
                 if advice.running is not None:
                     await running.follow(advice.running)
-                    until = loop.time() + MOST_WAIT_SECONDS if advice.running.blocks else until
+                    until = loop.time() + MAX_WAIT_SECONDS if advice.running.blocks else until
                 await asyncio.sleep(WAIT_SECONDS if advice.running is None else FOLLOW_SECONDS)
             return None
         finally:

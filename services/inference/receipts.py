@@ -39,11 +39,11 @@ CAPACITY = 100_000
 #: Receipts within this time are written together, because each write is a turn of a thread.
 GATHER_SECONDS = 0.01
 #: A longer receipt in the file is damaged.
-_MOST_BYTES = 4096
+_MAX_BYTES = 4096
 #: CRC-32 and length, before each receipt in the file.
 _HEAD = struct.Struct(">II")
 #: Others stay on the volume for another worker, or until they expire. Each needs up to 30 MB.
-MOST_ADOPTED = 32
+MAX_ADOPTED = 32
 
 #: Returns how many of the sent items the caller's side has given credit for.
 CreditedItems = Callable[[], int]
@@ -258,7 +258,7 @@ def _records(body: bytes) -> Iterator[bytes]:
     while at + _HEAD.size <= len(body):
         crc, size = _HEAD.unpack_from(body, at)
         text = body[at + _HEAD.size : at + _HEAD.size + size]
-        if size > _MOST_BYTES or zlib.crc32(text) != crc:
+        if size > _MAX_BYTES or zlib.crc32(text) != crc:
             return
         try:
             _decode(text)
@@ -310,7 +310,7 @@ class AdoptedReceipts:
             lock.close()
 
     async def _adopt(self, path: Path) -> None:
-        if path in self._held or len(self._held) >= MOST_ADOPTED:
+        if path in self._held or len(self._held) >= MAX_ADOPTED:
             return
         with ExitStack() as stack:
             if not stack.enter_context(file_lock.try_hold(path)):

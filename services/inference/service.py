@@ -56,7 +56,7 @@ from shared.types import Ability, ModelName, Role
 #: Chunks held back are lost if the worker dies; another worker then computes them again.
 GATHER_SECONDS = 0.25
 #: Most tokens in a chunk, which then has a few hundred characters and at most 16 KiB.
-MOST_TOKENS = 64
+MAX_TOKENS = 64
 #: The most converted tokens or text in one message, which may have 1 MiB.
 PART_BYTES = 256 * 1024
 
@@ -460,7 +460,7 @@ class CoalescedChunks:
             return
         held = self._held.get(item.answer)
         together = self._held[item.answer] = item if held is None else _joined(held, item)
-        is_due = len(together.token_ids) >= MOST_TOKENS or self._clock() - self._sent_at >= GATHER_SECONDS
+        is_due = len(together.token_ids) >= MAX_TOKENS or self._clock() - self._sent_at >= GATHER_SECONDS
         if is_due or item.finish is not None:
             await self.flush()
 

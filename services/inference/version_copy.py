@@ -41,7 +41,7 @@ from shared.types import ModelName
 
 _READ_SECONDS = 60.0
 #: In a row without a block.
-_MOST_FAILURES = 8
+_MAX_FAILURES = 8
 _BACKOFF = Backoff(first_seconds=0.2, longest_seconds=8.0, jitter=0.5)
 _NOTE_SECONDS = 0.5
 _LIMIT_SECONDS = 0.5
@@ -253,7 +253,7 @@ class VersionCopy:
 
 async def _pause(failures: int, error: errors.PeerError) -> int:
     """Return the number of failures in a row. Raises the error after several."""
-    if failures + 1 == _MOST_FAILURES:
+    if failures + 1 == _MAX_FAILURES:
         raise error
     await asyncio.sleep(_BACKOFF.pause(failures + 1))
     return failures + 1

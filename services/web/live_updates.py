@@ -15,18 +15,18 @@ Values = dict[str, object]
 Read = Callable[[], Awaitable[Values]]
 
 #: Live pages at once, in total and per user; each reads its values every two seconds.
-MOST_FOLLOWED = 500
-MOST_OF_ONE = 6
+MAX_FOLLOWED = 500
+MAX_OF_ONE = 6
 _EVERY_SECONDS = 2.0
 #: Proxies and browsers close idle connections; live.js reconnects after 45 s of silence.
 _SILENT_SECONDS = 15.0
 #: Then the browser reconnects, with its current session and to any replica.
-_LONGEST_SECONDS = 600.0
+_MAX_SECONDS = 600.0
 
 
 def follower_limit() -> ConcurrencyLimit:
     """Return the limiter for live pages."""
-    return ConcurrencyLimit(MOST_FOLLOWED, MOST_OF_ONE)
+    return ConcurrencyLimit(MAX_FOLLOWED, MAX_OF_ONE)
 
 
 def refusal() -> errors.Overloaded:
@@ -44,7 +44,7 @@ def answer(followers: ConcurrencyLimit, follower: str, read: Read) -> EventRespo
 
 async def _events(followers: ConcurrencyLimit, follower: str, read: Read) -> AsyncGenerator[bytes]:
     loop = asyncio.get_running_loop()
-    ends_at = loop.time() + _LONGEST_SECONDS
+    ends_at = loop.time() + _MAX_SECONDS
     with suppress(errors.AimeshError), followers.one_more(follower, refusal()):
         shown: Values = {}
         sent_at = 0.0

@@ -8,7 +8,7 @@ from uuid import UUID
 from shared import errors
 
 ROWS_OF_A_PAGE = 100
-_LONGEST_SEARCH = 200
+_MAX_SEARCH = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ def read(search: str, after: str) -> PagedSearch:
         place = UUID(after) if after else None
     except ValueError:
         raise errors.BadRequest("after is not a valid position in this list", hint="go back to the first page") from None
-    return PagedSearch(search.replace("\0", "").strip()[:_LONGEST_SEARCH], place)
+    return PagedSearch(search.replace("\0", "").strip()[:_MAX_SEARCH], place)
 
 
 def pager(path: str, wanted: PagedSearch, last: UUID | None, *, more: bool) -> Pager:

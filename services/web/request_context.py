@@ -46,7 +46,7 @@ _OWN_PATH = re.compile(r"(?:/[0-9A-Za-z_-][0-9A-Za-z._-]*)+")
 _WITH_BANNER = frozenset({"admin", "dashboard"})
 #: After this time a page shows "unavailable" for a part.
 PAGE_CALL_SECONDS = 3.0
-_LONGEST_AGENT = 200
+_MAX_AGENT = 200
 _BODY_SECONDS = 5.0
 _NO_NOTICES: Mapping[str, str | rendering.Notice] = {}
 #: How long browsers keep a cookie; all others end with the browser session. 400 days is the most that browsers allow. Auth remembers a
@@ -248,7 +248,7 @@ class PageRequest:
         """Return the browser's address and user agent."""
         seen = self.request.scope.get("client")
         agent = "".join(letter for letter in self.request.headers.get("user-agent", "") if letter.isprintable())
-        return auth.ClientFacts(seen[0] if seen else "", agent[:_LONGEST_AGENT])
+        return auth.ClientFacts(seen[0] if seen else "", agent[:_MAX_AGENT])
 
     def sign_in(self, session: auth.LoginSession) -> None:
         """Set the cookies of a new session, replacing any previous one."""

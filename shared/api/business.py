@@ -10,8 +10,8 @@ from shared.api.method import PEOPLE, PEOPLE_OR_GATEWAY, Body, Method
 from shared.types import KeyId, MicroCredits, UserId
 
 #: The longest period of one report.
-MOST_DAYS = 750
-MOST_ROWS = 1000
+MAX_DAYS = 750
+MAX_ROWS = 1000
 
 
 class BusinessGrouping(StrEnum):
@@ -140,7 +140,7 @@ class NewAccounts(Body, frozen=True, omit_defaults=False):
 class NameUsers(Body, frozen=True):
     """Look up the names for a report grouped by user, owner, organization or key."""
 
-    ids: Annotated[tuple[UserId | KeyId, ...], msgspec.Meta(max_length=MOST_ROWS)]
+    ids: Annotated[tuple[UserId | KeyId, ...], msgspec.Meta(max_length=MAX_ROWS)]
 
 
 class UserNames(Body, frozen=True, omit_defaults=False):

@@ -19,7 +19,7 @@ Texts = Annotated[tuple[Annotated[str, msgspec.Meta(min_length=1)], ...], msgspe
 CategoryName = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
 Score = Annotated[float, msgspec.Meta(ge=0, le=1)]
 #: Per read; 64 KiB of answer.
-MOST_RECEIPTS = 256
+MAX_RECEIPTS = 256
 
 
 class ModelConfig(Sampling, frozen=True, kw_only=True):
@@ -423,7 +423,7 @@ class SetModelConsent(Body, frozen=True):
 
 
 class ReadReceipts(Body, frozen=True):
-    request_ids: Annotated[tuple[RequestId, ...], msgspec.Meta(max_length=MOST_RECEIPTS)]
+    request_ids: Annotated[tuple[RequestId, ...], msgspec.Meta(max_length=MAX_RECEIPTS)]
 
 
 class Receipts(Body, frozen=True):

@@ -31,8 +31,8 @@ get_trace = Method("metrics.getTrace", GetTrace, FoundTrace, callers=PEOPLE_OR_G
 
 
 #: Per answer.
-MOST_STEPS, MOST_LINES = 1000, 200
-MOST_NAMES = 20
+MAX_STEPS, MAX_LINES = 1000, 200
+MAX_NAMES = 20
 
 
 class HistoryGrouping(StrEnum):

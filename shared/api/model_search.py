@@ -11,11 +11,11 @@ from shared.types import NodeId
 
 #: The memory for which ``FoundModel.room`` is computed, in GB.
 ROOM_GIGABYTES = (12, 24, 48)
-MOST_FOUND = 50
+MAX_FOUND = 50
 MAX_TEXT_CHARACTERS, MAX_REFERENCE_CHARACTERS = 100, 400
 
 Text = Annotated[str, Meta(max_length=MAX_TEXT_CHARACTERS)]
-Limit = Annotated[int, Meta(ge=1, le=MOST_FOUND)]
+Limit = Annotated[int, Meta(ge=1, le=MAX_FOUND)]
 
 
 class MachineFit(ModelFit, frozen=True, kw_only=True, omit_defaults=False):

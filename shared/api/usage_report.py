@@ -33,7 +33,7 @@ class UserUsage(Body, frozen=True):
 
 
 #: The longest report.
-MOST_BUCKETS = 750
+MAX_BUCKETS = 750
 
 
 class GetUserUsage(Body, frozen=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from shared.timing.backoff import Backoff
 
 _PAUSES = Backoff(first_seconds=10.0, longest_seconds=3600.0)
-_MOST_ITEMS = 10_000
+_MAX_ITEMS = 10_000
 
 
 class DeferredMemory:
@@ -27,7 +27,7 @@ class DeferredMemory:
         """Nobody can retry an item here, so it never rests."""
         tries = self._items.pop((kind, item_id), (0, 0.0))[0] + 1
         self._items[kind, item_id] = tries, self._clock() + _PAUSES.pause(tries)
-        if len(self._items) > _MOST_ITEMS:
+        if len(self._items) > _MAX_ITEMS:
             del self._items[next(iter(self._items))]
         return min(tries, max_tries - 1)
 

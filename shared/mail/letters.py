@@ -16,14 +16,14 @@ _EMAIL = re.compile(
     r"(?!.*=\?)[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*"
     r"@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
-LONGEST_ADDRESS = 100
+MAX_ADDRESS = 100
 #: RFC 5322 §2.1.1 allows 998 characters per line.
-_LONGEST_SUBJECT = 200
+_MAX_SUBJECT = 200
 
 
 def may_be_email(text: str) -> bool:
     # The length first: it also bounds the time of the pattern.
-    return len(text) <= LONGEST_ADDRESS and _EMAIL.fullmatch(text) is not None
+    return len(text) <= MAX_ADDRESS and _EMAIL.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class Letter:
     def __post_init__(self) -> None:
         if not may_be_email(self.to):
             raise errors.BadRequest("mail: the recipient's address is invalid", hint="use one such as you@example.com")
-        if not (self.subject.isprintable() and 0 < len(self.subject) <= _LONGEST_SUBJECT):
-            raise errors.BadRequest(f"mail: a subject is one line of at most {_LONGEST_SUBJECT} printable characters", hint="shorten it")
+        if not (self.subject.isprintable() and 0 < len(self.subject) <= _MAX_SUBJECT):
+            raise errors.BadRequest(f"mail: a subject is one line of at most {_MAX_SUBJECT} printable characters", hint="shorten it")
 
 
 def parse_sender(text: str) -> MailSender:

@@ -22,7 +22,7 @@ from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
 
 #: About 2 kB each. A longer queue means that the mail server has been down for long.
-MOST_WAITING = 100
+MAX_WAITING = 100
 #: After a temporary failure; a mail that still fails after the last pause is lost. Greylisting servers accept a mail after a minute or two.
 PAUSES_SECONDS = (5.0, 30.0, 180.0)
 #: For one mail, from connecting until the server has accepted it.
@@ -56,7 +56,7 @@ class MailQueue:
     @property
     def room(self) -> int:
         """How many more fit."""
-        return max(0, MOST_WAITING - len(self._waiting))
+        return max(0, MAX_WAITING - len(self._waiting))
 
     def put(self, letter: Letter, now: float) -> bool:
         """Return False if the queue is full, and the mail lost."""

@@ -18,7 +18,7 @@ MAX_WAITING = 4096
 #: Events within this time share a message. One message per request would cost the reader more than the request.
 GATHER_SECONDS = 0.02
 #: Per message; 100 KiB.
-MOST_TOGETHER = 500
+MAX_TOGETHER = 500
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Event]).decode
@@ -84,7 +84,7 @@ class DomainEvents:
         while True:
             together = [await self._out.queue.get()]
             await asyncio.sleep(GATHER_SECONDS)
-            while not self._out.queue.empty() and len(together) < MOST_TOGETHER:
+            while not self._out.queue.empty() and len(together) < MAX_TOGETHER:
                 together.append(self._out.queue.get_nowait())
             self._send(together)
 

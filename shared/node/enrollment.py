@@ -49,7 +49,7 @@ _PAUSE_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 _TROUBLE_SECONDS = 8.0
 #: Announcements of auth that wait to be looked at.
-_MOST_ANNOUNCED = 100
+_MAX_ANNOUNCED = 100
 _MAX_TICKET_BYTES = 64 * 1024
 
 _log = logs.get(part="membership")
@@ -245,7 +245,7 @@ async def _open_nats_session(
 ) -> AsyncIterator["EnrollmentSession"]:
     session = EnrollmentSession(route, transport, report, options)
     transport.on_refused = session.on_forbidden
-    announced: asyncio.Queue[NodeId] = asyncio.Queue(_MOST_ANNOUNCED)
+    announced: asyncio.Queue[NodeId] = asyncio.Queue(_MAX_ANNOUNCED)
 
     def note(message: NatsMessage) -> None:
         with suppress(asyncio.QueueFull):

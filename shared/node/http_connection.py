@@ -26,14 +26,14 @@ STALLED_SECONDS = 30.0
 #: The server stops, and this connection has not sent its first request yet. A proxy that is about to send one cannot repeat it elsewhere.
 FIRST_REQUEST_SECONDS = 1.0
 #: Real clients do not pipeline, or send a handful of requests.
-PIPELINED_MOST = 100
+PIPELINED_MAX = 100
 #: The allowed framing bytes (sizes, line ends, extensions) per byte of a body. A chunk of one byte has 5.
 FRAMING_RATIO = 8
 
 #: The same as nginx. Clients send 1 or 2 KiB.
 HEAD_BYTES = 32 * 1024
 #: The same as Apache. A browser behind two proxies sends 30.
-HEADERS_MOST = 100
+HEADERS_MAX = 100
 
 #: With the Retry-After of each refusal.
 _REFUSED = {ConnectionRefusal.FULL: (b"503 Service Unavailable", b"5"), ConnectionRefusal.TOO_MANY: (b"429 Too Many Requests", b"10")}
@@ -124,8 +124,8 @@ class HttpConnection(HttpToolsProtocol):
             self._rest()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if len(self.headers) == HEADERS_MOST:
-            raise _Mistake(f"more than {HEADERS_MOST} headers")
+        if len(self.headers) == HEADERS_MAX:
+            raise _Mistake(f"more than {HEADERS_MAX} headers")
         super().on_header(name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
@@ -134,8 +134,8 @@ class HttpConnection(HttpToolsProtocol):
         mistake = find_mistake(method, self.url, self.parser.get_http_version(), self.headers)
         if mistake is not None:
             raise _Mistake(mistake)
-        if len(self.pipeline) == PIPELINED_MOST:
-            raise _Mistake(f"more than {PIPELINED_MOST} requests wait for their answers")
+        if len(self.pipeline) == PIPELINED_MAX:
+            raise _Mistake(f"more than {PIPELINED_MAX} requests wait for their answers")
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             if self._is_stopping:

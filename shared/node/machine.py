@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 
 #: 800 Gbit/s. A larger step is a misreading.
-MOST_BYTES_PER_SECOND = 100_000_000_000
+MAX_BYTES_PER_SECOND = 100_000_000_000
 #: An exbibyte. A larger total is a driver's -1 or an overflow.
-MOST_BYTES = 2**60
+MAX_BYTES = 2**60
 #: Interfaces to remember. Each container that starts may add one with its own name.
-MOST_SOURCES = 1000
+MAX_SOURCES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,16 @@ class CounterRate:
 
     def take(self, totals: Mapping[str, int], seconds: float) -> int:
         """``seconds`` is the time since the last call."""
-        bound = MOST_BYTES if not self._began else MOST_BYTES_PER_SECOND * max(1.0, seconds)
+        bound = MAX_BYTES if not self._began else MAX_BYTES_PER_SECOND * max(1.0, seconds)
         grown = 0
         for source, total in totals.items():
-            if not 0 <= total < MOST_BYTES:
+            if not 0 <= total < MAX_BYTES:
                 continue
             step = total - self._last.pop(source, 0)
             self._last[source] = total
             if 0 < step < bound:
                 grown += step
-        while len(self._last) > MOST_SOURCES:
+        while len(self._last) > MAX_SOURCES:
             self._last.pop(next(iter(self._last)))
         self._began = self._began or bool(totals)
         return grown

@@ -15,7 +15,7 @@ from shared.telemetry.metrics_registry import LabelledGauge, Metrics
 from shared.transports.link import Link
 
 #: The maximum number of peers with a round-trip metric, to keep the output short on large meshes.
-MOST_PEERS = 200
+MAX_PEERS = 200
 
 
 class MeshGauges:
@@ -65,7 +65,7 @@ def round_trips(links: Iterable[Link]) -> dict[tuple[str, ...], float]:
         labels = (node_label(link.peer.node), link.path)
         seconds = link.round_trip_seconds
         # Links are ordered by age, so a peer that is shown stays shown.
-        if seconds is not None and (labels in found or len(found) < MOST_PEERS):
+        if seconds is not None and (labels in found or len(found) < MAX_PEERS):
             found[labels] = min(seconds, found.get(labels, seconds))
     return found
 

@@ -118,7 +118,7 @@ def process_name(node: NodeId, instance: str) -> str:
 
 
 #: More links within this time than restarts or outages explain. Each node is reported at most once per QUIET_SECONDS.
-MOST_LINKS = 6
+MAX_LINKS = 6
 WINDOW_SECONDS = 60.0
 QUIET_SECONDS = 600.0
 
@@ -133,13 +133,13 @@ class DuplicateLinks:
 
     def opened(self, node: NodeId, now: float) -> bool:
         """Note that a link to this node has opened. Returns whether to report the node."""
-        times = self._opened.setdefault(node, deque(maxlen=MOST_LINKS))
+        times = self._opened.setdefault(node, deque(maxlen=MAX_LINKS))
         self._opened.move_to_end(node)
         if len(self._opened) > MAX_NODES:
             forgotten, _ = self._opened.popitem(last=False)
             self._reported_at.pop(forgotten, None)
         times.append(now)
-        is_contested = len(times) == MOST_LINKS and now - times[0] <= WINDOW_SECONDS
+        is_contested = len(times) == MAX_LINKS and now - times[0] <= WINDOW_SECONDS
         if not is_contested or now - self._reported_at.get(node, -QUIET_SECONDS) < QUIET_SECONDS:
             return False
         self._reported_at[node] = now

@@ -33,7 +33,7 @@ from shared.types import Moment
 B = TypeVar("B", bound=Body)
 
 STATE_SECONDS = 10
-_MOST_RESTORES = 20
+_MAX_RESTORES = 20
 
 _log = logs.get(part="recovery")
 
@@ -195,7 +195,7 @@ class RecoveryStart:
         before = (None, None) if self._state is None else (self._state.restore, self._state.restored_at)
         restored_at, earlier = before[1], self.restores[1:]
         if place.restore != before[0]:
-            restored_at, earlier = min(place.restored_at or self._now(), self._now()), self.restores[:_MOST_RESTORES]
+            restored_at, earlier = min(place.restored_at or self._now(), self._now()), self.restores[:_MAX_RESTORES]
         self._state = RecoveryState(
             system=place.system, timeline=place.timeline, lsn=place.lsn, number=place.head.number,
             restore=place.restore, restored_at=restored_at, earlier=earlier,

@@ -19,7 +19,7 @@ from shared.types import TenantId, UserId
 _EVERY_SECONDS = 1.0
 _SEND_SECONDS = 5.0
 _AT_ONCE = 200
-_MOST_KEPT = 5000
+_MAX_KEPT = 5000
 
 _log = logs.get(part="audit")
 
@@ -86,11 +86,11 @@ class AuditReporting:
         key = (act.action, act.tenant_id, act.actor, act.address, act.target, distinct)
         if (before := self._pending.get(key)) is not None:
             self._pending[key] = msgspec.structs.replace(before, times=before.times + 1)
-        elif len(self._pending) < _MOST_KEPT or act.result is Result.DONE:
+        elif len(self._pending) < _MAX_KEPT or act.result is Result.DONE:
             self._pending[key] = act
         else:
             self._dropped += 1
-            if self._dropped % _MOST_KEPT == 1:
+            if self._dropped % _MAX_KEPT == 1:
                 _log.warning("refusals are missing from the audit log", dropped=self._dropped)
 
 

@@ -33,7 +33,7 @@ _REQUEST_SECONDS = 60
 _READ_SECONDS = 30
 #: S3 allows 10,000 parts; a part is kept in memory until it is stored.
 _PARTS = 5_000
-_LEAST_PART_BYTES = 5 << 20
+_MIN_PART_BYTES = 5 << 20
 _PARTS_AT_ONCE = 2
 #: What is read at a time, and given to the caller at a time.
 _RANGE_BYTES, _PIECE_BYTES = 8 << 20, 1 << 20
@@ -144,7 +144,7 @@ class _ObstoreObjects:
                 size += len(piece)
                 yield piece
 
-        part = max(_LEAST_PART_BYTES, expected_bytes // _PARTS)
+        part = max(_MIN_PART_BYTES, expected_bytes // _PARTS)
         # The caller's source sets the pace, so only the client's own timeouts apply.
         async with _errors(name, has_deadline=False):
             await obstore.put_async(self._store, name, counted(), use_multipart=True, chunk_size=part, max_concurrency=_PARTS_AT_ONCE)

@@ -154,7 +154,7 @@ class ClusterLane:
         answer: asyncio.Future[Reply] = self._loop.create_future()
         if self._servers.cluster is not None:
             self._send(words, answer)
-        elif self._waiting >= valkey_client.MOST_CALLS:
+        elif self._waiting >= valkey_client.MAX_CALLS:
             raise ConnectionError("too many calls wait for the cluster")
         else:
             self._waiting += 1

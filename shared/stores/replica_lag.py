@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 #: Older positions are forgotten, so that a longer lag reads as this many seconds.
-MOST_SAMPLES = 600
+MAX_SAMPLES = 600
 
 
 class ReplicaState(StrEnum):
@@ -48,7 +48,7 @@ class ReplicaLag:
         self._allowed_seconds = allowed_seconds
         self._system = 0
         #: Time and position of the primary, oldest first.
-        self._samples: deque[tuple[float, int]] = deque(maxlen=MOST_SAMPLES)
+        self._samples: deque[tuple[float, int]] = deque(maxlen=MAX_SAMPLES)
         #: The replica had all that was written before this time.
         self._fresh_at: float | None = None
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from shared import errors
 
 #: Per reply. The largest value that we store, a model's answer, has 256 KiB.
-MOST_BYTES = 16 * 1024 * 1024
-MOST_LINE_BYTES = 64 * 1024
-MOST_DEPTH = 8
+MAX_BYTES = 16 * 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024
+MAX_DEPTH = 8
 
 _CRLF = b"\r\n"
 _NUMBERS = re.compile(rb"(?::[+-]?\d{1,20}\r\n)+")
@@ -74,7 +74,7 @@ class RespParser:
         return found
 
     def _hold(self, rest: bytes, least_bytes: int) -> None:
-        if least_bytes > MOST_BYTES:
+        if least_bytes > MAX_BYTES:
             raise errors.ProtocolViolation(f"Valkey announced a reply of at least {least_bytes} bytes")
         self._parts.append(rest)
         self._held_bytes, self._least_bytes = len(rest), least_bytes
@@ -84,7 +84,7 @@ def _reply(data: bytes, at: int, depth: int) -> tuple[Reply, int]:
     """Return the reply that begins at ``at``, and the start of the next one."""
     end = data.find(_CRLF, at)
     if end < 0:
-        if len(data) - at > MOST_LINE_BYTES:
+        if len(data) - at > MAX_LINE_BYTES:
             raise errors.ProtocolViolation("Valkey sent an endless line")
         raise _Incomplete(len(data) + 1)
     kind, line, after = data[at : at + 1], data[at + 1 : end], end + 2
@@ -130,7 +130,7 @@ def _text(data: bytes, at: int, length: int | None) -> tuple[Reply, int]:
 def _list(data: bytes, at: int, length: int | None, depth: int) -> tuple[Reply, int]:
     if length is None:
         return None, at
-    if depth > MOST_DEPTH:
+    if depth > MAX_DEPTH:
         raise errors.ProtocolViolation("Valkey sent lists nested too deeply")
     if (numbers := _NUMBERS.match(data, at)) is not None:
         lines = numbers[0].replace(b":", b"").split()

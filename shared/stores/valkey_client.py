@@ -22,9 +22,9 @@ SILENCE_SECONDS = 2.0
 #: Before that, what has arrived while this program was busy is read.
 _LAST_LOOK_SECONDS = 0.01
 #: Unanswered calls per connection. The limits allow 128 at once; the rest are calls whose callers have given up.
-MOST_CALLS = 1024
+MAX_CALLS = 1024
 #: Unsent bytes per connection: sixteen of the largest values.
-MOST_UNSENT_BYTES = 4 * 1024 * 1024
+MAX_UNSENT_BYTES = 4 * 1024 * 1024
 
 
 _NOT_THE_ONE = frozenset({"READONLY", "MASTERDOWN", "LOADING", "CLUSTERDOWN", "UNBLOCKED"})
@@ -66,7 +66,7 @@ class ValkeyConnection:
             return self._session.ask(command)
         if self._is_closed:
             raise ConnectionError(_CLOSED)
-        if len(self._waiting) >= MOST_CALLS or self._waiting_bytes >= MOST_UNSENT_BYTES:
+        if len(self._waiting) >= MAX_CALLS or self._waiting_bytes >= MAX_UNSENT_BYTES:
             raise ConnectionError("too many calls wait for a connection")
         call = _PendingCommand(self._loop.time(), command, self._loop.create_future())
         self._waiting.append(call)
@@ -150,7 +150,7 @@ class _Session(asyncio.Protocol):
         self._suspect: asyncio.Future[Reply] | None = None
 
     def ask(self, command: bytes) -> "asyncio.Future[Reply]":
-        if self._is_full or len(self._unanswered) >= MOST_CALLS:
+        if self._is_full or len(self._unanswered) >= MAX_CALLS:
             raise ConnectionError("too many calls wait for an answer")
         call = _PendingCommand(self._loop.time(), command, self._loop.create_future())
         self.send(call)
@@ -194,7 +194,7 @@ class _Session(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are not subclasses.
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=MOST_UNSENT_BYTES)
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
         self._writes = JoinedWrites(self._transport)
 
     def data_received(self, data: bytes) -> None:

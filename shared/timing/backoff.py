@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 #: Keeps the power within a float, however often something failed.
-_MOST_DOUBLINGS = 64
+_MAX_DOUBLINGS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,5 +17,5 @@ class Backoff:
 
     def pause(self, failures: int, draw: Callable[[], float] = random.random) -> float:
         """Return the seconds to wait after this many failures in a row, at least one. ``draw`` returns numbers from 0 to 1."""
-        longest = min(self.longest_seconds, self.first_seconds * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
+        longest = min(self.longest_seconds, self.first_seconds * 2.0 ** min(failures - 1, _MAX_DOUBLINGS))
         return longest * (1 - self.jitter * (1 - draw()))

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any, Protocol
 
-MOST_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024
 
 
 class Transport(Protocol):
@@ -28,7 +28,7 @@ class JoinedWrites:
             self._loop.call_soon(self.flush)
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes >= MOST_BYTES:
+        if self._held_bytes >= MAX_BYTES:
             self.flush()
 
     def flush(self) -> None:

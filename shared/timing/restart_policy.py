@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shared.timing.backoff import Backoff
 
 BACKOFF = Backoff(first_seconds=1.0, longest_seconds=30.0)
-MOST_CRASHES = 5
+MAX_CRASHES = 5
 WINDOW_SECONDS = 300.0
 #: A program that ran for so long ran well. Pauses are for those that crash at their start.
 WELL_SECONDS = 30.0
@@ -38,7 +38,7 @@ class GiveUp:
 def decide(history: RestartHistory, *, started_at: float, now: float) -> RestartIn | GiveUp:
     """Decide what to do about a program that started at ``started_at`` and crashed now."""
     crashes = (*(at for at in history.crashes if now - at < WINDOW_SECONDS), now)
-    if len(crashes) >= MOST_CRASHES:
+    if len(crashes) >= MAX_CRASHES:
         return GiveUp(len(crashes))
     streak = 1 if now - started_at >= WELL_SECONDS else history.streak + 1
     return RestartIn(BACKOFF.pause(streak), RestartHistory(crashes, streak))

@@ -1,7 +1,7 @@
 """How fast bytes, or lines, arrive. Pure: the caller brings the clock."""
 
 #: Before, single bursts would decide.
-LEAST_SECONDS = 0.5
+MIN_SECONDS = 0.5
 
 
 class TransferSpeed:
@@ -13,4 +13,4 @@ class TransferSpeed:
     def measure(self, now: float, done_bytes: int) -> float:
         """Return the bytes per second since the beginning; 0 as long as that is unknown."""
         seconds = now - self._began
-        return max(0, done_bytes - self._first_bytes) / seconds if seconds >= LEAST_SECONDS else 0.0
+        return max(0, done_bytes - self._first_bytes) / seconds if seconds >= MIN_SECONDS else 0.0

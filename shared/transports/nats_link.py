@@ -29,7 +29,7 @@ CONNECT_SECONDS = 5.0
 #: Frames that have waited this long mean that nothing can be written. Peers consider us dead by then.
 STUCK_SECONDS = SILENCE_SECONDS
 #: A server with a smaller max_payload cannot carry the largest frame.
-LEAST_PAYLOAD_BYTES = 128 * 1024
+MIN_PAYLOAD_BYTES = 128 * 1024
 _ROOM_BYTES = 32 * 1024
 
 
@@ -104,7 +104,7 @@ class NatsTransport:
             # Auth refuses gateways that are too old, before they can announce anything.
             name=f"aimesh {me.role} {config_releases.READS}",
             files=files,
-            least_payload_bytes=LEAST_PAYLOAD_BYTES,
+            least_payload_bytes=MIN_PAYLOAD_BYTES,
             token=token or (lambda nonce: self._certificate_token()),
             hurries=me.role in FIRST_ROLES,
         )

@@ -182,4 +182,4 @@ def test_an_upstreams_answer_has_as_many_words_as_were_asked_for() -> None:
     asked = b'{"max_tokens": 3, "stream": true}'
     assert openai_upstream.answer_to(b"POST /", asked).count(b'"tok "') == 3
     assert openai_upstream.answer_to(b"POST /", b'{"max_tokens":2}').count(b"tok ") == 2
-    assert openai_upstream.answer_to(b"POST /", b"{}").count(b"tok ") == openai_upstream.MOST_WORDS
+    assert openai_upstream.answer_to(b"POST /", b"{}").count(b"tok ") == openai_upstream.MAX_WORDS

@@ -23,7 +23,7 @@ from tests.stacks import until
 BACK_SECONDS = 20.0
 REAL_MODEL = ModelName("smollm2")
 #: No request may reach a third worker.
-MOST_POISONED = 2
+MAX_POISONED = 2
 #: The retry budget: a fifth of the requests, plus some retries per second.
 BUDGET_SHARE, BUDGET_A_SECOND, BUDGET_WINDOW_SECONDS = 0.2, 10.0, 10.0
 
@@ -111,7 +111,7 @@ async def f20_request_that_ends_engines(world: World) -> Outcome:
     before = world.attempts.stat().st_size
     outcome, poisoned = await _poisoned(world, faulty_worker.POISON, "a request that ends every engine it meets")
     met = world.attempts.stat().st_size - before
-    wrong = [] if met <= MOST_POISONED else [f"F20: {met} engines were lost to one request"]
+    wrong = [] if met <= MAX_POISONED else [f"F20: {met} engines were lost to one request"]
     if poisoned.ends != ("poison",):
         wrong.append(f"F20: the request that kills ended with {poisoned.ends}")
     return _with(outcome, wrong)
@@ -145,7 +145,7 @@ async def _poisoned(world: World, special: str, what: str) -> tuple[Outcome, Cal
             "F20", what, seen, Allowed(since=fault_at, until=back_at, codes=codes), fault_at=fault_at, recovered_at=back_at,
             more=f"refused as {poisoned.ends[0]}; {killed} workers died",
         )  # fmt: skip
-    found = [f"F20: {killed} workers were lost to one request"] if killed > MOST_POISONED else []
+    found = [f"F20: {killed} workers were lost to one request"] if killed > MAX_POISONED else []
     found += [f"F20: {suspects} other requests were refused, too"] if suspects > world.scale.clients // 10 else []
     return _with(outcome, found), poisoned
 

@@ -104,7 +104,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "valkey": (_ended("valkey"), _valkey_forgets, stalled("valkey", HANGS_FOR_SECONDS)),
 }
 #: Below the limit at which the supervisor stops restarting a program that ends too often within its window.
-MOST_ENDS = restart_policy.MOST_CRASHES - 2
+MAX_ENDS = restart_policy.MAX_CRASHES - 2
 
 
 @dataclass(slots=True)
@@ -127,7 +127,7 @@ class _Storm:
 
     def _may_break(self, what: str) -> bool:
         since = time.monotonic() - restart_policy.WINDOW_SECONDS
-        return what == "worker" or sum(at > since for at in self._broken_at[what]) < MOST_ENDS
+        return what == "worker" or sum(at > since for at in self._broken_at[what]) < MAX_ENDS
 
 
 async def _leave(seen: Clients, ends_at: float) -> None:

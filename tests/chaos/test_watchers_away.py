@@ -44,7 +44,7 @@ BEFORE_A_LOOK_SECONDS = 0.8
 #: The supervisor pauses longer if an earlier test has killed the same program.
 BACK_SECONDS = 30.0
 #: Limit for the memory growth of a program while no one reads the telemetry that it keeps.
-MOST_GROWTH_BYTES = 32 * 1024 * 1024
+MAX_GROWTH_BYTES = 32 * 1024 * 1024
 #: The programs that keep spans and log lines for the metrics service.
 KEEPERS = ("gateway", "auth", "web", "inference-echo")
 GAUGE, COUNTER = "ai_platform_node_up", "ai_platform_tokens_total"
@@ -165,7 +165,7 @@ async def _resident_bytes(stack: RunningStack, *names: str) -> dict[str, int]:
 
 async def _check_growth(stack: RunningStack, before: Mapping[str, int]) -> None:
     for name, now in (await _resident_bytes(stack, *before)).items():
-        assert now - before[name] < MOST_GROWTH_BYTES, f"{name} has {(now - before[name]) / 1e6:.0f} MB more"
+        assert now - before[name] < MAX_GROWTH_BYTES, f"{name} has {(now - before[name]) / 1e6:.0f} MB more"
 
 
 # --- the OTLP endpoint ------------------------------------------------------------------------------------------------

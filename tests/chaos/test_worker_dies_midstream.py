@@ -73,7 +73,7 @@ async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, api_clie
             if await victim.busy():
                 return all(len(one) >= 3 for one in chunks)
             # The other worker has cached the prompt and is preferred, so add answers until it is full.
-            if len(running) < MOST_ANSWERS:
+            if len(running) < MAX_ANSWERS:
                 chunks.append([])
                 running.append(tasks.create_task(_tell(api_client, eve, chunks[-1])))
             return False
@@ -86,7 +86,7 @@ async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, api_clie
 
 
 #: Concurrent answers of the real model; more than a worker here has slots.
-MOST_ANSWERS = 24
+MAX_ANSWERS = 24
 
 
 async def _tell(api_client: ApiClient, person: Person, into: list[str] | None = None) -> list[str]:

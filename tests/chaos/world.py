@@ -202,7 +202,7 @@ class World:
 
     def may_end(self, name: str) -> bool:
         """Return whether the supervisor would start the program again, also once more for another scenario."""
-        return len(self._recent_ends(name)) < restart_policy.MOST_CRASHES - 2
+        return len(self._recent_ends(name)) < restart_policy.MAX_CRASHES - 2
 
     async def end(self, name: str, number: signal.Signals, *, seconds: float) -> None:
         """End one of the stack's programs, and wait until it is back."""
@@ -217,7 +217,7 @@ class World:
     async def mend(self) -> None:
         """Make everything run and serve again, for the next scenario, which may end each program once."""
         for name in self._ends:
-            if len(recent := self._recent_ends(name)) >= restart_policy.MOST_CRASHES - 1:
+            if len(recent := self._recent_ends(name)) >= restart_policy.MAX_CRASHES - 1:
                 await asyncio.sleep(recent[0] + _COUNTED_SECONDS - time.monotonic())
         for worker in self.workers:
             worker.start()

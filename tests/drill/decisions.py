@@ -17,7 +17,7 @@ from tests.people import ApiClient, Person
 from tests.stacks import RunningStack, until
 
 CREDITS_MICRO = 500_000_000
-LEAST_PRICE = "0.5"
+MIN_PRICE = "0.5"
 
 
 @dataclass(slots=True)
@@ -173,7 +173,7 @@ class DecidedTeams:
         await rpc.call(organizations.withdraw_invitation, withdrawn, credential=admin)
         listed = await rpc.call(organizations.list_colleague_invitations, organizations.ListColleagueInvitations(), credential=admin)
         await good(stack, "admin", "invitations", "revoke", listed.invitations[0].id)
-        await good(stack, "policy", "set", "--organization", str(self.team), "--max-input-price", LEAST_PRICE, "--hide-targets")
+        await good(stack, "policy", "set", "--organization", str(self.team), "--max-input-price", MIN_PRICE, "--hide-targets")
 
     async def check(self, stack: RunningStack, api_client: ApiClient) -> None:
         rpc, admin = api_client.mesh.rpc, api_client.admin_key
@@ -186,7 +186,7 @@ class DecidedTeams:
         with pytest.raises(errors.NotFound, match="revoked"):
             await rpc.call(organizations.read_colleague_invitation, organizations.ReadColleagueInvitation(self.colleague_code))
         shown = await good(stack, "policy", "show", "--organization", str(self.team))
-        assert (LEAST_PRICE in shown, "show_targets: false" in shown) == (True, True), shown
+        assert (MIN_PRICE in shown, "show_targets: false" in shown) == (True, True), shown
 
 
 @dataclass(slots=True)

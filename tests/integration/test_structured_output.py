@@ -22,7 +22,7 @@ def _object(**properties: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-#: Every part is bounded, so that no answer needs more than MOST_TOKENS, and short, because a CPU writes some dozen tokens a second.
+#: Every part is bounded, so that no answer needs more than MAX_TOKENS, and short, because a CPU writes some dozen tokens a second.
 SCHEMA = _object(
     crew={
         "type": "array",
@@ -33,8 +33,8 @@ SCHEMA = _object(
     ship=_object(big={"type": "boolean"}),
 )
 #: A character takes up to four bytes, and a token has at least one.
-LONGEST = {"crew": [{"name": "\N{SHIP}" * 4, "rank": "A"}] * 2, "ship": {"big": False}}
-MOST_TOKENS = len(json.dumps(LONGEST, ensure_ascii=False).encode())
+MAX = {"crew": [{"name": "\N{SHIP}" * 4, "rank": "A"}] * 2, "ship": {"big": False}}
+MAX_TOKENS = len(json.dumps(MAX, ensure_ascii=False).encode())
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ async def _ask(client: openai.AsyncOpenAI, prompt: str, form: ResponseFormat, se
 @pytest.mark.timeout(300)
 async def test_a_hundred_answers_fit_a_nested_schema(client: openai.AsyncOpenAI) -> None:
     validator = jsonschema.Draft202012Validator(SCHEMA)
-    validator.validate(LONGEST)
+    validator.validate(MAX)
     form: ResponseFormat = {"type": "json_schema", "json_schema": {"name": "crew", "schema": SCHEMA, "strict": True}}
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def ask(seed: int) -> str:
         async with turns:
-            answer = await _ask(client, "Describe a ship and its crew.", form, seed, MOST_TOKENS)
+            answer = await _ask(client, "Describe a ship and its crew.", form, seed, MAX_TOKENS)
         (choice,) = answer.choices
         assert choice.message.content is not None
         assert choice.finish_reason == "stop", f"seed {seed}: {choice.message.content}"

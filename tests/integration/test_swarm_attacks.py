@@ -35,10 +35,10 @@ BACK_SECONDS = 5.0
 #: Known nodes are served during the attack. How much slower is printed and not asserted, because the strangers' half of each
 #: handshake runs on the same cores.
 SERVED_SECONDS = 1.0
-MOST_MEMORY_KIB = 64 * 1024
+MAX_MEMORY_KIB = 64 * 1024
 CUT_SECONDS = 5.0
 #: Calls opened and canceled. The limit is a rate, so how many pass before the cut depends on how fast they are sent.
-MOST_WITHDRAWN = 100_000
+MAX_WITHDRAWN = 100_000
 
 
 def link_of(node: RunningNode, peer: NodeId) -> SwarmLink | None:
@@ -151,8 +151,8 @@ async def test_five_hundred_strangers_with_the_right_topic_get_nowhere_and_known
         assert swarm.strangers_refused >= STRANGERS
         assert callers <= {worker.node.id}
         assert max(busy) < SERVED_SECONDS
-        assert grown < MOST_MEMORY_KIB
-        assert sidecar_grown < MOST_MEMORY_KIB
+        assert grown < MAX_MEMORY_KIB
+        assert sidecar_grown < MAX_MEMORY_KIB
 
 
 @pytest.mark.nightly("storms")
@@ -198,7 +198,7 @@ async def test_a_certified_client_that_opens_and_resets_without_end_is_cut_off_a
         body = bodies.encode(auth.LoginUser(auth.Credentials("x", "ada")))
         gc.collect()
         before, most, sent = memory_kib(), 0, 0
-        for number in range(1, 2 * MOST_WITHDRAWN, 2):
+        for number in range(1, 2 * MAX_WITHDRAWN, 2):
             if link.closed is not None:
                 break
             link.send(Call(number, "auth.loginUser", 60_000, body))
@@ -210,7 +210,7 @@ async def test_a_certified_client_that_opens_and_resets_without_end_is_cut_off_a
                 most = max(most, memory_kib())
         await until(lambda: link.closed is not None)
         print(f"T14: cut off after {sent} calls; +{most - before} KiB for both sides: {lost[0].message}")
-        assert sent < MOST_WITHDRAWN
+        assert sent < MAX_WITHDRAWN
         assert "opened and withdrawn" in lost[0].message
         assert most - before < 50 * 1024
         asked = auth.LoginUser(auth.Credentials("x", "ada"))

@@ -17,7 +17,7 @@ from tests.nat.topology import NAMESPACES
 _CLONE_NEWNET = 0x40000000
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 #: Taken from one device before the next one's turn.
-_MOST_PACKETS = 64
+_MAX_PACKETS = 64
 
 
 def _attach(place: str, device: str) -> int:
@@ -43,7 +43,7 @@ def _main(milliseconds: float, ends: list[str]) -> None:
     while True:
         pause = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
         for handle, _ in poll.poll(pause):
-            for _ in range(_MOST_PACKETS):
+            for _ in range(_MAX_PACKETS):
                 try:
                     packet = os.read(handle, 65536)
                 except BlockingIOError:

@@ -30,7 +30,7 @@ from tests.stacks import RunningStack, stack, until
 #: By then every path has run at full concurrency, and everything that is created once exists.
 FIRST_REQUESTS = 500
 AT_ONCE = 16
-MOST_GROWTH = 1.05
+MAX_GROWTH = 1.05
 RIVAL = f"after {FIRST_REQUESTS}"
 #: Time to release the memory of the last requests; meanwhile engines announce themselves, metrics are read, and writers flush.
 IDLE_SECONDS = 8.0
@@ -42,7 +42,7 @@ SERVICES = ("auth", "gateway", "metrics", "web", "inference", "inference-echo")
 #: Text in the command of a child process -> its name.
 CHILDREN = {"engine.engine_process": "engine", "sidecar": "sidecar"}
 #: How many errors are shown.
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 
 
 class Reading(NamedTuple):
@@ -137,7 +137,7 @@ async def _measure(rows: Rows, _shared: None, options: argparse.Namespace) -> No
     compare(rows, first, last)
     rows.alone(f"of {tally.asked.total():,} requests, ended otherwise than they should", len(tally.wrong), "requests", at_most=0)
     rows.alone("the whole run", seconds / 60, "min")
-    print(*tally.wrong[:MOST_SHOWN], sep="\n", file=sys.stderr)
+    print(*tally.wrong[:MAX_SHOWN], sep="\n", file=sys.stderr)
 
 
 def compare(rows: Rows, first: Mapping[str, Reading], last: Mapping[str, Reading]) -> None:
@@ -145,7 +145,7 @@ def compare(rows: Rows, first: Mapping[str, Reading], last: Mapping[str, Reading
     for name in sorted(first.keys() | last.keys()):
         before, after = first.get(name), last.get(name)
         if before is not None and after is not None and before.pid == after.pid:
-            rows.against(f"{name}: RSS", after.rss, "MB", RIVAL, before.rss, at_most=MOST_GROWTH)
+            rows.against(f"{name}: RSS", after.rss, "MB", RIVAL, before.rss, at_most=MAX_GROWTH)
             rows.against(f"{name}: USS", after.uss, "MB", RIVAL, before.uss)
         else:
             rows.append(report.Row(f"{name}: is not the process it was", math.nan, "MB", RIVAL, target="it lives", met=False))

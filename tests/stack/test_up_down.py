@@ -111,7 +111,7 @@ async def test_up_after_the_supervisor_was_killed(home: StackHome, first_environ
 async def test_full_disk_is_reported_before_anything_is_written(
     home: StackHome, first_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(up_down, "_LEAST_DISK_BYTES", 1 << 60)
+    monkeypatch.setattr(up_down, "_MIN_DISK_BYTES", 1 << 60)
     with pytest.raises(errors.BadSettings, match=r"the disk of .* is full: \d+ MB are free and the stack needs"):
         await up_down.up(home, first_environment, tmp_path, messages.append, prepare)
     assert not home.run.exists()

@@ -21,7 +21,7 @@ from shared.types import Moment
 #: Less than the deadline of a page.
 _SECONDS: Final = 2.0
 #: Some thousand alerts.
-_MOST_BYTES: Final = 8 * 2**20
+_MAX_BYTES: Final = 8 * 2**20
 _NAME, _SEVERITY = "alertname", "severity"
 _EXPIRED: Final = "expired"
 #: What its versions return for an unknown silence, or for an id that is none.
@@ -129,7 +129,7 @@ class Alertmanager:
             found = b""
             async for piece in answer.aiter_bytes():
                 found += piece
-                if len(found) > _MOST_BYTES:
+                if len(found) > _MAX_BYTES:
                     raise ValueError("too long")
             return answer.status_code, found
 

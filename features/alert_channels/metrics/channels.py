@@ -21,8 +21,8 @@ _SECONDS: Final = 10.0
 #: The shortest interval between two emails, in which less severe and resolved notices wait for others.
 GATHER_SECONDS: Final = 180.0
 #: In one email; the others are counted.
-MOST_DESCRIBED: Final = 20
-_LONGEST_LINE: Final = 300
+MAX_DESCRIBED: Final = 20
+_MAX_LINE: Final = 300
 _SUBJECT: Final = 120
 _AT_ONCE: Final = (Severity.PAGE, Severity.CRITICAL)
 
@@ -117,22 +117,22 @@ def write_mail(owed: Sequence[Notice], where: str, now: float) -> tuple[str, str
 def _lines(ordered: Sequence[Notice], where: str, now: float) -> Iterator[str]:
     yield f"Current alerts: {where}"
     yield f"As of {_time(now)}."
-    for one in ordered[:MOST_DESCRIBED]:
+    for one in ordered[:MAX_DESCRIBED]:
         ended = "" if one.ended is None else f", resolved {_time(one.ended)}"
-        yield f"\n{letters.one_line(one.summary, _LONGEST_LINE)}"
+        yield f"\n{letters.one_line(one.summary, _MAX_LINE)}"
         yield f"  {one.severity}, since {_time(one.since)}{ended}"
         if one.ended is None:
-            yield f"  {letters.one_line(one.description, 2 * _LONGEST_LINE)}"
+            yield f"  {letters.one_line(one.description, 2 * _MAX_LINE)}"
             yield f"  runbook: {one.runbook}"
             yield f"  silence it for 2 hours: {_silencing(one)}"
-    if len(ordered) > MOST_DESCRIBED:
-        yield f"\nand {len(ordered) - MOST_DESCRIBED} more: {where}"
+    if len(ordered) > MAX_DESCRIBED:
+        yield f"\nand {len(ordered) - MAX_DESCRIBED} more: {where}"
 
 
 def _silencing(one: Notice) -> str:
     # Percent-encoding (RFC 3986 §2.1) keeps any value one word and prevents links.
     words = ",".join(f"{quote(label)}={quote(value)}" for label, value in one.labels)
-    chosen = ["--label", words] if words and len(words) <= 2 * _LONGEST_LINE else []
+    chosen = ["--label", words] if words and len(words) <= 2 * _MAX_LINE else []
     return shlex.join(["aicli", "alerts", "silence", one.name, "--for", "2h", *chosen])
 
 

@@ -64,7 +64,7 @@ def export(stored: StoredReport, metrics: Metrics) -> None:
         return
     failing = report.store_failing_since
     gauge(instruments.WAL_SLOT_BYTES).set(report.wal_slot_bytes)
-    gauge(instruments.WAL_SLOT_MOST).set(report.wal_slot_most_bytes)
+    gauge(instruments.WAL_SLOT_MAX).set(report.wal_slot_most_bytes)
     gauge(instruments.RECOVERY_LOG_STORE_BEHIND).set(report.log_behind_seconds)
     gauge(instruments.BACKUP_STORE_FAILING).set(0 if failing is None else stored.age_of(failing))
     if report.wal_lag_seconds is not None:

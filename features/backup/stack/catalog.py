@@ -13,7 +13,7 @@ from shared.identity.node_keys import NodeKey
 from shared.stores.objects import ObjectMissing, ObjectStore
 from shared.types import NodeId
 
-_MOST_MANIFESTS = 1000
+_MAX_MANIFESTS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ async def read_backups(
         async with limit:
             return await _find(store, mesh, name, BackupManifest, on_damage)
 
-    found = await asyncio.gather(*(find(name) for name in layout.list_manifests(names)[-_MOST_MANIFESTS:]))
+    found = await asyncio.gather(*(find(name) for name in layout.list_manifests(names)[-_MAX_MANIFESTS:]))
     return tuple(manifest for manifest in found if manifest is not None)  # perhaps pruned meanwhile
 
 

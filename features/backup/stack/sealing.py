@@ -30,7 +30,7 @@ _PIECE_BYTES = 1 << 20
 _PURPOSE = "backup-object"
 _USE_ANOTHER = "use another backup: aicli stack backups"
 #: The largest object that is sealed in memory: a segment of the write-ahead log has up to 1 GiB, by default 16 MiB.
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 
 
 class WrongIdentity(errors.BadSettings):
@@ -202,7 +202,7 @@ def open_bytes(name: str, body: bytes, identities: Sequence[str], keys: Collecti
     """Blocks. Raises WrongIdentity, and DamagedObject if it was changed, or written by another mesh or for another name."""
     sink = BytesIO()
     try:
-        _open(BytesIO(body), sink, identities, MOST_BYTES)
+        _open(BytesIO(body), sink, identities, MAX_BYTES)
         signed = msgspec.msgpack.decode(sink.getbuffer(), type=SignedObject)
     except (DamagedObject, msgspec.DecodeError) as error:
         raise damaged(name) from error

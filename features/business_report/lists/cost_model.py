@@ -9,9 +9,9 @@ HOURS = 730
 _SECONDS = HOURS * 3600
 _MILLION = 1_000_000
 #: Of any number of a plan.
-_MOST = Decimal(10**9)
+_MAX = Decimal(10**9)
 #: More machines are not looked at.
-_MOST_MACHINES = 100_000
+_MAX_MACHINES = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class PlanField:
     label: str
     text: str
     is_above_zero: bool = False
-    most: Decimal = _MOST
+    most: Decimal = _MAX
 
 
 FIELDS = (
@@ -116,7 +116,7 @@ class CostPlan:
             return (1, None) if self.own(1) <= self.api(1) else None
         first, stays = None, 1
         pays_for_itself = self.machine_month <= saved * self.capacity
-        for count in range(1, _MOST_MACHINES if pays_for_itself else 2):
+        for count in range(1, _MAX_MACHINES if pays_for_itself else 2):
             begins, ends = (count - 1) * self.capacity + 1, count * self.capacity
             equal = int(((self.fixed + count * self.machine_month - self.api_fixed) / saved).to_integral_value(ROUND_CEILING))
             if equal <= ends:
@@ -159,8 +159,8 @@ def _number(field: PlanField, text: str) -> Decimal:
         found = Decimal(text)
     except InvalidOperation:
         found = Decimal(-1)
-    if not (found.is_finite() and 0 <= found <= _MOST):
-        raise WrongNumber(field.name, f"{text[:30]!r} is not a number from 0 to {_MOST:,}")
+    if not (found.is_finite() and 0 <= found <= _MAX):
+        raise WrongNumber(field.name, f"{text[:30]!r} is not a number from 0 to {_MAX:,}")
     if field.is_above_zero and not found:
         raise WrongNumber(field.name, "must be above 0")
     if found > field.most:

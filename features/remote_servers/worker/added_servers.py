@@ -29,7 +29,7 @@ TRY_SECONDS = 5.0
 #: From a change to the next report, and between looks at a removed server's last answers.
 _LOOK_SECONDS = 0.2
 #: Of models, in a message.
-_MOST_NAMES = 10
+_MAX_NAMES = 10
 _DIALECTS = {ServerKind.OPENAI: None, ServerKind.VLLM: Dialect.VLLM, ServerKind.OLLAMA: Dialect.OLLAMA}
 
 log = logs.get()
@@ -95,8 +95,8 @@ class AddedServers:
             raise errors.BadRequest(error.message, hint=error.hint or "check its URL and kind") from error
         names = [model.name for model in listed]
         if missing := set(request.models).difference(names, (model.own_name for model in listed)):
-            hint = f"it lists {', '.join(names[:_MOST_NAMES])}" if names else "load one there"
-            raise errors.BadRequest(f"{source.name} doesn't list {', '.join(sorted(missing)[:_MOST_NAMES])}", hint=hint)
+            hint = f"it lists {', '.join(names[:_MAX_NAMES])}" if names else "load one there"
+            raise errors.BadRequest(f"{source.name} doesn't list {', '.join(sorted(missing)[:_MAX_NAMES])}", hint=hint)
         if not names:
             raise errors.BadRequest(f"{source.name} lists no models", hint="load one there")
         provider = await remote_models.find_provider(source.upstream)

@@ -23,7 +23,7 @@ from features.remote_servers.worker.rules.event_stream import BadStream, convert
 from features.remote_servers.worker.rules.openai_chat import JsonObject
 from features.remote_servers.worker.rules.server_errors import RefusalSource
 from features.remote_servers.worker.rules.text_answers import EmbeddingAssembly, EmbeddingReply, JsonRequest, Vector
-from features.remote_servers.worker.rules.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
+from features.remote_servers.worker.rules.token_counts import MAX_ANSWER_TOKENS, ReportedUsage
 from features.remote_servers.worker.upstreams import Upstream
 from services.inference.backend_interface import Sink, VectorSink, Watcher
 from services.inference.jobs import GenerationJob
@@ -69,7 +69,7 @@ class RegisteredService(ModelServer):
         return tuple(ModelListing(name, self.entry.name, context_tokens=self.entry.context_tokens) for name in self.entry.names)
 
     async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> GenerationEnd:
-        max_tokens = job.parameters.max_tokens or LONGEST_ANSWER_TOKENS
+        max_tokens = job.parameters.max_tokens or MAX_ANSWER_TOKENS
         body = prompt_body(self.entry.name, job)
         with self.models.counted(job):
             answer = await self.server.ask(self._request(body, read_text), attempts=attempts)

@@ -21,7 +21,7 @@ from features.remote_servers.worker.rules.openai_chat import JsonObject
 from features.remote_servers.worker.rules.remote_hosts import RemoteHosts
 from features.remote_servers.worker.rules.server_errors import RefusalSource
 from features.remote_servers.worker.rules.text_answers import EmbeddingAssembly, EmbeddingReply, JsonRequest
-from features.remote_servers.worker.rules.token_counts import LONGEST_ANSWER_TOKENS, ReportedUsage
+from features.remote_servers.worker.rules.token_counts import MAX_ANSWER_TOKENS, ReportedUsage
 from features.remote_servers.worker.server_watch import ServerWatch
 from features.remote_servers.worker.token_ids import Ask, TokenApi, TokenIds, TokenSupport
 from features.remote_servers.worker.upstreams import Dialect
@@ -156,7 +156,7 @@ class RemoteServer(ModelServer):
         return api.suits(job) and (is_text or not self.tokens.thinks[listed.own_name])
 
     async def generate(self, job: GenerationJob, sink: Sink, attempts: int) -> GenerationEnd:
-        max_tokens = (job.parameters.max_tokens or LONGEST_ANSWER_TOKENS) - len(job.delivered)
+        max_tokens = (job.parameters.max_tokens or MAX_ANSWER_TOKENS) - len(job.delivered)
         listed = self.models.listing(job.model)
         # The server alone knows the tokens of an image.
         has_images = any(message.images for message in job.messages)
@@ -204,7 +204,7 @@ class RemoteServer(ModelServer):
         prompt, is_plain = await api.render(ask, chat), api.suits(job)
         if prompt:
             # vLLM refuses more than fits, and its completions end after 16 tokens by default.
-            room = check_fits(len(prompt), context_tokens or LONGEST_ANSWER_TOKENS)
+            room = check_fits(len(prompt), context_tokens or MAX_ANSWER_TOKENS)
             chat |= {"max_tokens": min(job.parameters.max_tokens or room, room) - len(job.delivered)}
         if job.delivered and not await token_ids.ends_between_characters(ask, chat["model"], job.delivered, job.requested.stop):
             raise errors.Unavailable(f"{self.server.source.name} cannot continue an answer in the middle of a character or a stop sequence")

@@ -18,7 +18,7 @@ const INFERENCE_OPTIONS = ['prompt', 'messages', 'system', 'model', ...SAMPLING_
 const LOGIN_OPTIONS = ['username', 'email', 'password', 'code']
 const EMBEDDING_OPTIONS = ['input', 'model', 'dimensions']
 /** The longest delay of a timer; beyond it JavaScript's timers fire immediately. */
-const LONGEST_TIMEOUT_MS = 2 ** 31 - 1
+const MAX_TIMEOUT_MS = 2 ** 31 - 1
 
 /**
  * @param {InferenceRequest} request
@@ -53,8 +53,8 @@ export function ensureOptions(options) {
  * @returns {number}
  */
 export function timeoutOf(timeoutMs) {
-  if (typeof timeoutMs === 'number' && timeoutMs > 0 && timeoutMs <= LONGEST_TIMEOUT_MS) return timeoutMs
-  throw new TypeError(`timeoutMs must be a number above 0, up to ${LONGEST_TIMEOUT_MS} (24 days), not ${String(timeoutMs)}`)
+  if (typeof timeoutMs === 'number' && timeoutMs > 0 && timeoutMs <= MAX_TIMEOUT_MS) return timeoutMs
+  throw new TypeError(`timeoutMs must be a number above 0, up to ${MAX_TIMEOUT_MS} (24 days), not ${String(timeoutMs)}`)
 }
 
 /**

@@ -5,7 +5,7 @@ import { InProgress } from './errors.js'
 /** @import {AimeshError} from './errors.js' */
 
 const FIRST_PAUSE_MS = 500
-const LONGEST_PAUSE_MS = 8000
+const MAX_PAUSE_MS = 8000
 
 /**
  * After these errors a stream that has delivered text can resume, because another gateway has the rest or takes over. All other errors after
@@ -30,7 +30,7 @@ export function pauseMs(error, { failed, maxRetries, remainingMs, random }) {
   if (!error.retryable) return null
   // A request that is still running is not a failure: wait as long as there is time.
   if (failed >= maxRetries && !(error instanceof InProgress)) return null
-  const backoff = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(failed, 10))
+  const backoff = Math.min(MAX_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(failed, 10))
   const jittered = backoff * (0.5 + random() / 2)
   // Jitter spreads the callers that got the same retry time.
   const requested = error.retryAfterMs === null ? 0 : error.retryAfterMs + jittered / 10

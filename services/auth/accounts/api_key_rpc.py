@@ -13,7 +13,7 @@ from shared.types import KeyId, TenantId, UserId, UserRole
 
 #: How long a rotated key's old secret may stay valid.
 #: Of searching for keys that a revoked key created.
-_MOST_ROUNDS = 20
+_MAX_ROUNDS = 20
 _LIST_HINT = "`aicli keys list` shows them"
 
 _log = logs.get(part="auth")
@@ -59,7 +59,7 @@ class ApiKeyRpc(AuthHandlers):
         key = await self._get_key(caller, request.key)
         revoked = await self._revoke(caller, key) or key
         # The key first, then those that it created, until none is left: a stolen key may create more meanwhile.
-        for _ in range(_MOST_ROUNDS if request.with_made else 0):
+        for _ in range(_MAX_ROUNDS if request.with_made else 0):
             made = [
                 each for each in await self._store.list_keys_made_by(key.id) if roles.is_admin(caller) or tenant_of(each) == tenant_of(key)
             ]

@@ -75,7 +75,7 @@ class ColleagueRpc(AuthHandlers):
         address = identities.client_address(request.client, call) or ""
         subject = request_limits.requester_of(address, call.caller.node)
         await self._reads.charge(
-            subject, request_limits.MOST_INVITATIONS_READ, "too many invitations were looked up", hint="try again later"
+            subject, request_limits.MAX_INVITATIONS_READ, "too many invitations were looked up", hint="try again later"
         )
         token_hash = api_keys.hash_token(request.token.strip())
         found = await self._colleagues.list_open(token_hash)

@@ -39,7 +39,7 @@ class ColleagueStore(AuthTables):
         self, transaction: database.Transaction, *, by: UserId, email: str, role: UserRole, organisation: TenantId | None, token_hash: str
     ) -> ColleagueInvitation:
         """Replaces open invitations to this address. Raises Limited."""
-        most = membership_rules.MOST_INVITATIONS_A_DAY
+        most = membership_rules.MAX_INVITATIONS_A_DAY
         await transaction.value("lock_colleague_invitations")
         await transaction.run("replace_colleague_invitations", email)
         added = await transaction.run(

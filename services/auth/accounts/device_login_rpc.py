@@ -45,11 +45,11 @@ class DeviceLoginRpc(AuthHandlers):
     async def _charge_begin(self, address: str, call: RpcCall) -> None:
         """Raises Limited. No count is of all people together, which a single one could use up."""
         if addresses.is_loopback(address):
-            counted = {"loopback": request_limits.MOST_DEVICE_LOGINS_OF_LOOPBACK}
+            counted = {"loopback": request_limits.MAX_DEVICE_LOGINS_OF_LOOPBACK}
         else:
-            counted = {request_limits.requester_of(address, call.caller.node): request_limits.MOST_DEVICE_LOGINS}
+            counted = {request_limits.requester_of(address, call.caller.node): request_limits.MAX_DEVICE_LOGINS}
             if site := addresses.site_network(address):
-                counted[site] = request_limits.MOST_DEVICE_LOGINS_OF_SITE
+                counted[site] = request_limits.MAX_DEVICE_LOGINS_OF_SITE
         hint = "wait, or log in with your name and password"
         for subject, most in counted.items():
             await self._begun.charge(subject, most, "too many logins were begun from your address", hint=hint)
@@ -88,4 +88,4 @@ class DeviceLoginRpc(AuthHandlers):
     async def _charge_code(self, user_id: UserId) -> None:
         """Count right codes too: a wrong one is not known before. Raises Limited."""
         hint = "wait; a code that you approve must be one that your own terminal shows"
-        await self._typed.charge(str(user_id), request_limits.MOST_DEVICE_CODES, "too many codes of logins were entered", hint=hint)
+        await self._typed.charge(str(user_id), request_limits.MAX_DEVICE_CODES, "too many codes of logins were entered", hint=hint)

@@ -20,7 +20,7 @@ from shared.types import TenantId
 
 RESET_SECONDS = 1800
 #: Requests that wait to be processed; each takes a few milliseconds.
-_MOST_WAITING = 200
+_MAX_WAITING = 200
 
 _log = logs.get(part="auth")
 
@@ -42,7 +42,7 @@ class PasswordChanges(AuthHandlers):
         self._ends = SessionRevocation(parts.store, parts.sessions)
         self._limits = limits
         self._mailer = mailer
-        self._requests: asyncio.Queue[_ResetRequest] = asyncio.Queue(_MOST_WAITING)
+        self._requests: asyncio.Queue[_ResetRequest] = asyncio.Queue(_MAX_WAITING)
 
     @serves(accounts.change_password)
     async def change_password(self, request: accounts.ChangePassword, call: RpcCall) -> Nothing:

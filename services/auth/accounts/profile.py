@@ -14,7 +14,7 @@ from shared.telemetry import logs
 from shared.types import TenantId
 
 _THEMES = ("light", "dark", "system")
-_LONGEST_MODEL_NAME = 200
+_MAX_MODEL_NAME = 200
 
 _log = logs.get(part="auth")
 
@@ -79,7 +79,7 @@ class ProfileRpc(AuthHandlers):
         if chosen.theme not in _THEMES:
             raise errors.BadRequest.of("theme", ", ".join(_THEMES), hint="system follows the setting of the device")
         model = chosen.default_model
-        if model is not None and not (model.isprintable() and 0 < len(model) <= _LONGEST_MODEL_NAME):
+        if model is not None and not (model.isprintable() and 0 < len(model) <= _MAX_MODEL_NAME):
             raise errors.BadRequest("defaultModel: must be the name of a model", hint="leave it out for the mesh's default")
         await self._rows.set_preferences(call.principal.user_id, chosen)
         return chosen

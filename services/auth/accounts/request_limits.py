@@ -11,16 +11,16 @@ from shared.stores.cache import Cache
 from shared.types import NodeId, TenantId, UserId
 
 #: Per inviter and per organization, while registration is closed: without mail the inviter sees the codes and could use them all.
-MOST_INVITED_A_DAY = 20
+MAX_INVITED_A_DAY = 20
 #: Mails to reset a password per hour.
 FOR_AN_ACCOUNT = 3
 #: For one client address, whatever accounts it asks for.
 FOR_AN_ADDRESS = 10
 #: Invitations that one client address may look up per hour.
-MOST_INVITATIONS_READ = 100
+MAX_INVITATIONS_READ = 100
 #: Logins that wait for approval in a browser: begun per hour by one client address and by one /48 of IPv6, and from loopback, where all
 #: people may be behind a proxy; and codes that one user may enter.
-MOST_DEVICE_LOGINS, MOST_DEVICE_LOGINS_OF_SITE, MOST_DEVICE_LOGINS_OF_LOOPBACK, MOST_DEVICE_CODES = 60, 600, 10_000, 60
+MAX_DEVICE_LOGINS, MAX_DEVICE_LOGINS_OF_SITE, MAX_DEVICE_LOGINS_OF_LOOPBACK, MAX_DEVICE_CODES = 60, 600, 10_000, 60
 _SCRIPT = "hourly"
 _DAY_SECONDS = 24 * 3600
 
@@ -70,10 +70,10 @@ class RegistrationLimits:
 
     async def charge_inviter(self, inviter: UserId, organisation: TenantId) -> None:
         """Raises Limited."""
-        message = f"{MOST_INVITED_A_DAY} people have registered with this organization's or this inviter's invitations within a day"
+        message = f"{MAX_INVITED_A_DAY} people have registered with this organization's or this inviter's invitations within a day"
         hint = "try again tomorrow, or ask an administrator for an account"
         for subject in (inviter, organisation):
-            await self._invitations.charge(str(subject), MOST_INVITED_A_DAY, message, hint=hint)
+            await self._invitations.charge(str(subject), MAX_INVITED_A_DAY, message, hint=hint)
 
 
 class MailLimits:

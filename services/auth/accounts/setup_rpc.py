@@ -16,10 +16,10 @@ from shared.stores.cache import Cache
 from shared.types import TenantId
 
 #: Per administrator and hour.
-MOST_TEST_MAILS = 10
+MAX_TEST_MAILS = 10
 #: Shorter than the page waits.
 TEST_SECONDS = 10.0
-_LONGEST_ANSWER = 300
+_MAX_ANSWER = 300
 
 
 class SetupRpc(AuthHandlers):
@@ -68,8 +68,8 @@ class SetupRpc(AuthHandlers):
     @serves(api.send_test_mail)
     async def send_test_mail(self, request: api.SendTestMail, call: RpcCall) -> api.MailTestResult:
         caller = call.principal
-        hint = f"{MOST_TEST_MAILS} per hour are allowed; try again later"
-        await self._limits.charge(str(caller.user_id), MOST_TEST_MAILS, "you sent too many test emails", hint=hint)
+        hint = f"{MAX_TEST_MAILS} per hour are allowed; try again later"
+        await self._limits.charge(str(caller.user_id), MAX_TEST_MAILS, "you sent too many test emails", hint=hint)
         if self._sink.server is None:
             return api.MailTestResult(False, "No mail server is configured. Set SMTP_URL.")
         user = await self._store.get_user(caller.user_id)
@@ -78,8 +78,8 @@ class SetupRpc(AuthHandlers):
             answer = await mailer.deliver(self._sink, self._sink.server, letter, deadline_seconds=TEST_SECONDS)
         except NotDeliveredError as error:
             answer = f"{error.reason}: {error.answer}" if error.answer else error.reason
-            return api.MailTestResult(False, letters.one_line(answer, _LONGEST_ANSWER))
+            return api.MailTestResult(False, letters.one_line(answer, _MAX_ANSWER))
         async with self._store.transaction() as transaction:
             await transaction.run("note_tested_mail")
             await self._trail.add(transaction, audit_records.of_mesh("mail.test", caller))
-        return api.MailTestResult(True, letters.one_line(answer, _LONGEST_ANSWER))
+        return api.MailTestResult(True, letters.one_line(answer, _MAX_ANSWER))

@@ -162,8 +162,8 @@ class UserRpc(AuthHandlers):
 
     @serves(business.count_new_accounts)
     async def count_new_accounts(self, request: business.CountNewAccounts, call: RpcCall) -> business.NewAccounts:
-        if not 0 < (request.until - request.since).days <= business.MOST_DAYS:
-            raise errors.BadRequest(f"since and until: two days, the earlier first, at most {business.MOST_DAYS} apart")
+        if not 0 < (request.until - request.since).days <= business.MAX_DAYS:
+            raise errors.BadRequest(f"since and until: two days, the earlier first, at most {business.MAX_DAYS} apart")
         return business.NewAccounts(await self._store.count_new(request.since, request.until))
 
     @serves(business.name_users)

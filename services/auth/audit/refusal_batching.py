@@ -16,7 +16,7 @@ from shared.api.audit import AuditedAct
 
 BATCH_SECONDS = 60
 #: Some megabytes. If PostgreSQL is down, or under many different refusals, further ones are only counted.
-MOST_WAITING = 5000
+MAX_WAITING = 5000
 
 _Kind = tuple[str, UUID | None, UUID | None, str, str, str, tuple[tuple[str, str], ...]]
 
@@ -34,7 +34,7 @@ class _Open:
 class RefusalBatching:
     """``add`` refusals, ``take`` what to write, and ``requeue`` what could not be written. ``now`` is a monotonic time."""
 
-    def __init__(self, most: int = MOST_WAITING) -> None:
+    def __init__(self, most: int = MAX_WAITING) -> None:
         self._most = most
         self._ready: deque[AuditedAct] = deque()
         #: In the order in which their minutes end.

@@ -19,7 +19,7 @@ IDLE_CLIENT = timedelta(days=90)
 #: Roles that a ticket can give. Never auth, which needs the key of the mesh CA.
 JOINS_AS = (Role.WORKER, Role.CLIENT, Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Of a ticket for people's machines; one for replicas says how many may be active.
-LONGEST_OF_PEOPLE = timedelta(days=7)
+MAX_OF_PEOPLE = timedelta(days=7)
 #: How long a ticket still works that another one has replaced.
 ROTATION = timedelta(hours=24)
 #: Addresses of one place: a subnet, or what a provider gives a site.
@@ -30,7 +30,7 @@ _REPLICAS = (Role.GATEWAY, Role.METRICS, Role.WEB)
 #: Labels that decide whether a node is trusted come only from a ticket, and so from an administrator.
 ONLY_BY_TICKET = frozenset({"trusted"})
 #: Per owner who is no administrator; more would crowd others' tickets off the list.
-MOST_OWN_TICKETS = 50
+MAX_OWN_TICKETS = 50
 
 _NEW_TICKET_HINT = "ask an administrator for a new one (`aicli admin tickets create`)"
 
@@ -102,8 +102,8 @@ def check_own_ticket(request: CreateTicket, owner: UserId, username: str) -> Non
 
 def check_own_count(good: int) -> None:
     """Raises BadRequest if an owner who is no administrator has too many valid tickets."""
-    if good >= MOST_OWN_TICKETS:
-        raise errors.BadRequest(f"you already have {MOST_OWN_TICKETS} valid tickets", hint="use them, or revoke some")
+    if good >= MAX_OWN_TICKETS:
+        raise errors.BadRequest(f"you already have {MAX_OWN_TICKETS} valid tickets", hint="use them, or revoke some")
 
 
 def state_of(ticket: KnownTicket, now: datetime) -> TicketState:
@@ -162,7 +162,7 @@ def check_request(request: CreateTicket) -> None:
     if request.active_most is None:
         if request.uses is None:
             raise errors.BadRequest.of("uses", "unlimited uses need a limit of active nodes", hint="set active_most (--active)")
-        if request.ttl_seconds > LONGEST_OF_PEOPLE.total_seconds():
+        if request.ttl_seconds > MAX_OF_PEOPLE.total_seconds():
             raise errors.BadRequest.of(
                 "ttl_seconds", "without active_most (--active), a ticket lasts at most 7 days", hint="set active_most"
             )

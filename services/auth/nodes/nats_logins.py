@@ -37,7 +37,7 @@ from shared.types import FIRST_ROLES, Moment, NodeId, Role
 
 #: The account of the mesh's nodes in the server's configuration.
 ACCOUNT = "MESH"
-MOST_REFUSALS = 1000
+MAX_REFUSALS = 1000
 CALLOUTS = "$SYS.REQ.USER.AUTH"
 _QUEUE = "auth"
 _REFUSALS = "auth:nats-refusals"
@@ -51,10 +51,10 @@ _SUBSCRIPTIONS_SECONDS = 10.0
 #: A revoked node keeps its connection so long, to hear from its peers that it was revoked. They talk to it no longer.
 _LAST_WORD_SECONDS = 0.5
 #: Logins with a ticket that wait for PostgreSQL.
-_MOST_ASKING = 100
-_MOST_QUEUED = 1000
+_MAX_ASKING = 100
+_MAX_QUEUED = 1000
 #: Nodes that are revoked together, and whose connections the servers are asked for one by one.
-_MOST_ASKED = 20
+_MAX_ASKED = 20
 _PAGE = 256
 
 _log = logs.get(part="nats-logins")
@@ -141,7 +141,7 @@ class NatsLogins:
         self._logins: LoginQueue[tuple[LoginRequest, str]] = LoginQueue(most_seconds=_ANSWER_SECONDS)
         self._new_networks = node.metrics.ticket_new_networks
         self._asking: set[asyncio.Task[None]] = set()
-        self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MOST_QUEUED)
+        self._refused: asyncio.Queue[LoginRefusal] = asyncio.Queue(_MAX_QUEUED)
         self._callouts.subscribe(CALLOUTS, self._on_callout, queue=_QUEUE)
         self._system.subscribe(self._inbox, self._on_connections)
         self._system.subscribe(f"{self._inbox}.subscriptions", self._on_subscriptions)
@@ -202,7 +202,7 @@ class NatsLogins:
 
     async def refusals(self) -> LoginRefusals:
         """Return the newest of all replicas. Raises Unavailable."""
-        entries = await self._cache.newest(_REFUSALS, most=MOST_REFUSALS)
+        entries = await self._cache.newest(_REFUSALS, most=MAX_REFUSALS)
         return LoginRefusals(tuple(msgspec.msgpack.decode(entry, type=LoginRefusal) for entry in entries))
 
     def _on_callout(self, message: NatsMessage) -> None:
@@ -240,7 +240,7 @@ class NatsLogins:
         else:
             self._answer(request, reply, decision)
             return
-        if len(self._asking) >= _MOST_ASKING:
+        if len(self._asking) >= _MAX_ASKING:
             work.close()
             self._answer(request, reply, Refuse("too many newcomers at once"))
         else:
@@ -323,7 +323,7 @@ class NatsLogins:
         while True:
             refusal = await self._refused.get()
             with suppress(errors.Unavailable):
-                await self._cache.append(_REFUSALS, msgspec.msgpack.encode(refusal), most=MOST_REFUSALS)
+                await self._cache.append(_REFUSALS, msgspec.msgpack.encode(refusal), most=MAX_REFUSALS)
 
     async def _begin_second(self) -> None:
         self._rates.clear()
@@ -345,7 +345,7 @@ class NatsLogins:
         """Ask every server for the connections of these nodes; ``_on_connections`` cuts them."""
         await asyncio.sleep(_LAST_WORD_SECONDS)
         # A list of all connections is cheaper than many questions.
-        for which in [{"user": node} for node in nodes] if len(nodes) <= _MOST_ASKED else [{}]:
+        for which in [{"user": node} for node in nodes] if len(nodes) <= _MAX_ASKED else [{}]:
             self._request_connections("PING", which)
 
     def _request_connections(self, server: str, which: Mapping[str, str | int], *, inbox: str = "") -> None:
@@ -371,7 +371,7 @@ class NatsLogins:
     def _on_subscriptions(self, message: NatsMessage) -> None:
         found = _decode_connections(message.payload).data
         for each in found.connections:
-            if each.subscriptions > min(topics.MAX_SUBSCRIPTIONS.values()) and len(self._asking) < _MOST_ASKING:
+            if each.subscriptions > min(topics.MAX_SUBSCRIPTIONS.values()) and len(self._asking) < _MAX_ASKING:
                 self._start(
                     self._check_subscriptions(NodeId(each.authorized_user), ConnectionId(found.server_id, each.cid), each.subscriptions)
                 )

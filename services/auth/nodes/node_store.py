@@ -18,9 +18,9 @@ from shared.stores import database
 from shared.types import NodeId, Role, TenantId, UserId, UserRole
 
 #: The newest come first.
-MOST_LISTED = 1000
+MAX_ROWS = 1000
 #: Shorter prefixes of an id match by chance.
-SHORTEST_BEGINNING = 4
+MIN_BEGINNING = 4
 #: Announces that the revocation list may have changed.
 CHANGES = "auth_mesh"
 #: In the table, for a ticket with any number of uses.
@@ -74,7 +74,7 @@ class NodeStore(AuthTables):
         return _ticket(_one(rows, "ticket", "`aicli admin tickets list` shows them"))
 
     async def list_tickets(self, owner: UserId | None) -> tuple[KnownTicket, ...]:
-        return tuple(_ticket(row) for row in await self._db.rows("list_tickets", MOST_LISTED, owner))
+        return tuple(_ticket(row) for row in await self._db.rows("list_tickets", MAX_ROWS, owner))
 
     async def count_good_tickets(self, owner: UserId) -> int:
         return int(await self._db.value("count_good_tickets", owner))
@@ -116,10 +116,10 @@ class NodeStore(AuthTables):
         return _node(_one(rows, "node", "`aicli admin nodes list` shows them"))
 
     async def list_nodes(self, owner: UserId | None) -> tuple[KnownNode, ...]:
-        return tuple(_node(row) for row in await self._db.rows("list_nodes", MOST_LISTED, owner))
+        return tuple(_node(row) for row in await self._db.rows("list_nodes", MAX_ROWS, owner))
 
     async def list_idle_nodes(self, days: int) -> tuple[StaleNode, ...]:
-        return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MOST_LISTED))
+        return tuple(_stale_node(row, days) for row in await self._db.rows("list_idle_nodes", days, MAX_ROWS))
 
     async def end_ticket_soon(self, transaction: database.Transaction, ticket_id: str, after: timedelta) -> None:
         await transaction.run("end_ticket_soon", ticket_id, after)
@@ -187,8 +187,8 @@ class NodeStore(AuthTables):
 
 def _checked(beginning: str, what: str) -> str:
     beginning = beginning.strip()
-    if len(beginning) < SHORTEST_BEGINNING or not beginning.isalnum():
-        raise errors.BadRequest.of("id", f"give the {what}'s id, or at least its first {SHORTEST_BEGINNING} characters")
+    if len(beginning) < MIN_BEGINNING or not beginning.isalnum():
+        raise errors.BadRequest.of("id", f"give the {what}'s id, or at least its first {MIN_BEGINNING} characters")
     return beginning
 
 

@@ -14,9 +14,9 @@ from shared.mail import letters
 from shared.types import TenantId, UserId
 
 #: For administrators.
-MOST_OF_ADMINISTRATORS = 1_000
+MAX_OF_ADMINISTRATORS = 1_000
 #: Per organization: each is a mail to someone who didn't ask for it.
-MOST_INVITATIONS_A_DAY = 100
+MAX_INVITATIONS_A_DAY = 100
 INVITATION_DAYS = 7
 
 

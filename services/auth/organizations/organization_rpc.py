@@ -31,7 +31,7 @@ class OrganizationRpc(AuthHandlers):
     @serves(api.create_organisation)
     async def create_organisation(self, request: api.CreateOrganization, call: RpcCall) -> Organization:
         caller, name = call.principal, membership_rules.check_name(request.name)
-        most = membership_rules.MOST_OF_ADMINISTRATORS if roles.is_admin(caller) else self._settings.organisations_per_user
+        most = membership_rules.MAX_OF_ADMINISTRATORS if roles.is_admin(caller) else self._settings.organisations_per_user
         async with self._organisations.transaction() as transaction:
             made = await self._organisations.add(transaction, name, caller.user_id, most)
             await self._trail.add(transaction, audit_records.done("organisation.create", caller, tenant=made.id, target=made.id))

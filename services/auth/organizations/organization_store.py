@@ -107,10 +107,10 @@ class OrganizationStore(AuthTables):
         """Replaces open invitations to this address. Raises Limited."""
         await transaction.run("withdraw_invitations_to", organisation, email)
         row = await transaction.row(
-            "add_invitation", uuid4(), organisation, email, role.value, token_hash, by, membership_rules.MOST_INVITATIONS_A_DAY
+            "add_invitation", uuid4(), organisation, email, role.value, token_hash, by, membership_rules.MAX_INVITATIONS_A_DAY
         )
         if row is None:
-            most = membership_rules.MOST_INVITATIONS_A_DAY
+            most = membership_rules.MAX_INVITATIONS_A_DAY
             raise errors.Limited(f"{most} invitations were sent within a day", hint="continue tomorrow", retry_after_seconds=24 * 3600)
         return _invitation(row)
 

@@ -10,7 +10,7 @@ from shared.stores import database
 from shared.types import TenantId, UserId, UserRole
 
 #: Accounts per round; the next round finds the rest.
-_MOST_DUE = 100
+_MAX_DUE = 100
 _RETENTION_SECONDS = 30
 #: It reads all personal parts of the audit log, up to a year of them.
 _ERASURE_SECONDS = 60
@@ -60,7 +60,7 @@ class PrivacyStore(AuthTables):
         return bool(await transaction.run("call_erasure_off", user_id))
 
     async def due(self) -> tuple[UserId, ...]:
-        return tuple(UserId(row["id"]) for row in await self._db.rows("list_due_erasures", _MOST_DUE))
+        return tuple(UserId(row["id"]) for row in await self._db.rows("list_due_erasures", _MAX_DUE))
 
     def erasing(self) -> AbstractAsyncContextManager[database.Transaction]:
         """A transaction with more time, for ``take_due`` and ``erase``."""

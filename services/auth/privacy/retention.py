@@ -13,7 +13,7 @@ from shared.telemetry import logs
 #: Rows per statement: locks last milliseconds, and caches are notified of few keys at once.
 BATCH = 500
 #: Per rule and round.
-_MOST_BATCHES = 200
+_MAX_BATCHES = 200
 _EVERY_SECONDS = 3600
 
 _log = logs.get(part="privacy")
@@ -72,7 +72,7 @@ class Retention:
     async def _forget(self, rule: RetentionRule) -> int:
         before = self._clock() - timedelta(days=rule.days)
         rows = 0
-        for _ in range(_MOST_BATCHES):
+        for _ in range(_MAX_BATCHES):
             found = await rule.forget(before, BATCH)
             rows += found
             if found < BATCH:

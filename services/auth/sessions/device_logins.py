@@ -23,7 +23,7 @@ INTERVAL_SECONDS = 5
 _LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
 _USER_CODE = re.compile(f"[{_LETTERS}]{{8}}")
 _DEVICE_PREFIX = "aip_device_"
-_LONGEST_TYPED = 40
+_MAX_TYPED = 40
 
 
 class DeviceLogins:
@@ -64,7 +64,7 @@ class DeviceLogins:
 
     async def approve(self, user_code: str, link: StoredLoginLink) -> WaitingDeviceLogin:
         """Raises NotFound."""
-        life, most = session_store.LINK_SECONDS * 1000, session_store.MOST_LINKS
+        life, most = session_store.LINK_SECONDS * 1000, session_store.MAX_LINKS
         stored = str(link.user_id), msgspec.json.encode(link), life, most
         return _facts(await self._sessions.run_device("decide", _hash(_letters(user_code)), *stored))
 
@@ -74,7 +74,7 @@ _hash = api_keys.hash_token
 
 def _letters(typed: str) -> str:
     """Return the letters of a typed code. Raises NotFound if it can't be one."""
-    letters = re.sub(r"[\s-]", "", typed[:_LONGEST_TYPED]).upper()
+    letters = re.sub(r"[\s-]", "", typed[:_MAX_TYPED]).upper()
     if not _USER_CODE.fullmatch(letters):
         raise _unknown()
     return letters

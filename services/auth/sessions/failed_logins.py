@@ -25,12 +25,12 @@ GUESSES = 10
 #: Fewer than that, so a stranger with one address leaves the owner some.
 GUESSES_OF_ONE_ADDRESS = 5
 WINDOW_SECONDS = 900
-LONGEST_WINDOW_SECONDS = 3600
-MOST_IN_A_ROW = 100
+MAX_WINDOW_SECONDS = 3600
+MAX_IN_A_ROW = 100
 #: Bounds what unknown names leave in Valkey, and unlocks the account eventually.
 ROW_SECONDS = 3 * 24 * 3600
 #: Long enough to compute the next window. There may be as many rows as attempts in the mesh.
-ADDRESS_ROW_SECONDS = 2 * LONGEST_WINDOW_SECONDS
+ADDRESS_ROW_SECONDS = 2 * MAX_WINDOW_SECONDS
 ADDRESS_GUESSES = 30
 #: For all accounts and addresses in 15 minutes: a botnet may have an address for each attempt.
 MESH_GUESSES = 10_000
@@ -68,8 +68,8 @@ class FailedLogins:
         arguments = (
             int(self._clock() * 1000),
             WINDOW_SECONDS * 1000,
-            LONGEST_WINDOW_SECONDS * 1000,
-            MOST_IN_A_ROW,
+            MAX_WINDOW_SECONDS * 1000,
+            MAX_IN_A_ROW,
             WINDOW_SECONDS * 1000,
             secrets.token_hex(_ID_BYTES),
             GUESSES if browser else GUESSES_OF_ONE_ADDRESS,
@@ -82,7 +82,7 @@ class FailedLogins:
         full, wait_ms, *charged_to = await self._cache.run(_CHARGE, keys, arguments)
         if full == b"row":
             raise errors.NotAllowed(
-                f"password logins are blocked for this account after {MOST_IN_A_ROW} failures in a row",
+                f"password logins are blocked for this account after {MAX_IN_A_ROW} failures in a row",
                 hint="set a new password by mail, ask an administrator, or use an API key or a browser that has logged in before",
             )
         if full:

@@ -35,7 +35,7 @@ WAIT_SECONDS = 0.4
 MAX_ANSWERS = 1_000
 _WRITE_EVERY_SECONDS = 5
 #: Keys per interval; further ones are recorded at their next use.
-_MOST_NOTED = 10_000
+_MAX_NOTED = 10_000
 
 #: The services that clients connect to. Only they know a client's address; what a client says about its own address proves nothing.
 CLIENT_FACING = frozenset({Role.WEB, Role.GATEWAY})
@@ -338,7 +338,7 @@ class KeyLastUsed:
         self._noted: set[KeyId] = set()
 
     def note(self, key_id: KeyId) -> None:
-        if len(self._noted) < _MOST_NOTED:
+        if len(self._noted) < _MAX_NOTED:
             self._noted.add(key_id)
 
     async def run(self) -> None:

@@ -28,9 +28,9 @@ HALFWAY_SECONDS = 600
 #: How long a program may repeat a refresh whose answer was lost.
 GRACE_SECONDS = 10
 #: Per user; the oldest end. Incomplete ones have their own limit, so knowing the password alone ends no other session.
-MOST_OPEN, MOST_HALFWAY = 100, 10
+MAX_OPEN, MAX_HALFWAY = 100, 10
 #: Valid login links per user; the oldest end.
-MOST_LINKS = 10
+MAX_LINKS = 10
 #: How often a use is recorded: the idle time counts from the last one.
 _NOTE_SECONDS = 60.0
 _NOTES_IN_AN_IDLE_TIME = 10
@@ -38,7 +38,7 @@ _NOTES_IN_AN_IDLE_TIME = 10
 _LINK_PREFIX = "aip_link_"
 #: How the keys of all sessions begin.
 _KEYS_BEGIN = "auth:"
-_LONGEST_ADDRESS, _LONGEST_AGENT = 60, 200
+_MAX_ADDRESS, _MAX_AGENT = 60, 200
 
 _SCRIPTS = ("open", "find", "resume", "refresh", "replace", "confirm", "end", "list", "link_add", "link_find", "device")
 
@@ -166,7 +166,7 @@ class SessionStore:
 
     async def _open(self, login: StoredLogin, link_hash: str) -> OpenedSession | None:
         now, token = self._clock(), SessionToken.new()
-        client = auth.ClientFacts(_printable(login.client.address, _LONGEST_ADDRESS), _printable(login.client.agent, _LONGEST_AGENT))
+        client = auth.ClientFacts(_printable(login.client.address, _MAX_ADDRESS), _printable(login.client.agent, _MAX_AGENT))
         session = StoredSession(
             id=_new_id(),
             user_id=login.user_id,
@@ -276,7 +276,7 @@ class SessionStore:
         """Return a token that opens one session within a minute."""
         token = _LINK_PREFIX + api_keys.random_text()
         facts = str(link.user_id), api_keys.hash_token(token), msgspec.json.encode(link)
-        await self._run("link_add", self._clock(), _milliseconds(LINK_SECONDS), MOST_LINKS, *facts)
+        await self._run("link_add", self._clock(), _milliseconds(LINK_SECONDS), MAX_LINKS, *facts)
         return token
 
     async def find_link(self, token: str) -> StoredLoginLink | None:
@@ -311,7 +311,7 @@ def _script(name: str) -> str:
 
 
 def _most(step: Step) -> int:
-    return MOST_OPEN if step is Step.DONE else MOST_HALFWAY
+    return MAX_OPEN if step is Step.DONE else MAX_HALFWAY
 
 
 def _factor_fields(confirmed_at: float, *, has_factor: bool) -> dict[str, str]:

@@ -28,7 +28,7 @@ FindUnknown = Callable[[Sequence[RequestId]], Awaitable[set[RequestId]]]
 
 _HEAD = struct.Struct(">II")
 #: Far more than the recorder ever queues; a larger file is not a journal.
-MOST_BYTES = 64 * 1024 * 1024
+MAX_BYTES = 64 * 1024 * 1024
 
 #: More than a batch of rows.
 _PROBE_BYTES = 256 * 1024
@@ -49,7 +49,7 @@ class Journal:
         """Return the rows that an earlier process left."""
         try:
             with self._path.open("rb") as file:
-                body = file.read(MOST_BYTES)
+                body = file.read(MAX_BYTES)
         except FileNotFoundError:
             return []
         rows, valid_bytes = decode(body)

@@ -18,7 +18,7 @@ from services.gateway.background_jobs import UpkeepJob
 from services.gateway.billing import compute_pace, orphan_settlement, refusals
 from services.gateway.billing.compute_pace import ComputePaces, Pace
 from services.gateway.billing.ledger_store import LedgerStore
-from services.gateway.billing.prices import LEAST_TOKENS, Price, PriceList
+from services.gateway.billing.prices import MIN_TOKENS, Price, PriceList
 from services.gateway.billing.reservations import (
     NO_PLAN,
     CostBounds,
@@ -54,10 +54,10 @@ LEASE_SECONDS, HEARTBEAT_SECONDS = 90.0, 30.0
 #: Time between a lease's end and settlement by another gateway, because a heartbeat may still be in flight.
 GRACE_SECONDS = 30.0
 #: How long a receipt that says "still running" is believed.
-MOST_SECONDS = 2 * 3600.0
+MAX_SECONDS = 2 * 3600.0
 #: How long a request waits if PostgreSQL is down.
 RESERVE_SECONDS = 2.0
-_SWEEP_SECONDS, _SWEEP_MOST = 15.0, 100
+_SWEEP_SECONDS, _SWEEP_MAX = 15.0, 100
 _PRICES_SECONDS = 5.0
 _VERIFY_SECONDS = 60.0
 
@@ -191,7 +191,7 @@ class Ledger:
                 allowance_weight=0 if any_uncovered else max(price.price.allowance_weight for price in prices.values()),
                 prompt_tokens=bounds.prompt_tokens[dearest],
                 max_tokens=bounds.max_tokens,
-                least_tokens=bounds.max_tokens if cheaper else LEAST_TOKENS,
+                least_tokens=bounds.max_tokens if cheaper else MIN_TOKENS,
                 answers=bounds.answers,
                 seconds=seconds[dearest],
                 spending=spending,
@@ -237,8 +237,8 @@ class Ledger:
             price=found,
             allowance_weight=found.price.allowance_weight,
             prompt_tokens=1,
-            max_tokens=LEAST_TOKENS,
-            least_tokens=LEAST_TOKENS,
+            max_tokens=MIN_TOKENS,
+            least_tokens=MIN_TOKENS,
             answers=1,
             seconds=0.0,
             spending=self.spending_of(principal),
@@ -254,7 +254,7 @@ class Ledger:
             request_id=held.request_id,
             owner=principal.tenant_id,
             max_tokens=max_tokens,
-            least_more=min(LEAST_TOKENS, max_tokens - held.max_tokens),
+            least_more=min(MIN_TOKENS, max_tokens - held.max_tokens),
             answers=answers,
             price=price.with_seconds(token_seconds),
             spending=self.spending_of(principal),
@@ -300,11 +300,11 @@ class Ledger:
         can extend their leases first."""
         if self._healthy_since is None or self._clock() - self._healthy_since < HEARTBEAT_SECONDS:
             return
-        await self._store.drop_lost_attempts(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
-        overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MOST)
+        await self._store.drop_lost_attempts(grace_seconds=GRACE_SECONDS, most=_SWEEP_MAX)
+        overdue = await self._store.list_overdue(grace_seconds=GRACE_SECONDS, most=_SWEEP_MAX)
         if overdue:
             await self._settle(overdue, write, find_receipts)
-        if len(overdue) < _SWEEP_MOST:
+        if len(overdue) < _SWEEP_MAX:
             self._has_swept.set()
 
     async def _settle(self, overdue: Sequence[OpenReservation], write: WriteRows, find_receipts: FindReceipts) -> None:
@@ -340,7 +340,7 @@ class Ledger:
         price = price.of_batches() if reservation.is_batch else price
         upstream = UpstreamPrices(self._source.config.upstream_prices)
         now = self.database_clock.now()
-        return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MOST_SECONDS, now=now, upstream=upstream)
+        return orphan_settlement.build_row(reservation, price, receipt, most_seconds=MAX_SECONDS, now=now, upstream=upstream)
 
     async def _reserve(self, request: ReservationRequest) -> GrantedReservation | InsufficientCredits:
         answer, has_retried = await self._ask(self._batches, request)
@@ -385,7 +385,7 @@ class Ledger:
 
 
 #: Maximum batch size, so that the first query doesn't wait too long for the last.
-MOST_TOGETHER = 200
+MAX_TOGETHER = 200
 #: Concurrent batches: one is computed while another commits.
 WRITERS = 2
 #: Limit on waiting for the answer after a cancellation; stores have shorter deadlines.
@@ -425,7 +425,7 @@ class QueryBatching(Generic[Question, Answer]):
             while not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
-            batch = [self._waiting.popleft() for _ in range(min(MOST_TOGETHER, len(self._waiting)))]
+            batch = [self._waiting.popleft() for _ in range(min(MAX_TOGETHER, len(self._waiting)))]
             try:
                 answers = await self._ask_all([question for question, _ in batch])
             except errors.AimeshError as error:

@@ -29,7 +29,7 @@ from shared.types import KeyId, MeshName, MicroCredits, NodeId, RequestId, Tenan
 
 _VERIFY_SECONDS, _FULL_VERIFY_SECONDS = 30.0, 1800.0
 #: The contract's limit.
-_MOST_FINDINGS = 20
+_MAX_FINDINGS = 20
 
 
 class LedgerStore:
@@ -199,7 +199,7 @@ def _report(row: database.DatabaseRow, chain: Sequence[LedgerCheckpoint], broken
         accounts=row["accounts"],
         entries=row["entries"] + sum(checkpoint.closed.entries for checkpoint in chain),
         open_reservations=row["open_reservations"],
-        findings=(*(text.format(number) for text, number in findings.items() if number), *broken)[:_MOST_FINDINGS],
+        findings=(*(text.format(number) for text, number in findings.items() if number), *broken)[:_MAX_FINDINGS],
         broken_checkpoints=len(broken),
         closed_until=chain[-1].closed.day if chain else None,
         drift_tokens=row["drift_tokens"] + abs(row["sum_tokens"]) + row["held_drift_tokens"],

@@ -140,8 +140,8 @@ async def _read(rpc: RpcClient, node: NodeId, request_ids: Sequence[RequestId]) 
     found: list[SignedReceipt] = []
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            for first in range(0, len(request_ids), inference.MOST_RECEIPTS):
-                request = inference.ReadReceipts(tuple(request_ids[first : first + inference.MOST_RECEIPTS]))
+            for first in range(0, len(request_ids), inference.MAX_RECEIPTS):
+                request = inference.ReadReceipts(tuple(request_ids[first : first + inference.MAX_RECEIPTS]))
                 reply = await rpc.call(inference.read_receipts, request, to=node, deadline_seconds=DEADLINE_SECONDS)
                 # Its own and an adopted one; one too many is enough to prove a worker wrong, so the rest isn't checked.
                 found += reply.receipts[: 2 * len(request.request_ids) + 1]

@@ -15,10 +15,10 @@ from shared.api.ledger import MICRO, ModelPrice
 from shared.types import MicroCredits, ModelName
 
 #: The table's bounds, which keep every sum within 64 bits.
-MOST_PER_MILLION = 10 * MICRO * MICRO
-MOST_OTHER = MICRO * MICRO
+MAX_PER_MILLION = 10 * MICRO * MICRO
+MAX_OTHER = MICRO * MICRO
 #: A smaller answer is useless.
-LEAST_TOKENS = 16
+MIN_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Price:
     def with_seconds(self, token_seconds: float) -> "Price":
         """Return the price of tokens that compute so long each."""
         more = math.ceil(token_seconds * self.price.compute_second_micro * MICRO)
-        output = MicroCredits(min(self.price.output_micro_per_million + more, MOST_PER_MILLION))
+        output = MicroCredits(min(self.price.output_micro_per_million + more, MAX_PER_MILLION))
         return Price(self.id, msgspec.structs.replace(self.price, output_micro_per_million=output))
 
     def cost(self, prompt_tokens: int, completion_tokens: int, compute_seconds: float, covered: int = 0) -> MicroCredits:
@@ -85,10 +85,10 @@ class PriceList:
 def check(price: ModelPrice) -> None:
     """Raise BadRequest for a price outside the table's bounds."""
     bounds = {
-        "the price of input tokens": (price.input_micro_per_million, MOST_PER_MILLION),
-        "the price of output tokens": (price.output_micro_per_million, MOST_PER_MILLION),
-        "the price of a request": (price.request_micro, MOST_OTHER),
-        "the price of a second of compute": (price.compute_second_micro, MOST_OTHER),
+        "the price of input tokens": (price.input_micro_per_million, MAX_PER_MILLION),
+        "the price of output tokens": (price.output_micro_per_million, MAX_PER_MILLION),
+        "the price of a request": (price.request_micro, MAX_OTHER),
+        "the price of a second of compute": (price.compute_second_micro, MAX_OTHER),
     }
     for what, (value, most) in bounds.items():
         if not 0 <= value <= most:

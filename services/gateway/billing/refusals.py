@@ -2,7 +2,7 @@
 
 import msgspec
 
-from services.gateway.billing.prices import LEAST_TOKENS
+from services.gateway.billing.prices import MIN_TOKENS
 from services.gateway.billing.reservations import InsufficientCredits, ReservationRequest
 from shared import amounts, errors
 from shared.api.gateway import NoticeKind
@@ -78,7 +78,7 @@ def _refuse(answer: InsufficientCredits, request: ReservationRequest, allowance:
 
 def _least(request: ReservationRequest, allowance: Allowance | None) -> int:
     """Return what the smallest useful answer costs."""
-    completion = min(LEAST_TOKENS, request.max_tokens) * request.answers
+    completion = min(MIN_TOKENS, request.max_tokens) * request.answers
     left = None if allowance is None or request.allowance_weight == 0 else allowance.left
     covered = 0 if left is None else min(left // request.allowance_weight, request.prompt_tokens + completion)
     return request.price.cost(request.prompt_tokens, completion, request.seconds, covered)

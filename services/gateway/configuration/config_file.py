@@ -34,7 +34,7 @@ from shared.protocol import null_characters
 
 #: Time limit for the program, which needs at most 2 s for a whole file.
 _SECONDS = 20.0
-_MOST_MISTAKES = 50
+_MAX_MISTAKES = 50
 _PROGRAM = (sys.executable, "-m", "services.gateway.config_reader")
 _NAMES = {
     ConfigKind.ROUTE: RouteName,
@@ -53,7 +53,7 @@ _RULES = {
 _TAG = "tag:yaml.org,2002:"
 _VALUES = {f"{_TAG}{kind}" for kind in ("null", "bool", "int", "float")}
 #: Deeper than any document.
-_MOST_DEPTH = 20
+_MAX_DEPTH = 20
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Path = tuple[str | int, ...]
 
@@ -98,9 +98,9 @@ async def read(request: ReadRequest) -> dict[DocumentKey, ReadDocument]:
 
 
 def bad_config(mistakes: tuple[str, ...]) -> errors.BadRequest:
-    more = f"\n… and {len(mistakes) - _MOST_MISTAKES} more" if len(mistakes) > _MOST_MISTAKES else ""
+    more = f"\n… and {len(mistakes) - _MAX_MISTAKES} more" if len(mistakes) > _MAX_MISTAKES else ""
     count = "one mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    lines = "\n".join(mistakes[:_MOST_MISTAKES])
+    lines = "\n".join(mistakes[:_MAX_MISTAKES])
     return errors.BadRequest(f"the configuration has {count}; nothing was applied:\n{lines}{more}")
 
 
@@ -257,8 +257,8 @@ def _load(text: str) -> tuple[object, dict[Path, int]]:
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
                 raise _mistake(line, "anchors and aliases (& and *) are not supported; write the value again")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _MOST_DEPTH:
-                raise _mistake(line, f"nested more than {_MOST_DEPTH} deep")
+            if depth > _MAX_DEPTH:
+                raise _mistake(line, f"nested more than {_MAX_DEPTH} deep")
         loader = _Loader(text)
         node = loader.get_single_node()
         lines: dict[Path, int] = {}

@@ -29,7 +29,7 @@ CONTEXT_CHARACTERS = 40
 MAX_SECRET_CHARACTERS = 8192
 _MIN_PHONE_DIGITS, _MAX_PHONE_DIGITS = 7, 15
 #: With up to three separators between two digits.
-MAX_NUMBER_CHARACTERS = 4 * payment_cards.LONGEST
+MAX_NUMBER_CHARACTERS = 4 * payment_cards.MAX
 
 #: A number may continue on the next line, but not on a third one: most of such texts are lists.
 _MAX_LINE_BREAKS = 1
@@ -375,7 +375,7 @@ def _groups(area: _Area, start: int, end: int) -> _Groups:
 
 def _cards(_area: _Area, groups: _Groups) -> Iterator[Match]:
     ends_at = -1
-    for first, behind in groups.windows(most_groups=6, digits=range(payment_cards.SHORTEST, payment_cards.LONGEST + 1)):
+    for first, behind in groups.windows(most_groups=6, digits=range(payment_cards.MIN, payment_cards.MAX + 1)):
         if groups.digits[groups.sums[first]] not in payment_cards.FIRST_DIGITS:
             continue
         written = groups.joints[first + 1 : behind]

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 60.0
 #: Example requests of one report.
-_MOST_REQUESTS = 5
+_MAX_REQUESTS = 5
 #: Reports that wait for the end of their minute. Beyond that, they end early.
-_MOST_WAITING = 5_000
+_MAX_WAITING = 5_000
 
 
 @dataclass(slots=True)
@@ -74,9 +74,9 @@ class GuardReporting:
             found = self._masked.setdefault((row.tenant_id, row.api_key_id, kind), _Masked(principal))
             found.matches += matches
             found.requests += 1
-            if len(found.examples) < _MOST_REQUESTS:
+            if len(found.examples) < _MAX_REQUESTS:
                 found.examples.append(row.id)
-        if len(self._masked) >= _MOST_WAITING:
+        if len(self._masked) >= _MAX_WAITING:
             self.flush()
 
 

@@ -2,7 +2,7 @@
 
 from stdnum import luhn
 
-SHORTEST, LONGEST = 13, 19
+MIN, MAX = 13, 19
 
 #: First digits from, to, and the lengths that are in use.
 _ISSUERS: tuple[tuple[str, str, frozenset[int]], ...] = (

@@ -21,7 +21,7 @@ MAX_PHONES, BLOCK_CHARACTERS = 20, 4000
 
 _DIGITS = re.compile(r"[0-9]+")
 #: Digits of a number that begins with 0 and has no form of its country. Shorter ones are rare, and other numbers look like them.
-_LEAST_DIGITS = 8
+_MIN_DIGITS = 8
 
 
 class PhoneLikeness(Enum):
@@ -90,7 +90,7 @@ def _is_grouped(text: str, numbers: Iterable[phonenumbers.PhoneNumber]) -> bool:
     if len(groups) == 1:
         return False
     if text.startswith(("0", "(0")) and not text.startswith("00"):
-        return sum(map(len, groups)) >= _LEAST_DIGITS and ("." not in text or len(groups) == 5)
+        return sum(map(len, groups)) >= _MIN_DIGITS and ("." not in text or len(groups) == 5)
     written = (
         phonenumbers.format_number(number, form)
         for number in numbers

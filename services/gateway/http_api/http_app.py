@@ -39,7 +39,7 @@ from shared.types import RequestId, Role
 _SIGN_INS_AT_ONCE = 8
 #: One address may use half of them: enough for an office behind one address to keep auth busy, while others still get in.
 _SIGN_INS_OF_ONE_ADDRESS = 4
-_LONGEST_WAIT_SECONDS = 20.0
+_MAX_WAIT_SECONDS = 20.0
 #: A client that has gone is noticed so much later.
 WATCH_AFTER_SECONDS = 0.1
 #: A registration with the longest allowed values is under 2 KiB. These callers are unauthenticated, so slow bodies are cut off early.
@@ -157,7 +157,7 @@ class HttpApp:
         self._sign_ins = AdmissionSemaphore(
             _SIGN_INS_AT_ONCE,
             of_one=_SIGN_INS_OF_ONE_ADDRESS,
-            seconds=_LONGEST_WAIT_SECONDS,
+            seconds=_MAX_WAIT_SECONDS,
             refusal="too many sign-ins at the same time",
         )
 

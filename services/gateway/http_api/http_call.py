@@ -67,7 +67,7 @@ _SINGLE = frozenset(
 #: Headers that change what the body of a prompt asks for.
 _OPTIONS = frozenset({b"idempotency-key", b"last-event-id", b"cache-control", b"x-cache", b"x-conversation-id", b"x-aimesh-external"})
 
-_LONGEST_AGENT = 200
+_MAX_AGENT = 200
 _MAX_HOST = 253
 _COMMON: Headers = [
     (b"cache-control", b"no-store"),
@@ -172,7 +172,7 @@ class HttpCall:
     def agent(self) -> str:
         """Return the printable part of the client's User-Agent."""
         agent = self._headers.get(b"user-agent", b"").decode("latin-1")
-        return "".join(letter for letter in agent if letter.isprintable())[:_LONGEST_AGENT]
+        return "".join(letter for letter in agent if letter.isprintable())[:_MAX_AGENT]
 
     @property
     def query(self) -> bytes:

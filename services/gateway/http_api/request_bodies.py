@@ -19,7 +19,7 @@ T = TypeVar("T")
 #: The longest body that is searched for a number that is too large: a longer one would hold the event loop for too long.
 _SEARCHED_BYTES = 64 * 1024
 #: More than any route has, and longer than any name.
-_MOST_FIELDS, _LONGEST_NAME = 500, 100
+_MAX_FIELDS, _MAX_NAME = 500, 100
 
 
 def read_object(body: bytes) -> dict[str, object]:
@@ -38,8 +38,8 @@ def read_object(body: bytes) -> dict[str, object]:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise errors.BadRequest(f"the body is not valid JSON: {why}") from error
-    if len(found) > _MOST_FIELDS:
-        raise errors.BadRequest(f"the body has more than {_MOST_FIELDS} fields")
+    if len(found) > _MAX_FIELDS:
+        raise errors.BadRequest(f"the body has more than {_MAX_FIELDS} fields")
     return found
 
 
@@ -89,8 +89,8 @@ def snake_names(found: Mapping[str, object]) -> dict[str, object]:
     """Rename the top-level fields to snake_case. Raises BadField for a field in both spellings."""
     renamed: dict[str, object] = {}
     for name, value in found.items():
-        if len(name) > _LONGEST_NAME:
-            raise BadField(name[:_LONGEST_NAME], "is not a supported field", known="")
+        if len(name) > _MAX_NAME:
+            raise BadField(name[:_MAX_NAME], "is not a supported field", known="")
         snake = field_name(name)
         if snake in renamed:
             raise BadField(snake, "occurs twice", known="")

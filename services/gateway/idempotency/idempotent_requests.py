@@ -49,11 +49,11 @@ HEARTBEAT_SECONDS = 5.0
 #: How long an answer without readers runs on: enough to reconnect. A later repeat runs it again.
 UNREAD_SECONDS = 30.0
 #: Longer answers are only kept in memory, on the gateway that made them.
-MOST_ANSWER_BYTES = 1024 * 1024
+MAX_ANSWER_BYTES = 1024 * 1024
 #: Repeats that wait for another gateway, each polling PostgreSQL about once a second. Further ones get an error that asks to retry.
-MOST_WAITING = 200
+MAX_WAITING = 200
 #: Answers that wait for PostgreSQL; above this, only their state is kept.
-MOST_UNSAVED_BYTES = 64 * 1024 * 1024
+MAX_UNSAVED_BYTES = 64 * 1024 * 1024
 _BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
 #: A repeat gets InProgress this long before its deadline, rather than a timeout.
 _MARGIN_SECONDS = 2.0
@@ -171,7 +171,7 @@ class IdempotentRequests:
                         return _joined(found, after)
                 # It runs elsewhere, or begins or ends here.
                 pause = _BACKOFF.pause(waits + 1)
-                if (not waits and self._waiting >= MOST_WAITING) or self._clock() + pause + _MARGIN_SECONDS > ends_at:
+                if (not waits and self._waiting >= MAX_WAITING) or self._clock() + pause + _MARGIN_SECONDS > ends_at:
                     raise errors.InProgress(
                         "a request with this idempotency key is still running on another gateway",
                         hint="retry later; the request will not run twice",
@@ -286,7 +286,7 @@ class IdempotentRequests:
     async def _save(self, request_id: RequestId, ending: _Ending) -> None:
         """Save the end before the caller learns it, so that no repeat runs it again. Without PostgreSQL, keep the lease and retry."""
         waiting = sum(len(other.answer or b"") for other in self._unsaved.values())
-        if waiting + len(ending.answer or b"") > MOST_UNSAVED_BYTES:
+        if waiting + len(ending.answer or b"") > MAX_UNSAVED_BYTES:
             ending = _Ending(ending.state)
         self._unsaved[request_id] = ending
         try:
@@ -317,7 +317,7 @@ class IdempotentRequests:
         level = idempotency_keys.kind_of(request.request).compression
         body = msgspec.msgpack.encode(stored)
         answer = tenant_encryption.seal(body, request.owner, str(request.request_id), self._secret, compression=level)
-        return answer if len(answer) <= MOST_ANSWER_BYTES else None
+        return answer if len(answer) <= MAX_ANSWER_BYTES else None
 
     def _unseal(self, request: IdempotentRequest, request_id: RequestId, answer: bytes) -> KeptAnswer[Any, Any] | None:
         plain = tenant_encryption.unseal(answer, request.owner, str(request_id), self._secret)

@@ -26,7 +26,7 @@ End = TypeVar("End")
 
 #: Over all answers: the gateway should use at most 600 MB with a thousand streams. Above it, the oldest finished answers are dropped, and
 #: running ones keep only what their readers need.
-MOST_BYTES = 256 * 1024 * 1024
+MAX_BYTES = 256 * 1024 * 1024
 #: How long a finished answer stays for clients that reconnect; the store keeps it longer.
 KEPT_SECONDS = 600.0
 _LOOK_SECONDS = 30.0
@@ -170,7 +170,7 @@ Produce = Callable[[Recorder[Head, Piece, End]], Awaitable[End]]
 class Recorders:
     """All answers of this gateway that may have several readers. Use ``running``."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, most_bytes: int = MAX_BYTES) -> None:
         self._clock = clock
         self._most_bytes = most_bytes
         self._recorders: dict[RecordingId, Recorder[Any, Any, Any]] = {}

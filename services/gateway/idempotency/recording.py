@@ -19,7 +19,7 @@ ReaderId = NewType("ReaderId", int)
 Piece = TypeVar("Piece", bound=Chunk | Vectors)
 
 #: Per answer. 4 MiB are about 9,500 tokens in one chunk each, more than almost any answer; 32,768 tokens would take 15 MB.
-MOST_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
 #: How far an answer that is not kept may run ahead of its fastest reader: about the buffer size of Envoy and of our own links. A reader
 #: at 1 KB/s holds 64 KiB while the worker waits. A slower reader of the same answer costs nothing more, because its chunks are kept for
 #: later readers anyway.
@@ -43,7 +43,7 @@ class Recording(Generic[Piece]):
     """One answer. A ``kept`` answer is generated without readers, too, and doesn't wait for them while it has room. It is what a caller
     got, which is counted; any other is a worker's, and each of its readers gets the count of its own place."""
 
-    def __init__(self, *, kept: bool, most_bytes: int = MOST_BYTES, ahead_bytes: int = AHEAD_BYTES) -> None:
+    def __init__(self, *, kept: bool, most_bytes: int = MAX_BYTES, ahead_bytes: int = AHEAD_BYTES) -> None:
         self.kept = kept
         self._most_bytes = most_bytes
         self._ahead_bytes = ahead_bytes

@@ -12,7 +12,7 @@ from shared.timing.circuit_breaker import Breaker
 from shared.types import TenantId
 
 #: Per value: about 5,000 tokens. Longer ones are rare, and reading one would delay the limits, which share Valkey.
-MOST_BYTES = 256 * 1024
+MAX_BYTES = 256 * 1024
 #: Valkey normally answers within a millisecond; otherwise requests run without it.
 VALKEY_SECONDS = 0.02
 #: Interval between probes while Valkey is down.
@@ -44,7 +44,7 @@ class SealedValues:
             cache.script(name, Path(__file__).with_name(f"{name}.lua").read_text(encoding="utf-8"))
 
     async def find(
-        self, tenant: TenantId, names: Sequence[str], *, most_bytes: int = MOST_BYTES, seconds: float | None = None
+        self, tenant: TenantId, names: Sequence[str], *, most_bytes: int = MAX_BYTES, seconds: float | None = None
     ) -> Iterator[bytes | None] | None:
         """Return the values, None where there is none; the last are left out if all have more bytes. Return None without Valkey."""
         found = await self._ask(_FIND, names, (most_bytes,), seconds)
@@ -59,7 +59,7 @@ class SealedValues:
         """Return whether all are kept: none is too long, and Valkey has answered. ``group``: with which their names begin, if there is a
         limit for all such names."""
         sealed = {name: tenant_encryption.seal(plain, tenant, name, self._secret) for name, plain in values.items()}
-        short = {name: value for name, value in sealed.items() if len(value) <= MOST_BYTES}
+        short = {name: value for name, value in sealed.items() if len(value) <= MAX_BYTES}
         args: tuple[int | str | bytes, ...] = (round(1000 * seconds), self._most_bytes, group, most_group_bytes, *short.values())
         is_kept = bool(short) and await self._ask(_KEEP, (*self._lists, *short), args) is not None
         return is_kept and len(short) == len(values)

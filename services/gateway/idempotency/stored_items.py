@@ -11,7 +11,7 @@ from itertools import repeat
 
 from services.gateway.facts.bad_field import BadField
 from services.gateway.facts.config_snapshot import ConfigSource
-from services.gateway.idempotency.sealed_values import MOST_BYTES, SealedValues
+from services.gateway.idempotency.sealed_values import MAX_BYTES, SealedValues
 from shared import errors
 from shared.api import gateway
 from shared.api.auth import Principal
@@ -28,7 +28,7 @@ PREFIX = "{gateway:items}:"
 _KEEP_SECONDS, _KEEP_CONVERSATION_SECONDS = 3600.0, 24 * 3600.0
 _MOMENT_SECONDS = 0.001
 #: Of one tenant. The oldest ones go first.
-_MOST_TENANT_BYTES = 32 * 1024 * 1024
+_MAX_TENANT_BYTES = 32 * 1024 * 1024
 #: Reading one takes 10 to 30 µs; a task of an agent has hundreds.
 _MAX_FOUND = 2000
 #: The request can't run without them, and a whole prompt takes a slow network longer than one answer.
@@ -105,10 +105,10 @@ class StoredItems:
         return True
 
     async def _keep(self, caller: Principal, items: Mapping[str, bytes], seconds: float) -> bool:
-        short = {item_id: item for item_id, item in items.items() if len(item) <= MOST_BYTES}
+        short = {item_id: item for item_id, item in items.items() if len(item) <= MAX_BYTES}
         values = dict(zip(self._names(caller, tuple(short)), short.values(), strict=True))
         tenant = caller.tenant_id
-        is_kept = await self._values.keep(tenant, values, seconds=seconds, group=self._group(tenant), most_group_bytes=_MOST_TENANT_BYTES)
+        is_kept = await self._values.keep(tenant, values, seconds=seconds, group=self._group(tenant), most_group_bytes=_MAX_TENANT_BYTES)
         return is_kept and len(short) == len(items)
 
     @serves(gateway.drop_stored_items)

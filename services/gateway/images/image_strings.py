@@ -5,12 +5,12 @@ import secrets
 from dataclasses import dataclass, field
 
 #: Shorter strings stay where they are.
-LEAST_BYTES = 4096
+MIN_BYTES = 4096
 #: How an image in base64 begins: as a data URL, or as a JPEG, PNG, GIF or WebP. PHP writes \/ for /.
 _BEGINNINGS = (b'"data:image', b'"/9j/', b'"\\/9j\\/', b'"iVBORw0KGgo', b'"R0lGOD', b'"UklGR')
 #: The fields that have images. Others are texts, which no API may change.
 _IMAGE_FIELD = re.compile(rb'"(?:url|image_url|data)"\s*:\s*$')
-_LONGEST_FIELD = 32
+_MAX_FIELD = 32
 #: Places that are looked at. What is behind them stays where it is.
 _MAX_PLACES = 1000
 
@@ -30,9 +30,9 @@ def cut(body: bytes) -> CutBody:
     at = 0
     for start in sorted(start for beginning in _BEGINNINGS for start in _places(body, beginning)):
         end = body.find(b'"', start + 1)
-        is_image = end - start > LEAST_BYTES and body[end - 1] != 0x5C  # an escaped quote
+        is_image = end - start > MIN_BYTES and body[end - 1] != 0x5C  # an escaped quote
         # Quotes in a text are escaped, so this finds the name of a field.
-        if is_image and _IMAGE_FIELD.search(body, max(0, start - _LONGEST_FIELD), start):
+        if is_image and _IMAGE_FIELD.search(body, max(0, start - _MAX_FIELD), start):
             place = f"{name}{len(images)}"
             images[place] = body[start + 1 : end]
             kept += (body[at : start + 1], place.encode())

@@ -102,7 +102,7 @@ def _arguments(found: Sequence[RequestLimit], *, tokens: int = 0, images: int = 
 
 
 #: A counter takes 0.3 KB, or 4 KB after a busy hour. The least recently used ones are dropped.
-_MOST_KEYS = 20_000
+_MAX_KEYS = 20_000
 
 
 @dataclass(slots=True)
@@ -118,7 +118,7 @@ class LocalCounters:
     ``clock`` is any clock in seconds.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, *, most: int = _MOST_KEYS) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, most: int = _MAX_KEYS) -> None:
         self._clock = clock
         self._most = most
         self._entries: OrderedDict[str, _Entry] = OrderedDict()

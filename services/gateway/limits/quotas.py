@@ -45,9 +45,9 @@ SLOT_HEARTBEAT_SECONDS = 9.0
 #: Slots per call, about 0.5 ms of Valkey's time.
 _SLOTS_AT_ONCE = 256
 #: Requests that ended while Valkey was down and are settled later, about 300 KB. Beyond that, their slots and tokens expire.
-_MOST_UNSETTLED = 1_000
+_MAX_UNSETTLED = 1_000
 #: About 200 bytes each. Without its entry, the next body of a caller is read before it is refused.
-_MOST_USED_UP = 10_000
+_MAX_USED_UP = 10_000
 #: The probe writes, because a read-only Valkey is of no use.
 _PROBE = RequestLimit(LimitScope.USER, LimitKind("probe", "slots", "request"), limit_rules.hold("probe"), NO_LIMIT)
 _PROBE_LEASE_SECONDS = 1.0
@@ -83,7 +83,7 @@ class Quotas:
         self._breaker = Breaker()
         self._answered_at = -math.inf
         self._calls = asyncio.Semaphore(_AT_ONCE)
-        self._unsettled: deque[tuple[LimitUsage, int]] = deque(maxlen=_MOST_UNSETTLED)
+        self._unsettled: deque[tuple[LimitUsage, int]] = deque(maxlen=_MAX_UNSETTLED)
         #: Requests that hold a concurrency slot, and their deadlines.
         self._slots: dict[RequestId, tuple[LimitUsage, float]] = {}
         #: Limits that refused requests have used up, by their counters, and until when. The oldest first.
@@ -152,7 +152,7 @@ class Quotas:
         except LimitReached as reached:
             self._used_up[reached.counter] = self._clock() + (reached.retry_after_seconds or 0.0)
             self._used_up.move_to_end(reached.counter)
-            if len(self._used_up) > _MOST_USED_UP:
+            if len(self._used_up) > _MAX_USED_UP:
                 self._used_up.popitem(last=False)
             raise
         limit_rules.attach_limits(error, usage.tightest)

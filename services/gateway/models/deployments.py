@@ -37,7 +37,7 @@ ORDERS_SECONDS = 30.0
 #: Workers answer at once; a load takes longer, and goes on when nobody waits for it.
 _ORDER_SECONDS = 5.0
 #: Of one round.
-_MOST_ORDERS = 64
+_MAX_ORDERS = 64
 
 _log = logs.get(part="deployments")
 
@@ -203,7 +203,7 @@ class Deployments:
         assignments = [placement_plan.assign(one.wanted, machines, self._reasons()) for one in placed]
         paused = {one.name for one in placed if one.document.paused}
         self._count_missing(assignments, paused)
-        actions = [each for each in placement_plan.plan(assignments, machines) if each.name not in paused][:_MOST_ORDERS]
+        actions = [each for each in placement_plan.plan(assignments, machines) if each.name not in paused][:_MAX_ORDERS]
         ready = _ready_channels(versions, list(zip(placed, assignments, strict=True)), machines)
         await self.items.each(ItemKind.CHANNEL, ready, self._switch, lambda channel: f"{channel.name}@{channel.word}")
         await self._write_orders(session, placed, assignments, machines)

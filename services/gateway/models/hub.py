@@ -21,7 +21,7 @@ SECONDS = 4.0
 #: The largest repositories' list of files has 2 MB.
 MAX_ANSWER_BYTES = 4 * 2**20
 #: Questions at once.
-MOST_AT_ONCE = 8
+MAX_AT_ONCE = 8
 #: Sources that no caller can point at a server of their own.
 _KNOWN_SERVERS = ("hf:", "ollama:")
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,99}/[A-Za-z0-9][\w.-]{0,99}", re.ASCII)
@@ -54,7 +54,7 @@ class Hub:
     def __init__(self, client: httpx.AsyncClient, url: str) -> None:
         self._client = client
         self._sources = ModelSources(hub_url=url)
-        self._places = asyncio.Semaphore(MOST_AT_ONCE)
+        self._places = asyncio.Semaphore(MAX_AT_ONCE)
 
     @classmethod
     @asynccontextmanager

@@ -40,7 +40,7 @@ from shared.types import FinishReason, NodeId
 
 ATTEMPTS = 3
 #: A request that crashed two engines or workers would crash a third.
-MOST_CRASHES = 2
+MAX_CRASHES = 2
 #: How long a started answer waits for a worker that can resume it, once our own connection is back: enough to restart a worker and its
 #: model.
 RESUME_WAIT_SECONDS = 20.0
@@ -49,14 +49,14 @@ FIRST_WAIT_SECONDS = 3.0
 #: Backoff with full jitter, for when all workers have failed this request.
 BACKOFF = Backoff(first_seconds=0.1, longest_seconds=1.0, jitter=1.0)
 #: Limit per chunk; a chunk has the text of one token, or of a few that were batched.
-MOST_CHUNK_CHARACTERS = 64 * 1024
+MAX_CHUNK_CHARACTERS = 64 * 1024
 #: The longest known tokens are runs of blanks.
-MOST_TOKEN_CHARACTERS = 256
-_MOST_TOKEN_ID = 2**32 - 1
+MAX_TOKEN_CHARACTERS = 256
+_MAX_TOKEN_ID = 2**32 - 1
 #: Tolerance for each answer: some backends count the end token, which has no text.
 _SLACK_SHARE, _SLACK_TOKENS = 0.02, 1
 #: More than any admitted prompt, plus what a template or server may add.
-MOST_PROMPT_TOKENS = 4 * 1024 * 1024
+MAX_PROMPT_TOKENS = 4 * 1024 * 1024
 
 #: The worker did no work; a later attempt may succeed.
 _REFUSALS = (errors.NotReachable, errors.Draining, errors.Overloaded, errors.Unavailable, errors.UnknownMethod)
@@ -182,7 +182,7 @@ class Generation:
         self.began, self.can_resume = False, True
         self._has_alternative = requirements.has_alternative
         self._most_wait_seconds = most_wait_seconds
-        self._most_prompt_tokens = max(requirements.prompt_tokens, MOST_PROMPT_TOKENS)
+        self._most_prompt_tokens = max(requirements.prompt_tokens, MAX_PROMPT_TOKENS)
         self._answers = answers
         self._most_tokens = None if most_tokens is None else most_tokens * answers
         self._ids: list[int] = []
@@ -352,7 +352,7 @@ class Generation:
         if self._finish is not None:
             return self._finished()
         self._crashes += isinstance(error, errors.ModelCrashed)
-        if self._crashes == MOST_CRASHES:
+        if self._crashes == MAX_CRASHES:
             message = "this request crashed the engine twice and will not be run again"
             return Failed(errors.Poison(message, hint="change the request; see the workers' logs for details"))
         self._has_responded = self._has_responded or was_accepted
@@ -421,7 +421,7 @@ class Generation:
             self._losses.clear()
         if self._has_responded or not any(self._losses):
             self._losses.append(self._has_responded)
-        return len(self._losses) >= MOST_CRASHES
+        return len(self._losses) >= MAX_CRASHES
 
     def _is_impossible(self, prompt_tokens: int) -> bool:
         """Return whether no prompt could have so many tokens. The worker's tokenizer and template count, so only extremes are wrong."""
@@ -433,17 +433,17 @@ class Generation:
             raise errors.ProtocolViolation("the worker continued after the end of its answer")
         if not 0 <= chunk.answer < self._answers:
             raise errors.ProtocolViolation(f"the worker sent answer {chunk.answer} of {self._answers}")
-        if chunk.token_ids and not 0 <= min(chunk.token_ids) <= max(chunk.token_ids) <= _MOST_TOKEN_ID:
+        if chunk.token_ids and not 0 <= min(chunk.token_ids) <= max(chunk.token_ids) <= _MAX_TOKEN_ID:
             raise errors.ProtocolViolation("the worker sent an invalid token id")
         new = len(chunk.text) + len(chunk.reasoning)
         if chunk.call_parts:
             new += self._check_calls(chunk)
-        if new > MOST_CHUNK_CHARACTERS:
+        if new > MAX_CHUNK_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent {new} characters in one chunk")
         if self._most_tokens is None:
             return new
         characters = self._characters + new
-        if at.ids > self._most_tokens or characters > MOST_CHUNK_CHARACTERS + self._most_tokens * MOST_TOKEN_CHARACTERS:
+        if at.ids > self._most_tokens or characters > MAX_CHUNK_CHARACTERS + self._most_tokens * MAX_TOKEN_CHARACTERS:
             raise errors.ProtocolViolation(f"the worker sent more than the requested {self._most_tokens} tokens")
         return new
 

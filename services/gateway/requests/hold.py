@@ -9,7 +9,7 @@ from services.gateway.facts.tally import Tally
 #: For each answer. A page of text fits, so most answers need no second step.
 STEP_TOKENS = 4096
 #: A first step may be smaller, but each step costs a call.
-_LEAST_STEP = 256
+_MIN_STEP = 256
 #: The next step is asked for when this share of a step is left: 512 tokens, seconds before they are needed.
 _LEAD_SHARE = 8
 
@@ -21,7 +21,7 @@ class Hold:
         """``held`` and ``most`` are tokens of each answer. Unless it is open-ended, the worker ends it."""
         self._is_open_ended = is_open_ended
         self._held, self._most, self._answers = held, most, answers
-        self._step = max(held, _LEAST_STEP)
+        self._step = max(held, _MIN_STEP)
         self._is_refused = False
 
     @property

@@ -15,7 +15,7 @@ from shared.api.generation import MAX_IMAGES, ChatMessage, ImagePart
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
 _MEDIA = b"image/"
-_LONGEST_PLACE = 128
+_MAX_PLACE = 128
 #: Before images that a tool returned.
 _FROM_TOOLS = "Images from the tool results:\n"
 
@@ -104,7 +104,7 @@ def _check_header(field: str, data: bytes) -> None:
 
 def _decoded(field: str, url: bytes, written: MutableMapping[str, bytes]) -> bytes:
     """Return the data of a data URL or of plain base64, which may stand in ``written`` under the name ``url``."""
-    found = written.pop(url.decode(errors="replace"), None) if len(url) < _LONGEST_PLACE else None
+    found = written.pop(url.decode(errors="replace"), None) if len(url) < _MAX_PLACE else None
     text = url if found is None else found
     if text[:5] == b"data:":
         head, comma, text = text[5:].partition(b",")

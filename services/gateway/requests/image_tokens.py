@@ -16,7 +16,7 @@ _FIXED_TOKENS = 4 * 1601
 #: Marks around an image and at the end of each row.
 _MARKS = 16
 #: What many models need for a small image.
-_LEAST_LIKELY_TOKENS = 256
+_MIN_LIKELY_TOKENS = 256
 
 
 def most_tokens(image: ImagePart) -> int:
@@ -28,7 +28,7 @@ def most_tokens(image: ImagePart) -> int:
 def likely_tokens(image: ImagePart) -> int:
     """Raises BadImage."""
     columns, rows = _patches(image)
-    return max(_LEAST_LIKELY_TOKENS, columns * rows // 4) + _MARKS
+    return max(_MIN_LIKELY_TOKENS, columns * rows // 4) + _MARKS
 
 
 def _patches(image: ImagePart) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from shared.types import NodeId
 #: Fail over if a live worker sends nothing for this long in a started answer.
 STALL_SECONDS = 15.0
 #: Workers wait 10 minutes before they end a request for live ones, and a request of a batch takes an hour at most.
-MOST_MADE_WAY = 6
+MAX_MADE_WAY = 6
 
 #: Counts a retry by kind and outcome.
 Count = Callable[[str, str], object]
@@ -231,7 +231,7 @@ class _RunningWork:
                         claim.record_tokens(*core.processed_tokens)
             outcome = "answered"
         except errors.AimeshError as error:
-            if isinstance(error, errors.Preempted) and self.requirements.batch and core.may_continue and self.made_way < MOST_MADE_WAY:
+            if isinstance(error, errors.Preempted) and self.requirements.batch and core.may_continue and self.made_way < MAX_MADE_WAY:
                 # Only the worker knows when live requests need it.
                 self.is_preempted, self.made_way = True, self.made_way + 1
             outcome = "preempted" if self.is_preempted else "failed"

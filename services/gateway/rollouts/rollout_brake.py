@@ -17,14 +17,14 @@ from shared.config_documents import Sticky
 
 #: Failures of the candidate in a row, from so many tenants or conversations.
 ROW: Final = 10
-_LEAST_SOURCES: Final = 3
+_MIN_SOURCES: Final = 3
 #: The baseline's last requests, of which fewer than half may have failed.
 _BASELINE: Final = 20
 #: How unlikely the evidence of one gateway must be by chance; the gateways together need less.
 ALPHA: Final = 0.001
 #: Outcomes in one look: of the candidate, or of both if it gets few.
 _LOOK: Final = 10
-_LONGEST_LOOK: Final = 1_000
+_MAX_LOOK: Final = 1_000
 
 #: Called with the rollout, its route, and why.
 StopRollout = Callable[[UUID, str, str], None]
@@ -98,19 +98,19 @@ def _judge(watched: _Watched, row: RequestRow, unit: bytes, *, is_candidate: boo
         watched.baseline_failures.append(failed)
     elif failed:
         watched.failures_in_row += 1
-        if len(watched.tenants) < _LEAST_SOURCES:
+        if len(watched.tenants) < _MIN_SOURCES:
             watched.tenants.add(row.tenant_id)
-        if len(watched.units) < _LEAST_SOURCES:
+        if len(watched.units) < _MIN_SOURCES:
             watched.units.add(unit)
     else:
         watched.failures_in_row = 0
         watched.tenants.clear()
         watched.units.clear()
     plan = watched.rollout.plan
-    has_sources = max(len(watched.tenants), len(watched.units)) >= _LEAST_SOURCES
+    has_sources = max(len(watched.tenants), len(watched.units)) >= _MIN_SOURCES
     if watched.failures_in_row >= ROW and has_sources and 2 * sum(watched.baseline_failures) <= len(watched.baseline_failures):
         return f"{plan.candidate}: the last {watched.failures_in_row} answers failed at one gateway"
-    if len(watched.outcomes) < _LONGEST_LOOK and sum(outcome.is_candidate for outcome in watched.outcomes) < _LOOK:
+    if len(watched.outcomes) < _MAX_LOOK and sum(outcome.is_candidate for outcome in watched.outcomes) < _LOOK:
         return ""
     outcomes, watched.outcomes = watched.outcomes, []
     watched.rollout = replace(watched.rollout, progress=rollout_evidence.record(watched.rollout.progress, plan, Sticky.REQUEST, outcomes))

@@ -18,17 +18,17 @@ from shared.config_documents import Sticky
 from shared.types import Moment
 
 #: Outcomes of one tenant that count, in one look at one arm.
-MOST_OF_TENANT: Final = 20
+MAX_OF_TENANT: Final = 20
 #: Outcomes of the candidate before a condition may be violated.
-_LEAST_OUTCOMES: Final = 30
-_LEAST_COSTS: Final = 100
+_MIN_OUTCOMES: Final = 30
+_MIN_COSTS: Final = 100
 #: Units of each arm, where arms hold different units.
-LEAST_UNITS: Final = 10
+MIN_UNITS: Final = 10
 #: Units are spread over so many groups, so that the evidence stays small.
 _UNIT_GROUPS: Final = 512
 #: An answer is late after this many times what 95 % of the baseline's took.
 _LATE_FACTOR: Final = 1.5
-_LEAST_LIMIT_MS: Final = 200
+_MIN_LIMIT_MS: Final = 200
 #: The baseline's answers that fix the limit if there were none before the rollout.
 FIRST_TOKENS: Final = 100
 #: The scales at which the mixture sequences are sharpest.
@@ -95,7 +95,7 @@ class ShareEvidence:
         return sum(sequential_tests.independent_variance(arm) for arm in (self.candidate, self.baseline))
 
     def has_units(self) -> bool:
-        return min(len(self.candidate_units), len(self.baseline_units)) >= LEAST_UNITS
+        return min(len(self.candidate_units), len(self.baseline_units)) >= MIN_UNITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +146,7 @@ class Progress:
 
 
 def first_token_limit(p95_ms: float) -> int:
-    return max(_LEAST_LIMIT_MS, round(_LATE_FACTOR * p95_ms))
+    return max(_MIN_LIMIT_MS, round(_LATE_FACTOR * p95_ms))
 
 
 def margin(plan: RolloutPlan, guard: Guard) -> float | None:
@@ -185,7 +185,7 @@ def _limit_tenants(outcomes: Sequence[RequestOutcome]) -> Iterator[RequestOutcom
     for outcome in sorted(outcomes, key=lambda outcome: outcome.began_at):
         key = outcome.is_candidate, outcome.tenant, outcome.rating is None
         seen[key] += 1
-        if seen[key] <= MOST_OF_TENANT:
+        if seen[key] <= MAX_OF_TENANT:
             yield outcome
 
 
@@ -282,7 +282,7 @@ class ConditionState:
 def conditions(plan: RolloutPlan, progress: Progress) -> Iterator[ConditionState]:
     for guard in SHARES:
         evidence, allowed = progress.evidence(guard), margin(plan, guard)
-        exceeds = allowed is not None and evidence.candidate.outcomes >= _LEAST_OUTCOMES and evidence.difference > allowed
+        exceeds = allowed is not None and evidence.candidate.outcomes >= _MIN_OUTCOMES and evidence.difference > allowed
         yield ConditionState(
             guard,
             evidence.difference,
@@ -297,7 +297,7 @@ def conditions(plan: RolloutPlan, progress: Progress) -> Iterator[ConditionState
     difference, tau = candidate.mean - baseline.mean, MEAN_TAU * baseline.mean
     variance = candidate.variance + baseline.variance
     # A baseline that costs nothing has no multiple.
-    is_known = candidate.count >= _LEAST_COSTS and baseline.mean > 0
+    is_known = candidate.count >= _MIN_COSTS and baseline.mean > 0
     log_evidence = sequential_tests.mixture_log_evidence(difference, variance, tau) if is_known and difference > 0 else 0.0
     exceeds = is_known and factor is not None and candidate.mean > factor * baseline.mean
     yield ConditionState(Guard.COST, difference, variance, tau, log_evidence, exceeds)

@@ -11,7 +11,7 @@ from shared.api import configuration as api
 
 #: How often an interval may miss the true difference.
 _ALPHA: Final = 0.05
-_MOST_EVIDENCE: Final = 1e12
+_MAX_EVIDENCE: Final = 1e12
 
 
 def summarize(rollout: Rollout) -> api.RolloutSummary:
@@ -80,7 +80,7 @@ def _condition(rollout: Rollout, state: ConditionState) -> api.RolloutCondition:
         baseline_outcomes=state.baseline.outcomes,
         difference=state.difference,
         half_width=_half_width(state),
-        evidence=min(math.exp(min(max(state.log_evidence, 0.0), math.log(_MOST_EVIDENCE))), _MOST_EVIDENCE),
+        evidence=min(math.exp(min(max(state.log_evidence, 0.0), math.log(_MAX_EVIDENCE))), _MAX_EVIDENCE),
         verdict=_verdict(rollout.plan.candidate, state),
     )
 

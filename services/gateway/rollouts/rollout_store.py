@@ -19,7 +19,7 @@ from shared.stores.database import DatabaseRow, Transaction
 from shared.types import UserId
 
 #: Rows of outcomes in one look: each holds those of one batch of requests.
-_MOST_ROWS = 5_000
+_MAX_ROWS = 5_000
 
 #: Time, state, share, reason and author of a change.
 RolloutChange = tuple[datetime, RolloutState, float, str, UserId | None]
@@ -49,7 +49,7 @@ class OpenRollouts:
     async def take_outcomes(self, rollouts: Sequence[UUID]) -> dict[UUID, list[RequestOutcome]]:
         """Return the new outcomes of these rollouts. They are forgotten when the transaction ends."""
         found: defaultdict[UUID, list[RequestOutcome]] = defaultdict(list)
-        for row in await self.transaction.rows("take_outcomes", rollouts, _MOST_ROWS):
+        for row in await self.transaction.rows("take_outcomes", rollouts, _MAX_ROWS):
             found[row["rollout"]] += _outcomes(row)
         return found
 

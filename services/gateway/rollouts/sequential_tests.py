@@ -13,7 +13,7 @@ from typing import Final
 #: The estimate before any outcomes.
 _PRIOR_BAD, _PRIOR_OUTCOMES = 0.18, 0.54
 #: Baseline outcomes from earlier looks that stand for those of a look that has none.
-_LEAST_EARLIER = 100
+_MIN_EARLIER = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def log_of_look(before: tuple[ArmCount, ArmCount], look: tuple[ArmCount, ArmCoun
         same = (candidate.outcomes * worse + baseline.outcomes * better) / (candidate.outcomes + baseline.outcomes)
         return candidate.log_ratio(worse, same) + baseline.log_ratio(better, same) if worse > better else 0.0
     same = better + margin
-    if before[1].outcomes < _LEAST_EARLIER or worse <= same:
+    if before[1].outcomes < _MIN_EARLIER or worse <= same:
         return 0.0
     return candidate.log_ratio(worse, same)
 

@@ -35,7 +35,7 @@ from shared.telemetry import logs
 from shared.types import Credential, Permission, RequestId, TenantId, UserId
 
 #: 10 billion credits: within 64 bits, and more than any real transfer.
-MOST_TOP_UP = 10_000_000_000 * MICRO
+MAX_TOP_UP = 10_000_000_000 * MICRO
 MAX_NOTE_CHARACTERS = 500
 
 _log = logs.get(part="accounts")
@@ -81,7 +81,7 @@ class AccountRpc:
 
     @serves(ledgers.top_up)
     async def top_up(self, request: TopUp, call: RpcCall) -> Account:
-        if not 0 < abs(request.amount_micro) <= MOST_TOP_UP:
+        if not 0 < abs(request.amount_micro) <= MAX_TOP_UP:
             raise errors.BadRequest("the amount is 0 or too large", hint="transfer at most 10 billion credits at once")
         _check_note(request.note)
         owner, spending = await self._find_owner(request.user, call.credential)

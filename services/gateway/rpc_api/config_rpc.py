@@ -25,8 +25,8 @@ from shared.rpc.audit_reporting import AuditReporting
 from shared.types import ModelName, UserId
 
 #: A message of the mesh has 1 MiB.
-_MOST_REPLY_CHARACTERS = 2**18
-_MOST_BODIES = 10
+_MAX_REPLY_CHARACTERS = 2**18
+_MAX_BODIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class ConfigRpc:
 
     @serves(api.list_config_versions)
     async def list_versions(self, request: api.ListConfigVersions, call: RpcCall) -> api.ConfigVersions:
-        limit = min(request.limit, _MOST_BODIES) if request.bodies else request.limit
+        limit = min(request.limit, _MAX_BODIES) if request.bodies else request.limit
         versions = await self.store.versions(request.kind, request.name, request.version, only_current=request.only_current, limit=limit)
         names = await name_authors(self.rpc, {version.author for version in versions}, call)
         return api.ConfigVersions(tuple(_wire(version, names[version.author], body=request.bodies) for version in versions))
@@ -183,7 +183,7 @@ def _decode(kind: ConfigKind, body: str | None) -> Document | None:
 
 
 def _compare(done: ConfigOutcome) -> Iterator[api.ConfigChange]:
-    room = _MOST_REPLY_CHARACTERS
+    room = _MAX_REPLY_CHARACTERS
     for key, body in done.changed.items():
         version = done.written[key].version if key in done.written else 0
         texts = _yaml(done.before.get(key)), _yaml(body)

@@ -25,7 +25,7 @@ from shared.types import Role
 
 #: For the answers of all workers.
 PLAN_SECONDS = 3.0
-MOST_WORKERS = 64
+MAX_WORKERS = 64
 _RANKS = {Fit.YES: 0, Fit.PARTLY: 1, Fit.UNKNOWN: 2, Fit.NO: 3}
 
 
@@ -126,7 +126,7 @@ class ModelSearch:
         return api.RefreshedCatalog(changed, problems)
 
     def _workers(self) -> list[DirectoryEntry]:
-        return self.nodes.entries(Role.WORKER)[:MOST_WORKERS]
+        return self.nodes.entries(Role.WORKER)[:MAX_WORKERS]
 
     async def _ask_workers(self, facts: Sequence[ModelFacts]) -> list[tuple[MachineFit, ...]]:
         """Return for each model how it fits the workers, the best first."""

@@ -21,7 +21,7 @@ from shared.rpc import RpcCall, RpcClient, serves
 from shared.rpc.audit_reporting import AuditReporting
 
 #: A baseline with fewer answers in a day says little.
-_LEAST_ANSWERS: Final = 30
+_MIN_ANSWERS: Final = 30
 _SEE = "see `aicli admin rollouts list`"
 
 
@@ -42,7 +42,7 @@ class RolloutsRpc:
             raise errors.NotFound(f"there is no route {request.route!r}", hint="see `aicli admin routes list`")
         plan = _plan(request, stored.body)
         answers, p95_ms = await self.store.first_token_p95(request.route, plan.baseline)
-        limit = rollout_evidence.first_token_limit(p95_ms) if p95_ms is not None and answers >= _LEAST_ANSWERS else None
+        limit = rollout_evidence.first_token_limit(p95_ms) if p95_ms is not None and answers >= _MIN_ANSWERS else None
         async with self.config_store.lock() as locked:
             if request.route in await locked.open_rollouts():
                 raise errors.AlreadyExists(

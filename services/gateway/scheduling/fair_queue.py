@@ -22,7 +22,7 @@ OUTPUT_WEIGHT = 2
 #: Counters kept, about 200 bytes each. Dropping the longest idle tenant forgives it at most one request.
 MAX_TENANTS = 10_000
 #: Tenants with unreported charges; the longest unchanged is dropped.
-MOST_UNREPORTED = 1_000
+MAX_UNREPORTED = 1_000
 
 Ticket = TypeVar("Ticket", bound=Hashable)
 #: Tenant, kind, and whether it resumes an answer.
@@ -149,7 +149,7 @@ class FairQueue(Generic[Ticket]):
         """Charge a tenant for what it gets here."""
         self.correct(tenant, cost)
         self.unreported[tenant] = self.unreported.pop(tenant, 0.0) + cost
-        if len(self.unreported) > MOST_UNREPORTED:
+        if len(self.unreported) > MAX_UNREPORTED:
             del self.unreported[next(iter(self.unreported))]
 
     def correct(self, tenant: TenantId, by: float) -> None:

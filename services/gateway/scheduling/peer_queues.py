@@ -23,7 +23,7 @@ SILENT_SECONDS = 3.0
 #: How long a slot is reserved for another gateway.
 DELEGATION_SECONDS = 0.5
 #: Limit for a peer's claim of one tenant's waiting requests: many times what the queue bounds allow.
-_MOST_WAITING = 10_000
+_MAX_WAITING = 10_000
 #: Makes the cost of a peer's request the mean of this gateway.
 _UNKNOWN_TOKENS = 1_000_000
 
@@ -281,7 +281,7 @@ class PeerQueues:
         requirements = WorkerRequirements(
             self._model, kind.tenant, tenant, 0, _UNKNOWN_TOKENS, placement=kind.placement, origin=kind.origin
         )
-        while len(tickets) < min(count, _MOST_WAITING):
+        while len(tickets) < min(count, _MAX_WAITING):
             ticket = PeerTicket(gateway, requirements, kind, urgent)
             tickets.append(ticket)
             cost = self._model_queue.cost(requirements)

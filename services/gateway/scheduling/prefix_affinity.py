@@ -11,7 +11,7 @@ from shared.types import ModelName, NodeId
 # Constants from LocalAI's prefix-cache routing (core/services/nodes/prefixcache/config.go): entries live 5 minutes, and less than 0.3 of
 # the prompt is not worth it.
 LIVES_SECONDS = 300.0
-LEAST_SHARE = 0.3
+MIN_SHARE = 0.3
 #: Prefixes kept: 1,000 prompts of maximum length, about 300 bytes each.
 MAX_PREFIXES = 64_000
 #: Workers remembered for one prefix, so that shared system prompts stay small.

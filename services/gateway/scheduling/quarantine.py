@@ -21,7 +21,7 @@ from shared.types import NodeId
 #: How late a gateway may learn of another one's decision.
 REFRESH_SECONDS = 2.0
 #: Unsaved strikes kept while PostgreSQL is down. Three per worker are enough.
-_MOST_UNSAVED = 1000
+_MAX_UNSAVED = 1000
 
 _log = logs.get(part="quarantine")
 
@@ -56,7 +56,7 @@ class Quarantine:
         self._store = store
         self._wrong_counts = wrong_counts
         self._clock = clock
-        self._unsaved: deque[NodeId] = deque(maxlen=_MOST_UNSAVED)
+        self._unsaved: deque[NodeId] = deque(maxlen=_MAX_UNSAVED)
         self._lock = asyncio.Lock()
 
     @asynccontextmanager

@@ -14,7 +14,7 @@ from shared.telemetry import logs
 
 LOG = "gateway:queues"
 #: A few seconds of a busy mesh; a gateway that fell further behind starts at the end.
-MOST_ENTRIES = 1_000
+MAX_ENTRIES = 1_000
 #: How often to check for unused delegated slots, silent peers and slots to free while requests wait.
 _LOOK_SECONDS = 0.1
 _RETRY_SECONDS = 1.0
@@ -46,7 +46,7 @@ class QueueSharing:
             if not reports:
                 continue
             try:
-                await self._log.append(LOG, peer_queues.encode(reports), most=MOST_ENTRIES)
+                await self._log.append(LOG, peer_queues.encode(reports), most=MAX_ENTRIES)
                 self._failing.discard("append")
             except (errors.Unavailable, UnexpectedReply) as error:
                 await self._schedule_alone("append", error)

@@ -17,9 +17,9 @@ from shared.protocol.directory import DirectoryEntry
 from shared.types import ModelName, Moment, PlanName, TenantId
 
 #: Targets that one request tries.
-MOST_TARGETS = 3
+MAX_TARGETS = 3
 #: A prompt has at least this share of its estimated tokens, except for unusual texts.
-_LEAST_OF_ESTIMATE = 0.5
+_MIN_OF_ESTIMATE = 0.5
 
 
 class DropReason(StrEnum):
@@ -216,7 +216,7 @@ def choose(
         # If all of them rest, the first one's refusal says for how long.
         candidates = [target for target in candidates if target not in resting]
         dropped += (DroppedTarget(target, DropReason.RESTS) for target in resting)
-    return RouteDecision(route, drawn, tuple(candidates[:MOST_TARGETS]), tuple(dropped), is_compared)
+    return RouteDecision(route, drawn, tuple(candidates[:MAX_TARGETS]), tuple(dropped), is_compared)
 
 
 def _order(target: RouteTarget) -> int:
@@ -234,7 +234,7 @@ def _why_not(route: Route, target: RouteTarget, facts: RequestFacts, offered: Mo
     answers_nothing = offered.only_embeds and (facts.wants_answer or route.moderates)
     if offered.only_moderates != has_own_api or answers_nothing or (facts.has_images and not offered.sees_images):
         return DropReason.LACKS_CAPABILITY
-    if 0 < offered.context_tokens < facts.prompt_tokens * _LEAST_OF_ESTIMATE:
+    if 0 < offered.context_tokens < facts.prompt_tokens * _MIN_OF_ESTIMATE:
         return DropReason.CONTEXT_TOO_SMALL
     return None
 

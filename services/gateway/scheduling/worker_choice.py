@@ -170,7 +170,7 @@ def _with_cached_prefix(_requirements: WorkerRequirements, candidates: Candidate
     least = min(candidate.capacity.busy for candidate in candidates)
     most = min(least + _MORE_CALLS, least * _TIMES_AS_MANY + 1)
     readers = [
-        candidate for candidate in candidates if candidate.cached_share >= prefix_affinity.LEAST_SHARE and candidate.capacity.busy <= most
+        candidate for candidate in candidates if candidate.cached_share >= prefix_affinity.MIN_SHARE and candidate.capacity.busy <= most
     ]
     longest = max((candidate.cached_share for candidate in readers), default=0.0)
     return [candidate for candidate in readers if candidate.cached_share == longest] or candidates

@@ -29,7 +29,7 @@ LOSSES_SECONDS = 60.0
 FAILURES = 5
 EJECTION_SECONDS = 30.0
 #: Envoy's max_ejection_time.
-LONGEST_EJECTION_SECONDS = 300.0
+MAX_EJECTION_SECONDS = 300.0
 #: After this time without an ejection, the next one lasts EJECTION_SECONDS again.
 FORGIVEN_SECONDS = 300.0
 
@@ -63,7 +63,7 @@ class Outliers:
             return False
         record.ejections = record.ejections + 1 if now - record.until < FORGIVEN_SECONDS else 1
         record.failures = 0
-        record.until = now + min(LONGEST_EJECTION_SECONDS, EJECTION_SECONDS * record.ejections)
+        record.until = now + min(MAX_EJECTION_SECONDS, EJECTION_SECONDS * record.ejections)
         return True
 
     def record_delivery(self, node: NodeId, model: ModelName) -> None:

@@ -11,7 +11,7 @@ from shared.types import ModelName
 from shared.worker_pools import PoolsFile, WorkerPool
 
 #: Models remembered of the workers with one pool's labels: more than such workers serve.
-_MOST_MODELS = 100
+_MAX_MODELS = 100
 #: After this many times the usual time, the start that earlier requests waited for is over.
 _STALE_STARTS = 2
 
@@ -46,7 +46,7 @@ class WorkerStarts:
             if pool.labels and pool.labels.items() <= worker.announcement.labels.items():
                 known = self._labeled.setdefault(pool.name, {})
                 if new := {offer.name: None for offer in offers if offer.name not in known}:
-                    known.update(itertools.islice(new.items(), _MOST_MODELS - len(known)))
+                    known.update(itertools.islice(new.items(), _MAX_MODELS - len(known)))
                     self._indexed = None
         if not worker.why_not:
             for offer in offers:

@@ -24,7 +24,7 @@ from services.inference.models import load_plan, memory, model_fit
 from services.inference.models.catalog import CatalogEntry, Defaults
 from services.inference.models.load_plan import LoadPlan
 from services.inference.models.model_cache_policy import (
-    MOST_SWAPS,
+    MAX_SWAPS,
     SWAPS_SECONDS,
     AdmitStep,
     Decision,
@@ -531,7 +531,7 @@ class ModelCache:
     def _describe_thrashing(self, now: float) -> str:
         """Say which models are unloaded for each other too often, and what to do; empty if none is."""
         why = (
-            f"swapped more than {MOST_SWAPS} times in {SWAPS_SECONDS / 60:.0f} minutes, because the models of this worker share"
+            f"swapped more than {MAX_SWAPS} times in {SWAPS_SECONDS / 60:.0f} minutes, because the models of this worker share"
             f" {self._core.budget}; raise MODEL_SWAP_SECONDS or MODEL_MEMORY, or remove a model"
         )
         return say_reasons(((name, why) for name in self._core.thrashing(now)), ": ")

@@ -30,7 +30,7 @@ namespace {
 using json = common_json;
 
 // One parser per (template, tools, choice); a worker's applications have few of them.
-constexpr size_t MOST_PARSERS = 64;
+constexpr size_t MAX_PARSERS = 64;
 
 // The moment that templates see as now; 0 for the clock's.
 std::time_t moment = 0;
@@ -163,7 +163,7 @@ const common_chat_parser_params & parser_of(const std::string & saved) {
         if (!arena.empty()) {
             made->parser.load(arena);
         }
-        if (parsers.size() >= MOST_PARSERS) {
+        if (parsers.size() >= MAX_PARSERS) {
             parsers.clear();
         }
         found = parsers.emplace(saved, std::move(made)).first;

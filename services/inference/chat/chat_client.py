@@ -21,7 +21,7 @@ from shared.telemetry import logs
 log = logs.get()
 
 #: Requests that wait for the process. Each takes milliseconds.
-MOST_WAITING = 256
+MAX_WAITING = 256
 #: For a request's turn and its answer. A request of too much processor time ends the process.
 CALL_SECONDS = 20.0
 #: For Python, the library and the test of the template.
@@ -149,7 +149,7 @@ class ChatClient:
 
     @asynccontextmanager
     async def _in_turn(self) -> AsyncIterator[None]:
-        if self._waiting >= MOST_WAITING:
+        if self._waiting >= MAX_WAITING:
             raise _overloaded()
         self._waiting += 1
         try:

@@ -22,7 +22,7 @@ from shared.types import Ability
 log = logs.get()
 
 #: All special tokens of a vocabulary together; the largest has 200 KB.
-MOST_SPECIAL_CHARACTERS = 1024 * 1024
+MAX_SPECIAL_CHARACTERS = 1024 * 1024
 
 
 class ModelChat:
@@ -41,7 +41,7 @@ class ModelChat:
         second time. Raises BadRequest for a template that isn't usable, and Unavailable if no process starts."""
         async with self._opening:
             if self._client is None:
-                if sum(map(len, loaded.special)) > MOST_SPECIAL_CHARACTERS:
+                if sum(map(len, loaded.special)) > MAX_SPECIAL_CHARACTERS:
                     raise errors.BadRequest("the vocabulary's special tokens are too long")
                 self._infill = loaded.infill
                 self._client = ChatClient(OpenTemplate(loaded.chat_template, loaded.bos, loaded.eos, loaded.special))

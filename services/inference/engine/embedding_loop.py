@@ -153,7 +153,7 @@ class EmbeddingQueue:
 
 
 #: Even a busy engine computes this many per turn; smaller pieces change the last digits of a vector.
-LEAST_TOKENS = 4
+MIN_TOKENS = 4
 
 
 class EmbedderInterface(Protocol):
@@ -290,7 +290,7 @@ class EmbeddingLoop:
             return self._pace.tokens_within(BATCH_STEP_SECONDS)
         if step is None or step.answering == 0:
             return self._embedder.step_tokens
-        return max(LEAST_TOKENS, self._pace.budget(step.answering) - step.read)
+        return max(MIN_TOKENS, self._pace.budget(step.answering) - step.read)
 
     def _pool(self, piece: TextPiece, row: Sequence[float], computed: dict[int, list[bytes]], failed: dict[int, GenerationRefused]) -> None:
         if self._pooled is None:

@@ -35,9 +35,9 @@ from shared.gguf.gguf_header import NotAModel
 
 _RECEIVE_BYTES = 256 * 1024
 #: Reads between two steps: 4 MiB of images take a few milliseconds.
-_MOST_READS = 16
+_MAX_READS = 16
 #: The images that wait for their encoder.
-MOST_IMAGE_BYTES = 256 * 1024 * 1024
+MAX_IMAGE_BYTES = 256 * 1024 * 1024
 #: Answers get most of the processor while images are encoded.
 _NICENESS = 5
 #: How often an engine that only encodes images shows that it lives.
@@ -72,7 +72,7 @@ class Channel:
         """Return commands that have arrived. Block so long, or without end, until one arrives or a queue has results. Raises WorkerGone."""
         readable: list[socket.socket | TokenizeQueue] = [self._connection, *wait_for]
         received: list[engine_messages.Command] = []
-        for _ in range(_MOST_READS):
+        for _ in range(_MAX_READS):
             if self._connection not in select.select(readable, [], [], 0 if received else seconds)[0]:
                 break
             received += self._receive()
@@ -132,7 +132,7 @@ def _files(load: engine_messages.LoadCommand) -> list[Path]:
 
 def run(channel: Channel, loop: EngineLoop, embeddings: EmbeddingLoop) -> None:
     """Run the loop in a thread, encode images in another and tokenize in this one. Raises WorkerGone in the end."""
-    with TokenizeQueue() as texts, TokenizeQueue(MOST_IMAGE_BYTES) as images, ThreadPoolExecutor(2, "loop") as threads:
+    with TokenizeQueue() as texts, TokenizeQueue(MAX_IMAGE_BYTES) as images, ThreadPoolExecutor(2, "loop") as threads:
         queues = CommandQueues(loop, embeddings, texts, images)
         ended = [threads.submit(_run_loop, channel, queues), threads.submit(_run_images, images)]
         for one in ended:

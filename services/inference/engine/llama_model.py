@@ -35,9 +35,9 @@ from shared.api.inference import MAX_CONVERTED_BYTES
 GPU_UNNOTICED_SECONDS = 0.1
 #: A state is copied near the end of a prompt, and each time so many tokens were read.
 CHECKPOINT_TOKENS = 2048
-MOST_CHECKPOINTS = 8
+MAX_CHECKPOINTS = 8
 #: For all slots together. States of large models have dozens of MiB.
-MOST_CHECKPOINT_BYTES = 1024 * 2**20
+MAX_CHECKPOINT_BYTES = 1024 * 2**20
 #: A state without the cells, which can be cut.
 _PARTIAL = native.LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 
@@ -378,7 +378,7 @@ class _Checkpoints:
                 if native.llama_state_seq_get_data_ext(self._context, state, size, feed.slot, _PARTIAL) == size:
                     saved = self._saved.setdefault(feed.slot, {})
                     saved[end] = state
-                    while len(saved) > 1 and (len(saved) > MOST_CHECKPOINTS or self._bytes > MOST_CHECKPOINT_BYTES):
+                    while len(saved) > 1 and (len(saved) > MAX_CHECKPOINTS or self._bytes > MAX_CHECKPOINT_BYTES):
                         del saved[next(iter(saved))]
 
     @property

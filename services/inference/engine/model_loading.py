@@ -23,7 +23,7 @@ from shared.gguf import gguf_header
 from shared.gguf.gguf_header import GgufHeader, NotAModel
 
 #: A context that doesn't fit is halved down to this.
-LEAST_CONTEXT_TOKENS = 512
+MIN_CONTEXT_TOKENS = 512
 GPU_SHARES = (0.75, 0.5, 0.25, 0.0)
 #: Prompt tokens in a step without answers. Unlike a GPU, a processor isn't faster with more.
 CPU_STEP_TOKENS = 128
@@ -39,7 +39,7 @@ _EXACT_WEIGHTS = frozenset({"q4_0", "q4_1", "q8_0"})
 #: The names of a layer's experts.
 _EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
 #: The length of llama.cpp's arrays with one number per GPU.
-_MOST_DEVICES = 16
+_MAX_DEVICES = 16
 
 
 class LoadRefused(Exception):
@@ -239,7 +239,7 @@ def _model_parameters(load: LoadCommand) -> Any:
     if load.device is not None:
         parameters.split_mode, parameters.main_gpu = native.LLAMA_SPLIT_MODE_NONE, load.device
     if load.tensor_split:
-        parameters.tensor_split = (ctypes.c_float * _MOST_DEVICES)(*load.tensor_split[:_MOST_DEVICES])
+        parameters.tensor_split = (ctypes.c_float * _MAX_DEVICES)(*load.tensor_split[:_MAX_DEVICES])
     return parameters
 
 
@@ -287,12 +287,12 @@ def _context(model: "native.llama_model_p", load: LoadCommand, log: NativeLog, w
     """Return also a slot's tokens, and what was reduced. ``whole`` is the number of tokens that a batch must hold at least."""
     wanted = tokens = min(load.context_tokens, native.llama_model_n_ctx_train(model))
     while not (context := native.llama_init_from_model(model, _context_parameters(load, tokens, whole))):
-        if tokens <= LEAST_CONTEXT_TOKENS:
+        if tokens <= MIN_CONTEXT_TOKENS:
             raise LoadRefused(
                 f"not enough memory for {load.slots} slots of {tokens} tokens: {log.why()}; lower ENGINE_SLOTS, or use a smaller model"
             )
         log.forget()
-        tokens = max(LEAST_CONTEXT_TOKENS, tokens // 2)
+        tokens = max(MIN_CONTEXT_TOKENS, tokens // 2)
     return context, tokens, "" if tokens == wanted else f"a context has {tokens} instead of {wanted} tokens, for lack of memory"
 
 

@@ -11,7 +11,7 @@ DEFAULT_TOP_P = 0.95
 DEFAULT_TOP_K = 40
 
 #: A lower temperature counts as 0: only the likeliest token would be drawn, and llama.cpp's 32-bit floats would overflow.
-LEAST_TEMPERATURE = 0.001
+MIN_TEMPERATURE = 0.001
 
 _MASK = (1 << 64) - 1
 
@@ -45,7 +45,7 @@ def check(given: Sampling, *, context_tokens: int | None, draw_seed: Callable[[]
     """Fill in defaults. The contract's types have bounds."""
     temperature = DEFAULT_TEMPERATURE if given.temperature is None else given.temperature
     return Parameters(
-        temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
+        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
         top_p=DEFAULT_TOP_P if given.top_p is None else given.top_p,
         top_k=DEFAULT_TOP_K if given.top_k is None else given.top_k,
         seed=draw_seed() if given.seed is None else given.seed,

@@ -27,9 +27,9 @@ ADMITTED_AT_ONCE, ADMITTED_PER_TOKENS = 4, 64
 SLOWDOWN = 4.0
 #: The same for each prompt per answer, if that is more.
 SLOWDOWN_PER_PROMPT = 2.0
-LEAST_TOKENS = 3
+MIN_TOKENS = 3
 #: Reading gets at least this share of the answers' time, also if the answers alone reach the limit: a very long prompt slows them so much.
-LEAST_SHARE = 0.7
+MIN_SHARE = 0.7
 FIRST_TOKENS = 16
 #: After this many reading steps, one step reads nothing and measures the answers alone.
 QUIET_EVERY = 50
@@ -37,9 +37,9 @@ QUIET_EVERY = 50
 _WEIGHT = 0.2
 #: The planned share of the limit, and how much it falls after a step over the limit, which one in a hundred may be. Below the least,
 #: reading less doesn't help: the machine is slow for other reasons.
-_FIRST_AIM, _LEAST_AIM, _FALL = 0.9, 0.8, 0.05
+_FIRST_AIM, _MIN_AIM, _FALL = 0.9, 0.8, 0.05
 #: How many times of quiet steps are known, and how far above their median the limit may begin.
-_QUIET_STEPS, _MOST_VARIATION = 200, 1.5
+_QUIET_STEPS, _MAX_VARIATION = 200, 1.5
 #: As many of them may be from between two steps that read. More would raise the limit, because a long prompt slows the answers beside it.
 _MEASURED_AMID_READING = 10
 #: The number of recent steps without prompts that give the time of answers. Several, because an arriving prompt slows single ones.
@@ -83,9 +83,9 @@ class PrefillBudget:
         if self._token_seconds == 0:
             return min(FIRST_TOKENS, self.most)
         alone = _median(self._alone[bucket])
-        rest = max(self._aim * self._limit(bucket) - alone, LEAST_SHARE * alone)
+        rest = max(self._aim * self._limit(bucket) - alone, MIN_SHARE * alone)
         # Rounded up: each piece also has a fixed cost, so the tokens of short pieces seem more expensive than they are.
-        return max(LEAST_TOKENS, min(self.most, int(rest / self._token_seconds) + 1))
+        return max(MIN_TOKENS, min(self.most, int(rest / self._token_seconds) + 1))
 
     def tokens_within(self, seconds: float) -> int:
         """Return how many prompt tokens a step reads in this time if it does nothing else; a few on a slow machine, where fewer would take
@@ -115,11 +115,11 @@ class PrefillBudget:
             self._token_seconds += weight * (token_seconds - self._token_seconds)
         if alone:
             change = -_FALL if seconds > self._limit(bucket) else _FALL / 100
-            self._aim = min(1.0, max(_LEAST_AIM, self._aim + change))
+            self._aim = min(1.0, max(_MIN_AIM, self._aim + change))
 
     def _limit(self, bucket: int) -> float:
         ordered = sorted(self._quiet[bucket])
-        quiet = min(_MOST_VARIATION * _median(ordered), ordered[int(0.98 * len(ordered))])
+        quiet = min(_MAX_VARIATION * _median(ordered), ordered[int(0.98 * len(ordered))])
         return max(self._slowdown * quiet, self._unnoticed)
 
 
@@ -333,7 +333,7 @@ class Scheduler:
             budget = self._pace.tokens_within(BATCH_STEP_SECONDS)
         if not answers:
             # There is nothing to measure.
-            budget = max(budget, LEAST_TOKENS)
+            budget = max(budget, MIN_TOKENS)
         room = self._slots.room(len(answers) + budget) - len(answers)
         reads = list(self._reads(mine, min(budget, room), room))
         if room < 0 or (not answers and not reads):
@@ -477,7 +477,7 @@ class Scheduler:
         exceed the budget, but not ``room``."""
         readers = [_PromptReader(slot, one, one.bulk - one.fed, one.spare) for slot, one in running.items() if one.reading]
         # A prompt's last tokens may be fewer than the minimum.
-        while (at := _next_reader(readers, budget)) is not None and budget >= min(LEAST_TOKENS, readers[at].unread):
+        while (at := _next_reader(readers, budget)) is not None and budget >= min(MIN_TOKENS, readers[at].unread):
             reader = readers.pop(at)
             feed = _feed(reader.slot, reader.sequence, reader.sequence.fed + min(reader.unread, budget))
             count = len(feed.tokens)

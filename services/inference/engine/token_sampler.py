@@ -22,7 +22,7 @@ from shared import errors
 from shared.api.inference import TokenChance, TokenLogprob
 
 #: Most threads of `StepSampler`.
-MOST_THREADS = 8
+MAX_THREADS = 8
 #: With fewer logits in a step, waking the threads costs more than they save.
 PARALLEL_LOGITS = 400_000
 
@@ -189,9 +189,9 @@ class StepSampler:
     """
 
     def __init__(self, vocabulary_size: int, threads: int) -> None:
-        self._candidates = [_Candidates(vocabulary_size) for _ in range(min(threads, MOST_THREADS))]
+        self._candidates = [_Candidates(vocabulary_size) for _ in range(min(threads, MAX_THREADS))]
         #: They start with their first work.
-        self._helpers = ThreadPoolExecutor(MOST_THREADS, "draw")
+        self._helpers = ThreadPoolExecutor(MAX_THREADS, "draw")
 
     def draw(self, samplers: Sequence[TokenSampler], logits: Logits, positions: Sequence[int]) -> list[DrawnToken]:
         """Draw a token for each sampler from its row of ``logits``."""

@@ -23,7 +23,7 @@ from shared import errors
 from shared.api.generation import LONG_SIDE
 
 #: Embeddings of images that come again, with each turn of a chat.
-MOST_CACHED_BYTES = 256 * 2**20
+MAX_CACHED_BYTES = 256 * 2**20
 #: Never an id of a vocabulary.
 _FIRST_BIT = -(2**31)
 
@@ -173,10 +173,10 @@ class ImageEncoder:
         with self._chunks([image]) as chunks:
             rows = tuple(self._encoded(chunk, number) for chunk in chunks if self._library.mtmd_input_chunk_get_type(chunk) == IMAGE_CHUNK)
         size = sum(each.nbytes for each in rows)
-        if salt and size <= MOST_CACHED_BYTES:
+        if salt and size <= MAX_CACHED_BYTES:
             self._cached[key] = rows
             self._cached_bytes += size
-            while self._cached_bytes > MOST_CACHED_BYTES:
+            while self._cached_bytes > MAX_CACHED_BYTES:
                 _, dropped = self._cached.popitem(last=False)
                 self._cached_bytes -= sum(each.nbytes for each in dropped)
         return rows

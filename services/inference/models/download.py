@@ -30,11 +30,11 @@ CHUNK_BYTES = 1024 * 1024
 #: Without a byte for so long, the connection is opened again.
 STALL_SECONDS = 30.0
 #: For a document that lists files: the largest repositories of the hub have 2 MB.
-MOST_DOCUMENT_BYTES, DOCUMENT_SECONDS = 16 * 1024 * 1024, 120.0
+MAX_DOCUMENT_BYTES, DOCUMENT_SECONDS = 16 * 1024 * 1024, 120.0
 #: In a row without progress.
-MOST_FAILURES = 5
+MAX_FAILURES = 5
 #: How often the file may change on the server meanwhile.
-MOST_RESTARTS = 3
+MAX_RESTARTS = 3
 BACKOFF = Backoff(first_seconds=0.5, longest_seconds=8.0)
 #: Parts of this size are written to the disk. If the server doesn't give the size, the room is checked for each.
 _PART_BYTES = 256 * 1024 * 1024
@@ -187,7 +187,7 @@ def read_document(remote: RemoteFile) -> bytes:
                 body = b""
                 while chunk := response.read1(CHUNK_BYTES):
                     body += chunk
-                    if len(body) > MOST_DOCUMENT_BYTES or time.monotonic() > until:
+                    if len(body) > MAX_DOCUMENT_BYTES or time.monotonic() > until:
                         raise errors.PeerError(f"the list of files at {remote.shown} is too long, or comes too slowly")
         except urllib.error.HTTPError as error:
             # A server to which we were redirected must not choose where the credentials go.
@@ -211,7 +211,7 @@ def _retry(attempt: Callable[[], None], remote: RemoteFile, partial: PartialFile
         except (OSError, http.client.HTTPException, _Interrupted) as error:
             _raise_if_final(error, remote, partial)
             failures = 1 if partial is not None and partial.size > before else failures + 1
-            if failures > MOST_FAILURES or (partial is not None and partial.restarts > MOST_RESTARTS):
+            if failures > MAX_FAILURES or (partial is not None and partial.restarts > MAX_RESTARTS):
                 raise _given_up(error, remote) from error
         if partial is not None:
             partial.report("retrying")

@@ -30,7 +30,7 @@ from shared.types import LoadPurpose
 #: The most context of a slot by default, and the least that a lack of memory leaves.
 GPU_CONTEXT_TOKENS = 32_768
 CPU_CONTEXT_TOKENS = 8_192
-LEAST_CONTEXT_TOKENS = 2_048
+MIN_CONTEXT_TOKENS = 2_048
 #: For agents on a GPU; a processor would take hours to read so much.
 AGENTS_CONTEXT_TOKENS = 131_072
 #: The longest text to embed of a model for agents: embeddings have their own context.
@@ -38,7 +38,7 @@ AGENTS_EMBEDDING_TOKENS = 8_192
 GPU_SLOTS = 32
 CPU_SLOTS = 4
 #: The context is halved until these fit.
-LEAST_SLOTS = 2
+MIN_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +145,7 @@ class _Planner:
         cap = gpu_cap if self.gpus else cpu_cap
         own = self.header.context_length or cap
         context = min(self.entry.context_tokens or cap, own)
-        least = context if self.entry.context_tokens else min(LEAST_CONTEXT_TOKENS, context)
+        least = context if self.entry.context_tokens else min(MIN_CONTEXT_TOKENS, context)
         cut = self._choose_cut(least, max(least, min(context, CPU_CONTEXT_TOKENS)))
         if is_for_agents:
             self._enough = max(least, min(context, CONTEXT_TOKENS))
@@ -225,7 +225,7 @@ class _Planner:
         return fit, f"the most on a {where}" if fit == most else "as many as fit"
 
     def _least_slots(self, context: int) -> int:
-        return self.entry.slots or (1 if context <= self._enough else LEAST_SLOTS)
+        return self.entry.slots or (1 if context <= self._enough else MIN_SLOTS)
 
     def _embedded(self, context: int) -> int | None:
         return min(context, AGENTS_EMBEDDING_TOKENS) if self._enough else None

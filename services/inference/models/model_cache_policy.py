@@ -34,9 +34,9 @@ PATIENCE_SECONDS = 15.0
 #: After a failed load; doubles each time, so that a broken model doesn't keep the disk busy.
 LOAD_BACKOFF = Backoff(first_seconds=5.0, longest_seconds=300.0)
 #: After this many failed loads in a row, the model is loaded again only on request.
-MOST_FAILURES = 5
+MAX_FAILURES = 5
 #: A model that makes room for others more often in SWAPS_SECONDS is *thrashing*.
-MOST_SWAPS = 6
+MAX_SWAPS = 6
 SWAPS_SECONDS = 600.0
 _NOTHING = MemoryBytes()
 
@@ -109,7 +109,7 @@ class ManagedModel:
     #: Its last caller came within ``load_seconds`` after the job before.
     is_asked_soon: bool = False
     #: When it last made room for others.
-    swapped_at: deque[float] = field(default_factory=lambda: deque(maxlen=MOST_SWAPS + 1))
+    swapped_at: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_SWAPS + 1))
     #: Gets no new jobs until the claimant is served.
     closed: bool = False
     failures: int = 0
@@ -202,7 +202,7 @@ class ModelCachePolicy:
         known.stage, known.closed = Stage.UNLOADED, False
         known.failures += 1
         known.why_failed = reason
-        known.retry_at = inf if known.failures >= MOST_FAILURES else now + LOAD_BACKOFF.pause(known.failures)
+        known.retry_at = inf if known.failures >= MAX_FAILURES else now + LOAD_BACKOFF.pause(known.failures)
         return list(self._advance(now))
 
     def unloaded(self, model: ModelName, need: MemoryBytes, now: float) -> list[Decision]:
@@ -260,7 +260,7 @@ class ModelCachePolicy:
 
     def thrashing(self, now: float) -> list[ModelName]:
         """Return the models that make room for others too often."""
-        many = [(name, known.swapped_at) for name, known in self.models.items() if len(known.swapped_at) > MOST_SWAPS]
+        many = [(name, known.swapped_at) for name, known in self.models.items() if len(known.swapped_at) > MAX_SWAPS]
         return [name for name, swapped_at in many if now - swapped_at[0] <= SWAPS_SECONDS]
 
     # --- the rules ------------------------------------------------------------------------------------------------------------

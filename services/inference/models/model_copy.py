@@ -35,7 +35,7 @@ TICK_SECONDS: Final = BUSY_SECONDS
 #: Pauses before the next attempt: without a lease, after a failure of the origin, and when the sidecar has died or come.
 LEASE_SECONDS, ORIGIN_SECONDS, RESTART_SECONDS = 0.5, 5.0, 0.5
 #: In a row without a block from anywhere.
-MOST_FAILURES: Final = 16
+MAX_FAILURES: Final = 16
 #: What is read from the origin at the same time, ...
 ORIGIN_READERS: Final = 2
 #: ... and for about how long before the next lease.
@@ -192,7 +192,7 @@ class ModelCopy:
             except errors.AimeshError as error:
                 self._done += done
                 self._failures += 1
-                if self._failures == MOST_FAILURES:
+                if self._failures == MAX_FAILURES:
                     self._stop(error)
                 _log.info("the origin of a model does not give it", why=error.message)
                 await asyncio.sleep(ORIGIN_SECONDS)

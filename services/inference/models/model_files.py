@@ -47,8 +47,8 @@ log = logs.get()
 _READ_BYTES = 4 * 1024 * 1024
 _LOOK_SECONDS = 1.0
 #: Twice as many models as a worker can announce.
-MOST_MODELS = 128
-MOST_BYTES = 1024 * 1024
+MAX_MODELS = 128
+MAX_BYTES = 1024 * 1024
 #: The coarsest clock of a file system in use (FAT): two writes within a tick have the same time.
 TICK_NS = 2_000_000_000
 
@@ -94,8 +94,8 @@ class KnownDigests:
         paths = [stamp.path for stamp in known.stamps]
         with self._writing:
             others = (other for other in self._read() if [stamp.path for stamp in other.stamps] != paths)
-            kept = (*others, known)[-MOST_MODELS:]
-            while len(body := _encode(_StoredDigest(kept))) > MOST_BYTES:
+            kept = (*others, known)[-MAX_MODELS:]
+            while len(body := _encode(_StoredDigest(kept))) > MAX_BYTES:
                 kept = kept[1:]
             try:
                 # Not synced: digests lost in a power cut are computed again.
@@ -111,8 +111,8 @@ class KnownDigests:
                 # Anyone who can write the cache could make another file pass for the catalog's model.
                 if os.fstat(file.fileno()).st_mode & 0o022:
                     return ()
-                body = file.read(MOST_BYTES + 1)
-            return _decode(body).models[-MOST_MODELS:] if len(body) <= MOST_BYTES else ()
+                body = file.read(MAX_BYTES + 1)
+            return _decode(body).models[-MAX_MODELS:] if len(body) <= MAX_BYTES else ()
         except (OSError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
             return ()
 

@@ -34,7 +34,7 @@ from shared.types import ModelName
 #: Left free for everything else on the machine.
 RESERVED_BYTES = 256 * 1024 * 1024
 #: As many fit into a worker's announcements.
-MOST_PULLS = 8
+MAX_PULLS = 8
 _MAX_REFERENCE_BYTES = 16 * 1024
 _PROGRESS_BYTES = 1024
 #: Of the files beside a partial one; its lock is the last.
@@ -135,7 +135,7 @@ class ModelStore:
 
     def pulls(self) -> tuple[ModelPull, ...]:
         """Return the progress of the downloads that run in any process."""
-        return tuple(pull for file in sorted(self._partial.glob("*.progress"))[:MOST_PULLS] if (pull := self._read_pull(file)) is not None)
+        return tuple(pull for file in sorted(self._partial.glob("*.progress"))[:MAX_PULLS] if (pull := self._read_pull(file)) is not None)
 
     def assigned(self) -> tuple[ModelName, ...]:
         """Return the models that the mesh has put here."""

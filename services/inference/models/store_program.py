@@ -31,7 +31,7 @@ from shared.timing.transfer_speed import TransferSpeed
 from shared.types import ModelName
 
 #: How often a download may outlive its token.
-MOST_PLANS = 100
+MAX_PLANS = 100
 _MAX_REQUEST_BYTES = 64 * 1024
 _MAX_TOKEN_CHARACTERS = 16 * 1024
 #: RFC 6750 section 2.1.
@@ -86,7 +86,7 @@ class _Pull:
                     return self._download(name, files, partials, len(plan.files))
             except errors.NotAllowed:
                 # A registry's token expires after minutes.
-                if plans == MOST_PLANS or not self._show.has_received:
+                if plans == MAX_PLANS or not self._show.has_received:
                     raise
 
     def _download(self, name: ModelName, files: Sequence[RemoteFile], partials: Sequence[Path], parts: int) -> StoreResult:

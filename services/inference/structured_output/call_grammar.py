@@ -16,7 +16,7 @@ from services.inference.structured_output.json_schema import Json, Schema
 from services.inference.structured_output.lark import FormatRefused
 
 #: A small model may never stop: of calls, of digits in an id, and of characters where any text may be around arguments.
-MOST_CALLS, _MOST_DIGITS, _MOST_CHARACTERS = 16, 3, 64
+MAX_CALLS, _MAX_DIGITS, _MAX_CHARACTERS = 16, 3, 64
 #: As in llama.cpp. Not a part of other terminals: where it could belong to two, llguidance would see only the longer one.
 _SPACE = r": / |\n{1,2}[ \t]{0,20}/"
 _UNIONS = ("anyOf", "oneOf", "allOf")
@@ -158,7 +158,7 @@ class _CallWriter:
             "space": f"({self._give(_SPACE)})?",
             "any": ".",
             "chars": part.pattern + _times(part.min_count, part.max_count),
-            "string": rf'([^{part.delimiter}\\] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{{4}})){{0,{_MOST_CHARACTERS}}}',
+            "string": rf'([^{part.delimiter}\\] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F]{{4}})){{0,{_MAX_CHARACTERS}}}',
         }
         return written.get(part.type, "")
 
@@ -222,7 +222,7 @@ class _CallWriter:
         arguments = self.find(child, "tool-arg")
         if self.find(child, "tool-name"):
             least = max(least, int(forced))
-            most = MOST_CALLS if most < 0 and self._parallel else max(least, min(most, 1))
+            most = MAX_CALLS if most < 0 and self._parallel else max(least, min(most, 1))
         elif arguments and most < 0:
             each = [self._write(child, replace(place, only=one)) for one in arguments]
             return " ".join(f"({one}){'' if self._is_required(place, own) else '?'}" for one, own in zip(each, arguments, strict=True))
@@ -235,7 +235,7 @@ class _CallWriter:
             case "reasoning" | "content":
                 written = ""
             case "tool-id":
-                written = self._write(child, place).replace("[0-9]{1,}", f"[0-9]{{1,{_MOST_DIGITS}}}")
+                written = self._write(child, place).replace("[0-9]{1,}", f"[0-9]{{1,{_MAX_DIGITS}}}")
             case "tool-args" if self.parts[child].name == "gemma4-dict":
                 written = self._gemma(place)
             case "tool-arg":
@@ -312,13 +312,13 @@ class _CallWriter:
         """Write a text and the delimiter that ends it."""
         if not delimiter:
             raise FormatRefused("the template's texts have no end")
-        members: list[Schema] = list(self._members(place).values()) if is_argument else [{"maxLength": _MOST_CHARACTERS}]
+        members: list[Schema] = list(self._members(place).values()) if is_argument else [{"maxLength": _MAX_CHARACTERS}]
         schema, never = members[0] if len(members) == 1 else {}, place.never
         if delimiter == _GEMMA_QUOTE:
             schema = {**schema, "type": "string"}
         least, most = _count(schema.get("minLength"), 0), _count(schema.get("maxLength"), -1)
-        if least > json_schema.MOST_REPEATS:
-            raise FormatRefused(f"${place.pointer}.minLength: {least} is more than the maximum of {json_schema.MOST_REPEATS}")
+        if least > json_schema.MAX_REPEATS:
+            raise FormatRefused(f"${place.pointer}.minLength: {least} is more than the maximum of {json_schema.MAX_REPEATS}")
         count = max(least, 1 if never else 0)
         # The delimiter can't begin where the text may not end yet.
         begin = f"[^{re.escape(delimiter[0] + never[:1])}]{{{count}}}" if count else ""

@@ -18,7 +18,7 @@ from shared import errors
 Logits: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
 #: An application has few grammars, and compiling one takes milliseconds.
-MOST_GRAMMARS = 256
+MAX_GRAMMARS = 256
 #: SECURITY.md, T6: bounds the time to compile (below 2 s) and of one step (about 10 ms each), and the memory.
 LIMITS = LLParserLimits(
     initial_lexer_fuel=500_000,
@@ -29,10 +29,10 @@ LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 #: llguidance panics beyond 1,024.
-MOST_TOKEN_BYTES = 512
+MAX_TOKEN_BYTES = 512
 _REASON_CHARACTERS = 300
 #: How many bytes of an answer's end are searched for a trigger.
-LONGEST_TRIGGER = 256
+MAX_TRIGGER = 256
 #: In llguidance's messages: its place in our text, and the lines that show it.
 _PLACE = re.compile(r"^(?:at )?\d+\(\d+\): (?:failed to compile JSON schema: )?|\n? *\d+ \| .*|\n *\^+ *$|\n?<non-verbose/>", re.MULTILINE)
 
@@ -73,7 +73,7 @@ class Constraints:
         with self._lock:
             self._compiled[key] = found
             self._compiled.move_to_end(key)
-            if len(self._compiled) > MOST_GRAMMARS:
+            if len(self._compiled) > MAX_GRAMMARS:
                 self._compiled.popitem(last=False)
         if found.is_error():
             raise errors.BadRequest(f"{field}: {_reason(found.get_error())}", hint="simplify the schema or grammar")
@@ -134,7 +134,7 @@ class Constraint:
 
     def _search(self, piece: bytes) -> None:
         """Look for a trigger that ends in this piece. The grammar begins with its first group, or with all of it."""
-        begin = max(0, len(self._text) - LONGEST_TRIGGER)
+        begin = max(0, len(self._text) - MAX_TRIGGER)
         self._text += piece
         for found in (trigger.search(self._text, begin) for trigger in self._triggers):
             if found is None:
@@ -163,7 +163,7 @@ class _TokenList:
         self.eos_token_id = min(vocabulary.end_tokens, default=0)
         texts = (vocabulary.spelled(token) for token in range(vocabulary.size))
         # Those without a text are never allowed.
-        self.tokens = [text if len(text) <= MOST_TOKEN_BYTES else b"" for text in texts] or [b""]
+        self.tokens = [text if len(text) <= MAX_TOKEN_BYTES else b"" for text in texts] or [b""]
         self.special_token_ids = sorted((vocabulary.control_tokens - vocabulary.shown_tokens) | vocabulary.end_tokens)
 
     def __call__(self, _text: bytes) -> list[int]:

@@ -12,12 +12,12 @@ from services.inference.structured_output import lark
 from services.inference.structured_output.lark import FormatRefused
 
 #: SECURITY.md, T6, like the next three.
-MOST_BYTES = 32 * 1024
-MOST_RULES = 500
+MAX_BYTES = 32 * 1024
+MAX_RULES = 500
 #: Our own grammars of tools are larger by this factor: a request may have 128 tools.
 TOOLS_FACTOR = 16
-MOST_PARENTHESES_DEEP = 64
-MOST_REPEATS = 1000
+MAX_PARENTHESES_DEEP = 64
+MAX_REPEATS = 1000
 
 _SPACE = re.compile(r"(?:[ \t]|#[^\r\n]*)*")
 _SPACE_AND_LINES = re.compile(r"(?:[ \t\r\n]|#[^\r\n]*)*")
@@ -70,10 +70,10 @@ def to_lark(text: str, *, factor: int = 1, otherwise: str = "", given: Mapping[s
     """Raises FormatRefused with the place of the first mistake. ``otherwise``, in Lark, is another form that answers may have; ``given``
     are definitions in Lark by name, which begin with a colon or options."""
     size = len(text.encode("utf-8", "replace"))
-    if size > MOST_BYTES * factor:
-        raise FormatRefused(f"the grammar has {size} bytes, at most {MOST_BYTES * factor}")
+    if size > MAX_BYTES * factor:
+        raise FormatRefused(f"the grammar has {size} bytes, at most {MAX_BYTES * factor}")
     lark.ensure_text(text, "the grammar")
-    nodes, root = _GrammarReader(text, MOST_RULES * factor).read(given or {})
+    nodes, root = _GrammarReader(text, MAX_RULES * factor).read(given or {})
     _find_terminals(nodes)
     rules: list[str] = []
     for node in nodes:
@@ -153,8 +153,8 @@ class _GrammarReader:
             case "|":
                 self._open[-1].alternatives.append([])
             case "(":
-                if len(self._open) > MOST_PARENTHESES_DEEP:
-                    raise self._refuse(f"parentheses are nested deeper than {MOST_PARENTHESES_DEEP}")
+                if len(self._open) > MAX_PARENTHESES_DEEP:
+                    raise self._refuse(f"parentheses are nested deeper than {MAX_PARENTHESES_DEEP}")
                 group = self._node()
                 group.alternatives = [[]]
                 self._add(_Item("", group))
@@ -176,8 +176,8 @@ class _GrammarReader:
 
     def _bounds(self, found: re.Match[str]) -> str:
         least, most = int(found["least"]), int(found["most"] or found["least"])
-        if max(least, most) > MOST_REPEATS:
-            raise self._refuse(f"a repeat of more than {MOST_REPEATS}")
+        if max(least, most) > MAX_REPEATS:
+            raise self._refuse(f"a repeat of more than {MAX_REPEATS}")
         if most < least:
             raise self._refuse("a repeat whose maximum is below its minimum")
         return f"{{{least},{'' if found['rest'] and not found['most'] else most}}}"

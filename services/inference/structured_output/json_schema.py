@@ -22,21 +22,21 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 Schema = dict[str, Json]
 
 #: SECURITY.md, T6. Real tool schemas have a few kilobytes, mostly descriptions.
-MOST_BYTES = 64 * 1024
+MAX_BYTES = 64 * 1024
 #: Nesting depth of subschemas; a $ref starts at 0 again. And of values in const and enum: serde_json stops at 128.
-MOST_DEEP = 16
-MOST_SUBSCHEMAS = 500
+MAX_DEEP = 16
+MAX_SUBSCHEMAS = 500
 #: In one enum, and in all together.
-MOST_ENUM_VALUES = 500
-MOST_VALUES = 1000
+MAX_ENUM_VALUES = 500
+MAX_VALUES = 1000
 #: The largest minLength, minItems and minProperties.
-MOST_REPEATS = 1000
-MOST_PATTERN_CHARACTERS = 256
+MAX_REPEATS = 1000
+MAX_PATTERN_CHARACTERS = 256
 #: llguidance compares each with each.
-MOST_PATTERNS = 16
+MAX_PATTERNS = 16
 #: The least common multiple of all multipleOf, in units of the finest: allOf may combine them, and it has as many states.
-MOST_MULTIPLE = 10_000
-MOST_UNIT = 1_000_000
+MAX_MULTIPLE = 10_000
+MAX_UNIT = 1_000_000
 
 #: Keywords whose values are one schema, a list of them, or schemas by name.
 _ONE = {"items", "additionalProperties"}
@@ -104,8 +104,8 @@ _OPTIONS: Schema = {
 def prepared(text: str, pointer: str = "") -> str:
     """Return a schema, or what a JSON pointer leads to in it, as JSON for llguidance. Raises FormatRefused, which names the place."""
     size = len(text.encode("utf-8", "replace"))
-    if size > MOST_BYTES:
-        raise FormatRefused(f"the schema has {size} bytes, at most {MOST_BYTES}")
+    if size > MAX_BYTES:
+        raise FormatRefused(f"the schema has {size} bytes, at most {MAX_BYTES}")
     try:
         document: Json = msgspec.json.decode(text.encode("utf-8", "replace"))
     except (msgspec.DecodeError, RecursionError) as error:
@@ -159,10 +159,10 @@ class _Preparation:
 
     def _enter(self, path: str, depth: int) -> None:
         self._subschemas += 1
-        if self._subschemas > MOST_SUBSCHEMAS:
-            raise FormatRefused(f"{path}: more than {MOST_SUBSCHEMAS} subschemas, counted with those that $ref leads to")
-        if depth > MOST_DEEP:
-            raise FormatRefused(f"{path}: nested deeper than {MOST_DEEP} subschemas")
+        if self._subschemas > MAX_SUBSCHEMAS:
+            raise FormatRefused(f"{path}: more than {MAX_SUBSCHEMAS} subschemas, counted with those that $ref leads to")
+        if depth > MAX_DEEP:
+            raise FormatRefused(f"{path}: nested deeper than {MAX_DEEP} subschemas")
 
     def _keyword(self, schema: Schema, keyword: str, path: str, depth: int, *, is_open: bool) -> Json:
         """Return the prepared value of a keyword; None for one without effect."""
@@ -184,8 +184,8 @@ class _Preparation:
         if not isinstance(value, dict):
             raise FormatRefused(f"{path} must be an object")
         if keyword == "patternProperties":
-            if len(value) > MOST_PATTERNS:
-                raise FormatRefused(f"{path} has {len(value)} patterns, at most {MOST_PATTERNS}")
+            if len(value) > MAX_PATTERNS:
+                raise FormatRefused(f"{path} has {len(value)} patterns, at most {MAX_PATTERNS}")
             for pattern in value:
                 _check_pattern(pattern, path)
         return {name: self._prepare(one, f"{path}.{name}", depth + 1) for name, one in value.items()}
@@ -202,21 +202,21 @@ class _Preparation:
 
     def _multiple(self, value: Json, path: str) -> float:
         number = _number(value, path)
-        if not 0 < number <= MOST_MULTIPLE:
-            raise FormatRefused(f"{path} must be more than 0, and at most {MOST_MULTIPLE}")
+        if not 0 < number <= MAX_MULTIPLE:
+            raise FormatRefused(f"{path} must be more than 0, and at most {MAX_MULTIPLE}")
         self._multiples.add(Fraction(str(number)))
         unit = math.lcm(*(one.denominator for one in self._multiples))
-        if unit > MOST_UNIT or math.lcm(*(int(one * unit) for one in self._multiples)) > MOST_MULTIPLE:
+        if unit > MAX_UNIT or math.lcm(*(int(one * unit) for one in self._multiples)) > MAX_MULTIPLE:
             raise FormatRefused(f"{path}: the values of multipleOf in this schema have too large a common multiple")
         return number
 
     def _enum(self, value: Json, path: str) -> Json:
         values = _elements(value, path)
-        if len(values) > MOST_ENUM_VALUES:
-            raise FormatRefused(f"{path} has {len(values)} values, at most {MOST_ENUM_VALUES}")
+        if len(values) > MAX_ENUM_VALUES:
+            raise FormatRefused(f"{path} has {len(values)} values, at most {MAX_ENUM_VALUES}")
         self._values += len(values)
-        if self._values > MOST_VALUES:
-            raise FormatRefused(f"{path}: more than {MOST_VALUES} values in all enums of the schema")
+        if self._values > MAX_VALUES:
+            raise FormatRefused(f"{path}: more than {MAX_VALUES} values in all enums of the schema")
         for one in values:
             _check_value(one, path)
         return values
@@ -247,7 +247,7 @@ def _target(document: Json, reference: str, path: str) -> Json:
 def resolved(document: Json, pointer: str) -> tuple[str, Schema]:
     """Follow the references of the schema at a JSON pointer. Return where they lead to; an empty schema if that is nowhere."""
     found: Json = None
-    for _ in range(MOST_DEEP):
+    for _ in range(MAX_DEEP):
         try:
             found = _target(document, f"#{pointer}", "$")
         except FormatRefused:
@@ -363,16 +363,16 @@ def _count(value: Json, path: str, *, is_least: bool) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise FormatRefused(f"{path} must be a non-negative whole number")
-    if is_least and value > MOST_REPEATS:
-        raise FormatRefused(f"{path}: {value} is more than the maximum of {MOST_REPEATS}")
+    if is_least and value > MAX_REPEATS:
+        raise FormatRefused(f"{path}: {value} is more than the maximum of {MAX_REPEATS}")
     return min(value, 2**31)
 
 
 def _check_pattern(value: Json, path: str) -> str:
     if not isinstance(value, str):
         raise FormatRefused(f"{path} must be a string")
-    if len(value) > MOST_PATTERN_CHARACTERS:
-        raise FormatRefused(f"{path} has {len(value)} characters, at most {MOST_PATTERN_CHARACTERS}")
+    if len(value) > MAX_PATTERN_CHARACTERS:
+        raise FormatRefused(f"{path} has {len(value)} characters, at most {MAX_PATTERN_CHARACTERS}")
     if _LOOK_AROUND.search(value):
         raise FormatRefused(f"{path}: look-around is not supported")
     return value
@@ -420,8 +420,8 @@ def _format(schema: Schema, path: str) -> str | None:
 
 
 def _check_value(value: Json, path: str, depth: int = 0) -> None:
-    if depth > MOST_DEEP:
-        raise FormatRefused(f"{path}: a value is nested deeper than {MOST_DEEP} levels")
+    if depth > MAX_DEEP:
+        raise FormatRefused(f"{path}: a value is nested deeper than {MAX_DEEP} levels")
     if isinstance(value, int | float) and not _is_finite(value):
         raise FormatRefused(f"{path}: a number is too large")
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():

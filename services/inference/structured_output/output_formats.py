@@ -13,13 +13,13 @@ from shared import errors
 from shared.api.generation import FormatKind, OutputFormat, Tool
 
 #: The longest error message: names in a schema may be as long as the schema.
-MOST_CHARACTERS = 400
-MOST_REGEX_CHARACTERS = 4096
-MOST_CHOICES = 500
-MOST_CHOICE_CHARACTERS = 15_000
+MAX_CHARACTERS = 400
+MAX_REGEX_CHARACTERS = 4096
+MAX_CHOICES = 500
+MAX_CHOICE_CHARACTERS = 15_000
 
 #: Grammars of calls: an agent always sends the same tools, and 128 of them take 0.7 s of processor time.
-MOST_REMEMBERED = 16
+MAX_REMEMBERED = 16
 #: Begins the generic form of tool calls (`generic_form`).
 GENERIC_CALLS = '{"tool_calls": ['
 #: The field that asks for a kind, and what helps if it isn't possible.
@@ -47,7 +47,7 @@ def grammar_of(wanted: OutputFormat) -> str:
             assert_never(wanted.kind)
 
 
-@lru_cache(MOST_REMEMBERED)
+@lru_cache(MAX_REMEMBERED)
 def grammar_of_calls(parser: str, tools: tuple[Tool, ...], wanted: OutputFormat | None, *, parallel: bool, strict: bool) -> str:
     """Build the grammar of tool calls that llama.cpp's parser reads, or of an answer in a JSON format. Raises BadRequest."""
     otherwise = "" if wanted is None else _json(wanted)
@@ -59,7 +59,7 @@ def grammar_of_calls(parser: str, tools: tuple[Tool, ...], wanted: OutputFormat 
 def grammar_of_generic_calls(tools: tuple[Tool, ...], wanted: OutputFormat | None, *, parallel: bool) -> str:
     """Build the grammar of calls as `generic_form` has them, or of an answer in a JSON format. Raises BadRequest."""
     names = [f"c{position}" for position in range(len(tools))]
-    more = f'(", " call){{0,{call_grammar.MOST_CALLS - 1}}}' if parallel else ""
+    more = f'(", " call){{0,{call_grammar.MAX_CALLS - 1}}}' if parallel else ""
     calls = f'calls: {_json_tokens(GENERIC_CALLS)} call {more} "]" "}}"'
     each = [f"{name}: {_generic_call(position, tool)}" for position, (name, tool) in enumerate(zip(names, tools, strict=True))]
     start = "calls" if wanted is None else f"calls | {_json(wanted)}"
@@ -95,8 +95,8 @@ def _json(wanted: OutputFormat) -> str:
 
 
 def _regex(text: str) -> str:
-    if not text or len(text) > MOST_REGEX_CHARACTERS:
-        raise FormatRefused(f"must have 1 to {MOST_REGEX_CHARACTERS} characters")
+    if not text or len(text) > MAX_REGEX_CHARACTERS:
+        raise FormatRefused(f"must have 1 to {MAX_REGEX_CHARACTERS} characters")
     lark.ensure_text(text, "the regular expression")
     return lark.regex(text)
 
@@ -106,10 +106,10 @@ def _choices(text: str) -> str:
         choices = msgspec.json.decode(text, type=list[str])
     except (msgspec.DecodeError, RecursionError):
         choices = []
-    if not 0 < len(choices) <= MOST_CHOICES or not all(choices):
-        raise FormatRefused(f"must be a list of 1 to {MOST_CHOICES} texts that aren't empty")
-    if (characters := sum(len(choice) for choice in choices)) > MOST_CHOICE_CHARACTERS:
-        raise FormatRefused(f"has {characters} characters, at most {MOST_CHOICE_CHARACTERS}")
+    if not 0 < len(choices) <= MAX_CHOICES or not all(choices):
+        raise FormatRefused(f"must be a list of 1 to {MAX_CHOICES} texts that aren't empty")
+    if (characters := sum(len(choice) for choice in choices)) > MAX_CHOICE_CHARACTERS:
+        raise FormatRefused(f"has {characters} characters, at most {MAX_CHOICE_CHARACTERS}")
     return " | ".join(map(lark.literal, choices))
 
 
@@ -123,5 +123,5 @@ def _refusing(kind: FormatKind, build: Callable[[], str], field: str | None = No
 
 def short(message: str) -> str:
     """Cut the middle: the place is at the start and the reason at the end."""
-    half = MOST_CHARACTERS // 2
-    return message if len(message) <= MOST_CHARACTERS else f"{message[:half]} … {message[-half:]}"
+    half = MAX_CHARACTERS // 2
+    return message if len(message) <= MAX_CHARACTERS else f"{message[:half]} … {message[-half:]}"

@@ -148,7 +148,7 @@ class SupervisedEngine:
                     self._history, crashes = history, len(history.crashes)
                     log.warning("engine_died", model=self._model, reason=reason, crashes=crashes, restart_in_seconds=seconds)
                     self._set_state(
-                        ModelState.LOADING, f"the engine {reason}; restarting (crash {crashes} of {restart_policy.MOST_CRASHES})"
+                        ModelState.LOADING, f"the engine {reason}; restarting (crash {crashes} of {restart_policy.MAX_CRASHES})"
                     )
                     self._watcher.restarting(self._model)
                     await asyncio.sleep(seconds)

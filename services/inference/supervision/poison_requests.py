@@ -15,7 +15,7 @@ import msgspec
 from services.inference.jobs import GenerationJob
 
 #: A hundred bytes each; enough for thirty crashes of a full engine.
-MOST_SUSPECTS = 1000
+MAX_SUSPECTS = 1000
 #: After so long the cause may be gone.
 KEPT_SECONDS = 3600.0
 
@@ -65,7 +65,7 @@ class PoisonRequests:
             guilty = alone or self.suspicion(request) is RequestSuspicion.POISON
             self._records[request] = _SuspectRecord(RequestSuspicion.POISON if guilty else RequestSuspicion.SUSPECT, self._clock())
             self._records.move_to_end(request)
-        while len(self._records) > MOST_SUSPECTS:
+        while len(self._records) > MAX_SUSPECTS:
             self._records.popitem(last=False)
 
     def clear(self, request: bytes) -> None:

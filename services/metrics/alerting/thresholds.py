@@ -15,7 +15,7 @@ from shared.telemetry.host_instruments import HostInstruments
 from shared.telemetry.instruments import Instruments
 
 #: With fewer calls in the window, a single slow or failed one would fire an alert.
-_LEAST_CALLS: Final = 20
+_MIN_CALLS: Final = 20
 #: Error codes that are not the caller's fault. Web uses the code for each HTTP status.
 OUR_FAULT: Final = tuple(sorted(code for code, kind in errors.BY_CODE.items() if kind.fault is not errors.Fault.CALLER))
 
@@ -108,14 +108,14 @@ def _first_texts(readings: Readings) -> Vector:
 def _latency(readings: Readings) -> Vector:
     calls = readings.growth.get(_CALLS.name, {})
     counts = grouped(max, calls, ("service",))
-    return {labels: value for labels, value in _p95(calls).items() if counts[labels] > _LEAST_CALLS}
+    return {labels: value for labels, value in _p95(calls).items() if counts[labels] > _MIN_CALLS}
 
 
 def _failing(readings: Readings) -> Vector:
     requests = readings.growth.get(_REQUESTS.name, {})
     ours = grouped(sum, {labels: count for labels, count in requests.items() if dict(labels).get("status") in OUR_FAULT}, ("service",))
     calls = grouped(sum, requests, ("service",))
-    return {labels: count / calls[labels] for labels, count in ours.items() if calls[labels] > _LEAST_CALLS}
+    return {labels: count / calls[labels] for labels, count in ours.items() if calls[labels] > _MIN_CALLS}
 
 
 def _failing_payments(readings: Readings) -> Vector:

@@ -21,7 +21,7 @@ from shared.types import SERVICE_NAMES, NodeId, Role
 
 EVERY_SECONDS: Final = 2.0
 NODE_DEADLINE_SECONDS: Final = 2.0
-_MOST_NODES: Final = 2_000
+_MAX_NODES: Final = 2_000
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class ReadPositions(Generic[T]):
 
     async def read(self, node: NodeId, fetch: Callable[[int], Awaitable[RingReading[T]]]) -> RingReading[T]:
         """Return the new items of a node, as far as it responds; ``fetch`` reads from a number on."""
-        if node not in self._after and len(self._after) >= _MOST_NODES:
+        if node not in self._after and len(self._after) >= _MAX_NODES:
             # Known nodes are read from the start again.
             self._after.clear()
         items: list[T] = []

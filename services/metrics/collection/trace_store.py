@@ -24,7 +24,7 @@ _SPAN_ID: Final = re.compile(r"[0-9a-f]{16}")
 _MAX_NAME: Final = 200
 _MAX_ATTRIBUTES: Final = 32
 _MAX_TEXT: Final = 256
-_MOST: Final = 2**63 - 1
+_MAX: Final = 2**63 - 1
 #: Only these services create request ids.
 _NAMES_REQUESTS: Final = frozenset({SERVICE_NAMES[Role.GATEWAY], SERVICE_NAMES[Role.WEB]})
 
@@ -32,7 +32,7 @@ _NAMES_REQUESTS: Final = frozenset({SERVICE_NAMES[Role.GATEWAY], SERVICE_NAMES[R
 def is_sound(span: Span, service: str) -> bool:
     """Return whether to store a span. Nodes are untrusted: limit its size, and let only gateways and web name requests."""
     ids = _TRACE_ID.fullmatch(span.trace_id) and _SPAN_ID.fullmatch(span.span_id) and _SPAN_ID.fullmatch(span.parent_id or span.span_id)
-    if not ids or not 0 <= span.start_ns <= span.end_ns <= _MOST:
+    if not ids or not 0 <= span.start_ns <= span.end_ns <= _MAX:
         return False
     if not 0 < len(span.name) <= _MAX_NAME or len(span.error) > _MAX_TEXT or len(span.attributes) > _MAX_ATTRIBUTES:
         return False
@@ -44,7 +44,7 @@ def is_sound(span: Span, service: str) -> bool:
 def _is_small(value: Value) -> bool:
     if isinstance(value, str):
         return len(value) <= _MAX_TEXT
-    return -_MOST <= value <= _MOST if isinstance(value, int) else isfinite(value)
+    return -_MAX <= value <= _MAX if isinstance(value, int) else isfinite(value)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from shared.types import NodeId, Role
 #: After a start, no worker counts as missing for this time: links over Hyperswarm come back one after another.
 MEETING: Final = timedelta(seconds=60)
 #: Truncates reasons, because peers can supply them.
-_MOST_WORDS: Final = 200
+_MAX_WORDS: Final = 200
 _WENT_UNSEEN: Final = "it has not come back since the metrics service restarted"
 
 
@@ -81,4 +81,4 @@ def _entry(member: AttendedWorker, gone_at: datetime) -> DirectoryEntry:
 
 def _plain(text: str) -> str:
     """Replace control characters, because PostgreSQL rejects NUL."""
-    return "".join(each if each.isprintable() else " " for each in text[:_MOST_WORDS])
+    return "".join(each if each.isprintable() else " " for each in text[:_MAX_WORDS])

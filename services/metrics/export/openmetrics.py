@@ -18,7 +18,7 @@ _TOTAL = "_total"
 _TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}")
 #: In seconds since 1970: the year 5138.
 _LATEST = 1e11
-_MOST = 1e18
+_MAX = 1e18
 
 #: The suffixes of the names that a family occupies.
 _TAKEN = {
@@ -136,7 +136,7 @@ def _rows_of_histograms(family: Family) -> Iterator[str]:
 
 def _with(number: str, head: SeriesHead, exemplar: Exemplar | None) -> str:
     """Append a valid exemplar to the number of a bucket: it has a trace id and a value inside the bucket."""
-    if exemplar is None or head.le is None or not 0 <= exemplar.value <= min(head.le, _MOST):
+    if exemplar is None or head.le is None or not 0 <= exemplar.value <= min(head.le, _MAX):
         return number
     if not _TRACE_ID.fullmatch(exemplar.trace_id) or not 0 < exemplar.at < _LATEST:
         return number

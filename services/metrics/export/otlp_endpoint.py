@@ -17,11 +17,11 @@ from shared.transports.http_transport import HttpTransport
 #: The deadline for the whole request, including a slow response.
 _SECONDS: Final = 10.0
 #: Responses are short. Longer ones are not read.
-_MOST_ANSWER_BYTES: Final = 64 * 1024
+_MAX_ANSWER_BYTES: Final = 64 * 1024
 #: Request uncompressed responses, which need no decompression limit.
 _HEADERS: Final = {"content-type": "application/json", "accept-encoding": "identity"}
 #: The minimum length of a secret in OTEL_EXPORTER_OTLP_HEADERS; "Bearer" and tenant numbers are shorter.
-_SHORTEST_SECRET: Final = 8
+_MIN_SECRET: Final = 8
 _LATER: Final = frozenset({408, 429, 502, 503, 504})
 
 
@@ -32,7 +32,7 @@ Post = Callable[[str, bytes], Awaitable[Rejection | None]]
 @asynccontextmanager
 async def opened(url: str, headers: Mapping[str, str]) -> AsyncIterator[Post]:
     """Open the client. ``url`` has no path, as in OTEL_EXPORTER_OTLP_ENDPOINT."""
-    secrets = [word for value in headers.values() for word in value.split() if len(word) >= _SHORTEST_SECRET]
+    secrets = [word for value in headers.values() for word in value.split() if len(word) >= _MIN_SECRET]
     async with httpx.AsyncClient(transport=HttpTransport(trust_env=False), timeout=_SECONDS, headers={**headers, **_HEADERS}) as client:
 
         async def post(path: str, body: bytes) -> Rejection | None:
@@ -55,7 +55,7 @@ async def _read(answer: httpx.Response) -> bytes:
     body = bytearray()
     async for chunk in answer.aiter_raw():
         body += chunk
-        if len(body) > _MOST_ANSWER_BYTES:
+        if len(body) > _MAX_ANSWER_BYTES:
             return b""
     return bytes(body)
 

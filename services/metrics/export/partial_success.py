@@ -13,9 +13,9 @@ import msgspec
 #: How long the health reports the last rejection.
 REMEMBERED_SECONDS: Final = 600.0
 #: Truncates reasons, because they can quote the request.
-_MOST_WORDS: Final = 200
-_MOST_REASONS: Final = 8
-_MOST_BITS: Final = 63
+_MAX_WORDS: Final = 200
+_MAX_REASONS: Final = 8
+_MAX_BITS: Final = 63
 _NUMBER: Final = re.compile(r"\d+")
 
 
@@ -50,7 +50,7 @@ def read(content_type: str, body: bytes) -> Rejection | None:
                 return None
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    return Rejection(count, _one_line(why)) if (count or why) and count < 2**_MOST_BITS else None
+    return Rejection(count, _one_line(why)) if (count or why) and count < 2**_MAX_BITS else None
 
 
 def _read_json(body: bytes) -> tuple[int, str]:
@@ -59,7 +59,7 @@ def _read_json(body: bytes) -> tuple[int, str]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * _MOST_WORDS]).split())[:_MOST_WORDS]
+    return " ".join("".join(each if each.isprintable() else " " for each in text[: 4 * _MAX_WORDS]).split())[:_MAX_WORDS]
 
 
 # --- protobuf: https://protobuf.dev/programming-guides/encoding/ --------------------------------------------------------
@@ -105,7 +105,7 @@ def _fields(body: bytes) -> Iterator[tuple[int, int | bytes]]:
 def _varint(body: bytes, at: int) -> tuple[int, int]:
     """Return a number and the position after it. Rejects negative numbers, which have ten bytes."""
     value = 0
-    for shift in range(0, _MOST_BITS, 7):
+    for shift in range(0, _MAX_BITS, 7):
         if at >= len(body):
             raise ValueError("truncated message")
         value |= (body[at] & 0x7F) << shift
@@ -137,7 +137,7 @@ class Rejections:
         if found.count:
             self._count, self._why, self._at = self._count + found.count, found.why, now
         reason = f"{bool(found.count)} {_NUMBER.sub('#', found.why)}"
-        is_news = reason not in self._reasons and len(self._reasons) < _MOST_REASONS
+        is_news = reason not in self._reasons and len(self._reasons) < _MAX_REASONS
         if is_news:
             self._reasons.add(reason)
         return is_news

@@ -62,9 +62,9 @@ def draw(
         steps.setdefault(point.step, _Sum()).add(point, grows=grows)
     seconds = [_seconds(question, step, covered) for step in range(question.steps)]
     lines = [line for wanted in question.wanted for line in _of_name(wanted, seconds, grouped.get(wanted.name, {}))]
-    if len(lines) > api.MOST_LINES:
+    if len(lines) > api.MAX_LINES:
         hint = "request fewer names, or fewer groupings in `by`"
-        raise errors.BadRequest(f"by: the response would have {len(lines)} lines; the limit is {api.MOST_LINES}", hint=hint)
+        raise errors.BadRequest(f"by: the response would have {len(lines)} lines; the limit is {api.MAX_LINES}", hint=hint)
     return tuple(lines)
 
 

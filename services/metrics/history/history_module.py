@@ -120,10 +120,10 @@ class HistoryModule:
             raise errors.NotFound("this mesh has no metrics history", hint=hint)
         if self._store is None:
             raise errors.Unavailable("the history cannot be read: PostgreSQL does not answer", hint="check `aicli stack status`")
-        found = await self._store.lines(question, by, query_plan.MOST_POINTS + 1)
-        if len(found.points) > query_plan.MOST_POINTS:
+        found = await self._store.lines(question, by, query_plan.MAX_POINTS + 1)
+        if len(found.points) > query_plan.MAX_POINTS:
             hint = "request fewer names, or a longer stepSeconds"
-            raise errors.BadRequest(f"the response would have more than {query_plan.MOST_POINTS} values", hint=hint)
+            raise errors.BadRequest(f"the response would have more than {query_plan.MAX_POINTS} values", hint=hint)
         return found
 
 

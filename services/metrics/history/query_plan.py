@@ -16,8 +16,8 @@ from shared.types import NodeId
 _QUANTILE: Final = re.compile(r"p([1-9][0-9]?)")
 _NODE: Final = re.compile(r"[A-Z2-7]{12,56}")
 HIGHEST: Final = "max"
-MOST_POINTS: Final = api.MOST_STEPS * api.MOST_LINES
-_LONGEST_DAYS: Final = 36_500
+MAX_POINTS: Final = api.MAX_STEPS * api.MAX_LINES
+_MAX_DAYS: Final = 36_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +54,19 @@ def read(request: GetHistory, now: datetime, retention: Mapping[int, timedelta])
     step = request.step_seconds
     if step <= 0 or step % rollup.RAW:
         raise errors.BadRequest(f"stepSeconds: {step} is not a multiple of {rollup.RAW}", hint="use 60 for an hour, 900 for a week")
-    if since >= until or until - since > timedelta(days=_LONGEST_DAYS):
+    if since >= until or until - since > timedelta(days=_MAX_DAYS):
         raise errors.BadRequest("since and until: no past time between them", hint="until must be later than since")
-    if not 1 <= len(request.names) <= api.MOST_NAMES:
+    if not 1 <= len(request.names) <= api.MAX_NAMES:
         hint = "such as ai_platform_queue_depth"
-        raise errors.BadRequest(f"names: request 1 to {api.MOST_NAMES} names, not {len(request.names)}", hint=hint)
+        raise errors.BadRequest(f"names: request 1 to {api.MAX_NAMES} names, not {len(request.names)}", hint=hint)
     resolution = choose(since, step, now, retention)
     step = -(-step // resolution) * resolution
     begin = rollup.floor(since, step)
     steps = -int((begin - until) // timedelta(seconds=step))
-    if steps > api.MOST_STEPS:
-        fitting = -(-(until - since).total_seconds() // (api.MOST_STEPS - 1) // rollup.RAW) * rollup.RAW
+    if steps > api.MAX_STEPS:
+        fitting = -(-(until - since).total_seconds() // (api.MAX_STEPS - 1) // rollup.RAW) * rollup.RAW
         hint = f"request a shorter period, or stepSeconds of at least {int(fitting)}"
-        raise errors.BadRequest(f"stepSeconds: the response would have {steps} steps; the limit is {api.MOST_STEPS}", hint=hint)
+        raise errors.BadRequest(f"stepSeconds: the response would have {steps} steps; the limit is {api.MAX_STEPS}", hint=hint)
     return QueryPlan(tuple(_wanted(name) for name in request.names), begin, until, step, steps, resolution, _node(request.node))
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Final
 
-from services.metrics.history.row_reader import MOST
+from services.metrics.history.row_reader import MAX
 
 RAW: Final = 15
 MINUTE: Final = 60
@@ -75,6 +75,6 @@ def roll(rows: Iterable[StoredRows]) -> list[StoredRows]:
 
 def _add(rows: Sequence[StoredRows]) -> StoredRows:
     first = rows[0]
-    sums = array("f", (max(-MOST, min(MOST, sum(column))) for column in zip(*(row.sums for row in rows), strict=True)))
+    sums = array("f", (max(-MAX, min(MAX, sum(column))) for column in zip(*(row.sums for row in rows), strict=True)))
     peaks = array("f", map(max, zip(*(row.sums if row.peaks is None else row.peaks for row in rows), strict=True)))
     return StoredRows(first.node, first.service, first.layout, sum(row.looks for row in rows), sums, peaks)

@@ -18,7 +18,7 @@ from services.metrics.history import kept_series
 from shared.telemetry.instruments import Instruments
 
 #: The limit of PostgreSQL's `real`.
-MOST: Final = 3.4e38
+MAX: Final = 3.4e38
 #: Counters of a node that is missing for more samples (ten minutes) are forgotten.
 _MAX_MISSED: Final = 40
 #: Cached heads, about 300 bytes each; 200 workers have half of them.
@@ -81,7 +81,7 @@ class RowReader:
         for line in _lines(text):
             head, _, number = line.rpartition(" ")
             place = self._places[head] if head in self._places else self._find_place(head)
-            if place is None or not abs(value := float(number)) <= MOST:
+            if place is None or not abs(value := float(number)) <= MAX:
                 continue
             node = (place.service, place.node)
             if node not in found and len(found) >= kept_series.MAX_NODES:
@@ -122,7 +122,7 @@ class RowReader:
     def _row(self, node: tuple[str, str], found: dict[tuple[int, str], float]) -> HistoryRow:
         ordered = sorted(found)[: kept_series.MAX_SERIES]
         names = tuple(name for _, name in ordered)
-        values = array("f", (math.copysign(min(abs(found[key]), MOST), found[key]) for key in ordered))
+        values = array("f", (math.copysign(min(abs(found[key]), MAX), found[key]) for key in ordered))
         return HistoryRow(*node, self._names.setdefault(names, names), values)
 
     def _remember(self, counters: dict[tuple[str, str], dict[str, float]]) -> None:

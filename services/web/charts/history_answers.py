@@ -73,7 +73,7 @@ class HistoryAnswers:
     def first_tokens(self) -> list[HistorySeries]:
         return [
             HistorySeries(label, label, self._values(line))
-            for name, label in ((history_queries.HALF_FIRST, "Median"), (history_queries.MOST_FIRST, "p95"))
+            for name, label in ((history_queries.HALF_FIRST, "Median"), (history_queries.MAX_FIRST, "p95"))
             for line in self._lines(HistoryQuery.SERVICES, name)
             if line.labels.get("service") == _GATEWAY
         ]

@@ -13,9 +13,9 @@ from shared import errors
 from shared.api.metrics import History
 
 #: Lines per chart: more colors and dashes are hard to tell apart.
-MOST_LINES = 12
+MAX_LINES = 12
 #: How many machines with gaps a chart lists.
-_MOST_BROKEN = 3
+_MAX_BROKEN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def _chart(plan: _Plan, answers: HistoryAnswers, columns: Sequence[slice]) -> Hi
     known = [one for one in found if history_view.first_known(one.values) is not None]
     if not known and not trouble and not plan.nothing:
         return None
-    shown = known[:MOST_LINES] if plan.rank is None else _chosen(known, plan.rank)
+    shown = known[:MAX_LINES] if plan.rank is None else _chosen(known, plan.rank)
     note = trouble or (_note(plan, shown, len(known) - len(shown), answers) if known else plan.nothing)
     lines = tuple(_line(plan.unit, one, columns) for one in shown)
     return HistoryChart(plan.id, plan.title, plan.unit, plan.hint, lines, note, _format_current(plan, known))
@@ -221,7 +221,7 @@ def _chart(plan: _Plan, answers: HistoryAnswers, columns: Sequence[slice]) -> Hi
 
 def _chosen(known: Sequence[HistorySeries], rank: Callable[[Values], float]) -> list[HistorySeries]:
     """Return the top lines sorted by name, so that lines keep their colors when their ranks change."""
-    most = sorted(known, key=lambda one: (rank(one.values), one.label, one.id))[:MOST_LINES]
+    most = sorted(known, key=lambda one: (rank(one.values), one.label, one.id))[:MAX_LINES]
     return sorted(most, key=lambda one: (one.label, one.id))
 
 
@@ -239,8 +239,8 @@ def _describe_machine_gaps(shown: Sequence[HistorySeries], answers: HistoryAnswe
     """Describe the gaps of machines while others had data."""
     whole = history_view.gaps(answers.collected_steps())
     broken = [(one, own) for one in shown if (own := [gap for gap in history_view.gaps(one.values) if gap not in whole])]
-    notes = [f"{one.short}: {history_view.describe_gaps(own, answers.grid)}." for one, own in broken[:_MOST_BROKEN]]
-    return [*notes, f"{len(broken) - _MOST_BROKEN} more with gaps."] if len(broken) > _MOST_BROKEN else notes
+    notes = [f"{one.short}: {history_view.describe_gaps(own, answers.grid)}." for one, own in broken[:_MAX_BROKEN]]
+    return [*notes, f"{len(broken) - _MAX_BROKEN} more with gaps."] if len(broken) > _MAX_BROKEN else notes
 
 
 def _describe_gaps(seen: Values, grid: Grid) -> str:

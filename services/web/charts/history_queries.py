@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from shared.api.metrics import MOST_LINES, GetHistory, HistoryGrouping
+from shared.api.metrics import MAX_LINES, GetHistory, HistoryGrouping
 
 
 class HistorySpan(StrEnum):
@@ -65,7 +65,7 @@ class HistoryQuery(StrEnum):
 MESH_SEEN, GATEWAY_SEEN = "ai_platform_active_users", "ai_platform_ratelimit_degraded"
 COMPLETED = "ai_platform_completed_requests_total"
 TOKENS = "ai_platform_tokens_total"
-HALF_FIRST, MOST_FIRST = "p50:ai_platform_ttft_seconds", "p95:ai_platform_ttft_seconds"
+HALF_FIRST, MAX_FIRST = "p50:ai_platform_ttft_seconds", "p95:ai_platform_ttft_seconds"
 QUEUE, SLOTS = "ai_platform_queue_depth", "ai_platform_worker_slots"
 ROUND_TRIPS = "ai_platform_round_trip_seconds"
 #: Query per machine -> its metric.
@@ -81,7 +81,7 @@ OF_MACHINE: Mapping[HistoryQuery, str] = {
 }
 _NAMES: Mapping[HistoryQuery, tuple[str, ...]] = {
     HistoryQuery.WHOLE: (MESH_SEEN, COMPLETED),
-    HistoryQuery.SERVICES: (GATEWAY_SEEN, TOKENS, HALF_FIRST, MOST_FIRST),
+    HistoryQuery.SERVICES: (GATEWAY_SEEN, TOKENS, HALF_FIRST, MAX_FIRST),
     HistoryQuery.MODELS: (QUEUE, SLOTS),
     HistoryQuery.ROUND_TRIPS: (ROUND_TRIPS,),
     HistoryQuery.MACHINES: tuple(OF_MACHINE.values()),
@@ -118,9 +118,9 @@ def plan(machines: int, *, of_one: bool) -> tuple[HistoryQuery, ...]:
     if of_one:
         return HistoryQuery.WHOLE, HistoryQuery.ROUND_TRIPS, HistoryQuery.MACHINES
     whole = (HistoryQuery.WHOLE, HistoryQuery.SERVICES, HistoryQuery.MODELS, HistoryQuery.ROUND_TRIPS)
-    if machines * len(OF_MACHINE) <= MOST_LINES:
+    if machines * len(OF_MACHINE) <= MAX_LINES:
         return (*whole, HistoryQuery.MACHINES)
-    if machines <= MOST_LINES:
+    if machines <= MAX_LINES:
         return (*whole, *OF_MACHINE)
     # Not every machine has a GPU.
     return (*whole, HistoryQuery.TOGETHER, *_OF_GPU)

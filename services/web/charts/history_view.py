@@ -17,7 +17,7 @@ Values = tuple[float | None, ...]
 #: The newest steps may not be collected or stored yet; they do not count as a gap.
 NOT_YET = 2
 #: How many gaps are listed; the rest are counted.
-MOST_GAPS = 3
+MAX_GAPS = 3
 _DAY = timedelta(days=1)
 #: Below this, durations show tenths of a millisecond.
 _FEW_SECONDS = 0.00995
@@ -81,8 +81,8 @@ def describe_gaps(found: Sequence[Gap], grid: Grid) -> str:
     """Describe gaps, such as "no data from 12:03 to 12:10"; empty without gaps."""
     if not found:
         return ""
-    parts = [_describe_gap(gap, grid) for gap in found[:MOST_GAPS]]
-    more = len(found) - MOST_GAPS
+    parts = [_describe_gap(gap, grid) for gap in found[:MAX_GAPS]]
+    more = len(found) - MAX_GAPS
     return "no data " + ", ".join(parts) + (f", and {more} more gaps" if more > 1 else ", and 1 more gap" if more == 1 else "")
 
 

@@ -20,7 +20,7 @@ _DONE = {
     "approved": "Approved. Your terminal signs in within a few seconds; you can close this page.",
     "refused": "Refused. The program that asked gets no access.",
 }
-_LONGEST_CODE = 20
+_MAX_CODE = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,7 @@ async def show_code_form(page_request: NamedDependency[PageRequest]) -> Page:
 
 @post(_HERE)
 async def enter_device_code(page_request: NamedDependency[PageRequest]) -> Page:
-    typed = re.sub(r"[^0-9A-Za-z]", "", await page_request.read_field("code"))[:_LONGEST_CODE]
+    typed = re.sub(r"[^0-9A-Za-z]", "", await page_request.read_field("code"))[:_MAX_CODE]
     return page_request.redirect(f"{_HERE}/{typed}" if typed else _HERE)
 
 

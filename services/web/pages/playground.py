@@ -31,7 +31,7 @@ from shared.resumable_stream import StreamRequest
 from shared.types import Ability, Credential, FinishReason, ModelName, NodeId, RequestId
 
 #: More than the context of most models can hold.
-MOST_MESSAGES = 200
+MAX_MESSAGES = 200
 #: As much as a message of the mesh (thoughts are sent back, too); more with images.
 _TEXT_BYTES = wire.MAX_MESSAGE_BYTES
 MAX_BODY_BYTES = wire.MAX_REQUEST_BYTES
@@ -133,8 +133,8 @@ async def answer(page_request: NamedDependency[PageRequest]) -> EventResponse:
 
 def read_question(question: ChatQuestion) -> InferenceRequest:
     """Convert a question to a request. Raises BadRequest."""
-    if len(question.messages) > MOST_MESSAGES:
-        raise errors.BadRequest(f"the chat is longer than {MOST_MESSAGES} messages", hint="start a new chat")
+    if len(question.messages) > MAX_MESSAGES:
+        raise errors.BadRequest(f"the chat is longer than {MAX_MESSAGES} messages", hint="start a new chat")
     if not question.messages or question.messages[-1].role is not Speaker.USER:
         raise errors.BadRequest("the chat does not end with a message from you", hint="type a message and send it")
     system = (ChatMessage("system", question.system),) if question.system else ()

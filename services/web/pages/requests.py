@@ -24,7 +24,7 @@ from shared.types import KeyId, ModelName, RequestStatus
 
 ROWS_OF_A_PAGE = 50
 EXPORT_SECONDS = 600.0
-_LONGEST = 200
+_MAX = 200
 
 
 class RequestFilters(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,7 +133,7 @@ def read_filters(filters: RequestFilters) -> RequestListQuery:
 
 def _filters(*typed: str) -> RequestFilters:
     # PostgreSQL cannot store NUL.
-    return RequestFilters(*(text.replace("\0", "").strip()[:_LONGEST] for text in typed))
+    return RequestFilters(*(text.replace("\0", "").strip()[:_MAX] for text in typed))
 
 
 async def read_table(page_request: PageRequest, wanted: RequestListQuery) -> AsyncGenerator[bytes]:

@@ -139,8 +139,8 @@ def _build_request(first: date, last: date) -> GetUsageReport:
     days = (last - first).days + 1
     if days < 1:
         raise errors.BadRequest("the first day is after the last", hint="choose both days again")
-    if days > usage_report.MOST_BUCKETS:
-        raise errors.BadRequest(f"{days} days exceed the maximum of {usage_report.MOST_BUCKETS}", hint="export in several parts")
+    if days > usage_report.MAX_BUCKETS:
+        raise errors.BadRequest(f"{days} days exceed the maximum of {usage_report.MAX_BUCKETS}", hint="export in several parts")
     try:
         return GetUsageReport(since=_midnight(first), until=_midnight(last) + _DAY)
     except OverflowError:

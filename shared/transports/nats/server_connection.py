@@ -23,7 +23,7 @@ if _aiohttp is not None:
     sys.modules["aiohttp"] = _aiohttp
 
 #: A server that has not answered so many PINGs, one a second, or has taken nothing for as many seconds, is considered lost.
-MOST_PINGS = 10
+MAX_PINGS = 10
 #: What is written beyond this waits in nats-py. It is the default high-water mark of asyncio.
 _SOCKET_BYTES = 64 * 1024
 _CLOSE_SECONDS = 1.0
@@ -94,7 +94,7 @@ class ServerSocket(TcpTransport):
     async def drain(self) -> None:
         if self._io_writer is not None and self._io_writer.transport.get_write_buffer_size() > _SOCKET_BYTES:
             try:
-                async with asyncio.timeout(MOST_PINGS):
+                async with asyncio.timeout(MAX_PINGS):
                     await super().drain()  # type: ignore[no-untyped-call]
             except (OSError, TimeoutError):
                 self.cut()
@@ -169,7 +169,7 @@ class ServerConnection(Client):
         signs = not server.has_credentials
         try:
             await self.connect(
-                str(server), name=name, allow_reconnect=False, connect_timeout=60, ping_interval=1, max_outstanding_pings=MOST_PINGS,
+                str(server), name=name, allow_reconnect=False, connect_timeout=60, ping_interval=1, max_outstanding_pings=MAX_PINGS,
                 # So nothing waits in nats-py, see _at_once; the bounds are ``NatsClient.is_full`` and ``max_payload``.
                 pending_size=0, flusher_queue_size=0,
                 error_cb=self._note_error, closed_cb=self._end, lame_duck_mode_cb=self._leave, discovered_server_cb=self._learn,

@@ -27,7 +27,7 @@ LIMITS = {
     "haproxy": re.compile(r"(?:setenv BODY_BYTES (?=\d)|int\((?=\d+\) if \{ path_beg (\S+)))(\d+)"),
     "caddy": re.compile(r"import body (?:@prompts|(\S+)\*) (\w+)"),
 }
-LONGEST = 80
+MAX = 80
 
 
 def read(name: str) -> str:
@@ -36,7 +36,7 @@ def read(name: str) -> str:
 
 @pytest.mark.parametrize("name", PROXIES)
 def test_it_is_short(name: str) -> None:
-    assert len(read(name).splitlines()) <= LONGEST
+    assert len(read(name).splitlines()) <= MAX
 
 
 @pytest.mark.parametrize("name", PROXIES)

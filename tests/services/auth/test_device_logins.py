@@ -200,7 +200,7 @@ async def test_an_old_sign_in_must_be_confirmed_to_approve(world: Surroundings, 
 
 
 async def test_guessing_codes_is_limited_by_user(world: Surroundings, anna: auth.LoginSession) -> None:
-    for number in range(request_limits.MOST_DEVICE_CODES):
+    for number in range(request_limits.MAX_DEVICE_CODES):
         with pytest.raises(errors.NotFound, match="no login waits"):
             await (find(world, "BCDF-GHJK", anna) if number % 2 else decide(world, "BCDFGHJK", anna))
     begun = await begin(world)
@@ -211,7 +211,7 @@ async def test_guessing_codes_is_limited_by_user(world: Surroundings, anna: auth
 
 
 async def test_logins_are_limited_by_address(world: Surroundings) -> None:
-    for _ in range(request_limits.MOST_DEVICE_LOGINS):
+    for _ in range(request_limits.MAX_DEVICE_LOGINS):
         await begin(world)
     with pytest.raises(errors.Limited, match="from your address"):
         await begin(world)
@@ -222,7 +222,7 @@ async def test_logins_are_limited_by_address(world: Surroundings) -> None:
 async def test_logins_of_many_networks_are_limited_by_their_site_and_by_nothing_that_others_use(
     world: Surroundings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_limits, "MOST_DEVICE_LOGINS_OF_SITE", 3)
+    monkeypatch.setattr(request_limits, "MAX_DEVICE_LOGINS_OF_SITE", 3)
     for number in range(3):
         await begin(world, ClientFacts(f"2001:db8:7:{number:x}::1"))
     with pytest.raises(errors.Limited, match="from your address"):
@@ -233,7 +233,7 @@ async def test_logins_of_many_networks_are_limited_by_their_site_and_by_nothing_
 
 
 async def test_logins_from_loopback_are_limited_together(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "MOST_DEVICE_LOGINS_OF_LOOPBACK", 2)
+    monkeypatch.setattr(request_limits, "MAX_DEVICE_LOGINS_OF_LOOPBACK", 2)
     for address in ("127.0.0.1", "::1"):
         await begin(world, ClientFacts(address))
     with pytest.raises(errors.Limited, match="from your address"):

@@ -25,7 +25,7 @@ TENANTS = tiers.volume(100, least=30)
 FEW = 10
 AT_ONCE = 10
 #: The limit for one service, from OBSERVABILITY.md §6.2.
-MOST_SERIES = 10_000
+MAX_SERIES = 10_000
 REGISTERED = """
     INSERT INTO auth.users (id, username, email)
     SELECT id, 'user' || n, n || '@example.com' FROM unnest($1::uuid[]) WITH ORDINALITY AS new (id, n)
@@ -89,4 +89,4 @@ async def test_many_tenants_create_no_more_series_than_a_few(settings: AuthSetti
         assert running.node.metrics.registry.get_sample_value("ai_platform_keys_created_total") == TENANTS
         assert few
         assert _of_tenants(_series(running)) == few
-        assert len(_series(running)) <= MOST_SERIES
+        assert len(_series(running)) <= MAX_SERIES

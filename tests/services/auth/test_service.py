@@ -118,7 +118,7 @@ async def test_with_closed_registration_an_invitation_admits_only_its_addressee(
 
 
 async def test_with_closed_registration_an_inviter_admits_few_people_a_day(settings: AuthSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "MOST_INVITED_A_DAY", 2)
+    monkeypatch.setattr(request_limits, "MAX_INVITED_A_DAY", 2)
     world = Surroundings()
     closed = msgspec.structs.replace(settings, open_registration=False, organisations_per_user=5)
     async with AuthService.open(closed, world.as_node()) as world.service:

@@ -17,7 +17,7 @@ import pytest
 import services.auth
 from services.auth.api_keys import Mark
 from services.auth.roles import KeyTerms
-from services.auth.store import MOST_ACTIVE_KEYS, AccountTables, NewKey, opened
+from services.auth.store import MAX_ACTIVE_KEYS, AccountTables, NewKey, opened
 from shared import errors
 from shared.api.auth import ApiKey, ApiKeyLimits, Change, KeyBounds, KeyKind, User
 from shared.node import lifecycle
@@ -120,7 +120,7 @@ async def test_a_key_can_be_revoked_once(store: AccountTables) -> None:
 async def test_a_users_active_keys_are_limited(store: AccountTables) -> None:
     user = await add_user(store)
     key = await add_key(store, user, "first")
-    for n in range(1, MOST_ACTIVE_KEYS):
+    for n in range(1, MAX_ACTIVE_KEYS):
         await add_key(store, user, str(n))
     with pytest.raises(errors.BadRequest, match="already 100 active keys"):
         await add_key(store, user, "more")

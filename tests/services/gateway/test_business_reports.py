@@ -10,17 +10,17 @@ from services.gateway import usage_reports
 from services.gateway.usage_reports import BusinessReports
 from services.gateway.usage_store import DaysStore
 from shared import errors
-from shared.api.business import MOST_DAYS, BusinessGrouping, GetBusinessReport
+from shared.api.business import MAX_DAYS, BusinessGrouping, GetBusinessReport
 from shared.telemetry import Metrics
 from shared.types import MicroCredits
 
 SINCE = date(2026, 3, 1)
 
 
-@given(st.dates(date(1000, 1, 1), date(3000, 1, 1)), st.integers(-MOST_DAYS * 2, MOST_DAYS * 2))
+@given(st.dates(date(1000, 1, 1), date(3000, 1, 1)), st.integers(-MAX_DAYS * 2, MAX_DAYS * 2))
 def test_a_report_covers_a_limited_number_of_days(since: date, days: int) -> None:
     query = GetBusinessReport(since, since + timedelta(days=days))
-    if 1 <= days <= MOST_DAYS:
+    if 1 <= days <= MAX_DAYS:
         usage_reports.check_period(query)
     else:
         with pytest.raises(errors.BadRequest, match=r"days; the limit is 750|since must be before until"):

@@ -136,7 +136,7 @@ async def test_error_of_the_only_worker_is_raised() -> None:
 async def test_order_without_clear_workers_is_refused(
     order: dict[str, str], kind: type[errors.AimeshError], why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pull_orders, "MOST_WORKERS", 1)
+    monkeypatch.setattr(pull_orders, "MAX_WORKERS", 1)
     harness = PullHarness({"room": "3"}, {"room": "3"})
     with pytest.raises(kind, match=why):
         await harness.pull(**order)

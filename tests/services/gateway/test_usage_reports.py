@@ -90,7 +90,7 @@ def test_every_moment_of_the_period_is_in_one_bucket(since: datetime, pieces: fl
 
 
 def test_the_number_of_buckets_is_limited() -> None:
-    most = usage_report.MOST_BUCKETS
+    most = usage_report.MAX_BUCKETS
     assert len(usage_reports.buckets(make_query(NOON, NOON + timedelta(minutes=most), Bucket.MINUTE))) == most
     with pytest.raises(errors.BadRequest, match=f"the period has {most + 1} minutes; the limit is {most}"):
         usage_reports.buckets(make_query(NOON, NOON + timedelta(minutes=most, seconds=1), Bucket.MINUTE))

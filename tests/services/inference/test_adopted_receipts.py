@@ -147,7 +147,7 @@ async def test_the_receipts_of_the_version_without_folders_are_adopted(template:
 
 
 async def test_only_so_many_are_adopted_at_a_time(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receipts, "MOST_ADOPTED", 1)
+    monkeypatch.setattr(receipts, "MAX_ADOPTED", 1)
     requests = [(await write(template, tmp_path))[1] for _ in range(2)]
     one, two = adopter(template), adopter(template)
     for peer in (one, two):

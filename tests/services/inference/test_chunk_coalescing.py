@@ -48,9 +48,9 @@ async def test_old_enough_chunk_is_sent_with_the_next() -> None:
 async def test_chunk_size_is_bounded() -> None:
     reader, clock = Reader(), Clock()
     gathered = CoalescedChunks(reader, clock)
-    for number in range(1 + 3 * service.MOST_TOKENS):
+    for number in range(1 + 3 * service.MAX_TOKENS):
         await gathered.send(word(number))
-    assert [len(chunk.token_ids) for chunk in reader.chunks] == [1, *[service.MOST_TOKENS] * 3]
+    assert [len(chunk.token_ids) for chunk in reader.chunks] == [1, *[service.MAX_TOKENS] * 3]
 
 
 async def test_last_chunk_is_sent_immediately_and_marked() -> None:

@@ -172,7 +172,7 @@ async def test_two_pulls_of_one_model_are_one_download(pulls: ModelPulls, server
 
 
 async def test_too_many_pulls_are_refused(pulls: ModelPulls, server: RangedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_pulls, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(model_pulls, "MAX_AT_ONCE", 1)
     async with pulling(pulls, server) as task:
         with pytest.raises(errors.Overloaded, match="runs 1 pulls already"):
             await pull(pulls, PullModel("https://example.org/x.gguf"))

@@ -157,7 +157,7 @@ async def test_a_gateway_that_is_away_is_asked_several_times(origin: Origin, sto
     origin.change = lose
     with pytest.raises(errors.NotReachable):
         await get(origin, store, source)
-    assert len(origin.asked) == version_copy._MOST_FAILURES
+    assert len(origin.asked) == version_copy._MAX_FAILURES
 
 
 async def test_flipped_bytes_are_fetched_again_and_never_stored(origin: Origin, store: ModelStore) -> None:

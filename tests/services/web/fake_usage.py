@@ -76,7 +76,7 @@ class FakeUsage:
         self._user(credential)
         step = _STEP[request.bucket]
         number = -int((request.since - request.until) // step)
-        if number > usage_report.MOST_BUCKETS:
+        if number > usage_report.MAX_BUCKETS:
             raise errors.BadRequest(f"that is {number} {request.bucket}s", hint="ask for a shorter time")
         used = [*self.used_at, *((each.created_at, _of_one(each)) for each in self.logged)]
         starts = [request.since + step * position for position in range(number)]

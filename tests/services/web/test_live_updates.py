@@ -78,7 +78,7 @@ async def test_idle_page_gets_keepalives(at_once: None, monkeypatch: pytest.Monk
 
 
 async def test_stream_ends_after_a_time_and_the_browser_reconnects(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_updates, "_LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(live_updates, "_MAX_SECONDS", 0.0)
 
     async def read() -> Values:
         return {"a": 1}
@@ -91,7 +91,7 @@ async def test_live_pages_per_user_are_limited() -> None:
     followers = live_updates.follower_limit()
     async with asyncio.TaskGroup() as tasks:
         enough = asyncio.Event()
-        holding = [tasks.create_task(hold(followers, "alice", enough)) for _ in range(live_updates.MOST_OF_ONE)]
+        holding = [tasks.create_task(hold(followers, "alice", enough)) for _ in range(live_updates.MAX_OF_ONE)]
         await asyncio.sleep(0)
         with pytest.raises(errors.Overloaded, match="too many live pages"), followers.one_more("alice", live_updates.refusal()):
             raise AssertionError("one too many")
@@ -106,7 +106,7 @@ async def test_live_pages_per_user_are_limited() -> None:
 
 
 async def test_live_pages_in_total_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_updates, "MOST_FOLLOWED", 1)
+    monkeypatch.setattr(live_updates, "MAX_FOLLOWED", 1)
     followers = live_updates.follower_limit()
     with (
         followers.one_more("alice", live_updates.refusal()),
@@ -123,7 +123,7 @@ async def test_closed_page_is_not_counted(at_once: None) -> None:
         return {"a": 1}
 
     followers = live_updates.follower_limit()
-    for _ in range(live_updates.MOST_OF_ONE + 1):
+    for _ in range(live_updates.MAX_OF_ONE + 1):
         events = live_updates._events(followers, "alice", read)
         await next_event(events)
         await events.aclose()

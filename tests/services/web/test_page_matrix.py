@@ -87,7 +87,7 @@ def mesh() -> AdminMesh:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the pages' streams end immediately."""
-    monkeypatch.setattr(live_updates, "_LONGEST_SECONDS", 0.0)
+    monkeypatch.setattr(live_updates, "_MAX_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Which mail is next, and when a failed mail is retried; without a clock or an event loop."""
 
 from shared.mail.letters import Letter
-from shared.mail.mailer import MOST_WAITING, PAUSES_SECONDS, MailQueue
+from shared.mail.mailer import MAX_WAITING, PAUSES_SECONDS, MailQueue
 
 
 def letter(number: int = 0) -> Letter:
@@ -46,7 +46,7 @@ def test_a_permanent_refusal_is_not_retried() -> None:
 
 def test_the_queue_holds_a_hundred_and_counts_what_it_drops() -> None:
     box = MailQueue()
-    assert [box.put(letter(n), 0) for n in range(MOST_WAITING + 5)].count(True) == MOST_WAITING == 100
+    assert [box.put(letter(n), 0) for n in range(MAX_WAITING + 5)].count(True) == MAX_WAITING == 100
     assert (len(box), box.lost) == (100, 5)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shared import errors
 from shared.mail import mailer
-from shared.mail.mailer import MOST_WAITING, Mailer
+from shared.mail.mailer import MAX_WAITING, Mailer
 from shared.telemetry import logs
 from tests.shared.mail.mail_server import MailServer, serving, throw_away_certificate
 
@@ -191,7 +191,7 @@ async def test_a_dead_mail_server_does_not_delay_shutdown(monkeypatch: pytest.Mo
 async def test_the_queue_is_bounded_and_overflow_is_reported() -> None:
     server = MailServer(hangs=True)
     async with mailing(server, "smtp://localhost:{}") as opened:
-        for _ in range(MOST_WAITING + 30):
+        for _ in range(MAX_WAITING + 30):
             await opened.send("anna@example.com", "hello", TEXT)
         assert "30 lost" in opened.check().detail
         server.hangs = False

@@ -16,7 +16,7 @@ from shared.types import FinishReason, ModelName, RequestId, Role
 
 REQUEST_ID = RequestId(UUID(int=7))
 #: Characters in each chunk of "large", and the maximum number of chunks.
-LARGE, MOST = 50_000, 1000
+LARGE, MAX = 50_000, 1000
 #: Between the chunks of "endless".
 PAUSE_SECONDS = 0.001
 RESULT = InferenceResult(REQUEST_ID, ModelName("m"), FinishReason.STOP, Usage(5, 2), 10, 1)
@@ -83,7 +83,7 @@ ANSWERS: dict[str, Iterable[Any]] = {
     "endless": itertools.repeat({"text": "x"}),
     "two": [{"text": "a"}, {"text": "x", "answer": 1}, {"text": "b"}],
     "tools": [{"text": "", "tool_calls": (ToolCall(str(number), "f", "{}"),)} for number in range(2)],
-    "large": [{"text": "x" * LARGE}] * MOST,
+    "large": [{"text": "x" * LARGE}] * MAX,
     "escaped": [{"text": "\x01" * LARGE}] * 4,
     "letters": [{"text": "x"}] * 5_000,
     "hang": [{"text": "a"}, None],

@@ -1,6 +1,6 @@
 import pytest
 
-from shared.node.machine import MOST_BYTES, MOST_SOURCES, CounterRate, Processors, cpu_share
+from shared.node.machine import MAX_BYTES, MAX_SOURCES, CounterRate, Processors, cpu_share
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_counter_starts_with_the_systems_value() -> None:
         pytest.param([2**32 - 10, 5, 25], [0, 20], id="a counter of 32 bits wraps"),
         pytest.param([100, 2**64 - 1, 110], [0, 10], id="a driver says -1 as if it were a number"),
         pytest.param([100, -1, 110], [0, 10], id="a negative total"),
-        pytest.param([100, MOST_BYTES - 1, 110, 120], [0, 0, 10], id="more than a machine can move"),
+        pytest.param([100, MAX_BYTES - 1, 110, 120], [0, 0, 10], id="more than a machine can move"),
     ],
 )
 def test_a_counter_never_goes_back_or_jumps(totals: list[int], grown: list[int]) -> None:
@@ -63,7 +63,7 @@ def test_a_new_interface_counts_from_its_first_byte() -> None:
 def test_old_interface_names_are_forgotten_oldest_first() -> None:
     growth = CounterRate()
     growth.take({"eth0": 100}, float("inf"))
-    for number in range(MOST_SOURCES * 2):
+    for number in range(MAX_SOURCES * 2):
         assert growth.take({"eth0": 100, f"veth{number}": 1}, 1) == 1
-    assert len(growth._last) == MOST_SOURCES
+    assert len(growth._last) == MAX_SOURCES
     assert growth.take({"eth0": 101}, 1) == 1

@@ -7,7 +7,7 @@ import pytest
 from shared.api import node as node_api
 from shared.api.gateway import Check
 from shared.node.member import Node
-from shared.node.mesh_gauges import MOST_PEERS, mean_round_trips, round_trips
+from shared.node.mesh_gauges import MAX_PEERS, mean_round_trips, round_trips
 from shared.telemetry.instrument import node_label
 from shared.transports.link import Link
 from shared.types import NodeId, Peer, Role
@@ -50,10 +50,10 @@ def test_the_shorter_round_trip_of_two_links_on_one_path_counts() -> None:
     assert round_trips([link("U1", "nats", 0.02), link("U1", "nats", 0.01), link("U1", "nats", 0.03)]) == {("U1", "nats"): 0.01}
 
 
-@pytest.mark.parametrize("peers", [MOST_PEERS, MOST_PEERS + 50])
+@pytest.mark.parametrize("peers", [MAX_PEERS, MAX_PEERS + 50])
 def test_in_a_large_mesh_only_the_first_peers_are_shown(peers: int) -> None:
     links = [link(f"U{number}", "nats", 0.01) for number in range(peers)]
-    assert list(round_trips(links)) == [(node_label(each.peer.node), "nats") for each in links[:MOST_PEERS]]
+    assert list(round_trips(links)) == [(node_label(each.peer.node), "nats") for each in links[:MAX_PEERS]]
     links[0].round_trip_seconds = 0.5
     assert round_trips(links)["U0", "nats"] == 0.5
 

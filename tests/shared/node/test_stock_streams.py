@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from shared.node.stock_clients import stock_calls
 from shared.node.stock_clients.nats_micro import Micro
 from shared.types import Role
-from tests.shared.node.streaming import LARGE, MOST, Streaming
+from tests.shared.node.streaming import LARGE, MAX, Streaming
 from tests.testnet import MESH, RunningNode, testnet, until
 
 SUBJECT = f"aimesh.{MESH}.rpc.gateway.processInferenceRequest"
@@ -139,7 +139,7 @@ async def test_with_the_header_items_are_sent_and_then_the_end(stock: Stock) -> 
 
 async def test_a_stream_may_be_larger_than_a_message(stock: Stock) -> None:
     *items, end = await stock.read(request_body("large"))
-    assert (len(items), end.headers["stream"]) == (MOST, "end")
+    assert (len(items), end.headers["stream"]) == (MAX, "end")
 
 
 async def test_an_error_ends_the_stream_with_error_headers(stock: Stock) -> None:

@@ -172,13 +172,13 @@ async def test_different_refusals_are_bounded_and_actions_are_not(
     reporting: AuditReporting, listener: Auth, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = Lines(monkeypatch)
-    for number in range(audit_reporting._MOST_KEPT + 10):
+    for number in range(audit_reporting._MAX_KEPT + 10):
         reporting.report_refusal("m", PERSON, f"address {number}", REFUSAL)
     for _ in range(7):
         reporting.report_refusal("m", PERSON, "address 0", REFUSAL)
     reporting.report_action("price.set", PERSON)
     await reporting.send()
-    assert len(listener.acts) == audit_reporting._MOST_KEPT + 1
+    assert len(listener.acts) == audit_reporting._MAX_KEPT + 1
     assert (listener.acts[0].times, listener.acts[-1].action) == (8, "price.set")
     assert lines.of("refusals are missing from the audit log") == ["{'part': 'audit', 'dropped': 1}"]
 

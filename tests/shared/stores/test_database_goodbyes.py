@@ -28,7 +28,7 @@ _STOPPING = b"E" + (len(_FIELDS) + 4).to_bytes(4, "big") + _FIELDS
 #: The last message, and whether the cut is in the middle of an answer.
 _WAYS = ((_STOPPING, True), (_STOPPING, False), (b"", True), (b"", False))
 #: More messages than the server sends for a connection and the statements below.
-_MOST_MESSAGES = 100
+_MAX_MESSAGES = 100
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ async def test_a_cut_at_any_message_is_unavailable_and_nothing_else(
     cuts = 0
     first, step = (0, 1) if tiers.is_nightly() else (way, len(_WAYS))
     last_words, in_an_answer = _WAYS[way]
-    for after_messages in range(first, _MOST_MESSAGES, step):
+    for after_messages in range(first, _MAX_MESSAGES, step):
         async with Database.open(url, schema="shop", package=tmp_path) as db:
             stand_in.cut, stand_in.has_cut = Cut(after_messages, last_words, in_an_answer), False
             with contextlib.suppress(errors.Unavailable):
@@ -147,5 +147,5 @@ async def test_a_cut_at_any_message_is_unavailable_and_nothing_else(
         if not was_cut:
             break
         cuts += 1
-    assert 10 < cuts * step < _MOST_MESSAGES
+    assert 10 < cuts * step < _MAX_MESSAGES
     assert complaints == []

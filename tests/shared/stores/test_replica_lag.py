@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.stores.replica_lag import MOST_SAMPLES, ReplicaLag, ReplicaState, ServerPosition
+from shared.stores.replica_lag import MAX_SAMPLES, ReplicaLag, ReplicaState, ServerPosition
 
 SYSTEM = 7
 
@@ -74,4 +74,4 @@ def test_a_replica_is_late_only_after_more_than_the_allowed_time() -> None:
 
 def test_nothing_is_known_at_the_start_and_old_positions_are_forgotten() -> None:
     assert ReplicaLag(10).judge(standby(0), 0) is ReplicaState.UNKNOWN
-    assert len(lag_after(2 * MOST_SAMPLES)._samples) == MOST_SAMPLES
+    assert len(lag_after(2 * MAX_SAMPLES)._samples) == MAX_SAMPLES

@@ -262,7 +262,7 @@ async def test_a_problem_that_nobody_is_left_to_read_is_not_reported() -> None:
 
 
 async def test_calls_without_an_answer_have_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(valkey_client, "MOST_CALLS", 10)
+    monkeypatch.setattr(valkey_client, "MAX_CALLS", 10)
     async with on_unix(nothing) as (server, path), lane_to(path) as lane:
         first = [asking(lane, number) for number in range(10)]
         with pytest.raises(ConnectionError, match="too many"):
@@ -280,7 +280,7 @@ async def test_calls_without_an_answer_have_a_bound(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_what_is_not_sent_has_a_bound(run: Callable[[Coroutine[Any, Any, None]], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(valkey_client, "MOST_UNSENT_BYTES", 1024 * 1024)
+    monkeypatch.setattr(valkey_client, "MAX_UNSENT_BYTES", 1024 * 1024)
 
     async def fill() -> None:
         async with on_unix(echo) as (server, path), lane_to(path) as lane:
@@ -300,7 +300,7 @@ def test_what_is_not_sent_has_a_bound(run: Callable[[Coroutine[Any, Any, None]],
 
 
 async def test_what_waits_for_a_connection_has_a_bound_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(valkey_client, "MOST_UNSENT_BYTES", 1000)
+    monkeypatch.setattr(valkey_client, "MAX_UNSENT_BYTES", 1000)
     async with on_unix(echo) as (_, path), lane_to(path) as lane:
         answers = [asking(lane, b"x" * 600) for _ in range(2)]
         with pytest.raises(ConnectionError, match="too many"):

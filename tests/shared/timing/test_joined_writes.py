@@ -37,8 +37,8 @@ async def test_the_buffer_is_bounded() -> None:
     socket = Socket()
     sent, writes = socket.sent, JoinedWrites(socket)
     writes.write(b"a")
-    writes.write(b"b" * joined_writes.MOST_BYTES)
-    assert [len(data) for data in sent] == [1 + joined_writes.MOST_BYTES]
+    writes.write(b"b" * joined_writes.MAX_BYTES)
+    assert [len(data) for data in sent] == [1 + joined_writes.MAX_BYTES]
     await asyncio.sleep(0)
     assert len(sent) == 1
 
@@ -58,5 +58,5 @@ async def test_a_socket_closed_meanwhile_is_not_written_to() -> None:
     writes.write(b"a")
     socket.closed = True
     await asyncio.sleep(0)
-    writes.write(b"b" * joined_writes.MOST_BYTES)
+    writes.write(b"b" * joined_writes.MAX_BYTES)
     assert socket.sent == []

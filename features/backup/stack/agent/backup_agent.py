@@ -54,7 +54,7 @@ _TERM_SECONDS = 10.0
 #: How often the store is read to decide what is due.
 _LOOK_SECONDS = 300.0
 _BACKOFF = Backoff(first_seconds=1.0, longest_seconds=3600.0)
-_LEAST_LONGEST_SECONDS = 5.0
+_MIN_MAX_SECONDS = 5.0
 #: Every so many failures in a row are logged.
 _TOLD_FAILURES = 30
 #: A backup of a damaged database fails each time, after it has read much.
@@ -65,7 +65,7 @@ _OPEN_SECONDS = 60.0
 #: For the newest commits when the agent is stopped.
 _LAST_SECONDS = 10.0
 #: As auth reads reports.
-_MOST_TEXT = 1000
+_MAX_TEXT = 1000
 #: The exit status of `aicli` for what cannot be done.
 _REFUSED = 2
 
@@ -204,7 +204,7 @@ class Agent:
             to=self._place.settings.backup_to or "",
             log_behind_seconds=max(copy.behind_seconds for copy in self._copies),
             store_failing_since=self._failing_since,
-            store_error=self._store_error[:_MOST_TEXT],
+            store_error=self._store_error[:_MAX_TEXT],
         )
         if (shipping := self._shipping) is not None:
             report = msgspec.structs.replace(
@@ -280,9 +280,9 @@ class Agent:
         after = await self._read_store()
         if after.tests is None or after.tests == found.tests:
             if status != _REFUSED:
-                raise errors.Unavailable(f"it ended with status {status}: {said[-_MOST_TEXT:]}")
+                raise errors.Unavailable(f"it ended with status {status}: {said[-_MAX_TEXT:]}")
             seconds, backup = time.monotonic() - started, found.backups[-1].name
-            result = RestoreTests(at=self._now(), backup=backup, ok=False, seconds=seconds, why=said[-_MOST_TEXT:])
+            result = RestoreTests(at=self._now(), backup=backup, ok=False, seconds=seconds, why=said[-_MAX_TEXT:])
             await catalog.record_test(self._place.store, self._place.key, found, result)
             after = await self._read_store()
         tests = after.tests
@@ -319,7 +319,7 @@ async def _repeat(
             await work()
         except (errors.AimeshError, OSError) as error:
             failures += 1
-            pause = min(_BACKOFF.pause(failures), longest or max(seconds, _LEAST_LONGEST_SECONDS))
+            pause = min(_BACKOFF.pause(failures), longest or max(seconds, _MIN_MAX_SECONDS))
             if failures == 1 or failures % _TOLD_FAILURES == 0:
                 reason = error.message if isinstance(error, errors.AimeshError) else str(error)
                 _log.warning(f"{what} failed; it will be retried", reason=reason, failures=failures)

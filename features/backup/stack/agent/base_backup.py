@@ -42,7 +42,7 @@ _END_SECONDS = 60.0
 _ABANDONED = timedelta(days=1)
 _PIPE_BYTES = 1 << 20
 #: Copying and sealing take a part of a processor for each megabyte: with 25 and more on each, answers took twice as long (see the bench).
-_MB_PER_SECOND_A_PROCESSOR, _MB_PER_SECOND_MOST = 5, 50
+_MB_PER_SECOND_A_PROCESSOR, _MB_PER_SECOND_MAX = 5, 50
 #: PostgreSQL's manifest is the archive's last member, and ends with the range of the log that a restore needs.
 _TAIL_BYTES = 4096
 _RANGE = re.compile(rb'\{ "Timeline": (\d+), "Start-LSN": "([0-9A-F]+/[0-9A-F]+)", "End-LSN": "([0-9A-F]+/[0-9A-F]+)" \}')
@@ -164,7 +164,7 @@ async def _put_data(
 ) -> tuple[BackupPart, _LogRange]:
     limit = place.settings.backup_mb_per_second
     if limit is None:
-        limit = min(_MB_PER_SECOND_MOST, _MB_PER_SECOND_A_PROCESSOR * (os.cpu_count() or 1))
+        limit = min(_MB_PER_SECOND_MAX, _MB_PER_SECOND_A_PROCESSOR * (os.cpu_count() or 1))
     rate = (f"--max-rate={limit}M",) if limit else ()
     options = ("-D", "-", "-Ft", "-X", "none", "--checkpoint=fast", "--manifest-checksums=SHA256", *rate)
     reading, writing = sealing.open_pipe()

@@ -26,7 +26,7 @@ from stack import processes
 from stack.servers import postgres
 
 SLOT = "aimesh_backup"
-_LEAST_VERSION = 150000
+_MIN_VERSION = 150000
 _CONNECT_SECONDS = 10
 _QUERY_SECONDS = 10
 _END_SECONDS = 5.0
@@ -138,7 +138,7 @@ class SourceDatabase:
         """Raises BadSettings if the server is too old."""
         async with self._connect() as connection:
             row = await connection.fetchrow(_SQL["read_identity"].text)
-        if row["postgres"] < _LEAST_VERSION:
+        if row["postgres"] < _MIN_VERSION:
             raise errors.BadSettings(
                 f"backups need PostgreSQL 15 or newer, and this is {row['postgres'] // 10000}",
                 hint="upgrade it, or set BACKUP_DATABASE=managed and let its provider make backups",

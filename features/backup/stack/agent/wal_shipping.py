@@ -37,7 +37,7 @@ _RECEIVE_LOOK_SECONDS = 0.02
 _BACKOFF = Backoff(0.2, 3.0, jitter=0.5)
 _NEVER = datetime.fromtimestamp(0, UTC)
 #: One a second; older ones say nothing more about what is in a segment that waits for the store.
-_MOST_POSITIONS = 4000
+_MAX_POSITIONS = 4000
 _HISTORY = re.compile(r"([0-9A-F]{8})\.history")
 #: What pg_receivewal says if the server does not keep what it needs.
 _LOST = re.compile(r"has already been removed|can no longer (get changes|access)|replication slot .* does not exist")
@@ -96,7 +96,7 @@ class WalShipping:
         self._term = term
         self._folder = place.home.received_log(place.mesh.system)
         self._segment_size = 16 << 20
-        self._positions: deque[SourcePosition] = deque(maxlen=_MOST_POSITIONS)
+        self._positions: deque[SourcePosition] = deque(maxlen=_MAX_POSITIONS)
         #: The newest finished segment in the store; None if there is none that must be continued.
         self._stored: Segment | None = None
         self._is_found = False

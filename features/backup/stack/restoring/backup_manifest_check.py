@@ -21,7 +21,7 @@ _UNLISTED = frozenset({_NAME, "postgresql.auto.conf", "standby.signal", "recover
 #: Empty, because there are no tablespaces, and not unpacked.
 _NO_TABLESPACES = ("tablespace_map", 0)
 _WAL_FOLDER = "pg_wal/"
-_MOST_FINDINGS = 20
+_MAX_FINDINGS = 20
 
 
 class ManifestFile(
@@ -108,7 +108,7 @@ async def check(data: Path, backup: BackupManifest) -> list[str]:
         for file in manifest.files:
             if found.get(file.name) == file.size:
                 tasks.create_task(compare(file))
-    return sorted(findings)[:_MOST_FINDINGS]
+    return sorted(findings)[:_MAX_FINDINGS]
 
 
 def _list_files(data: Path) -> dict[str, int]:

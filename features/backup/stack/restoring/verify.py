@@ -36,7 +36,7 @@ from stack.stack_home import StackHome
 _CHECK_SECONDS = 6 * 3600.0
 _WHAT = "a check of the backup"
 _CONNECT_SECONDS = 10.0
-_MOST_FINDINGS = 20
+_MAX_FINDINGS = 20
 _SQL = queries.load(Path(__file__).with_suffix(".sql"))
 
 
@@ -130,7 +130,7 @@ class _BackupTest:
         await recovered_database.unpack(self._source, backup, FILES, self._folder / "files", progress=self._progress)
         failures += await self._check_secrets()
         if failures:  # PostgreSQL would only obscure them
-            return VerifiedBackup(backup=backup.name, ok=False, at=datetime.now(UTC), failures=tuple(failures[:_MOST_FINDINGS]))
+            return VerifiedBackup(backup=backup.name, ok=False, at=datetime.now(UTC), failures=tuple(failures[:_MAX_FINDINGS]))
         began = time.monotonic()
         async with recovered_database.recovered(self._folder, self._plan, self._progress, is_durable=False) as database:
             seconds += time.monotonic() - began
@@ -144,7 +144,7 @@ class _BackupTest:
         done = {service: check for service, check in checks.items() if isinstance(check, RecoveryCheck)}
         failures += find_losses(backup, done)
         return VerifiedBackup(
-            backup=backup.name, ok=not failures, at=datetime.now(UTC), failures=tuple(failures[:_MOST_FINDINGS]), reached_at=reached,
+            backup=backup.name, ok=not failures, at=datetime.now(UTC), failures=tuple(failures[:_MAX_FINDINGS]), reached_at=reached,
             seconds=seconds, present_seconds=extrapolate(found, self._plan, seconds), secrets_opened=self._opens_secrets,
             ledger_entries=sum(check.ledger_entries for check in done.values()),
             audit_rows=sum(sum(check.audit_heads.values()) for check in done.values()),

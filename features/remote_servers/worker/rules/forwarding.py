@@ -17,7 +17,7 @@ _PROVIDERS = frozenset(
 #: The owner of what another mesh runs itself. It names the providers of its other models.
 _OWN_MESH = "aimesh"
 _CLOUD_TAG = re.compile(r".*:(.*-)?cloud\Z", re.DOTALL)
-_MOST_CHARACTERS = 32
+_MAX_CHARACTERS = 32
 
 
 class ForwardedTag(msgspec.Struct, frozen=True):
@@ -71,4 +71,4 @@ def _provider_at(url: str) -> str:
 
 def _named(text: str) -> str:
     """Return a name that a policy may have."""
-    return re.sub("[^a-z0-9_-]+", "-", text.lower())[:_MOST_CHARACTERS].strip("-_")
+    return re.sub("[^a-z0-9_-]+", "-", text.lower())[:_MAX_CHARACTERS].strip("-_")

@@ -17,7 +17,7 @@ MAX_WORDS = 300
 MAX_RETRY_AFTER_SECONDS = 3.0
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 #: A longer wait is a mistake of the server.
-LONGEST_RETRY_AFTER_SECONDS = 3600.0
+MAX_SHOWN_RETRY_AFTER_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def judge(source: RefusalSource, status: int, body: bytes, retry_after: str | No
     if (error := _needs_change(source, status, reason)) is not None:
         return ServerRefusal(error, is_for_account=status in _OF_ACCOUNT)
     wanted = retry_after_header.read(retry_after, now)
-    seconds = None if wanted is None else min(wanted, LONGEST_RETRY_AFTER_SECONDS)
+    seconds = None if wanted is None else min(wanted, MAX_SHOWN_RETRY_AFTER_SECONDS)
     soon = seconds is None or seconds <= MAX_RETRY_AFTER_SECONDS
     after = DEFAULT_RETRY_AFTER_SECONDS if seconds is None else seconds
     kind, what = {

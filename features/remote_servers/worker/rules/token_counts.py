@@ -18,7 +18,7 @@ from shared.api.generation import Usage
 HIDDEN_PROMPT_TOKENS = 32_768
 #: Tokens that an embedding model may add around a text.
 ADDED_TOKENS = 4
-LONGEST_ANSWER_TOKENS = 10_000_000
+MAX_ANSWER_TOKENS = 10_000_000
 
 
 class _TokenDetails(msgspec.Struct, frozen=True):
@@ -56,7 +56,7 @@ def settle(
         # No tokenizer in use joins two words into one token.
         prompt = max(1, sum(len(message.content.split()) for message in job.messages))
     # No one pays for more than was requested, plus one end token per answer, which some servers count.
-    most = (job.requested.n or 1) * (min(max_tokens, LONGEST_ANSWER_TOKENS) + 1)
+    most = (job.requested.n or 1) * (min(max_tokens, MAX_ANSWER_TOKENS) + 1)
     # A piece has at least one token. Of several answers, llama.cpp's server only counts one.
     completion = _plausible(reported.completion_tokens, least=min(pieces, most), most=most)
     if completion is None:

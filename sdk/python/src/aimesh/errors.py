@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 #: Keeps a hostile server from filling logs.
-_LONGEST_TEXT = 2000
+_MAX_TEXT = 2000
 
 
 class AimeshError(Exception):
@@ -261,7 +261,7 @@ def _error_object(body: bytes) -> Mapping[str, object]:
 
 def _text(found: Mapping[str, object], name: str) -> str:
     value = found.get(name)
-    return value[:_LONGEST_TEXT] if isinstance(value, str) else ""
+    return value[:_MAX_TEXT] if isinstance(value, str) else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

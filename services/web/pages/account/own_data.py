@@ -19,7 +19,7 @@ from shared.api import accounts, usage_report
 from shared.api.accounts import OwnAccount
 
 #: The longest period of a report, about two years.
-_USAGE_DAYS = usage_report.MOST_BUCKETS - 1
+_USAGE_DAYS = usage_report.MAX_BUCKETS - 1
 _EXPORT_SECONDS = 300.0
 _MISSING = (
     "The gateway did not respond while this archive was created, so {name} is missing or incomplete.\n"

@@ -26,11 +26,11 @@ from shared.api import accounts, auth
 _URI = re.compile(r"otpauth://totp/[!-~]{1,600}")
 _SECRET = re.compile(r"[A-Z2-7]{16,128}")
 #: The largest code, version 10 at error correction level M. A denser one is hard to scan from a screen.
-LONGEST_DRAWN_BYTES = 213
+MAX_DRAWN_BYTES = 213
 _SET_UP = "/login/second-factor"
 DOWNLOAD = "/settings/security/recovery-codes.txt"
 _RECOVERY_CODE = re.compile(r"[0-9a-z]{4}(-[0-9a-z]{4}){2}")
-_MOST_CODES = 20
+_MAX_CODES = 20
 
 
 class SeedForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,7 +103,7 @@ def secret_of(uri: str) -> str:
 
 def draw(uri: str) -> Markup | None:
     """Return the QR code as an SVG element without styles, which the CSP forbids; None if the URI is too long."""
-    if len(uri.encode()) > LONGEST_DRAWN_BYTES:
+    if len(uri.encode()) > MAX_DRAWN_BYTES:
         return None
     code = segno.make_qr(uri, error="m", mode="byte", boost_error=False)
     return Markup(code.svg_inline(svgclass="qr", lineclass=None, omitsize=True, dark="#000", light="#fff"))  # noqa: S704 - made by segno
@@ -113,7 +113,7 @@ def draw(uri: str) -> Markup | None:
 async def download_codes(page_request: NamedDependency[PageRequest]) -> Page:
     """Return the codes of the form as a file: only the page that shows them has them."""
     codes = (await page_request.read_field("codes")).split()
-    if not 0 < len(codes) <= _MOST_CODES or not all(_RECOVERY_CODE.fullmatch(code) for code in codes):
+    if not 0 < len(codes) <= _MAX_CODES or not all(_RECOVERY_CODE.fullmatch(code) for code in codes):
         raise errors.BadRequest("these are no recovery codes", hint="create new ones in your security settings")
     user, day = page_request.person.user, f"{page_request.app.now():%Y-%m-%d}"
     lines = (f"Recovery codes of {user.username} at {page_request.address}, created {day}.", "Each code signs you in once.", "", *codes, "")

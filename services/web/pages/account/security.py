@@ -38,7 +38,7 @@ _SYSTEMS = {
     "CrOS": "ChromeOS",
     "Linux": "Linux",
 }
-_LONGEST_PROGRAM = 40
+_MAX_PROGRAM = 40
 
 
 class PasswordForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -190,5 +190,5 @@ def program_of(agent: str) -> str:
     program = next((name for mark, name in _PROGRAMS.items() if mark in agent), None)
     system = next((name for mark, name in _SYSTEMS.items() if mark in agent), None)
     if program is None:
-        program = re.split(r"[/\s]", agent, maxsplit=1)[0][:_LONGEST_PROGRAM] or "Unknown program"
+        program = re.split(r"[/\s]", agent, maxsplit=1)[0][:_MAX_PROGRAM] or "Unknown program"
     return program if system is None else f"{program} on {system}"

@@ -14,7 +14,7 @@ from shared.lists.alerts import SILENCES
 from shared.lists.columns import Shown, Tone, pairs
 
 #: The maximum per list; the rest is counted. `aicli alerts list` shows all.
-MOST_LINES = 100
+MAX_LINES = 100
 _UNITS = ((86_400, "day", "days"), (3_600, "h", "h"), (60, "min", "min"))
 _ROOT = "/admin/alerts"
 _RUNBOOK = re.compile(r"(?:docs|features/\w+)/runbooks/(\w+)\.md")
@@ -99,10 +99,10 @@ def describe(found: Alerts | None, at: datetime) -> AlertsView:
         word=word,
         tone=tone,
         sentence=sentence,
-        now=tuple(_line(alert, found.silences, at) for alert in now[:MOST_LINES]),
-        pending=tuple(_line(alert, found.silences, at) for alert in pending[:MOST_LINES]),
-        over=tuple(_over_line(alert, at) for alert in over[:MOST_LINES]),
-        silences=tuple(map(_silence_line, found.silences[:MOST_LINES])),
+        now=tuple(_line(alert, found.silences, at) for alert in now[:MAX_LINES]),
+        pending=tuple(_line(alert, found.silences, at) for alert in pending[:MAX_LINES]),
+        over=tuple(_over_line(alert, at) for alert in over[:MAX_LINES]),
+        silences=tuple(map(_silence_line, found.silences[:MAX_LINES])),
         more=_left_out({"alerts": len(now), "pending": len(pending), "over": len(over), "silences": len(found.silences)}),
         calm=is_calm and not found.from_alertmanager,
         watched=", ".join(found.watched),
@@ -183,4 +183,4 @@ def _text(shown: Shown) -> str:
 
 
 def _left_out(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count - MOST_LINES:,} {what}" for what, count in counts.items() if count > MOST_LINES)
+    return ", ".join(f"{count - MAX_LINES:,} {what}" for what, count in counts.items() if count > MAX_LINES)

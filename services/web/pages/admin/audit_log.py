@@ -25,7 +25,7 @@ ROWS_OF_A_PAGE = 100
 #: Verification reads every row; verify a longer log from an export.
 VERIFY_SECONDS = 60.0
 EXPORT_SECONDS = 3600.0
-_LONGEST = 200
+_MAX = 200
 _WHOLE_LOG = "leave it empty for the whole log"
 
 
@@ -76,7 +76,7 @@ async def show_audit(
     since: FromQuery[str] = "",
     before: FromQuery[str] = "",
 ) -> Page:
-    typed = [text.strip()[:_LONGEST] for text in (chain, actor, action, result, since)]
+    typed = [text.strip()[:_MAX] for text in (chain, actor, action, result, since)]
     filters = AuditFilters(*typed)
     try:
         answer = await page_request.submit(audit.list_audit, build_request(filters, before))

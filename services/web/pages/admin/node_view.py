@@ -18,7 +18,7 @@ from shared.lists.columns import Tone, pairs
 from shared.types import ModelName, NodeId, Role, UserRole
 
 #: The maximum of rows; bindings.js has the same limit.
-MOST_LINES = 500
+MAX_LINES = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, person: Logi
     ids = set(known) | set(seen) if person.user.role is UserRole.ADMIN else set(known)
     ordered = sorted(ids, key=lambda node: _place(node, known.get(node), seen.get(node)))
     lines = tuple(_line(node, known.get(node), seen.get(node), person, is_seen=rows is not None) for node in ordered)
-    return NodeList(lines[:MOST_LINES], _summary(lines), max(0, len(lines) - MOST_LINES))
+    return NodeList(lines[:MAX_LINES], _summary(lines), max(0, len(lines) - MAX_LINES))
 
 
 def _place(node: NodeId, member: Member | None, row: NodeRow | None) -> tuple[int, str, str, str]:

@@ -4,13 +4,13 @@ import { apply } from './bindings.js'
 import { Refused, readEvents } from './stream.js'
 
 const FIRST_WAIT_MS = 1000
-const LONGEST_WAIT_MS = 30_000
+const MAX_WAIT_MS = 30_000
 /** Connections can die silently. The server sends an event at least every 15 s, if only `{}`. */
 export const SILENCE_MS = 45_000
 
 /** The exponential backoff with jitter before an attempt; 1 is the first. @param {number} attempt @param {number} random */
 export function waitMs(attempt, random) {
-  return Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** (attempt - 1)) * (0.5 + random / 2)
+  return Math.min(MAX_WAIT_MS, FIRST_WAIT_MS * 2 ** (attempt - 1)) * (0.5 + random / 2)
 }
 
 /** Follows `data-live-source` of `root`, and sets its `data-live-state`: connecting, live, reconnecting, paused or ended. */

@@ -12,7 +12,7 @@ import { TEXTS } from './texts.js'
 /** @typedef {import('./conversation.js').Message} Message */
 
 /** Screen readers announce at most this many characters of an answer. */
-const MOST_READ_OUT = 2000
+const MAX_READ_OUT = 2000
 const NUMBERS = ['temperature', 'max_tokens', 'top_p', 'seed']
 const EFFORT = 'reasoning_effort'
 
@@ -306,7 +306,7 @@ class Playground {
     const message = this.chat.messages.at(-1)
     const text = this.#rows.at(-1)?.querySelector('[data-chat="text"]')?.textContent ?? ''
     const spoken = message?.problem ? message.problem.message : message?.state === 'stopped' ? TEXTS.stopped : text
-    this.#announce(spoken.slice(0, MOST_READ_OUT))
+    this.#announce(spoken.slice(0, MAX_READ_OUT))
   }
 
   #showCode() {

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from features.alert_channels.metrics import channels
-from features.alert_channels.metrics.channels import GATHER_SECONDS, MOST_DESCRIBED, MailChannel, Webhook
+from features.alert_channels.metrics.channels import GATHER_SECONDS, MAX_DESCRIBED, MailChannel, Webhook
 from features.alert_channels.settings import AlertChannelSettings
 from services.metrics.alerting.notices import Notice
 from services.metrics.alerting.rules import Severity
@@ -124,8 +124,8 @@ def test_email_says_what_to_do() -> None:
 def test_a_storm_is_one_email_of_bounded_length() -> None:
     subject, text = channels.write_mail([notice(f"worker {number}\nis gone") for number in range(300)], "here", NOON)
     assert subject == "aimesh: 300 firing: worker 0 is gone"
-    assert text.count("runbook:") == MOST_DESCRIBED
-    assert text.endswith(f"\nand {300 - MOST_DESCRIBED} more: here\n")
+    assert text.count("runbook:") == MAX_DESCRIBED
+    assert text.endswith(f"\nand {300 - MAX_DESCRIBED} more: here\n")
 
 
 def test_each_address_is_a_channel_of_its_own() -> None:

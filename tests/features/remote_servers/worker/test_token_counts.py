@@ -102,4 +102,4 @@ def test_bounds_are_what_is_known_without_a_tokenizer() -> None:
     hidden = token_counts.HIDDEN_PROMPT_TOKENS
     assert least(10, 200 + hidden) == (Usage(200 + hidden, 22), COMPLETION)
     assert least(10, 201 + hidden) == (Usage(5, 22), BOTH)
-    assert least(2**63 - 1)[0].completion_tokens == 2 * (token_counts.LONGEST_ANSWER_TOKENS + 1)
+    assert least(2**63 - 1)[0].completion_tokens == 2 * (token_counts.MAX_ANSWER_TOKENS + 1)

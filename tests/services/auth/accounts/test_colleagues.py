@@ -215,7 +215,7 @@ async def test_a_newer_invitation_replaces_the_older(closed: Surroundings) -> No
 
 
 async def test_of_many_invitations_at_once_one_is_open_and_the_limit_holds(closed: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(membership_rules, "MOST_INVITATIONS_A_DAY", 5)
+    monkeypatch.setattr(membership_rules, "MAX_INVITATIONS_A_DAY", 5)
     await closed.administer(organizations.list_colleague_invitations, organizations.ListColleagueInvitations())
     outcomes = await asyncio.gather(*(invite(closed) for _ in range(20)), return_exceptions=True)
     made = [outcome for outcome in outcomes if isinstance(outcome, InvitedColleague)]
@@ -234,7 +234,7 @@ async def test_what_cannot_be_invited(closed: Surroundings, monkeypatch: pytest.
         await closed.administer(organizations.create_organisation, organizations.CreateOrganization("Twin"))
     with pytest.raises(errors.BadRequest, match="several organizations"):
         await invite(closed, organisation="twin")
-    monkeypatch.setattr(membership_rules, "MOST_INVITATIONS_A_DAY", 1)
+    monkeypatch.setattr(membership_rules, "MAX_INVITATIONS_A_DAY", 1)
     await invite(closed)
     with pytest.raises(errors.Limited, match="1 invitations within a day"):
         await invite(closed, "carl@example.com")
@@ -253,7 +253,7 @@ async def test_only_administrators_invite_list_and_withdraw(world: Surroundings)
 
 
 async def test_looking_up_codes_is_limited_for_each_address(world: Surroundings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_limits, "MOST_INVITATIONS_READ", 3)
+    monkeypatch.setattr(request_limits, "MAX_INVITATIONS_READ", 3)
     for _ in range(3):
         with pytest.raises(errors.NotFound, match="no such invitation"):
             await read(world, "x" * 43)

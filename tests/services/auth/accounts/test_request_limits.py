@@ -13,13 +13,13 @@ from shared.types import NodeId, Peer, Role
 from tests.services.auth.surroundings import Surroundings
 
 WEB, GATEWAY = Peer(Role.WEB, NodeId("U" + "W" * 55)), Peer(Role.GATEWAY, NodeId("U" + "G" * 55))
-MOST = 3
+MAX = 3
 
 
 @pytest.fixture
 async def world(settings: AuthSettings) -> AsyncIterator[Surroundings]:
     world = Surroundings()
-    async with AuthService.open(msgspec.structs.replace(settings, registrations_per_address=MOST), world.as_node()) as world.service:
+    async with AuthService.open(msgspec.structs.replace(settings, registrations_per_address=MAX), world.as_node()) as world.service:
         yield world
 
 
@@ -38,7 +38,7 @@ async def register(
 
 
 async def test_an_addresses_registrations_per_hour_are_limited_on_every_path(world: Surroundings) -> None:
-    for number in range(MOST):
+    for number in range(MAX):
         await register(world, f"person{number}", "192.0.2.7", peer=(WEB, GATEWAY)[number % 2])
     with pytest.raises(errors.Limited, match="from your address") as refused:
         await register(world, "onemore", "::ffff:192.0.2.7")
@@ -48,7 +48,7 @@ async def test_an_addresses_registrations_per_hour_are_limited_on_every_path(wor
 
 
 async def test_an_ipv6_network_counts_as_one_and_unknown_addresses_as_their_node(world: Surroundings) -> None:
-    for number in range(MOST):
+    for number in range(MAX):
         await register(world, f"six{number}", f"2001:db8::{number}")
         await register(world, f"none{number}", "")
     for address in ("2001:db8::ffff", "", "nonsense"):
@@ -58,10 +58,10 @@ async def test_an_ipv6_network_counts_as_one_and_unknown_addresses_as_their_node
 
 async def test_attempts_that_reveal_taken_names_are_counted_and_others_are_not(world: Surroundings) -> None:
     await register(world, "anna", "192.0.2.9")
-    for _ in range(2 * MOST):
+    for _ in range(2 * MAX):
         with pytest.raises(errors.BadRequest, match="password: it is shorter than 8 characters"):
             await register(world, "short", "192.0.2.7", password="short")
-    for _ in range(MOST):
+    for _ in range(MAX):
         with pytest.raises(errors.AlreadyExists, match="this email address is taken"):
             await register(world, "other", "192.0.2.7", email="anna@example.com")
     with pytest.raises(errors.Limited, match="too many accounts were requested from your address"):
@@ -70,7 +70,7 @@ async def test_attempts_that_reveal_taken_names_are_counted_and_others_are_not(w
 
 async def test_administrators_loopback_and_mesh_nodes_are_not_counted(world: Surroundings) -> None:
     admin = await world.admin_token()
-    for number in range(2 * MOST):
+    for number in range(2 * MAX):
         await register(world, f"added{number}", "192.0.2.7", by=admin)
         await register(world, f"here{number}", ("127.0.0.1", "::1", "::ffff:127.3.2.1")[number % 3])
         await world.register(f"client{number}")

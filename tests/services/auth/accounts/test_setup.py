@@ -129,7 +129,7 @@ async def test_a_silent_mail_server_ends_at_the_deadline(settings: AuthSettings,
 
 
 async def test_test_mails_are_limited_for_each_administrator_also_at_once(settings: AuthSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup_rpc, "MOST_TEST_MAILS", 2)
+    monkeypatch.setattr(setup_rpc, "MAX_TEST_MAILS", 2)
     server = MailServer()
     async with serving(server), running(settings, smtp_url=f"smtp://localhost:{server.port}") as world:
         admin = await boss(world)

@@ -495,7 +495,7 @@ async def test_a_ticket_with_places_admits_no_more_at_once_and_a_stop_frees_one(
 
 @pytest.mark.parametrize("most_asked", [2, 1], ids=["one by one", "by a list of all"])
 async def test_revoking_a_ticket_with_its_nodes_cuts_them_all_off(mesh: Mesh, monkeypatch: pytest.MonkeyPatch, most_asked: int) -> None:
-    monkeypatch.setattr(nats_logins, "_MOST_ASKED", most_asked)
+    monkeypatch.setattr(nats_logins, "_MAX_ASKED", most_asked)
     ticket, other = await mesh.ticket(uses=None, active_most=10), await mesh.join("other")
     workers = [await mesh.start(IdleService, mesh.plan(f"w{number}", ticket)) for number in range(2)]
     await mesh.administer(membership.revoke_ticket, membership.RevokeTicket(tickets.parse(ticket).id, with_nodes=True))

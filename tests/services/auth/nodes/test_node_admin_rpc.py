@@ -8,7 +8,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from services.auth.nodes.enrollment_rules import MOST_OWN_TICKETS
+from services.auth.nodes.enrollment_rules import MAX_OWN_TICKETS
 from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -323,7 +323,7 @@ async def test_an_administrators_live_key_has_node_owner_rights(running_service:
 
 async def test_a_node_owners_valid_tickets_are_limited(running_service: Surroundings) -> None:
     olga = await node_owner(running_service)
-    made = [await own_ticket(running_service, olga) for _ in range(MOST_OWN_TICKETS)]
+    made = [await own_ticket(running_service, olga) for _ in range(MAX_OWN_TICKETS)]
     with pytest.raises(errors.BadRequest, match="valid tickets"):
         await own_ticket(running_service, olga)
     await running_service.ask(membership.revoke_ticket, membership.RevokeTicket(made[0].row.id), olga)

@@ -24,7 +24,7 @@ REDIRECT_URI = "http://127.0.0.1:3000/oidc"
 AFTER_LOGOUT = "http://127.0.0.1:3000/"
 ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 PUBLIC = "public"
-_MOST_STEPS = 12
+_MAX_STEPS = 12
 
 PEOPLE: dict[str, dict[str, Any]] = {
     "ann-1": {
@@ -104,7 +104,7 @@ class Browser:
         return await self._follow(await self.http.get(url), {"logout": "yes"})
 
     async def _follow(self, response: httpx.Response, typed: dict[str, str]) -> str:
-        for _ in range(_MOST_STEPS):
+        for _ in range(_MAX_STEPS):
             if response.is_redirect:
                 target = urljoin(str(response.url), response.headers["location"])
                 if target.startswith((REDIRECT_URI, AFTER_LOGOUT)):

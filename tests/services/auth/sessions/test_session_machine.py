@@ -27,7 +27,7 @@ from tests import tiers
 from tests.services.auth.sessions.test_session_store import Clock
 
 USERS = [UserId(UUID(int=number)) for number in (1, 2)]
-LONGEST_SECONDS = 43_200
+MAX_SECONDS = 43_200
 numbers = st.integers(0, 50)
 
 
@@ -63,7 +63,7 @@ class Model:
     def end_of(self, kind: SessionKind, step: Step) -> float | None:
         if step is not Step.DONE:
             return self.now + HALFWAY_SECONDS
-        return self.now + LONGEST_SECONDS if kind is SessionKind.BROWSER else None
+        return self.now + MAX_SECONDS if kind is SessionKind.BROWSER else None
 
 
 class Machine(RuleBasedStateMachine):
@@ -74,7 +74,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.model = Model(self.clock.now)
-        self.sessions = SessionStore(self.cache, idle_seconds=3600, longest_seconds=LONGEST_SECONDS, clock=self.clock)
+        self.sessions = SessionStore(self.cache, idle_seconds=3600, longest_seconds=MAX_SECONDS, clock=self.clock)
         for user in USERS:
             self.run(self.sessions.end_all(user))
 

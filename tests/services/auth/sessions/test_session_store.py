@@ -12,7 +12,7 @@ import pytest
 from services.auth import api_keys
 from services.auth.sessions.session_store import (
     LINK_SECONDS,
-    MOST_LINKS,
+    MAX_LINKS,
     ClosedSession,
     OpenedSession,
     SessionOver,
@@ -440,10 +440,10 @@ async def test_a_users_links_end_and_others_stay(sessions: SessionStore, end: Ca
 
 async def test_of_too_many_links_the_oldest_end(sessions: SessionStore, clock: Clock, valkey_url: str) -> None:
     links = []
-    for _ in range(MOST_LINKS + 2):
+    for _ in range(MAX_LINKS + 2):
         links.append(await sessions.create_link(LINK))
         clock.now += 1
-    assert [await sessions.find_link(link) for link in links] == [None] * 2 + [LINK] * MOST_LINKS
+    assert [await sessions.find_link(link) for link in links] == [None] * 2 + [LINK] * MAX_LINKS
     clock.now += LINK_SECONDS
     last = await sessions.create_link(LINK)
     stored = await everything_in(valkey_url)

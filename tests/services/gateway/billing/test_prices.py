@@ -27,7 +27,7 @@ def test_the_seed_prices_give_the_documented_example() -> None:
 
 @given(
     st.tuples(*[st.integers(0, 10**6)] * 2),
-    st.tuples(*[st.integers(0, prices.MOST_PER_MILLION)] * 2),
+    st.tuples(*[st.integers(0, prices.MAX_PER_MILLION)] * 2),
     st.integers(0, 10**6),
     st.floats(0, 7200),
 )
@@ -46,7 +46,7 @@ def test_a_model_has_its_own_price_or_the_default() -> None:
     assert price_list.find(ModelName("other")).price.model is None
 
 
-@pytest.mark.parametrize("numbers", [(-1, 0), (0, prices.MOST_PER_MILLION + 1), (0, 0, -1), (0, 0, 0, prices.MOST_OTHER + 1)])
+@pytest.mark.parametrize("numbers", [(-1, 0), (0, prices.MAX_PER_MILLION + 1), (0, 0, -1), (0, 0, 0, prices.MAX_OTHER + 1)])
 def test_an_invalid_price_is_refused(numbers: tuple[int, ...]) -> None:
     prices.check(SEED.price)
     with pytest.raises(errors.BadRequest, match="out of range"):

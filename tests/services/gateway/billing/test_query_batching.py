@@ -30,13 +30,13 @@ async def test_queries_that_arrive_during_a_batch_form_the_next_batch() -> None:
         first = [tasks.create_task(batching.ask(number)) for number in range(ledger.WRITERS)]
         while len(store.received) < 1:  # noqa: ASYNC110
             await asyncio.sleep(0)
-        rest = [tasks.create_task(batching.ask(number)) for number in range(100, 100 + 3 * ledger.MOST_TOGETHER)]
+        rest = [tasks.create_task(batching.ask(number)) for number in range(100, 100 + 3 * ledger.MAX_TOGETHER)]
         await asyncio.sleep(0)
         store.open.set()
         assert [await task for task in first + rest] == [
-            2 * number for number in (*range(ledger.WRITERS), *range(100, 100 + 3 * ledger.MOST_TOGETHER))
+            2 * number for number in (*range(ledger.WRITERS), *range(100, 100 + 3 * ledger.MAX_TOGETHER))
         ]
-    assert max(map(len, store.received)) == ledger.MOST_TOGETHER
+    assert max(map(len, store.received)) == ledger.MAX_TOGETHER
     assert len(store.received) <= ledger.WRITERS + 4
 
 

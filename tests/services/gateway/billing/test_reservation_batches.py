@@ -76,7 +76,7 @@ _ROWS = (
     """,
 )
 
-_OWNERS, _MOST = 2, 8
+_OWNERS, _MAX = 2, 8
 #: Index into this example's requests, newest first. A reservation with an index out of range is a new request.
 _requests = st.integers(-12, 15)
 _every = st.sampled_from([None, None, "day", "week", "month"])
@@ -106,7 +106,7 @@ _reservations = st.tuples(
             st.sampled_from([None, None, None, 700, 5_000]),  # the owner's budget
         ),
         min_size=1,
-        max_size=_MOST,
+        max_size=_MAX,
     ),
 )
 _settlements = st.lists(
@@ -117,7 +117,7 @@ _settlements = st.lists(
         st.sampled_from(["settled", "settled", "released", "expired"]),
     ),
     min_size=1,
-    max_size=_MOST,
+    max_size=_MAX,
 )
 
 

@@ -343,7 +343,7 @@ async def test_an_answer_that_timed_out_keeps_what_was_delivered(running_service
 async def test_an_answer_too_long_to_store_is_only_repeated_by_its_gateway(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
+    monkeypatch.setattr(idempotent_requests, "MAX_ANSWER_BYTES", 50)
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     assert is_whole(await gateway.ask(keyed_request()))
     assert is_whole(await gateway.ask(keyed_request()))
@@ -490,7 +490,7 @@ async def test_a_repeat_with_little_time_is_told_to_retry(running_service: Runni
 async def test_a_limited_number_of_repeats_wait_for_another_gateway(
     running_service: RunningService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(idempotent_requests, "MOST_WAITING", 3)
+    monkeypatch.setattr(idempotent_requests, "MAX_WAITING", 3)
     gateway, other = await running_service.gateway(), await running_service.gateway("Utwo")
     gateway.maker.waits_at = 4
     await gateway.ask(keyed_request(), stops_after=1)

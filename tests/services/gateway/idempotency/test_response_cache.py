@@ -268,7 +268,7 @@ async def test_a_fresh_request_runs_again_and_replaces_the_answer(place: Place) 
 
 
 async def test_an_answer_that_is_too_long_is_not_cached(place: Place, client: Any) -> None:
-    worker = Worker(secrets.token_hex(sealed_values.MOST_BYTES))
+    worker = Worker(secrets.token_hex(sealed_values.MAX_BYTES))
     await place.ask(worker)
     assert answers_in(client) == []
 

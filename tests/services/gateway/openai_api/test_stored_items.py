@@ -14,7 +14,7 @@ import redis
 
 from services.gateway.facts.policies import Policies
 from services.gateway.idempotency import stored_items
-from services.gateway.idempotency.sealed_values import MOST_BYTES
+from services.gateway.idempotency.sealed_values import MAX_BYTES
 from services.gateway.idempotency.stored_items import PREFIX, StoredItems
 from services.gateway.requests.request_validation import MAX_PROMPT_BYTES
 from shared import errors
@@ -222,7 +222,7 @@ async def test_without_valkey_the_answer_still_comes(valkey_url: str) -> None:
 
 
 async def test_an_item_that_is_too_long_is_not_stored_but_others_are(running_service: RunningService, client: Any) -> None:
-    items = {"a": b"x" * (MOST_BYTES + 1), "b": b"x"}
+    items = {"a": b"x" * (MAX_BYTES + 1), "b": b"x"}
     assert not await running_service.items.keep(OWNER, items)
     assert await running_service.items.find(OWNER, ["b"]) == {"b": b"x"}
     with pytest.raises(errors.NotFound, match="no stored item 'a'"):
@@ -235,14 +235,14 @@ async def test_a_tenant_has_room_for_32_mib_and_all_have_a_limit_too(running_ser
 
     items = running_service.items
     for number in range(140):
-        assert await items.keep(OWNER, {f"{number}": secrets.token_bytes(MOST_BYTES - 1000)})
+        assert await items.keep(OWNER, {f"{number}": secrets.token_bytes(MAX_BYTES - 1000)})
     assert 31 * 2**20 < stored_bytes() <= 32 * 2**20
     await items.keep(OTHER, {"theirs": b"x"})
     await items.find(OWNER, ["139"])
     with pytest.raises(errors.NotFound, match="there is no stored item"):
         await items.find(OWNER, ["11"])
     for number in range(60):
-        await items.keep(OTHER, {f"{number}": secrets.token_bytes(MOST_BYTES - 1000)})
+        await items.keep(OTHER, {f"{number}": secrets.token_bytes(MAX_BYTES - 1000)})
     assert 39 * 2**20 < stored_bytes() <= 40 * 2**20
     await items.find(OWNER, ["139"])
     with pytest.raises(errors.NotFound, match="there is no stored item"):
@@ -378,7 +378,7 @@ async def test_a_stored_conversation_is_deleted_with_its_response(
 async def test_a_conversation_that_is_too_long_is_not_stored(http: httpx.AsyncClient, running_service: RunningService) -> None:
     running_service.config = replace(running_service.config, policies=Policies({"mesh": PROMPTS, "default": MESH}))
     running_service.add_worker(1, FakeWorker(), "long", context_tokens=10**6)
-    response = await respond(http, model="long", input=secrets.token_hex(MOST_BYTES))
+    response = await respond(http, model="long", input=secrets.token_hex(MAX_BYTES))
     assert response.to_dict()["store"] is False
     counted = await respond(http, model="long", input="hi")
     count = await http.post("/v1/responses/input_tokens", json={"input": "hi", "previous_response_id": counted.id})

@@ -67,7 +67,7 @@ from tests.services.gateway.fakes import OWNER, FakeKeys, FakeWorker, RunningSer
 from tests.shared.timing.virtual_time import VirtualLoop, pass_time
 
 #: Short answers take several steps.
-STEP, LEAST_STEP = 8, 4
+STEP, MIN_STEP = 8, 4
 CONTEXT, PROMPT_TOKENS, KEY_SECONDS = 60, 7, 30.0
 MODELS = tuple(map(ModelName, ("smollm2", "second", "third")))
 GUARD = ModelName("guard")
@@ -720,13 +720,13 @@ def run(seeds: Sequence[int], each: Callable[[int, History, Outcome], object]) -
                     error.add_note(f"history {seed}: {draw(random.Random(seed))}")
                     raise
 
-    steps = request_admission.STEP_TOKENS, hold._LEAST_STEP
-    request_admission.STEP_TOKENS, hold._LEAST_STEP = STEP, LEAST_STEP
+    steps = request_admission.STEP_TOKENS, hold._MIN_STEP
+    request_admission.STEP_TOKENS, hold._MIN_STEP = STEP, MIN_STEP
     try:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
             runner.run(tell())
     finally:
-        request_admission.STEP_TOKENS, hold._LEAST_STEP = steps
+        request_admission.STEP_TOKENS, hold._MIN_STEP = steps
 
 
 def _print(seed: int, told: History, outcome: Outcome) -> None:

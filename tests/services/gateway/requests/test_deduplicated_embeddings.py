@@ -202,7 +202,7 @@ async def test_vectors_cannot_be_read_in_postgresql(gateways: Gateways) -> None:
 
 
 async def test_an_answer_too_large_to_store_is_repeated_by_its_gateway(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotent_requests, "MOST_ANSWER_BYTES", 50)
+    monkeypatch.setattr(idempotent_requests, "MAX_ANSWER_BYTES", 50)
     first, again = await gateways.ask(), await gateways.ask()
     assert (first.vectors, again.is_repeat) == (again.vectors, True)
     with pytest.raises(errors.AnswerGone, match="too long to store"):
@@ -212,7 +212,7 @@ async def test_an_answer_too_large_to_store_is_repeated_by_its_gateway(gateways:
 
 async def test_an_answer_too_large_for_memory_is_delivered_and_billed_once(gateways: Gateways) -> None:
     gateways.worker.length = 16_384
-    texts = ["x"] * (recording.MOST_BYTES // (4 * 16_384) + 10)
+    texts = ["x"] * (recording.MAX_BYTES // (4 * 16_384) + 10)
     assert len((await gateways.ask(*texts)).vectors) == len(texts)
     with pytest.raises(errors.AnswerGone):
         await gateways.ask(*texts)

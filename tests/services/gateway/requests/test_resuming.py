@@ -19,7 +19,7 @@ from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.requests import generation
 from services.gateway.requests.generation import (
     FIRST_WAIT_SECONDS,
-    MOST_CHUNK_CHARACTERS,
+    MAX_CHUNK_CHARACTERS,
     RESUME_WAIT_SECONDS,
     Failed,
     FindWorker,
@@ -170,7 +170,7 @@ async def test_thoughts_and_calls_are_neither_lost_nor_doubled(position: int) ->
         (ToolCallPart(-1, "{}"),),
         (ToolCallPart(0, "{}"),),
         (ToolCallPart(0, "{}", "c", "f"), ToolCallPart(1, "{}", "c", "f"), ToolCallPart(0, "{}")),
-        (ToolCallPart(0, "x" * (MOST_CHUNK_CHARACTERS + 1), "c", "f"),),
+        (ToolCallPart(0, "x" * (MAX_CHUNK_CHARACTERS + 1), "c", "f"),),
     ],
 )
 def test_wrong_parts_of_calls_are_refused(parts: tuple[ToolCallPart, ...]) -> None:
@@ -178,7 +178,7 @@ def test_wrong_parts_of_calls_are_refused(parts: tuple[ToolCallPart, ...]) -> No
     with pytest.raises(errors.ProtocolViolation, match=r"call|characters"):
         core.item(Chunk("", (1,), call_parts=parts))
     with pytest.raises(errors.ProtocolViolation, match="characters"):
-        core.item(Chunk("", (1,), reasoning="x" * (MOST_CHUNK_CHARACTERS + 1)))
+        core.item(Chunk("", (1,), reasoning="x" * (MAX_CHUNK_CHARACTERS + 1)))
 
 
 async def test_losing_a_worker_after_the_last_token_needs_no_resumption() -> None:

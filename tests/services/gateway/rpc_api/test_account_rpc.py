@@ -15,7 +15,7 @@ from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import CostBounds
 from services.gateway.facts import tiers
 from services.gateway.facts.request_record import ReservationState
-from services.gateway.rpc_api.account_rpc import MOST_TOP_UP, AccountRpc
+from services.gateway.rpc_api.account_rpc import MAX_TOP_UP, AccountRpc
 from services.gateway.store import GatewayStore
 from shared import errors
 from shared.api import audit, auth, organizations
@@ -259,8 +259,8 @@ async def test_an_organisation_is_topped_up_by_its_id(with_plans: AccountRpcHarn
     "order",
     [
         TopUp("ada", MicroCredits(0)),
-        TopUp("ada", MicroCredits(MOST_TOP_UP + 1)),
-        TopUp("ada", MicroCredits(-MOST_TOP_UP - 1)),
+        TopUp("ada", MicroCredits(MAX_TOP_UP + 1)),
+        TopUp("ada", MicroCredits(-MAX_TOP_UP - 1)),
         TopUp("ada", MicroCredits(1), "x" * 501),
         TopUp("ada", MicroCredits(1), "two\nlines"),
     ],

@@ -25,7 +25,7 @@ WORKERS, SLOTS, QUEUE = 3, 2, 12
 #: The third worker belongs to the third tenant and is not trusted.
 OWNER = UserId(UUID(int=3))
 #: Two run, and the worker holds a third.
-MOST = SLOTS + 1
+MAX = SLOTS + 1
 
 
 class QueuedCaller:
@@ -157,7 +157,7 @@ class Requests(RuleBasedStateMachine):
     @invariant()
     def no_worker_has_more_than_fits(self) -> None:
         for number in range(WORKERS):
-            assert sum(caller.node == node_id(number) for caller in self.running) <= MOST
+            assert sum(caller.node == node_id(number) for caller in self.running) <= MAX
 
     @invariant()
     def nobody_waits_for_a_free_slot(self) -> None:
@@ -166,8 +166,8 @@ class Requests(RuleBasedStateMachine):
             assert there, "no worker can run it, and it wasn't notified"
             busy = {entry.node: sum(other.node == entry.node for other in self.running) for entry in there}
             resting = {node for node in busy if self.dispatch.worker_stats.outliers.ejection_seconds(node, M, self.now)}
-            assert all(count == MOST for node, count in busy.items() if node not in resting)
-            assert len(resting) < len(busy) or max(busy.values()) == MOST
+            assert all(count == MAX for node, count in busy.items() if node not in resting)
+            assert len(resting) < len(busy) or max(busy.values()) == MAX
 
     @invariant()
     def nobody_runs_where_it_may_not(self) -> None:

@@ -127,9 +127,9 @@ def test_nothing_is_left_of_finished_requests() -> None:
 
 
 class Turns(RuleBasedStateMachine):
-    """Five tenants with any costs. MOST is the most expensive request."""
+    """Five tenants with any costs. MAX is the most expensive request."""
 
-    MOST = 50
+    MAX = 50
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Turns(RuleBasedStateMachine):
             (one, other): self.served_together.get((one, other), [0, 0]) for one in there for other in there if one.int < other.int
         }
 
-    @rule(tenant=st.integers(0, 4), cost=st.integers(1, MOST))
+    @rule(tenant=st.integers(0, 4), cost=st.integers(1, MAX))
     def enter(self, tenant: int, cost: int) -> None:
         self.number += 1
         user = UserId(UUID(int=tenant))
@@ -194,12 +194,12 @@ class Turns(RuleBasedStateMachine):
     def two_that_both_wait_are_served_alike(self) -> None:
         for one, other in self.served_together.values():
             # The paper's bound: twice the most expensive request.
-            assert abs(one - other) <= 2 * self.MOST
+            assert abs(one - other) <= 2 * self.MAX
 
     @invariant()
     def nobody_starves(self) -> None:
-        # Each of the four other tenants may get 2·MOST of the cheapest requests before it.
-        assert all(passed <= 4 * 2 * self.MOST for passed in self.passed.values())
+        # Each of the four other tenants may get 2·MAX of the cheapest requests before it.
+        assert all(passed <= 4 * 2 * self.MAX for passed in self.passed.values())
 
 
 Turns.TestCase.settings = settings(stateful_step_count=60, deadline=None)

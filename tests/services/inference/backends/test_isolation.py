@@ -90,7 +90,7 @@ async def ready(engine: SupervisedEngine) -> None:
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(restart_policy, "BACKOFF", Backoff(0.001, 0.001))
-    monkeypatch.setattr(restart_policy, "MOST_CRASHES", KILLS + 1)
+    monkeypatch.setattr(restart_policy, "MAX_CRASHES", KILLS + 1)
 
 
 @linux

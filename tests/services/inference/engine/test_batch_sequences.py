@@ -15,7 +15,7 @@ from services.inference.engine.sampling import Parameters
 from services.inference.engine.scheduler import (
     BATCH_STEP_SECONDS,
     KEPT_SECONDS,
-    LEAST_TOKENS,
+    MIN_TOKENS,
     PROBE_EVERY,
     BatchShare,
     PrefillBudget,
@@ -154,7 +154,7 @@ def test_prompts_of_batches_wait_for_live_sequences_and_take_short_steps() -> No
     machine.seconds = []
     while machine.answered[2] == 0:
         machine.step()
-    assert max(machine.seconds) <= BATCH_STEP_SECONDS + on_processor(0, LEAST_TOKENS)
+    assert max(machine.seconds) <= BATCH_STEP_SECONDS + on_processor(0, MIN_TOKENS)
     assert len(machine.seconds) < 30, "pieces are not shorter than necessary"
 
 

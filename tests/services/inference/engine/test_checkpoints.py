@@ -85,8 +85,8 @@ def test_long_prompt_has_checkpoints_inside(model: LlamaModel, monkeypatch: pyte
     ((tokens, cached),) = ask(loop, PAGE * 2 + "Who?", salt="a")
     assert (tokens, 2 * len(PAGE) - 160 < cached <= 2 * len(PAGE)) == (alone, True)
     assert model._checkpoints is not None
-    assert all(len(saved) <= llama_model.MOST_CHECKPOINTS for saved in model._checkpoints._saved.values())
-    monkeypatch.setattr(llama_model, "MOST_CHECKPOINT_BYTES", 1)
+    assert all(len(saved) <= llama_model.MAX_CHECKPOINTS for saved in model._checkpoints._saved.values())
+    monkeypatch.setattr(llama_model, "MAX_CHECKPOINT_BYTES", 1)
     ask(loop, PAGE * 3 + "Where?", salt="a")
     assert min(len(saved) for saved in model._checkpoints._saved.values()) == 1
 

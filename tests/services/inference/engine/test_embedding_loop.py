@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import pytest
 
-from services.inference.engine.embedding_loop import LEAST_TOKENS, EmbeddingLoop, TextPiece
+from services.inference.engine.embedding_loop import MIN_TOKENS, EmbeddingLoop, TextPiece
 from services.inference.engine.engine_messages import EmbeddingTurn, EmbedTexts, GenerationAccepted, GenerationRefused, StepReport
 from shared import errors
 from shared.gguf.gguf_header import PoolingKind
@@ -155,8 +155,8 @@ def test_embeddings_make_progress_without_slowing_answers_much() -> None:
     while not run.loop.idle:
         run.turn(StepReport((), seconds=0.001, answering=2, read=30))
     *regular, last = model.batches[1:]
-    assert set(regular) == {LEAST_TOKENS}
-    assert 0 < last <= LEAST_TOKENS
+    assert set(regular) == {MIN_TOKENS}
+    assert 0 < last <= MIN_TOKENS
     run.embed(2, "a" * 40)
     run.turn(None)
     assert model.batches[-1] == LetterModel.step_tokens

@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.inference.engine.scheduler import FIRST_TOKENS, LEAST_TOKENS, QUIET_EVERY, SLOWDOWN, SLOWDOWN_PER_PROMPT, PrefillBudget
+from services.inference.engine.scheduler import FIRST_TOKENS, MIN_TOKENS, QUIET_EVERY, SLOWDOWN, SLOWDOWN_PER_PROMPT, PrefillBudget
 
-MOST = 2048
+MAX = 2048
 STEP_SECONDS = 0.02
 TOKEN_SECONDS = 0.001
 
 
 def trained(
-    step_seconds: float = STEP_SECONDS, token_seconds: float = TOKEN_SECONDS, *, answering: int = 4, most: int = MOST, noise: float = 0
+    step_seconds: float = STEP_SECONDS, token_seconds: float = TOKEN_SECONDS, *, answering: int = 4, most: int = MAX, noise: float = 0
 ) -> PrefillBudget:
     """Return a budget that has been in use for a while on a machine of this speed."""
     pace, chance = PrefillBudget(most), random.Random(1)
@@ -25,7 +25,7 @@ def trained(
 
 @pytest.mark.parametrize("answering", [1, 2, 32])
 def test_first_steps_read_a_few_tokens(answering: int) -> None:
-    pace = PrefillBudget(MOST)
+    pace = PrefillBudget(MAX)
     assert pace.budget(answering) == FIRST_TOKENS
     pace.record_step(STEP_SECONDS, answering=answering, read=0)
     assert pace.budget(answering) == FIRST_TOKENS
@@ -47,7 +47,7 @@ def test_steps_that_something_else_slowed_change_no_known_times(read: int) -> No
 
 
 def test_answers_that_never_were_alone_are_measured_too() -> None:
-    pace = PrefillBudget(MOST)
+    pace = PrefillBudget(MAX)
     for _ in range(QUIET_EVERY):
         assert pace.budget(4) == FIRST_TOKENS
         pace.record_step(STEP_SECONDS, answering=4, read=FIRST_TOKENS)
@@ -64,7 +64,7 @@ def test_after_many_reading_steps_one_step_reads_nothing() -> None:
 
 
 def test_without_answers_a_step_reads_as_much_as_it_can() -> None:
-    assert PrefillBudget(MOST).budget(0) == trained(answering=4).budget(0) == MOST
+    assert PrefillBudget(MAX).budget(0) == trained(answering=4).budget(0) == MAX
 
 
 def test_budget_never_exceeds_the_batch() -> None:
@@ -114,19 +114,19 @@ def test_one_step_in_a_hundred_may_exceed_the_allowed_slowdown_on_a_noisy_machin
     ],
 )
 def test_noise_does_not_mislead_the_budget(step_seconds: float, token_seconds: float) -> None:
-    right = min(MOST, (0.8 * SLOWDOWN - 1) * step_seconds / token_seconds)
+    right = min(MAX, (0.8 * SLOWDOWN - 1) * step_seconds / token_seconds)
     assert 0.6 * right <= trained(step_seconds, token_seconds, noise=0.1).budget(4) <= 1.5 * right
 
 
 def test_pieces_become_long_again_although_each_has_a_fixed_cost() -> None:
-    pace, planned = PrefillBudget(MOST), list[int]()
+    pace, planned = PrefillBudget(MAX), list[int]()
     for step in range(400):
         read = pace.budget(4)
         piece_seconds = (3 if step < 200 else 1.5) * STEP_SECONDS
         pace.record_step(STEP_SECONDS + (piece_seconds + read * TOKEN_SECONDS if read else 0), answering=4, read=read)
         planned += [read] if read else []
-    assert planned[150] == LEAST_TOKENS
-    assert planned[-1] > 3 * LEAST_TOKENS
+    assert planned[150] == MIN_TOKENS
+    assert planned[-1] > 3 * MIN_TOKENS
 
 
 def test_doubling_the_time_per_token_halves_the_budget() -> None:
@@ -160,7 +160,7 @@ def test_steps_measured_beside_a_long_prompt_are_not_quiet_ones() -> None:
 
 
 def test_steps_of_a_gpu_may_always_take_a_time_that_nobody_notices() -> None:
-    pace = PrefillBudget(MOST, 0.1)
+    pace = PrefillBudget(MAX, 0.1)
     # The first step loads the GPU's programs.
     pace.record_step(0.8, answering=0, read=20)
     pace.record_step(0.03, answering=0, read=200)
@@ -173,7 +173,7 @@ def test_steps_of_a_gpu_may_always_take_a_time_that_nobody_notices() -> None:
 
 
 def test_prompt_makes_progress_however_slow_reading_is() -> None:
-    assert trained(token_seconds=1000).budget(4) == LEAST_TOKENS
+    assert trained(token_seconds=1000).budget(4) == MIN_TOKENS
 
 
 def test_new_number_of_answers_is_measured_alone_first() -> None:
@@ -190,7 +190,7 @@ def test_new_number_of_answers_is_measured_alone_first() -> None:
     st.floats(0.00001, 0.1),
 )
 def test_slower_answers_allow_more_reading(steps: list[float], slower: float, token_seconds: float) -> None:
-    one, two = PrefillBudget(MOST), PrefillBudget(MOST)
+    one, two = PrefillBudget(MAX), PrefillBudget(MAX)
     for seconds in steps:
         one.record_step(seconds, answering=4, read=0)
         two.record_step(seconds * slower, answering=4, read=0)
@@ -199,12 +199,12 @@ def test_slower_answers_allow_more_reading(steps: list[float], slower: float, to
     assert one.budget(4) <= two.budget(4)
 
 
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 40), st.integers(0, MOST)), max_size=50), st.integers(0, 40))
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 40), st.integers(0, MAX)), max_size=50), st.integers(0, 40))
 def test_budget_stays_within_its_limits(steps: list[tuple[float, int, int]], answering: int) -> None:
-    pace = PrefillBudget(MOST)
+    pace = PrefillBudget(MAX)
     for seconds, answered, read in steps:
         pace.record_step(seconds, answering=answered, read=read)
-    assert pace.budget(answering) == 0 or LEAST_TOKENS <= pace.budget(answering) <= MOST
+    assert pace.budget(answering) == 0 or MIN_TOKENS <= pace.budget(answering) <= MAX
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from services.inference.engine import sequence
 from services.inference.engine.kv_slots import KvLayout, Slots
 from services.inference.engine.prompt_cache import HashedTokens
 from services.inference.engine.sampling import Parameters
-from services.inference.engine.scheduler import LEAST_TOKENS, TURN_STEPS, AdapterTurns, Feed, PrefillBudget, Scheduler, StepPlan
+from services.inference.engine.scheduler import MIN_TOKENS, TURN_STEPS, AdapterTurns, Feed, PrefillBudget, Scheduler, StepPlan
 from services.inference.engine.sequence import DrawnToken, ImagePrompt
 from tests import tiers
 
@@ -139,7 +139,7 @@ def test_long_prompt_delays_no_answer_and_progresses_in_every_step(layout: KvLay
         ahead = [run.positions[one] - position for one, position in before.items() if one in run.positions]
         assert ahead[:2] == [1, 1]
         if plan.read:
-            assert plan.read >= min(LEAST_TOKENS, run.most)
+            assert plan.read >= min(MIN_TOKENS, run.most)
     assert run.step().read == 0, "it was read in the meantime"
 
 
@@ -226,7 +226,7 @@ def test_long_prompt_goes_first_after_its_allowance_is_used() -> None:
 
 @settings(max_examples=tiers.volume(60), deadline=None)
 @given(
-    most=st.integers(LEAST_TOKENS, 40),
+    most=st.integers(MIN_TOKENS, 40),
     count=st.integers(2, 6),
     prompts=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 400)), min_size=2, max_size=20),
 )
@@ -482,20 +482,20 @@ arrivals = st.builds(
     adapter=st.integers(0, 3),
 )
 #: The longest of these sequences.
-LONGEST = 40 + 20
+MAX = 40 + 20
 
 
 @settings(max_examples=tiers.volume(100), deadline=None)
 @given(
     layout=st.sampled_from([STREAMS, POOL]),
     count=st.integers(1, 5),
-    pool=st.integers(LONGEST, 4 * LONGEST),
-    most=st.integers(LEAST_TOKENS, 20),
+    pool=st.integers(MAX, 4 * MAX),
+    most=st.integers(MIN_TOKENS, 20),
     coming=st.lists(arrivals, min_size=1, max_size=8),
 )
 def test_every_position_is_computed_once_and_in_order(layout: KvLayout, count: int, pool: int, most: int, coming: list[Arrival]) -> None:
     """Holds for any memory that fits one sequence. `Run` checks every step."""
-    run = Run(layout, count, pool if layout is POOL else count * LONGEST, most)
+    run = Run(layout, count, pool if layout is POOL else count * MAX, most)
     sequences = {
         identity: [
             make(

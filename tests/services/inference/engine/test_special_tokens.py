@@ -66,14 +66,14 @@ def test_every_special_spelling_is_marked_even_inside_another(spellings: tuple[s
         assert SpecialTokens(spellings).mark(text) == marked_one_by_one(spellings, text)
 
 
-LONGEST_TEXT = 900_000
+MAX_TEXT = 900_000
 LONG_TEXTS = {
-    "angle brackets": "<" * LONGEST_TEXT,
-    "markup": ('<div class="a b"><p>Hello <b>you</b> there</p></div>\n' * 20_000)[:LONGEST_TEXT],
-    "one letter": "a" * LONGEST_TEXT,
-    "English": ("It was the best of times, it was the worst of times. " * 20_000)[:LONGEST_TEXT],
-    "beginnings of special tokens": ("<|reserved_special_token_" * 40_000)[:LONGEST_TEXT],
-    "special tokens": ("<|reserved_special_token_7|>" * 40_000)[:LONGEST_TEXT],
+    "angle brackets": "<" * MAX_TEXT,
+    "markup": ('<div class="a b"><p>Hello <b>you</b> there</p></div>\n' * 20_000)[:MAX_TEXT],
+    "one letter": "a" * MAX_TEXT,
+    "English": ("It was the best of times, it was the worst of times. " * 20_000)[:MAX_TEXT],
+    "beginnings of special tokens": ("<|reserved_special_token_" * 40_000)[:MAX_TEXT],
+    "special tokens": ("<|reserved_special_token_7|>" * 40_000)[:MAX_TEXT],
 }
 
 

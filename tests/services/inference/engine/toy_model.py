@@ -21,7 +21,7 @@ from shared.api.inference import TokenChance, TokenLogprob
 
 #: Ends an answer; no byte of any UTF-8 text.
 END_TOKEN = 0xFF
-MOST_ADAPTERS = 16
+MAX_ADAPTERS = 16
 #: With a temperature, one in this many answer tokens ends the answer.
 _ENDS = 40
 
@@ -119,7 +119,7 @@ class ToyModel:
         return state
 
     def check_adapter(self, number: int) -> None:
-        if number > MOST_ADAPTERS:
+        if number > MAX_ADAPTERS:
             raise errors.Unavailable("there is no such adapter")
 
     def settle(self, place: SlotPlace) -> int:

@@ -88,7 +88,7 @@ def test_an_image_is_encoded_once_for_a_tenant(model: LlamaModel, monkeypatch: p
         counts.append(len(encoded))
     assert counts == [1, 1, 2, 3, 4, 5]
     rows = encoder._cached_bytes
-    monkeypatch.setattr(image_encoder, "MOST_CACHED_BYTES", rows)
+    monkeypatch.setattr(image_encoder, "MAX_CACHED_BYTES", rows)
     for number in range(5, 9):
         asked.ask("# what?", picture(number), salt="once")
         assert encoder._cached_bytes <= rows

@@ -125,7 +125,7 @@ def test_all_parts_of_a_split_model_count(model: Path, kept: Path) -> None:
         pytest.param(b"\x00\xff" * 40, id="noise"),
         pytest.param(b'{"models":7}', id="another shape"),
         pytest.param(b"[" * 100_000, id="nested without end"),
-        pytest.param(b'{"models":[],"x":"' + b" " * model_files.MOST_BYTES + b'"}', id="larger than it ever is"),
+        pytest.param(b'{"models":[],"x":"' + b" " * model_files.MAX_BYTES + b'"}', id="larger than it ever is"),
     ],
 )
 def test_damaged_digest_file_is_ignored(model: Path, kept: Path, content: bytes) -> None:
@@ -194,17 +194,17 @@ def test_file_name_that_is_not_unicode_is_remembered(model: Path, kept: Path) ->
 
 def test_digest_file_stays_small_and_keeps_the_latest(model: Path, kept: Path) -> None:
     known = KnownDigests(kept, tomorrow)
-    paths = [model.with_name(f"{number}.gguf") for number in range(model_files.MOST_MODELS + 3)]
+    paths = [model.with_name(f"{number}.gguf") for number in range(model_files.MAX_MODELS + 3)]
     for path in paths:
         path.touch()
         known.digest((path,), Reading())
-    assert len(json.loads(kept.read_bytes())["models"]) == model_files.MOST_MODELS
+    assert len(json.loads(kept.read_bytes())["models"]) == model_files.MAX_MODELS
     assert digest_of(kept, paths[-1])[1] == 0
     assert digest_of(kept, paths[0])[1] == 1
     # A model with too many parts to store next to others.
     many = tuple(paths[:100]) * 60
     digest_of(kept, *many)
-    assert kept.stat().st_size <= model_files.MOST_BYTES
+    assert kept.stat().st_size <= model_files.MAX_BYTES
 
 
 def test_models_read_concurrently_are_all_remembered(model: Path, kept: Path) -> None:

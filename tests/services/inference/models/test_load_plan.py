@@ -210,10 +210,10 @@ def test_plan_fits_or_is_the_least(
     header = MIXTURE if mixture else LLAMA
     found = plan(header, ram=ram, vram=tuple(vram), slots=slots, context_tokens=context, purpose=purpose)
     assert 1 <= found.slots <= (slots or load_plan.GPU_SLOTS)
-    assert min(load_plan.LEAST_CONTEXT_TOKENS, context or load_plan.LEAST_CONTEXT_TOKENS) <= found.context_tokens
+    assert min(load_plan.MIN_CONTEXT_TOKENS, context or load_plan.MIN_CONTEXT_TOKENS) <= found.context_tokens
     assert found.context_tokens <= (context or {LoadPurpose.CHATS: 32_768, LoadPurpose.AGENTS: 131_072}[purpose])
     room = MemoryBytes(ram * GIB, sum(vram) * GIB)
     if not found.need.fits(room):
         # Even the CPU alone has too little memory for the smallest plan.
-        alone = plan(header, ram=ram, slots=slots or 1, context_tokens=context or load_plan.LEAST_CONTEXT_TOKENS, purpose=purpose)
+        alone = plan(header, ram=ram, slots=slots or 1, context_tokens=context or load_plan.MIN_CONTEXT_TOKENS, purpose=purpose)
         assert not alone.need.fits(room) or found.slots == 1

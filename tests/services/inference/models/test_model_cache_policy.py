@@ -260,7 +260,7 @@ def test_failed_load_refuses_all_waiting_callers_and_is_not_retried_immediately(
 def test_load_that_keeps_failing_waits_for_a_manual_retry() -> None:
     core = policy()
     now = 0.0
-    for _ in range(model_cache_policy.MOST_FAILURES):
+    for _ in range(model_cache_policy.MAX_FAILURES):
         assert core.wanted(A, 1, now)[0] == LoadModelStep(A)
         core.load_failed(A, "broken", now)
         now += model_cache_policy.LOAD_BACKOFF.longest_seconds

@@ -237,7 +237,7 @@ def test_list_that_is_none_is_refused(store: ModelStore, hub: FakeHub, body: byt
 
 
 def test_endless_list_is_refused(store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download, "MOST_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(download, "MAX_DOCUMENT_BYTES", 1000)
     hub.bodies["/api/models/org/model"] = b" " * 1001
     with pytest.raises(errors.PeerError, match="too long, or comes too slowly"):
         pull(store, hub, "hf:org/model")
@@ -375,7 +375,7 @@ def test_token_that_expires_midway_is_renewed_and_the_download_resumed(store: Mo
 
 
 def test_server_that_refuses_every_continuation_is_given_up(store: ModelStore, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_program, "MOST_PLANS", 3)
+    monkeypatch.setattr(store_program, "MAX_PLANS", 3)
     hub.add_repository("org/model", {"model.gguf": BODY})
     path = f"/org/model/resolve/{'a' * 40}/model.gguf"
 
@@ -480,7 +480,7 @@ def test_proxy_of_the_environment_is_used(store: ModelStore, hub: FakeHub, monke
     hub.bodies["http://models.example.org/some-model.gguf"] = BODY
     assert pull(store, hub, "http://models.example.org/some-model.gguf", insecure=True).size == len(BODY)
     monkeypatch.setenv("no_proxy", "models.invalid")
-    monkeypatch.setattr(download, "MOST_FAILURES", 0)
+    monkeypatch.setattr(download, "MAX_FAILURES", 0)
     with pytest.raises(errors.Unavailable, match="could not be downloaded"):
         pull(store, hub, "http://models.invalid/some-model.gguf", insecure=True, name="other")
     assert len(hub.asked) == 1

@@ -129,7 +129,7 @@ def test_server_that_only_fails_is_given_up(store: ModelStore, server: RangedSer
     server.statuses = [500] * 20
     with pytest.raises(errors.Unavailable, match="HTTP Error 500"):
         pull(store, server.url)
-    assert len(server.asked) == download.MOST_FAILURES + 1
+    assert len(server.asked) == download.MAX_FAILURES + 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.inference.models.model_cache_policy import (
-    MOST_SWAPS,
+    MAX_SWAPS,
     PATIENCE_SECONDS,
     SWAPS_SECONDS,
     AdmitStep,
@@ -203,9 +203,9 @@ def test_model_keeps_its_turn_when_the_waiting_caller_leaves() -> None:
 
 
 def test_model_that_makes_room_too_often_is_thrashing() -> None:
-    simulation = run_streams(0.0, pause_seconds=0.01, requests=MOST_SWAPS)
+    simulation = run_streams(0.0, pause_seconds=0.01, requests=MAX_SWAPS)
     assert simulation.core.thrashing(simulation.now) == []
-    simulation = run_streams(0.0, pause_seconds=0.01, requests=MOST_SWAPS + 2)
+    simulation = run_streams(0.0, pause_seconds=0.01, requests=MAX_SWAPS + 2)
     assert simulation.core.thrashing(simulation.now) == [A, B, C]
     assert simulation.core.thrashing(simulation.now + SWAPS_SECONDS) == []
 

@@ -11,7 +11,7 @@ from services.inference.structured_output.constraint import Constraint, Constrai
 END = 256
 #: A special token, which is written `<mark>`.
 MARK = 257
-_MOST_BYTES = 5000
+_MAX_BYTES = 5000
 
 
 class ByteVocabulary:
@@ -57,7 +57,7 @@ def _accepts(constraint: Constraint, token: int) -> bool:
 def drawn(grammar: str, rng: random.Random) -> str:
     """Return a random text of the grammar. Brackets and quotes are drawn more often, so that it ends."""
     constraint, text = BYTES.start(grammar), bytearray()
-    while len(text) < _MOST_BYTES:
+    while len(text) < _MAX_BYTES:
         masked = constraint.masked(np.zeros(ByteVocabulary.size, np.float32))
         allowed = [int(token) for token in np.flatnonzero(masked == 0.0)]
         ending = [token for token in allowed if token == END or token in b'"]}']

@@ -86,7 +86,7 @@ def test_compiling_releases_the_gil() -> None:
 
 
 def test_grammars_are_cached_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraint, "MOST_GRAMMARS", 2)
+    monkeypatch.setattr(constraint, "MAX_GRAMMARS", 2)
     cached = constraints()
     first, second, third = (lark.grammar(f'"{text}"') for text in "abc")
     one = cached.compile(first)

@@ -116,7 +116,7 @@ def test_refused_grammars(grammar: str, words: str) -> None:
 @pytest.mark.parametrize("sign", ["(", "[", '"', "\\", "|", "{", "#", "\n", " ", "a ", "()", '""', "(|", ".?", "r ::= r\n"])
 def test_grammar_at_the_limits_is_checked_in_time(sign: str) -> None:
     """A backtracking reader would take minutes for these, and exceed the test's time limit."""
-    text = "root ::= " + sign * ((gbnf.MOST_BYTES - 9) // len(sign))
+    text = "root ::= " + sign * ((gbnf.MAX_BYTES - 9) // len(sign))
     with suppress(FormatRefused):
         gbnf.to_lark(text)
 

@@ -4,7 +4,7 @@ import pytest
 
 from services.inference.jobs import GenerationJob
 from services.inference.supervision import poison_requests
-from services.inference.supervision.poison_requests import KEPT_SECONDS, MOST_SUSPECTS, PoisonRequests, RequestSuspicion
+from services.inference.supervision.poison_requests import KEPT_SECONDS, MAX_SUSPECTS, PoisonRequests, RequestSuspicion
 from shared.api.generation import ChatMessage, FormatKind, OutputFormat
 from tests.clocks import Clock
 from tests.services.inference.standins import job
@@ -54,7 +54,7 @@ def test_old_suspicion_expires() -> None:
 
 def test_oldest_records_are_dropped() -> None:
     suspected = PoisonRequests(Clock())
-    requests = [number.to_bytes(32) for number in range(MOST_SUSPECTS + 1)]
+    requests = [number.to_bytes(32) for number in range(MAX_SUSPECTS + 1)]
     suspected.died(requests[:-1], alone=False)
     suspected.died(requests[:1], alone=False)
     suspected.died(requests[-1:], alone=False)

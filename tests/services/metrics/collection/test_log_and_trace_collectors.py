@@ -60,7 +60,7 @@ async def test_items_read_before_a_failure_are_kept_and_the_rest_is_read_later()
 
 
 async def test_memory_is_bounded_with_ever_new_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_and_trace_collectors, "_MOST_NODES", 3)
+    monkeypatch.setattr(log_and_trace_collectors, "_MAX_NODES", 3)
     node, marks = Node(), ReadPositions[int](page=3, most_readings=5)
     node.ring.add(range(2))
     for number in range(10):

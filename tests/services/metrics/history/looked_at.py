@@ -47,5 +47,5 @@ class Mesh:
         self, store: HistoryStore, name: str, *by: HistoryGrouping, since: datetime = BEGIN, step: int = 60, node: str | None = None
     ) -> list[HistoryLine]:
         question = query_plan.read(GetHistory((name,), since, self.now, step, by, node), self.now, KEEPS)
-        found = await store.lines(question, by, query_plan.MOST_POINTS)
+        found = await store.lines(question, by, query_plan.MAX_POINTS)
         return list(chart_lines.draw(question, by, found.points, found.covered))

@@ -92,8 +92,8 @@ def test_tokens_and_first_tokens_are_measured_by_the_gateway() -> None:
         line(history_queries.TOKENS, steady(7.0, without=range(60)), service="gateway", type="output"),
         line(history_queries.TOKENS, 99.0, service="inference", type="output"),
         line(history_queries.HALF_FIRST, 0.2, service="gateway"),
-        line(history_queries.MOST_FIRST, 1.5, service="gateway"),
-        line(history_queries.MOST_FIRST, 99.0, service="inference"),
+        line(history_queries.MAX_FIRST, 1.5, service="gateway"),
+        line(history_queries.MAX_FIRST, 99.0, service="inference"),
     )
     charts = drawn(found(services=answer(*services)))
     first = chart(charts, "first")
@@ -256,7 +256,7 @@ def test_heading_has_the_current_value() -> None:
     services = (
         line(history_queries.GATEWAY_SEEN, 1.0, service="gateway"),
         line(history_queries.HALF_FIRST, 0.2, service="gateway"),
-        line(history_queries.MOST_FIRST, 1.5, service="gateway"),
+        line(history_queries.MAX_FIRST, 1.5, service="gateway"),
     )
     charts = drawn(found(whole=answer(*whole), services=answer(*services), machines=answer(*machines, *disks)))
     now = {each.id: each.now for each in charts.charts}

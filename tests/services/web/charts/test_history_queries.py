@@ -37,7 +37,7 @@ def test_every_requested_series_is_stored() -> None:
     now = datetime(2026, 11, 20, 14, 5, tzinfo=UTC)
     for question in HistoryQuery:
         names = history_queries.make_request(question, HistorySpan.HOUR, now).names
-        assert 1 <= len(names) <= metrics.MOST_NAMES
+        assert 1 <= len(names) <= metrics.MAX_NAMES
         for name in names:
             rest = name.rpartition(":")[2]
             assert rest in kept_series.BY_NAME or f"{rest}_bucket" in kept_series.BY_NAME, name
@@ -59,7 +59,7 @@ def test_first_queries_fit_into_the_responses(machines: int, of_one: bool, queri
     plan = history_queries.plan(machines, of_one=of_one)
     assert len(plan) == len(set(plan)) == queries
     assert plan[0] is HistoryQuery.WHOLE
-    assert (HistoryQuery.TOGETHER in plan) == (machines > metrics.MOST_LINES and not of_one)
+    assert (HistoryQuery.TOGETHER in plan) == (machines > metrics.MAX_LINES and not of_one)
 
 
 @pytest.mark.parametrize("of_one", [False, True])

@@ -12,7 +12,7 @@ import pytest
 from litestar.types import ASGIApp
 
 from services.web.pages import playground
-from services.web.pages.playground import MOST_MESSAGES
+from services.web.pages.playground import MAX_MESSAGES
 from services.web.request_context import App
 from shared import errors
 from shared.api import accounts, gateway
@@ -325,7 +325,7 @@ async def test_fifth_concurrent_answer_is_refused_until_one_ends(real: Browser, 
         pytest.param(HELLO | {"messages": []}, id="no message"),
         pytest.param(HELLO | {"messages": [{"role": "assistant", "content": "hi"}]}, id="no question at the end"),
         pytest.param(HELLO | {"messages": [{"role": "system", "content": "x"}]}, id="a role that nobody has here"),
-        pytest.param(HELLO | {"messages": [{"role": "user", "content": "x"}] * (MOST_MESSAGES + 1)}, id="too many messages"),
+        pytest.param(HELLO | {"messages": [{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1)}, id="too many messages"),
         pytest.param(HELLO | {"messages": [{"role": "user", "content": "x", "images": ["no base64"]}]}, id="no image"),
         pytest.param(HELLO | {"max_tokens": 1.5}, id="half a token"),
         pytest.param(HELLO | {"temperature": "hot"}, id="a word for a number"),

@@ -36,7 +36,7 @@ from tests.features.backup.stack import copied_database
 from tests.features.backup.stack.copied_database import ROLES, CopiedDatabase
 from tests.servers import PostgresServer, running
 
-KILLS, LONGEST_SECONDS = 30, 2.5
+KILLS, MAX_SECONDS = 30, 2.5
 WRITERS, OWNERS = 3, 20
 #: The real program, which checks what is due every half second instead of every five minutes.
 AGENT = """
@@ -195,7 +195,7 @@ async def kill_and_verify(site: Site, kills: int, folder: Path) -> None:
     async with site.load():
         await stacks.until(site.has_backups, seconds=60, what="the first backup is listed")
         for number, victim in zip(range(kills), itertools.cycle(("agent", "PostgreSQL")), strict=False):
-            pause = rng.uniform(0, LONGEST_SECONDS)
+            pause = rng.uniform(0, MAX_SECONDS)
             await asyncio.sleep(pause)
             unfinished = await site.unfinished()
             if victim == "agent":

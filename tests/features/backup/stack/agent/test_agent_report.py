@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import msgspec
 
-from features.backup.contract import MOST_BACKUPS, BackupEntry, BackupReport, RestoreTest
+from features.backup.contract import MAX_BACKUPS, BackupEntry, BackupReport, RestoreTest
 from features.backup.stack.agent import agent_report
 from features.backup.stack.catalog import StoreCatalog
 from features.backup.stack.layout import BackupPart
@@ -46,9 +46,9 @@ def test_a_report_can_be_made_before_the_store_was_read() -> None:
 
 def test_a_report_is_bounded_and_begins_with_the_newest() -> None:
     failed = msgspec.structs.replace(passed(ok=False), why="x" * 5000)
-    report = describe(catalog([backup(hour) for hour in range(MOST_BACKUPS + 5)], tests=failed))
-    assert len(report.backups) == MOST_BACKUPS
-    assert report.backups[0].at - report.backups[-1].at == timedelta(hours=MOST_BACKUPS - 1)
+    report = describe(catalog([backup(hour) for hour in range(MAX_BACKUPS + 5)], tests=failed))
+    assert len(report.backups) == MAX_BACKUPS
+    assert report.backups[0].at - report.backups[-1].at == timedelta(hours=MAX_BACKUPS - 1)
     assert report.last_test is not None
     assert len(report.last_test.why) == 1000
 

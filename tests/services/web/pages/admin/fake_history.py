@@ -31,7 +31,7 @@ class FakeHistory(FakeMesh):
         super().__init__()
         self.kept: list[Kept] = []
         self.refused: errors.AimeshError | None = None
-        self.most_lines = metrics.MOST_LINES
+        self.most_lines = metrics.MAX_LINES
 
     def keep(self, name: str, value: Value | float, **labels: str) -> None:
         made: Value = value if callable(value) else lambda _: value

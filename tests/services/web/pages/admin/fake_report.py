@@ -38,7 +38,7 @@ class FakeReport(FakeMesh):
 
     def _name_users(self, request: business.NameUsers, credential: Credential | None) -> business.UserNames:
         self._admin(credential)
-        if len(request.ids) > business.MOST_ROWS:
+        if len(request.ids) > business.MAX_ROWS:
             raise errors.BadRequest("too many")
         users = [each.user for each in self.accounts.values()]
         return business.UserNames({str(user.id): user.username for user in users if user.id in request.ids})

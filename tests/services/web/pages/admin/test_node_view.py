@@ -162,9 +162,9 @@ def test_owner_sees_only_their_own_machines() -> None:
 
 
 def test_too_many_nodes_are_counted_and_omitted() -> None:
-    many = tuple(msgspec.structs.replace(member(ONE), id=NodeId(f"U{number:055}")) for number in range(node_view.MOST_LINES + 7))
+    many = tuple(msgspec.structs.replace(member(ONE), id=NodeId(f"U{number:055}")) for number in range(node_view.MAX_LINES + 7))
     found = joined(many)
-    assert (len(found.lines), found.left_out) == (node_view.MOST_LINES, 7)
+    assert (len(found.lines), found.left_out) == (node_view.MAX_LINES, 7)
     assert found.summary.startswith("507 nodes")
 
 
