@@ -4,14 +4,14 @@ import re
 from datetime import timedelta
 
 import pytest
-from tests.services.web.pages.admin.backup_samples import NEWEST, VERIFIED, backups
 
 from features.backup import contract
 from features.backup.contract import Backups, BackupState, RestoreTest, SiteTerm
-from services.web.pages.admin import backups as page
+from features.backup.web import pages as page
 from shared import errors
 from shared.types import UserRole
 from tests.cases import case
+from tests.features.backup.web.backup_samples import NEWEST, VERIFIED, backups
 from tests.services.web.browser import Browser
 from tests.services.web.fake_mesh import NOW
 from tests.services.web.pages.admin.admin_mesh import AdminMesh

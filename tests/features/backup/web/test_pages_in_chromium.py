@@ -2,12 +2,12 @@
 
 import pytest
 from litestar.types import ASGIApp
-from tests.services.web.pages.admin.backup_samples import backups
 
 from features.backup.contract import Backups, BackupState
 from shared.types import UserRole
 from tests.acceptance.chromium import Browser
 from tests.acceptance.watching import Watch
+from tests.features.backup.web.backup_samples import backups
 from tests.services.web import servers
 from tests.services.web.js import axe
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
