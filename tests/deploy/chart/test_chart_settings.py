@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from features.backup.settings import BackupSettings
 from services import settings_check
 from shared import config
-from stack.settings import BackupSettings, StackSettings
+from stack.settings import StackSettings
 from tests import tiers
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import CASES, CHART
