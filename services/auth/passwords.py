@@ -76,7 +76,8 @@ class Passwords:
         """Raises BadRequest for an unacceptable password."""
         words = (username, email.partition("@")[0], "aimesh")
         if fault := find_fault(_normal(password), words, self._min_length, self._common):
-            raise errors.BadRequest.of("password", fault, hint=f"choose {self._min_length} to {MAX_LENGTH} characters; a sentence works well")
+            hint = f"choose {self._min_length} to {MAX_LENGTH} characters; a sentence works well"
+            raise errors.BadRequest.of("password", fault, hint=hint)
 
     async def hash(self, password: str) -> str:
         return await self._run(lambda: self._hasher.hash(_normal(password)))
