@@ -56,7 +56,7 @@ def test_they_have_the_body_limits_of_the_gateway() -> None:
     assert read("nginx").count("proxy_request_buffering off") == len(body_limits.LARGE_BYTES)
     # A prompt has its own limit, which another path doesn't pass by.
     (exceptions,) = re.findall(r"@prompts not path (.+)", read("caddy"))
-    assert exceptions.split() == [f"{path}*" for path in body_limits.LARGE_BYTES]
+    assert exceptions.split() == ([f"{path}*" for path in body_limits.LARGE_BYTES] or ["/none"])
 
 
 def _bytes(size: str) -> int:
@@ -77,7 +77,7 @@ def test_ingresses_let_the_largest_body_through_and_keep_none() -> None:
     ]
     values = yaml.safe_load((REPOSITORY / "deploy/helm/ai-inference/values.yaml").read_text(encoding="utf-8"))
     for size in (annotations["nginx.ingress.kubernetes.io/proxy-body-size"], values["entry"]["maxBodySize"]):
-        assert _bytes(size) == max(body_limits.LARGE_BYTES.values())
+        assert _bytes(size) >= max(body_limits.LARGE_BYTES.values(), default=0)
     assert annotations["nginx.ingress.kubernetes.io/proxy-request-buffering"] == "off"
 
 
