@@ -189,11 +189,12 @@ def test_secrets_come_as_files_from_the_services_own_volume(service: str) -> Non
         "STRIPE_WEBHOOK_SECRET_FILE",
         "PADDLE_API_KEY_FILE",
         "PADDLE_WEBHOOK_SECRET_FILE",
-        *(f"{setting.variable.name}_FILE" for _, setting in config.settings_of_features() if setting.variable.secret),
         *(setting.variable.name for _, setting in config.settings_of_features() if setting.variable.name.endswith("_FILE")),
         *READ_URLS,
     ):
         assert environment.pop(owns, "") == ""
+    for name in {f"{setting.variable.name}_FILE" for _, setting in config.settings_of_features() if setting.variable.secret}:
+        assert environment.pop(name, "") in {"", f"/run/aimesh/{name.removesuffix('_FILE').lower()}"}
     assert all(value.startswith("/run/aimesh/") for name, value in environment.items() if name.endswith("_FILE"))
 
 
