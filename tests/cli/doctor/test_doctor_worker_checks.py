@@ -200,7 +200,7 @@ async def test_client_is_checked_from_its_certificate_to_the_models(client: Shel
     well(client.mesh)
     found = await doctor_checks.examine(here(client), lets_in)
     assert wrong(found) == ["relay", "clock"]
-    assert [finding.check for finding in found][-4:] == ["quota", "workers", "models", "backups"]
+    assert [finding.check for finding in found][-3:] == ["quota", "workers", "models"]
     assert "NATS" not in [finding.check for finding in found]
 
 
