@@ -1,3 +1,4 @@
-"""The fixtures of tests/services/web/pages/admin."""
+"""The fixtures of tests/services/web, and an administrator's browser."""
 
+from tests.services.web.conftest import *  # noqa: F403
 from tests.services.web.pages.admin.conftest import *  # noqa: F403
