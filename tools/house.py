@@ -41,10 +41,15 @@ _PROSE_TESTS = (
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.house", description="Print how large the core is.")
     parser.add_argument("--base", metavar="COMMIT", help="compare with a commit")
-    parser.add_argument("--without", metavar="NAME", nargs="+", help="delete features from this checkout, and check it; `all`: every one")
+    parser.add_argument(
+        "--without",
+        metavar="NAME",
+        nargs="+",
+        help="delete features from this checkout, with those that need them, and check it; `all`: every one",
+    )
     options = parser.parse_args()
     if options.without:
-        return _try_without([*features.known()] if options.without == ["all"] else options.without)
+        return _try_without([*features.known()] if options.without == ["all"] else with_dependents(options.without))
     _print_figures(options.base)
     return 0
 
@@ -159,6 +164,16 @@ def _vars(feature: str, place: str) -> list[object]:
 
 
 # --- a removal ----------------------------------------------------------------------------------------------------------
+
+
+def with_dependents(names: list[str]) -> list[str]:
+    """Return these features, and those that need them."""
+    found = list(names)
+    # Each comes after those that it needs.
+    for name, feature in features.known().items():
+        if name not in found and feature.needs.intersection(found):
+            found.append(name)
+    return found
 
 
 def _try_without(names: list[str]) -> int:
