@@ -78,7 +78,7 @@ NEVER_GOOD = {
     # Whole files only.
     "POST /v1/uploads",
     "POST /v1/uploads/{upload}",
-    *(name for part in _OF_FEATURES for name in part.NEVER_GOOD),
+    *(name for part in _OF_FEATURES for name in getattr(part, "NEVER_GOOD", ())),
 }
 
 RUNS_A_MODEL = {

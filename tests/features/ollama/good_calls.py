@@ -5,7 +5,6 @@ from typing import Any
 
 import httpx
 
-NEVER_GOOD: set[str] = set()
 RUNS_A_MODEL = {f"/ollama/api/{name}" for name in ("chat", "generate", "embed", "embeddings")}
 
 
