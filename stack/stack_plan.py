@@ -21,7 +21,7 @@ from shared.stores import object_credentials
 from shared.types import Tier
 from stack import features
 from stack import stack_home as homes
-from stack.features import StackSite
+from stack.features import MoreWorker, StackSite
 from stack.ports import WantedPort
 from stack.secret_files import DATABASE_ROLES, POSTGRES_ADMIN
 from stack.servers import dht_programs, nats_server, postgres, valkey
@@ -252,8 +252,7 @@ def external_or(recorded: Mapping[str, str], name: str, embedded: dict[str, str]
 
 def more_workers(settings: StackSettings) -> tuple[str, ...]:
     """Return the backends of the workers beside the first."""
-    wanted = {"echo": settings.echo, **{name: worker.is_wanted for name, worker in features.workers(settings).items()}}
-    return tuple(backend for backend, is_wanted in wanted.items() if is_wanted and (backend == "echo" or backend != settings.backend))
+    return tuple(more_ports(settings))
 
 
 def providers_of(settings: StackSettings) -> tuple[str, ...]:
@@ -350,8 +349,9 @@ def _ports(settings: StackSettings) -> dict[str, int]:
 
 def more_ports(settings: StackSettings) -> dict[str, int | None]:
     """Return the port of each worker beside the first; None if it has none yet."""
-    ports = {"echo": settings.echo_port, **{name: worker.port for name, worker in features.workers(settings).items()}}
-    return {backend: ports[backend] for backend in more_workers(settings)}
+    echo = MoreWorker(is_wanted=settings.echo, port=settings.echo_port)
+    found = {"echo": echo, **features.workers(settings)}
+    return {name: one.port for name, one in found.items() if one.is_wanted and (name == "echo" or name != settings.backend)}
 
 
 def ports_wanted(settings: StackSettings) -> list[WantedPort]:

@@ -14,10 +14,8 @@ from services.gateway.openai_api import rerank_route
 from services.gateway.requests.repeated_request import RepeatedRequest
 from services.gateway.rpc_api.account_notices import AccountNotices
 from services.gateway.rpc_api.rpc_reader import RpcReader, ScoreReader, VectorReader
-from services.gateway.scheduling import routing
 from services.gateway.settings import GatewaySettings
-from services.gateway.wiring import admission, answering, edge, model_parts, scheduling, stores
-from services.gateway.wiring import selling as sales
+from services.gateway.wiring import admission, answering, edge, model_parts, scheduling, selling, stores
 from services.gateway.wiring.edge import Edge, Parts
 from shared import access_table, client_address, context, errors, features, plan_names, worker_pools
 from shared.api import auth, embedding, gateway
@@ -56,7 +54,7 @@ class GatewayService:
                 scheduling=scheduled,
                 admission=admitting,
                 answers=answers,
-                selling=sales.build(settings, node, stored, scheduled, admitting),
+                selling=selling.build(settings, node, stored, scheduled, admitting),
                 models=model_parts.build(settings, node, stored, scheduled, admitting),
             )
             service = cls(parts, edge.build(parts))
@@ -204,10 +202,10 @@ class GatewayService:
             if not access_table.may(principal, Permission.EVERYTHING):
                 raise errors.NotAllowed("only an administrator can read another user's quota", hint="omit userId to read your own")
             principal = await self._read_principal(request.user_id, call.credential)
-        names, selling = self._scheduling.live.config.names, self.parts.selling
-        found, reached = await self._admission.quotas.look(principal, lambda model: routing.may_name(principal, model, names))
-        hour, account = limit_rules.hourly(found), await selling.accounts.account_of(principal)
-        notices = AccountNotices(self._admission.ledger, selling.billing_rpc.store, self._scheduling.models.served)
+        models, accounts = self._scheduling.models, self.parts.selling.accounts
+        found, reached = await self._admission.quotas.look(principal, lambda model: models.may_name(principal, model))
+        hour, account = limit_rules.hourly(found), await accounts.account_of(principal)
+        notices = AccountNotices(self._admission.ledger, self.parts.selling.billing_rpc.store, models.served)
         return gateway.UserQuota(
             user_id=principal.user_id,
             tier=plan_names.name_of(principal.tier),
@@ -217,7 +215,7 @@ class GatewayService:
             resets_at=datetime.now(UTC) + timedelta(seconds=hour.resets_in_seconds),
             limits=found,
             account=account,
-            key_budget=await selling.accounts.find_key_budget(principal),
+            key_budget=await accounts.find_key_budget(principal),
             notices=await notices.find(principal, account, reached),
         )
 

@@ -24,7 +24,6 @@ PATIENCE_SECONDS = 45.0
 FREED_SECONDS = 1.0
 SETTLED_SECONDS = 2.0
 REFUSALS = frozenset({"overloaded", "rate_limited", "unavailable"})
-MAX_REFUSAL_SECONDS = 1.0
 COPIES = 3
 
 
