@@ -3,7 +3,6 @@
 from features.hello import contract, instruments
 from features.hello.gateway.store import HelloStore
 from features.hello.settings import HelloSettings
-
 from services.gateway.features import Built, GatewayPart, Site
 from shared.rpc import RpcCall, serves
 from shared.rpc.audit_reporting import AuditReporting
