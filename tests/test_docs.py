@@ -519,7 +519,7 @@ def test_no_row_denies_what_has_a_command_a_setting_or_a_route() -> None:
     [
         pytest.param(Feature(1, "Invoices, payments: Stripe", "no", "top up credits"), id="commands and settings"),
         pytest.param(Feature(1, "Model signing", "partly", "digests are checked; no signatures"), id="in words"),
-        pytest.param(Feature(1, "Background jobs", "no", "aimesh only runs inference"), id="a route"),
+        pytest.param(Feature(1, "Embeddings of texts", "no", "aimesh only answers prompts"), id="a route"),
     ],
 )
 def test_a_row_that_denies_what_exists_would_be_found(row: Feature) -> None:

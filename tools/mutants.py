@@ -1,4 +1,4 @@
-"""Check that the tests detect faults: apply each entry of tests/mutants.toml in a copy of the tree. A test has to fail."""
+"""Check that the tests detect faults: apply each entry of the lists in tests/ in a copy of the tree. A test has to fail."""
 
 import argparse
 import ast
@@ -18,7 +18,8 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).parent.parent
-LIST = ROOT / "tests/mutants.toml"
+#: A feature has its own list.
+LISTS = ("tests/mutants.toml", "tests/features/*/mutants.toml")
 #: The profile is in tests/conftest.py. The tests' own timeout is disabled, because it would look like a failure.
 PYTEST = (".venv/bin/python", "-m", "pytest", "-xq", "--no-header", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", "--timeout=0")
 #: Ignored by git and needed by the tests.
@@ -49,7 +50,8 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def load() -> list[Mutant]:
-    return msgspec.convert(tomllib.loads(LIST.read_text(encoding="utf-8"))["mutant"], list[Mutant])
+    paths = [path for pattern in LISTS for path in sorted(ROOT.glob(pattern))]
+    return [mutant for path in paths for mutant in msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8"))["mutant"], list[Mutant])]
 
 
 def apply(text: str, mutant: Mutant) -> str:
