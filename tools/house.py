@@ -35,7 +35,7 @@ _START, _END = "<!-- sizes, by `make docs` -->", "<!-- end -->"
 _PROSE_TESTS = (
     "test_relative_links_lead_somewhere", "test_every_page_can_be_reached_from_the_readme", "test_aicli_commands_that_are_shown_exist",
     "test_variables_that_are_shown_exist", "test_paths_and_names_in_the_feature_list_exist", "test_metrics_that_are_named_exist",
-    "test_methods_that_are_named_exist", "test_modules_that_are_shown_exist",
+    "test_methods_that_are_named_exist", "test_modules_that_are_shown_exist", "test_each_place_that_can_read_a_prompt_has_tests_that_exist",
 )  # fmt: skip
 
 
