@@ -17,6 +17,7 @@ from shared.types import Permission, Role, UserRole
 
 #: How recently a user must have shown a password or code before a sensitive action (SECURITY.md §5). Does not apply to keys.
 FRESH_SECONDS = 300
+IS_SENSITIVE = "this action is sensitive, and you logged in a while ago"
 
 
 _OWN = frozenset({Permission.READ_USAGE, Permission.WRITE_KEYS, Permission.WRITE_ACCOUNT})
@@ -412,9 +413,7 @@ def check(access: AccessRule, caller: Principal, now: float) -> None:
     if access.needs and not any(may(caller, permission) for permission in access.needs):
         raise errors.NotAllowed(_lacking(access, caller), hint=_who_can(access, caller))
     if access.fresh and caller.confirmed_at is not None and now - caller.confirmed_at > FRESH_SECONDS:
-        raise errors.ConfirmationNeeded(
-            "this action is sensitive, and you logged in a while ago", hint="confirm your password or a code, then try again"
-        )
+        raise errors.ConfirmationNeeded(IS_SENSITIVE, hint="confirm your password or a code, then try again")
 
 
 def check_network(caller: Principal, address: str | None) -> None:

@@ -13,6 +13,7 @@ from shared.api.auth import KeyKind
 from shared.identity import credentials
 from shared.types import Credential
 
+NOT_A_KEY = "this is not an API key: its checksum or its length is wrong"
 _PREVIEW_HEAD, _PREVIEW_TAIL = 12, 4
 
 
@@ -43,9 +44,7 @@ def hash_token(text: str) -> str:
 def check(text: str) -> None:
     """Raises NotAuthenticated for a malformed key, without looking it up."""
     if not credentials.looks_like_api_key(text):
-        raise errors.NotAuthenticated(
-            "this is not an API key: its checksum or its length is wrong", hint=f"copy the whole key, from {credentials.PREFIX} on"
-        )
+        raise errors.NotAuthenticated(NOT_A_KEY, hint=f"copy the whole key, from {credentials.PREFIX} on")
 
 
 def check_first(text: str) -> None:

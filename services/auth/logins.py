@@ -9,10 +9,11 @@ import msgspec
 from services.auth import audit_records, roles
 from services.auth.dependencies import AuthHandlers, Dependencies
 from services.auth.mfa.factors import Factors
+from services.auth.organizations import membership_rules
 from services.auth.session_opening import SessionOpening
 from services.auth.sessions import failed_logins, session_store
 from services.auth.sessions.failed_logins import Guess
-from services.auth.sessions.identities import CLIENT_FACING, CODE_HINT, client_address
+from services.auth.sessions.identities import CLIENT_FACING, CODE_HINT, WRONG_CODE, client_address
 from services.auth.store import StoredAccount
 from shared import errors
 from shared.api import accounts, auth
@@ -120,7 +121,7 @@ class LoginRpc(AuthHandlers):
     async def switch_organisation(self, request: accounts.SwitchTeam, call: RpcCall) -> auth.LoginSession:
         session, caller = await self._identities.session_of(call.credential), call.principal
         if request.team_id is not None and await self._identities.find_team_terms(caller.user_id, request.team_id) is None:
-            raise errors.NotFound("you are not a member of an organization with this id", hint="listOrganisations shows yours")
+            raise membership_rules.unknown()
         user = await self._identities.active_user(await self._store.find_user(caller.user_id))
         async with self._store.transaction() as transaction:
             opened = await self._sessions.switch_team(session, request.team_id)
@@ -259,7 +260,7 @@ class LoginRpc(AuthHandlers):
             right = await self._factors.take(caller.user_id, code, address or str(call.caller.node), session.browser)
         if not right:
             self._note(audit_records.refused(action, caller, "wrong code"), caller.user_id, address)
-            raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
+            raise errors.NotAllowed(WRONG_CODE, hint=CODE_HINT)
 
     async def _check_password(self, call: RpcCall, password: str | None, session: session_store.StoredSession) -> None:
         caller, seen = call.principal, session.client.address

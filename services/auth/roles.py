@@ -18,6 +18,7 @@ from shared.api.auth import KEY_DAYS, TEST_KEY_DAYS, ApiKey, ApiKeyLimits, Gener
 from shared.limits import BY_NAME
 from shared.types import MicroCredits, Permission, UserId, UserRole
 
+NOT_YOURS = "that belongs to another user"
 #: For test keys.
 TEST_REQUESTS_PER_HOUR = 60
 _TEST_LIMIT = BY_NAME["requests_per_hour"]
@@ -54,7 +55,7 @@ def subject_of(caller: Principal, user_id: UserId | None) -> UserId:
     """Return the user concerned: the caller, or the user that an administrator names."""
     if user_id is None or user_id == caller.user_id or is_admin(caller):
         return user_id or caller.user_id
-    raise errors.NotAllowed("that belongs to another user", hint="leave userId out for yourself; only an administrator may name others")
+    raise errors.NotAllowed(NOT_YOURS, hint="leave userId out for yourself; only an administrator may name others")
 
 
 def check_may_open_session(caller: Principal) -> None:

@@ -32,6 +32,7 @@ MAX_LABELS = 16
 MAX_CERTIFICATE_BYTES = 3 * 1024
 #: The list is sent whole: 2,000 keys are 70 KB.
 MAX_LISTED = 10_000
+OF_ANOTHER_MESH = "the certificate belongs to another mesh"
 
 Word = Annotated[str, msgspec.Meta(max_length=100)]
 
@@ -149,7 +150,7 @@ def check_origin(body: bytes, authorities: tuple[AuthorityId, ...]) -> Certifica
     """Read a certificate of this mesh, valid now or not. Raises NotCertified."""
     found = read(body)
     if not _is_by_one_of(authorities, found, "certificate"):
-        raise errors.NotCertified("the certificate belongs to another mesh", hint="join this mesh with one of its tickets")
+        raise errors.NotCertified(OF_ANOTHER_MESH, hint="join this mesh with one of its tickets")
     if found.role is Role.NEWCOMER:
         raise errors.NotCertified("a certificate cannot have the role newcomer")
     return found

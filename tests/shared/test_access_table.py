@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from shared import access_table, answer_table, errors
 from shared.access_rules import AccessRule, Audience
+from shared.access_table import IS_SENSITIVE
 from shared.api import declared
 from shared.api.auth import Principal, Step
 from shared.types import KeyId, Permission, Tier, UserId, UserRole
@@ -91,7 +92,7 @@ def test_an_unfinished_login_may_do_nothing_else() -> None:
 def test_a_sensitive_action_needs_a_fresh_login_but_not_from_a_key() -> None:
     row = needing(Permission.WRITE_KEYS, fresh=True)
     stale = NOW - access_table.FRESH_SECONDS - 1
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         access_table.check(row, person(confirmed_at=stale), NOW)
     assert not is_refused(row, person(confirmed_at=NOW - access_table.FRESH_SECONDS))
     assert not is_refused(row, person(UserRole.USER, ("key:write",), confirmed_at=None))

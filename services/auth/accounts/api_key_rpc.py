@@ -14,6 +14,7 @@ from shared.types import KeyId, TenantId, UserId, UserRole
 #: How long a rotated key's old secret may stay valid.
 #: Of searching for keys that a revoked key created.
 _MAX_ROUNDS = 20
+NO_SUCH_KEY = "you have no key with this id"
 _LIST_HINT = "`aicli keys list` shows them"
 
 _log = logs.get(part="auth")
@@ -122,7 +123,7 @@ class ApiKeyRpc(AuthHandlers):
             key = await self._find_key(caller, KeyId(key_id))
             if key is None:
                 # Don't reveal whether another user has it.
-                raise errors.NotFound("you have no key with this id", hint=_LIST_HINT)
+                raise errors.NotFound(NO_SUCH_KEY, hint=_LIST_HINT)
             return key
         named = await self._store.list_keys_named(caller.tenant_id, caller.user_id, text) if name_rules.may_be_key_name(text) else ()
         if not named:

@@ -6,7 +6,7 @@ from services.auth.mfa import recovery_codes, totp
 from services.auth.mfa.factor_store import Factor, FactorStore
 from services.auth.mfa.factors import Factors
 from services.auth.session_opening import SessionOpening
-from services.auth.sessions.identities import CODE_HINT
+from services.auth.sessions.identities import CODE_HINT, WRONG_CODE
 from services.auth.sessions.session_store import StoredSession
 from shared import errors
 from shared.api import accounts, auth
@@ -66,7 +66,7 @@ class MfaEnrollment(AuthHandlers):
             raise _no_factor()
         if not await self._factors.take(caller.user_id, request.code, session.client.address, session.browser):
             self._trail.note(audit_records.refused("mfa.disable", caller, "wrong code", address=session.client.address))
-            raise errors.NotAllowed("the code is wrong, or was already used", hint=CODE_HINT)
+            raise errors.NotAllowed(WRONG_CODE, hint=CODE_HINT)
         async with self._store.transaction() as transaction:
             await self._rows.remove(transaction, caller.user_id)
             await self._trail.add(transaction, audit_records.done("mfa.disable", caller))

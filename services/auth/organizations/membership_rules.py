@@ -18,6 +18,7 @@ MAX_OF_ADMINISTRATORS = 1_000
 #: Per organization: each is a mail to someone who didn't ask for it.
 MAX_INVITATIONS_A_DAY = 100
 INVITATION_DAYS = 7
+NOT_A_MEMBER = "you are not a member of an organization with this id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class KnownInvitation:
 
 
 def unknown() -> errors.NotFound:
-    return errors.NotFound("you are not a member of an organization with this id", hint="`listOrganisations` shows yours")
+    return errors.NotFound(NOT_A_MEMBER, hint="`listOrganisations` shows yours")
 
 
 def check_in_reach(caller: Principal, organisation: TenantId) -> None:

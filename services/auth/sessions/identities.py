@@ -49,6 +49,11 @@ logged_in_from: ContextVar[str] = ContextVar("logged_in_from", default="")
 _KEY_HINT = "create a new one on the dashboard or with `aicli keys create`"
 _LOGIN_HINT = "log in again"
 CODE_HINT = "wait for the app's next code, and check the phone's clock; a recovery code works once"
+#: Tests name these refusals; NotAuthenticated and NotAllowed have many.
+SESSION_OVER = "the session has ended"
+WRONG_PASSWORD = "the user name or the password is wrong"  # noqa: S105 - a sentence
+WRONG_CODE = "the code is wrong, or was already used"
+NEEDS_LOGIN = "this requires a login; an API key is not enough"
 _CLOSED_HINT = "ask an administrator of this mesh to reopen it"
 
 _log = logs.get(part="last_known")
@@ -146,14 +151,14 @@ class Identities:
 
     def wrong_password(self) -> errors.NotAuthenticated:
         """The same answer as for an unknown name."""
-        return self._refused("wrong_password", "the user name or the password is wrong", "check both, or register")
+        return self._refused("wrong_password", WRONG_PASSWORD, "check both, or register")
 
     def wrong_code(self) -> errors.NotAuthenticated:
         """Only for a caller who knows the password."""
-        return self._refused("wrong_code", "the code is wrong, or was already used", CODE_HINT)
+        return self._refused("wrong_code", WRONG_CODE, CODE_HINT)
 
     def session_over(self) -> errors.NotAuthenticated:
-        return self._refused("session_over", "the session has ended", _LOGIN_HINT)
+        return self._refused("session_over", SESSION_OVER, _LOGIN_HINT)
 
     def session_reused(self) -> errors.NotAuthenticated:
         """Two callers have the same token, and nobody can tell which of them is the thief."""
@@ -188,7 +193,7 @@ class Identities:
     async def session_of(self, credential: Credential | None) -> StoredSession:
         """Return the session of an access token. Raises NotAllowed for a key, which has none."""
         if credential is None or credential.startswith("aip_"):
-            raise errors.NotAllowed("this requires a login; an API key is not enough", hint="log in with the password, then do it again")
+            raise errors.NotAllowed(NEEDS_LOGIN, hint="log in with the password, then do it again")
         return await self._session(credential)
 
     def answer(self, user: User, opened: OpenedSession) -> auth.LoginSession:

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.auth import api_keys
+from services.auth.api_keys import NOT_A_KEY
 from shared import errors
 from shared.api.auth import KeyKind
 from shared.identity import credentials
@@ -24,13 +25,13 @@ def test_a_new_key_is_well_formed() -> None:
 def test_one_changed_character_is_detected_offline(place: int, other: str) -> None:
     if other == KEY[place]:
         return
-    with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
+    with pytest.raises(errors.NotAuthenticated, match=NOT_A_KEY):
         api_keys.check(KEY[:place] + other + KEY[place + 1 :])
 
 
 @given(st.text())
 def test_no_text_is_taken_for_a_key(text: str) -> None:
-    with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
+    with pytest.raises(errors.NotAuthenticated, match=NOT_A_KEY):
         api_keys.check(text)
 
 
@@ -50,7 +51,7 @@ def test_no_text_is_taken_for_a_key(text: str) -> None:
     ],
 )
 def test_malformed_keys_are_refused(text: str) -> None:
-    with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
+    with pytest.raises(errors.NotAuthenticated, match=NOT_A_KEY):
         api_keys.check(text)
 
 

@@ -7,7 +7,9 @@ import msgspec
 import pytest
 
 from services.auth.accounts import request_limits
+from services.auth.sessions.identities import NEEDS_LOGIN
 from shared import errors
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts, auth
 from shared.api.auth import ClientFacts, SessionKind, Step
 from shared.types import NodeId, Peer, Role
@@ -192,7 +194,7 @@ async def test_an_old_sign_in_must_be_confirmed_to_approve(world: Surroundings, 
     link = await world.ask(auth.create_login_link, auth.CreateLoginLink(), anna.access_token)
     unconfirmed = await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token), peer=WEB)
     begun = await begin(world)
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await decide(world, begun.user_code, unconfirmed)
     await world.ask(auth.confirm_again, auth.ConfirmAgain(PASSWORD), unconfirmed.access_token)
     await decide(world, begun.user_code, unconfirmed)
@@ -254,5 +256,5 @@ async def test_only_the_page_approves_and_only_for_a_login(world: Surroundings, 
     begun, key = await begin(world), await world.new_key(anna.access_token)
     with pytest.raises(errors.WrongRole, match="decideDeviceLogin"):
         await world.ask(auth.decide_device_login, auth.DecideDeviceLogin(begun.user_code, approve=True), anna.access_token, peer=GATEWAY)
-    with pytest.raises(errors.NotAllowed, match="requires a login"):
+    with pytest.raises(errors.NotAllowed, match=NEEDS_LOGIN):
         await world.ask(auth.decide_device_login, auth.DecideDeviceLogin(begun.user_code, approve=True), key.api_key, peer=WEB)

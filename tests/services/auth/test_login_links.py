@@ -9,6 +9,7 @@ import pytest
 from services.auth.sessions import session_store
 from services.auth.settings import AuthSettings
 from shared import errors
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts, auth
 from shared.api.auth import Step
 from tests.services.auth import by_hand
@@ -130,7 +131,7 @@ async def test_a_link_ends_with_a_reset_of_the_password(anna: Anna) -> None:
 async def test_a_links_session_is_not_freshly_confirmed(anna: Anna, api_client: ApiClient, *, of_key: bool) -> None:
     opened = await redeem(anna.world, anna.key_link if of_key else anna.session_link)
     assert (await api_client.identify(opened)).confirmed_at == 0
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await anna.world.new_key(opened.access_token, "a thief's")
     await api_client.confirm_again(opened, PASSWORD)
     await anna.world.new_key(opened.access_token, "hers")

@@ -10,10 +10,13 @@ import argon2
 import pytest
 
 from services.auth.nodes.gateway_releases import ReleaseGate
+from services.auth.organizations.membership_rules import NOT_A_MEMBER
 from services.auth.session_opening import CompleteLogin
+from services.auth.sessions.identities import NEEDS_LOGIN, SESSION_OVER, WRONG_PASSWORD
 from services.auth.sessions.session_store import GRACE_SECONDS, StoredLogin
 from services.auth.settings import AuthSettings
 from shared import access_table, errors
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts, auth
 from shared.api.audit import Result
 from shared.api.auth import SessionKind, Step
@@ -112,10 +115,10 @@ async def test_reusing_a_spent_token_ends_the_session_and_is_logged(api_client: 
     assert api_client.world.refusals("session_reused") == 1
     reuse = [act for act in api_client.trail.acts if act.action == "session.reuse"]
     assert [act.tenant_id for act in reuse] == [user.id]
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await refresh(api_client, thief.session_token)
     for token in (stolen, thief):
-        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
             await api_client.identify(token)
 
 
@@ -154,7 +157,7 @@ async def test_a_user_sees_their_sessions_and_ends_unknown_ones(api_client: ApiC
     with pytest.raises(errors.NotFound, match="you have no open session with this id"):
         await api_client.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), bens.access_token)
     await api_client.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(other)
     with pytest.raises(errors.NotFound, match="you have no open session with this id"):
         await api_client.world.ask(accounts.end_session, accounts.EndSession(sessions[0].id), mine.access_token)
@@ -167,11 +170,11 @@ async def test_all_others_end_at_once_and_a_key_ends_all(api_client: ApiClient) 
     assert not any(each.is_this for each in await listed(api_client, new.api_key))
     await api_client.world.ask(accounts.end_session, accounts.EndSession(), mine.access_token)
     for other in others:
-        with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+        with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
             await api_client.identify(other)
     await api_client.identify(mine)
     await api_client.world.ask(accounts.end_session, accounts.EndSession(), new.api_key)
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(mine)
     assert api_client.trail.actions("session.end") == ["session.end"] * 2
 
@@ -184,7 +187,7 @@ async def test_a_logout_ends_either_kind_by_any_of_its_tokens_and_only_once(api_
         await refresh(api_client, session.session_token)
     for _ in range(2):
         await api_client.world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(session)
     assert api_client.trail.actions("session.end") == ["session.end"]
     for token in ("", "nonsense", "aip_rt_" + "0" * 71):
@@ -245,7 +248,7 @@ async def test_strangers_cannot_lock_the_owner_out_of_a_known_browser(api_client
     again = await api_client.browse(browser=mark)
     assert again.browser == mark
     for _ in range(10):
-        with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+        with pytest.raises(errors.NotAuthenticated, match=WRONG_PASSWORD):
             await api_client.browse(password="wrong_password", browser=mark)
     with pytest.raises(errors.Limited, match="from this browser"):
         await api_client.browse(browser=mark)
@@ -324,7 +327,7 @@ async def test_a_login_with_an_unknown_name_costs_the_same_queries(
     work = []
     for name in ("anna", "nobody", "anna@example.com", "nobody@example.com"):
         asked.clear()
-        with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+        with pytest.raises(errors.NotAuthenticated, match=WRONG_PASSWORD):
             await api_client.login(name, "wrong_password") if "@" not in name else await _by_address(api_client, name)
         work.append(tuple(asked))
     assert set(work) == {("find_account", "run", "_run")}
@@ -344,7 +347,7 @@ async def test_an_overloaded_login_does_not_count_as_an_attempt(api_client: ApiC
     passwords._at_once = 0
     assert hasher.compared == 0
     for _ in range(5):
-        with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+        with pytest.raises(errors.NotAuthenticated, match=WRONG_PASSWORD):
             await api_client.login(password="wrong_password", client=client, peer=WEB)
     with pytest.raises(errors.Limited, match="too many failed logins for this account from your address"):
         await api_client.login(client=client, peer=WEB)
@@ -376,7 +379,7 @@ async def test_an_account_without_a_password_is_refused_like_any_other(
     await by_hand.run(settings.database_url, "UPDATE auth.users SET password_hash = NULL")
     hasher.compared = 0
     for password in (PASSWORD, "", "None"):
-        with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+        with pytest.raises(errors.NotAuthenticated, match=WRONG_PASSWORD):
             await api_client.login(password=password)
     assert hasher.compared == 3
     user = await api_client.parts.store.find_account("anna")
@@ -431,7 +434,7 @@ async def test_a_keys_link_opens_a_browser_session_that_is_not_fresh(api_client:
     session = await api_client.world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token, auth.ClientFacts("192.0.2.9", "Firefox")))
     assert (await resume(api_client, session.session_token)).step is Step.DONE
     assert (await api_client.identify(session)).confirmed_at == 0
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await api_client.world.new_key(session.access_token, "another")
     await api_client.confirm_again(session, PASSWORD)
     await api_client.world.new_key(session.access_token, "another")
@@ -507,9 +510,9 @@ async def test_a_member_switches_to_the_organisation_with_a_new_token_and_back(a
     assert (as_team.team_id, as_team.step) == (team, Step.DONE)
     principal = await api_client.identify(as_team)
     assert (principal.tenant_id, principal.tier, principal.user_id) == (team, "enterprise", user.id)
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(before)
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await refresh(api_client, before.session_token)
     refreshed = await refresh(api_client, as_team.session_token)
     assert refreshed.team_id == team
@@ -524,7 +527,7 @@ async def test_another_organisation_is_not_found(api_client: ApiClient, settings
     await api_client.world.register("anna")
     session = await api_client.login()
     for other in (team, TenantId(uuid4()), TenantId(ben.id)):
-        with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
+        with pytest.raises(errors.NotFound, match=NOT_A_MEMBER):
             await switch(api_client, session, other)
     assert (await api_client.identify(session)).team_id is None, "and the session is as it was"
 
@@ -534,16 +537,16 @@ async def test_a_removed_member_cannot_act_for_the_organisation(api_client: ApiC
     team = await organisation(settings, user.id)
     session = await switch(api_client, await api_client.login(), team)
     await by_hand.run(settings.database_url, "DELETE FROM auth.organisation_members WHERE user_id = $1", user.id)
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(session)
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await refresh(api_client, session.session_token)
 
 
 async def test_a_key_cannot_switch_organisations(api_client: ApiClient, settings: AuthSettings) -> None:
     user, new = await api_client.world.user_with_key("anna")
     team = await organisation(settings, user.id)
-    with pytest.raises(errors.NotAllowed, match="requires a login"):
+    with pytest.raises(errors.NotAllowed, match=NEEDS_LOGIN):
         await api_client.world.ask(accounts.switch_organisation, accounts.SwitchTeam(team), new.api_key)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.auth import roles
+from services.auth.roles import NOT_YOURS
 from shared import access_table, errors
 from shared.api.auth import ApiKey, ApiKeyLimits, Every, GenerateApiKey, KeyBounds, KeyKind, Principal
 from shared.types import KeyId, MicroCredits, ModelName, Permission, TenantId, Tier, UserId, UserRole
@@ -49,7 +50,7 @@ def test_subject_of(role: UserRole, named: UserId | None, expected: UserId | Non
     if expected is not None:
         assert roles.subject_of(principal(role), named) == expected
         return
-    with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
+    with pytest.raises(errors.NotAllowed, match=NOT_YOURS):
         roles.subject_of(principal(role), named)
 
 
@@ -127,7 +128,7 @@ def test_only_the_kind_makes_an_admin_key(kind: KeyKind) -> None:
     caller = a_key(UserRole.ADMIN, kind)
     assert roles.is_admin(caller) is (kind is KeyKind.ADMIN)
     if kind is not KeyKind.ADMIN:
-        with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
+        with pytest.raises(errors.NotAllowed, match=NOT_YOURS):
             roles.subject_of(caller, OTHER)
 
 

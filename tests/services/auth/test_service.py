@@ -12,7 +12,11 @@ import pytest
 
 from services.auth import api_keys, passwords
 from services.auth.accounts import request_limits
+from services.auth.accounts.api_key_rpc import NO_SUCH_KEY
+from services.auth.api_keys import NOT_A_KEY
+from services.auth.roles import NOT_YOURS
 from services.auth.service import AuthService
+from services.auth.sessions.identities import SESSION_OVER, WRONG_PASSWORD
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, business, events, organizations, usage_report
@@ -153,7 +157,7 @@ async def test_with_closed_registration_an_inviter_admits_few_people_a_day(setti
         await world.ask(auth.register_user, auth.RegisterUser(auth.UserData("user4", invite.email, PASSWORD), invitation=code))
         with pytest.raises(errors.Limited, match="2 people have registered with"):
             await invited(5, owner, first)
-        with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+        with pytest.raises(errors.NotAuthenticated, match=WRONG_PASSWORD):
             await world.login("user5")
 
 
@@ -197,7 +201,7 @@ async def test_a_success_resets_the_attempts(world: Surroundings) -> None:
     await world.register()
     for _ in range(3):
         for _ in range(4):
-            with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+            with pytest.raises(errors.NotAuthenticated, match=WRONG_PASSWORD):
                 await world.login(password="wrong_password")
         await world.login()
 
@@ -238,9 +242,9 @@ async def test_a_token_ends_with_its_session(world: Surroundings) -> None:
     assert refreshed.access_token != session.access_token
     await world.ask(auth.logout_user, auth.LogoutUser(session.session_token))
     for token in (session.access_token, refreshed.access_token):
-        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
             await identify(world, token)
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await world.ask(auth.refresh_session, auth.RefreshSession(session.session_token))
     await identify(world, other.access_token)
 
@@ -307,7 +311,7 @@ async def test_a_malformed_key_never_reaches_the_database(world: Surroundings, m
         *(api_keys.generate()[:-1] + "!", api_keys.generate()[:-2]),
     )
     for key in malformed:
-        with case(key), pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
+        with case(key), pytest.raises(errors.NotAuthenticated, match=NOT_A_KEY):
             await world.ask(auth.validate_api_key, auth.ValidateApiKey(Credential(key)))
     assert asked == []
     assert world.refusals("malformed") == len(malformed)
@@ -351,13 +355,13 @@ async def test_other_users_data_is_refused_except_to_administrators(world: Surro
     _, bens = await world.user_with_key("ben")
     admin = await world.admin_token()
     ben = bens.api_key
-    with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
+    with pytest.raises(errors.NotAllowed, match=NOT_YOURS):
         await world.ask(auth.generate_api_key, auth.GenerateApiKey(user_id=anna.id), ben)
-    with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
+    with pytest.raises(errors.NotAllowed, match=NOT_YOURS):
         await world.ask(auth.list_api_keys, auth.ListApiKeys(anna.id), ben)
-    with pytest.raises(errors.NotAllowed, match="that belongs to another user"):
+    with pytest.raises(errors.NotAllowed, match=NOT_YOURS):
         await world.ask(usage_report.get_user_usage, usage_report.GetUserUsage(anna.id), ben)
-    with pytest.raises(errors.NotFound, match="you have no key with this id"):
+    with pytest.raises(errors.NotFound, match=NO_SUCH_KEY):
         await world.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), ben)
     await identify(world, annas.api_key)
     made = await world.ask(auth.generate_api_key, auth.GenerateApiKey("by the admin", anna.id), admin)
@@ -570,7 +574,7 @@ async def test_without_postgresql_a_key_is_not_called_wrong(world: Surroundings,
     with pytest.raises(errors.Unavailable, match="PostgreSQL"):
         await identify(world, new.api_key)
     last = "y" if new.api_key.endswith("x") else "x"
-    with pytest.raises(errors.NotAuthenticated, match="this is not an API key: its checksum or its length is wrong"):
+    with pytest.raises(errors.NotAuthenticated, match=NOT_A_KEY):
         await identify(world, new.api_key[:-1] + last)
     postgres.start()
     answer = None

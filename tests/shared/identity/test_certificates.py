@@ -11,7 +11,7 @@ from nacl.signing import SigningKey
 
 from shared import errors
 from shared.identity import certificates, node_keys
-from shared.identity.certificates import Certificate, Subject
+from shared.identity.certificates import OF_ANOTHER_MESH, Certificate, Subject
 from shared.protocol import wire
 from shared.types import AuthorityId, NodeId, Role
 
@@ -110,16 +110,16 @@ def test_the_error_says_how_long_ago_it_expired(ago: int, words: str) -> None:
 
 
 def test_only_trusted_cas_count() -> None:
-    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(CERTIFICATE, (OTHER_CA.id,), NOW)
-    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(CERTIFICATE, (), NOW)
     assert certificates.check(CERTIFICATE, (OTHER_CA.id, CA.id), NOW).owner == "ada"
 
 
 def test_a_ca_cannot_sign_for_another() -> None:
     found = msgspec.structs.replace(certificates.read(certificates.issue(OTHER_CA, WORKER, NOW)), authority=CA.id)
-    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(msgspec.msgpack.encode(found), OURS, NOW)
 
 
@@ -127,7 +127,7 @@ def test_a_nodes_own_key_is_not_a_ca() -> None:
     """A node's id in place of the CA's, signed by that node, has another prefix and is never trusted."""
     unsigned = msgspec.structs.replace(certificates.read(CERTIFICATE), authority=AuthorityId(NODE.id), signature=b"")
     signed = msgspec.structs.replace(unsigned, signature=NODE.sign("certificate", msgspec.msgpack.encode(unsigned)))
-    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(msgspec.msgpack.encode(signed), (AuthorityId(NODE.id),), NOW)
 
 
@@ -146,7 +146,7 @@ def test_a_nodes_own_key_is_not_a_ca() -> None:
 )
 def test_no_field_can_be_changed(change: dict[str, object]) -> None:
     found = msgspec.structs.replace(certificates.read(CERTIFICATE), **change)
-    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(msgspec.msgpack.encode(found), OURS, NOW)
 
 
@@ -155,7 +155,7 @@ def test_a_certificate_for_a_newcomer_or_another_version_is_rejected() -> None:
         certificates.check(certificates.issue(CA, Subject(NODE.id, Role.NEWCOMER), NOW), OURS, NOW)
     unsigned = msgspec.structs.replace(certificates.read(CERTIFICATE), version=2, signature=b"")
     signed = msgspec.structs.replace(unsigned, signature=CA.sign("certificate", msgspec.msgpack.encode(unsigned)))
-    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(msgspec.msgpack.encode(signed), OURS, NOW)
 
 
@@ -281,10 +281,10 @@ def test_a_signature_for_one_purpose_is_valid_for_no_other() -> None:
     text = msgspec.msgpack.encode(unsigned)
     for purpose in ("delegation", "revocations", "succession", "hello", "receipt", ""):
         body = msgspec.msgpack.encode(msgspec.structs.replace(unsigned, signature=CA.sign(purpose, text)))
-        with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+        with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
             certificates.check(body, OURS, NOW)
     bare = SigningKey(raw(0)).sign(text).signature
-    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(msgspec.msgpack.encode(msgspec.structs.replace(unsigned, signature=bare)), OURS, NOW)
     delegation = msgspec.structs.replace(msgspec.msgpack.decode(DELEGATION, type=certificates.Delegation), signature=b"")
     text = msgspec.msgpack.encode(delegation)

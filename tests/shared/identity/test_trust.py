@@ -7,7 +7,7 @@ import pytest
 
 from shared import errors
 from shared.identity import certificates, node_keys
-from shared.identity.certificates import Subject
+from shared.identity.certificates import OF_ANOTHER_MESH, Subject
 from shared.identity.trust import NEWCOMER_SECONDS, Trust
 from shared.protocol import wire
 from shared.protocol.topics import may_call, may_link
@@ -122,7 +122,7 @@ def test_a_hello_signed_through_a_nats_server_is_refused() -> None:
 def test_a_foreign_mesh_is_refused_both_ways() -> None:
     gateway, stranger = certified(Role.GATEWAY), certified(Role.WORKER, OTHER_CA)
     for receiver, sender in ((gateway, stranger), (stranger, gateway)):
-        with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
+        with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
             receiver.admit(hello(sender, receiver), sender.me.id, LINK, NOW)
         assert receiver.role_of(hello(sender, receiver), sender.me.id) is None
 
@@ -301,7 +301,7 @@ def test_the_next_ca_is_named_by_the_current_one_and_at_most_two_are_trusted() -
     gateway.take_successor(certificates.name_successor(OTHER_CA, third.id))
     assert gateway.authorities == (OTHER_CA.id, third.id)
     old = certified(Role.WORKER)
-    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         gateway.admit(hello(old, gateway), old.me.id, LINK, NOW)
     with pytest.raises(errors.NotCertified, match="no CA of this mesh has named the successor"):
         gateway.take_successor(certificates.name_successor(CA, CA.id))

@@ -12,6 +12,7 @@ import pytest
 
 from shared import errors
 from shared.identity import certificates, node_keys, tickets
+from shared.identity.certificates import OF_ANOTHER_MESH
 from shared.identity.node_keys import NodeKey
 from shared.node import enrollment, membership_file
 from shared.node.enrollment import EnrollingNode, EnrollmentOptions, EnrollmentRoute
@@ -143,7 +144,7 @@ async def test_a_certificate_for_another_node_is_rejected(running_service: Runni
 async def test_a_certificate_by_another_ca_is_rejected(running_service: RunningService, key: NodeKey) -> None:
     ticket = running_service.ticket()
     running_service.door.ca = node_keys.Authority(node_keys.new_authority_seed())
-    with pytest.raises(errors.NotCertified, match="belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         await running_service.enroll(ticket, key)
 
 

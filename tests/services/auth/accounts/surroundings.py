@@ -21,6 +21,7 @@ from services.auth.dependencies import Dependencies
 from services.auth.mfa.factor_store import Factor
 from services.auth.passwords import Passwords
 from services.auth.sessions.failed_logins import FailedLogins
+from services.auth.sessions.identities import NEEDS_LOGIN, SESSION_OVER
 from services.auth.settings import AuthSettings
 from services.auth.store import AccountTables
 from services.auth.store import opened as database_of
@@ -111,7 +112,7 @@ class FakeIdentities:
 
     async def session_of(self, credential: Credential | None) -> FakeSession:
         if self.known[cast("str", credential)].key_id is not None:
-            raise errors.NotAllowed("this requires a login; an API key is not enough")
+            raise errors.NotAllowed(NEEDS_LOGIN)
         return FakeSession(f"session of {credential}")
 
     async def active_user(self, user: auth.User | None) -> auth.User:
@@ -120,7 +121,7 @@ class FakeIdentities:
         return user
 
     def session_over(self) -> errors.NotAuthenticated:
-        return errors.NotAuthenticated("the session has ended")
+        return errors.NotAuthenticated(SESSION_OVER)
 
     def count_refusal(self, reason: str) -> None:
         self.refusals.append(reason)

@@ -8,6 +8,7 @@ from services.auth.accounts import request_limits
 from services.auth.accounts.request_limits import FOR_AN_ACCOUNT, FOR_AN_ADDRESS
 from services.auth.sessions import failed_logins
 from shared import access_table, errors
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts, auth
 from shared.types import NodeId
 from tests.cases import case
@@ -68,7 +69,7 @@ async def test_bad_passwords_change_nothing(api_client: ApiClient, password: str
 
 async def test_a_password_change_needs_a_fresh_login(api_client: ApiClient) -> None:
     anna = await api_client.person()
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), stale)
 

@@ -4,7 +4,9 @@ import asyncio
 
 import pytest
 
+from services.auth.sessions.identities import NEEDS_LOGIN
 from shared import access_table, errors
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts, auth
 from shared.api.accounts import Preferences
 from shared.types import ModelName, TenantId, UserId, UserRole
@@ -80,7 +82,7 @@ async def test_a_new_address_needs_a_fresh_login_but_a_new_name_does_not(api_cli
     anna = await api_client.person()
     stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
     assert (await api_client.ask(accounts.change_profile, accounts.ChangeProfile("anna_b"), stale)).username == "anna_b"
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), stale)
     assert (await anna.again()).email == "anna@example.com"
     assert api_client.mailer.told() == []
@@ -88,9 +90,9 @@ async def test_a_new_address_needs_a_fresh_login_but_a_new_name_does_not(api_cli
 
 async def test_a_leaked_key_cannot_take_over_the_account(api_client: ApiClient) -> None:
     anna = await api_client.person()
-    with pytest.raises(errors.NotAllowed, match="requires a login"):
+    with pytest.raises(errors.NotAllowed, match=NEEDS_LOGIN):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile(email="eve@example.com"), anna.key())
-    with pytest.raises(errors.NotAllowed, match="requires a login"):
+    with pytest.raises(errors.NotAllowed, match=NEEDS_LOGIN):
         await api_client.ask(accounts.change_password, accounts.ChangePassword("eves own password"), anna.key())
     with pytest.raises(errors.NotAllowed, match="account:write"):
         await api_client.ask(accounts.change_profile, accounts.ChangeProfile("eve"), anna.key("inference:execute"))

@@ -5,6 +5,7 @@ from typing import cast
 
 import pytest
 
+from services.auth.sessions.identities import SESSION_OVER
 from shared import errors
 from shared.api import accounts
 from tests.services.auth.accounts.surroundings import ApiClient, FakeIdentities, FakeSessions, opened_accounts, token_of
@@ -28,7 +29,7 @@ async def test_a_new_password_ends_other_logins_and_keeps_this_one(world: Surrou
     _, key = await world.user_with_key("bert")
     await api_client.ask(accounts.change_password, accounts.ChangePassword(NEW), this.access_token)
     assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), this.access_token)).user == this.user
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.ask(accounts.get_account, accounts.GetAccount(), other.access_token)
     with pytest.raises(errors.NotAuthenticated, match="password is wrong"):
         await world.login()
@@ -42,7 +43,7 @@ async def test_a_reset_ends_every_login_and_no_key(world: Surroundings, api_clie
     await api_client.ask(accounts.request_password_reset, accounts.RequestPasswordReset(user.email))
     await api_client.changes.settled()
     await api_client.ask(accounts.reset_password, accounts.ResetPassword(token_of(api_client.mailer.sent.pop()), NEW))
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.ask(accounts.get_account, accounts.GetAccount(), login.access_token)
     assert (await api_client.ask(accounts.get_account, accounts.GetAccount(), key.api_key)).user == user
     assert (await world.login(password=NEW)).user == user

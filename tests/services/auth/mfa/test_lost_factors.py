@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 
 from services.auth.accounts.user_rpc import FactorRemoval
+from services.auth.sessions.identities import SESSION_OVER
 from shared import errors
 from shared.api import auth
 from shared.api.auth import Step
@@ -40,7 +41,7 @@ async def test_the_user_logs_in_with_the_password_again_and_is_notified(api_clie
     assert mailer.told() == [(changed.email, "Your second factor was removed")]
     assert api_client.trail.actions("mfa.remove") == ["mfa.remove"]
     # Open sessions have ended, but API keys keep working.
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(session)
     assert (await api_client.world.ask(auth.validate_api_key, auth.ValidateApiKey(key))).username == "anna"
 

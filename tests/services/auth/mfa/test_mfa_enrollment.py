@@ -10,9 +10,11 @@ from services.auth import api_keys, sealing
 from services.auth.mfa import totp
 from services.auth.nodes.gateway_releases import ReleaseGate
 from services.auth.sealing import DataSealer
+from services.auth.sessions.identities import NEEDS_LOGIN, SESSION_OVER, WRONG_CODE
 from services.auth.sessions.session_store import StoredLogin
 from services.auth.settings import AuthSettings
 from shared import access_table, errors
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts, audit, auth
 from shared.api.auth import Step
 from tests.services.auth import by_hand
@@ -74,7 +76,7 @@ async def test_enabling_a_factor_ends_logins_made_without_it(api_client: ApiClie
     phone = await api_client.begin(session)
     await api_client.enable(session, phone.code())
     assert (await api_client.identify(session)).step is Step.DONE
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(other)
 
 
@@ -96,7 +98,7 @@ async def test_a_new_phone_replaces_the_old_one_after_entering_a_code(api_client
     await api_client.confirm(await api_client.login(), old.next_code())
     session = await api_client.login(code=old.next_code())
     codes = (await api_client.enable(session, new.code())).codes
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
+    with pytest.raises(errors.NotAuthenticated, match=WRONG_CODE):
         await api_client.login(code=old.next_code())
     await api_client.login(code=new.next_code())
     await api_client.login(code=codes[0])
@@ -135,7 +137,7 @@ async def test_a_key_cannot_set_up_a_factor(api_client: ApiClient) -> None:
         api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa("123456"), new.api_key),
         api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), new.api_key),
     ):
-        with pytest.raises(errors.NotAllowed, match="requires a login"):
+        with pytest.raises(errors.NotAllowed, match=NEEDS_LOGIN):
             await attempt
 
 
@@ -152,7 +154,7 @@ async def test_changing_the_factor_needs_a_fresh_login(api_client: ApiClient) ->
         api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.code()), session.access_token),
         api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token),
     ):
-        with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+        with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
             await attempt
     await api_client.confirm_again(session, code=phone.code())
     await api_client.world.ask(accounts.disable_mfa, accounts.DisableMfa(phone.next_code()), session.access_token)
@@ -200,7 +202,7 @@ async def test_renewed_recovery_codes_replace_the_remaining_ones(api_client: Api
     session, _, codes = await api_client.with_factor()
     made = await api_client.world.ask(accounts.renew_recovery_codes, accounts.RenewRecoveryCodes(), session.access_token)
     assert not set(made.codes) & set(codes)
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
+    with pytest.raises(errors.NotAuthenticated, match=WRONG_CODE):
         await api_client.login(code=codes[0])
     assert (await api_client.login(code=made.codes[0])).step is Step.DONE
 
@@ -208,7 +210,7 @@ async def test_renewed_recovery_codes_replace_the_remaining_ones(api_client: Api
 async def test_another_users_recovery_code_is_refused(api_client: ApiClient) -> None:
     await api_client.with_factor("anna")
     _, _, bens = await api_client.with_factor("ben")
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
+    with pytest.raises(errors.NotAuthenticated, match=WRONG_CODE):
         await api_client.login("anna", code=bens[0])
     assert (await api_client.login("ben", code=bens[0])).step is Step.DONE
 
@@ -230,7 +232,7 @@ async def test_an_administrator_without_a_factor_may_only_set_one_up(api_client:
     assert (opened.result, opened.address, opened.details["kind"]) == (audit.Result.DONE, "203.0.113.7", "browser")
     assert (await api_client.world.ask(auth.list_users, auth.ListUsers(), made.session.access_token)).users
     for former in (half, half):
-        with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+        with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
             await api_client.identify(former)
     assert (await api_client.browse("admin", ADMIN_PASSWORD)).step is Step.ENTER_CODE
     assert (await api_client.browse("admin", ADMIN_PASSWORD, phone.next_code())).step is Step.DONE
@@ -268,7 +270,7 @@ async def test_a_key_of_an_administrator_without_a_factor_links_to_its_setup(api
     link = await world.ask(auth.create_login_link, auth.CreateLoginLink(), key)
     other = await world.ask(auth.redeem_login_link, auth.RedeemLoginLink(link.token), peer=WEB)
     assert other.step is Step.ENTER_CODE
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await api_client.begin(other)
 
 

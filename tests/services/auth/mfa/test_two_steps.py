@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from services.auth.mfa import totp
+from services.auth.sessions.identities import NEEDS_LOGIN, SESSION_OVER, WRONG_CODE, WRONG_PASSWORD
 from shared import access_table, errors
 from shared.access_rules import Audience
+from shared.access_table import IS_SENSITIVE
 from shared.api import auth
 from shared.api.auth import Step
 from shared.api.method import Method, Nothing
@@ -32,9 +34,9 @@ async def test_a_two_step_login_continues_with_a_new_id_and_token(api_client: Ap
     assert whole.step is Step.DONE
     assert whole.session_token != half.session_token
     assert (await api_client.identify(whole)).step is Step.DONE
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.identify(half)
-    with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await api_client.world.ask(auth.resume_session, auth.ResumeSession(half.session_token))
     again = await api_client.world.ask(auth.resume_session, auth.ResumeSession(whole.session_token))
     assert again.session_token == whole.session_token
@@ -109,7 +111,7 @@ async def test_a_phone_may_be_thirty_seconds_off(api_client: ApiClient, steps: i
     if is_good:
         assert (await api_client.login(code=phone.code(steps))).step is Step.DONE
         return
-    with pytest.raises(errors.NotAuthenticated, match="the code is wrong, or was already used"):
+    with pytest.raises(errors.NotAuthenticated, match=WRONG_CODE):
         await api_client.login(code=phone.code(steps))
 
 
@@ -182,13 +184,13 @@ async def test_without_a_second_factor_the_password_confirms(api_client: ApiClie
     await api_client.world.register("anna")
     session = await api_client.login()
     await _make_stale(api_client, session)
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await api_client.world.new_key(session.access_token)
     with pytest.raises(errors.NotAllowed, match="password is wrong"):
         await api_client.confirm_again(session, "wrong_password")
     with pytest.raises(errors.BadRequest, match="password: required to confirm this"):
         await api_client.confirm_again(session)
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await api_client.world.new_key(session.access_token)
     await api_client.confirm_again(session, PASSWORD)
     await api_client.world.new_key(session.access_token)
@@ -201,7 +203,7 @@ async def test_with_a_second_factor_the_password_is_not_enough(api_client: ApiCl
         await api_client.confirm_again(session, PASSWORD)
     with pytest.raises(errors.NotAllowed, match="code is wrong"):
         await api_client.confirm_again(session, PASSWORD, "000000")
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await api_client.world.new_key(session.access_token)
     await api_client.confirm_again(session, code=phone.next_code())
     await api_client.world.new_key(session.access_token)
@@ -222,7 +224,7 @@ async def test_confirming_cannot_be_used_to_guess_passwords(api_client: ApiClien
 
 async def test_a_key_needs_no_confirmation_and_gets_none(api_client: ApiClient) -> None:
     _, new = await api_client.world.user_with_key("anna")
-    with pytest.raises(errors.NotAllowed, match="requires a login"):
+    with pytest.raises(errors.NotAllowed, match=NEEDS_LOGIN):
         await api_client.world.ask(auth.confirm_again, auth.ConfirmAgain(PASSWORD), new.api_key)
 
 
@@ -260,10 +262,10 @@ async def test_login_entries_in_the_log_contain_no_secret(api_client: ApiClient)
     _, phone, codes = await api_client.with_factor()
     code = phone.next_code()
     half = await api_client.browse()
-    with pytest.raises(errors.NotAllowed, match="the code is wrong, or was already used"):
+    with pytest.raises(errors.NotAllowed, match=WRONG_CODE):
         await api_client.confirm(half, codes[0][:-1] + "!")
     whole = await api_client.confirm(half, code)
-    with pytest.raises(errors.NotAuthenticated, match="the user name or the password is wrong"):
+    with pytest.raises(errors.NotAuthenticated, match=WRONG_PASSWORD):
         await api_client.browse(password="wrong_password")
     written = msgspec.json.encode(api_client.trail.acts).decode()
     assert all(secret not in written for secret in (code, *codes, PASSWORD, whole.session_token, half.session_token, phone.seed.hex()))

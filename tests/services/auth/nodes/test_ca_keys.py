@@ -7,7 +7,7 @@ import pytest
 from services.auth.nodes.ca_keys import CaKeys, MeshState
 from shared import errors
 from shared.identity import certificates, node_keys
-from shared.identity.certificates import Subject
+from shared.identity.certificates import OF_ANOTHER_MESH, Subject
 from shared.types import NodeId, Role
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -31,7 +31,7 @@ def test_signatures_verify_only_under_the_cas_own_key() -> None:
     assert certificates.check(certificate, keys.authorities, SECONDS).node == node
     found = certificates.check_list(listed, keys.authorities)
     assert (found.number, found.epoch, found.nodes, found.issued_at) == (7, 3, (CUT_OFF,), int(SECONDS))
-    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         certificates.check(certificate, (foreign,), SECONDS)
     with pytest.raises(errors.NotCertified, match="the revocation list belongs to another mesh"):
         certificates.check_list(listed, (foreign,))

@@ -11,7 +11,7 @@ from services.auth.nodes.ca_keys import CaKeys, MeshState
 from shared import errors
 from shared.api.membership import Membership
 from shared.identity import node_keys
-from shared.identity.certificates import Subject
+from shared.identity.certificates import OF_ANOTHER_MESH, Subject
 from shared.identity.node_keys import Authority, NodeKey
 from shared.identity.trust import Trust
 from shared.node import membership_file
@@ -71,13 +71,13 @@ async def test_at_every_step_of_a_rotation_all_nodes_admit_and_find_each_other(t
     for node in nodes:
         assert node.trust.authorities == (node_keys.authority_of(node_keys.raw_of(new.id)),)
     late = Node(Role.WORKER, tmp_path, steps[0])
-    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         nodes[0].lets_in(late)
 
 
 async def test_a_key_that_no_trusted_key_named_is_rejected_from_anyone(tmp_path: Path) -> None:
     old, stranger = (Authority(node_keys.new_authority_seed()) for _ in range(2))
     node = Node(Role.WORKER, tmp_path, CaKeys(old))
-    with pytest.raises(errors.NotCertified, match="the certificate belongs to another mesh"):
+    with pytest.raises(errors.NotCertified, match=OF_ANOTHER_MESH):
         node.renew(CaKeys(stranger))
     assert node.trust.authorities == (old.id,)

@@ -16,9 +16,11 @@ import redis
 from services.auth.logins import LoginRpc
 from services.auth.oidc.oidc_rpc import OidcDependencies, OidcRpc
 from services.auth.oidc.oidc_store import OidcStore
+from services.auth.sessions.identities import SESSION_OVER
 from services.auth.sessions.session_store import StoredLogin
 from services.auth.settings import AuthSettings
 from shared import errors
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts, auth
 from shared.api.audit import AuditedAct, Result
 from shared.api.auth import SessionKind, Step
@@ -174,7 +176,7 @@ async def test_a_login_without_a_recent_password_cannot_do_sensitive_actions(web
     for auth_time in (None, int(time.time()) - 3600):
         web.provider.claims = {"auth_time": auth_time}
         session = await web.session()
-        with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+        with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
             await web.remove(session)
         with pytest.raises(errors.ConfirmationNeeded, match="your login is too old for this"):
             await web.begin(session)
@@ -191,7 +193,7 @@ async def test_an_ended_session_links_nothing(web: Web) -> None:
     anna = await web.password_session()
     await web.world.ask(auth.logout_user, auth.LogoutUser(anna.session_token))
     for token in (anna.session_token, "", "aip_rt_invented"):
-        with pytest.raises(errors.NotAuthenticated, match="the session has ended"):
+        with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
             await web.begin(msgspec.structs.replace(anna, session_token=token))
 
 

@@ -5,6 +5,8 @@ from uuid import uuid4
 
 import pytest
 
+from services.auth.accounts.api_key_rpc import NO_SUCH_KEY
+from services.auth.organizations.membership_rules import NOT_A_MEMBER
 from services.auth.sessions.identities import TeamTerms
 from shared import errors
 from shared.api import auth, events
@@ -206,7 +208,7 @@ async def test_a_member_may_leave(seeded_db: SeededDb) -> None:
     acme = await seeded_db.found(anna)
     await seeded_db.join(anna, acme, ben)
     await remove(seeded_db, acme, ben, ben.login)
-    with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
+    with pytest.raises(errors.NotFound, match=NOT_A_MEMBER):
         await seeded_db.page(acme, ben.login)
 
 
@@ -247,7 +249,7 @@ async def test_an_organisations_key_cannot_read_another(seeded_db: SeededDb) -> 
         seeded_db.ask(api.rename_organisation, api.RenameOrganization(other.id, "x"), key),
         seeded_db.ask(api.invite_member, api.InviteMember(other.id, "x@example.com"), key),
     ):
-        with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
+        with pytest.raises(errors.NotFound, match=NOT_A_MEMBER):
             await asking
     assert await mine(seeded_db, anna.login) == {"Acme": TeamRole.OWNER, "Other": TeamRole.OWNER}
 
@@ -275,7 +277,7 @@ async def test_an_administrator_sees_all_and_sets_the_tier(seeded_db: SeededDb) 
     assert (changed.tier, (await seeded_db.page(acme, anna.login)).organisation.tier) == (Tier.PRO, Tier.PRO)
     assert (await seeded_db.principal(made.api_key)).tier == Tier.PRO
     assert seeded_db.trail.acts[-1].details == {"before": "free", "after": "pro"}
-    with pytest.raises(errors.NotFound, match="you are not a member of an organization with this id"):
+    with pytest.raises(errors.NotFound, match=NOT_A_MEMBER):
         await seeded_db.ask(api.set_team_tier, api.SetTeamTier(TenantId(uuid4()), Tier.PRO), boss.login)
     for by in (anna.login, ben.login, (await seeded_db.key(boss.login)).api_key):
         for method, request in (
@@ -317,5 +319,5 @@ async def test_an_organisations_key_is_not_listed_among_personal_keys(seeded_db:
     acme = await seeded_db.found(anna)
     made = await seeded_db.key(seeded_db.login(anna.user, acme.id), "team")
     assert await seeded_db.keys(anna.login) == ()
-    with pytest.raises(errors.NotFound, match="you have no key with this id"):
+    with pytest.raises(errors.NotFound, match=NO_SUCH_KEY):
         await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(made.key.id)), anna.login)

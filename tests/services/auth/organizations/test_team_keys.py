@@ -2,6 +2,7 @@
 
 import pytest
 
+from services.auth.accounts.api_key_rpc import NO_SUCH_KEY
 from shared import errors
 from shared.api import auth
 from shared.types import Credential
@@ -53,7 +54,7 @@ async def test_an_owner_revokes_a_members_key_but_cannot_take_it_over(seeded_db:
         with pytest.raises(errors.NotAllowed, match="its owner"):
             await seeded_db.ask(method, request, owner)  # type: ignore[misc]  # a union of pairs
     annas = await seeded_db.key(owner, "annas")
-    with pytest.raises(errors.NotFound, match="you have no key with this id"):
+    with pytest.raises(errors.NotFound, match=NO_SUCH_KEY):
         await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(annas.key.id)), member)
     assert not (await seeded_db.ask(auth.revoke_api_key, auth.RevokeApiKey(str(bens.key.id)), owner)).is_active
 

@@ -8,6 +8,7 @@ import pytest
 from services.auth.session_opening import CompleteLogin
 from services.auth.sessions.session_store import SessionStore, StoredLogin
 from shared import access_table, errors, features
+from shared.access_table import IS_SENSITIVE
 from shared.api import accounts
 from shared.types import TenantId
 from tests.services.auth.accounts.surroundings import by_hand
@@ -36,7 +37,7 @@ async def test_a_repeated_request_gets_the_same_day_and_no_second_mail(api_clien
 
 async def test_a_request_needs_a_fresh_login(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         stale = anna.login(seconds_ago=access_table.FRESH_SECONDS + 1)
         await api_client.ask(accounts.request_erasure, accounts.RequestErasure(), stale)
 

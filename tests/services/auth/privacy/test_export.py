@@ -6,6 +6,7 @@ import pytest
 
 from services.auth import audit_records
 from shared import access_table, errors
+from shared.access_table import IS_SENSITIVE
 from tests.services.auth import by_hand
 from tests.services.auth.privacy.surroundings import Canaries, PrivacyDesk, user_with_data
 from tests.services.auth.surroundings import PASSWORD
@@ -83,7 +84,7 @@ async def test_a_long_file_arrives_in_pieces_and_complete(api_client: PrivacyDes
 
 async def test_an_export_is_logged_and_needs_a_fresh_login(api_client: PrivacyDesk) -> None:
     anna = await api_client.api_client.person()
-    with pytest.raises(errors.ConfirmationNeeded, match="this action is sensitive, and you logged in a while ago"):
+    with pytest.raises(errors.ConfirmationNeeded, match=IS_SENSITIVE):
         await api_client.export(anna.login(seconds_ago=access_table.FRESH_SECONDS + 1))
     assert await api_client.sql("SELECT 1 FROM audit_log WHERE action = 'account.export'") == []
     await api_client.export(anna.login())

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from services.auth.sessions.identities import MAX_AGE_SECONDS, MAX_ANSWERS, PrincipalCache
+from services.auth.sessions.identities import MAX_AGE_SECONDS, MAX_ANSWERS, NEEDS_LOGIN, SESSION_OVER, PrincipalCache
 from services.auth.sessions.session_store import OpenedSession, StoredLogin
 from services.auth.settings import AuthSettings
 from shared import errors
@@ -54,7 +54,7 @@ async def test_an_organisations_tier_replaces_the_users(world: Surroundings, set
     assert (principal.team_id, principal.tenant_id, principal.tier) == (pro, pro, Tier.PRO)
     for team in (none_of_theirs, TenantId(user.id)):
         _, token = await opened(world, user, team_id=team)
-        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
             await world.service._wiring._parts.identities.of(token)
 
 
@@ -63,7 +63,7 @@ async def test_a_token_is_useless_without_its_session(world: Surroundings) -> No
     made, token = await opened(world, user)
     await world.service._wiring._parts.identities.of(token)
     await world.service._wiring._parts.sessions.end_all(user.id)
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await world.service._wiring._parts.identities.of(token)
     assert world.refusals("session_over") == 1
     assert made.session.user_id == user.id
@@ -75,7 +75,7 @@ async def test_a_token_for_another_session_or_tenant_is_refused(world: Surroundi
     made, _ = await opened(world, ben)
     for user, tenant in ((anna, made.session.tenant_id), (ben, TenantId(anna.id)), (ben, TenantId(uuid4()))):
         forged = world.parts.tokens.issue(user.id, made.session.id, time.time(), tenant_id=tenant, scopes=())
-        with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+        with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
             await world.parts.identities.of(forged)
 
 
@@ -103,7 +103,7 @@ async def test_the_session_of_a_deleted_or_closed_user_is_over(world: Surroundin
     with pytest.raises(errors.NotAuthenticated, match="closed"):
         await world.service._wiring._parts.identities.of(token)
     await by_hand.run(settings.database_url, "DELETE FROM auth.users WHERE id = $1", user.id)
-    with pytest.raises(errors.NotAuthenticated, match="session has ended"):
+    with pytest.raises(errors.NotAuthenticated, match=SESSION_OVER):
         await world.service._wiring._parts.identities.of(token)
 
 
@@ -112,7 +112,7 @@ async def test_only_a_login_has_a_session(world: Surroundings) -> None:
     made, token = await opened(world, user)
     assert (await world.service._wiring._parts.identities.session_of(token)).id == made.session.id
     for credential in (None, new.api_key):
-        with pytest.raises(errors.NotAllowed, match="requires a login") as refused:
+        with pytest.raises(errors.NotAllowed, match=NEEDS_LOGIN) as refused:
             await world.service._wiring._parts.identities.session_of(credential)
         assert "log in" in refused.value.hint
     with pytest.raises(errors.NotAuthenticated, match="the credential is neither an API key nor an access token of this mesh"):
