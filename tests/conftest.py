@@ -25,7 +25,7 @@ from shared.stores.server_sessions import ServerPlace
 from tests.acceptance import chromium
 from tests.acceptance.chromium import Browser, Chromium
 from tests.servers import PostgresServer, ValkeyServer, is_migrated, running
-from tests.testnet import NatsServer
+from tests.testnet import NatsServer, TestNet, testnet
 
 pytest_plugins = ("tests.parallel", "tests.tiers")
 
@@ -178,3 +178,9 @@ def nats() -> Iterator[NatsServer]:
         server.start()
         yield server
         server.kill()
+
+
+@pytest.fixture
+async def net() -> AsyncIterator[TestNet]:
+    async with testnet() as running:
+        yield running

@@ -18,7 +18,7 @@ from pathlib import Path
 from cli import profile
 from shared.node.client_node import ClientNode, ClientSettings, client
 from shared.types import Credential
-from tests.stacks import REPOSITORY, Outcome, RunningStack, until
+from tests.stacks import REPOSITORY, Outcome, RunningStack, outcome_of, until
 
 #: From the start of the command: Python, the sidecar, using a ticket, and finding the gateway; on two busy cores.
 SERVING_SECONDS = 30.0
@@ -94,15 +94,7 @@ class Machine:
         process = await asyncio.create_subprocess_exec(
             *_words(arguments), stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.home, env=self._environment(variables)
         )
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                out, err = await process.communicate(stdin.encode())
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Outcome(process.returncode, out.decode(), err.decode())
+        return await outcome_of(process, stdin, seconds=deadline_seconds)
 
     def start(self, *arguments: str, **variables: str) -> Running:
         """Start `aicli` in the background."""

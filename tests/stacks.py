@@ -73,6 +73,19 @@ class Outcome:
         return msgspec.json.decode(self.out)
 
 
+async def outcome_of(process: asyncio.subprocess.Process, stdin: str = "", *, seconds: float) -> Outcome:
+    """Wait for the end of a process, and kill it if it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await process.communicate(stdin.encode() if process.stdin else None)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Outcome(process.returncode, out.decode(), err.decode())
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """A version of aimesh that can be run."""
@@ -102,15 +115,7 @@ class RunningStack:
     async def aicli(self, *arguments: str, stdin: str = "", deadline_seconds: float = 120, **variables: str) -> Outcome:
         """Run `aicli` as a user would."""
         process = await self.start_aicli(*arguments, has_input=True, **variables)
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                out, err = await process.communicate(stdin.encode())
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Outcome(process.returncode, out.decode(), err.decode())
+        return await outcome_of(process, stdin, seconds=deadline_seconds)
 
     async def start_aicli(self, *arguments: str, has_input: bool = False, **variables: str) -> asyncio.subprocess.Process:
         """Start `aicli` without waiting; its output goes to pipes."""

@@ -76,7 +76,7 @@ def free_row(count: int, *, is_udp: bool = False) -> int:
 
 
 class IdleService:
-    """A service without methods."""
+    """A service without methods; others add theirs."""
 
     role: ClassVar[Role] = Role.WORKER
 
@@ -90,6 +90,18 @@ class IdleService:
 
     def asgi(self) -> None:
         return None
+
+
+class NodeService(IdleService):
+    """A service that knows its node."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator[Self]:
+        yield cls(node)
 
 
 class NatsServer:

@@ -6,7 +6,6 @@ import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
 from uuid import UUID
@@ -17,18 +16,17 @@ from cli import connection, main, profile
 from cli.profile import Profile
 from shared import errors, rpc
 from shared.api import gateway
-from shared.api.gateway import Check, InferenceChunk, InferenceResult
+from shared.api.gateway import InferenceChunk, InferenceResult
 from shared.api.generation import Usage
 from shared.identity import node_keys
-from shared.node.member import Node
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role
 from tests import tiers
-from tests.testnet import MESH, TestNet, free_port, testnet
+from tests.testnet import MESH, IdleService, TestNet, free_port
 
 ROOT = Path(main.__file__).parent.parent
 
 
-class Gateway:
+class Gateway(IdleService):
     """Repeats the prompt word by word; `hang` never ends, `fail` fails after the first word."""
 
     role: ClassVar[Role] = Role.GATEWAY
@@ -37,17 +35,6 @@ class Gateway:
         self.called = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.credentials: set[str | None] = set()
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Gateway"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
     @rpc.serves(gateway.process_inference_request)
     async def infer(self, request: gateway.ProcessInferenceRequest, stream: rpc.StreamCall[InferenceChunk]) -> InferenceResult:
@@ -72,12 +59,6 @@ class Gateway:
             response_time_ms=1,
             first_token_ms=1,
         )
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as net:
-        yield net
 
 
 def profile_of(net: TestNet) -> Profile:

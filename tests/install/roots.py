@@ -23,7 +23,7 @@ from pathlib import Path
 from tests.capabilities import SEARCH_PATH
 from tests.nat.boxes import COMMAND_SECONDS, Running
 from tests.nat.topology import Machine
-from tests.stacks import Outcome
+from tests.stacks import Outcome, outcome_of
 from tools import setup_steps
 
 _SCRIPTS = Path("/usr/share/debootstrap/scripts")
@@ -120,15 +120,7 @@ class Account:
         """Run what the user types to its end."""
         pipe = asyncio.subprocess.PIPE
         process = await self.machine.start(*self._words(text), stdin=asyncio.subprocess.DEVNULL, stderr=pipe)
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                out, err = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Outcome(process.returncode, out.decode(), err.decode())
+        return await outcome_of(process, seconds=deadline_seconds)
 
     async def start(self, text: str) -> Running:
         """Start what the user types, in another terminal."""

@@ -19,7 +19,7 @@ from tests import capabilities
 from tests.nat import topology
 from tests.nat.boxes import COMMAND_SECONDS
 from tests.nat.topology import Machine
-from tests.stacks import Outcome, until
+from tests.stacks import Outcome, outcome_of, until
 
 _USER = 1000
 _PYTHON = os.path.realpath(sys.executable)
@@ -96,15 +96,7 @@ class Stranger:
         words = (*outside, *inside, *(f"{name}={value}" for name, value in given.items()), "sh", "-c", f"cd; {text}")
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(*words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe)
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                out, err = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Outcome(process.returncode, out.decode(), err.decode())
+        return await outcome_of(process, seconds=deadline_seconds)
 
 
 @asynccontextmanager

@@ -16,11 +16,10 @@ from pyhyperswarm import dht, find_node
 
 from shared import errors, rpc
 from shared.api import gateway
-from shared.api.gateway import Check, ServedModel
+from shared.api.gateway import ServedModel
 from shared.identity import certificates, node_keys
 from shared.identity.certificates import Subject
 from shared.identity.node_keys import NodeKey
-from shared.node.member import Node
 from shared.node.stock_clients.pulled_streams import MAX_ITEMS
 from shared.types import ModelName, Role
 from tests import outside
@@ -28,7 +27,7 @@ from tests.people import Person
 from tests.shared.node.streaming import Streaming
 from tests.stacks import REPOSITORY, RunningStack
 from tests.swarmnet import SwarmNet, swarmnet
-from tests.testnet import RunningNode, live, until
+from tests.testnet import IdleService, RunningNode, live, until
 
 MODULES = dht.SIDECAR / "node_modules"
 PEER = Path(__file__).parent / "javascript_peer.js"
@@ -58,24 +57,13 @@ MODELS = {
 }
 
 
-class Gateway:
+class Gateway(IdleService):
     role: ClassVar[Role] = Role.GATEWAY
 
     def __init__(self) -> None:
         self.calls: list[rpc.RpcCall] = []
         self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Gateway"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
     @rpc.serves(gateway.list_models)
     async def list_models(self, request: gateway.ListModels, call: rpc.RpcCall) -> gateway.ServedModels:

@@ -1,9 +1,6 @@
 """Where models fit, in a mesh of two workers with other memory, one of an earlier version, and one whose models another program has."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
-
-import pytest
 
 from services.gateway.facts.config_snapshot import ConfigSnapshot
 from services.gateway.models import catalog
@@ -17,13 +14,7 @@ from shared.node.settings import NodeSettings
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import NodeId, Role
 from tests.services.gateway.fakes import OWNER, FixedConfig, rpc_call
-from tests.testnet import MESH, IdleService, TestNet, testnet, until
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
+from tests.testnet import MESH, IdleService, TestNet, until
 
 
 async def start_worker(net: TestNet, folder: Path, name: str, **more: object) -> NodeId:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests import stopwatch
 from tests.nat.topology import Machine
-from tests.stacks import REPOSITORY, Outcome
+from tests.stacks import REPOSITORY, Outcome, outcome_of
 
 #: Only guards against hanging.
 COMMAND_SECONDS = 120.0
@@ -65,15 +65,7 @@ class Box:
         """Run `aicli` to its end, as a user would."""
         pipe = asyncio.subprocess.PIPE
         process = await self.machine.start(*self._words(arguments), environment=self._environment(), stderr=pipe)
-        try:
-            async with asyncio.timeout(deadline_seconds):
-                out, err = await process.communicate(stdin.encode())
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Outcome(process.returncode, out.decode(), err.decode())
+        return await outcome_of(process, stdin, seconds=deadline_seconds)
 
     async def start(self, *arguments: str) -> Running:
         """Start `aicli` in the background; ``says`` waits for a line."""

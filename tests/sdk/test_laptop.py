@@ -17,7 +17,7 @@ from tests.deploy import wheels
 from tests.people import Person
 from tests.sdk.python import cutting_proxy
 from tests.shared.transports.nats.test_tls import make_certificate
-from tests.stacks import Outcome, RunningStack
+from tests.stacks import Outcome, RunningStack, outcome_of
 from tools import release, setup
 
 SDK_PROGRAM = """
@@ -43,15 +43,7 @@ class Laptop:
 
     async def run(self, program: str, *arguments: str, stdin: str = "", **environment: str) -> Outcome:
         process = await self.start(program, *arguments, **environment)
-        try:
-            async with asyncio.timeout(120):
-                out, err = await process.communicate(stdin.encode())
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        assert process.returncode is not None
-        return Outcome(process.returncode, out.decode(), err.decode())
+        return await outcome_of(process, stdin, seconds=120)
 
     async def seconds_to_first_byte(self, *arguments: str, **environment: str) -> float:
         began = stopwatch.now()

@@ -9,7 +9,6 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -19,40 +18,27 @@ import pytest
 from cli import main, user_folders
 from cli.machines import join
 from shared import errors
-from shared.api.gateway import Check
 from shared.api.membership import TopicSecret
 from shared.identity import certificates, node_keys, private_file, tickets
 from shared.identity.certificates import Subject
 from shared.node import membership_file
 from shared.node.enrollment import EnrollingNode
-from shared.node.member import Node
 from shared.node.membership_file import MembershipFile
 from shared.types import MeshName, Role
 from tests.cli.fake_mesh import Shell
 from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
-from tests.testnet import until
+from tests.testnet import IdleService, until
 
 ROOT = Path(main.__file__).parent.parent
 #: Bounds a hang: Python and Node.js start while other tests run.
 SECONDS = 120.0
 
 
-class Gateway:
+class Gateway(IdleService):
     """A gateway that serves nothing and records its peers."""
 
     role: ClassVar[Role] = Role.GATEWAY
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Gateway"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 @dataclass

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
 from typing import ClassVar
 from uuid import uuid4
 
@@ -13,13 +12,11 @@ from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth
-from shared.api.gateway import Check
-from shared.node import Node, NodeSettings
 from shared.types import Credential, Role, UserId
 from tests import tiers
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD
-from tests.testnet import MESH, RunningNode, testnet
+from tests.testnet import MESH, IdleService, RunningNode, testnet
 
 TENANTS = tiers.volume(100, least=30)
 FEW = 10
@@ -32,21 +29,10 @@ REGISTERED = """
 """
 
 
-class Gateway:
+class Gateway(IdleService):
     """A node that only calls."""
 
     role: ClassVar[Role] = Role.GATEWAY
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Gateway"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 #: Series of what tenants do. Those of calls between nodes appear at any time.

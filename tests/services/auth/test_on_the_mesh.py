@@ -1,9 +1,7 @@
 """auth as a member of a mesh: authorized nodes call it over NATS, and it stops quickly."""
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 from typing import ClassVar
 
 import msgspec
@@ -13,37 +11,18 @@ from services.auth.service import AuthService
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import auth, membership
-from shared.api.gateway import Check
 from shared.identity import certificates
-from shared.node import Node, NodeSettings
 from shared.types import NodeId, Role
 from tests import testnet as testnet_module
 from tests.services.auth import by_hand
 from tests.services.auth.surroundings import ADMIN_PASSWORD, PASSWORD
-from tests.testnet import MESH, TestNet, testnet, until
+from tests.testnet import MESH, IdleService, TestNet, until
 
 
-class Gateway:
+class Gateway(IdleService):
     """A node that only calls."""
 
     role: ClassVar[Role] = Role.GATEWAY
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Gateway"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as opened:
-        yield opened
 
 
 def on_mesh(settings: AuthSettings, net: TestNet) -> AuthSettings:

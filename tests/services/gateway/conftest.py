@@ -10,7 +10,7 @@ from services.gateway.configuration.config_file import ReadDocument, ReadRequest
 from services.gateway.facts.config_snapshot import DocumentKey
 from services.gateway.guard import guard_checks
 from services.gateway.idempotency import sealed_values
-from tests.services.gateway import http_answers
+from tests.services.gateway import fakes, http_answers
 from tests.services.gateway.fakes import RunningService
 
 
@@ -34,6 +34,12 @@ def _wait_for_cached_answers() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sealed_values, "VALKEY_SECONDS", 5.0)
         yield
+
+
+@pytest.fixture
+async def running_service() -> AsyncIterator[RunningService]:
+    async with fakes.running_service() as service:
+        yield service
 
 
 @pytest.fixture

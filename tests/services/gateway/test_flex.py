@@ -22,9 +22,8 @@ from shared.api.ledger import MICRO, ModelPrice
 from shared.config_documents import Flex, PolicyDocument
 from shared.protocol.directory import ModelOffer
 from shared.types import MicroCredits, ModelName, RequestStatus
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService, announcement, node_id
-from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
+from tests.services.gateway.http_answers import CHAT, events, problem
 from tests.services.gateway.requests.test_embedding_runs import EmbeddingWorker
 
 YIELDING = ModelName("yielding")
@@ -36,19 +35,6 @@ DIALECTS: dict[str, tuple[dict[str, Any], str]] = {
     "/v1/responses": ({"input": "hi"}, "flex"),
     "/v1/messages": (MESSAGES, "batch"),
 }
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(running_service.app())
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 def tiers_in(body: Any) -> set[str]:

@@ -1,7 +1,6 @@
 """The gateway's request metrics on its real code paths; the number of series doesn't grow with the number of users."""
 
 import contextlib
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import pytest
@@ -20,12 +19,6 @@ TENANTS = 1_000
 MODELS = 20
 #: The most series of one service; see OBSERVABILITY.md §6.2.
 MAX_SERIES = 10_000
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 async def _ask(running_service: RunningService, who: Principal = OWNER, model: str = "smollm2", **fields: object) -> None:

@@ -14,15 +14,15 @@ from shared.node import Node
 from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.types import ModelName, Role
 from tests.services.gateway.fakes import KEY
-from tests.services.gateway.test_service import GatewayMesh, StandIn, StandInWorker, mesh
-from tests.testnet import RunningNode, until
+from tests.services.gateway.test_service import GatewayMesh, StandInWorker, mesh
+from tests.testnet import NodeService, RunningNode, until
 
 __all__ = ["mesh"]
 
 POOLS = "pools:\n  - {name: l4, models: [big], min: 0, max: 3, start_seconds: 90}\n"
 
 
-class StandInMetrics(StandIn):
+class StandInMetrics(NodeService):
     role: ClassVar[Role] = Role.METRICS
 
 

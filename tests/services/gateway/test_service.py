@@ -20,10 +20,10 @@ from services.gateway.service import GatewayService
 from services.gateway.settings import GatewaySettings
 from shared import errors
 from shared.api import audit, auth, configuration, gateway, inference, ledger, usage_report
-from shared.api.gateway import Check, InferenceRequest, ProcessInferenceRequest
+from shared.api.gateway import InferenceRequest, ProcessInferenceRequest
 from shared.api.generation import GenerationEnd, Tool, Usage
 from shared.api.method import Nothing
-from shared.node import Node, NodeSettings
+from shared.node import Node
 from shared.node.client_node import ClientNode
 from shared.node.http_server import Operations
 from shared.protocol.directory import ModelOffer, WorkerLoad
@@ -33,7 +33,7 @@ from tests.servers import PostgresServer, ValkeyServer
 from tests.services.gateway import thinking
 from tests.services.gateway.fakes import KEY, OWNER, TOKEN, USER, announcement, node_id
 from tests.stopwatch import HANG_SECONDS
-from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+from tests.testnet import MESH, NodeService, RunningNode, TestNet, testnet, until
 
 ADMIN_TOKEN = Credential("admin.eyJleHAiOjk5OTk5OTk5OTl9.x")
 PERSON = auth.Principal(USER, "ada", UserRole.USER, Tier.FREE)
@@ -43,23 +43,7 @@ OTHER = auth.User(
 )
 
 
-class StandIn:
-    def __init__(self, node: Node) -> None:
-        self.node = node
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, _settings: NodeSettings, node: Node) -> AsyncIterator[Any]:
-        yield cls(node)
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
-
-
-class StandInAuth(StandIn):
+class StandInAuth(NodeService):
     role: ClassVar[Role] = Role.AUTH
     revoked: ClassVar[bool]
     received: ClassVar[int]
@@ -104,7 +88,7 @@ class StandInAuth(StandIn):
             await stream.send(await self.changes.get())
 
 
-class StandInWorker(StandIn):
+class StandInWorker(NodeService):
     role: ClassVar[Role] = Role.WORKER
 
     def __init__(self, node: Node) -> None:

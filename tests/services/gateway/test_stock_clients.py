@@ -23,8 +23,8 @@ from shared.node import Node
 from shared.protocol.directory import ModelOffer, WorkerLoad
 from shared.rpc import RpcCall, StreamCall, serves
 from shared.types import Credential, FinishReason, KeyId, ModelName, Permission, Role, Tier, UserId, UserRole
-from tests.services.gateway.test_service import StandIn, StandInAuth
-from tests.testnet import MESH, RunningNode, testnet, until
+from tests.services.gateway.test_service import StandInAuth
+from tests.testnet import MESH, NodeService, RunningNode, testnet, until
 
 SUBJECT = f"aimesh.{MESH}.rpc.gateway.processInferenceRequest"
 SECONDS = 30
@@ -65,7 +65,7 @@ class KeyAuth(StandInAuth):
         return found
 
 
-class Worker(StandIn):
+class Worker(NodeService):
     role: ClassVar[Role] = Role.WORKER
 
     def __init__(self, node: Node) -> None:

@@ -1,6 +1,5 @@
 """Moderation on workers, by chat models that answer like Llama Guard."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -20,7 +19,7 @@ from shared.node.member import member
 from shared.node.settings import NodeSettings
 from shared.protocol.directory import ModelOffer
 from shared.types import FinishReason, ModelName, NodeId, Role
-from tests.testnet import MESH, TestNet, testnet, until
+from tests.testnet import MESH, TestNet, until
 
 GUARD = ModelName("guard")
 
@@ -103,12 +102,6 @@ async def moderate(rpc: Any, node: NodeId, *texts: str, **fields: Any) -> Modera
     async with rpc.stream(inference.moderate, request, to=node) as answer:
         assert [item async for item in answer] == []
     return answer.end
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
 
 
 async def test_a_chat_model_moderates_only_in_a_format(net: TestNet) -> None:

@@ -1,7 +1,6 @@
 """The service as the gateway sees it: over real links, found in the directory, canceled over the network."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -19,15 +18,9 @@ from shared.identity import node_keys
 from shared.node.member import member
 from shared.node.settings import NodeSettings
 from shared.types import ModelName, NodeId, Role
-from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+from tests.testnet import MESH, RunningNode, TestNet, until
 
 ECHO = ModelName("echo")
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
 
 
 async def start(net: TestNet, *, token_ms: float = 0, slots: int = 256, queue: int = 32) -> RunningNode:

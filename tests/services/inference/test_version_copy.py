@@ -204,16 +204,22 @@ async def test_what_a_killed_worker_left_is_checked_and_kept(origin: Origin, sto
     assert store.file(model).read_bytes() == MODEL
 
 
-async def test_a_canceled_copy_is_resumed(origin: Origin, store: ModelStore) -> None:
-    source, reached = origin.push({"model.gguf": MODEL}), asyncio.Event()
+def lost_after(origin: Origin, blocks: int) -> asyncio.Event:
+    """Lose the link after so many blocks; the event says when."""
+    reached = asyncio.Event()
 
     def stop(asked: ReadBlob, data: bytes) -> bytes:
-        if len(origin.blocks_of(MODEL)) <= 18:
+        if len(origin.blocks_of(MODEL)) <= blocks:
             return data
         reached.set()
         raise errors.LinkLost("the link was lost")
 
     origin.change = stop
+    return reached
+
+
+async def test_a_canceled_copy_is_resumed(origin: Origin, store: ModelStore) -> None:
+    source, reached = origin.push({"model.gguf": MODEL}), lost_after(origin, 18)
     copying = asyncio.create_task(get(origin, store, source))
     await reached.wait()
     copying.cancel()
@@ -287,15 +293,7 @@ async def test_a_damaged_version_is_taken_away_and_its_sound_blocks_are_kept(ori
 
 
 async def test_a_block_that_the_disk_has_lost_after_it_was_saved_is_fetched_again(origin: Origin, store: ModelStore) -> None:
-    source, reached = origin.push({"model.gguf": MODEL}), asyncio.Event()
-
-    def stop(asked: ReadBlob, data: bytes) -> bytes:
-        if len(origin.blocks_of(MODEL)) <= 18:
-            return data
-        reached.set()
-        raise errors.LinkLost("the link was lost")
-
-    origin.change = stop
+    source, reached = origin.push({"model.gguf": MODEL}), lost_after(origin, 18)
     copying = asyncio.create_task(get(origin, store, source))
     await reached.wait()
     copying.cancel()
@@ -326,15 +324,7 @@ async def test_a_list_of_blocks_that_is_not_that_of_the_file_is_refused(origin: 
 
 async def test_a_copy_without_peers_loses_few_blocks_when_it_is_killed(origin: Origin, store: ModelStore) -> None:
     """A killed process saves nothing on its way out."""
-    source, reached = origin.push({"model.gguf": MODEL}), asyncio.Event()
-
-    def stop(asked: ReadBlob, data: bytes) -> bytes:
-        if len(origin.blocks_of(MODEL)) <= 18:
-            return data
-        reached.set()
-        raise errors.LinkLost("the link was lost")
-
-    origin.change = stop
+    source, reached = origin.push({"model.gguf": MODEL}), lost_after(origin, 18)
     exchange = Exchange()
     nodes = Directory(asyncio.get_running_loop().time)
     copying = asyncio.create_task(VersionCopy(origin, nodes, store, exchange).get(NAME, source, Assignment()))  # type: ignore[arg-type]

@@ -1,8 +1,6 @@
 """OpenMetrics with exemplars, from a worker's histogram over the mesh to a scraper."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,35 +13,23 @@ from services.metrics.service import MetricsService
 from services.metrics.settings import MetricsSettings
 from shared import context, errors
 from shared.api import metrics as api
-from shared.api.gateway import Check
 from shared.api.metrics import MetricsTextFormat
-from shared.node import Node, NodeSettings
+from shared.node import NodeSettings
 from shared.node.http_server import Operations
 from shared.telemetry.answer_metrics import MeasuredAnswer, WorkerAnswers
 from shared.telemetry.tracing import Traces
 from shared.types import ModelName, Role
-from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
+from tests.testnet import MESH, IdleService, RunningNode, TestNet, free_port, until
 
 OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0"}
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 BUCKET = "ai_platform_ttft_seconds_bucket"
 
 
-class Quiet:
+class Quiet(IdleService):
     """A service that does nothing."""
 
     role: ClassVar[Role]
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Quiet"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 class Gateway(Quiet):
@@ -52,12 +38,6 @@ class Gateway(Quiet):
 
 class Worker(Quiet):
     role = Role.WORKER
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
 
 
 async def _worker(net: TestNet) -> RunningNode:

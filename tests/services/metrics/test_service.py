@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
@@ -22,13 +21,12 @@ from shared.api import events
 from shared.api import metrics as api
 from shared.api import node as node_api
 from shared.api.gateway import Check
-from shared.node import Node, NodeSettings
 from shared.types import ModelName, RequestId, RequestStatus, Role, UserId
 from tests.stopwatch import HANG_SECONDS
-from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
+from tests.testnet import MESH, IdleService, RunningNode, TestNet, free_port, testnet, until
 
 
-class Stub:
+class Stub(IdleService):
     """A service that only reports its checks."""
 
     role: ClassVar[Role]
@@ -36,16 +34,8 @@ class Stub:
     def __init__(self) -> None:
         self.reported: tuple[Check, ...] = (Check("postgresql", ok=True), Check("valkey", ok=True))
 
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: NodeSettings, node: Node) -> AsyncIterator["Stub"]:
-        yield cls()
-
     async def checks(self) -> tuple[Check, ...]:
         return self.reported
-
-    def asgi(self) -> None:
-        return None
 
 
 class Auth(Stub):

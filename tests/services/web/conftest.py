@@ -109,6 +109,14 @@ async def browser(app: ASGIApp) -> AsyncIterator[Browser]:
 
 
 @pytest.fixture
+async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
+    """A user's browser."""
+    mesh.add_account("alice", "correct horse")
+    await browser.sign_in("alice", "correct horse")
+    return browser
+
+
+@pytest.fixture
 async def tls_browser(app: ASGIApp) -> AsyncIterator[Browser]:
     async with httpx.AsyncClient(transport=servers.in_process(app), base_url="https://ai.example.org") as client:
         yield Browser(client)

@@ -12,13 +12,6 @@ from tests.services.web.fake_mesh import FakeMesh
 EYES = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
 
-@pytest.fixture
-async def alice(browser: Browser, mesh: FakeMesh) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
-
-
 @pytest.mark.parametrize(
     ("path", "above"),
     [

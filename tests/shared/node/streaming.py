@@ -2,17 +2,16 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from typing import Any, ClassVar
 from uuid import UUID
 
 from shared import errors, rpc
 from shared.api import gateway
-from shared.api.gateway import Check, InferenceChunk, InferenceResult
+from shared.api.gateway import InferenceChunk, InferenceResult
 from shared.api.generation import ToolCall, Usage
-from shared.node.member import Node
 from shared.types import FinishReason, ModelName, RequestId, Role
+from tests.testnet import IdleService
 
 REQUEST_ID = RequestId(UUID(int=7))
 #: Characters in each chunk of "large", and the maximum number of chunks.
@@ -22,7 +21,7 @@ PAUSE_SECONDS = 0.001
 RESULT = InferenceResult(REQUEST_ID, ModelName("m"), FinishReason.STOP, Usage(5, 2), 10, 1)
 
 
-class Streaming:
+class Streaming(IdleService):
     role: ClassVar[Role] = Role.GATEWAY
 
     def __init__(self) -> None:
@@ -34,17 +33,6 @@ class Streaming:
         self.may_go_on = asyncio.Event()
         #: The codes of failed calls; "cancelled" for a cancellation.
         self.failed: list[str] = []
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Streaming"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
     @rpc.serves(gateway.list_models)
     async def list_models(self, request: gateway.ListModels, call: rpc.RpcCall) -> gateway.ServedModels:

@@ -1,34 +1,19 @@
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import pytest
 
 from shared.api import node as node_api
-from shared.api.gateway import Check
-from shared.node.member import Node
 from shared.node.mesh_gauges import MAX_PEERS, mean_round_trips, round_trips
 from shared.telemetry.instrument import node_label
 from shared.transports.link import Link
 from shared.types import NodeId, Peer, Role
-from tests.testnet import testnet, until
+from tests.testnet import IdleService, testnet, until
 
 
-class Web:
+class Web(IdleService):
     """A service that does nothing."""
 
     role: ClassVar[Role] = Role.WEB
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Web"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 class Auth(Web):

@@ -1,8 +1,6 @@
 """Methods that every user's request waits for: if a node is slow or dead, another one is asked too."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import ClassVar
 from uuid import UUID
 
@@ -10,27 +8,14 @@ import pytest
 
 from shared import errors, rpc
 from shared.api import auth
-from shared.api.gateway import Check
-from shared.node.member import Node
 from shared.rpc import calling
 from shared.types import Credential, Role, Tier, UserId, UserRole
 from tests import stopwatch
-from tests.testnet import TestNet, testnet, until
+from tests.testnet import IdleService, TestNet, testnet, until
 
 
-class Gateway:
+class Gateway(IdleService):
     role: ClassVar[Role] = Role.GATEWAY
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Gateway"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 class Auth(Gateway):

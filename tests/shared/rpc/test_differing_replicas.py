@@ -1,8 +1,6 @@
 """Replicas whose features differ, as while they are upgraded: a call goes to one that has the feature."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import msgspec
@@ -11,12 +9,11 @@ import pytest
 from shared import access_table, answer_table, errors, rpc
 from shared.access_rules import NODE
 from shared.answer_table import Answers
-from shared.api.gateway import Check
 from shared.api.method import Body, Method, Nothing
 from shared.node.member import Node
 from shared.protocol.directory import Announcement
 from shared.types import Role
-from tests.testnet import TestNet, testnet, until
+from tests.testnet import IdleService, TestNet, testnet, until
 
 
 class Say(Body, frozen=True):
@@ -32,23 +29,12 @@ say = Method("gateway.say", Say, Nothing, callers={Role.AUTH})
 other = Method("gateway.other", Other, Nothing, callers={Role.AUTH})
 
 
-class Without:
+class Without(IdleService):
     role: ClassVar[Role] = Role.GATEWAY
     features: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         self.asked = 0
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["Without"]:
-        yield cls()
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 class With(Without):

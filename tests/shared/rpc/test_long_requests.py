@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import ClassVar
 
 import msgspec
@@ -11,7 +10,6 @@ import pytest
 from shared import errors, rpc
 from shared.api import gateway, inference
 from shared.api.auth import Principal
-from shared.api.gateway import Check
 from shared.api.generation import MAX_PROMPT_BYTES, ChatMessage, GenerationEnd, ImagePart, Usage
 from shared.api.method import Body
 from shared.node.client_node import ClientNode
@@ -26,7 +24,7 @@ from tests import tiers
 from tests.shared.rpc.test_mesh import REQUEST_ID
 from tests.shared.rpc.test_swarm_mesh import sees
 from tests.swarmnet import SwarmNet, swarmnet
-from tests.testnet import RunningNode, TestNet, testnet, until
+from tests.testnet import NodeService, RunningNode, TestNet, testnet, until
 
 MIB = 1024 * 1024
 
@@ -60,24 +58,13 @@ async def net(request: pytest.FixtureRequest) -> AsyncIterator[Net]:
         yield Net(opened)
 
 
-class _Service:
+class _Service(NodeService):
     role: ClassVar[Role]
 
     def __init__(self, node: Node) -> None:
-        self.node = node
+        super().__init__(node)
         self.running = 0
         self.may_end = asyncio.Event()
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["_Service"]:
-        yield cls(node)
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 class Worker(_Service):

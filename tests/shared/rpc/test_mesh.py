@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import ClassVar
 from uuid import UUID
 
@@ -14,7 +12,6 @@ import pytest
 from shared import context, errors, rpc
 from shared.api import auth, gateway, inference, metrics
 from shared.api import node as node_api
-from shared.api.gateway import Check
 from shared.api.generation import GenerationEnd, Usage
 from shared.api.method import Nothing
 from shared.node.client_node import ClientSettings, client
@@ -25,7 +22,7 @@ from shared.protocol.wire import Call, Item
 from shared.rpc import bodies
 from shared.types import Credential, FinishReason, ModelName, RequestId, Role, Tier, UserId, UserRole
 from tests import stopwatch
-from tests.testnet import MESH, testnet, until
+from tests.testnet import MESH, NodeService, testnet, until
 
 REQUEST_ID = RequestId(UUID(int=7))
 LOST = ("link_lost", 503, True)
@@ -39,27 +36,16 @@ def login(password: str) -> auth.LoginUser:
     return auth.LoginUser(auth.Credentials(password))
 
 
-class _Service:
+class _Service(NodeService):
     role: ClassVar[Role]
 
     def __init__(self, node: Node) -> None:
-        self.node = node
+        super().__init__(node)
         self.seen: list[context.RequestContext | None] = []
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.may_go_on = asyncio.Event()
         self.sent = 0
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["_Service"]:
-        yield cls(node)
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
     async def hang(self) -> None:
         self.started.set()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 from uuid import UUID
@@ -15,7 +14,6 @@ from pyhyperswarm import dht
 from shared import errors, rpc
 from shared.api import auth, inference
 from shared.api import node as node_api
-from shared.api.gateway import Check
 from shared.api.generation import GenerationEnd, Usage
 from shared.identity import node_keys
 from shared.node import membership_file
@@ -27,7 +25,7 @@ from shared.types import Credential, FinishReason, ModelName, RequestId, Role, T
 from tests import stopwatch, tiers
 from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
-from tests.testnet import RunningNode, live, until
+from tests.testnet import NodeService, RunningNode, live, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 REQUEST_ID = RequestId(UUID(int=7))
@@ -37,24 +35,13 @@ def prompt(text: str, tokens: int) -> inference.ProcessPrompt:
     return inference.ProcessPrompt(text, inference.ModelConfig(model=ModelName("m"), max_tokens=tokens), REQUEST_ID)
 
 
-class _Service:
+class _Service(NodeService):
     role: ClassVar[Role]
 
     def __init__(self, node: Node) -> None:
-        self.node = node
+        super().__init__(node)
         self.cancelled = asyncio.Event()
         self.started = asyncio.Event()
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, settings: object, node: Node) -> AsyncIterator["_Service"]:
-        yield cls(node)
-
-    async def checks(self) -> tuple[Check, ...]:
-        return ()
-
-    def asgi(self) -> None:
-        return None
 
 
 class Auth(_Service):

@@ -7,10 +7,8 @@ from msgspec.structs import replace
 from features.autoscaling.contract import Scaling
 from shared.types import UserRole
 from tests.acceptance.chromium import Browser
-from tests.acceptance.watching import Watch
 from tests.features.autoscaling.web.test_pages import CALLS, POOL, STALE
-from tests.services.web import servers
-from tests.services.web.js import axe
+from tests.services.web.pages import in_chromium
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 from tests.services.web.pages.admin.test_audit_in_a_browser import WIDER
 
@@ -25,15 +23,7 @@ async def test_the_page_is_accessible_and_fits(app: ASGIApp, mesh: AdminMesh, ch
     mesh.keep("wanted_replicas", lambda step: 2.0 + step % 30 // 10, service="metrics", pool="l4")
     mesh.keep("pool_replicas", lambda step: 2.0 + max(0, step - 5) % 30 // 10, service="metrics", pool="l4", state="ready")
     mesh.keep("pool_replicas", lambda step: float(step % 10 < 5), service="metrics", pool="l4", state="starting")
-    async with servers.serving(app) as origin:
-        watch = Watch(chrome, origin)
-        page = await watch.open()
-        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
-        for width, dark in ((1280, False), (1280, True), (320, False)):
-            await page.look(width=width, dark=dark)
-            await page.goto(f"{origin}/admin/capacity")
-            assert await axe.violations(page) == [], (width, dark)
-            assert await page.evaluate("document.documentElement.scrollWidth") <= width
-            assert await page.evaluate(WIDER) == [], (width, dark)
+    async with in_chromium.signed_in(app, chrome, token) as (page, origin):
+        async for width in in_chromium.each_look(page, f"{origin}/admin/capacity"):
+            assert await page.evaluate(WIDER) == [], width
             assert bool(found.pools) == bool(await page.evaluate("document.querySelectorAll('figure canvas').length"))
-        await watch.check()

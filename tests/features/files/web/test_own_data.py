@@ -1,20 +1,11 @@
 import json
 
-import pytest
-
 from features.files.contract import FileFacts, FilePurpose
 from shared import errors
 from tests.services.web.browser import Browser
 from tests.services.web.fake_mesh import FakeMesh
 from tests.services.web.fake_organisations import NOW
 from tests.services.web.pages.account.test_own_data import export, unpacked
-
-
-@pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
 
 
 async def test_archive_has_the_stored_files_and_names_those_that_are_damaged(alice: Browser, mesh: FakeMesh) -> None:

@@ -1,18 +1,7 @@
 """Responses that nobody ordered."""
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
-
-from tests.services.gateway import fakes
-from tests.services.gateway.fakes import RunningService
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 @pytest.mark.parametrize(("verb", "end"), [("GET", ""), ("GET", "/input_items"), ("POST", "/cancel")])

@@ -1,6 +1,5 @@
 """The page of webhook endpoints."""
 
-import pytest
 from msgspec.structs import replace
 
 from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of, shown_key
@@ -8,13 +7,6 @@ from tests.services.web.fake_mesh import FakeMesh
 
 HERE = "/settings/webhooks"
 ID = f"whe_{'a' * 26}"
-
-
-@pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
 
 
 async def create(alice: Browser, **typed: str) -> str:

@@ -1,24 +1,15 @@
 """CORS, over the whole application with a fake mesh and store."""
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 
 from services.gateway.http_api.cors import CorsPolicy
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT
 
 PAGE, STRANGER = "https://app.example.org", "https://evil.example.org"
 ASKS = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type,x-stainless-lang"}
 ALLOWED = "access-control-allow-origin"
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 def browser(running_service: RunningService, *origins: str, page: str = PAGE) -> httpx.AsyncClient:

@@ -7,7 +7,7 @@ import json
 import random
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -29,7 +29,7 @@ from shared.access_rules import Audience
 from shared.api.gateway import InferenceRequest
 from shared.rpc import bodies
 from tests import tiers
-from tests.services.gateway import fakes, openai_clients
+from tests.services.gateway import openai_clients
 from tests.services.gateway.fakes import KEY, RunningService
 
 HI: dict[str, dict[str, Any]] = {
@@ -45,12 +45,6 @@ READ: dict[str, Read] = {
     "/v1/responses": lambda body: (openai_responses.to_request(tolerant_json.read(body, openai_responses.DIALECT, Ignored())),),
     "/v1/messages": lambda body: (anthropic_request.to_request(tolerant_json.read(body, anthropic_request.DIALECT, Ignored())),),
 }
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 # --- paths that are decoded differently ------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import socket
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,20 +30,6 @@ from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, TOKEN, USER, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
 from tests.services.gateway.thinking import Thinks
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(running_service.app())
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:
-        yield client
-
 
 # --- bodies ---------------------------------------------------------------------------------------------------------------
 

@@ -50,12 +50,6 @@ STREAMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
 # --- ids ------------------------------------------------------------------------------------------------------------------
 
 

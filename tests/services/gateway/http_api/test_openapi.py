@@ -1,7 +1,6 @@
 """The OpenAPI document is valid, has every route, and describes real requests and responses."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +40,6 @@ ASKED: dict[str, list[dict[str, Any]]] = {
     "/api/inference": [{"prompt": "hi"}, {"messages": MESSAGES, "max_tokens": 3}],
     "/api/infer": [{"payload": "hi"}, {"payload": {"prompt": "hi"}, "model": "smollm2"}],
 }
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from shared.api import auth
 from shared.api.method import Nothing
 from shared.limits import BY_NAME
 from shared.types import Credential, KeyId, MicroCredits, ModelName, Tier, UserId, UserRole
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, KEY_ID, TOKEN, USER, RunningService
 from tests.services.gateway.http_answers import problem
 
@@ -50,12 +49,6 @@ class Auth:
     def only(self) -> tuple[msgspec.Struct, Credential | None]:
         ((_, request, credential),) = self.received
         return request, credential
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """GET /api/models and /api/models/search, with the models of the source documents."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -15,16 +14,9 @@ from services.inference.models.catalog import Defaults
 from shared.api.auth import Principal
 from shared.api.gateway import ServedModels
 from shared.rpc.audit_reporting import AuditReporting
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import RunningService, node_id
 from tests.services.gateway.http_answers import BEARER, problem
 from tests.services.inference.models.test_models_file import INFERENCE_BLOCK, REGISTRY
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 @pytest.fixture

@@ -35,12 +35,6 @@ INFER = "/rpc/gateway.processInferenceRequest"
 
 
 @pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
-@pytest.fixture
 async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(running_service.app(), client=("192.0.2.7", 1))
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:

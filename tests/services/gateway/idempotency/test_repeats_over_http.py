@@ -10,27 +10,12 @@ import pytest
 
 from shared.api.generation import GenerationEnd
 from shared.api.inference import Chunk, ProcessPrompt
-from tests.services.gateway import fakes
-from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
+from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.thinking import Thinks
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**CHAT, "stream": True}
 WITH_KEY = {"idempotency-key": "order 17"}
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(running_service.app())
-    headers = {"authorization": f"Bearer {KEY}"}
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=headers) as client:
-        yield client
 
 
 def ids(answer: httpx.Response) -> list[str]:

@@ -18,13 +18,13 @@ from shared.rpc import StreamCall, serves
 from shared.types import Credential, FinishReason, ModelName, Role
 from tests.services.gateway.fakes import KEY
 from tests.services.gateway.images.pictures import png
-from tests.services.gateway.test_service import GatewayMesh, StandIn, StandInAuth
-from tests.testnet import MESH, testnet, until
+from tests.services.gateway.test_service import GatewayMesh, StandInAuth
+from tests.testnet import MESH, NodeService, testnet, until
 
 IMAGE = png(padding=12 * 1024 * 1024 - 200)
 
 
-class SeeingWorker(StandIn):
+class SeeingWorker(NodeService):
     """The first instance that is asked fails before its first token."""
 
     role: ClassVar[Role] = Role.WORKER

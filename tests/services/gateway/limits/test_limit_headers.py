@@ -1,7 +1,5 @@
 """The rate limit headers of answers."""
 
-from collections.abc import AsyncIterator
-
 import httpx
 import pytest
 
@@ -12,7 +10,7 @@ from services.gateway.limits.limit_rules import Count, LimitReached, LimitScope,
 from shared import errors
 from shared.api.gateway import LimitState
 from shared.types import Tier
-from tests.services.gateway import fakes, http_answers
+from tests.services.gateway import http_answers
 from tests.services.gateway.fakes import FakeWorker, RunningService
 from tests.services.gateway.http_answers import BEARER, CHAT, problem
 from tests.services.gateway.limits import kinds
@@ -59,12 +57,6 @@ def test_limits_credits_and_overload_have_different_errors() -> None:
         http_errors.status(error) for error in (refused, errors.BudgetExhausted("x"), errors.Overloaded("x"), errors.TokensTooLarge("x"))
     ]
     assert statuses == [429, 402, 503, 400]
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/embeddings"])

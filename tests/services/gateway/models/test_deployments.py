@@ -26,15 +26,15 @@ from shared.protocol.directory import ModelOffer, ModelPull, WorkerLoad
 from shared.rpc import RpcCall, serves
 from shared.types import Credential, ModelName, NodeId, Role
 from tests.services.gateway.fakes import TOKEN
-from tests.services.gateway.test_service import ADMIN_TOKEN, StandIn, StandInAuth
+from tests.services.gateway.test_service import ADMIN_TOKEN, StandInAuth
 from tests.stopwatch import HANG_SECONDS
-from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+from tests.testnet import MESH, NodeService, RunningNode, TestNet, testnet, until
 
 QWEN = ModelName("qwen3")
 SOURCE = "hf:Qwen/Qwen3-8B-GGUF"
 
 
-class StandInWorker(StandIn):
+class StandInWorker(NodeService):
     role: ClassVar[Role] = Role.WORKER
 
     def __init__(self, node: Node) -> None:

@@ -15,7 +15,6 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, GenerationEnd, ToolCall, Usage
 from shared.types import FinishReason
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import KEY, FakeWorker, RunningService
 from tests.services.gateway.thinking import Thinks
 
@@ -36,12 +35,6 @@ class Calls(FakeWorker):
         yield inference.Chunk(" see.", (6,))
         yield inference.Chunk("", (7,), tool_calls=(ToolCall("c1", "look_up", '{"what":"x"}'), ToolCall("c2", "count", "{}")))
         yield GenerationEnd(FinishReason.STOP, Usage(7, 3, 2))
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 @pytest.fixture

@@ -12,14 +12,7 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import MAX_PROMPT_BYTES, SUFFIX_ROLE, ChatMessage, FormatKind, GenerationEnd, OutputFormat, Usage
 from shared.types import FinishReason
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import FakeWorker, RunningService
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 async def complete(http: httpx.AsyncClient, **fields: Any) -> Completion:

@@ -14,9 +14,8 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import GenerationEnd, ToolCall, Usage
 from shared.types import FinishReason, UserId
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import USER, FakeWorker, RunningService, node_id
-from tests.services.gateway.http_answers import BEARER, CHAT, events, problem
+from tests.services.gateway.http_answers import CHAT, events, problem
 from tests.services.gateway.thinking import Thinks
 
 HINT = {"type": "ephemeral"}
@@ -32,19 +31,6 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "argumen
 CHOICE = {"type": "function", "function": {"name": "look_up"}}
 OTHER = {"type": "function", "function": {"name": "other"}}
 RESULT = {"role": "tool", "content": "x", "tool_call_id": "c1"}
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
-@pytest.fixture
-async def http(running_service: RunningService) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(running_service.app())
-    async with httpx.AsyncClient(transport=transport, base_url="http://gateway", headers=BEARER) as client:
-        yield client
 
 
 async def test_chat(http: httpx.AsyncClient, running_service: RunningService) -> None:

@@ -13,19 +13,12 @@ from shared import errors
 from shared.api import inference
 from shared.api.generation import ChatMessage, FormatKind, GenerationEnd, ToolCall, Usage
 from shared.types import FinishReason
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import FakeWorker, RunningService
 
 EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 TOOL: dict[str, Any] = {"type": "function", "name": "look_up", "parameters": {"type": "object", "properties": {"what": {"type": "string"}}}}
 OTHER = {"type": "function", "name": "count", "description": "Counts.", "parameters": None, "strict": True}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 async def respond(http: httpx.AsyncClient, **fields: Any) -> Response:

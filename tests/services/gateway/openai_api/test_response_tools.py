@@ -20,9 +20,8 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage, GenerationEnd, ImageDetail, ImagePart, ToolCall, ToolCallPart, Usage
 from shared.types import FinishReason
 from tests.services.gateway.fakes import FakeWorker, RunningService
-from tests.services.gateway.openai_api.test_response_request import TOOL, respond, running_service, streamed
+from tests.services.gateway.openai_api.test_response_request import TOOL, respond, streamed
 
-__all__ = ["running_service"]  # a fixture
 GRAMMAR = {"type": "grammar", "syntax": "lark", "definition": "start: /.+/"}
 PATCH = {"type": "custom", "name": "patch", "description": "Edits files.", "format": GRAMMAR}
 SPAWN = {"type": "function", "name": "spawn", "description": "Starts one.", "parameters": {"type": "object", "properties": {}}}

@@ -1,21 +1,13 @@
 """Counters of ended requests: their cost, and incomplete answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from shared import context, errors
 from shared.api.gateway import InferenceRequest, InferenceResult
 from shared.telemetry.answer_metrics import MAX_MODELS, OTHER
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
 
 
 async def ask(running_service: RunningService, model: str = "smollm2") -> InferenceResult:

@@ -28,12 +28,6 @@ from tests.services.gateway.requests.test_runs import ask
 from tests.testnet import until
 
 
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
 async def test_an_answer_costs_what_was_delivered_and_not_what_was_reserved(running_service: RunningService) -> None:
     _, result = await ask(running_service, max_tokens=50)
     (wanted,) = running_service.books.reserved

@@ -23,12 +23,6 @@ from tests.services.gateway.fakes import KEY_ID, OWNER, PERSON, USER, FakeWorker
 from tests.services.gateway.pulled import PulledRuns
 
 
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as service:
-        yield service
-
-
 async def ask(running_service: RunningService, who: Principal = OWNER, seconds: float = 10, **fields: Any) -> tuple[str, InferenceResult]:
     context.start()  # as an HTTP route does
     request = InferenceRequest(**{"prompt": "hi", **fields})

@@ -1,6 +1,5 @@
 """What a request's row contains for reports: whose machine ran it, whether it starts a conversation, what the cache saved."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,18 +14,11 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
 from shared.stores.cache import Cache
 from shared.types import ModelName
-from tests.services.gateway import fakes
 from tests.services.gateway.fakes import OWNER, FakeWorker, RunningService
 from tests.services.gateway.pulled import PulledRuns
 from tests.services.gateway.requests.test_embedding_runs import EmbeddingWorker
 
 OWNED = {"owner": "7c2e", "labels": {"site": "berlin", "gpu": "a100"}}
-
-
-@pytest.fixture
-async def running_service() -> AsyncIterator[RunningService]:
-    async with fakes.running_service() as found:
-        yield found
 
 
 async def ask(runs: Runs, **fields: Any) -> None:

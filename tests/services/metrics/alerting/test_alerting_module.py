@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ from shared.types import Role
 from tests.servers import PostgresServer
 from tests.services.metrics.replicas import CALL, DRIFTING, LONG_QUEUE, ONE, TWO, WELL, FakeChannel, Mesh, Replica, Replicas
 from tests.services.metrics.test_service import Gateway
-from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+from tests.testnet import MESH, RunningNode, TestNet, until
 
 
 async def silenced(replica: Replica, name: str = "", **labels: str) -> api.Silence:
@@ -196,12 +195,6 @@ async def test_silences_are_bounded(mesh: Mesh) -> None:
 
 
 # --- services on a mesh -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Workers that disappear are missed, also across a restart of the metrics service, which saves the known workers in PostgreSQL."""
 
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import msgspec
@@ -21,7 +20,7 @@ from shared.telemetry.instruments import Instruments
 from shared.types import NodeId, Role
 from tests.services.metrics.replicas import Replicas
 from tests.services.metrics.test_service import Gateway, Worker
-from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+from tests.testnet import MESH, RunningNode, TestNet, until
 
 ANN = AttendedWorker(NodeId("UANN"), "punched")
 
@@ -64,12 +63,6 @@ async def test_after_an_outage_of_an_hour_no_worker_is_recalled(database: Databa
 
 
 # --- on a real mesh -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
 
 
 def _alerts(running: RunningNode) -> AlertingModule:

@@ -1,7 +1,6 @@
 """An endpoint that rejects some items: they are counted, logged once, and shown in the health with advice; over real sockets."""
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -16,7 +15,7 @@ from shared.spans import Span, SpanKind
 from shared.types import Role
 from tests import otlp_receiver
 from tests.otlp_receiver import Receiver
-from tests.testnet import MESH, RunningNode, TestNet, free_port, testnet, until
+from tests.testnet import MESH, RunningNode, TestNet, free_port, until
 
 LINE = LogLine("auth", "node", '{"ts": "2026-11-21T12:00:00Z", "level": "info", "event": "x"}')
 
@@ -25,12 +24,6 @@ def _node_spans(count: int) -> list[NodeSpan]:
     return [
         NodeSpan("auth", "node", Span("a" * 32, f"{number:016x}", "", "work", SpanKind.INTERNAL, 0, 1, "", {})) for number in range(count)
     ]
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
 
 
 class FakeLog:

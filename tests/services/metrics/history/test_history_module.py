@@ -1,6 +1,5 @@
 """The history during a PostgreSQL outage: the service continues, reports it, and catches up."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, cast
@@ -19,15 +18,9 @@ from shared.node import NodeSettings
 from shared.rpc import RpcCall
 from shared.types import Role
 from tests.servers import PostgresServer
-from tests.testnet import MESH, RunningNode, TestNet, testnet, until
+from tests.testnet import MESH, RunningNode, TestNet, until
 
 _NO_CALL = cast("RpcCall", None)
-
-
-@pytest.fixture
-async def net() -> AsyncIterator[TestNet]:
-    async with testnet() as running:
-        yield running
 
 
 def _settings(net: TestNet, url: str | None, raw_hours: int = 24, migrate: Literal["on", "off"] = "on") -> MetricsSettings:

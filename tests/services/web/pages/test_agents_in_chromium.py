@@ -4,10 +4,9 @@ from litestar.types import ASGIApp
 
 from services.web import agent_setups
 from tests.acceptance.chromium import Browser
-from tests.acceptance.watching import Watch
-from tests.services.web import servers
 from tests.services.web.fake_mesh import FakeMesh
 from tests.services.web.js import axe
+from tests.services.web.pages import in_chromium
 
 #: The lines that are visible.
 SHOWN = "[...document.querySelectorAll('.choices code')].filter((each) => each.checkVisibility()).map((each) => each.textContent)"
@@ -15,10 +14,7 @@ SHOWN = "[...document.querySelectorAll('.choices code')].filter((each) => each.c
 
 async def test_a_tab_shows_the_lines_of_its_program(app: ASGIApp, mesh: FakeMesh, chrome: Browser) -> None:
     token = mesh.add_session(mesh.add_account("ann", "correct horse"))
-    async with servers.serving(app) as origin:
-        watch = Watch(chrome, origin)
-        page = await watch.open()
-        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
+    async with in_chromium.signed_in(app, chrome, token) as (page, origin):
         await page.goto(f"{origin}/dashboard")
         assert [text for text in await page.evaluate(SHOWN) if "ANTHROPIC_MODEL=smollm2" in text]
         await page.press(".choices label[for=setup-opencode]")
@@ -34,4 +30,3 @@ async def test_a_tab_shows_the_lines_of_its_program(app: ASGIApp, mesh: FakeMesh
         for setup in agent_setups.load():
             await page.press(f".choices label[for=setup-{setup.slug}]")
             assert await page.evaluate("document.documentElement.scrollWidth") <= 390, setup.name
-        await watch.check()

@@ -16,10 +16,9 @@ from shared.node.lifecycle import background
 from shared.types import Credential, NodeId, UserRole
 from tests.acceptance.album import Album
 from tests.acceptance.chromium import Browser as Chrome
-from tests.acceptance.watching import Watch
-from tests.services.web import servers
 from tests.services.web.browser import Browser
 from tests.services.web.fake_usage import FakeUsage
+from tests.services.web.pages import in_chromium
 from tests.services.web.pages.admin import followed
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 from tests.stopwatch import HANG_SECONDS
@@ -194,10 +193,7 @@ async def test_banner_appears_and_disappears_on_an_open_page(
     token = mesh.add_session(mesh.accounts["root"].user)
     album = Album()
     shown = "document.querySelector('[data-live-beside]')?.checkVisibility()"
-    async with servers.serving(app) as origin:
-        watch = Watch(chrome, origin)
-        page = await watch.open()
-        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
+    async with in_chromium.signed_in(app, chrome, token) as (page, origin):
         await page.goto(f"{origin}/admin")
         assert not await page.evaluate(shown)
         alert = mesh.add_alert()
@@ -210,5 +206,4 @@ async def test_banner_appears_and_disappears_on_an_open_page(
         await page.goto(f"{origin}/admin")
         mesh.alerts[:] = [msgspec.structs.replace(alert, state="over")]
         await page.until(f"!{shown}")
-        await watch.check()
     album.check()

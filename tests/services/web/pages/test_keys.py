@@ -12,13 +12,6 @@ from tests.services.web.browser import Browser, forms_of, shown_key
 from tests.services.web.fake_mesh import NOW, FakeMesh
 
 
-@pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
-
-
 async def test_new_key_is_shown_once(alice: Browser) -> None:
     limits = {"requests_per_hour": "20", "requests_per_minute": "3", "tokens_per_minute": "4000", "concurrency": "2", "budget": "1234.5"}
     limits["budget_every"] = "month"

@@ -34,13 +34,6 @@ SERVED = (
 )
 
 
-@pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
-
-
 async def headers_of(browser: Browser) -> dict[str, str]:
     """Return the headers that the page's script sends with every request."""
     page = await browser.get("/playground")

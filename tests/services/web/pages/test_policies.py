@@ -24,13 +24,6 @@ EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
-
-
-@pytest.fixture
 def acme(mesh: FakeMesh, alice: Browser) -> str:
     """The policy page of an organization that alice owns."""
     team = mesh.add_team("Acme", mesh.accounts["alice"].user)

@@ -14,13 +14,6 @@ UNVERIFIED = "Your email address isn’t verified"
 TABS = ("/settings", "/settings/preferences", "/settings/security", "/settings/data")
 
 
-@pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
-
-
 async def save_preferences(browser: Browser, **values: str) -> httpx.Response:
     """Submit the form like a browser: without unchecked boxes, and with only the chosen theme."""
     fields = forms_of(await browser.get("/settings/preferences"))["/settings/preferences"]

@@ -16,13 +16,6 @@ AWAY = errors.NotReachable("no node of that role is alive")
 HERE = "/settings/data"
 
 
-@pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
-
-
 async def export(browser: Browser) -> httpx.Response:
     return await browser.submit(await browser.get(HERE), f"{HERE}/export")
 

@@ -14,13 +14,6 @@ HERE = "/settings/security"
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 
 
-@pytest.fixture
-async def alice(mesh: FakeMesh, browser: Browser) -> Browser:
-    mesh.add_account("alice", "correct horse")
-    await browser.sign_in("alice", "correct horse")
-    return browser
-
-
 async def test_change_the_password(alice: Browser, mesh: FakeMesh) -> None:
     answer = await alice.submit(await alice.get(HERE), f"{HERE}/password", new_password=NEW, repeated=NEW)
     assert answer.headers["location"] == f"{HERE}?done=password"

@@ -11,9 +11,8 @@ from services.web import live_updates
 from shared.types import UserRole
 from tests.acceptance.album import Album
 from tests.acceptance.chromium import Browser, Page
-from tests.acceptance.watching import Watch
-from tests.services.web import servers
 from tests.services.web.fake_mesh import NOW
+from tests.services.web.pages import in_chromium
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
 #: Wider than a phone, and breakable only at its dots.
@@ -30,13 +29,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 async def alerts_page(app: ASGIApp, mesh: AdminMesh, chrome: Browser, *, javascript: bool = True) -> AsyncIterator[Page]:
     """Yield the alerts page of an administrator called root. At the end, the page must have no problems."""
     token = mesh.add_session(mesh.add_person("root", UserRole.ADMIN))
-    async with servers.serving(app) as origin:
-        watch = Watch(chrome, origin)
-        page = await watch.open(javascript=javascript)
-        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
+    async with in_chromium.signed_in(app, chrome, token, javascript=javascript) as (page, origin):
         await page.goto(f"{origin}/admin/alerts")
         yield page
-        await watch.check()
 
 
 async def press_key(page: Page, name: str, code: int, text: str = "") -> None:

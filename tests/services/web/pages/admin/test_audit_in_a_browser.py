@@ -7,8 +7,7 @@ from litestar.types import ASGIApp
 from shared.api.audit import Result
 from shared.types import UserRole
 from tests.acceptance.chromium import Browser
-from tests.acceptance.watching import Watch
-from tests.services.web import servers
+from tests.services.web.pages import in_chromium
 from tests.services.web.pages.admin.admin_mesh import WORKER, AdminMesh
 
 #: Visible elements that extend beyond the screen. The navigation may: it scrolls.
@@ -26,10 +25,7 @@ async def test_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, chrome: Bro
     mesh.add_row(2, target="W" * 200)
     act = msgspec.structs.replace(mesh.rows[1].act, details={"a-rather-long-name-of-a-detail": "D" * 200}, times=1234)
     mesh.rows[1] = msgspec.structs.replace(mesh.rows[1], act=act, actor_name="N" * 60)
-    async with servers.serving(app) as origin:
-        watch = Watch(chrome, origin)
-        page = await watch.open(width=width)
-        await page.send("Network.setCookie", name="aimesh_session", value=token, url=origin)
+    async with in_chromium.signed_in(app, chrome, token, width=width) as (page, origin):
         await page.goto(f"{origin}/admin/audit")
         await page.evaluate("document.querySelectorAll('main details').forEach(each => { each.open = true })")
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
@@ -40,4 +36,3 @@ async def test_audit_log_fits_a_phone(app: ASGIApp, mesh: AdminMesh, chrome: Bro
         # The current item of the navigation is on the screen.
         link = "document.querySelector('nav.groups [aria-current]').getBoundingClientRect()"
         assert await page.evaluate(f"{link}.left >= 0 && {link}.right <= innerWidth")
-        await watch.check()
