@@ -14,9 +14,9 @@ from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
 from shared.types import TenantId
 from tests.servers import PostgresServer, running
-from tests.services.gateway.payments import test_stripe_provider
+from tests.services.gateway.payments import shop as shops
 from tests.services.gateway.payments.memory_provider import MemoryProvider
-from tests.services.gateway.payments.test_billing import Shop
+from tests.services.gateway.payments.shop import Shop
 
 EVENTS, AT_ONCE = 1000, 10
 
@@ -26,13 +26,13 @@ async def _measure_webhooks(rows: Rows, _shared: None, _options: Options) -> Non
         async with postgres.plain_role(postgres.url()) as url, store.opened(url) as opened:
             live, provider = LiveConfiguration(ConfigStore(opened)), MemoryProvider()
             await live.reload()
-            async with test_stripe_provider.selling(Shop(opened, live, url), "stripe", provider) as shop:
+            async with shops.selling(Shop(opened, live, url), "stripe", provider) as shop:
                 kept, handled = [], []
                 for _ in range(3):
                     sent = await _paid_credits(shop, provider)
                     began = time.perf_counter()
                     for at in range(0, len(sent), AT_ONCE):
-                        await asyncio.gather(*(test_stripe_provider.deliver(shop, signed) for signed in sent[at : at + AT_ONCE]))
+                        await asyncio.gather(*(shops.deliver(shop, signed) for signed in sent[at : at + AT_ONCE]))
                     kept.append(len(sent) / (time.perf_counter() - began))
                     began = time.perf_counter()
                     await shop.billing.work()
@@ -46,7 +46,7 @@ async def _measure_webhooks(rows: Rows, _shared: None, _options: Options) -> Non
 
 async def _paid_credits(shop: Shop, provider: MemoryProvider) -> list[tuple[bytes, str]]:
     """Return an event for each of many payments, and some again, in any order."""
-    sessions = [test_stripe_provider.session_of(await test_stripe_provider.top_up(shop, TenantId(uuid4()))) for _ in range(EVENTS)]
+    sessions = [shops.session_of(await shops.top_up(shop, TenantId(uuid4()))) for _ in range(EVENTS)]
     for session in sessions:
         provider.pay(session)
     signed = [provider.signed(session) for session in sessions]

@@ -13,9 +13,9 @@ from shared import errors
 from shared.telemetry import Metrics
 from tests.services.gateway import fakes
 from tests.services.gateway.fakes import RunningService
+from tests.services.gateway.payments.conftest import selling_shop, shop, stripe
+from tests.services.gateway.payments.shop import Shop, balance, orders_of, owner, session_of, top_up
 from tests.services.gateway.payments.stripe_server import StripeServer
-from tests.services.gateway.payments.test_billing import Shop, owner
-from tests.services.gateway.payments.test_stripe_provider import balance, orders_of, selling_shop, session_of, shop, stripe, top_up
 
 __all__ = ["selling_shop", "shop", "stripe"]
 

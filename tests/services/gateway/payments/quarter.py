@@ -36,7 +36,7 @@ from shared.types import RequestId, TenantId, UserId
 from tests.services.gateway.billing.test_ledger_store import Books, priced, row
 from tests.services.gateway.payments import postgres_clock, quarter_judge
 from tests.services.gateway.payments.quarter_judge import Account, Outside
-from tests.services.gateway.payments.test_billing import SELLER, Shop
+from tests.services.gateway.payments.shop import SELLER, Shop
 from tests.services.gateway.recovery.restoring import RestorableGateway
 
 #: Months that begin on the 31st are shorter later.

@@ -1,10 +1,8 @@
 """Plans, prepaid credits and invoices without a payment provider, on a real PostgreSQL and with a fake auth."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 from uuid import uuid4
 
@@ -12,139 +10,21 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.gateway import store
-from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import Spending
-from services.gateway.configuration.config_store import ConfigStore
-from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.facts.plan_offers import Seller
 from services.gateway.payments.billing import Billing
 from services.gateway.payments.billing_rpc import BillingRpc
-from services.gateway.payments.billing_store import BillingStore
 from shared import errors
 from shared.api import billing as api
-from shared.api.billing import Invoice, InvoiceState, OrderTopUp, Party
+from shared.api.billing import InvoiceState, OrderTopUp, Party
 from shared.api.ledger import ModelPrice
 from shared.api.method import Nothing
-from shared.api.notices import Notice, PaymentLate
-from shared.background.deferred_rows import DeferredRows
-from shared.background.items import BackgroundItems
+from shared.api.notices import PaymentLate
 from shared.config_documents import ConfigKind, PlanDocument
 from shared.rpc import RpcCall
 from shared.rpc.audit_reporting import AuditReporting
-from shared.telemetry import Metrics
 from shared.types import MicroCredits, Peer, RequestId, Role, TenantId, UserRole
-from tests.services.gateway.fakes import PERSON, FakeRpc, node_id, rpc_call
-
-SELLER = Seller(Party("Mesh GmbH", ("Hamburg",)), "VAT", Decimal(19), "EUR")
-
-
-class Shop:
-    """Billing, and the plans that auth was told of."""
-
-    def __init__(self, opened: Any, live: LiveConfiguration, url: str, seller: Seller = SELLER) -> None:
-        self.rows, self.live, self.url = BillingStore(opened), live, url
-        self.ledger = LedgerStore(opened)
-        self.plans: dict[TenantId, str] = {}
-        self.gone: set[TenantId] = set()
-        #: Organizations that share their founder's limits.
-        self.sharing: set[TenantId] = set()
-        #: Users who may not have free tokens.
-        self.unverified: set[TenantId] = set()
-        self.auth_is_away = False
-        self.rpc = FakeRpc()
-        self.rpc.answers |= {api.describe_account.name: self._describe, api.apply_plan.name: self._apply}
-        #: Of each payment that was counted.
-        self.paid: list[tuple[str, int]] = []
-        self.deferred = DeferredRows(opened, "gateway")
-        self.metrics = Metrics("gateway")
-        self.items = BackgroundItems(self.deferred, self.metrics)
-        self.billing = Billing(
-            self.rows,
-            live,
-            self.rpc,
-            seller,
-            items=self.items,
-            on_paid=lambda document: self.paid.append((document.currency, document.net_minor)),
-        )
-
-    async def _describe(self, request: api.DescribeAccount) -> api.AccountName:
-        if request.owner in self.gone:
-            raise errors.NotFound("gone")
-        return api.AccountName(
-            "ada", "ada@example.org", self.plan_of(request.owner), request.owner in self.sharing, request.owner not in self.unverified
-        )
-
-    async def _apply(self, request: api.ApplyPlan) -> Nothing:
-        if self.auth_is_away:
-            raise errors.Unavailable("auth does not answer")
-        if request.owner in self.gone:
-            raise errors.NotFound("gone")
-        self.plans[request.owner] = request.plan
-        return Nothing()
-
-    async def retry(self) -> None:
-        """Try everything again that failed, as an administrator does."""
-        assert await self.deferred.retry(None, None)
-
-    def plan_of(self, owner: TenantId) -> str:
-        return self.plans.get(owner, "free")
-
-    async def order(self, owner: TenantId, plan: str) -> api.Order:
-        return await self.billing.order_plan(owner, plan)
-
-    async def invoices(self, owner: TenantId) -> list[Invoice]:
-        """Return them oldest first."""
-        return list(reversed(await self.rows.list_invoices(owner, only_open=False, before=None, limit=100)))
-
-    async def execute(self, sql: str, *args: object) -> None:
-        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
-        try:
-            await connection.execute(sql, *args)
-        finally:
-            await connection.close()
-
-    async def fetch(self, sql: str, *args: object) -> Any:
-        """Return the one value."""
-        connection = await asyncpg.connect(self.url, server_settings={"search_path": "gateway", "aimesh.tenant": "*"})
-        try:
-            return await connection.fetchval(sql, *args)
-        finally:
-            await connection.close()
-
-    async def notices(self) -> list[tuple[str, Notice]]:
-        """Take them all, oldest first, with their subjects."""
-        taken = []
-        async with self.rows.transaction() as rows:
-            while (one := await rows.take_notice()) is not None:
-                taken.append((one[1], msgspec.json.decode(one[2], type=Notice)))
-        return taken
-
-    async def end_period(self, owner: TenantId) -> None:
-        """Let a month pass for this account."""
-        await self.execute("UPDATE accounts SET anchor = now(), period_end = now() WHERE owner = $1", owner)
-
-    async def wait_days(self, number: str, days: int) -> None:
-        """Let an invoice become older."""
-        await self.execute("ALTER TABLE invoices DISABLE TRIGGER invoices_are_immutable")
-        await self.execute(
-            "UPDATE invoices SET created_at = created_at + shift, due_at = due_at + shift, reminded_at = reminded_at + shift"
-            " FROM (SELECT number, make_interval(days => extract(day FROM now() - created_at)::integer - $2) AS shift FROM invoices) AS old"
-            " WHERE invoices.number = $1 AND old.number = $1", number, days,
-        )  # fmt: skip
-        await self.execute("ALTER TABLE invoices ENABLE TRIGGER invoices_are_immutable")
-
-
-@pytest.fixture
-async def shop(postgres_url: str) -> AsyncIterator[Shop]:
-    async with store.opened(postgres_url) as opened:
-        live = LiveConfiguration(ConfigStore(opened))
-        await live.reload()
-        yield Shop(opened, live, postgres_url)
-
-
-def owner() -> TenantId:
-    return TenantId(uuid4())
+from tests.services.gateway.fakes import PERSON, node_id, rpc_call
+from tests.services.gateway.payments.shop import SELLER, Shop, balance, owner
 
 
 async def test_a_larger_plan_begins_when_its_invoice_is_paid(shop: Shop) -> None:
@@ -438,10 +318,6 @@ async def test_credits_that_survived_a_restore_are_not_given_again(shop: Shop) -
         else:
             assert (await shop.billing.pay(order.invoice, "wire 9")).state is paid
         assert (await shop.ledger.read_account(ada, Spending())).balance_micro == amount
-
-
-async def balance(shop: Shop, ada: TenantId) -> int:
-    return (await shop.ledger.read_account(ada, Spending())).balance_micro
 
 
 async def ask(shop: Shop, ada: TenantId, micro: int) -> bool:

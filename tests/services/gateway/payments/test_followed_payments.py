@@ -16,20 +16,17 @@ from shared.api.billing import AdoptPayment, OrderTopUp, ProviderPayment
 from shared.rpc.audit_reporting import AuditReporting
 from shared.types import RequestId, UserRole
 from tests.services.gateway.fakes import PERSON, rpc_call
-from tests.services.gateway.payments import test_paddle_provider, test_stripe_provider
+from tests.services.gateway.payments import conftest, test_paddle_provider, test_stripe_provider
 from tests.services.gateway.payments.paddle_server import PaddleServer
+from tests.services.gateway.payments.shop import SELLER, Shop, balance, deliver, orders_of, owner, session_of, top_up
+from tests.services.gateway.payments.shop import tell as tell_of_stripe
 from tests.services.gateway.payments.stripe_server import StripeServer
-from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
-from tests.services.gateway.payments.test_paddle_provider import paddle, transaction_of
-from tests.services.gateway.payments.test_stripe_provider import balance, deliver, orders_of, session_of, shop, stripe, top_up
+from tests.services.gateway.payments.test_paddle_provider import transaction_of
 from tests.testnet import until
 
-__all__ = ["paddle", "shop", "stripe"]
-
 at_paddle = test_paddle_provider.selling_shop
-at_stripe = test_stripe_provider.selling_shop
+at_stripe = conftest.selling_shop
 tell = test_paddle_provider.tell
-tell_of_stripe = test_stripe_provider.tell
 
 
 async def stuck(shop: Shop) -> dict[str, int]:

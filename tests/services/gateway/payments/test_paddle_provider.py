@@ -17,16 +17,7 @@ from shared.api.notices import PaymentLate
 from shared.types import TenantId
 from tests.services.gateway.payments import paddle_server
 from tests.services.gateway.payments.paddle_server import PaddleServer
-from tests.services.gateway.payments.test_billing import Shop, owner
-from tests.services.gateway.payments.test_stripe_provider import balance, deliver, selling, shop, top_up
-
-__all__ = ["shop"]
-
-
-@pytest.fixture
-async def paddle() -> AsyncIterator[PaddleServer]:
-    async with paddle_server.running() as running:
-        yield running
+from tests.services.gateway.payments.shop import Shop, balance, deliver, owner, selling, top_up
 
 
 @pytest.fixture

@@ -8,13 +8,10 @@ from shared.config_documents import ConfigKind, PlanDocument
 from shared.types import TenantId
 from tests.services.gateway.payments import test_paddle_provider
 from tests.services.gateway.payments.paddle_server import PaddleServer
-from tests.services.gateway.payments.test_billing import Shop, owner
+from tests.services.gateway.payments.shop import PLANS, Shop, balance, orders_of, owner, top_up
 from tests.services.gateway.payments.test_followed_payments import stuck
-from tests.services.gateway.payments.test_paddle_provider import paddle, subscribe, tell, transaction_of
+from tests.services.gateway.payments.test_paddle_provider import subscribe, tell, transaction_of
 from tests.services.gateway.payments.test_paid_periods import findings, pass_period, plan_of, tokens, use
-from tests.services.gateway.payments.test_stripe_provider import PLANS, balance, orders_of, shop, top_up
-
-__all__ = ["paddle", "shop"]
 
 selling_shop = test_paddle_provider.selling_shop
 SOLD: dict[tuple[ConfigKind, str], Any] = {

@@ -10,14 +10,9 @@ from shared import plan_names
 from shared.api.notices import PaymentLate
 from shared.config_documents import ConfigKind, PlanDocument
 from shared.types import MicroCredits, TenantId
-from tests.services.gateway.payments import test_stripe_provider
+from tests.services.gateway.payments.shop import PLANS, Shop, orders_of, owner, session_of, tell
 from tests.services.gateway.payments.stripe_server import StripeServer
-from tests.services.gateway.payments.test_billing import Shop, owner
-from tests.services.gateway.payments.test_stripe_provider import PLANS, orders_of, session_of, shop, stripe, tell
 
-__all__ = ["shop", "stripe"]
-
-selling_shop = test_stripe_provider.selling_shop
 SOLD: dict[tuple[ConfigKind, str], Any] = {
     **PLANS,
     (ConfigKind.PLAN, "pro"): PlanDocument(fee=29.0, included_tokens=1_000_000, for_sale=True, stripe_price="price_pro"),

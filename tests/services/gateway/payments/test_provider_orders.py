@@ -14,10 +14,7 @@ from shared import errors
 from shared.api.billing import MonthRevenue
 from shared.types import RequestId, TenantId
 from tests.services.gateway.payments.memory_provider import MemoryProvider
-from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
-from tests.services.gateway.payments.test_stripe_provider import balance, orders_of, selling, session_of, shop, top_up
-
-__all__ = ["shop"]
+from tests.services.gateway.payments.shop import SELLER, Shop, balance, orders_of, owner, selling, session_of, top_up
 
 
 async def send_events(shop: Shop, provider: MemoryProvider, owners: list[TenantId], count: int, rng: random.Random) -> int:

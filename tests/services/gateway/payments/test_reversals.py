@@ -14,15 +14,10 @@ from services.gateway.payments.billing import Billing
 from services.gateway.payments.provider_orders import ProviderOrders
 from shared.api.billing import MonthRevenue
 from shared.types import MicroCredits, RequestId
-from tests.services.gateway.payments import test_stripe_provider
+from tests.services.gateway.payments.shop import SELLER, Shop, balance, deliver, orders_of, owner, session_of, tell, top_up
 from tests.services.gateway.payments.stripe_server import StripeServer
-from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
 from tests.services.gateway.payments.test_followed_payments import stuck
-from tests.services.gateway.payments.test_stripe_provider import balance, deliver, orders_of, session_of, shop, stripe, tell, top_up
 
-__all__ = ["shop", "stripe"]
-
-selling_shop = test_stripe_provider.selling_shop
 PAID = 25_000_000
 
 

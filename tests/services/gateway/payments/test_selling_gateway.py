@@ -1,7 +1,6 @@
 """A whole gateway sells through Stripe, and is killed between the charge and its webhook."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,12 +33,6 @@ class SellingAuth(StandInAuth):
     @serves(api.apply_plan)
     async def apply(self, request: api.ApplyPlan, _call: RpcCall) -> Nothing:
         return Nothing()
-
-
-@pytest.fixture
-async def stripe() -> AsyncIterator[StripeServer]:
-    async with stripe_server.running() as running:
-        yield running
 
 
 async def test_credits_arrive_although_the_gateway_was_killed_after_the_charge(

@@ -3,8 +3,6 @@
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,16 +11,11 @@ from uuid import uuid4
 
 import pytest
 
-from services.gateway import store
 from services.gateway.billing.reservations import Spending
-from services.gateway.configuration.config_store import ConfigStore
-from services.gateway.configuration.live_configuration import LiveConfiguration
 from services.gateway.facts.provider_settings import ProviderSettings
 from services.gateway.facts.tiers import TierPlan
 from services.gateway.payments import payment_provider, stripe_provider
-from services.gateway.payments.billing import Billing
-from services.gateway.payments.payment_provider import Forged, PaymentProvider, ProviderOrder, WebhookEvent
-from services.gateway.payments.provider_orders import ProviderOrders
+from services.gateway.payments.payment_provider import Forged, ProviderOrder, WebhookEvent
 from shared import errors
 from shared.api.billing import Order, OrderTopUp
 from shared.api.notices import PaymentLate
@@ -30,79 +23,10 @@ from shared.config_documents import ConfigKind, PlanDocument
 from shared.stores import transactions
 from shared.types import MicroCredits, RequestId, TenantId
 from tests.services.gateway.payments import stripe_server
+from tests.services.gateway.payments.shop import Shop, balance, deliver, orders_of, owner, session_of, tell, top_up
 from tests.services.gateway.payments.stripe_server import StripeServer
-from tests.services.gateway.payments.test_billing import SELLER, Shop, owner
 
 GUIDE = Path(__file__).parents[4] / "docs/howto/billing.md"
-PLANS: dict[tuple[ConfigKind, str], Any] = {
-    (ConfigKind.PLAN, "pro"): PlanDocument(stripe_price="price_pro", stripe_meter="price_tokens", paddle_price="pri_pro"),
-    (ConfigKind.PLAN, "gold"): PlanDocument(fee=99.0, for_sale=True, stripe_price="price_gold", paddle_price="pri_gold"),
-    (ConfigKind.PLAN, "silver"): PlanDocument(fee=49.0, for_sale=True),
-}
-
-
-@asynccontextmanager
-async def selling(shop: Shop, name: str, provider: PaymentProvider) -> AsyncIterator[Shop]:
-    await shop.live.change(lambda *_: PLANS, origin="applied", author=None)
-    orders = ProviderOrders(name, provider, shop.rows, shop.live, SELLER.currency, items=shop.items)
-    shop.billing = Billing(shop.rows, shop.live, shop.rpc, SELLER, orders, items=shop.items)
-    yield shop
-
-
-@pytest.fixture
-async def shop(postgres_url: str) -> AsyncIterator[Shop]:
-    async with store.opened(postgres_url) as opened:
-        live = LiveConfiguration(ConfigStore(opened))
-        await live.reload()
-        yield Shop(opened, live, postgres_url)
-
-
-@pytest.fixture
-async def stripe() -> AsyncIterator[StripeServer]:
-    async with stripe_server.running() as running:
-        yield running
-
-
-@pytest.fixture
-async def selling_shop(shop: Shop, stripe: StripeServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shop]:
-    monkeypatch.setattr(payment_provider, "WRITE_SECONDS", 1.0)
-    settings = ProviderSettings(
-        name="stripe", secret=stripe_server.KEY, webhook_secret=stripe_server.SECRET, api_url=stripe.url,
-        return_url="http://localhost:3000/billing", currency="EUR",
-    )  # fmt: skip
-    async with payment_provider.open_provider(settings) as provider:
-        assert provider is not None
-        async with selling(shop, "stripe", provider) as selling_shop:
-            yield selling_shop
-
-
-def orders_of(shop: Shop) -> ProviderOrders:
-    assert shop.billing.provider is not None
-    return shop.billing.provider
-
-
-async def deliver(shop: Shop, signed: tuple[bytes, str]) -> bool:
-    """Hand a webhook over. Return whether it was new."""
-    return await orders_of(shop).receive(orders_of(shop).provider.verify(*signed))
-
-
-async def tell(shop: Shop, stripe: StripeServer, *objects: str) -> None:
-    for object_id in objects:
-        await deliver(shop, stripe.signed(object_id))
-    await shop.billing.work()
-
-
-def session_of(order: Order) -> str:
-    assert order.url is not None
-    return order.url.rpartition("/")[2]
-
-
-async def top_up(shop: Shop, ada: TenantId, order_id: RequestId | None = None) -> Order:
-    return await shop.billing.order_top_up(ada, OrderTopUp("25.00", order_id or RequestId(uuid4())))
-
-
-async def balance(shop: Shop, ada: TenantId) -> int:
-    return (await shop.ledger.read_account(ada, Spending())).balance_micro
 
 
 async def test_a_plan_begins_when_its_checkout_is_paid(selling_shop: Shop, stripe: StripeServer) -> None:

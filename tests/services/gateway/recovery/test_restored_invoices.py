@@ -21,7 +21,7 @@ from shared.recovery.recovery_lines import RecoveryLine
 from shared.recovery.replay import Replay
 from shared.types import MicroCredits, RequestId, TenantId
 from tests.servers import PostgresServer
-from tests.services.gateway.payments.test_billing import Shop, balance
+from tests.services.gateway.payments.shop import Shop, balance
 from tests.services.gateway.recovery.restoring import RestorableGateway, RunningGateway
 
 ADA, BOB = TenantId(UUID(int=1)), TenantId(UUID(int=2))
