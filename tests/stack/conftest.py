@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from stack import stack_home
+from stack.stack_home import StackHome
+
 
 @pytest.fixture
 def old_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,3 +20,9 @@ def old_tarfile(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delattr(tarfile, "data_filter", raising=False)
     monkeypatch.setattr(tarfile.TarFile, "extractall", extractall)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> StackHome:
+    """Nothing is in it."""
+    return stack_home.locate({"AIMESH_HOME": str(tmp_path / "h")})

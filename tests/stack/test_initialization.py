@@ -7,14 +7,8 @@ from shared import errors
 from shared.identity import credentials, enrollment_list, node_keys
 from shared.types import Role
 from stack import initialization, secret_files, stack_plan
-from stack import stack_home as homes
 from stack.servers import nats_server
 from stack.stack_home import StackHome
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> StackHome:
-    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
 
 
 def _contents(home: StackHome) -> dict[Path, bytes]:

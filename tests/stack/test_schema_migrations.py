@@ -143,11 +143,6 @@ def test_living_nodes_of_older_versions_are_named() -> None:
         schema_migrations.refuse_older(nodes, "0.2.0")
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> StackHome:
-    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
-
-
 def test_databases_of_the_environment_go_before_those_of_the_home(home: StackHome, tmp_path: Path) -> None:
     homes.ensure_folders(home)
     for service in ("auth", "gateway", "metrics"):

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -50,11 +49,6 @@ def upgrades(monkeypatch: pytest.MonkeyPatch) -> Upgrades:
     )
     monkeypatch.setattr(features, "parts", lambda: [part])
     return found
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> StackHome:
-    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
 
 
 def test_a_feature_adds_programs_options_of_the_database_and_defaults(home: StackHome) -> None:

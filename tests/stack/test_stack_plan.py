@@ -6,7 +6,6 @@ import pytest
 
 from shared import config
 from stack import initialization, settings, stack_plan
-from stack import stack_home as homes
 from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 from tests.deploy.test_settings_reach_services import NOT_UNDER_MAKE_UP
@@ -19,11 +18,6 @@ KINDS = {
     "metrics": "MetricsSettings",
     "web": "WebSettings",
 }
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> StackHome:
-    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
 
 
 def _plan(home: StackHome, **overrides: str) -> StackPlan:

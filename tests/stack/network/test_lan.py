@@ -5,13 +5,7 @@ import pytest
 
 from shared import errors
 from stack import initialization, settings, stack_plan
-from stack import stack_home as homes
 from stack.stack_home import StackHome
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> StackHome:
-    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
 
 
 def test_lan_opens_the_stack_and_its_removal_closes_it_again(home: StackHome, tmp_path: Path) -> None:

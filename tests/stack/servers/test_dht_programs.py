@@ -6,18 +6,12 @@ import pytest
 from shared import errors
 from shared.identity import node_keys
 from stack import initialization, settings, stack_plan
-from stack import stack_home as homes
 from stack.servers import dht_programs
 from stack.servers.program import DatagramProbe, Program
 from stack.stack_home import StackHome
 from stack.stack_plan import StackPlan
 
 SEED = bytes(range(32))
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> StackHome:
-    return homes.locate({"AIMESH_HOME": str(tmp_path / "h")})
 
 
 def _plan(home: StackHome, **overrides: str) -> StackPlan:

@@ -1,6 +1,8 @@
 """A server announces that it is about to close: the client moves to another one without losing a message."""
 
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from shared.identity import node_keys
@@ -11,13 +13,26 @@ from shared.transports.nats.server_connection import NatsMessage
 from shared.transports.nats_link import NatsTransport
 from shared.types import Peer, Role
 from tests.shared.transports.nats.real_servers import cluster
-from tests.shared.transports.nats.scripted_nats import ScriptedConnection, scripted_nats
+from tests.shared.transports.nats.scripted_nats import ScriptedConnection, ScriptedNats, scripted_nats
 from tests.testnet import MESH, until
 
 
 def refuse_newcomers(_connection: ScriptedConnection, verb: str) -> bool:
     """A server in lame duck mode listens no more."""
     return verb == "INFO"
+
+
+@asynccontextmanager
+async def hearing(server: ScriptedNats) -> AsyncIterator[tuple[NatsClient, list[NatsMessage]]]:
+    """Yield a client of this server, which runs, and what it hears on a.b."""
+    client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
+    heard: list[NatsMessage] = []
+    client.subscribe("a.b", heard.append)
+    await client.connect(deadline_seconds=30)
+    async with background() as tasks:
+        tasks.create_task(client.run())
+        yield client, heard
+        await client.close()
 
 
 async def test_the_client_learns_of_a_server_and_moves_to_it_without_a_gap() -> None:
@@ -42,101 +57,73 @@ async def test_the_client_learns_of_a_server_and_moves_to_it_without_a_gap() -> 
 
 
 async def test_messages_that_both_connections_have_are_delivered_once_and_in_order() -> None:
-    async with scripted_nats() as first, scripted_nats() as second:
-        client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
-        heard: list[bytes] = []
-        client.subscribe("a.b", lambda message: heard.append(message.payload))
-        await client.connect(deadline_seconds=30)
-        async with background() as tasks:
-            tasks.create_task(client.run())
-            [old] = first.connections
-            # Hold the answer to the PING that follows the UNSUB.
-            first.holds = lambda connection: not connection.subscriptions
-            first.cuts = refuse_newcomers
-            first.tell(connect_urls=[f"127.0.0.1:{second.port}"], ldm=True)
-            await until(lambda: old.held_pongs > 0, seconds=20)
-            for payload in (b"2", b"2", b"3", b"4", b"4"):
-                second.connections[0].deliver("1", "a.b", "", b"", payload)
-            for payload in (b"1", b"2", b"2", b"3"):
-                old.deliver("1", "a.b", "", b"", payload)
-            first.release()
-            await until(lambda: len(heard) >= 6, seconds=20)
-            await client.flush(deadline_seconds=30)
-            assert heard == [b"1", b"2", b"2", b"3", b"4", b"4"]
-            await client.close()
+    async with scripted_nats() as first, scripted_nats() as second, hearing(first) as (client, heard):
+        [old] = first.connections
+        # Hold the answer to the PING that follows the UNSUB.
+        first.holds = lambda connection: not connection.subscriptions
+        first.cuts = refuse_newcomers
+        first.tell(connect_urls=[f"127.0.0.1:{second.port}"], ldm=True)
+        await until(lambda: old.held_pongs > 0, seconds=20)
+        for payload in (b"2", b"2", b"3", b"4", b"4"):
+            second.connections[0].deliver("1", "a.b", "", b"", payload)
+        for payload in (b"1", b"2", b"2", b"3"):
+            old.deliver("1", "a.b", "", b"", payload)
+        first.release()
+        await until(lambda: len(heard) >= 6, seconds=20)
+        await client.flush(deadline_seconds=30)
+        assert [each.payload for each in heard] == [b"1", b"2", b"2", b"3", b"4", b"4"]
 
 
 async def test_while_it_moves_producers_wait_and_new_subscriptions_are_made() -> None:
-    async with scripted_nats() as first, scripted_nats() as second:
-        client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
-        heard: list[NatsMessage] = []
-        client.subscribe("a.b", heard.append)
-        await client.connect(deadline_seconds=30)
-        async with background() as tasks:
-            tasks.create_task(client.run())
-            [old] = first.connections
-            # Hold the answer to the PING that follows the UNSUB.
-            first.holds = lambda connection: not connection.subscriptions
-            first.cuts = refuse_newcomers
-            first.tell(connect_urls=[f"127.0.0.1:{second.port}"], ldm=True)
-            await until(lambda: old.held_pongs > 0, seconds=20)
-            # A message by the second server could overtake those by the first.
-            assert client.is_full
-            client.subscribe("c.d", heard.append)
-            first.release()
-            await until(lambda: not first.connections, seconds=20)
-            assert not client.is_full
-            client.publish("c.d", b"over the second")
-            await client.flush(deadline_seconds=30)
-            assert [each.payload for each in heard] == [b"over the second"]
-            await client.close()
+    async with scripted_nats() as first, scripted_nats() as second, hearing(first) as (client, heard):
+        [old] = first.connections
+        # Hold the answer to the PING that follows the UNSUB.
+        first.holds = lambda connection: not connection.subscriptions
+        first.cuts = refuse_newcomers
+        first.tell(connect_urls=[f"127.0.0.1:{second.port}"], ldm=True)
+        await until(lambda: old.held_pongs > 0, seconds=20)
+        # A message by the second server could overtake those by the first.
+        assert client.is_full
+        client.subscribe("c.d", heard.append)
+        first.release()
+        await until(lambda: not first.connections, seconds=20)
+        assert not client.is_full
+        client.publish("c.d", b"over the second")
+        await client.flush(deadline_seconds=30)
+        assert [each.payload for each in heard] == [b"over the second"]
 
 
 async def test_a_new_server_that_dies_during_the_move_is_not_used() -> None:
-    async with scripted_nats() as first, scripted_nats() as second:
-        client = NatsClient(first.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
-        heard: list[NatsMessage] = []
-        client.subscribe("a.b", heard.append)
-        await client.connect(deadline_seconds=30)
-        async with background() as tasks:
-            tasks.create_task(client.run())
-            [old] = first.connections
-            # Hold the answer to the PING that follows the UNSUB.
-            first.holds = lambda connection: connection is old and not connection.subscriptions
-            first.cuts = refuse_newcomers
-            first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
-            await until(lambda: old.held_pongs > 0, seconds=20)
-            new = client._next
-            assert new is not None
-            second.connections[0].cut()
-            await until(lambda: not new.is_connected, seconds=10)
-            first.info["ldm"] = False
-            first.cuts = lambda connection, verb: False
-            first.release()
-            await until(lambda: client.reconnects == 1, seconds=20)
-            await client.flush(deadline_seconds=30)
-            client.publish("a.b", b"after it")
-            await client.flush(deadline_seconds=30)
-            assert [each.payload for each in heard] == [b"after it"]
-            await client.close()
+    async with scripted_nats() as first, scripted_nats() as second, hearing(first) as (client, heard):
+        [old] = first.connections
+        # Hold the answer to the PING that follows the UNSUB.
+        first.holds = lambda connection: connection is old and not connection.subscriptions
+        first.cuts = refuse_newcomers
+        first.tell(connect_urls=[f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"], ldm=True)
+        await until(lambda: old.held_pongs > 0, seconds=20)
+        new = client._next
+        assert new is not None
+        second.connections[0].cut()
+        await until(lambda: not new.is_connected, seconds=10)
+        first.info["ldm"] = False
+        first.cuts = lambda connection, verb: False
+        first.release()
+        await until(lambda: client.reconnects == 1, seconds=20)
+        await client.flush(deadline_seconds=30)
+        client.publish("a.b", b"after it")
+        await client.flush(deadline_seconds=30)
+        assert [each.payload for each in heard] == [b"after it"]
 
 
 async def test_a_client_that_knows_no_other_server_stays() -> None:
-    async with scripted_nats() as server:
-        client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="test")
-        heard: list[NatsMessage] = []
-        client.subscribe("a.b", heard.append)
-        await client.connect(deadline_seconds=30)
-        async with background() as tasks:
-            tasks.create_task(client.run())
-            server.cuts = refuse_newcomers
-            server.tell(ldm=True)
-            await client.flush(deadline_seconds=30)
-            client.publish("a.b", b"still here")
-            await client.flush(deadline_seconds=30)
-            assert [each.payload for each in heard] == [b"still here"]
-            assert len(server.connections) == 1
-            await client.close()
+    async with scripted_nats() as server, hearing(server) as (client, heard):
+        server.cuts = refuse_newcomers
+        server.tell(ldm=True)
+        await client.flush(deadline_seconds=30)
+        client.publish("a.b", b"still here")
+        await client.flush(deadline_seconds=30)
+        assert [each.payload for each in heard] == [b"still here"]
+        assert len(server.connections) == 1
 
 
 async def test_a_mesh_link_survives_its_server_in_a_real_cluster(tmp_path: Path) -> None:
