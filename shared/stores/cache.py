@@ -27,6 +27,7 @@ from shared.stores.valkey_url import ValkeyUrl
 if TYPE_CHECKING:
     from shared.stores.redis_clients import ClusterLane
 
+NO_VALKEY = "Valkey does not answer"
 #: Turns of the event loop, each of which reads what has arrived. An idle loop makes them at once.
 _TURNS = 20
 
@@ -228,7 +229,7 @@ def _raise(error: OSError | ReplyError) -> NoReturn:
             raise CacheRefuses(f"Valkey refuses: {error.word}", hint=hint) from error
         if not isinstance(error, LoginRefused) and error.word not in _AWAY and str(error) != _TOO_MANY:
             raise error
-    raise errors.Unavailable("Valkey does not answer", hint="is it running, and is REDIS_URL right?") from error
+    raise errors.Unavailable(NO_VALKEY, hint="is it running, and is REDIS_URL right?") from error
 
 
 class _WaitLimit:

@@ -34,6 +34,7 @@ UniqueViolation = asyncpg.UniqueViolationError
 #: Any other error of PostgreSQL or its driver about a statement.
 Refusal = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
+NO_DATABASE = "PostgreSQL does not answer"
 _OPEN_SECONDS = 30
 _RECONNECT_BACKOFF = Backoff(first_seconds=0.05, longest_seconds=1.0)
 #: Rewriting a large table takes long, as does waiting for another process that does it.
@@ -439,7 +440,7 @@ def _unavailable(cause: Exception) -> errors.Unavailable:
         return errors.Unavailable("PostgreSQL is read-only", hint=hint)
     if isinstance(cause, asyncpg.InsufficientResourcesError | asyncpg.PostgresSystemError):
         return errors.Unavailable("PostgreSQL is out of resources or cannot use its disk", hint="check its log, disk and max_connections")
-    return errors.Unavailable("PostgreSQL does not answer", hint="is it running, and is DATABASE_URL right?")
+    return errors.Unavailable(NO_DATABASE, hint="is it running, and is DATABASE_URL right?")
 
 
 def _reason(cause: BaseException | None) -> str:

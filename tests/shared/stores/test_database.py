@@ -13,7 +13,7 @@ import pytest
 from shared import errors
 from shared.node.member import CHECK_SECONDS
 from shared.stores import database
-from shared.stores.database import _CHECK_SECONDS, Database
+from shared.stores.database import _CHECK_SECONDS, NO_DATABASE, Database
 from tests.servers import PostgresServer
 from tests.stopwatch import HANG_SECONDS
 from tests.testnet import until
@@ -174,7 +174,7 @@ async def test_a_transaction_that_waits_in_a_circle_is_told_to_try_again(postgre
 
 async def test_a_slow_answer_is_given_up_at_the_deadline_and_the_connection_is_good_again(postgres_url: str, package: Path) -> None:
     async with opened(postgres_url, package, pool_size=1) as db:
-        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+        with pytest.raises(errors.Unavailable, match=NO_DATABASE):
             async with asyncio.timeout(HANG_SECONDS):
                 await db.row("sleep", 2 * HANG_SECONDS, deadline_seconds=0.1)
         assert await db.value("add", "lamp") == 1
@@ -231,9 +231,9 @@ async def test_a_connection_that_ends_within_a_statement_is_unavailable(
 
     async with opened(postgres_url, package) as db:
         monkeypatch.setattr(asyncpg.Connection, "_get_statement", ends)
-        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+        with pytest.raises(errors.Unavailable, match=NO_DATABASE):
             await db.rows("list")
-        with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+        with pytest.raises(errors.Unavailable, match=NO_DATABASE):
             async with db.transaction() as transaction:
                 await transaction.rows("list")
         monkeypatch.undo()
@@ -248,7 +248,7 @@ async def test_a_killed_server_is_unavailable_at_once_and_used_again_when_it_is_
         postgres.kill()
         await asyncio.sleep(0.02)  # let the loop notice that its connections are gone, as it does when nothing blocks it
         async with asyncio.timeout(HANG_SECONDS):
-            with pytest.raises(errors.Unavailable, match="PostgreSQL does not answer"):
+            with pytest.raises(errors.Unavailable, match=NO_DATABASE):
                 await db.rows("list", deadline_seconds=2 * HANG_SECONDS)
             check = await db.check()
         assert not check.ok
@@ -269,7 +269,7 @@ async def test_a_server_that_hangs_is_named_before_the_health_check_is_over(
                 check = await db.check()
         assert _CHECK_SECONDS < 0.85 * CHECK_SECONDS
         assert (check.name, check.ok) == ("postgresql", False)
-        assert check.detail.startswith("PostgreSQL does not answer (no answer in time)")
+        assert check.detail.startswith(f"{NO_DATABASE} (no answer in time)")
 
 
 async def test_opening_waits_for_a_server_that_is_still_starting(postgres: PostgresServer, postgres_url: str, package: Path) -> None:

@@ -15,7 +15,7 @@ from services.gateway.limits.limit_rules import LimitScope, RequestLimit
 from services.gateway.limits.limit_scripts import SLOT_SECONDS, LimitScripts, LocalCounters
 from shared import errors
 from shared.limits import LIMITS, LimitKind
-from shared.stores.cache import Cache
+from shared.stores.cache import NO_VALKEY, Cache
 from shared.types import RequestId
 from tests.services.gateway.limits.kinds import HOUR, IMAGES, MINUTE, SLOTS, TOKENS, TOKENS_OF_DAY
 from tests.services.gateway.limits.patient_counters import PatientCounters
@@ -283,7 +283,7 @@ async def test_every_key_expires(cache: Cache, valkey_limits: LimitScripts) -> N
 
 async def test_without_valkey_it_raises_unavailable() -> None:
     async with Cache.open("unix:///nowhere/valkey.sock") as nowhere:
-        with pytest.raises(errors.Unavailable, match="Valkey does not answer"):
+        with pytest.raises(errors.Unavailable, match=NO_VALKEY):
             await LimitScripts(nowhere).read([limit(SLOTS, 1)], tokens=0)
 
 
