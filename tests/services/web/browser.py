@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 import httpx
 
 SAME_ORIGIN = {"Sec-Fetch-Site": "same-origin"}
+#: The heading of the page that asks for the password before something sensitive.
+CONFIRM = "Confirm it’s you"
 
 
 class _Forms(HTMLParser):

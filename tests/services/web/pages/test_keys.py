@@ -8,7 +8,7 @@ import pytest
 from shared import errors
 from shared.api import auth
 from shared.types import ModelName, UserRole
-from tests.services.web.browser import Browser, forms_of, shown_key
+from tests.services.web.browser import CONFIRM, Browser, forms_of, shown_key
 from tests.services.web.fake_mesh import NOW, FakeMesh
 
 
@@ -220,7 +220,7 @@ async def test_rotation_needs_a_recent_login(alice: Browser, mesh: FakeMesh) -> 
     page = await alice.get(path)
     mesh.is_stale = True
     confirm_page = await alice.submit(page, f"{path}/rotate", overlap="0")
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     done = await alice.submit(confirm_page, f"{path}/rotate", confirm_password="correct horse")
     assert shown_key(done)
     assert "The old one is revoked." in done.text

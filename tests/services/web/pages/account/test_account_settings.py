@@ -5,7 +5,7 @@ import pytest
 from services.web import request_context
 from shared import errors
 from shared.types import ModelName
-from tests.services.web.browser import Browser, forms_of
+from tests.services.web.browser import CONFIRM, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 
 AWAY = errors.NotReachable("no node of that role is alive")
@@ -55,7 +55,7 @@ async def test_new_address_needs_the_password(alice: Browser, mesh: FakeMesh) ->
     mesh.is_stale = True
     confirm_page = await alice.submit(await alice.get("/settings"), "/settings", username="alice", email="new@example.com")
     assert confirm_page.status_code == 403
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     assert mesh.accounts["alice"].user.email == "alice@example.com"
     wrong = await alice.submit(confirm_page, "/settings", confirm_password="wrong horse")
     assert wrong.status_code == 403

@@ -9,7 +9,7 @@ import pytest
 
 from services.web import features
 from shared import errors
-from tests.services.web.browser import Browser, forms_of
+from tests.services.web.browser import CONFIRM, Browser, forms_of
 from tests.services.web.fake_mesh import FakeMesh
 
 AWAY = errors.NotReachable("no node of that role is alive")
@@ -77,7 +77,7 @@ async def test_export_is_confirmed_before_its_first_byte(alice: Browser, mesh: F
     mesh.is_stale = True
     confirm_page = await export(alice)
     assert confirm_page.status_code == 403
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     answer = await alice.submit(confirm_page, f"{HERE}/export", confirm_password="correct horse")
     assert "README.txt" in unpacked(answer)
 

@@ -3,7 +3,7 @@ import pytest
 from services.web.pages.account import security
 from shared import errors
 from shared.api.auth import SessionKind
-from tests.services.web.browser import Browser, forms_of
+from tests.services.web.browser import CONFIRM, Browser, forms_of
 from tests.services.web.fake_accounts import CODE, RECOVERY_CODES
 from tests.services.web.fake_mesh import FakeMesh
 
@@ -79,7 +79,7 @@ async def test_viewing_the_page_creates_no_seed(alice: Browser, mesh: FakeMesh) 
 async def test_seed_is_shown_after_confirmation(alice: Browser, mesh: FakeMesh) -> None:
     mesh.is_stale = True
     confirm_page = await alice.submit(await alice.get(HERE), f"{HERE}/second-factor/begin")
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     seed = await alice.submit(confirm_page, f"{HERE}/second-factor/begin", confirm_password="correct horse")
     assert 'class="qr"' in seed.text
 

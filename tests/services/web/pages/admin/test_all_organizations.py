@@ -4,7 +4,7 @@ import pytest
 
 from shared import errors
 from shared.types import Tier
-from tests.services.web.browser import Browser
+from tests.services.web.browser import CONFIRM, Browser
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
 PATH = "/admin/organisations"
@@ -85,7 +85,7 @@ async def test_tier_change_needs_the_password(root: Browser, mesh: AdminMesh) ->
     acme = mesh.add_organisation("Acme")
     mesh.is_stale = True
     confirm_page = await root.submit(await root.get(PATH), f"{PATH}/{acme.id}/tier", tier="pro")
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     assert mesh.organisations == [acme]
 
 

@@ -9,7 +9,7 @@ from shared.api.gateway import ServedModel
 from shared.api.ledger import ModelPrice
 from shared.lists.prices import in_order, list_prices
 from shared.types import MicroCredits, ModelName
-from tests.services.web.browser import Browser, forms_of
+from tests.services.web.browser import CONFIRM, Browser, forms_of
 from tests.services.web.fake_mesh import NOW
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
@@ -116,7 +116,7 @@ async def test_setting_a_price_is_sensitive_and_same_origin(root: Browser, mesh:
     assert (await root.submit(page, PATH, token="forged", input="1", output="1")).status_code == 403
     mesh.is_stale = True
     confirm_page = await root.submit(page, PATH, input="1", output="2")
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     assert mesh.prices == []
 
 

@@ -7,7 +7,7 @@ from shared import errors
 from shared.api import membership
 from shared.api.membership import TicketState
 from shared.types import Role, UserRole
-from tests.services.web.browser import Browser, forms_of
+from tests.services.web.browser import CONFIRM, Browser, forms_of
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
 PATH = "/admin/nodes/tickets"
@@ -153,7 +153,7 @@ async def test_ticket_is_sensitive_and_the_form_survives_the_confirmation(root: 
     mesh.is_stale = True
     confirm_page = await root.submit(await root.get(PATH), PATH, role="worker", lifetime="3600", labels="room=3", approval="")
     assert confirm_page.status_code == 403
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     assert mesh.tickets == []
     page = await root.submit(confirm_page, PATH, confirm_password="correct horse")
     assert page.status_code == 201

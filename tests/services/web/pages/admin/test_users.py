@@ -9,7 +9,7 @@ from shared import errors
 from shared.api.auth import Budget, Every
 from shared.api.service_settings import TierTerms
 from shared.types import MicroCredits, Tier, UserRole
-from tests.services.web.browser import SAME_ORIGIN, Browser, forms_of
+from tests.services.web.browser import CONFIRM, SAME_ORIGIN, Browser, forms_of
 from tests.services.web.pages.admin.admin_mesh import AdminMesh
 
 HOSTILE = "<script>alert(1)</script>"
@@ -232,7 +232,7 @@ async def test_confirmation_needs_the_password_and_resumes_the_form(root: Browse
     mesh.is_stale = True
     confirm_page = await root.submit(await root.get(path), f"{path}/credits", amount="5", note="x")
     assert confirm_page.status_code == 403
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     assert mesh.moved == {}
     done = await root.submit(confirm_page, f"{path}/credits", confirm_password="correct horse")
     assert done.status_code == 303
@@ -301,7 +301,7 @@ async def test_removing_a_factor_needs_confirmation(root: Browser, mesh: AdminMe
     path = f"/admin/users/{dana.id}"
     mesh.is_stale = True
     confirm_page = await root.submit(await root.get(path), f"{path}/remove-factor")
-    assert "Confirm it’s you" in confirm_page.text
+    assert CONFIRM in confirm_page.text
     assert mesh.with_factor == {"dana"}
     await root.submit(confirm_page, f"{path}/remove-factor", confirm_password="correct horse")
     assert mesh.with_factor == set()
