@@ -3,8 +3,6 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from services.gateway.facts import tiers
-from services.gateway.facts.tiers import TierPlan
 from services.gateway.job_rules import BatchCapacity
 from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.scheduling import routing
@@ -51,13 +49,13 @@ class JobOwners:
         return model
 
     def runs_as_batch(self, owner: Principal, wants_flex: bool | None) -> bool:
-        return self.search.source.config.policies.of(owner).runs_as_batch(wants_flex, self._plan_of(owner).flex)
+        return self.search.source.config.terms_of(owner).runs_as_batch(wants_flex)
 
     def line_limit_of(self, owner: Principal) -> int | None:
-        return self._plan_of(owner).queued_lines
+        return self.search.source.config.limits.plan_of(owner.tier).queued_lines
 
     def file_limit_of(self, owner: Principal) -> int | None:
-        return self._plan_of(owner).file_bytes
+        return self.search.source.config.limits.plan_of(owner.tier).file_bytes
 
     def price_id_of(self, model: ModelName) -> int | None:
         names, ledger = self.search.source.config.names, self.search.ledger
@@ -74,6 +72,3 @@ class JobOwners:
             return None  # another gateway may read the route, and run its lines
         found = self.search.dispatch.batch_room(frozenset({names.resolve(model)}) if route is None else route.models)
         return None if found is None else BatchCapacity(*found)
-
-    def _plan_of(self, owner: Principal) -> TierPlan:
-        return tiers.plan_of(self.search.source.config.limits.plans, owner.tier)

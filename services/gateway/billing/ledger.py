@@ -32,7 +32,6 @@ from services.gateway.billing.reservations import (
     WorkerClaim,
 )
 from services.gateway.billing.usage_recorder import UsageRecorder
-from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.request_record import RequestRow
 from services.gateway.facts.tiers import TierPlan
@@ -138,8 +137,8 @@ class Ledger:
             yield self
 
     def spending_of(self, principal: Principal) -> Spending:
-        shares_limits, plans = principal.founder_id is not None, self._source.config.limits.plans
-        plan = tiers.plan_of(plans, principal.tier, shares_limits=shares_limits, has_free_tokens=principal.has_free_tokens)
+        rules, shares_limits = self._source.config.limits, principal.founder_id is not None
+        plan = rules.plan_of(principal.tier, shares_limits=shares_limits, has_free_tokens=principal.has_free_tokens)
         of_key = principal.key_limits
         key_budget = None if of_key.budget_micro is None else Budget(of_key.budget_micro, of_key.budget_every)
         return msgspec.structs.replace(self.terms_of(plan), key_budget=key_budget, owner_budget=principal.budget)

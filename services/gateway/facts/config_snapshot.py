@@ -6,15 +6,18 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any, Protocol
 
+import msgspec
+
 from services.gateway.facts import model_routes, tiers, upstream_prices
 from services.gateway.facts.model_names import ModelNames, VersionedNames
 from services.gateway.facts.model_routes import OpenRollout, Route
 from services.gateway.facts.plan_offers import PlanOffer
-from services.gateway.facts.policies import Policies
+from services.gateway.facts.policies import Policies, Policy
 from services.gateway.facts.tiers import LimitRules, TierPlan
 from services.gateway.facts.unreadable import Unreadable
 from services.gateway.facts.upstream_prices import UpstreamPrice
 from shared import config_releases, plan_names
+from shared.api.auth import Principal
 from shared.config_documents import (
     DEFAULT_MODEL,
     MESH_POLICY,
@@ -83,6 +86,12 @@ class ConfigSnapshot:
     #: The oldest release whose gateways may answer requests.
     needs_release: str = config_releases.OLDEST
 
+    def terms_of(self, principal: Principal, *, forbids_external: bool = False) -> "Terms":
+        """Raises ConfigUnreadable for the caller's policy."""
+        policy = self.policies.of(principal, forbids_external=forbids_external)
+        names = self.names if policy.direct_models.value else self.route_names
+        return Terms(principal, policy, self, names.seen_by(principal.tenant_id))
+
     def check_models(self, models: Iterable[ModelName], workers: Iterable[DirectoryEntry]) -> None:
         """Raise ConfigUnreadable for a model whose trust or server document can't be read."""
         if not self.unreadable:
@@ -98,6 +107,19 @@ class ConfigSnapshot:
                 server = next(iter(servers.values())) if offer.is_upstream and not offer.provider else servers.get(offer.provider)
                 if offer.name in wanted and server is not None:
                     raise server.problem()
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What the configuration of a request's start says of its caller."""
+
+    principal: Principal
+    policy: Policy
+    config: ConfigSnapshot
+    names: ModelNames
+
+    def runs_as_batch(self, wanted: bool | None) -> bool:
+        """Return whether a request runs behind live ones. Raises ConfigUnreadable for the caller's plan, or PolicyForbidden."""
+        return self.policy.runs_as_batch(wanted, self.config.limits.plan_of(self.principal.tier).flex)
 
 
 #: Name and version of a plan's document.

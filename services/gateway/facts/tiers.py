@@ -79,6 +79,19 @@ class LimitRules:
     #: Limits of a model over all its callers.
     models: Mapping[ModelName, TierPlan] = field(default_factory=dict)
 
+    def plan_of(self, tier: PlanName, *, shares_limits: bool = False, has_free_tokens: bool = True) -> TierPlan:
+        """Return the tier's plan, or its version, as in `pro@3`; that of `free` if the configuration has lost it. An organization that
+        shares its founder's limits gets no tokens, and a user who may not have free ones gets those of a plan with a fee: otherwise people
+        could found organizations, or register again, to get more. Raises ConfigUnreadable."""
+        plan = self.plans.get(tier) or self.plans.get(plan_names.name_of(tier)) or self.plans[Tier.FREE]
+        if plan.unreadable is not None:
+            raise plan.unreadable.problem()
+        if shares_limits:
+            return replace(plan, included_tokens=0)
+        if not has_free_tokens and plan.fee_micro == 0 and plan.included_tokens != 0:
+            return replace(plan, included_tokens=0, withholds_tokens=True)
+        return plan
+
 
 def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None, numbers: Mapping[str, str]) -> TierPlan:
     """Apply the older setting for requests per hour. Drop the tier's default limit per minute, which could refuse what the hour allows,
@@ -88,20 +101,6 @@ def with_old_setting(plan: TierPlan, setting: str, requests_per_hour: int | None
     changes: dict[str, int | None] = {"requests_per_hour": requests_per_hour}
     dropped = {name: None for name in ("requests_per_minute",) if name not in numbers}
     return replace(with_numbers(plan, changes, setting), **dropped)  # type: ignore[arg-type]
-
-
-def plan_of(plans: Mapping[PlanName, TierPlan], tier: PlanName, *, shares_limits: bool = False, has_free_tokens: bool = True) -> TierPlan:
-    """Return the tier's plan, or its version, as in `pro@3`; that of `free` if the configuration has lost it. An organization that shares
-    its founder's limits gets no tokens, and a user who may not have free ones gets those of a plan with a fee: otherwise people could found
-    organizations, or register again, to get more. Raises ConfigUnreadable."""
-    plan = plans.get(tier) or plans.get(plan_names.name_of(tier)) or plans[Tier.FREE]
-    if plan.unreadable is not None:
-        raise plan.unreadable.problem()
-    if shares_limits:
-        return replace(plan, included_tokens=0)
-    if not has_free_tokens and plan.fee_micro == 0 and plan.included_tokens != 0:
-        return replace(plan, included_tokens=0, withholds_tokens=True)
-    return plan
 
 
 def label_of(tier: PlanName) -> str:

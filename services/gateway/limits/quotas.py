@@ -10,7 +10,6 @@ from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
-from services.gateway.facts import tiers
 from services.gateway.facts.tiers import LimitRules, WithoutValkey
 from services.gateway.facts.tightest_limit import TightestLimit
 from services.gateway.limits import limit_rules
@@ -235,7 +234,7 @@ class Quotas:
     def limits(self, principal: Principal, *models: ModelName) -> tuple[RequestLimit, ...]:
         """Return every limit that a request of this caller to these models counts against. Raises ConfigUnreadable."""
         rules = self._read_rules()
-        limits = limit_rules.caller_limits(principal, tiers.plan_of(rules.plans, principal.tier))
+        limits = limit_rules.caller_limits(principal, rules.plan_of(principal.tier))
         for model in models:
             if model in rules.models:
                 limits += limit_rules.model_limits(model, rules.models)

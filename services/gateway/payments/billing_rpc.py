@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from services.gateway.billing.ledger_store import LedgerStore
 from services.gateway.billing.reservations import Spending
-from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.payments.billing import Billing
@@ -43,9 +42,8 @@ class BillingRpc:
         self._ensure_on()
         owner = await self._payer(request.owner, call, may_read=True)
         described = await self.billing.describe(owner)
-        present = described.plan
-        plans, shares_limits = self.source.config.limits.plans, described.shares_limits
-        terms = tiers.plan_of(plans, present, shares_limits=shares_limits, has_free_tokens=described.has_free_tokens)
+        present, limits = described.plan, self.source.config.limits
+        terms = limits.plan_of(present, shares_limits=described.shares_limits, has_free_tokens=described.has_free_tokens)
         account = await self.ledger_store.read_account(owner, Spending(terms.included_tokens, terms.overage_micro, has_plan=True))
         held = await self.store.find_subscription(owner)
         offer = PlanOffer(plan_names.name_of(present), int(present.partition("@")[2] or 0), terms)

@@ -5,7 +5,6 @@ from uuid import uuid5
 
 import msgspec
 
-from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer, Seller
 from services.gateway.payments import invoices
@@ -33,7 +32,7 @@ class PlanChanges:
         return found
 
     def fee_of(self, plan: str) -> int:
-        fee = tiers.plan_of(self._source.config.limits.plans, plan).fee_micro
+        fee = self._source.config.limits.plan_of(plan).fee_micro
         return 0 if fee is None else currency.minor(fee, self.seller.currency)
 
     async def begin(self, rows: BillingRows, held: Subscription, plan: str) -> datetime:
@@ -53,7 +52,7 @@ class PlanChanges:
 
     def included(self, plan: str) -> int | None:
         # Those of a plan without a fee are granted at the account's next request, which tells whether it may have them.
-        return tiers.plan_of(self._source.config.limits.plans, plan, has_free_tokens=False).included_tokens
+        return self._source.config.limits.plan_of(plan, has_free_tokens=False).included_tokens
 
     async def withdraw(self, rows: BillingRows, held: Subscription) -> None:
         """Undo a change that has not happened."""

@@ -10,7 +10,6 @@ from uuid import UUID, uuid4, uuid5
 
 import msgspec
 
-from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from services.gateway.facts.plan_offers import PlanOffer
 from services.gateway.facts.tiers import TierPlan
@@ -145,7 +144,7 @@ class ProviderOrders:
         customer = self.customer_of(held)
         if customer is None or held.subscription is None or held.plan is None:
             return False
-        plan = tiers.plan_of(self._source.config.limits.plans, held.plan)
+        plan = self._source.config.limits.plan_of(held.plan)
         return await self.provider.bill(owed, plan, customer, held.subscription, amount_minor)
 
     async def cancel(self, held: Subscription) -> None:
@@ -379,9 +378,9 @@ class ProviderOrders:
         config = self._source.config
         for price in prices:
             for name in (*preferred, *(offer.versioned for offer in config.offers.values())):
-                if name and self.provider.price_of(tiers.plan_of(config.limits.plans, name)) == price:
+                if name and self.provider.price_of(config.limits.plan_of(name)) == price:
                     return name
         raise errors.NotFound(f"no plan has a price of the subscription {found.id}: {', '.join(sorted(prices))}")
 
     def _included(self, plan: str) -> int | None:
-        return tiers.plan_of(self._source.config.limits.plans, plan).included_tokens
+        return self._source.config.limits.plan_of(plan).included_tokens

@@ -14,6 +14,7 @@ import msgspec
 
 from services.gateway.billing.reservations import CostBounds
 from services.gateway.facts import tiers
+from services.gateway.facts.config_snapshot import Terms
 from services.gateway.facts.guardrails import NO_GUARD, Guardrails
 from services.gateway.facts.worker_requirements import WorkerRequirements
 from services.gateway.idempotency.idempotency_keys import OrphanedKeyUse
@@ -26,7 +27,7 @@ from services.gateway.requests.hold import STEP_TOKENS
 from services.gateway.requests.plan import AdmissionRecord, Plan
 from services.gateway.requests.request_validation import Admitted
 from services.gateway.requests.run import Run
-from services.gateway.requests.target_choice import CallerContext, TargetSearch
+from services.gateway.requests.target_choice import TargetSearch
 from services.gateway.requests.targets import ServingTarget, TargetChoice
 from services.gateway.scheduling import routing
 from shared import errors
@@ -50,31 +51,30 @@ class RequestAdmission:
     read_guardrails: Callable[[int, Principal], Awaitable[Guardrails]]
     metrics: Metrics
 
-    def decide_batch(self, run: Run, asked: Asked[Any, Any]) -> bool:
-        """Decide whether the request runs behind live ones. Call it before ``admit``. Raises PolicyForbidden."""
+    def read_terms(self, run: Run, asked: Asked[Any, Any]) -> Terms:
+        """Return the caller's terms; decide whether the request runs behind live ones. Raises ConfigUnreadable or PolicyForbidden."""
+        terms = self.search.source.config.terms_of(run.principal, forbids_external=asked.forbids_external)
         if run.line is not None:
             asked.is_batch = run.admission.is_batch = not run.line.is_live
         elif asked.may_be_batch:
-            config, principal = self.search.source.config, run.principal
-            plan = tiers.plan_of(config.limits.plans, principal.tier)
-            asked.is_batch = run.admission.is_batch = config.policies.of(principal).runs_as_batch(asked.wants_flex, plan.flex)
-        return asked.is_batch
+            asked.is_batch = run.admission.is_batch = terms.runs_as_batch(asked.wants_flex)
+        return terms
 
-    async def admit(self, run: Run, asked: Asked[Any, Call], seconds: float, *, most_held: float) -> Plan[Call]:
+    async def admit(self, run: Run, asked: Asked[Any, Call], terms: Terms, seconds: float, *, most_held: float) -> Plan[Call]:
         """Return a call for each target; for a request that another gateway began, only for the model that began it, if it is one of them.
         ``most_held``: the longest time of compute to hold credits for. Raises what the steps raise, in their order."""
         record, search = run.admission, self.search
-        caller = await self._read_caller(run.principal, asked)
+        terms = await self._adapt(terms, asked)
         admitted = await asked.validate()
         asked.content = admitted.content
         record.most_prompt_tokens, record.likely_prompt_tokens = admitted.most_prompt_tokens, admitted.likely_prompt_tokens
         record.images = admitted.images
-        if caller.policy.guard is not NO_GUARD:
-            await asked.guard(caller.policy.guard, record)
+        if terms.policy.guard is not NO_GUARD:
+            await asked.guard(terms.policy.guard, record)
         record.begins_conversation = admitted.begins_conversation
         if asked.content:
             record.prompt_hash = request_validation.fingerprint(asked.content, search.prompt_hash_secret)
-        choice = await search.find(run, asked, caller)
+        choice = await search.find(run, asked, terms)
         if isinstance(asked.key_use, OrphanedKeyUse):
             choice = choice.continuing(asked.key_use)
         # A check belongs to a request that the limits have counted, and nobody counts what runs in idle time.
@@ -91,7 +91,7 @@ class RequestAdmission:
             prompt_tokens=record.likely_prompt_tokens,
             max_tokens=max_tokens * asked.answers,
             prefix_hashes=prefix_hashes,
-            placement=caller.policy.placement,
+            placement=terms.policy.placement,
             has_images=record.images > 0,
             takes_slot=asked.takes_slot,
             batch=asked.is_batch,
@@ -107,18 +107,18 @@ class RequestAdmission:
         calls = choice.calls(needs, partial(asked.call, request_id=run.request_id, record=record))
         return Plan(choice, calls, asked.answers, asked.answer_guard, asked.moderation)
 
-    async def _read_caller(self, principal: Principal, asked: Asked[Any, Any]) -> CallerContext:
-        """Return what applies to the caller, and to what it asks for."""
-        config, key_use = self.search.source.config, asked.key_use
-        policy = config.policies.of(principal, forbids_external=asked.forbids_external)
-        names = (config.names if policy.direct_models.value else config.route_names).seen_by(principal.tenant_id)
+    async def _adapt(self, terms: Terms, asked: Asked[Any, Any]) -> Terms:
+        """Return the terms of what the caller asks for."""
+        principal, policy, key_use = terms.principal, terms.policy, asked.key_use
         if asked.by_policy:
             # What the caller may name doesn't matter. Who may see the text does.
             policy, principal = replace(policy, guard=NO_GUARD, models=()), msgspec.structs.replace(principal, models=())
-        elif key_use is not None and key_use.config_revision not in {None, config.revision}:
+        elif key_use is not None and key_use.config_revision not in {None, terms.config.revision}:
             # A request keeps its guardrails at every gateway: others would move what the caller has already read.
             policy = replace(policy, guard=await self.read_guardrails(key_use.config_revision, principal))
-        return CallerContext(principal, policy, config, names)
+        else:
+            return terms
+        return msgspec.structs.replace(terms, principal=principal, policy=policy)
 
     def _limits(self, principal: Principal, choice: TargetChoice) -> Sequence[RequestLimit]:
         """Return the limits of the caller, of the model or route that it named, and of the model that is tried first."""

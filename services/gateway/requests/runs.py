@@ -478,11 +478,12 @@ class Runs:
             try:
                 with tracing.span("inference", {REQUEST_ID: str(run.request_id)}):
                     async with scope:
-                        if self._admission.decide_batch(run, asked) and seconds == self.most_seconds:
+                        terms = self._admission.read_terms(run, asked)
+                        if asked.is_batch and seconds == self.most_seconds:
                             # Its caller has no deadline.
                             seconds = self.longest(flex=True)
                             run.allowed(seconds)
-                        plan = await self._admission.admit(run, asked, seconds, most_held=self.most_seconds)
+                        plan = await self._admission.admit(run, asked, terms, seconds, most_held=self.most_seconds)
                         answer = new_answer(plan, run.admission)
                         reader.begin(run.admitted(plan, answer))
                         await caller.finish(await self._first_to_answer(caller, plan, start, seconds))

@@ -9,7 +9,6 @@ from services.gateway.billing import prices
 from services.gateway.billing.ledger import Ledger
 from services.gateway.billing.ledger_store import AlreadyReverted, LedgerStore
 from services.gateway.billing.reservations import Spending
-from services.gateway.facts import tiers
 from services.gateway.facts.config_snapshot import ConfigSource
 from shared import access_table, errors
 from shared.api import auth, organizations
@@ -57,7 +56,7 @@ class AccountRpc:
     def _spending(self, of: auth.User | organizations.Organization) -> Spending:
         shares_limits = isinstance(of, organizations.Organization) and of.shares_limits
         has_free_tokens = isinstance(of, organizations.Organization) or of.has_free_tokens
-        plan = tiers.plan_of(self.source.config.limits.plans, of.tier, shares_limits=shares_limits, has_free_tokens=has_free_tokens)
+        plan = self.source.config.limits.plan_of(of.tier, shares_limits=shares_limits, has_free_tokens=has_free_tokens)
         return msgspec.structs.replace(self.ledger.terms_of(plan), owner_budget=of.budget)
 
     async def find_key_budget(self, caller: Principal) -> KeyBudget | None:

@@ -42,16 +42,16 @@ def test_a_plan_that_is_not_built_in_takes_missing_numbers_from_free() -> None:
 
 
 def test_accounts_of_a_removed_plan_have_the_limits_of_free() -> None:
-    assert tiers.plan_of(tiers.DEFAULTS, "gold") == FREE
-    assert tiers.plan_of(tiers.DEFAULTS, "gold", shares_limits=True).included_tokens == 0
+    assert tiers.LimitRules().plan_of("gold") == FREE
+    assert tiers.LimitRules().plan_of("gold", shares_limits=True).included_tokens == 0
 
 
 def test_only_a_plan_without_a_fee_asks_for_a_verified_address() -> None:
     plans = {**tiers.DEFAULTS, "unlimited": replace(FREE, included_tokens=None), "without": replace(FREE, included_tokens=0)}
-    found = {name: tiers.plan_of(plans, name, has_free_tokens=False) for name in plans}
+    found = {name: tiers.LimitRules(plans).plan_of(name, has_free_tokens=False) for name in plans}
     withheld = {name: replace(plans[name], included_tokens=0, withholds_tokens=True) for name in ("free", "unlimited")}
     assert found == {**plans, **withheld}
-    assert {name: tiers.plan_of(plans, name) for name in plans} == plans
+    assert {name: tiers.LimitRules(plans).plan_of(name) for name in plans} == plans
 
 
 def test_metrics_count_plans_that_are_not_built_in_together() -> None:

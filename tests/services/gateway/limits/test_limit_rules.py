@@ -38,8 +38,8 @@ def test_an_organisation_that_shares_its_founders_limits_uses_the_founders_count
 
 def test_an_organisation_that_shares_limits_has_no_tokens_of_its_own() -> None:
     for tier in Tier:
-        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=True).included_tokens == 0
-        assert tiers.plan_of(tiers.DEFAULTS, tier, shares_limits=False) == tiers.DEFAULTS[tier]
+        assert tiers.LimitRules().plan_of(tier, shares_limits=True).included_tokens == 0
+        assert tiers.LimitRules().plan_of(tier, shares_limits=False) == tiers.DEFAULTS[tier]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ import pytest
 from dateutil.relativedelta import relativedelta
 
 from services.gateway.billing.reservations import InsufficientCredits, Spending
-from services.gateway.facts import tiers
 from services.gateway.payments.billing import Billing
 from services.gateway.payments.notice_outbox import NoticeOutbox
 from services.gateway.payments.payment_provider import PaymentProvider
@@ -397,7 +396,7 @@ class Quarter:
         owner, request = UserId(customer.owner), RequestId(UUID(int=self.rng.getrandbits(128), version=4))
         if plan_names.name_of(self.shop.plan_of(customer.owner)) != "pro":
             return
-        plan = tiers.plan_of(self.shop.live.config.limits.plans, self.shop.plan_of(customer.owner))
+        plan = self.shop.live.config.limits.plan_of(self.shop.plan_of(customer.owner))
         spending = Spending(plan.included_tokens, plan.overage_micro, has_plan=True)
         if not beyond:
             allowance = (await self.shop.ledger.read_account(customer.owner, spending)).allowance

@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from services.gateway.billing.reservations import Spending
-from services.gateway.facts import tiers
 from shared import plan_names
 from shared.api.notices import PaymentLate
 from shared.config_documents import ConfigKind, PlanDocument
@@ -40,7 +39,7 @@ async def subscribe(shop: Shop, stripe: StripeServer, ada: TenantId, plan: str =
 
 async def tokens(shop: Shop, ada: TenantId) -> tuple[int | None, int]:
     """Return how many are included for a request of this account, and how many of them were used."""
-    plan = tiers.plan_of(shop.live.config.limits.plans, shop.plan_of(ada))
+    plan = shop.live.config.limits.plan_of(shop.plan_of(ada))
     allowance = (await shop.ledger.read_account(ada, Spending(plan.included_tokens, MicroCredits(0), has_plan=True))).allowance
     assert allowance is not None
     return allowance.included, allowance.used

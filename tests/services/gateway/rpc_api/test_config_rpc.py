@@ -16,7 +16,6 @@ from services.gateway import store
 from services.gateway.configuration import config_store
 from services.gateway.configuration.config_store import ConfigStore
 from services.gateway.configuration.live_configuration import LiveConfiguration
-from services.gateway.facts import tiers
 from services.gateway.rpc_api.config_rpc import ConfigRpc
 from services.gateway.settings import GatewaySettings
 from shared import config, errors
@@ -351,7 +350,7 @@ async def test_a_starting_gateway_writes_over_nothing_that_it_cannot_read(opened
             for ask in (
                 lambda: one.live.config.policies.find(None),
                 lambda: one.live.config.names.find_route(ModelName("llama3")),
-                lambda: tiers.plan_of(one.live.config.limits.plans, Tier.FREE),
+                lambda: one.live.config.limits.plan_of(Tier.FREE),
             ):
                 with pytest.raises(errors.ConfigUnreadable, match="can't read the current"):
                     ask()
