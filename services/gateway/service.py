@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from services.gateway import node_rows
 from services.gateway.facts.bad_field import BadField
+from services.gateway.features import reads_outbox
 from services.gateway.idempotency import cache_keys
 from services.gateway.limits import limit_rules
 from services.gateway.openai_api import rerank_route
@@ -42,7 +43,7 @@ class GatewayService:
     @asynccontextmanager
     async def open(cls, settings: GatewaySettings, node: Node) -> AsyncIterator["GatewayService"]:
         async with (
-            stores.opened(settings, node) as stored,
+            stores.opened(settings, node, exports_usage=reads_outbox(settings)) as stored,
             scheduling.opened(settings, node, stored) as scheduled,
             admission.opened(settings, node, stored, scheduled) as admitting,
             answering.opened(settings, node, stored, scheduled, admitting) as answers,

@@ -22,7 +22,7 @@ from services.gateway.http_api.rest_models import RestModels
 from services.gateway.http_api.rest_usage import RestUsage
 from services.gateway.http_api.rest_versions import RestVersions
 from services.gateway.http_api.rpc_routes import RpcRoutes
-from services.gateway.job_owners import JobOwners
+from services.gateway.job_rules import JobRules
 from services.gateway.openai_api.background_responses import Background
 from services.gateway.openai_api.infill_route import InfillRoute
 from services.gateway.openai_api.openai_embeddings import OpenAiEmbeddings
@@ -74,7 +74,7 @@ class Edge:
 
         async def delete_old() -> None:
             await partitions.drop_old(parts.settings.request_log_days)
-            await parts.selling.delete_old()
+            await parts.selling.reports.delete_old()
             await self.features.delete_old()
 
         remove_policies = partial(ended_keys.remove_policies, stores.config, parts.scheduling.live, parts.node.rpc)
@@ -87,7 +87,7 @@ class Edge:
 
 def build(parts: Parts) -> Edge:
     settings, node, stores, admission, turns, built = parts.settings, parts.node, parts.stores, parts.admission, BodyTurns(), Features()
-    owners = JobOwners(admission.search, admission.callers.identify_owner, parts.scheduling.models.of)
+    owners = JobRules(admission.search, admission.callers.identify_owner, parts.scheduling.models.of)
     images, memory, traces = parts.answers.images, node.dispatcher.memory, node.traces
     built.build(
         Site(

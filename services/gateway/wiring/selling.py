@@ -52,9 +52,6 @@ class Selling:
             if self.billing.provider is not None:
                 yield repeat(UpkeepJob.LOST_EVENTS, 3600, self.billing.provider.find_lost, metrics)
 
-    async def delete_old(self) -> None:
-        await self.reports.delete_old()
-
     async def _work_on_bills(self, metrics: Metrics) -> None:
         await self.billing.work()
         metrics.webhook_backlog.set(await self.billing.measure_events())

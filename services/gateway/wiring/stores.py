@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 
-from services.gateway import features, store
+from services.gateway import store
 from services.gateway.billing.checkpoint_store import CheckpointStore
 from services.gateway.billing.checkpoints import CheckpointSigner
 from services.gateway.billing.ledger_store import LedgerStore
@@ -50,7 +50,8 @@ class Stores:
 
 
 @asynccontextmanager
-async def opened(settings: GatewaySettings, node: Node) -> AsyncIterator[Stores]:
+async def opened(settings: GatewaySettings, node: Node, *, exports_usage: bool) -> AsyncIterator[Stores]:
+    """``exports_usage``: rows for a feature are written to the outbox of usage."""
     async with (
         Cache.open(settings.redis_url) as cache,
         _database(settings, node, cache) as database,
@@ -59,7 +60,6 @@ async def opened(settings: GatewaySettings, node: Node) -> AsyncIterator[Stores]
         Hub.opened(settings.hub_url) as hub,
     ):
         checkpoints = CheckpointStore(database, CheckpointSigner(settings.prompt_hash_secret, settings.mesh))
-        exports_usage = features.reads_outbox(settings)
         ledger = LedgerStore(database, checkpoints, exports_usage=exports_usage)
         await ledger.ensure_default_price(*settings.default_price())
         origin = None if settings.model_origin is None else await asyncio.to_thread(ModelOrigin.open, settings.model_origin, settings)
