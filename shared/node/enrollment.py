@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,7 +86,7 @@ def route_of(found: tickets.Ticket | MembershipFile) -> EnrollmentRoute:
     return EnrollmentRoute(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap, found.nats)
 
 
-def open_transport(route: EnrollmentRoute, me: LocalNode, trust: Trust, node: Path | None) -> SwarmTransport:
+def _open_transport(route: EnrollmentRoute, me: LocalNode, trust: Trust, node: Path | None) -> SwarmTransport:
     """Return a transport that uses the mesh's DHT nodes and relays. It is not running yet."""
     return SwarmTransport(me, trust, swarm_settings.opener(trust.me, route.bootstrap, route.relays, node=node, older=route.older_bootstrap))
 
@@ -103,7 +103,6 @@ class EnrollmentOptions:
     clock: Callable[[], float] = time.time
     node: Path | None = None
     nats_files: NatsFiles = field(default_factory=NatsFiles)
-    open_transport: Callable[[EnrollmentRoute, LocalNode, Trust, Path | None], SwarmTransport] = open_transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,6 @@ async def renew_as_newcomer(
     key: node_keys.NodeKey,
     report: Report = lambda text: None,
     *,
-    node: Path | None = None,
     options: EnrollmentOptions = _DEFAULTS,
 ) -> MembershipFile:
     """Get a new certificate for a node whose own expired long ago, or was never issued because the node was not approved.
@@ -178,7 +176,6 @@ async def renew_as_newcomer(
     Over Hyperswarm, the node's own swarm must be closed, because two with one key disconnect each other.
     Raises what ``enroll`` does.
     """
-    options = replace(options, node=node or options.node)
     async with _known_session(membership, key, report, options) as session:
         try:
             found = await session.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
@@ -225,7 +222,7 @@ async def open_session(
         async with _open_nats_session(route, nats, report, options) as session:
             yield session
         return
-    transport = options.open_transport(route, me, trust, options.node)
+    transport = _open_transport(route, me, trust, options.node)
     session = EnrollmentSession(route, transport, report, options)
     transport.on_refused = session.on_refused
     transport.on_unreachable = session.on_unreachable

@@ -25,8 +25,6 @@ LEASE_SECONDS = 60.0
 MAX_MODELS = 200
 #: At a time; each may have 50,000 lines.
 MAX_ERASED = 20
-#: Of one claim.
-MAX_CLAIMED = 32
 #: Sealed, of one page; a single line may have more.
 _PAGE_BYTES = 1 << 20
 #: All lines of a large job.
@@ -69,7 +67,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     outcome: JobState | None
     #: Why it doesn't move.
     waiting: str | None
-    waits_until: Moment
     seed: int
     input_file: UUID | None
     output_file: UUID

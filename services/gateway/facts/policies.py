@@ -133,9 +133,6 @@ class Policy:
         return chosen
 
 
-UNRESTRICTED = Policy()
-
-
 @dataclass(frozen=True, slots=True)
 class Policies:
     """The documents by name, and how they apply to callers."""

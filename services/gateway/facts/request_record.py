@@ -50,23 +50,8 @@ class RouteUse:
     is_compared: bool = False
 
 
-class RequestTotals(msgspec.Struct, frozen=True):
-    """What a request took, delivered and cost."""
-
-    response_time_ms: int = 0
-    usage: Usage = Usage(0, 0)
-    #: By its reservation's price, without what the plan covers; 0 for a cached answer, which has saved that cost.
-    cost_micro: MicroCredits = _NOTHING
-    #: The tokens of the plan that it used.
-    covered_tokens: int = 0
-    saved_micro: MicroCredits = _NOTHING
-    #: What it has cost upstream, and what an answer of our own machines would have cost where its route compares it.
-    spending: tuple[TargetSpending, ...] = ()
-    avoided_micro: MicroCredits = _NOTHING
-
-
 class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
-    """The final record of one request; see ``RequestTotals`` and ``AdmissionRecord`` for fields without a comment."""
+    """The final record of one request; see ``AdmissionRecord`` for fields without a comment."""
 
     id: RequestId
     user_id: UserId
@@ -87,8 +72,9 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     ignored_fields: str | None = None
     #: Start of the request.
     created_at: Moment
-    #: By its reservation's price; the ledger charges at most what was reserved.
+    #: By its reservation's price, without what the plan covers; 0 for a cached answer. The ledger charges at most what was reserved.
     cost_micro: MicroCredits = _NOTHING
+    #: The tokens of the plan that it used.
     covered_tokens: int = 0
     cached: bool = False
     #: Outcome of its reservation, if there is one.
@@ -105,6 +91,7 @@ class RequestRow(msgspec.Struct, frozen=True, kw_only=True):
     route: RouteUse | None = None
     provider: str | None = None
     attempts: int = 0
+    #: What it has cost upstream, and what an answer of our own machines would have cost where its route compares it.
     spending: tuple[TargetSpending, ...] = ()
     avoided_micro: MicroCredits = _NOTHING
     #: None if no text came.

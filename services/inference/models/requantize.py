@@ -16,10 +16,10 @@ from services.inference.engine import devices
 from services.inference.models import model_discovery
 
 
-def requantize(source: Path, target: Path, form: int = native.LLAMA_FTYPE_MOSTLY_Q8_0) -> None:
+def requantize(source: Path, target: Path) -> None:
     """Write the target, whole or not at all. Raises OSError if llama.cpp can't."""
     parameters = native.llama_model_quantize_default_params()
-    parameters.ftype = form
+    parameters.ftype = native.LLAMA_FTYPE_MOSTLY_Q8_0
     parameters.allow_requantize = True
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".requantizing-") as folder:
         copy = Path(folder) / target.name

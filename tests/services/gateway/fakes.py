@@ -586,7 +586,7 @@ class RunningService:
         return await self.finish(reply)
 
     def _served(self, caller: auth.Principal) -> tuple[ServedModel, ...]:
-        return routing.catalogue(policies.open_to(caller.tenant_id, policies.UNRESTRICTED, self.directory.usable(Role.WORKER)), self.names)
+        return routing.catalogue(policies.open_to(caller.tenant_id, policies.Policy(), self.directory.usable(Role.WORKER)), self.names)
 
     @staticmethod
     async def _validate(request: auth.ValidateApiKey) -> auth.Principal:

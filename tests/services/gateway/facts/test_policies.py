@@ -85,7 +85,7 @@ def test_the_narrowest_machines_the_lowest_price_and_the_first_prohibition_apply
     assert found.allows_price(price(0.5, 3))
     assert not found.allows_price(price(0.500001, 3))
     assert not found.allows_price(price(0.5, 3.000001))
-    assert policies.UNRESTRICTED.allows_price(price(10**6, 10**6))
+    assert policies.Policy().allows_price(price(10**6, 10**6))
 
 
 def test_a_name_must_match_a_pattern_of_each_level() -> None:
@@ -179,7 +179,7 @@ def test_a_worker_is_listed_with_the_models_that_it_may_serve() -> None:
     policy = policies.combine([("mesh", document(external=[], targets=["a", "b"]))])
     (worker,) = policies.open_to(TENANT, policy, directory.entries())
     assert [offer.name for offer in worker.announcement.models] == ["a"]
-    assert policies.open_to(TENANT, policies.UNRESTRICTED, directory.entries()) == directory.entries()
+    assert policies.open_to(TENANT, policies.Policy(), directory.entries()) == directory.entries()
 
 
 def test_what_was_combined_is_kept_for_each_policy_and_not_for_each_caller() -> None:
