@@ -36,14 +36,13 @@ class JobRules:
 
     def may_run(self, owner: Principal, model: ModelName) -> bool:
         """Return whether the owner may name the model, whose workers may be away. Raises NotReachable while that isn't known."""
-        config = self._search.source.config
-        policy, names = config.policies.of(owner), config.names.seen_by(owner.tenant_id)
-        if not policy.allows_name(model) or not routing.may_name(owner, model, names):
+        terms = self._search.source.config.terms_of(owner)
+        if not terms.policy.allows_name(model) or not routing.may_name(owner, model, terms.names):
             return False
-        if names.find_route(model) or names.find_pattern(model):
+        if terms.names.find_route(model) or terms.names.find_pattern(model):
             return True
         try:
-            self._search.resolve(model, names, policy)
+            self._search.resolve(model, terms.names, terms.policy)
         except errors.UnknownModel:
             return False
         except errors.NotReachable as error:

@@ -19,6 +19,7 @@ from services.gateway.idempotency import cache_keys
 from services.gateway.idempotency.idempotency_keys import KeyUse, NewKeyUse, OrphanedKeyUse
 from services.gateway.idempotency.recorder import Recorders
 from services.gateway.idempotency.response_cache import CacheBounds, ResponseCache
+from services.gateway.job_rules import JobRules
 from services.gateway.requests.request_validation import ModerationRequest
 from services.gateway.scheduling import routing
 from services.gateway.scheduling.worker_claims import Claim
@@ -218,6 +219,15 @@ async def test_only_one_organization_may_name_served_models(policed: Policed) ->
     assert await policed.ask("alias") == await policed.ask() == "Hello world!"
     assert listed(policed) == {"alias", "assistant"}
     assert await policed.ask("local", msgspec.structs.replace(OWNER, team_id=TenantId(UUID(int=8)))) == "Hello world!"
+
+
+async def test_jobs_are_refused_when_their_lines_would_be(policed: Policed) -> None:
+    rules = JobRules(policed.service.admission.search, policed.service.callers.identify_owner, lambda _owner: ())
+    policed.use()
+    assert rules.may_run(OWNER, LOCAL)
+    policed.use(**{OWN: {"direct_models": False}})
+    assert not rules.may_run(OWNER, LOCAL)
+    assert rules.may_run(OWNER, ModelName("assistant"))
 
 
 async def test_answers_may_hide_their_target(policed: Policed) -> None:
