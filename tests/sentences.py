@@ -15,8 +15,8 @@ from pathlib import Path
 from shared import errors
 
 ROOT = Path(__file__).parents[1]
-#: Sentences that are asserted in many folders come from here.
-SURFACES = ("services/auth", "shared")
+#: Where sentences come from that people read. A feature's are few, and asserted beside it.
+SURFACES = ("cli", "services/auth", "services/gateway", "services/inference", "services/metrics", "services/web", "shared", "stack")
 _KINDS = {kind.__name__ for kind in errors.BY_CODE.values()} | {"AimeshError"}
 
 
