@@ -11,7 +11,6 @@ from shared.rpc import RpcCall, serves
 from shared.telemetry import logs
 from shared.types import KeyId, TenantId, UserId, UserRole
 
-#: How long a rotated key's old secret may stay valid.
 #: Of searching for keys that a revoked key created.
 _MAX_ROUNDS = 20
 NO_SUCH_KEY = "you have no key with this id"

@@ -89,8 +89,11 @@ class ConfigSnapshot:
     def terms_of(self, principal: Principal, *, forbids_external: bool = False) -> "Terms":
         """Raises ConfigUnreadable for the caller's policy."""
         policy = self.policies.of(principal, forbids_external=forbids_external)
-        names = self.names if policy.direct_models.value else self.route_names
-        return Terms(principal, policy, self, names.seen_by(principal.tenant_id))
+        return Terms(principal, policy, self, self.names_under(policy, principal.tenant_id))
+
+    def names_under(self, policy: Policy, tenant: TenantId) -> ModelNames:
+        """Return the names that callers of this tenant may use under their policy."""
+        return (self.names if policy.direct_models.value else self.route_names).seen_by(tenant)
 
     def check_models(self, models: Iterable[ModelName], workers: Iterable[DirectoryEntry]) -> None:
         """Raise ConfigUnreadable for a model whose trust or server document can't be read."""

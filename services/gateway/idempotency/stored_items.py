@@ -51,7 +51,8 @@ class StoredItems:
         return self._source.config.policies.of(caller).store_items.value
 
     def allows_prompts(self, caller: Principal) -> bool:
-        return (policy := self._source.config.policies.of(caller)).store_items.value and policy.stored_prompts.value is StoredPrompts.DAY
+        policy = self._source.config.policies.of(caller)
+        return policy.store_items.value and policy.stored_prompts.value is StoredPrompts.DAY
 
     async def find(self, caller: Principal, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Raises BadField, NotFound, ContextExceeded, Unavailable, and what ``HeldRequest.resize`` raises."""

@@ -27,7 +27,7 @@ class UsableModels:
         tenant = _ANONYMOUS if caller is None else caller.tenant_id
         config = self.source.config
         policy = config.policies.find(None) if caller is None else config.policies.of(caller)
-        names = (config.names if policy.direct_models.value else config.route_names).seen_by(tenant)
+        names = config.names_under(policy, tenant)
         workers = policies.open_to(tenant, policy, self.directory.usable(Role.WORKER))
         startable = () if caller is None else self.dispatch.worker_stats.starts.pools
         served = routing.catalogue(workers, names, policy.allows_name, startable)
