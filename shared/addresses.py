@@ -5,6 +5,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+#: The ports of WebSockets, by their schemes.
+WEB_PORTS = {"ws": 80, "wss": 443}
 #: The metadata services outside of link-local networks: of AWS, Google, Alibaba, Oracle and Azure.
 _METADATA = frozenset(map(ip_address, ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")))
 #: RFC 6052: its last four bytes are an IPv4 address.
@@ -13,6 +15,8 @@ _NAT64 = ip_network("64:ff9b::/96")
 _GLOBAL_UNICAST = ip_network("2000::/3")
 #: RFC 1123 section 2.1. The last label needs a letter, so that a mistyped IP address is not a name.
 _NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*(?![0-9]+$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
+
+_NO_SERVER = "not an address such as tls://nats.example.org:4222 or wss://ai.example.org/mesh"
 
 
 def plain_hosts(nats_urls: str) -> list[str]:
@@ -26,13 +30,14 @@ def plain_hosts(nats_urls: str) -> list[str]:
             parts = urlsplit(url.strip())
             _ = parts.port
         except ValueError:
-            raise ValueError("not an address such as tls://nats.example.org:4222") from None
-        if parts.scheme not in ("nats", "tls") or not parts.hostname:
-            raise ValueError("not an address such as tls://nats.example.org:4222")
-        if parts.path.strip("/") or parts.query or parts.fragment:
+            raise ValueError(_NO_SERVER) from None
+        is_web = parts.scheme in WEB_PORTS
+        if not (is_web or parts.scheme in ("nats", "tls")) or not parts.hostname:
+            raise ValueError(_NO_SERVER)
+        if parts.fragment or (not is_web and (parts.path.strip("/") or parts.query)):
             # Most likely an unescaped password; the rest of it would be ignored.
             raise ValueError("nothing may follow host and port; write /, ?, #, @ and : in a password as %2F, %3F, %23, %40 and %3A")
-        if parts.scheme == "nats" and parts.hostname not in LOOPBACK:
+        if parts.scheme in ("nats", "ws") and parts.hostname not in LOOPBACK:
             found.append(parts.hostname)
     return found
 

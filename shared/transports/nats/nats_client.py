@@ -21,7 +21,7 @@ from shared.timing.bounded_waits import wait_until_set
 from shared.transports.nats import servers
 from shared.transports.nats.login import NatsFiles, NatsLogin, NatsLoginUnanswered
 from shared.transports.nats.server_connection import NatsMessage, ServerConnection
-from shared.transports.nats.servers import ServerList
+from shared.transports.nats.servers import ServerAddress, ServerList
 
 #: The login timeout per server. It doubles up to the second value while logins take too long, because the servers may be overloaded. The
 #: server asks auth, and waits 2 s: a shorter first attempt finds an auth that has just started.
@@ -85,6 +85,8 @@ class NatsClient:
         self._last_sid = 0
         #: The connection in use, which has logged in.
         self._connection: ServerConnection | None = None
+        #: The server that accepted us last.
+        self._last: ServerAddress | None = None
         #: The connection that is being opened, or that we are moving to.
         self._next: ServerConnection | None = None
         self._attention = asyncio.Event()
@@ -241,7 +243,7 @@ class NatsClient:
     async def _log_in(self, login_seconds: float, *, settle_seconds: float = 0.0) -> ServerConnection:
         """Connect to any server. Raises Unavailable with the most informative reason."""
         problem: Exception | None = None
-        for server in self._servers.in_random_order():
+        for server in self._servers.in_order(self._last):
             if self._closing:
                 break
             connection = self._next = ServerConnection(self, server)
@@ -260,7 +262,7 @@ class NatsClient:
 
     def _adopt(self, connection: ServerConnection) -> None:
         """Use a connection that has logged in. Subscribe last, so that ``publish`` works when the first message arrives."""
-        self._connection, self._login_is_old, self.trouble = connection, False, None
+        self._connection, self._last, self._login_is_old, self.trouble = connection, connection.server, False, None
         self._subscribe_all(connection)
         self.server_changed(connection)
 

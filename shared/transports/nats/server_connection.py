@@ -1,32 +1,22 @@
 """One connection to one NATS server, by nats-py. It is never reused: ``NatsClient`` opens the next one."""
 
 import asyncio
-import sys
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
 
 from shared import errors
 from shared.transports.nats.login import NatsLogin, NatsLoginUnanswered
+from shared.transports.nats.server_socket import ServerSocket
 from shared.transports.nats.servers import ServerAddress
+from shared.transports.nats.web_socket import WebSocket
 
-# For WebSockets, nats-py imports aiohttp if it is installed: 0.3 s and 9 MB in every service.
-_aiohttp = sys.modules.get("aiohttp")
-sys.modules["aiohttp"] = None  # type: ignore[assignment]
-import nats.errors  # noqa: E402
-from nats.aio.client import Client  # noqa: E402
-from nats.aio.subscription import Subscription  # noqa: E402
-from nats.aio.transport import TcpTransport  # noqa: E402
-
-del sys.modules["aiohttp"]
-if _aiohttp is not None:
-    sys.modules["aiohttp"] = _aiohttp
-
-#: A server that has not answered so many PINGs, one a second, or has taken nothing for as many seconds, is considered lost.
+#: A server that has not answered so many PINGs, one a second, is considered lost.
 MAX_PINGS = 10
-#: What is written beyond this waits in nats-py. It is the default high-water mark of asyncio.
-_SOCKET_BYTES = 64 * 1024
-_CLOSE_SECONDS = 1.0
 #: A refusal that took so long is the server's, because auth did not answer.
 _UNANSWERED_SECONDS = 1.8
 
@@ -57,71 +47,11 @@ class ConnectionOwner(Protocol):
     def connection_ended(self, connection: "ServerConnection") -> None: ...
 
 
-class ServerSocket(TcpTransport):
-    """nats-py's transport, which also knows when the last byte came, waits for no lost server, and sends no login unencrypted to a
-    tls:// server."""
-
-    def __init__(self, server: ServerAddress, room_made: Callable[[], None]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._server = server
-        self._room_made = room_made
-        #: How long the login waits once the socket is open.
-        self.settle_seconds = 0.0
-        self.heard_at = asyncio.get_running_loop().time()
-
-    def __bool__(self) -> bool:
-        return True  # or nats-py would make its own
-
-    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, buffer_size, connect_timeout)
-        await asyncio.sleep(self.settle_seconds)
-
-    @property
-    def is_encrypted(self) -> bool:
-        return self._io_writer is not None and self._io_writer.get_extra_info("ssl_object") is not None
-
-    def write(self, payload: bytes) -> None:
-        if self._server.tls and not self.is_encrypted:
-            raise errors.Unavailable(
-                f"the NATS server at {self._server} offers no TLS", hint="use nats:// in NATS_URL, or enable TLS there"
-            )
-        self.writelines([payload])
-
-    def writelines(self, payload: list[bytes]) -> None:
-        if self._io_writer is not None and not self._io_writer.is_closing():  # uvloop's transports raise
-            self._io_writer.write(b"".join(payload))
-
-    async def drain(self) -> None:
-        if self._io_writer is not None and self._io_writer.transport.get_write_buffer_size() > _SOCKET_BYTES:
-            try:
-                async with asyncio.timeout(MAX_PINGS):
-                    await super().drain()  # type: ignore[no-untyped-call]
-            except (OSError, TimeoutError):
-                self.cut()
-        self._room_made()
-
-    async def read(self, buffer_size: int) -> bytes:
-        data: bytes = await super().read(buffer_size)
-        self.heard_at = asyncio.get_running_loop().time()
-        return data
-
-    async def wait_closed(self) -> None:
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_CLOSE_SECONDS):
-                await super().wait_closed()  # type: ignore[no-untyped-call]
-        self.cut()
-
-    def cut(self) -> None:
-        """Drop the connection. nats-py's tasks end by themselves then."""
-        if self._io_writer is not None:
-            self._io_writer.transport.abort()
-
-
 class ServerConnection(Client):
     def __init__(self, owner: ConnectionOwner, server: ServerAddress) -> None:
         super().__init__()
         self.server = server
-        self.socket = self._transport = ServerSocket(server, owner.room_made)
+        self.socket = self._transport = (WebSocket if server.is_web else ServerSocket)(server, owner.room_made)
         self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
         #: Lame duck mode: the server is about to close its connections.
         self.is_leaving = False

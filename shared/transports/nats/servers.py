@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from shared import addresses, errors
 
@@ -21,9 +21,18 @@ class ServerAddress:
     user: str = ""
     password: str = ""
     token: str = ""
+    #: Of a WebSocket; empty for NATS's own protocol.
+    path: str = ""
+    #: ``pin_of`` the certificate's key: then no CA is asked. Empty: the CAs decide.
+    pin: str = ""
 
     def __str__(self) -> str:
-        return f"{'tls' if self.tls else 'nats'}://{addresses.host_port(self.host, self.port)}"
+        schemes = ("ws", "wss") if self.is_web else ("nats", "tls")
+        return f"{schemes[self.tls]}://{addresses.host_port(self.host, self.port)}{self.path}"
+
+    @property
+    def is_web(self) -> bool:
+        return self.path != ""
 
     @property
     def has_credentials(self) -> bool:
@@ -40,8 +49,10 @@ def read_urls(urls: str) -> tuple[ServerAddress, ...]:
 
 
 def _read(parts: SplitResult) -> ServerAddress:
-    host = parts.hostname or ""
-    address = ServerAddress(host, parts.port or _PORT, parts.scheme == "tls", host)
+    host, is_web = parts.hostname or "", parts.scheme in addresses.WEB_PORTS
+    port = parts.port or addresses.WEB_PORTS.get(parts.scheme, _PORT)
+    pins = parse_qs(parts.query).get("pin", [""])
+    address = ServerAddress(host, port, parts.scheme in {"tls", "wss"}, host, path=(parts.path or "/") if is_web else "", pin=pins[0])
     if parts.password is not None:
         if not parts.username:
             raise ValueError("a password needs a user in front of it, as in tls://user:password@nats.example.org")
@@ -59,14 +70,17 @@ class ServerList:
 
     def learn(self, connect_urls: Iterable[str], *, by: ServerAddress, tls: bool) -> None:
         """Learn the servers that ``by`` named. ``tls`` is whether that connection is encrypted. They get the same credentials and at least
-        as much encryption. Unusable ones are ignored."""
+        as much encryption. Unusable ones are ignored, and those behind a WebSocket's proxy."""
+        if by.is_web:
+            return
         found = [_beside(by, url, tls) for _, url in zip(range(_MAX_LEARNED), connect_urls, strict=False)]
         self._learned = tuple(address for address in found if address is not None)
 
-    def in_random_order(self) -> list[ServerAddress]:
-        """Return every server once."""
+    def in_order(self, last: ServerAddress | None = None) -> list[ServerAddress]:
+        """Return every server once, at random: first those of the last one's kind, else those without a WebSocket, which are faster."""
         places = {(server.host, server.port): server for server in (*self._learned, *self.configured)}
-        return random.sample(list(places.values()), len(places))
+        first = last is not None and last.is_web
+        return sorted(random.sample(list(places.values()), len(places)), key=lambda server: server.is_web != first)
 
 
 def _beside(by: ServerAddress, url: str, tls: bool) -> ServerAddress | None:

@@ -140,7 +140,7 @@ async def test_a_mesh_link_survives_its_server_in_a_real_cluster(tmp_path: Path)
             for transport in (caller, worker):
                 tasks.create_task(transport.run())
             link = await caller.dial(peer_of(worker))
-            await until(lambda: len(caller.nats._servers.in_random_order()) == 3, seconds=20)
+            await until(lambda: len(caller.nats._servers.in_order()) == 3, seconds=20)
             servers[0].signal(signal.SIGUSR2)
             await until(lambda: all(str(servers[0].port) not in server_of(each) for each in (caller, worker)), seconds=20)
             servers[0].kill()

@@ -9,7 +9,7 @@ def learned(url: str, connect_urls: tuple[str, ...], *, tls: bool = False) -> se
     [configured] = read_urls(url)
     servers = ServerList((configured,))
     servers.learn(connect_urls, by=configured, tls=tls)
-    return {str(server) for server in servers.in_random_order()} - {str(configured)}
+    return {str(server) for server in servers.in_order()} - {str(configured)}
 
 
 def test_addresses_are_parsed_with_their_credentials() -> None:
@@ -46,7 +46,7 @@ def test_a_learned_address_gets_the_same_credentials_and_server_name() -> None:
     [configured] = read_urls("tls://alice:pw@nats.example.org")
     servers = ServerList((configured,))
     servers.learn(("10.0.0.2:4222", "b.example.org:4222"), by=configured, tls=True)
-    found = {server.host: server for server in servers.in_random_order() if server != configured}
+    found = {server.host: server for server in servers.in_order() if server != configured}
     assert {host: server.certified_name for host, server in found.items()} == {
         "10.0.0.2": "nats.example.org",
         "b.example.org": "b.example.org",
