@@ -53,11 +53,17 @@ def is_host_name(text: str) -> bool:
 
 def mistake_of_node(text: str) -> str:
     """Return why ``text`` names no DHT node; empty if it does."""
-    host, _, port = text.rpartition(":")
-    if not (host and port.isdecimal() and 0 < int(port) < 65536):
+    found = read_place(text)
+    if found is None:
         return f"{text!r} is not host:port"
     # dht-rpc encodes an address in four bytes.
-    return f"{text!r}: the DHT is IPv4 only; give an IPv4 address or a name" if ":" in host else ""
+    return f"{text!r}: the DHT is IPv4 only; give an IPv4 address or a name" if ":" in found[0] else ""
+
+
+def read_place(text: str) -> tuple[str, int] | None:
+    """Return host and port of ``host:port``; None if it is something else."""
+    host, _, port = text.rpartition(":")
+    return (host.strip("[]"), int(port)) if host and port.isdecimal() and 0 < int(port) < 65536 else None
 
 
 def host_port(host: str, port: int | None) -> str:

@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 from msgspec import Meta
 
 from services.web import install_script
-from shared import client_address, node
+from shared import addresses, client_address, node
 from shared.config import Port, Variable
 from shared.identity import install_line
+from shared.node.http_tunnel import TunnelTarget
+from shared.transports.nats.servers import MESH_PATH
 
 #: 256 random bits are at least this long in base64 or hex.
 MIN_SECRET_CHARACTERS = 32
@@ -42,6 +44,10 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     queue_start_seconds: Annotated[
         float, Meta(gt=0, le=3600), Variable("QUEUE_START_SECONDS", "the same value as for the gateway; web waits that much longer, too")
     ] = 300
+    nats_websocket: Annotated[
+        str | None,
+        Variable("NATS_WEBSOCKET", "host:port of NATS's WebSockets, which /mesh leads to: nodes join by HTTPS then"),
+    ] = None
     public_url: Annotated[str, Variable("PUBLIC_URL", "the URL that users open, if a proxy is in front of web")] = ""
     public_key_pin: install_line.PublicKeyPin = None
     install_folder: Annotated[
@@ -65,8 +71,15 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
         """Our certificate, if no authority signed it: then `make up` makes it the gateway's CA too."""
         return self.tls_cert_file if self.tls_cert_file == self.gateway_ca_file else None
 
+    @property
+    def tunnel(self) -> TunnelTarget | None:
+        found = addresses.read_place(self.nats_websocket or "")
+        return None if found is None else TunnelTarget(MESH_PATH, *found)
+
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()
+        if self.nats_websocket is not None and self.tunnel is None:
+            yield f"NATS_WEBSOCKET: {self.nats_websocket!r} is not host:port"
         if not _is_origin(self.gateway_url):
             yield f"GATEWAY_URL: {self.gateway_url!r} is not a URL without a path, such as http://127.0.0.1:3002"
         if self.public_url and not _is_origin(self.public_url):

@@ -12,10 +12,13 @@ from functools import partial
 from typing import Any, cast
 
 import httptools
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from shared.node import http_tunnel
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
+from shared.node.http_tunnel import Tunnel, TunnelTarget
 from shared.protocol import null_characters
 from shared.timing.joined_writes import JoinedTransport
 
@@ -52,12 +55,15 @@ class HttpConnection(HttpToolsProtocol):
     _refusal: bytes | None = None
     #: The server stops: the next request is the last one.
     _is_stopping = False
+    #: A tunnel has the connection now.
+    _is_handed_over = False
     #: Bytes since the last head or body ended, minus the allowance for body bytes.
     _surplus = 0
 
-    def __init__(self, *args: Any, limits: "HttpConnectionLimits[HttpConnection]", **more: Any) -> None:
+    def __init__(self, *args: Any, limits: "HttpConnectionLimits[HttpConnection]", tunnel: TunnelTarget | None = None, **more: Any) -> None:
         super().__init__(*args, **more)
         self._limits = limits
+        self._tunnel = tunnel
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport = cast("asyncio.Transport", JoinedTransport(transport))
@@ -115,6 +121,8 @@ class HttpConnection(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             found = error.__context__
             self._refuse(str(found) if isinstance(found, _Mistake) else "this is not HTTP/1.1")
+            return
+        if self._is_handed_over:
             return
         if self._surplus > HEAD_BYTES:
             self._refuse(f"more than {HEAD_BYTES} bytes that belong to no body")
@@ -184,9 +192,38 @@ class HttpConnection(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as offer:
                 # The parser now expects another protocol, and there may be a body.
                 method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
-                data = without_upgrade(method, self.url, version, self.headers) + data[offer.args[0] :]
+                rest = data[offer.args[0] :]
+                if self._tunnel is not None and not rest and self._begin_tunnel(self._tunnel, method):
+                    return None
+                data = without_upgrade(method, self.url, version, self.headers) + rest
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _begin_tunnel(self, target: TunnelTarget, method: str) -> bool:
+        """Hand the connection over if this request offers a WebSocket, and earlier ones are answered."""
+        head = http_tunnel.find_offer(target, method, self.url, self.headers, self._client_address())
+        if head is None or not (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]
+            return False
+
+        def ended() -> None:
+            self.connections.discard(tunnel)
+            self._limits.leave(self)
+
+        self._is_handed_over = True
+        self._rest()
+        self.transport.pause_reading()
+        tunnel = Tunnel(self.transport, lambda: self._refuse_now(_AWAY), ended)
+        self.connections.discard(self)
+        self.connections.add(tunnel)  # type: ignore[arg-type]  # it needs only ``shutdown``
+        self.transport.set_protocol(tunnel)
+        tunnel.begin(target, head)
+        return True
+
+    def _client_address(self) -> str:
+        host = "" if self.client is None else self.client[0]
+        trusted = cast("ProxyHeadersMiddleware", self.config.loaded_app).trusted_hosts
+        forwarded = b", ".join(value for name, value in self.headers if name == b"x-forwarded-for").decode("latin-1")
+        return trusted.get_trusted_client_address(forwarded)[0] if forwarded and host in trusted else host
 
     def _refuse(self, why: str) -> None:
         """Send the refusal once earlier requests are answered."""
@@ -262,6 +299,7 @@ def _plain(status: bytes, text: str, headers: bytes = b"") -> bytes:
     return head % (status, len(body), headers) + body
 
 
+_AWAY = _plain(b"502 Bad Gateway", "the mesh's NATS server doesn't answer")
 #: Python reads no number of more than 4,300 digits, and no body is so long.
 _LENGTH_DIGITS = 18
 

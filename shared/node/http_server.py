@@ -198,7 +198,7 @@ class HttpServer:
                 server_header=False,
                 ws="none",
                 loop="none",
-                http=partial(HttpConnection, limits=limits),  # type: ignore[arg-type]  # it asks for a class, and calls it
+                http=partial(HttpConnection, limits=limits, tunnel=settings.tunnel),  # type: ignore[arg-type]  # it asks for a class, and calls it
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(settings.drain_seconds),
                 ssl_certfile=settings.tls_cert_file,

@@ -10,6 +10,7 @@ from msgspec import Meta
 from shared import addresses, config
 from shared.config import Settings, Variable
 from shared.node import http_connection_limits
+from shared.node.http_tunnel import TunnelTarget
 from shared.transports.nats.login import NatsFiles
 from shared.types import MeshName
 
@@ -110,6 +111,11 @@ class NodeSettings(Settings, frozen=True, kw_only=True):
     @property
     def nats_files(self) -> NatsFiles:
         return NatsFiles(ca=self.nats_ca_file, cert=self.nats_cert_file, key=self.nats_key_file, creds=self.nats_creds_file)
+
+    @property
+    def tunnel(self) -> TunnelTarget | None:
+        """Return where the HTTP port passes WebSockets on to."""
+        return None
 
     @property
     def makes_own_key(self) -> bool:
