@@ -5,6 +5,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urlsplit
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+#: Where the address of a mesh's pages has the WebSocket of its NATS server.
+MESH_PATH = "/mesh"
 #: The ports of WebSockets, by their schemes.
 WEB_PORTS = {"ws": 80, "wss": 443}
 #: The metadata services outside of link-local networks: of AWS, Google, Alibaba, Oracle and Azure.
@@ -40,6 +42,12 @@ def plain_hosts(nats_urls: str) -> list[str]:
         if parts.scheme in ("nats", "ws") and parts.hostname not in LOOPBACK:
             found.append(parts.hostname)
     return found
+
+
+def mesh_url(address: str, pin: str | None) -> str:
+    """Return the URL of the WebSocket of a mesh whose pages are at ``address``, https://…; ``pin`` is curl's, of its own certificate."""
+    key = "" if pin is None else f"?pin={pin.rstrip('=').translate(str.maketrans('+/', '-_'))}"
+    return f"wss{address.removeprefix('https').rstrip('/')}{MESH_PATH}{key}"
 
 
 def has_credentials(nats_urls: str) -> bool:

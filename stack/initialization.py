@@ -41,7 +41,10 @@ def ensure(home: StackHome, environment: Mapping[str, str], folder: Path) -> Ini
         if port is None:
             recorded = settings.record(home, {stack_plan.port_setting(f"inference-{backend}"): str(ports.find_free())}, folder)
             loaded = settings.load(recorded)
-    nats_server.ensure(home, loaded.mesh, loaded.nats_port, loaded.nats_admission)
+    if loaded.nats_url is None and loaded.nats_web_port is None:
+        recorded = settings.record(home, {"NATS_WEB_PORT": str(ports.find_free())}, folder)
+        loaded = settings.load(recorded)
+    nats_server.ensure(home, loaded.mesh, loaded.nats_port, loaded.nats_admission, loaded.nats_web_port)
     database = stack_plan.postgres_of(home)
     for role in secret_files.LOGIN_ROLES:
         # Written each time: it contains the path of the socket, and homes get moved.

@@ -41,6 +41,9 @@ class StackSettings(config.Settings, frozen=True, kw_only=True):
         9090
     )
     nats_port: Annotated[Port, Variable("NATS_PORT", "port of the embedded NATS server")] = 4222
+    nats_web_port: Annotated[
+        Port | None, Variable("NATS_WEB_PORT", "port of its WebSockets, for this machine only; by default a free port, chosen once")
+    ] = None
     nats_url: Annotated[str | None, Variable("NATS_URL", "your own NATS server, instead of the embedded one", secret=True)] = None
     nats_ca_file: Annotated[Path | None, Variable("NATS_CA_FILE", "CA certificate of that NATS server")] = None
     nats_cert_file: Annotated[Path | None, Variable("NATS_CERT_FILE", "client certificate for that NATS server")] = None
@@ -217,7 +220,7 @@ _PASSED_TO: dict[tuple[str, ...], str] = {
         METRICS_SERVICE_PORT PROMETHEUS_PORT HISTORY_RAW_HOURS HISTORY_MINUTE_DAYS HISTORY_HOUR_DAYS METRICS_NAMESPACES
         OTEL_EXPORTER_OTLP_ENDPOINT OTEL_EXPORTER_OTLP_HEADERS
     """,
-    ("web",): "WEB_SERVICE_PORT GATEWAY_URL GATEWAY_CA_FILE INSTALL_FOLDER PRICING_PAGE",
+    ("web",): "WEB_SERVICE_PORT NATS_WEBSOCKET GATEWAY_URL GATEWAY_CA_FILE INSTALL_FOLDER PRICING_PAGE",
 }
 #: Variable -> services.
 PASSED: dict[str, tuple[str, ...]] = {name: services for services, names in _PASSED_TO.items() for name in names.split()}

@@ -150,6 +150,7 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
             "MESH_CA_KEY_FILE": str(home.secrets / "mesh_ca.nk"),
             "PUBLIC_URL": public_url("web", settings),
             **public_key_pin(settings, recorded),
+            **_nats_for_tickets(settings, recorded),
             "AUDIT_ANCHOR_FILE": str(home.audit_anchors),
             # If other machines can reach the stack, registration is closed.
             "OPEN_REGISTRATION": "true" if settings.host in addresses.LOOPBACK else "false",
@@ -178,7 +179,8 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         defaults |= {each.name: str(home.root / each.folder) for each in STORES_OF_FEATURES}
         environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
-        environment = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **environment}
+        own = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **_nats_websocket(settings)}
+        environment = {**own, **environment}
     return environment
 
 
@@ -316,6 +318,20 @@ def public_key_pin(settings: StackSettings, recorded: Mapping[str, str]) -> dict
     return {"PUBLIC_KEY_PIN": found.pin} if found is not None and is_ours else {}
 
 
+def _nats_websocket(settings: StackSettings) -> dict[str, str]:
+    return {} if settings.nats_web_port is None else {"NATS_WEBSOCKET": f"127.0.0.1:{settings.nats_web_port}"}
+
+
+def _nats_for_tickets(settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
+    """Return the setting that lets other machines join by HTTPS, if they can open the pages. Raises BadSettings."""
+    address = recorded.get("PUBLIC_URL", public_url("web", settings))
+    is_reached = "PUBLIC_URL" in recorded or settings.host not in addresses.LOOPBACK
+    if not address.startswith("https://") or not is_reached or not (_nats_websocket(settings) or "NATS_WEBSOCKET" in recorded):
+        return {}
+    pin = {**public_key_pin(settings, recorded), **recorded}.get("PUBLIC_KEY_PIN")
+    return {"PUBLIC_NATS_URL": addresses.mesh_url(address, pin)}
+
+
 def install_command(settings: StackSettings, recorded: Mapping[str, str]) -> str | None:
     """Return the line that installs aicli on another machine; None if the address has no TLS. Raises BadSettings."""
     address = recorded.get("PUBLIC_URL", public_url("web", settings))
@@ -361,6 +377,8 @@ def ports_wanted(settings: StackSettings) -> list[WantedPort]:
         wanted.append(WantedPort(settings.prometheus_port, "the scrape endpoint of metrics", "PROMETHEUS_PORT"))
     if not settings.nats_url:
         wanted.append(WantedPort(settings.nats_port, "nats", "NATS_PORT"))
+    if settings.nats_web_port is not None:
+        wanted.append(WantedPort(settings.nats_web_port, "the WebSockets of nats", "NATS_WEB_PORT"))
     return wanted + dht_programs.ports_wanted(settings)
 
 

@@ -208,7 +208,7 @@ async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", repor
     from shared.node import membership_file
 
     def adopt(kept: "MembershipFile") -> "MembershipFile":
-        kept = msgspec.structs.replace(membership_file.with_choices(kept, ticket), nats=ticket.nats)
+        kept = msgspec.structs.replace(membership_file.with_choices(kept, ticket), nats=ticket.nats, beside=ticket.beside)
         if folder.new_key.exists():
             folder.new_key.replace(folder.key)
         membership_file.save(folder.membership, kept)

@@ -193,8 +193,8 @@ class AuthSettings(node.NodeSettings, frozen=True, kw_only=True):
         str | None,
         Variable(
             "PUBLIC_NATS_URL",
-            "URLs of the NATS servers for tickets, without passwords: nodes then join over NATS, not Hyperswarm; default: NATS_URL if "
-            "DHT_BOOTSTRAP is empty",
+            "URLs of the NATS servers for tickets, without passwords, also wss://…/mesh: nodes then join over NATS, and try Hyperswarm "
+            "beside it; default: NATS_URL if DHT_BOOTSTRAP is empty",
             on_all_replicas=True,
         ),
     ] = None

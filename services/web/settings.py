@@ -12,7 +12,6 @@ from shared import addresses, client_address, node
 from shared.config import Port, Variable
 from shared.identity import install_line
 from shared.node.http_tunnel import TunnelTarget
-from shared.transports.nats.servers import MESH_PATH
 
 #: 256 random bits are at least this long in base64 or hex.
 MIN_SECRET_CHARACTERS = 32
@@ -74,7 +73,7 @@ class WebSettings(node.PublicNodeSettings, frozen=True, kw_only=True):
     @property
     def tunnel(self) -> TunnelTarget | None:
         found = addresses.read_place(self.nats_websocket or "")
-        return None if found is None else TunnelTarget(MESH_PATH, *found)
+        return None if found is None else TunnelTarget(addresses.MESH_PATH, *found)
 
     def mistakes(self) -> Iterator[str]:
         yield from super().mistakes()

@@ -32,11 +32,13 @@ class Ticket(msgspec.Struct, array_like=True, frozen=True):
     bootstrap: tuple[str, ...] = ()
     #: Raw public keys of the mesh's blind relays.
     relays: tuple[bytes, ...] = ()
-    #: URLs of the mesh's NATS servers. If there are any, nodes join and work over NATS instead of Hyperswarm.
+    #: URLs of the mesh's NATS servers.
     nats: tuple[str, ...] = ()
     #: See ``membership.CreateTicket``. None for a machine that decides alone.
     model: ModelOfWorker = ""
     accept_models: bool | None = None
+    #: Whether nodes try Hyperswarm beside NATS. They always do if there is no NATS server.
+    beside: bool = False
 
     @property
     def authority_id(self) -> AuthorityId:
@@ -60,10 +62,11 @@ def new(
     nats: tuple[str, ...] = (),
     model: str = "",
     accept_models: bool | None = None,
+    beside: bool = False,
 ) -> Ticket:
     """Return a ticket with an id and a key from the system's CSPRNG."""
     raw = node_keys.raw_of(authority)
-    return Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), raw, mesh, bootstrap, relays, nats, model, accept_models)
+    return Ticket(1, secrets.token_hex(8), secrets.token_bytes(32), raw, mesh, bootstrap, relays, nats, model, accept_models, beside)
 
 
 def render(ticket: Ticket) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -65,8 +65,14 @@ class EnrollmentRoute:
     bootstrap: tuple[str, ...]
     relays: tuple[bytes, ...]
     older_bootstrap: tuple[str, ...] = ()
-    #: URLs of its NATS servers, which are used instead of Hyperswarm.
+    #: URLs of its NATS servers.
     nats: tuple[str, ...] = ()
+    #: Whether Hyperswarm is tried beside them.
+    beside: bool = False
+
+    @property
+    def has_swarm(self) -> bool:
+        return self.beside or not self.nats
 
     @property
     def is_on_this_machine(self) -> bool:
@@ -77,13 +83,14 @@ class EnrollmentRoute:
     @property
     def places(self) -> str:
         """Return where to look for the mesh, for messages."""
-        return ", ".join(self.nats or self.bootstrap) or "the public DHT"
+        dht = (self.bootstrap or ("the public DHT",)) if self.has_swarm else ()
+        return ", ".join((*self.nats, *dht))
 
 
 def route_of(found: tickets.Ticket | MembershipFile) -> EnrollmentRoute:
     if isinstance(found, tickets.Ticket):
-        return EnrollmentRoute(found.mesh, (found.authority_id,), found.bootstrap, found.relays, nats=found.nats)
-    return EnrollmentRoute(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap, found.nats)
+        return EnrollmentRoute(found.mesh, (found.authority_id,), found.bootstrap, found.relays, nats=found.nats, beside=found.beside)
+    return EnrollmentRoute(found.mesh, found.authorities, found.bootstrap, found.relays, found.older_bootstrap, found.nats, found.beside)
 
 
 def _open_transport(route: EnrollmentRoute, me: LocalNode, trust: Trust, node: Path | None) -> SwarmTransport:
@@ -150,6 +157,7 @@ async def enroll(
                     bootstrap=route.bootstrap,
                     relays=route.relays,
                     nats=route.nats,
+                    beside=route.beside,
                 )
             )
             found = await session.wait_for_approval(pending)
@@ -217,30 +225,36 @@ async def open_session(
 ) -> AsyncIterator["EnrollmentSession"]:
     """Look for auth as a newcomer while the block runs."""
     me = LocalNode(route.mesh, Role.NEWCOMER, trust.me, options.software)
-    if route.nats:
-        nats = NatsTransport(me, ",".join(route.nats), options.nats_files, trust, nats_token)
-        async with _open_nats_session(route, nats, report, options) as session:
-            yield session
-        return
-    transport = _open_transport(route, me, trust, options.node)
-    session = EnrollmentSession(route, transport, report, options)
+    session = EnrollmentSession(route, trust, report, options)
+    async with AsyncExitStack() as stack:
+        if route.nats:
+            nats = NatsTransport(me, ",".join(route.nats), options.nats_files, trust, nats_token)
+            await stack.enter_async_context(_look_over_nats(session, nats, route, options))
+        if route.has_swarm:
+            await stack.enter_async_context(_look_over_swarm(session, _open_transport(route, me, trust, options.node), route))
+        report(f"looking for the mesh {route.mesh}{' at ' if route.nats else ''}{', '.join(route.nats)} …")
+        yield session
+
+
+@asynccontextmanager
+async def _look_over_swarm(session: "EnrollmentSession", transport: SwarmTransport, route: EnrollmentRoute) -> AsyncIterator[None]:
+    session.use(transport)
     transport.on_refused = session.on_refused
     transport.on_unreachable = session.on_unreachable
     transport.meet([MeetingTopics(topics.enrollment_topic(node_keys.raw_of(ca)), announce=False, look=True) for ca in route.authorities])
-    report(f"looking for the mesh {route.mesh} …")
     async with background() as tasks:
         tasks.create_task(transport.run())
         try:
-            yield session
+            yield
         finally:
             await transport.close(errors.LinkLost("the enrollment is complete"))
 
 
 @asynccontextmanager
-async def _open_nats_session(
-    route: EnrollmentRoute, transport: NatsTransport, report: Report, options: EnrollmentOptions
-) -> AsyncIterator["EnrollmentSession"]:
-    session = EnrollmentSession(route, transport, report, options)
+async def _look_over_nats(
+    session: "EnrollmentSession", transport: NatsTransport, route: EnrollmentRoute, options: EnrollmentOptions
+) -> AsyncIterator[None]:
+    session.use(transport)
     transport.on_refused = session.on_forbidden
     announced: asyncio.Queue[NodeId] = asyncio.Queue(_MAX_ANNOUNCED)
 
@@ -248,40 +262,50 @@ async def _open_nats_session(
         with suppress(asyncio.QueueFull):
             announced.put_nowait(topics.sender_of(message.subject.decode())[1])
 
-    async def dial() -> None:
-        while True:
-            auth = Peer(Role.AUTH, await announced.get())
-            if not any(link.peer.node == auth.node for link in transport.links()):
-                try:
-                    session.add(await transport.dial(auth))
-                except errors.AimeshError as error:
-                    session.on_unreachable(auth.node, error.message)
-
-    async def ask_for_announcements() -> None:
-        while True:
-            transport.nats.publish(topics.newcomer_query(route.mesh, transport.me.node), b"")
-            await asyncio.sleep(_LOOK_SECONDS)
-
-    report(f"looking for the mesh {route.mesh} at {route.places} …")
-    transport.nats.subscribe(topics.announcements(route.mesh, Role.AUTH), note)
-    await transport.connect(deadline_seconds=options.find_seconds)
-    async with background() as tasks:
-        for work in (transport.run, dial, ask_for_announcements):
-            tasks.create_task(work())
+    async def look() -> None:
         try:
-            yield session
+            await transport.connect(deadline_seconds=options.find_seconds)
+        except errors.Unavailable as error:
+            session.on_nats_away(error)
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(transport.run())
+            tasks.create_task(_dial(session, transport, announced))
+            tasks.create_task(_ask_for_announcements(transport, route.mesh))
+
+    transport.nats.subscribe(topics.announcements(route.mesh, Role.AUTH), note)
+    async with background() as tasks:
+        tasks.create_task(look())
+        try:
+            yield
         finally:
             await transport.close(errors.LinkLost("the enrollment is complete"))
+
+
+async def _dial(session: "EnrollmentSession", transport: NatsTransport, announced: asyncio.Queue[NodeId]) -> None:
+    while True:
+        auth = Peer(Role.AUTH, await announced.get())
+        if not any(link.peer.node == auth.node for link in transport.links()):
+            try:
+                session.add(await transport.dial(auth))
+            except errors.AimeshError as error:
+                session.on_unreachable(auth.node, error.message)
+
+
+async def _ask_for_announcements(transport: NatsTransport, mesh: MeshName) -> None:
+    while True:
+        transport.nats.publish(topics.newcomer_query(mesh, transport.me.node), b"")
+        await asyncio.sleep(_LOOK_SECONDS)
 
 
 class EnrollmentSession:
     """A newcomer's links to auth. A request goes to a connected auth, or to the next one to connect."""
 
-    def __init__(
-        self, route: EnrollmentRoute, transport: SwarmTransport | NatsTransport, report: Report, options: EnrollmentOptions
-    ) -> None:
-        self.transport = transport
+    def __init__(self, route: EnrollmentRoute, trust: Trust, report: Report, options: EnrollmentOptions) -> None:
+        #: One or two.
+        self.transports: list[SwarmTransport | NatsTransport] = []
         self._route = route
+        self._trust = trust
         self._report = _ReportChanges(report)
         self._options = options
         self._started = options.clock()
@@ -292,6 +316,11 @@ class EnrollmentSession:
         self._unreachable = ""
         self._failed: errors.AimeshError | None = None
         self._forbidden = ""
+        #: Why NATS is not tried any more.
+        self._nats_problem: errors.Unavailable | None = None
+
+    def use(self, transport: SwarmTransport | NatsTransport) -> None:
+        self.transports.append(transport)
         transport.on_link = self.add
 
     async def ask(self, method: Method[Request, Reply], request: Callable[[Peer], Request]) -> Reply:
@@ -336,7 +365,7 @@ class EnrollmentSession:
             except errors.AimeshError as error:
                 if not error.retryable:
                     raise
-                if self.transport.trust.was_revoked:
+                if self._trust.was_revoked:
                     raise errors.NodeRevoked(error.message) from error
                 # The link was lost, or auth's database is down: both requests may be repeated.
                 self._failed = error
@@ -347,7 +376,9 @@ class EnrollmentSession:
             for connection in self._connections:
                 if connection.is_usable:
                     return connection
-            if self._forbidden:
+            if self._nats_problem is not None and not self._route.has_swarm:
+                raise self._nats_problem
+            if self._forbidden and not self._route.has_swarm:
                 raise errors.NotAllowed(
                     f"this NATS server takes no newcomers: {self._forbidden}", hint="it needs auth_callout, see docs/howto/deploy.md"
                 )
@@ -355,13 +386,21 @@ class EnrollmentSession:
             if not await wait_until_set(self._connected, _LOOK_SECONDS):
                 self._report_trouble()
 
+    @property
+    def _trouble(self) -> str:
+        """Return why no transport works; empty while one does."""
+        if any(each.connected for each in self.transports):
+            return ""
+        return "; ".join(each.trouble for each in self.transports if each.trouble)
+
     def _report_trouble(self) -> None:
-        """Report why Hyperswarm does not run here. Raises Unavailable if that lasts."""
-        if self.transport.connected or not self.transport.trouble:
+        """Report why nothing works here. Raises Unavailable if Hyperswarm is alone, and doesn't start. NATS is tried until the deadline."""
+        trouble = self._trouble
+        if not trouble:
             self._troubled_since = None
             return
-        self._report(self.transport.trouble)
-        if self.transport.trouble == STARTING:
+        self._report(trouble)
+        if trouble == STARTING or self._route.nats:
             return
         now = self._options.clock()
         self._troubled_since = self._troubled_since or now
@@ -389,14 +428,18 @@ class EnrollmentSession:
         self._forbidden = words
         self._connected.set()
 
+    def on_nats_away(self, problem: errors.Unavailable) -> None:
+        self._nats_problem = problem
+        self._connected.set()
+
     def on_unreachable(self, node: NodeId, why: str) -> None:
         self._unreachable = f"found {node[:9]}… but cannot reach it: {why}"
         self._report(self._unreachable)
 
     def _why_no_answer(self) -> errors.AimeshError:
         """Return the most informative error, with the next step."""
-        if not self.transport.connected and self.transport.trouble:
-            return errors.Unavailable(self.transport.trouble, hint="run `aicli doctor --worker`")
+        if trouble := self._trouble:
+            return errors.Unavailable(trouble, hint="run `aicli doctor --worker`")
         if self._failed is not None:
             return errors.Unavailable(f"auth was found but could not answer: {self._failed.message}", hint="try again in a minute")
         if isinstance(self._refused, errors.ClockSkew):
@@ -454,7 +497,7 @@ def _checked(found: Membership, route: EnrollmentRoute, key: node_keys.NodeKey, 
 async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSettings) -> MembershipFile:
     """Get a certificate over NATS with the ticket in a file. Raises BadSettings and what ``enroll`` raises."""
     ticket = _read_ticket(ticket_file)
-    ticket = msgspec.structs.replace(ticket, nats=(settings.nats_url,))
+    ticket = msgspec.structs.replace(ticket, nats=(settings.nats_url,), beside=False)
     options = EnrollmentOptions(nats_files=settings.nats_files, software=me.software)
     try:
         joined = await enroll(ticket, me.key, EnrollingNode(me.role, socket.gethostname()), _log_progress, options)
@@ -466,7 +509,7 @@ async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSetting
 async def renew_over_nats(membership: MembershipFile, key: node_keys.NodeKey, settings: NodeSettings) -> MembershipFile:
     """Replace a certificate that has expired. Raises what ``enroll`` raises."""
     options = EnrollmentOptions(nats_files=settings.nats_files, approval_seconds=0)
-    over_nats = msgspec.structs.replace(membership, nats=(settings.nats_url,))
+    over_nats = msgspec.structs.replace(membership, nats=(settings.nats_url,), beside=False)
     return await renew_as_newcomer(over_nats, key, _log_progress, options=options)
 
 

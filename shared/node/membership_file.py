@@ -42,6 +42,8 @@ class MembershipFile(msgspec.Struct, frozen=True, rename="camel"):
     accept_models: bool | None = None
     #: Nobody answers a revoked node, so it would not learn it again after a restart.
     was_revoked: bool = False
+    #: Of the ticket: Hyperswarm is tried beside NATS.
+    beside: bool = False
 
 
 NODES_LAST_SECONDS = 24 * 3600.0
@@ -69,6 +71,7 @@ def of(membership: Membership, before: MembershipFile | None = None) -> Membersh
         () if before is None else before.nats,
         "" if before is None else before.model,
         None if before is None else before.accept_models,
+        beside=before is not None and before.beside,
     )
 
 

@@ -17,7 +17,7 @@ PUBLIC = "public"
 
 def open_swarm(settings: NodeSettings, membership: MembershipFile, key: node_keys.NodeKey) -> Callable[[], Swarm] | None:
     """Return None if Hyperswarm is not used. A node on NATS needs DHT_BOOTSTRAP; a node that joined by ticket has the DHT from there."""
-    joined = not settings.uses_nats
+    joined = membership.beside or not settings.uses_nats
     if not settings.dht_bootstrap and not joined:
         return None
     bootstrap, older = (settings.dht_bootstrap, ()) if settings.dht_bootstrap else (membership.bootstrap, membership.older_bootstrap)

@@ -207,7 +207,7 @@ class NodeAdminRpc(AuthHandlers):
         places = ca.addresses
         return tickets.new(
             ca.keys.public, self._node.mesh, bootstrap=places.outside, relays=places.relays, nats=places.nats, model=model,
-            accept_models=accept_models if role is Role.WORKER else None,
+            accept_models=accept_models if role is Role.WORKER else None, beside=places.swarm_is_on,
         )  # fmt: skip
 
     async def _add_ticket(

@@ -8,8 +8,6 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 from shared import addresses, errors
 
 _PORT = 4222
-#: Where a mesh's HTTPS address has the WebSocket of its NATS server.
-MESH_PATH = "/mesh"
 _MAX_LEARNED = 64
 
 
