@@ -112,11 +112,15 @@ class NatsServer:
         self.host = host
         self.port = free_port()
         self.url = f"nats://{addresses.host_port(host, self.port)}"
+        #: For our own clients.
+        self.our_url = self.url
+        self.web_port = free_port()
+        self.web_url = f"ws://{addresses.host_port(host, self.web_port)}/mesh"
         self._process: subprocess.Popen[bytes] | None = None
         self._nodes: list[EnrolledNode] = []
         # The server refuses an empty list of users.
         self.key("operator", Role.OPERATOR)
-        rendered = nats_server.render_server(self.port)
+        rendered = nats_server.render_server(self.port, web_port=self.web_port)
         (folder / "nats.conf").write_text(rendered.replace("127.0.0.1", f"[{host}]" if ":" in host else host), encoding="utf-8")
 
     def key(self, name: str, role: Role) -> Path:

@@ -5,6 +5,7 @@ Settings such as OPENAI_API_KEY_FILE go to a file that a worker of the machine c
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -20,6 +21,7 @@ from shared import errors
 
 NAME = units.NAMES[0]
 _HOMES = tuple(map(Path, ("/home", "/root", "/run/user")))
+_PROXY = frozenset({"HTTPS_PROXY", "NO_PROXY"})
 _GPU_DEVICES = ("/dev/dri", "/dev/kfd", "/dev/nvidia0")
 
 #: No access to the rest of the machine. (MemoryDenyWriteExecute would stop Node.js.)
@@ -78,7 +80,20 @@ def install(
     settings = str(units.SYSTEM_SETTINGS if as_system else units.config_folder(here.environment) / units.SYSTEM_SETTINGS.name)
     unit = unit_of(command, settings, is_system=as_system, gpu_groups=_gpu_groups() if as_system else None)
     printing.note(f"Settings such as OLLAMA_URL: {settings}, one NAME=VALUE per line")
+    _keep_proxy(Path(settings), here.environment)
     place.install(unit)
+
+
+def _keep_proxy(settings: Path, environment: Mapping[str, str]) -> None:
+    """Write the proxy that this machine joined through into the service's settings, unless they have one: services get no variables."""
+    from shared.identity import private_file
+
+    before = settings.read_text(encoding="utf-8") if settings.exists() else ""
+    wanted = {name.upper(): value for name, value in environment.items() if name.upper() in _PROXY}
+    if wanted and "HTTPS_PROXY=" not in before:
+        # It may have a password.
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        private_file.replace(settings, (before + "".join(f"{name}={value}\n" for name, value in wanted.items())).encode())
 
 
 def _command(here: CliContext, state: str | None, options: list[str], *, is_system: bool) -> tuple[str, ...]:

@@ -18,10 +18,11 @@ from shared.types import Role
 from tests.testnet import MESH, NatsServer, until
 
 
-@pytest.fixture
-def server() -> Iterator[NatsServer]:
+@pytest.fixture(params=["nats", "ws"])
+def server(request: pytest.FixtureRequest) -> Iterator[NatsServer]:
     with tempfile.TemporaryDirectory() as folder:
         server = NatsServer(Path(folder))
+        server.our_url = server.url if request.param == "nats" else server.web_url
         server.start()
         yield server
         server.kill()
@@ -29,7 +30,7 @@ def server() -> Iterator[NatsServer]:
 
 @asynccontextmanager
 async def connected(server: NatsServer, role: Role, key: Path | None = None) -> AsyncIterator[NatsClient]:
-    client = NatsClient(server.url, node_keys.load(key or server.key(f"{role}-key", role)), name="test")
+    client = NatsClient(server.our_url, node_keys.load(key or server.key(f"{role}-key", role)), name="test")
     await client.connect(deadline_seconds=5)
     async with background() as tasks:
         tasks.create_task(client.run())
@@ -71,7 +72,7 @@ async def test_messages_are_exchanged_with_nats_py(server: NatsServer) -> None:
 
 
 async def test_an_unknown_key_is_refused_with_a_hint(server: NatsServer) -> None:
-    client = NatsClient(server.url, node_keys.NodeKey(node_keys.new_seed()), name="stranger")
+    client = NatsClient(server.our_url, node_keys.NodeKey(node_keys.new_seed()), name="stranger")
     with pytest.raises(errors.Unavailable, match="refused this node's key") as refused:
         await client.connect(deadline_seconds=0.3)
     assert "aicli admin nodes refusals" in refused.value.hint
@@ -116,7 +117,7 @@ async def test_a_restarted_server_gets_every_subscription_again(server: NatsServ
 
 async def test_one_reachable_server_of_several_is_enough(server: NatsServer) -> None:
     key = server.key("auth-key", Role.AUTH)
-    client = NatsClient(f"nats://127.0.0.1:1, {server.url}", node_keys.load(key), name="x")
+    client = NatsClient(f"nats://127.0.0.1:1, {server.our_url}", node_keys.load(key), name="x")
     await client.connect(deadline_seconds=2)
     await client.flush()
     await client.close()

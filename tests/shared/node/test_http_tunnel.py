@@ -1,0 +1,207 @@
+"""WebSockets that the HTTP port passes on as they are."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from shared.node import http_server, http_tunnel
+from shared.node.http_tunnel import TunnelTarget
+from shared.node.settings import NodeSettings
+from tests.shared.node import http_ports
+from tests.shared.node.http_ports import Place, connected
+from tests.testnet import until
+
+SECONDS = 10
+OFFER = (
+    b"GET /mesh HTTP/1.1\r\nHost: here\r\nUpgrade: WebSocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: k\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+
+
+class Settings(NodeSettings, frozen=True, kw_only=True):
+    to: TunnelTarget
+
+    @property
+    def tunnel(self) -> TunnelTarget:
+        return self.to
+
+
+class Behind:
+    """The server behind: keeps what it gets, and sends what the test says."""
+
+    def __init__(self) -> None:
+        self.heads: list[bytes] = []
+        self.connections: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+            self.connections.append((reader, writer))
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+
+
+@asynccontextmanager
+async def behind() -> AsyncIterator[Behind]:
+    found = Behind()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    found.port = server.sockets[0].getsockname()[1]
+    try:
+        yield found
+    finally:
+        server.close()
+        for _, writer in found.connections:
+            writer.transport.abort()
+
+
+async def _app(scope: http_server.Scope, receive: http_server.Receive, send: http_server.Send) -> None:
+    await http_ports.read_body(receive)
+    await http_ports.respond(send, b"the page")
+
+
+@asynccontextmanager
+async def port(to: int, **settings: object) -> AsyncIterator[Place]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        chosen = Settings(node_key_file=Path("/nowhere"), to=TunnelTarget("/mesh", "127.0.0.1", to), drain_seconds=1, **settings)
+        server = http_server.HttpServer(_app, sock, chosen)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.run())
+            try:
+                yield sock.getsockname()
+            finally:
+                server.stop()
+
+
+async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, offer: bytes = OFFER) -> None:
+    writer.write(offer)
+    async with asyncio.timeout(SECONDS):
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+
+
+async def test_bytes_go_both_ways_untouched() -> None:
+    async with behind() as server, port(server.port) as place, connected(place) as (reader, writer):
+        await begin(reader, writer)
+        there_reader, there = server.connections[0]
+        # Neither HTTP nor frames.
+        writer.write(b"GET / HTTP/9\r\n\r\n\x00\xff")
+        there.write(b"\xff" * 1_000_000)
+        async with asyncio.timeout(SECONDS):
+            assert await there_reader.readexactly(18) == b"GET / HTTP/9\r\n\r\n\x00\xff"
+            assert await reader.readexactly(1_000_000) == b"\xff" * 1_000_000
+            there.close()
+            assert await reader.read() == b""
+
+
+async def test_the_server_behind_gets_a_head_of_ours_with_the_address_that_we_saw() -> None:
+    forged = OFFER.replace(
+        b"\r\n\r\n", b"\r\nX-Forwarded-For: 6.6.6.6\r\nCookie: secret\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
+    )
+    async with behind() as server, port(server.port) as place, connected(place, "127.0.0.2") as (reader, writer):
+        await begin(reader, writer, forged)
+        lines = server.heads[0].split(b"\r\n")
+        assert lines[0] == b"GET / HTTP/1.1"
+        assert sorted(lines[1:-2]) == [
+            b"connection: Upgrade", b"host: here", b"sec-websocket-key: k", b"sec-websocket-version: 13", b"upgrade: WebSocket",
+            b"x-forwarded-for: 127.0.0.2",
+        ]  # fmt: skip
+
+
+async def test_a_trusted_proxy_is_believed_and_nobody_before_it() -> None:
+    forwarded = OFFER.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9\r\n\r\n")
+    async with behind() as server, port(server.port, trusted_proxies=("127.0.0.3",)) as place:
+        async with connected(place, "127.0.0.3") as (reader, writer):
+            await begin(reader, writer, forwarded)
+        assert b"\r\nx-forwarded-for: 203.0.113.9\r\n" in server.heads[0]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(OFFER.replace(b"/mesh", b"/mesh/"), id="another path"),
+        pytest.param(OFFER.replace(b"WebSocket\r\n", b"h2c\r\n"), id="another protocol"),
+        pytest.param(OFFER.replace(b"GET", b"POST"), id="another method"),
+        pytest.param(OFFER + b"early", id="bytes before the answer"),
+    ],
+)
+async def test_other_offers_are_answered_as_if_there_were_none(request_: bytes) -> None:
+    async with behind() as server, port(server.port) as place, connected(place) as (reader, writer):
+        writer.write(request_)
+        async with asyncio.timeout(SECONDS):
+            assert await http_ports.answer(reader) == b"HTTP/1.1 200 OK the page"
+        assert server.heads == []
+
+
+async def test_an_earlier_request_on_the_connection_is_answered_first() -> None:
+    async with behind() as server, port(server.port) as place, connected(place) as (reader, writer):
+        writer.write(http_ports.REQUEST)
+        async with asyncio.timeout(SECONDS):
+            assert await http_ports.answer(reader) == b"HTTP/1.1 200 OK the page"
+        await begin(reader, writer)
+        assert len(server.heads) == 1
+
+
+async def test_without_the_server_behind_there_is_a_502() -> None:
+    async with port(1) as place, connected(place) as (reader, writer):
+        writer.write(OFFER)
+        async with asyncio.timeout(SECONDS):
+            assert await http_ports.answer(reader) == b"HTTP/1.1 502 Bad Gateway the mesh's NATS server doesn't answer"
+            assert await reader.read() == b""
+
+
+async def test_connections_are_counted_until_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipaddress.IPv4Address.is_loopback", False)
+    async with behind() as server, port(server.port, http_connections_per_address=2) as place:
+        async with connected(place) as first, connected(place) as second:
+            await begin(*first)
+            await begin(*second)
+            assert b" 429 Too Many Requests" in await http_ports.ask(place)
+
+        async def has_room() -> bool:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                return b" 200 OK " in await http_ports.ask(place)
+            return False
+
+        await until(has_room, seconds=SECONDS)
+
+
+async def test_a_silent_client_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_tunnel, "IDLE_SECONDS", 0.2)
+    async with behind() as server, port(server.port) as place, connected(place) as (reader, writer):
+        await begin(reader, writer)
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(SECONDS):
+                assert await reader.read() == b""
+        assert await server.connections[0][0].read() == b""
+
+
+async def test_a_reader_that_reads_nothing_holds_no_memory() -> None:
+    async with behind() as server, port(server.port) as place, connected(place) as (reader, writer):
+        await begin(reader, writer)
+        reader._transport.pause_reading()
+        _, there = server.connections[0]
+        for _ in range(400):
+            there.write(bytes(65536))
+
+        async def is_held() -> bool:
+            return there.transport.get_write_buffer_size() > 5_000_000
+
+        await until(is_held, seconds=SECONDS)
+        await asyncio.sleep(0.5)
+        # Three sockets' buffers take some; the rest waits where it comes from.
+        assert there.transport.get_write_buffer_size() > 5_000_000
+        reader._transport.resume_reading()
+        async with asyncio.timeout(SECONDS):
+            assert await reader.readexactly(400 * 65536) == bytes(400 * 65536)
+
+
+async def test_both_sides_end_when_the_client_is_gone() -> None:
+    async with behind() as server, port(server.port) as place:
+        async with connected(place) as (reader, writer):
+            await begin(reader, writer)
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(SECONDS):
+                assert await server.connections[0][0].read() == b""
