@@ -27,7 +27,13 @@ MEASURE_SECONDS = 2.0
 WRITE_EVERY_SECONDS = 5.0
 _NAMED = 5
 
-_PATHS = {"nats": "over NATS", "direct": "direct", "punched": "punched through the NAT", "relayed": "through a relay"}
+_PATHS = {
+    "nats": "over NATS",
+    "direct": "direct",
+    "punched": "punched through the NAT",
+    "web": "over HTTPS",
+    "relayed": "through a relay",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,15 @@ from shared.types import SERVICE_NAMES, Role
 #: The owner of a node that no user added.
 NO_OWNER = "the mesh"
 #: Path -> label; other paths are shown as they are.
-_PATHS = {"nats": "NATS", "direct": "Direct", "punched": "Direct (NAT)", "relayed": "Relay", "self": "Local"}
-
-
+_PATHS = {
+    "nats": "NATS",
+    "direct": "Direct",
+    "punched": "Direct (NAT)",
+    # What passes the mesh's server is readable there.
+    "web": "HTTPS, readable at the mesh",
+    "relayed": "Relay",
+    "self": "Local",
+}
 #: State in `aicli top --json` -> its word and tone for people.
 STATES = {
     "used": ("OK", Tone.GOOD),

@@ -140,6 +140,8 @@ class Announcer:
             self.must_stop.set()
         if announcement.node == self._me.node:
             return
+        if transport == "nats" and (announcement.over_web or self._transports.is_over_web):
+            path = "web"
         self._nodes.apply_announcement(announcement, path, transport)
         self._transports.record_list_number(announcement.node, announcement.revocations)
 

@@ -336,7 +336,7 @@ class Node:
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
             offer.warning, offer.assigned, offer.refused,
             self._config if self.role is Role.GATEWAY else None, self.leave_reason if self._leaving else "", self._models_revision,
-            tuple(features.known()),
+            tuple(features.known()), self.node_transports.is_over_web,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

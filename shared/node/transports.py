@@ -59,6 +59,10 @@ class Transports:
         return (*nats, "swarm") if self.swarm is not None and self.swarm.connected else nats
 
     @property
+    def is_over_web(self) -> bool:
+        return self.nats is not None and self.nats.nats.is_over_web
+
+    @property
     def nats_back_at(self) -> float:
         """Return when our own connection to NATS came back, by ``time.monotonic``: infinity while it is lost, and its opposite if it never
         was, or isn't used."""

@@ -197,6 +197,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     models_revision: int | None = None
     #: See ``shared.features``.
     features: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=100)], ...], msgspec.Meta(max_length=MAX_FEATURES)] = ()
+    #: Whether it reaches NATS over a WebSocket.
+    over_web: bool = False
 
     @property
     def reads_release(self) -> str:
@@ -218,7 +220,8 @@ def decode(body: bytes) -> Announcement:
         raise errors.ProtocolViolation(f"not an announcement: {error}") from error
 
 
-PATHS = ("nats", "direct", "punched", "relayed")
+#: The fastest first. ``web``: NATS, which the other side reaches over a WebSocket.
+PATHS = ("nats", "direct", "punched", "web", "relayed")
 
 
 @dataclass(frozen=True, slots=True)

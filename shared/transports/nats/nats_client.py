@@ -152,6 +152,11 @@ class NatsClient:
         return self._connection is not None and self._connection.is_connected
 
     @property
+    def is_over_web(self) -> bool:
+        """Return whether the server is reached over a WebSocket."""
+        return self._connection is not None and self._connection.server.is_web
+
+    @property
     def is_full(self) -> bool:
         """Return whether producers should wait for ``on_room``."""
         connection = self._connection
