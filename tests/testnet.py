@@ -155,6 +155,11 @@ class NatsServer:
     def _reloads(self) -> int:
         return (self.folder / "nats.log").read_bytes().count(b"Reloaded server configuration")
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     @staticmethod
     def binary() -> str:
         return str(nats_server.binary())
