@@ -53,7 +53,7 @@ class WebSocket(ServerSocket):
             web_frames.check_answer(head, key)
         except web_frames.BadHandshake as error:
             if web_frames.status_of(head) in _AWAY:
-                raise ConnectionResetError(str(error)) from error
+                raise ConnectionRefusedError(str(error)) from error
             raise errors.Unavailable(f"{_who(head)} at {server} {error}", hint=_ASK, retry_after_seconds=1) from error
         self._frames = FrameReader()
         await asyncio.sleep(self.settle_seconds)
@@ -79,7 +79,7 @@ class WebSocket(ServerSocket):
         try:
             head: bytes = await self._io_reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
-            raise ConnectionResetError("no response to the offer of a WebSocket") from error
+            raise ConnectionRefusedError("no response to the offer of a WebSocket") from error
         return head
 
     def _check_pin(self) -> None:

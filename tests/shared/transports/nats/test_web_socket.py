@@ -76,8 +76,8 @@ async def web(to: int, folder: Path) -> AsyncIterator[WebPort]:
                 server.stop()
 
 
-def client_of(server: NatsServer, url: str, **files: Path) -> NatsClient:
-    return NatsClient(url, node_keys.load(server.key("gateway", Role.GATEWAY)), name="test", files=NatsFiles(**files))
+def client_of(server: NatsServer, url: str, role: Role = Role.GATEWAY, **files: Path) -> NatsClient:
+    return NatsClient(url, node_keys.load(server.key(f"{role}", role)), name="test", files=NatsFiles(**files))
 
 
 @asynccontextmanager
@@ -91,16 +91,29 @@ async def connected(client: NatsClient) -> AsyncIterator[NatsClient]:
             await client.close()
 
 
-async def echoed(client: NatsClient, payload: bytes) -> bytes:
-    """Return what comes back of a message to ourselves."""
-    heard: asyncio.Queue[bytes] = asyncio.Queue()
-    sid = client.subscribe(f"aimesh.{MESH}.event.>", lambda message: heard.put_nowait(message.payload))
-    client.publish(f"aimesh.{MESH}.event.gateway.{client._login.node}.x", payload)
-    try:
+class Pair:
+    """Two nodes that reach NATS by the same URL."""
+
+    def __init__(self, sender: NatsClient, receiver: NatsClient) -> None:
+        self.sender = sender
+        self._heard: asyncio.Queue[bytes] = asyncio.Queue()
+        receiver.subscribe(f"aimesh.{MESH}.event.>", lambda message: self._heard.put_nowait(message.payload))
+        self._receiver = receiver
+
+    async def passes(self, payload: bytes) -> bool:
         async with asyncio.timeout(ANSWER_SECONDS):
-            return await heard.get()
-    finally:
-        client.unsubscribe(sid)
+            await self._receiver.flush()
+            self.sender.publish(f"aimesh.{MESH}.event.gateway.{self.sender._login.node}.x", payload)
+            return await self._heard.get() == payload
+
+
+@asynccontextmanager
+async def pair(server: NatsServer, url: str, **files: Path) -> AsyncIterator[Pair]:
+    async with (
+        connected(client_of(server, url, **files)) as sender,
+        connected(client_of(server, url, Role.METRICS, **files)) as receiver,
+    ):
+        yield Pair(sender, receiver)
 
 
 async def refusal(client: NatsClient) -> errors.Unavailable:
@@ -118,10 +131,10 @@ async def test_a_private_ca_or_a_pinned_key_is_trusted(server: NatsServer, tmp_p
     make_certificate(tmp_path, "127.0.0.1")
     async with web(server.web_port, tmp_path) as port:
         url = f"wss://127.0.0.1:{port.port}/mesh"
-        async with connected(client_of(server, url, ca=tmp_path / "cert.pem")) as client:
-            assert await echoed(client, bytes(1_500_000)) == bytes(1_500_000)
-        async with connected(client_of(server, f"{url}?pin={pin_of(tmp_path)}")) as client:
-            assert await echoed(client, b"hi") == b"hi"
+        async with pair(server, url, ca=tmp_path / "cert.pem") as both:
+            assert await both.passes(bytes(1_500_000))
+        async with pair(server, f"{url}?pin={pin_of(tmp_path)}") as both:
+            assert await both.passes(b"hi")
         assert "no certificate that is valid here" in (await refusal(client_of(server, url))).message
         wrong = await refusal(client_of(server, f"{url}?pin={'A' * 43}"))
         assert "not the one that was pinned" in wrong.message
@@ -146,16 +159,15 @@ async def test_when_the_port_stops_a_node_moves_to_the_next(server: NatsServer, 
     make_certificate(tmp_path, "127.0.0.1")
     async with web(server.web_port, tmp_path) as first, web(server.web_port, tmp_path) as second:
         urls = ",".join(f"wss://127.0.0.1:{each.port}/mesh?pin={pin_of(tmp_path)}" for each in (first, second))
-        async with connected(client_of(server, urls)) as client:
-            used = client._last
+        async with pair(server, urls) as both:
+            used = both.sender._last
             assert used is not None
-            (first if used.port == first.port else second).stop()
-
-            async def is_elsewhere() -> bool:
-                return client.connected and client._last != used
-
-            await until(is_elsewhere, seconds=20)
-            assert await echoed(client, b"hi") == b"hi"
+            stopped, other = (first, second) if used.port == first.port else (second, first)
+            stopped.stop()
+            await until(
+                lambda: both.sender.connected and both.sender._last is not None and both.sender._last.port == other.port, seconds=20
+            )
+            assert await both.passes(b"hi")
 
 
 async def test_the_faster_way_is_taken_and_the_other_when_it_is_closed(server: NatsServer, tmp_path: Path) -> None:
@@ -259,9 +271,9 @@ async def test_an_http_proxy_with_a_password_is_passed(server: NatsServer, tmp_p
         # Only the proxy resolves the name.
         url = f"wss://mesh.example.org:{port.port}/mesh"
         monkeypatch.setenv("HTTPS_PROXY", f"http://me:s%40cret@127.0.0.1:{there}")
-        async with connected(client_of(server, url, ca=tmp_path / "cert.pem")) as client:
-            assert await echoed(client, b"hi") == b"hi"
-        assert proxy.passed == [f"mesh.example.org:{port.port}"]
+        async with pair(server, url, ca=tmp_path / "cert.pem") as both:
+            assert await both.passes(b"hi")
+        assert proxy.passed == [f"mesh.example.org:{port.port}"] * 2
         proxy.refuses = True
         refused = await refusal(client_of(server, url, ca=tmp_path / "cert.pem"))
         assert refused.message == f"the HTTP proxy at 127.0.0.1:{there} refuses connections to mesh.example.org:{port.port} (status 403)"
