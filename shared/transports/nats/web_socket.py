@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import ssl
+from contextlib import suppress
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
@@ -127,10 +128,11 @@ def find_proxy(host: str) -> SplitResult | None:
     if not url or addresses.is_loopback(host) or proxy_bypass_environment(host):
         return None
     found = urlsplit(url if "://" in url else f"http://{url}")
-    if found.scheme != "http" or not found.hostname:
-        # It may have a password.
-        raise errors.Unavailable("HTTPS_PROXY is not an address such as http://proxy.example.org:3128", hint="correct it")
-    return found
+    with suppress(ValueError):  # of the port
+        if found.scheme == "http" and found.hostname and found.port != 0:
+            return found
+    # It may have a password.
+    raise errors.Unavailable("HTTPS_PROXY is not an address such as http://proxy.example.org:3128", hint="correct it")
 
 
 def pin_of(certificate: bytes) -> str:

@@ -291,6 +291,7 @@ def test_which_hosts_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPat
     assert (found.hostname, found.port) == ("proxy", 3128)
     assert web_socket.find_proxy("gpu.lab.example.org") is None
     assert web_socket.find_proxy("127.0.0.1") is None
-    monkeypatch.setenv("https_proxy", "socks5://me:secret@proxy:1080")
-    with pytest.raises(errors.Unavailable, match=r"^HTTPS_PROXY is not an address such as http://proxy\.example\.org:3128$"):
-        web_socket.find_proxy("mesh.example.org")
+    for bad in ("socks5://me:secret@proxy:1080", "http://proxy:port", "http://", "http://proxy:99999"):
+        monkeypatch.setenv("https_proxy", bad)
+        with pytest.raises(errors.Unavailable, match=r"^HTTPS_PROXY is not an address such as http://proxy\.example\.org:3128$"):
+            web_socket.find_proxy("mesh.example.org")
