@@ -106,7 +106,7 @@ async def test_a_restarted_server_gets_every_subscription_again(server: NatsServ
         await until(lambda: told == [False])
         assert not client.connected
         client.publish(f"aimesh.{MESH}.who", b"lost")
-        with pytest.raises(errors.Unavailable, match="no NATS server answers at (nats|ws)://"):
+        with pytest.raises(errors.Unavailable, match=r"no NATS server answers at (nats|ws)://"):
             await client.flush()
         server.start()
         await until(lambda: told == [False, True])
