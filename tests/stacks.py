@@ -50,6 +50,7 @@ PORTS = (
     "METRICS_SERVICE_PORT",
     "WEB_SERVICE_PORT",
     "NATS_PORT",
+    "NATS_WEB_PORT",
     "PROMETHEUS_PORT",
     "DHT_PORT",
 )

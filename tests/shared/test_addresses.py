@@ -10,6 +10,9 @@ from shared import addresses
     [
         ("nats://127.0.0.1:4222", []),
         ("nats://localhost", []),
+        ("ws://localhost:8080/mesh", []),
+        ("ws://ai.example.org/mesh", ["ai.example.org"]),
+        ("wss://ai.example.org/mesh?pin=abc", []),
         ("nats://[::1]:4222", []),
         ("tls://nats.example.org:4222", []),
         ("NATS://nats.example.org", ["nats.example.org"]),
@@ -101,7 +104,7 @@ def test_loopback_is_recognized_in_any_form(host: str, is_here: bool) -> None:
     assert addresses.is_loopback(host) is is_here
 
 
-@pytest.mark.parametrize("url", ["nats.example.org:4222", "ws://canary.example.org", "nats://", "nats://h:canary", "nats://[canary", ""])
+@pytest.mark.parametrize("url", ["nats.example.org:4222", "http://canary.example.org", "nats://", "nats://h:canary", "nats://[canary", ""])
 def test_an_invalid_address_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(ValueError, match="not an address") as refused:
         addresses.plain_hosts(url)

@@ -40,7 +40,7 @@ def test_the_text_format_never_changes() -> None:
     # The same texts, made without our code.
     fields = [1, "t-1", RAW, node_keys.raw_of(CA.id), "home", ["203.0.113.5:49737"], [bytes(32)]]
     assert whole(msgpack.packb(fields)) == TEXT
-    assert whole(msgpack.packb([*fields, [], "", None])) == tickets.render(TICKET)
+    assert whole(msgpack.packb([*fields, [], "", None, False])) == tickets.render(TICKET)
 
 
 def test_a_ticket_names_the_mesh_and_contains_the_key() -> None:
