@@ -33,6 +33,7 @@ from shared.telemetry import logs
 from shared.timing.bounded_waits import wait_until_set
 from shared.transports.handshake import HandshakeRefusal
 from shared.transports.link import Link, LocalNode
+from shared.transports.nats import servers
 from shared.transports.nats.login import NatsFiles, NatsLoginRefused
 from shared.transports.nats.server_connection import NatsMessage
 from shared.transports.nats_link import NatsTransport
@@ -48,6 +49,8 @@ _PAUSE_SECONDS = 0.5
 #: How often to check whether Hyperswarm runs here, and how long it may fail to start.
 _LOOK_SECONDS = 1.0
 _TROUBLE_SECONDS = 8.0
+#: How long auth may refuse our login: an administrator may be changing something.
+_REFUSED_SECONDS = 5.0
 #: Announcements of auth that wait to be looked at.
 _MAX_ANNOUNCED = 100
 _MAX_TICKET_BYTES = 64 * 1024
@@ -75,6 +78,11 @@ class EnrollmentRoute:
         return self.beside or not self.nats
 
     @property
+    def servers(self) -> tuple[str, ...]:
+        """Return the addresses of its NATS servers, for messages."""
+        return tuple(str(server) for url in self.nats for server in servers.read_urls(url))
+
+    @property
     def is_on_this_machine(self) -> bool:
         """Return whether all DHT nodes are on loopback, so that only nodes on this machine can be found."""
         hosts = {address.rpartition(":")[0].strip("[]") for address in self.bootstrap}
@@ -84,7 +92,7 @@ class EnrollmentRoute:
     def places(self) -> str:
         """Return where to look for the mesh, for messages."""
         dht = (self.bootstrap or ("the public DHT",)) if self.has_swarm else ()
-        return ", ".join((*self.nats, *dht))
+        return ", ".join((*self.servers, *dht))
 
 
 def route_of(found: tickets.Ticket | MembershipFile) -> EnrollmentRoute:
@@ -232,7 +240,7 @@ async def open_session(
             await stack.enter_async_context(_look_over_nats(session, nats, route, options))
         if route.has_swarm:
             await stack.enter_async_context(_look_over_swarm(session, _open_transport(route, me, trust, options.node), route))
-        report(f"looking for the mesh {route.mesh}{' at ' if route.nats else ''}{', '.join(route.nats)} …")
+        report(f"looking for the mesh {route.mesh}{' at ' if route.nats else ''}{', '.join(route.servers)} …")
         yield session
 
 
@@ -312,6 +320,7 @@ class EnrollmentSession:
         self._connections: list[RpcConnection] = []
         self._connected = asyncio.Event()
         self._troubled_since: float | None = None
+        self._refused_since: float | None = None
         self._refused: errors.AimeshError | None = None
         self._unreachable = ""
         self._failed: errors.AimeshError | None = None
@@ -342,6 +351,8 @@ class EnrollmentSession:
                         return await self.ask(contract.renew_certificate, lambda auth: contract.RenewCertificate())
                     except errors.ApprovalPending:
                         continue
+                    except NatsLoginRefused:
+                        raise  # its ticket was revoked meanwhile, or the node
                     except (errors.NotReachable, errors.Unavailable):
                         self._report("lost the mesh; trying again …")
         except TimeoutError:
@@ -378,6 +389,7 @@ class EnrollmentSession:
                     return connection
             if self._nats_problem is not None and not self._route.has_swarm:
                 raise self._nats_problem
+            self._check_login()
             if self._forbidden and not self._route.has_swarm:
                 raise errors.NotAllowed(
                     f"this NATS server takes no newcomers: {self._forbidden}", hint="it needs auth_callout, see docs/howto/deploy.md"
@@ -386,15 +398,21 @@ class EnrollmentSession:
             if not await wait_until_set(self._connected, _LOOK_SECONDS):
                 self._report_trouble()
 
+    def _check_login(self) -> None:
+        """Raises Unavailable if auth refuses our login, with a used ticket for example: it would refuse us over Hyperswarm, too."""
+        trouble = next((each.nats.trouble for each in self.transports if isinstance(each, NatsTransport)), None)
+        now = self._options.clock()
+        self._refused_since = (self._refused_since or now) if isinstance(trouble, NatsLoginRefused) else None
+        if trouble is not None and self._refused_since is not None and now - self._refused_since >= _REFUSED_SECONDS:
+            raise trouble
+
     @property
     def _trouble(self) -> str:
-        """Return why no transport works; empty while one does."""
-        if any(each.connected for each in self.transports):
-            return ""
-        return "; ".join(each.trouble for each in self.transports if each.trouble)
+        """Return why a transport doesn't work; empty if all do."""
+        return "; ".join(each.trouble for each in self.transports if not each.connected and each.trouble)
 
     def _report_trouble(self) -> None:
-        """Report why nothing works here. Raises Unavailable if Hyperswarm is alone, and doesn't start. NATS is tried until the deadline."""
+        """Report what doesn't work here. Raises Unavailable if Hyperswarm is alone, and doesn't start. NATS is tried until the deadline."""
         trouble = self._trouble
         if not trouble:
             self._troubled_since = None
@@ -412,6 +430,7 @@ class EnrollmentSession:
         connection = RpcConnection(link, None)
         connection.on_closed.append(self._closed)
         self._connections.append(connection)
+        self._refused_since = None
         self._connected.set()
         self._report(f"found auth of mesh {self._route.mesh} ({link.path}) after {self._options.clock() - self._started:.1f} s")
 
@@ -438,12 +457,12 @@ class EnrollmentSession:
 
     def _why_no_answer(self) -> errors.AimeshError:
         """Return the most informative error, with the next step."""
-        if trouble := self._trouble:
-            return errors.Unavailable(trouble, hint="run `aicli doctor --worker`")
-        if self._failed is not None:
-            return errors.Unavailable(f"auth was found but could not answer: {self._failed.message}", hint="try again in a minute")
         if isinstance(self._refused, errors.ClockSkew):
             return errors.ClockSkew(self._refused.message, hint="set this machine's clock, for example with NTP, and try again")
+        if trouble := self._trouble:
+            return errors.Unavailable("; ".join(filter(None, (trouble, self._unreachable))), hint="run `aicli doctor --worker`")
+        if self._failed is not None:
+            return errors.Unavailable(f"auth was found but could not answer: {self._failed.message}", hint="try again in a minute")
         if self._unreachable:
             return errors.NotReachable(self._unreachable, hint="the mesh needs a relay that both sides can reach: aicli mesh relay")
         if self._refused is not None:
@@ -506,11 +525,15 @@ async def join_over_nats(me: LocalNode, ticket_file: Path, settings: NodeSetting
     return membership_file.with_choices(membership_file.of(joined), ticket)
 
 
-async def renew_over_nats(membership: MembershipFile, key: node_keys.NodeKey, settings: NodeSettings) -> MembershipFile:
-    """Replace a certificate that has expired. Raises what ``enroll`` raises."""
+async def renew_over_nats(
+    membership: MembershipFile, key: node_keys.NodeKey, settings: NodeSettings, *, beside: bool = False
+) -> MembershipFile:
+    """Replace a certificate that has expired, also over Hyperswarm if ``beside``. Raises what ``enroll`` raises."""
     options = EnrollmentOptions(nats_files=settings.nats_files, approval_seconds=0)
-    over_nats = msgspec.structs.replace(membership, nats=(settings.nats_url,), beside=False)
-    return await renew_as_newcomer(over_nats, key, _log_progress, options=options)
+    found = await renew_as_newcomer(
+        msgspec.structs.replace(membership, nats=(settings.nats_url,), beside=beside), key, _log_progress, options=options
+    )
+    return msgspec.structs.replace(found, nats=membership.nats, beside=membership.beside)
 
 
 def _read_ticket(path: Path) -> tickets.Ticket:

@@ -51,6 +51,8 @@ from shared.types import SERVICE_NAMES, MeshName, ModelName, NodeId, Role
 
 #: Services often start before their NATS server. After this they exit and are restarted.
 CONNECT_SECONDS = 30.0
+#: Of a node that starts without it, on Hyperswarm.
+CONNECT_BESIDE_SECONDS = 5.0
 #: A service that has not answered by then is not ready.
 CHECK_SECONDS = 2.0
 _LAG_LOOK_SECONDS = 1.0
@@ -449,7 +451,8 @@ async def _with_certificate(plan: "TransportPlan", settings: NodeSettings, me: L
         return plan
     if plan.trust.certificate:
         try:
-            found = await enrollment.renew_over_nats(plan.membership, me.key, settings)
+            # Its own swarm doesn't run yet.
+            found = await enrollment.renew_over_nats(plan.membership, me.key, settings, beside=plan.membership.beside)
         except errors.AimeshError as error:
             _log.warning("certificate not renewed", why=error.message)
             if settings.join_ticket_file is None:
@@ -503,7 +506,8 @@ async def _unlocked_member(settings: NodeSettings, role: Role) -> AsyncIterator[
     if plan.nats is not None and role is not Role.AUTH:
         plan = await _with_certificate(plan, settings, me)
         assert plan.nats is not None
-        await plan.nats.connect(deadline_seconds=CONNECT_SECONDS)
+        is_needed = not plan.membership.beside
+        await plan.nats.connect(deadline_seconds=CONNECT_SECONDS if is_needed else CONNECT_BESIDE_SECONDS, is_needed=is_needed)
     try:
         dead_tasks: list[str] = []
         async with background(dead_tasks) as infrastructure, background() as calls, background(dead_tasks) as tasks:

@@ -161,10 +161,15 @@ class NatsTransport:
         """Return whether the trouble is this node's alone: the server refuses its login, or its connection can't be used."""
         return bool(self.trouble) if self.connected else isinstance(self.nats.trouble, NatsLoginRefused)
 
-    async def connect(self, *, deadline_seconds: float = CONNECT_SECONDS) -> None:
-        """Raises Unavailable if the server is not there or refuses our key. After that it reconnects forever."""
+    async def connect(self, *, deadline_seconds: float = CONNECT_SECONDS, is_needed: bool = True) -> None:
+        """Raises Unavailable if the server refuses our key, or is not there and ``is_needed``. After that it reconnects forever."""
         self.nats.subscribe(topics.inbox(self.me.mesh, self.me.role, self.me.node), self._on_message)
-        await self.nats.connect(deadline_seconds=deadline_seconds)
+        try:
+            await self.nats.connect(deadline_seconds=deadline_seconds)
+        except errors.Unavailable as error:
+            if is_needed or isinstance(error, NatsLoginRefused):
+                raise
+            self.nats.connect_later()
 
     async def run(self) -> None:
         """Keep the connection and monitor the links. Ends by cancellation."""

@@ -91,7 +91,10 @@ class NatsLogin:
                 f"TLS with the NATS server at {where} failed: {reason}",
                 hint="if the server requires a client certificate, set NATS_CERT_FILE and NATS_KEY_FILE",
             )
-        return errors.Unavailable(f"no NATS server answers at {where}", hint="start it, or set NATS_URL", retry_after_seconds=1)
+        hint = "start it, or set NATS_URL"
+        if all(server.is_web for server in servers):
+            hint = "is the mesh up, and does a browser here open its pages? If a proxy is in between, set HTTPS_PROXY"
+        return errors.Unavailable(f"no NATS server answers at {where}", hint=hint, retry_after_seconds=1)
 
     def _refused(self, servers: tuple[ServerAddress, ...]) -> tuple[str, str]:
         if self.jwt is not None:

@@ -110,6 +110,11 @@ class NatsClient:
         await self._open_one(give_up_at=asyncio.get_running_loop().time() + deadline_seconds)
         self._is_connected_once.set()
 
+    def connect_later(self) -> None:
+        """Let ``run`` make the first connection, as soon as a server accepts us."""
+        self._is_connected_once.set()
+        self._attention.set()
+
     def renew_login(self) -> None:
         """Log in again with the present token, and move to that connection: the server closes one whose certificate has expired."""
         self._login_is_old = True
