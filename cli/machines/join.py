@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from cli import user_folders
 from shared import errors
 from shared.types import Role
@@ -208,7 +206,7 @@ async def _enroll(folder: Folder, ticket: "Ticket", node: "EnrollingNode", repor
     from shared.node import membership_file
 
     def adopt(kept: "MembershipFile") -> "MembershipFile":
-        kept = msgspec.structs.replace(membership_file.with_choices(kept, ticket), nats=ticket.nats, beside=ticket.beside)
+        kept = membership_file.by_ticket(kept, ticket)
         if folder.new_key.exists():
             folder.new_key.replace(folder.key)
         membership_file.save(folder.membership, kept)

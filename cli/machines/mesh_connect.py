@@ -85,5 +85,5 @@ async def _enroll(files: _Files, ticket: "Ticket", report: Callable[[str], None]
     files.profile.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     found = await join.enroll_new_key(files.new_key, ticket, enrollment.EnrollingNode(Role.CLIENT, platform.node()), report)
-    membership_file.save(files.mesh, membership_file.of(found))
+    membership_file.save(files.mesh, membership_file.by_ticket(membership_file.of(found), ticket))
     files.new_key.replace(files.key)

@@ -71,8 +71,12 @@ async def client(settings: ClientSettings) -> AsyncIterator[ClientNode]:
     # Imported when needed: clients on NATS do not wait for it.
     from shared.node import delegated_node  # noqa: PLC0415
 
-    outside = await delegated_node.prepare(settings.mesh_file, key, settings.node_binary, SOFTWARE)
-    async with _calling(outside.me, outside.trust, None, outside.swarm) as (node, tasks):
+    membership = await delegated_node.load(settings.mesh_file, key)
+    outside: delegated_node.Delegate | delegated_node.ProfileOnNats | None = None
+    if membership.nats:
+        outside = await delegated_node.over_nats(membership, settings.mesh_file, key, SOFTWARE, settings.connect_seconds)
+    outside = outside or delegated_node.prepare(membership, settings.mesh_file, key, settings.node_binary, SOFTWARE)
+    async with _calling(outside.me, outside.trust, outside.nats, outside.swarm) as (node, tasks):
         tasks.create_task(outside.keep(node.directory, node.rpc, node.node_transports))
         yield node
 

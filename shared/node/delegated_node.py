@@ -1,6 +1,6 @@
-"""A client on Hyperswarm: each process has its own key, delegated by the profile's certified key.
+"""A client that joined with a ticket: over NATS, if its ticket names servers, else on Hyperswarm.
 
-Hyperswarm allows one connection per key, but several processes of one profile may run at once. So each process makes its own key, and
+Hyperswarm allows one connection per key, but several processes of one profile may run at once. So each process makes its own key there, and
 the profile signs a delegation for it that lasts ten minutes.
 """
 
@@ -18,8 +18,37 @@ from shared.node.transports import Transports
 from shared.protocol.directory import Directory
 from shared.rpc.calling import RpcClient
 from shared.transports.link import LocalNode
+from shared.transports.nats.login import NatsLoginRefused
+from shared.transports.nats_link import NatsTransport
 from shared.transports.swarm_transport import SwarmTransport
 from shared.types import Role
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOnNats:
+    """NATS allows several connections per key, so this is the profile itself."""
+
+    me: LocalNode
+    trust: Trust
+    nats: NatsTransport
+    membership: membership_file.MembershipFile
+    state_file: Path
+    swarm: None = None
+
+    async def keep(self, nodes: Directory, rpc: RpcClient, node_transports: Transports) -> None:
+        """Keep the certificate up to date. Ends by cancellation."""
+        renewal = CertificateRenewal(self.trust, self.membership, self.state_file, nodes, rpc)
+        shown = self.trust.certificate
+
+        def changed() -> None:
+            nonlocal shown
+            if shown != self.trust.certificate:
+                shown = self.trust.certificate
+                self.nats.nats.renew_login()
+
+        renewal.changed = changed
+        node_transports.on_number = renewal.record_list_number
+        await renewal.run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +59,7 @@ class Delegate:
     profile: node_keys.NodeKey
     membership: membership_file.MembershipFile
     state_file: Path
+    nats: None = None
 
     async def keep(self, nodes: Directory, rpc: RpcClient, node_transports: Transports) -> None:
         """Keep certificate, delegation and DHT nodes up to date. Ends by cancellation."""
@@ -54,20 +84,45 @@ class Delegate:
             self.trust.delegation = certificates.delegate(self.profile, self.trust.me.id, time.time())
 
 
-async def prepare(mesh_file: Path, profile: node_keys.NodeKey, node: Path | None, software: str) -> Delegate:
-    """Raises BadSettings if the profile has not joined a mesh, and NotCertified if its certificate cannot be renewed."""
+async def load(mesh_file: Path, profile: node_keys.NodeKey) -> membership_file.MembershipFile:
+    """Return the profile's membership, with a certificate that is valid now. Raises BadSettings if the profile has not joined a mesh, and
+    NotCertified if its certificate cannot be renewed."""
     membership = membership_file.load(mesh_file)
     if membership is None:
         raise errors.BadSettings(f"there is no {mesh_file}", hint="run `aicli mesh connect TICKET` to create a profile for this machine")
-    own = node_keys.NodeKey(node_keys.new_seed())
-    trust = Trust(own, Role.CLIENT)
+    trust = Trust(profile, Role.CLIENT)
     membership_file.load_into(trust, membership)
     if not trust.has_certificate(time.time()):
         from shared.node import enrollment  # noqa: PLC0415 - rarely needed
 
         membership = await enrollment.renew_as_newcomer(membership, profile, lambda text: None)
         membership_file.save(mesh_file, membership)
-        membership_file.load_into(trust, membership)
+    return membership
+
+
+async def over_nats(
+    membership: membership_file.MembershipFile, mesh_file: Path, profile: node_keys.NodeKey, software: str, seconds: float
+) -> ProfileOnNats | None:
+    """Return None if NATS can't be reached, but Hyperswarm may. Raises Unavailable."""
+    me, trust = LocalNode(membership.mesh, Role.CLIENT, profile, software), Trust(profile, Role.CLIENT)
+    membership_file.load_into(trust, membership)
+    nats = NatsTransport(me, ",".join(membership.nats), trust=trust)
+    try:
+        await nats.connect(deadline_seconds=seconds)
+    except errors.Unavailable as error:
+        if not membership.beside or isinstance(error, NatsLoginRefused):
+            raise
+        return None
+    return ProfileOnNats(me, trust, nats, membership, mesh_file)
+
+
+def prepare(
+    membership: membership_file.MembershipFile, mesh_file: Path, profile: node_keys.NodeKey, node: Path | None, software: str
+) -> Delegate:
+    """Return the node of this process on Hyperswarm."""
+    own = node_keys.NodeKey(node_keys.new_seed())
+    trust = Trust(own, Role.CLIENT)
+    membership_file.load_into(trust, membership)
     trust.delegation = certificates.delegate(profile, own.id, time.time())
     me = LocalNode(membership.mesh, Role.CLIENT, own, software)
     known = membership_file.nodes_of(membership, time.time())

@@ -80,6 +80,11 @@ def with_choices(kept: MembershipFile, ticket: Ticket) -> MembershipFile:
     return msgspec.structs.replace(kept, model=ticket.model, accept_models=ticket.accept_models)
 
 
+def by_ticket(kept: MembershipFile, ticket: Ticket) -> MembershipFile:
+    """Return the membership with what only the ticket says, also where to find NATS."""
+    return msgspec.structs.replace(with_choices(kept, ticket), nats=ticket.nats, beside=ticket.beside)
+
+
 def _older_bootstrap(present: tuple[str, ...], before: MembershipFile) -> tuple[str, ...]:
     former = dict.fromkeys((*before.bootstrap, *before.older_bootstrap))
     return tuple(node for node in former if node not in present)[: max(0, MAX_BOOTSTRAP - len(present))]

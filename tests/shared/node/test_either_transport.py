@@ -1,4 +1,4 @@
-"""A node whose ticket names NATS, and Hyperswarm beside it: one of the two is enough."""
+"""A node and a client whose ticket names NATS, and Hyperswarm beside it: one of the two is enough."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 
 from shared import errors
 from shared.node import member, membership_file
-from shared.node.client_node import ClientSettings
+from shared.node.client_node import ClientSettings, client
 from shared.types import Role
 from tests.swarmnet import SwarmNet, swarmnet
 from tests.testnet import MESH, IdleService, NodeService, RunningNode, start_node, until
@@ -53,4 +53,27 @@ async def test_a_node_that_has_only_nats_ends_without_it(monkeypatch: pytest.Mon
         net.server.kill()
         with pytest.raises(errors.Unavailable, match="no NATS server answers"):
             async with member.member(msgspec.structs.replace(net.settings(box.node_key_file, nats=True), dht_bootstrap=()), Role.WORKER):
+                pass
+
+
+async def test_a_profile_uses_nats_first_and_hyperswarm_without_it() -> None:
+    async with swarmnet(nats=True) as net:
+        assert net.server is not None
+        auth, profile = await net.start(Auth, nats=True), joined(net, "cafe", Role.CLIENT)
+        async with client(profile) as node:
+            await until(lambda: node.directory.usable(Role.AUTH), seconds=10)
+            assert (node.node_transports.nats is not None, node.node_transports.swarm) == (True, None)
+        net.server.kill()
+        async with client(profile) as node:
+            assert (node.node_transports.nats, node.node_transports.swarm is not None) == (None, True)
+            await until(lambda: node.directory.find(auth.node.id), seconds=30)
+
+
+async def test_a_profile_that_has_only_nats_says_that_it_does_not_answer() -> None:
+    async with swarmnet(nats=True) as net:
+        assert net.server is not None
+        profile = joined(net, "cafe", Role.CLIENT, beside=False)
+        net.server.kill()
+        with pytest.raises(errors.Unavailable, match="no NATS server answers"):
+            async with client(profile):
                 pass
