@@ -1,6 +1,6 @@
 """Rules of tickets and nodes: who may join and who may stay. Pure; the caller brings rows and the time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address, ip_network
@@ -11,6 +11,7 @@ from shared import access_table, addresses, amounts, errors
 from shared.api.membership import CreateTicket, Machine, Member, MemberState, TicketRow, TicketState
 from shared.identity import install_line, node_keys
 from shared.identity.certificates import MAX_LABELS, Subject
+from shared.identity.tickets import Ticket
 from shared.types import NodeId, Permission, Role, TenantId, UserId, UserRole
 
 #: A node that was silent for this long needs a new ticket; laptops may be off for weeks.
@@ -147,10 +148,14 @@ def check_usable(ticket: KnownTicket, now: datetime) -> None:
         raise errors.BadTicket(why, hint=_NEW_TICKET_HINT)
 
 
-def check_address(ticket: KnownTicket, address: str) -> None:
-    """Raises BadTicket if the ticket does not work there."""
+def check_address(ticket: KnownTicket, address: str | None) -> None:
+    """Raises BadTicket if the ticket does not work there. ``address`` is None if only a proxy knows it."""
+    if not ticket.networks:
+        return
+    if address is None:
+        raise errors.BadTicket("the ticket is bound to networks, and does not work over HTTPS", hint="use the address of NATS itself")
     try:
-        is_inside = not ticket.networks or any(ip_address(address) in ip_network(network) for network in ticket.networks)
+        is_inside = any(ip_address(address) in ip_network(network) for network in ticket.networks)
     except ValueError:
         is_inside = False
     if not is_inside:
@@ -203,14 +208,20 @@ def join_labels(ticket: KnownTicket, own: Mapping[str, str]) -> dict[str, str]:
     return labels
 
 
-def warnings(bootstrap: Sequence[str], *, elsewhere: bool = False) -> tuple[str, ...]:
-    """Return warnings about how nodes will reach the mesh. ``bootstrap`` is host:port; empty means the public DHT."""
-    hosts = {address.rpartition("@")[2].rpartition(":")[0].strip("[]") for address in bootstrap}
-    if not hosts or not all(_is_out_of_reach(host, elsewhere=elsewhere) for host in hosts):
+def warnings(ticket: Ticket, *, elsewhere: bool = False) -> tuple[str, ...]:
+    """Return warnings about how nodes will reach the mesh."""
+    servers = {urlsplit(url).hostname or "" for url in ticket.nats}
+    # No DHT nodes mean the public DHT.
+    dht = {address.rpartition("@")[2].rpartition(":")[0].strip("[]") for address in ticket.bootstrap}
+    if not all(_is_out_of_reach(host, elsewhere=elsewhere) for host in servers):
         return ()
-    shown = ", ".join(sorted(hosts))
+    if servers and not ticket.beside:
+        return (f"machines elsewhere cannot reach NATS at {', '.join(sorted(servers))}: set PUBLIC_NATS_URL to where it is reached",)
+    if not dht or not all(_is_out_of_reach(host, elsewhere=elsewhere) for host in dht):
+        return ()
+    shown = ", ".join(sorted(servers | dht))
     way_out = "set DHT_HOST to this machine's address and start the stack again, or TICKET_BOOTSTRAP to where they are reached"
-    return (f"machines elsewhere cannot reach the DHT nodes at {shown}: {way_out}",)
+    return (f"machines elsewhere cannot reach the mesh at {shown}: {way_out}",)
 
 
 def find_install_needs(page: str, *, elsewhere: bool) -> str:

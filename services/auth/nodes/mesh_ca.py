@@ -47,6 +47,12 @@ class MeshAddresses:
     #: The NATS servers that tickets name; none if nodes join over Hyperswarm.
     nats: tuple[str, ...]
 
+    @property
+    def swarm_is_met_outside(self) -> bool:
+        """Return whether other machines may find the mesh over Hyperswarm."""
+        hosts = [address.rpartition(":")[0].strip("[]") for address in self.outside]
+        return self.swarm_is_on and not (hosts and all(map(addresses.is_loopback, hosts)))
+
 
 class MeshCa:
     """Call ``begin`` once, then run ``run`` as a task. ``refresh`` may be called at any time."""
@@ -104,7 +110,7 @@ class MeshCa:
         return self.keys.certify(enrollment_rules.subject_of(node), now)
 
     def membership(self, node: KnownNode, certificate: bytes, *, outside: bool) -> Membership:
-        """Return all that a certified node needs. ``outside``: it is connected over Hyperswarm, not NATS."""
+        """Return all that a certified node needs. ``outside``: it may be anywhere."""
         return Membership(
             mesh=self._node.mesh,
             role=node.role,

@@ -29,7 +29,9 @@ class _ServerId(msgspec.Struct, frozen=True):
 
 
 class _ClientInfo(msgspec.Struct, frozen=True):
+    #: Of a WebSocket the proxy's: nats-server keeps X-Forwarded-For for its log.
     host: str = ""
+    type: str = ""
     nonce: str = ""
 
 
@@ -58,6 +60,15 @@ class LoginRequest(msgspec.Struct, frozen=True):
     @property
     def address(self) -> str:
         return self.client_info.host
+
+    @property
+    def is_over_web(self) -> bool:
+        return self.client_info.type == "websocket"
+
+    @property
+    def origin(self) -> str:
+        """Return what its logins count for: nobody behind a proxy counts as a neighbor of the proxy."""
+        return f"behind {self.address}" if self.is_over_web else self.address
 
 
 class _Claims(msgspec.Struct, frozen=True):
@@ -151,7 +162,7 @@ def decide_newcomer(
         # A node whose answer was lost comes again with the ticket that it has used.
         if node is None or node.ticket_id != ticket.id:
             enrollment_rules.check_usable(ticket, datetime.fromtimestamp(now, UTC))
-        enrollment_rules.check_address(ticket, request.address)
+        enrollment_rules.check_address(ticket, None if request.is_over_web else request.address)
     except errors.BadTicket as error:
         return Refuse(error.message)
     return _newcomer(request.node, now)

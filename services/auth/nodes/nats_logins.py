@@ -227,12 +227,12 @@ class NatsLogins:
 
     def _answer_callout(self, request: LoginRequest, reply: str) -> None:
         is_known = self._is_known(request)
-        if reason := self._rates.count(request.address, request.node, is_known=is_known):
+        if reason := self._rates.count(request.origin, request.node, is_known=is_known):
             self._answer(request, reply, Refuse(reason))
             return
         decision = self._decide(request)
         if decision == nats_callout.NOT_SIGNED:
-            self._rates.distrust(request.address, request.node)
+            self._rates.distrust(request.origin, request.node)
         if isinstance(decision, AskStore):
             work = self._ask_store(request, decision)
         elif decision == nats_callout.NOT_ENROLLED and self._enrolled_at != _changed_at(self._enrollment_list_path):

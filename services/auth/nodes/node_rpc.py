@@ -144,7 +144,8 @@ class EnrollmentRpc(AuthHandlers):
         node = enrollment_rules.check_may_stay(node, ca.now())
         certificate = await ca.certify(node)
         _log.info("node certified", node_id=node.id, role=node.role)
-        return ca.membership(node, certificate, outside=bool(caller.channel))
+        is_by_ticket = node.ticket_id is not None and node.role in (Role.WORKER, Role.CLIENT)
+        return ca.membership(node, certificate, outside=bool(caller.channel) or is_by_ticket)
 
 
 class NodeAdminRpc(AuthHandlers):
@@ -207,7 +208,7 @@ class NodeAdminRpc(AuthHandlers):
         places = ca.addresses
         return tickets.new(
             ca.keys.public, self._node.mesh, bootstrap=places.outside, relays=places.relays, nats=places.nats, model=model,
-            accept_models=accept_models if role is Role.WORKER else None, beside=places.swarm_is_on,
+            accept_models=accept_models if role is Role.WORKER else None, beside=places.swarm_is_met_outside,
         )  # fmt: skip
 
     async def _add_ticket(
@@ -223,7 +224,7 @@ class NodeAdminRpc(AuthHandlers):
             await self._trail.add(transaction, act)
         _log.info("ticket created", ticket_id=known.id, role=known.role, uses=known.uses, by=str(caller.user_id))
         text, page, pin = tickets.render(ticket), self._settings.page(""), self._settings.public_key_pin
-        warnings = () if ticket.nats else enrollment_rules.warnings(ticket.bootstrap, elsewhere=elsewhere)
+        warnings = enrollment_rules.warnings(ticket, elsewhere=elsewhere)
         install = InstallLine("", "")
         if known.role in (Role.WORKER, Role.CLIENT):
             release = version.release_url()

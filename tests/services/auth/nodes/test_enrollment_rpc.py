@@ -41,6 +41,13 @@ async def test_a_machine_joins_with_a_ticket(running_service: Surroundings) -> N
     assert (listed.id, listed.name, listed.owner, listed.certified_until is not None) == (newcomer.key.id, "box", "admin", True)
 
 
+async def test_a_machine_that_joined_over_nats_is_told_the_dht_as_machines_elsewhere_reach_it(running_service: Surroundings) -> None:
+    made, newcomer = await running_service.ticket(Role.WORKER), Newcomer()
+    newcomer.peer = Peer(Role.NEWCOMER, newcomer.key.id)
+    assert (await newcomer.enroll(running_service, made.ticket)).bootstrap == ("192.0.2.1:49737",)
+    assert (await newcomer.renew(running_service)).bootstrap == ("192.0.2.1:49737",)
+
+
 async def test_web_asks_whether_a_ticket_is_usable_without_using_it(running_service: Surroundings) -> None:
     made = await running_service.ticket()
     asked = membership.CheckTicket(tickets.parse(made.ticket).id)

@@ -11,7 +11,7 @@ from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
 from shared import errors
 from shared.api.membership import CreateTicket, MemberState, TicketState
 from shared.identity import node_keys, tickets
-from shared.types import NodeId, Role, UserId
+from shared.types import MeshName, NodeId, Role, UserId
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 OWNER = UserId(UUID(int=7))
@@ -109,17 +109,28 @@ def test_a_node_has_no_more_labels_than_fit_a_certificate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bootstrap", "warned"),
+    ("bootstrap", "nats", "beside", "warned"),
     [
-        pytest.param((), False, id="the public DHT"),
-        pytest.param(("127.0.0.1:49737", "localhost:49738"), True, id="loopback alone"),
-        pytest.param(("[::1]:49737",), True, id="IPv6 loopback"),
-        pytest.param(("dht.example.org@127.0.0.1:49737",), True, id="a name with its address"),
-        pytest.param(("127.0.0.1:49737", "192.0.2.1:49737"), False, id="one that can be reached"),
+        pytest.param((), (), False, "", id="the public DHT"),
+        pytest.param(("127.0.0.1:49737", "localhost:49738"), (), False, "127.0.0.1, localhost", id="loopback alone"),
+        pytest.param(("[::1]:49737",), (), False, "::1", id="IPv6 loopback"),
+        pytest.param(("dht.example.org@127.0.0.1:49737",), (), False, "127.0.0.1", id="a name with its address"),
+        pytest.param(("127.0.0.1:49737", "9.9.9.9:49737"), (), False, "", id="one that can be reached"),
+        pytest.param(("127.0.0.1:49737",), ("wss://ai.example.org/mesh",), False, "", id="NATS can be reached"),
+        pytest.param((), ("wss://192.168.1.5:3000/mesh",), False, "PUBLIC_NATS_URL", id="NATS in another network"),
+        pytest.param((), ("wss://192.168.1.5:3000/mesh",), True, "", id="the public DHT beside it"),
+        pytest.param(("192.168.1.5:49737",), ("wss://192.168.1.5:3000/mesh",), True, "DHT_HOST", id="both in another network"),
     ],
 )
-def test_a_ticket_that_cannot_be_used_carries_a_warning(bootstrap: tuple[str, ...], warned: bool) -> None:
-    assert bool(enrollment_rules.warnings(bootstrap)) is warned
+def test_a_ticket_that_cannot_be_used_carries_a_warning(
+    bootstrap: tuple[str, ...], nats: tuple[str, ...], beside: bool, warned: str
+) -> None:
+    made = tickets.new(
+        node_keys.Authority(node_keys.new_authority_seed()).id, MeshName("home"), bootstrap=bootstrap, nats=nats, beside=beside
+    )
+    found = enrollment_rules.warnings(made, elsewhere=True)
+    assert len(found) == bool(warned)
+    assert warned in "".join(found)
 
 
 def test_one_flipped_bit_in_the_signature_or_text_is_refused() -> None:

@@ -32,14 +32,14 @@ TICKET = tickets.Ticket(1, "abc123", bytes(range(32)), node_keys.raw_of(CA.id), 
 
 
 def login(
-    key: node_keys.NodeKey = NODE, token: str = "", *, nonce: str = NONCE, signed: str | None = None, claimed: str = ""
+    key: node_keys.NodeKey = NODE, token: str = "", *, nonce: str = NONCE, signed: str | None = None, claimed: str = "", type_: str = "nats"
 ) -> LoginRequest:
     """Return a request as the server sends it: a JWT whose signature is not checked."""
     signature = base64.urlsafe_b64encode(key.sign_bare((signed or nonce).encode())).decode().rstrip("=")
     asked = {
         "server_id": {"id": "NSERVER"},
         "user_nkey": "UUSER",
-        "client_info": {"host": "10.1.2.3", "nonce": nonce},
+        "client_info": {"host": "10.1.2.3", "nonce": nonce, "type": type_},
         "connect_opts": {"nkey": claimed or key.id, "sig": signature, "auth_token": token},
     }
     body = base64.urlsafe_b64encode(json.dumps({"nats": asked}).encode()).rstrip(b"=")
@@ -136,13 +136,24 @@ def known_node(state: MemberState = MemberState.ACTIVE, ticket: str | None = TIC
 
 
 def decide_ticket(
-    ticket: KnownTicket | None, node: KnownNode | None = None, *, proof: str | None = None, now: float = NOW
+    ticket: KnownTicket | None, node: KnownNode | None = None, *, proof: str | None = None, now: float = NOW, type_: str = "nats"
 ) -> Allow | Refuse:
-    request = login(token=proof or login_tokens.of_ticket(TICKET.id, TICKET.key.sign, NODE.id, NONCE))
+    request = login(token=proof or login_tokens.of_ticket(TICKET.id, TICKET.key.sign, NODE.id, NONCE), type_=type_)
     question = decide(request)
     assert isinstance(question, AskStore)
     assert isinstance(question.ticket, TicketToken)
     return nats_callout.decide_newcomer(request, question.ticket, ticket, node, now)
+
+
+def test_logins_behind_a_proxy_do_not_count_for_the_machine_of_the_proxy() -> None:
+    assert (login().origin, login(type_="websocket").origin) == ("10.1.2.3", "behind 10.1.2.3")
+
+
+def test_a_ticket_that_is_bound_to_networks_does_not_work_where_only_a_proxy_knows_the_address() -> None:
+    bound = known_ticket(networks=("10.0.0.0/8",))
+    assert decide_ticket(bound) == Allow(Role.NEWCOMER, NODE.id, int(NOW) + 30)
+    assert "does not work over HTTPS" in reason(decide_ticket(bound, type_="websocket"))
+    assert decide_ticket(known_ticket(), type_="websocket") == Allow(Role.NEWCOMER, NODE.id, int(NOW) + 30)
 
 
 def test_a_ticket_admits_a_newcomer() -> None:

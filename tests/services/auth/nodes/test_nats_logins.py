@@ -26,6 +26,7 @@ from shared.identity.certificates import Subject
 from shared.identity.trust import Trust
 from shared.node import Node, enrollment, membership_file
 from shared.node.client_node import ClientNode, ClientSettings, client
+from shared.node.enrollment import EnrollingNode
 from shared.node.lifecycle import background
 from shared.node.member import Service, member
 from shared.node.settings import NodeSettings
@@ -120,7 +121,7 @@ def home_in(folder: Path) -> StackHome:
 @contextmanager
 def server_of(home: StackHome) -> Iterator[NatsServer]:
     found = NatsServer(home.nats)
-    nats_server.ensure(home, MESH, found.port, "callout")
+    nats_server.ensure(home, MESH, found.port, "callout", found.web_port)
     found.start()
     yield found
     found.kill()
@@ -203,6 +204,42 @@ async def test_a_ticket_is_enough_to_join_over_nats(mesh: Mesh, auth_node: Node)
     again = await mesh.start(IdleService, mesh.plan("one"))
     assert is_connected(again)
     assert again.node.renewal.membership.accept_models, "as the ticket says"
+
+
+def over_web(mesh: Mesh, ticket: str) -> tickets.Ticket:
+    """Return the ticket as a mesh makes it that is reached by HTTPS, with a DHT beside it that nobody reaches."""
+    return msgspec.structs.replace(tickets.parse(ticket), nats=(mesh.server.web_url,), bootstrap=("127.0.0.1:9",), beside=True)
+
+
+async def test_a_client_joins_and_calls_over_a_websocket(mesh: Mesh) -> None:
+    ticket, plan = over_web(mesh, await mesh.ticket(Role.CLIENT)), mesh.plan("cafe")
+    joined = await enrollment.enroll(ticket, node_keys.load(plan.node_key_file), EnrollingNode(Role.CLIENT), lambda text: None)
+    membership_file.save(plan.state_file, membership_file.by_ticket(membership_file.of(joined), ticket))
+    settings = ClientSettings(mesh=MESH, nats_url=None, node_key_file=plan.node_key_file, mesh_file=plan.state_file)
+    # Several commands of one profile may run at once.
+    async with client(settings) as one, client(settings) as two:
+        for node in (one, two):
+            assert node.node_transports.is_over_web
+            renewed = await node.rpc.call(membership.renew_certificate, membership.RenewCertificate())
+            assert renewed.role is Role.CLIENT
+
+
+@pytest.mark.parametrize("kind", ["used ticket", "revoked node"])
+async def test_a_refused_login_ends_soon_though_hyperswarm_is_tried_beside_it(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(enrollment, "_REFUSED_SECONDS", 0.2)
+    ticket, one, two = over_web(mesh, await mesh.ticket()), mesh.plan("one"), mesh.plan("two")
+    newcomer, key = EnrollingNode(Role.WORKER), node_keys.load(one.node_key_file)
+    kept = membership_file.by_ticket(membership_file.of(await enrollment.enroll(ticket, key, newcomer, lambda text: None)), ticket)
+    async with asyncio.timeout(HANG_SECONDS):
+        with pytest.raises(errors.Unavailable, match="refused this node's key") as refused:
+            if kind == "used ticket":
+                await enrollment.enroll(ticket, node_keys.load(two.node_key_file), newcomer, lambda text: None)
+            else:
+                await mesh.revoke(key.id)
+                await enrollment.renew_as_newcomer(kept, key)
+    assert "aicli admin nodes refusals" in refused.value.hint
 
 
 async def test_a_ticket_for_another_role_is_refused_with_the_next_step(mesh: Mesh) -> None:

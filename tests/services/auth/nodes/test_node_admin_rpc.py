@@ -215,15 +215,19 @@ async def test_private_addresses_in_a_ticket_are_warned_about_from_elsewhere(ca_
 
 async def test_without_hyperswarm_tickets_name_the_nats_servers(ca_settings: AuthSettings) -> None:
     cases = (
-        ({"dht_bootstrap": (), "nats_url": "nats://10.0.0.1,nats://10.0.0.2"}, ("nats://10.0.0.1", "nats://10.0.0.2")),
-        ({"public_nats_url": "tls://nats.example.org"}, ("tls://nats.example.org",)),
-        ({}, ()),
+        ({"dht_bootstrap": (), "nats_url": "nats://10.0.0.1,nats://10.0.0.2"}, ("nats://10.0.0.1", "nats://10.0.0.2"), False),
+        ({"public_nats_url": "tls://nats.example.org"}, ("tls://nats.example.org",), True),
+        # Nobody outside finds that DHT.
+        ({"public_nats_url": "wss://a.example/mesh", "ticket_bootstrap": ("127.0.0.1:49737",)}, ("wss://a.example/mesh",), False),
+        ({"public_nats_url": "wss://a.example/mesh", "dht_bootstrap": ("public",)}, ("wss://a.example/mesh",), True),
+        ({}, (), True),
     )
-    for changed, expected in cases:
+    for changed, expected, beside in cases:
         here = Surroundings()
         async with AuthService.open(msgspec.structs.replace(ca_settings, **changed), here.as_node()) as here.service:
             made = await here.ticket()
-            assert (tickets.parse(made.ticket).nats, bool(made.warnings)) == (expected, False)
+            found = tickets.parse(made.ticket)
+            assert (found.nats, found.beside, bool(made.warnings)) == (expected, beside, False)
 
 
 # --- node owners -----------------------------------------------------------------------------------------------------
