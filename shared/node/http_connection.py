@@ -16,9 +16,10 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from shared import addresses
 from shared.node import http_tunnel
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
-from shared.node.http_tunnel import Tunnel, TunnelTarget
+from shared.node.http_tunnel import OfferRates, Tunnel, TunnelTarget
 from shared.protocol import null_characters
 from shared.timing.joined_writes import JoinedTransport
 
@@ -60,10 +61,13 @@ class HttpConnection(HttpToolsProtocol):
     #: Bytes since the last head or body ended, minus the allowance for body bytes.
     _surplus = 0
 
-    def __init__(self, *args: Any, limits: "HttpConnectionLimits[HttpConnection]", tunnel: TunnelTarget | None = None, **more: Any) -> None:
+    def __init__(
+        self, *args: Any, limits: "HttpConnectionLimits[HttpConnection]", tunnel: TunnelTarget | None, offers: OfferRates, **more: Any
+    ) -> None:
         super().__init__(*args, **more)
         self._limits = limits
         self._tunnel = tunnel
+        self._offers = offers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport = cast("asyncio.Transport", JoinedTransport(transport))
@@ -201,9 +205,13 @@ class HttpConnection(HttpToolsProtocol):
 
     def _begin_tunnel(self, target: TunnelTarget, method: str) -> bool:
         """Hand the connection over if this request offers a WebSocket, and earlier ones are answered."""
-        head = http_tunnel.find_offer(target, method, self.url, self.headers, self._client_address())
+        address = self._client_address()
+        head = http_tunnel.find_offer(target, method, self.url, self.headers, address)
         if head is None or not (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]
             return False
+        if not addresses.is_loopback(address) and not self._offers.count(address, self.loop.time()):
+            self._refuse_now(_TOO_MANY)
+            return True
 
         def ended() -> None:
             self.connections.discard(tunnel)
@@ -299,6 +307,7 @@ def _plain(status: bytes, text: str, headers: bytes = b"") -> bytes:
     return head % (status, len(body), headers) + body
 
 
+_TOO_MANY = _plain(b"429 Too Many Requests", "more than 20 offers in a second", b"retry-after: 1\r\n")
 _AWAY = _plain(b"502 Bad Gateway", "the mesh's NATS server doesn't answer")
 #: Python reads no number of more than 4,300 digits, and no body is so long.
 _LENGTH_DIGITS = 18

@@ -18,6 +18,7 @@ from shared.api.node import NodeHealth
 from shared.background.tasks import FailingTasks
 from shared.node import http_connection_limits
 from shared.node.http_connection import HttpConnection
+from shared.node.http_tunnel import OfferRates
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import text_formats
 from shared.telemetry.readiness import Dependency
@@ -198,7 +199,8 @@ class HttpServer:
                 server_header=False,
                 ws="none",
                 loop="none",
-                http=partial(HttpConnection, limits=limits, tunnel=settings.tunnel),  # type: ignore[arg-type]  # it asks for a class, and calls it
+                # It asks for a class, and calls it.
+                http=partial(HttpConnection, limits=limits, tunnel=settings.tunnel, offers=OfferRates()),  # type: ignore[arg-type]
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(settings.drain_seconds),
                 ssl_certfile=settings.tls_cert_file,

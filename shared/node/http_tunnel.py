@@ -1,14 +1,19 @@
 """Passes a client's WebSocket on to another server as it is: after the offer, bytes go both ways, and no frame is read."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
+
+from shared import addresses
 
 #: Until the server behind accepts the connection.
 OPEN_SECONDS = 5.0
 #: Each side of NATS sends a PING every few seconds.
 IDLE_SECONDS = 60.0
+#: Of one address in a second. NATS sees only our own address, so auth can't count the logins of each.
+MAX_OFFERS = 20
 _HEADERS = (b"host", b"upgrade", b"connection", b"sec-websocket-key", b"sec-websocket-version")
 
 
@@ -23,12 +28,29 @@ class TunnelTarget:
 
 def find_offer(target: TunnelTarget, method: str, url: bytes, headers: list[tuple[bytes, bytes]], address: str) -> bytes | None:
     """Return the head to send to the server if this request offers a WebSocket for it; else None. Pure. ``address`` is the client's: the
-    server believes the header, so it has no other."""
+    server's log believes the header, so there is no other."""
     found = dict(headers)
     if method != "GET" or url != target.path.encode() or found.get(b"upgrade", b"").lower() != b"websocket":
         return None
     lines = [b"%b: %b" % (name, found[name]) for name in _HEADERS if name in found]
     return b"\r\n".join((b"GET / HTTP/1.1", *lines, b"x-forwarded-for: " + address.encode(), b"", b""))
+
+
+class OfferRates:
+    """Counts the offers of each address in a second. Pure."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._second = 0
+
+    def count(self, address: str, now: float) -> bool:
+        """Return whether there is room for one more."""
+        if int(now) != self._second:
+            self._second = int(now)
+            self._counts.clear()
+        network = addresses.client_network(address)
+        self._counts[network] += 1
+        return self._counts[network] <= MAX_OFFERS
 
 
 class Tunnel(asyncio.Protocol):

@@ -20,8 +20,8 @@ from shared.transports.nats.web_frames import FrameReader
 
 #: NATS's INFO has 1 or 2 KB.
 _MAX_LINE_BYTES = 64 * 1024
-#: Of a proxy whose server is away. It is tried again, as a port that nobody listens on.
-_AWAY = {502, 503, 504}
+#: Of a proxy whose server is away, or that has too many connections. It is tried again, as a port that nobody listens on.
+_AWAY = {429, 502, 503, 504}
 _ASK = "ask who runs it to let WebSockets pass"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.node import http_server, http_tunnel
-from shared.node.http_tunnel import TunnelTarget
+from shared.node.http_tunnel import OfferRates, TunnelTarget
 from shared.node.settings import NodeSettings
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import Place, connected
@@ -166,6 +166,34 @@ async def test_connections_are_counted_until_they_end(monkeypatch: pytest.Monkey
                     said = await http_ports.ask(place)
 
 
+def test_offers_are_counted_by_network_in_each_second() -> None:
+    rates = OfferRates()
+    assert all(rates.count("203.0.113.9", 7.5) for _ in range(http_tunnel.MAX_OFFERS))
+    assert not rates.count("203.0.113.9", 7.9)
+    assert rates.count("203.0.113.8", 7.9)
+    assert rates.count("203.0.113.9", 8.0)
+    assert all(rates.count(f"2001:db8::{host}", 8.1) for host in range(http_tunnel.MAX_OFFERS))
+    assert not rates.count("2001:db8::ffff", 8.1), "the same customer's"
+
+
+async def test_more_offers_of_one_address_are_refused_by_whom_a_trusted_proxy_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_tunnel, "MAX_OFFERS", 1)
+    count = OfferRates.count
+    monkeypatch.setattr(OfferRates, "count", lambda rates, address, now: count(rates, address, 7.0))
+
+    async def offer(place: Place, by: str, forwarded: str) -> bytes:
+        async with connected(place, by) as (reader, writer):
+            writer.write(OFFER.replace(b"\r\n\r\n", f"\r\nX-Forwarded-For: {forwarded}\r\n\r\n".encode()))
+            return (await reader.readline()).strip()
+
+    async with behind() as server, port(server.port, trusted_proxies=("127.0.0.3",)) as place:
+        answers = [await offer(place, "127.0.0.3", forwarded) for forwarded in ("203.0.113.9", "203.0.113.8", "203.0.113.9")]
+        assert [answer.split()[1] for answer in answers] == [b"101", b"101", b"429"]
+        # Nobody else is believed: these are of this machine, and not counted.
+        answers = [await offer(place, "127.0.0.2", "203.0.113.9") for _ in range(2)]
+        assert [answer.split()[1] for answer in answers] == [b"101", b"101"]
+
+
 async def test_a_silent_client_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_tunnel, "IDLE_SECONDS", 0.2)
     async with behind() as server, port(server.port) as place, connected(place) as (reader, writer):
@@ -181,7 +209,7 @@ async def test_a_reader_that_reads_nothing_holds_no_memory() -> None:
         await begin(reader, writer)
         reader._transport.pause_reading()
         _, there = server.connections[0]
-        for _ in range(400):
+        for _ in range(1200):
             there.write(bytes(65536))
 
         # Three sockets' buffers take some; the rest waits where it comes from.
@@ -189,10 +217,10 @@ async def test_a_reader_that_reads_nothing_holds_no_memory() -> None:
         while held[-1] != held[-2]:
             await asyncio.sleep(0.2)
             held.append(there.transport.get_write_buffer_size())
-        assert held[-1] > 15_000_000
+        assert held[-1] > 40_000_000
         reader._transport.resume_reading()
         async with asyncio.timeout(SECONDS):
-            assert await reader.readexactly(400 * 65536) == bytes(400 * 65536)
+            assert await reader.readexactly(1200 * 65536) == bytes(1200 * 65536)
 
 
 async def test_both_sides_end_when_the_client_is_gone() -> None:
