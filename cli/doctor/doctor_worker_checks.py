@@ -1,6 +1,7 @@
-"""The checks of `aicli doctor --worker` on a machine that joined with a ticket: from the Hyperswarm program to auth.
+"""The checks of `aicli doctor --worker` on a machine that joined with a ticket: over NATS, if the ticket names it, and from the Hyperswarm
+program to auth.
 
-The checks use a temporary key, because a running worker may be using the machine's own.
+The checks of Hyperswarm use a temporary key, because a running worker may be using the machine's own.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import msgspec
 import pyhyperswarm
 from pyhyperswarm import DhtStats, Swarm
 
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _DHT_SECONDS = 10.0
 #: A random punch takes up to 20 s; a peer that needs longer needs a relay.
 _FIND_SECONDS = 25.0
+#: A login takes less than a second, and two tries of 2 s each while auth is away.
+_NATS_SECONDS = 10.0
 #: Auth was found a moment ago, so this is quick.
 _MEMBER_SECONDS = 8.0
 _CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "member")
@@ -39,8 +43,38 @@ _CHECKS = ("Node.js", "sidecar", "DHT", "NAT", "relay", "way in", "clock", "memb
 async def examine(
     kept: MembershipFile, key: node_keys.NodeKey, *, is_in_use: bool = False, find_seconds: float = _FIND_SECONDS
 ) -> AsyncIterator[DoctorFinding]:
-    """Run all checks in order. ``is_in_use`` means that a process on this machine uses the key: a second one would disconnect it."""
+    """Run all checks in order. ``is_in_use`` means that a process on this machine uses the key: over Hyperswarm, a second one would
+    disconnect it. One way into the mesh is enough."""
     yield check_certificate(kept, key, time.time())
+    if not kept.nats:
+        async for finding in _examine_swarm(kept, key, is_in_use=is_in_use, find_seconds=find_seconds):
+            yield finding
+        return
+    over_nats = await _examine_nats(kept, key)
+    yield over_nats
+    if kept.beside:
+        alone = msgspec.structs.replace(kept, nats=())
+        async for finding in _examine_swarm(alone, key, is_in_use=is_in_use, find_seconds=find_seconds):
+            is_needed = finding.ok is not False or not over_nats.ok
+            yield finding if is_needed else msgspec.structs.replace(finding, ok=None, hint="not needed: NATS works")
+
+
+async def _examine_nats(kept: MembershipFile, key: node_keys.NodeKey) -> DoctorFinding:
+    """Renew the certificate over NATS, which allows another connection of a key."""
+    alone, options = msgspec.structs.replace(kept, beside=False), EnrollmentOptions(find_seconds=_NATS_SECONDS, approval_seconds=0)
+    where = ", ".join(enrollment.route_of(kept).servers)
+    try:
+        await enrollment.renew_as_newcomer(alone, key, options=options)
+    except errors.ApprovalPending:
+        return DoctorFinding("NATS", True, f"auth answers ({where})")
+    except errors.AimeshError as error:
+        return wrong("NATS", error)
+    return DoctorFinding("NATS", True, f"auth renews the certificate ({where})")
+
+
+async def _examine_swarm(
+    kept: MembershipFile, key: node_keys.NodeKey, *, is_in_use: bool, find_seconds: float
+) -> AsyncIterator[DoctorFinding]:
     try:
         yield DoctorFinding("Node.js", True, str(pyhyperswarm.find_node()))
     except pyhyperswarm.NodeMissing as error:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from pyhyperswarm import DhtStats
 
@@ -14,11 +15,12 @@ from cli.doctor import doctor_checks, doctor_worker_checks
 from cli.doctor.findings import DoctorFinding
 from cli.machines import join
 from cli.profile import Profile
+from shared import errors
 from shared.api import auth, gateway
 from shared.identity import certificates, node_keys, private_file
 from shared.identity.certificates import Subject
-from shared.node import membership_file
-from shared.node.enrollment import EnrollmentRoute
+from shared.node import enrollment, membership_file
+from shared.node.enrollment import EnrollmentOptions, EnrollmentRoute
 from shared.node.membership_file import MembershipFile
 from shared.types import MeshName, Role
 from tests.cli.doctor.test_doctor_command import HEALTHY, well, wrong
@@ -160,6 +162,41 @@ def membership_of(folder: join.Folder) -> MembershipFile:
     found = folder.kept()
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize(
+    ("beside", "error", "found"),
+    [
+        pytest.param(False, None, [("NATS", True)], id="HTTPS"),
+        pytest.param(True, None, [("NATS", True), ("DHT", None)], id="HTTPS, and UDP is blocked"),
+        pytest.param(False, errors.ApprovalPending("not yet"), [("NATS", True)], id="waits for approval"),
+        pytest.param(True, errors.Unavailable("the HTTP proxy asks"), [("NATS", False), ("DHT", False)], id="both are blocked"),
+    ],
+)
+async def test_one_way_into_the_mesh_is_enough(
+    monkeypatch: pytest.MonkeyPatch, beside: bool, error: errors.AimeshError | None, found: list[tuple[str, bool | None]]
+) -> None:
+    asked: list[MembershipFile] = []
+
+    async def renew(membership: MembershipFile, key: node_keys.NodeKey, *, options: EnrollmentOptions) -> MembershipFile:
+        asked.append(membership)
+        if error is not None:
+            raise error
+        return membership
+
+    async def examine_swarm(*_: object, **__: object) -> AsyncIterator[DoctorFinding]:
+        yield DoctorFinding("DHT", False, "no DHT node answers", "let UDP out")
+
+    monkeypatch.setattr(enrollment, "renew_as_newcomer", renew)
+    monkeypatch.setattr(doctor_worker_checks, "_examine_swarm", examine_swarm)
+    joined = msgspec.structs.replace(kept(certified(NOW)), nats=("wss://ai.example.org/mesh?pin=abc",), beside=beside)
+    findings = [each async for each in doctor_worker_checks.examine(joined, KEY)][1:]
+    assert [(each.check, each.ok) for each in findings] == found
+    assert [each.beside for each in asked] == [False], "the machine's own key: no other link over Hyperswarm"
+    assert (findings[0].detail == "the HTTP proxy asks", "wss://ai.example.org:443/mesh)" in findings[0].detail) == (
+        not findings[0].ok,
+        findings[0].ok,
+    )
 
 
 async def test_machine_that_never_joined(tmp_path: Path) -> None:
