@@ -88,12 +88,13 @@ def _keep_proxy(settings: Path, environment: Mapping[str, str]) -> None:
     """Write the proxy that this machine joined through into the service's settings, unless they have one: services get no variables."""
     from shared.identity import private_file
 
-    before = settings.read_text(encoding="utf-8") if settings.exists() else ""
-    wanted = {name.upper(): value for name, value in environment.items() if name.upper() in _PROXY}
-    if wanted and "HTTPS_PROXY=" not in before:
-        # It may have a password.
+    lines = settings.read_text(encoding="utf-8").splitlines() if settings.exists() else []
+    wanted = {name.upper(): value for name, value in environment.items() if name.upper() in _PROXY and value}
+    if "HTTPS_PROXY" in wanted and not any(line.startswith(("HTTPS_PROXY=", "https_proxy=")) for line in lines):
+        lines += [f"{name}={value}" for name, value in wanted.items()]
         settings.parent.mkdir(parents=True, exist_ok=True)
-        private_file.replace(settings, (before + "".join(f"{name}={value}\n" for name, value in wanted.items())).encode())
+        # It may have a password.
+        private_file.replace(settings, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _command(here: CliContext, state: str | None, options: list[str], *, is_system: bool) -> tuple[str, ...]:

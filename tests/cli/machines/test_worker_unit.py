@@ -126,6 +126,21 @@ def test_install_is_idempotent_and_can_be_removed(joined: Shell) -> None:
     assert joined("worker", "install", "--user", "--remove").stdout == f"There is no {path}.\n"
 
 
+def test_the_service_uses_the_proxy_of_this_terminal_unless_its_settings_name_one(joined: Shell) -> None:
+    file = Path(joined.environment["HOME"]) / ".config/aimesh-worker.env"
+    joined.environment["NO_PROXY"] = "10.0.0.0/8"
+    assert joined("worker", "install", "--user").exit_code == 0
+    assert not file.exists(), "no proxy, no exceptions"
+    file.write_text("OLLAMA_URL=http://127.0.0.1:11434", encoding="utf-8")
+    joined.environment["https_proxy"] = "http://ann:secret@proxy.test:3128"
+    expected = "OLLAMA_URL=http://127.0.0.1:11434\nNO_PROXY=10.0.0.0/8\nHTTPS_PROXY=http://ann:secret@proxy.test:3128\n"
+    for _ in range(2):
+        result = joined("worker", "install", "--user")
+        assert (file.read_text(encoding="utf-8"), file.stat().st_mode & 0o077) == (expected, 0)
+        assert "secret" not in result.stdout + result.stderr
+        joined.environment["https_proxy"] = "http://another.test:3128"
+
+
 def test_a_machine_that_has_not_joined_is_refused(shell: Shell) -> None:
     result = shell("worker", "install", "--user")
     assert result.exit_code == 2
