@@ -319,14 +319,17 @@ def public_key_pin(settings: StackSettings, recorded: Mapping[str, str]) -> dict
 
 
 def _nats_websocket(settings: StackSettings) -> dict[str, str]:
-    return {} if settings.nats_web_port is None else {"NATS_WEBSOCKET": f"127.0.0.1:{settings.nats_web_port}"}
+    is_ours = settings.nats_url is None and settings.nats_web_port is not None
+    return {"NATS_WEBSOCKET": f"127.0.0.1:{settings.nats_web_port}"} if is_ours else {}
 
 
 def _nats_for_tickets(settings: StackSettings, recorded: Mapping[str, str]) -> dict[str, str]:
     """Return the setting that lets other machines join by HTTPS, if they can open the pages. Raises BadSettings."""
     address = recorded.get("PUBLIC_URL", public_url("web", settings))
     is_reached = "PUBLIC_URL" in recorded or settings.host not in addresses.LOOPBACK
-    if not address.startswith("https://") or not is_reached or not (_nats_websocket(settings) or "NATS_WEBSOCKET" in recorded):
+    # With a static list of users, NATS takes no newcomers.
+    has_way = bool(_nats_websocket(settings) or "NATS_WEBSOCKET" in recorded) and settings.nats_admission == "callout"
+    if not (address.startswith("https://") and is_reached and has_way):
         return {}
     pin = {**public_key_pin(settings, recorded), **recorded}.get("PUBLIC_KEY_PIN")
     return {"PUBLIC_NATS_URL": addresses.mesh_url(address, pin)}
@@ -377,7 +380,7 @@ def ports_wanted(settings: StackSettings) -> list[WantedPort]:
         wanted.append(WantedPort(settings.prometheus_port, "the scrape endpoint of metrics", "PROMETHEUS_PORT"))
     if not settings.nats_url:
         wanted.append(WantedPort(settings.nats_port, "nats", "NATS_PORT"))
-    if settings.nats_web_port is not None:
+    if not settings.nats_url and settings.nats_web_port is not None:
         wanted.append(WantedPort(settings.nats_web_port, "the WebSockets of nats", "NATS_WEB_PORT"))
     return wanted + dht_programs.ports_wanted(settings)
 

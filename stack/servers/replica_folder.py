@@ -24,7 +24,7 @@ _OWN = {KEY: "node.nk", "RECOVERY_LOG_DIR": "recovery_log", "AUDIT_ANCHOR_FILE":
 _LEFT_OUT = frozenset({"ADMIN_PASSWORD_FILE", "ADMIN_API_KEY_FILE", "NODE_BINARY", "REPLICA_CHECK"})
 #: The mesh's metrics are also on the service's own port.
 _CHANGED = {"PROMETHEUS_PORT": "0"}
-_SERVERS = ("NATS_URL", "DATABASE_URL", "REDIS_URL", "GATEWAY_URL", "DHT_BOOTSTRAP")
+_SERVERS = ("NATS_URL", "NATS_WEBSOCKET", "DATABASE_URL", "REDIS_URL", "GATEWAY_URL", "DHT_BOOTSTRAP")
 _HEADER = "# Settings of a replica, made by `aicli stack replica`. The files beside it are secrets.\n"
 
 

@@ -97,6 +97,29 @@ def test_registration_is_open_only_on_loopback(home: StackHome, overrides: dict[
     assert _environments(_plan(home, ALLOW_PLAIN_HTTP="true", **overrides))["auth"]["OPEN_REGISTRATION"] == is_open
 
 
+def _way_of_tickets(home: StackHome, **overrides: str) -> tuple[str | None, bool]:
+    """Return the NATS of tickets, and whether web passes WebSockets on."""
+    found = _environments(_plan(home, **overrides))
+    return found["auth"].get("PUBLIC_NATS_URL"), "NATS_WEBSOCKET" in found["web"]
+
+
+def test_tickets_name_the_address_of_the_pages_if_others_can_open_it_over_tls(home: StackHome) -> None:
+    assert _way_of_tickets(home) == (None, True), "only this machine opens the pages"
+    assert _way_of_tickets(home, PUBLIC_URL="http://ai.example.org") == (None, True)
+    assert _way_of_tickets(home, PUBLIC_URL="https://ai.example.org") == ("wss://ai.example.org/mesh", True)
+    assert _way_of_tickets(home, PUBLIC_URL="https://ai.example.org/", PUBLIC_KEY_PIN="a+/b=") == (
+        "wss://ai.example.org/mesh?pin=a-_b",
+        True,
+    )
+    assert _way_of_tickets(home, PUBLIC_NATS_URL="tls://nats.example.org") == ("tls://nats.example.org", True), "as set"
+
+
+def test_without_our_nats_server_or_its_callout_tickets_do_not_name_it(home: StackHome) -> None:
+    public = {"PUBLIC_URL": "https://ai.example.org"}
+    assert _way_of_tickets(home, **public, NATS_AUTH="users") == (None, True)
+    assert _way_of_tickets(home, **public, NATS_AUTH="callout", NATS_URL="nats://h:4222") == (None, False)
+
+
 def test_people_who_are_let_in_have_room_for_coding_agents(home: StackHome) -> None:
     found = _environments(_plan(home))
     assert (found["auth"]["INVITED_TIER"], found["auth"]["OIDC_TIER"]) == ("enterprise", "enterprise")
