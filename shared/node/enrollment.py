@@ -49,8 +49,8 @@ _PAUSE_SECONDS = 0.5
 #: How often to check whether Hyperswarm runs here, and how long it may fail to start.
 _LOOK_SECONDS = 1.0
 _TROUBLE_SECONDS = 8.0
-#: How long auth may refuse our login: an administrator may be changing something.
-_REFUSED_SECONDS = 5.0
+#: How long auth may refuse our login: an administrator may be changing something, or Hyperswarm finds another auth.
+_REFUSED_SECONDS = 10.0
 #: Announcements of auth that wait to be looked at.
 _MAX_ANNOUNCED = 100
 _MAX_TICKET_BYTES = 64 * 1024

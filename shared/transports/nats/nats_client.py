@@ -235,10 +235,10 @@ class NatsClient:
                 return
             except errors.Unavailable as error:
                 tries += 1
+                self.trouble = error
                 pause = self._pause(error, tries) if give_up_at == math.inf else RETRY_BACKOFF.first_seconds
                 if self._closing or asyncio.get_running_loop().time() + pause >= give_up_at:
                     raise
-                self.trouble = error
                 await asyncio.sleep(pause)
                 if not isinstance(error.__cause__, ConnectionError):
                     login_seconds = min(2 * login_seconds, LOGIN_SECONDS[1])

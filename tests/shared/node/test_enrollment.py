@@ -178,6 +178,17 @@ async def test_an_unreachable_mesh_says_who_was_asked_and_what_to_do(running_ser
     assert "DHT_HOST" in refused.hint
 
 
+async def test_why_nats_is_not_reached_is_said_while_hyperswarm_runs(key: NodeKey, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy.test")
+    ca = node_keys.Authority(node_keys.new_authority_seed())
+    ticket = tickets.new(ca.id, MeshName("home"), bootstrap=("127.0.0.1:9",), nats=("wss://ai.test/mesh?pin=abc",), beside=True)
+    said: list[str] = []
+    with pytest.raises(errors.Unavailable, match="HTTPS_PROXY is not an address such as http://proxy"):
+        await enrollment.enroll(ticket, key, EnrollingNode(Role.WORKER), said.append, replace(QUICK, find_seconds=4))
+    assert said[0] == "looking for the mesh home at wss://ai.test:443/mesh …"
+    assert any("HTTPS_PROXY is not an address" in line for line in said[1:])
+
+
 async def test_a_slowly_starting_hyperswarm_is_waited_for(running_service: RunningService, key: NodeKey, tmp_path: Path) -> None:
     slow_node = tmp_path / "node"
     slow_node.write_text(f'#!/bin/sh\nsleep 3\nexec {pyhyperswarm.find_node()} "$@"\n')

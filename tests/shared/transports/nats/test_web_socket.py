@@ -187,6 +187,7 @@ async def test_nats_is_away_behind_the_port(server: NatsServer, tmp_path: Path) 
     async with web(1, tmp_path) as port:
         why = await refusal(client_of(server, f"wss://127.0.0.1:{port.port}/mesh?pin={pin_of(tmp_path)}"))
         assert why.message.startswith("no NATS server answers at wss://127.0.0.1:")
+        assert "set HTTPS_PROXY" in why.hint
         assert "pin=" not in why.message
 
 
