@@ -29,6 +29,8 @@ class Backends:
     web: int
     #: Port of a server in place of Grafana and Prometheus.
     internal: int
+    #: Of WebSockets of a NATS server.
+    mesh: int
 
 
 class Proxy:
@@ -105,6 +107,7 @@ class Proxy:
             "127.0.0.1:3002": f"127.0.0.1:{first}",
             "127.0.0.1:3012": f"127.0.0.1:{second}",
             "127.0.0.1:3000": f"127.0.0.1:{self.backends.web}",
+            "127.0.0.1:4223": f"127.0.0.1:{self.backends.mesh}",
         }
         common |= dict.fromkeys(("127.0.0.1:3005", "127.0.0.1:9091"), f"127.0.0.1:{self.backends.internal}")
         for old, new in {**common, **edits}.items():

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +19,7 @@ from tests.deploy.proxies.programs import Backends
 from tests.people import Key, Person
 from tests.replicas import Replica
 from tests.stacks import RunningStack, until
-from tests.testnet import free_port
+from tests.testnet import NatsServer, free_port
 
 TOKEN_SECONDS = 0.5
 _UNLIMITED = "requests_per_minute=unlimited,concurrency=unlimited,requests_per_hour=unlimited,tokens_per_minute=unlimited"
@@ -40,6 +41,8 @@ class Site:
     folder: Path
     person: Person
     backends: Backends
+    #: The log of the NATS server at /mesh.
+    nats_log: Path
     #: The heads of requests that reached the server in place of Grafana.
     internal: list[str] = field(default_factory=list)
     _second: Replica | None = None
@@ -85,6 +88,12 @@ class Site:
             made = await mesh.rpc.call(auth.generate_api_key, request, credential=session.access_token)
         return Key(made.key.id, made.api_key)
 
+    def seen_at_nats(self) -> list[str]:
+        """Return the address of each WebSocket so far, as the server at /mesh logs it."""
+        return re.findall(
+            r"\[DBG\] (\S+)/127\.0\.0\.1:\d+ - wid:\d+ - Client connection created", self.nats_log.read_text(encoding="utf-8")
+        )
+
     async def close(self) -> None:
         await self._opened.aclose()
 
@@ -111,7 +120,13 @@ async def site(folder: Path) -> AsyncIterator[Site]:
         opened.callback(server.close)
         internal = server.sockets[0].getsockname()[1]
         first, web = (urlsplit(running.url(name)).port or 0 for name in ("gateway", "web"))
-        found = Site(running, folder, ann, Backends((first, free_port()), web, internal), heads)
+        (folder / "nats").mkdir()
+        nats = NatsServer(folder / "nats")
+        with (folder / "nats" / "nats.conf").open("a", encoding="utf-8") as conf:
+            conf.write("debug: true\n")
+        nats.start()
+        opened.callback(nats.kill)
+        found = Site(running, folder, ann, Backends((first, free_port()), web, internal, nats.web_port), nats.folder / "nats.log", heads)
         opened.push_async_callback(found.close)
         await found.second_gateway()
         yield found

@@ -27,7 +27,7 @@ LIMITS = {
     "haproxy": re.compile(r"(?:setenv BODY_BYTES (?=\d)|int\((?=\d+\) if \{ path_beg (\S+)))(\d+)"),
     "caddy": re.compile(r"import body (?:@prompts|(\S+)\*) (\w+)"),
 }
-MAX = 80
+MAX = 85
 
 
 def read(name: str) -> str:

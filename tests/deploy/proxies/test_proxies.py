@@ -160,23 +160,35 @@ async def test_it_speaks_tls_1_3_only(proxy: Proxy) -> None:
     writer.transport.abort()
 
 
+#: Headers of a client at another address.
+FORGED = (
+    "x-forwarded-for: 127.0.0.9\r\n",
+    "x-forwarded-for: 127.0.0.9, 127.0.0.1\r\n",
+    "x-forwarded-for: 127.0.0.9\r\nx-forwarded-for: 127.0.0.9\r\n",
+    "X_Forwarded_For: 127.0.0.9\r\n",
+    "forwarded: for=127.0.0.9\r\nx-real-ip: 127.0.0.9\r\nx-client-ip: 127.0.0.9\r\n",
+    "x-forwarded-for: 127.0.0.9\r\nconnection: x-forwarded-for\r\n",
+)
+
+
 async def test_the_gateway_sees_the_address_of_the_client_and_nothing_forged(proxy: Proxy, behind: Site) -> None:
     """A key that is bound to a network works from there, and from nowhere else, whatever the headers."""
     key = (await behind.key_for("127.0.0.9/32")).secret
     bearer = f"authorization: Bearer {key}\r\n"
-    forged = (
-        "x-forwarded-for: 127.0.0.9\r\n",
-        "x-forwarded-for: 127.0.0.9, 127.0.0.1\r\n",
-        "x-forwarded-for: 127.0.0.9\r\nx-forwarded-for: 127.0.0.9\r\n",
-        "X_Forwarded_For: 127.0.0.9\r\n",
-        "forwarded: for=127.0.0.9\r\nx-real-ip: 127.0.0.9\r\nx-client-ip: 127.0.0.9\r\n",
-        "x-forwarded-for: 127.0.0.9\r\nconnection: x-forwarded-for\r\n",
-    )
     assert (await traffic.ask(proxy, traffic.get("/v1/models", bearer), "127.0.0.9")).status == 200
     assert (await traffic.ask(proxy, traffic.get("/v1/models", bearer + "x-forwarded-for: 127.0.0.8\r\n"), "127.0.0.9")).status == 200
-    for header in forged:
+    for header in FORGED:
         answer = await traffic.ask(proxy, traffic.get("/v1/models", bearer + header), "127.0.0.8")
         assert (answer.status, b"127.0.0.8" in answer.body) == (403, True), (header, answer)
+
+
+async def test_a_machine_reaches_nats_which_sees_its_address_and_nothing_forged(proxy: Proxy, behind: Site) -> None:
+    """NATS believes the first address in X-Forwarded-For, whoever wrote it."""
+    for header in ("", *FORGED):
+        before = len(behind.seen_at_nats())
+        async with traffic.web_socket(proxy, header, "127.0.0.8") as frame:
+            assert b"INFO {" in frame
+            assert behind.seen_at_nats()[before:] == ["127.0.0.8"], header
 
 
 @pytest.mark.parametrize("headers", ["", "transfer-encoding: chunked\r\n"], ids=["length", "chunked"])

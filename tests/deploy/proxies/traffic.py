@@ -5,6 +5,7 @@ import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from tests.deploy.proxies.programs import SITE, Proxy
@@ -100,6 +101,21 @@ async def listen_to(proxy: Proxy, key: str, words: int, stream: Stream, tls: ssl
     except (OSError, EOFError, ValueError) as error:
         stream.broken = repr(error)
     return stream
+
+
+@asynccontextmanager
+async def web_socket(proxy: Proxy, headers: str = "", address: str = "127.0.0.1") -> AsyncIterator[bytes]:
+    """Open a WebSocket at /mesh; yield the beginning of the first frame."""
+    offer = f"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: {'A' * 22}==\r\n"
+    reader, writer = await proxy.connect(address)
+    try:
+        async with asyncio.timeout(30):
+            writer.write(f"GET /mesh HTTP/1.1\r\nhost: {SITE}\r\n{offer}{headers}\r\n".encode())
+            status, _ = await _read_head(reader)
+            assert status == 101, status
+            yield await reader.readexactly(16)
+    finally:
+        writer.transport.abort()
 
 
 async def exchange(proxy: Proxy, request: bytes, seconds: float = 1.5) -> list[int]:
