@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cli import profile
+from shared import addresses
 from shared.identity import private_file
 from shared.types import MeshName, Role
 from stack import features, secret_files
@@ -83,6 +84,7 @@ def of_services(home: StackHome, mesh: MeshName) -> Iterator[tuple[str, Recipien
                 "node.nk": key(home, "auth"),
                 "database_url": database_url(home, "auth"),
                 "redis_url": redis_url,
+                "public_nats_url": public_nats_url(),
                 **{name: secret(home, name) for name in secret_files.OF_AUTH},
             },
         ),
@@ -193,6 +195,13 @@ def database_url(home: StackHome, role: str) -> bytes:
     return f"postgresql://{role}:{password}@{place}".encode()
 
 
+def public_nats_url() -> bytes:
+    """Return the URLs for tickets: `/mesh` of the pages if they have TLS; empty for NATS_URL, which only containers reach."""
+    pages = given("PUBLIC_URL")
+    by_https = addresses.mesh_url(pages, given("PUBLIC_KEY_PIN") or None) if pages.startswith("https://") else ""
+    return (given("PUBLIC_NATS_URL") or by_https).encode()
+
+
 def s3_config() -> bytes:
     """Return SeaweedFS's users: the key of `.env`. Without one, nobody knows the secret; without a user, it would need none."""
     key = {"accessKey": given("AWS_ACCESS_KEY_ID") or "nobody", "secretKey": given("AWS_SECRET_ACCESS_KEY") or secrets.token_urlsafe(32)}
@@ -210,7 +219,8 @@ def provision(home: StackHome) -> bytes:
 def nats_conf(home: StackHome) -> bytes:
     """Return the embedded server's configuration, changed to listen on the private network, with its health page on loopback."""
     text = (home.nats / "nats.conf").read_text(encoding="utf-8")
-    return re.sub(r"^listen:.*$", 'listen: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"', text, flags=re.MULTILINE).encode()
+    text = re.sub(r"^listen:.*$", 'listen: "0.0.0.0:4222"\nhttp: "127.0.0.1:8222"', text, flags=re.MULTILINE)
+    return re.sub(r"^  listen:.*$", '  listen: "0.0.0.0:8080"', text, flags=re.MULTILINE).encode()
 
 
 def valkey_conf(home: StackHome) -> bytes:

@@ -11,6 +11,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 
@@ -30,6 +32,8 @@ from tests.servers import PostgresServer, running
 from tests.testnet import free_port
 
 START_SECONDS = 60
+_OFFER = "GET /mesh HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+WEB_SOCKET_KEY, WEB_SOCKET_ACCEPT = "AAAAAAAAAAAAAAAAAAAAAA==", "ICX+Yqv66kxgM0FcWaLWlFLwTAI="
 STOP_SECONDS = 35
 
 
@@ -88,7 +92,7 @@ class House:
         self.folder = folder
         self.handed = handed
         self.ports = {service: free_port() for service in ("auth", "gateway", "inference", "metrics", "web")}
-        self.places = {"nats:4222": f"127.0.0.1:{free_port()}", "valkey:6379": f"127.0.0.1:{free_port()}"}
+        self.places = {place: f"127.0.0.1:{free_port()}" for place in ("nats:4222", "nats:8080", "valkey:6379")}
         self.places["gateway-entry:3002"] = f"127.0.0.1:{self.ports['gateway']}"
         self._database = database
 
@@ -119,8 +123,9 @@ class House:
 
     def nats(self) -> Container:
         conf = self.handed / "nats" / "nats.conf"
-        place = self.places["nats:4222"]
-        text = conf.read_text(encoding="utf-8").replace("0.0.0.0:4222", place).replace("8222", str(free_port()))
+        text = conf.read_text(encoding="utf-8").replace("8222", str(free_port()))
+        for port in ("4222", "8080"):
+            text = text.replace(f"0.0.0.0:{port}", self.places[f"nats:{port}"])
         conf.write_text(text, encoding="utf-8")
         return Container("nats", [str(nats_server.binary()), "--config", str(conf)], {}, self.folder / "nats.log")
 
@@ -185,6 +190,17 @@ def run_proxy(folder: Path, handed: Path, ports: Mapping[str, int], replicas: Ma
     command = [*compose_file.services()["proxy"]["command"][:-1], str(file)]
     path = f"{os.environ['PATH']}:/usr/sbin"
     return Container("proxy", [shutil.which(command[0], path=path) or command[0], *command[1:]], {"PATH": path}, folder / "proxy.log")
+
+
+@contextmanager
+def web_socket(port: int, headers: str = "") -> Iterator[tuple[socket.socket, BufferedReader]]:
+    """Open a WebSocket at /mesh; yield what comes after the server has accepted it."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as machine, machine.makefile("rb") as answer:
+        machine.sendall(f"{_OFFER}Sec-WebSocket-Key: {WEB_SOCKET_KEY}\r\n{headers}\r\n".encode())
+        assert answer.readline().startswith(b"HTTP/1.1 101 ")
+        while answer.readline() != b"\r\n":
+            pass
+        yield machine, answer
 
 
 def _moved(text: str, places: dict[str, str]) -> str:

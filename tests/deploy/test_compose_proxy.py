@@ -36,6 +36,8 @@ class Replica:
             def do_GET(self) -> None:
                 if self.path == "/stream":
                     return replica.stream(self)
+                if self.path == "/mesh":
+                    return replica.tunnel(self)
                 if self.path == "/readyz":
                     time.sleep(replica.check_seconds)
                     replica.checks += 1
@@ -66,6 +68,15 @@ class Replica:
                     return
         except OSError:
             self.was_left.set()
+
+    def tunnel(self, handler: BaseHTTPRequestHandler) -> None:
+        """Accept a WebSocket; answer a line with the address that the proxy tells."""
+        handler.send_response(101)
+        for name, value in (("Upgrade", "websocket"), ("Connection", "upgrade"), ("Sec-WebSocket-Accept", containers.WEB_SOCKET_ACCEPT)):
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.wfile.write(f"{handler.headers['X-Forwarded-For']} {handler.rfile.readline().decode()}".encode())
+        handler.close_connection = True
 
 
 class Entry:
@@ -138,6 +149,12 @@ def test_the_address_of_the_client_is_what_the_connection_says(entry: Entry) -> 
         got = {name.lower(): value for name, value in client.get("/", headers=forged).json().items()}
         assert (got["x-forwarded-for"], got["x-forwarded-proto"]) == ("127.0.0.1", "http")
         assert "forwarded" not in got
+
+
+def test_a_web_socket_passes_and_says_the_address_that_the_connection_has(entry: Entry) -> None:
+    with containers.web_socket(entry.ports["proxy-web"], "X-Forwarded-For: 203.0.113.9\r\n") as (machine, answer):
+        machine.sendall(b"hello\n")
+        assert answer.readline() == b"127.0.0.1 hello\n"
 
 
 def test_a_proxy_in_front_tells_the_address_of_the_client(entry: Entry) -> None:

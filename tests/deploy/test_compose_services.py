@@ -81,6 +81,22 @@ def test_the_proxy_gets_the_proxies_that_it_trusts(
     assert [(handed / f"proxies_of_{name}").read_text("utf-8") for name in ("web", "gateway")] == [web, gateway]
 
 
+@pytest.mark.parametrize(
+    ("given", "urls"),
+    [
+        ({}, ""),
+        ({"PUBLIC_URL": "http://ai.example.org"}, ""),
+        ({"PUBLIC_URL": "https://ai.example.org/"}, "wss://ai.example.org/mesh"),
+        ({"PUBLIC_URL": "https://10.0.0.7:3000", "PUBLIC_KEY_PIN": f"{'+/' * 21}a="}, f"wss://10.0.0.7:3000/mesh?pin={'-_' * 21}a"),
+        ({"PUBLIC_URL": "https://ai.example.org", "PUBLIC_NATS_URL": "tls://nats.example.org:4222"}, "tls://nats.example.org:4222"),
+    ],
+)
+def test_tickets_lead_through_the_proxy_with_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], urls: str) -> None:
+    for name in ("PUBLIC_URL", "PUBLIC_NATS_URL", "PUBLIC_KEY_PIN"):
+        monkeypatch.setenv(name, given.get(name, ""))
+    assert (containers.run_init(tmp_path) / "auth/public_nats_url").read_text("utf-8") == urls
+
+
 def test_receipts_of_the_version_before_get_the_key_that_signs_them(tmp_path: Path) -> None:
     (old := tmp_path / "handed/inference-data").mkdir(parents=True)
     (old / "worker.receipts").write_bytes(b"receipts")
@@ -117,6 +133,12 @@ def test_the_health_check_passes(house: House, service: str) -> None:
 def test_the_health_check_fails_where_nobody_listens() -> None:
     check = health_check("auth", containers.free_port())
     assert subprocess.run(check, env={}, capture_output=True, check=False, timeout=60).returncode != 0
+
+
+@pytest.mark.nightly("stacks")
+def test_a_machine_outside_reaches_nats_through_web(house: House) -> None:
+    with containers.web_socket(house.ports["web"]) as (_, answer):
+        assert b"INFO {" in answer.read(16)
 
 
 @pytest.mark.nightly("stacks")
