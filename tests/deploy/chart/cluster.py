@@ -51,7 +51,7 @@ class Cluster:
         self.folder = folder
         self.database = database
         self.objects = rendering.objects("", *VALUES, *settings)
-        self.ports = {name: free_port() for name in (*MODULES, "nats", "routes", "monitor", "valkey", "sentinel")}
+        self.ports = {name: free_port() for name in (*MODULES, "nats", "websocket", "routes", "monitor", "valkey", "sentinel")}
         self.secrets: dict[str, dict[str, bytes]] = {}
         self.programs = folder / "bin"
         self.programs.mkdir()
@@ -92,6 +92,7 @@ class Cluster:
         """Replace the cluster's addresses with those of this machine."""
         for host, port, ours in (
             (f"aimesh-nats-0.aimesh-nats.{NAMESPACE}", 4222, "nats"),
+            (f"aimesh-nats.{NAMESPACE}", 8080, "websocket"),
             (_SENTINELS, 26379, "sentinel"),
             (f"aimesh-gateway.{NAMESPACE}", 3002, "gateway"),
         ):
@@ -144,6 +145,7 @@ class Cluster:
     def _configured(self, text: str, places: dict[str, Path]) -> str:
         for place, ours in (
             (":4222", "nats"),
+            (":8080", "websocket"),
             (":6222", "routes"),
             (":8222", "monitor"),
             ("port 6379", "valkey"),

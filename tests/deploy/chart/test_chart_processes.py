@@ -14,6 +14,7 @@ import yaml
 from services.inference.models import model_discovery
 from stack.servers import nats_server
 from tests import capabilities
+from tests.deploy import containers
 from tests.deploy.chart import cluster, rendering
 from tests.deploy.chart.cluster import Cluster
 from tests.deploy.containers import Container
@@ -190,6 +191,11 @@ def test_the_gpu_pool_of_the_page_starts_on_an_empty_volume_and_serves(house: Cl
             _wait(lambda: gateway.post("/v1/chat/completions", json=asked).status_code == 200, worker)
     finally:
         worker.end()
+
+
+def test_a_machine_outside_reaches_nats_through_web(house: Cluster) -> None:
+    with containers.web_socket(house.ports["aimesh-web"]) as (_, answer):
+        assert b"INFO {" in answer.read(16)
 
 
 def test_postgresql_accepts_the_arguments_and_the_access_rules(house: Cluster) -> None:

@@ -59,3 +59,6 @@ def test_prod_uses_your_own_postgresql_and_an_ingress_with_tls(tmp_path: Path) -
     assert "Job" not in {kind for kind, _ in names}
     [ingress] = [each for each in every if each["kind"] == "Ingress"]
     assert ingress["spec"]["tls"][0]["hosts"] == ["ai.example.org"]
+    [auth] = [each for each in every if (each["kind"], each["metadata"]["name"]) == ("Deployment", "aimesh-auth")]
+    urls = [each["value"] for each in auth["spec"]["template"]["spec"]["containers"][0]["env"] if each["name"] == "PUBLIC_NATS_URL"]
+    assert urls == ["wss://ai.example.org/mesh"]

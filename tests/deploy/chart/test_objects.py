@@ -306,15 +306,39 @@ def test_metrics_knows_a_pool_by_the_names_of_its_models() -> None:
     }
 
 
-def test_machines_outside_cannot_join_and_the_pages_say_so() -> None:
-    """The chart's NATS servers have no address outside the cluster, and no pod has a DHT."""
+def test_machines_outside_join_by_the_entry() -> None:
+    def urls(case: str, *settings: str) -> str:
+        [container] = rendering.find("Deployment", "aimesh-auth", case, *settings)["spec"]["template"]["spec"]["containers"]
+        return rendering.environment(container)["PUBLIC_NATS_URL"]
 
-    def at_auth(case: str) -> dict[str, str]:
-        return rendering.environment(rendering.find("Deployment", "aimesh-auth", case)["spec"]["template"]["spec"]["containers"][0])
+    assert urls("dev") == "wss://aimesh.localhost/mesh"
+    assert urls("prod") == "wss://api.example.org/mesh"
+    for without in ("entry.allowPlainHttp=true", "entry.webHost="):
+        assert urls("dev", without, "entry.kind=none") == "nats://aimesh-nats-0.aimesh-nats.aimesh:4222"
+    assert urls("external-stores") == "tls://nats-1.example.org:4222,tls://nats-2.example.org:4222"
+    for case in ("dev", "prod"):
+        for rule in rendering.find("Ingress", "aimesh-entry", case)["spec"]["rules"]:
+            paths = {each["path"]: each["backend"]["service"]["name"] for each in rule["http"]["paths"]}
+            assert paths.get("/mesh") == ("aimesh-web" if "/v1" in paths else None), rule["host"]
 
-    assert at_auth("dev")["PUBLIC_NATS_URL"] == "nats://aimesh-nats-0.aimesh-nats.aimesh:4222"
-    assert at_auth("external-stores")["PUBLIC_NATS_URL"] == "tls://nats-1.example.org:4222,tls://nats-2.example.org:4222"
-    assert not {"DHT_HOST", "DHT_PORT", "DHT_BOOTSTRAP"} & at_auth("dev").keys()
-    for name in ("Kubernetes", "Swarm"):
-        page = (ROOT / f"docs/howto/{name.lower()}.md").read_text(encoding="utf-8")
-        assert f"can't join a mesh on {name} yet" in page
+
+def test_machines_outside_pass_google_without_its_login_for_a_day() -> None:
+    policy = rendering.find("GCPBackendPolicy", "aimesh-mesh", "external-stores")["spec"]["default"]
+    assert (policy["timeoutSec"], "iap" in policy) == (86400, False)
+    assert "iap" in rendering.find("GCPBackendPolicy", "aimesh-web", "external-stores")["spec"]["default"]
+    [rule] = [each for each in rendering.find("HTTPRoute", "aimesh-api", "external-stores")["spec"]["rules"] if "/mesh" in str(each)]
+    assert rule["backendRefs"] == [{"name": "aimesh-mesh", "port": 3000}]
+    selector = rendering.find("Service", "aimesh-mesh", "external-stores")["spec"]["selector"]
+    assert selector == rendering.find("Service", "aimesh-web", "external-stores")["spec"]["selector"]
+
+
+def test_port_4222_is_public_on_request() -> None:
+    assert not [each for each in rendering.objects("prod") if each.get("spec", {}).get("type") == "LoadBalancer"]
+    asked = ("prod", "nats.publicHost=nats.example.org")
+    [container] = rendering.find("Deployment", "aimesh-auth", *asked)["spec"]["template"]["spec"]["containers"]
+    assert rendering.environment(container)["PUBLIC_NATS_URL"] == "tls://nats.example.org:4222,wss://api.example.org/mesh"
+    public = rendering.find("Service", "aimesh-nats-public", *asked)["spec"]
+    assert ([port["port"] for port in public["ports"]], public["type"]) == ([4222], "LoadBalancer")
+    assert "nats.example.org" in rendering.find("Certificate", "aimesh-nats-tls", *asked)["spec"]["dnsNames"]
+    [rule] = rendering.find("NetworkPolicy", "aimesh-nats-public", *asked)["spec"]["ingress"]
+    assert rule == {"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}, {"ipBlock": {"cidr": "::/0"}}], "ports": [{"port": 4222}]}

@@ -106,7 +106,9 @@ def test_services_reach_only_what_they_need() -> None:
     assert _allowed("", "auth") == nats | postgres | valkey
     assert _allowed("", "gateway") == nats | postgres | valkey
     assert _allowed("", "metrics") == nats | postgres
-    assert _allowed("", "web") == nats | {("gateway", 3002)}
+    assert _allowed("", "web") == nats | {("gateway", 3002), ("nats", 8080)}
+    [rule] = rendering.find("NetworkPolicy", "aimesh-nats-websocket")["spec"]["ingress"]
+    assert [peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] for peer in rule["from"]] == ["web"]
     assert _allowed("dev", "pool-inference") == nats
     assert _allowed("namespaces", "model-router") == nats | {("ai-models", 8080), ("ai-models", 80)}
     assert _allowed("external-stores", "web") == {("gateway", 3002), ("10.1.0.0/24", 4222)}

@@ -29,6 +29,7 @@ ENTRY = ("entry.kind=ingress", "entry.webHost=ai.example.org")
         ((*ENTRY, "tls.selfSigned=true", "entry.observabilityPaths=true"), "entry.observabilityPaths: needs observability.install"),
         (("postgres.cnpg=true",), "postgres: choose one of trial, cnpg and externalSecret."),
         (("postgres.trial=false",), "postgres: choose one of trial, cnpg and externalSecret."),
+        (("nats.publicHost=nats.example.org",), "nats.publicHost: machines outside need TLS"),
         (("nats.tls=certManager",), "nats.tls: certManager needs tls.issuerRef."),
         (("backup.enabled=true",), "backup.settings: BACKUP_TO says where backups go."),
     ],

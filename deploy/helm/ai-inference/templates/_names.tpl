@@ -40,6 +40,14 @@
 {{- .Values.nats.url | default (join "," $urls) -}}
 {{- end }}
 
+{{- /* NATS for tickets: where machines outside reach it, or else NATS_URL. */ -}}
+{{- define "aimesh.public-nats-url" -}}
+{{- $urls := list -}}{{- $pages := include "aimesh.public-url" . -}}
+{{- with .Values.nats.publicHost -}}{{- $urls = append $urls (printf "tls://%s:4222" .) -}}{{- end -}}
+{{- if and (hasPrefix "https:" $pages) (not .Values.nats.url) -}}{{- $urls = append $urls (printf "wss://%s/mesh" (.Values.entry.apiHost | default .Values.entry.webHost)) -}}{{- end -}}
+{{- join "," $urls | default (include "aimesh.nats-url" .) -}}
+{{- end }}
+
 {{- /* URLs for the Secrets; init replaces {role} and {password}. Empty for your own servers. */ -}}
 {{- define "aimesh.postgres-host" -}}{{ include "aimesh.host" (list . (ternary "postgres-rw" "postgres" .Values.postgres.cnpg)) }}{{- end }}
 {{- define "aimesh.database-url" -}}{{ if not .Values.postgres.externalSecret }}postgresql://{role}:{password}@{{ include "aimesh.postgres-host" . }}:5432/aimesh{{ end }}{{- end }}
