@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -79,7 +79,8 @@ class _WebSettings(NodeSettings, frozen=True, kw_only=True):
 
 
 async def _serve(kind: str, *arguments: str) -> None:
-    await {"worker": _serve_worker, "idle": _serve_idle, "web": _serve_web}[kind](*arguments)
+    kinds: dict[str, Callable[..., Awaitable[None]]] = {"worker": _serve_worker, "idle": _serve_idle, "web": _serve_web}
+    await kinds[kind](*arguments)
 
 
 async def _serve_worker(url: str, metrics_key: str, worker_key: str) -> None:

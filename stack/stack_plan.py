@@ -179,8 +179,8 @@ def service_environment(home: StackHome, settings: StackSettings, recorded: Mapp
         defaults |= {each.name: str(home.root / each.folder) for each in STORES_OF_FEATURES}
         environment = {**defaults, **_default_model(home, settings, recorded), **environment}
     if service == "web":
-        own = {**_gateway_for_web(settings, recorded), **public_key_pin(settings, recorded), **_nats_websocket(settings)}
-        environment = {**own, **environment}
+        pin = public_key_pin(settings, recorded)
+        environment = {**_gateway_for_web(settings, recorded), **pin, **_nats_websocket(settings), **environment}
     return environment
 
 
