@@ -92,12 +92,16 @@ async def _serve_worker(url: str, metrics_key: str, worker_key: str) -> None:
 
 
 async def _serve_idle(url: str, key_file: str) -> None:
-    key, running = node_keys.load(Path(key_file)), []
-    for _ in range(IDLE_NODES):
-        client = NatsClient(url, key, name="idle")
-        await client.connect(deadline_seconds=60)
-        running.append(asyncio.create_task(client.run()))
-    await processes.serve_until_stdin_ends()
+    key = node_keys.load(Path(key_file))
+    async with asyncio.TaskGroup() as tasks:
+        running = []
+        for _ in range(IDLE_NODES):
+            client = NatsClient(url, key, name="idle")
+            await client.connect(deadline_seconds=60)
+            running.append(tasks.create_task(client.run()))
+        await processes.serve_until_stdin_ends()
+        for each in running:
+            each.cancel()
 
 
 async def _serve_web(folder: str, port: str, to: str) -> None:
@@ -106,9 +110,11 @@ async def _serve_web(folder: str, port: str, to: str) -> None:
         tls_key_file=Path(folder, "key.pem"),
     )  # fmt: skip
     with http_server.listen("127.0.0.1", int(port), "") as sock:
-        serving = asyncio.create_task(http_server.HttpServer(http_server.answer_joining, sock, settings).run())
-        await processes.serve_until_stdin_ends()
-        serving.cancel()
+        server = http_server.HttpServer(http_server.answer_joining, sock, settings)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(server.run())
+            await processes.serve_until_stdin_ends()
+            server.stop()
 
 
 class Mesh(NamedTuple):

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from shared import addresses
 from shared.node import http_tunnel
 from shared.node.http_connection_limits import ConnectionRefusal, HttpConnectionLimits
-from shared.node.http_tunnel import OfferRates, Tunnel, TunnelTarget
+from shared.node.http_tunnel import Tunnel, Tunnels
 from shared.protocol import null_characters
 from shared.timing.joined_writes import JoinedTransport
 
@@ -61,13 +61,10 @@ class HttpConnection(HttpToolsProtocol):
     #: Bytes since the last head or body ended, minus the allowance for body bytes.
     _surplus = 0
 
-    def __init__(
-        self, *args: Any, limits: "HttpConnectionLimits[HttpConnection]", tunnel: TunnelTarget | None, offers: OfferRates, **more: Any
-    ) -> None:
+    def __init__(self, *args: Any, limits: "HttpConnectionLimits[HttpConnection]", tunnels: Tunnels, **more: Any) -> None:
         super().__init__(*args, **more)
         self._limits = limits
-        self._tunnel = tunnel
-        self._offers = offers
+        self._tunnels = tunnels
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         transport = cast("asyncio.Transport", JoinedTransport(transport))
@@ -197,19 +194,22 @@ class HttpConnection(HttpToolsProtocol):
                 # The parser now expects another protocol, and there may be a body.
                 method, version = self.parser.get_method().decode("ascii"), self.parser.get_http_version()
                 rest = data[offer.args[0] :]
-                if self._tunnel is not None and not rest and self._begin_tunnel(self._tunnel, method):
+                if not rest and self._begin_tunnel(method):
                     return None
                 data = without_upgrade(method, self.url, version, self.headers) + rest
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
-    def _begin_tunnel(self, target: TunnelTarget, method: str) -> bool:
+    def _begin_tunnel(self, method: str) -> bool:
         """Hand the connection over if this request offers a WebSocket, and earlier ones are answered."""
+        target, tasks = self._tunnels.target, self._tunnels.opening
+        if target is None or tasks is None:
+            return False
         address = self._client_address()
         head = http_tunnel.find_offer(target, method, self.url, self.headers, address)
         if head is None or not (self.cycle is None or self.cycle.response_complete):  # type: ignore[redundant-expr]
             return False
-        if not addresses.is_loopback(address) and not self._offers.count(address, self.loop.time()):
+        if not addresses.is_loopback(address) and not self._tunnels.rates.count(address, self.loop.time()):
             self._refuse_now(_TOO_MANY)
             return True
 
@@ -224,7 +224,7 @@ class HttpConnection(HttpToolsProtocol):
         self.connections.discard(self)
         self.connections.add(tunnel)  # type: ignore[arg-type]  # it needs only ``shutdown``
         self.transport.set_protocol(tunnel)
-        tunnel.begin(target, head)
+        tunnel.begin(tasks, target, head)
         return True
 
     def _client_address(self) -> str:

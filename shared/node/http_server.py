@@ -18,7 +18,7 @@ from shared.api.node import NodeHealth
 from shared.background.tasks import FailingTasks
 from shared.node import http_connection_limits
 from shared.node.http_connection import HttpConnection
-from shared.node.http_tunnel import OfferRates
+from shared.node.http_tunnel import Tunnels
 from shared.node.settings import NodeSettings, PublicNodeSettings
 from shared.telemetry import text_formats
 from shared.telemetry.readiness import Dependency
@@ -186,6 +186,7 @@ class HttpServer:
         limits = http_connection_limits.HttpConnectionLimits[HttpConnection](
             MAX_CONNECTIONS, settings.http_connections_per_address, trusted
         )
+        self._tunnels = Tunnels(settings.tunnel)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -200,7 +201,7 @@ class HttpServer:
                 ws="none",
                 loop="none",
                 # It asks for a class, and calls it.
-                http=partial(HttpConnection, limits=limits, tunnel=settings.tunnel, offers=OfferRates()),  # type: ignore[arg-type]
+                http=partial(HttpConnection, limits=limits, tunnels=self._tunnels),  # type: ignore[arg-type]
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=int(settings.drain_seconds),
                 ssl_certfile=settings.tls_cert_file,
@@ -211,7 +212,8 @@ class HttpServer:
 
     async def run(self) -> None:
         """Serve until ``stop``, then let running requests end."""
-        await self._server.serve(sockets=[self._socket])
+        async with asyncio.TaskGroup() as self._tunnels.opening:
+            await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
         self._server.should_exit = True

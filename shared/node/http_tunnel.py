@@ -53,6 +53,17 @@ class OfferRates:
         return self._counts[network] <= MAX_OFFERS
 
 
+class Tunnels:
+    """What the tunnels of one HTTP server share."""
+
+    def __init__(self, target: TunnelTarget | None) -> None:
+        """``target`` is None if there are none."""
+        self.target = target
+        self.rates = OfferRates()
+        #: Set while the server runs.
+        self.opening: asyncio.TaskGroup | None = None
+
+
 class Tunnel(asyncio.Protocol):
     """The client's side. It takes over a connection whose reading is paused, and ends with it."""
 
@@ -67,8 +78,8 @@ class Tunnel(asyncio.Protocol):
         self._idle = self._loop.call_later(IDLE_SECONDS, self._look)
         self._opening: asyncio.Task[None] | None = None
 
-    def begin(self, target: TunnelTarget, head: bytes) -> None:
-        self._opening = self._loop.create_task(self._open(target, head))
+    def begin(self, tasks: asyncio.TaskGroup, target: TunnelTarget, head: bytes) -> None:
+        self._opening = tasks.create_task(self._open(target, head))
 
     async def _open(self, target: TunnelTarget, head: bytes) -> None:
         try:

@@ -21,7 +21,9 @@ from shared.timing.bounded_waits import wait_until_set
 from shared.transports.nats import servers
 from shared.transports.nats.login import NatsFiles, NatsLogin, NatsLoginUnanswered
 from shared.transports.nats.server_connection import NatsMessage, ServerConnection
+from shared.transports.nats.server_socket import ServerSocket
 from shared.transports.nats.servers import ServerAddress, ServerList
+from shared.transports.nats.web_socket import WebSocket
 
 #: The login timeout per server. It doubles up to the second value while logins take too long, because the servers may be overloaded. The
 #: server asks auth, and waits 2 s: a shorter first attempt finds an auth that has just started.
@@ -256,7 +258,8 @@ class NatsClient:
         for server in self._servers.in_order(self._last):
             if self._closing:
                 break
-            connection = self._next = ServerConnection(self, server)
+            socket = (WebSocket if server.is_web else ServerSocket)(server, self.room_made)
+            connection = self._next = ServerConnection(self, socket)
             try:
                 await connection.open(self._login, self._name, login_seconds, self._least_payload_bytes, settle_seconds=settle_seconds)
                 if not self._closing:

@@ -12,8 +12,6 @@ from nats.aio.subscription import Subscription
 from shared import errors
 from shared.transports.nats.login import NatsLogin, NatsLoginUnanswered
 from shared.transports.nats.server_socket import ServerSocket
-from shared.transports.nats.servers import ServerAddress
-from shared.transports.nats.web_socket import WebSocket
 
 #: A server that has not answered so many PINGs, one a second, is considered lost.
 MAX_PINGS = 10
@@ -42,16 +40,14 @@ class ConnectionOwner(Protocol):
 
     def server_changed(self, connection: "ServerConnection") -> None: ...
 
-    def room_made(self) -> None: ...
-
     def connection_ended(self, connection: "ServerConnection") -> None: ...
 
 
 class ServerConnection(Client):
-    def __init__(self, owner: ConnectionOwner, server: ServerAddress) -> None:
+    def __init__(self, owner: ConnectionOwner, socket: ServerSocket) -> None:
         super().__init__()
-        self.server = server
-        self.socket = self._transport = (WebSocket if server.is_web else ServerSocket)(server, owner.room_made)
+        self.server = socket.server
+        self.socket = self._transport = socket
         self.deliver: Callable[[NatsMessage], None] = owner.message_arrived
         #: Lame duck mode: the server is about to close its connections.
         self.is_leaving = False

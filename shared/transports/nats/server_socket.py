@@ -23,7 +23,7 @@ class ServerSocket(TcpTransport):
 
     def __init__(self, server: ServerAddress, room_made: Callable[[], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._server = server
+        self.server = server
         self._room_made = room_made
         #: How long the login waits once the socket is open.
         self.settle_seconds = 0.0
@@ -41,10 +41,8 @@ class ServerSocket(TcpTransport):
         return self._io_writer is not None and self._io_writer.get_extra_info("ssl_object") is not None
 
     def write(self, payload: bytes) -> None:
-        if self._server.tls and not self.is_encrypted:
-            raise errors.Unavailable(
-                f"the NATS server at {self._server} offers no TLS", hint="use nats:// in NATS_URL, or enable TLS there"
-            )
+        if self.server.tls and not self.is_encrypted:
+            raise errors.Unavailable(f"the NATS server at {self.server} offers no TLS", hint="use nats:// in NATS_URL, or enable TLS there")
         self.writelines([payload])
 
     def writelines(self, payload: list[bytes]) -> None:

@@ -39,7 +39,7 @@ class WebSocket(ServerSocket):
             await self._open(ssl_context, buffer_size, connect_timeout)
 
     async def _open(self, context: ssl.SSLContext | None, buffer_size: int, seconds: int) -> None:
-        server, proxy = self._server, find_proxy(self._server.host)
+        server, proxy = self.server, find_proxy(self.server.host)
         host, port = (server.host, server.port) if proxy is None else (proxy.hostname, proxy.port or 80)
         self._bare_io_reader, self._bare_io_writer = await asyncio.open_connection(host, port, limit=buffer_size)
         self._io_reader, self._io_writer = self._bare_io_reader, self._bare_io_writer
@@ -60,7 +60,7 @@ class WebSocket(ServerSocket):
         await asyncio.sleep(self.settle_seconds)
 
     async def _pass_proxy(self, proxy: SplitResult) -> None:
-        target = addresses.host_port(self._server.host, self._server.port)
+        target = addresses.host_port(self.server.host, self.server.port)
         lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
         if proxy.username is not None:
             words = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
@@ -86,9 +86,9 @@ class WebSocket(ServerSocket):
     def _check_pin(self) -> None:
         assert self._io_writer is not None
         certificate = self._io_writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        if self._server.pin and pin_of(certificate) != self._server.pin:
+        if self.server.pin and pin_of(certificate) != self.server.pin:
             raise errors.Unavailable(
-                f"the certificate of {self._server} is not the one that was pinned", hint="somebody is between, or the mesh has a new key"
+                f"the certificate of {self.server} is not the one that was pinned", hint="somebody is between, or the mesh has a new key"
             )
 
     def writelines(self, payload: list[bytes]) -> None:
