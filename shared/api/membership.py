@@ -211,6 +211,7 @@ class LoginRefusal(Body, frozen=True, omit_defaults=False):
 
     #: The key that the client claimed; any text.
     node: str
+    #: "HTTPS" if only a proxy knows it.
     address: str
     reason: str
     at: Moment

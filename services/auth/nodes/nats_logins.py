@@ -315,7 +315,9 @@ class NatsLogins:
         self._callouts.publish(reply, body)
 
     def _note(self, request: LoginRequest, reason: str) -> None:
-        refusal = LoginRefusal(request.node[:64], request.address[:64], reason[:200], datetime.now(UTC))
+        # The server names the proxy in front of it.
+        where = "HTTPS" if request.is_over_web else request.address[:64]
+        refusal = LoginRefusal(request.node[:64], where, reason[:200], datetime.now(UTC))
         with suppress(asyncio.QueueFull):  # someone retries all the time; the newest are enough
             self._refused.put_nowait(refusal)
 

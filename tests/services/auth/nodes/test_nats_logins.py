@@ -97,9 +97,12 @@ class Mesh:
         async with self.client() as (node, credential):
             return await node.rpc.call(method, request, credential=credential)
 
-    async def refusals(self) -> list[str]:
+    async def refused(self) -> list[membership.LoginRefusal]:
         found = await self.administer(membership.list_login_refusals, membership.ListLoginRefusals())
-        return [each.reason for each in found.refusals if each.at >= self.since]
+        return [each for each in found.refusals if each.at >= self.since]
+
+    async def refusals(self) -> list[str]:
+        return [each.reason for each in await self.refused()]
 
     async def revoke(self, node: NodeId) -> None:
         await self.administer(membership.revoke_member, membership.RevokeMember(node))
@@ -242,6 +245,17 @@ async def test_a_refused_login_ends_soon_though_hyperswarm_is_tried_beside_it(
     assert "aicli admin nodes refusals" in refused.value.hint
 
 
+async def test_any_of_three_auths_lets_machines_in_over_a_websocket(own_mesh: Mesh) -> None:
+    keys = own_mesh.home.key("auth"), *(nats_server.add_node(own_mesh.home, MESH, f"auth {number}", Role.AUTH) for number in range(2))
+    auths = [await own_mesh.start(AuthService, msgspec.structs.replace(own_mesh.settings, node_key_file=key)) for key in keys]
+    ticket = over_web(own_mesh, await own_mesh.ticket(uses=len(auths)))
+    while auths:
+        key = node_keys.load(own_mesh.plan(f"box {len(auths)}").node_key_file)
+        joined = await enrollment.enroll(ticket, key, EnrollingNode(Role.WORKER), lambda text: None)
+        assert joined.role is Role.WORKER
+        await auths.pop().stop()
+
+
 async def test_a_ticket_for_another_role_is_refused_with_the_next_step(mesh: Mesh) -> None:
     with pytest.raises(errors.BadTicket, match="is for a web, not a worker") as refused:
         async with member(mesh.plan("one", await mesh.ticket(Role.WEB)), Role.WORKER):
@@ -252,15 +266,17 @@ async def test_a_ticket_for_another_role_is_refused_with_the_next_step(mesh: Mes
 async def test_a_used_up_ticket_and_a_foreign_key_are_refused_and_listed(mesh: Mesh) -> None:
     ticket = await mesh.ticket()
     await mesh.start(IdleService, mesh.plan("one", ticket))
-    for name, given in (("two", ticket), ("three", None)):
+    urls = mesh.server.url, mesh.server.web_url
+    for name, given, url in (("two", ticket, urls[0]), ("three", None, urls[0]), ("four", ticket, urls[1])):
         key = node_keys.load(mesh.plan(name).node_key_file)
         token = nats_token(given, key)
         with pytest.raises(errors.Unavailable, match="refused this node's key") as refused:
-            await NatsClient(mesh.server.url, key, name=name, token=token).connect(deadline_seconds=0.5)
+            await NatsClient(url, key, name=name, token=token).connect(deadline_seconds=0.5)
         assert "aicli admin nodes refusals" in refused.value.hint
-    reasons = await mesh.refusals()
-    assert any("used up" in reason for reason in reasons)
-    assert any("not enrolled" in reason for reason in reasons)
+    listed = await mesh.refused()
+    # Of who comes by HTTPS, the server knows only the proxy's address.
+    assert {each.address for each in listed if "used up" in each.reason} == {"127.0.0.1", "HTTPS"}
+    assert {each.address for each in listed if "not enrolled" in each.reason} == {"127.0.0.1"}
 
 
 def nats_token(ticket: str | None, key: node_keys.NodeKey) -> Callable[[str], str]:
