@@ -76,7 +76,7 @@ async def town(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Town]:
     capabilities.require("systemd")
     index = tmp_path_factory.mktemp("index") / "install"
     async with topology.internet() as net, AsyncExitStack() as opened:
-        settings = {"LAN": net.public.address, "INSTALL_FOLDER": str(index)}
+        settings = {"LAN": net.public.address, "WEB_SERVICE_PORT": "443", "INSTALL_FOLDER": str(index)}
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(asyncio.to_thread(copy_index, index))
             house = await opened.enter_async_context(boxes.house(net.public, INFERENCE_BACKEND="echo", **settings))
@@ -115,7 +115,7 @@ async def test_a_client_that_is_to_be_a_worker_is_told_the_line(town: Town, ann:
 
 
 async def connect_a_client(town: Town) -> None:
-    """Type the line of a client that connects over Hyperswarm, as workers do."""
+    """Type the line of a client that connects as workers do."""
     key = (await town.house.aicli("keys", "create", "mesh", "--json")).json()["key"]
     async with strangers.stranger(await town.net.house("hotel", Nat.PORT_PRESERVING)) as user:
         of_worker = await town.line_of_ticket("--role", "worker", "--label", "line=wrong")
@@ -143,8 +143,10 @@ async def serves(user: Stranger, when: str) -> None:
 
 
 async def serve_restart_and_update(town: Town, ann: Stranger) -> None:
-    """Type the line of a worker."""
-    async with strangers.stranger(await town.net.house("box", Nat.PORT_PRESERVING), has_systemd=True) as user:
+    """Type the line of a worker, in a network that lets nothing out but HTTPS."""
+    box = await town.net.house("box", Nat.PORT_PRESERVING)
+    await box.allow_only(443, town.net.public.address)
+    async with strangers.stranger(box, has_systemd=True) as user:
         model = user.home / f"{MODEL}.gguf"
         model.symlink_to(model_discovery.packaged())
         done = await user.types(await town.line_of_ticket("--role", "worker", "--model", str(model)))

@@ -29,7 +29,12 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wan
         writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
         writer.close()
         return
-    there, back = await asyncio.open_connection(host, int(port))
+    try:
+        there, back = await asyncio.open_connection(host, int(port))
+    except OSError:
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+        return
     writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
     await asyncio.gather(_copy(reader, back), _copy(there, writer))
 

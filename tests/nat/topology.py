@@ -150,6 +150,11 @@ class House(Machine):
         for side in ("-s", "-d"):
             await command("ip", "netns", "exec", self.gate, "iptables", "-t", "raw", "-I", "PREROUTING", side, other, "-j", "DROP")
 
+    async def allow_only(self, port: int, to: str) -> None:
+        """Drop what the machine sends elsewhere, without an error; TCP to this port and address passes."""
+        for rule in (("-j", "DROP"), ("-p", "tcp", "-d", to, "--dport", str(port), "-j", "ACCEPT")):
+            await command("ip", "netns", "exec", self.gate, "iptables", "-w", "-I", "FORWARD", "-i", "in", *rule)
+
     async def pass_again(self, other: str) -> None:
         for side in ("-s", "-d"):
             await command("ip", "netns", "exec", self.gate, "iptables", "-t", "raw", "-D", "PREROUTING", side, other, "-j", "DROP")
