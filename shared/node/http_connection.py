@@ -219,6 +219,8 @@ class HttpConnection(HttpToolsProtocol):
 
         self._is_handed_over = True
         self._rest()
+        self._limits.await_request(self)
+        self.loop.call_later(http_tunnel.LOGIN_SECONDS, self._limits.request_received, self)
         self.transport.pause_reading()
         tunnel = Tunnel(self.transport, lambda: self._refuse_now(_AWAY), ended)
         self.connections.discard(self)

@@ -10,6 +10,8 @@ from shared import addresses
 
 #: Until the server behind accepts the connection.
 OPEN_SECONDS = 5.0
+#: The server behind ends a connection that has not logged in within 2 s. Until then it may be closed to make room.
+LOGIN_SECONDS = 3.0
 #: Each side of NATS sends a PING every few seconds.
 IDLE_SECONDS = 60.0
 #: Of one address in a second. NATS sees only our own address, so auth can't count the logins of each.

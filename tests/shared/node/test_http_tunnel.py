@@ -1,6 +1,7 @@
 """WebSockets that the HTTP port passes on as they are."""
 
 import asyncio
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -13,6 +14,7 @@ from shared.node.http_tunnel import OfferRates, TunnelTarget
 from shared.node.settings import NodeSettings
 from tests.shared.node import http_ports
 from tests.shared.node.http_ports import Place, connected
+from tests.testnet import until
 
 SECONDS = 10
 OFFER = (
@@ -43,11 +45,18 @@ class Behind:
             self.connections.append((reader, writer))
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
 
+    async def serve_until_the_end(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.serve(reader, writer)
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.transport.abort()
+
 
 @asynccontextmanager
-async def behind() -> AsyncIterator[Behind]:
+async def behind(*, follows: bool = False) -> AsyncIterator[Behind]:
+    """``follows``: it closes what its client has closed."""
     found = Behind()
-    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(found.serve_until_the_end if follows else found.serve, "127.0.0.1", 0)
     found.port = server.sockets[0].getsockname()[1]
     try:
         yield found
@@ -192,6 +201,52 @@ async def test_more_offers_of_one_address_are_refused_by_whom_a_trusted_proxy_na
         # Nobody else is believed: these are of this machine, and not counted.
         answers = [await offer(place, "127.0.0.2", "203.0.113.9") for _ in range(2)]
         assert [answer.split()[1] for answer in answers] == [b"101", b"101"]
+
+
+@pytest.mark.parametrize(
+    ("most", "offers"), [(50, 500), pytest.param(http_server.MAX_CONNECTIONS, 10_000, marks=pytest.mark.nightly("storms"))]
+)
+async def test_offers_that_log_in_nowhere_take_nobodys_place(monkeypatch: pytest.MonkeyPatch, most: int, offers: int) -> None:
+    monkeypatch.setattr(http_server, "MAX_CONNECTIONS", most)
+    monkeypatch.setattr("ipaddress.IPv4Address.is_loopback", False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Both ends of both sides are in this process.
+    files = 5 * most
+    if hard < files:
+        pytest.skip(f"only {hard} files may be open")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+    answered = held = 0
+
+    async def offer(place: Place, number: int) -> None:
+        nonlocal answered, held
+        # Each has less than its address may.
+        async with connected(place, f"127.1.{number // 16 // 250}.{number // 16 % 250 + 1}") as (reader, writer):
+            is_open = True
+            try:
+                await begin(reader, writer)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                is_open = False
+            answered, held = answered + 1, held + is_open
+            with suppress(ConnectionError):
+                await reader.read()
+            held -= is_open
+
+    async with behind(follows=True) as server, port(server.port) as place, connected(place) as member, asyncio.TaskGroup() as tasks:
+        monkeypatch.setattr(http_tunnel, "LOGIN_SECONDS", 0.0)
+        await begin(*member)
+        monkeypatch.setattr(http_tunnel, "LOGIN_SECONDS", 60.0)
+        made: list[asyncio.Task[None]] = []
+        while len(made) < offers:
+            made += [tasks.create_task(offer(place, number)) for number in range(len(made), len(made) + 25)]
+            await until(lambda: answered == len(made), seconds=SECONDS)  # noqa: B023 - it waits here
+            assert await http_ports.ask(place) == b"HTTP/1.1 200 OK the page"
+        await until(lambda: most // 2 < held < most)
+        server.connections[0][1].write(b"PING")
+        async with asyncio.timeout(SECONDS):
+            assert await member[0].readexactly(4) == b"PING"
+        for task in made:
+            task.cancel()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_silent_client_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
