@@ -238,6 +238,8 @@ class NatsClient:
             except errors.Unavailable as error:
                 tries += 1
                 self.trouble = error
+                if tries == 1 and _is_definite(error):
+                    _log.warning("NATS can't be reached; trying again", why=error.message, hint=error.hint)
                 pause = self._pause(error, tries) if give_up_at == math.inf else RETRY_BACKOFF.first_seconds
                 if self._closing or asyncio.get_running_loop().time() + pause >= give_up_at:
                     raise
@@ -247,7 +249,7 @@ class NatsClient:
 
     def _pause(self, error: errors.Unavailable, tries: int) -> float:
         """Return how long to wait until the next try. ``error`` is what ``_log_in`` raised."""
-        if isinstance(error, NatsLoginUnanswered) or (error.__cause__ is not None and _is_uninformative(error.__cause__)):
+        if not _is_definite(error):
             return (_LEADING_BACKOFF if self._leads else AWAY_BACKOFF).pause(tries)
         self._failures = min(self._failures + 1, 10)
         return RETRY_BACKOFF.pause(self._failures)
@@ -365,6 +367,12 @@ class NatsClient:
         self._attention.set()
         self._has_room.set()
         self.on_connection(False)
+
+
+def _is_definite(error: errors.Unavailable) -> bool:
+    """Return whether somebody answered, and refused. ``error`` is what ``_log_in`` raised."""
+    is_away = error.__cause__ is not None and _is_uninformative(error.__cause__)
+    return not (is_away or isinstance(error, NatsLoginUnanswered))
 
 
 def _is_uninformative(problem: BaseException) -> bool:

@@ -23,7 +23,7 @@ class BadHandshake(Exception):
     """Whoever answered speaks no WebSocket here. The message follows its name."""
 
 
-class BadFrame(Exception):
+class BadFrame(ConnectionError):
     """The server sent what no server may send."""
 
 

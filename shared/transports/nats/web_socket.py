@@ -20,6 +20,8 @@ from shared.transports.nats.web_frames import FrameReader
 
 #: NATS's INFO has 1 or 2 KB.
 _MAX_LINE_BYTES = 64 * 1024
+#: Until the server's first word, which it says unasked.
+_SILENT_SECONDS = 1.5
 #: Of a proxy whose server is away, or that has too many connections. It is tried again, as a port that nobody listens on.
 _AWAY = {429, 502, 503, 504}
 _ASK = "ask who runs it to let WebSockets pass"
@@ -41,7 +43,13 @@ class WebSocket(ServerSocket):
     async def _open(self, context: ssl.SSLContext | None, buffer_size: int, seconds: int) -> None:
         server, proxy = self.server, find_proxy(self.server.host)
         host, port = (server.host, server.port) if proxy is None else (proxy.hostname, proxy.port or 80)
-        self._bare_io_reader, self._bare_io_writer = await asyncio.open_connection(host, port, limit=buffer_size)
+        try:
+            self._bare_io_reader, self._bare_io_writer = await asyncio.open_connection(host, port, limit=buffer_size)
+        except OSError as error:
+            if proxy is None:
+                raise
+            why = f"the HTTP proxy at {_place(proxy)} does not answer: {error.strerror or error}"
+            raise errors.Unavailable(why, hint="start it, or correct HTTPS_PROXY", retry_after_seconds=1) from error
         self._io_reader, self._io_writer = self._bare_io_reader, self._bare_io_writer
         if proxy is not None:
             await self._pass_proxy(proxy)
@@ -57,6 +65,12 @@ class WebSocket(ServerSocket):
                 raise ConnectionRefusedError(str(error)) from error
             raise errors.Unavailable(f"{_who(head)} at {server} {error}", hint=_ASK, retry_after_seconds=1) from error
         self._frames = FrameReader()
+        try:
+            async with asyncio.timeout(_SILENT_SECONDS):
+                self._rest = await self.read(buffer_size)
+        except TimeoutError:
+            why = f"the WebSocket at {server} is open, but nothing comes through: a proxy holds it back"
+            raise errors.Unavailable(why, hint=_ASK, retry_after_seconds=1) from None
         await asyncio.sleep(self.settle_seconds)
 
     async def _pass_proxy(self, proxy: SplitResult) -> None:
@@ -67,10 +81,9 @@ class WebSocket(ServerSocket):
             lines.append(f"Proxy-Authorization: Basic {base64.b64encode(words.encode()).decode()}")
         status = web_frames.status_of(await self._ask("\r\n".join((*lines, "", "")).encode()))
         if status != 200:
-            where = addresses.host_port(proxy.hostname or "", proxy.port)
             hint = "write them into HTTPS_PROXY: http://user:password@host:port" if status == 407 else f"ask who runs it to allow {target}"
             what = "asks for user and password" if status == 407 else f"refuses connections to {target} (status {status})"
-            raise errors.Unavailable(f"the HTTP proxy at {where} {what}", hint=hint, retry_after_seconds=1)
+            raise errors.Unavailable(f"the HTTP proxy at {_place(proxy)} {what}", hint=hint, retry_after_seconds=1)
 
     async def _ask(self, request: bytes) -> bytes:
         """Send a request's head, and return that of the response."""
@@ -133,6 +146,11 @@ def find_proxy(host: str) -> SplitResult | None:
             return found
     # It may have a password.
     raise errors.Unavailable("HTTPS_PROXY is not an address such as http://proxy.example.org:3128", hint="correct it")
+
+
+def _place(proxy: SplitResult) -> str:
+    """Return where the proxy is, without its password."""
+    return addresses.host_port(proxy.hostname or "", proxy.port)
 
 
 def pin_of(certificate: bytes) -> str:

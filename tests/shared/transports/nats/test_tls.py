@@ -22,9 +22,9 @@ from shared.types import Role
 from tests.testnet import NatsServer
 
 
-def make_certificate(folder: Path, address: str) -> None:
-    """Write a key and a self-signed certificate for a name or an IP address."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def make_certificate(folder: Path, address: str, key: ec.EllipticCurvePrivateKey | None = None) -> ec.EllipticCurvePrivateKey:
+    """Write a key and a self-signed certificate for a name or an IP address, and return the key."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nats")])
     now = datetime.datetime.now(datetime.UTC)
     shown = x509.DNSName(address) if addresses.parse(address) is None else x509.IPAddress(ipaddress.ip_address(address))
@@ -38,6 +38,7 @@ def make_certificate(folder: Path, address: str) -> None:
     (folder / "key.pem").write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
+    return key
 
 
 def start(folder: Path, address: str) -> NatsServer:

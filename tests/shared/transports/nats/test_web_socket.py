@@ -18,11 +18,15 @@ from shared.node import http_server
 from shared.node.http_tunnel import TunnelTarget
 from shared.node.lifecycle import background
 from shared.node.settings import NodeSettings
+from shared.telemetry import logs
 from shared.transports.nats import web_socket
 from shared.transports.nats.login import NatsFiles
 from shared.transports.nats.nats_client import NatsClient
+from shared.transports.nats.web_frames import FrameReader
 from shared.types import Role
+from tests.shared.transports.nats import test_web_frames
 from tests.shared.transports.nats.test_tls import make_certificate
+from tests.shared.transports.nats.test_web_frames import frame
 from tests.testnet import MESH, NatsServer, until
 
 ANSWER_SECONDS = 10
@@ -98,11 +102,11 @@ class Pair:
         self.sender = sender
         self._heard: asyncio.Queue[bytes] = asyncio.Queue()
         receiver.subscribe(f"aimesh.{MESH}.event.>", lambda message: self._heard.put_nowait(message.payload))
-        self._receiver = receiver
+        self.receiver = receiver
 
     async def passes(self, payload: bytes) -> bool:
         async with asyncio.timeout(ANSWER_SECONDS):
-            await self._receiver.flush()
+            await self.receiver.flush()
             self.sender.publish(f"aimesh.{MESH}.event.gateway.{self.sender._login.node}.x", payload)
             return await self._heard.get() == payload
 
@@ -140,6 +144,15 @@ async def test_a_private_ca_or_a_pinned_key_is_trusted(server: NatsServer, tmp_p
         assert "not the one that was pinned" in wrong.message
 
 
+async def test_a_renewed_certificate_has_the_pinned_key(server: NatsServer, tmp_path: Path) -> None:
+    key = make_certificate(tmp_path, "127.0.0.1")
+    pin, old = pin_of(tmp_path), (tmp_path / "cert.pem").read_bytes()
+    make_certificate(tmp_path, "127.0.0.1", key)
+    assert (tmp_path / "cert.pem").read_bytes() != old
+    async with web(server.web_port, tmp_path) as port, pair(server, f"wss://127.0.0.1:{port.port}/mesh?pin={pin}") as both:
+        assert await both.passes(b"hi")
+
+
 async def test_only_the_address_that_we_saw_reaches_nats(server: NatsServer, tmp_path: Path) -> None:
     """A node cannot say where it comes from: auth counts what unknown keys do by address."""
     make_certificate(tmp_path, "127.0.0.1")
@@ -164,9 +177,12 @@ async def test_when_the_port_stops_a_node_moves_to_the_next(server: NatsServer, 
             assert used is not None
             stopped, other = (first, second) if used.port == first.port else (second, first)
             stopped.stop()
-            await until(
-                lambda: both.sender.connected and both.sender._last is not None and both.sender._last.port == other.port, seconds=20
-            )
+
+            def use_other() -> bool:
+                used = [client._last for client in (both.sender, both.receiver) if client.connected]
+                return [server.port for server in used if server is not None] == [other.port] * 2
+
+            await until(use_other, seconds=20)
             assert await both.passes(b"hi")
 
 
@@ -232,6 +248,97 @@ async def test_who_refuses_is_named(server: NatsServer, answer: bytes, why: str)
     assert refused.message == why.replace("PORT", str(port))
 
 
+@asynccontextmanager
+async def opened(sent: bytes) -> AsyncIterator[int]:
+    """A port that opens each WebSocket, sends these bytes, and says nothing more."""
+    left: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left.append(writer)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            key = next(line.partition(": ")[2] for line in head.splitlines() if line.startswith("Sec-WebSocket-Key"))
+            accepted = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: %b\r\n\r\n"
+            writer.write(accepted % test_web_frames.accepted(key) + sent)
+            await writer.drain()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as served:
+        yield served.sockets[0].getsockname()[1]
+        for writer in left:
+            writer.transport.abort()
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "why"),
+    [
+        pytest.param(b"", "is open, but nothing comes through: a proxy holds it back", id="a proxy that buffers"),
+        pytest.param(frame(b"x" * 200_000), "no NATS server answers at", id="a line without an end"),
+        pytest.param(bytes((0x82, 127)) + (1 << 26).to_bytes(8, "big") + b"x" * 200_000, "no NATS server", id="a frame without an end"),
+        pytest.param(frame(b"INFO {}\r\n", opcode=1), "no NATS server answers at", id="text"),
+        pytest.param(frame(b"", opcode=8), "no NATS server answers at", id="a close"),
+    ],
+)
+async def test_what_is_no_nats_behind_a_websocket_is_left(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, sent: bytes, why: str
+) -> None:
+    monkeypatch.setattr(web_socket, "_SILENT_SECONDS", 0.2)
+    async with opened(sent) as port:
+        assert why in (await refusal(client_of(server, f"ws://127.0.0.1:{port}/mesh"))).message
+
+
+async def test_a_node_that_starts_says_at_once_who_refuses(server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(logs, "_write", lambda _, event, fields: said.append(fields.get("why")))
+    async with answering(b"HTTP/1.1 200 OK\r\n\r\n<h1>Log in</h1>") as port, asyncio.TaskGroup() as tasks:
+        url = f"ws://127.0.0.1:{port}/mesh"
+        starting = tasks.create_task(client_of(server, url).connect(deadline_seconds=ANSWER_SECONDS))
+        await until(lambda: said)
+        assert said == [f"the server at {url} answered with status 200 instead of 101"]
+        starting.cancel()
+
+
+class Relay:
+    """Passes a WebSocket on to a NATS server, and each byte that comes back in a frame of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.from_client = 0
+        self.open = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        there_reader, there = await asyncio.open_connection("127.0.0.1", self._port)
+        there.write(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(await there_reader.readuntil(b"\r\n\r\n"))
+        await asyncio.gather(self._count(reader, there), self._cut(there_reader, writer))
+        self.open -= 1
+
+    async def _count(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            self.from_client += 1
+            writer.write(data)
+        writer.close()
+
+    async def _cut(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frames = FrameReader()
+        while data := await reader.read(65536):
+            writer.write(b"".join(frame(bytes((each,))) for each in frames.feed(data)))
+        writer.close()
+
+
+async def test_frames_of_one_byte_and_a_connection_that_is_never_idle(server: NatsServer) -> None:
+    relay = Relay(server.web_port)
+    async with await asyncio.start_server(relay.serve, "127.0.0.1", 0) as served:
+        url = f"ws://127.0.0.1:{served.sockets[0].getsockname()[1]}/mesh"
+        async with pair(server, url) as both:
+            assert await both.passes(bytes(range(256)) * 100)
+            before = relay.from_client
+            # Without a message, so that no proxy takes it for unused.
+            await until(lambda: relay.from_client >= before + 6, seconds=ANSWER_SECONDS)
+        await until(lambda: not relay.open)
+
+
 class Proxy:
     """An HTTP proxy that asks for a password."""
 
@@ -281,6 +388,9 @@ async def test_an_http_proxy_with_a_password_is_passed(server: NatsServer, tmp_p
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{there}")
         refused = await refusal(client_of(server, url, ca=tmp_path / "cert.pem"))
         assert refused.message == f"the HTTP proxy at 127.0.0.1:{there} asks for user and password"
+        monkeypatch.setenv("HTTPS_PROXY", "http://me:secret@127.0.0.1:1")
+        refused = await refusal(client_of(server, url, ca=tmp_path / "cert.pem"))
+        assert refused.message == "the HTTP proxy at 127.0.0.1:1 does not answer: Connect call failed ('127.0.0.1', 1)"
 
 
 def test_which_hosts_are_reached_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
