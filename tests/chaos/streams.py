@@ -52,6 +52,8 @@ class Told:
     running: dict[int, int] = field(default_factory=dict)
     #: Answers that continued after a pause that only the loss of a worker causes.
     went_on: set[int] = field(default_factory=set)
+    #: Set when no more answers are to begin.
+    is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
@@ -71,9 +73,10 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(stack: RunningStack, **variables: str) -> AsyncIterator[Worker]:
+async def worker(stack: RunningStack, *options: str, **variables: str) -> AsyncIterator[Worker]:
     """Start a worker, wait until it is ready, and kill it at the end."""
-    process = await stack.start_aicli("worker", "--backend", variables.pop("backend", "echo"), **variables)
+    variables = {"LOG_FORMAT": "json", "LOG_LEVEL": "info", "WORKER_STATUS": "off", **variables}
+    process = await stack.start_aicli("worker", "--backend", variables.pop("backend", "echo"), *options, **variables)
     try:
         assert process.stdout is not None
         said: dict[str, Any] = {"event": ""}
@@ -81,7 +84,8 @@ async def worker(stack: RunningStack, **variables: str) -> AsyncIterator[Worker]
             while said["event"] != "ready":
                 line = await process.stdout.readline()
                 assert line, f"the worker ended before it was ready: {await _rest_of(process)}"
-                said = json.loads(line)
+                # Before that come the sentences of joining.
+                said = json.loads(line) if line.startswith(b"{") else said
         yield Worker(process, said["port"])
     finally:
         if process.returncode is None:
@@ -97,7 +101,7 @@ async def _rest_of(process: asyncio.subprocess.Process) -> str:
 @asynccontextmanager
 async def running(stack: RunningStack, person: Person, *, count: int) -> AsyncIterator[Told]:
     """Keep ``count`` streams running, half over RPC and half over HTTP; at the end, wait for the running ones."""
-    told, is_over = Told(), asyncio.Event()
+    told = Told()
     async with (
         stack.client() as mesh,
         stack.http(person.key.secret, timeout_seconds=DEADLINE_SECONDS) as http,
@@ -106,7 +110,7 @@ async def running(stack: RunningStack, person: Person, *, count: int) -> AsyncIt
         numbers = itertools.count(1)
 
         async def caller(place: int) -> None:
-            while not is_over.is_set():
+            while not told.is_over.is_set():
                 await _one(mesh if place % 2 else http, person, next(numbers), told)
 
         for place in range(count):
@@ -114,7 +118,7 @@ async def running(stack: RunningStack, person: Person, *, count: int) -> AsyncIt
         try:
             yield told
         finally:
-            is_over.set()
+            told.is_over.set()
 
 
 async def _one(door: ClientNode | httpx.AsyncClient, person: Person, number: int, told: Told) -> None:
@@ -198,6 +202,18 @@ async def in_the_middle(told: Told, one: Worker, at_least: int) -> None:
 
 async def have_begun(told: Told, numbers: set[int]) -> bool:
     return all(told.running.get(number, _BEGUN) >= _BEGUN for number in numbers)
+
+
+async def each_is_counted_once(stack: RunningStack, person: Person, told: Told) -> None:
+    """Wait until all answers of this person have their rows, which are exact."""
+
+    async def settled() -> bool:
+        async with stack.database("gateway") as database:
+            rows = await database.fetch("SELECT status, prompt_tokens, completion_tokens FROM request_logs WHERE user_id = $1", person.id)
+        assert {tuple(row) for row in rows} <= {("success", WORDS, WORDS)}
+        return len(rows) == told.exact
+
+    await until(settled, seconds=10, what="each has its row", ignoring=(httpx.HTTPError,))
 
 
 async def is_busy(one: Worker, at_least: int) -> bool:

@@ -5,7 +5,6 @@ import os
 import signal
 import statistics
 
-import httpx
 import pytest
 
 from shared.api import gateway
@@ -35,7 +34,7 @@ async def test_answers_go_on_elsewhere_when_their_worker_is_killed(stack: Runnin
     assert told.wrong == []
     # The killed worker had its share of the streams; how many of them were in mid-answer is chance.
     assert resumed >= KILLS * STREAMS // 10
-    await _each_is_counted_once(stack, eve, told)
+    await streams.each_is_counted_once(stack, eve, told)
 
 
 async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: RunningStack, eve: Person) -> None:
@@ -58,7 +57,7 @@ async def test_what_a_worker_that_was_stopped_says_later_reaches_nobody(stack: R
     _report("a worker that was stopped", told, await _resumed(stack) - before)
     assert told.wrong == []
     assert await _resumed(stack) > before
-    await _each_is_counted_once(stack, eve, told)
+    await streams.each_is_counted_once(stack, eve, told)
 
 
 async def test_the_real_model_goes_on_to_the_token(stack: RunningStack, api_client: ApiClient, eve: Person) -> None:
@@ -107,17 +106,6 @@ async def _tell(api_client: ApiClient, person: Person, into: list[str] | None = 
 
 async def _resumed(stack: RunningStack) -> int:
     return int(await stack.metric("gateway", "ai_platform_retries_total", kind="resumption", outcome="answered"))
-
-
-async def _each_is_counted_once(stack: RunningStack, person: Person, told: Told) -> None:
-    async def settled() -> bool:
-        async with stack.database("gateway") as database:
-            rows = await database.fetch("SELECT status, prompt_tokens, completion_tokens FROM request_logs WHERE user_id = $1", person.id)
-        words = streams.WORDS
-        assert {tuple(row) for row in rows} <= {("success", words, words)}
-        return len(rows) == told.exact
-
-    await until(settled, seconds=10, what="each has its row", ignoring=(httpx.HTTPError,))
 
 
 def _report(what: str, told: Told, resumed: int) -> None:

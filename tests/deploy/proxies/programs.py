@@ -46,21 +46,34 @@ class Proxy:
         self.port, self.plain_port, self.certbot_port, self.control_port = (free_port() for _ in range(4))
         self.acme: AcmeServer
         self.process: subprocess.Popen[bytes]
-        self._root = ""
+        self._opened: ExitStack
+        #: Of the certificate's authority, as PEM.
+        self.root = ""
 
     @contextmanager
     def run(self) -> Iterator[None]:
-        with ExitStack() as opened:
-            self.acme = opened.enter_context(acme_server(self.folder, self.plain_port, self.port))
+        with ExitStack() as self._opened:
+            self.acme = self._opened.enter_context(acme_server(self.folder, self.plain_port, self.port))
             if self.needs_certbot:
                 _write_placeholder(self.folder / "site.pem")
             self.write()
-            self.process = opened.enter_context(running(self.command(), self.folder / "proxy.log", self.variables()))
+            self._start()
             yield
+
+    def _start(self) -> None:
+        self.process = self._opened.enter_context(running(self.command(), self.folder / "proxy.log", self.variables()))
+
+    async def restart(self, away_seconds: float = 0.0) -> None:
+        """End it with all its connections, and start it again."""
+        self.process.terminate()
+        await asyncio.to_thread(self.process.wait, 5)
+        await asyncio.sleep(away_seconds)
+        self._start()
+        await until(self.serial, seconds=40, what=f"{self.name} is back", ignoring=(OSError,))
 
     async def ready(self) -> None:
         """Wait until it has a certificate and reaches both gateways."""
-        self._root = await self.acme.read_root()
+        self.root = await self.acme.read_root()
         if self.needs_certbot:
             await until(self._listens, what=f"{self.name} listens", ignoring=(OSError,))
             await self._certbot(
@@ -123,7 +136,7 @@ class Proxy:
 
     def tls(self, newest: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3, protocols: tuple[str, ...] = ()) -> ssl.SSLContext:
         """A client that trusts the ACME server's root."""
-        context = ssl.create_default_context(cadata=self._root)
+        context = ssl.create_default_context(cadata=self.root)
         context.maximum_version = newest
         if protocols:
             context.set_alpn_protocols(list(protocols))

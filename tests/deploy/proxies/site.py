@@ -15,16 +15,17 @@ import httpx
 from shared.api import auth
 from shared.types import Tier
 from tests import people, replicas, stacks
-from tests.deploy.proxies.programs import Backends
+from tests.deploy.proxies.programs import SITE, Backends
 from tests.people import Key, Person
 from tests.replicas import Replica
 from tests.stacks import RunningStack, until
-from tests.testnet import NatsServer, free_port
+from tests.testnet import free_port
 
 TOKEN_SECONDS = 0.5
 _UNLIMITED = "requests_per_minute=unlimited,concurrency=unlimited,requests_per_hour=unlimited,tokens_per_minute=unlimited"
-#: TRUSTED_PROXIES as in docs/howto/proxies.md.
+#: PUBLIC_URL and TRUSTED_PROXIES as in docs/howto/proxies.md.
 SETTINGS = {
+    "PUBLIC_URL": f"https://{SITE}",
     "AIMESH_ECHO": "1",
     "ECHO_TOKEN_MS": str(int(TOKEN_SECONDS * 1000)),
     "HYPERSWARM": "off",
@@ -41,8 +42,6 @@ class Site:
     folder: Path
     person: Person
     backends: Backends
-    #: The log of the NATS server at /mesh.
-    nats_log: Path
     #: The heads of requests that reached the server in place of Grafana.
     internal: list[str] = field(default_factory=list)
     _second: Replica | None = None
@@ -89,10 +88,8 @@ class Site:
         return Key(made.key.id, made.api_key)
 
     def seen_at_nats(self) -> list[str]:
-        """Return the address of each WebSocket so far, as the server at /mesh logs it."""
-        return re.findall(
-            r"\[DBG\] (\S+)/127\.0\.0\.1:\d+ - wid:\d+ - Client connection created", self.nats_log.read_text(encoding="utf-8")
-        )
+        """Return the address of each WebSocket so far, as NATS logs it."""
+        return re.findall(r"\[DBG\] (\S+)/127\.0\.0\.1:\d+ - wid:\d+ - Client connection created", self.stack.log("nats"))
 
     async def close(self) -> None:
         await self._opened.aclose()
@@ -103,8 +100,8 @@ class Site:
 
 
 @asynccontextmanager
-async def site(folder: Path) -> AsyncIterator[Site]:
-    async with stacks.stack(**SETTINGS) as running, AsyncExitStack() as opened:
+async def site(folder: Path, **settings: str) -> AsyncIterator[Site]:
+    async with stacks.stack(**{**SETTINGS, **settings}) as running, AsyncExitStack() as opened:
         async with people.api_client(running) as api_client:
             ann = await api_client.register("ann", Tier.PRO)
         heads: list[str] = []
@@ -120,13 +117,11 @@ async def site(folder: Path) -> AsyncIterator[Site]:
         opened.callback(server.close)
         internal = server.sockets[0].getsockname()[1]
         first, web = (urlsplit(running.url(name)).port or 0 for name in ("gateway", "web"))
-        (folder / "nats").mkdir()
-        nats = NatsServer(folder / "nats")
-        with (folder / "nats" / "nats.conf").open("a", encoding="utf-8") as conf:
+        with (running.place.nats / "nats.conf").open("a", encoding="utf-8") as conf:
             conf.write("debug: true\n")
-        nats.start()
-        opened.callback(nats.kill)
-        found = Site(running, folder, ann, Backends((first, free_port()), web, internal, nats.web_port), nats.folder / "nats.log", heads)
+        await running.signal("nats", signal.SIGHUP)
+        mesh = int(running.environment["NATS_WEB_PORT"])
+        found = Site(running, folder, ann, Backends((first, free_port()), web, internal, mesh), heads)
         opened.push_async_callback(found.close)
         await found.second_gateway()
         yield found

@@ -5,7 +5,7 @@ import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from tests.deploy.proxies.programs import SITE, Proxy
@@ -116,6 +116,35 @@ async def web_socket(proxy: Proxy, headers: str = "", address: str = "127.0.0.1"
             yield await reader.readexactly(16)
     finally:
         writer.transport.abort()
+
+
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what comes, until one side ends."""
+    with suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.transport.abort()
+
+
+@asynccontextmanager
+async def way_to(proxy: Proxy) -> AsyncIterator[dict[str, str]]:
+    """Run an HTTP proxy of a network that knows the site's name; yield what a machine there has for it, and for the certificate."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, EOFError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(f"CONNECT {SITE}:443 ".encode()), head
+            there, back = await asyncio.open_connection("127.0.0.1", proxy.port)
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await asyncio.gather(copy(reader, back), copy(there, writer))
+        writer.transport.abort()
+
+    root = proxy.folder / "root.pem"
+    root.write_text(proxy.root, encoding="ascii")
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as served:
+        port = served.sockets[0].getsockname()[1]
+        yield {"HTTPS_PROXY": f"http://127.0.0.1:{port}", "SSL_CERT_FILE": str(root)}
 
 
 async def exchange(proxy: Proxy, request: bytes, seconds: float = 1.5) -> list[int]:
