@@ -39,6 +39,8 @@ class Proxy:
     name: ClassVar[str]
     #: Whether certbot gets its certificate.
     needs_certbot: ClassVar[bool] = False
+    #: Whether /mesh leads to NATS, and not to web.
+    reaches_nats: ClassVar[bool] = True
 
     def __init__(self, folder: Path, backends: Backends) -> None:
         self.folder = folder
@@ -120,8 +122,9 @@ class Proxy:
             "127.0.0.1:3002": f"127.0.0.1:{first}",
             "127.0.0.1:3012": f"127.0.0.1:{second}",
             "127.0.0.1:3000": f"127.0.0.1:{self.backends.web}",
-            "127.0.0.1:4223": f"127.0.0.1:{self.backends.mesh}",
         }
+        if self.reaches_nats:
+            common["127.0.0.1:4223"] = f"127.0.0.1:{self.backends.mesh}"
         common |= dict.fromkeys(("127.0.0.1:3005", "127.0.0.1:9091"), f"127.0.0.1:{self.backends.internal}")
         for old, new in {**common, **edits}.items():
             assert old in text, f"{file} has no {old}"
@@ -226,6 +229,7 @@ class HAProxy(Proxy):
 
 class Caddy(Proxy):
     name = "caddy"
+    reaches_nats = False
 
     def write(self, operators: str = NOBODY) -> None:
         own = f"admin 127.0.0.1:{self.control_port}\n\thttp_port {self.plain_port}\n\thttps_port {self.port}\n\tdefault_bind 127.0.0.1"

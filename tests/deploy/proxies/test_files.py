@@ -11,6 +11,7 @@ from services.gateway.http_api.http_call import MAX_BODY_BYTES
 from services.gateway.requests.image_admission import ImageLimits
 from services.gateway.settings import GatewaySettings
 from shared import body_limits, config
+from shared.node import http_tunnel
 from tests.cases import case
 from tests.deploy.proxies.programs import FILES
 from tests.stacks import REPOSITORY
@@ -27,6 +28,8 @@ LIMITS = {
     "haproxy": re.compile(r"(?:setenv BODY_BYTES (?=\d)|int\((?=\d+\) if \{ path_beg (\S+)))(\d+)"),
     "caddy": re.compile(r"import body (?:@prompts|(\S+)\*) (\w+)"),
 }
+#: How many WebSockets an address may offer in a second; Caddy lets web count.
+OFFERS = {"nginx": r"zone=offers:1m rate=(\d+)r/s", "haproxy": r"sc_http_req_rate\(0\) gt (\d+)", "traefik": r"average: (\d+), burst: \1,"}
 MAX = 85
 
 
@@ -57,6 +60,12 @@ def test_they_have_the_body_limits_of_the_gateway() -> None:
     # A prompt has its own limit, which another path doesn't pass by.
     (exceptions,) = re.findall(r"@prompts not path (.+)", read("caddy"))
     assert exceptions.split() == ([f"{path}*" for path in body_limits.LARGE_BYTES] or ["/none"])
+
+
+def test_they_have_the_limit_of_web_for_machines_that_join() -> None:
+    for name, pattern in OFFERS.items():
+        with case(name):
+            assert re.findall(pattern, read(name)) == [str(http_tunnel.MAX_OFFERS)]
 
 
 def _bytes(size: str) -> int:

@@ -191,6 +191,22 @@ async def test_a_machine_reaches_nats_which_sees_its_address_and_nothing_forged(
             assert behind.seen_at_nats()[before:] == ["127.0.0.8"], header
 
 
+@pytest.mark.parametrize("program", [name for name, each in PROGRAMS.items() if each.reaches_nats], indirect=True, scope="module")
+async def test_an_address_that_offers_many_web_sockets_is_refused_and_others_are_not(proxy: Proxy) -> None:
+    """NATS sees one address, so it can't count the logins of each. Where /mesh leads to web, web counts."""
+    offer = traffic.offer()
+
+    async def is_refused() -> bool:
+        offers = [traffic.ask(proxy, offer, "127.0.0.7") for _ in range(40)]
+        statuses = {answer.status for answer in await asyncio.gather(*offers)}
+        assert statuses <= {101, 429}, statuses
+        return 429 in statuses
+
+    await until(is_refused, what="the limit is reached")
+    async with traffic.web_socket(proxy, "", "127.0.0.8") as frame:
+        assert b"INFO {" in frame
+
+
 @pytest.mark.parametrize("headers", ["", "transfer-encoding: chunked\r\n"], ids=["length", "chunked"])
 async def test_a_body_may_have_one_mebibyte_without_images(proxy: Proxy, behind: Site, headers: str) -> None:
     body = json.dumps({"model": "echo", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}).encode()

@@ -58,6 +58,12 @@ def get(path: str, headers: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: {SITE}\r\n{headers}connection: close\r\n\r\n".encode()
 
 
+def offer(headers: str = "") -> bytes:
+    """Return the head that offers a WebSocket for /mesh."""
+    key = f"sec-websocket-version: 13\r\nsec-websocket-key: {'A' * 22}==\r\n"
+    return f"GET /mesh HTTP/1.1\r\nhost: {SITE}\r\nupgrade: websocket\r\nconnection: upgrade\r\n{key}{headers}\r\n".encode()
+
+
 async def ask(proxy: Proxy, request: bytes, address: str = "127.0.0.1") -> Answer:
     """Send one request on a new connection. The proxy may answer before it has read all of it."""
     async with asyncio.timeout(30):
@@ -70,7 +76,7 @@ async def ask(proxy: Proxy, request: bytes, address: str = "127.0.0.1") -> Answe
             elif "content-length" in headers:
                 body = await reader.readexactly(int(headers["content-length"]))
             else:
-                body = await reader.read()
+                body = b"" if status == 101 else await reader.read()
             return Answer(status, headers, body)
         finally:
             writer.transport.abort()
@@ -106,11 +112,10 @@ async def listen_to(proxy: Proxy, key: str, words: int, stream: Stream, tls: ssl
 @asynccontextmanager
 async def web_socket(proxy: Proxy, headers: str = "", address: str = "127.0.0.1") -> AsyncIterator[bytes]:
     """Open a WebSocket at /mesh; yield the beginning of the first frame."""
-    offer = f"upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\nsec-websocket-key: {'A' * 22}==\r\n"
     reader, writer = await proxy.connect(address)
     try:
         async with asyncio.timeout(30):
-            writer.write(f"GET /mesh HTTP/1.1\r\nhost: {SITE}\r\n{offer}{headers}\r\n".encode())
+            writer.write(offer(headers))
             status, _ = await _read_head(reader)
             assert status == 101, status
             yield await reader.readexactly(16)
