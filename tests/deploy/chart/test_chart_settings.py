@@ -30,7 +30,7 @@ OF_OTHERS = {
 #: Settings of the embedded stack that a cluster doesn't need: its servers and workers, DHT nodes, which need fixed UDP
 #: ports, and the network of its machine.
 EMBEDDED = {
-    *("NATS_PORT", "NATS_AUTH", "AIMESH_ECHO", "LOG_RETENTION_DAYS", "HYPERSWARM"),
+    *("NATS_PORT", "NATS_WEB_PORT", "NATS_AUTH", "AIMESH_ECHO", "LOG_RETENTION_DAYS", "HYPERSWARM"),
     *("ECHO_SERVICE_PORT", "OLLAMA_SERVICE_PORT", "OPENAI_SERVICE_PORT", "HTTP_SERVICE_PORT"),
     *("DHT_HOST", "DHT_BIND_HOST", "DHT_PORT", "MESH_RELAY", "LAN", "REACH", "OBJECT_STORE"),
 }
