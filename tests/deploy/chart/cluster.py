@@ -24,6 +24,7 @@ from stack.servers import nats_server, postgres, valkey
 from tests.deploy.chart import rendering
 from tests.deploy.chart.rendering import NAMESPACE, Object
 from tests.deploy.containers import Container
+from tests.deploy.proxies.programs import SITE
 from tests.servers import PostgresServer, running
 from tests.testnet import free_port
 
@@ -33,6 +34,7 @@ VALUES = (
     # Here, all pods are on loopback.
     "secrets.ticketNetworks={127.0.0.0/8}",
     "pools.inference.replicas=2",
+    *("entry.kind=ingress", f"entry.webHost={SITE}", "tls.selfSigned=true"),
     *("nats.replicas=1", "valkey.sentinel=true", "gateway.settings.MODEL_ALIASES=llama3=smollm2", "auth.settings.OPEN_REGISTRATION=true"),
     *(
         "backup.enabled=true",

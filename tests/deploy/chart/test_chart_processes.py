@@ -1,8 +1,11 @@
 """Every container starts with the chart's own command and environment and the Secrets that `init` makes, and works with the others."""
 
+import asyncio
 import json
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +16,8 @@ import yaml
 
 from services.inference.models import model_discovery
 from stack.servers import nats_server
-from tests import capabilities
-from tests.deploy import containers
+from tests import capabilities, stacks
+from tests.deploy import outside
 from tests.deploy.chart import cluster, rendering
 from tests.deploy.chart.cluster import Cluster
 from tests.deploy.containers import Container
@@ -193,9 +196,24 @@ def test_the_gpu_pool_of_the_page_starts_on_an_empty_volume_and_serves(house: Cl
         worker.end()
 
 
-def test_a_machine_outside_reaches_nats_through_web(house: Cluster) -> None:
-    with containers.web_socket(house.ports["aimesh-web"]) as (_, answer):
-        assert b"INFO {" in answer.read(16)
+async def test_a_worker_outside_joins_by_the_entry_answers_and_is_revoked(house: Cluster, tmp_path: Path) -> None:
+    certificate = outside.make_certificate(tmp_path)
+    for name in ("node.nk", "profile.toml"):
+        (tmp_path / name).write_text(house.here(house.secrets["aimesh-migrate"][name].decode()), encoding="utf-8")
+        (tmp_path / name).chmod(0o600)
+    key = house.secrets["aimesh-auth"]["admin_api_key"].decode()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AICLI_PROFILE": str(tmp_path / "profile.toml"), "AICLI_API_KEY": key}
+
+    async def aicli(*words: str) -> str:
+        command = (sys.executable, "-m", "cli.main", *words)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, env=environment, cwd=rendering.ROOT, stdout=pipe, stderr=pipe)
+        outcome = await stacks.outcome_of(process, seconds=60)
+        assert outcome.status == 0, outcome.err
+        return outcome.out
+
+    web, gateway = (house.ports[name] for name in ("aimesh-web", "aimesh-gateway"))
+    await outside.prove_that_a_worker_joins(tmp_path, aicli, web=web, gateway=gateway, key=key, SSL_CERT_FILE=str(certificate))
 
 
 def test_postgresql_accepts_the_arguments_and_the_access_rules(house: Cluster) -> None:
