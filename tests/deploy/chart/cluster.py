@@ -165,7 +165,7 @@ class Cluster:
     def process(self, pod: Object, container: Object, called: str) -> tuple[list[str], dict[str, str]]:
         """Return the command and environment of a container on this machine."""
         places = self._mount(pod, called)
-        command = [self._moved(self.here(word), places) for word in (*container["command"], *container.get("args", ()))]
+        command = [self.here(self._moved(word, places)) for word in (*container["command"], *container.get("args", ()))]
         environment = {"PATH": f"{self.programs}:{os.environ['PATH']}", "PYTHONPATH": str(rendering.ROOT)}
         for each in container["env"]:
             value = each.get("value", "")
@@ -175,7 +175,7 @@ class Cluster:
                 value = f"{called}-0"
             # Like the kubelet, from variables that are defined earlier.
             value = re.sub(r"\$\((\w+)\)", lambda match: environment.get(match[1], match[0]), value)
-            environment[each["name"]] = self._moved(self.here(value), places)
+            environment[each["name"]] = self.here(self._moved(value, places))
         return command, environment
 
     def run_to_end(self, name: str, called: str, container: Object | None = None) -> subprocess.CompletedProcess[str]:
