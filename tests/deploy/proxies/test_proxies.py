@@ -208,13 +208,10 @@ async def test_an_address_that_offers_many_web_sockets_is_refused_and_others_are
 
 
 @pytest.mark.parametrize("headers", ["", "transfer-encoding: chunked\r\n"], ids=["length", "chunked"])
-async def test_a_body_may_have_one_mebibyte_without_images(proxy: Proxy, behind: Site, headers: str) -> None:
+async def test_a_prompt_may_have_more_than_one_mebibyte(proxy: Proxy, behind: Site, headers: str) -> None:
     body = json.dumps({"model": "echo", "max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}).encode()
-    answer = await traffic.ask(proxy, traffic.post("/v1/chat/completions", behind.key, body.ljust(MEBIBYTE), headers))
-    assert answer.status == 200, answer
     answer = await traffic.ask(proxy, traffic.post("/v1/chat/completions", behind.key, body.ljust(MEBIBYTE + 1), headers))
-    assert answer.status == 413, answer
-    assert json_of(answer)["error"]["code"] == "too_large"  # type: ignore[index]
+    assert answer.status == 200, answer
 
 
 #: Requests that two servers could read differently.
