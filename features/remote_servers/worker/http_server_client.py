@@ -195,6 +195,8 @@ class ProbeReply:
     is_cut: bool = False
     #: Why there is no status; follows the server's name.
     trouble: str = ""
+    #: Its `Server` header.
+    program: str = ""
 
 
 @dataclass(slots=True)
@@ -231,17 +233,18 @@ class Server:
                 if not seen.is_reused:
                     raise
 
-    async def probe(self, path: str, seconds: float, *, most: int) -> ProbeReply:
-        """Get a page once and read at most ``most`` bytes of it, all within ``seconds``. Never fails, and never waits for requests."""
+    async def probe(self, path: str, seconds: float, *, most: int, body: bytes | None = None) -> ProbeReply:
+        """Get a page once (with a POST if there is a ``body``) and read at most ``most`` bytes of it, all within ``seconds``. Never fails,
+        and never waits for requests."""
         try:
             async with asyncio.timeout(seconds):
-                response = await self.ask_once(path)
-                body = await _read_most(response, most)
+                response = await self.ask_once(path, body)
+                page = await _read_most(response, most)
         except aiohttp.ClientError as failure:
             return ProbeReply(trouble=f"does not answer: {self.source.cleaned(_reason(failure))}")
         except TimeoutError:
             return ProbeReply(trouble=f"did not answer within {seconds:g} s")
-        return ProbeReply(response.status, body[:most], is_cut=len(body) > most)
+        return ProbeReply(response.status, page[:most], is_cut=len(page) > most, program=response.headers.get("server", ""))
 
     async def get(self, path: str, read: Callable[[bytes], T], kind: str = JSON) -> T:
         """Get a small document of a media type, empty for any, without a retry, and ``read`` it. Raises Unavailable, or what the refusal

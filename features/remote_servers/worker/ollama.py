@@ -19,6 +19,7 @@ from features.remote_servers.worker.rules import openai_chat, text_answers
 from features.remote_servers.worker.rules.dialects import ServerFields, same, whole
 from features.remote_servers.worker.rules.event_stream import Lines, convert_or
 from features.remote_servers.worker.rules.forwarding import ForwardedTag
+from features.remote_servers.worker.rules.model_details import OLLAMA_WORDS
 from features.remote_servers.worker.rules.openai_answer import AnswerAssembly, AnswerChoice, AnswerDelta, AnswerStep
 from features.remote_servers.worker.rules.openai_chat import JsonObject, decoded, plain, refused, tool
 from features.remote_servers.worker.rules.server_errors import RefusalSource
@@ -52,8 +53,6 @@ _NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
 _DURATION = re.compile(r"-?([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h)){1,3}\Z")
 
 _SHA256 = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
-#: Ollama's words for what a model can do; older versions name the last two among the families of a model that sees images.
-_CAPABILITIES = {Ability.TOOLS: ("tools",), Ability.REASONING: ("thinking",), Ability.IMAGES: ("vision", "clip", "mllama")}
 _NO_WORDS: tuple[str, ...] = ()
 
 
@@ -108,7 +107,7 @@ def _listed(tag: _Tag, upstream: Upstream) -> ModelListing:
     # Models of BERT's family can't generate text; the list doesn't tell for others.
     only_embeds = details.family.endswith("bert")
     words = (*convert_or(_NO_WORDS, tag.capabilities), *(details.families or ()), details.family)
-    found = tuple(ability for ability, names in _CAPABILITIES.items() if any(name in words for name in names))
+    found = tuple(ability for ability, names in OLLAMA_WORDS.items() if any(name in words for name in names))
     return ModelListing(
         ModelName(tag.name.removesuffix(":latest")),
         tag.name,

@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from features.remote_servers.worker import http_server_client, remote_models, server_watch, token_ids
+from features.remote_servers.worker.details_lookup import DetailsLookup
 from features.remote_servers.worker.http_server_client import Server, ServerTimedOut
 from features.remote_servers.worker.remote_models import ModelListing, RemoteModels
 from features.remote_servers.worker.rules import forwarding, server_errors, text_answers, token_counts
@@ -123,11 +124,13 @@ class RemoteServer(ModelServer):
     api: ServerApi
     watch: ServerWatch
     tokens: TokenSupport
+    details: DetailsLookup
 
     async def list_models(self) -> tuple[ModelListing, ...]:
         listed = await self.server.get(self.api.models_path, self.api.read_models)
         if await self.watch.identify({model.owned_by for model in listed}):
             self.tokens.reset(self.watch.dialect)
+        listed = await self.details.fill(self.watch.row, listed)
         return listed if self.models.is_external else await self._name_providers(listed)
 
     async def _name_providers(self, listed: tuple[ModelListing, ...]) -> tuple[ModelListing, ...]:
@@ -318,7 +321,7 @@ async def connected(
     """Open connections to a server, watch it and keep the list of its models fresh. Raises BadSettings."""
     async with http_server_client.connected(source, hosts) as server:
         watch = ServerWatch(server, models, api.models_path)
-        one = RemoteServer(server, models, api, watch, TokenSupport(source.name))
+        one = RemoteServer(server, models, api, watch, TokenSupport(source.name), DetailsLookup(server))
         async with lifecycle.background() as tasks:
             for loop in (partial(models.watch, one.list_models), watch.run, one.prove_tokens):
                 tasks.create_task(keep("local server", loop))

@@ -65,12 +65,12 @@ class ServerWatch:
         self.dialect = self._given or Dialect.COMPATIBLE
 
     @property
-    def _row(self) -> DialectRow:
+    def row(self) -> DialectRow:
         return DIALECTS[self.dialect]
 
     @property
     def forwards_path(self) -> str:
-        return self._row.forwards_path
+        return self.row.forwards_path
 
     async def run(self) -> None:
         """Look every LOOK_SECONDS until cancelled."""
@@ -81,11 +81,11 @@ class ServerWatch:
             await asyncio.sleep(max(0.0, due - clock()))
 
     async def look(self) -> None:
-        if not self._row.health_path and self._models.is_external:
+        if not self.row.health_path and self._models.is_external:
             # Providers limit requests. Their list of models is fetched anyway, less often.
             return
         started = asyncio.get_running_loop().time()
-        reply = await self._server.probe(self._row.health_path or self._models_path, HEALTH_SECONDS, most=MAX_PAGE_BYTES)
+        reply = await self._server.probe(self.row.health_path or self._models_path, HEALTH_SECONDS, most=MAX_PAGE_BYTES)
         self._health.judge(reply, was_heard=self._server.heard_at >= started)
         self._models.set_out(self._health.out)
         if self._health.out:
@@ -120,7 +120,7 @@ class ServerWatch:
         if reply.status != 200 or reply.is_cut:
             return None
         try:
-            return row.read_identity(reply.body)
+            return row.read_identity(reply.body, reply.program)
         except UNREADABLE:
             return None
 

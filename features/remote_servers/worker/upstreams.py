@@ -57,6 +57,7 @@ class Dialect(StrEnum):
     MLX = "mlx"
     LLAMA_CPP = "llama_cpp"
     TGI = "tgi"
+    LM_STUDIO = "lm_studio"
     OLLAMA = "ollama"
     AIMESH = "aimesh"
 

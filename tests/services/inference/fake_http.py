@@ -68,14 +68,16 @@ class FakeServer:
         """Return whether the connection may be reused."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.lower().startswith("content-length")), 0)
-        if length:
-            self.asked.append(json.loads(await reader.readexactly(length)))
-        self.headers.append(head.lower())
         path = head.split(" ")[1]
+        asked = json.loads(await reader.readexactly(length)) if length else None
+        # Not what is asked of a page that it lacks.
+        if length and path in self.answers:
+            self.asked.append(asked)
+        self.headers.append(head.lower())
         answers = self.answers.get(path, _NOT_FOUND)
         if isinstance(answers, list):
             answers = answers.pop(0) if len(answers) > 1 else answers[0]
-        answer = answers if isinstance(answers, Answer) else answers(self.asked[-1] if length else None)
+        answer = answers if isinstance(answers, Answer) else answers(asked)
         if not answer.silent:
             kind = _STREAMS.get(path.rpartition("/")[2], "application/json") if answer.status == 200 else "application/json"
             headers = {"connection": "close", "content-type": kind, **answer.headers}

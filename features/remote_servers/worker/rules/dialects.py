@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from features.remote_servers.worker.rules import model_details
 from features.remote_servers.worker.rules.event_stream import BadStream
+from features.remote_servers.worker.rules.model_details import DetailsPage, ModelPage
 from features.remote_servers.worker.upstreams import Dialect
 
 
@@ -64,20 +66,27 @@ class DialectRow:
     identity_path: str = ""
     #: The field of that page that no other kind has there; its number of slots, if it says that.
     identity_field: str = ""
+    #: How its `Server` header begins, if the page alone doesn't tell.
+    program: str = ""
     #: The `owned_by` of its models, if that is always the same.
     owner: str = ""
     #: Where it says how busy it is; the first page that it has counts.
     load_pages: tuple[LoadPage, ...] = ()
     #: Where it says which of its models it forwards to a provider, if it forwards any.
     forwards_path: str = ""
+    #: What it says of its models beyond their list.
+    details_page: DetailsPage | None = None
+    model_page: ModelPage | None = None
     #: For a server that doesn't say how many requests it runs at once.
     usual_slots: int = 0
+    #: Where its owner finds it, unless he chose another port; 0 if nobody runs it at home.
+    usual_port: int = 0
 
-    def read_identity(self, page: bytes) -> int | None:
-        """Return the slots in the page at ``identity_path``, 0 if it has none, None for another kind. Raises one of
-        `event_stream.UNREADABLE`."""
+    def read_identity(self, page: bytes, program: str = "") -> int | None:
+        """Return the slots in the page at ``identity_path``, 0 if it has none, None for another kind. ``program`` is the `Server` header.
+        Raises one of `event_stream.UNREADABLE`."""
         fields = msgspec.json.decode(page, type=dict[str, object])
-        if self.identity_field not in fields:
+        if self.identity_field not in fields or not program.startswith(self.program):
             return None
         slots = fields[self.identity_field]
         return slots if isinstance(slots, int) and slots > 0 else 0
@@ -148,6 +157,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         load_pages=(LoadPage("/metrics", gauges("vllm:num_requests_running", "vllm:num_requests_waiting")),),
         # The default of --max-num-seqs on most GPUs.
         usual_slots=256,
+        usual_port=8000,
     ),
     Dialect.SGLANG: DialectRow(
         parameters=replace(_VLLM, reasoning="reasoning_content", ignored=("parallel_tool_calls",)),
@@ -161,6 +171,7 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
             LoadPage("/metrics", gauges("sglang:num_running_reqs", "sglang:num_queue_reqs")),
             LoadPage("/get_load", _read_sglang_load),
         ),
+        usual_port=30000,
     ),
     Dialect.TENSORRT_LLM: DialectRow(
         parameters=replace(
@@ -181,6 +192,11 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
             ignored=("format", "tool_choice", "parallel_tool_calls", "top_logprobs"),
         ),
         health_path="/health",
+        # Many programs have such a page; this one is Python's own server.
+        identity_path="/health",
+        identity_field="status",
+        program="BaseHTTP/",
+        usual_port=8080,
     ),
     Dialect.LLAMA_CPP: DialectRow(
         # llama.cpp's seed has 32 bits; all ones mean a random seed.
@@ -198,6 +214,8 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
             LoadPage("/metrics", gauges("llamacpp:requests_processing", "llamacpp:requests_deferred")),
             LoadPage("/slots", _read_slots),
         ),
+        details_page=DetailsPage("/props", model_details.read_llama_props),
+        usual_port=8080,
     ),
     Dialect.TGI: DialectRow(
         # TGI accepts n, logit_bias and presence_penalty but ignores them. It refuses a top_p of 1, which has no effect.
@@ -212,6 +230,18 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         identity_field="max_concurrent_requests",
         load_pages=(LoadPage("/metrics", gauges("tgi_batch_current_size", "tgi_queue_size")),),
     ),
+    Dialect.LM_STUDIO: DialectRow(
+        parameters=ServerFields(
+            _COMMON | same("presence_penalty", "logit_bias", "top_k", "repeat_penalty"),
+            ignored=("parallel_tool_calls", "top_logprobs"),
+            reasoning="reasoning_content",
+        ),
+        identity_path="/api/v0/models",
+        identity_field="data",
+        owner="organization_owner",
+        details_page=DetailsPage("/api/v0/models", model_details.read_studio_models),
+        usual_port=1234,
+    ),
     Dialect.OLLAMA: DialectRow(
         # Its OpenAI API ignores n and logit_bias.
         parameters=ServerFields(
@@ -221,6 +251,9 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         identity_path="/api/version",
         identity_field="version",
         forwards_path="/api/tags",
+        details_page=DetailsPage("/api/ps", model_details.read_ollama_loaded),
+        model_page=ModelPage("/api/show", model_details.read_ollama_model),
+        usual_port=11434,
     ),
     Dialect.AIMESH: DialectRow(
         parameters=ServerFields(_LOCAL | same("repeat_penalty"), reasoning="reasoning_content", late_system=True), health_path="/healthz"

@@ -66,7 +66,7 @@ def test_what_was_not_asked_for_is_not_sent(dialect: Dialect) -> None:
         *(
             pytest.param(dialect, {"reasoning_effort": ReasoningEffort.LOW}, {"reasoning_effort": "low"}, id=f"{dialect} knows the effort")
             for dialect in Dialect
-            if dialect not in (Dialect.TGI, Dialect.MLX)
+            if dialect not in (Dialect.TGI, Dialect.MLX, Dialect.LM_STUDIO)
         ),
         pytest.param(Dialect.VLLM, {"chat_template_kwargs": '{"a": [1]}'}, {"chat_template_kwargs": {"a": [1]}}, id="variables"),
         pytest.param(
