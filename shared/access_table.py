@@ -98,6 +98,7 @@ _OWN_METHODS = {
     "auth.validateApiKey": _NODE,
     "auth.identify": _NODE,
     "auth.identifyOwner": _NODE,
+    "auth.identifyPerson": _NODE,
     # --- organizations
     "auth.createOrganisation": _ACCOUNT,
     "auth.listOrganisations": _ACCOUNT,

@@ -53,6 +53,7 @@ _OWN: Mapping[str, str] = {
     "auth.validateApiKey": Answers.BEARER,
     "auth.identify": Answers.BEARER,
     "auth.identifyOwner": Answers.SERVICES,
+    "auth.identifyPerson": Answers.SERVICES,
     "auth.findEndedKeys": Answers.SERVICES,
     "auth.getSigningKeys": Answers.SERVICES,
     "auth.watchChanges": Answers.SERVICES,

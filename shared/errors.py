@@ -121,6 +121,10 @@ class PolicyForbidden(NotAllowed, code="policy_forbidden"):
     """A policy of the mesh, the organization, the key or the request excludes everything that could answer."""
 
 
+class PersonRefused(NotAllowed, code="person_refused"):
+    """The key names people, and this request names nobody whom it may serve: an unknown address, a closed account, or no name at all."""
+
+
 class SecondFactorNeeded(NotAllowed, code="second_factor_needed"):
     """The password was right. A code must be entered, or a second factor set up."""
 

@@ -76,6 +76,10 @@ class Permission(StrEnum):
     READ_SCALING = "scale:read"
     WRITE_KEYS = "key:write"
     WRITE_ACCOUNT = "account:write"
+    #: Each request says whose it is; see ``Principal.named_by``. Only of a key that lists it.
+    NAME_USERS = "users:name"
+    #: With ``NAME_USERS``: also requests of people without an account, as the key's own.
+    SERVE_STRANGERS = "users:unknown"
     EVERYTHING = "*"
 
 

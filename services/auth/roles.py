@@ -27,6 +27,8 @@ _TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.R
 _FORMER_TEST_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS})
 #: For keys that name no scopes: what a program needs to call models. A leaked key can then neither create keys nor change the account.
 USUAL_SCOPES = frozenset({Permission.INFER, Permission.READ_MODELS, Permission.READ_USAGE})
+#: Of administrators' keys that list them: a key with all rights must not speak for others.
+_NAMING = frozenset({Permission.NAME_USERS, Permission.SERVE_STRANGERS})
 #: For an administrator's everyday key: what any developer may do.
 _ADMINS_EVERYDAY = access_table.ROLES[UserRole.DEVELOPER] | access_table.ROLES[UserRole.NODE_OWNER]
 
@@ -79,6 +81,28 @@ def most_scopes(kind: KeyKind, owner: UserRole) -> frozenset[Permission]:
     return everyday & _TEST_SCOPES if kind is KeyKind.TEST else everyday
 
 
+def _most_listed(kind: KeyKind, owner: UserRole) -> frozenset[Permission]:
+    """Return all scopes that can be listed for such a key."""
+    speaks = kind is KeyKind.LIVE and Permission.EVERYTHING in access_table.ROLES[owner]
+    return most_scopes(kind, owner) | _NAMING if speaks else most_scopes(kind, owner)
+
+
+def named(key: Principal, person: Principal) -> Principal:
+    """Return the person whom a key names for a request, which counts as theirs: within the key's scopes, models and networks, and against
+    none of the key's own limits."""
+    scopes = tuple(scope for scope in key.scopes or () if scope not in _NAMING)
+    return msgspec.structs.replace(
+        person,
+        key_id=key.key_id,
+        key_name=key.key_name,
+        scopes=scopes,
+        models=key.models,
+        networks=key.networks,
+        expires_at=key.expires_at,
+        named_by=key.user_id,
+    )
+
+
 def scopes_of_key(kind: KeyKind, owner: UserRole, stored: Iterable[str]) -> tuple[str, ...]:
     """Return the scopes that the key has now. Stored scopes that its owner has lost, or that this version doesn't know, grant nothing."""
     most, named = most_scopes(kind, owner), frozenset(stored)
@@ -87,7 +111,7 @@ def scopes_of_key(kind: KeyKind, owner: UserRole, stored: Iterable[str]) -> tupl
     known = frozenset(scope for scope in Permission if scope in named)
     if kind is KeyKind.ADMIN and Permission.EVERYTHING in known:
         return tuple(sorted(most))
-    return tuple(sorted(known if Permission.EVERYTHING in most else known & most))
+    return tuple(sorted(known if Permission.EVERYTHING in most else known & _most_listed(kind, owner)))
 
 
 def check_limits_of_new_key(caller: Principal, limits: ApiKeyLimits) -> None:
@@ -135,10 +159,12 @@ def _scopes_of_new_key(caller: Principal, request: GenerateApiKey, owner: UserRo
     if unknown := sorted(set(requested) - set(Permission)):
         raise errors.BadRequest.of("scopes", f"there is no {unknown[0][:50]!r}", hint=f"choose from {', '.join(Permission)}")
     wanted, most = frozenset(Permission(scope) for scope in requested), most_scopes(kind, owner)
-    if Permission.EVERYTHING not in most and (missing := sorted(wanted - most)):
+    if Permission.EVERYTHING not in most and (missing := sorted(wanted - (listed := _most_listed(kind, owner)))):
         raise errors.NotAllowed(
-            f"a key of the kind {kind} cannot have {', '.join(missing)} here", hint=f"choose from {', '.join(sorted(most))}"
+            f"a key of the kind {kind} cannot have {', '.join(missing)} here", hint=f"choose from {', '.join(sorted(listed))}"
         )
+    if wanted & _NAMING == {Permission.SERVE_STRANGERS}:
+        raise errors.BadRequest.of("scopes", f"{Permission.SERVE_STRANGERS} needs {Permission.NAME_USERS}", hint="add it")
     if missing := _not_granted(caller, wanted):
         raise errors.NotAllowed(f"you cannot give permissions that you lack: {', '.join(missing)}", hint="leave these scopes out")
     if wanted:

@@ -98,6 +98,10 @@ class AuthService:
     async def identify_owner(self, request: auth.IdentifyOwner, call: RpcCall) -> auth.Principal:
         return await self._identities.of_owner(request)
 
+    @serves(auth.identify_person)
+    async def identify_person(self, request: auth.IdentifyPerson, call: RpcCall) -> auth.Principal:
+        return await self._identities.of_person(request)
+
     @serves(auth.watch_changes)
     async def watch_changes(self, request: auth.WatchChanges, stream: StreamCall[auth.Change]) -> Nothing:
         async with contextlib.aclosing(self._wiring.changes.watch(request.since)) as changes:

@@ -203,6 +203,11 @@ class AccountTables(AuthTables):
         account = await self.find_account_of(user_id)
         return None if account is None else account.user
 
+    async def find_person(self, address: str, team_id: TenantId | None) -> User | None:
+        """Find who has verified this address; for an organization, only a member."""
+        row = await self._db.row("find_person", address, team_id)
+        return None if row is None else self._user(row)
+
     async def get_user(self, user_id: UserId) -> User:
         """Raises NotFound."""
         user = await self.find_user(user_id)

@@ -26,7 +26,7 @@ from shared.rpc import RpcClient
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
 from shared.timing.backoff import Backoff
-from shared.types import Credential, UserId
+from shared.types import Credential, Permission, UserId
 
 _ASK_SECONDS = 2.0
 #: Reopen the stream every hour, so that it can't hang unnoticed.
@@ -40,6 +40,9 @@ _MAX_TOKEN_CHARACTERS = 4096
 _ACCESS_TOKEN = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\Z")
 
 _KEY_HINT = "create a key on the dashboard or with `aicli keys create`"
+_PERSON_HINT = (
+    "send X-Aimesh-User or X-OpenWebUI-User-Email with a verified address; Open WebUI does so with ENABLE_FORWARD_USER_INFO_HEADERS=true"
+)
 #: Auth can't be reached, or has just started and has no methods yet; any other error is its answer.
 _CANNOT_ASK = (
     errors.NotReachable, errors.LinkLost, errors.DeadlineExceeded, errors.Draining, errors.Overloaded, errors.Unavailable,
@@ -115,6 +118,20 @@ class Callers:
         digest = hashlib.sha256(msgspec.msgpack.encode(owner)).digest()
         ask = partial(self._rpc.call, auth.identify_owner, owner, deadline_seconds=_ASK_SECONDS)
         return self._cache.find(digest, self._clock()) or await self._ask_once(digest, ask, self._key_seconds)
+
+    async def identify_person(self, key: auth.Principal, address: str) -> auth.Principal:
+        """Return whom a key with the scope `users:name` names, or its own principal for an address without an account, or no address.
+        Raises PersonRefused, also for these if the key does not serve them."""
+        if address and key.key_id is not None:
+            asked = auth.IdentifyPerson(key.key_id, address)
+            digest = hashlib.sha256(msgspec.msgpack.encode(asked)).digest()
+            ask = partial(self._rpc.call, auth.identify_person, asked, deadline_seconds=_ASK_SECONDS)
+            found = self._cache.find(digest, self._clock()) or await self._ask_once(digest, ask, self._key_seconds)
+            if found.named_by is not None:
+                return found
+        if Permission.SERVE_STRANGERS not in (key.scopes or ()):
+            raise errors.PersonRefused("this key serves people with an account here, and the request names none of them", hint=_PERSON_HINT)
+        return key
 
     async def _ask_once(self, digest: bytes, ask: Ask, remaining: Callable[[Principal], float]) -> auth.Principal:
         lock = self._locks.get(digest) or self._locks.setdefault(digest, asyncio.Lock())
@@ -240,12 +257,21 @@ class CallerCache:
 
     def find(self, digest: bytes, now: float, *, is_auth_away: bool = False) -> Principal | None:
         """Return a caller that needs no new check, or can't have one."""
-        lifetime_seconds = STALE_SECONDS if is_auth_away else WATCHED_SECONDS if self._watched else UNWATCHED_SECONDS
         entry = self._entries.get(digest)
-        if entry is None or now >= min(entry.checked_at + lifetime_seconds, entry.ends_at):
+        if entry is None:
+            return None
+        lifetime_seconds = self._lifetime_seconds(entry.principal, is_auth_away=is_auth_away)
+        if now >= min(entry.checked_at + lifetime_seconds, entry.ends_at):
             return None
         self._entries.move_to_end(digest)
         return entry.principal
+
+    def _lifetime_seconds(self, principal: Principal, *, is_auth_away: bool) -> float:
+        if is_auth_away:
+            return STALE_SECONDS
+        # Also what is known of strangers behind such a key, and nobody announces who registers or verifies an address.
+        is_brief = Permission.NAME_USERS in (principal.scopes or ())
+        return WATCHED_SECONDS if self._watched and not is_brief else UNWATCHED_SECONDS
 
     def remember(self, digest: bytes, principal: Principal, *, now: float, ends_at: float, changes_before: int) -> None:
         if changes_before != self.changes:
@@ -276,5 +302,5 @@ class CallerCache:
         if user_id is None:
             self._entries.clear()
             return
-        for digest in [digest for digest, entry in self._entries.items() if entry.principal.user_id == user_id]:
+        for digest in [digest for digest, entry in self._entries.items() if entry.principal.depends_on(user_id)]:
             del self._entries[digest]

@@ -296,6 +296,14 @@ class IdentifyOwner(Body, frozen=True):
     team_id: TenantId | None = None
 
 
+class IdentifyPerson(Body, frozen=True):
+    """Whom a key names for one request."""
+
+    key_id: KeyId
+    #: In lower case.
+    address: Annotated[str, msgspec.Meta(max_length=100)]
+
+
 class Principal(Body, frozen=True, cache_hash=True):
     """The user that a credential belongs to, and what the credential allows."""
 
@@ -326,6 +334,12 @@ class Principal(Body, frozen=True, cache_hash=True):
     budget: Budget | None = None
     #: See ``User``; true of requests for an organization.
     has_free_tokens: bool = True
+    #: The owner of the key, if that key names this user for a request.
+    named_by: UserId | None = None
+
+    def depends_on(self, user_id: UserId) -> bool:
+        """Return whether a change of this user or of their keys may change it."""
+        return user_id in (self.user_id, self.named_by)
 
     @property
     def tenant_id(self) -> TenantId:
@@ -537,6 +551,7 @@ validate_api_key = Method(
 )
 identify = Method("auth.identify", Identify, Principal, callers={Role.GATEWAY, Role.METRICS, Role.WEB}, asks_another=True)
 identify_owner = Method("auth.identifyOwner", IdentifyOwner, Principal, callers={Role.GATEWAY}, asks_another=True)
+identify_person = Method("auth.identifyPerson", IdentifyPerson, Principal, callers={Role.GATEWAY}, asks_another=True)
 set_tier = Method("auth.setTier", SetTier, User, callers=PEOPLE)
 set_budget = Method("auth.setBudget", SetBudget, OwnerBudget, callers=PEOPLE)
 set_role = Method("auth.setRole", SetRole, User, callers=PEOPLE)

@@ -22,6 +22,8 @@ SCOPES: Mapping[str, str] = {
     Permission.READ_SCALING: "read autoscaling",
     Permission.WRITE_KEYS: "create and revoke keys",
     Permission.WRITE_ACCOUNT: "manage account",
+    Permission.NAME_USERS: "name the person of each request",
+    Permission.SERVE_STRANGERS: "serve people without an account",
     Permission.EVERYTHING: "full access",
 }
 #: Kind -> its words, and what it allows without scopes.

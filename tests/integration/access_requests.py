@@ -39,7 +39,7 @@ from shared.api.gateway import InferenceRequest
 from shared.api.generation import ChatMessage
 from shared.api.method import Method, StreamMethod
 from shared.config_documents import ConfigKind, DeploymentDocument, ServerKind
-from shared.types import Credential, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
+from shared.types import Credential, KeyId, MicroCredits, ModelName, NodeId, RequestId, Role, TenantId, Tier, UserId, UserRole
 from tests import feature_parts
 
 AnyMethod = Method[Any, Any] | StreamMethod[Any, Any, Any]
@@ -114,6 +114,7 @@ REQUESTS: Mapping[str, Callable[[], msgspec.Struct]] = {
     "auth.validateApiKey": lambda: auth.ValidateApiKey(Credential("none")),
     "auth.identify": lambda: auth.Identify(Credential("none")),
     "auth.identifyOwner": lambda: auth.IdentifyOwner(NOBODY),
+    "auth.identifyPerson": lambda: auth.IdentifyPerson(KeyId(NOBODY), "nobody@example.org"),
     "auth.findEndedKeys": lambda: auth.FindEndedKeys(()),
     "auth.createOrganisation": lambda: organizations.CreateOrganization("Another"),
     "auth.getOrganisation": lambda: organizations.GetOrganization(NO_TEAM),

@@ -37,6 +37,13 @@ SELECT id, username, email, role, subscription_tier, budget, is_active, created_
 FROM users
 WHERE lower(email) = lower($1);
 
+-- name: find_person
+-- Find who has verified this address. With an organization $2, only a member.
+SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens
+FROM users
+WHERE lower(email) = lower($1) AND verified_at IS NOT NULL
+    AND ($2::uuid IS NULL OR EXISTS (SELECT 1 FROM organisation_members WHERE organisation_id = $2 AND user_id = users.id));
+
 -- name: list_users
 -- The newest users, older than user $3, with $2 in the name or the address, or as the id.
 SELECT id, username, email, role, subscription_tier, budget, is_active, created_at, verified_address IS NOT NULL AS has_free_tokens

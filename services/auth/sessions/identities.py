@@ -16,17 +16,17 @@ from typing import TypeVar, cast
 
 import msgspec
 
-from services.auth import api_keys
+from services.auth import api_keys, roles
 from services.auth.sessions.session_store import OpenedSession, SessionStore, StoredSession
 from services.auth.sessions.tokens import LIFETIME_SECONDS, AccessTokens
 from services.auth.store import AccountTables, OwnedKey, StoredAccount, budget_of
 from shared import access_table, errors
 from shared.api import auth
-from shared.api.auth import Budget, ClientFacts, IdentifyOwner, Principal, Step, User
+from shared.api.auth import Budget, ClientFacts, IdentifyOwner, IdentifyPerson, Principal, Step, User
 from shared.rpc import RpcCall
 from shared.telemetry import logs
 from shared.telemetry.instruments import AuthFailure
-from shared.types import Credential, KeyId, PlanName, Role, TenantId, UserId, UserRole
+from shared.types import Credential, KeyId, Permission, PlanName, Role, TenantId, UserId, UserRole
 
 #: Older cached answers are not used: another replica may still reach PostgreSQL and revoke there, without this one noticing.
 MAX_AGE_SECONDS = 3600.0
@@ -118,13 +118,32 @@ class Identities:
 
     async def of_owner(self, owner: IdentifyOwner) -> Principal:
         """Return who ordered work that runs later, with the rights of now."""
-        key_id = owner.key_id
-        if key_id is not None:
-            question = partial(self._store.find_owner_of_key, None, key_id)
-            return self._holder_of(await self.principal_cache.ask(key_id, question, _administrator_of_key))
+        if owner.key_id is not None:
+            key = await self._of_key_id(owner.key_id)
+            return key if key.user_id == owner.user_id else await self._named(key, await self._store.find_user(owner.user_id))
         user_id = owner.user_id
         found = await self.principal_cache.ask(user_id, lambda: self._store.find_user(user_id), _administrator)
         return await self._person(await self.active_user(found), owner.team_id)
+
+    async def of_person(self, asked: IdentifyPerson) -> Principal:
+        """Return whom a key names; the key's own principal if nobody whom it may name has verified the address. Raises PersonRefused."""
+        key = await self._of_key_id(asked.key_id)
+        user = await self._store.find_person(asked.address, key.team_id)
+        if user is None:
+            return key
+        if not user.is_active:
+            raise errors.PersonRefused("the account of the person whom this request names is closed", hint=_CLOSED_HINT)
+        return await self._named(key, user)
+
+    async def _named(self, key: Principal, user: User | None) -> Principal:
+        user = await self.active_user(user)
+        if Permission.NAME_USERS not in (key.scopes or ()):
+            raise self._refused("revoked_key", "this API key may not name people any more", _KEY_HINT)
+        return roles.named(key, await self._person(user, key.team_id))
+
+    async def _of_key_id(self, key_id: KeyId) -> Principal:
+        question = partial(self._store.find_owner_of_key, None, key_id)
+        return self._holder_of(await self.principal_cache.ask(key_id, question, _administrator_of_key))
 
     def _holder_of(self, owned: OwnedKey | None) -> Principal:
         if owned is None:

@@ -7,7 +7,7 @@ Routes are one table (``service``), and each names the credential it needs. The 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -33,7 +33,7 @@ from shared.telemetry import Metrics, logs, tracing
 from shared.telemetry.metrics_registry import Exemplars
 from shared.timing.admission_semaphore import AdmissionSemaphore
 from shared.timing.bounded_waits import BoundedWait
-from shared.types import RequestId, Role
+from shared.types import Permission, RequestId, Role
 
 #: Concurrent sign-ins: slightly more than auth hashes at once. Many of them in one turn of the event loop would delay all streams.
 _SIGN_INS_AT_ONCE = 8
@@ -49,6 +49,7 @@ _log = logs.get(part="http")
 
 
 Handler = Callable[[HttpCall], Coroutine[None, None, None]]
+IdentifyPerson = Callable[[Principal, str], Awaitable[Principal]]
 #: Called for each refusal with the method, the caller if known, its address, and the error.
 OnRefusal = Callable[[str, Principal | None, str, errors.AimeshError], None]
 
@@ -110,6 +111,8 @@ class HttpAccess:
     """Decides who may call, and from where."""
 
     identify: Identify
+    #: See ``Callers.identify_person``; None if requests name nobody.
+    identify_person: IdentifyPerson | None = None
     #: None doesn't limit.
     quotas: Quotas | None
     #: None keeps no record of them.
@@ -315,9 +318,18 @@ class HttpApp:
             call.principal = principal = await self._access.identify(call.credential)
             access_table.check(route.access, principal, time.time())
             access_table.check_network(principal, call.address)
+            if self._access.identify_person is not None and _is_of_person(route.access, call):
+                call.principal = await self._access.identify_person(principal, call.person)
+                access_table.check(route.access, call.principal, time.time())
         except errors.CallerError as error:
             self._access.on_refusal(route.method, call.principal, call.address or "", error)
             raise
+
+
+def _is_of_person(access: AccessRule, call: HttpCall) -> bool:
+    """Return whether the request counts as that of a person whom its key names. Models are listed for the key: where nobody is served, an
+    empty list would hide why."""
+    return access.needs == {Permission.INFER} and Permission.NAME_USERS in (call.caller.scopes or ())
 
 
 async def until_disconnect(call: HttpCall, handling: Coroutine[None, None, None]) -> None:

@@ -20,6 +20,7 @@ from services.gateway.idempotency import cache_keys
 from shared import errors
 from shared.api.auth import Principal
 from shared.api.gateway import ConversationId
+from shared.mail import letters
 from shared.protocol import field_errors
 from shared.protocol.request_memory import HeldRequest
 from shared.rpc import RpcCall
@@ -59,10 +60,15 @@ HEARTBEAT_SECONDS = 10.0
 _encode = msgspec.json.Encoder().encode
 #: Like Stripe's and OpenAI's keys; event ids are shorter.
 _TOKEN = re.compile(rb"[!-~](?:[ -~]{0,253}[!-~])?")
+#: Headers that name the person, for a key that may: the first one counts.
+_PERSON = (b"x-aimesh-user", b"x-openwebui-user-email")
 #: Headers that must not be repeated, because parsers disagree on which one counts.
 _SINGLE = frozenset(
-    {b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"last-event-id"}
-)
+    {
+        b"authorization", b"x-api-key", b"content-type", b"content-encoding", b"content-length", b"idempotency-key", b"last-event-id",
+        *_PERSON,
+    }
+)  # fmt: skip
 
 #: Headers that change what the body of a prompt asks for.
 _OPTIONS = frozenset({b"idempotency-key", b"last-event-id", b"cache-control", b"x-cache", b"x-conversation-id", b"x-aimesh-external"})
@@ -173,6 +179,12 @@ class HttpCall:
         """Return the printable part of the client's User-Agent."""
         agent = self._headers.get(b"user-agent", b"").decode("latin-1")
         return "".join(letter for letter in agent if letter.isprintable())[:_MAX_AGENT]
+
+    @property
+    def person(self) -> str:
+        """Return the address that names the person, in lower case; empty if there is none, or if it can't be one."""
+        value = next((self._headers[name] for name in _PERSON if name in self._headers), b"").decode("latin-1").strip()
+        return value.lower() if letters.may_be_email(value) else ""
 
     @property
     def query(self) -> bytes:

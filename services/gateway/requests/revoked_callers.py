@@ -19,7 +19,7 @@ _log = logs.get(part="revoked-callers")
 
 class RunTable(Protocol):
     def callers(self, user: UserId | None) -> Collection[IdentifyOwner]:
-        """Return for whom requests run: one user's keys and logins, or everyone's."""
+        """Return for whom requests run: one user's keys and logins, and whom the keys name; or everyone."""
         ...
 
     def end(self, caller: IdentifyOwner, why: errors.AimeshError) -> int:

@@ -151,7 +151,7 @@ class Runs:
 
     def callers(self, user: UserId | None) -> set[IdentifyOwner]:
         """See ``RunTable``."""
-        return {run.caller for run in self.running if user is None or run.principal.user_id == user}
+        return {run.caller for run in self.running if user is None or run.principal.depends_on(user)}
 
     def end(self, caller: IdentifyOwner, why: errors.AimeshError) -> int:
         """See ``RunTable``."""

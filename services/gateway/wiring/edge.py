@@ -136,6 +136,7 @@ def _http(parts: Parts, routes: tuple[HttpRoute, ...], turns: BodyTurns) -> Http
     all_routes = (*routes, *rpc_routes, *Reference(routes).routes(), *parts.selling.webhooks.routes())
     access = HttpAccess(
         identify=admission.callers.identify,
+        identify_person=admission.callers.identify_person,
         quotas=admission.quotas,
         refused=admission.refused,
         on_refusal=admission.audit_reporting.report_refusal,

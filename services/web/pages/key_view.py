@@ -45,6 +45,8 @@ SCOPES: Mapping[str, Permission] = {
     "may_read_scaling": Permission.READ_SCALING,
     "may_write_keys": Permission.WRITE_KEYS,
     "may_write_account": Permission.WRITE_ACCOUNT,
+    "may_name_users": Permission.NAME_USERS,
+    "may_serve_strangers": Permission.SERVE_STRANGERS,
 }
 
 
@@ -70,6 +72,8 @@ class NewKeyForm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     may_read_scaling: str = ""
     may_write_keys: str = ""
     may_write_account: str = ""
+    may_name_users: str = ""
+    may_serve_strangers: str = ""
 
     @property
     def has_limits(self) -> bool:

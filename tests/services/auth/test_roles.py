@@ -269,3 +269,63 @@ def test_a_principal_has_exactly_the_permissions_of_its_key(role: UserRole, kind
     assert {str(permission) for permission in access_table.permissions_of(role, carried)} == set(carried)
     if stored and not set(stored) & set(Permission):
         assert carried == (), "what this version does not know is not everything"
+
+
+# --- keys that name people -------------------------------------------------------------------------------------------
+
+NAMING = ("inference:execute", "users:name")
+
+
+def asked(*scopes: str, kind: KeyKind = KeyKind.LIVE, **more: bool) -> GenerateApiKey:
+    return GenerateApiKey("webui", kind=kind, bounds=KeyBounds(scopes), **more)
+
+
+def test_only_an_administrator_makes_a_key_that_names_people_and_only_an_own_one() -> None:
+    boss = principal(UserRole.ADMIN)
+    for scopes in (NAMING, (*NAMING, "users:unknown")):
+        stored = roles.terms_of_new_key(boss, UserRole.ADMIN, asked(*scopes), NOW).bounds.scopes
+        assert stored == roles.scopes_of_key(KeyKind.LIVE, UserRole.ADMIN, stored) == scopes
+        for owner in set(UserRole) - {UserRole.ADMIN}:
+            # Whoever is an administrator no more speaks for nobody.
+            assert roles.scopes_of_key(KeyKind.LIVE, owner, stored) == ("inference:execute",)
+            for caller in (boss, principal(owner)):
+                with case((owner, caller.role)), pytest.raises(errors.NotAllowed, match=r"cannot have .*users:name"):
+                    roles.terms_of_new_key(caller, owner, asked(*scopes), NOW)
+    with pytest.raises(errors.NotAllowed, match="a key of the kind test cannot have users:name"):
+        roles.terms_of_new_key(boss, UserRole.ADMIN, asked(*NAMING, kind=KeyKind.TEST), NOW)
+    with pytest.raises(errors.BadRequest, match="users:unknown needs users:name"):
+        roles.terms_of_new_key(boss, UserRole.ADMIN, asked("inference:execute", "users:unknown"), NOW)
+
+
+def test_a_key_without_a_list_names_nobody() -> None:
+    boss = principal(UserRole.ADMIN)
+    for request in (asked(), asked(all_rights=True), asked(kind=KeyKind.ADMIN), asked("*", "users:name", kind=KeyKind.ADMIN)):
+        stored = roles.terms_of_new_key(boss, UserRole.ADMIN, request, NOW).bounds.scopes
+        assert "users:name" not in roles.scopes_of_key(request.kind, UserRole.ADMIN, stored)
+
+
+def test_a_key_gives_no_more_of_naming_than_it_has() -> None:
+    for scopes, wanted in (
+        (("key:write", *NAMING), (*NAMING, "users:unknown")),
+        (("key:write", "inference:execute"), NAMING),
+        (("key:write", "inference:execute"), ("inference:execute", "users:name", "users:unknown")),
+    ):
+        with case(scopes), pytest.raises(errors.NotAllowed, match="you cannot give permissions that you lack: users:"):
+            roles.terms_of_new_key(a_key(UserRole.ADMIN, stored=scopes), UserRole.ADMIN, asked(*wanted), NOW)
+
+
+@given(role=st.sampled_from(UserRole), stored=stored_scopes)
+def test_a_named_person_may_do_nothing_that_the_key_or_they_may_not(role: UserRole, stored: tuple[str, ...]) -> None:
+    key = msgspec.structs.replace(
+        a_key(UserRole.ADMIN, stored=(*NAMING, *stored)), models=(ModelName("m"),), networks=("10.0.0.0/8",), expires_at=5.0,
+        key_limits=limits("concurrency", 1), team_id=None,
+    )  # fmt: skip
+    person = Principal(OTHER, "anna", role, "pro")
+    found = roles.named(key, person)
+    granted = access_table.permissions_of(found.role, found.scopes)
+    assert granted <= access_table.permissions_of(key.role, key.scopes)
+    assert Permission.EVERYTHING in access_table.ROLES[role] or granted <= access_table.ROLES[role]
+    assert not granted & {Permission.EVERYTHING, Permission.NAME_USERS, Permission.SERVE_STRANGERS}
+    assert (found.models, found.networks, found.expires_at) == (key.models, key.networks, key.expires_at)
+    assert (found.user_id, found.tier, found.tenant_id, found.named_by) == (OTHER, "pro", OTHER, ME)
+    assert found.key_limits == NONE

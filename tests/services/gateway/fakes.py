@@ -579,6 +579,7 @@ class RunningService:
             RunningService._reference = Reference(routes).routes()
         every = (*routes, *rpc_routes, *RunningService._reference)
         refused = RefusedRequests(self.recorder, self.quotas, self.metrics, self.ledger.database_clock.now)
+        access = {"identify_person": self.callers.identify_person} | access
         allowed = HttpAccess(identify=self.callers.identify, quotas=self.quotas, refused=refused, **access)
         return HttpApp(every, allowed, self.metrics, memory=self.memory)
 

@@ -1,6 +1,7 @@
 from math import inf
 from uuid import UUID
 
+import msgspec
 import pytest
 
 from services.gateway.callers import MAX_ENTRIES, CallerCache
@@ -83,3 +84,22 @@ def test_the_cache_is_bounded_and_evicts_the_least_recently_used() -> None:
     cache.remember(b"new", OWNER, now=100, ends_at=inf, changes_before=0)
     assert cache.find(b"0", 100) is OWNER
     assert cache.find(b"1", 100) is None
+
+
+def test_a_key_that_names_people_and_its_strangers_are_asked_about_every_five_seconds() -> None:
+    """Nobody announces who registers or verifies an address."""
+    cache = remembered(watched=True)
+    naming = msgspec.structs.replace(OWNER, scopes=("users:name",))
+    cache.remember(b"k", naming, now=100, ends_at=inf, changes_before=cache.changes)
+    assert cache.find(b"k", 104.9) is naming
+    assert cache.find(b"k", 105) is None
+    assert cache.find(b"k", 399, is_auth_away=True) is naming
+
+
+@pytest.mark.parametrize(("user", "is_there"), [(USER, False), (OTHER, False), (UserId(UUID(int=8)), True)])
+def test_a_named_person_is_forgotten_with_the_keys_owner(user: UserId, is_there: bool) -> None:
+    cache = CallerCache()
+    person = msgspec.structs.replace(OWNER, named_by=OTHER)
+    cache.remember(b"p", person, now=100, ends_at=inf, changes_before=0)
+    cache.apply(Change(2, user))
+    assert (cache.find(b"p", 101) is not None) is is_there

@@ -26,8 +26,8 @@ from tests.cases import case
 from tests.services.auth import by_hand
 from tests.services.auth.organizations.seeded_database import SeededDb, opened_organizations, refusal_of
 
-#: Only an administrator's admin key may read autoscaling.
-EVERYDAY = {str(permission) for permission in Permission} - {"*", "scale:read"}
+#: Only an administrator's admin key may read autoscaling, and only one that lists it may name people.
+EVERYDAY = {str(permission) for permission in Permission} - {"*", "scale:read", "users:name", "users:unknown"}
 
 
 @pytest.fixture

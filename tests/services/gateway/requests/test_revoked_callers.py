@@ -95,6 +95,16 @@ async def test_requests_of_a_revoked_key_end_and_those_of_its_users_other_key_ru
         assert set(asked.asked) == {owner(OWNER), owner(other)}, "each caller once"
 
 
+async def test_requests_of_a_person_end_with_the_key_that_names_them() -> None:
+    person = msgspec.structs.replace(OWNER, user_id=UserId(UUID(int=99)), named_by=USER)
+    asked = Auth()
+    asked.revoked.add(owner(person))
+    async with hanging_requests(person) as (service, (running,)), watched(service, asked) as watching:
+        watching.note(Change(5, USER))
+        with pytest.raises(errors.NotAuthenticated, match="revoked"):
+            await running
+
+
 async def test_a_change_of_another_user_asks_nothing() -> None:
     asked = Auth()
     async with hanging_requests(OWNER) as (service, (running,)), watched(service, asked) as watching:
