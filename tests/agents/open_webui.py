@@ -33,6 +33,8 @@ OPEN_WEBUI = Program(
 )
 #: By its other connection, which knows an address and no key.
 BY_OLLAMA = {"ENABLE_OLLAMA_API": "true", "ENABLE_OPENAI_API": "false"}
+#: As docs/howto/accounts.md says.
+BY_PERSON = {"ENABLE_FORWARD_USER_INFO_HEADERS": "true", "BYPASS_MODEL_ACCESS_CONTROL": "true"}
 _TOOLS = '''
 import pathlib, subprocess
 
@@ -67,6 +69,27 @@ async def start(program: Program, place: Place, address: str, key: str, task: Ta
         await _post(http, "/api/v1/tools/create", tools)
         (model,) = [each["id"] for each in (await http.get("/api/models")).json()["data"] if each["id"].partition(":")[0] == MODEL]
         return await _chat(http, task, model)
+
+
+async def ask_as(program: Program, place: Place, address: str, key: str, people: Mapping[str, str]) -> dict[str, str]:
+    """Have each of these addresses, with its password, ask something in one Open WebUI. Return what each is answered."""
+    shown = {}
+    async with _serving(program, place, address, key) as http:
+        (first, password), *others = people.items()
+        await _sign_in(http, "signup", first, password)
+        for email, password in others:
+            await _post(http, "/api/v1/auths/add", {"name": email, "email": email, "password": password, "role": "user"})
+        for email, password in people.items():
+            await _sign_in(http, "signin", email, password)
+            await http.get("/api/models")
+            body = {"model": MODEL, "stream": False, "messages": [{"role": "user", "content": "Say hello."}]}
+            shown[email] = (await http.post("/api/chat/completions", json=body)).text
+    return shown
+
+
+async def _sign_in(http: httpx.AsyncClient, how: str, email: str, password: str) -> None:
+    person = {"name": email, "email": email, "password": password}
+    http.headers["authorization"] = f"Bearer {(await _post(http, f'/api/v1/auths/{how}', person))['token']}"
 
 
 async def _chat(http: httpx.AsyncClient, task: Task, model: str) -> str:
