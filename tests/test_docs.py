@@ -62,6 +62,7 @@ OTHER_VARIABLES = {
     "PUSH",
 }
 OTHER_VARIABLES |= {"PUBLISH_ADDRESS", "MODELS_FOLDER", "GPU_MODELS", "BACKUP_FOLDER"}  # of compose.yaml
+OTHER_VARIABLES |= {"ENABLE_FORWARD_USER_INFO_HEADERS"}  # of Open WebUI
 OTHER_VARIABLES |= {"AIMESH_MESH"}  # of install.sh
 OTHER_VARIABLES |= {"PGHOST", "PGUSER", "PGPASSWORD"}  # of PostgreSQL's programs
 OTHER_VARIABLES |= {name for setup in agent_setups.load() for name in re.findall(r"\b([A-Z_]+)=", setup.commands)}  # of agents
