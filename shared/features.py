@@ -24,7 +24,7 @@ class Command:
     """A command of `aicli`."""
 
     name: str
-    #: The heading in the help under which it stands, behind the core's; `admin` for a command of `aicli admin`.
+    #: The heading in the help under which it stands, behind the core's; `admin` or `models` for a command of that group.
     section: str
     #: `module:attribute`, imported when it runs.
     place: str
@@ -34,7 +34,7 @@ class Command:
     @property
     def line(self) -> str:
         """Return what people type."""
-        return f"aicli admin {self.name}" if self.section == "admin" else f"aicli {self.name}"
+        return f"aicli {self.section} {self.name}" if self.section in ("admin", "models") else f"aicli {self.name}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

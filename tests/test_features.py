@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+import click
 import pytest
 
 import services.web.features
 from cli import main
 from cli.admin.admin_commands import admin
+from cli.ask.models import models
 from services.gateway.settings import GatewaySettings
 from services.inference.features import WorkerPart
 from services.metrics.settings import MetricsSettings
@@ -76,15 +78,18 @@ def test_nothing_has_two_owners() -> None:
         "runbooks": [path.name for folder in features.files("runbooks") for path in folder.iterdir()],
     }.items():
         assert [name for name, count in Counter(names).items() if count > 1] == [], what
-    groups = [*main.SECTIONS.values(), admin.commands]
+    groups = [*main.SECTIONS.values(), admin.commands, models.commands]
     assert len(features.commands()) == sum(each.name in group for each in features.commands() for group in groups)
 
 
-def test_each_command_of_a_feature_in_admin_is_its_own() -> None:
+@pytest.mark.parametrize("group", [admin, models], ids=lambda group: group.name)
+def test_each_command_of_a_feature_in_a_group_is_its_own(group: click.Group) -> None:
     for each in features.commands():
-        if each.section == admin.name:
-            found, command = admin.commands[each.name].callback, admin.commands[each.name]
-            assert (each.place, each.summary) == (f"{found.__module__}:{found.__name__}", command.help)
+        if each.section == group.name:
+            found, command = group.commands[each.name].callback, group.commands[each.name]
+            assert each.place == f"{found.__module__}:{found.__name__}"
+            assert each.summary == (command.help or "").partition("\n")[0]
+            assert each.line == f"aicli {group.name} {each.name}"
 
 
 def test_each_method_of_a_feature_shows_whose_it_is() -> None:

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import value_completion
+from cli import lazy_group, value_completion
 from cli.ask import deployments, model_images, model_search, model_servers, model_store, model_trust, model_versions
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from cli.output.printing import TableColumn
-from shared import api
+from shared import api, features
 from shared.types import LoadPurpose, ModelName, NodeId
 
 if TYPE_CHECKING:
@@ -33,6 +33,9 @@ def models(here: CliContext, context: click.Context, /, *, as_json: bool) -> Non
 for module in (model_search, model_store, deployments, model_servers, model_versions, model_images, model_trust):
     for command in module.COMMANDS:
         models.add_command(command)
+for of_feature in features.commands():
+    if of_feature.section == models.name:
+        models.add_command(lazy_group.load(of_feature.name, of_feature.place))
 
 
 @models.command("list")
@@ -114,7 +117,7 @@ def _list(here: CliContext, *, as_json: bool) -> None:
 
 
 def _agents(model: "ServedModel") -> str:
-    return "yes" if model.suits_agents else f"no: {model.agents_hint}" if model.agents_hint else "–"
+    return ", ".join(filter(None, ("yes" * model.suits_agents, model.agents_hint))) or "–"
 
 
 def _show(answer: "ModelPlaces", *, as_json: bool) -> None:

@@ -63,6 +63,8 @@ class Site:
     meters: UsageMeters | None
     #: The models that a caller may use, the default first.
     catalogue: Callable[[Principal], tuple[ServedModel, ...]]
+    #: Build -> scripted tool calls that it got right, for what the list of models says. See ``model_builds``.
+    right_calls: dict[str, int]
     requests: RequestRows
     #: Answers what jobs ask about their owners and models.
     owners: JobRules

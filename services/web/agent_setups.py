@@ -77,7 +77,7 @@ class AgentsView:
 
 
 def view(setups: Iterable[AgentSetup], address: str, served: ServedModels | None, *, pin: str | None = None) -> AgentsView:
-    """Return the setups with the first model that suits agents, or else with the default one. ``served`` is None if it is unavailable."""
+    """Return the setups with the best model for agents, or else with the default one. ``served`` is None if it is unavailable."""
     model = _choose(served.models if served is not None else ())
     name = rendering.in_code(model.name if model is not None else None)
     context = (model.context_tokens if model is not None else 0) or agent_requirements.CONTEXT_TOKENS
@@ -85,10 +85,15 @@ def view(setups: Iterable[AgentSetup], address: str, served: ServedModels | None
     if model is None or model.name != name:
         hint = "Replace MODEL with a model’s name."
     else:
-        hint = f"No model here suits agents. About {name}: {model.agents_hint}" if model.agents_hint else ""
+        hint = "" if model.suits_agents or not model.agents_hint else f"No model here is known to suit agents. {name}: {model.agents_hint}."
     return AgentsView(install_line.make(address, pin=pin), tuple(fill(setup, target) for setup in setups), hint)
 
 
 def _choose(models: Iterable[ServedModel]) -> ServedModel | None:
-    generating = [model for model in models if not model.only_embeds]
-    return next((model for model in generating if model.suits_agents), generating[0] if generating else None)
+    """Return the first model that suits agents, or else may suit them, or else generates text."""
+
+    def rank(model: ServedModel) -> tuple[bool, bool]:
+        has_context = model.context_tokens >= agent_requirements.CONTEXT_TOKENS
+        return not model.suits_agents, not (has_context and model.right_calls is None and Ability.TOOLS in model.abilities)
+
+    return min((model for model in models if not model.only_embeds), key=rank, default=None)

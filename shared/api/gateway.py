@@ -353,8 +353,10 @@ class ServedModel(Body, frozen=True, omit_defaults=False):
     upstream_models: tuple[str, ...] = ()
     #: Whether coding agents can work with it (``protocol.agent_requirements``).
     suits_agents: bool = False
-    #: If not, what it lacks and what to change; empty if it generates no text, or has no worker yet.
+    #: What is known of that: the tools that it calls, and a context that is too short; empty if it generates no text, or has no worker yet.
     agents_hint: str = ""
+    #: The scripted tool calls that it got right, of 50; None: nobody has checked what its workers serve now.
+    right_calls: int | None = None
 
 
 class ServedModels(Body, frozen=True):

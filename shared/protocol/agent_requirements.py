@@ -1,29 +1,21 @@
-"""Decides whether coding agents can work with a model, and says what to change otherwise. Pure."""
-
-from collections.abc import Collection
-
-from shared.types import Ability
+"""Decides whether coding agents can work with a model, and says what is known of that. Pure."""
 
 #: Of a slot, for the prompt and the answer. Claude Code begins with 76 to 127 KB, which are up to 30,000 tokens.
 CONTEXT_TOKENS = 65_536
+#: The scripted calls of `aicli models check`, and how many of them a model must get right.
+SCRIPTED_CALLS = 50
+MIN_RIGHT_CALLS = 45
 
 
-def find_shortfall(context_tokens: int, abilities: Collection[str], *, is_upstream: bool, can_have_context: bool) -> str:
-    """Return what a model that generates text lacks and what to change; empty if it has the context and tools.
+def are_met(context_tokens: int, right_calls: int | None) -> bool:
+    """``context_tokens`` is 0 if unknown, and ``right_calls`` None if nobody has checked the model."""
+    return context_tokens >= CONTEXT_TOKENS and right_calls is not None and right_calls >= MIN_RIGHT_CALLS
 
-    ``context_tokens`` is 0 if unknown. ``can_have_context``: it would have the context if its worker loaded it for agents."""
-    where = "for its server" if is_upstream else "in models.yaml"
-    shortfalls = []
-    if not context_tokens:
-        shortfalls.append(f"Its context is unknown, and agents need {CONTEXT_TOKENS:,} tokens: set `context` {where}.")
-    elif context_tokens < CONTEXT_TOKENS:
-        if can_have_context:
-            change = "load it with `aicli models load --for agents`, or set `for: agents` in models.yaml"
-        elif is_upstream:
-            change = "start its server with a longer context"
-        else:
-            change = "even for agents it would be too short here. Raise `context` if it is set, or use another model or more memory"
-        shortfalls.append(f"Its context has {context_tokens:,} tokens, and agents need {CONTEXT_TOKENS:,}: {change}.")
-    if Ability.TOOLS not in abilities:
-        shortfalls.append(f"It doesn't say that it can call tools: if it can, set `tools` to true {where}.")
-    return " ".join(shortfalls)
+
+def describe(context_tokens: int, right_calls: int | None, *, can_have_context: bool) -> str:
+    """Say what is known of a model that generates text. ``can_have_context``: its worker can load it for agents."""
+    tools = "tools not checked" if right_calls is None else f"tools {right_calls} of {SCRIPTED_CALLS}"
+    if context_tokens >= CONTEXT_TOKENS:
+        return tools
+    context = f"context {context_tokens:,} of {CONTEXT_TOKENS:,}" if context_tokens else "context unknown"
+    return f"{tools}, {context}{' until it is loaded for agents' if can_have_context else ''}"

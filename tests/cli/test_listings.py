@@ -106,15 +106,16 @@ def test_models(shell: Shell) -> None:
             "upstream_models": [],
             "suits_agents": False,
             "agents_hint": "",
+            "right_calls": None,
         },
     ]
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((msgspec.structs.replace(model, abilities=("images", "tools")),)))
     assert shell("models").stdout.splitlines()[1].endswith("llama3   images, tools")
-    long = msgspec.structs.replace(model, name=ModelName("long"), suits_agents=True)
-    short = msgspec.structs.replace(model, name=ModelName("short"), agents_hint="Its context is short.")
+    long = msgspec.structs.replace(model, name=ModelName("long"), suits_agents=True, agents_hint="tools 47 of 50")
+    short = msgspec.structs.replace(model, name=ModelName("short"), agents_hint="tools not checked")
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((long, short, model)))
     shown = [line.rpartition("llama3   ")[2] for line in shell("models").stdout.splitlines()]
-    assert shown[1:] == ["yes", "no: Its context is short.", "–"]
+    assert shown[1:] == ["yes, tools 47 of 50", "tools not checked", "–"]
     adapter = msgspec.structs.replace(model, name=ModelName("smollm2:sql"), parent=ModelName("smollm2"))
     shell.mesh.answer(gateway.list_models, gateway.ServedModels((model, adapter)))
     heading, base, other = shell("models").stdout.splitlines()

@@ -52,6 +52,7 @@ MODELS = {
             "upstreamModels": [],
             "suitsAgents": False,
             "agentsHint": "",
+            "rightCalls": None,
         }
     ]
 }

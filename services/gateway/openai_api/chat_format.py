@@ -132,7 +132,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     only_embeds: bool = False
     #: tools, reasoning, images, embeddings, rerank, infill.
     abilities: tuple[str, ...] = ()
-    #: It has the context and tools that coding agents need; else what it lacks, and what to change.
+    #: Whether coding agents can work with it, and what is known of that.
     suits_agents: bool = False
     agents_hint: str = ""
     #: The model whose adapter this is.

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 
-from services.gateway.facts import model_names
+from services.gateway.facts import model_builds, model_names
+from services.gateway.facts.model_builds import NONE_CHECKED, RightCalls
 from services.gateway.facts.model_names import ModelNames
 from services.gateway.facts.model_routes import Route
 from shared import errors
@@ -63,6 +64,7 @@ def catalogue(
     names: ModelNames,
     allows: Callable[[str], bool] = lambda _name: True,
     startable: Iterable[ModelName] = (),
+    right_calls: RightCalls = NONE_CHECKED,
 ) -> tuple[ServedModel, ...]:
     """Return the routes, and the served models with their aliases; if only routes may be named, each alias as a model. The default is the
     first. Moderation is left out. ``allows``: whether the caller may use this name. ``startable``: models whose workers can be started."""
@@ -79,24 +81,27 @@ def catalogue(
         else:
             rows += ((ModelName(alias), [model], ()) for alias in aliases)
     rows.sort(key=lambda row: row[0] != names.default)
-    return tuple(_served_model(workers, *row, shows_upstreams=not names.only_routes) for row in rows)
+    return tuple(_served_model(workers, *row, right_calls, shows_upstreams=not names.only_routes) for row in rows)
 
 
 def _served_model(
-    workers: Sequence[DirectoryEntry], name: ModelName, models: Sequence[ModelName], aliases: tuple[str, ...], *, shows_upstreams: bool
+    workers: Sequence[DirectoryEntry],
+    name: ModelName,
+    models: Sequence[ModelName],
+    aliases: tuple[str, ...],
+    checked: RightCalls,
+    *,
+    shows_upstreams: bool,
 ) -> ServedModel:
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.name in models and offer.ready]
-    hints = [
-        agent_requirements.find_shortfall(
-            offer.context_tokens, offer.abilities, is_upstream=offer.is_upstream, can_have_context=offer.can_suit_agents
-        )
-        for offer in offers
-        if _has_answers(offer)
-    ]
+    answering = [offer for offer in offers if _has_answers(offer)]
+    # The least over its workers, here and below.
+    context_tokens = min((offer.context_tokens for offer in answering), default=0)
+    right_calls = model_builds.least_right(model_builds.of(workers, models), checked)
+    can_have_context = all(offer.can_suit_agents for offer in answering if offer.context_tokens < agent_requirements.CONTEXT_TOKENS)
     return ServedModel(
         name=name,
         workers=sum(any(_serves(worker, model) for model in models) for worker in workers),
-        # The least over its workers.
         context_tokens=min((offer.context_tokens for offer in offers), default=0),
         aliases=aliases,
         only_embeds=bool(offers) and all(offer.only_embeds for offer in offers),
@@ -104,8 +109,9 @@ def _served_model(
         regions=tuple(sorted({offer.region for offer in offers if offer.region})),
         abilities=tuple(sorted(set.intersection(*(set(offer.abilities) for offer in offers)))) if offers else (),
         parent=next((offer.parent for offer in offers if len(models) == 1), None),
-        suits_agents=bool(hints) and not any(hints),
-        agents_hint=next(filter(None, hints), ""),
+        suits_agents=agent_requirements.are_met(context_tokens, right_calls),
+        agents_hint=agent_requirements.describe(context_tokens, right_calls, can_have_context=can_have_context) if answering else "",
+        right_calls=right_calls,
         upstream_models=tuple(sorted({offer.upstream_model for offer in offers if offer.upstream_model and shows_upstreams})),
     )
 

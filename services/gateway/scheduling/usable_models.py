@@ -1,6 +1,6 @@
 """Lists the models that callers may use, by the configuration and the workers of now."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from services.gateway.facts import policies
@@ -21,6 +21,8 @@ class UsableModels:
     source: ConfigSource
     directory: Directory
     dispatch: Dispatch
+    #: Build -> scripted tool calls that it got right. A feature fills it.
+    right_calls: dict[str, int] = field(default_factory=dict)
 
     def of(self, caller: Principal | None) -> tuple[ServedModel, ...]:
         """Return the models for this caller, the default first; for an anonymous caller, the public models."""
@@ -30,7 +32,7 @@ class UsableModels:
         names = config.names_under(policy, tenant)
         workers = policies.open_to(tenant, policy, self.directory.usable(Role.WORKER))
         startable = () if caller is None else self.dispatch.worker_stats.starts.pools
-        served = routing.catalogue(workers, names, policy.allows_name, startable)
+        served = routing.catalogue(workers, names, policy.allows_name, startable, self.right_calls)
         return served if caller is None else tuple(model for model in served if routing.may_name(caller, model.name, names))
 
     def listed(self, caller: Principal | None) -> ServedModels:

@@ -93,6 +93,7 @@ def build(parts: Parts) -> Edge:
         Site(
             settings=settings, node=node, database=stores.database, items=stores.items, audit_reporting=admission.audit_reporting,
             now=admission.ledger.database_clock.now, runs=parts.answers.runs, catalogue=parts.scheduling.models.of,
+            right_calls=parts.scheduling.models.right_calls,
             meters=None if stores.provider is None else stores.provider.meters,
             requests=stores.requests, owners=owners, take_turn=turns.turn,
             on_tenant_event=built.on_tenant_event,

@@ -45,7 +45,7 @@ class ServedModelView:
     #: None if no worker serves it.
     context_tokens: int | None
     only_embeds: bool
-    #: See ``ServedModel``.
+    #: These two: see ``ServedModel``.
     suits_agents: bool
     agents_hint: str
     #: A word, its tone (good, warn or bad) and why.

@@ -32,8 +32,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> Features:
     found.build(
         Site(
             settings=nothing, node=nothing, database=nothing, items=nothing, audit_reporting=nothing, now=nothing, runs=nothing,
-            meters=None, catalogue=nothing, requests=nothing, owners=nothing, take_turn=nothing, serve_lines=nothing,
-            on_tenant_event=nothing,
+            meters=None, catalogue=nothing, right_calls={}, requests=nothing, owners=nothing, take_turn=nothing,
+            serve_lines=nothing, on_tenant_event=nothing,
         )
     )  # fmt: skip
     return found

@@ -10,13 +10,12 @@ from shared.api.gateway import ServedModel, ServedModels
 from shared.types import ModelName
 
 SETUPS = agent_setups.load()
-LACKS_CONTEXT = "Its context has 8,192 tokens, and agents need 65,536: use another model."
+HINT = "tools not checked, context unknown"
 
 
 def served(name: str, *, context_tokens: int = 100_000, suits_agents: bool = False, only_embeds: bool = False) -> ServedModel:
-    hint = "" if suits_agents else LACKS_CONTEXT
     return ServedModel(
-        ModelName(name), 1, context_tokens, suits_agents=suits_agents, agents_hint=hint, only_embeds=only_embeds, abilities=("images",)
+        ModelName(name), 1, context_tokens, suits_agents=suits_agents, agents_hint=HINT, only_embeds=only_embeds, abilities=("images",)
     )
 
 
@@ -49,9 +48,17 @@ def test_the_first_model_that_suits_agents_is_taken() -> None:
     assert "CLAUDE_CODE_MAX_CONTEXT_TOKENS=100000" in view.setups[0].commands
 
 
+def test_a_model_that_nobody_has_checked_comes_before_those_that_can_t_suit_agents() -> None:
+    def tooled(name: str, context_tokens: int = 100_000, right_calls: int | None = None) -> ServedModel:
+        return ServedModel(ModelName(name), 1, context_tokens, agents_hint=HINT, abilities=("tools",), right_calls=right_calls)
+
+    models = (served("silent"), tooled("short", 8192), tooled("bad", right_calls=12), tooled("long"), tooled("longer", 200_000))
+    assert agent_setups.view(SETUPS, "http://x", ServedModels(models)).hint == f"No model here is known to suit agents. long: {HINT}."
+
+
 def test_if_no_model_suits_agents_the_default_one_is_taken_and_the_page_says_what_it_lacks() -> None:
     view = agent_setups.view(SETUPS, "http://x", ServedModels((served("small", context_tokens=0),)))
-    assert view.hint == f"No model here suits agents. About small: {LACKS_CONTEXT}"
+    assert view.hint == f"No model here is known to suit agents. small: {HINT}."
     assert "ANTHROPIC_MODEL=small" in view.setups[0].commands
     assert "CLAUDE_CODE_MAX_CONTEXT_TOKENS=65536" in view.setups[0].commands
 

@@ -1,56 +1,30 @@
-"""Which models suit coding agents, and what to change on the others."""
-
-from dataclasses import asdict, dataclass
+"""Which models suit coding agents, and what is said of the others."""
 
 import pytest
 
 from shared.protocol import agent_requirements
-from shared.protocol.agent_requirements import CONTEXT_TOKENS
-from shared.types import Ability
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    context_tokens: int = CONTEXT_TOKENS
-    abilities: tuple[Ability, ...] = (Ability.TOOLS,)
-    is_upstream: bool = False
-    can_have_context: bool = False
+from shared.protocol.agent_requirements import CONTEXT_TOKENS, MIN_RIGHT_CALLS
 
 
 @pytest.mark.parametrize(
-    ("facts", "mends"),
+    ("context_tokens", "right_calls", "are_met", "said"),
     [
-        pytest.param(Facts(), (), id="enough"),
-        pytest.param(Facts(is_upstream=True, context_tokens=200_000), (), id="an upstream with more"),
-        pytest.param(
-            Facts(context_tokens=CONTEXT_TOKENS - 1, can_have_context=True),
-            ("has 65,535 tokens, and agents need 65,536: load it with `aicli models load --for agents`",),
-            id="it can have more here",
-        ),
-        pytest.param(
-            Facts(context_tokens=8192),
-            ("has 8,192 tokens", "Raise `context` if it is set, or use another model or more memory"),
-            id="it can't",
-        ),
-        pytest.param(Facts(context_tokens=8192, is_upstream=True), ("start its server with a longer context",), id="an upstream"),
-        pytest.param(
-            Facts(context_tokens=0, is_upstream=True),
-            ("is unknown", "set `context` for its server"),
-            id="an upstream that is silent",
-        ),
-        pytest.param(Facts(context_tokens=0), ("is unknown", "set `context` in models.yaml"), id="a program that is silent"),
-        pytest.param(
-            Facts(abilities=(Ability.IMAGES,), is_upstream=True),
-            ("doesn't say that it can call tools: if it can, set `tools` to true for its server",),
-            id="tools of an upstream",
-        ),
-        pytest.param(Facts(abilities=()), ("set `tools` to true in models.yaml",), id="tools of a program"),
-        pytest.param(
-            Facts(context_tokens=0, abilities=(), is_upstream=True), ("set `context` for its server", "set `tools` to true"), id="both"
-        ),
+        pytest.param(CONTEXT_TOKENS, MIN_RIGHT_CALLS, True, "tools 45 of 50", id="just enough"),
+        pytest.param(200_000, 50, True, "tools 50 of 50", id="more"),
+        pytest.param(CONTEXT_TOKENS, MIN_RIGHT_CALLS - 1, False, "tools 44 of 50", id="too many wrong calls"),
+        pytest.param(CONTEXT_TOKENS, 0, False, "tools 0 of 50", id="no right call"),
+        pytest.param(CONTEXT_TOKENS, None, False, "tools not checked", id="never checked"),
+        pytest.param(CONTEXT_TOKENS - 1, 47, False, "tools 47 of 50, context 65,535 of 65,536", id="too short"),
+        pytest.param(0, 47, False, "tools 47 of 50, context unknown", id="a silent server"),
+        pytest.param(0, None, False, "tools not checked, context unknown", id="a silent server, never checked"),
     ],
 )
-def test_shortfall(facts: Facts, mends: tuple[str, ...]) -> None:
-    found = agent_requirements.find_shortfall(**asdict(facts))
-    assert bool(found) == bool(mends)
-    assert all(mend in found for mend in mends), found
+def test_requirements(context_tokens: int, right_calls: int | None, are_met: bool, said: str) -> None:
+    assert agent_requirements.are_met(context_tokens, right_calls) is are_met
+    assert agent_requirements.describe(context_tokens, right_calls, can_have_context=False) == said
+
+
+def test_a_longer_context_that_is_there_for_the_asking_is_named() -> None:
+    said = agent_requirements.describe(8192, 47, can_have_context=True)
+    assert said == "tools 47 of 50, context 8,192 of 65,536 until it is loaded for agents"
+    assert agent_requirements.describe(CONTEXT_TOKENS, 47, can_have_context=True) == "tools 47 of 50"

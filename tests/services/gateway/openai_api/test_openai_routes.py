@@ -268,9 +268,8 @@ async def test_models_tell_their_context_and_modalities(http: httpx.AsyncClient,
     assert (models["cloud"]["context_length"], models["cloud"]["max_model_len"]) == (131_072, 131_072)
     assert models["cloud"]["architecture"] == {"input_modalities": ["text", "image"], "output_modalities": ["text"]}
     assert models["unknown"]["architecture"] == {"input_modalities": ["text"], "output_modalities": ["text"]}
-    assert (models["cloud"]["suits_agents"], models["cloud"]["agents_hint"]) == (True, "")
-    assert not models["unknown"]["suits_agents"]
-    assert models["unknown"]["agents_hint"].startswith("Its context is unknown, and agents need 65,536 tokens")
+    assert (models["cloud"]["suits_agents"], models["cloud"]["agents_hint"]) == (False, "tools not checked")
+    assert (models["unknown"]["suits_agents"], models["unknown"]["agents_hint"]) == (False, "tools not checked, context unknown")
     assert not models["unknown"].keys() & {"context_length", "max_model_len", "max_input_tokens"}, "0 would be read as no room at all"
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -208,8 +209,8 @@ def test_servers_name_of_an_alias_is_listed_unless_models_are_hidden() -> None:
 
 
 def test_model_suits_agents_if_each_of_its_workers_does() -> None:
-    def offer(name: str, context_tokens: int, **more: bool) -> ModelOffer:
-        return ModelOffer(ModelName(name), context_tokens, abilities=("tools",), **more)
+    def offer(name: str, context_tokens: int, **more: Any) -> ModelOffer:
+        return ModelOffer(ModelName(name), context_tokens, **{"digest": name, **more})
 
     directory = FakeDirectory()
     enough, short = agent_requirements.CONTEXT_TOKENS, agent_requirements.CONTEXT_TOKENS - 1
@@ -217,11 +218,32 @@ def test_model_suits_agents_if_each_of_its_workers_does() -> None:
     second = (offer("both", enough), offer("one", short, can_suit_agents=True), offer("upstream", 0, is_upstream=True))
     for number, offers in enumerate((first, second)):
         directory.apply_announcement(msgspec.structs.replace(announcement(number), models=offers), "nats")
-    listed = {model.name: model for model in routing.catalogue(directory.entries(), ModelNames({}, None), startable=(ModelName("off"),))}
-    assert {name for name, model in listed.items() if model.suits_agents} == {"both"}
-    assert "aicli models load --for agents" in listed[ModelName("one")].agents_hint
-    assert "for its server" in listed[ModelName("upstream")].agents_hint
-    assert not any(listed[ModelName(name)].agents_hint for name in ("both", "vectors", "off"))
+    right_calls = {"both": 47, "one": 46, "upstream": 45, "vectors": 50}
+    found = routing.catalogue(directory.entries(), ModelNames({}, None), startable=(ModelName("off"),), right_calls=right_calls)
+    assert {str(model.name): (model.right_calls, model.suits_agents, model.agents_hint) for model in found} == {
+        "both": (47, True, "tools 47 of 50"),
+        "one": (46, False, "tools 46 of 50, context 65,535 of 65,536 until it is loaded for agents"),
+        "upstream": (45, False, "tools 45 of 50, context unknown"),
+        "vectors": (None, False, ""),
+        "off": (None, False, ""),
+    }
+
+
+def test_a_check_counts_for_the_checked_builds_alone_and_the_worst_of_them() -> None:
+    def right_calls(*builds: str, model: str = "m", **more: Any) -> int | None:
+        directory = FakeDirectory()
+        for number, digest in enumerate(builds):
+            offers = (ModelOffer(ModelName(model), 2048, digest=digest, **more),)
+            directory.apply_announcement(msgspec.structs.replace(announcement(number), models=offers), "nats")
+        checked = {"a": 47, "b": 40, f"{node_id(0)}/m": 30, "acme/big": 20}
+        (listed,) = routing.catalogue(directory.entries(), ModelNames({}, None), right_calls=checked)
+        return listed.right_calls
+
+    assert (right_calls("a"), right_calls("a", "a"), right_calls("a", "b")) == (47, 47, 40)
+    assert (right_calls("c"), right_calls("a", "c")) == (None, None), "a newer file, also at one of its workers"
+    assert right_calls("a", model="other name") == 47
+    assert (right_calls(""), right_calls("", ""), right_calls("", model="other")) == (30, None, None), "without a digest, the worker counts"
+    assert right_calls("", "", provider="acme", upstream_model="big") == 20, "a provider's model is the same by any worker"
 
 
 def test_an_embedding_model_is_listed_as_such_and_never_the_default() -> None:

@@ -156,12 +156,15 @@ async def test_developer_loads_a_model_for_agents(dana: Browser, mesh: FakeMesh)
     assert "Unknown action" in (await dana.submit(page, ORDERS, act="load", purpose="agent")).text
 
 
-async def test_page_says_which_models_suit_agents_and_what_would_mend_the_others(alice: Browser, mesh: FakeMesh) -> None:
-    long = gateway.ServedModel(ModelName("long"), 1, 65_536, suits_agents=True)
-    mesh.served = (long, gateway.ServedModel(ModelName("short"), 1, 8192, agents_hint="Load it <for> agents."))
+async def test_page_says_which_models_suit_agents_and_what_is_known_of_the_others(alice: Browser, mesh: FakeMesh) -> None:
+    long = gateway.ServedModel(ModelName("long"), 1, 65_536, suits_agents=True, agents_hint="tools 47 of 50")
+    short = gateway.ServedModel(ModelName("short"), 1, 8192, agents_hint="tools <not> checked")
+    mesh.served = (long, short, gateway.ServedModel(ModelName("off"), 0, 0))
     page = (await alice.get("/models")).text
-    assert '<td role="cell" class="wraps" data-label="Agents">Yes</td>' in page
-    assert '<summary>No</summary><span class="under">Load it &lt;for&gt; agents.</span>' in page
+    cells = re.findall(r'<td role="cell" class="wraps" data-label="Agents">(.*?)</td>', page)
+    assert [re.sub("<.*?>", " ", cell).split() for cell in cells] == [
+        ["Yes", "tools", "47", "of", "50"], ["tools", "&lt;not&gt;", "checked"], ["–"],
+    ]  # fmt: skip
 
 
 async def test_unserved_model_can_be_loaded(dana: Browser, mesh: FakeMesh) -> None:

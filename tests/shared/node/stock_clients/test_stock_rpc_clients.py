@@ -161,6 +161,7 @@ async def test_a_certified_client_is_admitted_with_its_identity(running_service:
                 "upstreamModels": [],
                 "suitsAgents": False,
                 "agentsHint": "",
+                "rightCalls": None,
             }
         ]
     }
