@@ -1,0 +1,1 @@
+"""Scripted tool calls that show whether a model suits agents."""

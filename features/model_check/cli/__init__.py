@@ -1,0 +1,1 @@
+"""The command that checks a model, its scripts, and how answers are judged."""

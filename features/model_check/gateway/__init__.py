@@ -1,0 +1,1 @@
+"""The check of models in the gateway."""
