@@ -37,7 +37,7 @@ MAX_SECONDS, STOP_SECONDS = 1800.0, 60.0
 #: Theirs are `tests/features/NAME/bench.py`.
 OF_FEATURES = tuple(path.parent.name for path in feature_parts.files("bench.py"))
 #: The benches of a check, the quickest first. Some have no ratio; they run to show that they still work.
-BENCHES = ("ledger", "money", "models", "jobs", "swarm", "mesh", "first_answer", "fairness", "engine", "gateway", *OF_FEATURES)
+BENCHES = ("ledger", "money", "models", "jobs", "swarm", "mesh", "reach", "first_answer", "fairness", "engine", "gateway", *OF_FEATURES)
 
 #: Claim and rival.
 Key = tuple[str, str]

@@ -235,4 +235,4 @@ async def _measure_idle(rows: Rows, mesh: Mesh, _options: Options) -> None:
 
 if __name__ == "__main__":
     parts: dict[str, report.Part] = {"calls": _measure_calls, "answers": _measure_answers, "idle": _measure_idle}
-    report.run(__doc__, parts, limits=(900.0, 300.0), setting=_mesh, serve=_serve, rounds=(5, 3))
+    report.run(__doc__, parts, limits=(900.0, 300.0), quick_parts=("calls", "answers"), setting=_mesh, serve=_serve, rounds=(5, 3))

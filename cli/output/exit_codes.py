@@ -40,8 +40,8 @@ _ERRORS: dict[ExitCode, str] = {
     ExitCode.FAILED: """
         already_exists answer_gone approval_pending authorization_pending bad_ticket certificate_expired clock_skew
         deadline_exceeded file_damaged idempotency_conflict in_progress in_use insufficient_storage internal link_lost
-        method_not_allowed model_crashed not_allowed not_certified not_found peer_failed policy_forbidden protocol_violation slow_down
-        unknown_method worker_lost wrong_role
+        method_not_allowed model_crashed not_allowed not_certified not_found peer_failed person_refused policy_forbidden protocol_violation
+        slow_down unknown_method worker_lost wrong_role
     """,
     ExitCode.USAGE: """
         bad_request bad_settings content_filter context_length_exceeded poison range_not_satisfiable tokens_too_large
