@@ -25,7 +25,7 @@ class ModelChecks:
     def __init__(
         self, store: CheckStore, right_calls: dict[str, int], find_builds: Callable[[ModelName], frozenset[str]], reporting: AuditReporting
     ) -> None:
-        self._store, self._right_calls, self._find_builds, self._reporting = store, right_calls, find_builds, reporting
+        self._store, self._right_calls, self._find_builds, self._audit_reporting = store, right_calls, find_builds, reporting
 
     async def reload(self) -> None:
         found = await self._store.read()
@@ -49,7 +49,7 @@ class ModelChecks:
             raise errors.NotFound(f"{request.model} has changed during the check", hint="check it again")
         await self._store.record(builds, request.right_calls)
         await self.reload()
-        self._reporting.report_action("model.check", call.principal, target=request.model, right_calls=str(request.right_calls))
+        self._audit_reporting.report_action("model.check", call.principal, target=request.model, right_calls=str(request.right_calls))
         return Nothing()
 
 

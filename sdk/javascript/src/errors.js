@@ -106,6 +106,7 @@ const ROWS = {
   node_revoked: [NotAllowed, false],
   confirmation_needed: [NotAllowed, false],
   not_allowed: [NotAllowed, false],
+  person_refused: [NotAllowed, false],
   policy_forbidden: [NotAllowed, false],
   not_certified: [NotAllowed, false],
   second_factor_needed: [NotAllowed, false],
