@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from shared import errors
+from shared import errors, features
 from shared.api.gateway import NodeRow
 from shared.stores.database import Database
 from shared.stores.migrations import SchemaStatus
@@ -47,6 +47,8 @@ class Release:
 @pytest.fixture
 def release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
     monkeypatch.setattr(homes, "checkout", lambda: tmp_path)
+    # It has no features, which have migrations, too.
+    monkeypatch.setattr(features, "files", lambda _name: [])
     found = Release(tmp_path)
     found.write({})
     return found
