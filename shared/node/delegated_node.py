@@ -38,15 +38,7 @@ class ProfileOnNats:
     async def keep(self, nodes: Directory, rpc: RpcClient, node_transports: Transports) -> None:
         """Keep the certificate up to date. Ends by cancellation."""
         renewal = CertificateRenewal(self.trust, self.membership, self.state_file, nodes, rpc)
-        shown = self.trust.certificate
-
-        def changed() -> None:
-            nonlocal shown
-            if shown != self.trust.certificate:
-                shown = self.trust.certificate
-                self.nats.nats.renew_login()
-
-        renewal.changed = changed
+        renewal.changed = self.nats.renew_login
         node_transports.on_number = renewal.record_list_number
         await renewal.run()
 

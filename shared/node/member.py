@@ -146,7 +146,6 @@ class Node:
         self._leaving, self.leave_reason = False, ""
         self._follows_auth = plan.follows_auth
         self._shown = b""
-        self._logged_in_with = plan.trust.certificate
         self._service: Service | None = None
         self.copies = plan.copies
         self._exemplars = Exemplars()
@@ -197,9 +196,8 @@ class Node:
             if self._shown != self.trust.certificate:
                 self._shown = self.trust.certificate
                 self.node_transports.swarm.rehello()
-        if self.node_transports.nats is not None and self._logged_in_with != self.trust.certificate:
-            self._logged_in_with = self.trust.certificate
-            self.node_transports.nats.nats.renew_login()
+        if self.node_transports.nats is not None:
+            self.node_transports.nats.renew_login()
         self.announcer.announce_soon()
 
     async def free_place(self) -> None:

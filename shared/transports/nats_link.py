@@ -98,6 +98,7 @@ class NatsTransport:
         self.me = me
         self.trust = trust or Trust(me.key, me.role)
         self.trust.on_revoked.append(self._close_revoked)
+        self._logged_in_with = self.trust.certificate
         self.nats = NatsClient(
             urls,
             me.key,
@@ -164,12 +165,19 @@ class NatsTransport:
     async def connect(self, *, deadline_seconds: float = CONNECT_SECONDS, is_needed: bool = True) -> None:
         """Raises Unavailable if the server refuses our key, or is not there and ``is_needed``. After that it reconnects forever."""
         self.nats.subscribe(topics.inbox(self.me.mesh, self.me.role, self.me.node), self._on_message)
+        self._logged_in_with = self.trust.certificate
         try:
             await self.nats.connect(deadline_seconds=deadline_seconds)
         except errors.Unavailable as error:
             if is_needed or isinstance(error, NatsLoginRefused):
                 raise
             self.nats.connect_later()
+
+    def renew_login(self) -> None:
+        """Log in again if there is a new certificate."""
+        if self._logged_in_with != self.trust.certificate:
+            self._logged_in_with = self.trust.certificate
+            self.nats.renew_login()
 
     async def run(self) -> None:
         """Keep the connection and monitor the links. Ends by cancellation."""
