@@ -111,6 +111,10 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
         return self.digest == origin.digest and (self.numerics == origin.numerics or not self.loaded)
 
     @property
+    def answers_prompts(self) -> bool:
+        return not (self.only_embeds or self.only_moderates)
+
+    @property
     def parent(self) -> ModelName | None:
         """The model whose adapter this is. Not a field: 64 long names would not fit an announcement twice."""
         return ModelName(self.name.rpartition(":")[0]) if self.is_adapter else None

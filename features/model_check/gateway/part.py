@@ -57,7 +57,7 @@ def _build(site: Site) -> Built:
     node = site.node
 
     def find_builds(model: ModelName) -> frozenset[str]:
-        return model_builds.of(node.directory.usable(Role.WORKER), (model,))
+        return model_builds.of(model_builds.offers_of((model,), node.directory.usable(Role.WORKER)))
 
     checks = ModelChecks(CheckStore(site.database), site.right_calls, find_builds, site.audit_reporting)
     return Built(served=[checks], tasks={"model checks": partial(background_jobs.repeat, _JOB, _SECONDS, checks.reload, node.metrics)})

@@ -11,14 +11,14 @@ RightCalls = Mapping[str, int]
 NONE_CHECKED: RightCalls = MappingProxyType({})
 
 
-def of(workers: Iterable[DirectoryEntry], models: Collection[ModelName]) -> frozenset[str]:
-    """Return the builds of models that answer prompts."""
-    return frozenset(
-        _build(worker.node, offer)
-        for worker in workers
-        for offer in worker.announcement.models
-        if offer.name in models and offer.ready and not (offer.only_embeds or offer.only_moderates)
-    )
+def offers_of(models: Collection[ModelName], workers: Iterable[DirectoryEntry]) -> list[tuple[NodeId, ModelOffer]]:
+    """Return the ready offers of these models, and whose each is."""
+    return [(worker.node, offer) for worker in workers for offer in worker.announcement.models if offer.name in models and offer.ready]
+
+
+def of(served: Iterable[tuple[NodeId, ModelOffer]]) -> frozenset[str]:
+    """Return the builds of those that answer prompts."""
+    return frozenset(_build(node, offer) for node, offer in served if offer.answers_prompts)
 
 
 def least_right(builds: Collection[str], right_calls: RightCalls) -> int | None:

@@ -13,7 +13,7 @@ from shared.api.gateway import ServedModel, ServedModels
 from shared.config_documents import is_pattern
 from shared.models import version_names
 from shared.protocol import agent_requirements
-from shared.protocol.directory import STARTING, DirectoryEntry, ModelOffer, say_reasons
+from shared.protocol.directory import STARTING, DirectoryEntry, say_reasons
 from shared.types import ModelName
 
 #: Echoes its prompt, for load tests; sorted last, so that it never becomes the default.
@@ -50,7 +50,7 @@ def served(workers: Iterable[DirectoryEntry], names: ModelNames) -> tuple[ModelN
     """Return the served models, without routes: the default first, then those of our own engines by name, and those of other servers; the
     synthetic one, those of external providers and models that only embed or moderate last."""
     offers = [offer for worker in workers for offer in worker.announcement.models if offer.ready and not names.hides(offer.name)]
-    answering = {offer.name for offer in offers if _has_answers(offer)}
+    answering = {offer.name for offer in offers if offer.answers_prompts}
     internal = {offer.name for offer in offers if not offer.provider}
     own = {offer.name for offer in offers if not offer.is_upstream}
     default = ModelName(names.aliases.get(names.default, names.default)) if names.default else None
@@ -93,11 +93,12 @@ def _served_model(
     *,
     shows_upstreams: bool,
 ) -> ServedModel:
-    offers = [offer for worker in workers for offer in worker.announcement.models if offer.name in models and offer.ready]
-    answering = [offer for offer in offers if _has_answers(offer)]
+    served = model_builds.offers_of(models, workers)
+    offers = [offer for _, offer in served]
+    answering = [offer for offer in offers if offer.answers_prompts]
     # The least over its workers, here and below.
     context_tokens = min((offer.context_tokens for offer in answering), default=0)
-    right_calls = model_builds.least_right(model_builds.of(workers, models), checked)
+    right_calls = model_builds.least_right(model_builds.of(served), checked)
     can_have_context = all(offer.can_suit_agents for offer in answering if offer.context_tokens < agent_requirements.CONTEXT_TOKENS)
     return ServedModel(
         name=name,
@@ -220,7 +221,7 @@ def ensure_capable(model: ModelName, usable: Sequence[DirectoryEntry], *, wants_
         return
     if all(offer.only_moderates for offer in ready):
         raise errors.BadRequest(f"{model} is a moderation model", hint="name it in a route for /v1/moderations, or choose another model")
-    if wants_answer and not any(map(_has_answers, ready)):
+    if wants_answer and not any(offer.answers_prompts for offer in ready):
         raise errors.BadRequest(f"{model} is an embedding model", hint="request embeddings, or choose another model")
     if has_images and not any(offer.sees_images for offer in offers):
         raise errors.BadRequest(f"{model} doesn't support images", hint="leave them out, or choose a model with images among its abilities")
@@ -262,10 +263,6 @@ def _meanings(requested: str, names: ModelNames) -> tuple[ModelName, ...]:
             if not names.hides(name)
         )
     )
-
-
-def _has_answers(offer: ModelOffer) -> bool:
-    return not (offer.only_embeds or offer.only_moderates)
 
 
 def _serves(worker: DirectoryEntry, model: ModelName) -> bool:
