@@ -15,11 +15,10 @@ from features.remote_servers.worker import remote_server, upstreams
 from features.remote_servers.worker.remote_backend import RemoteBackend
 from features.remote_servers.worker.remote_models import ModelListing, RemoteModels
 from features.remote_servers.worker.remote_server import ServerApi
-from features.remote_servers.worker.rules import openai_chat, text_answers
+from features.remote_servers.worker.rules import model_details, openai_chat, text_answers
 from features.remote_servers.worker.rules.dialects import ServerFields, same, whole
 from features.remote_servers.worker.rules.event_stream import Lines, convert_or
 from features.remote_servers.worker.rules.forwarding import ForwardedTag
-from features.remote_servers.worker.rules.model_details import OLLAMA_WORDS
 from features.remote_servers.worker.rules.openai_answer import AnswerAssembly, AnswerChoice, AnswerDelta, AnswerStep
 from features.remote_servers.worker.rules.openai_chat import JsonObject, decoded, plain, refused, tool
 from features.remote_servers.worker.rules.server_errors import RefusalSource
@@ -107,14 +106,13 @@ def _listed(tag: _Tag, upstream: Upstream) -> ModelListing:
     # Models of BERT's family can't generate text; the list doesn't tell for others.
     only_embeds = details.family.endswith("bert")
     words = (*convert_or(_NO_WORDS, tag.capabilities), *(details.families or ()), details.family)
-    found = tuple(ability for ability, names in OLLAMA_WORDS.items() if any(name in words for name in names))
     return ModelListing(
         ModelName(tag.name.removesuffix(":latest")),
         tag.name,
         "" if digest is None else digest[1],
         context_tokens=upstream.context or 0,
         only_embeds=only_embeds,
-        abilities=(Ability.EMBEDDINGS,) if only_embeds else upstream.abilities(found),
+        abilities=(Ability.EMBEDDINGS,) if only_embeds else upstream.abilities(model_details.in_ollamas_words(words)),
         provider=tag.provider,
     )
 

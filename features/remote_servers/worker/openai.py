@@ -12,7 +12,7 @@ from features.remote_servers.worker import remote_server, upstreams
 from features.remote_servers.worker.remote_backend import RemoteBackend
 from features.remote_servers.worker.remote_models import ModelListing, RemoteModels
 from features.remote_servers.worker.remote_server import RemoteServer, ServerApi
-from features.remote_servers.worker.rules import forwarding, openai_chat, text_answers
+from features.remote_servers.worker.rules import forwarding, model_details, openai_chat, text_answers
 from features.remote_servers.worker.rules.event_stream import convert_or
 from features.remote_servers.worker.rules.openai_answer import AnswerAssembly
 from features.remote_servers.worker.rules.server_errors import RefusalSource
@@ -69,7 +69,7 @@ class _ListedModel(msgspec.Struct, frozen=True):
             Ability.REASONING: capable.reasoning or "reasoning" in parameters,
             Ability.IMAGES: capable.vision or "image" in convert_or(_Architecture(), self.architecture).input_modalities,
         }
-        return (*convert_or(_NO_WORDS, self.abilities), *(ability for ability, is_able in found.items() if is_able))
+        return (*convert_or(_NO_WORDS, self.abilities), *model_details.which(found))
 
 
 class _Models(msgspec.Struct, frozen=True):

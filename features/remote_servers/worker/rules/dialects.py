@@ -79,8 +79,6 @@ class DialectRow:
     model_page: ModelPage | None = None
     #: For a server that doesn't say how many requests it runs at once.
     usual_slots: int = 0
-    #: Where its owner finds it, unless he chose another port; 0 if nobody runs it at home.
-    usual_port: int = 0
 
     def read_identity(self, page: bytes, program: str = "") -> int | None:
         """Return the slots in the page at ``identity_path``, 0 if it has none, None for another kind. ``program`` is the `Server` header.
@@ -157,7 +155,6 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         load_pages=(LoadPage("/metrics", gauges("vllm:num_requests_running", "vllm:num_requests_waiting")),),
         # The default of --max-num-seqs on most GPUs.
         usual_slots=256,
-        usual_port=8000,
     ),
     Dialect.SGLANG: DialectRow(
         parameters=replace(_VLLM, reasoning="reasoning_content", ignored=("parallel_tool_calls",)),
@@ -171,7 +168,6 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
             LoadPage("/metrics", gauges("sglang:num_running_reqs", "sglang:num_queue_reqs")),
             LoadPage("/get_load", _read_sglang_load),
         ),
-        usual_port=30000,
     ),
     Dialect.TENSORRT_LLM: DialectRow(
         parameters=replace(
@@ -196,7 +192,6 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         identity_path="/health",
         identity_field="status",
         program="BaseHTTP/",
-        usual_port=8080,
     ),
     Dialect.LLAMA_CPP: DialectRow(
         # llama.cpp's seed has 32 bits; all ones mean a random seed.
@@ -215,7 +210,6 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
             LoadPage("/slots", _read_slots),
         ),
         details_page=DetailsPage("/props", model_details.read_llama_props),
-        usual_port=8080,
     ),
     Dialect.TGI: DialectRow(
         # TGI accepts n, logit_bias and presence_penalty but ignores them. It refuses a top_p of 1, which has no effect.
@@ -240,7 +234,6 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         identity_field="data",
         owner="organization_owner",
         details_page=DetailsPage("/api/v0/models", model_details.read_studio_models),
-        usual_port=1234,
     ),
     Dialect.OLLAMA: DialectRow(
         # Its OpenAI API ignores n and logit_bias.
@@ -253,7 +246,6 @@ DIALECTS: Mapping[Dialect, DialectRow] = {
         forwards_path="/api/tags",
         details_page=DetailsPage("/api/ps", model_details.read_ollama_loaded),
         model_page=ModelPage("/api/show", model_details.read_ollama_model),
-        usual_port=11434,
     ),
     Dialect.AIMESH: DialectRow(
         parameters=ServerFields(_LOCAL | same("repeat_penalty"), reasoning="reasoning_content", late_system=True), health_path="/healthz"

@@ -2,7 +2,7 @@
 `event_stream.UNREADABLE`."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -42,9 +42,18 @@ class ModelPage:
 
 
 #: Ollama's words for what a model can do; older versions name the last two among the families of a model that sees images.
-OLLAMA_WORDS = {Ability.TOOLS: ("tools",), Ability.REASONING: ("thinking",), Ability.IMAGES: ("vision", "clip", "mllama")}
+_OLLAMA_WORDS = {Ability.TOOLS: ("tools",), Ability.REASONING: ("thinking",), Ability.IMAGES: ("vision", "clip", "mllama")}
 _NO_WORDS: tuple[str, ...] = ()
 _OLLAMA_CONTEXT = re.compile(r"^num_ctx\s+(\d{1,9})\s*$", re.MULTILINE)
+
+
+def which(found: Mapping[Ability, bool]) -> tuple[Ability, ...]:
+    """Return those that it has."""
+    return tuple(ability for ability, is_able in found.items() if is_able)
+
+
+def in_ollamas_words(words: Collection[str]) -> tuple[Ability, ...]:
+    return which({ability: any(name in words for name in names) for ability, names in _OLLAMA_WORDS.items()})
 
 
 class _OllamaDetails(msgspec.Struct, frozen=True):
@@ -66,7 +75,7 @@ def read_ollama_model(page: bytes) -> ModelDetails:
     chosen = _OLLAMA_CONTEXT.search(shown.parameters) if isinstance(shown.parameters, str) else None
     return ModelDetails(
         context_tokens=_tokens(int(chosen[1])) if chosen else 0,
-        abilities=tuple(ability for ability, names in OLLAMA_WORDS.items() if any(name in words for name in names)),
+        abilities=in_ollamas_words(words),
         only_embeds="embedding" in words and "completion" not in words,
         is_made_there=bool(details.parent_model),
         quantization=details.quantization_level[:_MAX_WORD],
@@ -107,10 +116,9 @@ def read_studio_models(page: bytes) -> Mapping[str | None, ModelDetails]:
 
 def _of_studio(model: _StudioModel) -> ModelDetails:
     words, kind = convert_or(_NO_WORDS, model.capabilities), model.type
-    found = {Ability.TOOLS: "tool_use" in words, Ability.IMAGES: kind == "vlm"}
     return ModelDetails(
         context_tokens=_tokens(model.loaded_context_length),
-        abilities=tuple(ability for ability, is_able in found.items() if is_able),
+        abilities=which({Ability.TOOLS: "tool_use" in words, Ability.IMAGES: kind == "vlm"}),
         only_embeds=kind == "embeddings",
         quantization=model.quantization[:_MAX_WORD] if isinstance(model.quantization, str) else "",
     )
@@ -142,8 +150,7 @@ def read_llama_props(page: bytes) -> Mapping[str | None, ModelDetails]:
         Ability.TOOLS: convert_or(_LlamaCaps(), props.chat_template_caps).supports_tools,
         Ability.IMAGES: convert_or(_LlamaModalities(), props.modalities).vision,
     }
-    abilities = tuple(ability for ability, is_able in found.items() if is_able)
-    return {None: ModelDetails(context_tokens=_tokens(context), abilities=abilities)}
+    return {None: ModelDetails(context_tokens=_tokens(context), abilities=which(found))}
 
 
 _MAX_WORD = 32
