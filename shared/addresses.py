@@ -74,6 +74,12 @@ def read_place(text: str) -> tuple[str, int] | None:
     return (host.strip("[]"), int(port)) if host and port.isdecimal() and 0 < int(port) < 65536 else None
 
 
+def host_of_node(text: str) -> str:
+    """Return the host of a DHT node, which may have another address before an @; empty if it names none."""
+    found = read_place(text.rpartition("@")[2])
+    return "" if found is None else found[0]
+
+
 def host_port(host: str, port: int | None) -> str:
     """Return host and port as URLs and the header ``Host`` have them: an IPv6 address in brackets."""
     shown = f"[{host}]" if ":" in host and not host.startswith("[") else host

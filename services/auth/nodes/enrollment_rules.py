@@ -212,7 +212,7 @@ def warnings(ticket: Ticket, *, elsewhere: bool = False) -> tuple[str, ...]:
     """Return warnings about how nodes will reach the mesh."""
     servers = {urlsplit(url).hostname or "" for url in ticket.nats}
     # No DHT nodes mean the public DHT.
-    dht = {address.rpartition("@")[2].rpartition(":")[0].strip("[]") for address in ticket.bootstrap}
+    dht = set(map(addresses.host_of_node, ticket.bootstrap))
     if not all(_is_out_of_reach(host, elsewhere=elsewhere) for host in servers):
         return ()
     if servers and not ticket.beside:

@@ -50,7 +50,7 @@ class MeshAddresses:
     @property
     def swarm_is_met_outside(self) -> bool:
         """Return whether other machines may find the mesh over Hyperswarm."""
-        hosts = [address.rpartition(":")[0].strip("[]") for address in self.outside]
+        hosts = list(map(addresses.host_of_node, self.outside))
         return self.swarm_is_on and not (hosts and all(map(addresses.is_loopback, hosts)))
 
 
