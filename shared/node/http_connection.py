@@ -309,7 +309,7 @@ def _plain(status: bytes, text: str, headers: bytes = b"") -> bytes:
     return head % (status, len(body), headers) + body
 
 
-_TOO_MANY = _plain(b"429 Too Many Requests", "more than 20 offers in a second", b"retry-after: 1\r\n")
+_TOO_MANY = _plain(b"429 Too Many Requests", f"more than {http_tunnel.MAX_OFFERS} offers in a second", b"retry-after: 1\r\n")
 _AWAY = _plain(b"502 Bad Gateway", "the mesh's NATS server doesn't answer")
 #: Python reads no number of more than 4,300 digits, and no body is so long.
 _LENGTH_DIGITS = 18
