@@ -8,27 +8,38 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
 
 KEY, SECRET = "pdl_sdbx_apikey_of_tests", "pdl_ntfset_of_tests"
-NOW = "2026-11-01T10:00:00.000000Z"
+#: When the first periods began: 20 to 23 days ago, so that they are running, and half of each is over. Every month has this day.
+_BEGUN = datetime.now(UTC) - timedelta(days=20)
+_BEGUN = _BEGUN.replace(day=min(_BEGUN.day, 28))
 _NAMES = ("subtotal", "discount", "tax", "total", "credit", "credit_to_balance", "balance", "grand_total", "grand_total_tax")
 _TOTALS = dict.fromkeys(_NAMES, "0") | {"fee": None, "earnings": None, "currency_code": "EUR"}
 _FILTERS = ("customer_id", "subscription_id", "origin", "status")
 #: As many as Paddle gives at once.
 _PAGE = 30
+
+
+def _text(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+NOW = _text(_BEGUN)
 _DATES = {"created_at": NOW, "updated_at": NOW}
 
 
-def _period(month: int) -> dict[str, str]:
-    """Return a billing period that begins in this month of 2026, counted on in the next year."""
-    return {
-        name: f"{2026 + (at - 1) // 12}-{(at - 1) % 12 + 1:02}-01T10:00:00.000000Z"
-        for name, at in (("starts_at", month), ("ends_at", month + 1))
-    }  # fmt: skip
+def _next(moment: str) -> str:
+    """Return the same time of the next month."""
+    at = datetime.fromisoformat(moment)
+    return _text(at.replace(year=at.year + at.month // 12, month=at.month % 12 + 1))
+
+
+def _period(start: str) -> dict[str, str]:
+    return {"starts_at": start, "ends_at": _next(start)}
 
 
 class PaddleServer:
@@ -163,9 +174,9 @@ class PaddleServer:
             "id": made, "status": "active", "customer_id": found["customer_id"], "address_id": "add_1", "business_id": None,
             "currency_code": "EUR", **_DATES, "collection_mode": "automatic", "items": items,
             "billing_cycle": {"interval": "month", "frequency": 1}, "custom_data": found["custom_data"],
-            "current_billing_period": _period(11),
+            "current_billing_period": _period(NOW),
         }  # fmt: skip
-        found |= {"subscription_id": made, "billed_at": NOW, "billing_period": _period(11)}
+        found |= {"subscription_id": made, "billed_at": NOW, "billing_period": _period(NOW)}
         return made
 
     def renew(self, subscription: str, *, price: str | None = None, is_paid: bool = True) -> str:
@@ -175,18 +186,18 @@ class PaddleServer:
             item["price"] = self._price({"price_id": price})
         items = [{"price_id": item["price"]["id"], "quantity": 1} for item in held["items"]]
         made = self._transaction(items, "subscription_recurring", held["custom_data"], held["customer_id"], subscription)
-        period = _period(int(held["current_billing_period"]["starts_at"][5:7]) + 1)
+        period = _period(held["current_billing_period"]["ends_at"])
         held |= {"current_billing_period": period, "status": "active" if is_paid else "past_due"}
         made |= {"billing_period": period, "billed_at": period["starts_at"], "status": "completed" if is_paid else "past_due"}
         return str(made["id"])
 
     def upgrade(self, subscription: str, price: str) -> str:
-        """Change the plan on the 16th, and pay for it. Return the transaction."""
+        """Change the plan 15 days after the period's start, and pay for it. Return the transaction."""
         held = self.subscriptions[subscription]
         period = held["current_billing_period"]
         made = self.renew(subscription, price=price)
         held["current_billing_period"] = period
-        rest = period | {"starts_at": f"{period['starts_at'][:7]}-16T10:00:00.000000Z"}
+        rest = period | {"starts_at": _text(datetime.fromisoformat(period["starts_at"]) + timedelta(days=15))}
         self.transactions[made] |= {"origin": "subscription_update", "billing_period": rest}
         return made
 

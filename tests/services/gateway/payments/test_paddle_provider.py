@@ -126,9 +126,10 @@ async def test_a_late_payment_is_told_once_in_a_period_also_after_a_restore(sell
     shop, ada, subjects = selling_shop, owner(), list[str]()
     subscription = await subscribe(shop, paddle, ada)
     paddle.subscriptions[subscription]["status"] = "past_due"
-    for start in ("2026-11-01", "2026-11-01", "2026-12-01"):
+    period = paddle.subscriptions[subscription]["current_billing_period"]
+    for start in (period["starts_at"], period["starts_at"], period["ends_at"]):
         await shop.execute("UPDATE subscriptions SET is_past_due = false")
-        paddle.subscriptions[subscription]["current_billing_period"]["starts_at"] = f"{start}T10:00:00.000000Z"
+        period["starts_at"] = start
         await tell(shop, paddle, subscription)
         subjects += [subject for subject, notice in await shop.notices() if isinstance(notice, PaymentLate)]
     assert len(subjects) == 3
