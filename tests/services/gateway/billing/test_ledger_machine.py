@@ -144,8 +144,6 @@ class Machine(RuleBasedStateMachine):
     def reserve(self, number: int, tokens: int, least: int, price: Price, *, with_key: bool, with_budget: bool) -> None:
         account, request = self.accounts[number], RequestId(uuid4())
         account.grant()
-        if with_budget and not account.has_budget:
-            account.has_budget, account.spent = True, 0
         wanted = msgspec.structs.replace(
             self.books.wanted(self.owners[number], request, tokens),
             least_tokens=least,
@@ -155,6 +153,12 @@ class Machine(RuleBasedStateMachine):
             key_id=self.keys[number] if with_key else None,
         )
         (answer,) = self.run(self.books.ledger.reserve([wanted], gateway=GATEWAY, lease_seconds=90))
+        if account.balance + OVERAGE < 0:
+            # Credits were taken back: nothing is sent before they are paid, and nothing else of the account changes.
+            assert answer == InsufficientCredits(MicroCredits(account.balance + OVERAGE), "debt")
+            return
+        if with_budget and not account.has_budget:
+            account.has_budget, account.spent = True, 0
         coverable, room = account.coverable(price.price.allowance_weight), account.room(with_key=with_key, with_budget=with_budget)
         reservation = Reservation(number, with_key, with_budget, price, 0, 0, tokens)
         granted = self.most_tokens(reservation, tokens, coverable, room)
