@@ -14,9 +14,6 @@ from typing import Any
 from aiohttp import web
 
 KEY, SECRET = "pdl_sdbx_apikey_of_tests", "pdl_ntfset_of_tests"
-#: When the first periods began: 20 to 23 days ago, so that they are running, and half of each is over. Every month has this day.
-_BEGUN = datetime.now(UTC) - timedelta(days=20)
-_BEGUN = _BEGUN.replace(day=min(_BEGUN.day, 28))
 _NAMES = ("subtotal", "discount", "tax", "total", "credit", "credit_to_balance", "balance", "grand_total", "grand_total_tax")
 _TOTALS = dict.fromkeys(_NAMES, "0") | {"fee": None, "earnings": None, "currency_code": "EUR"}
 _FILTERS = ("customer_id", "subscription_id", "origin", "status")
@@ -28,8 +25,14 @@ def _text(moment: datetime) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-NOW = _text(_BEGUN)
-_DATES = {"created_at": NOW, "updated_at": NOW}
+def _begin() -> str:
+    """Return a moment 20 to 23 days ago: the first periods are running, and half of each is over. Every month has its day."""
+    at = datetime.now(UTC) - timedelta(days=20)
+    return _text(at.replace(day=min(at.day, 28)))
+
+
+_BEGUN = _begin()
+_DATES = {"created_at": _BEGUN, "updated_at": _BEGUN}
 
 
 def _next(moment: str) -> str:
@@ -98,7 +101,7 @@ class PaddleServer:
                 return held
             case "POST", ["customers", customer, "portal-sessions"]:
                 urls = {"general": {"overview": f"https://portal.test/{customer}"}, "subscriptions": []}
-                return {"id": "cpls_1", "customer_id": customer, "urls": urls, "created_at": NOW}
+                return {"id": "cpls_1", "customer_id": customer, "urls": urls, "created_at": _BEGUN}
         raise AssertionError(request.path)
 
     def _transaction(self, items: Any, origin: str, ours: Any, customer: str | None, subscription: str | None = None) -> dict[str, Any]:
@@ -174,9 +177,9 @@ class PaddleServer:
             "id": made, "status": "active", "customer_id": found["customer_id"], "address_id": "add_1", "business_id": None,
             "currency_code": "EUR", **_DATES, "collection_mode": "automatic", "items": items,
             "billing_cycle": {"interval": "month", "frequency": 1}, "custom_data": found["custom_data"],
-            "current_billing_period": _period(NOW),
+            "current_billing_period": _period(_BEGUN),
         }  # fmt: skip
-        found |= {"subscription_id": made, "billed_at": NOW, "billing_period": _period(NOW)}
+        found |= {"subscription_id": made, "billed_at": _BEGUN, "billing_period": _period(_BEGUN)}
         return made
 
     def renew(self, subscription: str, *, price: str | None = None, is_paid: bool = True) -> str:
