@@ -73,10 +73,11 @@ class Stranger:
             await self._power.wait()
 
     def _first(self) -> str:
-        """Return the process ID of the first process in the namespaces."""
+        """Return the process ID of the first process in the namespaces; empty while there is none."""
         assert self._power is not None
-        children = Path(f"/proc/{self._power.pid}/task/{self._power.pid}/children")
-        return children.read_text(encoding="ascii").strip() if children.exists() else ""
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{self._power.pid}/task/{self._power.pid}/children").read_text(encoding="ascii").strip()
+        return ""
 
     async def types(self, text: str, *, deadline_seconds: float = COMMAND_SECONDS, **variables: str) -> Outcome:
         """Run what the user types to its end."""
