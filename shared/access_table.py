@@ -176,6 +176,7 @@ _OWN_METHODS = {
     "auth.describeMachine": _NODE,
     "auth.enrollNode": _NODE,
     "auth.renewCertificate": _NODE,
+    "auth.addSibling": _NODE,
     "auth.leaveNode": _NODE,
     "auth.checkTicket": _NODE,
     "auth.createTicket": _person(Permission.OWN_NODES, fresh=True),

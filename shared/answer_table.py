@@ -66,6 +66,7 @@ _OWN: Mapping[str, str] = {
     "auth.followRecoveryLog": Answers.SERVICES,
     "auth.enrollNode": Answers.BEARER,
     "auth.renewCertificate": Answers.CALLER,
+    "auth.addSibling": Answers.CALLER,
     "auth.leaveNode": Answers.CALLER,
     "gateway.followRecoveryLog": Answers.SERVICES,
     "gateway.getServiceHealth": Answers.EVERYONE,

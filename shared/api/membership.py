@@ -55,6 +55,15 @@ class EnrollNode(Body, frozen=True):
     role: Role | None = None
 
 
+class AddSibling(Body, frozen=True):
+    """The calling worker vouches for another worker process of its machine, whose key signs ``tickets.use_text`` for the purpose "sibling"
+    with the caller in place of the ticket."""
+
+    node: NodeId
+    signature: bytes
+    name: Annotated[str, msgspec.Meta(max_length=100)] = ""
+
+
 class RenewCertificate(Body, frozen=True):
     """Renew the certificate of the key that the link proved, whether it is valid, expired or not yet issued."""
 
@@ -182,6 +191,8 @@ class Member(Body, frozen=True, omit_defaults=False):
     reason: str
     #: False: it is done, but the recovery log on disk lacks it for now.
     logged: bool = True
+    #: The first worker of its machine, unless it is that.
+    machine: NodeId | None = None
 
 
 class ListMembers(Body, frozen=True):
@@ -239,6 +250,7 @@ class Machine(Body, frozen=True):
 describe_machine = Method("auth.describeMachine", DescribeMachine, Machine, callers={Role.GATEWAY})
 enroll_node = Method("auth.enrollNode", EnrollNode, Membership, callers={Role.NEWCOMER})
 renew_certificate = Method("auth.renewCertificate", RenewCertificate, Membership, callers={*NODES, Role.NEWCOMER})
+add_sibling = Method("auth.addSibling", AddSibling, Membership, callers={Role.WORKER, Role.NEWCOMER})
 create_ticket = Method("auth.createTicket", CreateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)
 list_tickets = Method("auth.listTickets", ListTickets, Tickets, callers=PEOPLE_OR_GATEWAY)
 rotate_ticket = Method("auth.rotateTicket", RotateTicket, NewTicket, callers=PEOPLE_OR_GATEWAY)

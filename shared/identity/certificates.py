@@ -28,6 +28,8 @@ LIST_IS_OLD_AFTER_SECONDS = 600
 LISTED_SECONDS = SERVICE_LIFETIME_SECONDS + 3600
 #: More than this in one certificate belongs in a database.
 MAX_LABELS = 16
+#: Of the workers of a machine beside its first one, whose id it has. Nobody can give it: other labels begin with a letter or a digit.
+MACHINE_LABEL = "@machine"
 #: It is sent in a HELLO, which has 4 KiB together with a delegation and two signatures.
 MAX_CERTIFICATE_BYTES = 3 * 1024
 #: The list is sent whole: 2,000 keys are 70 KB.

@@ -38,3 +38,13 @@ def make(
     trust += "" if ca_file is None else f" --cacert {shlex.quote(str(ca_file))}"
     arguments = "" if ticket is None else f" -s -- {shlex.quote(ticket)}"
     return f"curl {trust} {address.rstrip('/')}/install.sh | {'AIMESH_MESH=1 ' if is_client else ''}sh{arguments}"
+
+
+def without_engine(line: str) -> str:
+    """Return the line of a worker that only shares servers of its machine, such as Ollama, on Linux or macOS."""
+    return line.replace("| sh -s", "| AIMESH_FRONT=1 sh -s", 1)
+
+
+def make_powershell(address: str, ticket: str) -> str:
+    """Return the line of such a worker on Windows."""
+    return f"$env:AIMESH_TICKET='{ticket}'; irm {address.rstrip('/')}/install.ps1 | iex"

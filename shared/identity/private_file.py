@@ -11,7 +11,8 @@ def replace(path: Path, body: bytes, *, synced: bool = False) -> None:
     """Replace the file. ``synced``: it also survives a power failure. Blocks; raises OSError."""
     with written(path, body, synced=synced) as made:
         made.replace(path)
-    if synced:
+    # Windows opens no folders.
+    if synced and os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -36,6 +37,8 @@ def create(path: Path, make: Callable[[], bytes]) -> bool:
 
 def is_exposed(path: Path) -> bool:
     """Return whether other users may read the file. Kubernetes gives the files of a Secret to root and to the group of the pod. Blocks."""
+    if os.name != "posix":
+        return False  # a mode says nothing there
     facts = path.stat()
     is_secret = facts.st_uid == 0 != os.geteuid() and facts.st_gid in (os.getegid(), *os.getgroups())
     return bool(facts.st_mode & (0o037 if is_secret else 0o077))

@@ -1,9 +1,14 @@
 """The nodes of the mesh: those that gateways see, and those that auth has enrolled. A page joins both."""
 
+from collections.abc import Sequence
+
+import msgspec
+
 from shared.api.gateway import NodeRow
 from shared.api.membership import Member, MemberState
+from shared.identity.certificates import MACHINE_LABEL
 from shared.lists.columns import Column, Listing, Tone, pairs
-from shared.types import SERVICE_NAMES, Role
+from shared.types import SERVICE_NAMES, NodeId, Role
 
 #: The owner of a node that no user added.
 NO_OWNER = "the mesh"
@@ -47,13 +52,13 @@ def state(node: NodeRow) -> tuple[str, Tone]:
     if node.free and not node.usable:
         return "Free", Tone.WARN
     word, tone = STATES[state_of(node)]
-    return word, Tone.WARN if node.usable and reason(node) else tone
+    return word, Tone.WARN if node.usable and (node.trouble or node.warning) else tone
 
 
 def reason(node: NodeRow) -> str:
-    """Return why a node gets no requests, or what troubles one that does."""
+    """Return why a node gets no requests, or what troubles one that does, or what its owner may want to know."""
     if node.usable:
-        return node.trouble or node.warning
+        return node.trouble or node.warning or node.notice
     return f"{node.free}: {node.why_not}" if node.free else node.why_not
 
 
@@ -72,6 +77,29 @@ def round_trip(milliseconds: float | None) -> str | None:
 def load(running: int, slots: int, queued: int) -> str | None:
     """Return how many slots of a node are in use; None for a node without slots."""
     return f"{running} of {slots} busy" + (f", {queued} queued" if queued else "") if slots else None
+
+
+def machines(rows: Sequence[NodeRow]) -> tuple[NodeRow, ...]:
+    """Return one row a machine: workers beside its first one are part of that one's row."""
+    found = {row.id: row for row in rows}
+    for row in rows:
+        first = found.get(NodeId(row.labels.get(MACHINE_LABEL, "")))
+        if first is not None and first.role is row.role:
+            found[first.id] = _joined(first, row)
+            del found[row.id]
+    return tuple(found.values())
+
+
+def _joined(first: NodeRow, other: NodeRow) -> NodeRow:
+    return msgspec.structs.replace(
+        first,
+        models=tuple(dict.fromkeys((*first.models, *other.models))),
+        running=first.running + other.running,
+        queued=first.queued + other.queued,
+        slots=first.slots + other.slots,
+        trouble="; ".join(dict.fromkeys(filter(None, (first.trouble, reason(other))))),
+        pulls=(*first.pulls, *other.pulls),
+    )
 
 
 NODES: Listing[NodeRow] = Listing(

@@ -200,6 +200,22 @@ async def renew_as_newcomer(
     return membership_file.of(_checked(found, route_of(membership), key, report, options), membership)
 
 
+async def add_sibling(
+    machine: MembershipFile, key: node_keys.NodeKey, sibling: node_keys.NodeKey, name: str, report: Report = lambda text: None
+) -> MembershipFile:
+    """Get a certificate for another worker process of a machine, for which the machine's own key vouches. Raises what ``enroll`` does."""
+
+    def vouch(auth: Peer) -> contract.AddSibling:
+        text = tickets.use_text(key.id, sibling.id, auth.node, auth.channel)
+        return contract.AddSibling(sibling.id, sibling.sign("sibling", text), name[:100])
+
+    async with _known_session(machine, key, report, _DEFAULTS) as session:
+        found = await session.ask(contract.add_sibling, vouch)
+    return msgspec.structs.replace(
+        membership_file.of(_checked(found, route_of(machine), sibling, report, _DEFAULTS), machine), model="", accept_models=None
+    )
+
+
 async def leave_for_good(
     membership: MembershipFile, key: node_keys.NodeKey, report: Report, options: EnrollmentOptions = _DEFAULTS
 ) -> None:

@@ -10,7 +10,7 @@ from services.auth import name_rules
 from shared import access_table, addresses, amounts, errors
 from shared.api.membership import CreateTicket, Machine, Member, MemberState, TicketRow, TicketState
 from shared.identity import install_line, node_keys
-from shared.identity.certificates import MAX_LABELS, Subject
+from shared.identity.certificates import MACHINE_LABEL, MAX_LABELS, Subject
 from shared.identity.tickets import Ticket
 from shared.types import NodeId, Permission, Role, TenantId, UserId, UserRole
 
@@ -32,6 +32,9 @@ _REPLICAS = (Role.GATEWAY, Role.METRICS, Role.WEB)
 ONLY_BY_TICKET = frozenset({"trusted"})
 #: Per owner who is no administrator; more would crowd others' tickets off the list.
 MAX_OWN_TICKETS = 50
+
+#: Worker processes of a machine beside its first one: each serves another program's models.
+MAX_SIBLINGS = 16
 
 _NEW_TICKET_HINT = "ask an administrator for a new one (`aicli admin tickets create`)"
 
@@ -80,6 +83,8 @@ class KnownNode:
     certified_until: datetime | None
     revoked_at: datetime | None
     reason: str
+    #: The first worker of its machine, unless it is that.
+    machine: NodeId | None = None
 
 
 def check_role(role: Role) -> None:
@@ -298,6 +303,14 @@ def check_may_stay(node: KnownNode | None, now: datetime) -> KnownNode:
     return node
 
 
+def no_sibling() -> errors.NotAllowed:
+    return errors.NotAllowed(
+        f"this machine can't have another worker: an active worker that joined with a ticket has up to {MAX_SIBLINGS} others, "
+        "each with a new key",
+        hint="share fewer servers, or join with a ticket",
+    )
+
+
 def revoked(node: KnownNode) -> errors.NodeRevoked:
     when = "" if node.revoked_at is None else f" on {node.revoked_at:%Y-%m-%d}"
     return errors.NodeRevoked(
@@ -317,7 +330,8 @@ def check_revocable(node: KnownNode) -> None:
 def subject_of(node: KnownNode) -> Subject:
     """Return the content of the node's certificate."""
     owner = "" if node.owner is None else str(node.owner)
-    return Subject(node.id, node.role, owner, tuple(sorted(node.labels.items())))
+    machine = {} if node.machine is None else {MACHINE_LABEL: node.machine}
+    return Subject(node.id, node.role, owner, tuple(sorted({**node.labels, **machine}.items())))
 
 
 def member_row(node: KnownNode) -> Member:
@@ -334,6 +348,7 @@ def member_row(node: KnownNode) -> Member:
         certified_until=node.certified_until,
         revoked_at=node.revoked_at,
         reason=node.reason,
+        machine=node.machine,
     )
 
 

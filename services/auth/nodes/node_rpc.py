@@ -15,7 +15,7 @@ from shared.api import membership
 from shared.api.auth import Principal
 from shared.api.membership import Member, Membership, MemberState, TicketRow
 from shared.api.method import Nothing
-from shared.identity import tickets
+from shared.identity import node_keys, tickets
 from shared.identity.certificates import Subject
 from shared.identity.tickets import Ticket
 from shared.rpc import RpcCall, serves
@@ -59,6 +59,21 @@ class EnrollmentRpc(AuthHandlers):
         if self._is_vouched_for(caller, subject):
             await self._members.ensure_vouched(subject, caller.role)
         return await self._admit(ca, await self._members.find_node(subject), caller)
+
+    @serves(membership.add_sibling)
+    async def add_sibling(self, request: membership.AddSibling, call: RpcCall) -> Membership:
+        ca, machine, newcomer = _running(self._ca), call.caller.node, request.node
+        text = tickets.use_text(machine, newcomer, self._node.id, call.caller.channel)
+        if not node_keys.verify(newcomer, "sibling", text, request.signature):
+            raise errors.BadRequest.of("signature", "is not the new node's")
+        enrollment_rules.check_may_stay(await self._members.find_node(machine), ca.now())
+        async with self._members.transaction() as transaction:
+            if not await self._members.add_sibling(transaction, machine, newcomer, enrollment_rules.printable(request.name)):
+                raise enrollment_rules.no_sibling()
+            act = audit_records.of_mesh("node.enroll", None, target=newcomer, machine=machine)
+            await self._trail.add(transaction, act)
+        _log.info("node enrolled", node_id=newcomer, machine=machine)
+        return await self._admit(ca, await self._members.find_node(newcomer), call.caller)
 
     @serves(membership.leave_node)
     async def leave_node(self, request: membership.LeaveNode, call: RpcCall) -> Nothing:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from services.auth.nodes.ca_keys import MeshState
-from services.auth.nodes.enrollment_rules import KnownNode, KnownTicket
+from services.auth.nodes.enrollment_rules import MAX_SIBLINGS, KnownNode, KnownTicket
 from services.auth.store import AuthTables
 from shared import errors
 from shared.api.accounts import StaleNode
@@ -105,6 +105,10 @@ class NodeStore(AuthTables):
                     await also(transaction)
                 return True
         return False
+
+    async def add_sibling(self, transaction: database.Transaction, machine: NodeId, node: NodeId, name: str) -> bool:
+        """Return False if the machine may not have this node."""
+        return await transaction.row("add_sibling", machine, node, name, MAX_SIBLINGS) is not None
 
     async def find_node(self, node: NodeId) -> KnownNode | None:
         rows = await self._db.rows("list_nodes_called", node, None)
@@ -238,6 +242,7 @@ def _node(row: database.DatabaseRow) -> KnownNode:
         certified_until=row["certified_until"],
         revoked_at=row["revoked_at"],
         reason=row["reason"],
+        machine=None if row["machine"] is None else NodeId(row["machine"]),
     )
 
 

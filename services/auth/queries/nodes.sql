@@ -71,6 +71,16 @@ ON CONFLICT (id) DO UPDATE SET
 WHERE nodes.state <> 'revoked' AND nodes.role <> 'auth' AND nodes.ticket_id IS DISTINCT FROM EXCLUDED.ticket_id
 RETURNING id;
 
+-- name: add_sibling
+-- Add node $2 of the machine of node $1, which may have $4; no row if it may not. The same node may come again.
+INSERT INTO nodes (id, role, state, name, owner, labels, ticket_id, machine)
+SELECT $2, role, state, $3, owner, labels, ticket_id, id FROM nodes
+WHERE id = $1 AND role = 'worker' AND state = 'active' AND machine IS NULL AND id <> $2
+    AND (SELECT count(*) FROM nodes AS sibling WHERE sibling.machine = $1 AND sibling.state <> 'revoked' AND sibling.id <> $2) < $4
+ON CONFLICT (id) DO UPDATE SET name = EXCLUDED.name, idle_since = now()
+WHERE nodes.machine = $1 AND nodes.state = 'active'
+RETURNING id;
+
 -- name: list_nodes_called
 -- The nodes with this id or prefix; two are enough to see that it is ambiguous. Of owner $2, or of all for null.
 SELECT nodes.*, coalesce(users.username, '') AS owner_name
@@ -134,8 +144,8 @@ UPDATE nodes SET renewed_at = now(), idle_since = now(), certified_until = $2 WH
 UPDATE nodes SET state = 'active', idle_since = now() WHERE id = $1 AND state = 'pending';
 
 -- name: revoke_node
--- Revoke a node; triggers number the list and begin a new epoch. No row if it was revoked before.
-UPDATE nodes SET state = 'revoked', reason = $2 WHERE id = $1 AND state <> 'revoked';
+-- Revoke a node, and the others of its machine; triggers number the list and begin a new epoch. No row if it was revoked before.
+UPDATE nodes SET state = 'revoked', reason = $2 WHERE (id = $1 OR machine = $1) AND state <> 'revoked';
 
 -- name: read_mesh_state
 -- What the revocation list is made from, at one moment: its number, and at most $2 nodes that were revoked after $1.

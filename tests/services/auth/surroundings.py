@@ -202,6 +202,11 @@ class Newcomer:
         text = tickets.use_text(ticket.id, self.key.id, world.id, self.peer.channel)
         return membership.EnrollNode(ticket.id, ticket.key.sign("enroll", text), self.key.sign("enroll", text), name="box")
 
+    async def vouch_for(self, world: Surroundings, sibling: "Newcomer", signer: "Newcomer | None" = None) -> membership.Membership:
+        text = tickets.use_text(self.key.id, sibling.key.id, world.id, self.peer.channel)
+        request = membership.AddSibling(sibling.key.id, (signer or sibling).key.sign("sibling", text), name="box ollama")
+        return await world.ask(membership.add_sibling, request, peer=self.peer)
+
     async def renew(self, world: Surroundings) -> membership.Membership:
         return await world.ask(membership.renew_certificate, membership.RenewCertificate(), peer=self.peer)
 

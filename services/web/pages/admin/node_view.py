@@ -77,10 +77,12 @@ def root_of(person: LoginSession) -> str:
 
 
 def join(members: Iterable[Member], rows: Iterable[NodeRow] | None, person: LoginSession) -> NodeList:
-    """Return the list for a person. ``rows`` is None while the gateway is down. Auth lists only the nodes of a node owner."""
+    """Return the list for a person, with a line a machine. ``rows`` is None while the gateway is down. Auth lists only the nodes of a node
+    owner."""
     known = {member.id: member for member in members}
-    seen = {row.id: row for row in rows} if rows is not None else {}
+    seen = {row.id: row for row in lists.machines(tuple(rows))} if rows is not None else {}
     ids = set(known) | set(seen) if person.user.role is UserRole.ADMIN else set(known)
+    ids -= {member.id for member in known.values() if member.machine in ids}
     ordered = sorted(ids, key=lambda node: _place(node, known.get(node), seen.get(node)))
     lines = tuple(_line(node, known.get(node), seen.get(node), person, is_seen=rows is not None) for node in ordered)
     return NodeList(lines[:MAX_LINES], _summary(lines), max(0, len(lines) - MAX_LINES))

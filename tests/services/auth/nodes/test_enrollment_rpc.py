@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from services.auth.nodes import enrollment_rules
 from services.auth.settings import AuthSettings
 from shared import errors
 from shared.api import membership
@@ -276,6 +277,57 @@ async def test_nats_does_not_vouch_for_nodes_from_hyperswarm(running_service: Su
         await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=peer)
     with pytest.raises(errors.NotCertified, match="this mesh does not know this node"):
         await running_service.ask(membership.renew_certificate, membership.RenewCertificate(), peer=Peer(Role.NEWCOMER, NodeId("U" * 56)))
+
+
+# --- other workers of a machine ---------------------------------------------------------------------------------------
+
+
+async def test_a_worker_vouches_for_another_of_its_machine_without_using_the_ticket_again(running_service: Surroundings) -> None:
+    made, machine, sibling = await running_service.ticket(labels={"region": "eu"}), Newcomer(), Newcomer()
+    await machine.enroll(running_service, made.ticket)
+    found = read(await machine.vouch_for(running_service, sibling))
+    labels = {"region": "eu", certificates.MACHINE_LABEL: machine.key.id}
+    assert (found.node, found.role, dict(found.labels)) == (sibling.key.id, Role.WORKER, labels)
+    # Its answer was lost.
+    assert read(await machine.vouch_for(running_service, sibling)).node == sibling.key.id
+    # It renews by itself then.
+    assert read(await sibling.renew(running_service)).node == sibling.key.id
+    (row,) = (await running_service.administer(membership.list_tickets, membership.ListTickets())).tickets
+    assert row.used == 1
+
+
+async def test_the_workers_of_a_machine_are_revoked_with_it(running_service: Surroundings) -> None:
+    machine, sibling = Newcomer(), Newcomer()
+    await machine.enroll(running_service, (await running_service.ticket()).ticket)
+    await machine.vouch_for(running_service, sibling)
+    await running_service.administer(membership.revoke_member, membership.RevokeMember(machine.key.id))
+    with pytest.raises(errors.NodeRevoked, match="revoked"):
+        await sibling.renew(running_service)
+    with pytest.raises(errors.NodeRevoked, match="revoked"):
+        await machine.vouch_for(running_service, Newcomer())
+
+
+async def test_only_the_first_worker_of_a_machine_vouches_and_only_for_new_keys_with_their_signature(running_service: Surroundings) -> None:
+    machine, sibling, stranger, client = (Newcomer() for _ in range(4))
+    for newcomer, role in ((machine, Role.WORKER), (stranger, Role.WORKER), (client, Role.CLIENT)):
+        await newcomer.enroll(running_service, (await running_service.ticket(role)).ticket)
+    await machine.vouch_for(running_service, sibling)
+    with pytest.raises(errors.BadRequest, match="signature"):
+        await machine.vouch_for(running_service, Newcomer(), signer=machine)
+    for by, of in ((sibling, Newcomer()), (client, Newcomer()), (machine, stranger), (stranger, sibling), (machine, machine)):
+        with pytest.raises(errors.NotAllowed, match="can't have another worker"):
+            await by.vouch_for(running_service, of)
+    with pytest.raises(errors.NotCertified, match="does not know"):
+        await Newcomer().vouch_for(running_service, Newcomer())
+
+
+async def test_a_machine_has_a_bounded_number_of_workers(running_service: Surroundings) -> None:
+    machine = Newcomer()
+    await machine.enroll(running_service, (await running_service.ticket()).ticket)
+    for _ in range(enrollment_rules.MAX_SIBLINGS):
+        await machine.vouch_for(running_service, Newcomer())
+    with pytest.raises(errors.NotAllowed, match="up to 16 others"):
+        await machine.vouch_for(running_service, Newcomer())
 
 
 # --- without a CA, and without secrets -----------------------------------------------------------------------------------
