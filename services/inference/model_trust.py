@@ -25,7 +25,7 @@ from shared.api.model_copies import VERSION_SOURCE
 from shared.api.model_trust import VersionTrust
 from shared.config_documents import RouteName, TrustDocument
 from shared.identity import private_file
-from shared.models import trust_bundle, trust_rules
+from shared.models import trust_rules
 from shared.models.trust_rules import TRUSTED, Distrust, LoadableModel, TrustRules, Verdict
 from shared.rpc import RpcClient
 from shared.telemetry import logs
@@ -133,6 +133,8 @@ def _read_known(file: Path) -> _Known:
 
 def _read_rules(file: Path) -> Mapping[str, TrustDocument]:
     """Raises BadSettings."""
+    from shared.models import trust_bundle  # noqa: PLC0415 - see trust_rules
+
     try:
         with file.open(encoding="utf-8") as opened:
             root = yaml_tree.read(opened.read(_MAX_FILE_BYTES))

@@ -3,6 +3,7 @@
 # As root, a worker becomes a service of the machine, where systemd runs: in /opt/aimesh, with the command in /usr/local/bin.
 # With a ticket (… | sh -s -- aip_join_…) this machine also becomes a worker of the mesh. To keep the ticket out of the list of processes:
 # … | AIMESH_TICKET=aip_join_… sh
+# With AIMESH_FRONT=1, the worker has no engine: it shares servers that run here, such as Ollama. On macOS, all workers are so.
 # With AIMESH_MESH=1, aicli connects from behind any NAT, without HTTPS, and the ticket is for a client: … | AIMESH_MESH=1 sh -s -- aip_join_…
 # All packages are checked against the hashes below. To remove everything: aicli uninstall
 # A shell reads from { to } before it runs anything, so half a script does nothing.
@@ -15,6 +16,7 @@ PIP='@PIP@'
 SHA256_pip='@PIP_SHA256@'
 SHA256_client='@CLIENT_SHA256@'
 SHA256_mesh='@MESH_SHA256@'
+SHA256_front='@FRONT_SHA256@'
 SHA256_worker='@WORKER_SHA256@'
 SHA256_vulkan='@VULKAN_SHA256@'
 CA='@CA@'
@@ -162,24 +164,28 @@ main() {
     # An update keeps the role. A worker has what a client behind a NAT needs.
     case "$(readlink "$home/current" || :)" in
     */app-worker-*) role=worker ;;
+    */app-front-*) role=front ;;
     */app-mesh-*) role=mesh ;;
     *) role=client ;;
     esac
     if [ -n "${AIMESH_MESH:-}" ]; then
         [ "$role" = worker ] || role=mesh
+    elif [ -n "${AIMESH_FRONT:-}" ] || [ "$(uname -s)" = Darwin ]; then
+        [ -z "$ticket" ] || [ "$role" = worker ] || role=front
     elif [ -n "$ticket" ]; then
         role=worker
     fi
-    case "$role" in client) needed=120 ;; mesh) needed=300 ;; *) needed=900 ;; esac
+    case "$role" in client | front) needed=120 ;; mesh) needed=300 ;; *) needed=900 ;; esac
     machine=$(uname -sm | tr 'A-Z ' 'a-z-')
     case "$machine" in linux-x86_64 | linux-aarch64) ;;
-    darwin-*) [ "$role" = client ] || stop "on macOS, a worker needs a checkout of aimesh: make worker-metal; aicli worker --join TICKET" ;;
+    darwin-*) [ "$role" != mesh ] || stop "on macOS, there is no Hyperswarm: connect over HTTPS (aicli login)" ;;
     *) stop "there are no packages for $machine" ;;
     esac
     case "$machine" in linux-*)
         glibc=$(find_glibc)
         [ "$role" != worker ] || [ "${glibc:-0}" -ge 234 ] ||
-            stop "the engine needs glibc 2.34 or later, and here is ${glibc:-none}: use Debian 12, Ubuntu 22.04 or later"
+            stop "the engine needs glibc 2.34 or later, and here is ${glibc:-none}: use Debian 12, Ubuntu 22.04 or later; to share Ollama, write AIMESH_FRONT=1 before sh"
+        [ "$role" != front ] || [ "${glibc:-0}" -ge 228 ] || stop "the packages need glibc 2.28 or later, and here is ${glibc:-none}"
         ;;
     esac
     free=$(df -Pk "$home" | awk 'NR == 2 { print int($4 / 1024) }')

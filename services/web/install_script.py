@@ -1,4 +1,4 @@
-"""Write install.sh for one mesh or one release, from the template and what its package index has. Pure."""
+"""Write install.sh and install.ps1 for one mesh or one release, from the template and what its package index has. Pure."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import msgspec
 #: What `tools.packages.install_index` writes last into the folder of an index.
 INDEX_FILE = "index.json"
 #: Of packages: for each role, and the plug-in for GPUs.
-LISTS = ("client", "mesh", "worker", "vulkan")
+LISTS = ("client", "mesh", "front", "worker", "vulkan")
 _PYTHONS = ("3.11", "3.13", "3.12", "3.14")
 
 
@@ -20,14 +20,16 @@ def _targets(*machines: str) -> tuple[str, ...]:
 
 #: The kinds of machines that an index has packages for, the most usual first: role, system and machine as `uname -sm` names them, Python.
 DEFAULT_TARGETS = _targets(
-    "client-linux-x86_64", "worker-linux-x86_64", "client-darwin-arm64", "client-darwin-x86_64", "client-windows-amd64"
+    *("client-linux-x86_64", "worker-linux-x86_64", "client-darwin-arm64", "client-darwin-x86_64", "client-windows-amd64"),
+    *("front-darwin-arm64", "front-darwin-x86_64", "front-windows-amd64"),
 )
 #: With those that are fetched when such a machine asks.
-TARGETS = (*DEFAULT_TARGETS, *_targets("client-linux-aarch64", "worker-linux-aarch64"))
-_TEMPLATE = Path(__file__).parent / "install.sh"
+TARGETS = (*DEFAULT_TARGETS, *_targets("front-linux-x86_64", "client-linux-aarch64", "front-linux-aarch64", "worker-linux-aarch64"))
+_TEMPLATES = Path(__file__).parent
+#: Also PowerShell has `echo` and `exit`.
 _NOT_READY = """\
 #!/bin/sh
-echo "aimesh was not installed: this mesh is not ready, it is still fetching its packages. Run the line again in a minute." >&2
+echo "aimesh was not installed: this mesh is not ready, it is still fetching its packages. Run the line again in a minute."
 exit 1
 """
 
@@ -46,10 +48,10 @@ class PackageIndex(msgspec.Struct, frozen=True, kw_only=True):
     ready: tuple[str, ...]
 
 
-def render(index: PackageIndex | None, mesh: str, *, base: str | None = None, ca: str = "") -> str:
+def render(index: PackageIndex | None, mesh: str, *, base: str | None = None, ca: str = "", name: str = "install.sh") -> str:
     """Return the script. ``base`` is where lists and pip are; without it, packages come from the mesh's own index.
 
-    Raises ValueError for what can't be in a shell's single quotes.
+    Raises ValueError for what can't be in a shell's single quotes. ``name`` is that of the script.
     """
     # After an update, the index may still be that of the version before.
     if index is None or not {f"{name}.txt" for name in LISTS} <= index.sha256.keys():
@@ -66,4 +68,4 @@ def render(index: PackageIndex | None, mesh: str, *, base: str | None = None, ca
     }
     if unsafe := [name for name, value in values.items() if "'" in value]:
         raise ValueError(f"{', '.join(unsafe)} has a quote")
-    return re.sub(r"@([A-Z0-9_]+)@", lambda found: values[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
+    return re.sub(r"@([A-Z0-9_]+)@", lambda found: values[found[1]], (_TEMPLATES / name).read_text(encoding="utf-8"))

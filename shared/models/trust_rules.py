@@ -4,13 +4,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
-
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from typing import TYPE_CHECKING
 
 from shared import errors
 from shared.config_documents import TrustDocument, TrustMode, is_pattern
-from shared.models import trust_bundle
 from shared.models.manifest import Version
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 #: By the names that they are for.
 TrustRules = Mapping[str, TrustDocument]
@@ -85,6 +86,8 @@ def _find_distrust(rule: TrustDocument, model: LoadableModel) -> tuple[Distrust,
         return Distrust.NO_VERSION, "its files are no version of the mesh, so nobody can have signed them"
     if not model.signatures:
         return Distrust.UNSIGNED, "nobody has signed it"
+    from shared.models import trust_bundle  # noqa: PLC0415 - 15 MB of cryptography, which a worker without models of its own has not
+
     keys, worst = list(_read_keys(rule)), (Distrust.OTHER_KEY, "no trusted key has signed it")
     for data in model.signatures:
         try:
@@ -98,7 +101,9 @@ def _find_distrust(rule: TrustDocument, model: LoadableModel) -> tuple[Distrust,
     return worst
 
 
-def _read_keys(rule: TrustDocument) -> Iterator[EllipticCurvePublicKey]:
+def _read_keys(rule: TrustDocument) -> Iterator["EllipticCurvePublicKey"]:
+    from shared.models import trust_bundle  # noqa: PLC0415 - see above
+
     for key in rule.keys:
         # The configuration has checked it.
         with suppress(errors.BadRequest):

@@ -14,8 +14,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import uvloop
-
 from shared import config, errors, features, processes
 from shared.node.http_server import HttpServer, Operations, answer_joining, listen
 from shared.node.lifecycle import background
@@ -53,7 +51,7 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
     for warning in config.find_misspelled_names(known, os.environ):
         _log.warning(warning)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=_new_event_loop) as runner:
             runner.run(_live(service, settings))
     except* errors.BadSettings as group:
         sys.exit(_print_error(errors.first_of(group), 2))
@@ -64,10 +62,22 @@ def run(service: type[Service], settings_kind: type[Any]) -> None:
         sys.exit(_print_error(errors.first_of(group), 1))
 
 
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415
+    except ModuleNotFoundError:  # Windows has none, and the role `front` leaves out its 14 MB.
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
 async def _live(service: type[Service], settings: Any) -> None:
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        try:
+            loop.add_signal_handler(number, stop.set)
+        except NotImplementedError:  # on Windows
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
     for warning in settings.warnings():
         _log.warning(warning)
     port_variable = next(setting.variable.name for setting in config.settings_of(type(settings)) if setting.field == "port")

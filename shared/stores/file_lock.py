@@ -1,8 +1,7 @@
-"""Locks files for one process with flock(2). The lock ends with the process."""
+"""Locks files for one process with flock(2). The lock ends with the process. Windows counts as a file system without locks."""
 
 import asyncio
 import errno
-import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -64,11 +63,15 @@ def lock_file(path: Path) -> Path:
 
 
 def _open(path: Path) -> int:
-    return os.open(lock_file(path), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    return os.open(lock_file(path), os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
 
 
 def _lock(handle: int, path: Path) -> bool | None:
     """Return whether this process has the lock now; None on a file system without locks."""
+    try:
+        import fcntl  # noqa: PLC0415 - see above
+    except ModuleNotFoundError:
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

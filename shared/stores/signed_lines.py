@@ -76,6 +76,8 @@ def read_end(path: Path, most_bytes: int) -> list[bytes]:
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # Windows opens no folders
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -134,6 +134,7 @@ def test_no_page_is_forgotten() -> None:
         "/jobs/{job_id:str}",
         "/jobs/{job_id:str}/{kind:str}",
         "/install.sh",
+        "/install.ps1",
         "/install/{path:path}",
         "/install/want/{target:str}",
         "/api-keys/{key_id:uuid}",

@@ -81,7 +81,12 @@ def test_a_workers_ticket_has_a_model_and_prints_the_line_that_installs(running_
     options = ["--role", "worker", "--model", "hf:org/model", "--no-accept-models", "--elsewhere"]
     result = running_service("admin", "tickets", "create", *options)
     assert result.stdout == f"{TICKET}\n"
-    assert f"On that machine, in a terminal: {line}\nOr in a checkout of aimesh there: aicli worker --join TICKET\n" in result.stderr
+    without_engine = line.replace("| sh", "| AIMESH_FRONT=1 sh")
+    assert (
+        f"On that machine, in a terminal: {line}\nIf it only shares Ollama or another server, also on macOS: {without_engine}\n"
+        in result.stderr
+    )
+    assert "Or in a checkout of aimesh there: aicli worker --join TICKET\n" in result.stderr
     assert "Administrators may not put models on it" in result.stderr
     wanted = membership.CreateTicket(Role.WORKER, model="hf:org/model", accept_models=False, elsewhere=True)
     assert running_service.mesh.calls[0].request == wanted

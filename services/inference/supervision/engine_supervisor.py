@@ -7,7 +7,6 @@ died runs alone when it is retried (`poison_requests`, `engine_calls`).
 import asyncio
 import itertools
 import os
-import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -424,4 +423,4 @@ def _used(pid: int | None) -> tuple[float, int]:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return 0.0, 0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[21]) * resource.getpagesize()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), int(fields[21]) * os.sysconf("SC_PAGE_SIZE")

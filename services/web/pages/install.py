@@ -1,4 +1,4 @@
-"""Serve install.sh and the package index that it installs from."""
+"""Serve install.sh, install.ps1 and the package index that it installs from."""
 
 import asyncio
 import re
@@ -24,12 +24,12 @@ _PIECE_BYTES = 256 * 1024
 _MAX_INDEX_BYTES = 1024 * 1024
 
 
-@get("/install.sh")
+@get(["/install.sh", "/install.ps1"])
 async def script(page_request: NamedDependency[PageRequest]) -> Response[str]:
     settings = page_request.app.settings
     index = await asyncio.to_thread(_read_index, settings.package_index)
     ca = "" if settings.certificate_to_trust is None else await asyncio.to_thread(settings.certificate_to_trust.read_text, "ascii")
-    text = install_script.render(index, page_request.address, ca=ca)
+    text = install_script.render(index, page_request.address, ca=ca, name=page_request.request.scope["path"].removeprefix("/"))
     return Response(text, media_type=MediaType.TEXT)
 
 

@@ -9,9 +9,6 @@ from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from shared import addresses, errors
 from shared.identity import base64url
 from shared.transports.nats import web_frames
@@ -155,8 +152,25 @@ def _place(proxy: SplitResult) -> str:
 
 def pin_of(certificate: bytes) -> str:
     """Return the SHA-256 of a certificate's key, as curl's --pinnedpubkey has it, but in the letters of URLs."""
-    key = x509.load_der_x509_certificate(certificate).public_key()
-    return base64url.encode(hashlib.sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest())
+    return base64url.encode(hashlib.sha256(_public_key_of(certificate)).digest())
+
+
+def _public_key_of(certificate: bytes) -> bytes:
+    """Return the SubjectPublicKeyInfo of RFC 5280, 4.1. OpenSSL has read the certificate before; `cryptography` needs 15 MB for this."""
+    at, _ = _content_of(certificate, _content_of(certificate, 0)[0])
+    # The version is optional. Then: serial number, signature, issuer, validity, subject.
+    for _ in range(6 if certificate[at] == 0xA0 else 5):
+        _, at = _content_of(certificate, at)
+    return certificate[at : _content_of(certificate, at)[1]]
+
+
+def _content_of(der: bytes, at: int) -> tuple[int, int]:
+    """Return where the content of the element at this place starts and ends."""
+    start, length = at + 2, der[at + 1]
+    if length & 0x80:
+        start += length & 0x7F
+        length = int.from_bytes(der[at + 2 : start])
+    return start, start + length
 
 
 def _trusting(context: ssl.SSLContext | None, pin: str) -> ssl.SSLContext:

@@ -38,6 +38,8 @@ _PROGRAMS = {
 WANT = f'for each; do :; done; echo "the mesh is fetching ${{each#{MESH}}}"'
 OLD_PYTHON = 'case "$*" in --version) echo "Python 3.10.12" ;; *) exit 1 ;; esac'
 OLD_GLIBC = 'echo "ldd (Debian GLIBC 2.31-13) 2.31"'
+#: Of `uname -s` and `uname -sm`.
+MAC = '[ "$1" = -s ] && echo Darwin || echo "Darwin arm64"'
 MUSL = 'echo "musl libc (x86_64)" >&2; exit 1'
 
 
@@ -88,7 +90,7 @@ def _remove_pythons(machine: Machine) -> None:
         ((), lambda each: each.has("ldd", MUSL), "this system has musl"),
         ((TICKET,), lambda each: each.has("ldd", OLD_GLIBC), "the engine needs glibc 2.34 or later, and here is 231"),
         ((), lambda each: each.has("uname", 'echo "FreeBSD amd64"'), "there are no packages for freebsd-amd64"),
-        ((TICKET,), lambda each: each.has("uname", 'echo "Darwin arm64"'), "on macOS, a worker needs a checkout"),
+        ((TICKET,), lambda each: each.has("uname", MAC), "the mesh has no packages for a front on darwin-arm64 with Python 3.11"),
         ((), lambda each: each.has("df", 'echo x; echo "d 9 9 5000 9"'), "has 4 MB of free space, and 120 MB are needed"),
         ((), lambda each: each.has("curl", "exit 7"), f"cannot download {MESH}/install/client.txt"),
         ((), lambda _: None, "client.txt has another hash than this script says; take the line from the mesh again"),
@@ -134,6 +136,10 @@ def test_a_script_that_is_cut_off_anywhere_runs_nothing(machine: Machine) -> Non
     [
         ("", "", {}, "client"),
         ("", TICKET, {}, "worker"),
+        ("", TICKET, {"AIMESH_FRONT": "1"}, "front"),
+        ("front", "", {}, "front"),
+        ("front", TICKET, {}, "worker"),
+        ("worker", TICKET, {"AIMESH_FRONT": "1"}, "worker"),
         ("", TICKET, {"AIMESH_MESH": "1"}, "mesh"),
         ("mesh", "", {}, "mesh"),
         ("mesh", TICKET, {}, "worker"),

@@ -37,7 +37,7 @@ class Makers:
         patch.setattr(install_index, "_state_of_code", lambda: self.version)
 
     def _build(self, into: Path, _projects: object) -> None:
-        for name in ("aimesh_client", "aimesh_hyperswarm", "aimesh_server"):
+        for name in ("aimesh_client", "aimesh_hyperswarm", "aimesh_hyperswarm_python", "aimesh_server"):
             _write(into / f"{name}-{self.version}-py3-none-any.whl")
 
     def _download(self, what: str, *arguments: str) -> None:
@@ -129,7 +129,7 @@ def test_a_target_that_two_roles_make_ready_is_named_once(monkeypatch: pytest.Mo
     folder.fetch(Target.parse("worker-linux-x86_64-3.11"))
     folder.publish()
     assert makers.published == 2
-    assert '"ready":["client-linux-x86_64-3.11","mesh-linux-x86_64-3.11","worker-linux-x86_64-3.11"]' in (
+    assert '"ready":["client-linux-x86_64-3.11","front-linux-x86_64-3.11","mesh-linux-x86_64-3.11","worker-linux-x86_64-3.11"]' in (
         tmp_path / install_index.INDEX_FILE
     ).read_text(encoding="utf-8")
 

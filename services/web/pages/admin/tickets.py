@@ -1,7 +1,7 @@
 """Create, list and revoke tickets, which let nodes join. A new ticket is shown once."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from services.web.request_context import Page, PageRequest
 from shared import errors
 from shared.api import membership
 from shared.api.membership import NewTicket, TicketRow
+from shared.identity import install_line
 from shared.lists.columns import Listing
 from shared.lists.tickets import TICKETS
 from shared.types import Role
@@ -60,6 +61,9 @@ class TicketsPage:
     typed: TicketForm = NOTHING_TYPED
     created: NewTicket | None = None
     command: str = ""
+    #: For workers that share servers of their machine, such as Ollama: on Linux and macOS, and on Windows. Empty if there is none.
+    front: str = ""
+    powershell: str = ""
 
 
 @get(["/nodes/tickets", "/admin/nodes/tickets"])
@@ -97,6 +101,11 @@ async def _show_created(page_request: PageRequest, created: NewTicket) -> Page:
     # Show a new ticket even without the list.
     listed = await page_request.fetch(membership.list_tickets, membership.ListTickets())
     view = _view(page_request, listed, created=created, command=command)
+    if created.install and created.row.role is Role.WORKER:
+        view = replace(view, front=install_line.without_engine(created.install))
+        # PowerShell's line trusts only public authorities, and a release has no script for it.
+        if page_request.address in created.install and page_request.app.settings.public_key_pin is None:
+            view = replace(view, powershell=install_line.make_powershell(page_request.address, created.ticket))
     return page_request.page("admin/tickets.html", view, status=HTTPStatus.CREATED)
 
 

@@ -1,6 +1,7 @@
 """install.sh and the package index behind it."""
 
 import asyncio
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -53,6 +54,9 @@ async def test_the_script_names_the_address_that_it_came_from(browser: Browser, 
     assert found.headers["content-type"].startswith("text/plain")
     assert "\nMESH='http://localhost:3000'\n" in found.text
     assert "\nREADY='client-linux-x86_64-3.11'\n" in found.text
+    windows = await browser.get("/install.ps1")
+    assert "'http://localhost:3000/install/simple'" in windows.text
+    assert "@" not in re.sub(r"@[({]", "", windows.text)
 
 
 async def test_packages_are_served_whole_and_projects_as_pip_asks_for_them(browser: Browser, folder: Path) -> None:

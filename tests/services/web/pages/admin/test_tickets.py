@@ -1,3 +1,4 @@
+import html
 import re
 from pathlib import Path
 
@@ -40,6 +41,18 @@ async def test_new_workers_ticket_shows_the_line_that_installs_with_a_copy_butto
     assert 'data-copy="#install"' in text
     wanted = membership.CreateTicket(Role.WORKER, model="hf:org/model", accept_models=False, elsewhere=True)
     assert mesh.requests_of("auth.createTicket") == [wanted]
+
+
+async def test_new_workers_ticket_shows_lines_without_an_engine_for_other_systems(root: Browser, mesh: AdminMesh) -> None:
+    mesh.install = "curl -fsS http://localhost:3000/install.sh | sh -s -- aip_join_secret"
+    _, text = await make(root)
+    shown = dict(re.findall(r'<textarea[^>]* id="(front|powershell)" readonly[^>]*>(.*?)</textarea>', text))
+    assert shown["front"] == "curl -fsS http://localhost:3000/install.sh | AIMESH_FRONT=1 sh -s -- aip_join_secret"
+    assert html.unescape(shown["powershell"]) == "$env:AIMESH_TICKET='aip_join_secret'; irm http://localhost:3000/install.ps1 | iex"
+    assert text.count("(not run by us)") == 2
+    # A release has no script for PowerShell.
+    mesh.install = "curl -fsSL https://example.org/release/install.sh | sh -s -- aip_join_secret"
+    assert 'id="powershell"' not in (await make(root))[1]
 
 
 async def test_without_a_line_that_works_the_page_says_what_is_missing(root: Browser, mesh: AdminMesh) -> None:
