@@ -23,7 +23,7 @@ LOOK_SECONDS = 0.5
 GATHER_SECONDS = 0.02
 PAUSED = "paused by its owner"
 #: What an announcement needs for everything but its models.
-REST_BYTES = 1850
+REST_BYTES = 2010
 MAX_REASON_CHARACTERS = 500
 #: Of the engine, the models and missing libraries together.
 MAX_WARNING_CHARACTERS = 450
@@ -57,6 +57,9 @@ class Announcements:
         self._refused: tuple[ModelName, ...] = ()
         self._warnings: dict[WarningTopic, str] = {}
         self._missing = ""
+        self._notice = ""
+        #: For the machine's owner; see ``inform``.
+        self.notices: tuple[str, ...] = ()
         #: Runs while changes of the load wait.
         self._timer: asyncio.TimerHandle | None = None
         self._has_changed = False
@@ -129,6 +132,7 @@ class Announcements:
             assigned=self._assigned,
             refused=self._refused,
             warning="; ".join(filter(None, (*self._warnings.values(), self._missing)))[:MAX_WARNING_CHARACTERS],
+            notice=self._notice[: directory.MAX_PROBLEM_CHARACTERS],
         )
         for status in statuses:
             self._measure(status)
@@ -147,6 +151,13 @@ class Announcements:
         """Announce why this worker has no model, while it has none."""
         before, self._no_models = self._no_models, reason
         if self._no_models != before:
+            self.changed()
+
+    def inform(self, summary: str, lines: tuple[str, ...]) -> None:
+        """See ``WorkerWatcher``."""
+        self.notices = lines
+        if summary != self._notice:
+            self._notice = summary
             self.changed()
 
     def wait_for_models(self, reason: str) -> None:
@@ -273,4 +284,5 @@ def _offer(name: ModelName, status: ModelStatus) -> directory.ModelOffer:
         problem=status.detail[: directory.MAX_PROBLEM_CHARACTERS] if status.state is inference.ModelState.FAILED else "",
         batch_busy=status.batch_busy,
         yields=status.yields,
+        quantization=status.quantization,
     )

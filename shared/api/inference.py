@@ -234,6 +234,8 @@ class ModelStatus(Body, frozen=True, omit_defaults=False):
     yields: bool = False
     #: Why nobody trusted has signed it, as ``Distrust`` says; empty if that is not needed.
     distrust: str = ""
+    #: See ``ModelOffer``.
+    quantization: str = ""
 
 
 class ListAvailableModels(Body, frozen=True):

@@ -105,6 +105,8 @@ class ModelOffer(msgspec.Struct, array_like=True, frozen=True):
     yields: bool = False
     #: Why it can't be served, for people; empty if it can.
     problem: Annotated[str, msgspec.Meta(max_length=MAX_PROBLEM_CHARACTERS)] = ""
+    #: As another server writes it, such as Q4_K_M; empty if it doesn't.
+    quantization: Annotated[str, msgspec.Meta(max_length=32)] = ""
 
     def continues(self, origin: ResumeOrigin) -> bool:
         """Return whether it can continue an answer that began so. A worker whose model isn't loaded checks it itself."""
@@ -203,6 +205,8 @@ class Announcement(msgspec.Struct, array_like=True, frozen=True):
     features: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=100)], ...], msgspec.Meta(max_length=MAX_FEATURES)] = ()
     #: Whether it reaches NATS over a WebSocket.
     over_web: bool = False
+    #: What the owner of its machine may want to know, and is no problem; empty if nothing.
+    notice: Annotated[str, msgspec.Meta(max_length=MAX_PROBLEM_CHARACTERS)] = ""
 
     @property
     def reads_release(self) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 
 import msgspec
 
-from features.remote_servers.worker import http_server_client, ollama, openai, remote_models, remote_server, upstreams
+from features.remote_servers.worker import http_server_client, remote_models, remote_server, single_server, upstreams
 from features.remote_servers.worker.remote_backend import RemoteBackend
 from features.remote_servers.worker.remote_models import RemoteModels
 from features.remote_servers.worker.remote_server import RemoteServer, ServerApi
@@ -163,6 +163,4 @@ class AddedServers:
             context=terms.context,
             tools=terms.tools,
         )
-        if terms.kind is ServerKind.OLLAMA:
-            return RefusalSource(name, setting, upstream, ollama.URL_QUESTION), ollama.api_of(upstream)
-        return RefusalSource(name, setting, upstream), openai.api_of(upstream, name)
+        return single_server.describe(upstream, name, setting)

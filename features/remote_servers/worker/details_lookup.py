@@ -74,6 +74,7 @@ class DetailsLookup:
             model,
             context_tokens=model.context_tokens or every.context_tokens or own.context_tokens,
             only_embeds=only_embeds,
+            quantization=own.quantization or every.quantization,
             abilities=(Ability.EMBEDDINGS,) if only_embeds else abilities,
         )
 

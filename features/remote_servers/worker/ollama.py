@@ -61,6 +61,7 @@ class _Tag(ForwardedTag, frozen=True):
     details: object = None
     #: Only newer versions send it.
     capabilities: object = None
+    size: object = None
 
 
 class _OllamaModelDetails(msgspec.Struct, frozen=True):
@@ -107,13 +108,14 @@ def _listed(tag: _Tag, upstream: Upstream) -> ModelListing:
     only_embeds = details.family.endswith("bert")
     words = (*convert_or(_NO_WORDS, tag.capabilities), *(details.families or ()), details.family)
     return ModelListing(
-        ModelName(tag.name.removesuffix(":latest")),
+        upstream.alias_of(tag.name) or ModelName(tag.name.removesuffix(":latest")),
         tag.name,
         "" if digest is None else digest[1],
         context_tokens=upstream.context or 0,
         only_embeds=only_embeds,
         abilities=(Ability.EMBEDDINGS,) if only_embeds else upstream.abilities(model_details.in_ollamas_words(words)),
         provider=tag.provider,
+        size_bytes=tag.size if isinstance(tag.size, int) else 0,
     )
 
 

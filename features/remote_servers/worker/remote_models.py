@@ -62,6 +62,10 @@ class ModelListing:
     owned_by: str = ""
     #: To whom the server forwards its prompts; empty if they stay there.
     provider: str = ""
+    #: Of its file; 0 if the list doesn't say.
+    size_bytes: int = 0
+    #: As the server writes it; empty if it doesn't say.
+    quantization: str = ""
 
 
 #: Gets the server's models; raises an AimeshError.
@@ -325,6 +329,7 @@ class RemoteModels:
             abilities=served.listed.abilities,
             batch_busy=served.limits.batch,
             yields=yields,
+            quantization=served.listed.quantization,
             upstream_model=self._upstream.aliases.get(served.listed.name, "")[:MAX_NAME_CHARACTERS],
         )
 

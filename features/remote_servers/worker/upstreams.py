@@ -124,6 +124,9 @@ class Upstream(_ServerTerms, frozen=True, kw_only=True):
         aliases = tuple(ModelName(alias) for alias, named in self.aliases.items() if named == own_name)
         return aliases or (ModelName(self.prefix + own_name),)
 
+    def alias_of(self, own_name: str) -> ModelName | None:
+        return next((ModelName(alias) for alias, named in self.aliases.items() if named == own_name), None)
+
     def abilities(self, listed: Collection[str]) -> tuple[Ability, ...]:
         """Return what its models can do, if its list says that they can do what is ``listed``."""
         declared = {Ability.TOOLS: self.tools, Ability.REASONING: self.reasoning, Ability.IMAGES: self.images}

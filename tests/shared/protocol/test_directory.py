@@ -303,6 +303,7 @@ def test_an_announcement_with_new_fields_is_read_by_versions_without_them() -> N
         "models_revision": 3,
         "features": ("webhooks",),
         "over_web": True,
+        "notice": "Not shared yet: LM Studio",
     }
     announcement = msgspec.structs.replace(make_announcement(warning="a library is missing"), **added)
     assert directory.decode(directory.encode(announcement)) == announcement
