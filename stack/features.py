@@ -5,6 +5,9 @@ PART in its `stack/part.py` is a ``StackPart``. COMMANDS in its `stack/commands.
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import click
 
 from shared import features
 from stack.servers.postgres import Postgres
@@ -36,6 +39,7 @@ class ContainerSite:
     database_url: Callable[[str], bytes]
 
 
+def _ask_nothing(home: StackHome, given: Mapping[str, Any], report: Callable[[str], None]) -> None: ...
 async def _do_nothing(home: StackHome, server: Postgres, programs: Sequence[Program]) -> None: ...
 
 
@@ -62,6 +66,10 @@ class StackPart:
     database_options: Callable[[StackSettings], Mapping[str, str]] = lambda _settings: {}
     #: Raises BadSettings if this home must not start. The server is None before it is planned, and if it isn't ours.
     ensure_may_start: Callable[[StackHome, Postgres | None], None] = lambda _home, _server: None
+    #: Options of `up`, whose values ``before_start`` gets.
+    up_options: tuple[click.Option, ...] = ()
+    #: Asks a person what to start, before `up` plans it, and reports to them. Raises AimeshError.
+    before_start: Callable[[StackHome, Mapping[str, Any], Callable[[str], None]], None] = _ask_nothing
     #: Is awaited before the services change tables that exist. Raises AimeshError, which ends the start.
     before_migrations: Callable[[StackHome, Postgres, Sequence[Program]], Awaitable[None]] = _do_nothing
     #: Whether it works on that now: `up` waits as long as it does.

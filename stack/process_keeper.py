@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable
@@ -54,12 +55,21 @@ Event = Exited | RestartWanted | StopWanted | Hung
 
 
 class ProcessKeeper:
-    """``remember`` is called with every process right after its start."""
+    """``remember`` is called with every process right after its start, ``note_end`` with the status of each that ended by itself. Without a
+    ``log``, it writes where we do."""
 
-    def __init__(self, program: Program, log: Path, tasks: asyncio.TaskGroup, remember: Callable[[processes.Child], None]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        log: Path | None,
+        tasks: asyncio.TaskGroup,
+        remember: Callable[[processes.Child], None],
+        note_end: Callable[[str, int], None] = lambda _name, _status: None,
+    ) -> None:
         self.program = program
         self.status = ProgramStatus(program.name, "stopped", None, time.time(), 0, "")
         self._remember = remember
+        self._note_end = note_end
         self._log_file = log
         self._tasks = tasks
         # There is one exit per process and a few commands by users; more means that something runs in a loop.
@@ -81,6 +91,7 @@ class ProcessKeeper:
             started = time.monotonic()
             event: Event | None = await self._live()
             if isinstance(event, Exited):
+                self._note_end(self.program.name, event.status)
                 is_hopeless = event.status == self.program.hopeless_status
                 event = await self._pause(f"ended with {_describe(event.status)}", started, is_hopeless=is_hopeless)
             elif isinstance(event, Hung):
@@ -107,11 +118,11 @@ class ProcessKeeper:
 
     async def _start(self) -> Process:
         self._become("starting")
-        with self._log_file.open("ab") as output:
+        with contextlib.nullcontext() if self._log_file is None else self._log_file.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *self.program.command,
                 env=self.program.environment,
-                cwd=homes.checkout(),
+                cwd=self.program.folder or homes.checkout(),
                 stdin=PIPE if self.program.ends_with_stdin else DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -173,7 +184,7 @@ class ProcessKeeper:
         self.status = ProgramStatus(self.program.name, state, pid, time.time(), self._crashes, why)
 
     def _write(self, text: str) -> None:
-        with self._log_file.open("a", encoding="utf-8") as output:
+        with contextlib.nullcontext(sys.stderr) if self._log_file is None else self._log_file.open("a", encoding="utf-8") as output:
             output.write(text)
 
 

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import signal
+import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,7 +138,9 @@ def _signal(child: Child, number: signal.Signals) -> None:
 
 
 def dies_with_parent(number: signal.Signals, parent: int) -> Callable[[], None]:
-    """For ``preexec_fn``: the child gets signal ``number`` when the supervisor dies, even by kill -9."""
+    """For ``preexec_fn``: the child gets signal ``number`` when the supervisor dies, even by kill -9 (Linux only)."""
+    if sys.platform != "linux":
+        return lambda: None
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:

@@ -264,11 +264,13 @@ def nats_keys(*, renew: bool) -> None:
 
 @stack.command()
 @click.option("--ask", metavar="PROMPT", help="Send this prompt to the default model when everything is ready.")
-def up(ask: str | None) -> None:
+def up(ask: str | None, **of_features: object) -> None:
     """Start everything in the background and wait until it is ready. Safe to run again."""
-    from stack import first_run, model_hint, stack_plan, status_overview, up_down
+    from stack import features, first_run, model_hint, stack_plan, status_overview, up_down
 
     home = stack_home.locate(os.environ)
+    for part in features.parts():
+        part.before_start(home, of_features, _print)
 
     async def prepare(settings: "StackSettings") -> None:
         await first_run.ensure_profile(home, settings)
@@ -281,6 +283,15 @@ def up(ask: str | None) -> None:
         if printing.is_terminal() and (hint := asyncio.run(model_hint.find(home))):
             click.echo(f"\n{hint}")
     _show_places(home, settings)
+
+
+def _add_options() -> None:
+    from stack import features
+
+    up.params.extend(option for part in features.parts() for option in part.up_options)
+
+
+_add_options()
 
 
 def _run_prompt(home: stack_home.StackHome, prompt: str) -> None:

@@ -474,6 +474,7 @@ RIGHTLY_DENIED = {
     ("Regular security audits", "audits"): "the audit log is no audit",
     ("Frontend in Next.js", "next"): "MESH_CA_NEXT_KEY_FILE",
     ("Frontend in Next.js", "backend"): "INFERENCE_BACKEND",
+    ("Frontend in Next.js", "frontend"): "FRONT_SERVER_FILE",
     ("Usage tracking works", "token"): "ids of tokens, from servers of others",
     ("Dashboards: health", "model"): "there is no row for each on one board, as CLAIMS checks",
 }

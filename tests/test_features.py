@@ -27,10 +27,10 @@ from shared.telemetry import instruments
 AT_THE_TOP = {
     "README.md", "__init__.py", "feature.py", "contract.py", "access.py", "lists.py", "lists", "notices.py", "settings.py",
     "instruments.py", "alerts.rules.yml", "board.json", "auth.sql", "gateway.sql", "metrics.sql",
-    "rules", "migrations", "runbooks", "docs", "gateway", "auth", "metrics", "worker", "web", "stack", "cli",
+    "rules", "migrations", "runbooks", "docs", "gateway", "auth", "metrics", "worker", "machine", "web", "stack", "cli",
 }  # fmt: skip
 PARTS = ("part.py", "thresholds.py")
-WITH_PART = ("gateway", "auth", "metrics", "worker", "web", "stack")
+WITH_PART = ("gateway", "auth", "metrics", "worker", "machine", "web", "stack")
 _IMPORT = re.compile(r"^\s*(?:from|import) features\.(\w+)", re.MULTILINE)
 ALL = [path.parent for path in sorted(features.FOLDER.glob("*/feature.py"))]
 

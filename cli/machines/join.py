@@ -70,6 +70,15 @@ class Folder:
     def lock(self) -> Path:
         return self.root / "lock"
 
+    def companion(self, name: str) -> "Folder":
+        """Return the folder of another worker of this machine; see ``companions.Companion``."""
+        return Folder(self.root / "servers" / name)
+
+    def companions(self) -> dict[str, "Folder"]:
+        """Return those that have joined."""
+        found = {path.parent.name: Folder(path.parent) for path in sorted(self.root.glob("servers/*/node.nk"))}
+        return {name: folder for name, folder in found.items() if folder.membership.is_file()}
+
     def kept(self) -> "MembershipFile | None":
         """Return None if the machine has not joined. Raises BadSettings for a damaged file."""
         from shared.node import membership_file
@@ -99,7 +108,7 @@ def prepare(folder: Folder) -> None:
         folder.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         facts = folder.root.stat()
         # Root joins for the user that the worker will run as; systemd then changes the folder's owner.
-        if os.geteuid() not in (0, facts.st_uid):
+        if os.name == "posix" and os.geteuid() not in (0, facts.st_uid):
             raise errors.BadSettings(f"{folder.root} belongs to another user", hint="choose another folder with --state")
         if stat.S_IMODE(facts.st_mode) & 0o077:
             folder.root.chmod(0o700)
@@ -117,11 +126,26 @@ def claim(folder: Folder) -> int:
     return lock
 
 
-def lock_inherited(path: Path) -> int | None:
-    """Lock a file for this process and the program that it becomes. Returns the descriptor, or None if another process has the lock."""
-    import fcntl
+def give_to_owner(folder: Folder) -> None:
+    """Give what root wrote to the user of the machine's service, to whom systemd has given the folder. Requires the lock."""
+    owner = folder.root.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    # By descriptors, because that user may replace folders and files by links meanwhile.
+    for _, folders, files, at in os.fwalk(folder.root):
+        for name in (*folders, *files):
+            if os.stat(name, dir_fd=at, follow_symlinks=False).st_uid == 0:
+                os.chown(name, owner.st_uid, owner.st_gid, dir_fd=at, follow_symlinks=False)
 
-    lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+def lock_inherited(path: Path) -> int | None:
+    """Lock a file for this process and the program that it becomes. Returns the descriptor, or None if another process has the lock.
+    Windows locks nothing."""
+    lock = os.open(path, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return lock
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

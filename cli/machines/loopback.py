@@ -19,6 +19,7 @@ from shared.api.gateway import HttpPart, HttpRequest
 from shared.errors import Fault
 from shared.protocol import wire
 from shared.protocol.request_memory import HeldRequest, RequestMemory
+from shared.telemetry import version
 from shared.timing.backoff import Backoff
 from shared.timing.bounded_waits import BoundedWaits, wait_until_set
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: A program of this machine sends its body at once, and reads what it asked for.
 _BODY_SECONDS, _STALLED_SECONDS = 30.0, 30.0
+#: A worker of this machine that looks for an Ollama must not share the mesh with itself.
+_OURS = (b"server", version.PROGRAM.encode())
 #: How long requests wait when the command has just begun.
 _OPEN_SECONDS = 10.0
 #: How old the profile may be that a request is sent with.
@@ -226,7 +229,7 @@ class _LocalResponse:
 
     async def start(self, status: int, headers: gateway.HttpHeaders) -> None:
         self._is_started = True
-        kept = [(name, value) for name, value in headers if name not in gateway.NOT_RETURNED]
+        kept = [_OURS, *((name, value) for name, value in headers if name not in gateway.NOT_RETURNED)]
         if self.page is not None:
             kept += [(b"access-control-allow-origin", self.page), (b"vary", b"origin"), (b"access-control-allow-methods", b"*")]
             kept.append((b"access-control-allow-headers", self.asked.get(b"access-control-request-headers", b"*")))

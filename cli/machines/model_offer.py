@@ -1,22 +1,18 @@
 """Offers a model to the person at the terminal of a machine that joined a mesh without one.
 
-`install.sh` joins with stdin from a pipe, so the question goes to /dev/tty. Without a terminal, nothing is asked. Without an answer, it
-asks again when the worker next starts at a terminal.
+Without a terminal, nothing is asked. Without an answer, it asks again when the worker next starts at a terminal.
 """
 
 import os
-import select
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 import msgspec
 
+from cli.machines import terminal_question
 from shared.api.inference import StarterOffer
 
-#: Without an answer by then, the machine stays without a model.
-ANSWER_SECONDS = 180.0
 #: Finding the GPU can take that long on a slow machine.
 _FIND_SECONDS = 120.0
 _BITS_PER_MINUTE = 60 * 100_000_000
@@ -31,10 +27,10 @@ class Answer(Enum):
 
 def take(command: Sequence[str], environment: Mapping[str, str]) -> str | Answer:
     """Return the source of the model that the person takes. ``command`` prints the offer."""
-    with _terminal() as terminal:
+    with terminal_question.terminal() as terminal:
         if terminal is None or (offer := _find(command, environment)) is None:
             return Answer.NONE
-        taken = _ask(terminal, question_of(offer))
+        taken = terminal_question.ask(terminal, question_of(offer), default=True)
         hints = {
             True: "The worker downloads it when it starts.",
             False: f"No model. To add one later: aicli models pull {offer.source}",
@@ -61,20 +57,6 @@ def question_of(offer: StarterOffer) -> str:
     )
 
 
-@contextmanager
-def _terminal() -> Iterator[int | None]:
-    try:
-        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
-    except OSError:
-        yield None
-        return
-    try:
-        # The terminal would stop a job in the background that asks.
-        yield terminal if os.tcgetpgrp(terminal) == os.getpgrp() else None
-    finally:
-        os.close(terminal)
-
-
 def _find(command: Sequence[str], environment: Mapping[str, str]) -> StarterOffer | None:
     try:
         found = subprocess.run(  # noqa: S603
@@ -83,17 +65,3 @@ def _find(command: Sequence[str], environment: Mapping[str, str]) -> StarterOffe
     except subprocess.TimeoutExpired:
         return None
     return msgspec.json.decode(found.stdout, type=StarterOffer) if found.stdout else None
-
-
-def _ask(terminal: int, question: str) -> bool | None:
-    """Return None without an answer."""
-    import termios
-
-    # An Enter that was typed before the question is no answer.
-    termios.tcflush(terminal, termios.TCIFLUSH)
-    os.write(terminal, question.encode())
-    if not select.select([terminal], [], [], ANSWER_SECONDS)[0]:
-        return None
-    # Ctrl-D gives no byte.
-    line = os.read(terminal, 1024)
-    return line.strip().lower() in (b"", b"y", b"yes") if line else None

@@ -3,6 +3,7 @@
 These commands only use files in the state folder, so they work without the mesh, and a pause survives a restart.
 """
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: No worker writes a larger one.
 _MAX_STATUS_BYTES = 256 * 1024
+#: A worker that runs writes it every 5 seconds.
+_MAX_STATUS_SECONDS = 30.0
 
 _state = click.option("--state", metavar="DIR", help="State folder of the worker. Default: $XDG_STATE_HOME/aimesh/worker.")
 
@@ -61,26 +64,45 @@ def status(context: click.Context, /, *, state: str | None, as_json: bool) -> No
 
     folder = _joined(context, state)
     running = join.is_running(folder)
-    last = None
-    if running and folder.status.is_file():
-        try:
-            last = api.node.decode_status(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
-        except ValueError as error:
-            raise errors.BadSettings(
-                f"{folder.status} is not a worker status file", hint="delete it; the worker writes a new one"
-            ) from error
+    last = _last(folder) if running else None
+    others = {name: _last(each) if running else None for name, each in folder.companions().items()}
     if as_json:
-        printing.show_json({"running": running, "paused": folder.paused.exists(), "status": None if last is None else printing.plain(last)})
-    elif last is not None:
-        for line in last.lines:
-            click.echo(printing.printable(line))
-        printing.note(f"as of {printing.ago(last.told_at)} ago; its folder is {folder.root}")
+        shown = {name: None if each is None else printing.plain(each) for name, each in {"": last, **others}.items()}
+        found = {"running": running, "paused": folder.paused.exists(), "status": shown.pop(""), "others": shown}
+        printing.show_json(found)
     elif running:
-        click.echo("starting")
+        _show(last)
+        for name, each in others.items():
+            click.echo(f"{name}:")
+            _show(each, "  ")
+        printing.note(f"its folder is {folder.root}")
     else:
         click.echo("not running" + (", and paused" if folder.paused.exists() else "") + ". To start it: aicli worker")
     if not running:
         context.exit(1)
+
+
+def _last(folder: "Folder") -> api.node.WorkerStatus | None:
+    """Return None if the worker doesn't write its status now. Raises BadSettings."""
+    try:
+        found = api.node.decode_status(folder.status.read_bytes()[:_MAX_STATUS_BYTES])
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise errors.BadSettings(f"{folder.status} is not a worker status file", hint="delete it; the worker writes a new one") from error
+    return found
+
+
+def _show(last: api.node.WorkerStatus | None, indent: str = "") -> None:
+    if last is None:
+        click.echo(f"{indent}starting")
+        return
+    if (datetime.now(UTC) - last.told_at).total_seconds() > _MAX_STATUS_SECONDS:
+        click.echo(f"{indent}no status for {printing.ago(last.told_at)}: it is starting again, or its log says why it ended")
+        return
+    for line in last.lines:
+        click.echo(indent + printing.printable(line))
+    printing.note(f"{indent}as of {printing.ago(last.told_at)} ago")
 
 
 def _joined(context: click.Context, state: str | None) -> "Folder":

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 #: Ollama's.
 PORT = 11434
 _MAX_CONNECTIONS = 1000
+_MAX_TRIED = 10
 
 
 @click.group(
@@ -36,10 +37,14 @@ _MAX_CONNECTIONS = 1000
     invoke_without_command=True,
     subcommand_metavar="[COMMAND [ARGS]...]",
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, help="Port to listen on, only for this machine.")
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help=f"Port to listen on, only for this machine. Default: {PORT}, or the next one that is free, as beside Ollama.",
+)
 @click.pass_context
 @click.pass_obj
-def serve(here: CliContext, context: click.Context, /, *, port: int) -> None:
+def serve(here: CliContext, context: click.Context, /, *, port: int | None) -> None:
     """Serve your mesh at localhost, for programs of this machine.
 
     Programs that know Ollama's port find the models of your mesh without a setting; others use http://localhost:11434/v1 as OpenAI's API,
@@ -51,7 +56,7 @@ def serve(here: CliContext, context: click.Context, /, *, port: int) -> None:
     from cli.machines.loopback import MeshLink
 
     mesh = MeshLink(here.connector(), partial(here.profile, key_needed=True), printing.note)
-    sockets = _listen(port)
+    port, sockets = _listen_on(range(PORT, PORT + _MAX_TRIED) if port is None else range(port, port + 1))
     click.echo(f"Your mesh is at http://localhost:{port} (Ollama's API) and http://localhost:{port}/v1 (OpenAI's API, any key).")
     printing.note("Ctrl-C ends it.")
     interrupts.run(_serve(mesh, sockets))
@@ -80,6 +85,23 @@ async def _serve(mesh: "MeshLink", sockets: "Sequence[socket.socket]") -> None:
         for each in sockets:
             await servers.enter_async_context(await asyncio.get_running_loop().create_server(make, sock=each))
         await mesh.run()
+
+
+def _listen_on(ports: range) -> "tuple[int, Sequence[socket.socket]]":
+    """Listen on the first port that is free, and say so if others were not. Raises BadSettings if none is."""
+    refusal = ""
+    for port in ports:
+        try:
+            sockets = _listen(port)
+        except errors.BadSettings as error:
+            if port == ports[-1]:
+                raise
+            refusal = refusal or error.message
+            continue
+        if refusal:
+            printing.note(f"{refusal[0].upper()}{refusal[1:]}. Tell programs of Ollama where your mesh is: OLLAMA_HOST=127.0.0.1:{port}")
+        return port, sockets
+    raise AssertionError
 
 
 def _listen(port: int) -> "Sequence[socket.socket]":

@@ -32,5 +32,6 @@ def install(context: click.Context, here: CliContext, /, *, remove: bool) -> Non
     if chosen is None or "AICLI_API_KEY" in here.environment:
         raise errors.BadSettings("a service has no key of the environment", hint="save a profile first: aicli login URL")
     assert context.parent is not None
-    command = (str(installation.program()), "--profile", str(chosen.absolute()), "serve", "--port", str(context.parent.params["port"]))
+    port = context.parent.params["port"]
+    command = (str(installation.program()), "--profile", str(chosen.absolute()), "serve", *(() if port is None else ("--port", str(port))))
     place.install(Unit("aimesh at localhost", command, f"{ExitCode.USAGE:d} {ExitCode.NOT_AUTHENTICATED:d} {ExitCode.REVOKED:d}"))

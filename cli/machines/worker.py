@@ -7,6 +7,7 @@ lives, keeps two workers of a stack from using the same node.
 
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import msgspec
 from cli import option_values
 from cli.cli_context import CliContext
 from cli.lazy_group import LazyGroup
+from cli.machines import companions
 from cli.output import printing
 from shared import errors, features, model_folder
 from shared.types import Role
@@ -61,7 +63,9 @@ COMMANDS = {
     help="Labels of this machine, such as region=eu (with --join).",
 )
 @click.option("--name", metavar="NAME", help="Name of this machine (with --join). Default: its hostname.")
-@click.option("--no-serve", is_flag=True, help="Join and exit, for example before a service starts the worker (with --join).")
+@click.option(
+    "--no-serve", is_flag=True, help="Join, keep the choices of other options, and exit, for example before a service starts the worker."
+)
 @click.option(
     "--state", metavar="DIR", help="State folder of a joined worker. Default: $AIMESH_HOME/worker, or $XDG_STATE_HOME/aimesh/worker."
 )
@@ -86,6 +90,7 @@ def worker(
     slots: int | None,
     port: int | None,
     plan: str | None,
+    **of_features: object,
 ) -> None:
     """Run a worker on this machine, in the foreground.
 
@@ -97,27 +102,88 @@ def worker(
     """
     if context.invoked_subcommand:
         return
-    if (labels or name or no_serve) and not ticket:
-        raise click.UsageError("--label, --name and --no-serve require --join")
+    if (labels or name) and not ticket:
+        raise click.UsageError("--label and --name require --join")
+    from cli.machines import join
+
     options = _read_options(here.folder, backend, [*_in_folder(here.folder, models_folder), *models], slots)
     if plan:
         file = here.folder / Path(plan).expanduser()
         _become({**here.environment, **options}, "services.inference.backends.plan_program", str(file) if file.is_file() else plan)
     folder = _find_folder(here, state, joining=ticket is not None)
+    if no_serve and folder is None:
+        raise click.UsageError("--no-serve requires --join, or a machine that has joined")
     if folder is None:
         environment = plan_environment(here.environment, options, for_people=sys.stdout.isatty())
     else:
         with _explained_full_disk(folder):
             kept = _member(here, folder, ticket, labels, name)
-            if ticket is not None or not folder.declined.exists():
+            added = _find_companions(here, options, folder, kept, of_features)
+            if not added.companions and (ticket is not None or not folder.declined.exists()):
                 kept = _offer_model(here, options, folder, kept)
+            join.give_to_owner(folder)
         if no_serve:
             return
-        environment = joined_environment(here.environment, options, folder, kept)
+        environment = {**joined_environment(here.environment, options, folder, kept), **added.settings}
+        if added.companions:
+            _supervise(here, environment, options, added.companions, folder, port=port)
     from stack import ports
 
     environment["INFERENCE_SERVICE_PORT"] = str(port or ports.find_free())
     _become(environment)
+
+
+def _find_companions(
+    here: CliContext, options: Mapping[str, str], folder: "Folder", kept: "MembershipFile", given: Mapping[str, object]
+) -> companions.MachineAddition:
+    def report(text: str) -> None:
+        click.echo(printing.printable(text))
+
+    machine = companions.JoinedMachine(
+        folder=folder,
+        kept=kept,
+        environment={**here.environment, **options},
+        has_models=bool(kept.model) or _names_models({**here.environment, **options}),
+        report=report,
+    )
+    found = [part.find(machine, given) for part in companions.parts()]
+    return companions.MachineAddition(
+        companions=[companion for each in found for companion in each.companions],
+        settings={name: value for each in found for name, value in each.settings.items()},
+    )
+
+
+def _supervise(
+    here: CliContext,
+    environment: Mapping[str, str],
+    options: Mapping[str, str],
+    others: Sequence[companions.Companion],
+    folder: "Folder",
+    *,
+    port: int | None,
+) -> NoReturn:
+    """Run the machine's worker and its companions, the one with the machine's key first."""
+    from stack import ports
+
+    programs = {} if any(each.folder == folder for each in others) else {"worker": _program(environment)}
+    for each in others:
+        own = joined_environment(here.environment, {**options, **each.settings}, each.folder, each.kept)
+        programs[each.name] = _program(own)
+    for number, (_, given) in enumerate(programs.values()):
+        given["INFERENCE_SERVICE_PORT"] = str(port if port and not number else ports.find_free())
+        # The machine is paused whole.
+        given["WORKER_PAUSE_FILE"] = str(folder.paused)
+    sys.stdout.flush()
+    if sys.platform == "win32":
+        if len(programs) > 1:
+            raise errors.BadSettings("on Windows, a worker shares one server", hint="run a worker for each: --state FOLDER --share NAME")
+        _replace_process(*next(iter(programs.values())))
+    from cli.machines import supervisor
+
+    sys.exit(supervisor.supervise(programs))
+
+
+worker.params.extend(option for part in companions.parts() for option in part.options)
 
 
 def _read_options(folder: Path, backend: str | None, models: Sequence[str], slots: int | None) -> dict[str, str]:
@@ -318,7 +384,12 @@ def _program(environment: Mapping[str, str], *program: str) -> tuple[list[str], 
 
 
 def _become(environment: Mapping[str, str], *program: str) -> NoReturn:
-    command, given = _program(environment, *program)
+    _replace_process(*_program(environment, *program))
+
+
+def _replace_process(command: list[str], given: Mapping[str, str]) -> NoReturn:
     sys.stdout.flush()
+    if sys.platform == "win32":  # where execve starts another process and returns to the shell
+        sys.exit(subprocess.run(command, env=given, check=False).returncode)  # noqa: S603
     # No shell and no child: this process becomes the worker.
     os.execve(command[0], command, given)  # noqa: S606

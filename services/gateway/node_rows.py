@@ -71,6 +71,7 @@ def _row(node: Node, dispatch: Dispatch, entry: DirectoryEntry, wrong_clocks: Ma
             ModelPullRow(pull.name, pull.done_bytes, pull.total_bytes, pull.bytes_per_second) for pull in announcement.pulls if entry.alive
         ),
         warning=announcement.warning if entry.alive else "",
+        notice=announcement.notice if entry.alive else "",
     )
 
 

@@ -52,6 +52,8 @@ class WorkerFacts:
     is_paused: bool = False
     is_revoked: bool = False
     is_expired: bool = False
+    #: For the machine's owner, no problems.
+    notices: tuple[str, ...] = ()
 
     @property
     def ready(self) -> tuple[str, ...]:
@@ -68,7 +70,8 @@ class WorkerFacts:
 
 def describe(facts: WorkerFacts) -> list[str]:
     """Describe the worker in full, as `aicli worker status` shows it."""
-    return [*_standing(facts), *_mesh(facts, was_there=False), *_models(facts), *([_load(facts)] if facts.ready else []), *_pause(facts)]
+    load = [_load(facts)] if facts.ready else []
+    return [*_standing(facts), *_mesh(facts, was_there=False), *_models(facts), *load, *_pause(facts), *facts.notices]
 
 
 def describe_changes(before: WorkerFacts, now: WorkerFacts) -> list[str]:
@@ -78,6 +81,7 @@ def describe_changes(before: WorkerFacts, now: WorkerFacts) -> list[str]:
     lines += [line for line in _models(now) if line not in _models(before)]
     if now.is_paused != before.is_paused:
         lines += _pause(now) or ["resumed: accepting new requests"]
+    lines += [line for line in now.notices if line not in before.notices]
     return lines
 
 
@@ -145,7 +149,7 @@ def _short(node: NodeId) -> str:
     return f"{node[:9]}…"
 
 
-def read_facts(node: Node, statuses: tuple[ModelStatus, ...], *, is_paused: bool, now: float) -> WorkerFacts:
+def read_facts(node: Node, statuses: tuple[ModelStatus, ...], *, notices: tuple[str, ...], is_paused: bool, now: float) -> WorkerFacts:
     standing = node.trust.standing()
     checks = node.node_transports.checks()
     known = node.directory.entries()
@@ -162,6 +166,7 @@ def read_facts(node: Node, statuses: tuple[ModelStatus, ...], *, is_paused: bool
         is_paused=is_paused,
         is_revoked=node.trust.is_revoked,
         is_expired=standing is not None and standing.not_after < now,
+        notices=notices,
     )
 
 

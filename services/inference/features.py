@@ -3,7 +3,7 @@
 Only a worker that needs a part loads it, because parts take megabytes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -18,6 +18,10 @@ from shared.node import Node
 class WorkerWatcher(Watcher, Protocol):
     def lack_models(self, reason: str) -> None:
         """Announce why this worker has no model, while it has none."""
+        ...
+
+    def inform(self, summary: str, lines: tuple[str, ...]) -> None:
+        """Tell the machine's owner something that is no problem: ``summary`` goes to the mesh, ``lines`` to `aicli worker status`."""
         ...
 
 
@@ -41,6 +45,14 @@ class WorkerPart:
     start_program: StartProgram | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerTask:
+    """Runs beside the backend of every worker, until it returns or the worker ends."""
+
+    name: str
+    run: Callable[[Site], Awaitable[None]]
+
+
 def find_backend(name: str) -> OpenBackend | None:
     """Return None for one of the core's."""
     if name not in features.backends():
@@ -50,6 +62,10 @@ def find_backend(name: str) -> OpenBackend | None:
 
 def find_program_starter() -> StartProgram | None:
     return next((part.start_program for part in _parts() if part.start_program is not None), None)
+
+
+def tasks() -> list[WorkerTask]:
+    return [*features.parts("worker.background", WorkerTask).values()]
 
 
 def _parts() -> list[WorkerPart]:

@@ -86,8 +86,9 @@ class InferenceService:
         accepts_models = ModelConsent(node, settings.allow_pulls).is_given
         watcher = Announcements(node, settings.pause_file, queue=settings.queue, accepts_models=accepts_models)
         print_line = _print_line if settings.console == "plain" else None
+        site = Site(settings=settings, node=node, watcher=watcher)
         if (open_backend := features.find_backend(settings.backend)) is not None:
-            opening = open_backend(Site(settings=settings, node=node, watcher=watcher))
+            opening = open_backend(site)
         else:
             opening = backend_selection.opened(settings, watcher, print_line, trust.judge, features.find_program_starter)
         async with (
@@ -98,6 +99,8 @@ class InferenceService:
             watcher.changed()
             log.info("worker_started", backend=backend.name, models=[status.model_id for status in backend.models()])
             node.tasks.create_task(keep("pause file", watcher.follow_pause))
+            for task in features.tasks():
+                node.tasks.create_task(keep(task.name, partial(task.run, site)))
 
             def is_busy() -> bool:
                 return any(status.running for status in backend.models())
@@ -106,7 +109,9 @@ class InferenceService:
             if print_line is not None or settings.status_file is not None:
                 console = console_status.ConsoleStatus(
                     node.id,
-                    lambda: console_status.read_facts(node, backend.models(), is_paused=watcher.is_paused, now=time.time()),
+                    lambda: console_status.read_facts(
+                        node, backend.models(), notices=watcher.notices, is_paused=watcher.is_paused, now=time.time()
+                    ),
                     print_line,
                     settings.status_file,
                 )

@@ -24,7 +24,8 @@ class PageAudience(Enum):
 
 #: Who may open which paths, with everything below them.
 _PATHS: Mapping[PageAudience, str] = {
-    PageAudience.ANYBODY: "/ /static /install /install.sh /register /login /login-link /logout /join /forgot /reset /verify /pricing",
+    PageAudience.ANYBODY: "/ /static /install /install.sh /install.ps1 /register /login /login-link /logout /join"
+    " /forgot /reset /verify /pricing",
     PageAudience.HALFWAY: "/login/code /login/second-factor",
     PageAudience.PERSON: """
         /join/accept /dashboard /api-keys /playground /usage /usage.csv /requests /requests.csv /models /settings /organisations /policies

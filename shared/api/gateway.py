@@ -516,6 +516,8 @@ class NodeRow(Body, frozen=True, omit_defaults=False):
     #: Those of its models that the mesh has put there, and models that were removed, which the mesh doesn't put there again.
     assigned: tuple[ModelName, ...] = ()
     refused_models: tuple[ModelName, ...] = ()
+    #: What the owner of its machine may want to know, and is no problem; empty if nothing.
+    notice: str = ""
 
     @property
     def free(self) -> str:

@@ -90,6 +90,7 @@ class _Offer:
     warning: str = ""
     assigned: tuple[ModelName, ...] = ()
     refused: tuple[ModelName, ...] = ()
+    notice: str = ""
 
 
 class Node:
@@ -168,9 +169,10 @@ class Node:
         warning: str = "",
         assigned: tuple[ModelName, ...] = (),
         refused: tuple[ModelName, ...] = (),
+        notice: str = "",
     ) -> None:
-        """Change what announcements say, and announce a change at once. For the last three see ``Announcement``."""
-        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning, assigned, refused)
+        """Change what announcements say, and announce a change at once. For the last four see ``Announcement``."""
+        offer = _Offer(models, load or WorkerLoad(), not_ready, pulls, warning, assigned, refused, notice)
         if offer != self._offer:
             self._offer = offer
             self.announcer.announce_soon()
@@ -336,7 +338,7 @@ class Node:
             self._instance, self.announcer.duplicate_keys.younger, datetime.now(UTC), offer.pulls, self.shared_settings,
             offer.warning, offer.assigned, offer.refused,
             self._config if self.role is Role.GATEWAY else None, self.leave_reason if self._leaving else "", self._models_revision,
-            tuple(features.known()), self.node_transports.is_over_web,
+            tuple(features.known()), self.node_transports.is_over_web, offer.notice,
         )  # fmt: skip
 
     def _labels(self) -> dict[str, str]:

@@ -5,6 +5,8 @@ import runpy
 from functools import cache
 from pathlib import Path
 
+#: As a Server header says it.
+PROGRAM = "aimesh"
 #: Beside version.py in the packages and images of a release.
 RELEASE_FILE = "release.txt"
 

@@ -6,14 +6,12 @@ Gateway, web and the DHT nodes listen on this machine's address, with a certific
 import socket
 from collections.abc import Mapping
 
-from shared import addresses, errors
+from shared import addresses, errors, outward_address
 from stack.settings import FIND_ADDRESS
 from stack.stack_home import StackHome
 
 #: What LAN sets.
 SETTINGS = ("BIND_HOST", "DHT_HOST", "TLS_CERT_FILE", "TLS_KEY_FILE")
-#: TEST-NET-1 (RFC 5737): no machine, reached over the default route.
-_ELSEWHERE = ("192.0.2.1", 9)
 
 
 def refuse_both(recorded: Mapping[str, str], environment: Mapping[str, str]) -> None:
@@ -27,16 +25,16 @@ def refuse_both(recorded: Mapping[str, str], environment: Mapping[str, str]) -> 
 def find_address(wanted: str) -> str:
     """Return this machine's address for LAN, which is 1 or an address. Sends nothing. Raises BadSettings."""
     choose = "choose one that `ip -4 address` lists (LAN=192.168.1.20 make up), or turn LAN off (LAN= make up)"
-    with socket.socket(type=socket.SOCK_DGRAM) as probe:
-        try:
-            if wanted != FIND_ADDRESS:
+    if wanted != FIND_ADDRESS:
+        with socket.socket(type=socket.SOCK_DGRAM) as probe:
+            try:
                 probe.bind((wanted, 0))
-                return wanted
-            probe.connect(_ELSEWHERE)
-        except OSError as error:
-            what = "this machine has no default route" if wanted == FIND_ADDRESS else f"this machine has no address {wanted}"
-            raise errors.BadSettings(f"LAN={wanted}: {what}", hint=choose) from error
-        found = str(probe.getsockname()[0])
+            except OSError as error:
+                raise errors.BadSettings(f"LAN={wanted}: this machine has no address {wanted}", hint=choose) from error
+        return wanted
+    found = outward_address.find()
+    if found is None:
+        raise errors.BadSettings(f"LAN={wanted}: this machine has no default route", hint=choose)
     if addresses.is_public(found):
         raise errors.BadSettings(f"LAN=1: this machine's address {found} is in the internet, not in a LAN", hint=choose)
     return found

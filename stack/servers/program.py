@@ -56,3 +56,5 @@ class Program:
     grace_seconds: float = 30.0
     #: The exit status for settings that cannot work.
     hopeless_status: int | None = None
+    #: Its working folder; None for that of our packages.
+    folder: Path | None = None

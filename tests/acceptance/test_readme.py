@@ -86,7 +86,8 @@ class Block:
 
 
 def blocks() -> Iterator[Block]:
-    for language, text in re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
+    # What is `text` is a terminal as it looks: tests/features/front/test_in_front.py compares it.
+    for language, text in re.findall(r"^```(?!text)(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL):
         lines = re.sub(r"\\\n\s*", "", text).splitlines()
         yield Block(language, (text,) if language == "python" else tuple(line for line in lines if line))
 

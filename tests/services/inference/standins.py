@@ -132,6 +132,7 @@ class Offer:
     warning: str = ""
     assigned: tuple[ModelName, ...] = ()
     refused: tuple[ModelName, ...] = ()
+    notice: str = ""
 
 
 class FakeTransports:
@@ -179,8 +180,9 @@ class Node:
         warning: str = "",
         assigned: tuple[ModelName, ...] = (),
         refused: tuple[ModelName, ...] = (),
+        notice: str = "",
     ) -> None:
-        self.offers.append(Offer(models, load, not_ready, pulls, warning, assigned, refused))
+        self.offers.append(Offer(models, load, not_ready, pulls, warning, assigned, refused, notice))
 
 
 def engine_pid(backend: LlamaBackend, model: ModelName) -> int | None:

@@ -57,6 +57,17 @@ async def test_an_unused_gpu_is_announced_and_hides_nothing() -> None:
     assert node.offers[-1].warning == "a swaps"
 
 
+async def test_news_for_the_owner_is_no_warning_and_reaches_the_mesh_in_short() -> None:
+    node = Node()
+    watcher = Announcements(node)
+    watcher.backend = EchoBackend(0, 1, watcher)
+    watcher.inform("Not shared yet: LM Studio", ("LM Studio has private-model",))
+    (offer,) = node.offers
+    assert (offer.notice, offer.warning, watcher.notices) == ("Not shared yet: LM Studio", "", ("LM Studio has private-model",))
+    watcher.inform("Not shared yet: LM Studio", ("LM Studio has another-model",))
+    assert len(node.offers) == 1
+
+
 async def test_why_there_is_no_model_is_announced() -> None:
     node = Node()
     watcher = Announcements(node)
@@ -102,10 +113,13 @@ async def test_a_worker_with_hundreds_of_models_announces_those_that_other_nodes
     node = Node()
     watcher = Announcements(node)
     watcher.warn("w" * 1000, WarningTopic.DEVICES)
+    watcher.inform("n" * 1000, ())
     watcher.backend = ProviderOfModels(0, 1, watcher)
     watcher.changed()
     (offer,) = node.offers
-    announced = make_announcement(models=offer.models, load=offer.load, not_ready=offer.not_ready, warning=offer.warning)
+    announced = make_announcement(
+        models=offer.models, load=offer.load, not_ready=offer.not_ready, warning=offer.warning, notice=offer.notice
+    )
     assert directory.decode(directory.encode(announced)) == announced
     assert [model.name for model in offer.models] == [
         f"provider/model-of-this-year-{number:03}:free" for number in range(len(offer.models))

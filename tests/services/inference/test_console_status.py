@@ -74,6 +74,16 @@ THERE = replace(ALONE, gateways=(reached(),))
             id="one of three loads",
         ),
         pytest.param(
+            replace(THERE, notices=("LM Studio runs here and isn't shared",)),
+            [
+                "connected to gateway UGATEWAYA… (punched through the NAT, 12 ms)",
+                "serving 1 model: echo",
+                "no requests running",
+                "LM Studio runs here and isn't shared",
+            ],
+            id="news for its owner",
+        ),
+        pytest.param(
             replace(THERE, is_paused=True, is_expired=True),
             [
                 "the certificate has expired; requesting a new one …",
@@ -249,15 +259,15 @@ def test_facts_come_from_the_node() -> None:
     node.directory.apply_announcement(Announcement(Role.AUTH, OTHER, "0.1", started), "direct", "swarm")
     node.directory.add_refused(NodeId("UGW2"), Role.GATEWAY, "0.1", "no path")
     node.node_transports.round_trips[GATEWAY] = 0.012
-    facts = console_status.read_facts(node, (model("echo"),), is_paused=False, now=5.0)
+    facts = console_status.read_facts(node, (model("echo"),), notices=(), is_paused=False, now=5.0)
     assert facts.gateways == (Reached(Role.GATEWAY, GATEWAY, "punched", 12.0),)
     assert facts.unreached == (("UGW2", "no path"),)
     assert facts.why_lost == ""
     assert (facts.is_attached, facts.trouble, facts.is_expired) == (True, "", False)
-    assert console_status.read_facts(node, (), is_paused=False, now=1_000_001.0 + 24 * 3600).is_expired
+    assert console_status.read_facts(node, (), notices=(), is_paused=False, now=1_000_001.0 + 24 * 3600).is_expired
     node.node_transports.trouble = "Hyperswarm is starting"
     node.trust.take_list(certificates.issue_list(ca, 1, 1, (node.id,), 1_000_000))
-    facts = console_status.read_facts(node, (), is_paused=True, now=5.0)
+    facts = console_status.read_facts(node, (), notices=(), is_paused=True, now=5.0)
     node.directory.mark_gone(GATEWAY, "silent for 6 s")
-    assert console_status.read_facts(node, (), is_paused=False, now=5.0).why_lost == "silent for 6 s"
+    assert console_status.read_facts(node, (), notices=(), is_paused=False, now=5.0).why_lost == "silent for 6 s"
     assert (facts.is_attached, facts.trouble, facts.is_revoked, facts.is_paused) == (False, "Hyperswarm is starting", True, True)

@@ -1,0 +1,1 @@
+"""What `aicli worker` and `make up` do for servers of their machine."""

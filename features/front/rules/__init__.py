@@ -1,0 +1,1 @@
+"""What every part of front knows of local servers."""

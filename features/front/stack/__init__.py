@@ -1,0 +1,1 @@
+"""What a stack does for servers of its machine."""

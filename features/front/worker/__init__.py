@@ -1,0 +1,1 @@
+"""What a machine's worker does for servers that run there."""
