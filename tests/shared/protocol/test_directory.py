@@ -280,14 +280,15 @@ def test_an_offer_is_read_by_versions_without_its_newest_fields() -> None:
         upstream_model="gpt-x-2026",
         can_suit_agents=True,
         numerics="abc",
+        quantization="Q4_K_M",
     )
     announcement = make_announcement(models=(offer,))
     assert directory.decode(directory.encode(announcement)).models == (offer,)
     fields = msgspec.structs.fields(ModelOffer)
     newest = ["provider", "only_moderates", "rests", "region", "unused", "abilities", "is_adapter", "is_upstream"]
-    newest += ["upstream_model", "can_suit_agents", "numerics", "batch_busy", "yields", "problem"]
-    assert [field.name for field in fields[-14:]] == newest, "fields of an array may only be appended"
-    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-13]], array_like=True)
+    newest += ["upstream_model", "can_suit_agents", "numerics", "batch_busy", "yields", "problem", "quantization"]
+    assert [field.name for field in fields[-15:]] == newest, "fields of an array may only be appended"
+    older = msgspec.defstruct("Older", [(field.name, field.type) for field in fields[:-14]], array_like=True)
     read = msgspec.msgpack.decode(msgspec.msgpack.encode(offer), type=older)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(read), type=ModelOffer) == ModelOffer(
         ModelName("gpt-x"), 2048, "abc", provider="acme"
